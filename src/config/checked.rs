@@ -1,0 +1,154 @@
+//! The configuration as used: complete, consistent, and the only one passed on.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use crate::domain::{MemberId, NodeId, Profile, Timings};
+
+/// Everything one host's processes need to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from, for messages.
+    pub file: PathBuf,
+    /// What all hosts share.
+    pub cluster: ClusterConfig,
+    /// This host's member; `None` on a host that only runs a router or a client.
+    pub member: Option<LocalMember>,
+    /// The router of this host, when it has one.
+    pub router: Option<RouterConfig>,
+}
+
+/// What all hosts of a cluster share.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// The cluster's name.
+    pub name: String,
+    /// The profile the timings come from.
+    pub profile: Profile,
+    /// The timings, overrides applied, inequalities checked.
+    pub timings: Timings,
+    /// Listening beyond loopback without TLS was allowed explicitly.
+    pub insecure: bool,
+    /// File with the secret that authenticates lease datagrams (at least 32 bytes, mode 0600).
+    pub secret_file: PathBuf,
+    /// The members the cluster is founded with, in the order of the file.
+    pub members: Vec<MemberConfig>,
+}
+
+/// One configured member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberConfig {
+    /// Its name.
+    pub id: MemberId,
+    /// Its Raft id at genesis: position in the file, from 1.
+    pub node: NodeId,
+    /// Name or address of the host.
+    pub host: String,
+    /// Port of the manager: gRPC over TCP, lease over UDP.
+    pub manager_port: u16,
+    /// Port of PostgreSQL.
+    pub postgres_port: u16,
+}
+
+impl MemberConfig {
+    /// `host:port` of the manager.
+    pub fn manager(&self) -> String {
+        host_port(&self.host, self.manager_port)
+    }
+
+    /// `host:port` of PostgreSQL.
+    pub fn postgres(&self) -> String {
+        host_port(&self.host, self.postgres_port)
+    }
+}
+
+/// `host:port`, with an IPv6 address in brackets.
+pub fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// What only this host's manager, agent and PostgreSQL need.
+#[derive(Debug, Clone)]
+pub struct LocalMember {
+    /// Which of the members this host is.
+    pub id: MemberId,
+    /// The manager.
+    pub manager: ManagerConfig,
+    /// The agent.
+    pub agent: AgentConfig,
+    /// PostgreSQL.
+    pub postgresql: PostgresqlConfig,
+}
+
+/// The manager of this host.
+#[derive(Debug, Clone)]
+pub struct ManagerConfig {
+    /// Where it listens (TCP and UDP). Default: host and manager port of the member.
+    pub listen: SocketAddr,
+    /// Raft log, snapshots, sealed epoch, identity.
+    pub state_dir: PathBuf,
+}
+
+/// Where an agent listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentEndpoint {
+    /// A unix socket (mode 0600). The default.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+/// The agent of this host.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Where the manager reaches it.
+    pub listen: AgentEndpoint,
+    /// Accepted and ended epochs, intents. Survives a reboot.
+    pub state_dir: PathBuf,
+    /// Guard socket, live configuration. Gone after a reboot.
+    pub runtime_dir: PathBuf,
+}
+
+/// PostgreSQL on this host.
+#[derive(Debug, Clone)]
+pub struct PostgresqlConfig {
+    /// Directory of `postgres`, `initdb`, `pg_rewind`, …
+    pub bin_dir: PathBuf,
+    /// The data directory.
+    pub data_dir: PathBuf,
+    /// `listen_addresses`.
+    pub listen_addresses: String,
+    /// The port (from the member list).
+    pub port: u16,
+    /// `unix_socket_directories`; the agent connects here.
+    pub socket_dir: PathBuf,
+    /// The superuser initdb creates and the agent uses.
+    pub superuser: String,
+    /// Its password, mode 0600.
+    pub superuser_password_file: PathBuf,
+    /// The role standbys, clones and rewinds use.
+    pub replication_user: String,
+    /// Its password, mode 0600.
+    pub replication_password_file: PathBuf,
+    /// Further lines of `pg_hba.conf`, after the members' own.
+    pub hba: Vec<String>,
+    /// Further settings of `postgresql.conf`; those Matriarch owns are refused.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// The router of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// Port that leads to the primary.
+    pub read_write: SocketAddr,
+    /// Port that leads to a standby, or to the primary when there is none.
+    pub read_only: Option<SocketAddr>,
+    /// At most this many sessions at once; more are refused with SQLSTATE 53300.
+    pub max_sessions: usize,
+}
+
+impl Config {
+    /// The configured member of that name.
+    pub fn find(&self, id: &MemberId) -> Option<&MemberConfig> {
+        self.cluster.members.iter().find(|m| m.id == *id)
+    }
+}

@@ -1,0 +1,16 @@
+//! The nouns of the cluster. Plain values: nothing here reads a clock, a file
+//! or a socket, and nothing here uses another room.
+//!
+//! Start with [`wal`] (where WAL ends) and [`ids`] (who and which epoch).
+
+pub mod ids;
+pub mod moment;
+pub mod observation;
+pub mod timings;
+pub mod wal;
+
+pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
+pub use moment::Moment;
+pub use observation::{Observation, PostgresState, Promise};
+pub use timings::{Profile, Timings};
+pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

@@ -1,0 +1,183 @@
+//! What was seen of a member, and when. Observations live in memory and travel
+//! by RPC; the log holds only what decisions must survive on.
+
+use super::{Epoch, Lsn, MemberId, Moment, TimelineHistory, TimelineId, WalPosition};
+
+/// What an agent says of its PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PostgresState {
+    /// No data directory, or an empty one.
+    NoData,
+    /// A complete data directory and no process.
+    Stopped,
+    /// Started, doesn't accept connections yet.
+    Starting,
+    /// Accepts read-only connections.
+    Standby,
+    /// A promotion runs.
+    Promoting,
+    /// Accepts writes.
+    Primary,
+    /// A stop runs.
+    Stopping,
+    /// Was primary, has no process, and the lease is still held: may be restarted in place.
+    Crashed,
+    /// initdb, rewind or clone works on the data directory.
+    Busy,
+    /// Needs an operator.
+    Failed,
+}
+
+/// Long work that runs on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Work {
+    /// The order that asked for it.
+    pub order: u64,
+    /// Its name: initdb, start, promote, restart, stop, rewind, clone, checkpoint.
+    pub kind: String,
+    /// Where it is.
+    pub phase: String,
+    /// Bytes done so far.
+    pub done_bytes: u64,
+    /// Bytes in all, 0 when not known.
+    pub total_bytes: u64,
+}
+
+/// How the last order ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct OrderResult {
+    /// The order.
+    pub order: u64,
+    /// What it was.
+    pub kind: String,
+    /// `None` when it succeeded.
+    pub error: Option<String>,
+}
+
+/// A standby as its primary sees it (`pg_stat_replication`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StandbyProgress {
+    /// Which member.
+    pub member: MemberId,
+    /// `streaming`, `catchup`, `backup`.
+    pub state: String,
+    /// What it has flushed.
+    pub flush_lsn: Lsn,
+    /// Bytes of WAL it lacks.
+    pub lag_bytes: u64,
+}
+
+/// The state of a lease as its holder sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct LeaseView {
+    /// The epoch held or sought; 0 when none is.
+    pub epoch: Epoch,
+    /// A majority answered and the deadline has not passed.
+    pub held: bool,
+    /// Until the deadline.
+    pub remaining_ms: u64,
+}
+
+/// What an agent says of itself and its PostgreSQL at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentView {
+    /// Which member.
+    pub member: MemberId,
+    /// Changes with each start of the agent.
+    pub session: u64,
+    /// What PostgreSQL does.
+    pub state: PostgresState,
+    /// `server_version_num`, 0 unknown.
+    pub server_version: u32,
+    /// From `pg_control`; `None` before there is one.
+    pub system_identifier: Option<u64>,
+    /// Where the WAL of this instance ends.
+    pub wal_end: WalPosition,
+    /// `wal_end` is proven: streamed in this life, reached the end of local WAL, or stopped and read.
+    pub wal_end_known: bool,
+    /// Standby: replayed up to here.
+    pub replay_lsn: Lsn,
+    /// Standby: the WAL receiver is streaming.
+    pub streaming: bool,
+    /// Standby: whom it follows.
+    pub upstream: Option<MemberId>,
+    /// Ancestry of the timeline of `wal_end`.
+    pub history: TimelineHistory,
+    /// The lease.
+    pub lease: LeaseView,
+    /// Highest epoch this agent has persisted.
+    pub accepted_epoch: Epoch,
+    /// Highest epoch this agent has persisted as ended.
+    pub ended_epoch: Epoch,
+    /// Highest epoch whose process tree was verified empty.
+    pub fenced_epoch: Epoch,
+    /// A stopped instance: `pg_control` says it was a primary.
+    pub was_primary: bool,
+    /// A stopped instance: it was shut down cleanly.
+    pub clean_shutdown: bool,
+    /// Long work that runs now.
+    pub work: Option<Work>,
+    /// How the last order ended.
+    pub last_order: Option<OrderResult>,
+    /// Primary only.
+    pub standbys: Vec<StandbyProgress>,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: TimelineId,
+    /// The last Checkpoint order that was carried out.
+    pub checkpoints_done: u64,
+    /// `guarding`, `none`, `adopted`.
+    pub guard: String,
+    /// Why it isn't healthy, for people.
+    pub problem: Option<String>,
+    /// A rewind was cut off.
+    pub rewind_unfinished: bool,
+    /// Failed rewinds in a row.
+    pub rewind_failures: u64,
+    /// Failed clones in a row.
+    pub clone_failures: u64,
+}
+
+/// What a voter's lease acceptor has promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Promise {
+    /// Durable: no renewal of an epoch below this one is acked any more.
+    pub sealed: Epoch,
+    /// Epoch of the last renewal acked.
+    pub epoch: Epoch,
+    /// No promise is left.
+    pub lapsed: bool,
+    /// Until it lapses.
+    pub remaining_ms: u64,
+    /// The highest flush position the holder ever reported.
+    pub highest: WalPosition,
+    /// The epoch was renewed here at least once since the acceptor started.
+    pub renewed: bool,
+}
+
+/// A word from a host's agent about the end of an epoch it held.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Notice {
+    /// Who held it.
+    pub member: MemberId,
+    /// The epoch that ended.
+    pub epoch: Epoch,
+    /// The process tree is verified empty; otherwise it crashed and may be restarted in place.
+    pub fenced: bool,
+    /// Where its WAL ends.
+    pub end: WalPosition,
+    /// A clean shutdown: `end` is proven.
+    pub clean: bool,
+}
+
+/// The last the leader heard of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observation {
+    /// When the leader received it.
+    pub at: Moment,
+    /// What the agent said; `None` when the manager can't reach it.
+    pub agent: Option<AgentView>,
+    /// When the agent said it, on the leader's clock.
+    pub agent_at: Moment,
+    /// What the host's lease acceptor has promised.
+    pub promise: Promise,
+}
