@@ -231,7 +231,7 @@ fn runnable_exe(layout: &Layout) -> Result<PathBuf> {
 }
 
 /// The newest PostgreSQL among the usual places of Debian and RHEL, else the one on the PATH.
-fn find_postgresql() -> Result<PathBuf> {
+pub(crate) fn find_postgresql() -> Result<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     for (dir, prefix) in [("/usr/lib/postgresql", ""), ("/usr", "pgsql-")] {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

@@ -65,11 +65,6 @@ impl Network {
         ip(&["-n", &self.netns(SWITCH), "link", "set", host, "down"])
     }
 
-    /// Takes the host's link up again, with the sockets it had.
-    pub(crate) fn mend(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.netns(SWITCH), "link", "set", host, "up"])
-    }
-
     /// Gives the host a new, empty namespace: like a reboot it forgets every
     /// half-open connection, which would otherwise still be retransmitting.
     pub(crate) fn reboot(&self, host: &str) -> Result<()> {

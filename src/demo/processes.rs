@@ -172,11 +172,19 @@ pub(crate) fn own_pid() -> i32 {
 // Held while a helper program is waited for, so that the reaper can't take its exit status.
 static HELPERS: Mutex<()> = Mutex::new(());
 
-/// Reaps dead children, those that became ours as orphans included.
+// Children to be reaped here: those started here, and descendants seen before
+// their parents died. Other children belong to whoever waits for them.
+static TRACKED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// Reaps dead children, those that became ours as orphans included. Gives how each ended.
 pub(crate) fn reap() -> Vec<(i32, String)> {
     let _no_helper_runs = HELPERS.lock().unwrap_or_else(|e| e.into_inner());
-    let me = own_pid();
-    let zombies = table().into_iter().filter(|e| e.parent == me && e.state == 'Z');
+    let mut tracked = TRACKED.lock().unwrap_or_else(|e| e.into_inner());
+    let (me, table) = (own_pid(), table());
+    let descendants = below(&table, me);
+    tracked.retain(|pid| descendants.contains(pid));
+    tracked.extend(table.iter().filter(|e| e.parent != me && descendants.contains(&e.pid)).map(|e| e.pid));
+    let zombies = table.iter().filter(|e| e.parent == me && e.state == 'Z' && tracked.contains(&e.pid));
     zombies.filter_map(|e| Some((e.pid, ending(e.pid)?))).collect()
 }
 
@@ -271,7 +279,10 @@ impl Program {
             command.uid(user.uid).gid(user.gid);
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        Ok(command.spawn()?.id().cast_signed())
+        let mut tracked = TRACKED.lock().unwrap_or_else(|e| e.into_inner());
+        let pid = command.spawn()?.id().cast_signed();
+        tracked.insert(pid);
+        Ok(pid)
     }
 }
 
@@ -283,8 +294,22 @@ pub(crate) fn enter_netns(name: &str) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Runs the test of that name in a process of its own, for a sub-reaper
+    /// changes what the children of every other test see. False inside that process.
+    pub(crate) fn ran_alone(test: &str) -> bool {
+        const MARK: &str = "MATRIARCH_TEST_ALONE";
+        if std::env::var_os(MARK).is_some() {
+            return false;
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let done = command.args([test, "--exact", "--nocapture"]).env(MARK, "1").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        assert!(String::from_utf8_lossy(&done.stdout).contains("1 passed"), "no test is called {test}");
+        true
+    }
 
     #[test]
     fn stat_of_a_program_with_a_strange_name() {
@@ -304,6 +329,9 @@ mod tests {
     /// A grandchild whose parent has died is still found, by its working directory, and killed.
     #[test]
     fn orphans_are_found_and_killed() {
+        if ran_alone("demo::processes::tests::orphans_are_found_and_killed") {
+            return;
+        }
         become_subreaper().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let program = Program {

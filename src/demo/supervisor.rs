@@ -195,6 +195,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::processes::tests::ran_alone;
 
     fn until(what: &str, check: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -217,6 +218,9 @@ mod tests {
 
     #[test]
     fn a_killed_process_comes_back_and_a_failing_one_is_given_up() {
+        if ran_alone("demo::supervisor::tests::a_killed_process_comes_back_and_a_failing_one_is_given_up") {
+            return;
+        }
         let dir = tempfile::tempdir().unwrap();
         let supervisor = Supervisor::new(&Story::new(false)).unwrap();
         supervisor.add("n1", Role::Manager, program(dir.path(), "exec sleep 600"));

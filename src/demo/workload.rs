@@ -336,3 +336,113 @@ fn chain(e: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::CommandExt as _, path::Path, process::Command};
+
+    use super::*;
+    use crate::demo::{checker, processes::OsUser};
+
+    /// A plain PostgreSQL where the demo expects one member's, stopped when dropped.
+    struct Plain {
+        layout: Layout,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Plain {
+        fn start() -> Option<Plain> {
+            let dir = tempfile::tempdir().unwrap();
+            let mut layout = Layout::plan(dir.path(), 1, None).unwrap();
+            layout.user = nix::unistd::geteuid().is_root().then(|| OsUser::find("postgres").unwrap());
+            layout.bin_dir = crate::demo::cluster::find_postgresql().ok()?;
+            // There is no router here; its port is the server's.
+            layout.client.read_write_port = layout.members[0].postgres_port;
+            layout.write().unwrap();
+            let plain = Plain { layout, _dir: dir };
+            let data = plain.data();
+            plain.run("initdb", &["-D", &data, "-U", SUPERUSER, "-A", "scram-sha-256", "--no-sync", "--pwfile"]);
+            plain.control("start");
+            Some(plain)
+        }
+
+        fn data(&self) -> String {
+            self.layout.members[0].data_dir().display().to_string()
+        }
+
+        fn run(&self, program: &str, args: &[&str]) {
+            let host = &self.layout.members[0];
+            let mut command = Command::new(self.layout.bin_dir.join(program));
+            command.args(args).current_dir(&host.dir);
+            if program == "initdb" {
+                command.arg(host.dir.join("superuser.pass"));
+            }
+            if let Some(user) = &self.layout.user {
+                command.uid(user.uid).gid(user.gid);
+            }
+            let out = command.output().unwrap();
+            assert!(out.status.success(), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+
+        fn control(&self, what: &str) {
+            let host = &self.layout.members[0];
+            let socket = host.runtime_dir().display().to_string();
+            let options = format!("-p {} -k {socket} -c listen_addresses=127.0.0.1 -c fsync=off", host.postgres_port);
+            let log = host.log("postgres").display().to_string();
+            self.run("pg_ctl", &["-D", &self.data(), "-w", "-m", "immediate", "-l", &log, "-o", &options, what]);
+        }
+    }
+
+    impl Drop for Plain {
+        fn drop(&mut self) {
+            if Path::new(&self.data()).join("postmaster.pid").exists() {
+                self.control("stop");
+            }
+        }
+    }
+
+    async fn until_acked(journal: &Journal, writers: &[&str], since: Instant) {
+        for writer in writers {
+            while checker::recovery(&journal.since(since), writer, since).is_none() {
+                assert!(since.elapsed() < Duration::from_secs(30), "{writer} does not write: {journal:?}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    /// All writers write, survive a crash of the server, and nothing acknowledged is missed;
+    /// the two lives of the server don't overlap; a row deleted behind their backs is missed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn writers_outlive_a_crash_and_the_check_finds_a_lost_row() {
+        let Some(plain) = Plain::start() else {
+            eprintln!("skipped: no PostgreSQL here");
+            return;
+        };
+        let layout = &plain.layout;
+        prepare(layout, "n1").await.unwrap();
+        prepare(layout, "n1").await.unwrap();
+        let began = Instant::now();
+        let workload = Workload::start(layout).unwrap();
+        let all = [ROUTED, MULTI_HOST, "probe-n1"];
+        until_acked(&workload.journal, &all, began).await;
+
+        let crash = Instant::now();
+        tokio::task::block_in_place(|| plain.control("restart"));
+        until_acked(&workload.journal, &all, Instant::now()).await;
+
+        let attempts = workload.journal.since(began);
+        let servers: std::collections::BTreeSet<_> = attempts
+            .iter()
+            .filter_map(|a| if let Outcome::Acked(server) = &a.outcome { Some(server.clone()) } else { None })
+            .collect();
+        assert_eq!(servers.len(), 2, "one server in two lives: {servers:?}");
+        assert_eq!(checker::two_writers(&attempts), Duration::ZERO);
+        assert!(checker::longest_gap(&attempts, ROUTED, crash, Instant::now()).unwrap() > Duration::from_millis(20));
+        assert!(!checker::first_errors(&attempts, crash).is_empty());
+        assert_eq!(checker::lost(layout, "n1", &attempts).await.unwrap(), 0);
+
+        let session = connect_member(layout, "n1").await.unwrap();
+        session.client.batch_execute("delete from demo_writes where writer = 'routed' and seq = 1").await.unwrap();
+        assert_eq!(checker::lost(layout, "n1", &attempts).await.unwrap(), 1);
+    }
+}
