@@ -38,10 +38,10 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::Grant { member, floor } => {
             c::Kind::Grant(c::Grant { member: member.to_string(), floor: Some(position(*floor)) })
         }
-        Kind::PromotionComplete { member, timeline, switch_lsn } => c::Kind::PromotionComplete(c::PromotionComplete {
+        Kind::PromotionComplete { member, timeline, switch } => c::Kind::PromotionComplete(c::PromotionComplete {
             member: member.to_string(),
             timeline: timeline.0,
-            switch_lsn: switch_lsn.0,
+            switch: Some(position(*switch)),
         }),
         Kind::Open { member } => c::Kind::OpenPrimary(c::OpenPrimary { member: member.to_string() }),
         Kind::Release { member, end, clean } => {
@@ -100,7 +100,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
-            switch_lsn: Lsn(p.switch_lsn),
+            switch: position_of(p.switch),
         },
         K::OpenPrimary(o) => Kind::Open { member: member_id(&o.member)? },
         K::Release(r) => Kind::Release { member: member_id(&r.member)?, end: position_of(r.end), clean: r.clean },
@@ -376,7 +376,7 @@ mod tests {
             Kind::RecordSystem { system_identifier: 99 },
             Kind::Fence { reason: "why".into() },
             Kind::Grant { member: id("a"), floor: at(1, 5) },
-            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch_lsn: Lsn(6) },
+            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6) },
             Kind::Open { member: id("a") },
             Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") },
             Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },

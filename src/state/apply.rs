@@ -46,7 +46,7 @@ impl ClusterState {
             Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
             Kind::Fence { reason } => self.fence(reason),
             Kind::Grant { member, floor } => self.grant(member, *floor),
-            Kind::PromotionComplete { member, timeline, switch_lsn } => self.promoted(member, *timeline, *switch_lsn),
+            Kind::PromotionComplete { member, timeline, switch } => self.promoted(member, *timeline, *switch),
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean } => self.release(member, *end, *clean),
             Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to),
@@ -111,19 +111,19 @@ impl ClusterState {
         Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
     }
 
-    fn promoted(&mut self, by: &MemberId, on: TimelineId, at: Lsn) -> Result<Option<String>, String> {
-        let Lock::Granted { epoch, member, phase, timeline, switch_lsn, floor } = &mut self.lock else {
+    fn promoted(&mut self, by: &MemberId, on: TimelineId, at: WalPosition) -> Result<Option<String>, String> {
+        let Lock::Granted { epoch, member, phase, timeline, switch_lsn, .. } = &mut self.lock else {
             return Err("nothing is granted".to_owned());
         };
         if member != by || *timeline != on || *phase != GrantPhase::Promoting {
             return Err(format!("{member} is {phase:?} on timeline {timeline}"));
         }
         *phase = GrantPhase::Promoted;
-        *switch_lsn = at;
-        let (epoch, parent) = (*epoch, floor.timeline);
+        *switch_lsn = at.lsn;
+        let epoch = *epoch;
         for record in &mut self.lineage {
             if record.timeline == on {
-                record.switch = Some(WalPosition { timeline: parent, lsn: at });
+                record.switch = Some(at);
             }
         }
         Ok(Some(format!("{by} is primary of epoch {epoch} on timeline {on} from {at}")))
@@ -243,7 +243,7 @@ mod tests {
         for kind in [
             Kind::Fence { reason: "first".into() },
             Kind::Grant { member: id("a"), floor: at(1, 50) },
-            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch_lsn: Lsn(60) },
+            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 60) },
             Kind::Open { member: id("a") },
         ] {
             assert_eq!(run(&mut state, kind), Applied::Changed);
@@ -307,7 +307,7 @@ mod tests {
         let mut state = opened();
         run(&mut state, Kind::Fence { reason: "x".into() });
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
-        let wrong = Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch_lsn: Lsn(71) };
+        let wrong = Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71) };
         assert!(is_stale(&run(&mut state, wrong)));
     }
 

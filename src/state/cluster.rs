@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::domain::{ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineId, WalPosition};
+use crate::domain::{
+    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+};
 
 /// How many incidents the state remembers.
 pub const INCIDENTS_KEPT: usize = 64;
@@ -236,6 +238,28 @@ impl ClusterState {
     /// The highest timeline number ever used or reserved.
     pub fn highest_timeline(&self) -> TimelineId {
         self.lineage.iter().map(|r| r.timeline).max().unwrap_or(TimelineId(1))
+    }
+
+    /// The ancestry of `timeline` as the log recorded it; a timeline whose
+    /// promotion was never completed has no known parent.
+    pub fn history_of(&self, timeline: TimelineId) -> TimelineHistory {
+        let mut switches = Vec::new();
+        let mut current = timeline;
+        while let Some(switch) = self.lineage.iter().find(|r| r.timeline == current).and_then(|r| r.switch) {
+            if switch.timeline >= current {
+                break;
+            }
+            switches.push(TimelineSwitch { timeline: switch.timeline, end: switch.lsn });
+            current = switch.timeline;
+        }
+        switches.reverse();
+        TimelineHistory { timeline, switches }
+    }
+
+    /// The newest timeline whose promotion was completed, 1 before the first.
+    pub fn newest_complete_timeline(&self) -> TimelineId {
+        let complete = self.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.timeline);
+        complete.max().unwrap_or(TimelineId(1))
     }
 
     /// The cluster's generation, 0 before genesis.

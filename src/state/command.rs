@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::cluster::{Member, OperationKind, OperationPhase};
-use crate::domain::{ClusterId, Epoch, Generation, Lsn, MemberId, TimelineId, WalPosition};
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimelineId, WalPosition};
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -68,8 +68,8 @@ pub enum Kind {
         member: MemberId,
         /// The timeline it is on.
         timeline: TimelineId,
-        /// Where that began.
-        switch_lsn: Lsn,
+        /// The position on the parent timeline where it began.
+        switch: WalPosition,
     },
     /// Clients may be routed to the primary.
     Open {
