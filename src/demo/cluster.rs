@@ -191,7 +191,7 @@ impl Cluster {
     fn program(&self, exe: &Path, host: &Host, role: Role) -> Program {
         Program {
             file: exe.to_owned(),
-            args: vec![role.to_string().into(), "--config".into(), host.config().into()],
+            args: vec![role.to_string().into(), "--config".into(), host.config().into(), "--log".into(), "json".into()],
             dir: host.dir.clone(),
             log: host.log(&role.to_string()),
             netns: host.netns.clone(),

@@ -2,7 +2,7 @@
 //! mend, wait until all is well again. Every wait has a deadline and says what
 //! it waited for.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -11,7 +11,8 @@ use super::{
     checker::{self, ms},
     cluster::Cluster,
     faults::Fault,
-    phases::Phases,
+    logs,
+    phases::{Marks, Phases},
     record::{RECOVERED, Record},
     supervisor::Role,
     transcript::Story,
@@ -87,10 +88,10 @@ impl Driver {
         let primary = before.primary.clone();
         let postmaster = self.cluster.postmaster(&primary).ok();
         self.story.say(fault.sentence(&primary));
-        let began = fault.inject(&self.cluster, &self.watcher, &primary).await;
+        let began = fault.inject(&self.cluster, &self.watcher, &before).await;
         let began = began.with_context(|| format!("inject {fault}"))?;
         let resumed = self.wait_for_write(ROUTED, began, WRITE_DEADLINE).await;
-        let marks = self.watcher.marks(began, before.epoch);
+        let marks = self.watcher.marks(began, before.epoch).earliest(self.logged_marks(began));
         match &resumed {
             Ok(rto) => self.story.say(format!("writes through the router go on {:.0} ms after the fault", ms(*rto))),
             Err(e) => self.story.say(format!("{e:#}")),
@@ -141,6 +142,13 @@ impl Driver {
         };
         self.story.say(record.sentence());
         Ok(record)
+    }
+
+    fn logged_marks(&self, fault: Instant) -> Marks {
+        let members = self.cluster.layout.members.iter();
+        let files = members.flat_map(|m| [Role::Manager, Role::Agent].map(|role| m.log(&role.to_string())));
+        let logged: Vec<_> = files.flat_map(|file| logs::events_of(&file)).collect();
+        logs::marks(&logged, SystemTime::now() - fault.elapsed())
     }
 
     /// Mends what does not mend itself and waits until all is well. Gives the

@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
 use super::{cluster::Cluster, supervisor::Role, watcher::Watcher};
+use crate::rpc::v1::StatusReply;
 
 /// A fault, always of the primary's host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -52,7 +53,8 @@ impl Fault {
     }
 
     /// Does it. Returns the moment it began.
-    pub(crate) async fn inject(self, cluster: &Cluster, watcher: &Watcher, primary: &str) -> Result<Instant> {
+    pub(crate) async fn inject(self, cluster: &Cluster, watcher: &Watcher, before: &StatusReply) -> Result<Instant> {
+        let primary = before.primary.as_str();
         match self {
             Fault::KillHost => tokio::task::block_in_place(|| cluster.kill_host(primary)),
             Fault::KillPostgres => cluster.signal_postmaster(primary, Signal::SIGKILL),
@@ -61,7 +63,7 @@ impl Fault {
             Fault::KillManager => cluster.kill_process(primary, Role::Manager),
             Fault::Switchover => {
                 let began = Instant::now();
-                watcher.switchover().await?;
+                watcher.switchover(before).await?;
                 Ok(began)
             }
         }

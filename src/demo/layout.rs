@@ -366,6 +366,12 @@ mod tests {
         assert_eq!(keys(&n2), all.map(str::to_owned).into());
         assert_eq!(keys(&read("client")), ["cluster", "router"].map(str::to_owned).into());
 
+        for host in layout.members.iter().chain([&layout.client]) {
+            let text = fs::read_to_string(host.config()).unwrap();
+            let config = crate::config::Config::parse(&host.config(), &text).unwrap();
+            assert_eq!(config.member.is_some(), host.name != CLIENT);
+        }
+
         let mode = fs::metadata(dir.path().join("n1/secret")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let secrets = ["n1", "n3"].map(|h| fs::read_to_string(dir.path().join(h).join("secret")).unwrap());

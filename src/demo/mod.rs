@@ -11,6 +11,7 @@ mod driver;
 mod faults;
 mod layout;
 mod live;
+mod logs;
 mod netns;
 mod phases;
 mod processes;

@@ -22,6 +22,19 @@ pub(crate) struct Marks {
     pub(crate) promoted: Option<Duration>,
 }
 
+impl Marks {
+    /// The earlier of each.
+    pub(crate) fn earliest(self, other: Marks) -> Marks {
+        let earlier = |a: Option<Duration>, b: Option<Duration>| a.into_iter().chain(b).min();
+        Marks {
+            suspected: earlier(self.suspected, other.suspected),
+            fenced: earlier(self.fenced, other.fenced),
+            granted: earlier(self.granted, other.granted),
+            promoted: earlier(self.promoted, other.promoted),
+        }
+    }
+}
+
 /// In milliseconds; they add up to the recovery time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Phases {

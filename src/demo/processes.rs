@@ -29,6 +29,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::telemetry::LEVEL_VARIABLE;
+
 /// One line of the process table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -270,7 +272,7 @@ impl Program {
         command.args(&self.args).current_dir(&self.dir).process_group(0);
         // A PGDATA or PGHOST of the caller must not reach the cluster.
         command.env_clear().env("LANG", "C.UTF-8").env("HOME", &self.dir);
-        for kept in ["PATH", "RUST_BACKTRACE", "RUST_LOG", "TZ"] {
+        for kept in ["PATH", "RUST_BACKTRACE", LEVEL_VARIABLE, "TZ"] {
             if let Some(value) = std::env::var_os(kept) {
                 command.env(kept, value);
             }

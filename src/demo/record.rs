@@ -66,8 +66,8 @@ impl Record {
 
     /// One line for people.
     pub(crate) fn sentence(&self) -> String {
-        let ms = |value: Option<f64>| value.map_or("never".to_owned(), |v| format!("{v:.0} ms"));
-        let phases = self.phases.as_ref().map_or(String::new(), |p| format!(" ({p})"));
+        let ms = |value: Option<f64>| value.map_or_else(|| "never".to_owned(), |v| format!("{v:.0} ms"));
+        let phases = self.phases.as_ref().map_or_else(String::new, |p| format!(" ({p})"));
         format!(
             "{} run {}: {}; writes resumed after {}{phases}, longest gap {}; {} of {} writes failed, {} acknowledged, \
              {} lost; two writers for {:.0} ms; healthy again after {}",

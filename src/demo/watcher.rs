@@ -24,7 +24,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(2);
 /// How often the state of the whole cluster is asked for.
 const PERIOD: Duration = Duration::from_millis(250);
 /// How often each manager is asked while a recovery is being measured.
-const CLOSE_PERIOD: Duration = Duration::from_millis(20);
+const CLOSE_PERIOD: Duration = Duration::from_millis(50);
 
 /// What one manager was seen to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,12 +102,13 @@ impl Watcher {
         marks(&lock(&self.sightings), fault, epoch)
     }
 
-    /// Asks for a switchover through any manager but those of `not`.
-    pub(crate) async fn switchover(&self) -> Result<String> {
+    /// Asks for a switchover through any manager; `status` says in which cluster.
+    pub(crate) async fn switchover(&self, status: &StatusReply) -> Result<String> {
+        let to = Target { cluster_id: status.cluster_id.clone(), generation: status.generation, ..target() };
         let mut refusals = Vec::new();
         for manager in &self.managers {
             let request = SwitchoverRequest {
-                to: Some(target()),
+                to: Some(to.clone()),
                 candidate: String::new(),
                 request_id: uuid::Uuid::new_v4().to_string(),
             };
