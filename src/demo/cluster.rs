@@ -10,7 +10,6 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -284,11 +283,8 @@ impl Warden {
         if let Some(mut pipe) = self.pipe.take() {
             let _ = writeln!(pipe, "done");
         }
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while self.pid > 0 && processes::is_alive(self.pid) && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(2));
-        }
-        processes::reap();
+        // Zombies would go to an init that, in a container, may never reap them.
+        processes::reap_all(Duration::from_secs(2));
     }
 }
 

@@ -190,6 +190,18 @@ pub(crate) fn reap() -> Vec<(i32, String)> {
     zombies.filter_map(|e| Some((e.pid, ending(e.pid)?))).collect()
 }
 
+/// Reaps every child there is. For the very end, when nobody waits for any of them.
+pub(crate) fn reap_all(deadline: Duration) {
+    let start = Instant::now();
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) if start.elapsed() < deadline => thread::sleep(Duration::from_millis(2)),
+            Ok(WaitStatus::StillAlive) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
 fn ending(pid: i32) -> Option<String> {
     match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)).ok()? {
         WaitStatus::Exited(_, code) => Some(format!("exit code {code}")),

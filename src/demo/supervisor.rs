@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -149,6 +150,13 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// The log itself may be gone when somebody reads the message.
+fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("(it is empty)").to_owned()
+}
+
 impl Service {
     fn start(&mut self) -> Result<()> {
         self.start_at = None;
@@ -183,8 +191,9 @@ impl Table {
         let quick = now.duration_since(service.started) < QUICK;
         service.quick_ends = if quick { service.quick_ends + 1 } else { 0 };
         if service.quick_ends >= QUICK_ENDS_MAX {
-            let log = service.program.log.display();
-            self.failure = Some(format!("the {role} of {host} ends again and again ({how}); its log: {log}"));
+            let (log, words) = (service.program.log.display(), last_line(&service.program.log));
+            self.failure =
+                Some(format!("the {role} of {host} ends again and again ({how}); the end of its log {log}: {words}"));
             return;
         }
         story.say(format!("{role} of {host} ended ({how}); it is started again in {} ms", RESTART.as_millis()));
@@ -233,10 +242,12 @@ mod tests {
         processes::kill_all(&[supervisor.pid("n1", Role::Manager).unwrap()]);
         until("noticed", || supervisor.pid("n1", Role::Manager).is_none());
 
-        supervisor.add("n2", Role::Agent, program(dir.path(), "exit 3"));
+        supervisor.add("n2", Role::Agent, program(dir.path(), "echo no such file; exit 3"));
         supervisor.start_host("n2").unwrap();
         until("given up", || {
-            supervisor.failure().is_some_and(|f| f.contains("exit code 3") && f.contains("agent of n2"))
+            supervisor
+                .failure()
+                .is_some_and(|f| f.contains("exit code 3") && f.contains("agent of n2") && f.contains("no such file"))
         });
     }
 }
