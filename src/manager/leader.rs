@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::Manager;
 use crate::{
+    domain::MemberId,
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{Applied, Command},
+    state::{Applied, Command, Kind},
     telemetry::events,
 };
 
@@ -67,10 +68,12 @@ fn tell(told: &mut Vec<Hold>, plan: &Plan) {
 async fn propose(manager: &Manager, command: Command) {
     let rule = command.because;
     let what = command.kind.name();
+    let event = event_of(&command.kind);
+    let member = subject(&command.kind).map(ToString::to_string).unwrap_or_default();
     let epoch = command.expected;
     match manager.inner.node.propose(command).await {
         Ok(Applied::Changed) => {
-            tracing::info!(event = events::COMMITTED, command = what, epoch = %epoch, rule = rule.0, why = policy::rules::name(rule), "committed");
+            tracing::info!(event, command = what, member, epoch = %epoch, rule = rule.0, why = policy::rules::name(rule), "committed");
         }
         Ok(Applied::Stale { current, why }) => {
             tracing::info!(command = what, epoch = %epoch, current = %current, why, "lost a race, nothing changed");
@@ -82,5 +85,35 @@ async fn propose(manager: &Manager, command: Command) {
             let pause = if matches!(error, ProposeError::Unknown) { 50 } else { 100 };
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
+    }
+}
+
+/// The event people look for when such a command is committed.
+fn event_of(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Genesis { .. } => events::GENESIS,
+        Kind::Fence { .. } => events::EPOCH_FENCED,
+        Kind::Grant { .. } => events::GRANTED,
+        Kind::Open { .. } => events::PRIMARY_CHANGED,
+        Kind::Release { .. } => events::RELEASED,
+        Kind::BeginOperation { .. } => events::OPERATION_STARTED,
+        Kind::EndOperation { .. } => events::OPERATION_FINISHED,
+        Kind::RecordSystem { .. } | Kind::PromotionComplete { .. } | Kind::AdvanceOperation { .. } => events::COMMITTED,
+    }
+}
+
+/// Whom a command is about.
+fn subject(kind: &Kind) -> Option<&MemberId> {
+    match kind {
+        Kind::Grant { member, .. }
+        | Kind::PromotionComplete { member, .. }
+        | Kind::Open { member }
+        | Kind::Release { member, .. } => Some(member),
+        Kind::Genesis { initializer, .. } => Some(initializer),
+        Kind::BeginOperation { to, .. } => Some(to),
+        Kind::RecordSystem { .. }
+        | Kind::Fence { .. }
+        | Kind::AdvanceOperation { .. }
+        | Kind::EndOperation { .. } => None,
     }
 }

@@ -27,9 +27,10 @@ pub(super) async fn run(manager: Manager) {
         asking.retain(|_, task| !task.is_finished());
         match &state.lock {
             Lock::Fenced { epoch, .. } if leads => {
-                for member in state.members.keys().filter(|m| !asking.contains_key(*m)) {
-                    let task = ask(manager.clone(), member.clone(), *epoch);
-                    asking.push_task(member, tokio::spawn(task));
+                for member in state.members.keys() {
+                    asking
+                        .entry(member.clone())
+                        .or_insert_with(|| tokio::spawn(ask(manager.clone(), member.clone(), *epoch)));
                 }
             }
             Lock::Fenced { .. } | Lock::Free | Lock::Granted { .. } | Lock::Released(_) => {
@@ -42,16 +43,6 @@ pub(super) async fn run(manager: Manager) {
             changed = states.changed() => if changed.is_err() { return },
             changed = leadership.changed() => if changed.is_err() { return },
         }
-    }
-}
-
-trait PushTask {
-    fn push_task(&mut self, member: &MemberId, task: tokio::task::JoinHandle<()>);
-}
-
-impl PushTask for BTreeMap<MemberId, tokio::task::JoinHandle<()>> {
-    fn push_task(&mut self, member: &MemberId, task: tokio::task::JoinHandle<()>) {
-        self.insert(member.clone(), task);
     }
 }
 
