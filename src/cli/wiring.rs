@@ -8,7 +8,7 @@ use crate::config::Config;
 
 /// Body of `matriarch guard`.
 pub(super) fn guard() -> ExitCode {
-    crate::guard::run(std::env::args_os())
+    crate::guard::run(std::env::args_os().skip(2))
 }
 
 /// Runs a manager until `shutdown` turns true.
