@@ -11,6 +11,8 @@
 //! `LEASE_SIM_RUNS=12000 cargo test --test lease_sim` runs longer;
 //! `LEASE_SIM_SEED=17` runs one seed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -178,7 +180,7 @@ struct World {
 impl World {
     fn new(seed: u64, mutation: Mutation) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(1));
-        let (extreme, twins) = (seed % 3 == 0, seed % 4 != 3);
+        let (extreme, twins) = (seed.is_multiple_of(3), seed % 4 != 3);
         let least_grant = (1.0 + RHO) * (HOLD / (1.0 - RHO) + KILL) + 0.001;
         let timings = Timings {
             renew: Duration::from_millis(300),
@@ -256,8 +258,8 @@ impl World {
             self.now = t;
             match event {
                 Event::Wake(a, timer) => self.wake(a, timer),
-                Event::ToManager(m, a, letter) => self.to_manager(m, a, letter),
-                Event::ToAgent(a, m, letter) => self.to_agent(a, m, letter),
+                Event::ToManager(m, a, letter) => self.reach_manager(m, a, letter),
+                Event::ToAgent(a, m, letter) => self.reach_agent(a, m, letter),
                 Event::Operator => self.operator(),
                 Event::Seal(m, epoch) => self.seal(m, epoch),
                 Event::Free(m, epoch) => self.freed(m, epoch),
@@ -296,7 +298,7 @@ impl World {
         self.set_timer(a);
     }
 
-    fn to_agent(&mut self, a: usize, m: usize, letter: Letter) {
+    fn reach_agent(&mut self, a: usize, m: usize, letter: Letter) {
         let (mut out, now) = (Vec::new(), self.agents[a].clock.read(self.now));
         let from = self.names[m].clone();
         let _ = self.agents[a].holder.receive(&from, letter, now, &mut out);
@@ -367,7 +369,7 @@ impl World {
         true
     }
 
-    fn to_manager(&mut self, m: usize, a: usize, letter: Letter) {
+    fn reach_manager(&mut self, m: usize, a: usize, letter: Letter) {
         let (from, now) = (self.names[a].clone(), self.managers[m].clock.read(self.now));
         let Some(acceptor) = &mut self.managers[m].acceptor else { return };
         let response = acceptor.receive(&from, letter, now);
@@ -496,7 +498,7 @@ fn simulate(mutation: Mutation, default_runs: u64) -> Total {
         total.held += world.writable.len();
         if let Some(what) = world.overlap() {
             total.violations += 1;
-            total.first.get_or_insert(format!("seed {seed}: {what}"));
+            total.first.get_or_insert_with(|| format!("seed {seed}: {what}"));
         }
     }
     let Total { held, violations, first } = &total;

@@ -1,5 +1,7 @@
 //! The lease's threads on loopback: real sockets, real clocks, real fsyncs.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
