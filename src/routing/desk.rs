@@ -2,7 +2,7 @@
 //! who is connected where, and who waits. The lock is never held across an await.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -51,6 +51,8 @@ struct Inner {
     sessions: HashMap<u64, Entry>,
     next: u64,
     stale: bool,
+    /// Managers of another cluster, to complain of each once.
+    strangers: HashSet<MemberId>,
 }
 
 #[derive(Debug)]
@@ -79,7 +81,13 @@ impl Desk {
         let table = Table::new(managers, stale_after);
         Self {
             views: watch::Sender::new(Arc::new(table.view().clone())),
-            inner: Mutex::new(Inner { table, sessions: HashMap::new(), next: 0, stale: false }),
+            inner: Mutex::new(Inner {
+                table,
+                sessions: HashMap::new(),
+                next: 0,
+                stale: false,
+                strangers: HashSet::new(),
+            }),
             knocking: [Semaphore::new(KNOCKING), Semaphore::new(KNOCKING)],
             hold,
             turn: AtomicUsize::new(0),
@@ -113,7 +121,9 @@ impl Desk {
         match verdict {
             Verdict::OtherCluster => {
                 let ours = inner.table.cluster().cloned().unwrap_or_default();
-                error!(%manager, %cluster, %ours, "manager belongs to another cluster, its word does not count");
+                if inner.strangers.insert(manager.clone()) {
+                    error!(%manager, %cluster, %ours, "manager belongs to another cluster, its word does not count");
+                }
                 return;
             }
             Verdict::BeforeGenesis | Verdict::Older => {

@@ -32,6 +32,8 @@ const RETRY: Duration = Duration::from_millis(25);
 /// Bytes sent to a backend may stay unacknowledged this long: a host that is
 /// gone without a word ends its sessions by then.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// Time for a backend's last message after it has stopped to read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Both requests to encrypt, and then the session itself.
 const PACKETS_MAX: usize = 3;
 
@@ -216,10 +218,10 @@ impl Guest {
             let carried = copy(&mut from_client, &mut to_backend).await;
             // The backend may have more to say, so only its input ends here.
             let _ = to_backend.shutdown().await;
-            match carried {
-                Ok(_) => std::future::pending().await,
-                Err(error) => error,
-            }
+            let Err(error) = carried else { return std::future::pending().await };
+            // A backend that was told to stop takes no bytes, but why it stops is on its way.
+            sleep(LAST_WORDS).await;
+            error
         };
         // When the backend ends the session, so does this: a client that doesn't notice must not hold a place.
         select! {

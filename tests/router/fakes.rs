@@ -53,15 +53,16 @@ pub fn standby(backend: &Backend, lag_bytes: u64) -> Standby {
     Standby { member: backend.name.clone(), address: backend.address.to_string(), streaming: true, lag_bytes }
 }
 
-/// A manager: sends its state at once, on each change and every 50 ms.
+/// A manager: sends its state at once, on each change and every `beat` (50 ms).
 pub struct Manager {
+    beat: Duration,
     pub state: watch::Sender<RoutingState>,
     pub port: u16,
     /// A runtime of its own, so that killing it closes every socket at once.
     runtime: Option<Runtime>,
 }
 
-struct Service(watch::Receiver<RoutingState>);
+struct Service(watch::Receiver<RoutingState>, Duration);
 
 #[tonic::async_trait]
 impl Routing for Service {
@@ -69,7 +70,7 @@ impl Routing for Service {
 
     async fn watch(&self, request: Request<RoutingRequest>) -> Result<Response<Self::WatchStream>, tonic::Status> {
         assert_eq!(request.into_inner().to.unwrap().sender, "router");
-        let mut states = self.0.clone();
+        let (mut states, beat) = (self.0.clone(), self.1);
         let (send, receive) = mpsc::channel(4);
         tokio::spawn(async move {
             loop {
@@ -78,7 +79,7 @@ impl Routing for Service {
                 if state.epoch != 999 && send.send(Ok(state)).await.is_err() {
                     return;
                 }
-                let _ = timeout(Duration::from_millis(50), states.changed()).await;
+                let _ = timeout(beat, states.changed()).await;
             }
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receive))))
@@ -87,7 +88,11 @@ impl Routing for Service {
 
 impl Manager {
     pub fn start(first: RoutingState) -> Self {
-        let mut manager = Self { state: watch::Sender::new(first), port: 0, runtime: None };
+        Self::start_with_beat(first, Duration::from_millis(50))
+    }
+
+    pub fn start_with_beat(first: RoutingState, beat: Duration) -> Self {
+        let mut manager = Self { beat, state: watch::Sender::new(first), port: 0, runtime: None };
         manager.revive();
         manager
     }
@@ -104,7 +109,7 @@ impl Manager {
 
     pub fn revive(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let service = RoutingServer::new(Service(self.state.subscribe()));
+        let service = RoutingServer::new(Service(self.state.subscribe(), self.beat));
         let (send, port) = std::sync::mpsc::channel();
         let wanted = self.port;
         runtime.spawn(async move {
@@ -346,7 +351,8 @@ impl Client {
         if self.0.write_all(b"ping").await.is_err() {
             return false;
         }
-        matches!(timeout(SOON, self.0.read_exact(&mut back)).await.expect("an echo or an end"), Ok(_) if back == *b"ping")
+        let read = timeout(SOON, self.0.read_exact(&mut back)).await.expect("an echo or an end");
+        read.is_ok() && back == *b"ping"
     }
 
     /// Waits until the other side has ended the connection.
@@ -377,7 +383,7 @@ impl Default for Options {
     }
 }
 
-pub async fn router(managers: &[&Manager], options: Options) -> Running {
+pub fn config(managers: &[&Manager], options: Options) -> Config {
     let members = managers.iter().enumerate().map(|(i, manager)| MemberConfig {
         id: format!("n{i}").parse().unwrap(),
         node: NodeId(i as u64 + 1),
@@ -386,7 +392,7 @@ pub async fn router(managers: &[&Manager], options: Options) -> Running {
         postgres_port: 1,
     });
     let timings = Timings { router_stale: options.stale, router_hold: options.hold, ..Timings::of(Profile::Normal) };
-    let config = Config {
+    Config {
         file: "test.toml".into(),
         cluster: ClusterConfig {
             name: "test".into(),
@@ -402,8 +408,11 @@ pub async fn router(managers: &[&Manager], options: Options) -> Running {
             read_only: Some(([127, 0, 0, 1], 0).into()),
             max_sessions: options.max_sessions,
         }),
-    };
-    let router = Router::bind(config).await.unwrap();
+    }
+}
+
+pub async fn router(managers: &[&Manager], options: Options) -> Running {
+    let router = Router::bind(config(managers, options)).await.unwrap();
     let handle = router.handle();
     let (read_write, read_only) = (handle.read_write().unwrap(), handle.read_only().unwrap());
     let (shutdown, stop) = watch::channel(false);

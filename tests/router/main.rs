@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fakes;
+mod idle;
 mod real;
 
 use std::time::Duration;
@@ -398,7 +399,7 @@ async fn a_session_the_server_ends_takes_no_place_when_the_client_does_not_notic
     r.until("the session has ended", |s| s.sessions_read_write == 0).await;
 }
 
-/// A thousand clients wait out a restart: few of them knock at a time, and all get in soon after.
+/// Many clients wait out a restart: few of them knock at a time, and all get in soon after.
 #[tokio::test]
 async fn many_held_clients_knock_seldom_and_are_let_in_soon() {
     let a = Backend::start("a").await;
