@@ -8,14 +8,12 @@ use crate::config::Config;
 
 /// Body of `matriarch guard`.
 pub(super) fn guard() -> ExitCode {
-    eprintln!("matriarch: this build has no guard");
-    super::exit::USAGE.into()
+    crate::guard::run(std::env::args_os().skip(2))
 }
 
 /// Runs a manager until `shutdown` turns true.
-#[allow(clippy::unused_async)]
-pub(super) async fn manager(_config: Config, _shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no manager")
+pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::manager::run(config, shutdown).await
 }
 
 /// Runs an agent until `shutdown` turns true.
@@ -25,9 +23,8 @@ pub(super) async fn agent(_config: Config, _shutdown: watch::Receiver<bool>) -> 
 }
 
 /// Runs a router until `shutdown` turns true.
-#[allow(clippy::unused_async)]
-pub(super) async fn router(_config: Config, _shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no router")
+pub(super) async fn router(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::routing::run(config, shutdown).await
 }
 
 /// The demo's own flags.
