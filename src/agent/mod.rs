@@ -1,1 +1,5 @@
-//! (room under construction)
+//! The agent of one PostgreSQL instance.
+
+pub mod core;
+pub mod order;
+pub mod store;
