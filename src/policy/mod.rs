@@ -1,1 +1,126 @@
-//! (room under construction)
+//! The leader's view: committed state and observations in, at most one command
+//! and the reasons for everything else out. Pure.
+//!
+//! Only the Raft leader asks, and what it gets is only a proposal: nothing
+//! happens until the command is committed, and a command that lost a race is
+//! stale. Start with [`rules`]: the ordered table, first match wins.
+
+pub mod failover;
+pub mod genesis;
+pub mod promotion;
+pub mod report;
+pub mod rules;
+pub mod switchover;
+#[cfg(test)]
+pub mod testing;
+
+use std::collections::BTreeMap;
+
+pub use report::{Hold, Plan};
+pub use rules::{RULES, decide};
+
+use crate::{
+    domain::{Epoch, MemberId, Moment, Observation, Promise, Timings, observation::AgentView, observation::Notice},
+    state::{ClusterState, Kind, Member},
+};
+
+/// All the leader knows at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Situation<'a> {
+    /// The committed state.
+    pub state: &'a ClusterState,
+    /// The last heard of each host.
+    pub seen: &'a BTreeMap<MemberId, Observation>,
+    /// The last word of each host's agent about the end of an epoch it held.
+    pub notices: &'a BTreeMap<MemberId, Notice>,
+    /// Durable seals of the fenced epoch, with what each host's agent said after it.
+    pub seals: &'a BTreeMap<MemberId, Seal>,
+    /// What a cluster not yet founded is to be founded with.
+    pub founding: Option<&'a Founding>,
+    /// The timings in force.
+    pub timings: &'a Timings,
+    /// When things began, on this leader's clock.
+    pub since: Since,
+    /// Now, on this leader's clock.
+    pub now: Moment,
+}
+
+/// When this leader saw things begin. A new leader starts them over: deadlines
+/// only grow by that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Since {
+    /// This process started.
+    pub start: Moment,
+    /// The lock came into its present state and phase.
+    pub lock: Moment,
+    /// The operation under way came into its present phase.
+    pub operation: Moment,
+}
+
+/// A voter's durable promise not to help an epoch below `promise.sealed`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seal {
+    /// What it has promised, and whether a promise to the old holder is left.
+    pub promise: Promise,
+    /// When the reply arrived, on this leader's clock.
+    pub at: Moment,
+    /// What its agent said after the seal was durable; `None` when it did not answer.
+    pub agent: Option<AgentView>,
+}
+
+/// What genesis records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founding {
+    /// Drawn once by the node that initialised Raft.
+    pub cluster_id: crate::domain::ClusterId,
+    /// The configured name.
+    pub name: String,
+    /// The configured members.
+    pub members: Vec<(MemberId, Member)>,
+    /// Who runs initdb.
+    pub initializer: MemberId,
+}
+
+/// What one rule says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Propose this.
+    Propose(Kind),
+    /// Nothing can be done yet, and this is why.
+    Hold(Hold),
+}
+
+impl<'a> Situation<'a> {
+    /// More than half of the voters.
+    pub fn majority(&self) -> usize {
+        self.state.members.len() / 2 + 1
+    }
+
+    /// The last heard of a host, unless it has been silent too long.
+    pub fn fresh(&self, member: &MemberId) -> Option<&'a Observation> {
+        self.seen.get(member).filter(|o| self.now.since(o.at) <= self.timings.silent)
+    }
+
+    /// What a host's agent said, unless the host or its agent has been silent too long.
+    pub fn agent(&self, member: &MemberId) -> Option<&'a AgentView> {
+        let observation = self.fresh(member)?;
+        let recent = self.now.since(observation.agent_at) <= self.timings.silent;
+        observation.agent.as_ref().filter(|_| recent)
+    }
+
+    /// The word of `member` that its process tree of `epoch` is verified empty.
+    pub fn fenced_notice(&self, member: &MemberId, epoch: Epoch) -> Option<Notice> {
+        let heard = self.notices.get(member).filter(|n| n.epoch == epoch && n.fenced).cloned();
+        heard.or_else(|| {
+            let agent = self.agent(member)?;
+            let over = agent.fenced_epoch >= epoch && agent.ended_epoch >= epoch && agent.wal_end_known;
+            over.then(|| Notice {
+                member: member.clone(),
+                epoch,
+                fenced: true,
+                end: agent.wal_end,
+                clean: agent.clean_shutdown,
+            })
+        })
+    }
+}

@@ -1,1 +1,11 @@
-//! (room under construction)
+//! The host's view: committed state, what this host's agent says, and what the
+//! leader last told of the primary, give the next action for this host. Pure.
+//!
+//! Rules have numbers and an order; the first that matches wins, and its number
+//! goes into the order it causes. [`role`] has the rules, [`rejoin`] the sum
+//! that must not be wrong: follow, rewind or reclone.
+
+pub mod rejoin;
+pub mod role;
+
+pub use role::{Action, Host, Next, RULES, StopMode, Upstream, next_action};

@@ -1,1 +1,16 @@
-//! (room under construction)
+//! The replicated state and the commands that change it.
+//!
+//! [`ClusterState::apply`] is deterministic and total: every node runs it on
+//! every committed entry, years apart, so it reads no clock, draws no random
+//! number and cannot fail. It performs nothing: hosts see the new state and act
+//! at their own pace. Start with [`cluster`].
+
+mod apply;
+pub mod cluster;
+pub mod command;
+
+pub use cluster::{
+    ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,
+    OperationPhase, Release, TimelineRecord,
+};
+pub use command::{Applied, Command, Kind, RuleId};

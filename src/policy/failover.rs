@@ -1,0 +1,212 @@
+//! The end of an epoch and the choice of the next primary.
+//!
+//! Suspicion alone never ends an epoch, for a refusal with a higher epoch fences
+//! the holder at once. An epoch ends when its holder released it, when a
+//! majority of voters report that no promise to it is left, or when an operator
+//! asked. No grant precedes the end of the promises (DESIGN: "When FenceEpoch
+//! may be proposed").
+
+use std::collections::BTreeSet;
+
+use super::{Hold, Situation, Verdict, report::Unfit};
+use crate::{
+    domain::{Epoch, MemberId, Moment, PostgresState, WalPosition, observation::AgentView},
+    state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
+};
+
+/// Rule 110.
+pub fn released_by_holder(s: &Situation<'_>) -> Option<Verdict> {
+    let (epoch, member) = s.state.holder()?;
+    let notice = s.fenced_notice(member, epoch)?;
+    Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
+}
+
+/// Rule 310.
+pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = s.state.operation.as_ref()?;
+    let (_, holder) = s.state.holder()?;
+    let due = operation.kind == OperationKind::Failover
+        && operation.phase == OperationPhase::Transfer
+        && operation.from.as_ref() == Some(holder);
+    let reason = format!("failover {} to {} by command", operation.id, operation.to);
+    due.then_some(Verdict::Propose(Kind::Fence { reason }))
+}
+
+/// Rule 320.
+pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
+    match &s.state.lock {
+        Lock::Released(r) => {
+            Some(Verdict::Propose(Kind::Fence { reason: format!("{} released epoch {}", r.member, r.epoch) }))
+        }
+        Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
+    }
+}
+
+/// Rule 330.
+pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Granted { epoch, member, phase, .. } = &s.state.lock else { return None };
+    let overdue = *phase == GrantPhase::Promoting && s.now.since(s.since.lock) > s.timings.promote;
+    let lapsed = voters_without_promise(s, *epoch, overdue);
+    let needed = s.majority();
+    if lapsed >= needed {
+        let reason = if overdue {
+            format!("{member} was not promoted in time")
+        } else {
+            format!("the lease of {member} ran out: {lapsed} of {} voters report it", s.state.members.len())
+        };
+        return Some(Verdict::Propose(Kind::Fence { reason }));
+    }
+    let silent = s.agent(member).is_none();
+    (silent || lapsed > 0)
+        .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed, needed }))
+}
+
+/// Voters that report no promise left for `epoch`. One that never acknowledged
+/// a renewal of it counts only once the promotion is overdue.
+fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, overdue: bool) -> usize {
+    let without = |member: &&MemberId| {
+        s.fresh(member).is_some_and(|o| {
+            let p = o.promise;
+            let renewed = p.epoch == epoch && p.renewed;
+            p.lapsed && (renewed || overdue)
+        })
+    };
+    s.state.members.keys().filter(without).count()
+}
+
+/// Rule 410.
+pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Fenced { epoch, released, previous } = &s.state.lock else { return None };
+    let sealed: Vec<(&MemberId, Moment)> = s
+        .seals
+        .iter()
+        .filter(|(m, seal)| s.state.members.contains_key(m) && seal.promise.sealed >= *epoch)
+        .filter(|(_, seal)| released.is_some() || seal.promise.lapsed)
+        .map(|(m, seal)| (m, seal.at))
+        .collect();
+    let needed = s.majority();
+    if sealed.len() < needed {
+        let count = s.seals.values().filter(|seal| seal.promise.sealed >= *epoch).count();
+        let hold = Hold::TooFewSeals { epoch: *epoch, sealed: count, free: sealed.len(), needed };
+        return Some(Verdict::Hold(hold));
+    }
+    let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
+    if let Some(hold) = still_collecting(s, &sealed, previous.is_some(), forced) {
+        return Some(Verdict::Hold(hold));
+    }
+    Some(match successor(s, released.as_ref(), forced) {
+        Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
+        Err(hold) => Verdict::Hold(hold),
+    })
+}
+
+/// More WAL may be known to a member that has not answered yet. After a majority
+/// of seals it gets `collect`; right after the start of this process, when the
+/// whole cluster may be starting, it gets twice the silence limit.
+fn still_collecting(
+    s: &Situation<'_>,
+    sealed: &[(&MemberId, Moment)],
+    had_primary: bool,
+    forced: Option<&MemberId>,
+) -> Option<Hold> {
+    let answered: BTreeSet<&MemberId> =
+        s.seals.iter().filter(|(_, seal)| settled(seal.agent.as_ref())).map(|(m, _)| m).collect();
+    if forced.is_some_and(|m| answered.contains(m)) {
+        return None;
+    }
+    let missing: Vec<MemberId> = s.state.members.keys().filter(|m| !answered.contains(m)).cloned().collect();
+    let starting = had_primary && s.now.since(s.since.start) < s.timings.silent * 2;
+    let expected = missing.iter().any(|m| starting || s.agent(m).is_some());
+    if !expected {
+        return None;
+    }
+    let mut at: Vec<Moment> = sealed.iter().map(|(_, at)| *at).collect();
+    at.sort_unstable();
+    let majority_at = at.get(s.majority() - 1).copied().unwrap_or(s.now);
+    let until = if starting { s.since.start + s.timings.silent * 2 } else { majority_at + s.timings.collect };
+    let remaining = s.now.until(until);
+    (!remaining.is_zero()).then_some(Hold::Collecting { missing, remaining })
+}
+
+/// An agent whose answer won't get better by waiting a moment.
+fn settled(agent: Option<&AgentView>) -> bool {
+    agent.is_some_and(|a| match a.state {
+        PostgresState::Standby | PostgresState::Stopped => a.wal_end_known,
+        PostgresState::NoData | PostgresState::Busy | PostgresState::Failed | PostgresState::Crashed => true,
+        PostgresState::Starting | PostgresState::Stopping | PostgresState::Promoting | PostgresState::Primary => false,
+    })
+}
+
+/// The member to be primary next, and where its WAL ends.
+///
+/// Members are compared by WAL position, timeline first, never by a bare LSN.
+/// One whose last start or promotion failed is taken only when nobody else can.
+pub fn successor(
+    s: &Situation<'_>,
+    released: Option<&Release>,
+    forced: Option<&MemberId>,
+) -> Result<(MemberId, WalPosition), Hold> {
+    let mut why = Vec::new();
+    let mut fit = Vec::new();
+    for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
+        match fitness(s, member, released, forced.is_some()) {
+            Ok(candidate) => fit.push((member, candidate)),
+            Err(unfit) => why.push((member.clone(), unfit)),
+        }
+    }
+    let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
+        let rank = |c: &Candidate| (!c.failed_before, c.end, c.running);
+        rank(a).cmp(&rank(b)).then_with(|| b_name.cmp(a_name))
+    });
+    best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
+}
+
+struct Candidate {
+    end: WalPosition,
+    running: bool,
+    failed_before: bool,
+}
+
+fn fitness(s: &Situation<'_>, member: &MemberId, released: Option<&Release>, forced: bool) -> Result<Candidate, Unfit> {
+    let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
+    let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
+    if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
+        return Err(Unfit::OtherSystem { found: agent.system_identifier });
+    }
+    let running = match agent.state {
+        PostgresState::Standby => true,
+        PostgresState::Stopped => false,
+        other @ (PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed) => return Err(Unfit::State(other)),
+    };
+    if agent.rewind_unfinished {
+        return Err(Unfit::HalfRewound);
+    }
+    if !agent.wal_end_known {
+        return Err(Unfit::WalEndUnknown);
+    }
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    if !lineage.includes(agent.wal_end) {
+        return Err(Unfit::Diverged { end: agent.wal_end });
+    }
+    // A switchover loses nothing: its target must have all the old primary wrote.
+    if let Some(release) = released.filter(|r| r.clean && forced) {
+        if agent.wal_end < release.end {
+            return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
+        }
+    }
+    Ok(Candidate { end: agent.wal_end, running, failed_before: failed_before(agent) })
+}
+
+fn failed_before(agent: &AgentView) -> bool {
+    agent
+        .last_order
+        .as_ref()
+        .is_some_and(|o| o.error.is_some() && matches!(o.kind.as_str(), "restart" | "start" | "promote"))
+}

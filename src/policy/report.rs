@@ -1,0 +1,205 @@
+//! Why nothing is proposed, each reason with its evidence: "why is nobody
+//! promoted" is the first question in every incident.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    domain::{Epoch, MemberId, PostgresState, WalPosition},
+    state::{Command, OperationPhase},
+};
+
+/// What the leader decided.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// The command to propose.
+    pub command: Option<Command>,
+    /// Why not more is done, the one that matters first.
+    pub holds: Vec<Hold>,
+}
+
+/// Why nothing is proposed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hold {
+    /// The founding member's initdb has not finished.
+    WaitingForInitdb {
+        /// Who runs it.
+        member: MemberId,
+        /// What is known of it.
+        state: Option<PostgresState>,
+    },
+    /// A promise to the old primary is still running.
+    LeaseHeld {
+        /// By whom.
+        member: MemberId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// Voters that report no promise left.
+        lapsed: usize,
+        /// Voters needed.
+        needed: usize,
+    },
+    /// A granted member has not finished its promotion.
+    Promoting {
+        /// Who.
+        member: MemberId,
+        /// What is known of it.
+        state: Option<PostgresState>,
+        /// Until the promotion is given up.
+        remaining: Duration,
+    },
+    /// Not enough voters have sealed the old epoch.
+    TooFewSeals {
+        /// The epoch that begins.
+        epoch: Epoch,
+        /// Voters that sealed durably.
+        sealed: usize,
+        /// Voters that also have no promise left.
+        free: usize,
+        /// Voters needed.
+        needed: usize,
+    },
+    /// Members that may know more WAL have not answered yet.
+    Collecting {
+        /// Who is waited for.
+        missing: Vec<MemberId>,
+        /// Until it goes on without them.
+        remaining: Duration,
+    },
+    /// Nobody can be promoted.
+    NoSuccessor {
+        /// Why not, member by member.
+        why: Vec<(MemberId, Unfit)>,
+    },
+    /// An operation waits for a host.
+    Operation {
+        /// Which.
+        id: u64,
+        /// Its phase.
+        phase: OperationPhase,
+        /// What it waits for.
+        waits_for: String,
+        /// Until it is given up or rolled back.
+        remaining: Duration,
+    },
+    /// The new primary is not confirmed to accept writes.
+    NotOpen {
+        /// Who.
+        member: MemberId,
+    },
+}
+
+/// Why a member can't be the successor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// Its manager has not sealed the epoch.
+    NotSealed,
+    /// Its agent does not answer.
+    AgentSilent,
+    /// It has data of another cluster.
+    OtherSystem {
+        /// The system identifier it has.
+        found: Option<u64>,
+    },
+    /// PostgreSQL is in a state that can't be promoted.
+    State(PostgresState),
+    /// Where its WAL ends is not proven.
+    WalEndUnknown,
+    /// A rewind was cut off.
+    HalfRewound,
+    /// It has WAL the cluster's history does not have.
+    Diverged {
+        /// Where its WAL ends.
+        end: WalPosition,
+    },
+    /// Its last start or promotion failed.
+    FailedBefore {
+        /// The error.
+        error: String,
+    },
+    /// It lacks WAL that is known to exist.
+    Behind {
+        /// Where its WAL ends.
+        end: WalPosition,
+        /// Where the proven WAL ends.
+        needed: WalPosition,
+    },
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSealed => f.write_str("its manager does not answer"),
+            Self::AgentSilent => f.write_str("its agent does not answer"),
+            Self::OtherSystem { found: Some(found) } => write!(f, "its data belongs to another cluster ({found})"),
+            Self::OtherSystem { found: None } => f.write_str("it has no data"),
+            Self::State(state) => write!(f, "PostgreSQL is {}", state_word(*state)),
+            Self::WalEndUnknown => f.write_str("the end of its WAL is not proven yet"),
+            Self::HalfRewound => f.write_str("a rewind was cut off"),
+            Self::Diverged { end } => write!(f, "its WAL up to {end} is not on the cluster's history"),
+            Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
+        }
+    }
+}
+
+/// A state of PostgreSQL in words.
+pub fn state_word(state: PostgresState) -> &'static str {
+    match state {
+        PostgresState::NoData => "without data",
+        PostgresState::Stopped => "stopped",
+        PostgresState::Starting => "starting",
+        PostgresState::Standby => "running as a standby",
+        PostgresState::Promoting => "being promoted",
+        PostgresState::Primary => "running as primary",
+        PostgresState::Stopping => "stopping",
+        PostgresState::Crashed => "crashed",
+        PostgresState::Busy => "busy with its data directory",
+        PostgresState::Failed => "failed",
+    }
+}
+
+fn seconds(d: &Duration) -> String {
+    format!("{:.1} s", d.as_secs_f64())
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WaitingForInitdb { member, state: Some(state) } => {
+                write!(f, "{member} founds the cluster, its PostgreSQL is {}", state_word(*state))
+            }
+            Self::WaitingForInitdb { member, state: None } => {
+                write!(f, "{member} founds the cluster and does not answer")
+            }
+            Self::LeaseHeld { member, epoch, lapsed, needed } => {
+                write!(
+                    f,
+                    "{member} holds the lease of epoch {epoch}: {lapsed} of {needed} voters needed report it run out"
+                )
+            }
+            Self::Promoting { member, state, remaining } => {
+                let state = state.map_or("not heard of", state_word);
+                write!(f, "{member} is granted and {state}, given up in {}", seconds(remaining))
+            }
+            Self::TooFewSeals { epoch, sealed, free, needed } => write!(
+                f,
+                "epoch {epoch} begins: {sealed} voters sealed the old one, {free} of them have no promise left, {needed} needed"
+            ),
+            Self::Collecting { missing, remaining } => {
+                let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+                write!(f, "waiting for {} to report WAL, {} left", names.join(", "), seconds(remaining))
+            }
+            Self::NoSuccessor { why } => {
+                f.write_str("nobody can be promoted:")?;
+                for (i, (member, reason)) in why.iter().enumerate() {
+                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
+                }
+                Ok(())
+            }
+            Self::Operation { id, phase, waits_for, remaining } => {
+                write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))
+            }
+            Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
+        }
+    }
+}

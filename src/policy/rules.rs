@@ -1,0 +1,64 @@
+//! The ordered table of rules. The first that matches wins; its number goes
+//! into the command it causes and so into the log.
+
+use super::{Plan, Situation, Verdict, failover, genesis, promotion, switchover};
+use crate::state::{Command, RuleId};
+
+/// A rule: number, condition in words, function.
+pub struct Rule {
+    /// Its number.
+    pub id: u32,
+    /// When it matches.
+    pub name: &'static str,
+    /// What it says of a situation; `None` when it does not match.
+    pub decide: fn(&Situation<'_>) -> Option<Verdict>,
+}
+
+/// The rules in order.
+pub const RULES: &[Rule] = &[
+    Rule { id: 10, name: "Raft runs and no cluster is founded: found it", decide: genesis::found },
+    Rule { id: 20, name: "initdb is done: record the system identifier", decide: genesis::record_system },
+    Rule { id: 30, name: "nobody ever held the lock: begin the first epoch", decide: genesis::first_epoch },
+    Rule { id: 110, name: "the holder says its process tree is empty: release", decide: failover::released_by_holder },
+    Rule { id: 120, name: "the promoted member is on its timeline: record it", decide: promotion::complete },
+    Rule { id: 130, name: "the new primary accepts writes: open it", decide: promotion::open },
+    Rule { id: 210, name: "the target of the operation is primary: it succeeded", decide: switchover::succeeded },
+    Rule { id: 220, name: "the operation can't succeed any more: end it", decide: switchover::failed },
+    Rule { id: 230, name: "switchover: the primary has flushed, hold new writes", decide: switchover::hold_writes },
+    Rule { id: 240, name: "switchover: writes are held, stop the primary", decide: switchover::stop },
+    Rule { id: 250, name: "switchover: stopped and caught up, transfer", decide: switchover::transfer },
+    Rule { id: 260, name: "switchover: the stop took too long, roll back", decide: switchover::roll_back },
+    Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
+    Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
+    Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },
+    Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
+];
+
+/// What the leader should propose now, and why not more.
+///
+/// `request` names the proposal; the same situation asked twice under the same
+/// name gives the same command.
+pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
+    let mut plan = Plan::default();
+    for rule in RULES {
+        match (rule.decide)(situation) {
+            None => {}
+            Some(Verdict::Hold(hold)) => plan.holds.push(hold),
+            Some(Verdict::Propose(kind)) => {
+                plan.command = Some(Command {
+                    request_id: request.to_owned(),
+                    expected: situation.state.epoch,
+                    because: RuleId(rule.id),
+                    kind,
+                });
+                return plan;
+            }
+        }
+    }
+    plan
+}
+
+/// The name of a rule, for logs and `explain`.
+pub fn name(id: RuleId) -> &'static str {
+    RULES.iter().find(|r| r.id == id.0).map_or("a rule of another version", |r| r.name)
+}

@@ -1,0 +1,197 @@
+//! Operations an operator asked for: a switchover in the order checkpoint, hold
+//! new writes, stop, prove stopped and caught up, commit, promote; rolled back
+//! when a step before the point of no return fails.
+
+use std::time::Duration;
+
+use super::{Hold, Situation, Verdict};
+use crate::{
+    domain::{MemberId, PostgresState, observation::AgentView},
+    state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
+};
+
+/// A target further behind than this is not switched over to: the stop would
+/// take as long as it needs to catch up.
+pub const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
+
+fn running<'a>(s: &Situation<'a>, phase: OperationPhase) -> Option<&'a Operation> {
+    let operation = s.state.operation.as_ref()?;
+    (operation.kind == OperationKind::Switchover && operation.phase == phase).then_some(operation)
+}
+
+fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
+    limit.saturating_sub(s.now.since(s.since.operation))
+}
+
+fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
+    Verdict::Propose(Kind::AdvanceOperation { id: operation.id, phase })
+}
+
+fn waits(s: &Situation<'_>, operation: &Operation, limit: Duration, waits_for: String) -> Option<Verdict> {
+    let (id, phase) = (operation.id, operation.phase);
+    Some(Verdict::Hold(Hold::Operation { id, phase, waits_for, remaining: remaining(s, limit) }))
+}
+
+fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
+    Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: false, reason: reason.into() })
+}
+
+/// Rule 210.
+pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = s.state.operation.as_ref()?;
+    match &s.state.lock {
+        Lock::Granted { member, phase: GrantPhase::Open, epoch, .. } if *member == operation.to => {
+            let reason = format!("{member} is primary of epoch {epoch}");
+            Some(Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: true, reason }))
+        }
+        Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
+    }
+}
+
+/// Rule 220.
+pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = s.state.operation.as_ref()?;
+    let holder = s.state.holder().map(|(_, m)| m);
+    let at_the_old = operation.from.is_some() && holder == operation.from.as_ref();
+    match operation.phase {
+        OperationPhase::Checkpoint | OperationPhase::HoldWrites | OperationPhase::Stop if !at_the_old => {
+            Some(end(operation, "the primary lost its lease before it was stopped"))
+        }
+        OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
+            target_unfit(s, operation).map(|why| end(operation, why))
+        }
+        OperationPhase::Stop => None,
+        OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
+        OperationPhase::Transfer => transfer_failed(s, operation),
+    }
+}
+
+fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Option<Verdict> {
+    if !at_the_old {
+        return Some(end(operation, "rolling back failed: the old primary lost its lease"));
+    }
+    let from = operation.from.as_ref()?;
+    if s.agent(from).is_some_and(|a| a.state == PostgresState::Primary) {
+        return Some(end(operation, format!("rolled back: the stop was not proven in time, {from} is primary again")));
+    }
+    waits(s, operation, s.timings.primary_start, format!("{from} to be primary again"))
+}
+
+fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> {
+    let limit = s.timings.promote + s.timings.grant;
+    let target_gave_up = matches!(&s.state.lock, Lock::Released(r) if r.member == operation.to);
+    let someone_else = s.state.holder().is_some_and(|(_, m)| *m != operation.to && Some(m) != operation.from.as_ref());
+    if target_gave_up || someone_else || remaining(s, limit).is_zero() {
+        return Some(end(operation, format!("{} did not become primary", operation.to)));
+    }
+    waits(s, operation, limit, format!("{} to be primary", operation.to))
+}
+
+/// Why the target can't take over soon, `None` when it can.
+fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
+    let from = operation.from.as_ref()?;
+    let to = &operation.to;
+    let Some(agent) = s.agent(to) else { return Some(format!("{to} does not answer")) };
+    if agent.state != PostgresState::Standby || !agent.streaming || agent.upstream.as_ref() != Some(from) {
+        return Some(format!("{to} does not stream from {from}"));
+    }
+    let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));
+    (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))
+}
+
+/// What an operator's request becomes, checked against what is known now.
+///
+/// # Errors
+/// Why it is refused, in words for the operator.
+pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) -> Result<Kind, String> {
+    if let Some(running) = &s.state.operation {
+        return Err(format!("operation {} to {} is under way", running.id, running.to));
+    }
+    let holder = s.state.holder().map(|(_, m)| m.clone());
+    if let Some(to) = wanted {
+        if !s.state.members.contains_key(to) {
+            return Err(format!("{to} is no member of this cluster"));
+        }
+        if holder.as_ref() == Some(to) {
+            return Err(format!("{to} is the primary already"));
+        }
+    }
+    let to = match (kind, wanted) {
+        (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
+        (OperationKind::Failover, Some(to)) => failover_target(s, to)?,
+        (OperationKind::Failover, None) => return Err("a failover by command needs --candidate".to_owned()),
+    };
+    Ok(Kind::BeginOperation { kind, from: holder, to })
+}
+
+fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<MemberId, String> {
+    let Some((_, from)) = s.state.open_primary() else {
+        return Err("there is no open primary to switch over from; see `matriarch explain`".to_owned());
+    };
+    let probe = |to: &MemberId| Operation {
+        id: 0,
+        kind: OperationKind::Switchover,
+        from: Some(from.clone()),
+        to: to.clone(),
+        phase: OperationPhase::Checkpoint,
+    };
+    if let Some(to) = wanted {
+        return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
+    }
+    let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
+    let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
+    let best = fit.max_by(|a, b| end(a).cmp(&end(b)).then_with(|| b.cmp(a)));
+    best.cloned().ok_or_else(|| format!("no standby streams from {from} closely enough"))
+}
+
+fn failover_target(s: &Situation<'_>, to: &MemberId) -> Result<MemberId, String> {
+    let Some(agent) = s.agent(to) else { return Err(format!("{to} does not answer")) };
+    match agent.state {
+        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(to.clone()),
+        other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
+    }
+}
+
+/// Rule 230.
+pub fn hold_writes(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = running(s, OperationPhase::Checkpoint)?;
+    let from = operation.from.as_ref()?;
+    let flushed = s.agent(from).is_some_and(|a| a.checkpoints_done >= operation.id);
+    if flushed {
+        return Some(advance(operation, OperationPhase::HoldWrites));
+    }
+    if remaining(s, s.timings.stop).is_zero() {
+        return Some(end(operation, format!("{from} did not finish a checkpoint in time")));
+    }
+    waits(s, operation, s.timings.stop, format!("a checkpoint on {from}"))
+}
+
+/// Rule 240.
+pub fn stop(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = running(s, OperationPhase::HoldWrites)?;
+    Some(advance(operation, OperationPhase::Stop))
+}
+
+/// Rule 250.
+pub fn transfer(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = running(s, OperationPhase::Stop)?;
+    let from = operation.from.as_ref()?;
+    let old = s.agent(from).filter(|a| stopped_cleanly(a))?;
+    let new = s.agent(&operation.to)?;
+    let caught_up = new.wal_end_known && new.wal_end >= old.wal_end;
+    caught_up.then(|| advance(operation, OperationPhase::Transfer))
+}
+
+fn stopped_cleanly(agent: &AgentView) -> bool {
+    agent.state == PostgresState::Stopped && agent.clean_shutdown && agent.wal_end_known && agent.lease.held
+}
+
+/// Rule 260.
+pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = running(s, OperationPhase::Stop)?;
+    let from = operation.from.as_ref()?;
+    if remaining(s, s.timings.stop).is_zero() {
+        return Some(advance(operation, OperationPhase::RollBack));
+    }
+    waits(s, operation, s.timings.stop, format!("{from} to stop and {} to have all its WAL", operation.to))
+}

@@ -1,0 +1,196 @@
+//! Situations in one line, for tests of the pure rooms.
+//!
+//! A lock: `free`, `granted NAME promoting|promoted|open TIMELINE`, `released NAME`,
+//! `fenced`; after `;` an operation: `switchover TO PHASE` or `failover TO`.
+//! An agent: `STATE [TIMELINE:LSN] [key=value …]`.
+
+use crate::{
+    domain::{
+        ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, PostgresState, TimelineHistory, TimelineId,
+        TimelineSwitch, WalPosition, observation::AgentView, observation::LeaseView, observation::OrderResult,
+    },
+    state::{
+        ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
+        TimelineRecord,
+    },
+};
+
+/// A member id, from a text that is one.
+pub fn id(name: &str) -> MemberId {
+    name.parse().expect("a member id")
+}
+
+/// `TIMELINE:LSN`, both decimal.
+pub fn position(text: &str) -> WalPosition {
+    let (timeline, lsn) = text.split_once(':').expect("TIMELINE:LSN");
+    WalPosition { timeline: TimelineId(timeline.parse().expect("timeline")), lsn: Lsn(lsn.parse().expect("lsn")) }
+}
+
+/// Three members a, b, c, system identifier 7; timeline 2 began at 1:100.
+pub fn state(spec: &str) -> ClusterState {
+    let members = ["a", "b", "c"].iter().zip(1..).map(|(name, n)| {
+        let member = Member { node: NodeId(n), manager: format!("{name}:7400"), postgres: format!("{name}:5432") };
+        (id(name), member)
+    });
+    let record = |timeline: u32, epoch: u64, switch: Option<&str>| TimelineRecord {
+        timeline: TimelineId(timeline),
+        epoch: Epoch(epoch),
+        switch: switch.map(position),
+    };
+    let mut state = ClusterState {
+        identity: Some(Identity {
+            cluster_id: ClusterId("test".into()),
+            generation: Generation(1),
+            name: "test".into(),
+        }),
+        members: members.collect(),
+        initializer: Some(id("a")),
+        system_identifier: Some(7),
+        lineage: vec![record(1, 0, None)],
+        ..ClusterState::default()
+    };
+    let (lock, operation) = spec.split_once(';').unwrap_or((spec, ""));
+    let words: Vec<&str> = lock.split_whitespace().collect();
+    match words.as_slice() {
+        ["free"] => {}
+        ["granted", who, phase, timeline] => {
+            let timeline: u32 = timeline.parse().expect("timeline");
+            let phase = match *phase {
+                "promoting" => GrantPhase::Promoting,
+                "promoted" => GrantPhase::Promoted,
+                _ => GrantPhase::Open,
+            };
+            let done = phase != GrantPhase::Promoting;
+            state.epoch = Epoch(1);
+            state.lineage.push(record(timeline, 1, done.then_some("1:100")));
+            state.lock = Lock::Granted {
+                epoch: Epoch(1),
+                member: id(who),
+                phase,
+                timeline: TimelineId(timeline),
+                switch_lsn: Lsn(if done { 100 } else { 0 }),
+                floor: position("1:50"),
+            };
+        }
+        ["released", who] => {
+            state.epoch = Epoch(1);
+            state.lineage.push(record(2, 1, Some("1:100")));
+            state.lock = Lock::Released(release(who));
+        }
+        ["fenced"] => {
+            state.epoch = Epoch(2);
+            state.lineage.push(record(2, 1, Some("1:100")));
+            state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released: None };
+        }
+        other => panic!("no lock: {other:?}"),
+    }
+    state.operation = parse_operation(operation, state.holder().map(|(_, m)| m.clone()));
+    state
+}
+
+fn release(who: &str) -> Release {
+    Release { epoch: Epoch(1), member: id(who), end: position("2:90"), clean: false }
+}
+
+fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
+    let words: Vec<&str> = spec.split_whitespace().collect();
+    let (kind, to, phase) = match words.as_slice() {
+        [] => return None,
+        ["failover", to] => (OperationKind::Failover, to, OperationPhase::Transfer),
+        ["switchover", to, phase] => {
+            let phase = match *phase {
+                "checkpoint" => OperationPhase::Checkpoint,
+                "hold" => OperationPhase::HoldWrites,
+                "stop" => OperationPhase::Stop,
+                "transfer" => OperationPhase::Transfer,
+                "rollback" => OperationPhase::RollBack,
+                other => panic!("no phase: {other}"),
+            };
+            (OperationKind::Switchover, to, phase)
+        }
+        other => panic!("no operation: {other:?}"),
+    };
+    Some(Operation { id: 1, kind, from, to: id(to), phase })
+}
+
+/// What the agent of `member` says.
+pub fn agent(member: &str, spec: &str) -> AgentView {
+    let mut words = spec.split_whitespace();
+    let state = match words.next().expect("a state") {
+        "nodata" => PostgresState::NoData,
+        "stopped" => PostgresState::Stopped,
+        "starting" => PostgresState::Starting,
+        "standby" => PostgresState::Standby,
+        "promoting" => PostgresState::Promoting,
+        "primary" => PostgresState::Primary,
+        "stopping" => PostgresState::Stopping,
+        "crashed" => PostgresState::Crashed,
+        "busy" => PostgresState::Busy,
+        "failed" => PostgresState::Failed,
+        other => panic!("no state: {other}"),
+    };
+    let mut view = AgentView {
+        member: id(member),
+        session: 1,
+        state,
+        server_version: 150_000,
+        system_identifier: (state != PostgresState::NoData).then_some(7),
+        wal_end: WalPosition::default(),
+        wal_end_known: true,
+        replay_lsn: Lsn(0),
+        streaming: false,
+        upstream: None,
+        history: TimelineHistory::default(),
+        lease: LeaseView::default(),
+        accepted_epoch: Epoch(0),
+        ended_epoch: Epoch(0),
+        fenced_epoch: Epoch(0),
+        was_primary: false,
+        clean_shutdown: false,
+        work: None,
+        last_order: None,
+        standbys: Vec::new(),
+        checkpoint_timeline: TimelineId(1),
+        checkpoints_done: 0,
+        guard: "guarding".into(),
+        problem: None,
+        rewind_unfinished: false,
+        rewind_failures: 0,
+        clone_failures: 0,
+    };
+    for word in words {
+        apply_word(&mut view, word);
+    }
+    view
+}
+
+fn apply_word(view: &mut AgentView, word: &str) {
+    let (key, value) = word.split_once('=').unwrap_or((word, ""));
+    let number = || value.parse::<u64>().expect("a number");
+    match key {
+        "ended" => view.ended_epoch = Epoch(number()),
+        "fenced" => view.fenced_epoch = Epoch(number()),
+        "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1000 },
+        "upstream" => {
+            view.upstream = Some(id(value));
+            view.streaming = true;
+        }
+        "rewinds" => view.rewind_failures = number(),
+        "clones" => view.clone_failures = number(),
+        "system" => view.system_identifier = Some(number()),
+        "half-rewound" => view.rewind_unfinished = true,
+        "clean" => view.clean_shutdown = true,
+        "unknown" => view.wal_end_known = false,
+        "checkpointed" => view.checkpoints_done = number(),
+        "failed" => {
+            view.last_order = Some(OrderResult { order: 1, kind: value.to_owned(), error: Some("it failed".into()) });
+        }
+        _ => {
+            view.wal_end = position(word);
+            view.history = TimelineHistory::root(view.wal_end.timeline);
+            if view.wal_end.timeline > TimelineId(1) {
+                view.history.switches = vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }];
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The rules that lead a host to its role, in order; the first match wins.
+
+use super::rejoin::{CLONES_TRIED, REWINDS_TRIED, Rejoin, rejoin};
+use crate::{
+    domain::{Epoch, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
+    state::{ClusterState, GrantPhase, Lock, OperationKind, OperationPhase, RuleId},
+};
+
+/// All a host needs to know to find its next action.
+#[derive(Debug, Clone, Copy)]
+pub struct Host<'a> {
+    /// The committed state as this host has applied it.
+    pub state: &'a ClusterState,
+    /// Which member this is.
+    pub me: &'a MemberId,
+    /// What its agent says.
+    pub agent: &'a AgentView,
+    /// The leader says that the primary accepts writes and has checkpointed on its timeline.
+    pub primary_ready: bool,
+}
+
+/// Whom a standby follows, or a rewind or clone copies from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Which member.
+    pub member: MemberId,
+    /// `host:port` of its PostgreSQL.
+    pub postgres: String,
+}
+
+/// How PostgreSQL is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Sessions end, a shutdown checkpoint is written, standbys get all WAL.
+    Fast,
+    /// At once, without a checkpoint.
+    Immediate,
+}
+
+/// What a host does to itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Create the first data directory of the cluster.
+    Initdb,
+    /// Start as a standby, or point a running one at another upstream.
+    StartStandby {
+        /// Whom to follow; `None`: read-only, following nobody.
+        upstream: Option<Upstream>,
+    },
+    /// Take the lease and become primary.
+    Promote {
+        /// The timeline the grant reserved.
+        timeline: TimelineId,
+        /// The WAL end the grant was decided on.
+        floor: WalPosition,
+    },
+    /// Start a primary again under the lease it still holds.
+    RestartInPlace {
+        /// The timeline of its grant.
+        timeline: TimelineId,
+    },
+    /// Stop PostgreSQL.
+    Stop {
+        /// How.
+        mode: StopMode,
+        /// Go on renewing the lease, because the stop may be rolled back.
+        keep_lease: bool,
+    },
+    /// Undo WAL the primary never had.
+    Rewind {
+        /// The primary.
+        source: Upstream,
+    },
+    /// Copy everything anew.
+    Clone {
+        /// The primary.
+        source: Upstream,
+    },
+    /// Flush now, so that a stop is short.
+    Checkpoint {
+        /// The operation it is for.
+        operation: u64,
+    },
+}
+
+/// The next action of a host, the rule that asked for it, and the epoch it is ordered in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Next {
+    /// The rule.
+    pub because: RuleId,
+    /// The epoch of the order.
+    pub epoch: Epoch,
+    /// What to do.
+    pub action: Action,
+}
+
+/// A rule: number, condition in words, function.
+pub struct Rule {
+    /// Its number, in logs and orders.
+    pub id: u32,
+    /// When it matches.
+    pub name: &'static str,
+    decide: fn(&Host<'_>) -> Option<Action>,
+}
+
+/// The rules in order. The first that matches wins.
+pub const RULES: &[Rule] = &[
+    Rule { id: 510, name: "the initializer of a founded cluster has no data: initdb", decide: initdb },
+    Rule { id: 520, name: "switchover: the primary flushes early", decide: checkpoint },
+    Rule { id: 525, name: "switchover: the primary stops and keeps its lease", decide: stop_for_switchover },
+    Rule { id: 530, name: "granted here: promote the standby", decide: promote },
+    Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
+    Rule { id: 540, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
+    Rule { id: 550, name: "no data, or a rejoin by copy is due: clone", decide: clone },
+    Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
+    Rule { id: 570, name: "a standby follows the primary", decide: follow },
+    Rule { id: 580, name: "nobody to follow: start read-only and wait", decide: start_alone },
+];
+
+/// The next action of a host, `None` when it is where it should be or has work under way.
+pub fn next_action(host: &Host<'_>) -> Option<Next> {
+    let agent = host.agent;
+    let busy = agent.work.is_some() || matches!(agent.state, PostgresState::Busy | PostgresState::Failed);
+    if host.state.identity.is_none() || busy || !same_system(host) {
+        return None;
+    }
+    RULES.iter().find_map(|rule| {
+        let action = (rule.decide)(host)?;
+        Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
+    })
+}
+
+/// Data of another cluster is never touched.
+fn same_system(host: &Host<'_>) -> bool {
+    match (host.agent.system_identifier, host.state.system_identifier) {
+        (Some(here), Some(cluster)) => here == cluster,
+        (None, _) | (_, None) => true,
+    }
+}
+
+fn initdb(host: &Host<'_>) -> Option<Action> {
+    let mine = host.state.initializer.as_ref() == Some(host.me) && host.state.system_identifier.is_none();
+    (mine && host.agent.state == PostgresState::NoData).then_some(Action::Initdb)
+}
+
+/// The grant, when this host has it and has not ended it.
+fn my_grant(host: &Host<'_>) -> Option<(Epoch, GrantPhase, TimelineId, WalPosition)> {
+    match &host.state.lock {
+        Lock::Granted { epoch, member, phase, timeline, floor, .. } if member == host.me => {
+            (host.agent.ended_epoch < *epoch).then_some((*epoch, *phase, *timeline, *floor))
+        }
+        Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
+    }
+}
+
+/// The switchover away from this host, and its phase.
+fn my_switchover(host: &Host<'_>) -> Option<(u64, OperationPhase)> {
+    let operation = host.state.operation.as_ref()?;
+    let mine = operation.kind == OperationKind::Switchover && operation.from.as_ref() == Some(host.me);
+    mine.then_some((operation.id, operation.phase))
+}
+
+fn checkpoint(host: &Host<'_>) -> Option<Action> {
+    my_grant(host)?;
+    let (operation, phase) = my_switchover(host)?;
+    let due = phase == OperationPhase::Checkpoint && host.agent.checkpoints_done < operation;
+    (due && host.agent.state == PostgresState::Primary).then_some(Action::Checkpoint { operation })
+}
+
+fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
+    my_grant(host)?;
+    let (_, phase) = my_switchover(host)?;
+    let due = phase == OperationPhase::Stop && host.agent.state == PostgresState::Primary;
+    due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: true })
+}
+
+fn promote(host: &Host<'_>) -> Option<Action> {
+    let (_, phase, timeline, floor) = my_grant(host)?;
+    if phase != GrantPhase::Promoting {
+        return None;
+    }
+    match host.agent.state {
+        PostgresState::Standby => Some(Action::Promote { timeline, floor }),
+        PostgresState::Stopped if !host.agent.lease.held => Some(Action::StartStandby { upstream: None }),
+        PostgresState::Stopped
+        | PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => None,
+    }
+}
+
+fn restart(host: &Host<'_>) -> Option<Action> {
+    let (epoch, _, timeline, _) = my_grant(host)?;
+    let lease = host.agent.lease;
+    if !lease.held || lease.epoch != epoch {
+        return None;
+    }
+    let rolled_back = match my_switchover(host) {
+        Some((_, phase)) => phase == OperationPhase::RollBack || phase < OperationPhase::Stop,
+        None => true,
+    };
+    match host.agent.state {
+        PostgresState::Crashed => Some(Action::RestartInPlace { timeline }),
+        // A stopped primary that kept its lease stays so only while a switchover wants it.
+        PostgresState::Stopped if rolled_back => Some(Action::RestartInPlace { timeline }),
+        PostgresState::Stopped
+        | PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Standby
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Busy
+        | PostgresState::Failed => None,
+    }
+}
+
+fn step_down(host: &Host<'_>) -> Option<Action> {
+    let transferred = my_switchover(host).is_some_and(|(_, phase)| phase == OperationPhase::Transfer);
+    if my_grant(host).is_some() && !transferred {
+        return None;
+    }
+    let holds_lease = host.agent.lease.epoch > Epoch(0);
+    let state = host.agent.state;
+    let writes = matches!(state, PostgresState::Primary | PostgresState::Crashed);
+    let keeps = state == PostgresState::Stopped && holds_lease;
+    (writes || keeps).then_some(Action::Stop { mode: StopMode::Immediate, keep_lease: false })
+}
+
+/// The primary to follow: promoted, and not this host.
+fn primary(host: &Host<'_>) -> Option<(Upstream, TimelineId)> {
+    match &host.state.lock {
+        Lock::Granted { member, phase, timeline, .. } if member != host.me && *phase != GrantPhase::Promoting => {
+            let postgres = host.state.members.get(member)?.postgres.clone();
+            Some((Upstream { member: member.clone(), postgres }, *timeline))
+        }
+        Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
+    }
+}
+
+/// How this host gets back in line, when there is a primary and its own WAL end is known.
+fn way_back(host: &Host<'_>) -> Option<(Upstream, Rejoin)> {
+    let (upstream, timeline) = primary(host)?;
+    let agent = host.agent;
+    if agent.state == PostgresState::NoData {
+        return Some((upstream, Rejoin::Reclone));
+    }
+    if agent.state == PostgresState::Stopped && !agent.wal_end_known {
+        return None;
+    }
+    let way = rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline));
+    let way = match way {
+        Rejoin::Follow if agent.rewind_unfinished => Rejoin::Rewind { fork: agent.wal_end },
+        other => other,
+    };
+    let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
+    Some((upstream, if spent { Rejoin::Reclone } else { way }))
+}
+
+fn at_rest(state: PostgresState) -> bool {
+    matches!(state, PostgresState::NoData | PostgresState::Stopped | PostgresState::Standby)
+}
+
+fn clone(host: &Host<'_>) -> Option<Action> {
+    let (source, way) = way_back(host)?;
+    let due = way == Rejoin::Reclone && host.primary_ready && host.agent.clone_failures < CLONES_TRIED;
+    (due && at_rest(host.agent.state)).then_some(Action::Clone { source })
+}
+
+fn rewind(host: &Host<'_>) -> Option<Action> {
+    let (source, way) = way_back(host)?;
+    let due = matches!(way, Rejoin::Rewind { .. }) && host.primary_ready;
+    (due && at_rest(host.agent.state)).then_some(Action::Rewind { source })
+}
+
+fn follow(host: &Host<'_>) -> Option<Action> {
+    let (upstream, way) = way_back(host)?;
+    if way != Rejoin::Follow {
+        return None;
+    }
+    let follows = host.agent.upstream.as_ref() == Some(&upstream.member);
+    let due = match host.agent.state {
+        PostgresState::Stopped => true,
+        PostgresState::Standby => !follows,
+        PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => false,
+    };
+    due.then_some(Action::StartStandby { upstream: Some(upstream) })
+}
+
+/// A stopped member that may be needed as the next primary waits read-only; a
+/// half-rewound directory is never started.
+fn start_alone(host: &Host<'_>) -> Option<Action> {
+    let agent = host.agent;
+    let ready = agent.state == PostgresState::Stopped && agent.wal_end_known && !agent.rewind_unfinished;
+    let undecided = match &host.state.lock {
+        Lock::Free => host.state.system_identifier.is_some(),
+        Lock::Fenced { .. } | Lock::Released(_) => true,
+        Lock::Granted { .. } => false,
+    };
+    (ready && undecided).then_some(Action::StartStandby { upstream: None })
+}
+
+#[cfg(test)]
+#[path = "role_test.rs"]
+mod tests;

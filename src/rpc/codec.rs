@@ -1,0 +1,410 @@
+//! Commands and state as they stand in the Raft log and in snapshots.
+
+use prost::Message as _;
+
+use super::{
+    Malformed,
+    convert::{member_id, optional_member, optional_text, position, position_of},
+    v1,
+};
+use crate::{
+    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineId, WalPosition},
+    state::{
+        ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
+        OperationKind, OperationPhase, Release, RuleId, TimelineRecord,
+    },
+};
+
+/// The format this version writes. A higher one is refused, never guessed at.
+pub const STATE_FORMAT: u32 = 1;
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+/// A command as log bytes.
+pub fn encode_command(command: &Command) -> Vec<u8> {
+    use v1::command as c;
+    let kind = match &command.kind {
+        Kind::Genesis { cluster_id, generation, name, members, initializer } => c::Kind::Genesis(c::Genesis {
+            cluster_id: cluster_id.0.clone(),
+            generation: generation.0,
+            name: name.clone(),
+            members: members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+            initializer: initializer.to_string(),
+        }),
+        Kind::RecordSystem { system_identifier } => {
+            c::Kind::RecordSystem(c::RecordSystem { system_identifier: *system_identifier })
+        }
+        Kind::Fence { reason } => c::Kind::Fence(c::Fence { reason: reason.clone() }),
+        Kind::Grant { member, floor } => {
+            c::Kind::Grant(c::Grant { member: member.to_string(), floor: Some(position(*floor)) })
+        }
+        Kind::PromotionComplete { member, timeline, switch } => c::Kind::PromotionComplete(c::PromotionComplete {
+            member: member.to_string(),
+            timeline: timeline.0,
+            switch: Some(position(*switch)),
+        }),
+        Kind::Open { member } => c::Kind::OpenPrimary(c::OpenPrimary { member: member.to_string() }),
+        Kind::Release { member, end, clean } => {
+            c::Kind::Release(c::Release { member: member.to_string(), end: Some(position(*end)), clean: *clean })
+        }
+        Kind::BeginOperation { kind, from, to } => c::Kind::BeginOperation(c::BeginOperation {
+            kind: encode_operation_kind(*kind) as i32,
+            from: optional_text(from.as_ref()),
+            to: to.to_string(),
+        }),
+        Kind::AdvanceOperation { id, phase } => {
+            c::Kind::AdvanceOperation(c::AdvanceOperation { id: *id, phase: encode_phase(*phase) as i32 })
+        }
+        Kind::EndOperation { id, succeeded, reason } => {
+            c::Kind::EndOperation(c::EndOperation { id: *id, succeeded: *succeeded, reason: reason.clone() })
+        }
+    };
+    v1::Command {
+        request_id: command.request_id.clone(),
+        expected_epoch: command.expected.0,
+        rule: command.because.0,
+        kind: Some(kind),
+    }
+    .encode_to_vec()
+}
+
+/// Log bytes as a command.
+///
+/// # Errors
+/// Bytes that are no command this version knows.
+pub fn decode_command(bytes: &[u8]) -> Result<Command> {
+    let fail = |problem: String| Malformed::new("command", problem);
+    let raw = v1::Command::decode(bytes).map_err(|e| fail(e.to_string()))?;
+    let kind = raw.kind.ok_or_else(|| fail("of a kind this version does not know".to_owned()))?;
+    Ok(Command {
+        request_id: raw.request_id,
+        expected: Epoch(raw.expected_epoch),
+        because: RuleId(raw.rule),
+        kind: decode_kind(kind)?,
+    })
+}
+
+fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
+    use v1::command::Kind as K;
+    Ok(match kind {
+        K::Genesis(g) => Kind::Genesis {
+            cluster_id: ClusterId(g.cluster_id),
+            generation: Generation(g.generation),
+            name: g.name,
+            members: g.members.into_iter().map(decode_member).collect::<Result<_>>()?,
+            initializer: member_id(&g.initializer)?,
+        },
+        K::RecordSystem(r) => Kind::RecordSystem { system_identifier: r.system_identifier },
+        K::Fence(f) => Kind::Fence { reason: f.reason },
+        K::Grant(g) => Kind::Grant { member: member_id(&g.member)?, floor: position_of(g.floor) },
+        K::PromotionComplete(p) => Kind::PromotionComplete {
+            member: member_id(&p.member)?,
+            timeline: TimelineId(p.timeline),
+            switch: position_of(p.switch),
+        },
+        K::OpenPrimary(o) => Kind::Open { member: member_id(&o.member)? },
+        K::Release(r) => Kind::Release { member: member_id(&r.member)?, end: position_of(r.end), clean: r.clean },
+        K::BeginOperation(b) => Kind::BeginOperation {
+            kind: decode_operation_kind(b.kind)?,
+            from: optional_member(&b.from)?,
+            to: member_id(&b.to)?,
+        },
+        K::AdvanceOperation(a) => Kind::AdvanceOperation { id: a.id, phase: decode_phase(a.phase)? },
+        K::EndOperation(e) => Kind::EndOperation { id: e.id, succeeded: e.succeeded, reason: e.reason },
+    })
+}
+
+/// The state as snapshot bytes.
+pub fn encode_state(state: &ClusterState) -> Vec<u8> {
+    v1::ClusterState {
+        format: STATE_FORMAT,
+        cluster_id: state.cluster_id().0,
+        generation: state.generation().0,
+        name: state.identity.as_ref().map(|i| i.name.clone()).unwrap_or_default(),
+        members: state.members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+        initializer: optional_text(state.initializer.as_ref()),
+        system_identifier: state.system_identifier.unwrap_or(0),
+        epoch: state.epoch.0,
+        lock: Some(encode_lock(&state.lock)),
+        lineage: state.lineage.iter().map(encode_record).collect(),
+        operation: state.operation.as_ref().map(encode_operation),
+        last_operation: state.last_operation.as_ref().map(|f| v1::FinishedOperation {
+            operation: Some(encode_operation(&f.operation)),
+            succeeded: f.succeeded,
+            reason: f.reason.clone(),
+        }),
+        operations: state.operations,
+        incidents: state
+            .incidents
+            .iter()
+            .map(|i| v1::Incident { revision: i.revision, epoch: i.epoch.0, what: i.what.clone(), rule: i.rule })
+            .collect(),
+        revision: state.revision,
+    }
+    .encode_to_vec()
+}
+
+/// Snapshot bytes as a state.
+///
+/// # Errors
+/// Bytes that are no state, or one of a newer format.
+pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
+    let raw = v1::ClusterState::decode(bytes).map_err(|e| Malformed::new("state", e.to_string()))?;
+    if raw.format > STATE_FORMAT {
+        let problem = format!("format {}, this version reads up to {STATE_FORMAT}", raw.format);
+        return Err(Malformed::new("state", problem));
+    }
+    let identity = (!raw.cluster_id.is_empty()).then(|| Identity {
+        cluster_id: ClusterId(raw.cluster_id),
+        generation: Generation(raw.generation),
+        name: raw.name,
+    });
+    let last_operation = match raw.last_operation {
+        None => None,
+        Some(f) => {
+            let operation = f.operation.ok_or_else(|| Malformed::new("finished operation", "it names none"))?;
+            Some(FinishedOperation {
+                operation: decode_operation(operation)?,
+                succeeded: f.succeeded,
+                reason: f.reason,
+            })
+        }
+    };
+    Ok(ClusterState {
+        identity,
+        members: raw.members.into_iter().map(decode_member).collect::<Result<_>>()?,
+        initializer: optional_member(&raw.initializer)?,
+        system_identifier: (raw.system_identifier != 0).then_some(raw.system_identifier),
+        epoch: Epoch(raw.epoch),
+        lock: raw.lock.map_or(Ok(Lock::Free), decode_lock)?,
+        lineage: raw.lineage.into_iter().map(decode_record).collect(),
+        operation: raw.operation.map(decode_operation).transpose()?,
+        last_operation,
+        operations: raw.operations,
+        incidents: raw
+            .incidents
+            .into_iter()
+            .map(|i| Incident { revision: i.revision, epoch: Epoch(i.epoch), what: i.what, rule: i.rule })
+            .collect(),
+        revision: raw.revision,
+    })
+}
+
+fn encode_member(id: &MemberId, member: &Member) -> v1::Member {
+    v1::Member {
+        id: id.to_string(),
+        node: member.node.0,
+        manager: member.manager.clone(),
+        postgres: member.postgres.clone(),
+    }
+}
+
+fn decode_member(raw: v1::Member) -> Result<(MemberId, Member)> {
+    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres };
+    Ok((member_id(&raw.id)?, member))
+}
+
+fn encode_lock(lock: &Lock) -> v1::Lock {
+    use v1::lock as l;
+    let kind = match lock {
+        Lock::Free => l::Kind::Free(l::Free {}),
+        Lock::Granted { epoch, member, phase, timeline, switch_lsn, floor } => l::Kind::Granted(l::Granted {
+            epoch: epoch.0,
+            member: member.to_string(),
+            phase: match phase {
+                GrantPhase::Promoting => v1::GrantPhase::Promoting,
+                GrantPhase::Promoted => v1::GrantPhase::Promoted,
+                GrantPhase::Open => v1::GrantPhase::Open,
+            } as i32,
+            timeline: timeline.0,
+            switch_lsn: switch_lsn.0,
+            floor: Some(position(*floor)),
+        }),
+        Lock::Released(release) => l::Kind::Released(encode_release(release)),
+        Lock::Fenced { epoch, previous, released } => l::Kind::Fenced(l::Fenced {
+            epoch: epoch.0,
+            previous: optional_text(previous.as_ref().map(|(_, m)| m)),
+            previous_epoch: previous.as_ref().map_or(0, |(e, _)| e.0),
+            released: released.as_ref().map(encode_release),
+            reason: String::new(),
+        }),
+    };
+    v1::Lock { kind: Some(kind) }
+}
+
+fn decode_lock(raw: v1::Lock) -> Result<Lock> {
+    use v1::lock::Kind as K;
+    Ok(match raw.kind {
+        None => return Err(Malformed::new("lock", "of a kind this version does not know")),
+        Some(K::Free(_)) => Lock::Free,
+        Some(K::Granted(g)) => Lock::Granted {
+            epoch: Epoch(g.epoch),
+            member: member_id(&g.member)?,
+            phase: match g.phase() {
+                v1::GrantPhase::Promoting => GrantPhase::Promoting,
+                v1::GrantPhase::Promoted => GrantPhase::Promoted,
+                v1::GrantPhase::Open => GrantPhase::Open,
+                v1::GrantPhase::Unspecified => return Err(Malformed::new("lock", "unknown grant phase")),
+            },
+            timeline: TimelineId(g.timeline),
+            switch_lsn: Lsn(g.switch_lsn),
+            floor: position_of(g.floor),
+        },
+        Some(K::Released(r)) => Lock::Released(decode_release(r)?),
+        Some(K::Fenced(f)) => Lock::Fenced {
+            epoch: Epoch(f.epoch),
+            previous: optional_member(&f.previous)?.map(|m| (Epoch(f.previous_epoch), m)),
+            released: f.released.map(decode_release).transpose()?,
+        },
+    })
+}
+
+fn encode_release(release: &Release) -> v1::lock::Released {
+    v1::lock::Released {
+        epoch: release.epoch.0,
+        member: release.member.to_string(),
+        end: Some(position(release.end)),
+        clean: release.clean,
+    }
+}
+
+fn decode_release(raw: v1::lock::Released) -> Result<Release> {
+    Ok(Release {
+        epoch: Epoch(raw.epoch),
+        member: member_id(&raw.member)?,
+        end: position_of(raw.end),
+        clean: raw.clean,
+    })
+}
+
+fn encode_record(record: &TimelineRecord) -> v1::TimelineRecord {
+    v1::TimelineRecord {
+        timeline: record.timeline.0,
+        parent: record.switch.map_or(0, |s| s.timeline.0),
+        switch_lsn: record.switch.map_or(0, |s| s.lsn.0),
+        epoch: record.epoch.0,
+        member: String::new(),
+        complete: record.switch.is_some(),
+    }
+}
+
+fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
+    let switch = raw.complete.then(|| WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
+    TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch }
+}
+
+fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
+    match kind {
+        OperationKind::Switchover => v1::OperationKind::Switchover,
+        OperationKind::Failover => v1::OperationKind::Failover,
+    }
+}
+
+fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
+    match v1::OperationKind::try_from(raw) {
+        Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
+        Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
+        Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
+    }
+}
+
+fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
+    match phase {
+        OperationPhase::Checkpoint => v1::OperationPhase::Checkpoint,
+        OperationPhase::HoldWrites => v1::OperationPhase::HoldWrites,
+        OperationPhase::Stop => v1::OperationPhase::Stop,
+        OperationPhase::Transfer => v1::OperationPhase::Transfer,
+        OperationPhase::RollBack => v1::OperationPhase::RollBack,
+    }
+}
+
+fn decode_phase(raw: i32) -> Result<OperationPhase> {
+    match v1::OperationPhase::try_from(raw) {
+        Ok(v1::OperationPhase::Checkpoint) => Ok(OperationPhase::Checkpoint),
+        Ok(v1::OperationPhase::HoldWrites) => Ok(OperationPhase::HoldWrites),
+        Ok(v1::OperationPhase::Stop) => Ok(OperationPhase::Stop),
+        Ok(v1::OperationPhase::Transfer) => Ok(OperationPhase::Transfer),
+        Ok(v1::OperationPhase::RollBack) => Ok(OperationPhase::RollBack),
+        Ok(v1::OperationPhase::Unspecified) | Err(_) => {
+            Err(Malformed::new("operation", format!("unknown phase {raw}")))
+        }
+    }
+}
+
+fn encode_operation(operation: &Operation) -> v1::Operation {
+    v1::Operation {
+        id: operation.id,
+        kind: encode_operation_kind(operation.kind) as i32,
+        from: optional_text(operation.from.as_ref()),
+        to: operation.to.to_string(),
+        phase: encode_phase(operation.phase) as i32,
+    }
+}
+
+fn decode_operation(raw: v1::Operation) -> Result<Operation> {
+    Ok(Operation {
+        id: raw.id,
+        kind: decode_operation_kind(raw.kind)?,
+        from: optional_member(&raw.from)?,
+        to: member_id(&raw.to)?,
+        phase: decode_phase(raw.phase)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> MemberId {
+        name.parse().unwrap()
+    }
+
+    fn at(timeline: u32, lsn: u64) -> WalPosition {
+        WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
+    }
+
+    fn every_kind() -> Vec<Kind> {
+        let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into() };
+        vec![
+            Kind::Genesis {
+                cluster_id: ClusterId("c".into()),
+                generation: Generation(1),
+                name: "n".into(),
+                members: vec![(id("a"), member.clone()), (id("b"), Member { node: NodeId(2), ..member })],
+                initializer: id("a"),
+            },
+            Kind::RecordSystem { system_identifier: 99 },
+            Kind::Fence { reason: "why".into() },
+            Kind::Grant { member: id("a"), floor: at(1, 5) },
+            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6) },
+            Kind::Open { member: id("a") },
+            Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") },
+            Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },
+            Kind::Release { member: id("a"), end: at(2, 8), clean: true },
+            Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
+            Kind::Fence { reason: "again".into() },
+        ]
+    }
+
+    #[test]
+    fn every_command_and_every_state_on_the_way_survives_the_log_and_a_snapshot() {
+        let mut state = ClusterState::default();
+        for kind in every_kind() {
+            let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(120), kind };
+            assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
+            assert_eq!(state.apply(&command), crate::state::Applied::Changed, "{command}");
+            assert_eq!(decode_state(&encode_state(&state)).unwrap(), state, "after {command}");
+        }
+    }
+
+    #[test]
+    fn a_state_of_a_newer_format_is_refused() {
+        let newer = v1::ClusterState { format: STATE_FORMAT + 1, ..Default::default() }.encode_to_vec();
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 2"));
+    }
+
+    #[test]
+    fn a_command_of_an_unknown_kind_is_refused_not_skipped() {
+        assert!(decode_command(&v1::Command::default().encode_to_vec()).is_err());
+    }
+}

@@ -1,0 +1,306 @@
+//! What travels between processes, to and from the domain.
+
+use super::{Malformed, v1};
+use crate::domain::{
+    ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+    observation::{AgentView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work},
+};
+
+type Result<T> = std::result::Result<T, Malformed>;
+
+/// The header of a request to `target`.
+pub fn target(cluster: &ClusterId, generation: Generation, target: &str, epoch: Epoch, sender: &str) -> v1::Target {
+    v1::Target {
+        cluster_id: cluster.0.clone(),
+        generation: generation.0,
+        target: target.to_owned(),
+        epoch: epoch.0,
+        sender: sender.to_owned(),
+    }
+}
+
+/// Checks that a request is meant for `me` in this life of this cluster. Before
+/// genesis a receiver knows no cluster id and takes any.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` that names what differs.
+pub fn check_target(
+    to: Option<&v1::Target>,
+    me: &str,
+    cluster: &ClusterId,
+    generation: Generation,
+) -> std::result::Result<v1::Target, tonic::Status> {
+    let refuse = |what: String| Err(tonic::Status::failed_precondition(what));
+    let Some(to) = to else { return refuse("the request names no target".to_owned()) };
+    if !to.target.is_empty() && to.target != me {
+        return refuse(format!("the request is for {}, this is {me}", to.target));
+    }
+    if to.cluster_id.is_empty() || cluster.0.is_empty() {
+        return Ok(to.clone());
+    }
+    if to.cluster_id != cluster.0 {
+        return refuse(format!("the request is for cluster {}, this is {cluster}", to.cluster_id));
+    }
+    if to.generation != generation.0 {
+        return refuse(format!("the request is for generation {}, this is {generation}", to.generation));
+    }
+    Ok(to.clone())
+}
+
+/// A member id from its text.
+pub fn member_id(text: &str) -> Result<MemberId> {
+    text.parse().map_err(|e: crate::domain::ids::BadMemberId| Malformed::new("member id", e.to_string()))
+}
+
+/// A member id that may be absent (empty).
+pub fn optional_member(text: &str) -> Result<Option<MemberId>> {
+    if text.is_empty() { Ok(None) } else { member_id(text).map(Some) }
+}
+
+/// The text of a member id that may be absent.
+pub fn optional_text(id: Option<&MemberId>) -> String {
+    id.map(ToString::to_string).unwrap_or_default()
+}
+
+/// To the wire.
+pub fn position(p: WalPosition) -> v1::WalPosition {
+    v1::WalPosition { timeline: p.timeline.0, lsn: p.lsn.0 }
+}
+
+/// From the wire; absent is the zero position.
+pub fn position_of(p: Option<v1::WalPosition>) -> WalPosition {
+    p.map(|p| WalPosition { timeline: TimelineId(p.timeline), lsn: Lsn(p.lsn) }).unwrap_or_default()
+}
+
+/// To the wire.
+pub fn promise(p: &Promise) -> v1::Promise {
+    v1::Promise {
+        sealed_epoch: p.sealed.0,
+        epoch: p.epoch.0,
+        lapsed: p.lapsed,
+        remaining_ms: p.remaining_ms,
+        highest_lsn: p.highest.lsn.0,
+        highest_timeline: p.highest.timeline.0,
+        renewed: p.renewed,
+    }
+}
+
+/// From the wire; absent promises are not "no promise": they count as not lapsed.
+pub fn promise_of(p: Option<v1::Promise>) -> Promise {
+    p.map(|p| Promise {
+        sealed: Epoch(p.sealed_epoch),
+        epoch: Epoch(p.epoch),
+        lapsed: p.lapsed,
+        remaining_ms: p.remaining_ms,
+        highest: WalPosition { timeline: TimelineId(p.highest_timeline), lsn: Lsn(p.highest_lsn) },
+        renewed: p.renewed,
+    })
+    .unwrap_or_default()
+}
+
+/// To the wire.
+pub fn notice(n: &Notice) -> v1::Notice {
+    v1::Notice {
+        member: n.member.to_string(),
+        epoch: n.epoch.0,
+        fenced: n.fenced,
+        end: Some(position(n.end)),
+        clean: n.clean,
+    }
+}
+
+/// From the wire.
+pub fn notice_of(n: v1::Notice) -> Result<Notice> {
+    Ok(Notice {
+        member: member_id(&n.member)?,
+        epoch: Epoch(n.epoch),
+        fenced: n.fenced,
+        end: position_of(n.end),
+        clean: n.clean,
+    })
+}
+
+fn postgres_state(state: PostgresState) -> v1::PostgresState {
+    match state {
+        PostgresState::NoData => v1::PostgresState::NoData,
+        PostgresState::Stopped => v1::PostgresState::Stopped,
+        PostgresState::Starting => v1::PostgresState::Starting,
+        PostgresState::Standby => v1::PostgresState::Standby,
+        PostgresState::Promoting => v1::PostgresState::Promoting,
+        PostgresState::Primary => v1::PostgresState::Primary,
+        PostgresState::Stopping => v1::PostgresState::Stopping,
+        PostgresState::Crashed => v1::PostgresState::Crashed,
+        PostgresState::Busy => v1::PostgresState::Busy,
+        PostgresState::Failed => v1::PostgresState::Failed,
+    }
+}
+
+fn postgres_state_of(raw: v1::PostgresState) -> Result<PostgresState> {
+    Ok(match raw {
+        v1::PostgresState::NoData => PostgresState::NoData,
+        v1::PostgresState::Stopped => PostgresState::Stopped,
+        v1::PostgresState::Starting => PostgresState::Starting,
+        v1::PostgresState::Standby => PostgresState::Standby,
+        v1::PostgresState::Promoting => PostgresState::Promoting,
+        v1::PostgresState::Primary => PostgresState::Primary,
+        v1::PostgresState::Stopping => PostgresState::Stopping,
+        v1::PostgresState::Crashed => PostgresState::Crashed,
+        v1::PostgresState::Busy => PostgresState::Busy,
+        v1::PostgresState::Failed => PostgresState::Failed,
+        v1::PostgresState::Unspecified => return Err(Malformed::new("agent status", "unknown state of PostgreSQL")),
+    })
+}
+
+/// To the wire.
+pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::AgentStatus {
+    v1::AgentStatus {
+        member: view.member.to_string(),
+        session: view.session,
+        sequence,
+        state: postgres_state(view.state) as i32,
+        server_version: view.server_version,
+        system_identifier: view.system_identifier.unwrap_or(0),
+        wal_end: Some(position(view.wal_end)),
+        wal_end_known: view.wal_end_known,
+        replay_lsn: view.replay_lsn.0,
+        streaming: view.streaming,
+        upstream: optional_text(view.upstream.as_ref()),
+        history: view
+            .history
+            .switches
+            .iter()
+            .map(|s| v1::TimelineSwitch { timeline: s.timeline.0, end: s.end.0 })
+            .collect(),
+        lease: Some(v1::LeaseStatus {
+            epoch: view.lease.epoch.0,
+            held: view.lease.held,
+            remaining_ms: view.lease.remaining_ms,
+        }),
+        accepted_epoch: view.accepted_epoch.0,
+        ended_epoch: view.ended_epoch.0,
+        was_primary: view.was_primary,
+        clean_shutdown: view.clean_shutdown,
+        work: view.work.as_ref().map(|w| v1::Work {
+            order: w.order,
+            kind: w.kind.clone(),
+            phase: w.phase.clone(),
+            done_bytes: w.done_bytes,
+            total_bytes: w.total_bytes,
+        }),
+        last_order: view.last_order.as_ref().map(|r| v1::OrderResult {
+            order: r.order,
+            kind: r.kind.clone(),
+            ok: r.error.is_none(),
+            error: r.error.clone().unwrap_or_default(),
+        }),
+        standbys: view
+            .standbys
+            .iter()
+            .map(|s| v1::StandbyProgress {
+                member: s.member.to_string(),
+                state: s.state.clone(),
+                flush_lsn: s.flush_lsn.0,
+                lag_bytes: s.lag_bytes,
+            })
+            .collect(),
+        checkpoint_timeline: view.checkpoint_timeline.0,
+        checkpoints_done: view.checkpoints_done,
+        fenced_epoch: view.fenced_epoch.0,
+        guard: view.guard.clone(),
+        problem: view.problem.clone().unwrap_or_default(),
+        postgres_pid,
+        rewind_unfinished: view.rewind_unfinished,
+        rewind_failures: view.rewind_failures,
+        clone_failures: view.clone_failures,
+    }
+}
+
+/// From the wire.
+///
+/// # Errors
+/// A status that names no member or an unknown state.
+pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
+    let wal_end = position_of(raw.wal_end);
+    let lease = raw.lease.unwrap_or_default();
+    Ok(AgentView {
+        member: member_id(&raw.member)?,
+        session: raw.session,
+        state: postgres_state_of(raw.state())?,
+        server_version: raw.server_version,
+        system_identifier: (raw.system_identifier != 0).then_some(raw.system_identifier),
+        wal_end,
+        wal_end_known: raw.wal_end_known,
+        replay_lsn: Lsn(raw.replay_lsn),
+        streaming: raw.streaming,
+        upstream: optional_member(&raw.upstream)?,
+        history: TimelineHistory {
+            timeline: wal_end.timeline,
+            switches: raw
+                .history
+                .iter()
+                .map(|s| TimelineSwitch { timeline: TimelineId(s.timeline), end: Lsn(s.end) })
+                .collect(),
+        },
+        lease: LeaseView { epoch: Epoch(lease.epoch), held: lease.held, remaining_ms: lease.remaining_ms },
+        accepted_epoch: Epoch(raw.accepted_epoch),
+        ended_epoch: Epoch(raw.ended_epoch),
+        fenced_epoch: Epoch(raw.fenced_epoch),
+        was_primary: raw.was_primary,
+        clean_shutdown: raw.clean_shutdown,
+        work: raw.work.map(|w| Work {
+            order: w.order,
+            kind: w.kind,
+            phase: w.phase,
+            done_bytes: w.done_bytes,
+            total_bytes: w.total_bytes,
+        }),
+        last_order: raw.last_order.map(|r| OrderResult {
+            order: r.order,
+            kind: r.kind,
+            error: (!r.ok).then_some(r.error),
+        }),
+        standbys: raw
+            .standbys
+            .into_iter()
+            .map(|s| {
+                Ok(StandbyProgress {
+                    member: member_id(&s.member)?,
+                    state: s.state,
+                    flush_lsn: Lsn(s.flush_lsn),
+                    lag_bytes: s.lag_bytes,
+                })
+            })
+            .collect::<Result<_>>()?,
+        checkpoint_timeline: TimelineId(raw.checkpoint_timeline),
+        checkpoints_done: raw.checkpoints_done,
+        guard: raw.guard,
+        problem: (!raw.problem.is_empty()).then_some(raw.problem),
+        rewind_unfinished: raw.rewind_unfinished,
+        rewind_failures: raw.rewind_failures,
+        clone_failures: raw.clone_failures,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_for_somebody_else_is_refused_and_says_who_this_is() {
+        let (cluster, generation) = (ClusterId("c".into()), Generation(1));
+        let to = |cluster_id: &str, generation, target: &str| v1::Target {
+            cluster_id: cluster_id.into(),
+            generation,
+            target: target.into(),
+            ..Default::default()
+        };
+        let check =
+            |t: v1::Target| check_target(Some(&t), "n1", &cluster, generation).map_err(|e| e.message().to_owned());
+        assert!(check(to("c", 1, "n1")).is_ok());
+        assert!(check(to("", 0, "n1")).is_ok());
+        assert_eq!(check(to("c", 1, "n2")).unwrap_err(), "the request is for n2, this is n1");
+        assert_eq!(check(to("d", 1, "n1")).unwrap_err(), "the request is for cluster d, this is c");
+        assert_eq!(check(to("c", 2, "n1")).unwrap_err(), "the request is for generation 2, this is 1");
+        assert!(check_target(None, "n1", &cluster, generation).is_err());
+    }
+}

@@ -1,0 +1,347 @@
+//! How a command changes the state. Compare-and-set throughout: what no longer
+//! holds makes the command stale, never an error.
+
+use super::{
+    cluster::{
+        ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Operation,
+        OperationKind, OperationPhase, Release, TimelineRecord,
+    },
+    command::{Applied, Command, Kind},
+};
+use crate::domain::{Lsn, MemberId, TimelineId, WalPosition};
+
+impl ClusterState {
+    /// Applies one committed command. The same on every node, for ever.
+    pub fn apply(&mut self, command: &Command) -> Applied {
+        if command.expected != self.epoch {
+            return self.stale(format!("decided in epoch {}", command.expected));
+        }
+        let done = self.change(&command.kind);
+        match done {
+            Err(why) => self.stale(why),
+            Ok(incident) => {
+                self.revision += 1;
+                if let Some(what) = incident {
+                    self.remember(what, command.because.0);
+                }
+                Applied::Changed
+            }
+        }
+    }
+
+    fn stale(&self, why: String) -> Applied {
+        Applied::Stale { current: self.epoch, why }
+    }
+
+    fn remember(&mut self, what: String, rule: u32) {
+        self.incidents.push_back(Incident { revision: self.revision, epoch: self.epoch, what, rule });
+        while self.incidents.len() > INCIDENTS_KEPT {
+            self.incidents.pop_front();
+        }
+    }
+
+    fn change(&mut self, kind: &Kind) -> Result<Option<String>, String> {
+        match kind {
+            Kind::Genesis { .. } => self.genesis(kind),
+            Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
+            Kind::Fence { reason } => self.fence(reason),
+            Kind::Grant { member, floor } => self.grant(member, *floor),
+            Kind::PromotionComplete { member, timeline, switch } => self.promoted(member, *timeline, *switch),
+            Kind::Open { member } => self.open(member),
+            Kind::Release { member, end, clean } => self.release(member, *end, *clean),
+            Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to),
+            Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
+            Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
+        }
+    }
+
+    fn genesis(&mut self, kind: &Kind) -> Result<Option<String>, String> {
+        let Kind::Genesis { cluster_id, generation, name, members, initializer } = kind else {
+            return Err("not a genesis".to_owned());
+        };
+        if self.identity.is_some() {
+            return Err("the cluster exists".to_owned());
+        }
+        self.identity = Some(Identity { cluster_id: cluster_id.clone(), generation: *generation, name: name.clone() });
+        self.members = members.iter().cloned().collect();
+        self.initializer = Some(initializer.clone());
+        Ok(Some(format!("cluster {name} founded with {} members, {initializer} runs initdb", members.len())))
+    }
+
+    fn record_system(&mut self, system_identifier: u64) -> Result<Option<String>, String> {
+        if let Some(known) = self.system_identifier {
+            return Err(format!("system identifier {known} is recorded"));
+        }
+        self.system_identifier = Some(system_identifier);
+        self.lineage.push(TimelineRecord { timeline: TimelineId(1), epoch: self.epoch, switch: None });
+        Ok(None)
+    }
+
+    fn fence(&mut self, reason: &str) -> Result<Option<String>, String> {
+        let (previous, released) = match &self.lock {
+            Lock::Free => (None, None),
+            Lock::Granted { epoch, member, .. } => (Some((*epoch, member.clone())), None),
+            Lock::Released(release) => (Some((release.epoch, release.member.clone())), Some(release.clone())),
+            Lock::Fenced { .. } => return Err("the epoch is fenced".to_owned()),
+        };
+        self.epoch = self.epoch.next();
+        let holder = previous.as_ref().map_or_else(|| "nobody".to_owned(), |(_, m)| m.to_string());
+        self.lock = Lock::Fenced { epoch: self.epoch, previous, released };
+        Ok(Some(format!("epoch {} begins, {holder} held the last one: {reason}", self.epoch)))
+    }
+
+    fn grant(&mut self, member: &MemberId, floor: WalPosition) -> Result<Option<String>, String> {
+        let Lock::Fenced { epoch, .. } = &self.lock else {
+            return Err("a grant needs a fenced epoch".to_owned());
+        };
+        let epoch = *epoch;
+        if !self.members.contains_key(member) {
+            return Err(format!("{member} is no member"));
+        }
+        let timeline = self.highest_timeline().next();
+        self.lineage.push(TimelineRecord { timeline, epoch, switch: None });
+        self.lock = Lock::Granted {
+            epoch,
+            member: member.clone(),
+            phase: GrantPhase::Promoting,
+            timeline,
+            switch_lsn: Lsn(0),
+            floor,
+        };
+        Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
+    }
+
+    fn promoted(&mut self, by: &MemberId, on: TimelineId, at: WalPosition) -> Result<Option<String>, String> {
+        let Lock::Granted { epoch, member, phase, timeline, switch_lsn, .. } = &mut self.lock else {
+            return Err("nothing is granted".to_owned());
+        };
+        if member != by || *timeline != on || *phase != GrantPhase::Promoting {
+            return Err(format!("{member} is {phase:?} on timeline {timeline}"));
+        }
+        *phase = GrantPhase::Promoted;
+        *switch_lsn = at.lsn;
+        let epoch = *epoch;
+        for record in &mut self.lineage {
+            if record.timeline == on {
+                record.switch = Some(at);
+            }
+        }
+        Ok(Some(format!("{by} is primary of epoch {epoch} on timeline {on} from {at}")))
+    }
+
+    fn open(&mut self, who: &MemberId) -> Result<Option<String>, String> {
+        match &mut self.lock {
+            Lock::Granted { member, phase, .. } if member == who && *phase == GrantPhase::Promoted => {
+                *phase = GrantPhase::Open;
+                Ok(Some(format!("{who} is open for clients")))
+            }
+            Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
+                Err(format!("{who} is not promoted, or open already"))
+            }
+        }
+    }
+
+    fn release(&mut self, who: &MemberId, end: WalPosition, clean: bool) -> Result<Option<String>, String> {
+        match &self.lock {
+            Lock::Granted { epoch, member, .. } if member == who => {
+                let release = Release { epoch: *epoch, member: member.clone(), end, clean };
+                let how = if clean { "cleanly" } else { "after a crash or a fence" };
+                let what = format!("{who} released epoch {epoch} {how}, its WAL ends at {end}");
+                self.lock = Lock::Released(release);
+                Ok(Some(what))
+            }
+            Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
+                Err(format!("{who} does not hold the lock"))
+            }
+        }
+    }
+
+    fn begin(&mut self, kind: OperationKind, from: Option<&MemberId>, to: &MemberId) -> Result<Option<String>, String> {
+        if let Some(running) = &self.operation {
+            return Err(format!("operation {} is under way", running.id));
+        }
+        if self.holder().map(|(_, m)| m) != from {
+            return Err("the primary has changed".to_owned());
+        }
+        if !self.members.contains_key(to) || from == Some(to) {
+            return Err(format!("{to} can't be the target"));
+        }
+        self.operations += 1;
+        let phase = match kind {
+            OperationKind::Switchover => OperationPhase::Checkpoint,
+            OperationKind::Failover => OperationPhase::Transfer,
+        };
+        self.operation = Some(Operation { id: self.operations, kind, from: from.cloned(), to: to.clone(), phase });
+        let name = match kind {
+            OperationKind::Switchover => "switchover",
+            OperationKind::Failover => "failover by command",
+        };
+        Ok(Some(format!("{name} {} to {to} begins", self.operations)))
+    }
+
+    fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
+        let Some(operation) = self.operation.as_mut().filter(|o| o.id == id) else {
+            return Err(format!("operation {id} is over"));
+        };
+        if to <= operation.phase {
+            return Err(format!("operation {id} is in {:?}", operation.phase));
+        }
+        operation.phase = to;
+        Ok(None)
+    }
+
+    fn end(&mut self, id: u64, succeeded: bool, reason: &str) -> Result<Option<String>, String> {
+        let Some(operation) = self.operation.take_if(|o| o.id == id) else {
+            return Err(format!("operation {id} is over"));
+        };
+        let how = if succeeded { "succeeded" } else { "failed" };
+        let what = format!("operation {id} {how}: {reason}");
+        self.last_operation = Some(FinishedOperation { operation, succeeded, reason: reason.to_owned() });
+        Ok(Some(what))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{ClusterId, Epoch, Generation, NodeId},
+        state::{Member, RuleId},
+    };
+
+    fn id(name: &str) -> MemberId {
+        name.parse().unwrap()
+    }
+
+    fn at(timeline: u32, lsn: u64) -> WalPosition {
+        WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
+    }
+
+    fn run(state: &mut ClusterState, kind: Kind) -> Applied {
+        let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(1), kind };
+        state.apply(&command)
+    }
+
+    fn founded() -> ClusterState {
+        let mut state = ClusterState::default();
+        let member = |n: u64| Member { node: NodeId(n), manager: format!("h{n}:7400"), postgres: format!("h{n}:5432") };
+        let members = vec![(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))];
+        let genesis = Kind::Genesis {
+            cluster_id: ClusterId("x".into()),
+            generation: Generation(1),
+            name: "test".into(),
+            members,
+            initializer: id("a"),
+        };
+        assert_eq!(run(&mut state, genesis), Applied::Changed);
+        assert_eq!(run(&mut state, Kind::RecordSystem { system_identifier: 7 }), Applied::Changed);
+        state
+    }
+
+    fn opened() -> ClusterState {
+        let mut state = founded();
+        for kind in [
+            Kind::Fence { reason: "first".into() },
+            Kind::Grant { member: id("a"), floor: at(1, 50) },
+            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 60) },
+            Kind::Open { member: id("a") },
+        ] {
+            assert_eq!(run(&mut state, kind), Applied::Changed);
+        }
+        state
+    }
+
+    fn is_stale(applied: &Applied) -> bool {
+        matches!(applied, Applied::Stale { .. })
+    }
+
+    #[test]
+    fn a_cluster_is_founded_once() {
+        let mut state = founded();
+        let again = Kind::Genesis {
+            cluster_id: ClusterId("y".into()),
+            generation: Generation(1),
+            name: "other".into(),
+            members: vec![],
+            initializer: id("b"),
+        };
+        assert!(is_stale(&run(&mut state, again)));
+        assert!(is_stale(&run(&mut state, Kind::RecordSystem { system_identifier: 8 })));
+        assert_eq!(state.system_identifier, Some(7));
+    }
+
+    #[test]
+    fn a_command_of_an_old_epoch_changes_nothing() {
+        let mut state = opened();
+        let before = state.clone();
+        let late = Command {
+            request_id: "r".into(),
+            expected: Epoch(0),
+            because: RuleId(1),
+            kind: Kind::Fence { reason: "late".into() },
+        };
+        assert!(is_stale(&state.apply(&late)));
+        assert_eq!(state, before);
+    }
+
+    #[test]
+    fn no_grant_without_a_fence() {
+        let mut state = opened();
+        assert!(is_stale(&run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) })));
+        assert_eq!(state.holder(), Some((Epoch(1), &id("a"))));
+    }
+
+    #[test]
+    fn each_grant_reserves_a_timeline_of_its_own_even_when_nothing_came_of_the_last() {
+        let mut state = opened();
+        run(&mut state, Kind::Fence { reason: "a is lost".into() });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Fence { reason: "b is lost too".into() });
+        run(&mut state, Kind::Grant { member: id("c"), floor: at(2, 70) });
+        let Lock::Granted { timeline, epoch, .. } = state.lock else { panic!() };
+        assert_eq!((timeline, epoch), (TimelineId(4), Epoch(3)));
+    }
+
+    #[test]
+    fn a_promotion_on_another_timeline_than_the_granted_one_is_stale() {
+        let mut state = opened();
+        run(&mut state, Kind::Fence { reason: "x".into() });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        let wrong = Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71) };
+        assert!(is_stale(&run(&mut state, wrong)));
+    }
+
+    #[test]
+    fn only_the_holder_releases_and_the_fence_keeps_its_word() {
+        let mut state = opened();
+        assert!(is_stale(&run(&mut state, Kind::Release { member: id("b"), end: at(2, 9), clean: true })));
+        run(&mut state, Kind::Release { member: id("a"), end: at(2, 90), clean: true });
+        run(&mut state, Kind::Fence { reason: "released".into() });
+        let Lock::Fenced { released: Some(release), .. } = &state.lock else { panic!() };
+        assert_eq!((release.member.clone(), release.end, release.clean), (id("a"), at(2, 90), true));
+    }
+
+    #[test]
+    fn phases_of_an_operation_only_go_forward() {
+        let mut state = opened();
+        let begin = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+        run(&mut state, begin.clone());
+        assert!(is_stale(&run(&mut state, begin)));
+        assert!(state.open_primary().is_some());
+        run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop });
+        assert!(state.open_primary().is_none());
+        assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Checkpoint })));
+        run(&mut state, Kind::EndOperation { id: 1, succeeded: false, reason: "rolled back".into() });
+        assert!(state.open_primary().is_some());
+    }
+
+    #[test]
+    fn incidents_are_bounded() {
+        let mut state = opened();
+        for _ in 0..100 {
+            run(&mut state, Kind::Fence { reason: "x".into() });
+            run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        }
+        assert_eq!(state.incidents.len(), INCIDENTS_KEPT);
+    }
+}

@@ -1,0 +1,274 @@
+//! What every node knows: who belongs to the cluster, who holds the primary's
+//! lock, which timelines there have been, and which operation is under way.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::domain::{
+    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+};
+
+/// How many incidents the state remembers.
+pub const INCIDENTS_KEPT: usize = 64;
+
+/// The replicated state of one cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClusterState {
+    /// `None` before genesis.
+    pub identity: Option<Identity>,
+    /// Who belongs to it.
+    pub members: BTreeMap<MemberId, Member>,
+    /// The member whose initdb founds the cluster.
+    pub initializer: Option<MemberId>,
+    /// PostgreSQL's own identity of the cluster, once there is one.
+    pub system_identifier: Option<u64>,
+    /// The highest epoch ever named. Never goes back.
+    pub epoch: Epoch,
+    /// The primary's lock.
+    pub lock: Lock,
+    /// Every timeline that was reserved for a promotion, oldest first.
+    pub lineage: Vec<TimelineRecord>,
+    /// The operation under way.
+    pub operation: Option<Operation>,
+    /// How the last operation ended.
+    pub last_operation: Option<FinishedOperation>,
+    /// How many operations there have been; the id of the next is one more.
+    pub operations: u64,
+    /// The last changes of primary and what caused them.
+    pub incidents: VecDeque<Incident>,
+    /// Counts the commands that changed this state.
+    pub revision: u64,
+}
+
+/// Which life of which cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Drawn at genesis.
+    pub cluster_id: ClusterId,
+    /// 1 at genesis; one more with each `matriarch recover`.
+    pub generation: Generation,
+    /// The configured name.
+    pub name: String,
+}
+
+/// One member as committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its Raft id.
+    pub node: NodeId,
+    /// `host:port` of its manager.
+    pub manager: String,
+    /// `host:port` of its PostgreSQL.
+    pub postgres: String,
+}
+
+/// The primary's lock. Exactly one of these holds at any time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Lock {
+    /// Nobody ever held it.
+    #[default]
+    Free,
+    /// One member may become, or is, primary of this epoch.
+    Granted {
+        /// The epoch of the grant.
+        epoch: Epoch,
+        /// Who.
+        member: MemberId,
+        /// How far the promotion is.
+        phase: GrantPhase,
+        /// The timeline reserved for it.
+        timeline: TimelineId,
+        /// Where the new timeline began; 0 until the promotion is complete.
+        switch_lsn: Lsn,
+        /// The WAL end the grant was decided on.
+        floor: WalPosition,
+    },
+    /// The holder gave it up and its process tree is verified empty.
+    Released(Release),
+    /// An epoch above the last holder's was committed; nothing is granted yet.
+    Fenced {
+        /// The new epoch.
+        epoch: Epoch,
+        /// The last holder, if there was one.
+        previous: Option<(Epoch, MemberId)>,
+        /// Present when the last holder released the lock by itself.
+        released: Option<Release>,
+    },
+}
+
+/// The end of an epoch, in the words of its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// The epoch that ended.
+    pub epoch: Epoch,
+    /// Who held it.
+    pub member: MemberId,
+    /// Where its WAL ends.
+    pub end: WalPosition,
+    /// After a clean shutdown: `end` is proven.
+    pub clean: bool,
+}
+
+/// How far a promotion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GrantPhase {
+    /// The member takes the lease and promotes.
+    Promoting,
+    /// PostgreSQL has left recovery on the reserved timeline.
+    Promoted,
+    /// Clients may be routed to it.
+    Open,
+}
+
+/// A timeline that was reserved for a promotion. Reserved numbers are never
+/// used again, also when the promotion came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimelineRecord {
+    /// The number.
+    pub timeline: TimelineId,
+    /// The epoch of the grant that reserved it.
+    pub epoch: Epoch,
+    /// Where it began, once the promotion was complete.
+    pub switch: Option<WalPosition>,
+}
+
+/// What an operator asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperationKind {
+    /// A planned change of primary with the old one's help; nothing is lost.
+    Switchover,
+    /// A change of primary without the old one's help, by command.
+    Failover,
+}
+
+/// Where an operation is. Persisted before acting: a new leader goes on from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OperationPhase {
+    /// The primary flushes early, so that the stop is short.
+    Checkpoint,
+    /// Routers hold new connections.
+    HoldWrites,
+    /// A fast stop with the lease kept. The last phase that can be rolled back.
+    Stop,
+    /// The lock is released or fenced; the target is promoted.
+    Transfer,
+    /// The old primary is opened again.
+    RollBack,
+}
+
+/// An operation under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// Its number.
+    pub id: u64,
+    /// What was asked for.
+    pub kind: OperationKind,
+    /// The primary when it began.
+    pub from: Option<MemberId>,
+    /// Who shall be primary.
+    pub to: MemberId,
+    /// Where it is.
+    pub phase: OperationPhase,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinishedOperation {
+    /// The operation, in its last phase.
+    pub operation: Operation,
+    /// It did what was asked.
+    pub succeeded: bool,
+    /// Why not, or a remark.
+    pub reason: String,
+}
+
+/// A change an operator will want to read about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incident {
+    /// The revision it happened at.
+    pub revision: u64,
+    /// The epoch after it.
+    pub epoch: Epoch,
+    /// What happened.
+    pub what: String,
+    /// The rule that asked for it.
+    pub rule: u32,
+}
+
+impl ClusterState {
+    /// The member that holds the lock, with its epoch.
+    pub fn holder(&self) -> Option<(Epoch, &MemberId)> {
+        match &self.lock {
+            Lock::Granted { epoch, member, .. } => Some((*epoch, member)),
+            Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
+        }
+    }
+
+    /// The primary clients may be routed to: granted, open, and not about to be stopped.
+    pub fn open_primary(&self) -> Option<(Epoch, &MemberId)> {
+        match &self.lock {
+            Lock::Granted { epoch, member, phase: GrantPhase::Open, .. } if !self.holds_writes() => {
+                Some((*epoch, member))
+            }
+            Lock::Free | Lock::Granted { .. } | Lock::Released(_) | Lock::Fenced { .. } => None,
+        }
+    }
+
+    /// A switchover has asked routers to hold new connections.
+    pub fn holds_writes(&self) -> bool {
+        self.operation.as_ref().is_some_and(|o| {
+            o.kind == OperationKind::Switchover
+                && matches!(
+                    o.phase,
+                    OperationPhase::HoldWrites
+                        | OperationPhase::Stop
+                        | OperationPhase::Transfer
+                        | OperationPhase::RollBack
+                )
+        }) && !self.transferred()
+    }
+
+    /// The target of the operation under way holds the lock.
+    fn transferred(&self) -> bool {
+        match (&self.operation, self.holder()) {
+            (Some(operation), Some((_, holder))) => operation.to == *holder,
+            (_, None) | (None, _) => false,
+        }
+    }
+
+    /// The highest timeline number ever used or reserved.
+    pub fn highest_timeline(&self) -> TimelineId {
+        self.lineage.iter().map(|r| r.timeline).max().unwrap_or(TimelineId(1))
+    }
+
+    /// The ancestry of `timeline` as the log recorded it; a timeline whose
+    /// promotion was never completed has no known parent.
+    pub fn history_of(&self, timeline: TimelineId) -> TimelineHistory {
+        let mut switches = Vec::new();
+        let mut current = timeline;
+        while let Some(switch) = self.lineage.iter().find(|r| r.timeline == current).and_then(|r| r.switch) {
+            if switch.timeline >= current {
+                break;
+            }
+            switches.push(TimelineSwitch { timeline: switch.timeline, end: switch.lsn });
+            current = switch.timeline;
+        }
+        switches.reverse();
+        TimelineHistory { timeline, switches }
+    }
+
+    /// The newest timeline whose promotion was completed, 1 before the first.
+    pub fn newest_complete_timeline(&self) -> TimelineId {
+        let complete = self.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.timeline);
+        complete.max().unwrap_or(TimelineId(1))
+    }
+
+    /// The cluster's generation, 0 before genesis.
+    pub fn generation(&self) -> Generation {
+        self.identity.as_ref().map(|i| i.generation).unwrap_or_default()
+    }
+
+    /// The cluster's id, empty before genesis.
+    pub fn cluster_id(&self) -> ClusterId {
+        self.identity.as_ref().map(|i| i.cluster_id.clone()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,154 @@
+//! What may be proposed. Every command names the epoch it expects and the rule
+//! that asked for it; one that lost a race is [`Applied::Stale`] and changes nothing.
+
+use std::fmt;
+
+use super::cluster::{Member, OperationKind, OperationPhase};
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimelineId, WalPosition};
+
+/// The number of a rule in `policy::rules`; it stands in every log entry it caused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RuleId(pub u32);
+
+impl fmt::Display for RuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rule {}", self.0)
+    }
+}
+
+/// One log entry of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Set by the proposer; the same request proposed twice has the same id.
+    pub request_id: String,
+    /// The epoch it was decided in.
+    pub expected: Epoch,
+    /// The rule that asked for it.
+    pub because: RuleId,
+    /// What it changes.
+    pub kind: Kind,
+}
+
+/// What a command changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// Founds the cluster. Once.
+    Genesis {
+        /// The new cluster's id.
+        cluster_id: ClusterId,
+        /// 1.
+        generation: Generation,
+        /// The configured name.
+        name: String,
+        /// Its members.
+        members: Vec<(MemberId, Member)>,
+        /// Who runs initdb.
+        initializer: MemberId,
+    },
+    /// Records PostgreSQL's identity of the cluster. Once.
+    RecordSystem {
+        /// From `pg_control`.
+        system_identifier: u64,
+    },
+    /// Ends the expected epoch: no grant for it or below can follow.
+    Fence {
+        /// Why, for people.
+        reason: String,
+    },
+    /// Gives the lock of the fenced epoch to a member.
+    Grant {
+        /// To whom.
+        member: MemberId,
+        /// The WAL end the choice was made on.
+        floor: WalPosition,
+    },
+    /// The promotion is done.
+    PromotionComplete {
+        /// Who was promoted.
+        member: MemberId,
+        /// The timeline it is on.
+        timeline: TimelineId,
+        /// The position on the parent timeline where it began.
+        switch: WalPosition,
+    },
+    /// Clients may be routed to the primary.
+    Open {
+        /// Which.
+        member: MemberId,
+    },
+    /// The holder gave the lock up; its process tree is verified empty.
+    Release {
+        /// The holder.
+        member: MemberId,
+        /// Where its WAL ends.
+        end: WalPosition,
+        /// After a clean shutdown.
+        clean: bool,
+    },
+    /// An operator's request begins.
+    BeginOperation {
+        /// What.
+        kind: OperationKind,
+        /// From whom.
+        from: Option<MemberId>,
+        /// To whom.
+        to: MemberId,
+    },
+    /// The operation goes on to its next phase.
+    AdvanceOperation {
+        /// Which.
+        id: u64,
+        /// To where.
+        phase: OperationPhase,
+    },
+    /// The operation is over.
+    EndOperation {
+        /// Which.
+        id: u64,
+        /// It did what was asked.
+        succeeded: bool,
+        /// Why not, or a remark.
+        reason: String,
+    },
+}
+
+impl Kind {
+    /// Its name, for logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Genesis { .. } => "genesis",
+            Self::RecordSystem { .. } => "record-system",
+            Self::Fence { .. } => "fence-epoch",
+            Self::Grant { .. } => "grant-primary",
+            Self::PromotionComplete { .. } => "promotion-complete",
+            Self::Open { .. } => "primary-open",
+            Self::Release { .. } => "release-primary",
+            Self::BeginOperation { .. } => "begin-operation",
+            Self::AdvanceOperation { .. } => "advance-operation",
+            Self::EndOperation { .. } => "end-operation",
+        }
+    }
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Applied {
+    /// The state changed.
+    Changed,
+    /// The command lost a race; nothing changed.
+    Stale {
+        /// The epoch now.
+        current: Epoch,
+        /// What no longer held.
+        why: String,
+    },
+    /// No command of ours (a blank entry or a membership change of Raft's).
+    #[default]
+    Nothing,
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in epoch {} ({})", self.kind.name(), self.expected, self.because)
+    }
+}
