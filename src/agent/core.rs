@@ -5,6 +5,8 @@
 //! before anyone is told, and a reply comes last.
 
 mod orders;
+pub use orders::covers;
+
 #[cfg(test)]
 mod tests;
 
@@ -147,7 +149,7 @@ pub struct DiskFacts {
     pub checkpoint_timeline: TimelineId,
     /// The end of WAL as far as `pg_control` proves it: of the shutdown checkpoint.
     pub proven_end: Option<WalPosition>,
-    /// Ancestry of its timeline.
+    /// Ancestry of the timeline of `proven_end`.
     pub history: TimelineHistory,
     /// A rewind was cut off.
     pub rewind_unfinished: bool,
@@ -259,6 +261,8 @@ pub enum Event {
         life: u64,
         /// Where it is.
         end: WalPosition,
+        /// Ancestry of its timeline.
+        history: TimelineHistory,
     },
 }
 
@@ -326,6 +330,7 @@ pub struct Core {
     disk: Option<Disk>,
     wal_end: WalPosition,
     wal_end_known: bool,
+    history: TimelineHistory,
     work: Option<Running>,
     last_order: Option<OrderResult>,
     idle_since: Option<Moment>,
@@ -385,6 +390,7 @@ impl Core {
             disk,
             wal_end: WalPosition::default(),
             wal_end_known: false,
+            history: TimelineHistory::default(),
             work: None,
             last_order: None,
             idle_since: None,
@@ -451,7 +457,7 @@ impl Core {
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
-            Event::WalEndRead { life, end } if life == self.life => self.on_wal_end(end, &mut out),
+            Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
             Event::Guard { .. }
             | Event::GuardDied { .. }
@@ -569,6 +575,7 @@ impl Core {
         self.problem = None;
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;
+        self.history = sight.history.clone();
         self.sight = Some(sight);
     }
 
@@ -589,6 +596,7 @@ impl Core {
         {
             self.wal_end = end;
             self.wal_end_known = true;
+            self.history = facts.history.clone();
         }
         if let Disk::Present(facts) = &disk {
             self.system = Some(facts.system_identifier);
@@ -604,13 +612,14 @@ impl Core {
         }
     }
 
-    fn on_wal_end(&mut self, end: WalPosition, out: &mut Vec<Effect>) {
+    fn on_wal_end(&mut self, end: WalPosition, history: TimelineHistory, out: &mut Vec<Effect>) {
         if self.tree != Tree::Empty {
             return;
         }
         let news = !self.wal_end_known && self.durable.ended > Epoch(0) && self.durable.ended == self.durable.fenced;
         self.wal_end = end;
         self.wal_end_known = true;
+        self.history = history;
         let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
         // The first notice came with what was known then; this one has the position itself.
         if news && was_primary && self.durable.tenure.is_none() {
@@ -963,6 +972,11 @@ impl Core {
         (self.wal_end, self.wal_end_known)
     }
 
+    /// Ancestry of the timeline of the end of WAL.
+    pub fn history(&self) -> &TimelineHistory {
+        &self.history
+    }
+
     /// The running task as shown.
     pub fn work(&self) -> Option<&Work> {
         self.work.as_ref().map(|w| &w.shown)
@@ -984,6 +998,11 @@ impl Core {
             Some(Disk::Unusable(why)) => Some(why),
             _ => self.problem.as_deref(),
         }
+    }
+
+    /// A fence is under way.
+    pub fn is_fencing(&self) -> bool {
+        self.fencing_since.is_some()
     }
 
     /// Whom this standby was told to follow; after a restart of the agent whom its WAL receiver follows.

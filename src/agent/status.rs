@@ -1,9 +1,12 @@
-//! What the agent says of itself: the core's knowledge as a proto message.
+//! What the agent says of itself, from what its rules know.
 
 use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
-    domain::{MemberId, PostgresState, TimelineHistory, WalPosition},
-    rpc::v1,
+    domain::{
+        MemberId,
+        observation::{AgentView, LeaseView},
+    },
+    rpc::{convert, v1},
 };
 
 /// What the status needs besides the rules' own knowledge.
@@ -19,6 +22,14 @@ pub struct Identity {
 
 /// The status at one moment. The sequence number is given at publication.
 pub fn status(core: &Core, identity: &Identity, adopted: bool, now: Now) -> v1::AgentStatus {
+    let pid = match core.tree() {
+        Tree::Running { pid } => pid,
+        Tree::Empty | Tree::Ending => 0,
+    };
+    convert::agent_status(&view(core, identity, adopted, now), 0, pid)
+}
+
+fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView {
     let durable = core.durable();
     let (wal_end, wal_end_known) = core.wal_end();
     let sight = core.sight();
@@ -26,57 +37,55 @@ pub fn status(core: &Core, identity: &Identity, adopted: bool, now: Now) -> v1::
         Some(Disk::Present(facts)) => Some(facts),
         _ => None,
     };
-    let history = sight.map(|s| &s.history).or(facts.map(|f| &f.history));
     let checkpoint_timeline = sight.map(|s| s.checkpoint_timeline).or(facts.map(|f| f.checkpoint_timeline));
-    v1::AgentStatus {
-        member: identity.member.to_string(),
+    AgentView {
+        member: identity.member.clone(),
         session: identity.session,
-        sequence: 0,
-        state: state(core.state()).into(),
+        state: core.state(),
         server_version: identity.server_version,
-        system_identifier: core.system_identifier().unwrap_or_default(),
-        wal_end: Some(position(wal_end)),
+        system_identifier: core.system_identifier(),
+        wal_end,
         wal_end_known,
-        replay_lsn: sight.map(|s| s.replay_lsn.0).unwrap_or_default(),
+        replay_lsn: sight.map(|s| s.replay_lsn).unwrap_or_default(),
         streaming: sight.is_some_and(|s| s.streaming),
-        upstream: core.upstream().map(ToString::to_string).unwrap_or_default(),
-        history: history.map(switches).unwrap_or_default(),
-        lease: Some(lease(core, now)),
-        accepted_epoch: durable.accepted.0,
-        ended_epoch: durable.ended.0,
+        upstream: core.upstream().cloned(),
+        history: core.history().clone(),
+        lease: lease(core, now),
+        accepted_epoch: durable.accepted,
+        ended_epoch: durable.ended,
+        fenced_epoch: durable.fenced,
         was_primary: facts.is_some_and(|f| f.was_primary),
         clean_shutdown: facts.is_some_and(|f| f.clean_shutdown),
-        work: core.work().map(|w| v1::Work {
-            order: w.order,
-            kind: w.kind.clone(),
-            phase: w.phase.clone(),
-            done_bytes: w.done_bytes,
-            total_bytes: w.total_bytes,
-        }),
-        last_order: core.last_order().map(|o| v1::OrderResult {
-            order: o.order,
-            kind: o.kind.clone(),
-            ok: o.error.is_none(),
-            error: o.error.clone().unwrap_or_default(),
-        }),
-        standbys: sight.map(standbys).unwrap_or_default(),
-        checkpoint_timeline: checkpoint_timeline.map(|t| t.0).unwrap_or_default(),
+        work: core.work().cloned(),
+        last_order: core.last_order().cloned(),
+        standbys: sight.map(|s| s.standbys.clone()).unwrap_or_default(),
+        checkpoint_timeline: checkpoint_timeline.unwrap_or_default(),
         checkpoints_done: core.checkpoints_done(),
-        fenced_epoch: durable.fenced.0,
-        guard: match core.tree() {
-            Tree::Empty => "none",
-            _ if adopted => "adopted",
-            _ => "guarding",
-        }
-        .to_owned(),
-        problem: core.problem().unwrap_or_default().to_owned(),
-        postgres_pid: match core.tree() {
-            Tree::Running { pid } => pid,
-            Tree::Empty | Tree::Ending => 0,
-        },
+        guard: guard(core.tree(), adopted).to_owned(),
+        problem: core.problem().map(str::to_owned),
         rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished),
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
+    }
+}
+
+fn guard(tree: Tree, adopted: bool) -> &'static str {
+    match tree {
+        Tree::Empty => "none",
+        Tree::Running { .. } | Tree::Ending if adopted => "adopted",
+        Tree::Running { .. } | Tree::Ending => "guarding",
+    }
+}
+
+fn lease(core: &Core, now: Now) -> LeaseView {
+    let lease = core.lease();
+    let remaining = lease.deadline.holder_remaining(now.clocks);
+    let held = lease.phase == LeasePhase::Held && !remaining.is_zero();
+    let remaining_ms = if held { u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) } else { 0 };
+    match lease.phase {
+        LeasePhase::Seeking | LeasePhase::Held => LeaseView { epoch: lease.epoch, held, remaining_ms },
+        // An epoch that is over is neither held nor sought.
+        LeasePhase::Idle | LeasePhase::Expired | LeasePhase::Superseded => LeaseView::default(),
     }
 }
 
@@ -100,46 +109,4 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
         standby.lag_bytes = 0;
     }
     calm
-}
-
-fn lease(core: &Core, now: Now) -> v1::LeaseStatus {
-    let lease = core.lease();
-    let remaining = lease.deadline.holder_remaining(now.clocks);
-    let held = lease.phase == LeasePhase::Held && !remaining.is_zero();
-    let remaining_ms = if held { u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) } else { 0 };
-    let wanted = matches!(lease.phase, LeasePhase::Seeking | LeasePhase::Held);
-    v1::LeaseStatus { epoch: if wanted { lease.epoch.0 } else { 0 }, held, remaining_ms }
-}
-
-fn standbys(sight: &super::core::Sight) -> Vec<v1::StandbyProgress> {
-    let one = |s: &crate::domain::observation::StandbyProgress| v1::StandbyProgress {
-        member: s.member.to_string(),
-        state: s.state.clone(),
-        flush_lsn: s.flush_lsn.0,
-        lag_bytes: s.lag_bytes,
-    };
-    sight.standbys.iter().map(one).collect()
-}
-
-fn position(at: WalPosition) -> v1::WalPosition {
-    v1::WalPosition { timeline: at.timeline.0, lsn: at.lsn.0 }
-}
-
-fn switches(history: &TimelineHistory) -> Vec<v1::TimelineSwitch> {
-    history.switches.iter().map(|s| v1::TimelineSwitch { timeline: s.timeline.0, end: s.end.0 }).collect()
-}
-
-fn state(state: PostgresState) -> v1::PostgresState {
-    match state {
-        PostgresState::NoData => v1::PostgresState::NoData,
-        PostgresState::Stopped => v1::PostgresState::Stopped,
-        PostgresState::Starting => v1::PostgresState::Starting,
-        PostgresState::Standby => v1::PostgresState::Standby,
-        PostgresState::Promoting => v1::PostgresState::Promoting,
-        PostgresState::Primary => v1::PostgresState::Primary,
-        PostgresState::Stopping => v1::PostgresState::Stopping,
-        PostgresState::Crashed => v1::PostgresState::Crashed,
-        PostgresState::Busy => v1::PostgresState::Busy,
-        PostgresState::Failed => v1::PostgresState::Failed,
-    }
 }
