@@ -28,14 +28,15 @@ pub(super) async fn router(config: Config, shutdown: watch::Receiver<bool>) -> a
 }
 
 /// The demo's own flags.
-#[derive(Debug, clap::Args)]
-pub(super) struct DemoArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
-}
+pub(super) use crate::demo::Args as DemoArgs;
 
 /// Runs the demo.
-pub(super) fn demo(_args: DemoArgs) -> ExitCode {
-    eprintln!("matriarch: this build has no demo");
-    super::exit::USAGE.into()
+pub(super) fn demo(args: DemoArgs) -> ExitCode {
+    match crate::demo::run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("matriarch: demo: {error:#}");
+            super::exit::FAILED.into()
+        }
+    }
 }
