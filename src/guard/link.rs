@@ -462,9 +462,10 @@ impl Reader {
             }
         }
         // Only the guard holds the other end, so this is its death (or our own goodbye).
+        // The state first: who is woken by the answers may look at it.
+        self.state.send_modify(|state| state.alive = false);
         self.answers.slots.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.answers.arrived.notify_all();
-        self.state.send_modify(|state| state.alive = false);
     }
 
     fn deliver(&self, sequence: u64, answer: Answer) {
