@@ -60,6 +60,7 @@ fn bin_dir() -> Option<PathBuf> {
 struct Host {
     instance: Instance,
     member: MemberConfig,
+    agent: AgentConfig,
     postmaster: Option<Child>,
 }
 
@@ -110,7 +111,14 @@ impl Host {
         let agent =
             AgentConfig { listen: AgentEndpoint::Unix(run.join("agent.sock")), state_dir: state, runtime_dir: run };
         let instance = Instance::new(&postgresql, &member.id, members, &agent);
-        Host { instance, member: member.clone(), postmaster: None }
+        Host { instance, member: member.clone(), agent, postmaster: None }
+    }
+
+    /// The operator changes a parameter in the configuration file and restarts the agent.
+    fn reconfigure(&mut self, parameter: &str, value: &str) {
+        let mut config = self.instance.config().clone();
+        config.parameters.insert(parameter.to_owned(), value.to_owned());
+        self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent);
     }
 
     fn upstream(&self) -> Upstream {
@@ -166,7 +174,10 @@ impl Host {
         let tree = children_of(pid);
         let _ = kill(Pid::from_raw(pid), signal);
         if signal == Signal::SIGKILL {
-            tree.iter().for_each(|&pid| drop(kill(Pid::from_raw(pid), signal)));
+            // One that is gone already is as good.
+            for &pid in &tree {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
         }
         child.wait().unwrap();
         let until = Instant::now() + DEADLINE;
@@ -265,7 +276,10 @@ fn initdb_makes_a_standby_and_never_runs_over_anything() {
 
         let id = host.instance.initdb(&quiet).await.unwrap();
         let DataState::Present(control) = host.instance.data_state().unwrap() else { panic!("not present") };
-        assert_eq!((control.system_identifier, control.state, control.timeline), (id, DbState::ShutDown, TimelineId(1)));
+        assert_eq!(
+            (control.system_identifier, control.state, control.timeline),
+            (id, DbState::ShutDown, TimelineId(1))
+        );
         assert!(control.checksums && host.instance.has_standby_signal());
         assert!(!root.path().join("n1/data.initdb-tmp").exists());
         assert!(matches!(host.instance.initdb(&quiet).await, Err(InitdbError::NotEmpty { .. })));
@@ -355,9 +369,11 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         let probe = two.probe_until("streaming", |p| p.streaming).await;
         assert_eq!(probe.upstream.unwrap().as_str(), "n1");
         assert!(probe.wal_end_known && probe.in_recovery);
-        let ahead = one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
+        let ahead =
+            one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
         assert_eq!(ahead.standbys[0].member.as_str(), "n2");
         assert_eq!(ahead.wal_end.timeline, TimelineId(2));
+        assert_eq!(two.instance.history(TimelineId(2)).unwrap(), one.instance.history(TimelineId(2)).unwrap());
 
         // Severed by a reload: nothing is received any more, and the end stays known.
         two.follow(None);
@@ -408,6 +424,7 @@ fn a_standby_that_changed_timeline_knows_it_before_pg_control_does() {
         three_session.await_severed(DEADLINE).await.unwrap();
         let cut = three.probe().await;
         assert_eq!(cut.wal_end.timeline, TimelineId(4), "{cut:?}");
+        assert_eq!(cut.checkpoint_timeline, TimelineId(2), "nothing to see: a restartpoint came in between");
         assert_eq!(three.instance.history(TimelineId(4)).unwrap(), two.instance.history(TimelineId(4)).unwrap());
 
         // And so does a stopped one, read from its disk.
@@ -447,6 +464,30 @@ fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
         host.stop(Signal::SIGINT);
         assert_eq!(host.instance.wal_end_on_disk().await.unwrap(), crashed);
         assert_eq!(host.instance.control_data().unwrap().state, DbState::ShutDownInRecovery);
+    });
+}
+
+#[test]
+fn a_crashed_primary_restarts_in_place_on_its_timeline() {
+    as_postgres("a_crashed_primary_restarts_in_place_on_its_timeline", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        host.stop(Signal::SIGKILL);
+        host.instance.set_standby_signal(false).unwrap();
+        let session = host.start().await;
+        host.instance.set_standby_signal(true).unwrap();
+        session.await_primary(DEADLINE).await.unwrap();
+        assert_eq!(host.probe().await.wal_end.timeline, TimelineId(2));
+        assert_eq!(run(&session, "SELECT count(*) FROM t").await, ["2"]);
+
+        // Fewer connections than the primary had: as a standby it still has to have as many, or it can't start.
+        host.stop(Signal::SIGINT);
+        host.reconfigure("max_connections", "25");
+        host.follow(None);
+        let session = host.start().await;
+        assert_eq!(run(&session, "SHOW max_connections").await, ["30"]);
     });
 }
 
