@@ -12,11 +12,7 @@ use super::{
     counters::Refusal,
     message::{Body, Letter, Membership, Ticket},
 };
-use crate::domain::{
-    Epoch, MemberId, Promise, WalPosition,
-    moment::TwoClocks,
-    observation::Notice,
-};
+use crate::domain::{Epoch, MemberId, Promise, WalPosition, moment::TwoClocks, observation::Notice};
 
 /// No profile has a promise this long; a renewal that asks for one is a mistake,
 /// and acking it would keep every other member from taking over.
@@ -161,10 +157,8 @@ impl Acceptor {
 
     /// The caller made this durable.
     pub fn persisted(&mut self, durable: Durable) {
-        self.durable = Durable {
-            sealed: self.durable.sealed.max(durable.sealed),
-            grant: self.durable.grant.max(durable.grant),
-        };
+        self.durable =
+            Durable { sealed: self.durable.sealed.max(durable.sealed), grant: self.durable.grant.max(durable.grant) };
     }
 
     /// Answers one message that was checked to be for us.
@@ -247,7 +241,7 @@ impl Acceptor {
 pub(super) fn promise_until(promise: &Promise, until: TwoClocks, now: TwoClocks) -> Promise {
     let left = until.acceptor_remaining(now);
     let remaining_ms = u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
-    Promise { lapsed: left.is_zero(), remaining_ms, ..promise.clone() }
+    Promise { lapsed: left.is_zero(), remaining_ms, ..*promise }
 }
 
 impl Tenure {

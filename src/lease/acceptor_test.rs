@@ -174,12 +174,17 @@ fn a_higher_epoch_is_durable_before_its_first_ack_and_then_needs_no_disk() {
 
 #[test]
 fn the_promise_is_the_t_grant_of_the_renewal_and_at_least_our_own() {
-    let asks = |seq, grant| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush: wal(1, 1), grant } };
+    let asks =
+        |seq, grant| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush: wal(1, 1), grant } };
     let mut acceptor = ready(7);
     deliver(&mut acceptor, asks(1, GRANT / 2), 10_000);
     assert_eq!(acceptor.until(), at(13_200));
     let longer = acceptor.receive(&member("a"), asks(2, GRANT * 2), at(10_000));
-    assert_eq!(longer.persist.map(|d| d.grant), Some(GRANT * 2), "durable before the ack, for a restart must honour it");
+    assert_eq!(
+        longer.persist.map(|d| d.grant),
+        Some(GRANT * 2),
+        "durable before the ack, for a restart must honour it"
+    );
     assert_eq!(acceptor.until(), at(16_400));
     let absurd = acceptor.receive(&member("a"), asks(3, GRANT_MAX + GRANT), at(10_000));
     assert_eq!((absurd.reply, absurd.refused), (None, Some(Refusal::GrantTooLong)));
@@ -237,9 +242,7 @@ fn no_lease_exists_for_epoch_0() {
 
 #[test]
 fn a_notice_is_handed_on_once() {
-    let letter = |fenced| {
-        Letter { epoch: Epoch(7), body: Body::Notice { fenced, end: wal(2, 9), clean: false } }
-    };
+    let letter = |fenced| Letter { epoch: Epoch(7), body: Body::Notice { fenced, end: wal(2, 9), clean: false } };
     let mut acceptor = ready(7);
     let notice = acceptor.receive(&member("a"), letter(true), at(1)).notice.unwrap();
     assert_eq!((notice.member.as_str(), notice.epoch, notice.fenced), ("a", Epoch(7), true));

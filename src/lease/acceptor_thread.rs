@@ -24,11 +24,7 @@ use super::{
     wake::{Mailbox, Postman, mailbox},
     wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
 };
-use crate::domain::{
-    ClusterId, Epoch, Generation, MemberId, Promise, Timings,
-    moment::TwoClocks,
-    observation::Notice,
-};
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, Promise, Timings, moment::TwoClocks, observation::Notice};
 
 /// At most this many datagrams between two looks at the clock and the commands.
 const BATCH: usize = 64;
@@ -153,7 +149,7 @@ impl AcceptorHandle {
 
     /// The promise with the time that is left now.
     pub fn promise_now(&self) -> Promise {
-        let promise = self.shared.promise.borrow().clone();
+        let promise = *self.shared.promise.borrow();
         let until = *self.shared.until.lock().unwrap_or_else(PoisonError::into_inner);
         promise_until(&promise, until, two_clocks())
     }

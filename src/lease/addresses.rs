@@ -57,9 +57,7 @@ impl Addresses {
     pub fn get(&self, member: &MemberId, socket_is_v6: bool) -> Option<SocketAddr> {
         let known = self.entries.get(member)?.known?;
         Some(match known {
-            SocketAddr::V4(v4) if socket_is_v6 => {
-                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
-            }
+            SocketAddr::V4(v4) if socket_is_v6 => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
             SocketAddr::V4(_) | SocketAddr::V6(_) => known,
         })
     }
@@ -88,11 +86,7 @@ impl Addresses {
     }
 
     /// Starts the lookups that are due; each calls `done` on a thread of its own.
-    pub fn look_up(
-        &mut self,
-        now: TwoClocks,
-        done: impl Fn(MemberId, Option<SocketAddr>) + Clone + Send + 'static,
-    ) {
+    pub fn look_up(&mut self, now: TwoClocks, done: impl Fn(MemberId, Option<SocketAddr>) + Clone + Send + 'static) {
         for (member, entry) in &mut self.entries {
             let wanted = !entry.literal && (entry.known.is_none() || entry.unanswered >= SILENCE);
             if !wanted || entry.looking || !entry.not_before.holder_remaining(now).is_zero() {

@@ -14,11 +14,7 @@ use super::{
     counters::Refusal,
     message::{Body, Letter, Membership, Ticket},
 };
-use crate::domain::{
-    Epoch, MemberId, TimelineId, Timings, WalPosition,
-    moment::TwoClocks,
-    observation::Notice,
-};
+use crate::domain::{Epoch, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice};
 
 /// After so many renewals in a row without a majority, probes are sent instead.
 const MISSES_MAX: u32 = 3;
@@ -346,13 +342,7 @@ impl Holder {
         Ok(())
     }
 
-    fn probe_acked(
-        &mut self,
-        from: &MemberId,
-        seq: u64,
-        now: TwoClocks,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Refusal> {
+    fn probe_acked(&mut self, from: &MemberId, seq: u64, now: TwoClocks, out: &mut Vec<Output>) -> Result<(), Refusal> {
         let tenure = self.tenure.as_mut().ok_or(Refusal::Unexpected)?;
         // A probe ack names no membership: it only has to make an answer to a renewal likely.
         let assumed =

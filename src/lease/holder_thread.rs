@@ -22,9 +22,7 @@ use super::{
     wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
 };
 use crate::domain::{
-    ClusterId, Epoch, Generation, MemberId, TimelineId, Timings, WalPosition,
-    moment::TwoClocks,
-    observation::Notice,
+    ClusterId, Epoch, Generation, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice,
 };
 
 /// Takes each new deadline, on the holder's thread, without blocking. False: the guard has not

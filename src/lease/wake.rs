@@ -69,7 +69,8 @@ impl<C> Mailbox<C> {
             None => PollTimeout::NONE,
             Some(t) => PollTimeout::try_from(t.as_micros().div_ceil(1_000)).unwrap_or(PollTimeout::MAX),
         };
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
