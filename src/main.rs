@@ -1,11 +1,12 @@
+//! `matriarch`: one binary for every process and every admin command.
+
 use std::process::ExitCode;
 
-use matriarch::guard;
-
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|word| word == "guard") {
-        return guard::run(args);
+    // The guard is the parent of a postmaster: it must come up without an
+    // argument parser, a configuration file or a runtime.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "guard") {
+        return matriarch::cli::guard();
     }
-    ExitCode::FAILURE
+    matriarch::cli::run(std::env::args_os())
 }
