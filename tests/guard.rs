@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    cell::RefCell,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -26,11 +27,12 @@ use nix::{
 struct Bench {
     dir: tempfile::TempDir,
     guard: Option<ProcessIdentity>,
+    seen: RefCell<Vec<ProcessIdentity>>,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), guard: None }
+        Self { dir: tempfile::tempdir().unwrap(), guard: None, seen: RefCell::default() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -72,7 +74,9 @@ impl Bench {
             found = names.iter().map(|name| read(name)).collect::<Option<Vec<_>>>();
             found.is_some()
         });
-        found.unwrap()
+        let found = found.unwrap();
+        self.seen.borrow_mut().extend_from_slice(&found);
+        found
     }
 }
 
@@ -86,8 +90,8 @@ impl Drop for Bench {
             }
             let _ = handle.bye();
         }
-        if let Some(guard) = self.guard.filter(ProcessIdentity::is_alive) {
-            send(guard.pid, Signal::SIGKILL);
+        for left in self.guard.iter().chain(&*self.seen.borrow()).filter(|p| p.is_alive()) {
+            let _ = kill(Pid::from_raw(left.pid.cast_signed()), Signal::SIGKILL);
         }
     }
 }
@@ -227,7 +231,11 @@ fn an_agent_that_dies_changes_nothing_until_the_deadline_and_its_successor_adopt
 fn a_guard_survives_kill_9_of_the_process_that_spawned_it() {
     if let Ok(dir) = std::env::var("GUARD_TEST_AGENT") {
         // The agent to be killed: this test again, in a process of its own.
-        let bench = std::mem::ManuallyDrop::new(Bench { dir: tempfile::tempdir_in(&dir).unwrap(), guard: None });
+        let bench = std::mem::ManuallyDrop::new(Bench {
+            dir: tempfile::tempdir_in(&dir).unwrap(),
+            guard: None,
+            seen: RefCell::default(),
+        });
         let mut options = bench.options("/bin/sleep", &["600"]);
         options.runtime_dir = dir.into();
         let handle = guard::spawn(&options).unwrap();
@@ -472,13 +480,13 @@ fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
     fs::create_dir(&data_dir).unwrap();
     let program = fake_postgres(bench.dir.path());
     // The orphan's parent has left, so only name and directory show where it belongs.
-    let script = "cd $BENCH/data; echo $$ > $BENCH/parent
+    let script = "trap : QUIT; cd $BENCH/data; echo $$ > $BENCH/parent
         setsid sleep 600 & echo $! > $BENCH/child
         $BENCH/postgres -c '$BENCH/postgres -c \"echo \\$\\$ > $BENCH/orphan; while :; do sleep 1; done\" & '
-        trap : QUIT; while :; do sleep 600 & wait; done";
+        while :; do sleep 600 & wait; done";
     let handle = bench.spawn_with(&bench.options(program, &["-c", script]));
     let tree = bench.tree(&["parent", "child", "orphan"]);
-    let mut bystander = Command::new("sleep").arg("600").current_dir(&data_dir).spawn().unwrap();
+    let bystander = Bystander::new(&data_dir);
 
     send(state(&handle).guard_pid, Signal::SIGKILL);
     eventually("the guard is gone", || !state(&handle).alive);
@@ -487,17 +495,39 @@ fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
     assert!(killed >= 3, "{killed}");
     assert!(!any_alive(&tree));
 
-    let innocent = ProcessIdentity::of(bystander.id()).unwrap();
+    let innocent = ProcessIdentity::of(bystander.0.id()).unwrap();
     assert_eq!(guard::kill_tree_of_foreign_postmaster(innocent.pid, &data_dir).unwrap(), 0);
     assert!(innocent.is_alive(), "a reused pid is not a postmaster");
-    bystander.kill().unwrap();
-    bystander.wait().unwrap();
+}
+
+/// Somebody else's process that happens to stand in the data directory.
+struct Bystander(Child);
+
+impl Bystander {
+    fn new(dir: &Path) -> Self {
+        Self(
+            Command::new("sleep")
+                .arg("600")
+                .current_dir(dir)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 mod with_postgresql {
     //! As the user postgres: when the test runs as root it runs itself again as that user.
 
-    use std::{fs::File, io, os::unix::fs::chown, process::Stdio};
+    use std::{fs::File, io, os::unix::fs::chown};
 
     use super::*;
 
@@ -572,7 +602,7 @@ mod with_postgresql {
     }
 
     /// A backend that is busy for minutes and looks at no signal of a dead postmaster meanwhile.
-    fn busy_session(bench: &Bench) -> std::process::Child {
+    fn busy_session(bench: &Bench) -> Child {
         let session = start_session(bench).unwrap();
         let is_busy =
             |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains(" SELECT"));
@@ -580,7 +610,7 @@ mod with_postgresql {
         session
     }
 
-    fn start_session(bench: &Bench) -> io::Result<std::process::Child> {
+    fn start_session(bench: &Bench) -> io::Result<Child> {
         let busy = "select sum(sqrt(i)) from generate_series(1, 2000000000) i";
         let errors = File::create(bench.path("psql"))?;
         program("psql")

@@ -17,8 +17,8 @@ use matriarch::{
     config::{AgentConfig, AgentEndpoint, MemberConfig, PostgresqlConfig},
     domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
     postgres::{
-        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Probe, ProbeError, Progress, RewindError,
-        RewindOutcome, Session, Upstream,
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, PostgresError, Probe, ProbeError, Progress,
+        RewindError, RewindOutcome, Session, Upstream,
     },
 };
 use nix::{
@@ -60,6 +60,7 @@ fn bin_dir() -> Option<PathBuf> {
 struct Host {
     instance: Instance,
     member: MemberConfig,
+    agent: AgentConfig,
     postmaster: Option<Child>,
 }
 
@@ -110,7 +111,14 @@ impl Host {
         let agent =
             AgentConfig { listen: AgentEndpoint::Unix(run.join("agent.sock")), state_dir: state, runtime_dir: run };
         let instance = Instance::new(&postgresql, &member.id, members, &agent);
-        Host { instance, member: member.clone(), postmaster: None }
+        Host { instance, member: member.clone(), agent, postmaster: None }
+    }
+
+    /// The operator changes a parameter in the configuration file and restarts the agent.
+    fn reconfigure(&mut self, parameter: &str, value: &str) {
+        let mut config = self.instance.config().clone();
+        config.parameters.insert(parameter.to_owned(), value.to_owned());
+        self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent);
     }
 
     fn upstream(&self) -> Upstream {
@@ -166,7 +174,10 @@ impl Host {
         let tree = children_of(pid);
         let _ = kill(Pid::from_raw(pid), signal);
         if signal == Signal::SIGKILL {
-            tree.iter().for_each(|&pid| drop(kill(Pid::from_raw(pid), signal)));
+            // One that is gone already is as good.
+            for &pid in &tree {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
         }
         child.wait().unwrap();
         let until = Instant::now() + DEADLINE;
@@ -265,7 +276,10 @@ fn initdb_makes_a_standby_and_never_runs_over_anything() {
 
         let id = host.instance.initdb(&quiet).await.unwrap();
         let DataState::Present(control) = host.instance.data_state().unwrap() else { panic!("not present") };
-        assert_eq!((control.system_identifier, control.state, control.timeline), (id, DbState::ShutDown, TimelineId(1)));
+        assert_eq!(
+            (control.system_identifier, control.state, control.timeline),
+            (id, DbState::ShutDown, TimelineId(1))
+        );
         assert!(control.checksums && host.instance.has_standby_signal());
         assert!(!root.path().join("n1/data.initdb-tmp").exists());
         assert!(matches!(host.instance.initdb(&quiet).await, Err(InitdbError::NotEmpty { .. })));
@@ -355,9 +369,11 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         let probe = two.probe_until("streaming", |p| p.streaming).await;
         assert_eq!(probe.upstream.unwrap().as_str(), "n1");
         assert!(probe.wal_end_known && probe.in_recovery);
-        let ahead = one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
+        let ahead =
+            one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
         assert_eq!(ahead.standbys[0].member.as_str(), "n2");
         assert_eq!(ahead.wal_end.timeline, TimelineId(2));
+        assert_eq!(two.instance.history(TimelineId(2)).unwrap(), one.instance.history(TimelineId(2)).unwrap());
 
         // Severed by a reload: nothing is received any more, and the end stays known.
         two.follow(None);
@@ -408,6 +424,7 @@ fn a_standby_that_changed_timeline_knows_it_before_pg_control_does() {
         three_session.await_severed(DEADLINE).await.unwrap();
         let cut = three.probe().await;
         assert_eq!(cut.wal_end.timeline, TimelineId(4), "{cut:?}");
+        assert_eq!(cut.checkpoint_timeline, TimelineId(2), "nothing to see: a restartpoint came in between");
         assert_eq!(three.instance.history(TimelineId(4)).unwrap(), two.instance.history(TimelineId(4)).unwrap());
 
         // And so does a stopped one, read from its disk.
@@ -451,6 +468,30 @@ fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
 }
 
 #[test]
+fn a_crashed_primary_restarts_in_place_on_its_timeline() {
+    as_postgres("a_crashed_primary_restarts_in_place_on_its_timeline", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        host.stop(Signal::SIGKILL);
+        host.instance.set_standby_signal(false).unwrap();
+        let session = host.start().await;
+        host.instance.set_standby_signal(true).unwrap();
+        session.await_primary(DEADLINE).await.unwrap();
+        assert_eq!(host.probe().await.wal_end.timeline, TimelineId(2));
+        assert_eq!(run(&session, "SELECT count(*) FROM t").await, ["2"]);
+
+        // Fewer connections than the primary had: as a standby it still has to have as many, or it can't start.
+        host.stop(Signal::SIGINT);
+        host.reconfigure("max_connections", "25");
+        host.follow(None);
+        let session = host.start().await;
+        assert_eq!(run(&session, "SHOW max_connections").await, ["30"]);
+    });
+}
+
+#[test]
 fn a_clean_primary_ends_where_its_standby_ends() {
     as_postgres("a_clean_primary_ends_where_its_standby_ends", || async {
         let root = tempfile::tempdir().unwrap();
@@ -472,6 +513,8 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         let root = tempfile::tempdir().unwrap();
         let mut all = hosts(root.path(), 2);
         let [one, two] = &mut all[..] else { panic!("two hosts") };
+        // Nothing but the rewind's own care keeps the WAL it needs.
+        one.reconfigure("wal_keep_size", "0");
         let one_session = primary(one).await;
         let two_session = standby(two, one).await;
         run(&one_session, "INSERT INTO t VALUES (1)").await;
@@ -481,12 +524,11 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         two_session.await_severed(DEADLINE).await.unwrap();
         let fork = two.probe().await.wal_end;
 
-        // The diverged tail spans segments and a checkpoint, so that the clean-up recovery could remove WAL.
+        // The diverged tail spans segments, so that the checkpoint of the clean-up recovery could remove WAL.
         run(&one_session, "INSERT INTO t VALUES (666)").await;
         for _ in 0..2 {
             run(&one_session, "INSERT INTO t SELECT 667 FROM generate_series(1, 60000)").await;
             run(&one_session, "SELECT pg_switch_wal()").await;
-            one_session.checkpoint(DEADLINE).await.unwrap();
         }
         run(&one_session, "INSERT INTO t VALUES (668)").await;
         one.stop(Signal::SIGKILL);
@@ -502,6 +544,9 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
 
+        // One that was cut off: it is never started, and rewound again.
+        fs::write(root.path().join("n1/data.rewinding"), "").unwrap();
+        assert!(matches!(one.instance.postmaster_command(), Err(PostgresError::HalfRewound { .. })));
         assert_eq!(one.instance.rewind(&two.upstream(), &quiet).await.unwrap(), RewindOutcome::Rewound);
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
         assert!(root.path().join("n1/data.wal-aside").exists());

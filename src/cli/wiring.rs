@@ -17,9 +17,8 @@ pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> 
 }
 
 /// Runs an agent until `shutdown` turns true.
-#[allow(clippy::unused_async)]
-pub(super) async fn agent(_config: Config, _shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no agent")
+pub(super) async fn agent(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::agent::run(config, shutdown).await
 }
 
 /// Runs a router until `shutdown` turns true.

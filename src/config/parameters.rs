@@ -4,7 +4,7 @@ use super::error::Wrong;
 
 /// Settings that Matriarch makes itself, with the reason a user sees.
 pub const OWNED: &[(&str, &str)] = &[
-    ("allow_alter_system", "Matriarch never uses it and must be able to read the file it writes"),
+    ("allow_alter_system", "Matriarch's own file has to be the one that counts"),
     ("archive_cleanup_command", "it could remove WAL that a standby still needs"),
     ("cluster_name", "it names the member in replication"),
     ("config_file", "Matriarch starts PostgreSQL with its own"),
@@ -17,16 +17,26 @@ pub const OWNED: &[(&str, &str)] = &[
     ("hot_standby", "every standby answers reads and probes"),
     ("ident_file", "set postgresql.hba"),
     ("listen_addresses", "set postgresql.listen_addresses"),
+    ("log_destination", "PostgreSQL's log goes through its guard"),
+    ("logging_collector", "PostgreSQL's log goes through its guard"),
+    ("max_replication_slots", "it has to fit the member list"),
+    ("max_wal_senders", "it has to fit the member list"),
     ("password_encryption", "it is always scram-sha-256"),
     ("port", "set postgres_port in the member list"),
     ("primary_conninfo", "it follows the committed primary"),
     ("primary_slot_name", "it follows the committed primary"),
     ("promote_trigger_file", "only a committed grant promotes"),
     ("restart_after_crash", "a crashed primary is restarted only while its lease holds"),
+    ("superuser_reserved_connections", "the agent's own connections are among them"),
     ("synchronous_standby_names", "it is the live catch against starts by hand"),
     ("trigger_file", "only a committed grant promotes"),
     ("unix_socket_directories", "set postgresql.socket_dir"),
+    ("wal_level", "standbys need what Matriarch sets"),
     ("wal_log_hints", "pg_rewind needs it"),
+    ("wal_receiver_status_interval", "it goes with the cluster's timings"),
+    ("wal_receiver_timeout", "it goes with the cluster's timings"),
+    ("wal_retrieve_retry_interval", "it goes with the cluster's timings"),
+    ("wal_sender_timeout", "it goes with the cluster's timings"),
 ];
 
 /// Checks one entry of `postgresql.parameters`, and gives its value as text for `postgresql.conf`.
@@ -57,9 +67,6 @@ pub(super) fn check(name: &str, value: &toml::Value) -> Result<String, Wrong> {
     };
     if text.chars().any(char::is_control) {
         return Err(Wrong::new(key(), "the value has a control character or spans lines", "write it on one line"));
-    }
-    if lower == "wal_level" && !matches!(text.as_str(), "replica" | "logical") {
-        return Err(Wrong::new(key(), format!("`{text}` has too little for a standby"), "use replica or logical"));
     }
     Ok(text)
 }

@@ -87,6 +87,17 @@ pub enum GuardError {
 /// The guard is in a session of its own, inherits no descriptor and outlives the caller.
 /// Blocks up to some seconds.
 pub fn spawn(options: &SpawnOptions) -> Result<GuardHandle, GuardError> {
+    spawn_under(options, None)
+}
+
+/// Like [`spawn`], under a deadline of the epoch of `options` from the first moment: for a
+/// primary that is started again, which must not outlive its lease even when the agent
+/// ends before it can arm the guard.
+pub fn spawn_armed(options: &SpawnOptions, deadline: TwoClocks) -> Result<GuardHandle, GuardError> {
+    spawn_under(options, Some(deadline))
+}
+
+fn spawn_under(options: &SpawnOptions, deadline: Option<TwoClocks>) -> Result<GuardHandle, GuardError> {
     let runtime_dir = absolute(&options.runtime_dir);
     if let Some(earlier) = adopt(&runtime_dir)? {
         let state = earlier.state().borrow().clone();
@@ -95,7 +106,7 @@ pub fn spawn(options: &SpawnOptions) -> Result<GuardHandle, GuardError> {
         }
         earlier.bye()?;
     }
-    let mut child = start_process(options, &runtime_dir)?;
+    let mut child = start_process(options, deadline, &runtime_dir)?;
     let met = meet(&mut child, &runtime_dir, &options.command.log_file);
     if met.is_err() {
         // A guard that can't be talked to must not stay; its end ends a postmaster too.
@@ -130,7 +141,11 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn start_process(options: &SpawnOptions, runtime_dir: &Path) -> Result<Child, GuardError> {
+fn start_process(
+    options: &SpawnOptions,
+    deadline: Option<TwoClocks>,
+    runtime_dir: &Path,
+) -> Result<Child, GuardError> {
     let log_file = absolute(&options.command.log_file);
     let log = OpenOptions::new()
         .create(true)
@@ -146,7 +161,11 @@ fn start_process(options: &SpawnOptions, runtime_dir: &Path) -> Result<Child, Gu
         .arg("--log-file")
         .arg(&log_file)
         .arg("--epoch-hint")
-        .arg(OsString::from(options.epoch_hint.0.to_string()))
+        .arg(OsString::from(options.epoch_hint.0.to_string()));
+    if let Some(at) = deadline {
+        command.arg("--deadline").arg(format!("{},{}", at.boot.as_nanos(), at.raw.as_nanos()));
+    }
+    command
         .arg("--")
         .arg(&options.command.program)
         .args(&options.command.args)
@@ -443,9 +462,10 @@ impl Reader {
             }
         }
         // Only the guard holds the other end, so this is its death (or our own goodbye).
+        // The state first: who is woken by the answers may look at it.
+        self.state.send_modify(|state| state.alive = false);
         self.answers.slots.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.answers.arrived.notify_all();
-        self.state.send_modify(|state| state.alive = false);
     }
 
     fn deliver(&self, sequence: u64, answer: Answer) {

@@ -28,7 +28,7 @@ mod wire;
 use std::{ffi::OsString, path::PathBuf};
 
 pub use deadline::Refusal;
-pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, spawn};
+pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, spawn, spawn_armed};
 pub use measure::measure_kill;
 pub use process::run;
 pub use tree::{KillTreeError, ProcessIdentity, boot_id, kill_tree_of_foreign_postmaster};

@@ -49,7 +49,7 @@ const LINGER: Duration = Duration::from_secs(60);
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the guard; `args` is what follows the word `guard` on the command line:
-/// `--runtime-dir D --log-file F --epoch-hint N -- PROGRAM ARGS...`.
+/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] -- PROGRAM ARGS...`.
 ///
 /// The caller must not have started a thread: the postmaster's death signal is tied to
 /// the calling one, and a subreaper's children must all be children of one thread.
@@ -80,6 +80,7 @@ struct Options {
     runtime_dir: PathBuf,
     log_file: PathBuf,
     epoch_hint: Epoch,
+    deadline: Option<TwoClocks>,
     program: OsString,
     args: Vec<OsString>,
 }
@@ -87,7 +88,7 @@ struct Options {
 impl Options {
     fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
         let mut args = args.into_iter();
-        let (mut runtime_dir, mut log_file, mut epoch_hint) = (None, None, Epoch(0));
+        let (mut runtime_dir, mut log_file, mut epoch_hint, mut deadline) = (None, None, Epoch(0), None);
         while let Some(key) = args.next() {
             if key == "--" {
                 break;
@@ -100,6 +101,10 @@ impl Options {
                     let number = value.to_str().and_then(|v| v.parse().ok());
                     epoch_hint = Epoch(number.ok_or_else(|| format!("{} is no epoch", value.display()))?);
                 }
+                Some("--deadline") => {
+                    let at = value.to_str().and_then(parse_deadline);
+                    deadline = Some(at.ok_or_else(|| format!("{} is no deadline", value.display()))?);
+                }
                 _ => return Err(format!("unknown argument {}", key.display())),
             }
         }
@@ -107,10 +112,18 @@ impl Options {
             runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
             log_file: log_file.ok_or("--log-file is missing")?,
             epoch_hint,
+            deadline,
             program: args.next().ok_or("no program after --")?,
             args: args.collect(),
         })
     }
+}
+
+/// `BOOT,RAW` in nanoseconds.
+fn parse_deadline(text: &str) -> Option<TwoClocks> {
+    let (boot, raw) = text.split_once(',')?;
+    let at = |text: &str| text.parse().ok().map(Duration::from_nanos);
+    Some(TwoClocks { boot: at(boot)?, raw: at(raw)? })
 }
 
 /// Why a guard could not start. Its text is the last line of the log file.
@@ -180,6 +193,11 @@ impl Guard {
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
             .map_err(|errno| StartError::Process(errno.into()))?;
         let killer = TreeKiller::new();
+        let mut deadline = Deadline::none(options.epoch_hint);
+        if let Some(at) = options.deadline {
+            // The epoch is its own, so it can't be refused.
+            let _ = deadline.arm(options.epoch_hint, at);
+        }
         let postmaster = start_program(&options)?;
         Ok(Self {
             listener,
@@ -187,7 +205,7 @@ impl Guard {
             signals,
             timer,
             timer_set_to: None,
-            deadline: Deadline::none(options.epoch_hint),
+            deadline,
             postmaster,
             ended: None,
             phase: Phase::Running,

@@ -65,7 +65,8 @@ impl Instance {
             && old.system_identifier != copied.system_identifier
         {
             let (ours, theirs) = (old.system_identifier, copied.system_identifier);
-            let text = format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
+            let text =
+                format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
             return Err(CloneError::Foreign(text));
         }
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };

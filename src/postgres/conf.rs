@@ -124,9 +124,7 @@ pub(super) fn quote(value: &str) -> String {
 
 /// A libpq connection string.
 pub(super) fn conninfo(pairs: &[(&str, &str)]) -> String {
-    let one = |(key, value): &(&str, &str)| {
-        format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
-    };
+    let one = |(key, value): &(&str, &str)| format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
     Vec::from_iter(pairs.iter().map(one)).join(" ")
 }
 
@@ -159,7 +157,7 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         // Writing to a String can't fail.
         let _ = writeln!(text, "{key} = {}", quote(value));
     };
-    let senders = (settings.member_hosts.len() * 2 + 4).max(10).to_string();
+    let senders = senders(settings).to_string();
     // The user may override this one.
     set("wal_keep_size", "512MB");
     let dormant = *role == ConfigRole::DormantPrimary;
@@ -209,6 +207,26 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
     text
 }
 
+fn senders(settings: &Settings<'_>) -> u64 {
+    (settings.member_hosts.len() as u64 * 2 + 4).max(10)
+}
+
+/// The settings of `floors` (what `pg_control` says the primary had) that are configured lower. A standby must
+/// be started with at least these, or it ends with "insufficient parameter settings".
+pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
+    let configured = |name: &str| {
+        let given = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        given.and_then(|(_, value)| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
+            "max_connections" => 100,
+            "max_worker_processes" => 8,
+            "max_wal_senders" => senders(settings),
+            "max_locks_per_transaction" => 64,
+            _ => 0,
+        })
+    };
+    floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
+}
+
 /// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines.
 pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
     let mut text = String::from("# Written by matriarch; further lines come from its configuration file.\n");
@@ -243,8 +261,7 @@ fn hba_address(host: &str) -> String {
 /// The text of libpq's password file: the replication role on each of `hosts`.
 pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &str, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-    let line =
-        |(host, port): (&str, u16)| format!("{}:{port}:*:{}:{}\n", escape(host), escape(user), escape(password));
+    let line = |(host, port): (&str, u16)| format!("{}:{port}:*:{}:{}\n", escape(host), escape(user), escape(password));
     hosts.map(line).collect()
 }
 
@@ -365,6 +382,14 @@ mod tests {
         assert_eq!(line, "fd00\\:\\:1:5432:*:re\\:pl:p\\\\w\\:d\n");
         assert_eq!(sql_literal("it's"), "'it''s'");
         assert_eq!(sql_identifier("a\"b"), "\"a\"\"b\"");
+    }
+
+    #[test]
+    fn a_standby_is_not_started_with_less_than_its_primary_had() {
+        let parameters = BTreeMap::from([("Max_Connections".to_owned(), "30".to_owned())]);
+        let floors = [("max_connections", 100), ("max_wal_senders", 10), ("max_prepared_transactions", 5)];
+        let raised = raised_to(&settings(&parameters, &[]), &floors);
+        assert_eq!(raised, [("max_connections", 100), ("max_prepared_transactions", 5)]);
     }
 
     #[test]

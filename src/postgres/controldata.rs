@@ -75,6 +75,8 @@ pub struct ControlData {
     pub wal_segment_bytes: u64,
     /// Bytes of one WAL page.
     pub wal_page_bytes: u64,
+    /// A standby with less than this refuses to start, or to replay.
+    pub floors: [(&'static str, u64); 5],
 }
 
 impl ControlData {
@@ -105,6 +107,13 @@ impl ControlData {
             checksums: number("Data page checksum version")? != 0,
             wal_segment_bytes: number("Bytes per WAL segment")?,
             wal_page_bytes: number("WAL block size")?,
+            floors: [
+                ("max_connections", number("max_connections setting")?),
+                ("max_worker_processes", number("max_worker_processes setting")?),
+                ("max_wal_senders", number("max_wal_senders setting")?),
+                ("max_prepared_transactions", number("max_prepared_xacts setting")?),
+                ("max_locks_per_transaction", number("max_locks_per_xact setting")?),
+            ],
         })
     }
 }
@@ -133,6 +142,11 @@ Backup end location:                  0/0
 End-of-backup record required:        no
 wal_level setting:                    replica
 wal_log_hints setting:                on
+max_connections setting:              100
+max_worker_processes setting:         8
+max_wal_senders setting:              10
+max_prepared_xacts setting:           0
+max_locks_per_xact setting:           64
 WAL block size:                       8192
 Bytes per WAL segment:                16777216
 Data page checksum version:           1
@@ -149,13 +163,17 @@ Data page checksum version:           1
         assert_eq!(data.min_recovery_end, Lsn(0x16_B374_D848));
         assert!(data.checksums && data.wal_log_hints && !data.backup_unfinished);
         assert_eq!((data.wal_segment_bytes, data.wal_page_bytes), (16 << 20, 8192));
+        assert_eq!(data.floors[0], ("max_connections", 100));
     }
 
     #[test]
     fn a_missing_or_odd_line_is_named() {
         assert!(ControlData::parse("").unwrap_err().contains("Database system identifier"));
         let odd = STOPPED_STANDBY.replace("shut down in recovery", "heruntergefahren");
-        assert_eq!(ControlData::parse(&odd).unwrap_err(), "odd value in line `Database cluster state`: heruntergefahren");
+        assert_eq!(
+            ControlData::parse(&odd).unwrap_err(),
+            "odd value in line `Database cluster state`: heruntergefahren"
+        );
     }
 
     #[test]

@@ -61,10 +61,11 @@ impl Instance {
             "--no-sync",
         ]);
         helper.run(|_| ()).await.map_err(PostgresError::from)?;
-        on_progress(Progress::phase("roles"));
-        self.create_replication_role(&new).await?;
+        // Before the first run: what it writes into pg_control (max_connections, …) is what a standby then demands.
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
         self.write_config_to(&new, &role)?;
+        on_progress(Progress::phase("roles"));
+        self.create_replication_role(&new).await?;
         files::ensure(&new.join("standby.signal"), "")?;
         on_progress(Progress::phase("sync"));
         let sync = self.helper("initdb", DEADLINE).holding(lock.share()?).arg("--sync-only").arg("-D").arg(&new);
@@ -98,6 +99,7 @@ impl Instance {
             "log_min_error_statement=panic",
             "password_encryption=scram-sha-256",
             "standard_conforming_strings=on",
+            "synchronous_standby_names=",
         ] {
             helper = helper.arg("-c").arg(setting);
         }
@@ -105,4 +107,3 @@ impl Instance {
         Ok(())
     }
 }
-

@@ -13,7 +13,7 @@ use std::{
 use nix::unistd::{AccessFlags, Uid, access};
 
 use super::{
-    command::Helper,
+    command::{Helper, HelperError},
     conf::{self, ConfigRole, Settings, Upstream},
     controldata::ControlData,
     error::PostgresError,
@@ -70,6 +70,7 @@ struct Inner {
     members: Vec<MemberConfig>,
     runtime_dir: PathBuf,
     passfile: PathBuf,
+    log_file: PathBuf,
 }
 
 impl Instance {
@@ -81,6 +82,8 @@ impl Instance {
             members: members.to_vec(),
             runtime_dir: agent.runtime_dir.clone(),
             passfile: agent.state_dir.join("pgpass"),
+            // Not in the runtime directory: that is memory, and gone after a reboot.
+            log_file: agent.state_dir.join("postgres.log"),
         }))
     }
 
@@ -162,7 +165,11 @@ impl Instance {
         }
         match self.control_data_of(dir) {
             Ok(data) => Ok(DataState::Present(data)),
-            Err(error) => Ok(DataState::Incomplete(error.to_string())),
+            // pg_controldata ran and couldn't read it; that it couldn't run says nothing of the directory.
+            Err(error @ (PostgresError::ControlData { .. } | PostgresError::Helper(HelperError::Failed { .. }))) => {
+                Ok(DataState::Incomplete(error.to_string()))
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -236,8 +243,11 @@ impl Instance {
     /// directory, and removes stubs: a start would take one for its target.
     ///
     /// # Errors
-    /// A file can't be written.
+    /// A file can't be written, `pg_control` can't be read, or a rewind was cut off.
     pub fn postmaster_command(&self) -> Result<PostmasterCommand, PostgresError> {
+        if self.rewind_unfinished() {
+            return Err(PostgresError::HalfRewound { data_dir: self.data_dir().to_owned() });
+        }
         self.remove_stubs()?;
         self.write_passfile(None)?;
         let runtime = self.write_runtime_conf()?;
@@ -247,11 +257,17 @@ impl Instance {
         for setting in [config_file, "restart_after_crash=off".into()] {
             args.extend(["-c".into(), setting]);
         }
+        if self.has_standby_signal() {
+            let paths = self.paths();
+            for (name, floor) in conf::raised_to(&self.settings(&paths), &self.control_data()?.floors) {
+                args.extend(["-c".into(), format!("{name}={floor}").into()]);
+            }
+        }
         Ok(PostmasterCommand {
             program: self.0.cfg.bin_dir.join("postgres"),
             args,
             env: vec![("LC_ALL".into(), "C".into())],
-            log_file: self.0.runtime_dir.join("postgres.log"),
+            log_file: self.0.log_file.clone(),
         })
     }
 

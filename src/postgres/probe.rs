@@ -160,7 +160,7 @@ impl Instance {
         let number = |column: &str| text(column).and_then(|t| t.parse::<i64>().ok());
         let in_recovery = text("in_recovery") == Some("t");
         let checkpoint_timeline = timeline("checkpoint_timeline").ok_or_else(|| odd("no timeline".to_owned()))?;
-        let replay_lsn = lsn("replayed").or(lsn("flushed")).unwrap_or_default();
+        let replay_lsn = lsn("replayed").or_else(|| lsn("flushed")).unwrap_or_default();
         let streaming = text("receiver_status") == Some("streaming");
         let (wal_end, wal_end_known) = if in_recovery {
             let end = lsn("received").unwrap_or_default().max(replay_lsn);
@@ -203,7 +203,11 @@ impl Instance {
         let suffix = format!("{:08X}{:08X}", segment / per_id, segment % per_id);
         let entries = fs::read_dir(self.pg_wal()).ok()?;
         let name = |entry: std::io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
-        entries.filter_map(name).filter(|n| n.len() == 24 && n.ends_with(&suffix)).filter_map(|n| walfile_timeline(&n)).max()
+        entries
+            .filter_map(name)
+            .filter(|n| n.len() == 24 && n.ends_with(&suffix))
+            .filter_map(|n| walfile_timeline(&n))
+            .max()
     }
 
     fn member_at(&self, host: Option<&str>, port: Option<&str>) -> Option<MemberId> {
@@ -246,6 +250,17 @@ mod tests {
         let seen = standbys("n2\tstreaming\t0/3000000\npg_basebackup X\tbackup\t0/0\n", Lsn(0x300_0010));
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].member.as_str(), seen[0].lag_bytes), ("n2", 16));
+    }
+
+    #[test]
+    fn any_answer_proves_the_server_alive() {
+        let answer = |sqlstate: &str| {
+            let error = SqlError::Database { doing: "x", sqlstate: sqlstate.to_owned(), message: String::new() };
+            ProbeError::from_sql(error, Duration::from_secs(1))
+        };
+        assert!(matches!(answer("57P03"), ProbeError::NotYet(_)) && answer("57P03").is_alive());
+        assert!(matches!(answer("53300"), ProbeError::AnsweredOther { .. }) && answer("28P01").is_alive());
+        assert!(!ProbeError::Timeout(Duration::ZERO).is_alive() && !ProbeError::Refused.is_alive());
     }
 
     #[test]

@@ -35,7 +35,9 @@ pub enum RewindError {
     #[error("{0} has a backup_label: it is an unfinished copy; clone it again")]
     UnfinishedCopy(PathBuf),
     /// A crashed standby must not be recovered in single-user mode: that breaks it for good.
-    #[error("{0} is a standby that was not shut down cleanly; start it without upstream and stop it, or clone it again")]
+    #[error(
+        "{0} is a standby that was not shut down cleanly; start it without upstream and stop it, or clone it again"
+    )]
     CrashedStandby(PathBuf),
     /// pg_rewind compares timeline numbers only, and equal numbers are no proof of equal histories.
     #[error("pg_rewind takes {0} and its source to be on one timeline, which proves nothing; clone it again")]
@@ -148,9 +150,13 @@ impl Instance {
     async fn recover_single_user(&self) -> Result<(), PostgresError> {
         let mut helper = self.helper("postgres", RECOVERY_DEADLINE).arg("--single").arg("-D").arg(self.data_dir());
         // No removed segment, and no reused one: its name would change under the link that was set aside.
-        for setting in
-            ["wal_recycle=off", "wal_keep_size=1TB", "max_slot_wal_keep_size=-1", "archive_mode=off", "wal_level=replica"]
-        {
+        for setting in [
+            "wal_recycle=off",
+            "wal_keep_size=1TB",
+            "max_slot_wal_keep_size=-1",
+            "archive_mode=off",
+            "wal_level=replica",
+        ] {
             helper = helper.arg("-c").arg(setting);
         }
         helper.arg("template1").run(|_| ()).await?;

@@ -115,8 +115,7 @@ impl Instance {
     pub async fn connect_within(&self, deadline: Duration) -> Result<Session, SqlError> {
         let doing = "connecting to the local server";
         let cfg = self.config();
-        let password =
-            self.superuser_password().map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
+        let password = self.superuser_password().map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
         let mut target = Config::new();
         target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).password(password).dbname("postgres");
         // A missing synchronous standby must not hold up the agent's own sessions.

@@ -18,13 +18,15 @@ impl Instance {
         let control = self.control_data()?;
         let start = control.checkpoint;
         let Some(mut lsn) = self.last_record_end(&control, control.timeline, start).await? else {
-            let problem = format!("no valid WAL record at the last checkpoint, {start} on timeline {}", control.timeline);
+            let problem =
+                format!("no valid WAL record at the last checkpoint, {start} on timeline {}", control.timeline);
             return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
         };
         let mut timeline = control.timeline;
         // A switch after the checkpoint: the records of the new timeline are in files of its own.
         for history in self.descendants(timeline)? {
-            let Some(switch) = history.end_of(timeline).filter(|end| history.contains(timeline) && *end >= start) else {
+            let Some(switch) = history.end_of(timeline).filter(|end| history.contains(timeline) && *end >= start)
+            else {
                 continue;
             };
             let newest = history.switches.last().map_or(switch, |s| s.end.max(switch));

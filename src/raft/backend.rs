@@ -140,6 +140,17 @@ pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// `fdatasync`. A trait, so that a test sees whether it is called.
+trait SyncData: Send + Sync {
+    fn sync_data(&self) -> io::Result<()>;
+}
+
+impl SyncData for File {
+    fn sync_data(&self) -> io::Result<()> {
+        File::sync_data(self)
+    }
+}
+
 /// The log in a sled database.
 ///
 /// sled's own `flush` ends in `sync_file_range`, which puts nothing safely on
@@ -148,7 +159,7 @@ pub(super) struct SledBackend {
     db: sled::Db,
     log: sled::Tree,
     meta: sled::Tree,
-    file: File,
+    file: Box<dyn SyncData>,
     /// Held until the database is closed; another manager is refused.
     _lock: File,
 }
@@ -178,13 +189,12 @@ impl SledBackend {
         let meta = db.open_tree("meta").map_err(unusable)?;
         let path = dir.join("db");
         let file = File::open(&path).map_err(io_at("open", &path))?;
-        let backend = Self { db, log, meta, file, _lock: lock };
-        backend.sync().map_err(io_at("sync", &path))?;
-        backend.file.sync_all().map_err(io_at("sync", &path))?;
+        db.flush().map_err(unusable)?;
+        file.sync_all().map_err(io_at("sync", &path))?;
         let conf = dir.join("conf");
         File::open(&conf).and_then(|f| f.sync_all()).map_err(io_at("sync", &conf))?;
         sync_dir(dir).map_err(io_at("sync", dir))?;
-        Ok(backend)
+        Ok(Self { db, log, meta, file: Box::new(file), _lock: lock })
     }
 }
 
@@ -315,5 +325,61 @@ impl LogBackend for SledBackend {
         self.db.flush().map_err(sled_io)?;
         // The one line that makes a vote or an entry survive a power loss.
         self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    struct Counting(Arc<AtomicUsize>);
+
+    impl SyncData for Counting {
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    fn open(dir: &Path) -> SledBackend {
+        SledBackend::open(dir, File::create(dir.join("lock")).unwrap()).unwrap()
+    }
+
+    // sled's flush alone is no durability; tests/power_loss.rs shows what it loses.
+    #[test]
+    fn every_sync_ends_in_an_fdatasync_of_the_database_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        let backend = SledBackend { file: Box::new(Counting(Arc::clone(&count))), ..open(dir.path()) };
+        for round in 1..=3 {
+            backend.put(Meta::Vote, vec![round]).unwrap();
+            backend.sync().unwrap();
+            assert_eq!(count.load(Ordering::SeqCst), usize::from(round));
+        }
+    }
+
+    #[test]
+    fn truncate_and_purge_take_what_they_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path());
+        backend.append((0..10).map(|i| (i, vec![1])).collect()).unwrap();
+        backend.truncate(8).unwrap();
+        backend.purge(2).unwrap();
+        let left: Vec<u64> = backend.read(0..u64::MAX).unwrap().into_iter().map(|(i, _)| i).collect();
+        assert_eq!(left, [3, 4, 5, 6, 7]);
+        assert_eq!(backend.last().unwrap().unwrap().0, 7);
+    }
+
+    #[test]
+    fn a_record_that_sled_would_put_in_a_file_of_its_own_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path());
+        assert!(backend.append(vec![(0, vec![0; VALUE_MAX + 1])]).is_err());
+        assert!(backend.last().unwrap().is_none());
     }
 }

@@ -104,10 +104,17 @@ pub struct LogStore {
     failed: watch::Receiver<Option<String>>,
 }
 
-/// Reads the log. As many as wanted.
+/// Reads the log. As many as wanted. The log closes with its [`LogStore`],
+/// whatever readers the library still has somewhere.
 #[derive(Clone)]
 pub struct LogReader {
-    backend: Arc<dyn LogBackend>,
+    backend: Weak<dyn LogBackend>,
+}
+
+impl LogReader {
+    fn backend(&self) -> io::Result<Arc<dyn LogBackend>> {
+        self.backend.upgrade().ok_or_else(|| io::Error::other("the Raft log is closed"))
+    }
 }
 
 impl LogStore {
@@ -143,11 +150,6 @@ impl LogStore {
             .name("raft-sync".to_owned())
             .spawn(move || sync_loop(disk.as_ref(), &waiting, &gauge_of_thread, &failure))?;
         Ok(Self { backend, queue, gauge, failed })
-    }
-
-    /// Gone when the last user of the log is.
-    pub(super) fn backend(&self) -> Weak<dyn LogBackend> {
-        Arc::downgrade(&self.backend)
     }
 
     /// How the disk does.
@@ -199,10 +201,10 @@ fn sync_loop(
     }
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
+/// Takes the directory's lock; another manager, or another life of this one, may have it.
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
-    let file =
-        File::options().create(true).truncate(false).write(true).open(&path).map_err(io_at("create", &path))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_at("create", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
@@ -212,7 +214,7 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
 
 /// The directory names its node from its first opening on, so that a copied or
 /// swapped directory is never another voter's memory.
-fn check_identity(backend: &SledBackend, dir: &Path, node: NodeId, member: &MemberId) -> Result<(), OpenError> {
+fn check_identity(backend: &dyn LogBackend, dir: &Path, node: NodeId, member: &MemberId) -> Result<(), OpenError> {
     let damaged = |why: String| OpenError::Damaged { path: dir.to_owned(), why };
     let stored = backend.get(Meta::Identity).map_err(io_at("read", dir))?;
     let Some(bytes) = stored else {
@@ -236,7 +238,7 @@ fn check_identity(backend: &SledBackend, dir: &Path, node: NodeId, member: &Memb
 }
 
 /// Reads every record once: no hole, no flipped bit, and a vote if there are entries.
-fn check_log(backend: &SledBackend, dir: &Path) -> Result<(), OpenError> {
+fn check_log(backend: &dyn LogBackend, dir: &Path) -> Result<(), OpenError> {
     let damaged = |why: String| OpenError::Damaged { path: dir.to_owned(), why };
     let purged = get_log_id(backend, Meta::Purged).map_err(|e| damaged(e.to_string()))?;
     get_log_id(backend, Meta::Committed).map_err(|e| damaged(e.to_string()))?;
@@ -309,12 +311,12 @@ impl RaftLogReader<TypeConfig> for LogReader {
             Bound::Excluded(i) => *i,
             Bound::Unbounded => u64::MAX,
         };
-        let records = self.backend.read(start..end)?;
+        let records = self.backend()?.read(start..end)?;
         records.iter().map(|(index, bytes)| decode_entry(*index, bytes)).collect()
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
-        get_vote(self.backend.as_ref())
+        get_vote(self.backend()?.as_ref())
     }
 }
 
@@ -333,7 +335,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
-        LogReader { backend: Arc::clone(&self.backend) }
+        LogReader { backend: Arc::downgrade(&self.backend) }
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
@@ -386,6 +388,8 @@ mod tests {
         sync::{Mutex, atomic::AtomicBool},
     };
 
+    use openraft::{alias::OneshotReceiverOf, type_config::TypeConfigExt as _};
+
     use super::*;
 
     /// A disk that holds back its syncs until it is told, and can fail one.
@@ -436,8 +440,8 @@ mod tests {
         Entry { log_id, payload: openraft::EntryPayload::Blank }
     }
 
-    async fn append(store: &mut LogStore, index: u64) -> tokio::sync::oneshot::Receiver<io::Result<()>> {
-        let (tx, rx) = oneshot::channel();
+    async fn append(store: &mut LogStore, index: u64) -> OneshotReceiverOf<TypeConfig, io::Result<()>> {
+        let (tx, rx) = TypeConfig::oneshot();
         store.append([entry(index)], IOFlushed::signal(tx)).await.unwrap();
         rx
     }
@@ -484,5 +488,45 @@ mod tests {
         assert!(append(&mut store, 1).await.await.unwrap().is_err(), "what the first failure lost is unknown");
         assert_eq!(disk.syncs.load(Ordering::SeqCst), 1);
         assert_eq!(store.failed().borrow().as_deref(), Some("no space"));
+    }
+
+    fn check(disk: &TestDisk) -> Result<(), String> {
+        check_log(disk, Path::new("log")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_log_that_lost_something_is_refused() {
+        let disk = TestDisk::default();
+        assert_eq!(check(&disk), Ok(()), "an empty one is fine");
+        disk.append((0..5).map(|i| (i, record::seal(&entry_out(&entry(i))))).collect()).unwrap();
+        assert!(check(&disk).unwrap_err().contains("no vote"));
+        disk.put(Meta::Vote, record::seal(&v1::Vote { term: 1, node_id: 1, committed: true })).unwrap();
+        assert_eq!(check(&disk), Ok(()));
+        disk.log.lock().unwrap().get_mut(&3).unwrap()[8] ^= 1;
+        assert!(check(&disk).unwrap_err().contains("entry 3"));
+        disk.log.lock().unwrap().remove(&3);
+        assert!(check(&disk).unwrap_err().contains("entry 3 is missing"));
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_purge_goes_at_the_next_opening() {
+        let disk = TestDisk::default();
+        disk.append((0..5).map(|i| (i, record::seal(&entry_out(&entry(i))))).collect()).unwrap();
+        disk.put(Meta::Vote, record::seal(&v1::Vote { term: 1, node_id: 1, committed: true })).unwrap();
+        disk.put(Meta::Purged, record::seal(&v1::LogId { term: 1, index: 2 })).unwrap();
+        assert_eq!(check(&disk), Ok(()));
+        assert_eq!(disk.read(0..9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_directory_belongs_to_the_node_that_first_opened_it() {
+        let disk = TestDisk::default();
+        let check = |node, member: &str| {
+            check_identity(&disk, Path::new("raft"), NodeId(node), &member.parse().unwrap()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(1, "n1"), Ok(()));
+        assert_eq!(check(1, "n1"), Ok(()));
+        assert!(check(2, "n1").unwrap_err().contains("belongs to node 1 (n1)"));
+        assert!(check(1, "n2").is_err());
     }
 }

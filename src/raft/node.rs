@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,10 +17,10 @@ use openraft::{
 use tokio::sync::watch;
 
 use super::{
-    backend::{LogBackend, OpenError},
+    backend::OpenError,
     identity::Identity,
     leadership::{self, Leadership, Monitor},
-    log_store::{LogStore, SyncGauge},
+    log_store::{self, LogStore, SyncGauge},
     network::{Dialer, MESSAGE_MAX, Network, TcpDialer},
     service::{Contact, RaftService},
     state_machine::StateMachine,
@@ -126,8 +126,6 @@ pub struct Node {
     leadership: watch::Receiver<Leadership>,
     disk_failed: watch::Receiver<Option<String>>,
     stop: Arc<watch::Sender<bool>>,
-    /// Gone when the directory is free.
-    backend: Weak<dyn LogBackend>,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -188,7 +186,7 @@ impl Node {
             Ok::<_, OpenError>((log, StateMachine::open(&dir)?))
         });
         let (log, machine) = opened.await.map_err(stopped)??;
-        let (state, gauge, disk_failed, backend) = (machine.watch(), log.gauge(), log.failed(), log.backend());
+        let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
         let identity = Identity::new(options.member.clone());
         let contact = Contact::default();
         let network = Network::new(identity.clone(), dialer, options.timings.heartbeat);
@@ -207,7 +205,7 @@ impl Node {
         };
         tokio::spawn(monitor.run());
         let (options, stop) = (Arc::new(options), Arc::new(stop));
-        Ok(Node { raft, options, identity, contact, gauge, state, leadership, disk_failed, stop, backend })
+        Ok(Node { raft, options, identity, contact, gauge, state, leadership, disk_failed, stop })
     }
 
     /// The gRPC service to serve at this node's address.
@@ -322,6 +320,11 @@ impl Node {
         self.raft.metrics().borrow_watched().last_applied.as_ref().map_or(0, |id| id.index)
     }
 
+    /// The index of the last entry that was dropped from the log; 0 if none.
+    pub fn purged_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().purged.as_ref().map_or(0, |id| id.index)
+    }
+
     /// How the disk under the log does.
     pub fn sync_gauge(&self) -> &SyncGauge {
         &self.gauge
@@ -414,9 +417,9 @@ impl Node {
         if let Err(e) = self.raft.shutdown().await {
             tracing::warn!(error = %e, "Raft did not end cleanly");
         }
-        // Tasks of the library that still read the log keep it open.
+        // The sync thread is the last to let go of the log.
         let deadline = Instant::now() + Duration::from_secs(5);
-        while self.backend.strong_count() > 0 && Instant::now() < deadline {
+        while log_store::lock(&self.options.dir).is_err() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

@@ -1,7 +1,7 @@
 //! Names of the events that people and alerts look for. A name never changes
 //! its meaning; a new meaning gets a new name. Used as the field `event`:
 //!
-//! ```
+//! ```text
 //! use matriarch::telemetry::events;
 //! tracing::info!(event = events::PRIMARY_CHANGED, epoch = 4, from = "n1", to = "n2", "primary changed");
 //! ```

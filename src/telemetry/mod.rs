@@ -48,10 +48,14 @@ pub fn levels(text: &str) -> Result<Targets, String> {
     let names_default = given.default_level().is_some();
     // Libraries are quiet unless they are named; their `info` says little about a cluster.
     let mut targets = if names_default { given.clone() } else { given.clone().with_default(LevelFilter::INFO) };
-    for library in ["h2", "hyper", "hyper_util", "tonic", "tower", "sled", "openraft"] {
+    for library in ["h2", "hyper", "hyper_util", "tonic", "tower", "sled"] {
         if !given.iter().any(|(target, _)| target == library) {
             targets = targets.with_target(library, LevelFilter::WARN);
         }
+    }
+    // openraft warns of every heartbeat that a dead peer did not answer; what matters of that is in our own log lines.
+    if !given.iter().any(|(target, _)| target == "openraft") {
+        targets = targets.with_target("openraft", LevelFilter::ERROR);
     }
     Ok(targets)
 }
