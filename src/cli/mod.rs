@@ -1,1 +1,156 @@
-//! (room under construction)
+//! The command line: processes are started here, admin commands talk to any
+//! manager through gRPC, `render` turns answers into text.
+
+mod args;
+mod client;
+pub mod exit;
+mod operations;
+mod preflight;
+mod processes;
+pub mod render;
+mod wiring;
+
+use std::{
+    env,
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::Parser as _;
+
+use self::{
+    args::{Arguments, Command, ConfigCommand, ExplainArgs, StatusArgs},
+    client::{Client, ClientError},
+    exit::Exit,
+    render::Style,
+};
+use crate::config::{Config, DEFAULT_FILE, Purpose};
+
+/// Names the configuration file where `--config` isn't given.
+pub const CONFIG_VARIABLE: &str = "MATRIARCH_CONFIG";
+
+/// Body of `matriarch guard`.
+pub fn guard() -> ExitCode {
+    wiring::guard()
+}
+
+/// Runs the command line and says how it ended.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing can be done when even the usage can't be printed.
+            let _ = error.print();
+            return if error.use_stderr() { exit::USAGE.into() } else { exit::OK.into() };
+        }
+    };
+    match arguments.command {
+        Command::Manager(args) => processes::run(processes::Process::Manager, &args),
+        Command::Agent(args) => processes::run(processes::Process::Agent, &args),
+        Command::Router(args) => processes::run(processes::Process::Router, &args),
+        Command::Guard => wiring::guard(),
+        Command::Demo(args) => wiring::demo(args),
+        Command::Status(args) => with_runtime(status(args)),
+        Command::Explain(args) => with_runtime(explain(args)),
+        Command::Switchover(args) => with_runtime(operations::switchover(args)),
+        Command::Failover(args) => with_runtime(operations::failover(args)),
+        Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
+        Command::Config(args) => match args.command {
+            ConfigCommand::Check { config } => check_config(config_file(config)).into(),
+        },
+    }
+}
+
+fn config_file(given: Option<PathBuf>) -> PathBuf {
+    given
+        .or_else(|| env::var_os(CONFIG_VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE))
+}
+
+fn with_runtime(command: impl Future<Output = Exit>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command).into(),
+        Err(error) => complain(&format!("can't start: {error}"), exit::FAILED).into(),
+    }
+}
+
+/// One line on stderr, and the exit code that goes with it.
+fn complain(what: &str, exit: Exit) -> Exit {
+    eprintln!("matriarch: {what}");
+    exit
+}
+
+fn complain_client(error: &ClientError) -> Exit {
+    let exit = match error {
+        ClientError::Usage(_) | ClientError::Config(_) => exit::USAGE,
+        ClientError::NobodyReached { .. } => exit::UNREACHABLE,
+        ClientError::Refused { .. } => exit::FAILED,
+    };
+    complain(&error.to_string(), exit)
+}
+
+/// Prints to stdout; a closed pipe (`| head`) is no error of ours.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
+}
+
+/// Colours only for people, and only when they didn't ask to go without.
+fn style() -> Style {
+    let unwanted = env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let dumb = env::var_os("TERM").is_some_and(|t| t == "dumb");
+    if io::stdout().is_terminal() && !unwanted && !dumb { Style::Colour } else { Style::Plain }
+}
+
+fn check_config(file: PathBuf) -> Exit {
+    match Config::load_for(&file, Purpose::Host) {
+        Ok(config) => {
+            print(&render::config_summary(&config));
+            exit::OK
+        }
+        Err(error) => complain(&error.to_string(), exit::USAGE),
+    }
+}
+
+async fn status(args: StatusArgs) -> Exit {
+    let client = match Client::new(&args.client) {
+        Ok(client) => client,
+        Err(error) => return complain_client(&error),
+    };
+    loop {
+        let answer = client.status(args.local).await;
+        if args.watch {
+            // Clear the screen and go to its top, as watch(1) does.
+            let clear = if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+            match &answer {
+                Ok(reply) => print(&format!("{clear}{}\n", render::status(reply, style()))),
+                Err(error) => print(&format!("{clear}{error}\n")),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        }
+        return match answer {
+            Ok(reply) => {
+                print(&if args.json { render::status_json(&reply) } else { render::status(&reply, style()) });
+                if render::is_healthy(&reply) { exit::OK } else { exit::DEGRADED }
+            }
+            Err(error) => complain_client(&error),
+        };
+    }
+}
+
+async fn explain(args: ExplainArgs) -> Exit {
+    let answer = match Client::new(&args.client) {
+        Ok(client) => client.explain().await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(reply) => {
+            print(&if args.json { render::explain_json(&reply) } else { render::explain(&reply) });
+            exit::OK
+        }
+        Err(error) => complain_client(&error),
+    }
+}

@@ -1,8 +1,84 @@
-//! The configuration file: `raw` as written, `checked` as used.
+//! The configuration file: `raw` as written, `checked` as used. Each error is
+//! one line, `FILE: KEY: problem; what to do`, and is found before anything is changed.
 
+mod check;
 pub mod checked;
+mod error;
+mod host;
+mod parameters;
+mod raw;
+mod secret;
 
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
-    RouterConfig,
+    RouterConfig, host_port,
 };
+pub use error::ConfigError;
+pub use host::{FREE_BYTES_MIN, free_bytes};
+pub use parameters::OWNED as OWNED_PARAMETERS;
+pub use secret::{SECRET_BYTES_MIN, Secret, SecretError, read_password, read_secret};
+
+use self::error::Wrong;
+
+/// Where the configuration is looked for when nothing else is said.
+pub const DEFAULT_FILE: &str = "/etc/matriarch/matriarch.toml";
+
+/// What a configuration is loaded for: decides what is asked of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Everything this host has tables for.
+    Host,
+    /// A manager: the secret, room for the Raft log.
+    Manager,
+    /// An agent: the secret, the passwords, room for PostgreSQL.
+    Agent,
+    /// A router: names that resolve. It reads no secret.
+    Router,
+    /// An admin command: nothing but the file itself.
+    Client,
+}
+
+impl Config {
+    /// Reads and checks a file with everything it asks of this host.
+    ///
+    /// # Errors
+    /// The first problem, with file, key and what to do.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        Config::load_for(path, Purpose::Host)
+    }
+
+    /// Reads and checks a file for one purpose.
+    ///
+    /// # Errors
+    /// The first problem, with file, key and what to do.
+    pub fn load_for(path: &Path, purpose: Purpose) -> Result<Config, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|error| ConfigError {
+            file: PathBuf::from(path),
+            key: String::new(),
+            problem: format!("can't be read ({error})"),
+            advice: "create it (docs/install.md), or name another with --config".to_owned(),
+        })?;
+        let config = Config::parse(path, &text)?;
+        host::check(&config, purpose).map_err(|wrong| wrong.in_file(path))?;
+        Ok(config)
+    }
+
+    /// Checks the text of a file; `path` is for messages. Looks at nothing else
+    /// on this host, except to resolve its own name.
+    ///
+    /// # Errors
+    /// The first problem, with file, key and what to do.
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let raw = raw::parse(text).map_err(|found| Wrong::new(found.key, found.problem, found.advice).in_file(path))?;
+        check::check(path, raw).map_err(|wrong| wrong.in_file(path))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Hold, Situation, Verdict};
 use crate::{
-    domain::{PostgresState, observation::AgentView},
+    domain::{MemberId, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
 };
 
@@ -97,6 +97,59 @@ fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
     }
     let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));
     (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))
+}
+
+/// What an operator's request becomes, checked against what is known now.
+///
+/// # Errors
+/// Why it is refused, in words for the operator.
+pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) -> Result<Kind, String> {
+    if let Some(running) = &s.state.operation {
+        return Err(format!("operation {} to {} is under way", running.id, running.to));
+    }
+    let holder = s.state.holder().map(|(_, m)| m.clone());
+    if let Some(to) = wanted {
+        if !s.state.members.contains_key(to) {
+            return Err(format!("{to} is no member of this cluster"));
+        }
+        if holder.as_ref() == Some(to) {
+            return Err(format!("{to} is the primary already"));
+        }
+    }
+    let to = match (kind, wanted) {
+        (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
+        (OperationKind::Failover, Some(to)) => failover_target(s, to)?,
+        (OperationKind::Failover, None) => return Err("a failover by command needs --candidate".to_owned()),
+    };
+    Ok(Kind::BeginOperation { kind, from: holder, to })
+}
+
+fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<MemberId, String> {
+    let Some((_, from)) = s.state.open_primary() else {
+        return Err("there is no open primary to switch over from; see `matriarch explain`".to_owned());
+    };
+    let probe = |to: &MemberId| Operation {
+        id: 0,
+        kind: OperationKind::Switchover,
+        from: Some(from.clone()),
+        to: to.clone(),
+        phase: OperationPhase::Checkpoint,
+    };
+    if let Some(to) = wanted {
+        return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
+    }
+    let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
+    let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
+    let best = fit.max_by(|a, b| end(a).cmp(&end(b)).then_with(|| b.cmp(a)));
+    best.cloned().ok_or_else(|| format!("no standby streams from {from} closely enough"))
+}
+
+fn failover_target(s: &Situation<'_>, to: &MemberId) -> Result<MemberId, String> {
+    let Some(agent) = s.agent(to) else { return Err(format!("{to} does not answer")) };
+    match agent.state {
+        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(to.clone()),
+        other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
+    }
 }
 
 /// Rule 230.

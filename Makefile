@@ -1,0 +1,66 @@
+# make demo     a whole cluster on this machine, and what happens when a host dies
+# make test     what fits in 25 minutes; the same as CI (.ci/run)
+# make verify   formatting and lints; never writes to the tree
+# make fix      writes what verify would complain about
+# make proof    the long runs
+# make bench    figures: release build, five runs for each fault
+# make install  binary, units and example configuration (DESTDIR, PREFIX)
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+ARGS ?=
+# rustup's own directory, for shells that haven't read its environment.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# One profile and one set of flags for lints and tests: nothing is compiled twice.
+CARGO_FLAGS := --locked
+
+.PHONY: help
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+.PHONY: demo
+demo: release
+	@exec target/release/matriarch demo $(ARGS)
+
+.PHONY: release
+release:
+	@deploy/scripts/prepare.sh demo
+	cargo build --release $(CARGO_FLAGS)
+
+.PHONY: test
+test:
+	@deploy/scripts/prepare.sh test
+	@$(MAKE) --no-print-directory verify
+	@deploy/scripts/test.sh $(CARGO_FLAGS)
+
+.PHONY: verify
+verify:
+	cargo fmt --check
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+
+.PHONY: fix
+fix:
+	cargo clippy --fix --allow-dirty --allow-staged --all-targets
+	cargo fmt
+
+.PHONY: proof
+proof:
+	@deploy/scripts/prepare.sh test
+	@deploy/scripts/test.sh --ignored $(CARGO_FLAGS)
+
+.PHONY: bench
+bench: release
+	@deploy/scripts/bench.sh
+
+.PHONY: install
+install:
+	@test -x target/release/matriarch || { echo "make install: build first: make release"; exit 2; }
+	install -D -m 0755 target/release/matriarch $(DESTDIR)$(PREFIX)/bin/matriarch
+	install -d -m 0755 $(DESTDIR)/etc/systemd/system $(DESTDIR)/etc/matriarch
+	install -m 0644 deploy/systemd/*.service deploy/systemd/*.slice $(DESTDIR)/etc/systemd/system/
+	sed -i 's|/usr/local/bin/matriarch|$(PREFIX)/bin/matriarch|' $(DESTDIR)/etc/systemd/system/matriarch-*.service
+	install -m 0644 deploy/matriarch.toml.example $(DESTDIR)/etc/matriarch/

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Measures how long writes stop for each fault: release build, RUNS runs each,
+# one JSON file per fault and profile in target/bench. As root every host has a
+# network namespace of its own; figures from plain loopback say so in the JSON.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+runs=${RUNS:-5}
+out=target/bench
+mkdir -p "$out"
+network=()
+if [ "$(id -u)" = 0 ]; then network=(--netns); fi
+for profile in ${PROFILES:-fast normal}; do
+    for fault in ${FAULTS:-kill-host kill-postgres stop-postgres kill-agent kill-manager switchover}; do
+        echo "bench: $fault, profile $profile, $runs runs"
+        target/release/matriarch demo --fault "$fault" --profile "$profile" --runs "$runs" "${network[@]}" \
+            --json "$out/$fault-$profile.json"
+    done
+done
+echo "bench: results are in $out"

@@ -1,0 +1,162 @@
+//! The command line as typed. The only place that knows clap.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{exit, wiring::DemoArgs};
+use crate::telemetry::Format;
+
+/// PostgreSQL high availability without an external store.
+#[derive(Debug, Parser)]
+#[command(name = "matriarch", version, max_term_width = 100, after_help = exit::HELP, disable_help_subcommand = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the manager of this host: it decides together with the others
+    Manager(ProcessArgs),
+    /// Run the agent of this host: it controls PostgreSQL and holds the lease
+    Agent(ProcessArgs),
+    /// Run a router: it leads clients to the primary
+    Router(ProcessArgs),
+    /// Parent of the postmaster; started by the agent only
+    #[command(hide = true)]
+    Guard,
+    /// Show members, primary, lag, and why something is not healthy
+    Status(StatusArgs),
+    /// Make a standby the primary with the old primary's help; nothing is lost
+    Switchover(SwitchoverArgs),
+    /// Make a standby the primary without the old primary's help
+    Failover(FailoverArgs),
+    /// Say what the cluster considered, what holds it up, and what can be done
+    Explain(ExplainArgs),
+    /// Check whether this host is fit to run what its configuration asks for
+    Preflight(PreflightArgs),
+    /// Work with the configuration file
+    Config(ConfigArgs),
+    /// Run a whole cluster in a temporary directory and break it
+    Demo(DemoArgs),
+}
+
+/// Flags of the processes.
+#[derive(Debug, Args)]
+pub struct ProcessArgs {
+    /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log lines look: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log: Format,
+    /// What is logged, e.g. info or info,matriarch::raft=debug [default: $MATRIARCH_LOG, else info]
+    #[arg(long, value_name = "LEVELS")]
+    pub log_level: Option<String>,
+}
+
+/// How an admin command finds a manager.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// A manager to ask; may be given several times [default: those of the configuration file]
+    #[arg(long = "manager", value_name = "HOST:PORT")]
+    pub managers: Vec<String>,
+    /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show it again every second until interrupted
+    #[arg(long, conflicts_with = "json")]
+    pub watch: bool,
+    /// Ask the manager that answers for its own view, not the Raft leader's
+    #[arg(long)]
+    pub local: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct SwitchoverArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Who becomes primary [default: the best standby]
+    #[arg(long, value_name = "MEMBER")]
+    pub candidate: Option<String>,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct FailoverArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Who becomes primary
+    #[arg(long, value_name = "MEMBER")]
+    pub candidate: String,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
+
+/// Flags of what changes the cluster.
+#[derive(Debug, Args)]
+pub struct OperationArgs {
+    /// Don't ask for confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Don't wait until it is done (waiting is the default)
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Wait until it is done
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds; the operation itself goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct PreflightArgs {
+    /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the file and what it asks of this host; change nothing
+    Check {
+        /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}

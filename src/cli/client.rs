@@ -1,0 +1,189 @@
+//! Asks any manager: each one in turn, each with a deadline.
+
+use std::{error::Error, fmt::Write as _, time::Duration};
+
+use tokio::time::timeout;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::{args::ClientArgs, config_file};
+use crate::{
+    config::{Config, ConfigError, Purpose},
+    rpc::v1::{
+        ExplainReply, ExplainRequest, FailoverRequest, OperationReply, StatusReply, StatusRequest, SwitchoverRequest,
+        Target, admin_client::AdminClient,
+    },
+};
+
+/// A manager that takes longer to accept a connection or to answer is passed over.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// An operation is answered once it is committed, which may need a new Raft leader first.
+const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why an admin command got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("no manager could be reached ({})", tried.join("; "))]
+    NobodyReached { tried: Vec<String>, maybe_received: bool },
+    #[error("{manager} refused: {reason}")]
+    Refused { manager: String, reason: String },
+}
+
+/// The managers to ask, in order.
+pub(super) struct Client {
+    managers: Vec<String>,
+}
+
+impl Client {
+    /// From `--manager`, or from the configuration file: this host's manager first.
+    pub fn new(args: &ClientArgs) -> Result<Client, ClientError> {
+        if args.managers.is_empty() {
+            return Ok(Client { managers: configured(args)? });
+        }
+        for manager in &args.managers {
+            let port = manager.rsplit_once(':').and_then(|(host, port)| {
+                let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+                port.parse::<u16>().ok().filter(|_| bracketed && !host.is_empty())
+            });
+            if port.is_none() {
+                let problem = format!("--manager {manager}: not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400");
+                return Err(ClientError::Usage(problem));
+            }
+        }
+        Ok(Client { managers: args.managers.clone() })
+    }
+
+    pub async fn status(&self, local: bool) -> Result<StatusReply, ClientError> {
+        self.ask(PATIENCE, async move |mut admin| {
+            let request = StatusRequest { to: Some(target("", 0)), local };
+            admin.status(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    pub async fn explain(&self) -> Result<ExplainReply, ClientError> {
+        self.ask(PATIENCE, async |mut admin| {
+            let request = ExplainRequest { to: Some(target("", 0)) };
+            admin.explain(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a switchover. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn switchover(&self, request: SwitchoverRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.switchover(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a failover. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn failover(&self, request: FailoverRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.failover(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    async fn ask<T>(
+        &self,
+        patience: Duration,
+        call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, ClientError> {
+        let mut tried = Vec::new();
+        let mut maybe_received = false;
+        for manager in &self.managers {
+            let admin = match connect(manager).await {
+                Ok(admin) => admin,
+                Err(why) => {
+                    tried.push(format!("{manager}: {why}"));
+                    continue;
+                }
+            };
+            match timeout(patience, call(admin)).await {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err(status)) if is_final(status.code()) => {
+                    return Err(ClientError::Refused { manager: manager.clone(), reason: status.message().to_owned() });
+                }
+                Ok(Err(status)) => {
+                    maybe_received = true;
+                    tried.push(format!("{manager}: {}", told(&status)));
+                }
+                Err(_) => {
+                    maybe_received = true;
+                    tried.push(format!("{manager}: no answer within {} s", patience.as_secs()));
+                }
+            }
+        }
+        Err(ClientError::NobodyReached { tried, maybe_received })
+    }
+}
+
+/// Whether another manager would say the same.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::NotFound
+            | Code::AlreadyExists
+    )
+}
+
+fn told(status: &Status) -> String {
+    let mut text = format!("{:?}", status.code()).to_lowercase();
+    if !status.message().is_empty() {
+        // Writing to a String can't fail.
+        let _ = write!(text, " ({})", status.message());
+    }
+    text
+}
+
+async fn connect(manager: &str) -> Result<AdminClient<Channel>, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{manager}")).map_err(|e| root_cause(&e))?;
+    match timeout(PATIENCE, endpoint.connect()).await {
+        Ok(Ok(channel)) => Ok(AdminClient::new(channel)),
+        Ok(Err(error)) => Err(root_cause(&error)),
+        Err(_) => Err(format!("no connection within {} s", PATIENCE.as_secs())),
+    }
+}
+
+/// The last error of a chain: tonic's own says no more than "transport error".
+fn root_cause(error: &dyn Error) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
+
+fn configured(args: &ClientArgs) -> Result<Vec<String>, ClientError> {
+    let file = config_file(args.config.clone());
+    if args.config.is_none() && !file.exists() {
+        let problem =
+            format!("no manager to ask: {} doesn't exist; use --manager HOST:PORT or --config FILE", file.display());
+        return Err(ClientError::Usage(problem));
+    }
+    let config = Config::load_for(&file, Purpose::Client)?;
+    let me = config.member.as_ref().map(|m| m.id.clone());
+    let (own, others): (Vec<_>, Vec<_>) = config.cluster.members.iter().partition(|m| Some(&m.id) == me.as_ref());
+    Ok(own.into_iter().chain(others).map(|m| m.manager()).collect())
+}
+
+/// Addresses a request to a life of a cluster; an empty id means "whichever you are in".
+pub(super) fn target(cluster_id: &str, generation: u64) -> Target {
+    Target {
+        cluster_id: cluster_id.to_owned(),
+        generation,
+        target: String::new(),
+        epoch: 0,
+        sender: "admin".to_owned(),
+    }
+}

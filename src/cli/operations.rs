@@ -1,0 +1,192 @@
+//! Switchover and failover: ask once, then watch until it is finished.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use super::{
+    args::{FailoverArgs, OperationArgs, SwitchoverArgs},
+    client::{Client, ClientError, target},
+    complain, complain_client,
+    exit::{self, Exit},
+    print,
+};
+use crate::rpc::v1::{FailoverRequest, OperationReply, OperationStatus, StatusReply, SwitchoverRequest};
+
+/// Between two looks at a running operation.
+const POLL: Duration = Duration::from_millis(200);
+
+pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
+    let candidate = args.candidate.unwrap_or_default();
+    let wanted = if candidate.is_empty() { "the best standby" } else { &candidate };
+    let question = |status: &StatusReply| format!("Switch over from {} to {wanted}?", primary(status));
+    let (client, status) = match prepare(&args.client, &args.operation, question).await {
+        Ok(prepared) => prepared,
+        Err(exit) => return exit,
+    };
+    let to = Some(target(&status.cluster_id, status.generation));
+    let request = SwitchoverRequest { to, candidate, request_id: Uuid::now_v7().to_string() };
+    let reply = client.switchover(request).await;
+    follow(&client, "switchover", reply, &args.operation).await
+}
+
+pub(super) async fn failover(args: FailoverArgs) -> Exit {
+    let candidate = args.candidate;
+    let question = |status: &StatusReply| {
+        let primary = primary(status);
+        format!(
+            "Fail over from {primary} to {candidate}? What only {primary} has is lost to the cluster; \
+             when {primary} is well, `matriarch switchover` loses nothing."
+        )
+    };
+    let (client, status) = match prepare(&args.client, &args.operation, question).await {
+        Ok(prepared) => prepared,
+        Err(exit) => return exit,
+    };
+    let to = Some(target(&status.cluster_id, status.generation));
+    let request = FailoverRequest { to, candidate, request_id: Uuid::now_v7().to_string() };
+    let reply = client.failover(request).await;
+    follow(&client, "failover", reply, &args.operation).await
+}
+
+fn primary(status: &StatusReply) -> &str {
+    if status.primary.is_empty() { "no primary" } else { &status.primary }
+}
+
+/// Finds the cluster, and asks the operator unless told not to.
+async fn prepare(
+    client: &super::args::ClientArgs,
+    operation: &OperationArgs,
+    question: impl FnOnce(&StatusReply) -> String,
+) -> Result<(Client, StatusReply), Exit> {
+    let client = Client::new(client).map_err(|error| complain_client(&error))?;
+    if !operation.yes && !io::stdin().is_terminal() {
+        return Err(complain("there is no terminal to ask for confirmation; use --yes", exit::USAGE));
+    }
+    let status = client.status(false).await.map_err(|error| complain_client(&error))?;
+    if !operation.yes && !confirmed(&question(&status)) {
+        return Err(complain("not confirmed; nothing was changed", exit::FAILED));
+    }
+    Ok((client, status))
+}
+
+fn confirmed(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    // An unreadable answer is no.
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, ClientError>, args: &OperationArgs) -> Exit {
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(ClientError::NobodyReached { tried, maybe_received: true }) => {
+            let tried = tried.join("; ");
+            let what = format!("nobody confirmed the {kind}, it may still happen; see `matriarch status` ({tried})");
+            return complain(&what, exit::UNREACHABLE);
+        }
+        Err(error) => return complain_client(&error),
+    };
+    if !reply.accepted {
+        return complain(&format!("{kind} refused: {}", reply.reason), exit::FAILED);
+    }
+    print(&format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to)));
+    if args.no_wait {
+        return exit::OK;
+    }
+    let started = Instant::now();
+    let ending = wait(client, &reply, started, Duration::from_secs(args.timeout)).await;
+    match ending {
+        Some(Ending::Succeeded(to)) => {
+            print(&format!("{kind} {} done: {to} is primary ({:.1} s)\n", reply.id, started.elapsed().as_secs_f64()));
+            exit::OK
+        }
+        Some(Ending::Failed(reason)) => complain(&format!("{kind} {} failed: {reason}", reply.id), exit::FAILED),
+        Some(Ending::Replaced) => {
+            let what = format!("{kind} {} is over and a later operation too; see `matriarch status`", reply.id);
+            complain(&what, exit::FAILED)
+        }
+        None => {
+            let what = format!(
+                "{kind} {} is not finished after {} s and goes on; see `matriarch status`",
+                reply.id, args.timeout
+            );
+            complain(&what, exit::FAILED)
+        }
+    }
+}
+
+/// How an operation ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Ending {
+    Succeeded(String),
+    Failed(String),
+    /// Its outcome can't be told any more.
+    Replaced,
+}
+
+async fn wait(client: &Client, reply: &OperationReply, started: Instant, patience: Duration) -> Option<Ending> {
+    let mut shown = String::new();
+    while started.elapsed() < patience {
+        // Whoever is asked may be dying right now; the next one knows.
+        if let Ok(status) = client.status(false).await {
+            if let Some(ending) = ending(reply.id, &status) {
+                return Some(ending);
+            }
+            let phase = status.operation.filter(|o| o.id == reply.id).map(|o| o.phase).unwrap_or_default();
+            if !phase.is_empty() && phase != shown {
+                print(&format!("  {:5.1} s  {phase}\n", started.elapsed().as_secs_f64()));
+                shown = phase;
+            }
+        }
+        sleep(POLL).await;
+    }
+    None
+}
+
+fn ending(id: u64, status: &StatusReply) -> Option<Ending> {
+    let of = |operation: &OperationStatus| match operation.succeeded {
+        true => Ending::Succeeded(operation.to.clone()),
+        false => Ending::Failed(operation.reason.clone()),
+    };
+    if let Some(last) = &status.last_operation {
+        if last.id == id && last.finished {
+            return Some(of(last));
+        }
+        if last.id > id {
+            return Some(Ending::Replaced);
+        }
+    }
+    status.operation.as_ref().filter(|o| o.id == id && o.finished).map(of)
+}
+
+fn or_nobody(member: &str) -> &str {
+    if member.is_empty() { "nobody" } else { member }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operation(id: u64, finished: bool, succeeded: bool) -> OperationStatus {
+        let reason = if succeeded { String::new() } else { "n2 lags".to_owned() };
+        OperationStatus { id, finished, succeeded, reason, to: "n2".to_owned(), ..OperationStatus::default() }
+    }
+
+    #[test]
+    fn an_operation_ends_when_it_is_listed_as_the_last_one() {
+        let running = StatusReply { operation: Some(operation(4, false, false)), ..StatusReply::default() };
+        assert_eq!(ending(4, &running), None);
+        let last = |o| StatusReply { last_operation: Some(o), ..StatusReply::default() };
+        assert_eq!(ending(4, &last(operation(3, true, true))), None);
+        assert_eq!(ending(4, &last(operation(4, true, true))), Some(Ending::Succeeded("n2".to_owned())));
+        assert_eq!(ending(4, &last(operation(4, true, false))), Some(Ending::Failed("n2 lags".to_owned())));
+        assert_eq!(ending(4, &last(operation(5, true, true))), Some(Ending::Replaced));
+    }
+}

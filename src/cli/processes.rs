@@ -1,0 +1,120 @@
+//! Starts a process: log lines, configuration, runtime, signals.
+
+use std::{env, fmt, process::ExitCode, time::Duration};
+
+use nix::unistd::geteuid;
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
+
+use super::{args::ProcessArgs, complain, config_file, exit, wiring};
+use crate::{
+    config::{Config, Purpose},
+    telemetry::{self, LEVEL_VARIABLE, events},
+};
+
+/// Which process this one becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Process {
+    Manager,
+    Agent,
+    Router,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Manager => "manager",
+            Self::Agent => "agent",
+            Self::Router => "router",
+        })
+    }
+}
+
+/// Tasks get this long to end after the process's own future has.
+const LAST_TASKS: Duration = Duration::from_millis(500);
+
+/// Runs it until it is told to end or can't go on.
+pub(super) fn run(process: Process, args: &ProcessArgs) -> ExitCode {
+    if process == Process::Agent && geteuid().is_root() {
+        let what = "the agent refuses to run as root, because PostgreSQL does; run it as the user that owns the data \
+                    directory, e.g. `setpriv --reuid=postgres --regid=postgres --init-groups matriarch agent …`, or \
+                    with deploy/systemd/matriarch-agent.service";
+        return complain(what, exit::USAGE).into();
+    }
+    let levels = args.log_level.clone().or_else(|| env::var(LEVEL_VARIABLE).ok()).unwrap_or_else(|| "info".to_owned());
+    match telemetry::levels(&levels) {
+        Ok(targets) => telemetry::start(args.log, targets),
+        Err(problem) => return complain(&problem, exit::USAGE).into(),
+    }
+    telemetry::end_on_panic();
+    let purpose = match process {
+        Process::Manager => Purpose::Manager,
+        Process::Agent => Purpose::Agent,
+        Process::Router => Purpose::Router,
+    };
+    let config = match Config::load_for(&config_file(args.config.clone()), purpose) {
+        Ok(config) => config,
+        Err(error) => return complain(&error.to_string(), exit::USAGE).into(),
+    };
+    match runtime(process) {
+        Ok(runtime) => serve(process, config, runtime),
+        Err(error) => complain(&format!("the {process} can't start: {error}"), exit::FAILED).into(),
+    }
+}
+
+/// Agent and router have one thread: little to do, and less memory. In a manager
+/// the Raft node must not wait for anything else.
+fn runtime(process: Process) -> std::io::Result<Runtime> {
+    match process {
+        Process::Manager => Builder::new_multi_thread().worker_threads(2).thread_name("manager").enable_all().build(),
+        Process::Agent | Process::Router => Builder::new_current_thread().enable_all().build(),
+    }
+}
+
+fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
+    let result = runtime.block_on(async {
+        let shutdown = on_signals()?;
+        let version = env!("CARGO_PKG_VERSION");
+        tracing::info!(event = events::STARTED, %process, version, config = %config.file.display(), "started");
+        match process {
+            Process::Manager => wiring::manager(config, shutdown).await,
+            Process::Agent => wiring::agent(config, shutdown).await,
+            Process::Router => wiring::router(config, shutdown).await,
+        }
+    });
+    runtime.shutdown_timeout(LAST_TASKS);
+    match result {
+        Ok(()) => exit::OK.into(),
+        Err(error) => {
+            let chain = format!("{error:#}");
+            tracing::error!(event = events::FAILED, %process, error = chain, "can't go on");
+            complain(&format!("the {process} can't go on: {chain}"), exit::FAILED).into()
+        }
+    }
+}
+
+/// Turns true at the first SIGTERM or SIGINT. The second one ends the process at once.
+fn on_signals() -> std::io::Result<watch::Receiver<bool>> {
+    let (told, shutdown) = watch::channel(false);
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let name = first(&mut term, &mut int).await;
+        tracing::info!(event = events::STOPPING, signal = name, "asked to end");
+        // Nobody listening means that the process is ending already.
+        let _ = told.send(true);
+        first(&mut term, &mut int).await;
+        std::process::exit(exit::FAILED.0.into());
+    });
+    Ok(shutdown)
+}
+
+async fn first(term: &mut Signal, int: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    }
+}

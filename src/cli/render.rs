@@ -1,0 +1,472 @@
+//! Answers as text for people and as JSON for programs. Pure.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::{
+    config::Config,
+    rpc::v1::{ExplainReply, MemberStatus, OperationStatus, StatusReply},
+};
+
+/// Whether colours may be used. The text says the same without them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Text only.
+    Plain,
+    /// ANSI colours: green is well, yellow wants a look, red is broken.
+    Colour,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tone {
+    Plain,
+    Good,
+    Warn,
+    Bad,
+    Head,
+}
+
+impl Style {
+    fn paint(self, tone: Tone, text: &str) -> String {
+        let code = match tone {
+            _ if self == Style::Plain => return text.to_owned(),
+            Tone::Plain => return text.to_owned(),
+            Tone::Good => "32",
+            Tone::Warn => "33",
+            Tone::Bad => "31",
+            Tone::Head => "1",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+// ---- tables --------------------------------------------------------------------------------------------------
+
+struct Cell {
+    text: String,
+    tone: Tone,
+}
+
+impl Cell {
+    fn new(text: impl Into<String>) -> Cell {
+        Cell::toned(text, Tone::Plain)
+    }
+
+    fn toned(text: impl Into<String>, tone: Tone) -> Cell {
+        let text: String = text.into();
+        Cell { text: if text.is_empty() { "-".to_owned() } else { text }, tone }
+    }
+}
+
+/// A column: its head, and whether it holds numbers (aligned right).
+type Column = (&'static str, bool);
+
+/// Columns two spaces apart, as wide as their widest cell; no blanks at the end of a line.
+fn table(columns: &[Column], rows: &[Vec<Cell>], style: Style) -> String {
+    let wide = |index: usize, head: &str| {
+        rows.iter().map(|row| row[index].text.chars().count()).chain([head.chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = columns.iter().enumerate().map(|(i, (head, _))| wide(i, head)).collect();
+    let heads: Vec<Cell> = columns.iter().map(|(head, _)| Cell::toned(*head, Tone::Head)).collect();
+    let mut text = String::new();
+    for row in std::iter::once(&heads).chain(rows) {
+        let mut line = String::new();
+        for (index, cell) in row.iter().enumerate() {
+            let blanks = " ".repeat(widths[index] - cell.text.chars().count());
+            let painted = style.paint(cell.tone, &cell.text);
+            let last = index + 1 == row.len();
+            match (columns[index].1, last) {
+                (true, _) => line.push_str(&format!("{blanks}{painted}")),
+                (false, true) => line.push_str(&painted),
+                (false, false) => line.push_str(&format!("{painted}{blanks}")),
+            }
+            line.push_str(if last { "" } else { "  " });
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+// ---- status --------------------------------------------------------------------------------------------------
+
+/// Every member healthy, the primary open, a Raft leader known. Warnings don't count.
+pub fn is_healthy(reply: &StatusReply) -> bool {
+    let members = !reply.members.is_empty() && reply.members.iter().all(|m| m.healthy);
+    members && reply.lock == "open" && !reply.primary.is_empty() && !reply.leader.is_empty()
+}
+
+/// The table of `matriarch status`.
+pub fn status(reply: &StatusReply, style: Style) -> String {
+    let mut text = header(reply, style);
+    text.push('\n');
+    let columns: &[Column] = &[
+        ("MEMBER", false),
+        ("ROLE", false),
+        ("STATE", false),
+        ("TL", true),
+        ("LSN", false),
+        ("LAG (BYTES)", true),
+        ("EPOCH", true),
+        ("RAFT", false),
+        ("LEASE", true),
+        ("GUARD", false),
+        ("POSTGRES", false),
+    ];
+    let rows: Vec<Vec<Cell>> = reply.members.iter().map(member_row).collect();
+    text.push_str(&table(columns, &rows, style));
+    let unhealthy: Vec<&MemberStatus> =
+        reply.members.iter().filter(|m| !m.problems.is_empty() || !m.progress.is_empty()).collect();
+    if !unhealthy.is_empty() {
+        text.push('\n');
+    }
+    for member in unhealthy {
+        let progress = Some(member.progress.clone()).filter(|p| !p.is_empty());
+        let told: Vec<String> = member.problems.iter().cloned().chain(progress).collect();
+        let tone = if member.healthy { Tone::Warn } else { Tone::Bad };
+        let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
+    }
+    text.push_str(&footer(reply, style));
+    text
+}
+
+fn header(reply: &StatusReply, style: Style) -> String {
+    let mut text = String::new();
+    let health = if is_healthy(reply) {
+        style.paint(Tone::Good, "healthy")
+    } else if reply.lock == "open" {
+        style.paint(Tone::Warn, "degraded")
+    } else {
+        style.paint(Tone::Bad, "no open primary")
+    };
+    let _ = writeln!(text, "Cluster {}: {health}", or(&reply.cluster, "(unnamed)"));
+    let _ = writeln!(
+        text,
+        "  primary {} (lock {})  epoch {}  timeline {}  profile {}",
+        or(&reply.primary, "none"),
+        or(&reply.lock, "unknown"),
+        reply.epoch,
+        reply.timeline,
+        or(&reply.profile, "?"),
+    );
+    let _ = writeln!(
+        text,
+        "  Raft leader {}  answered by {}  id {}  generation {}",
+        or(&reply.leader, "unknown"),
+        or(&reply.answered_by, "?"),
+        or(&reply.cluster_id, "(not founded yet)"),
+        reply.generation,
+    );
+    text
+}
+
+fn footer(reply: &StatusReply, style: Style) -> String {
+    let mut text = String::new();
+    if let Some(operation) = reply.operation.as_ref().filter(|o| !o.finished) {
+        let _ = writeln!(text, "\nRunning: {}, phase {}", operation_text(operation), or(&operation.phase, "?"));
+    }
+    if let Some(last) = &reply.last_operation {
+        let outcome = match (last.succeeded, last.reason.as_str()) {
+            (true, _) => style.paint(Tone::Good, "succeeded"),
+            (false, reason) => format!("{}: {}", style.paint(Tone::Bad, "failed"), or(reason, "no reason given")),
+        };
+        let _ = writeln!(text, "\nLast operation: {} {outcome}", operation_text(last));
+    }
+    for (label, tone, lines) in
+        [("Hold", Tone::Warn, reply.holds.as_slice()), ("Warning", Tone::Warn, reply.warnings.as_slice())]
+    {
+        if !lines.is_empty() {
+            text.push('\n');
+        }
+        for line in lines {
+            let _ = writeln!(text, "{}: {line}", style.paint(tone, label));
+        }
+    }
+    text
+}
+
+fn operation_text(operation: &OperationStatus) -> String {
+    let OperationStatus { id, kind, from, to, .. } = operation;
+    format!("{} {id} from {} to {}", or(kind, "operation"), or(from, "nobody"), or(to, "nobody"))
+}
+
+fn member_row(member: &MemberStatus) -> Vec<Cell> {
+    let tone = match (member.healthy, member.state.as_str()) {
+        (true, _) => Tone::Good,
+        (false, "silent" | "crashed" | "stopped") => Tone::Bad,
+        (false, _) => Tone::Warn,
+    };
+    let role = if member.role == "primary" { Tone::Head } else { Tone::Plain };
+    let lag = match (member.role.as_str(), member.lag_known) {
+        ("primary", _) => String::new(),
+        (_, true) => member.lag_bytes.to_string(),
+        (_, false) => "?".to_owned(),
+    };
+    let lease = match member.lease_remaining_ms {
+        0 => String::new(),
+        ms => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+    };
+    vec![
+        Cell::toned(member.member.as_str(), tone),
+        Cell::toned(member.role.as_str(), role),
+        Cell::toned(member.state.as_str(), tone),
+        Cell::new(number(member.timeline.into())),
+        Cell::new(member.lsn.as_str()),
+        Cell::new(lag),
+        Cell::new(number(member.epoch)),
+        Cell::new(member.raft_role.as_str()),
+        Cell::new(lease),
+        Cell::new(member.guard.as_str()),
+        Cell::new(member.postgres.as_str()),
+    ]
+}
+
+/// Zero stands for "not known" in timelines and epochs.
+fn number(number: u64) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
+}
+
+fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}
+
+// ---- explain, config -----------------------------------------------------------------------------------------
+
+/// The text of `matriarch explain`.
+pub fn explain(reply: &ExplainReply) -> String {
+    let mut text = String::new();
+    let parts = [
+        ("What holds it up", &reply.holds, "nothing"),
+        ("What was considered", &reply.considered, "nothing"),
+        ("What you can do", &reply.next, "nothing needs to be done"),
+        ("What happened lately", &reply.incidents, "nothing recorded"),
+    ];
+    for (title, lines, none) in parts {
+        let _ = writeln!(text, "{title}:");
+        if lines.is_empty() {
+            let _ = writeln!(text, "  {none}");
+        }
+        for line in lines {
+            let _ = writeln!(text, "  - {line}");
+        }
+    }
+    let _ = writeln!(text, "(answered by {})", or(&reply.answered_by, "?"));
+    text
+}
+
+/// What `matriarch config check` found good.
+pub fn config_summary(config: &Config) -> String {
+    let members: Vec<String> = config.cluster.members.iter().map(|m| format!("{} ({})", m.id, m.manager())).collect();
+    let here = match &config.member {
+        Some(member) => format!("this host is {}", member.id),
+        None => "this host is no member".to_owned(),
+    };
+    let router = if config.router.is_some() { ", has a router" } else { "" };
+    let file = config.file.display();
+    let cluster = &config.cluster;
+    let mut text = format!("{file}: good\n  cluster {}, profile {}\n", cluster.name, cluster.profile);
+    let _ = writeln!(text, "  members {}\n  {here}{router}", members.join(", "));
+    if cluster.insecure {
+        text.push_str("  warning: cluster.insecure is on; traffic between the hosts is not encrypted\n");
+    }
+    text
+}
+
+// ---- JSON ----------------------------------------------------------------------------------------------------
+
+#[derive(Serialize)]
+struct StatusJson<'a> {
+    cluster: &'a str,
+    cluster_id: &'a str,
+    generation: u64,
+    system_identifier: String,
+    healthy: bool,
+    primary: Option<&'a str>,
+    lock: &'a str,
+    epoch: u64,
+    timeline: u32,
+    profile: &'a str,
+    raft_leader: Option<&'a str>,
+    answered_by: &'a str,
+    members: Vec<MemberJson<'a>>,
+    holds: &'a [String],
+    warnings: &'a [String],
+    operation: Option<OperationJson<'a>>,
+    last_operation: Option<OperationJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct MemberJson<'a> {
+    member: &'a str,
+    role: &'a str,
+    state: &'a str,
+    healthy: bool,
+    problems: &'a [String],
+    progress: Option<&'a str>,
+    timeline: Option<u32>,
+    lsn: Option<&'a str>,
+    lag_bytes: Option<u64>,
+    epoch: u64,
+    raft_role: &'a str,
+    lease_remaining_ms: Option<u64>,
+    guard: Option<&'a str>,
+    postgres: &'a str,
+    manager: &'a str,
+    server_version: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct OperationJson<'a> {
+    id: u64,
+    kind: &'a str,
+    from: Option<&'a str>,
+    to: Option<&'a str>,
+    phase: &'a str,
+    finished: bool,
+    succeeded: bool,
+    reason: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ExplainJson<'a> {
+    holds: &'a [String],
+    considered: &'a [String],
+    next: &'a [String],
+    incidents: &'a [String],
+    answered_by: &'a str,
+}
+
+fn known(text: &str) -> Option<&str> {
+    Some(text).filter(|t| !t.is_empty())
+}
+
+fn member_json(member: &MemberStatus) -> MemberJson<'_> {
+    MemberJson {
+        member: &member.member,
+        role: &member.role,
+        state: &member.state,
+        healthy: member.healthy,
+        problems: &member.problems,
+        progress: known(&member.progress),
+        timeline: Some(member.timeline).filter(|t| *t != 0),
+        lsn: known(&member.lsn),
+        lag_bytes: member.lag_known.then_some(member.lag_bytes),
+        epoch: member.epoch,
+        raft_role: &member.raft_role,
+        lease_remaining_ms: Some(member.lease_remaining_ms).filter(|ms| *ms != 0),
+        guard: known(&member.guard),
+        postgres: &member.postgres,
+        manager: &member.manager,
+        server_version: Some(member.server_version).filter(|v| *v != 0),
+    }
+}
+
+fn operation_json(operation: &OperationStatus) -> OperationJson<'_> {
+    OperationJson {
+        id: operation.id,
+        kind: &operation.kind,
+        from: known(&operation.from),
+        to: known(&operation.to),
+        phase: &operation.phase,
+        finished: operation.finished,
+        succeeded: operation.succeeded,
+        reason: known(&operation.reason),
+    }
+}
+
+/// `matriarch status --json`. `null` stands for what is not known.
+pub fn status_json(reply: &StatusReply) -> String {
+    json(&StatusJson {
+        cluster: &reply.cluster,
+        cluster_id: &reply.cluster_id,
+        generation: reply.generation,
+        // As text, because it doesn't fit into the numbers of JavaScript.
+        system_identifier: reply.system_identifier.to_string(),
+        healthy: is_healthy(reply),
+        primary: known(&reply.primary),
+        lock: &reply.lock,
+        epoch: reply.epoch,
+        timeline: reply.timeline,
+        profile: &reply.profile,
+        raft_leader: known(&reply.leader),
+        answered_by: &reply.answered_by,
+        members: reply.members.iter().map(member_json).collect(),
+        holds: &reply.holds,
+        warnings: &reply.warnings,
+        operation: reply.operation.as_ref().map(operation_json),
+        last_operation: reply.last_operation.as_ref().map(operation_json),
+    })
+}
+
+/// `matriarch explain --json`.
+pub fn explain_json(reply: &ExplainReply) -> String {
+    json(&ExplainJson {
+        holds: &reply.holds,
+        considered: &reply.considered,
+        next: &reply.next,
+        incidents: &reply.incidents,
+        answered_by: &reply.answered_by,
+    })
+}
+
+pub(super) fn json(value: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(value).expect("plain structs with text keys always serialize");
+    text.push('\n');
+    text
+}
+
+// ---- preflight -----------------------------------------------------------------------------------------------
+
+/// How one check of this host went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Works, with less protection or speed.
+    Warn,
+    /// Has to be corrected first.
+    Fail,
+}
+
+/// One check of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it went.
+    pub outcome: Outcome,
+    /// What was found, and what to do.
+    pub detail: String,
+}
+
+/// The table of `matriarch preflight`.
+pub fn preflight(checks: &[Check], style: Style) -> String {
+    let row = |check: &Check| {
+        let (mark, tone) = match check.outcome {
+            Outcome::Ok => ("ok", Tone::Good),
+            Outcome::Warn => ("WARN", Tone::Warn),
+            Outcome::Fail => ("FAIL", Tone::Bad),
+        };
+        vec![Cell::toned(mark, tone), Cell::new(check.name.as_str()), Cell::new(check.detail.as_str())]
+    };
+    let rows: Vec<Vec<Cell>> = checks.iter().map(row).collect();
+    let mut text = table(&[("RESULT", false), ("CHECK", false), ("FOUND", false)], &rows, style);
+    let count = |outcome| checks.iter().filter(|c| c.outcome == outcome).count();
+    let (failed, warned) = (count(Outcome::Fail), count(Outcome::Warn));
+    let verdict = if failed == 0 { "fit" } else { "not fit" };
+    let _ =
+        writeln!(text, "\nThis host is {verdict}: {failed} failed, {warned} warned, {} passed.", count(Outcome::Ok));
+    text
+}
+
+/// `matriarch preflight --json`.
+pub fn preflight_json(checks: &[Check]) -> String {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        fit: bool,
+        checks: &'a [Check],
+    }
+    json(&Report { fit: checks.iter().all(|c| c.outcome != Outcome::Fail), checks })
+}

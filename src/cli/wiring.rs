@@ -1,0 +1,41 @@
+//! Where the command line meets the processes. One line per process.
+
+use std::process::ExitCode;
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+
+/// Body of `matriarch guard`.
+pub(super) fn guard() -> ExitCode {
+    crate::guard::run(std::env::args_os().skip(2))
+}
+
+/// Runs a manager until `shutdown` turns true.
+pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::manager::run(config, shutdown).await
+}
+
+/// Runs an agent until `shutdown` turns true.
+pub(super) async fn agent(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::agent::run(config, shutdown).await
+}
+
+/// Runs a router until `shutdown` turns true.
+pub(super) async fn router(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::routing::run(config, shutdown).await
+}
+
+/// The demo's own flags.
+pub(super) use crate::demo::Args as DemoArgs;
+
+/// Runs the demo.
+pub(super) fn demo(args: DemoArgs) -> ExitCode {
+    match crate::demo::run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("matriarch: demo: {error:#}");
+            super::exit::FAILED.into()
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! From `raw` to `checked`: defaults filled in, every contradiction refused.
+//! Looks at nothing outside the file but name resolution of this host's own name.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
+    RouterConfig,
+    checked::host_port,
+    error::Wrong,
+    parameters,
+    raw::{RawAgent, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter, RawTimings},
+};
+use crate::domain::{MemberId, NodeId, Profile, Timings};
+
+const MANAGER_PORT: u16 = 7400;
+const POSTGRES_PORT: u16 = 5432;
+
+/// Checks a whole file.
+pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
+    let missing = |key: &str| Wrong::new(key, "missing", "add the table; deploy/matriarch.toml.example shows it");
+    let cluster = cluster(raw.cluster.ok_or_else(|| missing("cluster"))?)?;
+    let member = match raw.member {
+        Some(member) => {
+            let id = required("member.id", member.id)?;
+            let postgresql = raw.postgresql.ok_or_else(|| missing("postgresql"))?;
+            let agent = raw.agent.unwrap_or_default();
+            Some(local(&cluster, &id, raw.manager.unwrap_or_default(), agent, postgresql)?)
+        }
+        None => {
+            let stray = [
+                ("manager", raw.manager.is_some()),
+                ("agent", raw.agent.is_some()),
+                ("postgresql", raw.postgresql.is_some()),
+            ];
+            if let Some((table, _)) = stray.iter().find(|(_, present)| *present) {
+                let advice = "add `[member]` with the id of this host, or remove the table";
+                return Err(Wrong::new(*table, "given, but the file doesn't say which member this host is", advice));
+            }
+            None
+        }
+    };
+    let router = raw.router.map(router).transpose()?;
+    let config = Config { file: file.to_owned(), cluster, member, router };
+    listen_addresses(&config)?;
+    Ok(config)
+}
+
+fn required(key: &str, value: Option<String>) -> Result<String, Wrong> {
+    match value {
+        Some(text) if !text.trim().is_empty() => Ok(text),
+        Some(_) => Err(Wrong::new(key, "empty", "give it a value")),
+        None => Err(Wrong::new(key, "missing", "add it")),
+    }
+}
+
+fn path(key: &str, value: Option<String>, default: &str) -> Result<PathBuf, Wrong> {
+    let path = PathBuf::from(value.unwrap_or_else(|| default.to_owned()));
+    if !path.is_absolute() {
+        let problem = format!("`{}` is a relative path", path.display());
+        return Err(Wrong::new(key, problem, "write it from the root (/…)"));
+    }
+    Ok(path)
+}
+
+// ---- cluster -------------------------------------------------------------------------------------------------
+
+fn cluster(raw: RawCluster) -> Result<ClusterConfig, Wrong> {
+    let name = required("cluster.name", raw.name)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.len() > 63 || !name.chars().all(fits) {
+        let problem = format!("`{name}` can't name a cluster");
+        return Err(Wrong::new("cluster.name", problem, "use 1 to 63 letters, digits, `-`, `_` and `.`"));
+    }
+    let profile: Profile = raw
+        .profile
+        .as_deref()
+        .unwrap_or("normal")
+        .parse()
+        .map_err(|problem: String| Wrong::new("cluster.profile", problem, "name one of them"))?;
+    let timings = timings(profile, &raw.timings.unwrap_or_default())?;
+    let secret_file = path("cluster.secret_file", raw.secret_file, "/etc/matriarch/secret")?;
+    let members = members(raw.members.unwrap_or_default())?;
+    Ok(ClusterConfig { name, profile, timings, insecure: raw.insecure.unwrap_or(false), secret_file, members })
+}
+
+fn timings(profile: Profile, raw: &RawTimings) -> Result<Timings, Wrong> {
+    let mut timings = Timings::of(profile);
+    macro_rules! override_ms {
+        ($($field:ident = $key:ident),* $(,)?) => {
+            $(if let Some(ms) = raw.$key {
+                let key = concat!("cluster.timings.", stringify!($key));
+                if !(1..=86_400_000).contains(&ms) {
+                    let problem = format!("{ms} ms is out of range");
+                    return Err(Wrong::new(key, problem, "use 1 to 86400000 (a day)"));
+                }
+                timings.$field = Duration::from_millis(ms);
+            })*
+        };
+    }
+    override_ms!(
+        heartbeat = heartbeat_ms,
+        election_min = election_min_ms,
+        election_max = election_max_ms,
+        renew = renew_ms,
+        rpc = rpc_ms,
+        hold = hold_ms,
+        kill = kill_ms,
+        grant = grant_ms,
+        probe = probe_ms,
+        report = report_ms,
+        silent = silent_ms,
+        primary_start = primary_start_ms,
+        promote = promote_ms,
+        stop = stop_ms,
+        collect = collect_ms,
+        router_stale = router_stale_ms,
+        router_hold = router_hold_ms,
+    );
+    if let Some(permille) = raw.drift_permille {
+        if !(1..=100).contains(&permille) {
+            let problem = format!("{permille} is out of range");
+            return Err(Wrong::new("cluster.timings.drift_permille", problem, "use 1 to 100 (0.1 % to 10 %)"));
+        }
+        timings.drift_permille = permille;
+    }
+    timings.check().map_err(|contradiction| {
+        let key = format!("cluster.timings.{}", contradiction.key);
+        let problem = format!("{} does not hold ({})", contradiction.inequality, contradiction.numbers);
+        Wrong::new(key, problem, "change this key or the others in the inequality, or use a profile unchanged")
+    })?;
+    Ok(timings)
+}
+
+fn members(raw: Vec<RawClusterMember>) -> Result<Vec<MemberConfig>, Wrong> {
+    const KEY: &str = "cluster.members";
+    if !(3..=7).contains(&raw.len()) {
+        let problem = format!("{} given", raw.len());
+        return Err(Wrong::new(KEY, problem, "list three to seven members; fewer can't lose one and still decide"));
+    }
+    let mut members: Vec<MemberConfig> = Vec::with_capacity(raw.len());
+    for (node, raw) in (1..).zip(raw) {
+        let member = member(node, raw)?;
+        let key = |field: &str| format!("{KEY}[{}].{field}", node - 1);
+        for other in &members {
+            if other.id == member.id {
+                return Err(Wrong::new(key("id"), format!("`{}` is in the list twice", member.id), "rename one"));
+            }
+            if let Some((field, address)) = same_address(other, &member) {
+                let problem = format!("{address} is also an address of member {}", other.id);
+                return Err(Wrong::new(key(field), problem, "give each its own host or port"));
+            }
+        }
+        members.push(member);
+    }
+    Ok(members)
+}
+
+fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
+    let key = |field: &str| format!("cluster.members[{}].{field}", node - 1);
+    let id = required(&key("id"), raw.id)?;
+    let id: MemberId = id.parse().map_err(|error| Wrong::new(key("id"), format!("{error}"), "rename it"))?;
+    let host = required(&key("host"), raw.host)?;
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if host.parse::<IpAddr>().is_err() && !host.chars().all(in_name) {
+        let problem = format!("`{host}` is neither a host name nor an address");
+        return Err(Wrong::new(
+            key("host"),
+            problem,
+            "write it without port and brackets, e.g. 10.0.0.1 or db1.example",
+        ));
+    }
+    if host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified() || ip.is_multicast()) {
+        let problem = format!("other members can't reach {host}");
+        return Err(Wrong::new(key("host"), problem, "write the address they use for this host"));
+    }
+    let (manager_port, postgres_port) =
+        (raw.manager_port.unwrap_or(MANAGER_PORT), raw.postgres_port.unwrap_or(POSTGRES_PORT));
+    for (field, port) in [("manager_port", manager_port), ("postgres_port", postgres_port)] {
+        if port == 0 {
+            return Err(Wrong::new(key(field), "0 is no port", "use 1 to 65535"));
+        }
+    }
+    if manager_port == postgres_port {
+        let problem = format!("manager and PostgreSQL would share port {manager_port}");
+        return Err(Wrong::new(key("manager_port"), problem, "give each its own"));
+    }
+    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, postgres_port })
+}
+
+/// The first address that two members share, with the field of the second one.
+fn same_address(one: &MemberConfig, two: &MemberConfig) -> Option<(&'static str, String)> {
+    if !one.host.eq_ignore_ascii_case(&two.host) {
+        return None;
+    }
+    let taken = [one.manager_port, one.postgres_port];
+    let fields = [("manager_port", two.manager_port), ("postgres_port", two.postgres_port)];
+    fields.into_iter().find(|(_, port)| taken.contains(port)).map(|(f, port)| (f, host_port(&two.host, port)))
+}
+
+// ---- this host -----------------------------------------------------------------------------------------------
+
+fn local(
+    cluster: &ClusterConfig,
+    id: &str,
+    manager: RawManager,
+    agent: RawAgent,
+    postgresql: RawPostgresql,
+) -> Result<LocalMember, Wrong> {
+    let id: MemberId = id.parse().map_err(|error| Wrong::new("member.id", format!("{error}"), "rename it"))?;
+    let Some(me) = cluster.members.iter().find(|m| m.id == id) else {
+        let known: Vec<&str> = cluster.members.iter().map(|m| m.id.as_str()).collect();
+        let advice = format!("use one of {}, or add this host to cluster.members", known.join(", "));
+        return Err(Wrong::new("member.id", format!("`{id}` is not in cluster.members"), advice));
+    };
+    let manager = ManagerConfig {
+        listen: match manager.listen {
+            Some(text) => address("manager.listen", &text)?,
+            None => resolve("manager.listen", &me.host, me.manager_port)?,
+        },
+        state_dir: path("manager.state_dir", manager.state_dir, "/var/lib/matriarch/manager")?,
+    };
+    let runtime_dir = path("agent.runtime_dir", agent.runtime_dir, "/run/matriarch")?;
+    let agent = AgentConfig {
+        listen: match agent.listen {
+            Some(text) => endpoint(&text)?,
+            None => AgentEndpoint::Unix(runtime_dir.join("agent.sock")),
+        },
+        state_dir: path("agent.state_dir", agent.state_dir, "/var/lib/matriarch/agent")?,
+        runtime_dir,
+    };
+    let postgresql = self::postgresql(me, &agent.runtime_dir, postgresql)?;
+    apart(&manager, &agent, &postgresql)?;
+    Ok(LocalMember { id, manager, agent, postgresql })
+}
+
+fn postgresql(me: &MemberConfig, runtime_dir: &Path, raw: RawPostgresql) -> Result<PostgresqlConfig, Wrong> {
+    let bin_dir = raw.bin_dir.ok_or_else(|| {
+        let problem = "missing (never guessed: a newly installed version would be picked by accident)";
+        Wrong::new("postgresql.bin_dir", problem, "add it, e.g. /usr/lib/postgresql/15/bin")
+    })?;
+    let mut parameters = BTreeMap::new();
+    for (name, value) in raw.parameters.unwrap_or_default() {
+        let text = parameters::check(&name, &value)?;
+        parameters.insert(name, text);
+    }
+    let superuser = user("postgresql.superuser", raw.superuser, "postgres")?;
+    let replication_user = user("postgresql.replication_user", raw.replication_user, "matriarch_repl")?;
+    if superuser == replication_user {
+        let problem = format!("`{superuser}` is the superuser too");
+        return Err(Wrong::new("postgresql.replication_user", problem, "use a role of its own"));
+    }
+    let runtime = runtime_dir.to_string_lossy();
+    Ok(PostgresqlConfig {
+        bin_dir: path("postgresql.bin_dir", Some(bin_dir), "")?,
+        data_dir: path("postgresql.data_dir", raw.data_dir, "/var/lib/matriarch/pgdata")?,
+        listen_addresses: pg_listen(raw.listen_addresses.unwrap_or_else(|| me.host.clone()))?,
+        port: me.postgres_port,
+        socket_dir: path("postgresql.socket_dir", raw.socket_dir, &runtime)?,
+        superuser,
+        superuser_password_file: path(
+            "postgresql.superuser_password_file",
+            raw.superuser_password_file,
+            "/etc/matriarch/superuser.pass",
+        )?,
+        replication_user,
+        replication_password_file: path(
+            "postgresql.replication_password_file",
+            raw.replication_password_file,
+            "/etc/matriarch/replication.pass",
+        )?,
+        hba: hba(raw.hba.unwrap_or_default())?,
+        parameters,
+    })
+}
+
+fn pg_listen(text: String) -> Result<String, Wrong> {
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | ',' | '*' | ' '));
+    if text.trim().is_empty() || text.contains(odd) {
+        let problem = format!("`{text}` is no list of addresses");
+        return Err(Wrong::new("postgresql.listen_addresses", problem, "write addresses with commas between, or `*`"));
+    }
+    Ok(text)
+}
+
+fn user(key: &str, value: Option<String>, default: &str) -> Result<String, Wrong> {
+    let name = value.unwrap_or_else(|| default.to_owned());
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(fits) || name.starts_with("pg_") {
+        let problem = format!("`{name}` can't name a role");
+        return Err(Wrong::new(key, problem, "use 1 to 63 of a-z, 0-9 and `_`, not starting with pg_"));
+    }
+    Ok(name)
+}
+
+fn hba(lines: Vec<String>) -> Result<Vec<String>, Wrong> {
+    const KINDS: &[&str] = &["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
+    for (index, line) in lines.iter().enumerate() {
+        let key = || format!("postgresql.hba[{index}]");
+        if line.chars().any(|c| c.is_control() && c != '\t') {
+            return Err(Wrong::new(key(), "one entry has to be one line", "split it into several entries"));
+        }
+        let first = line.split_whitespace().next().unwrap_or("");
+        if !KINDS.contains(&first) {
+            let problem = format!("`{line}` is no line of pg_hba.conf");
+            return Err(Wrong::new(key(), problem, format!("start it with one of {}", KINDS.join(", "))));
+        }
+    }
+    Ok(lines)
+}
+
+/// Directories that would get into each other's way. A clone empties the data directory's place.
+fn apart(manager: &ManagerConfig, agent: &AgentConfig, postgresql: &PostgresqlConfig) -> Result<(), Wrong> {
+    let dirs = [
+        ("postgresql.data_dir", &postgresql.data_dir),
+        ("manager.state_dir", &manager.state_dir),
+        ("agent.state_dir", &agent.state_dir),
+        ("agent.runtime_dir", &agent.runtime_dir),
+    ];
+    for (index, (key, dir)) in dirs.iter().enumerate() {
+        for (other_key, other) in dirs.iter().take(index) {
+            if dir.starts_with(other) || other.starts_with(dir) {
+                let problem = format!("{} and {other_key} ({}) lie one in the other", dir.display(), other.display());
+                return Err(Wrong::new(*key, problem, "give each a directory of its own"));
+            }
+        }
+    }
+    if postgresql.socket_dir.starts_with(&postgresql.data_dir) {
+        let problem = format!("{} lies in the data directory", postgresql.socket_dir.display());
+        return Err(Wrong::new("postgresql.socket_dir", problem, "use e.g. /run/matriarch"));
+    }
+    Ok(())
+}
+
+// ---- addresses -----------------------------------------------------------------------------------------------
+
+fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        Wrong::new(key, format!("`{text}` is no address with a port"), "write e.g. 10.0.0.1:7400 or [fd00::1]:7400")
+    })?;
+    if address.port() == 0 {
+        return Err(Wrong::new(key, "0 is no port", "use 1 to 65535"));
+    }
+    Ok(address)
+}
+
+/// The first address of `host`.
+pub(super) fn resolve(key: &str, host: &str, port: u16) -> Result<SocketAddr, Wrong> {
+    let advice = "use an address, or add the name to /etc/hosts";
+    match (host, port).to_socket_addrs().map(|mut found| found.next()) {
+        Ok(Some(address)) => Ok(address),
+        Ok(None) => Err(Wrong::new(key, format!("host `{host}` has no address"), advice)),
+        Err(error) => Err(Wrong::new(key, format!("host `{host}` doesn't resolve ({error})"), advice)),
+    }
+}
+
+fn endpoint(text: &str) -> Result<AgentEndpoint, Wrong> {
+    const KEY: &str = "agent.listen";
+    // sun_path holds 108 bytes with its closing zero (unix(7)).
+    const SOCKET_PATH_MAX: usize = 107;
+    if let Some(socket) = text.strip_prefix("unix:") {
+        let socket = path(KEY, Some(socket.to_owned()), "")?;
+        if socket.as_os_str().len() > SOCKET_PATH_MAX {
+            let problem = format!("the socket's path is longer than {SOCKET_PATH_MAX} bytes");
+            return Err(Wrong::new(KEY, problem, "use a shorter one"));
+        }
+        return Ok(AgentEndpoint::Unix(socket));
+    }
+    if let Some(tcp) = text.strip_prefix("tcp:") {
+        return Ok(AgentEndpoint::Tcp(address(KEY, tcp)?));
+    }
+    let advice = "write unix:/run/matriarch/agent.sock or tcp:127.0.0.1:7402";
+    Err(Wrong::new(KEY, format!("`{text}` is no endpoint"), advice))
+}
+
+fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {
+    let read_write = address("router.read_write", raw.read_write.as_deref().unwrap_or("127.0.0.1:6432"))?;
+    let read_only = raw.read_only.as_deref().map(|text| address("router.read_only", text)).transpose()?;
+    let max_sessions = raw.max_sessions.unwrap_or(1_000);
+    if max_sessions == 0 {
+        return Err(Wrong::new("router.max_sessions", "0 would refuse everybody", "use 1 or more"));
+    }
+    Ok(RouterConfig { read_write, read_only, max_sessions })
+}
+
+/// Every TCP address this host listens on, by key.
+pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
+    let mut all = Vec::new();
+    if let Some(member) = &config.member {
+        all.push(("manager.listen", member.manager.listen));
+        if let AgentEndpoint::Tcp(address) = member.agent.listen {
+            all.push(("agent.listen", address));
+        }
+    }
+    if let Some(router) = &config.router {
+        all.push(("router.read_write", router.read_write));
+        all.extend(router.read_only.map(|address| ("router.read_only", address)));
+    }
+    all
+}
+
+fn listen_addresses(config: &Config) -> Result<(), Wrong> {
+    let all = listeners(config);
+    for (index, (key, address)) in all.iter().enumerate() {
+        if !address.ip().is_loopback() && !config.cluster.insecure {
+            let problem = format!("{address} can be reached from other hosts, and nothing is encrypted yet");
+            let advice = "set cluster.insecure = true on a network you trust, or listen on 127.0.0.1";
+            return Err(Wrong::new(*key, problem, advice));
+        }
+        if let Some((other, _)) = all.iter().take(index).find(|(_, taken)| collide(*taken, *address)) {
+            return Err(Wrong::new(*key, format!("{address} is taken by {other}"), "give each its own port"));
+        }
+        let postgres_port = config.member.as_ref().map(|m| m.postgresql.port);
+        let postgres_ip = config.member.as_ref().and_then(|m| m.postgresql.listen_addresses.parse::<IpAddr>().ok());
+        let shared = |ip: IpAddr| collide(SocketAddr::new(ip, address.port()), *address);
+        if postgres_port == Some(address.port()) && postgres_ip.is_none_or(shared) {
+            return Err(Wrong::new(*key, format!("{address} is taken by PostgreSQL"), "give each its own port"));
+        }
+    }
+    Ok(())
+}
+
+fn collide(one: SocketAddr, two: SocketAddr) -> bool {
+    one.port() == two.port() && (one.ip() == two.ip() || one.ip().is_unspecified() || two.ip().is_unspecified())
+}

@@ -1,0 +1,129 @@
+//! Secrets from files: never in a log line, never readable by others.
+
+use std::{fmt, fs, io, os::unix::fs::PermissionsExt, path::Path};
+
+/// The fewest bytes a secret that authenticates lease datagrams may have.
+pub const SECRET_BYTES_MIN: usize = 32;
+
+/// A secret read from a file. `Debug` hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// A secret made of these bytes, unchecked.
+    pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Secret {
+        Secret(bytes.into())
+    }
+
+    /// The bytes themselves. Don't log them.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Why a file can't serve as a secret. The path stands in the message around it.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// It can't be opened or read.
+    #[error("{path} can't be read ({source}); create it with mode 0600, owned by the user that runs this")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Others than its owner may read it.
+    #[error("{path} has mode {mode:04o}, so others than its owner can use it; chmod 0600 {path}")]
+    TooOpen {
+        /// The file.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Too short to be hard to guess.
+    #[error("{path} holds {length} bytes; use at least {least}, e.g. `openssl rand -hex 32 > {path}`")]
+    TooShort {
+        /// The file.
+        path: String,
+        /// What it holds, white space at the ends not counted.
+        length: usize,
+        /// What it should hold.
+        least: usize,
+    },
+    /// A password must be one line.
+    #[error("{path} holds more than one line; put the password alone into it")]
+    NotOneLine {
+        /// The file.
+        path: String,
+    },
+}
+
+/// Reads the cluster's secret: at least [`SECRET_BYTES_MIN`] bytes, white space at the ends not counted.
+///
+/// # Errors
+/// When the file can't be read, is open to others than its owner, or is too short.
+pub fn read_secret(path: &Path) -> Result<Secret, SecretError> {
+    read(path, SECRET_BYTES_MIN)
+}
+
+/// Reads a password: one line that is not empty.
+///
+/// # Errors
+/// When the file can't be read, is open to others than its owner, is empty or has several lines.
+pub fn read_password(path: &Path) -> Result<Secret, SecretError> {
+    let secret = read(path, 1)?;
+    if secret.0.iter().any(|b| matches!(b, b'\n' | b'\r' | 0)) {
+        return Err(SecretError::NotOneLine { path: path.display().to_string() });
+    }
+    Ok(secret)
+}
+
+fn read(path: &Path, least: usize) -> Result<Secret, SecretError> {
+    let shown = || path.display().to_string();
+    let unreadable = |source| SecretError::Unreadable { path: shown(), source };
+    let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::TooOpen { path: shown(), mode });
+    }
+    let bytes = fs::read(path).map_err(unreadable)?.trim_ascii().to_vec();
+    if bytes.len() < least {
+        return Err(SecretError::TooShort { path: shown(), length: bytes.len(), least });
+    }
+    Ok(Secret(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &str, mode: u32) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), content).unwrap();
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_good_secret_is_read_without_its_newline_and_never_printed() {
+        let text = "0123456789abcdef0123456789abcdef";
+        let secret = read_secret(file(&format!("{text}\n"), 0o600).path()).unwrap();
+        assert_eq!(secret.expose(), text.as_bytes());
+        assert_eq!(format!("{secret:?}"), "Secret(…)");
+    }
+
+    #[test]
+    fn a_short_an_open_and_a_missing_one_are_refused() {
+        assert!(matches!(read_secret(file("short", 0o600).path()), Err(SecretError::TooShort { length: 5, .. })));
+        assert!(matches!(read_secret(file(&"x".repeat(64), 0o640).path()), Err(SecretError::TooOpen { .. })));
+        assert!(matches!(read_secret(Path::new("/nonexistent/secret")), Err(SecretError::Unreadable { .. })));
+        assert!(matches!(read_password(file("a\nb\n", 0o400).path()), Err(SecretError::NotOneLine { .. })));
+        assert!(matches!(read_password(file("\n", 0o600).path()), Err(SecretError::TooShort { .. })));
+    }
+}

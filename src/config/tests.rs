@@ -1,0 +1,259 @@
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+const GOOD: &str = r#"
+[cluster]
+name = "demo"
+insecure = true
+[cluster.timings]
+renew_ms = 300
+[[cluster.members]]
+id = "n1"
+host = "10.0.0.1"
+[[cluster.members]]
+id = "n2"
+host = "10.0.0.2"
+[[cluster.members]]
+id = "n3"
+host = "10.0.0.3"
+[member]
+id = "n1"
+[manager]
+state_dir = "/var/lib/matriarch/manager"
+[agent]
+listen = "unix:/run/matriarch/agent.sock"
+[postgresql]
+bin_dir = "/usr/lib/postgresql/15/bin"
+hba = ["host all all 10.0.0.0/24 scram-sha-256"]
+[postgresql.parameters]
+shared_buffers = "128MB"
+max_connections = 200
+log_connections = true
+[router]
+read_write = "127.0.0.1:6432"
+read_only = "127.0.0.1:6433"
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("m.toml"), text)
+}
+
+/// The error after each `(from, to)` edit of a good file, one line each.
+fn check(edits: &[(&str, &str)], expected: Expect) {
+    let mut lines = String::new();
+    for (from, to) in edits {
+        assert!(GOOD.contains(from), "the good file has no `{from}`");
+        let error = parse(&GOOD.replacen(from, to, 1)).expect_err(to);
+        let line = error.to_string();
+        assert!(!line.contains('\n'), "{line}");
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    expected.assert_eq(&lines);
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let config = parse(GOOD).unwrap();
+    let me = config.member.as_ref().unwrap();
+    assert_eq!(me.manager.listen, "10.0.0.1:7400".parse().unwrap());
+    assert_eq!(me.agent.listen, AgentEndpoint::Unix("/run/matriarch/agent.sock".into()));
+    assert_eq!(me.postgresql.listen_addresses, "10.0.0.1");
+    assert_eq!(me.postgresql.socket_dir, Path::new("/run/matriarch"));
+    assert_eq!(me.postgresql.data_dir, Path::new("/var/lib/matriarch/pgdata"));
+    assert_eq!(me.postgresql.parameters["max_connections"], "200");
+    assert_eq!(me.postgresql.parameters["log_connections"], "on");
+    assert_eq!(config.cluster.members[2].node, crate::domain::NodeId(3));
+    assert_eq!(config.router.unwrap().max_sessions, 1_000);
+}
+
+#[test]
+fn the_example_file_is_a_good_configuration() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/matriarch.toml.example");
+    let text = fs::read_to_string(&path).unwrap();
+    parse(&text).unwrap();
+    // What the comments offer must be right as well: every commented key is switched on.
+    let is_key = |line: &str| {
+        let word = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        line.split_once(" = ").is_some_and(|(name, _)| word(name))
+    };
+    let switched_on: Vec<&str> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if is_key(rest) || (rest.starts_with('[') && rest.ends_with(']')) => rest,
+            _ => line,
+        })
+        .collect();
+    parse(&switched_on.join("\n")).unwrap();
+}
+
+#[test]
+fn cluster_errors() {
+    check(
+        &[
+            ("name = \"demo\"", "naem = \"demo\""),
+            ("name = \"demo\"", ""),
+            ("name = \"demo\"", "name = \"a b\""),
+            ("name = \"demo\"", "name = \"demo\"\nprofile = \"quick\""),
+            ("renew_ms = 300", "renew_ms = 900"),
+            ("renew_ms = 300", "grant_ms = 2500"),
+            ("renew_ms = 300", "renew_ms = 0"),
+            ("renew_ms = 300", "renew_ms = \"300\""),
+            ("renew_ms = 300", "drift_permille = 900"),
+            ("[[cluster.members]]\nid = \"n3\"\nhost = \"10.0.0.3\"\n", ""),
+            ("id = \"n3\"", "id = \"N3\""),
+            ("id = \"n3\"", "id = \"n2\""),
+            ("host = \"10.0.0.3\"", "host = \"10.0.0.2\""),
+            ("host = \"10.0.0.3\"", "host = \"10.0.0.3:7400\""),
+            ("host = \"10.0.0.3\"", "host = \"0.0.0.0\""),
+            ("host = \"10.0.0.3\"", "host = \"10.0.0.3\"\nmanager_port = 5432"),
+            ("host = \"10.0.0.3\"", "host = \"10.0.0.3\"\nmanager_port = 70000"),
+        ],
+        expect![[r#"
+            m.toml: cluster.naem: unknown key in line 3; did you mean `name`?
+            m.toml: cluster.name: missing; add it
+            m.toml: cluster.name: `a b` can't name a cluster; use 1 to 63 letters, digits, `-`, `_` and `.`
+            m.toml: cluster.profile: `quick` is no profile: fast, normal, slow or safe; name one of them
+            m.toml: cluster.timings.hold_ms: T_hold >= 4 * renew + T_rpc does not hold (2.500 s against 3.850 s); change this key or the others in the inequality, or use a profile unchanged
+            m.toml: cluster.timings.grant_ms: T_grant >= (1+rho) * (T_hold/(1-rho) + T_kill) does not hold (2.500 s against 3.112 s); change this key or the others in the inequality, or use a profile unchanged
+            m.toml: cluster.timings.renew_ms: 0 ms is out of range; use 1 to 86400000 (a day)
+            m.toml: cluster.timings.renew_ms: invalid type: string "300", expected u64 (line 6); correct the line; deploy/matriarch.toml.example has every key
+            m.toml: cluster.timings.drift_permille: 900 is out of range; use 1 to 100 (0.1 % to 10 %)
+            m.toml: cluster.members: 2 given; list three to seven members; fewer can't lose one and still decide
+            m.toml: cluster.members[2].id: `N3` can't name a member: 1 to 40 characters of a-z, 0-9, `-` and `_`; rename it
+            m.toml: cluster.members[2].id: `n2` is in the list twice; rename one
+            m.toml: cluster.members[2].manager_port: 10.0.0.2:7400 is also an address of member n2; give each its own host or port
+            m.toml: cluster.members[2].host: `10.0.0.3:7400` is neither a host name nor an address; write it without port and brackets, e.g. 10.0.0.1 or db1.example
+            m.toml: cluster.members[2].host: other members can't reach 0.0.0.0; write the address they use for this host
+            m.toml: cluster.members[2].manager_port: manager and PostgreSQL would share port 5432; give each its own
+            m.toml: cluster.members.manager_port: invalid value: integer `70000`, expected u16 (line 16); correct the line; deploy/matriarch.toml.example has every key
+        "#]],
+    );
+}
+
+#[test]
+fn host_errors() {
+    check(
+        &[
+            ("[member]\nid = \"n1\"", "[member]\nid = \"n9\""),
+            ("[member]\nid = \"n1\"", "[member]"),
+            ("[member]\nid = \"n1\"", ""),
+            ("insecure = true", ""),
+            ("listen = \"unix:/run/matriarch/agent.sock\"", "listen = \"tcp:0.0.0.0\""),
+            ("listen = \"unix:/run/matriarch/agent.sock\"", "listen = \"/run/matriarch/agent.sock\""),
+            ("listen = \"unix:/run/matriarch/agent.sock\"", "listen = \"tcp:127.0.0.1:6432\""),
+            ("state_dir = \"/var", "state_dir = \"var"),
+            ("state_dir = \"/var/lib/matriarch/manager\"", "state_dir = \"/var/lib/matriarch/pgdata/m\""),
+            ("state_dir = \"/var/lib/matriarch/manager\"", "listen = \"10.0.0.1\""),
+            ("state_dir = \"/var/lib/matriarch/manager\"", "listen = \"127.0.0.1:6433\""),
+            ("read_only = \"127.0.0.1:6433\"", "read_only = \"127.0.0.1:6432\""),
+            ("read_only = \"127.0.0.1:6433\"", "read_only = \"0.0.0.0:5432\""),
+            ("read_only = \"127.0.0.1:6433\"", "max_sessions = 0"),
+        ],
+        expect![[r#"
+            m.toml: member.id: `n9` is not in cluster.members; use one of n1, n2, n3, or add this host to cluster.members
+            m.toml: member.id: missing; add it
+            m.toml: manager: given, but the file doesn't say which member this host is; add `[member]` with the id of this host, or remove the table
+            m.toml: manager.listen: 10.0.0.1:7400 can be reached from other hosts, and nothing is encrypted yet; set cluster.insecure = true on a network you trust, or listen on 127.0.0.1
+            m.toml: agent.listen: `0.0.0.0` is no address with a port; write e.g. 10.0.0.1:7400 or [fd00::1]:7400
+            m.toml: agent.listen: `/run/matriarch/agent.sock` is no endpoint; write unix:/run/matriarch/agent.sock or tcp:127.0.0.1:7402
+            m.toml: router.read_write: 127.0.0.1:6432 is taken by agent.listen; give each its own port
+            m.toml: manager.state_dir: `var/lib/matriarch/manager` is a relative path; write it from the root (/…)
+            m.toml: manager.state_dir: /var/lib/matriarch/pgdata/m and postgresql.data_dir (/var/lib/matriarch/pgdata) lie one in the other; give each a directory of its own
+            m.toml: manager.listen: `10.0.0.1` is no address with a port; write e.g. 10.0.0.1:7400 or [fd00::1]:7400
+            m.toml: router.read_only: 127.0.0.1:6433 is taken by manager.listen; give each its own port
+            m.toml: router.read_only: 127.0.0.1:6432 is taken by router.read_write; give each its own port
+            m.toml: router.read_only: 0.0.0.0:5432 is taken by PostgreSQL; give each its own port
+            m.toml: router.max_sessions: 0 would refuse everybody; use 1 or more
+        "#]],
+    );
+}
+
+#[test]
+fn postgresql_errors() {
+    check(
+        &[
+            ("bin_dir = \"/usr/lib/postgresql/15/bin\"", ""),
+            ("shared_buffers = \"128MB\"", "Fsync = \"off\""),
+            ("shared_buffers = \"128MB\"", "synchronous_standby_names = \"*\""),
+            ("shared_buffers = \"128MB\"", "recovery_target_time = \"now\""),
+            ("shared_buffers = \"128MB\"", "wal_level = \"minimal\""),
+            ("shared_buffers = \"128MB\"", "shared_buffers = [\"128MB\"]"),
+            ("shared_buffers = \"128MB\"", "shared_buffers = \"1\\nfsync = off\""),
+            ("hba = [\"host all", "hba = [\"hsot all"),
+            ("hba = [", "replication_user = \"postgres\"\nhba = ["),
+            ("hba = [", "superuser = \"po'stgres\"\nhba = ["),
+            ("hba = [", "listen_addresses = \"a'b\"\nhba = ["),
+        ],
+        expect![[r#"
+            m.toml: postgresql.bin_dir: missing (never guessed: a newly installed version would be picked by accident); add it, e.g. /usr/lib/postgresql/15/bin
+            m.toml: postgresql.parameters.Fsync: this setting belongs to Matriarch; remove it (without it a crash loses acknowledged commits)
+            m.toml: postgresql.parameters.synchronous_standby_names: this setting belongs to Matriarch; remove it (it is the live catch against starts by hand)
+            m.toml: postgresql.parameters.recovery_target_time: this setting belongs to Matriarch; remove it (Matriarch writes recovery settings and includes itself)
+            m.toml: postgresql.parameters.wal_level: this setting belongs to Matriarch; remove it (standbys need what Matriarch sets)
+            m.toml: postgresql.parameters.shared_buffers: a value of type array can't be a PostgreSQL setting; write text, a number or a boolean; lists as one text
+            m.toml: postgresql.parameters.shared_buffers: the value has a control character or spans lines; write it on one line
+            m.toml: postgresql.hba[0]: `hsot all all 10.0.0.0/24 scram-sha-256` is no line of pg_hba.conf; start it with one of local, host, hostssl, hostnossl, hostgssenc, hostnogssenc
+            m.toml: postgresql.replication_user: `postgres` is the superuser too; use a role of its own
+            m.toml: postgresql.superuser: `po'stgres` can't name a role; use 1 to 63 of a-z, 0-9 and `_`, not starting with pg_
+            m.toml: postgresql.listen_addresses: `a'b` is no list of addresses; write addresses with commas between, or `*`
+        "#]],
+    );
+}
+
+#[test]
+fn without_insecure_the_manager_must_stay_on_loopback() {
+    let text = GOOD.replace("insecure = true", "").replace("10.0.0.", "127.0.0.");
+    parse(&text).unwrap();
+    let router = text.replace("127.0.0.1:6432", "10.0.0.1:6432");
+    assert_eq!(parse(&router).unwrap_err().key, "router.read_write");
+    let agent = text.replace("unix:/run/matriarch/agent.sock", "tcp:0.0.0.0:7402");
+    assert_eq!(parse(&agent).unwrap_err().key, "agent.listen");
+}
+
+#[test]
+fn what_a_host_lacks_is_found_by_purpose_and_nothing_is_created() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let text = GOOD
+        .replace("name = \"demo\"", &format!("name = \"demo\"\nsecret_file = \"{}\"", at("secret").display()))
+        .replace(
+            "hba = [",
+            &format!(
+                "superuser_password_file = \"{0}\"\nreplication_password_file = \"{0}\"\nhba = [",
+                at("pass").display()
+            ),
+        );
+    let file = at("matriarch.toml");
+    fs::write(&file, &text).unwrap();
+    let key = |purpose| Config::load_for(&file, purpose).map_err(|e| e.key);
+    assert!(key(Purpose::Client).is_ok());
+    assert!(key(Purpose::Router).is_ok());
+    assert_eq!(key(Purpose::Manager).unwrap_err(), "cluster.secret_file");
+
+    fs::write(at("secret"), "x".repeat(40)).unwrap();
+    fs::set_permissions(at("secret"), fs::Permissions::from_mode(0o644)).unwrap();
+    let error = Config::load(&file).unwrap_err().to_string();
+    assert!(error.contains("has mode 0644") && error.ends_with(&format!("chmod 0600 {}", at("secret").display())));
+    fs::set_permissions(at("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(key(Purpose::Manager).is_ok());
+    assert_eq!(key(Purpose::Agent).unwrap_err(), "postgresql.superuser_password_file");
+
+    fs::write(at("pass"), "pw\n").unwrap();
+    fs::set_permissions(at("pass"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(Config::load(&file).is_ok());
+    let unresolved = text.replace("host = \"10.0.0.3\"", "host = \"no-such-host.invalid\"");
+    fs::write(&file, unresolved).unwrap();
+    assert_eq!(key(Purpose::Router).unwrap_err(), "cluster.members[2].host");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn a_missing_file_says_what_to_do() {
+    let error = Config::load(Path::new("/nonexistent/matriarch.toml")).unwrap_err().to_string();
+    expect!["/nonexistent/matriarch.toml: can't be read (No such file or directory (os error 2)); create it (docs/install.md), or name another with --config"]
+        .assert_eq(&error);
+}

@@ -1,0 +1,69 @@
+//! Names of the events that people and alerts look for. A name never changes
+//! its meaning; a new meaning gets a new name. Used as the field `event`:
+//!
+//! ```text
+//! use matriarch::telemetry::events;
+//! tracing::info!(event = events::PRIMARY_CHANGED, epoch = 4, from = "n1", to = "n2", "primary changed");
+//! ```
+//!
+//! Field names that recur: `member`, `epoch`, `timeline`, `lsn`, `from`, `to`,
+//! `reason`, `error`, and times with their unit last (`elapsed_ms`).
+
+/// A process of ours is up. Fields: `process`, `version`.
+pub const STARTED: &str = "process.started";
+/// It was asked to end and does. Fields: `signal`.
+pub const STOPPING: &str = "process.stopping";
+/// It ends because it can't go on. Fields: `error`.
+pub const FAILED: &str = "process.failed";
+/// A bug of ours. Fields: `place`, `message`.
+pub const PANIC: &str = "process.panic";
+
+/// The cluster was founded. Fields: `cluster_id`, `member`.
+pub const GENESIS: &str = "cluster.genesis";
+/// Another Raft leader, as seen by this manager. Fields: `leader`, `term`.
+pub const LEADER_CHANGED: &str = "raft.leader_changed";
+
+/// An epoch was ended by the cluster. Fields: `epoch`, `previous`, `reason`, `rule`.
+pub const EPOCH_FENCED: &str = "epoch.fenced";
+/// A member was granted to become primary. Fields: `epoch`, `member`, `rule`.
+pub const GRANTED: &str = "epoch.granted";
+/// The granted member is open for writes. Fields: `epoch`, `member`, `timeline`.
+pub const PRIMARY_CHANGED: &str = "primary.changed";
+/// The holder gave the lock back. Fields: `epoch`, `member`, `clean`.
+pub const RELEASED: &str = "epoch.released";
+/// A command was committed that has no event of its own. Fields: `command`, `epoch`, `rule`.
+pub const COMMITTED: &str = "decision.committed";
+/// Nothing is done though something should be. Fields: `reason`.
+pub const HOLD: &str = "decision.hold";
+
+/// The lease is held by this host. Fields: `epoch`.
+pub const LEASE_HELD: &str = "lease.held";
+/// It ran out or was refused. Fields: `epoch`, `reason`.
+pub const LEASE_LOST: &str = "lease.lost";
+/// PostgreSQL of this host was killed so that it can't write. Fields: `epoch`, `reason`, `elapsed_ms`.
+pub const FENCED: &str = "postgres.fenced";
+/// PostgreSQL was started. Fields: `role`, `epoch`.
+pub const POSTGRES_STARTED: &str = "postgres.started";
+/// PostgreSQL ended without being asked. Fields: `status`.
+pub const POSTGRES_CRASHED: &str = "postgres.crashed";
+/// PostgreSQL was promoted. Fields: `epoch`, `timeline`, `lsn`, `elapsed_ms`.
+pub const PROMOTED: &str = "postgres.promoted";
+
+/// A member is coming back into line. Fields: `method` (follow, rewind, reclone), `from`.
+pub const REJOIN_STARTED: &str = "rejoin.started";
+/// It follows the primary again. Fields: `method`, `elapsed_ms`.
+pub const REJOINED: &str = "rejoin.finished";
+/// One try failed; another follows. Fields: `method`, `error`.
+pub const REJOIN_FAILED: &str = "rejoin.failed";
+
+/// An operator's request was taken on. Fields: `operation`, `kind`, `from`, `to`.
+pub const OPERATION_STARTED: &str = "operation.started";
+/// It ended. Fields: `operation`, `succeeded`, `reason`.
+pub const OPERATION_FINISHED: &str = "operation.finished";
+
+/// Where the router leads clients has changed. Fields: `primary`, `epoch`.
+pub const ROUTE_CHANGED: &str = "route.changed";
+/// Sessions were cut because their primary was replaced. Fields: `sessions`, `epoch`.
+pub const SESSIONS_CUT: &str = "route.sessions_cut";
+/// The router's knowledge is too old to work on. Fields: `age_ms`.
+pub const ROUTE_STALE: &str = "route.stale";

@@ -1,0 +1,642 @@
+//! The agent on a real PostgreSQL, with real guards and a lease of three voters.
+//! Says so and passes where no PostgreSQL is installed.
+//!
+//! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{TcpListener, UdpSocket},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use matriarch::{
+    agent,
+    config::{
+        AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
+    },
+    domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
+    guard,
+    lease::{AcceptorHandle, AcceptorOptions, AcceptorThread, Secret},
+    rpc::v1::{self, PostgresState as State, agent_client::AgentClient, order::Action, order_reply::Outcome},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, Uid},
+};
+use tokio::{net::UnixStream, sync::watch};
+use tokio_postgres::NoTls;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+const CLUSTER: &str = "c-1";
+const PASSWORD: &str = "superb";
+
+/// Runs `body` as a user that may run PostgreSQL.
+fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
+    if bin_dir().is_none() {
+        eprintln!("{test}: passed over, no PostgreSQL in /usr/lib/postgresql");
+        return;
+    }
+    if Uid::effective().is_root() {
+        let mut again = Command::new("setpriv");
+        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+        let output = again.current_dir("/").output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{out}{err}");
+        return;
+    }
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr);
+    let _ = log.with_ansi(false).try_init();
+    tokio::runtime::Runtime::new().unwrap().block_on(body());
+}
+
+fn bin_dir() -> Option<PathBuf> {
+    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+    all.into_iter().find(|dir| dir.join("postgres").exists())
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn secret_file(path: PathBuf, text: &str) -> PathBuf {
+    fs::write(&path, format!("{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+/// Three voters, and room for as many hosts.
+struct Cluster {
+    root: tempfile::TempDir,
+    members: Vec<MemberConfig>,
+    voters: Vec<AcceptorHandle>,
+}
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+impl Cluster {
+    fn new() -> Cluster {
+        let root = tempfile::tempdir().unwrap();
+        let mut sockets = Vec::new();
+        let members: Vec<MemberConfig> = (1..=3)
+            .map(|n| {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                let manager_port = socket.local_addr().unwrap().port();
+                sockets.push(socket);
+                MemberConfig {
+                    id: format!("n{n}").parse().unwrap(),
+                    node: NodeId(n),
+                    host: "127.0.0.1".into(),
+                    manager_port,
+                    postgres_port: free_port(),
+                }
+            })
+            .collect();
+        drop(sockets);
+        let ids: Vec<_> = members.iter().map(|m| m.id.clone()).collect();
+        let voter = |m: &MemberConfig| {
+            let state_dir = root.path().join(format!("voter-{}", m.id));
+            fs::create_dir_all(&state_dir).unwrap();
+            let voter = AcceptorThread::spawn(AcceptorOptions {
+                listen: m.manager().parse().unwrap(),
+                me: m.id.clone(),
+                timings: Timings::of(Profile::Fast),
+                secret: Secret::new(SECRET),
+                state_dir,
+            });
+            let voter = voter.unwrap();
+            voter.set_identity(ClusterId(CLUSTER.into()), Generation(1));
+            voter.set_membership(1, ids.clone());
+            voter.set_applied(Epoch(0));
+            voter
+        };
+        let voters = members.iter().map(voter).collect();
+        Cluster { members, voters, root }
+    }
+
+    fn config(&self, index: usize) -> Config {
+        let member = &self.members[index];
+        let dir = self.root.path().join(member.id.as_str());
+        let (run, state) = (dir.join("run"), dir.join("state"));
+        fs::create_dir_all(&state).unwrap();
+        let parameters = [("fsync", "off"), ("shared_buffers", "16MB"), ("max_connections", "30")];
+        let postgresql = PostgresqlConfig {
+            bin_dir: bin_dir().unwrap(),
+            data_dir: dir.join("data"),
+            listen_addresses: "127.0.0.1".into(),
+            port: member.postgres_port,
+            socket_dir: run.clone(),
+            superuser: "postgres".into(),
+            superuser_password_file: secret_file(dir.join("super"), PASSWORD),
+            replication_user: "matriarch_repl".into(),
+            replication_password_file: secret_file(dir.join("repl"), "replicate"),
+            hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
+            parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
+        };
+        let listen = AgentEndpoint::Unix(run.join("agent.sock"));
+        Config {
+            file: "test.toml".into(),
+            cluster: ClusterConfig {
+                name: "test".into(),
+                profile: Profile::Fast,
+                timings: Timings::of(Profile::Fast),
+                insecure: false,
+                secret_file: secret_file(dir.join("secret"), SECRET),
+                members: self.members.clone(),
+            },
+            member: Some(LocalMember {
+                id: member.id.clone(),
+                manager: ManagerConfig { listen: member.manager().parse().unwrap(), state_dir: dir.join("manager") },
+                agent: AgentConfig { listen, state_dir: state, runtime_dir: run },
+                postgresql,
+            }),
+            router: None,
+        }
+    }
+
+    async fn host(&self, index: usize) -> Host {
+        Host::start(self.config(index)).await
+    }
+
+    /// A primary in epoch 1 on timeline 2 with a table `t`.
+    async fn primary(&self) -> Host {
+        let mut host = self.host(0).await;
+        assert_eq!(host.status().await.state(), State::NoData);
+        host.execute(0, Action::Initdb(v1::Initdb {})).await.unwrap();
+        let stopped = host.until("initdb is done", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert_ne!(stopped.system_identifier, 0);
+        host.system = stopped.system_identifier;
+        host.follow(0, None).await;
+        let standby = host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        host.promote(1, 2, standby.wal_end.unwrap()).await;
+        let primary = host.until("it is primary", |s| s.state() == State::Primary).await;
+        assert_eq!(primary.wal_end.unwrap().timeline, 2);
+        assert!(primary.lease.as_ref().unwrap().held, "{primary:?}");
+        assert_eq!(primary.lease.unwrap().epoch, 1);
+        let client = host.client().await;
+        client.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        host
+    }
+
+    fn notice(&self, voter: usize) -> tokio::sync::mpsc::Receiver<Notice> {
+        self.voters[voter].notices().unwrap()
+    }
+}
+
+/// One agent in a thread of its own, with its files.
+struct Host {
+    config: Config,
+    system: u64,
+    running: Option<(watch::Sender<bool>, thread::JoinHandle<()>)>,
+    agent: AgentClient<Channel>,
+    orders: u64,
+}
+
+fn run_agent(config: Config) -> (watch::Sender<bool>, thread::JoinHandle<()>) {
+    let (stop, stopped) = watch::channel(false);
+    let thread = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let exe = env!("CARGO_BIN_EXE_matriarch").into();
+        runtime.block_on(agent::run_with(config, exe, stopped)).unwrap();
+    });
+    (stop, thread)
+}
+
+async fn dial(socket: PathBuf) -> AgentClient<Channel> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        let path = socket.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        match Endpoint::from_static("http://agent").connect_with_connector(connector).await {
+            Ok(channel) => return AgentClient::new(channel),
+            Err(error) => assert!(Instant::now() < until, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+impl Host {
+    async fn start(config: Config) -> Host {
+        let running = Some(run_agent(config.clone()));
+        let agent = dial(socket(&config)).await;
+        Host { config, system: 0, running, agent, orders: 0 }
+    }
+
+    fn local(&self) -> &LocalMember {
+        self.config.member.as_ref().unwrap()
+    }
+
+    fn stop_agent(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            stop.send_replace(true);
+            thread.join().unwrap();
+        }
+    }
+
+    async fn restart_agent(&mut self) {
+        self.stop_agent();
+        self.running = Some(run_agent(self.config.clone()));
+        self.agent = dial(socket(&self.config)).await;
+    }
+
+    fn to(&self, epoch: u64) -> Option<v1::Target> {
+        Some(v1::Target {
+            cluster_id: CLUSTER.into(),
+            generation: 1,
+            target: self.local().id.to_string(),
+            epoch,
+            sender: self.local().id.to_string(),
+        })
+    }
+
+    async fn execute(&mut self, epoch: u64, action: Action) -> Result<u64, v1::order_reply::Refused> {
+        self.orders += 1;
+        let order = v1::Order { to: self.to(epoch), id: self.orders, rule: 1, action: Some(action) };
+        match self.agent.execute(order).await.unwrap().into_inner().outcome.unwrap() {
+            Outcome::Accepted(_) => Ok(self.orders),
+            Outcome::Refused(refused) => Err(refused),
+        }
+    }
+
+    async fn follow(&mut self, epoch: u64, upstream: Option<&Host>) {
+        let mut order = v1::StartStandby { system_identifier: self.system, ..Default::default() };
+        if let Some(upstream) = upstream {
+            order.upstream = upstream.local().id.to_string();
+            order.upstream_host = "127.0.0.1".into();
+            order.upstream_port = upstream.local().postgresql.port.into();
+        }
+        self.execute(epoch, Action::StartStandby(order)).await.unwrap();
+    }
+
+    async fn promote(&mut self, epoch: u64, expected_timeline: u32, floor: v1::WalPosition) {
+        let order = v1::Promote { expected_timeline, system_identifier: self.system, floor: Some(floor) };
+        self.execute(epoch, Action::Promote(order)).await.unwrap();
+    }
+
+    async fn restart_in_place(&mut self, epoch: u64, timeline: u32) {
+        let order = v1::RestartInPlace { timeline, system_identifier: self.system };
+        self.execute(epoch, Action::RestartInPlace(order)).await.unwrap();
+    }
+
+    async fn stop(&mut self, epoch: u64, keep_lease: bool) {
+        let order = v1::Stop { mode: v1::StopMode::Fast.into(), keep_lease };
+        self.execute(epoch, Action::Stop(order)).await.unwrap();
+    }
+
+    async fn status(&mut self) -> v1::AgentStatus {
+        let request = v1::AgentProbeRequest { to: self.to(0) };
+        self.agent.probe(request).await.unwrap().into_inner()
+    }
+
+    /// Watches until the status is as wanted.
+    async fn until(&mut self, what: &str, wanted: impl Fn(&v1::AgentStatus) -> bool) -> v1::AgentStatus {
+        let request = v1::AgentWatchRequest { to: self.to(0) };
+        let mut stream = self.agent.watch(request).await.unwrap().into_inner();
+        let until = tokio::time::Instant::now() + DEADLINE;
+        let mut last = None;
+        loop {
+            match tokio::time::timeout_at(until, stream.message()).await {
+                Ok(next) => {
+                    let status = next.unwrap().unwrap();
+                    if wanted(&status) {
+                        return status;
+                    }
+                    last = Some(status);
+                }
+                Err(_) => panic!("{}: never `{what}`: {last:#?}\n{}", self.local().id, self.log()),
+            }
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.local().agent.runtime_dir.join("postgres.log")).unwrap_or_default()
+    }
+
+    /// A client with a password over TCP.
+    async fn client(&self) -> tokio_postgres::Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.local().postgresql.port);
+        config.user("postgres").password(PASSWORD).dbname("postgres");
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    async fn rows(&self) -> i64 {
+        self.client().await.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0)
+    }
+
+    fn has_signal_file(&self) -> bool {
+        self.local().postgresql.data_dir.join("standby.signal").exists()
+    }
+}
+
+fn socket(config: &Config) -> PathBuf {
+    match &config.member.as_ref().unwrap().agent.listen {
+        AgentEndpoint::Unix(path) => path.clone(),
+        AgentEndpoint::Tcp(_) => unreachable!("the tests use unix sockets"),
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some((stop, thread)) = self.running.take() {
+            stop.send_replace(true);
+            let _ = thread.join();
+        }
+        if let Ok(Some(left)) = guard::adopt(&self.local().agent.runtime_dir) {
+            let _ = left.fence();
+            let until = Instant::now() + Duration::from_secs(5);
+            while !left.state().borrow().postmaster.is_clear() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+            let _ = left.bye();
+        }
+    }
+}
+
+fn kill_process(pid: u32) {
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+}
+
+fn exists(path: &Path) -> bool {
+    path.exists()
+}
+
+#[test]
+fn from_nothing_to_a_primary_that_takes_writes() {
+    as_postgres("from_nothing_to_a_primary_that_takes_writes", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        assert!(host.has_signal_file(), "a start by hand must come up read-only");
+        host.until("the checkpoint after the promotion", |s| s.checkpoint_timeline == 2).await;
+
+        let stale = host.execute(0, Action::Checkpoint(v1::Checkpoint {})).await.unwrap_err();
+        assert_eq!(stale.reason, "order of epoch 0 refused, this member has seen epoch 1");
+        assert_eq!(stale.highest_epoch, 1);
+
+        let order = host.execute(1, Action::Checkpoint(v1::Checkpoint {})).await.unwrap();
+        host.until("the ordered checkpoint", |s| s.checkpoints_done == order).await;
+
+        let floor = v1::WalPosition { timeline: 2, lsn: 1 };
+        let promote = v1::Promote { expected_timeline: 3, system_identifier: 5, floor: Some(floor) };
+        let foreign = host.execute(2, Action::Promote(promote)).await.unwrap_err();
+        assert!(foreign.reason.contains("the cluster's is 5"), "{foreign:?}");
+    });
+}
+
+#[test]
+fn requests_for_someone_else_or_another_cluster_are_refused() {
+    as_postgres("requests_for_someone_else_or_another_cluster_are_refused", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.host(0).await;
+        host.status().await;
+        let mut to = host.to(0).unwrap();
+        to.target = "n2".into();
+        let refused = host.agent.probe(v1::AgentProbeRequest { to: Some(to.clone()) }).await.unwrap_err();
+        assert_eq!(refused.message(), "this is n1, not n2");
+        host.restart_agent().await;
+        to = host.to(0).unwrap();
+        to.cluster_id = "other".into();
+        let refused = host.agent.probe(v1::AgentProbeRequest { to: Some(to) }).await.unwrap_err();
+        assert_eq!(refused.message(), "this host belongs to cluster c-1, not to other", "known after a restart");
+        let mode = fs::metadata(socket(&host.config)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let second = agent::run_with(host.config.clone(), "/nonexistent".into(), watch::channel(false).1).await;
+        assert!(second.unwrap_err().to_string().starts_with("another agent works with"));
+    });
+}
+
+#[test]
+fn an_agent_is_replaced_and_its_primarys_clients_do_not_notice() {
+    as_postgres("an_agent_is_replaced_and_its_primarys_clients_do_not_notice", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let before = host.status().await;
+        let client = host.client().await;
+        let writer = tokio::spawn(async move {
+            for _ in 0..300 {
+                client.execute("INSERT INTO t VALUES (2)", &[]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        host.restart_agent().await;
+        let after = host.status().await;
+        assert_eq!(after.state(), State::Primary, "{after:?}");
+        assert_eq!(after.guard, "adopted");
+        assert_eq!(after.postgres_pid, before.postgres_pid);
+        assert_ne!(after.session, before.session);
+        // Longer than T_hold: the new agent renews.
+        writer.await.unwrap();
+        assert_eq!(host.rows().await, 301);
+        assert!(host.status().await.lease.unwrap().held);
+    });
+}
+
+#[test]
+fn a_killed_postmaster_is_restarted_in_place() {
+    as_postgres("a_killed_postmaster_is_restarted_in_place", || async {
+        let cluster = Cluster::new();
+        let mut notices = cluster.notice(2);
+        let mut host = cluster.primary().await;
+        let pid = host.status().await.postgres_pid;
+        kill_process(pid);
+        let crashed = host.until("it crashed", |s| s.state() == State::Crashed).await;
+        assert!(crashed.lease.unwrap().held);
+        let notice = tokio::time::timeout(DEADLINE, notices.recv()).await.unwrap().unwrap();
+        assert!(!notice.fenced && notice.epoch == Epoch(1), "{notice:?}");
+        let began = Instant::now();
+        host.restart_in_place(1, 2).await;
+        let back = host.until("it is primary again", |s| s.state() == State::Primary).await;
+        eprintln!("restart in place took {:?}", began.elapsed());
+        assert_eq!(back.wal_end.unwrap().timeline, 2);
+        assert_eq!(back.ended_epoch, 0);
+        assert!(host.has_signal_file());
+        assert_eq!(host.rows().await, 1);
+        let client = host.client().await;
+        client.execute("INSERT INTO t VALUES (2)", &[]).await.unwrap();
+        // The new guard gets the deadlines: it outlives T_hold.
+        tokio::time::sleep(Timings::of(Profile::Fast).hold * 2).await;
+        client.execute("INSERT INTO t VALUES (3)", &[]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_higher_epoch_at_the_voters_fences_at_once() {
+    as_postgres("a_higher_epoch_at_the_voters_fences_at_once", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let pid = host.status().await.postgres_pid;
+        let mut notices = cluster.notice(0);
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        let sealed = Instant::now();
+        let alive = PathBuf::from(format!("/proc/{pid}"));
+        while exists(&alive) {
+            assert!(sealed.elapsed() < DEADLINE);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let took = sealed.elapsed();
+        eprintln!("fenced {took:?} after the seal");
+        // At worst the next renewal is due in T_renew, and then the kill.
+        assert!(took < Timings::of(Profile::Fast).renew + Duration::from_millis(200), "{took:?}");
+        let notice = tokio::time::timeout(DEADLINE, notices.recv()).await.unwrap().unwrap();
+        assert!(notice.fenced && notice.epoch == Epoch(1), "{notice:?}");
+        let fenced = host.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert_eq!((fenced.ended_epoch, fenced.fenced_epoch), (1, 1));
+        assert!(fenced.was_primary && !fenced.clean_shutdown);
+        assert!(host.has_signal_file());
+        let again = v1::RestartInPlace { timeline: 2, system_identifier: host.system };
+        let refused = host.execute(1, Action::RestartInPlace(again)).await.unwrap_err();
+        assert_eq!(refused.reason, "this host doesn't hold epoch 1");
+        // It comes back read-only, with its data.
+        host.follow(2, None).await;
+        host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        assert_eq!(host.rows().await, 1);
+    });
+}
+
+#[test]
+fn without_voters_the_lease_runs_out_and_the_primary_is_fenced() {
+    as_postgres("without_voters_the_lease_runs_out_and_the_primary_is_fenced", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        for voter in &cluster.voters {
+            voter.stop();
+        }
+        let began = Instant::now();
+        let fenced = host.until("it is fenced", |s| s.fenced_epoch == 1).await;
+        let hold = Timings::of(Profile::Fast).hold;
+        assert!(began.elapsed() < hold + Duration::from_millis(500), "{:?}", began.elapsed());
+        assert_eq!(fenced.ended_epoch, 1);
+    });
+}
+
+#[test]
+fn a_dead_agent_does_not_keep_a_primary_past_its_lease() {
+    as_postgres("a_dead_agent_does_not_keep_a_primary_past_its_lease", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let pid = host.status().await.postgres_pid;
+        host.stop_agent();
+        let alive = PathBuf::from(format!("/proc/{pid}"));
+        let began = Instant::now();
+        while exists(&alive) {
+            assert!(began.elapsed() < DEADLINE);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(began.elapsed() < Timings::of(Profile::Fast).hold + Duration::from_millis(200));
+        host.restart_agent().await;
+        let over = host.until("the epoch is over", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert_eq!((over.ended_epoch, over.fenced_epoch), (1, 1));
+    });
+}
+
+#[test]
+fn a_stop_that_keeps_the_lease_is_rolled_back() {
+    as_postgres("a_stop_that_keeps_the_lease_is_rolled_back", || async {
+        let cluster = Cluster::new();
+        let mut notices = cluster.notice(1);
+        let mut host = cluster.primary().await;
+        host.stop(1, true).await;
+        let stopped = host.until("it is stopped", |s| s.state() == State::Stopped).await;
+        assert!(stopped.clean_shutdown && stopped.wal_end_known && stopped.was_primary, "{stopped:?}");
+        let lease = stopped.lease.unwrap();
+        assert!(lease.held && lease.epoch == 1);
+        // Longer than T_hold: the lease is renewed without a PostgreSQL.
+        tokio::time::sleep(Timings::of(Profile::Fast).hold * 2).await;
+        host.restart_in_place(1, 2).await;
+        host.until("it is primary again", |s| s.state() == State::Primary).await;
+        assert_eq!(host.rows().await, 1);
+
+        // And this time for good.
+        host.stop(1, true).await;
+        let stopped = host.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        host.follow(2, None).await;
+        let standby = host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        assert_eq!((standby.ended_epoch, standby.fenced_epoch), (1, 1));
+        assert_eq!(standby.lease.unwrap().epoch, 0);
+        assert_eq!(standby.wal_end, stopped.wal_end, "not a byte was added");
+        let notice = loop {
+            let notice = tokio::time::timeout(DEADLINE, notices.recv()).await.unwrap().unwrap();
+            if notice.fenced {
+                break notice;
+            }
+        };
+        assert!(notice.clean, "{notice:?}");
+        assert_eq!(notice.end.lsn.0, stopped.wal_end.unwrap().lsn);
+    });
+}
+
+#[test]
+fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
+    as_postgres("a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds", || async {
+        let cluster = Cluster::new();
+        let mut first = cluster.primary().await;
+        let mut second = cluster.host(1).await;
+        second.system = first.system;
+        let source = |host: &Host| (host.local().id.to_string(), u32::from(host.local().postgresql.port));
+        let (member, port) = source(&first);
+        let clone = v1::Clone {
+            source: member.clone(),
+            source_host: "127.0.0.1".into(),
+            source_port: port,
+            system_identifier: first.system,
+        };
+        second.execute(1, Action::Clone(clone)).await.unwrap();
+        second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        second.follow(1, Some(&first)).await;
+        let streams = second.until("it streams", |s| s.state() == State::Standby && s.streaming).await;
+        assert_eq!(streams.upstream, member);
+        first.until("the primary sees it", |s| s.standbys.iter().any(|b| b.member == "n2")).await;
+
+        // Cut it off, so that the first gets WAL that the second never sees.
+        second.follow(1, None).await;
+        second.until("it follows nobody", |s| !s.streaming && s.upstream.is_empty()).await;
+        first.client().await.execute("INSERT INTO t VALUES (99)", &[]).await.unwrap();
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        let gone = first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        let standby = second.status().await;
+        assert!(gone.wal_end.unwrap().lsn > standby.wal_end.unwrap().lsn);
+        // The promises of the first epoch must be over before the next is granted.
+        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
+        second.promote(2, 3, standby.wal_end.unwrap()).await;
+        let took = second.until("it is primary", |s| s.state() == State::Primary).await;
+        assert_eq!(took.wal_end.unwrap().timeline, 3);
+        second.until("the checkpoint after the promotion", |s| s.checkpoint_timeline == 3).await;
+        second.client().await.execute("INSERT INTO t VALUES (3)", &[]).await.unwrap();
+
+        let (member, port) = source(&second);
+        let rewind = v1::Rewind {
+            source: member,
+            source_host: "127.0.0.1".into(),
+            source_port: port,
+            system_identifier: first.system,
+        };
+        let order = first.execute(2, Action::Rewind(rewind)).await.unwrap();
+        let done = first.until("the rewind ended", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
+        assert!(done.last_order.as_ref().unwrap().ok, "{done:?}");
+        first.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        first.follow(2, Some(&second)).await;
+        first.until("it streams", |s| s.state() == State::Standby && s.streaming && s.wal_end.unwrap().timeline == 3).await;
+        let until = Instant::now() + DEADLINE;
+        while first.rows().await != second.rows().await {
+            assert!(Instant::now() < until);
+        }
+        assert_eq!(first.rows().await, 2, "99 is gone, 3 came");
+    });
+}

@@ -1,0 +1,597 @@
+//! What people and scripts see of the command line: help, tables, errors, exit codes.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use expect_test::{Expect, expect};
+use matriarch::{
+    cli::render::{self, Check, Outcome, Style},
+    rpc::v1::{
+        ExplainReply, ExplainRequest, FailoverRequest, MemberStatus, OperationReply, OperationStatus, StatusReply,
+        StatusRequest, SwitchoverRequest,
+        admin_server::{Admin, AdminServer},
+    },
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+// ---- running the binary --------------------------------------------------------------------------------------
+
+fn matriarch(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_matriarch"))
+        .args(args)
+        .env_clear()
+        .env("MATRIARCH_CONFIG", "/nonexistent/matriarch.toml")
+        .output()
+        .expect("the binary was built for this test")
+}
+
+/// Exit code, stdout and stderr of one call, as text.
+fn check(args: &[&str], expected: Expect) {
+    let output = matriarch(args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let code = output.status.code().unwrap_or(-1);
+    expected.assert_eq(&format!("exit {code}\n{}{}", text(&output.stdout), text(&output.stderr)));
+}
+
+#[test]
+fn help_fits_on_a_screen_and_lists_the_exit_codes() {
+    check(
+        &["--help"],
+        expect![[r#"
+        exit 0
+        PostgreSQL high availability without an external store
+
+        Usage: matriarch <COMMAND>
+
+        Commands:
+          manager     Run the manager of this host: it decides together with the others
+          agent       Run the agent of this host: it controls PostgreSQL and holds the lease
+          router      Run a router: it leads clients to the primary
+          status      Show members, primary, lag, and why something is not healthy
+          switchover  Make a standby the primary with the old primary's help; nothing is lost
+          failover    Make a standby the primary without the old primary's help
+          explain     Say what the cluster considered, what holds it up, and what can be done
+          preflight   Check whether this host is fit to run what its configuration asks for
+          config      Work with the configuration file
+          demo        Run a whole cluster in a temporary directory and break it
+
+        Options:
+          -h, --help     Print help
+          -V, --version  Print version
+
+        Exit codes:
+          0  done; status: every member is healthy and the primary is open
+          1  failed or refused; the reason was printed
+          2  wrong usage or configuration; nothing was changed
+          3  no manager could be reached
+          4  status: the cluster answers and is degraded
+    "#]],
+    );
+}
+
+#[test]
+fn help_of_switchover() {
+    check(
+        &["switchover", "--help"],
+        expect![[r#"
+        exit 0
+        Make a standby the primary with the old primary's help; nothing is lost
+
+        Usage: matriarch switchover [OPTIONS]
+
+        Options:
+              --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
+                                     configuration file]
+              --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
+                                     /etc/matriarch/matriarch.toml]
+              --candidate <MEMBER>   Who becomes primary [default: the best standby]
+          -y, --yes                  Don't ask for confirmation
+              --no-wait              Don't wait until it is done (waiting is the default)
+              --wait                 Wait until it is done
+              --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
+                                     180]
+          -h, --help                 Print help
+
+        Exit codes:
+          0  done; status: every member is healthy and the primary is open
+          1  failed or refused; the reason was printed
+          2  wrong usage or configuration; nothing was changed
+          3  no manager could be reached
+          4  status: the cluster answers and is degraded
+    "#]],
+    );
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    check(
+        &["statsu"],
+        expect![[r#"
+        exit 2
+        error: unrecognized subcommand 'statsu'
+
+          tip: a similar subcommand exists: 'status'
+
+        Usage: matriarch <COMMAND>
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check(
+        &["failover", "--yes"],
+        expect![[r#"
+        exit 2
+        error: the following required arguments were not provided:
+          --candidate <MEMBER>
+
+        Usage: matriarch failover --candidate <MEMBER> --yes
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check(
+        &["status", "--manager", "10.0.0.1"],
+        expect![[r#"
+        exit 2
+        matriarch: --manager 10.0.0.1: not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400
+    "#]],
+    );
+    check(
+        &["status"],
+        expect![[r#"
+        exit 2
+        matriarch: no manager to ask: /nonexistent/matriarch.toml doesn't exist; use --manager HOST:PORT or --config FILE
+    "#]],
+    );
+    check(
+        &["router", "--config", "/nonexistent.toml"],
+        expect![[r#"
+        exit 2
+        matriarch: /nonexistent.toml: can't be read (No such file or directory (os error 2)); create it (docs/install.md), or name another with --config
+    "#]],
+    );
+    check(
+        &["manager", "--log-level", "x=loud"],
+        expect![[r#"
+        exit 2
+        matriarch: `x=loud` is no log level (error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5); write e.g. info or info,matriarch::raft=debug
+    "#]],
+    );
+    check(
+        &["config", "check"],
+        expect![[r#"
+        exit 2
+        matriarch: /nonexistent/matriarch.toml: can't be read (No such file or directory (os error 2)); create it (docs/install.md), or name another with --config
+    "#]],
+    );
+}
+
+#[test]
+fn nobody_reached_names_each_manager_and_why() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let output = matriarch(&["status", "--manager", &address, "--manager", "no-such-host.invalid:1"]);
+    assert_eq!(output.status.code(), Some(3));
+    let told = String::from_utf8(output.stderr).unwrap();
+    let first = format!("matriarch: no manager could be reached ({address}: Connection refused (os error 111); ");
+    assert!(told.starts_with(&first), "{told}");
+    assert!(told.contains("no-such-host.invalid:1: "), "{told}");
+}
+
+#[test]
+fn the_agent_refuses_root() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root can be refused");
+        return;
+    }
+    let output = matriarch(&["agent", "--config", "/nonexistent.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("matriarch: the agent refuses to run as root"));
+}
+
+#[test]
+fn the_example_file_passes_config_check_but_for_its_secrets() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/matriarch.toml.example");
+    let output = matriarch(&["config", "check", "--config", example.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains(": cluster.secret_file: /etc/matriarch/secret can't be read"), "{told}");
+    assert_eq!(told.lines().count(), 1);
+}
+
+// ---- tables --------------------------------------------------------------------------------------------------
+
+fn member(name: &str, role: &str, lsn: &str) -> MemberStatus {
+    MemberStatus {
+        member: name.to_owned(),
+        role: role.to_owned(),
+        state: "running".to_owned(),
+        timeline: 3,
+        lsn: lsn.to_owned(),
+        lag_bytes: 0,
+        lag_known: true,
+        epoch: 4,
+        raft_role: "follower".to_owned(),
+        postgres: format!("{name}:5432"),
+        manager: format!("{name}:7400"),
+        guard: "guarded".to_owned(),
+        healthy: true,
+        server_version: 150_004,
+        ..MemberStatus::default()
+    }
+}
+
+fn healthy() -> StatusReply {
+    let mut members = vec![
+        member("n1", "primary", "0/50001A8"),
+        member("n2", "standby", "0/50001A8"),
+        member("n3", "standby", "0/5000060"),
+    ];
+    members[0].lease_remaining_ms = 2_310;
+    members[1].raft_role = "leader".to_owned();
+    members[2].lag_bytes = 328;
+    StatusReply {
+        cluster: "main".to_owned(),
+        cluster_id: "0199c0de".to_owned(),
+        generation: 1,
+        epoch: 4,
+        primary: "n1".to_owned(),
+        lock: "open".to_owned(),
+        profile: "normal".to_owned(),
+        members,
+        warnings: vec!["cluster.insecure is on: traffic between the hosts is not encrypted".to_owned()],
+        leader: "n2".to_owned(),
+        answered_by: "n1".to_owned(),
+        timeline: 3,
+        system_identifier: 7_400_000_000_000_000_001,
+        ..StatusReply::default()
+    }
+}
+
+fn degraded() -> StatusReply {
+    let mut reply = healthy();
+    reply.lock = "fenced".to_owned();
+    reply.primary = String::new();
+    reply.epoch = 5;
+    reply.members[0] = MemberStatus {
+        member: "n1".to_owned(),
+        role: "none".to_owned(),
+        state: "silent".to_owned(),
+        raft_role: "unknown".to_owned(),
+        postgres: "n1:5432".to_owned(),
+        problems: vec!["no report for 4.2 s".to_owned()],
+        ..MemberStatus::default()
+    };
+    reply.members[2].healthy = false;
+    reply.members[2].state = "cloning".to_owned();
+    reply.members[2].lag_known = false;
+    reply.members[2].progress = "12 of 40 MiB from n2".to_owned();
+    reply.holds = vec!["promises of n1, n3 end in 1.2 s".to_owned()];
+    reply.operation = Some(operation(7, "stop"));
+    reply.last_operation = Some(OperationStatus { finished: true, reason: "n2 lags".to_owned(), ..operation(6, "") });
+    reply
+}
+
+fn operation(id: u64, phase: &str) -> OperationStatus {
+    OperationStatus {
+        id,
+        kind: "switchover".to_owned(),
+        from: "n1".to_owned(),
+        to: "n2".to_owned(),
+        phase: phase.to_owned(),
+        ..OperationStatus::default()
+    }
+}
+
+#[test]
+fn status_of_a_healthy_cluster() {
+    assert!(render::is_healthy(&healthy()));
+    expect![[r#"
+        Cluster main: healthy
+          primary n1 (lock open)  epoch 4  timeline 3  profile normal
+          Raft leader n2  answered by n1  id 0199c0de  generation 1
+
+        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD    POSTGRES
+        n1      primary  running   3  0/50001A8            -      4  follower  2.3 s  guarded  n1:5432
+        n2      standby  running   3  0/50001A8            0      4  leader        -  guarded  n2:5432
+        n3      standby  running   3  0/5000060          328      4  follower      -  guarded  n3:5432
+
+        Warning: cluster.insecure is on: traffic between the hosts is not encrypted
+    "#]]
+    .assert_eq(&render::status(&healthy(), Style::Plain));
+}
+
+#[test]
+fn status_says_what_is_wrong_and_what_is_going_on() {
+    assert!(!render::is_healthy(&degraded()));
+    expect![[r#"
+        Cluster main: no open primary
+          primary none (lock fenced)  epoch 5  timeline 3  profile normal
+          Raft leader n2  answered by n1  id 0199c0de  generation 1
+
+        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD    POSTGRES
+        n1      none     silent    -  -                    ?      -  unknown       -  -        n1:5432
+        n2      standby  running   3  0/50001A8            0      4  leader        -  guarded  n2:5432
+        n3      standby  cloning   3  0/5000060            ?      4  follower      -  guarded  n3:5432
+
+        n1: no report for 4.2 s
+        n3: 12 of 40 MiB from n2
+
+        Running: switchover 7 from n1 to n2, phase stop
+
+        Last operation: switchover 6 from n1 to n2 failed: n2 lags
+
+        Hold: promises of n1, n3 end in 1.2 s
+
+        Warning: cluster.insecure is on: traffic between the hosts is not encrypted
+    "#]]
+    .assert_eq(&render::status(&degraded(), Style::Plain));
+}
+
+#[test]
+fn colours_change_nothing_but_colours() {
+    let coloured = render::status(&degraded(), Style::Colour);
+    assert!(coloured.contains("\x1b[31mn1\x1b[0m"));
+    let mut plain = coloured;
+    for code in ["\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[33m"] {
+        plain = plain.replace(code, "");
+    }
+    let trimmed: String = plain.lines().map(|l| format!("{}\n", l.trim_end())).collect();
+    assert_eq!(trimmed, render::status(&degraded(), Style::Plain));
+}
+
+#[test]
+fn status_before_the_cluster_is_founded() {
+    let reply = StatusReply { answered_by: "n1".to_owned(), ..StatusReply::default() };
+    expect![[r#"
+        Cluster (unnamed): no open primary
+          primary none (lock unknown)  epoch 0  timeline 0  profile ?
+          Raft leader unknown  answered by n1  id (not founded yet)  generation 0
+
+        MEMBER  ROLE  STATE  TL  LSN  LAG (BYTES)  EPOCH  RAFT  LEASE  GUARD  POSTGRES
+    "#]]
+    .assert_eq(&render::status(&reply, Style::Plain));
+}
+
+#[test]
+fn json_says_null_for_what_is_not_known() {
+    let mut reply = degraded();
+    reply.members.truncate(1);
+    expect![[r#"
+        {
+          "cluster": "main",
+          "cluster_id": "0199c0de",
+          "generation": 1,
+          "system_identifier": "7400000000000000001",
+          "healthy": false,
+          "primary": null,
+          "lock": "fenced",
+          "epoch": 5,
+          "timeline": 3,
+          "profile": "normal",
+          "raft_leader": "n2",
+          "answered_by": "n1",
+          "members": [
+            {
+              "member": "n1",
+              "role": "none",
+              "state": "silent",
+              "healthy": false,
+              "problems": [
+                "no report for 4.2 s"
+              ],
+              "progress": null,
+              "timeline": null,
+              "lsn": null,
+              "lag_bytes": null,
+              "epoch": 0,
+              "raft_role": "unknown",
+              "lease_remaining_ms": null,
+              "guard": null,
+              "postgres": "n1:5432",
+              "manager": "",
+              "server_version": null
+            }
+          ],
+          "holds": [
+            "promises of n1, n3 end in 1.2 s"
+          ],
+          "warnings": [
+            "cluster.insecure is on: traffic between the hosts is not encrypted"
+          ],
+          "operation": {
+            "id": 7,
+            "kind": "switchover",
+            "from": "n1",
+            "to": "n2",
+            "phase": "stop",
+            "finished": false,
+            "succeeded": false,
+            "reason": null
+          },
+          "last_operation": {
+            "id": 6,
+            "kind": "switchover",
+            "from": "n1",
+            "to": "n2",
+            "phase": "",
+            "finished": true,
+            "succeeded": false,
+            "reason": "n2 lags"
+          }
+        }
+    "#]]
+    .assert_eq(&render::status_json(&reply));
+}
+
+#[test]
+fn explain_lists_holds_first() {
+    let reply = ExplainReply {
+        considered: vec!["rule 210 failover: primary n1 is silent for 4.2 s".to_owned()],
+        holds: vec!["promises of n1, n3 end in 1.2 s".to_owned()],
+        next: Vec::new(),
+        answered_by: "n2".to_owned(),
+        incidents: vec!["epoch 4: n1 fenced".to_owned()],
+    };
+    expect![[r#"
+        What holds it up:
+          - promises of n1, n3 end in 1.2 s
+        What was considered:
+          - rule 210 failover: primary n1 is silent for 4.2 s
+        What you can do:
+          nothing needs to be done
+        What happened lately:
+          - epoch 4: n1 fenced
+        (answered by n2)
+    "#]]
+    .assert_eq(&render::explain(&reply));
+}
+
+#[test]
+fn preflight_table() {
+    let check = |name: &str, outcome, detail: &str| Check { name: name.to_owned(), outcome, detail: detail.to_owned() };
+    let checks = [
+        check("user", Outcome::Ok, "postgres"),
+        check("fsync manager.state_dir", Outcome::Warn, "p50 12.00 ms, max 30.00 ms"),
+        check("port postgresql", Outcome::Fail, "10.0.0.1:5432 is in use"),
+    ];
+    expect![[r#"
+        RESULT  CHECK                    FOUND
+        ok      user                     postgres
+        WARN    fsync manager.state_dir  p50 12.00 ms, max 30.00 ms
+        FAIL    port postgresql          10.0.0.1:5432 is in use
+
+        This host is not fit: 1 failed, 1 warned, 1 passed.
+    "#]]
+    .assert_eq(&render::preflight(&checks, Style::Plain));
+}
+
+// ---- operations against a made-up manager --------------------------------------------------------------------
+
+/// Accepts operation 7, shows two phases, then the outcome.
+#[derive(Clone)]
+struct Manager {
+    looks: Arc<AtomicU32>,
+    outcome: Result<(), &'static str>,
+    refusal: Option<&'static str>,
+}
+
+impl Manager {
+    fn operation(&self) -> Response<OperationReply> {
+        let (from, to) = ("n1".to_owned(), "n2".to_owned());
+        let reason = self.refusal.unwrap_or_default().to_owned();
+        Response::new(OperationReply { id: 7, from, to, accepted: self.refusal.is_none(), reason })
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Manager {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        let mut reply = healthy();
+        match self.looks.fetch_add(1, Ordering::Relaxed) {
+            0 => {}
+            1 => reply.operation = Some(operation(7, "checkpoint")),
+            2 => reply.operation = Some(operation(7, "stop")),
+            _ => {
+                let reason = self.outcome.err().unwrap_or_default().to_owned();
+                let succeeded = self.outcome.is_ok();
+                reply.last_operation = Some(OperationStatus { finished: true, succeeded, reason, ..operation(7, "") });
+            }
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {
+        Err(Status::unavailable("no leader"))
+    }
+
+    async fn switchover(&self, request: Request<SwitchoverRequest>) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        let to = request.to.unwrap();
+        assert_eq!((to.cluster_id.as_str(), to.generation, to.sender.as_str()), ("0199c0de", 1, "admin"));
+        assert!(!request.request_id.is_empty());
+        Ok(self.operation())
+    }
+
+    async fn failover(&self, request: Request<FailoverRequest>) -> Result<Response<OperationReply>, Status> {
+        match request.into_inner().candidate.as_str() {
+            "n9" => Err(Status::invalid_argument("n9 is no member")),
+            _ => Ok(self.operation()),
+        }
+    }
+}
+
+/// Serves a made-up manager for the length of `body`, which gets its address.
+fn with_manager(outcome: Result<(), &'static str>, refusal: Option<&'static str>, body: impl FnOnce(SocketAddr)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let manager = Manager { looks: Arc::default(), outcome, refusal };
+    let server = tonic::transport::Server::builder().add_service(AdminServer::new(manager));
+    runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    body(address);
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    // Times vary; everything else is fixed.
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    text.lines().map(|l| l.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect()).collect()
+}
+
+#[test]
+fn a_switchover_is_watched_to_its_end() {
+    with_manager(Ok(()), None, |address| {
+        // The first manager is gone; the second one answers.
+        let output = matriarch(&["switchover", "--yes", "--manager", "127.0.0.1:1", "--manager", &address.to_string()]);
+        let expected = [
+            "switchover # from n# to n# accepted",
+            "    #.# s  checkpoint",
+            "    #.# s  stop",
+            "switchover # done: n# is primary (#.# s)",
+        ];
+        assert_eq!(lines(&output), expected);
+        assert_eq!(output.status.code(), Some(0));
+    });
+}
+
+#[test]
+fn a_failed_and_a_refused_operation_are_exit_code_1_with_the_reason() {
+    with_manager(Err("n2 lags"), None, |address| {
+        let output = matriarch(&["failover", "--candidate", "n2", "--yes", "--manager", &address.to_string()]);
+        assert_eq!(lines(&output).last().unwrap(), "matriarch: failover # failed: n# lags");
+        assert_eq!(output.status.code(), Some(1));
+    });
+    with_manager(Ok(()), Some("n2 is not healthy"), |address| {
+        let address = address.to_string();
+        let output = matriarch(&["switchover", "--yes", "--manager", &address]);
+        assert_eq!(lines(&output), ["matriarch: switchover refused: n# is not healthy"]);
+        assert_eq!(output.status.code(), Some(1));
+        let output = matriarch(&["failover", "--candidate", "n9", "--yes", "--manager", &address]);
+        assert!(lines(&output)[0].ends_with("refused: n# is no member"), "{output:?}");
+        assert_eq!(output.status.code(), Some(1));
+        let output = matriarch(&["explain", "--manager", &address]);
+        assert!(lines(&output)[0].ends_with("unavailable (no leader))"), "{output:?}");
+        assert_eq!(output.status.code(), Some(3));
+        let output = matriarch(&["switchover", "--manager", &address]);
+        assert_eq!(output.status.code(), Some(2), "no terminal to ask: {output:?}");
+    });
+}
+
+#[test]
+fn status_exits_0_when_healthy() {
+    with_manager(Ok(()), None, |address| {
+        let output = matriarch(&["status", "--json", "--manager", &address.to_string()]);
+        assert_eq!(output.status.code(), Some(0));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["healthy"], &json["members"][2]["lag_bytes"]), (&true.into(), &328.into()));
+    });
+}
