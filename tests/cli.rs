@@ -1,5 +1,7 @@
 //! What people and scripts see of the command line: help, tables, errors, exit codes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     net::SocketAddr,
     path::Path,
