@@ -1,1 +1,142 @@
-//! (room under construction)
+//! The gRPC admin service: check the request, pass it on to the Raft leader
+//! where only that one knows, answer in the operator's words. No decisions.
+
+mod explain;
+mod status;
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    domain::MemberId,
+    manager::ManagerHandle,
+    rpc::{convert, v1},
+    state::{Operation, OperationKind},
+};
+
+/// How long the Raft leader may take to answer a request passed on to it.
+const PASSED_ON: Duration = Duration::from_secs(3);
+
+/// The service, on any manager.
+pub struct AdminService {
+    manager: ManagerHandle,
+}
+
+impl AdminService {
+    /// A service over this host's manager.
+    pub fn new(manager: ManagerHandle) -> Self {
+        Self { manager }
+    }
+
+    fn check(&self, to: Option<&v1::Target>) -> Result<(), Status> {
+        let Some(to) = to else { return Ok(()) };
+        let state = self.manager.state();
+        // An operator's tool names no member: any manager will do.
+        convert::check_target(Some(to), self.manager.me().as_str(), &state.cluster_id(), state.generation())?;
+        Ok(())
+    }
+
+    async fn operate(
+        &self,
+        kind: OperationKind,
+        candidate: &str,
+        request_id: String,
+    ) -> Result<Response<v1::OperationReply>, Status> {
+        let wanted = convert::optional_member(candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let request_id = if request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { request_id };
+        let reply = match self.manager.begin(kind, wanted.as_ref(), request_id).await {
+            Ok(operation) => accepted(&operation),
+            Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
+        };
+        Ok(Response::new(reply))
+    }
+}
+
+fn accepted(operation: &Operation) -> v1::OperationReply {
+    v1::OperationReply {
+        id: operation.id,
+        from: convert::optional_text(operation.from.as_ref()),
+        to: operation.to.to_string(),
+        accepted: true,
+        reason: String::new(),
+    }
+}
+
+/// A request passed on must not be passed on again.
+fn passed_on<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(PASSED_ON);
+    request
+}
+
+/// The header of a request that is passed on to the leader.
+fn to_leader(leader: &MemberId, from: &ManagerHandle) -> Option<v1::Target> {
+    let state = from.state();
+    let (cluster, generation) = (state.cluster_id(), state.generation());
+    Some(convert::target(&cluster, generation, leader.as_str(), state.epoch, from.me().as_str()))
+}
+
+/// True when another manager already passed this request on.
+fn was_passed_on(to: Option<&v1::Target>) -> bool {
+    to.is_some_and(|t| !t.sender.is_empty() && t.sender != "admin" && t.sender != "router")
+}
+
+#[tonic::async_trait]
+impl v1::admin_server::Admin for AdminService {
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !asked.local
+            && !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::StatusRequest { to: to_leader(&leader, &self.manager), local: true };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.status(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(status::of(&self.manager)))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::ExplainRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.explain(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(explain::of(&self.manager)))
+    }
+
+    async fn switchover(
+        &self,
+        request: Request<v1::SwitchoverRequest>,
+    ) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
+        }
+        self.operate(OperationKind::Switchover, &asked.candidate, asked.request_id).await
+    }
+
+    async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
+        }
+        self.operate(OperationKind::Failover, &asked.candidate, asked.request_id).await
+    }
+}

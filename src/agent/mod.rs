@@ -1,1 +1,33 @@
-//! (room under construction)
+//! The agent of one PostgreSQL instance: carries out orders, holds the lease
+//! while its instance is primary, and says what it sees.
+//!
+//! ```text
+//!  manager ──Execute──▶ service ─┐
+//!  guard, lease holder, prober ──┼──▶ process (the loop) ──event──▶ core (the rules, pure)
+//!  tasks ─────────progress, end ─┘            ▲                        │
+//!                                             └─── hands, tasks ◀──effects
+//! ```
+//!
+//! - **Never primary from memory.** A postmaster is started with `standby.signal`
+//!   present; it becomes primary by a Promote order, a held lease and an armed
+//!   guard, in this order. The one exception is a restart in place under a lease
+//!   that is still held.
+//! - **An ended epoch is never used again.** It is on disk before anybody hears of it.
+//! - **The agent may die at any moment.** Guard and PostgreSQL go on until the
+//!   lease runs out (T_hold); an agent that is back before goes on where it was.
+//!   So SIGTERM ends the agent and leaves PostgreSQL alone, and its systemd unit
+//!   has `KillMode=process`.
+//!
+//! Read [`core`] first: its events and effects are all that can happen here.
+
+pub mod core;
+mod hands;
+pub mod order;
+mod prober;
+mod process;
+mod service;
+mod status;
+pub mod store;
+mod tasks;
+
+pub use process::{run, run_with};

@@ -8,14 +8,12 @@ use crate::config::Config;
 
 /// Body of `matriarch guard`.
 pub(super) fn guard() -> ExitCode {
-    eprintln!("matriarch: this build has no guard");
-    super::exit::USAGE.into()
+    crate::guard::run(std::env::args_os().skip(2))
 }
 
 /// Runs a manager until `shutdown` turns true.
-#[allow(clippy::unused_async)]
-pub(super) async fn manager(_config: Config, _shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no manager")
+pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::manager::run(config, shutdown).await
 }
 
 /// Runs an agent until `shutdown` turns true.
@@ -25,20 +23,20 @@ pub(super) async fn agent(_config: Config, _shutdown: watch::Receiver<bool>) -> 
 }
 
 /// Runs a router until `shutdown` turns true.
-#[allow(clippy::unused_async)]
-pub(super) async fn router(_config: Config, _shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no router")
+pub(super) async fn router(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::routing::run(config, shutdown).await
 }
 
 /// The demo's own flags.
-#[derive(Debug, clap::Args)]
-pub(super) struct DemoArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    rest: Vec<String>,
-}
+pub(super) use crate::demo::Args as DemoArgs;
 
 /// Runs the demo.
-pub(super) fn demo(_args: DemoArgs) -> ExitCode {
-    eprintln!("matriarch: this build has no demo");
-    super::exit::USAGE.into()
+pub(super) fn demo(args: DemoArgs) -> ExitCode {
+    match crate::demo::run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("matriarch: demo: {error:#}");
+            super::exit::FAILED.into()
+        }
+    }
 }

@@ -1,1 +1,165 @@
-//! (room under construction)
+//! The manager process: one per host. It takes part in Raft, is a lease
+//! acceptor, tells the leader what it sees, decides when it leads, and brings
+//! its own host to the committed state.
+//!
+//! ```text
+//! link ──status──▶ board ◀──reports── peers         every host
+//!                    │
+//!                 leader ──propose──▶ raft           the Raft leader only
+//!                                      │ state
+//!                 host ◀───────────────┘──orders──▶ agent
+//! ```
+//!
+//! Start with [`run`]; [`board`] is what is known, [`leader`] decides, [`host`]
+//! acts. Its own crash or upgrade has no effect on PostgreSQL: the agent holds
+//! the lease.
+
+pub mod board;
+mod founding;
+pub mod host;
+mod identity;
+mod leader;
+mod link;
+mod peers;
+mod report;
+mod seal;
+mod service;
+pub mod view;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::sync::watch;
+
+pub use board::Board;
+pub use view::ManagerHandle;
+
+use crate::{
+    config::Config,
+    domain::MemberId,
+    lease::{AcceptorHandle, AcceptorOptions, AcceptorThread},
+    raft::{Node, NodeOptions},
+    rpc::v1,
+};
+
+/// What every part of a manager shares. Cheap to clone.
+#[derive(Clone)]
+pub struct Manager {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    me: MemberId,
+    node: Node,
+    acceptor: AcceptorHandle,
+    board: Board,
+    peers: peers::Peers,
+    link: link::Link,
+    founding: founding::FoundingGate,
+}
+
+/// Runs the manager of this host until `shutdown` or a fatal error.
+///
+/// # Errors
+/// What kept it from starting, or why it had to end. A storage error of Raft
+/// ends the process: a failed fsync is never retried.
+pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let local = config.member.clone().context("this configuration names no [member]")?;
+    let member = config.find(&local.id).cloned().context("[member] id is not in cluster.members")?;
+    let dir = &local.manager.state_dir;
+    std::fs::create_dir_all(dir).with_context(|| format!("create manager.state_dir {}", dir.display()))?;
+    let raft_dir = dir.join("raft");
+    let identity = identity::load(dir)?;
+    identity::refuse_lost_raft(&identity, &raft_dir)?;
+    let secret = crate::config::read_secret(&config.cluster.secret_file)?;
+    let node = Node::start(NodeOptions {
+        node: member.node,
+        member: local.id.clone(),
+        address: member.manager(),
+        dir: raft_dir,
+        timings: config.cluster.timings,
+    })
+    .await
+    .context("start Raft")?;
+    let acceptor = AcceptorThread::spawn(AcceptorOptions {
+        listen: local.manager.listen,
+        me: local.id.clone(),
+        timings: config.cluster.timings,
+        secret: crate::lease::Secret::new(secret.expose().to_vec()),
+        state_dir: dir.clone(),
+    })
+    .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;
+    if let Some(known) = &identity {
+        node.set_identity(known.cluster_id(), known.generation());
+    }
+    let manager = Manager {
+        inner: Arc::new(Inner {
+            me: local.id.clone(),
+            board: Board::new(&config),
+            peers: peers::Peers::new(&config),
+            link: link::Link::new(&local.agent.listen, &local.id),
+            founding: founding::FoundingGate::new(node.is_empty()),
+            node,
+            acceptor,
+            config,
+        }),
+    };
+    manager.serve(dir, shutdown).await
+}
+
+impl Manager {
+    fn timings(&self) -> &crate::domain::Timings {
+        &self.inner.config.cluster.timings
+    }
+
+    /// The header of a request to `target`.
+    fn target(&self, target: &MemberId) -> v1::Target {
+        let state = self.inner.node.state().borrow().clone();
+        crate::rpc::convert::target(
+            &state.cluster_id(),
+            state.generation(),
+            target.as_str(),
+            state.epoch,
+            self.inner.me.as_str(),
+        )
+    }
+
+    async fn serve(&self, dir: &std::path::Path, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+        let listener = service::bind(self).await?;
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(service::serve(self.clone(), listener, shutdown.clone()));
+        tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
+        tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { leader::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { seal::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { host::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { founding::run(m).await }));
+        let ended = tokio::select! {
+            _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+            why = self.inner.node.fatal() => Err(anyhow::anyhow!("Raft stopped: {why}")),
+            task = tasks.join_next() => match task {
+                Some(Ok(Ok(()))) | None => Err(anyhow::anyhow!("a part of the manager ended")),
+                Some(Ok(Err(error))) => Err(error),
+                Some(Err(panic)) => Err(anyhow::anyhow!("a part of the manager failed: {panic}")),
+            },
+        };
+        tasks.shutdown().await;
+        self.inner.acceptor.stop();
+        if tokio::time::timeout(Duration::from_secs(2), self.inner.node.shutdown()).await.is_err() {
+            tracing::warn!("Raft did not stop in time");
+        }
+        ended
+    }
+}
+
+/// A part of the manager that never ends by itself.
+async fn forever<F, T>(manager: Manager, part: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Manager) -> T,
+    T: Future<Output = ()>,
+{
+    part(manager).await;
+    Ok(())
+}

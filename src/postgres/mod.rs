@@ -1,1 +1,31 @@
-//! (room under construction)
+//! PostgreSQL on this host: its data directory, its helper programs and SQL to
+//! the local server. The only room that opens the data directory.
+//!
+//! It deliberately knows nothing of leases, guards and RPC, and it never starts
+//! a postmaster: it only says how one is to be started ([`PostmasterCommand`]).
+//! Start reading at [`instance`].
+
+pub mod basebackup;
+mod command;
+pub mod conf;
+pub mod controldata;
+pub mod error;
+mod files;
+mod history;
+mod initdb;
+pub mod instance;
+pub mod probe;
+pub mod rewind;
+pub mod session;
+mod waldump;
+
+pub use basebackup::CloneError;
+pub use command::{HelperError, Progress};
+pub use conf::{ConfigRole, Upstream, owned_key};
+pub use controldata::{ControlData, DbState};
+pub use error::PostgresError;
+pub use initdb::InitdbError;
+pub use instance::{DataState, Instance, PostmasterCommand};
+pub use probe::{Probe, ProbeError};
+pub use rewind::{RewindError, RewindOutcome};
+pub use session::{Session, SqlError};

@@ -1,1 +1,44 @@
-//! (room under construction)
+//! Raft between the managers: openraft on sled over tonic. The only room that
+//! names either library.
+//!
+//! ```text
+//!  propose ─▶ openraft ─▶ log_store ─▶ backend (sled, fdatasync before any ack)
+//!                │  ▲
+//!        network ▼  │ service                       (matriarch.v1.Raft, own wire format)
+//!             other managers
+//!                │
+//!                ▼ committed
+//!          state_machine ─▶ ClusterState::apply ─▶ state() watch
+//! ```
+//!
+//! Start with [`Node`]. What may not break:
+//!
+//! - **A vote or an entry is acknowledged only after sled's flush and our own
+//!   `fdatasync`;** sled's flush alone lost acknowledged votes in a power loss.
+//! - **A failed sync is never tried again.** [`Node::fatal`] ends and so does the process.
+//! - **Commands stay encoded** until they are applied; what can't be decoded is not skipped.
+//! - **Every request names its cluster and its target**, and is refused by anybody else.
+//! - **A leader without a quorum is none:** [`Leadership::am_leader`] goes false
+//!   after one longest election time-out, and its heartbeats pause.
+
+mod backend;
+mod convert;
+mod identity;
+mod leadership;
+mod log_store;
+mod network;
+mod node;
+mod record;
+mod service;
+mod state_machine;
+mod types;
+
+pub use backend::{LogBackend, Meta, OpenError};
+pub use leadership::Leadership;
+pub use log_store::{LogStore, SyncGauge};
+pub use network::{Dialer, TcpDialer};
+pub use node::{COMMAND_MAX, Node, NodeOptions, ProposeError, RaftError};
+pub use service::RaftService;
+pub use state_machine::StateMachine;
+#[doc(hidden)]
+pub use types::TypeConfig;

@@ -1,1 +1,235 @@
-//! (room under construction)
+//! The router: a TCP proxy that leads clients to the primary, or to a standby.
+//!
+//! It follows the committed state by push, from every manager at once, and
+//! decides by that state alone: there are no health checks. A change of epoch
+//! cuts the sessions of the old one; a new connection waits, within a bound,
+//! until there is an open primary that takes it. Without a confirmed state it
+//! leads nobody anywhere. It reads a client's first packets and a server's first
+//! answer, and nothing after that.
+//!
+//! Start with [`table`] (where to, pure) and `wire` (the protocol, pure);
+//! `proxy` serves one client, `watch` follows the managers, `desk` is what they share.
+
+mod desk;
+mod proxy;
+pub mod table;
+mod watch;
+mod wire;
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    select,
+    sync::watch as state,
+    task::JoinSet,
+    time::sleep,
+};
+use tracing::{info, warn};
+
+use crate::config::{Config, RouterConfig};
+use desk::Desk;
+use table::{Backend, Port, Version};
+
+/// Clients above `max_sessions` that are being told so, or cancel something.
+/// Above this a connection is closed without a word.
+const CROWD: usize = 64;
+/// File descriptors apart from those of sessions.
+const OTHER_FILES: u64 = 128;
+
+/// Why a router did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// The configuration has no `[router]`.
+    #[error("{file} has no [router] section")]
+    NotConfigured {
+        /// The configuration file.
+        file: String,
+    },
+    /// A port is taken, or the address is not of this host.
+    #[error("listen on {address} for {purpose} sessions")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// For which port of the router.
+        purpose: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What a router knows and does at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// The newest committed state heard of.
+    pub version: Option<Version>,
+    /// Its primary.
+    pub primary: Option<Backend>,
+    /// The primary may be routed to.
+    pub open: bool,
+    /// The state is too old to lead anybody by.
+    pub stale: bool,
+    /// Time since a manager was last sure of it.
+    pub confirmed_age: Option<Duration>,
+    /// Managers whose stream goes on.
+    pub managers_followed: usize,
+    /// Sessions that came in by the read-write port.
+    pub sessions_read_write: usize,
+    /// Sessions that came in by the read-only port.
+    pub sessions_read_only: usize,
+    /// New connections that wait for a backend.
+    pub held: usize,
+    /// Sessions cut since the start.
+    pub cut_total: u64,
+}
+
+/// A router whose ports are bound.
+#[derive(Debug)]
+pub struct Router {
+    config: Config,
+    max_sessions: usize,
+    desk: Arc<Desk>,
+    read_write: TcpListener,
+    read_only: Option<TcpListener>,
+}
+
+/// Looks at a router from outside. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct RouterHandle {
+    desk: Arc<Desk>,
+    read_write: Option<SocketAddr>,
+    read_only: Option<SocketAddr>,
+}
+
+impl RouterHandle {
+    /// What it knows and does now.
+    pub fn status(&self) -> Status {
+        self.desk.status()
+    }
+
+    /// Where the read-write port listens.
+    pub fn read_write(&self) -> Option<SocketAddr> {
+        self.read_write
+    }
+
+    /// Where the read-only port listens.
+    pub fn read_only(&self) -> Option<SocketAddr> {
+        self.read_only
+    }
+}
+
+/// Runs the router of this host until `shutdown` says true. Sessions end with it.
+///
+/// # Errors
+/// When it can't start.
+pub async fn run(config: Config, shutdown: state::Receiver<bool>) -> anyhow::Result<()> {
+    Router::bind(config).await?.run(shutdown).await;
+    Ok(())
+}
+
+impl Router {
+    /// Binds the ports. Clients may connect from here on; they are served by [`Router::run`].
+    ///
+    /// # Errors
+    /// When there is no router in the configuration, or a port can't be had.
+    pub async fn bind(config: Config) -> Result<Self, RouterError> {
+        let Some(RouterConfig { read_write, read_only, max_sessions }) = config.router.clone() else {
+            return Err(RouterError::NotConfigured { file: config.file.display().to_string() });
+        };
+        let timings = config.cluster.timings;
+        let desk = Arc::new(Desk::new(config.cluster.members.len(), timings.router_stale, timings.router_hold));
+        let read_write = listen(read_write, "read-write").await?;
+        let read_only = match read_only {
+            Some(address) => Some(listen(address, "read-only").await?),
+            None => None,
+        };
+        Ok(Self { config, max_sessions, desk, read_write, read_only })
+    }
+
+    /// A handle to look at it while it runs.
+    pub fn handle(&self) -> RouterHandle {
+        RouterHandle {
+            desk: Arc::clone(&self.desk),
+            read_write: self.read_write.local_addr().ok(),
+            read_only: self.read_only.as_ref().and_then(|l| l.local_addr().ok()),
+        }
+    }
+
+    /// Serves until `shutdown` says true, or until whoever could say so is gone.
+    pub async fn run(self, mut shutdown: state::Receiver<bool>) {
+        let Self { config, max_sessions, desk, read_write, read_only } = self;
+        raise_file_limit(max_sessions);
+        // Dropped at the end of this function, these end everything that was started here.
+        let mut background = JoinSet::new();
+        let mut clients = JoinSet::new();
+        for (source, manager) in watch::managers(&config).into_iter().enumerate() {
+            background.spawn(watch::follow(Arc::clone(&desk), source, manager));
+        }
+        background.spawn(watch_staleness(Arc::clone(&desk)));
+        info!(
+            read_write = ?read_write.local_addr().ok(),
+            read_only = ?read_only.as_ref().and_then(|l| l.local_addr().ok()),
+            max_sessions,
+            "router started"
+        );
+        loop {
+            let (client, port) = select! {
+                accepted = read_write.accept() => (accepted, Port::ReadWrite),
+                accepted = accept(read_only.as_ref()) => (accepted, Port::ReadOnly),
+                Some(_) = clients.join_next() => continue,
+                _ = shutdown.wait_for(|stop| *stop) => break,
+            };
+            match client {
+                Ok((client, _)) => admit(&mut clients, &desk, client, port, max_sessions),
+                Err(error) => {
+                    // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
+                    warn!(%error, ?port, "could not accept a connection");
+                    sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+        let status = desk.status();
+        let sessions = status.sessions_read_write + status.sessions_read_only;
+        info!(sessions, held = status.held, "router stops, its sessions end");
+    }
+}
+
+fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, max_sessions: usize) {
+    // Those that have ended take no place.
+    while clients.try_join_next().is_some() {}
+    let crowded = clients.len() >= max_sessions;
+    if clients.len() < max_sessions.saturating_add(CROWD) {
+        clients.spawn(proxy::serve(Arc::clone(desk), client, port, crowded));
+    }
+}
+
+async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, RouterError> {
+    TcpListener::bind(address).await.map_err(|source| RouterError::Listen { address, purpose, source })
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn watch_staleness(desk: Arc<Desk>) {
+    loop {
+        sleep(desk.watch_staleness()).await;
+    }
+}
+
+/// A session has two sockets, and the usual soft limit is 1024 files.
+fn raise_file_limit(max_sessions: usize) {
+    let needed = (max_sessions as u64).saturating_mul(2).saturating_add(OTHER_FILES);
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft >= needed {
+        return;
+    }
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, needed.min(hard), hard).is_ok();
+    if !raised || hard < needed {
+        warn!(needed, soft, hard, "limit of open files is too low for max_sessions");
+    }
+}

@@ -1,0 +1,47 @@
+//! Why the cluster does what it does, and what an operator can do about it.
+
+use crate::{manager::ManagerHandle, policy::Hold, rpc::v1};
+
+/// The rules one by one, the holds, and the ways out.
+pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
+    let state = manager.state();
+    let plan = manager.plan();
+    let leads = manager.leadership().am_leader;
+    let mut next: Vec<String> = plan.holds.iter().filter_map(way_out).collect();
+    if !leads {
+        next.insert(0, "no Raft leader answers: bring a majority of managers up, or `matriarch status` on each of them".into());
+    } else if next.is_empty() {
+        next.push("nothing: the cluster is where it should be, or on its way".to_owned());
+    }
+    next.dedup();
+    v1::ExplainReply {
+        considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
+        holds: plan.holds.iter().map(ToString::to_string).collect(),
+        next,
+        answered_by: manager.me().to_string(),
+        incidents: state
+            .incidents
+            .iter()
+            .rev()
+            .take(20)
+            .map(|i| format!("revision {} epoch {} (rule {}): {}", i.revision, i.epoch, i.rule, i.what))
+            .collect(),
+    }
+}
+
+/// What an operator can do about a hold, `None` when waiting is right.
+fn way_out(hold: &Hold) -> Option<String> {
+    Some(match hold {
+        Hold::WaitingForInitdb { member, .. } => format!("look at the agent's log on {member}: it runs initdb"),
+        Hold::LeaseHeld { member, .. } => format!(
+            "if {member} is dead for good, wait until its lease has run out; if it lives and should not be primary, \
+             `matriarch switchover` or `matriarch failover --candidate …`"
+        ),
+        Hold::Promoting { member, .. } | Hold::NotOpen { member } => {
+            format!("look at the agent's log on {member}; another member follows by itself when the promotion fails")
+        }
+        Hold::TooFewSeals { .. } => "bring up more managers: a majority must seal the old epoch".to_owned(),
+        Hold::Collecting { .. } | Hold::Operation { .. } => return None,
+        Hold::NoSuccessor { .. } => "bring one of these members up, or `matriarch failover --candidate …`".to_owned(),
+    })
+}

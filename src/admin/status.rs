@@ -1,0 +1,206 @@
+//! The cluster's status in an operator's words.
+
+use crate::{
+    domain::{MemberId, PostgresState, observation::AgentView},
+    manager::{ManagerHandle, view::SeenMember},
+    rpc::v1,
+    state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
+};
+
+/// The status as this manager knows it.
+pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
+    let state = manager.state();
+    let leadership = manager.leadership();
+    let seen = manager.seen();
+    let config = manager.config();
+    let holder = state.holder().map(|(_, m)| m.clone());
+    let primary = holder.as_ref().and_then(|h| seen.get(h)).and_then(|s| s.agent.clone());
+    let members = state.members.keys().map(|m| member(&state, m, &seen[m], primary.as_ref(), &leadership.leader));
+    let mut warnings = Vec::new();
+    if config.cluster.insecure {
+        warnings.push("insecure = true: managers, agents and admin requests are neither encrypted nor authenticated".to_owned());
+    }
+    if !leadership.am_leader {
+        warnings.push(match &leadership.leader {
+            None => "no Raft leader: this manager does not see a majority, what it says may be old".to_owned(),
+            Some(leader) => format!("the Raft leader {leader} did not answer, {} does not know every member's state", manager.me()),
+        });
+    }
+    v1::StatusReply {
+        cluster: config.cluster.name.clone(),
+        cluster_id: state.cluster_id().0,
+        generation: state.generation().0,
+        epoch: state.epoch.0,
+        primary: state.open_primary().map(|(_, m)| m.to_string()).unwrap_or_default(),
+        lock: lock_word(&state.lock).to_owned(),
+        profile: config.cluster.profile.to_string(),
+        members: members.collect(),
+        holds: manager.plan().holds.iter().map(ToString::to_string).collect(),
+        warnings,
+        operation: state.operation.as_ref().map(|o| operation(o, None)),
+        last_operation: state.last_operation.as_ref().map(|f| operation(&f.operation, Some((f.succeeded, &f.reason)))),
+        leader: leadership.leader.map(|l| l.to_string()).unwrap_or_default(),
+        answered_by: manager.me().to_string(),
+        timeline: match &state.lock {
+            Lock::Granted { timeline, .. } => timeline.0,
+            Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => state.newest_complete_timeline().0,
+        },
+        system_identifier: state.system_identifier.unwrap_or(0),
+    }
+}
+
+fn lock_word(lock: &Lock) -> &'static str {
+    match lock {
+        Lock::Free => "free",
+        Lock::Granted { phase: GrantPhase::Promoting, .. } => "granted",
+        Lock::Granted { phase: GrantPhase::Promoted, .. } => "promoted",
+        Lock::Granted { phase: GrantPhase::Open, .. } => "open",
+        Lock::Released(_) => "released",
+        Lock::Fenced { .. } => "fenced",
+    }
+}
+
+fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus {
+    v1::OperationStatus {
+        id: o.id,
+        kind: match o.kind {
+            OperationKind::Switchover => "switchover",
+            OperationKind::Failover => "failover",
+        }
+        .to_owned(),
+        from: crate::rpc::convert::optional_text(o.from.as_ref()),
+        to: o.to.to_string(),
+        phase: match o.phase {
+            OperationPhase::Checkpoint => "checkpoint",
+            OperationPhase::HoldWrites => "hold writes",
+            OperationPhase::Stop => "stop",
+            OperationPhase::Transfer => "transfer",
+            OperationPhase::RollBack => "roll back",
+        }
+        .to_owned(),
+        finished: end.is_some(),
+        succeeded: end.is_some_and(|(ok, _)| ok),
+        reason: end.map(|(_, reason)| reason.clone()).unwrap_or_default(),
+    }
+}
+
+fn state_word(agent: &AgentView) -> &'static str {
+    let work = agent.work.as_ref().map(|w| w.kind.as_str());
+    match (agent.state, work) {
+        (_, Some("clone")) => "cloning",
+        (_, Some("rewind")) => "rewinding",
+        (_, Some("initdb")) => "initdb",
+        (PostgresState::NoData, _) => "no data",
+        (PostgresState::Stopped, _) => "stopped",
+        (PostgresState::Starting, _) => "starting",
+        (PostgresState::Standby, _) if agent.streaming => "streaming",
+        (PostgresState::Standby | PostgresState::Primary, _) => "running",
+        (PostgresState::Promoting, _) => "promoting",
+        (PostgresState::Stopping, _) => "stopping",
+        (PostgresState::Crashed, _) => "crashed",
+        (PostgresState::Busy, _) => "busy",
+        (PostgresState::Failed, _) => "failed",
+    }
+}
+
+fn member(
+    state: &ClusterState,
+    id: &MemberId,
+    seen: &SeenMember,
+    primary: Option<&AgentView>,
+    leader: &Option<MemberId>,
+) -> v1::MemberStatus {
+    let known = state.members.get(id);
+    let raft_role = match leader {
+        Some(l) if l == id => "leader",
+        _ if seen.manager_heard => "follower",
+        _ => "silent",
+    };
+    let mut out = v1::MemberStatus {
+        member: id.to_string(),
+        role: "none".to_owned(),
+        state: "silent".to_owned(),
+        raft_role: raft_role.to_owned(),
+        postgres: known.map(|m| m.postgres.clone()).unwrap_or_default(),
+        manager: known.map(|m| m.manager.clone()).unwrap_or_default(),
+        ..Default::default()
+    };
+    let Some(agent) = &seen.agent else {
+        let what = if seen.manager_heard { "its agent does not answer its manager" } else { "nothing is heard of this host" };
+        out.problems.push(what.to_owned());
+        return out;
+    };
+    let holds = state.holder().is_some_and(|(_, m)| m == id);
+    out.role = match agent.state {
+        PostgresState::Primary => "primary",
+        PostgresState::Standby => "standby",
+        PostgresState::Crashed if holds => "primary",
+        PostgresState::NoData
+        | PostgresState::Stopped
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => "none",
+    }
+    .to_owned();
+    out.state = state_word(agent).to_owned();
+    out.timeline = agent.wal_end.timeline.0;
+    out.lsn = agent.wal_end.lsn.to_string();
+    if let Some(p) = primary.filter(|_| agent.state == PostgresState::Standby) {
+        out.lag_bytes = p.wal_end.lsn.bytes_past(agent.replay_lsn);
+        out.lag_known = true;
+    }
+    out.epoch = agent.accepted_epoch.0;
+    out.guard = agent.guard.clone();
+    out.lease_remaining_ms = agent.lease.remaining_ms;
+    out.server_version = agent.server_version;
+    if let Some(work) = &agent.work {
+        out.progress = match work.total_bytes {
+            0 => format!("{} {}", work.kind, work.phase),
+            total => format!("{} {} {} %", work.kind, work.phase, work.done_bytes.saturating_mul(100) / total),
+        };
+    }
+    out.problems = problems(state, id, agent, holds);
+    out.healthy = out.problems.is_empty();
+    out
+}
+
+/// Why a member is not healthy; empty when it is.
+fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool) -> Vec<String> {
+    let mut out: Vec<String> = agent.problem.iter().cloned().collect();
+    if let Some(error) = agent.last_order.as_ref().and_then(|o| o.error.as_ref()) {
+        out.push(format!("its last order failed: {error}"));
+    }
+    match agent.state {
+        PostgresState::Primary if !holds => out.push("it runs as primary without the lock".to_owned()),
+        PostgresState::Primary if !agent.lease.held => out.push("it does not hold its lease".to_owned()),
+        PostgresState::Primary => {}
+        PostgresState::Standby if holds => out.push("it is to be promoted".to_owned()),
+        PostgresState::Standby if !agent.streaming => out.push("it does not stream".to_owned()),
+        PostgresState::Standby => {
+            let primary = state.holder().map(|(_, m)| m);
+            if agent.upstream.as_ref() != primary {
+                let follows = agent.upstream.as_ref().map_or("nobody", |m| m.as_str());
+                out.push(format!("it follows {follows}, not the primary"));
+            }
+        }
+        PostgresState::NoData
+        | PostgresState::Stopped
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => out.push(format!("PostgreSQL is {}", crate::policy::report::state_word(agent.state))),
+    }
+    if state.system_identifier.is_some() && agent.system_identifier.is_some() && agent.system_identifier != state.system_identifier {
+        out.push(format!(
+            "its data belongs to another cluster: system identifier {}, this cluster's is {}; set postgresql.data_dir of {id} right",
+            agent.system_identifier.unwrap_or(0),
+            state.system_identifier.unwrap_or(0)
+        ));
+    }
+    out
+}

@@ -1,0 +1,1020 @@
+//! The agent's rules as a pure state machine: one event in, effects out.
+//!
+//! Nothing here reads a clock, a file or a socket. The order of the effects is
+//! part of the rule: what protects comes first, what must survive is persisted
+//! before anyone is told, and a reply comes last.
+
+mod orders;
+pub use orders::covers;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use super::{
+    order::{Address, Order, Source, StopMode},
+    store::{Durable, Phase, Tenure},
+};
+use crate::domain::{
+    ClusterId, Epoch, Generation, Lsn, MemberId, Moment, PostgresState, TimelineHistory, TimelineId, WalPosition,
+    moment::TwoClocks,
+    observation::{Notice, OrderResult, StandbyProgress, Work},
+};
+
+/// Both kinds of time an event comes with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Now {
+    /// For deadlines that protect nothing.
+    pub moment: Moment,
+    /// For the lease.
+    pub clocks: TwoClocks,
+}
+
+/// The timings the rules need.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// T_hold.
+    pub hold: Duration,
+    /// T_kill: after this long without an answer to a fence the agent kills the tree itself.
+    pub kill: Duration,
+    /// How long a crashed or stopped primary may keep its lease.
+    pub primary_start: Duration,
+}
+
+/// The postmaster as its guard reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Postmaster {
+    /// Runs.
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+    /// Its end was seen.
+    Gone {
+        /// No process of its tree is left.
+        tree_empty: bool,
+        /// The guard ended it: by order or at the deadline.
+        fenced: bool,
+        /// How it ended, for people.
+        exit: String,
+    },
+}
+
+/// What the agent knows of the process tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tree {
+    /// Seen empty.
+    Empty,
+    /// A postmaster runs.
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+    /// The postmaster is gone, something may be left.
+    Ending,
+}
+
+/// Where the lease holder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeasePhase {
+    /// Nothing is held or sought.
+    #[default]
+    Idle,
+    /// No majority has answered yet.
+    Seeking,
+    /// Held until the deadline.
+    Held,
+    /// The deadline passed.
+    Expired,
+    /// A voter has sealed a higher epoch.
+    Superseded,
+}
+
+/// The lease as its holder reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeaseSight {
+    /// The epoch held or sought.
+    pub epoch: Epoch,
+    /// Where it is.
+    pub phase: LeasePhase,
+    /// Until when it holds.
+    pub deadline: TwoClocks,
+}
+
+/// What a successful probe saw.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sight {
+    /// Read-only.
+    pub in_recovery: bool,
+    /// Where its WAL ends.
+    pub wal_end: WalPosition,
+    /// That end is proven.
+    pub wal_end_known: bool,
+    /// Ancestry of the timeline of `wal_end`.
+    pub history: TimelineHistory,
+    /// Standby: replayed up to here.
+    pub replay_lsn: Lsn,
+    /// Standby: the WAL receiver streams.
+    pub streaming: bool,
+    /// Standby: whom it follows.
+    pub upstream: Option<MemberId>,
+    /// Primary: who follows it.
+    pub standbys: Vec<StandbyProgress>,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: TimelineId,
+}
+
+/// What lies in the data directory of a stopped instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disk {
+    /// Missing or empty.
+    NoData,
+    /// Complete.
+    Present(DiskFacts),
+    /// There is something that can't be used as it is.
+    Unusable(String),
+}
+
+/// What `pg_control` and the files beside it say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DiskFacts {
+    /// The cluster's identity as PostgreSQL knows it.
+    pub system_identifier: u64,
+    /// It was writable when it last ran.
+    pub was_primary: bool,
+    /// It ended with a shutdown checkpoint.
+    pub clean_shutdown: bool,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: TimelineId,
+    /// The end of WAL as far as `pg_control` proves it: of the shutdown checkpoint.
+    pub proven_end: Option<WalPosition>,
+    /// Ancestry of the timeline of `proven_end`.
+    pub history: TimelineHistory,
+    /// A rewind was cut off.
+    pub rewind_unfinished: bool,
+}
+
+/// Work that takes longer than a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Create the data directory.
+    Initdb,
+    /// Start as a standby, once the tree is empty.
+    Start(Option<Source>),
+    /// Follow someone else without a restart.
+    Follow(Option<Source>),
+    /// Take the lease and promote.
+    Promote(Tenure),
+    /// Start again under the lease held. `resume`: it was started by an agent that is no more.
+    Restart {
+        /// The right it rests on.
+        tenure: Tenure,
+        /// Only wait for it and put the signal file back.
+        resume: bool,
+    },
+    /// Stop.
+    Stop {
+        /// How.
+        mode: StopMode,
+        /// The lease is kept.
+        keep_lease: bool,
+    },
+    /// Rewind to the source.
+    Rewind(Source),
+    /// Copy the source.
+    Clone(Source),
+    /// Write a checkpoint.
+    Checkpoint,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskEnd {
+    /// As ordered.
+    Succeeded,
+    /// Not, and why. `harmless`: a promotion that never got as far as holding the lease.
+    Failed {
+        /// For people.
+        error: String,
+        /// Nothing can have been written.
+        harmless: bool,
+    },
+}
+
+/// Everything that can wake this agent, as its rules see it.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// A task started a postmaster under a new guard.
+    Spawned {
+        /// Counts postmasters; tells late news of an older one apart.
+        life: u64,
+    },
+    /// News from the guard.
+    Guard {
+        /// Of which postmaster.
+        life: u64,
+        /// What it says.
+        postmaster: Postmaster,
+    },
+    /// The guard itself is gone.
+    GuardDied {
+        /// Of which postmaster.
+        life: u64,
+    },
+    /// The agent itself killed what was left of a tree.
+    TreeKilled,
+    /// News from the lease holder.
+    Lease(LeaseSight),
+    /// A probe answered, or why it didn't.
+    Probed {
+        /// Of which postmaster.
+        life: u64,
+        /// What it saw.
+        result: Result<Box<Sight>, String>,
+    },
+    /// An order for this very agent.
+    Order(Order),
+    /// A task goes on.
+    Progress {
+        /// Where it is.
+        phase: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all, 0 unknown.
+        total: u64,
+    },
+    /// A task ended.
+    Done(TaskEnd),
+    /// The data directory was made safe and read.
+    Surveyed {
+        /// After which postmaster.
+        life: u64,
+        /// What was found.
+        disk: Disk,
+    },
+    /// The end of WAL of the stopped instance was read.
+    WalEndRead {
+        /// After which postmaster.
+        life: u64,
+        /// Where it is.
+        end: WalPosition,
+        /// Ancestry of its timeline.
+        history: TimelineHistory,
+    },
+}
+
+/// What the shell does, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell the guard to kill the tree now.
+    Fence,
+    /// Kill the tree without the guard.
+    KillTree,
+    /// Write [`Durable`] and wait for the disk. On failure the process ends.
+    Persist,
+    /// Stop renewing.
+    Release,
+    /// Renew under an epoch that this host already holds.
+    Hold(Tenure),
+    /// The lease datagrams carry this identity from now on.
+    Identify(ClusterId, Generation),
+    /// The lease datagrams carry this position from now on.
+    SetWal(WalPosition),
+    /// Tell every manager.
+    Notice(Notice),
+    /// Begin a task.
+    Begin(Task),
+    /// Write a checkpoint beside everything else.
+    CheckpointBeside,
+    /// Make the stopped data directory safe and read it; also find the end of its WAL.
+    Survey {
+        /// Reading it may take a while, and a restart in place is not to wait for it.
+        wal_end: bool,
+    },
+    /// Drop the running task: its order was overtaken.
+    Cancel,
+    /// Answer the order.
+    Reply(Result<(), Refusal>),
+}
+
+/// Why an order is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For people.
+    pub reason: String,
+    /// What this agent has accepted, when that is why.
+    pub highest_epoch: Epoch,
+}
+
+/// The running task and the order it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Running {
+    epoch: Epoch,
+    task: Task,
+    shown: Work,
+}
+
+/// All that the agent knows.
+#[derive(Debug)]
+pub struct Core {
+    limits: Limits,
+    durable: Durable,
+    tree: Tree,
+    life: u64,
+    fencing_since: Option<Moment>,
+    lease: LeaseSight,
+    sight: Option<Sight>,
+    disk: Option<Disk>,
+    wal_end: WalPosition,
+    wal_end_known: bool,
+    history: TimelineHistory,
+    work: Option<Running>,
+    last_order: Option<OrderResult>,
+    idle_since: Option<Moment>,
+    stop_ended: bool,
+    checkpoints_done: u64,
+    problem: Option<String>,
+    system: Option<u64>,
+    follows: Option<MemberId>,
+    me: MemberId,
+}
+
+/// How the agent begins.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// This member.
+    pub me: MemberId,
+    /// The timings.
+    pub limits: Limits,
+    /// What it kept.
+    pub durable: Durable,
+    /// What an earlier agent left behind.
+    pub found: Found,
+    /// What lies in the data directory when no postmaster runs.
+    pub disk: Option<Disk>,
+    /// The system identifier in `pg_control`.
+    pub system: Option<u64>,
+}
+
+/// What an earlier agent left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No guard, and no process of this data directory.
+    Nothing,
+    /// A guard whose postmaster runs.
+    Running {
+        /// The postmaster.
+        pid: u32,
+        /// The epoch the guard is armed with, 0 for a standby.
+        armed: Epoch,
+        /// Time left until the guard's deadline.
+        remaining: Duration,
+    },
+}
+
+impl Core {
+    /// The agent at its start, and what it does first.
+    pub fn begin(start: Start, now: Now) -> (Core, Vec<Effect>) {
+        let Start { me, limits, durable, found, disk, system } = start;
+        let mut core = Core {
+            limits,
+            durable,
+            tree: Tree::Empty,
+            life: 1,
+            fencing_since: None,
+            lease: LeaseSight::default(),
+            sight: None,
+            disk,
+            wal_end: WalPosition::default(),
+            wal_end_known: false,
+            history: TimelineHistory::default(),
+            work: None,
+            last_order: None,
+            idle_since: None,
+            stop_ended: false,
+            checkpoints_done: 0,
+            problem: None,
+            system,
+            follows: None,
+            me,
+        };
+        let mut out = Vec::new();
+        core.adopt(found, now, &mut out);
+        (core, out)
+    }
+
+    /// Never primary from memory: what was left is gone on with only when the
+    /// guard still enforces the deadline of this very epoch.
+    fn adopt(&mut self, found: Found, now: Now, out: &mut Vec<Effect>) {
+        match found {
+            Found::Nothing => {
+                self.end_tenure("nothing of it was left when the agent started", now, out);
+                self.tree_is_empty(out);
+                // An intent that was left over: the survey put the signal file back.
+                if self.durable.restart_intent.take().is_some() {
+                    out.push(Effect::Persist);
+                }
+                if matches!(self.disk, Some(Disk::Present(_))) {
+                    out.push(Effect::Survey { wal_end: true });
+                }
+            }
+            Found::Running { pid, armed, remaining } => {
+                self.tree = Tree::Running { pid };
+                match self.durable.tenure {
+                    Some(tenure) if tenure.epoch == armed && !remaining.is_zero() => {
+                        out.push(Effect::Hold(tenure));
+                        if self.durable.restart_intent.is_some() {
+                            self.start_work(0, tenure.epoch, Task::Restart { tenure, resume: true }, out);
+                        }
+                    }
+                    // Granted, never held: it is still a standby.
+                    Some(tenure) if tenure.phase == Phase::Granted && armed == Epoch(0) => {
+                        out.push(Effect::Hold(tenure));
+                    }
+                    Some(_) => self.end_tenure("its guard is not armed for it any more", now, out),
+                    None if armed != Epoch(0) => self.fence(now, out),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// One event in, effects out.
+    pub fn step(&mut self, event: Event, now: Now) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::Tick => {}
+            Event::Spawned { life } => self.on_spawned(life),
+            Event::Guard { life, postmaster } if life == self.life => self.on_guard(postmaster, now, &mut out),
+            Event::GuardDied { life } if life == self.life => self.on_guard_died(now, &mut out),
+            Event::TreeKilled => self.on_tree_killed(now, &mut out),
+            Event::Lease(sight) => self.on_lease(sight, now, &mut out),
+            Event::Probed { life, result } if life == self.life => self.on_probed(result, now, &mut out),
+            Event::Order(order) => self.on_order(order, now, &mut out),
+            Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
+            Event::Done(end) => self.on_done(end, now, &mut out),
+            Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
+            Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
+            // News of an earlier postmaster.
+            Event::Guard { .. }
+            | Event::GuardDied { .. }
+            | Event::Probed { .. }
+            | Event::Surveyed { .. }
+            | Event::WalEndRead { .. } => {}
+        }
+        self.keep_time(now, &mut out);
+        out
+    }
+
+    fn on_spawned(&mut self, life: u64) {
+        self.life = life;
+        self.sight = None;
+        self.disk = None;
+        self.follows = None;
+        self.fencing_since = None;
+        self.wal_end_known = false;
+        self.problem = None;
+        self.tree = Tree::Ending;
+    }
+
+    fn on_guard(&mut self, postmaster: Postmaster, now: Now, out: &mut Vec<Effect>) {
+        match postmaster {
+            Postmaster::Running { pid } => self.tree = Tree::Running { pid },
+            Postmaster::Gone { tree_empty: false, .. } => {
+                self.tree = Tree::Ending;
+                self.sight = None;
+            }
+            Postmaster::Gone { tree_empty: true, fenced, exit } => self.on_gone(fenced, &exit, now, out),
+        }
+    }
+
+    fn on_gone(&mut self, fenced: bool, exit: &str, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            return;
+        }
+        self.tree = Tree::Empty;
+        self.sight = None;
+        self.fencing_since = None;
+        self.wal_end_known = false;
+        let task = self.work.as_ref().map(|w| &w.task);
+        let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
+        if !expected && !fenced {
+            self.problem = Some(format!("PostgreSQL ended: {exit}"));
+        }
+        let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
+        match self.durable.tenure {
+            Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
+            Some(tenure) if handled_by_task => {
+                tracing::info!(epoch = %tenure.epoch, "postgresql ended during a task");
+            }
+            Some(tenure) => self.crash(tenure, now, out),
+            None => {}
+        }
+        self.tree_is_empty(out);
+        out.push(Effect::Survey { wal_end: self.durable.tenure.is_none() });
+    }
+
+    /// The postmaster ended by itself: with time enough left it may be restarted in place.
+    fn crash(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Effect>) {
+        if tenure.phase == Phase::Granted || self.lease_left(now) < self.limits.hold / 2 {
+            return self.end_tenure_of(tenure, "PostgreSQL ended and too little of the lease was left", now, out);
+        }
+        self.set_phase(Phase::Crashed);
+        self.idle_since = Some(now.moment);
+        out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+    }
+
+    fn on_guard_died(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            return;
+        }
+        self.tree = Tree::Ending;
+        self.sight = None;
+        self.problem = Some("the guard ended, its postmaster is no longer guarded".to_owned());
+        self.fencing_since = Some(now.moment);
+        out.push(Effect::KillTree);
+        self.end_tenure("the guard ended", now, out);
+    }
+
+    fn on_tree_killed(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.on_gone(true, "killed by the agent", now, out);
+    }
+
+    fn on_lease(&mut self, sight: LeaseSight, now: Now, out: &mut Vec<Effect>) {
+        self.lease = sight;
+        let Some(tenure) = self.durable.tenure.filter(|t| t.epoch == sight.epoch) else { return };
+        match sight.phase {
+            LeasePhase::Expired => self.end_tenure_of(tenure, "the lease ran out", now, out),
+            LeasePhase::Superseded => self.end_tenure_of(tenure, "a higher epoch was committed", now, out),
+            LeasePhase::Idle | LeasePhase::Seeking | LeasePhase::Held => {}
+        }
+    }
+
+    fn on_probed(&mut self, result: Result<Box<Sight>, String>, now: Now, out: &mut Vec<Effect>) {
+        if !matches!(self.tree, Tree::Running { .. }) {
+            return;
+        }
+        let sight = match result {
+            Ok(sight) => *sight,
+            Err(why) => {
+                self.problem = Some(why);
+                return;
+            }
+        };
+        if !sight.in_recovery {
+            if self.durable.tenure.is_none() {
+                self.problem = Some("PostgreSQL was writable without a lease".to_owned());
+                self.fence(now, out);
+                return;
+            }
+            out.push(Effect::SetWal(sight.wal_end));
+        }
+        self.problem = None;
+        self.wal_end = sight.wal_end;
+        self.wal_end_known = sight.wal_end_known;
+        self.history = sight.history.clone();
+        self.sight = Some(sight);
+    }
+
+    fn on_progress(&mut self, phase: String, done: u64, total: u64) {
+        if let Some(work) = &mut self.work {
+            work.shown.phase = phase;
+            work.shown.done_bytes = done;
+            work.shown.total_bytes = total;
+        }
+    }
+
+    fn on_surveyed(&mut self, disk: Disk, now: Now, out: &mut Vec<Effect>) {
+        if self.tree != Tree::Empty {
+            return;
+        }
+        if let Disk::Present(facts) = &disk
+            && let Some(end) = facts.proven_end
+        {
+            self.wal_end = end;
+            self.wal_end_known = true;
+            self.history = facts.history.clone();
+        }
+        if let Disk::Present(facts) = &disk {
+            self.system = Some(facts.system_identifier);
+        }
+        self.disk = Some(disk);
+        // The survey put the signal file back, unless a restart in place is what runs.
+        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
+        if !restarts && self.durable.restart_intent.take().is_some() {
+            out.push(Effect::Persist);
+        }
+        if std::mem::take(&mut self.stop_ended) {
+            self.on_done(TaskEnd::Succeeded, now, out);
+        }
+    }
+
+    fn on_wal_end(&mut self, end: WalPosition, history: TimelineHistory, out: &mut Vec<Effect>) {
+        if self.tree != Tree::Empty {
+            return;
+        }
+        let news = !self.wal_end_known && self.durable.ended > Epoch(0) && self.durable.ended == self.durable.fenced;
+        self.wal_end = end;
+        self.wal_end_known = true;
+        self.history = history;
+        let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
+        // The first notice came with what was known then; this one has the position itself.
+        if news && was_primary && self.durable.tenure.is_none() {
+            out.push(Effect::Notice(self.notice(self.durable.ended, true, false)));
+        }
+    }
+
+    fn on_done(&mut self, end: TaskEnd, now: Now, out: &mut Vec<Effect>) {
+        let Some(work) = self.work.take() else { return };
+        let error = match &end {
+            TaskEnd::Succeeded => None,
+            TaskEnd::Failed { error, .. } => Some(error.clone()),
+        };
+        match (&work.task, &end) {
+            (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
+            (Task::Restart { tenure, .. }, _) => self.restarted(*tenure, &end, now, out),
+            (Task::Stop { keep_lease, .. }, _) => {
+                let keep_lease = *keep_lease;
+                if self.tree == Tree::Empty && self.disk.is_none() {
+                    // Whether it was clean is in pg_control, which is being read: the work ends with that.
+                    self.work = Some(work);
+                    self.stop_ended = true;
+                    return;
+                }
+                self.stopped(keep_lease, now, out);
+            }
+            (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
+            (Task::Rewind(_), TaskEnd::Failed { .. }) => self.durable.rewind_failures += 1,
+            (Task::Clone(_), TaskEnd::Succeeded) => self.durable.clone_failures = 0,
+            (Task::Clone(_), TaskEnd::Failed { .. }) => self.durable.clone_failures += 1,
+            (Task::Checkpoint, TaskEnd::Succeeded) => self.checkpoints_done = work.shown.order,
+            (Task::Start(source) | Task::Follow(source), TaskEnd::Succeeded) => {
+                self.follows = source.as_ref().map(|s| s.member.clone());
+            }
+            (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
+        }
+        if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
+            out.push(Effect::Persist);
+        }
+        let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
+        if touched && self.tree == Tree::Empty {
+            self.wal_end_known = false;
+            out.push(Effect::Survey { wal_end: true });
+        }
+        self.last_order = Some(OrderResult { order: work.shown.order, kind: work.shown.kind, error });
+    }
+
+    fn promoted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
+        let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
+        match end {
+            TaskEnd::Succeeded if still_ours => {
+                self.set_phase(Phase::Primary);
+                out.push(Effect::Persist);
+                out.push(Effect::CheckpointBeside);
+            }
+            // The lease was lost on the way; the fence is under way already.
+            TaskEnd::Succeeded => self.fence(now, out),
+            TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
+            TaskEnd::Failed { .. } => self.end_tenure("the promotion failed", now, out),
+        }
+    }
+
+    /// A promotion that never held the lease: the standby goes on as a standby.
+    fn give_back(&mut self, tenure: Tenure, error: &str, out: &mut Vec<Effect>) {
+        tracing::warn!(epoch = %tenure.epoch, error, "the lease was not reached, the grant is given back");
+        self.durable.tenure = None;
+        self.durable.ended = self.durable.ended.max(tenure.epoch);
+        self.durable.fenced = self.durable.fenced.max(tenure.epoch);
+        let notice = self.notice(tenure.epoch, true, false);
+        out.extend([Effect::Persist, Effect::Release, Effect::Notice(notice)]);
+    }
+
+    fn restarted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
+        let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
+        match end {
+            TaskEnd::Succeeded if still_ours => {
+                self.durable.restart_intent = None;
+                self.set_phase(Phase::Primary);
+                self.idle_since = None;
+                out.push(Effect::Persist);
+            }
+            TaskEnd::Succeeded => self.fence(now, out),
+            TaskEnd::Failed { .. } => {
+                if still_ours {
+                    self.set_phase(Phase::Crashed);
+                    self.idle_since.get_or_insert(now.moment);
+                }
+                if self.tree != Tree::Empty {
+                    // The task could not even end what it had started.
+                    self.fence(now, out);
+                    self.end_tenure("the restart in place failed and left processes", now, out);
+                } else {
+                    // Puts the signal file back and clears the intent.
+                    out.push(Effect::Survey { wal_end: !still_ours });
+                }
+            }
+        }
+    }
+
+    fn stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) {
+        let Some(tenure) = self.durable.tenure else { return };
+        if self.tree != Tree::Empty {
+            return self.end_tenure_of(tenure, "it could not be stopped", now, out);
+        }
+        if !keep_lease {
+            return self.end_tenure_of(tenure, "it was stopped by an order", now, out);
+        }
+        let clean = matches!(&self.disk, Some(Disk::Present(f)) if f.clean_shutdown);
+        self.set_phase(if clean { Phase::Stopped } else { Phase::Crashed });
+        self.idle_since = Some(now.moment);
+        if !clean {
+            out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+        }
+    }
+
+    /// Rules that only time can wake.
+    fn keep_time(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if let Some(tenure) = self.durable.tenure
+            && self.lease.epoch == tenure.epoch
+            && self.lease.phase == LeasePhase::Held
+            && self.lease_left(now).is_zero()
+        {
+            self.end_tenure_of(tenure, "the lease's deadline passed", now, out);
+        }
+        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
+        if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, restarts)
+            && now.moment.since(since) >= self.limits.primary_start
+        {
+            self.end_tenure_of(tenure, "no order to start it again came in time", now, out);
+        }
+        if let Some(since) = self.fencing_since
+            && self.tree != Tree::Empty
+            && now.moment.since(since) >= self.limits.kill
+        {
+            self.fencing_since = Some(now.moment);
+            out.push(Effect::KillTree);
+        }
+        if let Some(tenure) = self.durable.tenure
+            && tenure.phase == Phase::Granted
+            && self.work.is_none()
+            && self.lease_left(now) > Duration::ZERO
+        {
+            // Granted to an agent that was restarted on the way: go on from where it was.
+            self.start_work(0, tenure.epoch, Task::Promote(tenure), out);
+        }
+    }
+
+    fn end_tenure(&mut self, why: &str, now: Now, out: &mut Vec<Effect>) {
+        if let Some(tenure) = self.durable.tenure {
+            self.end_tenure_of(tenure, why, now, out);
+        }
+    }
+
+    /// Ends the epoch on this host for good: fence first, then persist, and only
+    /// when both the disk and the empty tree say so the notice.
+    fn end_tenure_of(&mut self, tenure: Tenure, why: &str, now: Now, out: &mut Vec<Effect>) {
+        tracing::warn!(epoch = %tenure.epoch, why, "the epoch ends on this host");
+        self.fence(now, out);
+        self.durable.tenure = None;
+        self.durable.ended = self.durable.ended.max(tenure.epoch);
+        self.idle_since = None;
+        out.extend([Effect::Persist, Effect::Release]);
+        self.tree_is_empty(out);
+        if self.tree == Tree::Empty && self.disk.is_some() && !self.wal_end_known {
+            out.push(Effect::Survey { wal_end: true });
+        }
+    }
+
+    fn fence(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            return;
+        }
+        self.fencing_since.get_or_insert(now.moment);
+        out.push(Effect::Fence);
+    }
+
+    /// Tells about an ended epoch once nothing of its tree is left.
+    fn tree_is_empty(&mut self, out: &mut Vec<Effect>) {
+        if self.tree != Tree::Empty || self.durable.ended <= self.durable.fenced {
+            return;
+        }
+        let epoch = self.durable.ended;
+        self.durable.fenced = epoch;
+        let clean = self.wal_end_known && matches!(&self.disk, Some(Disk::Present(f)) if f.clean_shutdown);
+        out.push(Effect::Persist);
+        out.push(Effect::Notice(self.notice(epoch, true, clean)));
+    }
+
+    fn notice(&self, epoch: Epoch, fenced: bool, clean: bool) -> Notice {
+        Notice { member: self.me.clone(), epoch, fenced, end: self.wal_end, clean }
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        if let Some(tenure) = &mut self.durable.tenure {
+            tenure.phase = phase;
+        }
+    }
+
+    fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {
+        let shown = Work {
+            order,
+            kind: task.kind().to_owned(),
+            phase: "begins".to_owned(),
+            done_bytes: 0,
+            total_bytes: 0,
+        };
+        out.push(Effect::Begin(task.clone()));
+        self.work = Some(Running { epoch, task, shown });
+    }
+
+    /// Time left of the lease this host's tenure rests on.
+    fn lease_left(&self, now: Now) -> Duration {
+        let ours = self.durable.tenure.is_some_and(|t| t.epoch == self.lease.epoch);
+        if ours && self.lease.phase == LeasePhase::Held {
+            self.lease.deadline.holder_remaining(now.clocks)
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// What PostgreSQL does, as others see it.
+    pub fn state(&self) -> PostgresState {
+        let task = self.work.as_ref().map(|w| &w.task);
+        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::Clone(_))) {
+            return PostgresState::Busy;
+        }
+        match self.tree {
+            Tree::Running { .. } => self.running_state(task),
+            Tree::Ending if matches!(task, Some(Task::Start(_) | Task::Restart { .. })) => PostgresState::Starting,
+            Tree::Ending => PostgresState::Stopping,
+            Tree::Empty => self.stopped_state(task),
+        }
+    }
+
+    fn running_state(&self, task: Option<&Task>) -> PostgresState {
+        if matches!(task, Some(Task::Stop { .. })) || self.fencing_since.is_some() {
+            return PostgresState::Stopping;
+        }
+        if matches!(task, Some(Task::Promote(_))) {
+            return PostgresState::Promoting;
+        }
+        if matches!(task, Some(Task::Restart { .. })) {
+            return PostgresState::Starting;
+        }
+        let phase = self.durable.tenure.map(|t| t.phase);
+        match &self.sight {
+            None => PostgresState::Starting,
+            Some(sight) if sight.in_recovery && phase == Some(Phase::Granted) => PostgresState::Promoting,
+            // The probe that saw it in recovery is older than the promotion.
+            Some(_) if phase == Some(Phase::Primary) => PostgresState::Primary,
+            Some(sight) if sight.in_recovery => PostgresState::Standby,
+            Some(_) => PostgresState::Promoting,
+        }
+    }
+
+    fn stopped_state(&self, task: Option<&Task>) -> PostgresState {
+        if matches!(task, Some(Task::Start(_) | Task::Restart { .. })) {
+            return PostgresState::Starting;
+        }
+        if self.durable.tenure.is_some_and(|t| t.phase == Phase::Crashed) {
+            return PostgresState::Crashed;
+        }
+        match &self.disk {
+            _ if matches!(task, Some(Task::Stop { .. })) => PostgresState::Stopping,
+            None => PostgresState::Stopping,
+            Some(Disk::NoData) => PostgresState::NoData,
+            Some(Disk::Present(_)) => PostgresState::Stopped,
+            Some(Disk::Unusable(_)) => PostgresState::Failed,
+        }
+    }
+
+    /// Which cluster a request must name; learns it from the first that names one.
+    ///
+    /// # Errors
+    /// The request is for someone else, or from another life of the cluster.
+    pub fn admit(&mut self, to: &Address) -> Result<Vec<Effect>, String> {
+        if to.target != self.me.as_str() {
+            return Err(format!("this is {}, not {}", self.me, to.target));
+        }
+        let known = &self.durable.cluster_id;
+        if to.cluster_id.0.is_empty() {
+            return Ok(Vec::new());
+        }
+        if known.0.is_empty() {
+            self.durable.cluster_id = to.cluster_id.clone();
+            self.durable.generation = to.generation;
+            return Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), to.generation)]);
+        }
+        if *known != to.cluster_id {
+            return Err(format!("this host belongs to cluster {known}, not to {}", to.cluster_id));
+        }
+        if self.durable.generation != to.generation {
+            let (ours, theirs) = (self.durable.generation, to.generation);
+            return Err(format!("this host is of generation {ours} of its cluster, not of {theirs}"));
+        }
+        Ok(Vec::new())
+    }
+}
+
+impl Task {
+    /// The name shown in the status.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Task::Initdb => "initdb",
+            Task::Start(_) | Task::Follow(_) => "start",
+            Task::Promote(_) => "promote",
+            Task::Restart { .. } => "restart",
+            Task::Stop { .. } => "stop",
+            Task::Rewind(_) => "rewind",
+            Task::Clone(_) => "clone",
+            Task::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// Read access for the status and the shell.
+impl Core {
+    /// What survives a restart.
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// The lease.
+    pub fn lease(&self) -> &LeaseSight {
+        &self.lease
+    }
+
+    /// The last probe of the running postmaster.
+    pub fn sight(&self) -> Option<&Sight> {
+        self.sight.as_ref()
+    }
+
+    /// What lies in the data directory of a stopped instance.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// The process tree.
+    pub fn tree(&self) -> Tree {
+        self.tree
+    }
+
+    /// Which postmaster the news are of.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Where WAL ends, and whether that is proven.
+    pub fn wal_end(&self) -> (WalPosition, bool) {
+        (self.wal_end, self.wal_end_known)
+    }
+
+    /// Ancestry of the timeline of the end of WAL.
+    pub fn history(&self) -> &TimelineHistory {
+        &self.history
+    }
+
+    /// The running task as shown.
+    pub fn work(&self) -> Option<&Work> {
+        self.work.as_ref().map(|w| &w.shown)
+    }
+
+    /// How the last order ended.
+    pub fn last_order(&self) -> Option<&OrderResult> {
+        self.last_order.as_ref()
+    }
+
+    /// The last Checkpoint order that was carried out.
+    pub fn checkpoints_done(&self) -> u64 {
+        self.checkpoints_done
+    }
+
+    /// Why it isn't healthy.
+    pub fn problem(&self) -> Option<&str> {
+        match &self.disk {
+            Some(Disk::Unusable(why)) => Some(why),
+            _ => self.problem.as_deref(),
+        }
+    }
+
+    /// A fence is under way.
+    pub fn is_fencing(&self) -> bool {
+        self.fencing_since.is_some()
+    }
+
+    /// Whom this standby was told to follow; after a restart of the agent whom its WAL receiver follows.
+    pub fn upstream(&self) -> Option<&MemberId> {
+        let sight = self.sight.as_ref().filter(|s| s.in_recovery)?;
+        self.follows.as_ref().or(sight.upstream.as_ref())
+    }
+
+    /// How often to probe: news are awaited while something starts or stops.
+    pub fn probe_interval(&self) -> Option<Duration> {
+        let Tree::Running { .. } = self.tree else { return None };
+        let settled = self.work.is_none() && self.sight.is_some();
+        Some(if settled { Duration::from_secs(1) } else { Duration::from_millis(100) })
+    }
+}

@@ -1,0 +1,239 @@
+//! Which orders are carried out, which are refused and why.
+
+use super::{Core, Disk, Effect, Now, Refusal, Running, Task, Tree};
+use crate::{
+    agent::{
+        order::{Action, Order, Source},
+        store::{Phase, Tenure},
+    },
+    domain::{Epoch, Moment, TimelineId, WalPosition, observation::OrderResult},
+};
+
+/// `Ok(true)`: accepted and something begins; `Ok(false)`: accepted, nothing is left to do.
+type Verdict = Result<bool, String>;
+
+impl Core {
+    pub(super) fn on_order(&mut self, order: Order, now: Now, out: &mut Vec<Effect>) {
+        let result = self.pass_gate(&order, now, out).and_then(|()| {
+            let verdict = self.carry_out(&order, now, out);
+            verdict.map_err(|reason| Refusal { reason, highest_epoch: self.durable.accepted })
+        });
+        if result == Ok(false) {
+            let kind = order.action.kind().to_owned();
+            self.last_order = Some(OrderResult { order: order.id, kind, error: None });
+        }
+        out.push(Effect::Reply(result.map(|_| ())));
+    }
+
+    /// The epoch gate: an old order is refused, a newer epoch is on disk before
+    /// anything is done in its name, and ends what an older one left.
+    fn pass_gate(&mut self, order: &Order, now: Now, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let accepted = self.durable.accepted;
+        if order.epoch < accepted {
+            let reason = format!("order of epoch {} refused, this member has seen epoch {accepted}", order.epoch);
+            return Err(Refusal { reason, highest_epoch: accepted });
+        }
+        if order.epoch > accepted {
+            self.durable.accepted = order.epoch;
+            out.push(Effect::Persist);
+            if let Some(tenure) = self.durable.tenure.filter(|t| t.epoch < order.epoch) {
+                self.end_tenure_of(tenure, "an order came with a higher epoch", now, out);
+            }
+            self.drop_overtaken_work(order.epoch, out);
+        }
+        Ok(())
+    }
+
+    /// A copy of a source that is primary no more would only be thrown away.
+    fn drop_overtaken_work(&self, epoch: Epoch, out: &mut Vec<Effect>) {
+        if let Some(Running { epoch: older, task: Task::Clone(_), .. }) = &self.work
+            && *older < epoch
+        {
+            out.push(Effect::Cancel);
+        }
+    }
+
+    fn carry_out(&mut self, order: &Order, now: Now, out: &mut Vec<Effect>) -> Verdict {
+        self.same_system(order.system_identifier)?;
+        if let Some(work) = &self.work {
+            return Err(format!("busy with order {} ({}, {})", work.shown.order, work.shown.kind, work.shown.phase));
+        }
+        let task = match &order.action {
+            Action::Initdb => self.initdb()?,
+            Action::StartStandby(source) => self.start_standby(source.clone(), now, out)?,
+            Action::Promote { timeline, floor } => match self.promote(order.epoch, *timeline, *floor, out)? {
+                Some(task) => task,
+                None => return Ok(false),
+            },
+            Action::RestartInPlace { timeline } => self.restart_in_place(order.epoch, *timeline, now, out)?,
+            Action::Stop { mode, keep_lease } => {
+                if self.tree == Tree::Empty {
+                    return Ok(self.stop_what_is_stopped(*keep_lease, now, out));
+                }
+                Task::Stop { mode: *mode, keep_lease: *keep_lease }
+            }
+            Action::Rewind(source) => {
+                self.give_up_idle_tenure("rewind", now, out)?;
+                self.complete_data("rewind")?;
+                Task::Rewind(source.clone())
+            }
+            Action::Clone(source) => {
+                self.give_up_idle_tenure("clone", now, out)?;
+                Task::Clone(source.clone())
+            }
+            Action::Checkpoint => {
+                if self.sight.is_none() {
+                    return Err("PostgreSQL doesn't answer, no checkpoint can be asked for".to_owned());
+                }
+                Task::Checkpoint
+            }
+        };
+        self.start_work(order.id, order.epoch, task, out);
+        Ok(true)
+    }
+
+    /// A data directory of another cluster is never touched.
+    fn same_system(&self, wanted: Option<u64>) -> Result<(), String> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        match self.system_identifier() {
+            Some(ours) if ours != wanted => {
+                Err(format!("the data directory is of system {ours}, the cluster's is {wanted}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn initdb(&self) -> Result<Task, String> {
+        match (&self.tree, &self.disk) {
+            (Tree::Empty, Some(Disk::NoData)) => Ok(Task::Initdb),
+            _ => Err("initdb runs only where there is no data directory or an empty one".to_owned()),
+        }
+    }
+
+    fn start_standby(&mut self, source: Option<Source>, now: Now, out: &mut Vec<Effect>) -> Result<Task, String> {
+        self.give_up_idle_tenure("start as a standby", now, out)?;
+        if source.as_ref().is_some_and(|s| s.member == self.me) {
+            return Err("a member can't follow itself".to_owned());
+        }
+        let follows = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
+        if follows {
+            return Ok(Task::Follow(source));
+        }
+        self.complete_data("start")?;
+        Ok(Task::Start(source))
+    }
+
+    /// `None`: it is primary of this epoch already.
+    fn promote(
+        &mut self,
+        epoch: Epoch,
+        timeline: TimelineId,
+        floor: WalPosition,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<Task>, String> {
+        if epoch <= self.durable.ended {
+            return Err(format!("epoch {epoch} has ended on this host"));
+        }
+        if let Some(tenure) = self.durable.tenure {
+            return match tenure.phase {
+                Phase::Primary => Ok(None),
+                Phase::Granted => Ok(Some(Task::Promote(tenure))),
+                Phase::Crashed | Phase::Stopped => Err("it holds the lease and is to be restarted in place".to_owned()),
+            };
+        }
+        let standby = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
+        match &self.sight {
+            Some(sight) if standby && sight.in_recovery => {
+                if !covers(&sight.history, sight.wal_end, floor) {
+                    return Err(format!("its WAL ends at {}, the grant wants {floor}", sight.wal_end));
+                }
+            }
+            _ => return Err("only a running standby that answers is promoted".to_owned()),
+        }
+        let tenure = Tenure { epoch, timeline, floor, phase: Phase::Granted };
+        self.durable.tenure = Some(tenure);
+        out.push(Effect::Persist);
+        Ok(Some(Task::Promote(tenure)))
+    }
+
+    fn restart_in_place(
+        &mut self,
+        epoch: Epoch,
+        timeline: TimelineId,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) -> Result<Task, String> {
+        let tenure = self.durable.tenure.filter(|t| t.epoch == epoch);
+        let Some(tenure) = tenure else { return Err(format!("this host doesn't hold epoch {epoch}")) };
+        if !matches!(tenure.phase, Phase::Crashed | Phase::Stopped) || self.tree != Tree::Empty {
+            return Err("only a crashed or stopped primary is restarted in place".to_owned());
+        }
+        if tenure.timeline != timeline {
+            return Err(format!("its grant is for timeline {}, not {timeline}", tenure.timeline));
+        }
+        let left = self.lease_left(now);
+        if left < self.limits.hold / 2 {
+            return Err(format!("only {} ms of the lease are left", left.as_millis()));
+        }
+        self.durable.restart_intent = Some(epoch);
+        out.push(Effect::Persist);
+        Ok(Task::Restart { tenure, resume: false })
+    }
+
+    /// A stop of what doesn't run: at most the lease is to be given up.
+    fn stop_what_is_stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) -> bool {
+        if !keep_lease {
+            self.end_tenure("it was ordered to stop", now, out);
+        }
+        false
+    }
+
+    /// Orders that make a standby of it end a tenure that has no process. One
+    /// that runs ends by a higher epoch or a stop only: an order composed before
+    /// the grant of the same epoch may still be on its way.
+    fn give_up_idle_tenure(&mut self, what: &str, now: Now, out: &mut Vec<Effect>) -> Result<(), String> {
+        match self.durable.tenure {
+            None => Ok(()),
+            Some(t) if matches!(t.phase, Phase::Crashed | Phase::Stopped) && self.tree == Tree::Empty => {
+                self.end_tenure_of(t, "it was ordered back among the standbys", now, out);
+                Ok(())
+            }
+            Some(t) => Err(format!("won't {what}: it holds epoch {}", t.epoch)),
+        }
+    }
+
+    fn complete_data(&self, what: &str) -> Result<(), String> {
+        match &self.disk {
+            Some(Disk::NoData) => Err(format!("can't {what}: there is no data directory")),
+            Some(Disk::Unusable(why)) => Err(format!("can't {what}: {why}")),
+            Some(Disk::Present(f)) if f.rewind_unfinished && what == "start" => {
+                Err("can't start: a rewind was cut off; rewind again or clone".to_owned())
+            }
+            Some(Disk::Present(_)) => Ok(()),
+            // It runs, or has just ended and is being read.
+            None => Ok(()),
+        }
+    }
+
+    /// The cluster's identity as PostgreSQL knows it here.
+    pub fn system_identifier(&self) -> Option<u64> {
+        match &self.disk {
+            Some(Disk::Present(facts)) => Some(facts.system_identifier),
+            Some(Disk::NoData) => None,
+            Some(Disk::Unusable(_)) | None => self.system,
+        }
+    }
+
+    /// How long the tenure has had no process.
+    pub fn idle_since(&self) -> Option<Moment> {
+        self.idle_since
+    }
+}
+
+/// True when an instance whose WAL ends at `end` has all WAL up to `floor`.
+pub fn covers(history: &crate::domain::TimelineHistory, end: WalPosition, floor: WalPosition) -> bool {
+    if floor.timeline == TimelineId(0) {
+        return true;
+    }
+    history.includes(floor) && end.timeline >= floor.timeline && (end.timeline > floor.timeline || end.lsn >= floor.lsn)
+}

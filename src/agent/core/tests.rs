@@ -1,0 +1,418 @@
+//! The rules, told as events and effects.
+
+use super::*;
+use crate::agent::order::Action;
+
+const SYSTEM: u64 = 77;
+
+fn now(ms: u64) -> Now {
+    let d = Duration::from_millis(ms);
+    Now { moment: Moment(d), clocks: TwoClocks { boot: d, raw: d } }
+}
+
+fn at(timeline: u32, lsn: u64) -> WalPosition {
+    WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
+}
+
+fn facts(clean: bool) -> Disk {
+    Disk::Present(DiskFacts {
+        system_identifier: SYSTEM,
+        was_primary: true,
+        clean_shutdown: clean,
+        proven_end: clean.then(|| at(2, 500)),
+        ..DiskFacts::default()
+    })
+}
+
+fn agent(durable: Durable, found: Found, disk: Option<Disk>) -> (Core, Vec<Effect>) {
+    let limits = Limits {
+        hold: Duration::from_millis(2_500),
+        kill: Duration::from_millis(500),
+        primary_start: Duration::from_secs(60),
+    };
+    let me = "n1".parse().unwrap();
+    Core::begin(Start { me, limits, durable, found, disk, system: Some(SYSTEM) }, now(0))
+}
+
+fn order(epoch: u64, action: Action) -> Event {
+    Event::Order(Order { id: 9, rule: 1, epoch: Epoch(epoch), system_identifier: Some(SYSTEM), action })
+}
+
+fn promote(epoch: u64) -> Event {
+    order(epoch, Action::Promote { timeline: TimelineId(2), floor: at(1, 100) })
+}
+
+fn sight(in_recovery: bool, end: WalPosition) -> Event {
+    let history = TimelineHistory::root(end.timeline);
+    let result =
+        Ok(Box::new(Sight { in_recovery, wal_end: end, wal_end_known: true, history, ..Sight::default() }));
+    Event::Probed { life: 1, result }
+}
+
+fn held(epoch: u64, until_ms: u64) -> Event {
+    let d = Duration::from_millis(until_ms);
+    let deadline = TwoClocks { boot: d, raw: d };
+    Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Held, deadline })
+}
+
+fn gone(fenced: bool) -> Event {
+    let exit = "killed by signal 9".to_owned();
+    Event::Guard { life: 1, postmaster: Postmaster::Gone { tree_empty: true, fenced, exit } }
+}
+
+fn standby() -> Core {
+    let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+    let (mut core, effects) = agent(Durable { accepted: Epoch(3), ..Durable::default() }, found, None);
+    assert_eq!(effects, []);
+    core.step(sight(true, at(1, 100)), now(10));
+    assert_eq!(core.state(), PostgresState::Standby);
+    core
+}
+
+fn primary() -> Core {
+    let mut core = standby();
+    let effects = core.step(promote(4), now(20));
+    assert_eq!(core.state(), PostgresState::Promoting);
+    assert_eq!(effects[0], Effect::Persist);
+    assert!(matches!(effects[2], Effect::Begin(Task::Promote(_))), "{effects:?}");
+    assert_eq!(*effects.last().unwrap(), Effect::Reply(Ok(())));
+    core.step(held(4, 2_500), now(30));
+    core.step(sight(false, at(2, 200)), now(40));
+    let effects = core.step(Event::Done(TaskEnd::Succeeded), now(50));
+    assert_eq!(effects, [Effect::Persist, Effect::CheckpointBeside]);
+    assert_eq!(core.state(), PostgresState::Primary);
+    core
+}
+
+fn refusal(effects: &[Effect]) -> &Refusal {
+    match effects.last() {
+        Some(Effect::Reply(Err(refusal))) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn position(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {
+    effects.iter().position(wanted).unwrap_or_else(|| panic!("missing in {effects:?}"))
+}
+
+#[test]
+fn a_straggler_from_the_last_epoch_is_refused_and_told_why() {
+    let mut core = standby();
+    let effects = core.step(promote(2), now(20));
+    let refused = refusal(&effects);
+    assert_eq!(refused.reason, "order of epoch 2 refused, this member has seen epoch 3");
+    assert_eq!(refused.highest_epoch, Epoch(3));
+    assert_eq!(effects.len(), 1, "nothing is written for it");
+}
+
+#[test]
+fn a_higher_epoch_is_on_disk_before_anything_else_even_when_the_order_is_refused() {
+    let mut core = standby();
+    let effects = core.step(order(8, Action::Initdb), now(20));
+    assert_eq!(effects[0], Effect::Persist);
+    assert_eq!(refusal(&effects).highest_epoch, Epoch(8));
+    assert_eq!(core.durable().accepted, Epoch(8));
+}
+
+#[test]
+fn one_thing_at_a_time() {
+    let mut core = primary();
+    core.step(order(4, Action::Checkpoint), now(60));
+    let effects = core.step(order(4, Action::Checkpoint), now(61));
+    assert!(refusal(&effects).reason.starts_with("busy with order 9 (checkpoint"), "{effects:?}");
+    core.step(Event::Done(TaskEnd::Succeeded), now(70));
+    assert_eq!(core.checkpoints_done(), 9);
+}
+
+#[test]
+fn another_clusters_data_is_not_touched() {
+    let mut core = standby();
+    let action = Action::Promote { timeline: TimelineId(2), floor: at(1, 100) };
+    let order = Order { id: 1, rule: 1, epoch: Epoch(4), system_identifier: Some(5), action };
+    let effects = core.step(Event::Order(order), now(20));
+    assert!(refusal(&effects).reason.contains("is of system 77, the cluster's is 5"));
+}
+
+#[test]
+fn a_standby_that_lacks_wal_of_the_grant_is_not_promoted() {
+    let mut core = standby();
+    let floor = at(1, 101);
+    let effects = core.step(order(4, Action::Promote { timeline: TimelineId(2), floor }), now(20));
+    assert_eq!(refusal(&effects).reason, "its WAL ends at 1:0/64, the grant wants 1:0/65");
+    assert!(core.durable().tenure.is_none());
+}
+
+#[test]
+fn the_end_of_wal_is_compared_along_the_history() {
+    let two =
+        TimelineHistory { timeline: TimelineId(2), switches: vec![crate::domain::TimelineSwitch {
+            timeline: TimelineId(1),
+            end: Lsn(100),
+        }] };
+    assert!(orders::covers(&two, at(2, 50), at(1, 100)));
+    assert!(!orders::covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
+    assert!(!orders::covers(&two, at(2, 50), at(2, 51)));
+    assert!(!orders::covers(&TimelineHistory::root(TimelineId(1)), at(1, 500), at(2, 50)));
+}
+
+#[test]
+fn a_lost_lease_fences_first_persists_next_and_tells_last() {
+    let mut core = primary();
+    let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Superseded, ..LeaseSight::default() };
+    let effects = core.step(Event::Lease(lost), now(100));
+    assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+    assert_eq!(core.durable().ended, Epoch(4));
+    assert_eq!(core.durable().fenced, Epoch(0));
+    assert_eq!(core.state(), PostgresState::Stopping);
+
+    let effects = core.step(gone(true), now(150));
+    let persisted = position(&effects, |e| *e == Effect::Persist);
+    let told = position(&effects, |e| matches!(e, Effect::Notice(n) if n.fenced && n.epoch == Epoch(4)));
+    assert!(persisted < told);
+    assert_eq!(core.durable().fenced, Epoch(4));
+}
+
+#[test]
+fn an_ended_epoch_is_never_used_again() {
+    let mut core = primary();
+    let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Expired, ..LeaseSight::default() };
+    core.step(Event::Lease(lost), now(100));
+    core.step(gone(true), now(150));
+    core.step(Event::Surveyed { life: 1, disk: facts(false) }, now(160));
+    core.step(order(4, Action::StartStandby(None)), now(170));
+    core.step(Event::Spawned { life: 2 }, now(180));
+    core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(181));
+    core.step(Event::Done(TaskEnd::Succeeded), now(182));
+    let effects = core.step(promote(4), now(200));
+    assert_eq!(refusal(&effects).reason, "epoch 4 has ended on this host");
+    let effects = core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(210));
+    assert_eq!(refusal(&effects).reason, "this host doesn't hold epoch 4");
+}
+
+#[test]
+fn the_deadline_counts_without_any_news() {
+    let mut core = primary();
+    assert_eq!(core.step(Event::Tick, now(2_499)), []);
+    let effects = core.step(Event::Tick, now(2_500));
+    assert_eq!(effects[0], Effect::Fence);
+    // The guard doesn't answer: the agent kills the tree itself.
+    let effects = core.step(Event::Tick, now(3_000));
+    assert_eq!(effects, [Effect::KillTree]);
+}
+
+#[test]
+fn a_crash_with_lease_left_waits_for_its_restart_in_place() {
+    let mut core = primary();
+    let effects = core.step(gone(false), now(100));
+    assert!(matches!(&effects[0], Effect::Notice(n) if !n.fenced), "{effects:?}");
+    assert_eq!(effects[1..], [Effect::Survey { wal_end: false }]);
+    assert_eq!(core.state(), PostgresState::Crashed);
+    assert_eq!(core.durable().ended, Epoch(0));
+
+    let other = core.step(order(4, Action::RestartInPlace { timeline: TimelineId(3) }), now(105));
+    assert_eq!(refusal(&other).reason, "its grant is for timeline 2, not 3");
+    let effects = core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+    assert_eq!(core.durable().restart_intent, Some(Epoch(4)));
+    assert_eq!(effects[0], Effect::Persist);
+    assert!(matches!(effects[1], Effect::Begin(Task::Restart { resume: false, .. })));
+
+    core.step(Event::Spawned { life: 2 }, now(120));
+    core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(121));
+    assert_eq!(core.state(), PostgresState::Starting);
+    let result = Ok(Box::new(Sight { wal_end: at(2, 300), ..Sight::default() }));
+    core.step(Event::Probed { life: 2, result }, now(200));
+    core.step(Event::Done(TaskEnd::Succeeded), now(210));
+    assert_eq!(core.state(), PostgresState::Primary);
+    assert_eq!(core.durable().restart_intent, None);
+}
+
+#[test]
+fn a_crash_with_too_little_lease_left_ends_the_epoch() {
+    let mut core = primary();
+    let effects = core.step(gone(false), now(1_300));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)), "{effects:?}");
+    assert_eq!(core.durable().ended, Epoch(4));
+}
+
+#[test]
+fn nobody_orders_the_restart_so_the_epoch_ends_in_time() {
+    let mut core = primary();
+    core.step(held(4, 1_000_000), now(90));
+    core.step(gone(false), now(100));
+    core.step(Event::Surveyed { life: 1, disk: facts(false) }, now(110));
+    assert_eq!(core.step(Event::Tick, now(60_099)), []);
+    let effects = core.step(Event::Tick, now(60_100));
+    assert_eq!(effects[..2], [Effect::Persist, Effect::Release]);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
+    assert!(effects.contains(&Effect::Survey { wal_end: true }));
+}
+
+#[test]
+fn a_stop_that_keeps_the_lease_can_be_rolled_back() {
+    let mut core = primary();
+    core.step(held(4, 1_000_000), now(90));
+    core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease: true }), now(100));
+    assert_eq!(core.state(), PostgresState::Stopping);
+    let effects = core.step(gone(false), now(200));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Notice(_))), "no crash: {effects:?}");
+    core.step(Event::Done(TaskEnd::Succeeded), now(201));
+    assert_eq!(core.state(), PostgresState::Stopping, "until it is known to be clean");
+    core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(210));
+    assert_eq!(core.state(), PostgresState::Stopped);
+    assert_eq!(core.wal_end(), (at(2, 500), true));
+    assert_eq!(core.durable().ended, Epoch(0));
+    let effects = core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(220));
+    assert_eq!(*effects.last().unwrap(), Effect::Reply(Ok(())));
+}
+
+#[test]
+fn a_stop_for_good_gives_a_proven_end() {
+    let mut core = primary();
+    core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease: false }), now(100));
+    core.step(Event::Done(TaskEnd::Succeeded), now(150));
+    assert_eq!(core.durable().ended, Epoch(4), "a task that ends with its postmaster running is a failure: fence");
+
+    let mut core = primary();
+    core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease: false }), now(100));
+    core.step(gone(false), now(200));
+    core.step(Event::Done(TaskEnd::Succeeded), now(201));
+    let effects = core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(210));
+    let told = Notice { member: "n1".parse().unwrap(), epoch: Epoch(4), fenced: true, end: at(2, 500), clean: true };
+    assert_eq!(effects, [Effect::Persist, Effect::Release, Effect::Persist, Effect::Notice(told)]);
+}
+
+#[test]
+fn the_way_back_among_the_standbys_ends_the_epoch_first() {
+    let mut core = primary();
+    core.step(held(4, 1_000_000), now(90));
+    core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease: true }), now(100));
+    core.step(gone(false), now(200));
+    core.step(Event::Done(TaskEnd::Succeeded), now(201));
+    core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(210));
+    let effects = core.step(order(5, Action::StartStandby(None)), now(300));
+    let release = position(&effects, |e| *e == Effect::Release);
+    let begin = position(&effects, |e| matches!(e, Effect::Begin(Task::Start(None))));
+    assert_eq!(effects[0], Effect::Persist);
+    assert!(release < begin);
+    assert_eq!(core.durable().ended, Epoch(4));
+}
+
+#[test]
+fn an_order_from_before_the_grant_does_not_stop_the_primary() {
+    let mut core = primary();
+    let effects = core.step(order(4, Action::StartStandby(None)), now(60));
+    assert_eq!(refusal(&effects).reason, "won't start as a standby: it holds epoch 4");
+}
+
+#[test]
+fn a_higher_epoch_fences_a_running_primary_before_it_is_started_as_a_standby() {
+    let mut core = primary();
+    let effects = core.step(order(5, Action::StartStandby(None)), now(60));
+    assert_eq!(effects[..4], [Effect::Persist, Effect::Fence, Effect::Persist, Effect::Release]);
+    assert!(effects.contains(&Effect::Begin(Task::Start(None))), "not a mere change of upstream: {effects:?}");
+}
+
+#[test]
+fn a_promotion_that_never_held_the_lease_leaves_the_standby_running() {
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    let failed = TaskEnd::Failed { error: "no majority".into(), harmless: true };
+    let effects = core.step(Event::Done(failed), now(7_000));
+    assert!(!effects.contains(&Effect::Fence));
+    assert_eq!((core.durable().ended, core.durable().fenced), (Epoch(4), Epoch(4)));
+    assert_eq!(core.state(), PostgresState::Standby);
+}
+
+#[test]
+fn a_promotion_that_went_wrong_under_the_lease_is_fenced() {
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    core.step(held(4, 10_000), now(30));
+    let failed = TaskEnd::Failed { error: "took timeline 3, the grant reserved 2".into(), harmless: false };
+    let effects = core.step(Event::Done(failed), now(300));
+    assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+}
+
+#[test]
+fn writable_without_a_lease_is_fenced_at_once() {
+    let mut core = standby();
+    assert_eq!(core.step(sight(false, at(2, 1)), now(20)), [Effect::Fence]);
+}
+
+#[test]
+fn a_dead_guard_costs_the_epoch() {
+    let mut core = primary();
+    let effects = core.step(Event::GuardDied { life: 1 }, now(100));
+    assert_eq!(effects, [Effect::KillTree, Effect::Fence, Effect::Persist, Effect::Release]);
+    let effects = core.step(Event::TreeKilled, now(150));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
+}
+
+#[test]
+fn news_of_an_earlier_postmaster_change_nothing() {
+    let mut core = primary();
+    core.step(Event::Spawned { life: 2 }, now(60));
+    core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(61));
+    assert_eq!(core.step(gone(false), now(100)), []);
+    assert_eq!(core.tree(), Tree::Running { pid: 43 });
+}
+
+fn kept(phase: Phase) -> Durable {
+    let tenure = Tenure { epoch: Epoch(4), timeline: TimelineId(2), floor: at(1, 100), phase };
+    Durable { accepted: Epoch(4), tenure: Some(tenure), ..Durable::default() }
+}
+
+#[test]
+fn a_restarted_agent_goes_on_under_its_guard() {
+    let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
+    let (mut core, effects) = agent(kept(Phase::Primary), found, None);
+    assert!(matches!(effects[..], [Effect::Hold(t)] if t.epoch == Epoch(4)), "{effects:?}");
+    core.step(sight(false, at(2, 200)), now(5));
+    assert_eq!(core.state(), PostgresState::Primary);
+}
+
+#[test]
+fn a_restarted_agent_finishes_a_promotion_once_the_lease_is_held_again() {
+    let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
+    let (mut core, _) = agent(kept(Phase::Granted), found, None);
+    assert!(core.step(sight(true, at(1, 100)), now(5)).is_empty());
+    let effects = core.step(held(4, 2_500), now(30));
+    assert!(matches!(effects[..], [Effect::Begin(Task::Promote(_))]), "{effects:?}");
+}
+
+#[test]
+fn a_restarted_agent_does_not_go_on_past_the_deadline_or_under_another_epoch() {
+    for (armed, left) in [(4, 0), (3, 1_000)] {
+        let found = Found::Running { pid: 42, armed: Epoch(armed), remaining: Duration::from_millis(left) };
+        let (core, effects) = agent(kept(Phase::Primary), found, None);
+        assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+        assert_eq!(core.durable().ended, Epoch(4));
+    }
+}
+
+#[test]
+fn after_a_reboot_the_epoch_is_over_and_the_signal_file_is_put_back() {
+    let durable = Durable { restart_intent: Some(Epoch(4)), ..kept(Phase::Primary) };
+    let (core, effects) = agent(durable, Found::Nothing, Some(facts(false)));
+    assert_eq!(core.durable().ended, Epoch(4));
+    assert_eq!(core.durable().restart_intent, None);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
+    assert_eq!(*effects.last().unwrap(), Effect::Survey { wal_end: true });
+    assert_eq!(core.state(), PostgresState::Stopped);
+}
+
+#[test]
+fn the_first_request_that_names_a_cluster_is_believed_and_no_other() {
+    let mut core = standby();
+    let to = |cluster: &str, generation: u64, target: &str| Address {
+        cluster_id: ClusterId(cluster.into()),
+        generation: Generation(generation),
+        target: target.into(),
+    };
+    assert_eq!(core.admit(&to("", 0, "n1")), Ok(vec![]));
+    assert!(core.admit(&to("a", 1, "n2")).is_err());
+    assert_eq!(core.admit(&to("a", 1, "n1")).unwrap()[0], Effect::Persist);
+    assert_eq!(core.admit(&to("a", 1, "n1")), Ok(vec![]));
+    assert!(core.admit(&to("b", 1, "n1")).is_err());
+    assert!(core.admit(&to("a", 2, "n1")).is_err());
+}

@@ -1,0 +1,279 @@
+//! What the agent can do, and the few steps that tasks share: start a guard,
+//! wait for the end of a tree, make a stopped data directory safe and read it.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Mutex, mpsc};
+
+use super::{
+    core::{Disk, DiskFacts, Event},
+    order::Source,
+    process::Wake,
+};
+use crate::{
+    domain::{Epoch, Generation, TimelineHistory, Timings, moment::TwoClocks},
+    guard::{self, GuardHandle, GuardedCommand, PostmasterSignal, SpawnOptions},
+    lease::HolderHandle,
+    postgres::{DataState, Instance, Upstream},
+};
+
+/// Everything a task may touch. Cheap to clone.
+#[derive(Clone)]
+pub struct Hands {
+    /// PostgreSQL's files and programs.
+    pub instance: Instance,
+    /// The lease.
+    pub holder: HolderHandle,
+    /// All timings.
+    pub timings: Timings,
+    /// The program that is started as guard.
+    pub exe: PathBuf,
+    /// Where guards live.
+    pub runtime_dir: PathBuf,
+    /// Into the loop.
+    pub wakes: mpsc::UnboundedSender<Wake>,
+    /// The number of the newest postmaster.
+    pub life: Arc<AtomicU64>,
+    /// Held by whoever works in the data directory.
+    pub data_dir: Arc<Mutex<()>>,
+}
+
+/// An error with all its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        // A transparent wrapper says the same thing twice.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// For `map_err`: the error as a task reports it.
+pub fn said<E: std::error::Error + 'static>(error: E) -> String {
+    chain(&error)
+}
+
+impl From<&Source> for Upstream {
+    fn from(source: &Source) -> Upstream {
+        Upstream { member: source.member.clone(), host: source.host.clone(), port: source.port }
+    }
+}
+
+/// Runs work that blocks on a thread where that harms nobody.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| format!("a task of the agent broke off: {e}"))
+}
+
+impl Hands {
+    /// Starts the postmaster under a new guard, armed from the first moment when
+    /// there is a deadline. What may still run there without a guard is killed.
+    pub async fn start_postmaster(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<GuardHandle, String> {
+        let hands = self.clone();
+        let handle = blocking(move || hands.start_blocking(epoch, deadline)).await??;
+        let life = self.life.fetch_add(1, Ordering::SeqCst) + 1;
+        // The loop is gone only when the agent ends; then the guard goes on by itself.
+        let _ = self.wakes.send(Wake::Guarded { life, handle: handle.clone() });
+        Ok(handle)
+    }
+
+    fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<GuardHandle, String> {
+        kill_foreign(&self.instance)?;
+        let command = self.instance.postmaster_command().map_err(said)?;
+        let command =
+            GuardedCommand { program: command.program, args: command.args, env: command.env, log_file: command.log_file };
+        let options =
+            SpawnOptions { exe: self.exe.clone(), runtime_dir: self.runtime_dir.clone(), command, epoch_hint: epoch };
+        match deadline {
+            Some(at) => guard::spawn_armed(&options, at).map_err(said),
+            None => guard::spawn(&options).map_err(said),
+        }
+    }
+
+    /// Lets the holder's deadlines go to this guard.
+    pub fn sink_to(&self, guard: &GuardHandle) -> Result<(), String> {
+        let mut link = guard.deadline_link().map_err(said)?;
+        self.holder.set_sink(Box::new(move |epoch, at| link.publish(epoch, at)));
+        Ok(())
+    }
+
+    /// Nothing runs that a deadline could end.
+    pub fn sink_to_nobody(&self) {
+        self.holder.set_sink(Box::new(|_, _| true));
+    }
+
+    /// Asks PostgreSQL to end and sees to it that it does: fast, then immediate,
+    /// then by force.
+    pub async fn stop_postmaster(&self, guard: &GuardHandle, fast_for: Option<Duration>) -> Result<(), String> {
+        if let Some(patience) = fast_for {
+            signal(guard, PostmasterSignal::Fast).await?;
+            if wait_clear(guard, patience).await {
+                return Ok(());
+            }
+            tracing::warn!(patience_ms = patience.as_millis(), "the fast stop took too long, stopping immediately");
+        }
+        signal(guard, PostmasterSignal::Immediate).await?;
+        if wait_clear(guard, Duration::from_secs(5)).await {
+            return Ok(());
+        }
+        let handle = guard.clone();
+        blocking(move || handle.fence()).await?.map_err(said)?;
+        match wait_clear(guard, Duration::from_secs(10)).await {
+            true => Ok(()),
+            false => Err("some process of PostgreSQL could not be ended".to_owned()),
+        }
+    }
+
+    /// Progress of the running task.
+    pub fn progress(&self, phase: &str, done: u64, total: u64) {
+        let _ = self.wakes.send(Wake::Core(Event::Progress { phase: phase.to_owned(), done, total }));
+    }
+
+    /// Makes the data directory of a postmaster that is gone safe to be found by
+    /// anybody, then reads it. Skipped when a newer postmaster was started.
+    pub async fn survey(self, life: u64, wal_end: bool) {
+        let (instance, newest) = (self.instance.clone(), Arc::clone(&self.life));
+        let mut disk = {
+            let _works = self.data_dir.lock().await;
+            if newest.load(Ordering::SeqCst) != life {
+                return;
+            }
+            let read = blocking(move || {
+                make_safe(&instance);
+                read_disk(&instance)
+            });
+            read.await.unwrap_or_else(Disk::Unusable)
+        };
+        if let Disk::Present(facts) = &mut disk
+            && facts.clean_shutdown
+        {
+            // Only the shutdown checkpoint is to be read, which takes milliseconds.
+            let end = self.instance.wal_end_on_disk().await;
+            let end = end.and_then(|end| Ok((end, self.instance.history(end.timeline)?)));
+            match end {
+                Ok((end, history)) => (facts.proven_end, facts.history) = (Some(end), history),
+                Err(error) => tracing::warn!(error = chain(&error), "failed to read the shutdown checkpoint"),
+            }
+        }
+        let unread = matches!(&disk, Disk::Present(facts) if facts.proven_end.is_none());
+        let _ = self.wakes.send(Wake::Core(Event::Surveyed { life, disk }));
+        if wal_end && unread {
+            self.read_wal_end(life).await;
+        }
+    }
+
+    /// The manager does nothing with a stopped instance whose end of WAL it doesn't
+    /// know, so this is tried again until it succeeds or somebody starts it.
+    async fn read_wal_end(&self, life: u64) {
+        loop {
+            let read = self.instance.wal_end_on_disk().await;
+            if self.life.load(Ordering::SeqCst) != life || self.wakes.is_closed() {
+                return;
+            }
+            let read = read.and_then(|end| Ok((end, self.instance.history(end.timeline)?)));
+            match read {
+                Ok((end, history)) => {
+                    let _ = self.wakes.send(Wake::Core(Event::WalEndRead { life, end, history }));
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(error = chain(&error), "failed to find the end of WAL, trying again");
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            }
+        }
+    }
+
+    /// Kills what is left of a tree whose guard can't.
+    pub async fn kill_tree(self, pid: u32) {
+        let data_dir = self.instance.data_dir().to_owned();
+        match blocking(move || guard::kill_tree_of_foreign_postmaster(pid, &data_dir).map_err(said)).await {
+            Ok(Ok(killed)) => {
+                tracing::warn!(killed, "killed the process tree without its guard");
+                let _ = self.wakes.send(Wake::Core(Event::TreeKilled));
+            }
+            Ok(Err(error)) | Err(error) => tracing::error!(error, "failed to kill the process tree"),
+        }
+    }
+}
+
+/// A postmaster that no guard of ours watches was started by hand or left by a
+/// dead guard: it must not run beside the one that is about to start.
+pub fn kill_foreign(instance: &Instance) -> Result<(), String> {
+    let Some(pid) = instance.running_pid() else { return Ok(()) };
+    tracing::warn!(pid, "a PostgreSQL without a guard runs in the data directory, killing it");
+    let killed = guard::kill_tree_of_foreign_postmaster(pid.unsigned_abs(), instance.data_dir());
+    killed.map(|_| ()).map_err(said)
+}
+
+async fn signal(guard: &GuardHandle, signal: PostmasterSignal) -> Result<(), String> {
+    let handle = guard.clone();
+    match blocking(move || handle.signal(signal)).await? {
+        Ok(()) => Ok(()),
+        // It ended by itself in this moment.
+        Err(guard::GuardError::Refused(guard::Refusal::Ended)) => Ok(()),
+        Err(error) => Err(said(error)),
+    }
+}
+
+/// True once nothing of the tree is left.
+pub async fn wait_clear(guard: &GuardHandle, patience: Duration) -> bool {
+    let mut state = guard.state();
+    let clear = state.wait_for(|s| s.postmaster.is_clear() || !s.alive);
+    let seen = matches!(tokio::time::timeout(patience, clear).await, Ok(Ok(s)) if s.postmaster.is_clear());
+    seen
+}
+
+/// Whoever starts this directory by hand gets a read-only standby. Best effort:
+/// the postmaster's own start by this agent does all of it again.
+fn make_safe(instance: &Instance) {
+    if !instance.data_dir().join("PG_VERSION").exists() {
+        return;
+    }
+    let done = [
+        ("remove the live configuration", instance.remove_live()),
+        ("put standby.signal back", if instance.rewind_unfinished() { Ok(()) } else { instance.set_standby_signal(true) }),
+        ("remove the stub history files", instance.remove_stubs()),
+    ];
+    for (what, result) in done {
+        if let Err(error) = result {
+            tracing::error!(error = chain(&error), what, "failed to make the data directory safe");
+        }
+    }
+}
+
+/// What lies in the data directory.
+pub fn read_disk(instance: &Instance) -> Disk {
+    let control = match instance.data_state() {
+        Ok(DataState::Missing | DataState::Empty) => return Disk::NoData,
+        Ok(DataState::Present(control)) => control,
+        Ok(DataState::Incomplete(why) | DataState::Foreign(why)) => return Disk::Unusable(why),
+        Err(error) => return Disk::Unusable(chain(&error)),
+    };
+    Disk::Present(DiskFacts {
+        system_identifier: control.system_identifier,
+        was_primary: control.state.was_primary(),
+        clean_shutdown: control.state.is_clean(),
+        checkpoint_timeline: control.timeline,
+        proven_end: None,
+        history: TimelineHistory::default(),
+        rewind_unfinished: instance.rewind_unfinished(),
+    })
+}
+
+/// The configuration of a standby.
+pub fn standby_role(upstream: Option<&Source>, epoch: Epoch, generation: Generation) -> crate::postgres::ConfigRole {
+    crate::postgres::ConfigRole::Standby { upstream: upstream.map(Upstream::from), epoch, generation }
+}

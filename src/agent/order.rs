@@ -1,0 +1,186 @@
+//! Orders as this room uses them: checked for shape and for the receiver, in
+//! domain types. The proto types end here and in `status.rs`.
+
+use crate::{
+    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, TimelineId, WalPosition},
+    rpc::v1,
+};
+
+/// A member to follow, to rewind to or to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub member: MemberId,
+    /// Its host.
+    pub host: String,
+    /// The port of its PostgreSQL.
+    pub port: u16,
+}
+
+/// How to end PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopMode {
+    /// Sessions end, a shutdown checkpoint is written, standbys get all WAL.
+    Fast,
+    /// As after a crash.
+    Immediate,
+}
+
+/// What a manager may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Create the first data directory of a cluster.
+    Initdb,
+    /// Start as a standby, or follow someone else.
+    StartStandby(Option<Source>),
+    /// Become primary.
+    Promote {
+        /// The timeline the grant reserved.
+        timeline: TimelineId,
+        /// The WAL end the grant was decided on.
+        floor: WalPosition,
+    },
+    /// Start a crashed or stopped primary again under the lease it still holds.
+    RestartInPlace {
+        /// The timeline of its grant.
+        timeline: TimelineId,
+    },
+    /// Stop PostgreSQL.
+    Stop {
+        /// How.
+        mode: StopMode,
+        /// The stop may be rolled back: go on renewing.
+        keep_lease: bool,
+    },
+    /// Undo what the source doesn't have.
+    Rewind(Source),
+    /// Copy the source.
+    Clone(Source),
+    /// Write a checkpoint.
+    Checkpoint,
+}
+
+impl Action {
+    /// The name shown in the status.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Action::Initdb => "initdb",
+            Action::StartStandby(_) => "start",
+            Action::Promote { .. } => "promote",
+            Action::RestartInPlace { .. } => "restart",
+            Action::Stop { .. } => "stop",
+            Action::Rewind(_) => "rewind",
+            Action::Clone(_) => "clone",
+            Action::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// One order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Unique within one manager's life.
+    pub id: u64,
+    /// The rule of reconcile that asked for it.
+    pub rule: u32,
+    /// The epoch it was given in.
+    pub epoch: Epoch,
+    /// The system identifier the cluster has, when it is known.
+    pub system_identifier: Option<u64>,
+    /// What to do.
+    pub action: Action,
+}
+
+/// For whom a request is, and from which life of which cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The cluster; empty before genesis.
+    pub cluster_id: ClusterId,
+    /// Its generation.
+    pub generation: Generation,
+    /// The receiver.
+    pub target: String,
+}
+
+/// Who is meant by a request.
+pub fn address(to: Option<&v1::Target>) -> Result<Address, String> {
+    let to = to.ok_or("the request names no target")?;
+    Ok(Address {
+        cluster_id: ClusterId(to.cluster_id.clone()),
+        generation: Generation(to.generation),
+        target: to.target.clone(),
+    })
+}
+
+/// Reads an order.
+///
+/// # Errors
+/// What is missing or can't be, for the sender.
+pub fn order(message: v1::Order) -> Result<(Address, Order), String> {
+    let address = address(message.to.as_ref())?;
+    let epoch = Epoch(message.to.map(|t| t.epoch).unwrap_or_default());
+    let action = message.action.ok_or("the order names no action (or one this version doesn't know)")?;
+    let (system_identifier, action) = read_action(action)?;
+    let system_identifier = Some(system_identifier).filter(|id| *id != 0);
+    Ok((address, Order { id: message.id, rule: message.rule, epoch, system_identifier, action }))
+}
+
+fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
+    use v1::order::Action as Proto;
+    Ok(match action {
+        Proto::Initdb(_) => (0, Action::Initdb),
+        Proto::StartStandby(a) => {
+            let upstream = if a.upstream.is_empty() {
+                None
+            } else {
+                Some(source(&a.upstream, a.upstream_host, a.upstream_port)?)
+            };
+            (a.system_identifier, Action::StartStandby(upstream))
+        }
+        Proto::Promote(a) => {
+            let floor = a.floor.unwrap_or_default();
+            let floor = WalPosition { timeline: TimelineId(floor.timeline), lsn: Lsn(floor.lsn) };
+            (a.system_identifier, Action::Promote { timeline: TimelineId(a.expected_timeline), floor })
+        }
+        Proto::RestartInPlace(a) => {
+            (a.system_identifier, Action::RestartInPlace { timeline: TimelineId(a.timeline) })
+        }
+        Proto::Stop(a) => {
+            let mode = match a.mode() {
+                v1::StopMode::Immediate => StopMode::Immediate,
+                v1::StopMode::Fast | v1::StopMode::Unspecified => StopMode::Fast,
+            };
+            (0, Action::Stop { mode, keep_lease: a.keep_lease })
+        }
+        Proto::Rewind(a) => {
+            (a.system_identifier, Action::Rewind(source(&a.source, a.source_host, a.source_port)?))
+        }
+        Proto::Clone(a) => (a.system_identifier, Action::Clone(source(&a.source, a.source_host, a.source_port)?)),
+        Proto::Checkpoint(_) => (0, Action::Checkpoint),
+    })
+}
+
+fn source(member: &str, host: String, port: u32) -> Result<Source, String> {
+    let member: MemberId = member.parse().map_err(|e| format!("{e}"))?;
+    let port = u16::try_from(port).ok().filter(|p| *p != 0);
+    let port = port.ok_or_else(|| format!("{member}: a port is from 1 to 65535"))?;
+    if host.is_empty() {
+        return Err(format!("{member}: the order names no host for it"));
+    }
+    Ok(Source { member, host, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_without_a_target_or_a_port_is_refused_before_anything_else() {
+        assert!(order(v1::Order::default()).is_err());
+        let to = Some(v1::Target { target: "n1".into(), ..v1::Target::default() });
+        let start = v1::StartStandby { upstream: "n2".into(), upstream_host: "h".into(), ..Default::default() };
+        let action = Some(v1::order::Action::StartStandby(start));
+        let refused = order(v1::Order { to, action, ..v1::Order::default() }).unwrap_err();
+        assert_eq!(refused, "n2: a port is from 1 to 65535");
+    }
+}

@@ -1,0 +1,100 @@
+//! Asks PostgreSQL how it is, as often as the rules want to know, over one
+//! connection that stays.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    core::{Event, Sight},
+    process::Wake,
+};
+use crate::{
+    domain::{TimelineHistory, TimelineId},
+    postgres::{Instance, Probe, ProbeError, Session},
+};
+
+/// What to probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Which postmaster.
+    pub life: u64,
+    /// How often.
+    pub interval: Duration,
+    /// Counts requests for a probe now.
+    pub asked: u64,
+}
+
+/// Probes by `plan` until its sender is gone.
+pub async fn run(instance: Instance, deadline: Duration, mut plan: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
+    let mut prober = Prober { instance, deadline, session: None, life: 0, history: None };
+    loop {
+        let current = *plan.borrow_and_update();
+        let Some(current) = current else {
+            prober.session = None;
+            if plan.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let result = prober.probe(current.life).await;
+        if wakes.send(Wake::Core(Event::Probed { life: current.life, result })).is_err() {
+            return;
+        }
+        // A change of plan is a reason to look at once: something began or ended, or someone asked.
+        if let Ok(Err(_)) = tokio::time::timeout(current.interval, plan.changed()).await {
+            return;
+        }
+    }
+}
+
+struct Prober {
+    instance: Instance,
+    deadline: Duration,
+    session: Option<Session>,
+    life: u64,
+    history: Option<TimelineHistory>,
+}
+
+impl Prober {
+    async fn probe(&mut self, life: u64) -> Result<Box<Sight>, String> {
+        if self.life != life {
+            (self.life, self.session, self.history) = (life, None, None);
+        }
+        let probe = self.instance.probe(&mut self.session, self.deadline).await.map_err(|e| words(&e))?;
+        let history = self.history(probe.wal_end.timeline).await?;
+        Ok(Box::new(sight(probe, history)))
+    }
+
+    async fn history(&mut self, timeline: TimelineId) -> Result<TimelineHistory, String> {
+        if let Some(known) = self.history.as_ref().filter(|h| h.timeline == timeline) {
+            return Ok(known.clone());
+        }
+        let history = self.instance.history(timeline).map_err(|e| e.to_string())?;
+        self.history = Some(history.clone());
+        Ok(history)
+    }
+}
+
+/// A starting server is no problem worth telling about.
+fn words(error: &ProbeError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// A probe and the history of its timeline, for the rules.
+pub fn sight(probe: Probe, history: TimelineHistory) -> Sight {
+    Sight {
+        in_recovery: probe.in_recovery,
+        wal_end: probe.wal_end,
+        wal_end_known: probe.wal_end_known,
+        history,
+        replay_lsn: probe.replay_lsn,
+        streaming: probe.streaming,
+        upstream: probe.upstream,
+        standbys: probe.standbys,
+        checkpoint_timeline: probe.checkpoint_timeline,
+    }
+}

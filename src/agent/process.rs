@@ -1,0 +1,590 @@
+//! The loop: everything that can wake the agent comes in here, one thing at a
+//! time, goes through the rules, and comes out as effects.
+
+use std::{
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    sync::{Mutex, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree},
+    hands::{Hands, chain, kill_foreign, read_disk, said},
+    prober::{self, Plan},
+    service::{Ask, Listener, Service},
+    status::{Identity, essence, status},
+    store::Store,
+    tasks::{self, Job},
+};
+use crate::{
+    config::{Config, LocalMember},
+    domain::{Epoch, Moment, observation::Notice},
+    guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
+    lease::{HolderOptions, HolderThread, HolderView, Phase, Secret},
+    postgres::Instance,
+    rpc::v1,
+};
+
+/// Between two looks at what only time can change.
+const TICK: Duration = Duration::from_millis(450);
+/// The same while a fence is to be seen through.
+const TICK_URGENT: Duration = Duration::from_millis(50);
+/// Changes that come together are told together.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+/// A watcher hears at least this often.
+const AT_LEAST: Duration = Duration::from_millis(900);
+
+/// Everything that can wake this agent. A closed list: to know what it reacts to, read this.
+pub enum Wake {
+    /// Something the rules want to know.
+    Core(Event),
+    /// A task started a postmaster.
+    Guarded {
+        /// Its number.
+        life: u64,
+        /// Its guard.
+        handle: GuardHandle,
+    },
+}
+
+/// The agent's own side of the world.
+struct Agent {
+    core: Core,
+    store: Store,
+    hands: Hands,
+    identity: Identity,
+    guard: Option<GuardHandle>,
+    task: Option<JoinHandle<()>>,
+    plan: watch::Sender<Option<Plan>>,
+    asked: u64,
+    probes_wanted: Vec<oneshot::Sender<Result<v1::AgentStatus, String>>>,
+    statuses: watch::Sender<v1::AgentStatus>,
+    sequence: u64,
+    essence: v1::AgentStatus,
+    published: Instant,
+    publish_at: Option<Instant>,
+    discarded_life: u64,
+    began: Instant,
+}
+
+/// Runs the agent of this host until `shutdown`. PostgreSQL and its guard go on
+/// without it; an agent that is back within T_hold goes on where this one was.
+///
+/// # Errors
+/// What keeps it from starting, with the key of the configuration to look at.
+pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let exe = std::env::current_exe().context("find the program to start guards with")?;
+    run_with(config, exe, shutdown).await
+}
+
+/// [`run`], with `exe` as the program that has the `guard` subcommand.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let Some(local) = config.member.clone() else {
+        anyhow::bail!("{}: no [member]: this host has no PostgreSQL to control", config.file.display());
+    };
+    let (mut agent, mut wakes) = Agent::open(&config, &local, exe).await?;
+    let listener = Listener::open(&local.agent.listen).await?;
+    agent.await_first_probe(&mut wakes).await?;
+    let (ask_sender, mut asks) = mpsc::channel(64);
+    let mut server = tokio::spawn(listener.serve(Service::new(ask_sender)));
+    tracing::info!(member = %local.id, state = ?agent.core.state(), "agent started");
+    loop {
+        let pause = agent.pause();
+        tokio::select! {
+            biased;
+            wake = wakes.recv() => if let Some(wake) = wake { agent.wake(wake)? },
+            ask = asks.recv() => if let Some(ask) = ask { agent.ask(ask)? },
+            _ = shutdown.wait_for(|stop| *stop) => break,
+            ended = &mut server => {
+                ended.context("the gRPC server broke off")?.context("the gRPC server ended")?;
+                anyhow::bail!("the gRPC server ended");
+            }
+            () = tokio::time::sleep(pause) => agent.wake(Wake::Core(Event::Tick))?,
+        }
+        agent.publish_if_due();
+    }
+    server.abort();
+    tracing::info!("agent ends; PostgreSQL and its guard go on until the lease runs out");
+    Ok(())
+}
+
+impl Agent {
+    async fn open(
+        config: &Config,
+        local: &LocalMember,
+        exe: PathBuf,
+    ) -> anyhow::Result<(Agent, mpsc::UnboundedReceiver<Wake>)> {
+        refuse_root()?;
+        private_dir(&local.agent.runtime_dir).context("agent.runtime_dir")?;
+        let instance = Instance::new(&local.postgresql, &local.id, &config.cluster.members, &local.agent);
+        let (store, durable) =
+            Store::open(&local.agent.state_dir, &local.postgresql.data_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
+        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
+        let holder = HolderThread::spawn(HolderOptions {
+            me: local.id.clone(),
+            peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
+            timings: config.cluster.timings,
+            secret: read_secret(&config.cluster.secret_file)?,
+            sink: Box::new(|_, _| true),
+        })
+        .context("start the lease holder")?;
+        if !durable.cluster_id.0.is_empty() {
+            holder.set_identity(durable.cluster_id.clone(), durable.generation);
+        }
+        let (wake_sender, wakes) = mpsc::unbounded_channel();
+        let hands = Hands {
+            instance,
+            holder,
+            timings: config.cluster.timings,
+            exe,
+            runtime_dir: local.agent.runtime_dir.clone(),
+            wakes: wake_sender,
+            life: Arc::new(AtomicU64::new(1)),
+            data_dir: Arc::new(Mutex::new(())),
+        };
+        let guard = guard::adopt(&local.agent.runtime_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
+        let guard = guard.filter(|g| !g.state().borrow().postmaster.is_clear());
+        let found = find(&hands.instance, guard.as_ref()).map_err(anyhow::Error::msg)?;
+        let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
+        let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
+        let timings = &config.cluster.timings;
+        let limits = Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start };
+        let start = Start { me: local.id.clone(), limits, durable, found, disk, system };
+        let began = Instant::now();
+        let (core, effects) = Core::begin(start, now(began));
+        let identity =
+            Identity { member: local.id.clone(), session: uuid::Uuid::new_v4().as_u64_pair().0, server_version };
+        let mut agent = Agent::new(core, store, hands, identity, guard.clone(), began);
+        agent.perform(effects, None)?;
+        agent.watch_lease();
+        if let Some(guard) = guard {
+            agent.watch_guard(1, guard)?;
+        }
+        Ok((agent, wakes))
+    }
+
+    fn new(
+        core: Core,
+        store: Store,
+        hands: Hands,
+        identity: Identity,
+        guard: Option<GuardHandle>,
+        began: Instant,
+    ) -> Agent {
+        let first = status(&core, &identity, guard.is_some(), now(began));
+        let (plan, plan_receiver) = watch::channel(None);
+        let prober = prober::run(hands.instance.clone(), hands.timings.probe, plan_receiver, hands.wakes.clone());
+        tokio::spawn(prober);
+        Agent {
+            core,
+            store,
+            hands,
+            guard,
+            task: None,
+            plan,
+            asked: 0,
+            probes_wanted: Vec::new(),
+            statuses: watch::Sender::new(first.clone()),
+            sequence: 0,
+            essence: essence(&first),
+            identity,
+            published: began,
+            publish_at: None,
+            discarded_life: 0,
+            began,
+        }
+    }
+
+    fn watch_lease(&self) {
+        let mut view = self.hands.holder.view();
+        let wakes = self.hands.wakes.clone();
+        tokio::spawn(async move {
+            loop {
+                let sight = lease_sight(&view.borrow_and_update());
+                if wakes.send(Wake::Core(Event::Lease(sight))).is_err() || view.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// The first news are taken at once, so that what follows a start sees it running.
+    fn watch_guard(&mut self, life: u64, handle: GuardHandle) -> anyhow::Result<()> {
+        let mut state = handle.state();
+        let first = guard_event(life, &state.borrow_and_update());
+        self.guard = Some(handle);
+        let wakes = self.hands.wakes.clone();
+        tokio::spawn(async move {
+            while state.changed().await.is_ok() {
+                let event = guard_event(life, &state.borrow_and_update());
+                if wakes.send(Wake::Core(event)).is_err() {
+                    return;
+                }
+            }
+        });
+        self.wake(Wake::Core(first))
+    }
+
+    /// Whoever asks first shall not hear that a healthy primary is starting.
+    async fn await_first_probe(&mut self, wakes: &mut mpsc::UnboundedReceiver<Wake>) -> anyhow::Result<()> {
+        let until = tokio::time::Instant::now() + Duration::from_secs(1);
+        while matches!(self.core.tree(), Tree::Running { .. }) && self.core.sight().is_none() {
+            match tokio::time::timeout_at(until, wakes.recv()).await {
+                Ok(Some(wake)) => self.wake(wake)?,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn wake(&mut self, wake: Wake) -> anyhow::Result<()> {
+        match wake {
+            Wake::Core(event) => {
+                let gone = matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
+                    if *life == self.core.life());
+                if gone {
+                    self.hands.sink_to_nobody();
+                }
+                let probed = matches!(event, Event::Probed { .. });
+                let effects = self.core.step(event, now(self.began));
+                self.perform(effects, None)?;
+                if probed {
+                    self.after_probe();
+                }
+            }
+            Wake::Guarded { life, handle } => {
+                let effects = self.core.step(Event::Spawned { life }, now(self.began));
+                self.perform(effects, None)?;
+                self.watch_guard(life, handle)?;
+            }
+        }
+        self.look_around();
+        Ok(())
+    }
+
+    fn ask(&mut self, ask: Ask) -> anyhow::Result<()> {
+        match ask {
+            Ask::Execute(to, order, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    tracing::info!(order = order.id, rule = order.rule, epoch = %order.epoch, action = ?order.action,
+                        "order received");
+                    self.perform(learned, None)?;
+                    let effects = self.core.step(Event::Order(order), now(self.began));
+                    self.perform(effects, Some(reply))?;
+                }
+                Err(reason) => {
+                    let _ = reply.send(Err(Refusal { reason, highest_epoch: self.core.durable().accepted }));
+                }
+            },
+            Ask::Watch(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    self.publish();
+                    let _ = reply.send(Ok(self.statuses.subscribe()));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Probe(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    self.probes_wanted.push(reply);
+                    if matches!(self.core.tree(), Tree::Running { .. }) {
+                        self.asked += 1;
+                    } else {
+                        self.answer_probes();
+                    }
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+        }
+        self.look_around();
+        Ok(())
+    }
+
+    /// Effects in their order. A reply goes out last, and not at all when what it rests on failed.
+    fn perform(
+        &mut self,
+        effects: Vec<Effect>,
+        mut reply: Option<oneshot::Sender<Result<(), Refusal>>>,
+    ) -> anyhow::Result<()> {
+        for effect in effects {
+            match effect {
+                Effect::Reply(result) => {
+                    if let Err(refusal) = &result {
+                        tracing::info!(reason = refusal.reason, "order refused");
+                    }
+                    if let Some(reply) = reply.take() {
+                        let _ = reply.send(result);
+                    }
+                }
+                other => self.act(other)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, effect: Effect) -> anyhow::Result<()> {
+        let hands = &self.hands;
+        match effect {
+            Effect::Fence => self.fence(),
+            Effect::KillTree => {
+                let pid = match self.core.tree() {
+                    Tree::Running { pid } => pid,
+                    Tree::Empty | Tree::Ending => 0,
+                };
+                tokio::spawn(hands.clone().kill_tree(pid));
+            }
+            Effect::Persist => {
+                let saved = self.store.save(self.core.durable());
+                saved.map_err(|e| anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e)))?;
+            }
+            Effect::Release => hands.holder.release(),
+            Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
+            Effect::Identify(cluster, generation) => hands.holder.set_identity(cluster, generation),
+            Effect::SetWal(position) => hands.holder.set_wal(position),
+            Effect::Notice(notice) => send_notice(hands, notice),
+            Effect::Begin(task) => self.begin(task),
+            Effect::CheckpointBeside => {
+                let hands = hands.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = tasks::checkpoint(&hands.instance, Duration::from_secs(3600)).await {
+                        tracing::warn!(error, "failed to write the checkpoint after the promotion");
+                    }
+                });
+            }
+            Effect::Survey { wal_end } => {
+                tokio::spawn(hands.clone().survey(self.core.life(), wal_end));
+            }
+            Effect::Cancel => self.cancel(),
+            Effect::Reply(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Directly, not on another thread: nothing is more urgent, and it takes
+    /// microseconds unless the guard is stalled.
+    fn fence(&self) {
+        let Some(guard) = &self.guard else { return };
+        if let Err(error) = guard.fence() {
+            tracing::error!(error = chain(&error), "the guard did not take the order to fence");
+        }
+    }
+
+    /// After a restart of the agent: the guard still has the deadline of this epoch.
+    fn hold_again(&self, epoch: Epoch, timeline: crate::domain::TimelineId) {
+        let Some(guard) = &self.guard else { return };
+        if let Err(error) = self.hands.sink_to(guard) {
+            tracing::error!(error, "no deadline can reach the guard; the lease is left to run out");
+            return;
+        }
+        match guard.state().borrow().deadline {
+            Some(deadline) => self.hands.holder.resume(epoch, timeline, deadline),
+            None => self.hands.holder.hold(epoch, timeline),
+        }
+    }
+
+    fn begin(&mut self, task: super::core::Task) {
+        let job = Job {
+            hands: self.hands.clone(),
+            task,
+            guard: self.guard.clone(),
+            epoch: self.core.durable().accepted,
+            generation: self.core.durable().generation,
+        };
+        let wakes = self.hands.wakes.clone();
+        self.task = Some(tokio::spawn(async move {
+            let end = tasks::run(job).await;
+            let _ = wakes.send(Wake::Core(Event::Done(end)));
+        }));
+    }
+
+    fn cancel(&mut self) {
+        let Some(task) = self.task.take() else { return };
+        if task.is_finished() {
+            return;
+        }
+        task.abort();
+        let error = "a newer epoch overtook it".to_owned();
+        let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
+    }
+
+    fn after_probe(&mut self) {
+        self.answer_probes();
+        let streams = self.core.sight().is_some_and(|s| s.streaming);
+        if streams && self.discarded_life != self.core.life() && self.core.work().is_none() {
+            self.discarded_life = self.core.life();
+            let hands = self.hands.clone();
+            tokio::spawn(async move {
+                let _works = hands.data_dir.lock().await;
+                if let Err(error) = hands.instance.discard_old().await {
+                    tracing::warn!(error = chain(&error), "failed to remove what a rewind or a clone kept aside");
+                }
+            });
+        }
+    }
+
+    fn answer_probes(&mut self) {
+        if self.probes_wanted.is_empty() {
+            return;
+        }
+        self.publish();
+        let fresh = self.statuses.borrow().clone();
+        for reply in self.probes_wanted.drain(..) {
+            let _ = reply.send(Ok(fresh.clone()));
+        }
+    }
+
+    /// After each event: what to probe, and whether others should hear of it.
+    fn look_around(&mut self) {
+        let plan = self.core.probe_interval().map(|interval| Plan {
+            life: self.core.life(),
+            interval,
+            asked: self.asked,
+        });
+        self.plan.send_if_modified(|old| {
+            let changed = *old != plan;
+            *old = plan;
+            changed
+        });
+        if plan.is_none() {
+            self.answer_probes();
+        }
+        if self.publish_at.is_none() && essence(&self.status()) != self.essence {
+            self.publish_at = Some(Instant::now() + DEBOUNCE);
+        }
+    }
+
+    fn status(&self) -> v1::AgentStatus {
+        let adopted = self.guard.as_ref().is_some_and(|g| g.state().borrow().adopted);
+        status(&self.core, &self.identity, adopted, now(self.began))
+    }
+
+    fn pause(&self) -> Duration {
+        let tick = if self.core.is_fencing() { TICK_URGENT } else { TICK };
+        match self.publish_at {
+            Some(at) => at.saturating_duration_since(Instant::now()).min(tick),
+            None => tick,
+        }
+    }
+
+    fn publish_if_due(&mut self) {
+        let due = self.publish_at.is_some_and(|at| at <= Instant::now());
+        if due || self.published.elapsed() >= AT_LEAST {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.sequence += 1;
+        let mut status = self.status();
+        self.essence = essence(&status);
+        status.sequence = self.sequence;
+        self.publish_at = None;
+        self.published = Instant::now();
+        self.statuses.send_replace(status);
+    }
+}
+
+fn now(began: Instant) -> Now {
+    Now { moment: Moment(began.elapsed()), clocks: two_clocks() }
+}
+
+fn send_notice(hands: &Hands, notice: Notice) {
+    let what = if notice.fenced { "epoch fenced" } else { "primary crashed" };
+    tracing::warn!(epoch = %notice.epoch, end = %notice.end, clean = notice.clean, "{what}");
+    hands.holder.send_notice(notice);
+}
+
+/// What an earlier agent left, after what has no guard was killed.
+fn find(instance: &Instance, guard: Option<&GuardHandle>) -> Result<Found, String> {
+    let Some(guard) = guard else {
+        kill_foreign(instance)?;
+        instance.finish_swap().map_err(said)?;
+        return Ok(Found::Nothing);
+    };
+    // The pushed state may have an old deadline.
+    let state = guard.refresh().map_err(said)?;
+    let armed = state.deadline.map(|_| state.epoch).unwrap_or_default();
+    let remaining = state.deadline.map(|d| d.holder_remaining(two_clocks())).unwrap_or_default();
+    let pid = match state.postmaster {
+        guard::Postmaster::Running { pid } => pid,
+        guard::Postmaster::Gone { .. } => 0,
+    };
+    Ok(Found::Running { pid, armed, remaining })
+}
+
+fn guard_event(life: u64, state: &GuardState) -> Event {
+    if !state.alive && !state.postmaster.is_clear() {
+        return Event::GuardDied { life };
+    }
+    let postmaster = match state.postmaster {
+        guard::Postmaster::Running { pid } => Postmaster::Running { pid },
+        guard::Postmaster::Gone { status, tree_empty, fenced } => {
+            let exit = match status {
+                ExitKind::Code(code) => format!("exit code {code}"),
+                ExitKind::Signal(signal) => format!("signal {signal}"),
+            };
+            Postmaster::Gone { tree_empty, fenced, exit }
+        }
+    };
+    Event::Guard { life, postmaster }
+}
+
+fn lease_sight(view: &HolderView) -> LeaseSight {
+    let phase = match view.phase {
+        Phase::Idle => LeasePhase::Idle,
+        Phase::Seeking => LeasePhase::Seeking,
+        Phase::Held => LeasePhase::Held,
+        // No majority lately; what it held still holds until the deadline.
+        Phase::Probing if view.deadline.is_some() => LeasePhase::Held,
+        Phase::Probing => LeasePhase::Seeking,
+        Phase::Expired => LeasePhase::Expired,
+        Phase::Superseded { .. } => LeasePhase::Superseded,
+    };
+    LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
+}
+
+fn refuse_root() -> anyhow::Result<()> {
+    if nix::unistd::Uid::effective().is_root() {
+        anyhow::bail!(
+            "PostgreSQL refuses to run as root; run the agent as the user that owns the data directory, usually `postgres`"
+        );
+    }
+    Ok(())
+}
+
+/// The guard's socket lies here, so nobody else may look in.
+fn private_dir(path: &Path) -> anyhow::Result<()> {
+    if !path.exists() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.with_context(|| format!("create {}", path.display()))?;
+    }
+    let meta = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+    if meta.permissions().mode() & 0o022 != 0 {
+        anyhow::bail!("{}: others may write here; make its mode 0700", path.display());
+    }
+    Ok(())
+}
+
+fn read_secret(path: &Path) -> anyhow::Result<Secret> {
+    let meta = std::fs::metadata(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
+    if meta.permissions().mode() & 0o077 != 0 {
+        anyhow::bail!("cluster.secret_file: {} can be read by others; make its mode 0600", path.display());
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
+    if bytes.trim_ascii().len() < 32 {
+        anyhow::bail!("cluster.secret_file: {} must hold at least 32 bytes", path.display());
+    }
+    Ok(Secret::new(bytes.trim_ascii().to_vec()))
+}

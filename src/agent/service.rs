@@ -1,0 +1,151 @@
+//! The gRPC face: passes requests into the loop and waits for its answer.
+//! Nothing is decided here.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path, pin::Pin};
+
+use futures_util::StreamExt as _;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_stream::{
+    Stream,
+    wrappers::{TcpListenerStream, UnixListenerStream, WatchStream},
+};
+use tonic::{Request, Response, Status, transport::Server};
+
+use super::{
+    core::Refusal,
+    order::{self, Address, Order},
+};
+use crate::{
+    config::AgentEndpoint,
+    rpc::v1::{self, agent_server},
+};
+
+/// A request on its way into the loop, with the way back.
+#[derive(Debug)]
+pub enum Ask {
+    /// Carry out an order.
+    Execute(Address, Order, oneshot::Sender<Result<(), Refusal>>),
+    /// Watch the status.
+    Watch(Address, oneshot::Sender<Result<watch::Receiver<v1::AgentStatus>, String>>),
+    /// Probe now.
+    Probe(Address, oneshot::Sender<Result<v1::AgentStatus, String>>),
+}
+
+/// The service; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Service {
+    asks: mpsc::Sender<Ask>,
+}
+
+impl Service {
+    /// A service whose requests arrive at the other end of `asks`.
+    pub fn new(asks: mpsc::Sender<Ask>) -> Self {
+        Self { asks }
+    }
+
+    async fn ask<T>(&self, ask: Ask, answer: oneshot::Receiver<T>) -> Result<T, Status> {
+        let ended = || Status::unavailable("the agent is ending");
+        self.asks.send(ask).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+}
+
+#[tonic::async_trait]
+impl agent_server::Agent for Service {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentStatus, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::AgentWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let to = order::address(request.into_inner().to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let receiver = self.ask(Ask::Watch(to, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(Box::pin(WatchStream::new(receiver).map(Ok))))
+    }
+
+    async fn execute(&self, request: Request<v1::Order>) -> Result<Response<v1::OrderReply>, Status> {
+        let (to, order) = order::order(request.into_inner()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let outcome = match self.ask(Ask::Execute(to, order, sender), answer).await? {
+            Ok(()) => v1::order_reply::Outcome::Accepted(v1::order_reply::Accepted {}),
+            Err(Refusal { reason, highest_epoch }) => {
+                let highest_epoch = highest_epoch.0;
+                v1::order_reply::Outcome::Refused(v1::order_reply::Refused { reason, highest_epoch })
+            }
+        };
+        Ok(Response::new(v1::OrderReply { outcome: Some(outcome) }))
+    }
+
+    async fn probe(&self, request: Request<v1::AgentProbeRequest>) -> Result<Response<v1::AgentStatus>, Status> {
+        let to = order::address(request.into_inner().to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let status = self.ask(Ask::Probe(to, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(status))
+    }
+}
+
+/// A place where the agent can't listen.
+#[derive(Debug, thiserror::Error)]
+#[error("agent.listen: listen on {place}")]
+pub struct ListenError {
+    place: String,
+    source: std::io::Error,
+}
+
+/// The open door.
+pub enum Listener {
+    /// A unix socket of mode 0600.
+    Unix(UnixListener),
+    /// A TCP address.
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Opens the endpoint. A socket file that an earlier agent left is replaced;
+    /// the lock on the state directory says that there is no other agent.
+    ///
+    /// # Errors
+    /// The address is taken or the directory can't be written.
+    pub async fn open(endpoint: &AgentEndpoint) -> Result<Listener, ListenError> {
+        match endpoint {
+            AgentEndpoint::Unix(path) => {
+                let failed = |source| ListenError { place: path.display().to_string(), source };
+                Ok(Listener::Unix(private_socket(path).map_err(failed)?))
+            }
+            AgentEndpoint::Tcp(address) => {
+                let failed = |source| ListenError { place: address.to_string(), source };
+                Ok(Listener::Tcp(TcpListener::bind(address).await.map_err(failed)?))
+            }
+        }
+    }
+
+    /// Serves until the runtime ends.
+    ///
+    /// # Errors
+    /// The transport broke.
+    pub async fn serve(self, service: Service) -> Result<(), tonic::transport::Error> {
+        let router = Server::builder().add_service(agent_server::AgentServer::new(service));
+        match self {
+            Listener::Unix(listener) => router.serve_with_incoming(UnixListenerStream::new(listener)).await,
+            Listener::Tcp(listener) => router.serve_with_incoming(TcpListenerStream::new(listener)).await,
+        }
+    }
+}
+
+/// Nobody else may connect even for a moment: it gets its name after its mode.
+fn private_socket(path: &Path) -> std::io::Result<UnixListener> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temporary, path)?;
+    Ok(listener)
+}

@@ -1,0 +1,112 @@
+//! What the agent says of itself, from what its rules know.
+
+use super::core::{Core, Disk, LeasePhase, Now, Tree};
+use crate::{
+    domain::{
+        MemberId,
+        observation::{AgentView, LeaseView},
+    },
+    rpc::{convert, v1},
+};
+
+/// What the status needs besides the rules' own knowledge.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// This member.
+    pub member: MemberId,
+    /// Drawn at each start of the agent.
+    pub session: u64,
+    /// `server_version_num` of the programs.
+    pub server_version: u32,
+}
+
+/// The status at one moment. The sequence number is given at publication.
+pub fn status(core: &Core, identity: &Identity, adopted: bool, now: Now) -> v1::AgentStatus {
+    let pid = match core.tree() {
+        Tree::Running { pid } => pid,
+        Tree::Empty | Tree::Ending => 0,
+    };
+    convert::agent_status(&view(core, identity, adopted, now), 0, pid)
+}
+
+fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView {
+    let durable = core.durable();
+    let (wal_end, wal_end_known) = core.wal_end();
+    let sight = core.sight();
+    let facts = match core.disk() {
+        Some(Disk::Present(facts)) => Some(facts),
+        _ => None,
+    };
+    let checkpoint_timeline = sight.map(|s| s.checkpoint_timeline).or(facts.map(|f| f.checkpoint_timeline));
+    AgentView {
+        member: identity.member.clone(),
+        session: identity.session,
+        state: core.state(),
+        server_version: identity.server_version,
+        system_identifier: core.system_identifier(),
+        wal_end,
+        wal_end_known,
+        replay_lsn: sight.map(|s| s.replay_lsn).unwrap_or_default(),
+        streaming: sight.is_some_and(|s| s.streaming),
+        upstream: core.upstream().cloned(),
+        history: core.history().clone(),
+        lease: lease(core, now),
+        accepted_epoch: durable.accepted,
+        ended_epoch: durable.ended,
+        fenced_epoch: durable.fenced,
+        was_primary: facts.is_some_and(|f| f.was_primary),
+        clean_shutdown: facts.is_some_and(|f| f.clean_shutdown),
+        work: core.work().cloned(),
+        last_order: core.last_order().cloned(),
+        standbys: sight.map(|s| s.standbys.clone()).unwrap_or_default(),
+        checkpoint_timeline: checkpoint_timeline.unwrap_or_default(),
+        checkpoints_done: core.checkpoints_done(),
+        guard: guard(core.tree(), adopted).to_owned(),
+        problem: core.problem().map(str::to_owned),
+        rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished),
+        rewind_failures: durable.rewind_failures,
+        clone_failures: durable.clone_failures,
+    }
+}
+
+fn guard(tree: Tree, adopted: bool) -> &'static str {
+    match tree {
+        Tree::Empty => "none",
+        Tree::Running { .. } | Tree::Ending if adopted => "adopted",
+        Tree::Running { .. } | Tree::Ending => "guarding",
+    }
+}
+
+fn lease(core: &Core, now: Now) -> LeaseView {
+    let lease = core.lease();
+    let remaining = lease.deadline.holder_remaining(now.clocks);
+    let held = lease.phase == LeasePhase::Held && !remaining.is_zero();
+    let remaining_ms = if held { u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) } else { 0 };
+    match lease.phase {
+        LeasePhase::Seeking | LeasePhase::Held => LeaseView { epoch: lease.epoch, held, remaining_ms },
+        // An epoch that is over is neither held nor sought.
+        LeasePhase::Idle | LeasePhase::Expired | LeasePhase::Superseded => LeaseView::default(),
+    }
+}
+
+/// The status without what changes all the time: two that are equal here need no hurry.
+pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
+    let mut calm = status.clone();
+    calm.sequence = 0;
+    calm.replay_lsn = 0;
+    if let Some(end) = &mut calm.wal_end {
+        end.lsn = 0;
+    }
+    if let Some(lease) = &mut calm.lease {
+        lease.remaining_ms = 0;
+    }
+    if let Some(work) = &mut calm.work {
+        work.done_bytes = 0;
+        work.total_bytes = 0;
+    }
+    for standby in &mut calm.standbys {
+        standby.flush_lsn = 0;
+        standby.lag_bytes = 0;
+    }
+    calm
+}

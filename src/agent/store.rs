@@ -1,0 +1,288 @@
+//! What an agent must not forget: one small JSON file in the state directory,
+//! replaced whole (temporary file, fsync, rename, fsync of the directory), and
+//! a lock, so that two agents never act on one data directory.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{ClusterId, Epoch, Generation, Lsn, TimelineId, WalPosition};
+
+const FILE: &str = "agent.json";
+
+/// A state directory that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system refused.
+    #[error("{action} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not what this version writes. Guessing could forget an ended epoch, so nothing is guessed.
+    #[error("{path} can't be read as the agent's state", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Another agent works with this directory.
+    #[error("another agent works with {path} (it holds the lock)", path = path.display())]
+    Locked {
+        /// The locked file.
+        path: PathBuf,
+    },
+}
+
+/// How far a tenure has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// The lease is sought, a promotion runs or is to be finished.
+    Granted,
+    /// Promoted, and the timeline was compared with the grant.
+    Primary,
+    /// The postmaster ended by itself; may be restarted in place while the lease lasts.
+    Crashed,
+    /// Stopped by an order that keeps the lease.
+    Stopped,
+}
+
+/// The right to be primary in one epoch, from the Promote order to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenure {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The timeline the grant reserved.
+    pub timeline: TimelineId,
+    /// The WAL end the grant was decided on.
+    pub floor: WalPosition,
+    /// How far it has come.
+    pub phase: Phase,
+}
+
+/// Everything that survives a restart of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Durable {
+    /// The cluster this host belongs to; empty until an order or a watch named one.
+    pub cluster_id: ClusterId,
+    /// Its generation.
+    pub generation: Generation,
+    /// Highest epoch an order came with.
+    pub accepted: Epoch,
+    /// Highest epoch that ended on this host. It is never held, adopted or restarted again.
+    pub ended: Epoch,
+    /// Highest ended epoch whose process tree was seen empty.
+    pub fenced: Epoch,
+    /// The right to be primary, while there is one.
+    pub tenure: Option<Tenure>,
+    /// `standby.signal` may be missing: a restart in place of this epoch is under way.
+    pub restart_intent: Option<Epoch>,
+    /// Failed rewinds in a row.
+    pub rewind_failures: u64,
+    /// Failed clones in a row.
+    pub clone_failures: u64,
+}
+
+/// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    format: u32,
+    cluster_id: String,
+    generation: u64,
+    accepted: u64,
+    ended: u64,
+    fenced: u64,
+    tenure: Option<RawTenure>,
+    restart_intent: Option<u64>,
+    rewind_failures: u64,
+    clone_failures: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTenure {
+    epoch: u64,
+    timeline: u32,
+    floor_timeline: u32,
+    floor_lsn: u64,
+    phase: Phase,
+}
+
+impl From<&Durable> for Raw {
+    fn from(d: &Durable) -> Raw {
+        Raw {
+            format: 1,
+            cluster_id: d.cluster_id.0.clone(),
+            generation: d.generation.0,
+            accepted: d.accepted.0,
+            ended: d.ended.0,
+            fenced: d.fenced.0,
+            tenure: d.tenure.map(|t| RawTenure {
+                epoch: t.epoch.0,
+                timeline: t.timeline.0,
+                floor_timeline: t.floor.timeline.0,
+                floor_lsn: t.floor.lsn.0,
+                phase: t.phase,
+            }),
+            restart_intent: d.restart_intent.map(|e| e.0),
+            rewind_failures: d.rewind_failures,
+            clone_failures: d.clone_failures,
+        }
+    }
+}
+
+impl From<Raw> for Durable {
+    fn from(r: Raw) -> Durable {
+        Durable {
+            cluster_id: ClusterId(r.cluster_id),
+            generation: Generation(r.generation),
+            accepted: Epoch(r.accepted),
+            ended: Epoch(r.ended),
+            fenced: Epoch(r.fenced),
+            tenure: r.tenure.map(|t| Tenure {
+                epoch: Epoch(t.epoch),
+                timeline: TimelineId(t.timeline),
+                floor: WalPosition { timeline: TimelineId(t.floor_timeline), lsn: Lsn(t.floor_lsn) },
+                phase: t.phase,
+            }),
+            restart_intent: r.restart_intent.map(Epoch),
+            rewind_failures: r.rewind_failures,
+            clone_failures: r.clone_failures,
+        }
+    }
+}
+
+/// The open state directory. Holds the locks as long as it lives.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    _locks: Vec<Flock<File>>,
+}
+
+impl Store {
+    /// Opens (and creates) the state directory, takes its lock and one beside
+    /// the data directory, and reads what was kept.
+    ///
+    /// # Errors
+    /// The directory can't be used, the file can't be understood, or another agent is at work.
+    pub fn open(dir: &Path, data_dir: &Path) -> Result<(Store, Durable), StoreError> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let mut locks = vec![lock(&dir.join("agent.lock"))?];
+        // Two configurations with two state directories could still name one data directory.
+        let mut beside = data_dir.as_os_str().to_owned();
+        beside.push(".matriarch-lock");
+        if let Some(parent) = data_dir.parent() {
+            fs::create_dir_all(parent).map_err(io_error("create", parent))?;
+        }
+        locks.push(lock(Path::new(&beside))?);
+        let store = Store { dir: dir.to_owned(), _locks: locks };
+        let path = dir.join(FILE);
+        let durable = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice::<Raw>(&bytes) {
+                Ok(raw) => raw.into(),
+                Err(source) => return Err(StoreError::Unreadable { path, source }),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Durable::default(),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        Ok((store, durable))
+    }
+
+    /// Replaces the file; on disk when this returns.
+    ///
+    /// # Errors
+    /// The file system refused. The caller must end: what it was about to do rests on this.
+    pub fn save(&self, durable: &Durable) -> Result<(), StoreError> {
+        let path = self.dir.join(FILE);
+        let temporary = self.dir.join("agent.json.tmp");
+        let bytes = serde_json::to_vec_pretty(&Raw::from(durable))
+            .map_err(|source| StoreError::Unreadable { path: path.clone(), source })?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&temporary).map_err(io_error("create", &temporary))?;
+        file.write_all(&bytes).map_err(io_error("write", &temporary))?;
+        file.sync_all().map_err(io_error("fsync", &temporary))?;
+        fs::rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
+        let dir = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
+        dir.sync_all().map_err(io_error("fsync", &self.dir))
+    }
+}
+
+fn lock(path: &Path) -> Result<Flock<File>, StoreError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(io_error("open", path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => StoreError::Locked { path: path.to_owned() },
+        other => io_error("lock", path)(other.into()),
+    })
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_saved_is_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("pgdata");
+        let state = dir.path().join("state");
+        let (store, empty) = Store::open(&state, &data).unwrap();
+        assert_eq!(empty, Durable::default());
+        let full = Durable {
+            cluster_id: ClusterId("c".into()),
+            generation: Generation(1),
+            accepted: Epoch(7),
+            ended: Epoch(5),
+            fenced: Epoch(5),
+            tenure: Some(Tenure {
+                epoch: Epoch(7),
+                timeline: TimelineId(3),
+                floor: WalPosition { timeline: TimelineId(2), lsn: Lsn(9) },
+                phase: Phase::Primary,
+            }),
+            restart_intent: Some(Epoch(7)),
+            rewind_failures: 1,
+            clone_failures: 2,
+        };
+        store.save(&full).unwrap();
+        drop(store);
+        assert_eq!(Store::open(&state, &data).unwrap().1, full);
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_also_with_another_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("pgdata");
+        let (_first, _) = Store::open(&dir.path().join("a"), &data).unwrap();
+        for state in ["a", "b"] {
+            let second = Store::open(&dir.path().join(state), &data);
+            assert!(matches!(second, Err(StoreError::Locked { .. })), "{second:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_not_taken_for_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(FILE), b"{\"format\":1").unwrap();
+        let opened = Store::open(dir.path(), &dir.path().join("pgdata"));
+        assert!(matches!(opened, Err(StoreError::Unreadable { .. })), "{opened:?}");
+    }
+}

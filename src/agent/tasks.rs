@@ -1,0 +1,416 @@
+//! The tasks: long work, one at a time. Each step can be cut off at any moment;
+//! what it leaves behind is an ordinary state for the survey or the next order.
+
+use std::time::Duration;
+
+use super::{
+    core::{Event, Sight, Task, TaskEnd, covers},
+    hands::{Hands, blocking, chain, said, standby_role, wait_clear},
+    order::{Source, StopMode},
+    process::Wake,
+    prober::sight,
+    store::Tenure,
+};
+use crate::{
+    domain::{Epoch, Generation, TimelineHistory, moment::TwoClocks},
+    guard::{GuardHandle, GuardState, PostmasterSignal, sys::two_clocks},
+    lease,
+    postgres::{ConfigRole, Instance, Progress, Session, Upstream},
+};
+
+/// How often a task asks a server that is about to open.
+const POLL: Duration = Duration::from_millis(20);
+/// A checkpoint by order may write everything that is in memory.
+const CHECKPOINT: Duration = Duration::from_secs(3600);
+
+/// One task with what it needs to know.
+pub struct Job {
+    /// What to touch things with.
+    pub hands: Hands,
+    /// What to do.
+    pub task: Task,
+    /// The guard of the postmaster that runs or has just ended.
+    pub guard: Option<GuardHandle>,
+    /// Highest epoch accepted.
+    pub epoch: Epoch,
+    /// Of the cluster.
+    pub generation: Generation,
+}
+
+/// Why a task failed.
+struct Failure {
+    error: String,
+    harmless: bool,
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Failure {
+        Failure { error, harmless: false }
+    }
+}
+
+/// Runs it to its end.
+pub async fn run(job: Job) -> TaskEnd {
+    let kind = job.task.kind();
+    let began = std::time::Instant::now();
+    let end = match job.carry_out().await {
+        Ok(()) => TaskEnd::Succeeded,
+        Err(Failure { error, harmless }) => TaskEnd::Failed { error, harmless },
+    };
+    let elapsed_ms = began.elapsed().as_millis();
+    match &end {
+        TaskEnd::Succeeded => tracing::info!(task = kind, elapsed_ms, "task done"),
+        TaskEnd::Failed { error, .. } => tracing::error!(task = kind, elapsed_ms, error, "task failed"),
+    }
+    end
+}
+
+impl Job {
+    async fn carry_out(&self) -> Result<(), Failure> {
+        match &self.task {
+            Task::Initdb => self.initdb().await?,
+            Task::Start(source) => self.start(source.as_ref()).await?,
+            Task::Follow(source) => self.follow(source.as_ref()).await?,
+            Task::Promote(tenure) => return self.promote(tenure).await,
+            Task::Restart { tenure, resume } => self.restart(tenure, *resume).await?,
+            Task::Stop { mode, .. } => self.stop(*mode).await?,
+            Task::Rewind(source) => self.rewind(source).await?,
+            Task::Clone(source) => self.copy(source).await?,
+            Task::Checkpoint => checkpoint(&self.hands.instance, CHECKPOINT).await?,
+        }
+        Ok(())
+    }
+
+    async fn initdb(&self) -> Result<(), String> {
+        let _works = self.hands.data_dir.lock().await;
+        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        self.hands.instance.initdb(&progress).await.map(|_| ()).map_err(said)
+    }
+
+    async fn start(&self, source: Option<&Source>) -> Result<(), String> {
+        let hands = &self.hands;
+        let _works = hands.data_dir.lock().await;
+        if let Some(guard) = &self.guard
+            && !wait_clear(guard, Duration::from_secs(10)).await
+            && guard.state().borrow().alive
+        {
+            return Err("the processes of the fenced PostgreSQL have not ended yet".to_owned());
+        }
+        if hands.instance.rewind_unfinished() {
+            return Err("a rewind was cut off; rewind again or clone".to_owned());
+        }
+        let instance = hands.instance.clone();
+        let role = standby_role(source, self.epoch, self.generation);
+        let prepare = move || {
+            instance.remove_live().map_err(said)?;
+            instance.write_config(&role).map_err(said)?;
+            instance.set_standby_signal(true).map_err(said)
+        };
+        blocking(prepare).await??;
+        hands.start_postmaster(self.epoch, None).await.map(|_| ())
+    }
+
+    async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
+        let guard = self.running_guard()?;
+        let role = standby_role(source, self.epoch, self.generation);
+        let instance = self.hands.instance.clone();
+        let point = move || {
+            instance.write_config(&role).map_err(said)?;
+            guard.signal(PostmasterSignal::Reload).map_err(said)
+        };
+        blocking(point).await?
+    }
+
+    fn running_guard(&self) -> Result<GuardHandle, String> {
+        self.guard.clone().ok_or_else(|| "no guard runs".to_owned())
+    }
+
+    async fn stop(&self, mode: StopMode) -> Result<(), String> {
+        let patience = (mode == StopMode::Fast).then_some(self.hands.timings.stop);
+        self.hands.stop_postmaster(&self.running_guard()?, patience).await
+    }
+
+    /// A standby that runs is stopped first; its fast stop writes a restartpoint only.
+    async fn stop_if_running(&self) -> Result<(), String> {
+        match &self.guard {
+            Some(guard) if !guard.state().borrow().postmaster.is_clear() => {
+                self.hands.progress("stop", 0, 0);
+                self.hands.stop_postmaster(guard, Some(self.hands.timings.stop)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn rewind(&self, source: &Source) -> Result<(), String> {
+        let _works = self.hands.data_dir.lock().await;
+        self.stop_if_running().await?;
+        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await.map_err(said)?;
+        tracing::info!(source = %source.member, ?outcome, "rewound");
+        Ok(())
+    }
+
+    async fn copy(&self, source: &Source) -> Result<(), String> {
+        let _works = self.hands.data_dir.lock().await;
+        self.stop_if_running().await?;
+        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let copied = self.hands.instance.clone_from(&Upstream::from(source), &progress).await;
+        copied.map(|_| ()).map_err(said)
+    }
+
+    /// Lease first, guard armed, and only then anything that could become writable.
+    async fn promote(&self, tenure: &Tenure) -> Result<(), Failure> {
+        let harmless = |error| Failure { error, harmless: true };
+        let guard = self.running_guard().map_err(harmless)?;
+        let mut session = None;
+        let before = self.look(&mut session).await.map_err(harmless)?;
+        if before.in_recovery && !covers(&before.history, before.wal_end, tenure.floor) {
+            let text = format!("its WAL ends at {}, the grant wants {}", before.wal_end, tenure.floor);
+            return Err(harmless(text));
+        }
+        self.hands.progress("lease", 0, 0);
+        if let Err(error) = self.take_lease(tenure, &guard).await {
+            let (handle, epoch) = (guard.clone(), tenure.epoch);
+            self.hands.holder.release();
+            // A deadline may have arrived in the last moment; the standby goes on without one.
+            let _ = blocking(move || handle.disarm(epoch)).await;
+            return Err(harmless(error));
+        }
+        let Some(session) = session else { return Err("the probe left no session".to_owned().into()) };
+        if before.in_recovery {
+            self.open(tenure, &before, &session).await?;
+        }
+        drop(session);
+        self.verify(tenure, &before).await.map_err(Failure::from)
+    }
+
+    async fn look(&self, session: &mut Option<Session>) -> Result<Sight, String> {
+        let instance = &self.hands.instance;
+        let probe = instance.probe(session, self.hands.timings.probe).await.map_err(said)?;
+        let history = instance.history(probe.wal_end.timeline).map_err(said)?;
+        Ok(sight(probe, history))
+    }
+
+    /// Holds the lease of the grant, with a guard that has its deadline.
+    async fn take_lease(&self, tenure: &Tenure, guard: &GuardHandle) -> Result<(), String> {
+        let hands = &self.hands;
+        // A guard that doesn't answer now won't take the deadline either.
+        refresh(guard).await?;
+        hands.sink_to(guard)?;
+        hands.holder.hold(tenure.epoch, tenure.timeline);
+        self.await_lease(tenure).await?;
+        let state = refresh(guard).await?;
+        match state.deadline {
+            Some(_) if state.epoch == tenure.epoch => Ok(()),
+            _ => Err("the guard has no deadline of this epoch".to_owned()),
+        }
+    }
+
+    async fn await_lease(&self, tenure: &Tenure) -> Result<(), String> {
+        let mut view = self.hands.holder.view();
+        let decided = view.wait_for(|v| v.epoch == tenure.epoch && is_settled(v));
+        match tokio::time::timeout(self.hands.timings.grant * 2, decided).await {
+            Err(_) => Err("no majority of the managers answered for the lease".to_owned()),
+            Ok(Err(_)) => Err("the lease holder's thread has ended".to_owned()),
+            Ok(Ok(view)) if view.phase == lease::Phase::Held => Ok(()),
+            Ok(Ok(view)) => Err(format!("the lease was not to be had: {:?}", view.phase)),
+        }
+    }
+
+    /// From the held lease to writable.
+    async fn open(&self, tenure: &Tenure, before: &Sight, session: &Session) -> Result<(), String> {
+        let hands = &self.hands;
+        hands.progress("sever", 0, 0);
+        let instance = hands.instance.clone();
+        let prepare = move || {
+            instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
+            instance.write_live("").map_err(said)
+        };
+        blocking(prepare).await??;
+        session.reload().await.map_err(said)?;
+        session.await_severed(hands.timings.promote).await.map_err(said)?;
+        // What was received in the meantime may have brought a newer timeline.
+        let own = hands.instance.probe(&mut None, hands.timings.probe).await.map_err(said)?.wal_end.timeline;
+        if own != before.wal_end.timeline {
+            return Err(format!("its timeline became {own} on the way"));
+        }
+        let (instance, below) = (hands.instance.clone(), tenure.timeline);
+        blocking(move || instance.place_stubs(own, below).map_err(said)).await??;
+        self.still_held(tenure)?;
+        hands.progress("promote", 0, 0);
+        session.promote().await.map_err(said)?;
+        session.await_primary(hands.timings.promote).await.map_err(said)
+    }
+
+    fn still_held(&self, tenure: &Tenure) -> Result<(), String> {
+        let view = self.hands.holder.view().borrow().clone();
+        let left = view.deadline.map(|d| d.holder_remaining(two_clocks())).unwrap_or_default();
+        match view.epoch == tenure.epoch && !left.is_zero() {
+            true => Ok(()),
+            false => Err("the lease was lost on the way".to_owned()),
+        }
+    }
+
+    /// The timeline it took must be the one of the grant, and grow out of what it was.
+    async fn verify(&self, tenure: &Tenure, before: &Sight) -> Result<(), String> {
+        let after = self.look(&mut None).await?;
+        if after.in_recovery {
+            return Err("it is still in recovery".to_owned());
+        }
+        if after.wal_end.timeline != tenure.timeline {
+            return Err(format!("it took timeline {}, the grant reserved {}", after.wal_end.timeline, tenure.timeline));
+        }
+        if !grows_from(&after.history, before, tenure) {
+            return Err(format!("the history of timeline {} is not the one of the grant", tenure.timeline));
+        }
+        let instance = self.hands.instance.clone();
+        let close = move || {
+            instance.set_standby_signal(true).map_err(said)?;
+            instance.remove_stubs().map_err(said)
+        };
+        blocking(close).await??;
+        self.report(after);
+        Ok(())
+    }
+
+    /// The rules learn what was seen here before they learn that the task is done.
+    fn report(&self, sight: Sight) {
+        let life = self.hands.life.load(std::sync::atomic::Ordering::SeqCst);
+        let result = Ok(Box::new(sight));
+        let _ = self.hands.wakes.send(Wake::Core(Event::Probed { life, result }));
+    }
+
+    /// The one start without `standby.signal`; the rules have persisted the intent.
+    async fn restart(&self, tenure: &Tenure, resume: bool) -> Result<(), String> {
+        let _works = self.hands.data_dir.lock().await;
+        let started = match resume {
+            true => self.running_guard(),
+            false => self.start_again(tenure).await,
+        };
+        let guard = match started {
+            Ok(guard) => guard,
+            Err(error) => return Err(self.take_back(None, error).await),
+        };
+        match self.opened(tenure, &guard).await {
+            Ok(sight) => {
+                let instance = self.hands.instance.clone();
+                blocking(move || instance.set_standby_signal(true).map_err(said)).await??;
+                self.report(sight);
+                Ok(())
+            }
+            Err(error) => Err(self.take_back(Some(&guard), error).await),
+        }
+    }
+
+    async fn start_again(&self, tenure: &Tenure) -> Result<GuardHandle, String> {
+        let hands = &self.hands;
+        let control = {
+            let instance = hands.instance.clone();
+            blocking(move || instance.control_data().map_err(said)).await??
+        };
+        // Right after a promotion the last checkpoint is still on the old timeline.
+        let timeline = control.timeline.max(control.min_recovery_timeline);
+        if timeline != tenure.timeline {
+            return Err(format!("pg_control is on timeline {timeline}, the grant on {}", tenure.timeline));
+        }
+        let deadline = self.deadline_with_time_left(tenure)?;
+        let instance = hands.instance.clone();
+        let prepare = move || {
+            instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
+            instance.set_standby_signal(false).map_err(said)?;
+            instance.write_live("").map_err(said)
+        };
+        blocking(prepare).await??;
+        let guard = hands.start_postmaster(tenure.epoch, Some(deadline)).await?;
+        hands.sink_to(&guard)?;
+        Ok(guard)
+    }
+
+    fn deadline_with_time_left(&self, tenure: &Tenure) -> Result<TwoClocks, String> {
+        let view = self.hands.holder.view().borrow().clone();
+        let deadline = view.deadline.filter(|_| view.epoch == tenure.epoch);
+        let deadline = deadline.ok_or("the lease is not held")?;
+        match deadline.holder_remaining(two_clocks()) >= self.hands.timings.hold / 2 {
+            true => Ok(deadline),
+            false => Err("too little of the lease is left".to_owned()),
+        }
+    }
+
+    /// Waits until it is writable.
+    async fn opened(&self, tenure: &Tenure, guard: &GuardHandle) -> Result<Sight, String> {
+        let until = tokio::time::Instant::now() + self.hands.timings.primary_start;
+        let mut session = None;
+        loop {
+            let state = guard.state().borrow().clone();
+            if state.postmaster.is_clear() || !state.alive {
+                return Err("PostgreSQL ended again".to_owned());
+            }
+            self.still_held(tenure)?;
+            if let Ok(sight) = self.look(&mut session).await
+                && !sight.in_recovery
+            {
+                return match sight.wal_end.timeline == tenure.timeline {
+                    true => Ok(sight),
+                    false => Err(format!("it came up on timeline {}", sight.wal_end.timeline)),
+                };
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err("it did not accept writes in time".to_owned());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// A restart that failed leaves nothing running and the signal file in place.
+    async fn take_back(&self, guard: Option<&GuardHandle>, error: String) -> String {
+        let mut error = error;
+        if let Some(guard) = guard
+            && let Err(also) = self.hands.stop_postmaster(guard, None).await
+        {
+            error = format!("{error}; and then: {also}");
+        }
+        let instance = self.hands.instance.clone();
+        let put_back = move || {
+            instance.remove_live().map_err(said)?;
+            instance.set_standby_signal(true).map_err(said)
+        };
+        match blocking(put_back).await {
+            Ok(Ok(())) => error,
+            Ok(Err(also)) | Err(also) => format!("{error}; and standby.signal could not be put back: {also}"),
+        }
+    }
+}
+
+/// Seeking may probe for a while; only an answer decides.
+fn is_settled(view: &lease::HolderView) -> bool {
+    match view.phase {
+        lease::Phase::Held | lease::Phase::Expired | lease::Phase::Superseded { .. } => true,
+        lease::Phase::Idle | lease::Phase::Seeking | lease::Phase::Probing => false,
+    }
+}
+
+/// The promoted history is the old one plus the timeline it was on.
+fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
+    if !before.in_recovery {
+        // Promoted by an agent that is no more; what can still be checked is the floor.
+        return covers(after, crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn }, tenure.floor);
+    }
+    let Some((last, older)) = after.switches.split_last() else { return false };
+    older == before.history.switches.as_slice()
+        && last.timeline == before.wal_end.timeline
+        && last.end >= before.replay_lsn
+}
+
+async fn refresh(guard: &GuardHandle) -> Result<GuardState, String> {
+    let handle = guard.clone();
+    blocking(move || handle.refresh().map_err(said)).await?
+}
+
+/// Writes a checkpoint.
+///
+/// # Errors
+/// What PostgreSQL said.
+pub async fn checkpoint(instance: &Instance, deadline: Duration) -> Result<(), String> {
+    let session = instance.connect().await.map_err(|e| chain(&e))?;
+    session.checkpoint(deadline).await.map_err(|e| chain(&e))
+}

@@ -1,0 +1,567 @@
+//! The body of `matriarch guard`: one thread, one loop, no runtime. Nothing in the loop
+//! blocks, and before a kill it does no I/O but the removal of one file in the runtime
+//! directory.
+
+use std::{
+    array,
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, ppoll},
+    sys::{
+        signal::{Signal, kill},
+        signalfd::SignalFd,
+        socket::{getsockopt, sockopt::PeerCredentials},
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::{Pid, geteuid},
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{
+    ExitKind, LIVE_FILE, LOCK_FILE, Postmaster, PostmasterSignal, SOCKET_FILE,
+    deadline::{Deadline, Refusal},
+    sys,
+    tree::TreeKiller,
+    wire::{self, Answer, Report, Request, WireError},
+};
+use crate::domain::{Epoch, moment::TwoClocks};
+
+/// An agent needs two; the rest is for one that reconnects before the old ones are closed.
+const CONNECTIONS: usize = 8;
+/// So long the result stays readable for an agent that is being restarted.
+const LINGER: Duration = Duration::from_secs(60);
+/// So long a new guard waits for the end of the one before it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs the guard; `args` is what follows the word `guard` on the command line:
+/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] -- PROGRAM ARGS...`.
+///
+/// The caller must not have started a thread: the postmaster's death signal is tied to
+/// the calling one, and a subreaper's children must all be children of one thread.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let options = match Options::parse(args) {
+        Ok(options) => options,
+        Err(problem) => {
+            say(format_args!("{problem}"));
+            return ExitCode::from(64);
+        }
+    };
+    match Guard::start(options) {
+        Ok(guard) => guard.watch(),
+        Err(error) => {
+            say(format_args!("{error}"));
+            ExitCode::from(70)
+        }
+    }
+}
+
+/// Best effort: a full disk must not stop the guard.
+fn say(text: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "matriarch guard: {text}");
+}
+
+#[derive(Debug)]
+struct Options {
+    runtime_dir: PathBuf,
+    log_file: PathBuf,
+    epoch_hint: Epoch,
+    deadline: Option<TwoClocks>,
+    program: OsString,
+    args: Vec<OsString>,
+}
+
+impl Options {
+    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
+        let mut args = args.into_iter();
+        let (mut runtime_dir, mut log_file, mut epoch_hint, mut deadline) = (None, None, Epoch(0), None);
+        while let Some(key) = args.next() {
+            if key == "--" {
+                break;
+            }
+            let value = args.next().ok_or_else(|| format!("{} needs a value", key.display()))?;
+            match key.to_str() {
+                Some("--runtime-dir") => runtime_dir = Some(PathBuf::from(value)),
+                Some("--log-file") => log_file = Some(PathBuf::from(value)),
+                Some("--epoch-hint") => {
+                    let number = value.to_str().and_then(|v| v.parse().ok());
+                    epoch_hint = Epoch(number.ok_or_else(|| format!("{} is no epoch", value.display()))?);
+                }
+                Some("--deadline") => {
+                    let at = value.to_str().and_then(parse_deadline);
+                    deadline = Some(at.ok_or_else(|| format!("{} is no deadline", value.display()))?);
+                }
+                _ => return Err(format!("unknown argument {}", key.display())),
+            }
+        }
+        Ok(Self {
+            runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
+            log_file: log_file.ok_or("--log-file is missing")?,
+            epoch_hint,
+            deadline,
+            program: args.next().ok_or("no program after --")?,
+            args: args.collect(),
+        })
+    }
+}
+
+/// `BOOT,RAW` in nanoseconds.
+fn parse_deadline(text: &str) -> Option<TwoClocks> {
+    let (boot, raw) = text.split_once(',')?;
+    let at = |text: &str| text.parse().ok().map(Duration::from_nanos);
+    Some(TwoClocks { boot: at(boot)?, raw: at(raw)? })
+}
+
+/// Why a guard could not start. Its text is the last line of the log file.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("set up the process: {0}")]
+    Process(io::Error),
+    #[error("lock {path}: {problem}", path = path.display())]
+    Lock { path: PathBuf, problem: String },
+    #[error("listen on {path}: {source}", path = path.display())]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("open {path}: {source}", path = path.display())]
+    Log { path: PathBuf, source: io::Error },
+    #[error("start {program}: {source}", program = program.display())]
+    Program { program: OsString, source: io::Error },
+}
+
+/// Where the guarded tree stands.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Running,
+    /// Something ended it; until the tree is empty each turn of the loop kills again.
+    Killing {
+        fenced: bool,
+        pause: Duration,
+    },
+    Empty {
+        fenced: bool,
+        since: TwoClocks,
+    },
+}
+
+struct Connection {
+    socket: Socket,
+    /// Has said Hello and wants to hear of changes.
+    listens: bool,
+    /// A push that the full socket didn't take; only the newest state matters.
+    owed: bool,
+}
+
+struct Guard {
+    listener: Socket,
+    connections: [Option<Connection>; CONNECTIONS],
+    signals: SignalFd,
+    timer: TimerFd,
+    timer_set_to: Option<Duration>,
+    deadline: Deadline,
+    postmaster: Pid,
+    ended: Option<ExitKind>,
+    phase: Phase,
+    killer: TreeKiller,
+    pushed: Option<Report>,
+    farewell: bool,
+    socket_path: PathBuf,
+    live_path: PathBuf,
+    /// Held until the process ends.
+    _lock: File,
+}
+
+impl Guard {
+    fn start(options: Options) -> Result<Self, StartError> {
+        let signals = sys::become_guard().map_err(StartError::Process)?;
+        let lock = lock(&options.runtime_dir.join(LOCK_FILE))?;
+        let socket_path = options.runtime_dir.join(SOCKET_FILE);
+        let listener =
+            listen(&socket_path).map_err(|source| StartError::Listen { path: socket_path.clone(), source })?;
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+            .map_err(|errno| StartError::Process(errno.into()))?;
+        let killer = TreeKiller::new();
+        let mut deadline = Deadline::none(options.epoch_hint);
+        if let Some(at) = options.deadline {
+            // The epoch is its own, so it can't be refused.
+            let _ = deadline.arm(options.epoch_hint, at);
+        }
+        let postmaster = start_program(&options)?;
+        Ok(Self {
+            listener,
+            connections: [const { None }; CONNECTIONS],
+            signals,
+            timer,
+            timer_set_to: None,
+            deadline,
+            postmaster,
+            ended: None,
+            phase: Phase::Running,
+            killer,
+            pushed: None,
+            farewell: false,
+            socket_path,
+            live_path: options.runtime_dir.join(LIVE_FILE),
+            _lock: lock,
+        })
+    }
+
+    fn watch(mut self) -> ExitCode {
+        loop {
+            let now = sys::two_clocks();
+            self.advance(now);
+            self.push_changes();
+            if self.is_over(now) {
+                // Before the lock is free, so that it can't be the socket of the next guard.
+                let _ = fs::remove_file(&self.socket_path);
+                return ExitCode::SUCCESS;
+            }
+            self.wait();
+            self.serve();
+        }
+    }
+
+    /// What time and deaths demand.
+    fn advance(&mut self, now: TwoClocks) {
+        let mut tree_empty = self.reap();
+        if matches!(self.phase, Phase::Running) {
+            if self.ended.is_some() {
+                self.begin_kill(false);
+            } else if self.deadline.remaining(now) == Some(Duration::ZERO) {
+                self.begin_kill(true);
+            }
+        }
+        let Phase::Killing { fenced, pause } = self.phase else { return };
+        if !tree_empty {
+            self.killer.pass();
+            tree_empty = self.reap();
+        }
+        self.phase = if tree_empty {
+            Phase::Empty { fenced, since: sys::two_clocks() }
+        } else {
+            // A process stuck in the kernel dies late; there is no point in spinning on it.
+            Phase::Killing { fenced, pause: (pause * 2).min(Duration::from_millis(50)) }
+        };
+    }
+
+    /// The live file goes first: what may be started by hand in the meantime must find
+    /// no standby that acknowledges for it. It happens once, because after the tree is
+    /// empty the file may already belong to the next guard.
+    fn begin_kill(&mut self, fenced: bool) {
+        let _ = fs::remove_file(&self.live_path);
+        self.phase = Phase::Killing { fenced, pause: Duration::from_micros(500) };
+    }
+
+    /// Collects dead children; true when none is left, living or dead.
+    fn reap(&mut self) -> bool {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.postmaster => self.ended = Some(ExitKind::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.postmaster => {
+                    self.ended = Some(ExitKind::Signal(signal as i32));
+                }
+                Ok(WaitStatus::StillAlive) => return false,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn report(&self) -> Report {
+        let (tree_empty, fenced) = match self.phase {
+            Phase::Running => (false, false),
+            Phase::Killing { fenced, .. } => (false, fenced),
+            Phase::Empty { fenced, .. } => (true, fenced),
+        };
+        Report {
+            guard_pid: std::process::id(),
+            postmaster: match self.ended {
+                Some(status) => Postmaster::Gone { status, tree_empty, fenced },
+                None => Postmaster::Running { pid: self.postmaster.as_raw().unsigned_abs() },
+            },
+            epoch: self.deadline.epoch(),
+            deadline: self.deadline.at(),
+        }
+    }
+
+    /// A renewal moves the deadline several times a second and is acknowledged to its
+    /// sender; waking everybody for it would only cost.
+    fn push_changes(&mut self) {
+        let report = self.report();
+        let essence = |r: &Report| (r.postmaster, r.epoch, r.deadline.is_some());
+        let changed = self.pushed.as_ref().map(essence) != Some(essence(&report));
+        self.pushed = Some(report);
+        let frame = wire::encode_answer(0, &Answer::State(report));
+        for slot in &mut self.connections {
+            let Some(connection) = slot else { continue };
+            if connection.listens && (changed || connection.owed) {
+                match send(&connection.socket, &frame) {
+                    Sent::Yes => connection.owed = false,
+                    Sent::Full => connection.owed = true,
+                    Sent::Broken => *slot = None,
+                }
+            }
+        }
+    }
+
+    fn is_over(&self, now: TwoClocks) -> bool {
+        let Phase::Empty { since, .. } = self.phase else { return false };
+        let last = self.deadline.at().map_or(since, |at| at.later(since)).plus(LINGER);
+        self.farewell || last.acceptor_remaining(now).is_zero()
+    }
+
+    /// Sleeps until something happens. Two alarms, because no timer runs on
+    /// CLOCK_MONOTONIC_RAW: the timer descriptor is exact on BOOTTIME and fires after a
+    /// suspend; the time-out follows the clock that is further on and, being slewed itself,
+    /// is cut a little short and taken again.
+    fn wait(&mut self) {
+        let now = sys::two_clocks();
+        let timeout = match self.phase {
+            Phase::Running => {
+                self.set_timer(self.deadline.at().map(|at| at.boot));
+                self.deadline.remaining(now).map(|left| left - left / 1000)
+            }
+            Phase::Killing { pause, .. } => Some(pause),
+            Phase::Empty { .. } => {
+                self.set_timer(None);
+                Some(LINGER)
+            }
+        };
+        let owing = self.connections.iter().flatten().any(|c| c.owed);
+        let timeout = if owing { Some(timeout.unwrap_or(LINGER).min(Duration::from_millis(50))) } else { timeout };
+        let mut fds = self.poll_fds();
+        // An error is EINTR at most: then the loop simply turns.
+        let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
+    }
+
+    fn poll_fds(&self) -> [PollFd<'_>; CONNECTIONS + 3] {
+        let fd = |i: usize| -> (BorrowedFd<'_>, PollFlags) {
+            match i {
+                0 => (self.listener.as_fd(), PollFlags::POLLIN),
+                1 => (self.signals.as_fd(), PollFlags::POLLIN),
+                2 => (self.timer.as_fd(), PollFlags::POLLIN),
+                _ => match &self.connections[i - 3] {
+                    Some(connection) => (connection.socket.as_fd(), PollFlags::POLLIN),
+                    None => (self.listener.as_fd(), PollFlags::empty()),
+                },
+            }
+        };
+        array::from_fn(|i| {
+            let (fd, events) = fd(i);
+            PollFd::new(fd, events)
+        })
+    }
+
+    fn set_timer(&mut self, boot: Option<Duration>) {
+        if self.timer_set_to == boot {
+            return;
+        }
+        // A failure leaves the time-out of the poll, which is enough outside of suspend.
+        let _ = match boot {
+            Some(at) => self.timer.set(
+                // Zero would disarm the timer.
+                Expiration::OneShot(TimeSpec::from(at.max(Duration::from_nanos(1)))),
+                TimerSetTimeFlags::TFD_TIMER_ABSTIME,
+            ),
+            None => self.timer.unset(),
+        };
+        self.timer_set_to = boot;
+    }
+
+    /// Everything here is non-blocking, so it doesn't ask which descriptor woke it.
+    fn serve(&mut self) {
+        let mut ticks = [0; 8];
+        let _ = nix::unistd::read(&self.timer, &mut ticks);
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            // Somebody wants the guard to end (the end of the host, an operator): that is an
+            // orderly end of PostgreSQL, still under the deadline. SIGHUP means nothing here.
+            let asked = [Signal::SIGTERM as u32, Signal::SIGINT as u32].contains(&signal.ssi_signo);
+            if asked && matches!(self.phase, Phase::Running) {
+                self.signal(PostmasterSignal::Fast);
+            }
+        }
+        while let Ok((socket, _)) = self.listener.accept() {
+            self.welcome(socket);
+        }
+        for index in 0..CONNECTIONS {
+            self.serve_connection(index);
+        }
+    }
+
+    /// Only the same user and root are heard; the mode of the socket says the same.
+    fn welcome(&mut self, socket: Socket) {
+        let allowed =
+            getsockopt(&socket, PeerCredentials).is_ok_and(|peer| peer.uid() == geteuid().as_raw() || peer.uid() == 0);
+        if !allowed || socket.set_nonblocking(true).is_err() {
+            return;
+        }
+        if let Some(free) = self.connections.iter_mut().find(|c| c.is_none()) {
+            *free = Some(Connection { socket, listens: false, owed: false });
+        }
+    }
+
+    fn serve_connection(&mut self, index: usize) {
+        // A bound, so that one sender can't keep the loop from its deadline.
+        for _ in 0..16 {
+            let Some(connection) = &self.connections[index] else { return };
+            let mut frame = [0; wire::BYTES + 1];
+            let request = match (&connection.socket).read(&mut frame) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) | Err(_) => None,
+                Ok(n) => match wire::decode_request(&frame[..n]) {
+                    Ok(request) => Some(request),
+                    Err(problem) => {
+                        if let WireError::Version(_) = problem {
+                            // In our own version, so that the agent can say what it has found.
+                            send(&connection.socket, &wire::encode_answer(0, &Answer::State(self.report())));
+                        }
+                        None
+                    }
+                },
+            };
+            let Some((sequence, request)) = request else {
+                self.connections[index] = None;
+                return;
+            };
+            let answer = self.answer(index, request);
+            let Some(connection) = &self.connections[index] else { return };
+            match send(&connection.socket, &wire::encode_answer(sequence, &answer)) {
+                // A lost answer to a full socket looks like a stalled guard to the agent, which is right.
+                Sent::Yes | Sent::Full => {}
+                Sent::Broken => self.connections[index] = None,
+            }
+        }
+    }
+
+    fn answer(&mut self, index: usize, request: Request) -> Answer {
+        let running = matches!(self.phase, Phase::Running);
+        Answer::Done(match request {
+            Request::Hello => {
+                if let Some(connection) = &mut self.connections[index] {
+                    connection.listens = true;
+                }
+                return Answer::State(self.report());
+            }
+            Request::Arm { epoch, at } if running => self.deadline.arm(epoch, at),
+            Request::Disarm { epoch } if running => self.deadline.disarm(epoch),
+            Request::Signal(signal) if running => {
+                self.signal(signal);
+                Ok(())
+            }
+            Request::Arm { .. } | Request::Disarm { .. } | Request::Signal(_) => Err(Refusal::Ended),
+            Request::Fence => {
+                if running {
+                    self.begin_kill(true);
+                }
+                Ok(())
+            }
+            Request::Bye if matches!(self.phase, Phase::Empty { .. }) => {
+                self.farewell = true;
+                Ok(())
+            }
+            Request::Bye => Err(Refusal::StillRunning),
+        })
+    }
+
+    /// Only called while the postmaster isn't reaped, so the pid is still its own.
+    fn signal(&self, signal: PostmasterSignal) {
+        let signal = match signal {
+            PostmasterSignal::Fast => Signal::SIGINT,
+            PostmasterSignal::Immediate => Signal::SIGQUIT,
+            PostmasterSignal::Reload => Signal::SIGHUP,
+        };
+        let _ = kill(self.postmaster, signal);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Yes,
+    Full,
+    Broken,
+}
+
+fn send(socket: &Socket, frame: &wire::Frame) -> Sent {
+    match socket.send_with_flags(frame, nix::libc::MSG_NOSIGNAL) {
+        Ok(_) => Sent::Yes,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Full,
+        Err(_) => Sent::Broken,
+    }
+}
+
+fn lock(path: &Path) -> Result<File, StartError> {
+    let failed = |problem: String| StartError::Lock { path: path.to_owned(), problem };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let file = file.map_err(|e| failed(e.to_string()))?;
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(Duration::from_millis(5)),
+            Err(fs::TryLockError::WouldBlock) => return Err(failed("another guard holds it".to_owned())),
+            Err(fs::TryLockError::Error(error)) => return Err(failed(error.to_string())),
+        }
+    }
+}
+
+/// The lock is held, so a socket file that is there is nobody's.
+fn listen(path: &Path) -> io::Result<Socket> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(16)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn start_program(options: &Options) -> Result<Pid, StartError> {
+    let log_failed = |source| StartError::Log { path: options.log_file.clone(), source };
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&options.log_file).map_err(log_failed)?;
+    let mut command = Command::new(&options.program);
+    command.args(&options.args).stdin(Stdio::null()).stdout(log.try_clone().map_err(log_failed)?).stderr(log);
+    sys::guarded(&mut command);
+    let child = command.spawn().map_err(|source| StartError::Program { program: options.program.clone(), source })?;
+    // Dropping a Child neither kills nor waits; `reap` does the waiting for all children.
+    Ok(Pid::from_raw(child.id().cast_signed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn the_program_gets_everything_after_the_dashes() {
+        let options = parse("--runtime-dir /r --log-file /l --epoch-hint 7 -- postgres -D /d -- x").unwrap();
+        assert_eq!(options.epoch_hint, Epoch(7));
+        assert_eq!(options.program, "postgres");
+        assert_eq!(options.args, ["-D", "/d", "--", "x"]);
+    }
+
+    #[test]
+    fn a_wrong_command_line_says_what_is_wrong() {
+        assert_eq!(parse("--runtime-dir /r -- x").unwrap_err(), "--log-file is missing");
+        assert_eq!(parse("--runtime-dir /r --log-file /l --").unwrap_err(), "no program after --");
+        assert_eq!(parse("--epoch-hint x").unwrap_err(), "x is no epoch");
+        assert_eq!(parse("--what 1").unwrap_err(), "unknown argument --what");
+    }
+}

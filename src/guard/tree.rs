@@ -1,0 +1,268 @@
+//! Process trees: who is below whom, and killing all of them.
+//!
+//! Killing the postmaster alone is no fence: a backend that lost it commits and
+//! acknowledges for seconds. So both functions here end only when nothing is left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::Pid,
+};
+
+/// A process that can't be confused with a later one of the same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessIdentity {
+    pub pid: u32,
+    /// Clock ticks from boot to its start (/proc/PID/stat, field 22). Means nothing after
+    /// a reboot, so keep [`boot_id`] with it.
+    pub start_ticks: u64,
+}
+
+impl ProcessIdentity {
+    /// The process that has this pid now; `None` when there is none or it is a zombie.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = Stat::read(pid)?;
+        (!stat.zombie).then_some(Self { pid, start_ticks: stat.start_ticks })
+    }
+
+    /// Whether this very process still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+}
+
+/// Differs after each boot of the host.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// The few fields of /proc/PID/stat that are needed here.
+struct Stat {
+    parent: u32,
+    zombie: bool,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn read(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name in parentheses may contain anything, so fields are counted after the last `)`.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
+        let mut fields = std::str::from_utf8(&bytes[after_name..]).ok()?.split_ascii_whitespace();
+        let zombie = matches!(fields.next()?, "Z" | "X" | "x");
+        let parent = fields.next()?.parse().ok()?;
+        let start_ticks = fields.nth(17)?.parse().ok()?;
+        Some(Self { parent, zombie, start_ticks })
+    }
+}
+
+/// All processes of this host with their parents, one scan of /proc.
+fn parents() -> HashMap<u32, Stat> {
+    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter_map(|pid| Some((pid, Stat::read(pid)?)))
+        .collect()
+}
+
+/// `roots` and everything below them.
+fn with_descendants(all: &HashMap<u32, Stat>, roots: impl IntoIterator<Item = u32>) -> HashSet<u32> {
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for (pid, stat) in all {
+        children.entry(stat.parent).or_default().push(*pid);
+    }
+    let mut found = HashSet::new();
+    let mut queue: Vec<u32> = roots.into_iter().collect();
+    while let Some(pid) = queue.pop() {
+        if found.insert(pid) {
+            queue.extend(children.get(&pid).into_iter().flatten());
+        }
+    }
+    found
+}
+
+fn send_kill(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // Its only likely failure is that the process is gone, which is what is wanted;
+        // anything that still lives shows up in the next pass.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Kills everything below the calling process, which must be single threaded and a
+/// child subreaper: then every orphan becomes its own child and none can hide.
+pub(super) struct TreeKiller {
+    own: u32,
+    /// Kept between passes, so that a kill doesn't wait for memory.
+    queue: Vec<u32>,
+    path: String,
+}
+
+impl TreeKiller {
+    pub fn new() -> Self {
+        Self { own: std::process::id(), queue: Vec::with_capacity(16_384), path: String::with_capacity(64) }
+    }
+
+    /// One pass from the top. A process that a pass misses, because it was being forked
+    /// or re-parented, is found by the next; call until `waitpid` says ECHILD.
+    pub fn pass(&mut self) {
+        self.queue.clear();
+        if !read_children(self.own, &mut self.path, &mut self.queue) {
+            // A kernel without CONFIG_PROC_CHILDREN.
+            let all = parents();
+            let below = with_descendants(&all, [self.own]);
+            below.into_iter().filter(|pid| *pid != self.own).for_each(send_kill);
+            return;
+        }
+        let mut next = 0;
+        while let Some(&pid) = self.queue.get(next) {
+            next += 1;
+            // First read whose parent it is: after its death they are ours and come only with the next pass.
+            read_children(pid, &mut self.path, &mut self.queue);
+            send_kill(pid);
+        }
+    }
+}
+
+/// Appends the children of the main thread of `pid`; false if they can't be read.
+/// Children of its other threads come to the subreaper when the process dies.
+fn read_children(pid: u32, path: &mut String, into: &mut Vec<u32>) -> bool {
+    use std::fmt::Write as _;
+    path.clear();
+    let _ = write!(path, "/proc/{pid}/task/{pid}/children");
+    let Ok(file) = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else { return false };
+    let mut buffer = [0u8; 4096];
+    let mut number: Option<u32> = None;
+    loop {
+        match nix::unistd::read(&file, &mut buffer) {
+            Ok(0) => break,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(_) => return false,
+            Ok(n) => {
+                for byte in &buffer[..n] {
+                    match byte {
+                        b'0'..=b'9' => number = Some(number.unwrap_or(0) * 10 + u32::from(byte - b'0')),
+                        _ => into.extend(number.take()),
+                    }
+                }
+            }
+        }
+    }
+    into.extend(number);
+    true
+}
+
+/// What [`kill_tree_of_foreign_postmaster`] could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum KillTreeError {
+    #[error("find the data directory {data_dir}", data_dir = data_dir.display())]
+    DataDir { data_dir: PathBuf, source: io::Error },
+    #[error("kill PostgreSQL in {data_dir}: pids {left:?} still live after {waited:?}", data_dir = data_dir.display())]
+    StillAlive { data_dir: PathBuf, left: Vec<u32>, waited: Duration },
+}
+
+/// How long a SIGKILL may take to be effective; longer means a process stuck in the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Clears a data directory of a PostgreSQL that no guard watches (the guard is gone, or
+/// somebody started it by hand): SIGKILL to the postmaster `pid`, its descendants and
+/// every `postgres` process whose working directory is the data directory, until none
+/// is left. A `pid` that is no `postgres` in this directory was reused and is left alone;
+/// 0 means unknown.
+///
+/// Blocks, usually for some milliseconds. Returns how many processes were killed.
+pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usize, KillTreeError> {
+    let data_dir = fs::canonicalize(data_dir)
+        .map_err(|source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source })?;
+    let started = Instant::now();
+    let mut killed = HashSet::new();
+    loop {
+        let all = parents();
+        let is_root =
+            |p: &u32| is_postgres(*p) && (works_in(*p, &data_dir) || (*p == pid && is_started_on(*p, &data_dir)));
+        let roots: HashSet<u32> = all.keys().copied().filter(is_root).collect();
+        // What was killed already but still has entries may have got children meanwhile.
+        let mut targets = with_descendants(&all, roots);
+        targets.extend(killed.iter().filter(|k: &&ProcessIdentity| k.is_alive()).map(|k| k.pid));
+        targets.remove(&std::process::id());
+        targets.retain(|pid| all.get(pid).is_none_or(|stat| !stat.zombie));
+        if targets.is_empty() {
+            return Ok(killed.len());
+        }
+        if started.elapsed() > KILL_PATIENCE {
+            let mut left: Vec<u32> = targets.into_iter().collect();
+            left.sort_unstable();
+            return Err(KillTreeError::StillAlive { data_dir, left, waited: started.elapsed() });
+        }
+        // All names first: the death of one ends others before they can be counted.
+        killed.extend(targets.iter().copied().filter_map(ProcessIdentity::of));
+        targets.into_iter().for_each(send_kill);
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Like the working directory it can be read for processes of the same user only, and for no zombie.
+fn is_postgres(pid: u32) -> bool {
+    let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+    let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
+    // After a package upgrade the old binary is shown with this ending.
+    matches!(name, b"postgres" | b"postgres (deleted)")
+}
+
+fn works_in(pid: u32, data_dir: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data_dir)
+}
+
+/// A postmaster that was just started hasn't changed its directory yet.
+fn is_started_on(pid: u32, data_dir: &Path) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|b| *b == 0).any(|argument| {
+        let path = argument.strip_prefix(b"-D").filter(|rest| !rest.is_empty()).unwrap_or(argument);
+        path.starts_with(b"/") && fs::canonicalize(OsStr::from_bytes(path)).is_ok_and(|path| path == data_dir)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_full_of_parentheses_is_no_trap() {
+        let stat = b"71 (a) Z 1 (b) S 70 71 71 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 123456 99 1 ...";
+        let stat = Stat::parse(stat).unwrap();
+        assert_eq!((stat.parent, stat.zombie, stat.start_ticks), (70, false, 123_456));
+        assert!(Stat::parse(b"71 (postgres)").is_none());
+    }
+
+    #[test]
+    fn a_pid_alone_does_not_identify_a_process() {
+        let me = ProcessIdentity::of(std::process::id()).unwrap();
+        assert!(me.is_alive());
+        let earlier = ProcessIdentity { start_ticks: me.start_ticks - 1, ..me };
+        assert!(!earlier.is_alive());
+        assert!(ProcessIdentity::of(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn descendants_are_found_at_any_depth() {
+        let stat = |parent| Stat { parent, zombie: false, start_ticks: 0 };
+        let all = HashMap::from([(10, stat(1)), (11, stat(10)), (12, stat(11)), (13, stat(10)), (20, stat(1))]);
+        assert_eq!(with_descendants(&all, [10]), HashSet::from([10, 11, 12, 13]));
+    }
+}

@@ -1,0 +1,258 @@
+//! The sentences about acceptors, one test each.
+
+use super::*;
+use crate::domain::{Lsn, TimelineId};
+
+const GRANT: Duration = Duration::from_millis(3_200);
+
+fn at(ms: u64) -> TwoClocks {
+    TwoClocks::default().plus(Duration::from_millis(ms))
+}
+
+fn member(name: &str) -> MemberId {
+    name.parse().unwrap()
+}
+
+fn voters() -> Membership {
+    Membership::simple(1, ["a", "b", "c"].map(member))
+}
+
+fn ticket(seq: u64) -> Ticket {
+    Ticket { session: 1, seq }
+}
+
+fn wal(timeline: u32, lsn: u64) -> WalPosition {
+    WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
+}
+
+fn renewal(epoch: u64, seq: u64) -> Letter {
+    Letter { epoch: Epoch(epoch), body: Body::Renew { ticket: ticket(seq), flush: wal(1, seq), grant: GRANT } }
+}
+
+fn probe(epoch: u64) -> Letter {
+    Letter { epoch: Epoch(epoch), body: Body::Probe { ticket: ticket(99) } }
+}
+
+/// An acceptor whose first quarantine is over, with `sealed` durable and applied.
+fn ready(sealed: u64) -> Acceptor {
+    let mut acceptor = Acceptor::new(GRANT, Durable { sealed: Epoch(sealed), grant: GRANT }, at(0));
+    acceptor.set_membership(voters(), at(0));
+    assert_eq!(acceptor.set_applied(Epoch(sealed)), None);
+    acceptor
+}
+
+/// Delivers a message and makes durable what that asks for.
+fn deliver(acceptor: &mut Acceptor, letter: Letter, ms: u64) -> Option<Body> {
+    let response = acceptor.receive(&member("a"), letter, at(ms));
+    if let Some(durable) = response.persist {
+        acceptor.persisted(durable);
+    }
+    response.reply.map(|letter| letter.body)
+}
+
+fn is_ack(reply: Option<Body>) -> bool {
+    matches!(reply, Some(Body::Ack { .. }))
+}
+
+#[test]
+fn a_voter_that_acks_promises_until_receipt_plus_t_grant() {
+    let mut acceptor = ready(7);
+    assert!(is_ack(deliver(&mut acceptor, renewal(7, 1), 10_000)));
+    assert_eq!(acceptor.until(), at(13_200));
+    let promise = acceptor.promise(at(10_000));
+    assert_eq!((promise.remaining_ms, promise.lapsed, promise.epoch, promise.renewed), (3_200, false, Epoch(7), true));
+    assert!(!acceptor.promise(at(13_199)).lapsed);
+    assert!(acceptor.promise(at(13_200)).lapsed);
+}
+
+#[test]
+fn an_acceptor_frees_when_both_clocks_have_passed() {
+    let mut acceptor = ready(7);
+    deliver(&mut acceptor, renewal(7, 1), 10_000);
+    let (early, late) = (at(13_000), at(14_000));
+    let boot_only = TwoClocks { boot: late.boot, raw: early.raw };
+    let raw_only = TwoClocks { boot: early.boot, raw: late.raw };
+    for one in [boot_only, raw_only] {
+        assert_eq!(acceptor.promise(one).remaining_ms, 200);
+        assert_eq!(acceptor.next_wake(one), Some(Duration::from_millis(200)));
+    }
+    assert!(acceptor.promise(late).lapsed);
+    assert_eq!(acceptor.next_wake(late), None);
+}
+
+#[test]
+fn a_promise_with_a_microsecond_left_is_not_reported_as_0() {
+    let acceptor = ready(7);
+    let now = TwoClocks::default().plus(GRANT - Duration::from_micros(1));
+    let promise = acceptor.promise(now);
+    assert_eq!((promise.remaining_ms, promise.lapsed), (1, false));
+}
+
+#[test]
+fn a_new_or_restarted_voter_starts_as_if_it_had_acked_just_now() {
+    let acceptor = Acceptor::new(GRANT, Durable::default(), at(500));
+    assert_eq!(acceptor.until(), at(3_700));
+    let promise = acceptor.promise(at(500));
+    assert!(!promise.lapsed && !promise.renewed);
+}
+
+#[test]
+fn the_quarantine_uses_the_largest_t_grant_ever_promised() {
+    let longer = Durable { sealed: Epoch(3), grant: GRANT * 2 };
+    let mut acceptor = Acceptor::new(GRANT, longer, at(0));
+    assert_eq!(acceptor.until(), at(6_400));
+    acceptor.set_membership(voters(), at(10_000));
+    assert_eq!(acceptor.until(), at(16_400));
+}
+
+#[test]
+fn each_change_of_effective_membership_binds_for_t_grant() {
+    let mut acceptor = ready(7);
+    acceptor.set_membership(voters(), at(10_000));
+    assert!(acceptor.promise(at(10_000)).lapsed, "the same membership again is no change");
+    acceptor.set_membership(Membership { id: 2, ..voters() }, at(10_000));
+    assert_eq!(acceptor.until(), at(13_200));
+}
+
+#[test]
+fn an_ack_names_the_membership_of_the_acceptor() {
+    let mut acceptor = ready(7);
+    let Some(Body::Ack { membership, ticket: answered }) = deliver(&mut acceptor, renewal(7, 4), 1) else { panic!() };
+    assert_eq!((membership, answered), (voters(), ticket(4)));
+}
+
+#[test]
+fn an_epoch_below_the_seal_is_nacked_at_once() {
+    let mut acceptor = ready(7);
+    let durable = acceptor.seal(Epoch(8)).unwrap();
+    acceptor.persisted(durable);
+    let nack = Some(Body::Nack { ticket: ticket(5), sealed: Epoch(8) });
+    let until = acceptor.until();
+    assert_eq!(deliver(&mut acceptor, renewal(7, 5), 10_000), nack);
+    assert!(matches!(deliver(&mut acceptor, probe(7), 10_000), Some(Body::Nack { sealed: Epoch(8), .. })));
+    assert_eq!(acceptor.until(), until, "a refused renewal binds nobody");
+    assert!(is_ack(deliver(&mut acceptor, renewal(8, 6), 10_000)));
+}
+
+#[test]
+fn sealed_is_never_below_any_fence_epoch_applied() {
+    let mut acceptor = ready(7);
+    let durable = acceptor.set_applied(Epoch(9)).unwrap();
+    assert_eq!(durable.sealed, Epoch(9));
+    assert!(matches!(deliver(&mut acceptor, renewal(8, 1), 1), Some(Body::Nack { sealed: Epoch(9), .. })));
+    acceptor.persisted(durable);
+    assert_eq!(acceptor.set_applied(Epoch(4)), None, "an older one lowers nothing");
+    assert_eq!(acceptor.promise(at(1)).sealed, Epoch(9));
+}
+
+#[test]
+fn nothing_is_acked_before_the_log_is_applied_and_the_membership_known() {
+    let mut acceptor = Acceptor::new(GRANT, Durable { sealed: Epoch(7), grant: GRANT }, at(0));
+    let refused = |acceptor: &mut Acceptor, letter| acceptor.receive(&member("a"), letter, at(1)).refused;
+    assert_eq!(refused(&mut acceptor, renewal(7, 1)), Some(Refusal::NotReady));
+    acceptor.set_membership(voters(), at(1));
+    assert_eq!(refused(&mut acceptor, renewal(7, 2)), Some(Refusal::NotReady));
+    assert_eq!(refused(&mut acceptor, probe(7)), Some(Refusal::NotReady));
+    assert!(matches!(deliver(&mut acceptor, renewal(6, 3), 1), Some(Body::Nack { .. })), "a seal needs no log");
+    acceptor.set_applied(Epoch(7));
+    assert!(is_ack(deliver(&mut acceptor, renewal(7, 4), 1)));
+    assert!(acceptor.promise(at(1)).renewed);
+}
+
+#[test]
+fn a_higher_epoch_is_durable_before_its_first_ack_and_then_needs_no_disk() {
+    let mut acceptor = ready(7);
+    let first = acceptor.receive(&member("a"), renewal(8, 1), at(1));
+    assert_eq!(first.persist, Some(Durable { sealed: Epoch(8), grant: GRANT }));
+    assert_eq!(acceptor.promise(at(1)).sealed, Epoch(7), "not reported before it is durable");
+    // The disk failed, so the next renewal asks again.
+    let second = acceptor.receive(&member("a"), renewal(8, 2), at(2));
+    acceptor.persisted(second.persist.unwrap());
+    assert_eq!(acceptor.receive(&member("a"), renewal(8, 3), at(3)).persist, None);
+    assert_eq!(acceptor.promise(at(3)).sealed, Epoch(8));
+}
+
+#[test]
+fn the_promise_is_the_t_grant_of_the_renewal_and_at_least_our_own() {
+    let asks =
+        |seq, grant| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush: wal(1, 1), grant } };
+    let mut acceptor = ready(7);
+    deliver(&mut acceptor, asks(1, GRANT / 2), 10_000);
+    assert_eq!(acceptor.until(), at(13_200));
+    let longer = acceptor.receive(&member("a"), asks(2, GRANT * 2), at(10_000));
+    assert_eq!(
+        longer.persist.map(|d| d.grant),
+        Some(GRANT * 2),
+        "durable before the ack, for a restart must honour it"
+    );
+    assert_eq!(acceptor.until(), at(16_400));
+    let absurd = acceptor.receive(&member("a"), asks(3, GRANT_MAX + GRANT), at(10_000));
+    assert_eq!((absurd.reply, absurd.refused), (None, Some(Refusal::GrantTooLong)));
+}
+
+#[test]
+fn a_probe_never_moves_a_promise() {
+    let mut acceptor = ready(7);
+    let until = acceptor.until();
+    assert_eq!(deliver(&mut acceptor, probe(8), 2_000), Some(Body::ProbeAck { ticket: ticket(99) }));
+    assert_eq!(acceptor.until(), until);
+    let promise = acceptor.promise(at(2_000));
+    assert_eq!((promise.sealed, promise.epoch, promise.renewed), (Epoch(7), Epoch(0), false));
+}
+
+#[test]
+fn the_voters_hand_over_the_highest_lsn_ever_reported() {
+    let mut acceptor = ready(7);
+    let says = |seq, flush| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush, grant: GRANT } };
+    deliver(&mut acceptor, says(1, wal(3, 500)), 1);
+    deliver(&mut acceptor, says(2, wal(2, 900)), 2);
+    deliver(&mut acceptor, says(3, wal(0, 0)), 3);
+    acceptor.seal(Epoch(8));
+    assert_eq!(acceptor.promise(at(4)).highest, wal(3, 500));
+}
+
+#[test]
+fn a_recorded_datagram_prolongs_nothing() {
+    let mut acceptor = ready(7);
+    deliver(&mut acceptor, renewal(7, 5), 1_000);
+    for seq in [5, 4] {
+        let again = acceptor.receive(&member("a"), renewal(7, seq), at(9_000));
+        assert_eq!((again.reply, again.refused), (None, Some(Refusal::Replayed)));
+    }
+    assert_eq!(acceptor.until(), at(4_200));
+    let mut restarted = renewal(7, 1);
+    let Body::Renew { ticket, .. } = &mut restarted.body else { panic!() };
+    ticket.session = 2;
+    assert!(is_ack(deliver(&mut acceptor, restarted, 9_000)), "a restarted agent counts from 1 again");
+}
+
+#[test]
+fn an_epoch_has_one_holder() {
+    let mut acceptor = ready(7);
+    deliver(&mut acceptor, renewal(7, 1), 1);
+    let other = acceptor.receive(&member("b"), renewal(7, 2), at(2));
+    assert_eq!((other.reply, other.refused), (None, Some(Refusal::OtherHolder)));
+    assert!(acceptor.receive(&member("b"), renewal(8, 2), at(2)).reply.is_some());
+}
+
+#[test]
+fn no_lease_exists_for_epoch_0() {
+    assert_eq!(ready(0).receive(&member("a"), renewal(0, 1), at(1)).refused, Some(Refusal::Unexpected));
+}
+
+#[test]
+fn a_notice_is_handed_on_once() {
+    let letter = |fenced| Letter { epoch: Epoch(7), body: Body::Notice { fenced, end: wal(2, 9), clean: false } };
+    let mut acceptor = ready(7);
+    let notice = acceptor.receive(&member("a"), letter(true), at(1)).notice.unwrap();
+    assert_eq!((notice.member.as_str(), notice.epoch, notice.fenced), ("a", Epoch(7), true));
+    assert_eq!(acceptor.receive(&member("a"), letter(true), at(2)).notice, None);
+    assert!(acceptor.receive(&member("a"), letter(false), at(3)).notice.is_some());
+    acceptor.forget_notice(&notice);
+    assert!(acceptor.receive(&member("a"), letter(true), at(4)).notice.is_some());
+    for epoch in 0..200 {
+        let other = Letter { epoch: Epoch(epoch), ..letter(true) };
+        acceptor.receive(&member("b"), other, at(5));
+    }
+    assert!(acceptor.notices.len() <= NOTICES_MAX);
+}

@@ -1,0 +1,160 @@
+//! Where the managers are. Names are resolved on threads of their own: a name
+//! server that doesn't answer must not cost a renewal.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs as _, UdpSocket},
+    thread,
+    time::Duration,
+};
+
+use crate::domain::{MemberId, moment::TwoClocks};
+
+/// So many datagrams in a row without an answer, and the name is looked up again.
+const SILENCE: u32 = 10;
+const BETWEEN_LOOKUPS: Duration = Duration::from_secs(5);
+
+/// One manager.
+struct Entry {
+    text: String,
+    known: Option<SocketAddr>,
+    /// A number can't change its meaning, so it is never looked up again.
+    literal: bool,
+    looking: bool,
+    unanswered: u32,
+    not_before: TwoClocks,
+}
+
+/// The address book of a holder.
+pub struct Addresses {
+    entries: BTreeMap<MemberId, Entry>,
+}
+
+impl Addresses {
+    /// Takes `host:port` for every member. Names stay unknown until looked up.
+    pub fn new(peers: &[(MemberId, String)]) -> Self {
+        let entry = |text: &String| {
+            let known = text.parse().ok();
+            let literal = known.is_some();
+            let not_before = TwoClocks::default();
+            Entry { text: text.clone(), known, literal, looking: false, unanswered: 0, not_before }
+        };
+        Self { entries: peers.iter().map(|(member, text)| (member.clone(), entry(text))).collect() }
+    }
+
+    /// A socket that reaches all of them: plain IPv4 when every address is a number of that
+    /// family, otherwise both families at once, where the host has both.
+    pub fn socket(&self) -> io::Result<UdpSocket> {
+        let all_v4 = self.entries.values().all(|e| e.known.is_some_and(|a| a.is_ipv4()));
+        if all_v4 {
+            return UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0));
+        }
+        dual_stack().or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))
+    }
+
+    /// The address of a member as `socket` needs it.
+    pub fn get(&self, member: &MemberId, socket_is_v6: bool) -> Option<SocketAddr> {
+        let known = self.entries.get(member)?.known?;
+        Some(match known {
+            SocketAddr::V4(v4) if socket_is_v6 => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+            SocketAddr::V4(_) | SocketAddr::V6(_) => known,
+        })
+    }
+
+    /// A datagram went out to it, or could not.
+    pub fn sent(&mut self, member: &MemberId) {
+        if let Some(entry) = self.entries.get_mut(member) {
+            entry.unanswered = entry.unanswered.saturating_add(1);
+        }
+    }
+
+    /// It answered, so its address is right.
+    pub fn heard(&mut self, member: &MemberId) {
+        if let Some(entry) = self.entries.get_mut(member) {
+            entry.unanswered = 0;
+        }
+    }
+
+    /// A lookup ended.
+    pub fn resolved(&mut self, member: &MemberId, found: Option<SocketAddr>) {
+        if let Some(entry) = self.entries.get_mut(member) {
+            entry.looking = false;
+            entry.unanswered = 0;
+            entry.known = found.or(entry.known);
+        }
+    }
+
+    /// Starts the lookups that are due; each calls `done` on a thread of its own.
+    pub fn look_up(&mut self, now: TwoClocks, done: impl Fn(MemberId, Option<SocketAddr>) + Clone + Send + 'static) {
+        for (member, entry) in &mut self.entries {
+            let wanted = !entry.literal && (entry.known.is_none() || entry.unanswered >= SILENCE);
+            if !wanted || entry.looking || !entry.not_before.holder_remaining(now).is_zero() {
+                continue;
+            }
+            entry.not_before = now.plus(BETWEEN_LOOKUPS);
+            let (member, text, done) = (member.clone(), entry.text.clone(), done.clone());
+            let lookup = move || done(member, first_address(&text));
+            entry.looking = thread::Builder::new().name("lease-lookup".to_owned()).spawn(lookup).is_ok();
+        }
+    }
+}
+
+fn first_address(text: &str) -> Option<SocketAddr> {
+    text.to_socket_addrs().ok()?.next()
+}
+
+fn dual_stack() -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
+    socket.set_only_v6(false)?;
+    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn book(text: &str) -> (MemberId, Addresses) {
+        let member: MemberId = "n1".parse().unwrap();
+        let addresses = Addresses::new(&[(member.clone(), text.to_owned())]);
+        (member, addresses)
+    }
+
+    fn at(s: u64) -> TwoClocks {
+        TwoClocks::default().plus(Duration::from_secs(s))
+    }
+
+    #[test]
+    fn a_number_is_known_at_once_and_never_looked_up() {
+        let (member, mut addresses) = book("127.0.0.1:7400");
+        assert_eq!(addresses.get(&member, false), Some("127.0.0.1:7400".parse().unwrap()));
+        assert_eq!(addresses.get(&member, true), Some("[::ffff:127.0.0.1]:7400".parse().unwrap()));
+        (0..50).for_each(|_| addresses.sent(&member));
+        addresses.look_up(at(100), |_, _| panic!("looked up a number"));
+        assert!(addresses.socket().unwrap().local_addr().unwrap().is_ipv4());
+    }
+
+    #[test]
+    fn a_name_is_looked_up_at_the_start_and_again_after_silence() {
+        let (member, mut addresses) = book("localhost:7400");
+        let (sender, found) = mpsc::channel();
+        let done = move |m: MemberId, a: Option<SocketAddr>| sender.send((m, a)).unwrap();
+        addresses.look_up(at(0), done.clone());
+        let (who, address) = found.recv().unwrap();
+        addresses.resolved(&who, address);
+        assert_eq!(addresses.get(&member, false).unwrap().port(), 7400);
+
+        (0..SILENCE).for_each(|_| addresses.sent(&member));
+        addresses.look_up(at(1), done.clone());
+        assert!(found.try_recv().is_err(), "not again within five seconds");
+        addresses.look_up(at(6), done.clone());
+        let (who, _) = found.recv().unwrap();
+        addresses.resolved(&who, None);
+        assert!(addresses.get(&member, false).is_some(), "a failed lookup forgets nothing");
+        addresses.look_up(at(20), done);
+        assert!(found.try_recv().is_err(), "no silence, no lookup");
+    }
+}

@@ -1,0 +1,30 @@
+//! The two clocks of the lease.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::domain::moment::TwoClocks;
+
+/// Both clocks, now. Never wall clock (it steps) and never `Instant` (it stops in suspend).
+pub fn two_clocks() -> TwoClocks {
+    TwoClocks { boot: read(ClockId::CLOCK_BOOTTIME), raw: read(ClockId::CLOCK_MONOTONIC_RAW) }
+}
+
+fn read(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock).expect("every Linux since 2.6.39 has BOOTTIME and MONOTONIC_RAW");
+    Duration::from(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_go_forward() {
+        let first = two_clocks();
+        let second = two_clocks();
+        assert!(second.boot >= first.boot && second.raw >= first.raw);
+        assert!(first.boot > Duration::ZERO && first.raw > Duration::ZERO);
+    }
+}

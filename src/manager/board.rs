@@ -1,0 +1,208 @@
+//! What this manager knows of every host. In memory only: a new leader builds
+//! its own from the reports that reach it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    domain::{
+        ClusterId, Epoch, MemberId, Moment, Observation, Promise, Timings,
+        observation::{AgentView, Notice},
+    },
+    guard::sys::two_clocks,
+    policy::{Founding, Plan, Seal, Since, Situation},
+    state::{ClusterState, Lock, Member, OperationPhase},
+};
+
+/// The board of one manager. Cheap to clone.
+#[derive(Clone)]
+pub struct Board {
+    inner: Arc<Mutex<Facts>>,
+    changed: Arc<watch::Sender<u64>>,
+    start: Duration,
+}
+
+/// The facts on the board.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The last heard of each host.
+    pub seen: BTreeMap<MemberId, Observation>,
+    /// The last word of each agent about the end of an epoch.
+    pub notices: BTreeMap<MemberId, Notice>,
+    /// Seals collected for `sealing`.
+    pub seals: BTreeMap<MemberId, Seal>,
+    /// The epoch the seals are for.
+    pub sealing: Epoch,
+    /// The last plan of this manager as leader.
+    pub plan: Plan,
+    /// When things began.
+    pub since: Since,
+    /// The leader said that the primary can be copied from.
+    pub primary_ready: bool,
+    /// Standbys as the leader sees them: streaming, lag in bytes.
+    pub standbys: BTreeMap<MemberId, (bool, u64)>,
+    founding: Founding,
+    lock_seen: Option<Lock>,
+    operation_seen: Option<(u64, OperationPhase)>,
+    may_found: bool,
+}
+
+impl Board {
+    /// An empty board.
+    pub fn new(config: &Config) -> Self {
+        let members: Vec<(MemberId, Member)> = config
+            .cluster
+            .members
+            .iter()
+            .map(|m| (m.id.clone(), Member { node: m.node, manager: m.manager(), postgres: m.postgres() }))
+            .collect();
+        let initializer = config.cluster.members.first().map(|m| m.id.clone());
+        let founding = Founding {
+            cluster_id: ClusterId(uuid::Uuid::new_v4().to_string()),
+            name: config.cluster.name.clone(),
+            initializer: initializer.unwrap_or_else(|| members[0].0.clone()),
+            members,
+        };
+        let facts = Facts {
+            seen: BTreeMap::new(),
+            notices: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            sealing: Epoch(0),
+            plan: Plan::default(),
+            since: Since::default(),
+            primary_ready: false,
+            standbys: BTreeMap::new(),
+            founding,
+            lock_seen: None,
+            operation_seen: None,
+            may_found: false,
+        };
+        Self { inner: Arc::new(Mutex::new(facts)), changed: Arc::new(watch::channel(0).0), start: two_clocks().boot }
+    }
+
+    /// Now, on this process's clock.
+    pub fn now(&self) -> Moment {
+        Moment(two_clocks().boot.saturating_sub(self.start))
+    }
+
+    /// Ticks with every change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Facts> {
+        // A poisoned board is still the newest one there is.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the facts and wakes whoever waits for a change.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Facts) -> T) -> T {
+        let out = change(&mut self.lock());
+        self.changed.send_modify(|n| *n += 1);
+        out
+    }
+
+    /// Puts up the leader's last plan; it wakes nobody.
+    pub fn keep_plan(&self, plan: Plan) {
+        self.lock().plan = plan;
+    }
+
+    /// Reads the facts.
+    pub fn read<T>(&self, look: impl FnOnce(&Facts) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// This manager initialised Raft, or found it initialised and unfounded.
+    pub fn allow_founding(&self) {
+        self.update(|f| f.may_found = true);
+    }
+
+    /// Puts up what was heard of a host; `None` for the agent keeps its last word.
+    pub fn observe(&self, member: &MemberId, agent: Option<(AgentView, Duration)>, promise: Promise) {
+        let at = self.now();
+        self.update(|f| {
+            let entry = f.seen.entry(member.clone()).or_default();
+            entry.at = at;
+            entry.promise = promise;
+            if let Some((view, age)) = agent {
+                let said = Moment(at.0.saturating_sub(age));
+                // A late report must not put an older word over a newer one of the same life.
+                let older = entry.agent.as_ref().is_some_and(|a| a.session == view.session) && said < entry.agent_at;
+                if !older {
+                    entry.agent_at = said;
+                    entry.agent = Some(view);
+                }
+            }
+        });
+    }
+
+    /// Puts up an agent's word about the end of an epoch. A later epoch, or the
+    /// word that the tree is empty, outranks what stands there.
+    pub fn notice(&self, notice: Notice) {
+        self.update(|f| {
+            let rank = |n: &Notice| (n.epoch, n.fenced);
+            let newer = f.notices.get(&notice.member).is_none_or(|old| rank(&notice) > rank(old));
+            if newer {
+                f.notices.insert(notice.member.clone(), notice);
+            }
+        });
+    }
+
+    /// Starts the leader's clocks over: this manager has just begun to lead.
+    pub fn lead(&self) {
+        let now = self.now();
+        self.update(|f| {
+            f.since.lock = now;
+            f.since.operation = now;
+            f.lock_seen = None;
+            f.operation_seen = None;
+            f.seals.clear();
+        });
+    }
+
+    /// Notes when the lock and the operation came into their present phase.
+    fn keep_time(facts: &mut Facts, state: &ClusterState, now: Moment) {
+        if facts.lock_seen.as_ref() != Some(&state.lock) {
+            facts.lock_seen = Some(state.lock.clone());
+            facts.since.lock = now;
+        }
+        let operation = state.operation.as_ref().map(|o| (o.id, o.phase));
+        if facts.operation_seen != operation {
+            facts.operation_seen = operation;
+            facts.since.operation = now;
+        }
+        if facts.sealing != state.epoch {
+            facts.sealing = state.epoch;
+            facts.seals.clear();
+        }
+    }
+
+    /// Looks at the whole situation.
+    pub fn situation<T>(
+        &self,
+        state: &ClusterState,
+        timings: &Timings,
+        look: impl FnOnce(&Situation<'_>) -> T,
+    ) -> T {
+        let now = self.now();
+        let mut facts = self.lock();
+        Self::keep_time(&mut facts, state, now);
+        let situation = Situation {
+            state,
+            seen: &facts.seen,
+            notices: &facts.notices,
+            seals: &facts.seals,
+            founding: facts.may_found.then_some(&facts.founding),
+            timings,
+            since: facts.since,
+            now,
+        };
+        look(&situation)
+    }
+}

@@ -1,0 +1,228 @@
+//! Brings this host to the committed state: the next action of `reconcile`
+//! becomes an order to the local agent, again whenever something changed.
+//! An order is never reported as done; its effect is the next observation.
+
+use std::time::Duration;
+
+use super::{Manager, link::Said};
+use crate::{
+    domain::{MemberId, Moment},
+    reconcile::{self, Action, Host, Next, StopMode, Upstream},
+    rpc::{convert, v1},
+    state::{ClusterState, OperationKind, OperationPhase},
+};
+
+/// After this long an order without any visible effect is given again.
+const EFFECT: Duration = Duration::from_millis(300);
+/// How often the target of a switchover is probed while the old primary stops.
+const CATCHING_UP: Duration = Duration::from_millis(25);
+
+pub(super) async fn run(manager: Manager) {
+    let inner = &manager.inner;
+    let mut said = inner.link.watch();
+    let mut states = inner.node.state();
+    let mut changes = inner.board.changes();
+    let mut desk = Desk::default();
+    loop {
+        let state = states.borrow_and_update().clone();
+        let status = said.borrow_and_update().clone();
+        changes.borrow_and_update();
+        let mut pause = Duration::from_secs(1);
+        if let Some(Said { view, .. }) = &status {
+            let primary_ready = inner.board.read(|f| f.primary_ready);
+            let host = Host { state: &state, me: &inner.me, agent: view, primary_ready };
+            if let Some(next) = reconcile::next_action(&host) {
+                pause = match desk.due(&next, view.last_order.as_ref(), inner.board.now()) {
+                    Some(wait) => wait,
+                    None => {
+                        give(&manager, &mut desk, &next).await;
+                        EFFECT
+                    }
+                };
+            }
+            if is_target(&state, &inner.me) {
+                pause = pause.min(CATCHING_UP);
+                tokio::time::sleep(CATCHING_UP).await;
+                let to = manager.target(&inner.me);
+                // Only its effect counts: the probed status goes to the leader by itself.
+                let _ = inner.link.probe(to, Duration::from_millis(500)).await;
+            }
+        }
+        tokio::select! {
+            changed = said.changed() => if changed.is_err() { return },
+            changed = states.changed() => if changed.is_err() { return },
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// This member is the target of a switchover whose old primary is being stopped.
+fn is_target(state: &ClusterState, me: &MemberId) -> bool {
+    state.operation.as_ref().is_some_and(|o| {
+        o.kind == OperationKind::Switchover && o.phase == OperationPhase::Stop && o.to == *me
+    })
+}
+
+/// What was ordered last, and what failed.
+#[derive(Debug, Default)]
+struct Desk {
+    last: Option<(Next, Moment)>,
+    failures: u32,
+    failed_order: u64,
+    not_before: Option<Moment>,
+    orders: u64,
+}
+
+impl Desk {
+    /// How long to wait before `next` is ordered, `None` when it is due now.
+    fn due(
+        &mut self,
+        next: &Next,
+        result: Option<&crate::domain::observation::OrderResult>,
+        now: Moment,
+    ) -> Option<Duration> {
+        let same = self.last.as_ref().is_some_and(|(last, _)| last == next);
+        if !same {
+            self.failures = 0;
+            self.not_before = None;
+            return None;
+        }
+        if let Some(failed) = result.filter(|r| r.error.is_some() && r.order > self.failed_order) {
+            self.failed_order = failed.order;
+            self.failures += 1;
+            self.not_before = Some(now + backoff(self.failures));
+        }
+        let (_, given) = self.last.as_ref()?;
+        let again = self.not_before.unwrap_or(*given + EFFECT);
+        let wait = now.until(again);
+        (!wait.is_zero()).then_some(wait)
+    }
+}
+
+/// Half a second, doubled with each failure in a row, at most ten.
+fn backoff(failures: u32) -> Duration {
+    Duration::from_millis(500 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(10))
+}
+
+async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
+    let inner = &manager.inner;
+    desk.orders += 1;
+    let id = order_id(&next.action, inner.board.now(), desk.orders);
+    let mut to = manager.target(&inner.me);
+    to.epoch = next.epoch.0;
+    let state = inner.node.state().borrow().clone();
+    let order = v1::Order { to: Some(to), id, rule: next.because.0, action: Some(encode(&next.action, &state)) };
+    tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
+    let now = inner.board.now();
+    desk.last = Some((next.clone(), now));
+    let refused = match inner.link.execute(order).await {
+        Ok(None) => None,
+        Ok(Some(reason)) => Some(reason),
+        Err(status) => Some(status.message().to_owned()),
+    };
+    if let Some(reason) = refused {
+        tracing::warn!(member = %inner.me, rule = next.because.0, error = %reason, "the agent refused an order");
+        desk.failures += 1;
+        desk.not_before = Some(now + backoff(desk.failures).min(Duration::from_secs(2)));
+    } else if desk.failures == 0 {
+        desk.not_before = None;
+    }
+}
+
+/// Rises within the life of a manager and from one life to the next. A
+/// checkpoint carries the number of its operation, so that its effect is seen.
+fn order_id(action: &Action, now: Moment, count: u64) -> u64 {
+    match action {
+        Action::Checkpoint { operation } => *operation,
+        Action::Initdb
+        | Action::StartStandby { .. }
+        | Action::Promote { .. }
+        | Action::RestartInPlace { .. }
+        | Action::Stop { .. }
+        | Action::Rewind { .. }
+        | Action::Clone { .. } => {
+            let uptime = u64::try_from(now.0.as_millis()).unwrap_or(u64::MAX >> 16);
+            (1 << 40) + (uptime << 8) + (count & 0xFF)
+        }
+    }
+}
+
+fn split(postgres: &str) -> (String, u32) {
+    let (host, port) = postgres.rsplit_once(':').unwrap_or((postgres, "5432"));
+    (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(5432))
+}
+
+fn encode(action: &Action, state: &ClusterState) -> v1::order::Action {
+    use v1::order::Action as A;
+    let system_identifier = state.system_identifier.unwrap_or(0);
+    let place = |upstream: &Upstream| {
+        let (host, port) = split(&upstream.postgres);
+        (upstream.member.to_string(), host, port)
+    };
+    match action {
+        Action::Initdb => A::Initdb(v1::Initdb {}),
+        Action::StartStandby { upstream } => {
+            let (upstream, upstream_host, upstream_port) = upstream.as_ref().map(place).unwrap_or_default();
+            A::StartStandby(v1::StartStandby { upstream, upstream_host, upstream_port, system_identifier })
+        }
+        Action::Promote { timeline, floor } => A::Promote(v1::Promote {
+            expected_timeline: timeline.0,
+            system_identifier,
+            floor: Some(convert::position(*floor)),
+        }),
+        Action::RestartInPlace { timeline } => {
+            A::RestartInPlace(v1::RestartInPlace { timeline: timeline.0, system_identifier })
+        }
+        Action::Stop { mode, keep_lease } => {
+            let mode = match mode {
+                StopMode::Fast => v1::StopMode::Fast,
+                StopMode::Immediate => v1::StopMode::Immediate,
+            };
+            A::Stop(v1::Stop { mode: mode as i32, keep_lease: *keep_lease })
+        }
+        Action::Rewind { source } => {
+            let (source, source_host, source_port) = place(source);
+            A::Rewind(v1::Rewind { source, source_host, source_port, system_identifier })
+        }
+        Action::Clone { source } => {
+            let (source, source_host, source_port) = place(source);
+            A::Clone(v1::Clone { source, source_host, source_port, system_identifier })
+        }
+        Action::Checkpoint { .. } => A::Checkpoint(v1::Checkpoint {}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{Epoch, observation::OrderResult},
+        state::RuleId,
+    };
+
+    fn next(action: Action) -> Next {
+        Next { because: RuleId(1), epoch: Epoch(1), action }
+    }
+
+    #[test]
+    fn an_order_that_failed_is_given_again_later_and_later() {
+        let mut desk = Desk::default();
+        let order = next(Action::Initdb);
+        let at = Moment::from_millis;
+        assert_eq!(desk.due(&order, None, at(0)), None);
+        desk.last = Some((order.clone(), at(0)));
+        assert_eq!(desk.due(&order, None, at(100)), Some(Duration::from_millis(200)));
+        let failed = |order| OrderResult { order, kind: "initdb".into(), error: Some("no".into()) };
+        assert_eq!(desk.due(&order, Some(&failed(7)), at(150)), Some(Duration::from_millis(500)));
+        assert_eq!(desk.due(&order, Some(&failed(7)), at(650)), None);
+        assert_eq!(desk.due(&order, Some(&failed(8)), at(700)), Some(Duration::from_millis(1_000)));
+        assert_eq!(desk.due(&next(Action::Promote { timeline: Default::default(), floor: Default::default() }), None, at(701)), None);
+    }
+
+    #[test]
+    fn an_address_is_split_into_host_and_port() {
+        assert_eq!(split("10.0.0.1:5432"), ("10.0.0.1".to_owned(), 5432));
+        assert_eq!(split("[::1]:5433"), ("::1".to_owned(), 5433));
+    }
+}

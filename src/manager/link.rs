@@ -1,0 +1,132 @@
+//! The link to this host's agent: its status, followed by push, and the way for orders.
+
+use std::{path::PathBuf, time::Duration};
+
+use hyper_util::rt::TokioIo;
+use tokio::{net::UnixStream, sync::watch};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::{Manager, peers::timed};
+use crate::{
+    config::AgentEndpoint,
+    domain::{MemberId, observation::AgentView},
+    guard::sys::two_clocks,
+    rpc::{convert, v1},
+};
+
+/// After this long without a word the agent counts as gone; it speaks at least once a second.
+const SILENT: Duration = Duration::from_secs(3);
+
+/// What the agent said last, and when (CLOCK_BOOTTIME of this process).
+#[derive(Debug, Clone)]
+pub(super) struct Said {
+    pub(super) view: AgentView,
+    pub(super) at: Duration,
+}
+
+/// The link of one manager.
+pub(super) struct Link {
+    channel: Channel,
+    name: String,
+    said: watch::Sender<Option<Said>>,
+}
+
+impl Link {
+    pub(super) fn new(endpoint: &AgentEndpoint, me: &MemberId) -> Self {
+        let channel = match endpoint {
+            AgentEndpoint::Unix(path) => unix_channel(path.clone()),
+            AgentEndpoint::Tcp(address) => Endpoint::from_shared(format!("http://{address}"))
+                .unwrap_or_else(|_| Endpoint::from_static("http://[::1]:1"))
+                .connect_timeout(Duration::from_secs(1))
+                .connect_lazy(),
+        };
+        Self { channel, name: me.to_string(), said: watch::channel(None).0 }
+    }
+
+    /// The last word, `None` while the agent is not reached.
+    pub(super) fn said(&self) -> Option<Said> {
+        self.said.borrow().clone()
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Option<Said>> {
+        self.said.subscribe()
+    }
+
+    fn client(&self) -> v1::agent_client::AgentClient<Channel> {
+        v1::agent_client::AgentClient::new(self.channel.clone())
+    }
+
+    pub(super) fn put(&self, view: AgentView) {
+        self.said.send_replace(Some(Said { view, at: two_clocks().boot }));
+    }
+
+    /// Sends an order; `Ok(Some(reason))` when the agent refused it.
+    pub(super) async fn execute(&self, order: v1::Order) -> Result<Option<String>, tonic::Status> {
+        let reply = self.client().execute(timed(order, Duration::from_secs(5))).await?.into_inner();
+        Ok(match reply.outcome {
+            Some(v1::order_reply::Outcome::Refused(refused)) => Some(refused.reason),
+            Some(v1::order_reply::Outcome::Accepted(_)) | None => None,
+        })
+    }
+
+    /// A status probed now.
+    pub(super) async fn probe(&self, to: v1::Target, limit: Duration) -> Result<AgentView, tonic::Status> {
+        let request = timed(v1::AgentProbeRequest { to: Some(to) }, limit);
+        let status = tokio::time::timeout(limit, self.client().probe(request))
+            .await
+            .map_err(|_| tonic::Status::deadline_exceeded("the agent did not answer in time"))??;
+        let view = convert::agent_view(status.into_inner()).map_err(|e| tonic::Status::internal(e.to_string()))?;
+        self.put(view.clone());
+        Ok(view)
+    }
+}
+
+fn unix_channel(path: PathBuf) -> Channel {
+    // The URI is only a name: the connector goes to the socket whatever it says.
+    Endpoint::from_static("http://agent.invalid").connect_timeout(Duration::from_secs(1)).connect_with_connector_lazy(
+        tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        }),
+    )
+}
+
+/// Follows the agent's status for ever.
+pub(super) async fn follow(manager: Manager) {
+    let link = &manager.inner.link;
+    let mut wait = Duration::from_millis(50);
+    let mut reached = None;
+    loop {
+        let outcome = follow_once(&manager).await;
+        if link.said().is_some() {
+            wait = Duration::from_millis(50);
+            reached = None;
+        }
+        link.said.send_replace(None);
+        let why = match &outcome {
+            Ok(()) => "it closed the stream".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        if reached.as_ref() != Some(&why) {
+            tracing::warn!(member = %link.name, error = %why, "the agent is not reached");
+            reached = Some(why);
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_millis(500));
+    }
+}
+
+async fn follow_once(manager: &Manager) -> Result<(), tonic::Status> {
+    let link = &manager.inner.link;
+    let to = manager.target(&manager.inner.me);
+    let mut stream = link.client().watch(v1::AgentWatchRequest { to: Some(to) }).await?.into_inner();
+    loop {
+        let next = tokio::time::timeout(SILENT, stream.message()).await;
+        let message = next.map_err(|_| tonic::Status::deadline_exceeded("it fell silent"))??;
+        let Some(status) = message else { return Ok(()) };
+        match convert::agent_view(status) {
+            Ok(view) => link.put(view),
+            Err(error) => tracing::warn!(error = %error, "the agent's status can't be read"),
+        }
+    }
+}

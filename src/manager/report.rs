@@ -1,0 +1,98 @@
+//! Tells the Raft leader what this host sees: at once when something changed,
+//! and at least every `report`.
+
+use std::time::Duration;
+
+use super::{Manager, board::Facts, peers::timed};
+use crate::{
+    domain::{MemberId, observation::Notice},
+    guard::sys::two_clocks,
+    rpc::{convert, v1},
+};
+
+pub(super) async fn run(manager: Manager) {
+    let mut said = manager.inner.link.watch();
+    let mut promise = manager.inner.acceptor.promise();
+    let mut leadership = manager.inner.node.leadership();
+    let mut notices = manager.inner.acceptor.notices();
+    let mut heard: Vec<Notice> = Vec::new();
+    loop {
+        said.borrow_and_update();
+        promise.borrow_and_update();
+        let leader = leadership.borrow_and_update().leader.clone();
+        let delivered = tell(&manager, leader.as_ref(), &heard).await;
+        if delivered {
+            heard.clear();
+        }
+        let pause = if delivered { manager.timings().report } else { manager.timings().heartbeat };
+        tokio::select! {
+            changed = said.changed() => if changed.is_err() { return },
+            changed = promise.changed() => if changed.is_err() { return },
+            changed = leadership.changed() => if changed.is_err() { return },
+            notice = next_notice(&mut notices) => {
+                manager.inner.board.notice(notice.clone());
+                heard.retain(|old| old.member != notice.member || old.epoch > notice.epoch);
+                heard.push(notice);
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn next_notice(notices: &mut Option<tokio::sync::mpsc::Receiver<Notice>>) -> Notice {
+    if let Some(channel) = notices
+        && let Some(notice) = channel.recv().await
+    {
+        return notice;
+    }
+    std::future::pending().await
+}
+
+/// Puts this host on the own board, and on the leader's; true when the leader has it.
+async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) -> bool {
+    let inner = &manager.inner;
+    let promise = inner.acceptor.promise_now();
+    let said = inner.link.said();
+    let age = |at: Duration| two_clocks().boot.saturating_sub(at);
+    let agent = said.as_ref().map(|s| (s.view.clone(), age(s.at)));
+    inner.board.observe(&inner.me, agent, promise.clone());
+    let Some(leader) = leader else { return false };
+    if *leader == inner.me {
+        let state = inner.node.state().borrow().clone();
+        let (ready, standbys) = super::view::seen_by_leader(manager, &state);
+        inner.board.update(|f| take_word(f, ready, standbys));
+        return true;
+    }
+    let request = v1::ReportRequest {
+        to: Some(manager.target(leader)),
+        status: said.as_ref().map(|s| convert::agent_status(&s.view, 0, 0)),
+        promise: Some(convert::promise(&promise)),
+        age_ms: said.as_ref().map_or(0, |s| u64::try_from(age(s.at).as_millis()).unwrap_or(u64::MAX)),
+        notices: heard.iter().map(convert::notice).collect(),
+    };
+    let limit = manager.timings().rpc.max(Duration::from_millis(250));
+    let Ok(mut peer) = inner.peers.peer(leader) else { return false };
+    match tokio::time::timeout(limit, peer.report(timed(request, limit))).await {
+        Ok(Ok(reply)) => {
+            let reply = reply.into_inner();
+            let standbys = reply.standbys.into_iter();
+            let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
+            inner.board.update(|f| take_word(f, reply.primary_ready, standbys.collect()));
+            true
+        }
+        Ok(Err(status)) => {
+            tracing::debug!(leader = %leader, error = %status.message(), "the report did not reach the leader");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+fn take_word(
+    facts: &mut Facts,
+    primary_ready: bool,
+    standbys: std::collections::BTreeMap<MemberId, (bool, u64)>,
+) {
+    facts.primary_ready = primary_ready;
+    facts.standbys = standbys;
+}

@@ -1,0 +1,107 @@
+//! While an epoch is fenced and nothing granted, the leader asks every voter
+//! for its durable promise, and its host for where its WAL ends.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Manager, peers::timed};
+use crate::{
+    domain::{Epoch, MemberId, PostgresState, Promise, observation::AgentView},
+    policy::Seal,
+    rpc::{convert, v1},
+    state::Lock,
+};
+
+/// Between two questions to the same voter.
+const AGAIN: Duration = Duration::from_millis(40);
+/// How long a host may take to say where its WAL ends.
+const PROBE: Duration = Duration::from_millis(1_000);
+
+/// Seals for ever: each time an epoch is fenced while this manager leads.
+pub(super) async fn run(manager: Manager) {
+    let mut states = manager.inner.node.state();
+    let mut leadership = manager.inner.node.leadership();
+    let mut asking: BTreeMap<MemberId, tokio::task::JoinHandle<()>> = BTreeMap::new();
+    loop {
+        let state = states.borrow_and_update().clone();
+        let leads = leadership.borrow_and_update().am_leader;
+        asking.retain(|_, task| !task.is_finished());
+        match &state.lock {
+            Lock::Fenced { epoch, .. } if leads => {
+                for member in state.members.keys() {
+                    asking
+                        .entry(member.clone())
+                        .or_insert_with(|| tokio::spawn(ask(manager.clone(), member.clone(), *epoch)));
+                }
+            }
+            Lock::Fenced { .. } | Lock::Free | Lock::Granted { .. } | Lock::Released(_) => {
+                for (_, task) in std::mem::take(&mut asking) {
+                    task.abort();
+                }
+            }
+        }
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            changed = leadership.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Asks one voter until the epoch is granted: its answer gets better as its
+/// promise runs out and its PostgreSQL comes up.
+async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
+    loop {
+        match seal_of(&manager, &member, epoch).await {
+            Ok((promise, agent)) => {
+                let done = promise.lapsed && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
+                let wait = if done { Duration::from_millis(500) } else { AGAIN };
+                let at = manager.inner.board.now();
+                manager.inner.board.update(|facts| {
+                    if facts.sealing == epoch {
+                        facts.seals.insert(member.clone(), Seal { promise, at, agent });
+                    }
+                });
+                tokio::time::sleep(wait).await;
+            }
+            Err(status) => {
+                tracing::debug!(member = %member, epoch = %epoch, error = %status.message(), "no seal");
+                tokio::time::sleep(AGAIN * 2).await;
+            }
+        }
+    }
+}
+
+async fn seal_of(
+    manager: &Manager,
+    member: &MemberId,
+    epoch: Epoch,
+) -> Result<(Promise, Option<AgentView>), tonic::Status> {
+    if *member == manager.inner.me {
+        return own_seal(manager, epoch).await;
+    }
+    let limit = PROBE + manager.timings().rpc;
+    let index = manager.inner.node.applied_index();
+    let request = v1::SealRequest { to: Some(manager.target(member)), epoch: epoch.0, index };
+    let call = async {
+        let mut peer = manager.inner.peers.peer(member)?;
+        peer.seal(timed(request, limit)).await
+    };
+    let reply = tokio::time::timeout(limit, call)
+        .await
+        .map_err(|_| tonic::Status::deadline_exceeded("no answer in time"))??
+        .into_inner();
+    let agent = reply.status.and_then(|s| convert::agent_view(s).ok());
+    Ok((convert::promise_of(reply.promise), agent))
+}
+
+/// Seals durably, then asks the own agent where WAL ends: in this order, so that
+/// no old epoch is helped after the answer.
+pub(super) async fn own_seal(
+    manager: &Manager,
+    epoch: Epoch,
+) -> Result<(Promise, Option<AgentView>), tonic::Status> {
+    let sealed = manager.inner.acceptor.seal_async(epoch).await;
+    let promise = sealed.map_err(|e| tonic::Status::internal(format!("seal epoch {epoch}: {e}")))?;
+    let to = manager.target(&manager.inner.me);
+    let agent = manager.inner.link.probe(to, PROBE).await.ok();
+    Ok((promise, agent))
+}

@@ -1,0 +1,188 @@
+//! The gRPC services of a manager on one port: Raft, Peer, Routing, Admin,
+//! health and reflection.
+
+use std::{pin::Pin, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+use super::{Manager, ManagerHandle, founding, seal, view};
+use crate::{
+    domain::{Epoch, MemberId},
+    rpc::{convert, v1},
+    state::ClusterState,
+};
+
+/// Largest request but for Raft's own.
+const MESSAGE_MAX: usize = 4 << 20;
+/// Routers hear at least this often.
+const ROUTERS: Duration = Duration::from_secs(1);
+
+pub(super) async fn bind(manager: &Manager) -> anyhow::Result<TcpListener> {
+    let local = manager.inner.config.member.as_ref().context("no [member]")?;
+    let address = local.manager.listen;
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address} (manager.listen)"))
+}
+
+pub(super) async fn serve(
+    manager: Manager,
+    listener: TcpListener,
+    mut shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    health.set_service_status("matriarch.v1.Admin", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("gRPC reflection")?;
+    let gate = manager.clone();
+    let raft = tonic::service::interceptor::InterceptedService::new(manager.inner.node.grpc(), move |request| {
+        // A manager without a log takes no part before it has seen genesis.
+        if gate.inner.founding.is_open() {
+            Ok(request)
+        } else {
+            Err(Status::unavailable("this manager has no Raft log and has not seen every member empty"))
+        }
+    });
+    let admin = crate::admin::AdminService::new(ManagerHandle::new(manager.clone()));
+    let peer = v1::peer_server::PeerServer::new(PeerService { manager: manager.clone() });
+    let routing = v1::routing_server::RoutingServer::new(RoutingService { manager: manager.clone() });
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .add_service(raft)
+        .add_service(peer.max_decoding_message_size(MESSAGE_MAX))
+        .add_service(routing)
+        .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(MESSAGE_MAX))
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        })
+        .await
+        .context("serve gRPC")
+}
+
+fn check(manager: &Manager, to: Option<&v1::Target>) -> Result<v1::Target, Status> {
+    let state = manager.inner.node.state().borrow().clone();
+    convert::check_target(to, manager.inner.me.as_str(), &state.cluster_id(), state.generation())
+}
+
+struct PeerService {
+    manager: Manager,
+}
+
+#[tonic::async_trait]
+impl v1::peer_server::Peer for PeerService {
+    async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
+        // Strangers must learn that they are strangers, so the cluster id is not checked here.
+        let to = request.into_inner().to.unwrap_or_default();
+        if !to.target.is_empty() && to.target != self.manager.inner.me.as_str() {
+            let me = &self.manager.inner.me;
+            return Err(Status::failed_precondition(format!("the request is for {}, this is {me}", to.target)));
+        }
+        Ok(Response::new(founding::hello(&self.manager)))
+    }
+
+    async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
+        let report = request.into_inner();
+        let to = check(&self.manager, report.to.as_ref())?;
+        let sender: MemberId =
+            to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
+        let board = &self.manager.inner.board;
+        let agent = match report.status.map(convert::agent_view).transpose() {
+            Ok(agent) => agent.map(|view| (view, Duration::from_millis(report.age_ms))),
+            Err(error) => return Err(Status::invalid_argument(error.to_string())),
+        };
+        for notice in report.notices {
+            match convert::notice_of(notice) {
+                Ok(notice) => board.notice(notice),
+                Err(error) => tracing::warn!(member = %sender, error = %error, "a notice can't be read"),
+            }
+        }
+        board.observe(&sender, agent, convert::promise_of(report.promise));
+        let state = self.manager.inner.node.state().borrow().clone();
+        let (primary_ready, standbys) = view::seen_by_leader(&self.manager, &state);
+        let standbys = standbys
+            .into_iter()
+            .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
+            .collect();
+        Ok(Response::new(v1::ReportReply { primary_ready, standbys }))
+    }
+
+    async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
+        let seal = request.into_inner();
+        check(&self.manager, seal.to.as_ref())?;
+        let (promise, agent) = seal::own_seal(&self.manager, Epoch(seal.epoch)).await?;
+        Ok(Response::new(v1::SealReply {
+            promise: Some(convert::promise(&promise)),
+            status: agent.map(|a| convert::agent_status(&a, 0, 0)),
+            membership_id: self.manager.inner.node.membership().0,
+        }))
+    }
+}
+
+struct RoutingService {
+    manager: Manager,
+}
+
+type RoutingStream = Pin<Box<dyn Stream<Item = Result<v1::RoutingState, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl v1::routing_server::Routing for RoutingService {
+    type WatchStream = RoutingStream;
+
+    async fn watch(&self, request: Request<v1::RoutingRequest>) -> Result<Response<RoutingStream>, Status> {
+        check(&self.manager, request.into_inner().to.as_ref())?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(follow(self.manager.clone(), sender));
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))
+    }
+}
+
+/// Sends at once, on every change, and once a second so that a router knows how fresh it is.
+async fn follow(manager: Manager, sender: tokio::sync::mpsc::Sender<Result<v1::RoutingState, Status>>) {
+    let mut states = manager.inner.node.state();
+    loop {
+        let state = states.borrow_and_update().clone();
+        if sender.send(Ok(routing_state(&manager, &state))).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(ROUTERS) => {}
+            () = sender.closed() => return,
+        }
+    }
+}
+
+fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
+    let open = state.open_primary();
+    let primary = open.map(|(_, m)| m).or_else(|| state.holder().map(|(_, m)| m));
+    let address = |m: &MemberId| state.members.get(m).map(|m| m.postgres.clone()).unwrap_or_default();
+    let seen = manager.inner.board.read(|f| f.standbys.clone());
+    let standbys = state
+        .members
+        .keys()
+        .filter(|m| Some(*m) != primary)
+        .map(|m| {
+            let (streaming, lag_bytes) = seen.get(m).copied().unwrap_or((false, 0));
+            v1::routing_state::Standby { member: m.to_string(), address: address(m), streaming, lag_bytes }
+        })
+        .collect();
+    v1::RoutingState {
+        cluster_id: state.cluster_id().0,
+        generation: state.generation().0,
+        epoch: state.epoch.0,
+        open: open.is_some(),
+        primary: primary.map(ToString::to_string).unwrap_or_default(),
+        primary_address: primary.map(address).unwrap_or_default(),
+        standbys,
+        confirmed_age_ms: u64::try_from(manager.inner.node.confirmed_age().as_millis()).unwrap_or(u64::MAX),
+        revision: state.revision,
+    }
+}

@@ -1,0 +1,149 @@
+//! What a manager tells about the cluster, and what it does for operators.
+
+use std::collections::BTreeMap;
+
+use super::Manager;
+use crate::{
+    domain::{MemberId, PostgresState, observation::AgentView},
+    policy::{Plan, switchover},
+    raft::Leadership,
+    rpc::v1,
+    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
+};
+
+/// Whether the primary can be copied from, and the standbys as their primary
+/// and their own agents see them.
+pub(super) fn seen_by_leader(manager: &Manager, state: &ClusterState) -> (bool, BTreeMap<MemberId, (bool, u64)>) {
+    manager.inner.board.situation(state, manager.timings(), |s| {
+        let Some((_, holder)) = state.holder() else { return (false, BTreeMap::new()) };
+        let primary = s.agent(holder).filter(|a| a.state == PostgresState::Primary);
+        let ready = primary.is_some_and(|a| a.checkpoint_timeline == a.wal_end.timeline);
+        let standbys = state.members.keys().filter(|m| *m != holder).filter_map(|m| {
+            let agent = s.agent(m)?;
+            let lag = primary.map_or(0, |p| p.wal_end.lsn.bytes_past(agent.replay_lsn));
+            Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming, lag)))
+        });
+        (ready, standbys.collect())
+    })
+}
+
+/// What the admin faces may do with a manager. Cheap to clone.
+#[derive(Clone)]
+pub struct ManagerHandle {
+    manager: Manager,
+}
+
+/// One host as the answering manager knows it.
+#[derive(Debug, Clone)]
+pub struct SeenMember {
+    /// What its agent said, unless it has been silent too long.
+    pub agent: Option<AgentView>,
+    /// Its manager was heard of lately.
+    pub manager_heard: bool,
+}
+
+impl ManagerHandle {
+    pub(super) fn new(manager: Manager) -> Self {
+        Self { manager }
+    }
+
+    /// Which member answers.
+    pub fn me(&self) -> &MemberId {
+        &self.manager.inner.me
+    }
+
+    /// The configuration of this host.
+    pub fn config(&self) -> &crate::config::Config {
+        &self.manager.inner.config
+    }
+
+    /// The committed state as applied here.
+    pub fn state(&self) -> std::sync::Arc<ClusterState> {
+        self.manager.inner.node.state().borrow().clone()
+    }
+
+    /// Who leads Raft.
+    pub fn leadership(&self) -> Leadership {
+        self.manager.inner.node.leadership().borrow().clone()
+    }
+
+    /// How old the confirmation is that this manager's state is current.
+    pub fn confirmed_age(&self) -> std::time::Duration {
+        self.manager.inner.node.confirmed_age()
+    }
+
+    /// What is known of every member.
+    pub fn seen(&self) -> BTreeMap<MemberId, SeenMember> {
+        let state = self.state();
+        self.manager.inner.board.situation(&state, self.manager.timings(), |s| {
+            let seen = |m: &MemberId| SeenMember {
+                agent: s.agent(m).cloned(),
+                manager_heard: s.fresh(m).is_some(),
+            };
+            state.members.keys().map(|m| (m.clone(), seen(m))).collect()
+        })
+    }
+
+    /// The last plan made here; empty unless this manager leads.
+    pub fn plan(&self) -> Plan {
+        self.manager.inner.board.read(|f| f.plan.clone())
+    }
+
+    /// Each rule and what it says of the situation now.
+    pub fn considered(&self) -> Vec<(u32, &'static str, String)> {
+        let state = self.state();
+        self.manager.inner.board.situation(&state, self.manager.timings(), |s| {
+            crate::policy::RULES
+                .iter()
+                .map(|rule| {
+                    let says = match (rule.decide)(s) {
+                        None => "does not apply".to_owned(),
+                        Some(crate::policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
+                        Some(crate::policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
+                    };
+                    (rule.id, rule.name, says)
+                })
+                .collect()
+        })
+    }
+
+    /// Begins a switchover or a failover by command; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn begin(
+        &self,
+        kind: OperationKind,
+        wanted: Option<&MemberId>,
+        request_id: String,
+    ) -> Result<crate::state::Operation, String> {
+        let state = self.state();
+        let admitted = self
+            .manager
+            .inner
+            .board
+            .situation(&state, self.manager.timings(), |s| switchover::admit(s, kind, wanted))?;
+        let Kind::BeginOperation { to, .. } = &admitted else { return Err("not an operation".to_owned()) };
+        let to = to.clone();
+        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind: admitted };
+        match self.manager.inner.node.propose(command).await {
+            Ok(Applied::Changed) => {}
+            Ok(Applied::Stale { why, .. }) => return Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => return Err("nothing was proposed".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        }
+        let state = self.state();
+        let running = state.operation.clone().filter(|o| o.to == to);
+        let over = state.last_operation.as_ref().map(|f| f.operation.clone()).filter(|o| o.to == to);
+        running.or(over).ok_or_else(|| "the operation is gone".to_owned())
+    }
+
+    /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.
+    pub fn leader_admin(
+        &self,
+    ) -> Option<(MemberId, v1::admin_client::AdminClient<tonic::transport::Channel>)> {
+        let leader = self.leadership().leader.filter(|l| l != self.me())?;
+        let client = self.manager.inner.peers.admin(&leader).ok()?;
+        Some((leader, client))
+    }
+}

@@ -1,0 +1,121 @@
+//! Makes a new copy of another member beside the data directory, and swaps it in when it is verified.
+
+use std::{fs, time::Duration};
+
+use super::{
+    command::{OnProgress, Progress},
+    conf::{ConfigRole, Upstream},
+    error::PostgresError,
+    files::{self, OperationLock},
+    instance::{DataState, Instance},
+};
+use crate::domain::{Epoch, Generation};
+
+/// For the copy; the progress shows a clone that hangs long before.
+const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+
+/// A clone was refused or failed. The data directory is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum CloneError {
+    /// What is in the data directory is not ours to replace.
+    #[error("cloning would replace something that is no copy of this cluster: {0}")]
+    Foreign(String),
+    /// A step failed.
+    #[error(transparent)]
+    Step(#[from] PostgresError),
+}
+
+impl Instance {
+    /// Copies `source` into `<data_dir>.new`, verifies the copy, and swaps it in; returns its system identifier.
+    /// What was in the data directory before is kept as `<data_dir>.old` until [`Instance::discard_old`]. The copy
+    /// is a standby that follows nobody yet; write its configuration before the start.
+    ///
+    /// # Errors
+    /// See [`CloneError`].
+    pub async fn clone_from(&self, source: &Upstream, on_progress: OnProgress<'_>) -> Result<u64, CloneError> {
+        let lock = OperationLock::take(self.data_dir())?;
+        self.demand_stopped()?;
+        self.finish_swap()?;
+        let present = self.data_state()?;
+        if let DataState::Foreign(text) = present {
+            return Err(CloneError::Foreign(text));
+        }
+        let new = self.beside(".new");
+        files::remove_tree(&new).await?;
+        self.write_passfile(Some(source))?;
+        on_progress(Progress::phase("pg_basebackup"));
+        let conninfo = self.source_conninfo(source, None);
+        let copy = self.helper("pg_basebackup", COPY_DEADLINE).holding(lock.share()?).arg("-D").arg(&new);
+        let copy = copy.arg("-d").arg(conninfo).args([
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--progress",
+            "--no-password",
+            "--manifest-checksums=CRC32C",
+        ]);
+        copy.run(|line| Progress::parse("pg_basebackup", line).into_iter().for_each(on_progress))
+            .await
+            .map_err(PostgresError::from)?;
+        on_progress(Progress::phase("verify"));
+        let verify = self.helper("pg_verifybackup", VERIFY_DEADLINE).holding(lock.share()?);
+        verify.arg("--quiet").arg("--exit-on-error").arg(&new).run(|_| ()).await.map_err(PostgresError::from)?;
+        let copied = self.control_data_of(&new)?;
+        if let DataState::Present(old) = present
+            && old.system_identifier != copied.system_identifier
+        {
+            let (ours, theirs) = (old.system_identifier, copied.system_identifier);
+            let text =
+                format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
+            return Err(CloneError::Foreign(text));
+        }
+        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
+        self.write_config_to(&new, &role)?;
+        // Written last: with it the copy is complete.
+        files::ensure(&new.join("standby.signal"), "")?;
+        self.swap().await?;
+        files::remove(&self.rewind_marker())?;
+        Ok(copied.system_identifier)
+    }
+
+    /// Puts `<data_dir>.new` in place. An older `.old` is the diverged directory that nobody has discarded yet, so it
+    /// stays, and what it was replaced with and never worked goes.
+    async fn swap(&self) -> Result<(), PostgresError> {
+        let (data, old, failed) = (self.data_dir(), self.beside(".old"), self.beside(".failed"));
+        if !matches!(self.data_state()?, DataState::Missing | DataState::Empty) {
+            files::remove_tree(&failed).await?;
+            let aside = if old.exists() { &failed } else { &old };
+            fs::rename(data, aside).map_err(PostgresError::file("putting aside", data))?;
+            files::sync_parent(data)?;
+        }
+        self.finish_swap()?;
+        files::remove_tree(&failed).await
+    }
+
+    /// Finishes a swap that was cut off between its two renames: the data directory is gone and a complete new copy
+    /// lies beside it. The agent calls it at its start. True when there was something to do.
+    ///
+    /// # Errors
+    /// The rename failed.
+    pub fn finish_swap(&self) -> Result<bool, PostgresError> {
+        let new = self.beside(".new");
+        let gone = matches!(self.data_state()?, DataState::Missing | DataState::Empty);
+        if !gone || !new.join("standby.signal").exists() {
+            return Ok(false);
+        }
+        fs::rename(&new, self.data_dir()).map_err(PostgresError::file("putting in place", &new))?;
+        files::sync_parent(self.data_dir())?;
+        Ok(true)
+    }
+
+    /// Removes what a clone or a rewind has kept aside. Called when the new copy has streamed.
+    ///
+    /// # Errors
+    /// A directory can't be removed.
+    pub async fn discard_old(&self) -> Result<(), PostgresError> {
+        for suffix in [".old", ".failed", ".wal-aside"] {
+            files::remove_tree(&self.beside(suffix)).await?;
+        }
+        Ok(())
+    }
+}

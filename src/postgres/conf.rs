@@ -1,0 +1,401 @@
+//! The text of `postgresql.conf`, `pg_hba.conf` and the password file. Pure.
+
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+
+use crate::domain::{Epoch, Generation, MemberId};
+
+/// A synchronous standby that nobody is: with it in the data directory's
+/// configuration a primary that was started or promoted by hand acknowledges nothing.
+pub const PLACEHOLDER: &str = "matriarch_placeholder";
+
+/// Whom a standby follows, a rewind or a clone reads from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// Which member.
+    pub member: MemberId,
+    /// Name or address of its host.
+    pub host: String,
+    /// Its PostgreSQL port.
+    pub port: u16,
+}
+
+/// What the configuration in the data directory makes of the instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConfigRole {
+    /// A standby; without upstream it is severed: it follows nobody.
+    Standby {
+        /// Whom it follows.
+        upstream: Option<Upstream>,
+        /// Under which epoch.
+        epoch: Epoch,
+        /// In which life of the cluster.
+        generation: Generation,
+    },
+    /// The configuration that lies under a running primary: it follows nobody, reads no archive and
+    /// stays on its timeline.
+    DormantPrimary,
+}
+
+/// Everything the configuration files are made of.
+#[derive(Debug, Clone)]
+pub(super) struct Settings<'a> {
+    pub(super) listen_addresses: &'a str,
+    pub(super) port: u16,
+    pub(super) socket_dir: &'a str,
+    pub(super) superuser: &'a str,
+    pub(super) replication_user: &'a str,
+    pub(super) passfile: &'a str,
+    pub(super) application_name: &'a str,
+    pub(super) member_hosts: Vec<&'a str>,
+    pub(super) hba: &'a [String],
+    pub(super) parameters: &'a BTreeMap<String, String>,
+}
+
+/// Settings that Matriarch writes itself.
+const OWNED: &[&str] = &[
+    "config_file",
+    "data_directory",
+    "external_pid_file",
+    "full_page_writes",
+    "hba_file",
+    "hot_standby",
+    "ident_file",
+    "include",
+    "include_dir",
+    "include_if_exists",
+    "listen_addresses",
+    "log_destination",
+    "logging_collector",
+    "max_replication_slots",
+    "max_wal_senders",
+    "password_encryption",
+    "port",
+    "primary_conninfo",
+    "primary_slot_name",
+    "promote_trigger_file",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restart_after_crash",
+    "superuser_reserved_connections",
+    "synchronous_standby_names",
+    "unix_socket_directories",
+    "wal_level",
+    "wal_log_hints",
+    "wal_receiver_status_interval",
+    "wal_receiver_timeout",
+    "wal_retrieve_retry_interval",
+    "wal_sender_timeout",
+];
+
+/// True for a setting that a user's configuration may not contain.
+pub fn owned_key(key: &str) -> bool {
+    OWNED.contains(&key.trim().to_ascii_lowercase().as_str())
+}
+
+/// True for a text that can be the name of a setting (`shared_buffers`, `pg_stat_statements.max`).
+pub fn is_setting_name(key: &str) -> bool {
+    let mut chars = key.chars();
+    chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+}
+
+/// A value of `postgresql.conf` in quotes.
+pub(super) fn quote(value: &str) -> String {
+    let mut quoted = String::with_capacity(value.len() + 2);
+    quoted.push('\'');
+    for c in value.chars() {
+        match c {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+/// A libpq connection string.
+pub(super) fn conninfo(pairs: &[(&str, &str)]) -> String {
+    let one = |(key, value): &(&str, &str)| format!("{key}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+    Vec::from_iter(pairs.iter().map(one)).join(" ")
+}
+
+/// How a standby, a rewind and a clone reach another member. It notices a dead peer within seconds.
+pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream, dbname: Option<&str>) -> String {
+    let port = upstream.port.to_string();
+    let mut pairs = vec![
+        ("host", upstream.host.as_str()),
+        ("port", port.as_str()),
+        ("user", settings.replication_user),
+        ("passfile", settings.passfile),
+        ("application_name", settings.application_name),
+        ("connect_timeout", "3"),
+        ("keepalives", "1"),
+        ("keepalives_idle", "2"),
+        ("keepalives_interval", "1"),
+        ("keepalives_count", "3"),
+        ("tcp_user_timeout", "5000"),
+    ];
+    if let Some(dbname) = dbname {
+        pairs.push(("dbname", dbname));
+    }
+    conninfo(&pairs)
+}
+
+/// The text of `postgresql.conf`.
+pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> String {
+    let mut text = String::from("# Written by matriarch with each change of role; edits are lost.\n");
+    let mut set = |key: &str, value: &str| {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{key} = {}", quote(value));
+    };
+    let senders = senders(settings).to_string();
+    // The user may override this one.
+    set("wal_keep_size", "512MB");
+    let dormant = *role == ConfigRole::DormantPrimary;
+    for (key, value) in settings.parameters {
+        // A primary that restarts in place must find nothing but its own WAL.
+        let archive = dormant && key.eq_ignore_ascii_case("restore_command");
+        if is_setting_name(key) && !owned_key(key) && !archive {
+            set(key, value);
+        }
+    }
+    let (primary_conninfo, timeline) = match role {
+        ConfigRole::Standby { upstream: Some(upstream), .. } => {
+            (replication_conninfo(settings, upstream, None), "latest")
+        }
+        ConfigRole::Standby { upstream: None, .. } => (String::new(), "latest"),
+        ConfigRole::DormantPrimary => (String::new(), "current"),
+    };
+    let port = settings.port.to_string();
+    for (key, value) in [
+        ("listen_addresses", settings.listen_addresses),
+        ("port", &port),
+        ("unix_socket_directories", settings.socket_dir),
+        ("superuser_reserved_connections", "5"),
+        ("password_encryption", "scram-sha-256"),
+        ("log_destination", "stderr"),
+        ("logging_collector", "off"),
+        ("wal_level", "replica"),
+        ("wal_log_hints", "on"),
+        ("full_page_writes", "on"),
+        ("hot_standby", "on"),
+        ("max_wal_senders", &senders),
+        ("max_replication_slots", &senders),
+        ("restart_after_crash", "off"),
+        ("synchronous_standby_names", PLACEHOLDER),
+        ("wal_sender_timeout", "10s"),
+        ("wal_receiver_timeout", "10s"),
+        ("wal_receiver_status_interval", "1s"),
+        ("wal_retrieve_retry_interval", "500ms"),
+        ("recovery_target_timeline", timeline),
+        ("primary_conninfo", &primary_conninfo),
+    ] {
+        set(key, value);
+    }
+    if let ConfigRole::Standby { epoch, generation, .. } = role {
+        let _ = writeln!(text, "# generation {generation} epoch {epoch}");
+    }
+    text
+}
+
+fn senders(settings: &Settings<'_>) -> u64 {
+    (settings.member_hosts.len() as u64 * 2 + 4).max(10)
+}
+
+/// The settings of `floors` (what `pg_control` says the primary had) that are configured lower. A standby must
+/// be started with at least these, or it ends with "insufficient parameter settings".
+pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
+    let configured = |name: &str| {
+        let given = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        given.and_then(|(_, value)| value.trim().parse::<u64>().ok()).unwrap_or(match name {
+            "max_connections" => 100,
+            "max_worker_processes" => 8,
+            "max_wal_senders" => senders(settings),
+            "max_locks_per_transaction" => 64,
+            _ => 0,
+        })
+    };
+    floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
+}
+
+/// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines.
+pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
+    let mut text = String::from("# Written by matriarch; further lines come from its configuration file.\n");
+    let _ = writeln!(text, "local all {} scram-sha-256", hba_quote(settings.superuser));
+    let mut addresses = Vec::from_iter(settings.member_hosts.iter().map(|host| hba_address(host)));
+    addresses.sort();
+    addresses.dedup();
+    for address in addresses {
+        for database in ["replication", "postgres"] {
+            let user = hba_quote(settings.replication_user);
+            let _ = writeln!(text, "host {database} {user} {address} scram-sha-256");
+        }
+    }
+    for line in settings.hba {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+fn hba_quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn hba_address(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => format!("{ip}/32"),
+        Ok(IpAddr::V6(ip)) => format!("{ip}/128"),
+        Err(_) => host.to_owned(),
+    }
+}
+
+/// The text of libpq's password file: the replication role on each of `hosts`.
+pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &str, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
+    let line = |(host, port): (&str, u16)| format!("{}:{port}:*:{}:{}\n", escape(host), escape(user), escape(password));
+    hosts.map(line).collect()
+}
+
+/// `postgresql.auto.conf` is read last and would win; `None` when it holds no setting of ours.
+pub(super) fn without_owned(auto_conf: &str) -> Option<String> {
+    let foreign = |line: &&str| {
+        let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next().unwrap_or_default();
+        !owned_key(key)
+    };
+    let kept = Vec::from_iter(auto_conf.lines().filter(foreign));
+    if kept.len() == auto_conf.lines().count() {
+        return None;
+    }
+    Some(kept.iter().map(|line| format!("{line}\n")).collect())
+}
+
+/// A literal of SQL (`standard_conforming_strings` on).
+pub(super) fn sql_literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A quoted identifier of SQL.
+pub(super) fn sql_identifier(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn settings<'a>(parameters: &'a BTreeMap<String, String>, hba: &'a [String]) -> Settings<'a> {
+        Settings {
+            listen_addresses: "127.0.0.1",
+            port: 5433,
+            socket_dir: "/run/m",
+            superuser: "postgres",
+            replication_user: "repl",
+            passfile: "/var/lib/it's/pgpass",
+            application_name: "n1",
+            member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
+            hba,
+            parameters,
+        }
+    }
+
+    fn upstream() -> Upstream {
+        Upstream { member: "n2".parse().unwrap(), host: "10.0.0.2".into(), port: 5432 }
+    }
+
+    fn value<'a>(conf: &'a str, key: &str) -> Option<&'a str> {
+        conf.lines().rev().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "))
+    }
+
+    #[test]
+    fn a_standby_follows_and_a_dormant_primary_does_not() {
+        let parameters = BTreeMap::from([
+            ("restore_command".to_owned(), "cp /a/%f %p".to_owned()),
+            ("shared_buffers".to_owned(), "16MB".to_owned()),
+            ("port".to_owned(), "1".to_owned()),
+            ("evil\nport".to_owned(), "2".to_owned()),
+        ]);
+        let settings = settings(&parameters, &[]);
+        let role = ConfigRole::Standby { upstream: Some(upstream()), epoch: Epoch(7), generation: Generation(1) };
+        let conf = postgresql_conf(&settings, &role);
+        let conninfo = value(&conf, "primary_conninfo").unwrap();
+        assert!(conninfo.starts_with("'host=''10.0.0.2'' port=''5432'' user=''repl'' passfile="), "{conninfo}");
+        assert!(conninfo.contains(r"''/var/lib/it\\''s/pgpass''"), "{conninfo}");
+        assert_eq!(value(&conf, "port"), Some("'5433'"));
+        assert_eq!(value(&conf, "restore_command"), Some("'cp /a/%f %p'"));
+        assert_eq!(value(&conf, "recovery_target_timeline"), Some("'latest'"));
+        assert!(!conf.contains("evil"));
+
+        let conf = postgresql_conf(&settings, &ConfigRole::DormantPrimary);
+        assert_eq!(value(&conf, "primary_conninfo"), Some("''"));
+        assert_eq!(value(&conf, "recovery_target_timeline"), Some("'current'"));
+        assert_eq!(value(&conf, "restore_command"), None);
+        assert_eq!(value(&conf, "synchronous_standby_names"), Some("'matriarch_placeholder'"));
+        assert_eq!(value(&conf, "restart_after_crash"), Some("'off'"));
+    }
+
+    #[test]
+    fn every_setting_that_is_written_and_not_a_default_is_owned() {
+        let parameters = BTreeMap::new();
+        let conf = postgresql_conf(&settings(&parameters, &[]), &ConfigRole::DormantPrimary);
+        let keys = conf.lines().filter_map(|l| l.split_once(" = ")).map(|(key, _)| key);
+        let free: Vec<&str> = keys.filter(|key| !owned_key(key)).collect();
+        assert_eq!(free, ["wal_keep_size"]);
+        assert!(owned_key(" Primary_ConnInfo"));
+        assert!(!owned_key("shared_buffers"));
+    }
+
+    #[test]
+    fn hba_names_each_member_once_and_ends_with_the_users_lines() {
+        let (parameters, hba) = (BTreeMap::new(), ["host all all 0.0.0.0/0 scram-sha-256".to_owned()]);
+        expect_test::expect![[r#"
+            # Written by matriarch; further lines come from its configuration file.
+            local all "postgres" scram-sha-256
+            host replication "repl" 10.0.0.1/32 scram-sha-256
+            host postgres "repl" 10.0.0.1/32 scram-sha-256
+            host replication "repl" 10.0.0.2/32 scram-sha-256
+            host postgres "repl" 10.0.0.2/32 scram-sha-256
+            host replication "repl" db3 scram-sha-256
+            host postgres "repl" db3 scram-sha-256
+            host replication "repl" fd00::1/128 scram-sha-256
+            host postgres "repl" fd00::1/128 scram-sha-256
+            host all all 0.0.0.0/0 scram-sha-256
+        "#]]
+        .assert_eq(&pg_hba(&settings(&parameters, &hba)));
+    }
+
+    #[test]
+    fn quoting_survives_what_a_password_or_a_path_may_contain() {
+        assert_eq!(quote(r"a'b\c"), r"'a''b\\c'");
+        assert_eq!(quote("a\nport = 1"), r"'a\nport = 1'");
+        assert_eq!(conninfo(&[("host", r"a'b\c")]), r"host='a\'b\\c'");
+        let line = passfile([("fd00::1", 5432)].into_iter(), "re:pl", r"p\w:d");
+        assert_eq!(line, "fd00\\:\\:1:5432:*:re\\:pl:p\\\\w\\:d\n");
+        assert_eq!(sql_literal("it's"), "'it''s'");
+        assert_eq!(sql_identifier("a\"b"), "\"a\"\"b\"");
+    }
+
+    #[test]
+    fn a_standby_is_not_started_with_less_than_its_primary_had() {
+        let parameters = BTreeMap::from([("Max_Connections".to_owned(), "30".to_owned())]);
+        let floors = [("max_connections", 100), ("max_wal_senders", 10), ("max_prepared_transactions", 5)];
+        let raised = raised_to(&settings(&parameters, &[]), &floors);
+        assert_eq!(raised, [("max_connections", 100), ("max_prepared_transactions", 5)]);
+    }
+
+    #[test]
+    fn alter_system_can_not_take_our_settings() {
+        let text = "# Do not edit\nsynchronous_standby_names = ''\nwork_mem = '8MB'\nPORT='1'\n";
+        assert_eq!(without_owned(text).unwrap(), "# Do not edit\nwork_mem = '8MB'\n");
+        assert_eq!(without_owned("# Do not edit\nwork_mem = '8MB'\n"), None);
+    }
+}

@@ -1,0 +1,451 @@
+//! The PostgreSQL of this host: where its files are, what state they are in,
+//! and the configuration it is started with.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::unistd::{AccessFlags, Uid, access};
+
+use super::{
+    command::{Helper, HelperError},
+    conf::{self, ConfigRole, Settings, Upstream},
+    controldata::ControlData,
+    error::PostgresError,
+    files,
+};
+use crate::{
+    config::{AgentConfig, MemberConfig, PostgresqlConfig},
+    domain::MemberId,
+};
+
+/// The oldest version that is managed: 13 has `primary_conninfo` by reload, `wal_keep_size` and backup manifests.
+const OLDEST_VERSION: u32 = 130_000;
+
+/// The programs of `bin_dir` that are used.
+const PROGRAMS: [&str; 7] =
+    ["postgres", "initdb", "pg_controldata", "pg_rewind", "pg_basebackup", "pg_waldump", "pg_verifybackup"];
+
+/// What is in the data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataState {
+    /// There is no such directory.
+    Missing,
+    /// The directory is empty.
+    Empty,
+    /// A data directory with readable control data.
+    Present(ControlData),
+    /// A data directory that can't be started: `pg_control` is missing or damaged. It may be recloned.
+    Incomplete(String),
+    /// Something else is in there; it is never touched.
+    Foreign(String),
+}
+
+/// How the guard starts the postmaster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostmasterCommand {
+    /// `postgres`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// What its environment has beyond the guard's own.
+    pub env: Vec<(OsString, OsString)>,
+    /// Where its stderr goes.
+    pub log_file: PathBuf,
+}
+
+/// The PostgreSQL of this host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Instance(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    cfg: PostgresqlConfig,
+    me: MemberId,
+    members: Vec<MemberConfig>,
+    runtime_dir: PathBuf,
+    passfile: PathBuf,
+    log_file: PathBuf,
+}
+
+impl Instance {
+    /// Nothing is touched or checked yet; see [`Instance::preflight`].
+    pub fn new(cfg: &PostgresqlConfig, me: &MemberId, members: &[MemberConfig], agent: &AgentConfig) -> Self {
+        Self(Arc::new(Inner {
+            cfg: cfg.clone(),
+            me: me.clone(),
+            members: members.to_vec(),
+            runtime_dir: agent.runtime_dir.clone(),
+            passfile: agent.state_dir.join("pgpass"),
+            // Not in the runtime directory: that is memory, and gone after a reboot.
+            log_file: agent.state_dir.join("postgres.log"),
+        }))
+    }
+
+    /// The data directory.
+    pub fn data_dir(&self) -> &Path {
+        &self.0.cfg.data_dir
+    }
+
+    /// What the configuration file says of PostgreSQL.
+    pub fn config(&self) -> &PostgresqlConfig {
+        &self.0.cfg
+    }
+
+    /// The members the configuration names.
+    pub fn members(&self) -> &[MemberConfig] {
+        &self.0.members
+    }
+
+    /// Checks everything that would make a later step fail, and returns `server_version_num`.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with what to do about it.
+    pub fn preflight(&self) -> Result<u32, PostgresError> {
+        let cfg = &self.0.cfg;
+        if Uid::effective().is_root() {
+            return Err(preflight("the user", "PostgreSQL refuses to run as root; run the agent as `postgres`"));
+        }
+        for program in PROGRAMS {
+            let path = cfg.bin_dir.join(program);
+            access(&path, AccessFlags::X_OK).map_err(|e| preflight(path.display(), format!("can't be run: {e}")))?;
+        }
+        let version = self.version()?;
+        if version < OLDEST_VERSION {
+            let problem = format!("version {version} is older than {OLDEST_VERSION}, the oldest that is supported");
+            return Err(preflight(cfg.bin_dir.join("postgres").display(), problem));
+        }
+        self.superuser_password()?;
+        self.replication_password()?;
+        check_data_dir(&cfg.data_dir)?;
+        for dir in [&self.0.runtime_dir, &cfg.socket_dir] {
+            access(dir, AccessFlags::W_OK).map_err(|e| preflight(dir.display(), format!("is not writable: {e}")))?;
+        }
+        Ok(version)
+    }
+
+    /// `server_version_num` of the programs in `bin_dir`, from `postgres -V`.
+    ///
+    /// # Errors
+    /// The program can't be run, or says something else.
+    pub fn version(&self) -> Result<u32, PostgresError> {
+        let (text, _) = self.helper("postgres", Duration::from_secs(10)).arg("-V").run_short()?;
+        parse_version(&text).ok_or_else(|| preflight("postgres -V", format!("unexpected answer `{}`", text.trim())))
+    }
+
+    /// What is in the data directory.
+    ///
+    /// # Errors
+    /// The directory can't be read.
+    pub fn data_state(&self) -> Result<DataState, PostgresError> {
+        self.data_state_of(self.data_dir())
+    }
+
+    pub(super) fn data_state_of(&self, dir: &Path) -> Result<DataState, PostgresError> {
+        let mut entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(DataState::Missing),
+            Err(source) => return Err(PostgresError::File { doing: "reading", path: dir.to_owned(), source }),
+        };
+        if entries.next().is_none() {
+            return Ok(DataState::Empty);
+        }
+        let Ok(major) = fs::read_to_string(dir.join("PG_VERSION")) else {
+            return Ok(DataState::Foreign(format!("{} is not empty and has no PG_VERSION", dir.display())));
+        };
+        let ours = self.version()? / 10_000;
+        if major.trim().parse() != Ok(ours) {
+            let text = format!("{} is of PostgreSQL {}, the programs are of {ours}", dir.display(), major.trim());
+            return Ok(DataState::Foreign(text));
+        }
+        match self.control_data_of(dir) {
+            Ok(data) => Ok(DataState::Present(data)),
+            // pg_controldata ran and couldn't read it; that it couldn't run says nothing of the directory.
+            Err(error @ (PostgresError::ControlData { .. } | PostgresError::Helper(HelperError::Failed { .. }))) => {
+                Ok(DataState::Incomplete(error.to_string()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What `pg_control` says.
+    ///
+    /// # Errors
+    /// It is missing, damaged, or of another version.
+    pub fn control_data(&self) -> Result<ControlData, PostgresError> {
+        self.control_data_of(self.data_dir())
+    }
+
+    pub(super) fn control_data_of(&self, dir: &Path) -> Result<ControlData, PostgresError> {
+        let fail = |problem: String| PostgresError::ControlData { data_dir: dir.to_owned(), problem };
+        let mut tries = 0;
+        loop {
+            let helper = self.helper("pg_controldata", Duration::from_secs(10)).arg("-D").arg(dir);
+            let (text, warnings) = helper.run_short()?;
+            // A running server may write the file in the middle of our reading it.
+            if !warnings.contains("CRC") && !text.contains("WARNING") {
+                return ControlData::parse(&text).map_err(fail);
+            }
+            tries += 1;
+            if tries == 3 {
+                return Err(fail("its checksum is wrong".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Writes `postgresql.conf` and `pg_hba.conf` into the data directory, the password file beside it, and
+    /// takes our settings out of `postgresql.auto.conf`.
+    ///
+    /// # Errors
+    /// A file can't be written, or a password can't be read.
+    pub fn write_config(&self, role: &ConfigRole) -> Result<(), PostgresError> {
+        self.write_config_to(self.data_dir(), role)
+    }
+
+    pub(super) fn write_config_to(&self, dir: &Path, role: &ConfigRole) -> Result<(), PostgresError> {
+        let upstream = match role {
+            ConfigRole::Standby { upstream, .. } => upstream.as_ref(),
+            ConfigRole::DormantPrimary => None,
+        };
+        self.write_passfile(upstream)?;
+        let paths = self.paths();
+        let settings = self.settings(&paths);
+        files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
+        files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings))?;
+        let auto_conf = dir.join("postgresql.auto.conf");
+        match fs::read_to_string(&auto_conf).ok().and_then(|text| conf::without_owned(&text)) {
+            Some(kept) => files::replace(&auto_conf, &kept),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes `standby.signal` be there or not, durably.
+    ///
+    /// # Errors
+    /// The file can't be created, removed or synced.
+    pub fn set_standby_signal(&self, present: bool) -> Result<(), PostgresError> {
+        let path = self.data_dir().join("standby.signal");
+        if present { files::ensure(&path, "") } else { files::remove(&path).map(|_| ()) }
+    }
+
+    /// True when the data directory has `standby.signal`.
+    pub fn has_standby_signal(&self) -> bool {
+        self.data_dir().join("standby.signal").exists()
+    }
+
+    /// How to start the postmaster. Writes the configuration file it is started with into the runtime
+    /// directory, and removes stubs: a start would take one for its target.
+    ///
+    /// # Errors
+    /// A file can't be written, or `pg_control` can't be read.
+    pub fn postmaster_command(&self) -> Result<PostmasterCommand, PostgresError> {
+        self.remove_stubs()?;
+        self.write_passfile(None)?;
+        let runtime = self.write_runtime_conf()?;
+        let mut config_file = OsString::from("config_file=");
+        config_file.push(&runtime);
+        let mut args: Vec<OsString> = vec!["-D".into(), self.data_dir().into()];
+        for setting in [config_file, "restart_after_crash=off".into()] {
+            args.extend(["-c".into(), setting]);
+        }
+        if self.has_standby_signal() {
+            let paths = self.paths();
+            for (name, floor) in conf::raised_to(&self.settings(&paths), &self.control_data()?.floors) {
+                args.extend(["-c".into(), format!("{name}={floor}").into()]);
+            }
+        }
+        Ok(PostmasterCommand {
+            program: self.0.cfg.bin_dir.join("postgres"),
+            args,
+            env: vec![("LC_ALL".into(), "C".into())],
+            log_file: self.0.log_file.clone(),
+        })
+    }
+
+    fn write_runtime_conf(&self) -> Result<PathBuf, PostgresError> {
+        let runtime = self.0.runtime_dir.join("postgresql.conf");
+        let include = conf::quote(&self.data_dir().join("postgresql.conf").to_string_lossy());
+        let live = conf::quote(&self.live_path().to_string_lossy());
+        let text = format!(
+            "# Written by matriarch; the postmaster is started with this file.\ninclude {include}\ninclude_if_exists {live}\n"
+        );
+        files::replace(&runtime, &text)?;
+        Ok(runtime)
+    }
+
+    /// Writes the live configuration: the names of the synchronous standbys, '' for none. Takes effect with a
+    /// reload, and only in a postmaster that was started with [`Instance::postmaster_command`].
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_live(&self, sync_names: &str) -> Result<(), PostgresError> {
+        let text = format!("synchronous_standby_names = {}\n", conf::quote(sync_names));
+        files::replace(&self.live_path(), &text)
+    }
+
+    /// Removes the live configuration; after the next reload or start the placeholder holds.
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn remove_live(&self) -> Result<(), PostgresError> {
+        files::remove(&self.live_path()).map(|_| ())
+    }
+
+    /// The file the live configuration is in; the guard deletes it on a fence.
+    pub fn live_path(&self) -> PathBuf {
+        self.0.runtime_dir.join("live.conf")
+    }
+
+    /// The process that runs in the data directory; a stale `postmaster.pid` counts for nothing.
+    pub fn running_pid(&self) -> Option<i32> {
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
+        // A single-user process writes its pid negated.
+        let pid: i32 = text.lines().next()?.trim().trim_start_matches('-').parse().ok()?;
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let same_dir = fs::read_link(proc.join("cwd")).ok()? == fs::canonicalize(self.data_dir()).ok()?;
+        let zombie = fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
+        (same_dir && !zombie).then_some(pid)
+    }
+
+    pub(super) fn demand_stopped(&self) -> Result<(), PostgresError> {
+        match self.running_pid() {
+            Some(pid) => Err(PostgresError::Running { data_dir: self.data_dir().to_owned(), pid }),
+            None => Ok(()),
+        }
+    }
+
+    /// The password of the superuser.
+    pub(super) fn superuser_password(&self) -> Result<String, PostgresError> {
+        read_secret(&self.0.cfg.superuser_password_file)
+    }
+
+    /// The password of the replication role.
+    pub(super) fn replication_password(&self) -> Result<String, PostgresError> {
+        read_secret(&self.0.cfg.replication_password_file)
+    }
+
+    pub(super) fn write_passfile(&self, upstream: Option<&Upstream>) -> Result<(), PostgresError> {
+        let known = self.0.members.iter().map(|m| (m.host.as_str(), m.postgres_port));
+        let hosts = known.chain(upstream.map(|u| (u.host.as_str(), u.port)));
+        let text = conf::passfile(hosts, &self.0.cfg.replication_user, &self.replication_password()?);
+        files::replace(&self.0.passfile, &text)
+    }
+
+    /// The connection string of a helper to `source`.
+    pub(super) fn source_conninfo(&self, source: &Upstream, dbname: Option<&str>) -> String {
+        let paths = self.paths();
+        conf::replication_conninfo(&self.settings(&paths), source, dbname)
+    }
+
+    /// `<data_dir><suffix>`.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        files::beside(self.data_dir(), suffix)
+    }
+
+    pub(super) fn helper(&self, name: &str, deadline: Duration) -> Helper {
+        Helper::new(&self.0.cfg.bin_dir, name, deadline)
+    }
+
+    fn paths(&self) -> [String; 2] {
+        [self.0.cfg.socket_dir.to_string_lossy().into_owned(), self.0.passfile.to_string_lossy().into_owned()]
+    }
+
+    fn settings<'a>(&'a self, [socket_dir, passfile]: &'a [String; 2]) -> Settings<'a> {
+        let Inner { cfg, me, members, .. } = &*self.0;
+        Settings {
+            listen_addresses: &cfg.listen_addresses,
+            port: cfg.port,
+            socket_dir,
+            superuser: &cfg.superuser,
+            replication_user: &cfg.replication_user,
+            passfile,
+            application_name: me.as_str(),
+            member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
+            hba: &cfg.hba,
+            parameters: &cfg.parameters,
+        }
+    }
+}
+
+fn preflight(what: impl ToString, problem: impl Into<String>) -> PostgresError {
+    PostgresError::Preflight { what: what.to_string(), problem: problem.into() }
+}
+
+/// `postgres (PostgreSQL) 15.18 (Debian …)` is 150018; `17beta1` is 170000.
+fn parse_version(text: &str) -> Option<u32> {
+    let version = text.trim().strip_prefix("postgres (PostgreSQL) ")?.split_whitespace().next()?;
+    let (major, minor) = version.split_once('.').unwrap_or((version, "0"));
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>();
+    Some(digits(major).ok()? * 10_000 + digits(minor).unwrap_or(0))
+}
+
+fn check_data_dir(data_dir: &Path) -> Result<(), PostgresError> {
+    let parent = data_dir.parent().unwrap_or(data_dir);
+    access(parent, AccessFlags::W_OK).map_err(|e| {
+        let problem = format!("is not writable ({e}); a new copy is made beside the data directory and renamed");
+        preflight(parent.display(), problem)
+    })?;
+    let Ok(meta) = fs::metadata(data_dir) else { return Ok(()) };
+    if !meta.is_dir() {
+        return Err(preflight(data_dir.display(), "is not a directory"));
+    }
+    if meta.uid() != Uid::effective().as_raw() {
+        return Err(preflight(data_dir.display(), format!("belongs to uid {}, not to this user", meta.uid())));
+    }
+    // Renames replace it, so it can't be a file system of its own.
+    if fs::metadata(parent).is_ok_and(|p| p.dev() != meta.dev()) {
+        return Err(preflight(data_dir.display(), "is a mount point; use a directory inside the mounted file system"));
+    }
+    Ok(())
+}
+
+/// A password file: one line, readable by this user alone.
+fn read_secret(path: &Path) -> Result<String, PostgresError> {
+    let meta = fs::metadata(path).map_err(PostgresError::file("reading", path))?;
+    if meta.permissions().mode() & 0o077 != 0 {
+        return Err(preflight(path.display(), "can be read by others; make its mode 0600"));
+    }
+    let text = fs::read_to_string(path).map_err(PostgresError::file("reading", path))?;
+    let secret = text.trim_end_matches(['\n', '\r']);
+    if secret.is_empty() || secret.contains(['\n', '\r', '\0']) {
+        return Err(preflight(path.display(), "must hold one line: the password"));
+    }
+    Ok(secret.to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_server_version_num() {
+        for (text, number) in [
+            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(150_018)),
+            ("postgres (PostgreSQL) 17beta1", Some(170_000)),
+            ("postgres (PostgreSQL) 13.0", Some(130_000)),
+            ("mysqld 8", None),
+        ] {
+            assert_eq!(parse_version(text), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_password_file_others_can_read_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pass");
+        fs::write(&path, "secret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(read_secret(&path).unwrap_err().to_string().contains("0600"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_secret(&path).unwrap(), "secret");
+        fs::write(&path, "\n").unwrap();
+        assert!(read_secret(&path).is_err());
+    }
+}

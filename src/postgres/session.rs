@@ -1,0 +1,239 @@
+//! SQL to the local server over its unix socket, as the superuser; every call has a deadline.
+
+use std::{error::Error as _, io, time::Duration};
+
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
+
+use super::instance::Instance;
+
+/// For calls that a healthy server answers at once.
+const SHORT: Duration = Duration::from_secs(5);
+
+/// A call to the local server didn't succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum SqlError {
+    /// Nobody listens on the socket.
+    #[error("{doing}: nobody listens")]
+    Refused {
+        /// What was tried.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No answer in time; the server may still be working on it.
+    #[error("{doing}: no answer within {} ms", after.as_millis())]
+    Timeout {
+        /// What was tried.
+        doing: &'static str,
+        /// The deadline.
+        after: Duration,
+    },
+    /// The server answered with an error: it is alive.
+    #[error("{doing}: {message} (SQLSTATE {sqlstate})")]
+    Database {
+        /// What was tried.
+        doing: &'static str,
+        /// Five characters.
+        sqlstate: String,
+        /// The server's words.
+        message: String,
+    },
+    /// The connection broke in the middle.
+    #[error("{doing}: the connection broke")]
+    Broken {
+        /// What was tried.
+        doing: &'static str,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The server's answer, or what was needed to ask, isn't as expected.
+    #[error("{doing}: {problem}")]
+    Unexpected {
+        /// What was tried.
+        doing: &'static str,
+        /// What is odd.
+        problem: String,
+    },
+}
+
+impl SqlError {
+    fn from_driver(doing: &'static str, error: tokio_postgres::Error) -> Self {
+        if let Some(db) = error.as_db_error() {
+            let (sqlstate, message) = (db.code().code().to_owned(), db.message().to_owned());
+            return SqlError::Database { doing, sqlstate, message };
+        }
+        let kind = error.source().and_then(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
+        match kind {
+            Some(kind @ (io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)) => {
+                SqlError::Refused { doing, source: kind.into() }
+            }
+            // The backlog of the socket is full: somebody listens and doesn't accept.
+            Some(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                SqlError::Timeout { doing, after: Duration::ZERO }
+            }
+            _ => SqlError::Broken { doing, source: error },
+        }
+    }
+
+    /// The server says that it can't take connections now: it starts or shuts down.
+    pub fn is_not_yet(&self) -> bool {
+        matches!(self, SqlError::Database { sqlstate, .. } if sqlstate == SqlState::CANNOT_CONNECT_NOW.code())
+    }
+}
+
+/// One connection to the local server. Dropping it closes it.
+pub struct Session {
+    client: Client,
+    connection: JoinHandle<()>,
+    /// The startup process was seen waiting at the end of local WAL in this life of the server. It stays
+    /// true: from then on receive and replay positions cover all WAL there is.
+    pub(super) reached_wal_end: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Instance {
+    /// Connects to the local server.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn connect(&self) -> Result<Session, SqlError> {
+        self.connect_within(SHORT).await
+    }
+
+    /// Connects to the local server within `deadline`.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn connect_within(&self, deadline: Duration) -> Result<Session, SqlError> {
+        let doing = "connecting to the local server";
+        let cfg = self.config();
+        let password = self.superuser_password().map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
+        let mut target = Config::new();
+        target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).password(password).dbname("postgres");
+        // A missing synchronous standby must not hold up the agent's own sessions.
+        target.application_name("matriarch").options("-c synchronous_commit=local");
+        let connect = async {
+            let (client, connection) = target.connect(NoTls).await?;
+            let connection = tokio::spawn(async move {
+                // Its error reaches the caller through the client.
+                let _ = connection.await;
+            });
+            Ok(Session { client, connection, reached_wal_end: false })
+        };
+        match tokio::time::timeout(deadline, connect).await {
+            Ok(result) => result.map_err(|error| SqlError::from_driver(doing, error)),
+            Err(_) => Err(SqlError::Timeout { doing, after: deadline }),
+        }
+    }
+}
+
+impl Session {
+    /// True when the server or the network has closed the connection.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+
+    /// Runs `sql` and returns its rows as text. After a time-out the statement is cancelled.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn query(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        deadline: Duration,
+    ) -> Result<Vec<SimpleQueryRow>, SqlError> {
+        match tokio::time::timeout(deadline, self.client.simple_query(sql)).await {
+            Ok(Ok(messages)) => Ok(messages
+                .into_iter()
+                .filter_map(|message| match message {
+                    SimpleQueryMessage::Row(row) => Some(row),
+                    _ => None,
+                })
+                .collect()),
+            Ok(Err(error)) => Err(SqlError::from_driver(doing, error)),
+            Err(_) => {
+                let cancel = self.client.cancel_token();
+                tokio::spawn(tokio::time::timeout(SHORT, async move { cancel.cancel_query(NoTls).await }));
+                Err(SqlError::Timeout { doing, after: deadline })
+            }
+        }
+    }
+
+    /// Asks for the promotion and returns at once; see [`Session::await_primary`].
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn promote(&self) -> Result<(), SqlError> {
+        let doing = "asking for the promotion";
+        let rows = self.query(doing, "SELECT pg_promote(false)", SHORT).await?;
+        match rows.first().and_then(|row| row.get(0)) {
+            Some("t") => Ok(()),
+            _ => Err(SqlError::Unexpected { doing, problem: "the server refused".to_owned() }),
+        }
+    }
+
+    /// Waits until the server accepts writes.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn await_primary(&self, deadline: Duration) -> Result<(), SqlError> {
+        self.until("waiting for the promotion", "SELECT NOT pg_is_in_recovery()", deadline).await
+    }
+
+    /// Waits until no WAL receiver runs: after a severing reload nothing is received any more.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn await_severed(&self, deadline: Duration) -> Result<(), SqlError> {
+        let sql = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
+                   (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
+        self.until("waiting for the WAL receiver to end", sql, deadline).await
+    }
+
+    async fn until(&self, doing: &'static str, sql: &str, deadline: Duration) -> Result<(), SqlError> {
+        let poll = async {
+            loop {
+                let rows = self.query(doing, sql, SHORT).await?;
+                if rows.first().and_then(|row| row.get(0)) == Some("t") {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(15)).await;
+            }
+        };
+        tokio::time::timeout(deadline, poll).await.unwrap_or(Err(SqlError::Timeout { doing, after: deadline }))
+    }
+
+    /// Makes a checkpoint; on a standby a restartpoint.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn checkpoint(&self, deadline: Duration) -> Result<(), SqlError> {
+        self.query("making a checkpoint", "CHECKPOINT", deadline).await.map(|_| ())
+    }
+
+    /// Makes the server read its configuration files again.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn reload(&self) -> Result<(), SqlError> {
+        self.query("reloading the configuration", "SELECT pg_reload_conf()", SHORT).await.map(|_| ())
+    }
+
+    /// Writes a commit record and waits until it is flushed to this host's disk; no table is touched.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn probe_write(&self, deadline: Duration) -> Result<(), SqlError> {
+        let sql = "SELECT pg_logical_emit_message(true, 'matriarch', '')";
+        self.query("writing a probe", sql, deadline).await.map(|_| ())
+    }
+}

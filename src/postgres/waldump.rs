@@ -1,0 +1,128 @@
+//! Where the WAL of a stopped instance ends, read record by record (checksums included) from its last checkpoint.
+
+use std::time::Duration;
+
+use super::{controldata::ControlData, error::PostgresError, instance::Instance};
+use crate::domain::{Lsn, TimelineId, WalPosition};
+
+/// pg_waldump reads about a gigabyte in ten seconds, and there is at most `max_wal_size` and a bit after a checkpoint.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+impl Instance {
+    /// Where the WAL of this stopped instance ends: after its last valid record, on the newest timeline it has.
+    ///
+    /// # Errors
+    /// The instance runs, or the WAL after its last checkpoint is missing.
+    pub async fn wal_end_on_disk(&self) -> Result<WalPosition, PostgresError> {
+        self.demand_stopped()?;
+        let control = self.control_data()?;
+        let start = control.checkpoint;
+        let Some(mut lsn) = self.last_record_end(&control, control.timeline, start).await? else {
+            let problem =
+                format!("no valid WAL record at the last checkpoint, {start} on timeline {}", control.timeline);
+            return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
+        };
+        let mut timeline = control.timeline;
+        // A switch after the checkpoint: the records of the new timeline are in files of its own.
+        for history in self.descendants(timeline)? {
+            let Some(switch) = history.end_of(timeline).filter(|end| history.contains(timeline) && *end >= start)
+            else {
+                continue;
+            };
+            let newest = history.switches.last().map_or(switch, |s| s.end.max(switch));
+            if let Some(end) = self.last_record_end(&control, history.timeline, newest).await? {
+                (timeline, lsn) = (history.timeline, end);
+            }
+        }
+        Ok(WalPosition { timeline, lsn })
+    }
+
+    /// The end of the last valid record of `timeline` at or after `start`; `None` when there is none.
+    async fn last_record_end(
+        &self,
+        control: &ControlData,
+        timeline: TimelineId,
+        start: Lsn,
+    ) -> Result<Option<Lsn>, PostgresError> {
+        let mut last = String::new();
+        let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
+        let helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
+        // It always ends with an error: the next record isn't there.
+        helper
+            .run_any(|line| {
+                if line.starts_with("rmgr: ") {
+                    last.clear();
+                    last.push_str(line);
+                }
+            })
+            .await?;
+        Ok(Record::parse(&last).map(|record| record.end(control.wal_page_bytes, control.wal_segment_bytes)))
+    }
+}
+
+/// One line of pg_waldump, as far as it is needed.
+#[derive(Debug, PartialEq, Eq)]
+struct Record {
+    lsn: Lsn,
+    bytes: u64,
+    /// The rest of its segment is void.
+    switches_segment: bool,
+}
+
+impl Record {
+    fn parse(line: &str) -> Option<Self> {
+        let lengths = line.split("len (rec/tot):").nth(1)?.split(',').next()?;
+        let bytes = lengths.split('/').nth(1)?.trim().parse().ok()?;
+        let lsn = line.split(", lsn: ").nth(1)?.split(',').next()?.parse().ok()?;
+        let switches_segment = line.starts_with("rmgr: XLOG ") && line.contains(" desc: SWITCH");
+        Some(Self { lsn, bytes, switches_segment })
+    }
+
+    /// The position after it, as PostgreSQL counts it: aligned to 8 bytes, with the headers of the pages it crosses.
+    fn end(&self, page: u64, segment: u64) -> Lsn {
+        let (mut at, mut left) = (self.lsn.0, self.bytes);
+        loop {
+            let room = page - at % page;
+            if left <= room {
+                at += left.next_multiple_of(8);
+                break;
+            }
+            left -= room;
+            at += room;
+            at += if at.is_multiple_of(segment) { 40 } else { 24 };
+        }
+        Lsn(if self.switches_segment { at.next_multiple_of(segment) } else { at })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 8192;
+    const SEGMENT: u64 = 16 << 20;
+
+    fn record(lsn: u64, bytes: u64) -> Record {
+        Record { lsn: Lsn(lsn), bytes, switches_segment: false }
+    }
+
+    #[test]
+    fn a_line_of_pg_waldump_is_read() {
+        let line = "rmgr: XLOG        len (rec/tot):     24/    24, tx:          0, lsn: 0/03000060, prev 0/03000028, desc: SWITCH ";
+        let seen = Record::parse(line).unwrap();
+        assert_eq!(seen, Record { lsn: Lsn(0x300_0060), bytes: 24, switches_segment: true });
+        assert_eq!(seen.end(PAGE, SEGMENT), Lsn(0x400_0000));
+        assert_eq!(Record::parse(""), None);
+    }
+
+    #[test]
+    fn a_record_ends_aligned_and_past_the_headers_of_the_pages_it_crosses() {
+        assert_eq!(record(0x300_0028, 114).end(PAGE, SEGMENT), Lsn(0x300_0028 + 120));
+        assert_eq!(record(0x300_2000 - 8, 8).end(PAGE, SEGMENT), Lsn(0x300_2000));
+        assert_eq!(record(0x300_2000 - 8, 30).end(PAGE, SEGMENT), Lsn(0x300_2000 + 24 + 24));
+        assert_eq!(record(0x400_0000 - 16, 30).end(PAGE, SEGMENT), Lsn(0x400_0000 + 40 + 16));
+        let long = record(0x300_2000 - 8, 8 + (PAGE - 24) + 1).end(PAGE, SEGMENT);
+        assert_eq!(long, Lsn(0x300_4000 + 24 + 8));
+    }
+}

@@ -1,0 +1,112 @@
+//! Which cluster this node belongs to, and the check of it on every request:
+//! an address can be reused by another cluster, and a process restarted under another name.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::{
+    domain::{ClusterId, Epoch, Generation, MemberId},
+    rpc::v1,
+};
+
+/// Shared by the client and the server side.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    me: MemberId,
+    cluster: Arc<RwLock<Cluster>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Cluster {
+    id: ClusterId,
+    generation: Generation,
+    epoch: Epoch,
+}
+
+/// A request for somebody else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Misdirected {
+    #[error("the request is for member `{meant}`, this is `{me}`")]
+    Member { meant: String, me: MemberId },
+    #[error("the request is of cluster {theirs}, this member belongs to {ours}")]
+    Cluster { theirs: String, ours: ClusterId },
+    #[error("the request is of generation {theirs} of this cluster, this is generation {ours}")]
+    Generation { theirs: u64, ours: Generation },
+}
+
+impl Identity {
+    pub(super) fn new(me: MemberId) -> Self {
+        Self { me, cluster: Arc::default() }
+    }
+
+    pub(super) fn set(&self, id: ClusterId, generation: Generation) {
+        let mut cluster = self.cluster.write().unwrap_or_else(PoisonError::into_inner);
+        cluster.id = id;
+        cluster.generation = generation;
+    }
+
+    pub(super) fn set_epoch(&self, epoch: Epoch) {
+        self.cluster.write().unwrap_or_else(PoisonError::into_inner).epoch = epoch;
+    }
+
+    /// The address part of a request to `member`.
+    pub(super) fn target(&self, member: &str) -> v1::Target {
+        let cluster = self.cluster.read().unwrap_or_else(PoisonError::into_inner);
+        v1::Target {
+            cluster_id: cluster.id.0.clone(),
+            generation: cluster.generation.0,
+            target: member.to_owned(),
+            epoch: cluster.epoch.0,
+            sender: self.me.to_string(),
+        }
+    }
+
+    /// Is a request for this member of this cluster? Either side may not know
+    /// its cluster yet: before genesis, or after a restart before the log is read.
+    ///
+    /// A sender of a later generation is let in: it is how this member learns of it.
+    pub(super) fn check(&self, to: Option<&v1::Target>) -> Result<(), Misdirected> {
+        let none = v1::Target::default();
+        let to = to.unwrap_or(&none);
+        if to.target != self.me.as_str() {
+            return Err(Misdirected::Member { meant: to.target.clone(), me: self.me.clone() });
+        }
+        let cluster = self.cluster.read().unwrap_or_else(PoisonError::into_inner);
+        if to.cluster_id.is_empty() || cluster.id.0.is_empty() {
+            return Ok(());
+        }
+        if to.cluster_id != cluster.id.0 {
+            return Err(Misdirected::Cluster { theirs: to.cluster_id.clone(), ours: cluster.id.clone() });
+        }
+        if to.generation < cluster.generation.0 {
+            return Err(Misdirected::Generation { theirs: to.generation, ours: cluster.generation });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(name: &str, cluster: &str, generation: u64) -> Identity {
+        let identity = Identity::new(name.parse().unwrap());
+        identity.set(ClusterId(cluster.to_owned()), Generation(generation));
+        identity
+    }
+
+    #[test]
+    fn requests_for_somebody_else_are_refused() {
+        let us = known("n1", "c1", 2);
+        let check = |cluster: &str, generation, member: &str| {
+            us.check(Some(&known("n2", cluster, generation).target(member))).map_err(|e| e.to_string())
+        };
+        assert_eq!(check("c1", 2, "n1"), Ok(()));
+        assert_eq!(check("", 0, "n1"), Ok(()), "the sender doesn't know its cluster yet");
+        assert_eq!(check("c1", 3, "n1"), Ok(()), "we learn of generation 3 from it");
+        assert!(check("c1", 2, "n3").unwrap_err().contains("this is `n1`"));
+        assert!(check("c2", 2, "n1").unwrap_err().contains("cluster c2"));
+        assert!(check("c1", 1, "n1").unwrap_err().contains("generation 1"));
+        assert!(us.check(None).is_err(), "a request without a target is for nobody");
+        assert_eq!(known("n1", "", 0).check(Some(&us.target("n1"))), Ok(()), "before genesis");
+    }
+}

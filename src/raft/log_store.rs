@@ -1,0 +1,532 @@
+//! openraft's log storage over a [`LogBackend`], with one thread that makes
+//! writes durable: it takes everything that waits, syncs once, and only then
+//! acknowledges all of it (group commit).
+
+use std::{
+    fmt::Debug,
+    fs::{self, File, TryLockError},
+    io,
+    ops::{Bound, RangeBounds},
+    path::Path,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use openraft::{
+    LogState, OptionalSend, RaftLogReader,
+    storage::{IOFlushed, RaftLogStorage},
+};
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    backend::{LogBackend, Meta, OpenError, SledBackend, io_at},
+    convert::{entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out},
+    record,
+    types::{Entry, LogId, TypeConfig, Vote},
+};
+use crate::{
+    domain::{MemberId, NodeId},
+    rpc::v1,
+};
+
+/// So many writes share one sync at most.
+const GROUP_MAX: usize = 1024;
+
+enum Waiter {
+    Append(IOFlushed<TypeConfig>),
+    Call(oneshot::Sender<io::Result<()>>),
+}
+
+impl Waiter {
+    fn done(self, result: io::Result<()>) {
+        match self {
+            Self::Append(callback) => callback.io_completed(result),
+            // The caller may have been cancelled; the write stands all the same.
+            Self::Call(caller) => drop(caller.send(result)),
+        }
+    }
+}
+
+/// How long the disk takes. Shared with whoever wants to know.
+#[derive(Debug)]
+pub struct SyncGauge {
+    origin: Instant,
+    /// Microseconds from `origin` to the start of the running sync, plus one; 0 when none runs.
+    running_since: AtomicU64,
+    last_micros: AtomicU64,
+    syncs: AtomicU64,
+}
+
+impl SyncGauge {
+    fn new() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { origin: Instant::now(), running_since: zero(), last_micros: zero(), syncs: zero() }
+    }
+
+    fn measure(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let start = self.origin.elapsed();
+        self.running_since.store(micros(start) + 1, Ordering::Relaxed);
+        let result = sync();
+        self.running_since.store(0, Ordering::Relaxed);
+        self.last_micros.store(micros(self.origin.elapsed().saturating_sub(start)), Ordering::Relaxed);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    /// How long the sync that runs now has been running; `None` when none runs.
+    pub fn running(&self) -> Option<Duration> {
+        let since = self.running_since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.origin.elapsed().saturating_sub(Duration::from_micros(since)))
+    }
+
+    /// How long the last sync took.
+    pub fn last(&self) -> Duration {
+        Duration::from_micros(self.last_micros.load(Ordering::Relaxed))
+    }
+
+    /// How many syncs there were.
+    pub fn count(&self) -> u64 {
+        self.syncs.load(Ordering::Relaxed)
+    }
+}
+
+/// The writer's side of the log. There is one.
+pub struct LogStore {
+    backend: Arc<dyn LogBackend>,
+    queue: mpsc::Sender<Waiter>,
+    gauge: Arc<SyncGauge>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+/// Reads the log. As many as wanted. The log closes with its [`LogStore`],
+/// whatever readers the library still has somewhere.
+#[derive(Clone)]
+pub struct LogReader {
+    backend: Weak<dyn LogBackend>,
+}
+
+impl LogReader {
+    fn backend(&self) -> io::Result<Arc<dyn LogBackend>> {
+        self.backend.upgrade().ok_or_else(|| io::Error::other("the Raft log is closed"))
+    }
+}
+
+impl LogStore {
+    /// Opens the log under `dir`: takes the directory's lock, opens sled,
+    /// checks every record, and that it is this node's.
+    ///
+    /// # Errors
+    /// [`OpenError`] if any of it fails. Nothing is repaired but sled's own snapshots.
+    pub fn open(dir: &Path, node: NodeId, member: &MemberId) -> Result<Self, OpenError> {
+        fs::create_dir_all(dir).map_err(io_at("create", dir))?;
+        let lock = lock(dir)?;
+        let log_dir = dir.join("log");
+        let backend = SledBackend::open(&log_dir, lock)?;
+        check_identity(&backend, dir, node, member)?;
+        check_log(&backend, &log_dir)?;
+        if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+            super::backend::sync_dir(parent).map_err(io_at("sync", parent))?;
+        }
+        super::backend::sync_dir(dir).map_err(io_at("sync", dir))?;
+        Self::over(Arc::new(backend)).map_err(io_at("start the sync thread for", dir))
+    }
+
+    /// A store over any backend, with its own sync thread.
+    ///
+    /// # Errors
+    /// If the thread can't be started.
+    pub fn over(backend: Arc<dyn LogBackend>) -> io::Result<Self> {
+        let (queue, waiting) = mpsc::channel();
+        let (failure, failed) = watch::channel(None);
+        let gauge = Arc::new(SyncGauge::new());
+        let (disk, gauge_of_thread) = (Arc::clone(&backend), Arc::clone(&gauge));
+        thread::Builder::new()
+            .name("raft-sync".to_owned())
+            .spawn(move || sync_loop(disk.as_ref(), &waiting, &gauge_of_thread, &failure))?;
+        Ok(Self { backend, queue, gauge, failed })
+    }
+
+    /// How the disk does.
+    pub fn gauge(&self) -> Arc<SyncGauge> {
+        Arc::clone(&self.gauge)
+    }
+
+    /// Says why once a write could not be made durable. Nothing is written after that.
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.clone()
+    }
+
+    fn enqueue(&self, waiter: Waiter) -> io::Result<()> {
+        self.queue.send(waiter).map_err(|_| io::Error::other("the sync thread has ended"))
+    }
+
+    async fn durable(&self) -> io::Result<()> {
+        let (caller, done) = oneshot::channel();
+        self.enqueue(Waiter::Call(caller))?;
+        done.await.map_err(|_| io::Error::other("the sync thread has ended"))?
+    }
+
+    fn purged(&self) -> io::Result<Option<LogId>> {
+        get_log_id(self.backend.as_ref(), Meta::Purged)
+    }
+}
+
+fn sync_loop(
+    backend: &dyn LogBackend,
+    waiting: &mpsc::Receiver<Waiter>,
+    gauge: &SyncGauge,
+    failure: &watch::Sender<Option<String>>,
+) {
+    let mut broken: Option<String> = None;
+    while let Ok(first) = waiting.recv() {
+        let group: Vec<Waiter> = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX).collect();
+        if broken.is_none()
+            && let Err(e) = gauge.measure(|| backend.sync())
+        {
+            // The kernel may have dropped the dirty pages with the error: a
+            // second sync that succeeds would prove nothing.
+            tracing::error!(error = %e, "a Raft write could not be made durable; this process has to end");
+            broken = Some(e.to_string());
+            failure.send_replace(broken.clone());
+        }
+        for waiter in group {
+            waiter.done(broken.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone()))));
+        }
+    }
+}
+
+/// Takes the directory's lock; another manager, or another life of this one, may have it.
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_at("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { doing: "lock", path, source }),
+    }
+}
+
+/// The directory names its node from its first opening on, so that a copied or
+/// swapped directory is never another voter's memory.
+fn check_identity(backend: &dyn LogBackend, dir: &Path, node: NodeId, member: &MemberId) -> Result<(), OpenError> {
+    let damaged = |why: String| OpenError::Damaged { path: dir.to_owned(), why };
+    let stored = backend.get(Meta::Identity).map_err(io_at("read", dir))?;
+    let Some(bytes) = stored else {
+        let has_log = backend.last().map_err(io_at("read", dir))?.is_some();
+        if has_log {
+            return Err(damaged("it has entries but no owner".to_owned()));
+        }
+        let owner = v1::NodeInfo { id: node.0, member: member.to_string(), address: String::new() };
+        backend.put(Meta::Identity, record::seal(&owner)).map_err(io_at("write", dir))?;
+        return backend.sync().map_err(io_at("sync", dir));
+    };
+    let owner: v1::NodeInfo = record::open(&bytes).map_err(|e| damaged(e.to_string()))?;
+    if owner.id == node.0 && owner.member == member.as_str() {
+        return Ok(());
+    }
+    Err(OpenError::Foreign {
+        path: dir.to_owned(),
+        found: format!("{} ({})", owner.id, owner.member),
+        expected: format!("{node} ({member})"),
+    })
+}
+
+/// Reads every record once: no hole, no flipped bit, and a vote if there are entries.
+fn check_log(backend: &dyn LogBackend, dir: &Path) -> Result<(), OpenError> {
+    let damaged = |why: String| OpenError::Damaged { path: dir.to_owned(), why };
+    let purged = get_log_id(backend, Meta::Purged).map_err(|e| damaged(e.to_string()))?;
+    get_log_id(backend, Meta::Committed).map_err(|e| damaged(e.to_string()))?;
+    let vote = get_vote(backend).map_err(|e| damaged(e.to_string()))?;
+    let first = match &purged {
+        Some(id) => {
+            // The marker is durable before the records go; what a crash left behind goes now.
+            backend.purge(id.index).map_err(|e| damaged(e.to_string()))?;
+            id.index + 1
+        }
+        None => 0,
+    };
+    let mut next = first;
+    loop {
+        let chunk = backend.read(next..next.saturating_add(256)).map_err(|e| damaged(e.to_string()))?;
+        if chunk.is_empty() {
+            break;
+        }
+        for (index, bytes) in chunk {
+            if index != next {
+                return Err(damaged(format!("entry {next} is missing, {index} is there")));
+            }
+            decode_entry(index, &bytes).map_err(|e| damaged(format!("entry {index}: {e}")))?;
+            next += 1;
+        }
+    }
+    let last = backend.last().map_err(|e| damaged(e.to_string()))?.map(|(index, _)| index);
+    match last {
+        Some(last) if last + 1 != next => Err(damaged(format!("entry {next} is missing, {last} is there"))),
+        Some(_) if vote.is_none() => Err(damaged("it has entries but no vote".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+fn decode_entry(index: u64, bytes: &[u8]) -> io::Result<Entry> {
+    let entry = entry_in(record::open::<v1::Entry>(bytes)?)?;
+    if entry.log_id.index == index {
+        return Ok(entry);
+    }
+    let why = format!("the record at {index} says it is entry {}", entry.log_id.index);
+    Err(io::Error::new(io::ErrorKind::InvalidData, why))
+}
+
+fn get_log_id(backend: &dyn LogBackend, meta: Meta) -> io::Result<Option<LogId>> {
+    let Some(bytes) = backend.get(meta)? else {
+        return Ok(None);
+    };
+    Ok(Some(log_id_in(&record::open::<v1::LogId>(&bytes)?)))
+}
+
+fn get_vote(backend: &dyn LogBackend) -> io::Result<Option<Vote>> {
+    let Some(bytes) = backend.get(Meta::Vote)? else {
+        return Ok(None);
+    };
+    Ok(Some(vote_in(&record::open::<v1::Vote>(&bytes)?)))
+}
+
+impl RaftLogReader<TypeConfig> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let start = match range.start_bound() {
+            Bound::Included(i) => *i,
+            Bound::Excluded(i) => i.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(i) => i.saturating_add(1),
+            Bound::Excluded(i) => *i,
+            Bound::Unbounded => u64::MAX,
+        };
+        let records = self.backend()?.read(start..end)?;
+        records.iter().map(|(index, bytes)| decode_entry(*index, bytes)).collect()
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        get_vote(self.backend()?.as_ref())
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let purged = self.purged()?;
+        let last = match self.backend.last()? {
+            Some((index, bytes)) if purged.as_ref().is_none_or(|p| p.index < index) => {
+                Some(decode_entry(index, &bytes)?.log_id)
+            }
+            _ => purged.clone(),
+        };
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        LogReader { backend: Arc::downgrade(&self.backend) }
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.backend.put(Meta::Vote, record::seal(&vote_out(vote)))?;
+        self.durable().await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        // Not synced: after a power loss the state is only rebuilt a little later.
+        let Some(id) = committed else {
+            return Ok(());
+        };
+        self.backend.put(Meta::Committed, record::seal(&log_id_out(&id)))
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let committed = get_log_id(self.backend.as_ref(), Meta::Committed)?;
+        let last = self.get_log_state().await?.last_log_id;
+        // Committed and the log are synced apart; what is not in the log can't be applied.
+        Ok(committed.min(last))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let records = entries.into_iter().map(|e| (e.log_id.index, record::seal(&entry_out(&e)))).collect();
+        self.backend.append(records)?;
+        self.enqueue(Waiter::Append(callback))
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        self.backend.truncate(last_log_id.map_or(0, |id| id.index + 1))?;
+        self.durable().await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        self.backend.put(Meta::Purged, record::seal(&log_id_out(&log_id)))?;
+        self.durable().await?;
+        self.backend.purge(log_id.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        ops::Range,
+        sync::{Mutex, atomic::AtomicBool},
+    };
+
+    use openraft::{alias::OneshotReceiverOf, type_config::TypeConfigExt as _};
+
+    use super::*;
+
+    /// A disk that holds back its syncs until it is told, and can fail one.
+    #[derive(Default)]
+    struct TestDisk {
+        log: Mutex<BTreeMap<u64, Vec<u8>>>,
+        meta: Mutex<Vec<(Meta, Vec<u8>)>>,
+        gate: Mutex<()>,
+        syncs: AtomicU64,
+        fail: AtomicBool,
+    }
+
+    impl LogBackend for TestDisk {
+        fn append(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
+            self.log.lock().unwrap().extend(records);
+            Ok(())
+        }
+        fn truncate(&self, from: u64) -> io::Result<()> {
+            self.log.lock().unwrap().split_off(&from);
+            Ok(())
+        }
+        fn purge(&self, upto: u64) -> io::Result<()> {
+            self.log.lock().unwrap().retain(|i, _| *i > upto);
+            Ok(())
+        }
+        fn read(&self, range: Range<u64>) -> io::Result<Vec<(u64, Vec<u8>)>> {
+            Ok(self.log.lock().unwrap().range(range).map(|(i, v)| (*i, v.clone())).collect())
+        }
+        fn last(&self) -> io::Result<Option<(u64, Vec<u8>)>> {
+            Ok(self.log.lock().unwrap().last_key_value().map(|(i, v)| (*i, v.clone())))
+        }
+        fn put(&self, meta: Meta, value: Vec<u8>) -> io::Result<()> {
+            self.meta.lock().unwrap().push((meta, value));
+            Ok(())
+        }
+        fn get(&self, meta: Meta) -> io::Result<Option<Vec<u8>>> {
+            Ok(self.meta.lock().unwrap().iter().rev().find(|(m, _)| *m == meta).map(|(_, v)| v.clone()))
+        }
+        fn sync(&self) -> io::Result<()> {
+            let _open = self.gate.lock().unwrap();
+            self.syncs.fetch_add(1, Ordering::SeqCst);
+            if self.fail.load(Ordering::SeqCst) { Err(io::Error::other("no space")) } else { Ok(()) }
+        }
+    }
+
+    fn entry(index: u64) -> Entry {
+        let log_id = log_id_in(&v1::LogId { term: 1, index });
+        Entry { log_id, payload: openraft::EntryPayload::Blank }
+    }
+
+    async fn append(store: &mut LogStore, index: u64) -> OneshotReceiverOf<TypeConfig, io::Result<()>> {
+        let (tx, rx) = TypeConfig::oneshot();
+        store.append([entry(index)], IOFlushed::signal(tx)).await.unwrap();
+        rx
+    }
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_before_the_sync_and_one_sync_serves_all() {
+        let disk = Arc::new(TestDisk::default());
+        let mut store = LogStore::over(disk.clone()).unwrap();
+        let closed = disk.gate.lock().unwrap();
+        let mut first = append(&mut store, 0).await;
+        let mut rest = Vec::new();
+        for index in 1..20 {
+            rest.push(append(&mut store, index).await);
+        }
+        let readable = store.get_log_reader().await.try_get_log_entries(0..20).await.unwrap();
+        assert_eq!(readable.len(), 20, "entries are readable before they are durable");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        assert!(first.try_recv().is_err(), "acknowledged without a sync");
+        drop(closed);
+        first.await.unwrap().unwrap();
+        for ack in rest {
+            ack.await.unwrap().unwrap();
+        }
+        assert!(disk.syncs.load(Ordering::SeqCst) <= 2, "the waiting writes share a sync");
+    }
+
+    #[tokio::test]
+    async fn a_vote_waits_for_the_sync() {
+        let disk = Arc::new(TestDisk::default());
+        let mut store = LogStore::over(disk.clone()).unwrap();
+        let vote = vote_in(&v1::Vote { term: 2, node_id: 1, committed: false });
+        store.save_vote(&vote).await.unwrap();
+        assert_eq!(disk.syncs.load(Ordering::SeqCst), 1);
+        assert_eq!(store.get_log_reader().await.read_vote().await.unwrap(), Some(vote));
+    }
+
+    #[tokio::test]
+    async fn a_failed_sync_is_never_tried_again() {
+        let disk = Arc::new(TestDisk::default());
+        let mut store = LogStore::over(disk.clone()).unwrap();
+        disk.fail.store(true, Ordering::SeqCst);
+        assert!(append(&mut store, 0).await.await.unwrap().is_err());
+        disk.fail.store(false, Ordering::SeqCst);
+        assert!(append(&mut store, 1).await.await.unwrap().is_err(), "what the first failure lost is unknown");
+        assert_eq!(disk.syncs.load(Ordering::SeqCst), 1);
+        assert_eq!(store.failed().borrow().as_deref(), Some("no space"));
+    }
+
+    fn check(disk: &TestDisk) -> Result<(), String> {
+        check_log(disk, Path::new("log")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_log_that_lost_something_is_refused() {
+        let disk = TestDisk::default();
+        assert_eq!(check(&disk), Ok(()), "an empty one is fine");
+        disk.append((0..5).map(|i| (i, record::seal(&entry_out(&entry(i))))).collect()).unwrap();
+        assert!(check(&disk).unwrap_err().contains("no vote"));
+        disk.put(Meta::Vote, record::seal(&v1::Vote { term: 1, node_id: 1, committed: true })).unwrap();
+        assert_eq!(check(&disk), Ok(()));
+        disk.log.lock().unwrap().get_mut(&3).unwrap()[8] ^= 1;
+        assert!(check(&disk).unwrap_err().contains("entry 3"));
+        disk.log.lock().unwrap().remove(&3);
+        assert!(check(&disk).unwrap_err().contains("entry 3 is missing"));
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_purge_goes_at_the_next_opening() {
+        let disk = TestDisk::default();
+        disk.append((0..5).map(|i| (i, record::seal(&entry_out(&entry(i))))).collect()).unwrap();
+        disk.put(Meta::Vote, record::seal(&v1::Vote { term: 1, node_id: 1, committed: true })).unwrap();
+        disk.put(Meta::Purged, record::seal(&v1::LogId { term: 1, index: 2 })).unwrap();
+        assert_eq!(check(&disk), Ok(()));
+        assert_eq!(disk.read(0..9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_directory_belongs_to_the_node_that_first_opened_it() {
+        let disk = TestDisk::default();
+        let check = |node, member: &str| {
+            check_identity(&disk, Path::new("raft"), NodeId(node), &member.parse().unwrap()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(1, "n1"), Ok(()));
+        assert_eq!(check(1, "n1"), Ok(()));
+        assert!(check(2, "n1").unwrap_err().contains("belongs to node 1 (n1)"));
+        assert!(check(1, "n2").is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! The client side: openraft's requests to other managers over tonic.
+//!
+//! Heartbeats, entries and votes to one peer share a connection; each snapshot
+//! has its own, so that a big transfer never delays a heartbeat. Every
+//! transport failure is `Unreachable`, which makes openraft wait before it tries again.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use openraft::{
+    OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{Backoff, RPCOption},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+        VoteRequest, VoteResponse,
+    },
+};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    convert,
+    identity::Identity,
+    types::{PeerNode, Snapshot, TypeConfig, Vote},
+};
+use crate::rpc::v1::{self, raft_client::RaftClient};
+
+/// The largest message either side takes.
+pub(super) const MESSAGE_MAX: usize = 64 << 20;
+const CHUNK: usize = 1 << 20;
+/// After so many answers missed in a row the connection is given up. A
+/// connection through a healed partition can stay silent for as long as TCP
+/// backed off; a new one answers at once.
+const MISSED_MAX: u32 = 3;
+
+/// How another manager is reached. The seam for TLS and for tests that cut links.
+pub trait Dialer: Send + Sync + 'static {
+    /// A channel that connects when it is first used.
+    ///
+    /// # Errors
+    /// If the address can't be one.
+    fn dial(&self, address: &str, connect_timeout: Duration) -> Result<Channel, tonic::transport::Error>;
+}
+
+/// Plain TCP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TcpDialer;
+
+impl Dialer for TcpDialer {
+    fn dial(&self, address: &str, connect_timeout: Duration) -> Result<Channel, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+        Ok(endpoint.connect_timeout(connect_timeout).tcp_nodelay(true).connect_lazy())
+    }
+}
+
+/// The shared connection to one address.
+struct Line {
+    address: String,
+    dialer: Arc<dyn Dialer>,
+    connect_timeout: Duration,
+    state: Mutex<LineState>,
+}
+
+#[derive(Default)]
+struct LineState {
+    channel: Option<Channel>,
+    missed: u32,
+}
+
+impl Line {
+    fn dial(&self) -> Result<Channel, String> {
+        self.dialer.dial(&self.address, self.connect_timeout).map_err(|e| chain(&e))
+    }
+
+    fn channel(&self) -> Result<Channel, String> {
+        let mut state = self.lock();
+        if let Some(channel) = &state.channel {
+            return Ok(channel.clone());
+        }
+        let channel = self.dial()?;
+        state.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    fn answered(&self) {
+        self.lock().missed = 0;
+    }
+
+    fn missed(&self) {
+        let mut state = self.lock();
+        state.missed += 1;
+        if state.missed >= MISSED_MAX {
+            *state = LineState::default();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LineState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes clients for peers; connections to one address are shared between them.
+pub(super) struct Network {
+    identity: Identity,
+    dialer: Arc<dyn Dialer>,
+    heartbeat: Duration,
+    lines: HashMap<String, Arc<Line>>,
+}
+
+impl Network {
+    pub(super) fn new(identity: Identity, dialer: Arc<dyn Dialer>, heartbeat: Duration) -> Self {
+        Self { identity, dialer, heartbeat, lines: HashMap::new() }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, _target: u64, node: &PeerNode) -> Peer {
+        let line = self.lines.entry(node.address.clone()).or_insert_with(|| {
+            Arc::new(Line {
+                address: node.address.clone(),
+                dialer: Arc::clone(&self.dialer),
+                connect_timeout: self.heartbeat,
+                state: Mutex::default(),
+            })
+        });
+        Peer {
+            member: node.member.clone(),
+            identity: self.identity.clone(),
+            line: Arc::clone(line),
+            heartbeat: self.heartbeat,
+        }
+    }
+}
+
+/// A client for one peer.
+pub(super) struct Peer {
+    member: String,
+    identity: Identity,
+    line: Arc<Line>,
+    heartbeat: Duration,
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+fn unreachable(why: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(why))
+}
+
+impl Peer {
+    fn target(&self) -> v1::Target {
+        self.identity.target(&self.member)
+    }
+
+    /// One call over the shared line, bounded by openraft's soft time limit.
+    async fn call<T>(
+        &self,
+        option: &RPCOption,
+        call: impl AsyncFnOnce(RaftClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        let client = client(self.line.channel().map_err(unreachable)?);
+        match tokio::time::timeout(option.soft_ttl(), call(client)).await {
+            Ok(Ok(reply)) => {
+                self.line.answered();
+                Ok(reply.into_inner())
+            }
+            Ok(Err(status)) => Err(unreachable(format!("{}: {status}", self.member))),
+            Err(_) => {
+                self.line.missed();
+                Err(unreachable(format!("{}: no answer within {:?}", self.member, option.soft_ttl())))
+            }
+        }
+    }
+}
+
+fn client(channel: Channel) -> RaftClient<Channel> {
+    RaftClient::new(channel).max_decoding_message_size(MESSAGE_MAX).max_encoding_message_size(MESSAGE_MAX)
+}
+
+/// The chunks of a snapshot; the first says what it is and for whom.
+fn chunks(to: v1::Target, vote: &Vote, snapshot: &Snapshot) -> Vec<v1::SnapshotChunk> {
+    let mut rest: Bytes = snapshot.snapshot.clone();
+    let mut chunks = Vec::with_capacity(rest.len() / CHUNK + 1);
+    loop {
+        let data = rest.split_to(rest.len().min(CHUNK));
+        chunks.push(v1::SnapshotChunk { data, last: rest.is_empty(), ..v1::SnapshotChunk::default() });
+        if rest.is_empty() {
+            break;
+        }
+    }
+    if let Some(first) = chunks.first_mut() {
+        first.to = Some(to);
+        first.vote = Some(convert::vote_out(vote));
+        first.meta = Some(convert::meta_out(&snapshot.meta));
+    }
+    chunks
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = convert::append_out(self.target(), &request);
+        let reply = self.call(&option, async move |mut client| client.append(message).await).await?;
+        convert::append_reply_in(&reply).map_err(unreachable)
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = convert::vote_request_out(self.target(), &request);
+        let reply = self.call(&option, async move |mut client| client.vote(message).await).await?;
+        convert::vote_reply_in(&reply).map_err(unreachable)
+    }
+
+    // The library's default grants every pre-vote without asking anybody.
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = convert::vote_request_out(self.target(), &request);
+        let reply = self.call(&option, async move |mut client| client.pre_vote(message).await).await?;
+        convert::vote_reply_in(&reply).map_err(unreachable)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let failed = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
+        let stream = tokio_stream::iter(chunks(self.target(), &vote, &snapshot));
+        // Not the shared line: dropped, and with it closed, when the transfer ends.
+        let mut client = client(self.line.dial().map_err(failed)?);
+        let reply = tokio::select! {
+            reply = tokio::time::timeout(option.soft_ttl(), client.install_snapshot(stream)) => reply,
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+        };
+        let reply = reply
+            .map_err(|_| failed(format!("{}: snapshot not taken within {:?}", self.member, option.soft_ttl())))?
+            .map_err(|status| failed(format!("{}: {status}", self.member)))?
+            .into_inner();
+        let vote = convert::need_vote(reply.vote.as_ref()).map_err(|e| failed(e.to_string()))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = convert::transfer_out(self.target(), &request);
+        let reply = self.call(&option, async move |mut client| client.transfer_leader(message).await).await?;
+        if reply.refused.is_empty() {
+            return Ok(Ok(()));
+        }
+        // openraft only logs the answer, so the reason travels as text.
+        Err(unreachable(format!("{} refused the transfer: {}", self.member, reply.refused)))
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        // A dead peer costs one attempt in a heartbeat; the spin that openraft
+        // falls into with a transport that fails at once is broken here.
+        let pause = self.heartbeat.max(Duration::from_millis(50));
+        Some(Backoff::new(std::iter::repeat(pause)))
+    }
+}

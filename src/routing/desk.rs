@@ -1,0 +1,279 @@
+//! What all sessions and all followed managers of one router share: the table,
+//! who is connected where, and who waits. The lock is never held across an await.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Status,
+    table::{Cut, Heard, Port, Stamp, Table, Verdict, View},
+};
+use crate::domain::{ClusterId, MemberId, Moment};
+
+/// So many connections knock at a closed backend at once; the rest queue behind
+/// them, so that a thousand held clients are no load on a server that recovers.
+const KNOCKING: usize = 4;
+
+/// Now, on a clock that goes on while the host is suspended: a router that wakes
+/// up must not take yesterday's state for fresh.
+pub fn now() -> Moment {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
+    Moment(Duration::from(time))
+}
+
+/// The shared state of one router.
+#[derive(Debug)]
+pub struct Desk {
+    inner: Mutex<Inner>,
+    views: watch::Sender<Arc<View>>,
+    /// Permits for repeated attempts, by port.
+    knocking: [Semaphore; 2],
+    /// How long a new connection is held.
+    pub hold: Duration,
+    turn: AtomicUsize,
+    held: AtomicUsize,
+    cut: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: Table,
+    sessions: HashMap<u64, Entry>,
+    next: u64,
+    stale: bool,
+    /// Managers of another cluster, to complain of each once.
+    strangers: HashSet<MemberId>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stamp: Stamp,
+    port: Port,
+    established: bool,
+    cut: oneshot::Sender<Cut>,
+}
+
+/// The right to be connected to the backend of a stamp, until it is cut.
+#[derive(Debug)]
+pub struct Pass {
+    desk: Arc<Desk>,
+    id: u64,
+    cut: oneshot::Receiver<Cut>,
+}
+
+/// Counts one held connection for as long as it lives.
+#[derive(Debug)]
+pub struct Held<'a>(&'a AtomicUsize);
+
+impl Desk {
+    /// A desk that knows nothing yet.
+    pub fn new(managers: usize, stale_after: Duration, hold: Duration) -> Self {
+        let table = Table::new(managers, stale_after);
+        Self {
+            views: watch::Sender::new(Arc::new(table.view().clone())),
+            inner: Mutex::new(Inner {
+                table,
+                sessions: HashMap::new(),
+                next: 0,
+                stale: false,
+                strangers: HashSet::new(),
+            }),
+            knocking: [Semaphore::new(KNOCKING), Semaphore::new(KNOCKING)],
+            hold,
+            turn: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            cut: AtomicU64::new(0),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change below leaves the table whole, so a panic elsewhere takes nothing from it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state and its changes.
+    pub fn views(&self) -> watch::Receiver<Arc<View>> {
+        self.views.subscribe()
+    }
+
+    /// What to tell a manager about who asks: cluster, generation and epoch as far as known.
+    pub fn identity(&self) -> (ClusterId, View) {
+        let inner = self.lock();
+        (inner.table.cluster().cloned().unwrap_or_default(), inner.table.view().clone())
+    }
+
+    /// Takes in what a manager said, and cuts at once what must not go on.
+    pub fn hear(&self, source: usize, manager: &MemberId, heard: Heard) {
+        let mut inner = self.lock();
+        let before = inner.table.view().clone();
+        let cluster = heard.cluster.clone();
+        let verdict = inner.table.hear(source, heard, now());
+        match verdict {
+            Verdict::OtherCluster => {
+                let ours = inner.table.cluster().cloned().unwrap_or_default();
+                if inner.strangers.insert(manager.clone()) {
+                    error!(%manager, %cluster, %ours, "manager belongs to another cluster, its word does not count");
+                }
+                return;
+            }
+            Verdict::BeforeGenesis | Verdict::Older => {
+                debug!(%manager, ?verdict, "message of a manager changes nothing");
+                return;
+            }
+            Verdict::Adopted | Verdict::Confirmed => {}
+        }
+        let cut = self.settle(&mut inner);
+        let view = inner.table.view();
+        if before.place() != view.place() {
+            let (generation, epoch) = view.epoch();
+            let primary = view.primary.as_ref().map_or("none", |p| p.member.as_str());
+            info!(%generation, %epoch, primary, open = view.open, cut, by = %manager, "routing follows the committed state");
+        }
+    }
+
+    /// The stream of a manager ended.
+    pub fn lose(&self, source: usize) {
+        self.lock().table.lose(source);
+    }
+
+    /// Notices when the state has gone stale; returns when to look again.
+    pub fn watch_staleness(&self) -> Duration {
+        let mut inner = self.lock();
+        self.settle(&mut inner);
+        // A second at most: the timer stands still while the host is suspended, the clock does not.
+        let left = inner.table.view().until_stale(now()).filter(|left| !left.is_zero());
+        left.map_or(Duration::from_secs(1), |left| (left + Duration::from_millis(1)).min(Duration::from_secs(1)))
+    }
+
+    /// Cuts what the state as it stands does not allow, then shows the state to
+    /// those who wait. Returns how many sessions were cut.
+    fn settle(&self, inner: &mut Inner) -> usize {
+        let (now, view) = (now(), inner.table.view().clone());
+        let ends: Vec<(u64, Cut)> =
+            inner.sessions.iter().filter_map(|(id, e)| view.cut(&e.stamp, now).map(|cut| (*id, cut))).collect();
+        let mut established = 0;
+        for (id, cut) in ends {
+            let Some(entry) = inner.sessions.remove(&id) else { continue };
+            established += usize::from(entry.established);
+            // A session that has just ended by itself listens no more.
+            let _ = entry.cut.send(cut);
+        }
+        self.cut.fetch_add(established as u64, Ordering::Relaxed);
+        let stale = view.is_stale(now);
+        if stale != inner.stale {
+            inner.stale = stale;
+            let (_, epoch) = view.epoch();
+            if stale {
+                let age_ms = u64::try_from(now.since(view.confirmed_at).as_millis()).unwrap_or(u64::MAX);
+                warn!(%epoch, age_ms, cut = established, "state of the cluster went stale, all sessions are cut");
+            } else {
+                info!(%epoch, "state of the cluster is confirmed again");
+            }
+        }
+        self.views.send_replace(Arc::new(view));
+        established
+    }
+
+    /// Permits for attempts that come after a failed one.
+    pub fn knocking(&self, port: Port) -> &Semaphore {
+        match port {
+            Port::ReadWrite => &self.knocking[0],
+            Port::ReadOnly => &self.knocking[1],
+        }
+    }
+
+    /// Number of this connection, for taking turns.
+    pub fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts a held connection.
+    pub fn hold_one(&self) -> Held<'_> {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        Held(&self.held)
+    }
+
+    /// Registers a connection to the backend of `stamp`. `None` when the state has moved on.
+    pub fn enter(self: &Arc<Self>, stamp: &Stamp, port: Port) -> Option<Pass> {
+        let mut inner = self.lock();
+        if inner.table.view().cut(stamp, now()).is_some() {
+            return None;
+        }
+        let id = inner.next;
+        inner.next += 1;
+        let (cut, listen) = oneshot::channel();
+        inner.sessions.insert(id, Entry { stamp: stamp.clone(), port, established: false, cut });
+        Some(Pass { desk: Arc::clone(self), id, cut: listen })
+    }
+
+    /// Where a request to cancel may have to go: to the primary, or to each
+    /// backend the read-only port has sessions on. Elsewhere its key fits nobody.
+    pub fn cancel_targets(&self, port: Port) -> Vec<String> {
+        let inner = self.lock();
+        let view = inner.table.view();
+        if view.is_stale(now()) {
+            return Vec::new();
+        }
+        let primary = view.primary.iter().filter(|_| port == Port::ReadWrite).map(|p| &p.address);
+        let readers = inner.sessions.values().filter(|e| port == Port::ReadOnly && e.port == port && e.established);
+        let mut out: Vec<String> = primary.chain(readers.map(|e| &e.stamp.backend.address)).cloned().collect();
+        out.sort();
+        out.dedup();
+        out
+    }
+
+    /// A picture of the router.
+    pub fn status(&self) -> Status {
+        let inner = self.lock();
+        let view = inner.table.view();
+        let count = |port| inner.sessions.values().filter(|e| e.established && e.port == port).count();
+        Status {
+            version: view.version,
+            primary: view.primary.clone(),
+            open: view.open,
+            stale: view.is_stale(now()),
+            confirmed_age: view.version.map(|_| now().since(view.confirmed_at)),
+            managers_followed: inner.table.followed(),
+            sessions_read_write: count(Port::ReadWrite),
+            sessions_read_only: count(Port::ReadOnly),
+            held: self.held.load(Ordering::Relaxed),
+            cut_total: self.cut.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Pass {
+    /// Counts as a session from now on.
+    pub fn establish(&self) {
+        if let Some(entry) = self.desk.lock().sessions.get_mut(&self.id) {
+            entry.established = true;
+        }
+    }
+
+    /// Waits until the session must end. May be called again after it was dropped halfway.
+    pub async fn cut(&mut self) -> Cut {
+        (&mut self.cut).await.unwrap_or(Cut::Superseded)
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.desk.lock().sessions.remove(&self.id);
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

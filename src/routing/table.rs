@@ -1,0 +1,348 @@
+//! What the router knows and where that leads. Pure: what the managers said
+//! and the time come in as values.
+//!
+//! Three rules. The highest (generation, epoch, revision) ever heard counts and
+//! nothing below it. Knowledge counts for `stale_after` since a manager last
+//! confirmed it. A session outlives the state it was opened in only as long as
+//! that state names the same primary in the same epoch.
+
+use std::{fmt, time::Duration};
+
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, Moment};
+
+/// Standbys at most this many bytes behind the best one share the read-only sessions.
+pub const SHARED_LAG_BYTES: u64 = 16 * 1024 * 1024;
+
+/// A PostgreSQL to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// The member.
+    pub member: MemberId,
+    /// Its `host:port`.
+    pub address: String,
+}
+
+/// A standby as one manager sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standby {
+    /// Where it is.
+    pub backend: Backend,
+    /// It streams from the primary.
+    pub streaming: bool,
+    /// Bytes of WAL it is behind.
+    pub lag_bytes: u64,
+}
+
+/// Orders everything that was ever committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Version {
+    /// Life of the cluster.
+    pub generation: Generation,
+    /// Count of its primaries.
+    pub epoch: Epoch,
+    /// Count of committed changes.
+    pub revision: u64,
+}
+
+/// One message of one manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// The cluster it speaks of; empty before genesis.
+    pub cluster: ClusterId,
+    /// Which state this is.
+    pub version: Version,
+    /// The primary may be routed to.
+    pub open: bool,
+    /// The primary, when there is one.
+    pub primary: Option<Backend>,
+    /// The standbys this manager knows of.
+    pub standbys: Vec<Standby>,
+    /// How long before the receipt the manager itself was last sure of its state.
+    pub confirmed_age: Duration,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the newest state now.
+    Adopted,
+    /// It says what is known already, and so confirms it.
+    Confirmed,
+    /// It is older than what is known. It confirms nothing.
+    Older,
+    /// The cluster is not founded yet.
+    BeforeGenesis,
+    /// It speaks of another cluster.
+    OtherCluster,
+}
+
+/// Which of the router's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Leads to the primary.
+    ReadWrite,
+    /// Leads to a standby, to the primary when there is none.
+    ReadOnly,
+}
+
+/// As what a session's backend was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// As the primary of the epoch.
+    Primary,
+    /// As a standby.
+    Standby,
+}
+
+/// The state a session was opened in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stamp {
+    /// Life of the cluster.
+    pub generation: Generation,
+    /// Epoch at the time.
+    pub epoch: Epoch,
+    /// Its backend.
+    pub backend: Backend,
+    /// As what it was chosen.
+    pub role: Role,
+}
+
+/// Why a session must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The primary it was led to is the primary no longer.
+    Superseded,
+    /// What the router knows is too old to lead anybody anywhere.
+    Stale,
+}
+
+/// Why there is nowhere to lead a new connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Closed {
+    /// No manager has answered since the router started.
+    NothingHeard,
+    /// The last confirmation is this old.
+    Stale(Duration),
+    /// The epoch has no primary.
+    NoPrimary,
+    /// The primary is not open for clients.
+    NotOpen(MemberId),
+    /// Every backend there is was tried.
+    AllTried,
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NothingHeard => f.write_str("no manager has told this router the state of the cluster yet"),
+            Self::Stale(age) => write!(
+                f,
+                "the state known to this router is stale: no manager has confirmed it for {:.1} s",
+                age.as_secs_f64()
+            ),
+            Self::NoPrimary => f.write_str("no member is the primary"),
+            Self::NotOpen(member) => write!(f, "{member} is to be the primary and is not open yet"),
+            Self::AllTried => f.write_str("no member accepts connections"),
+        }
+    }
+}
+
+/// The state of the cluster as far as sessions are concerned.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// The newest state heard; `None` before the first message.
+    pub version: Option<Version>,
+    /// The primary, open or not.
+    pub primary: Option<Backend>,
+    /// The primary may be routed to.
+    pub open: bool,
+    /// Streaming standbys and their lag in bytes, by name.
+    pub standbys: Vec<(Backend, u64)>,
+    /// When a manager was last sure of this state.
+    pub confirmed_at: Moment,
+    /// How long a confirmation counts.
+    pub stale_after: Duration,
+}
+
+impl View {
+    /// Generation and epoch; zero before the first message.
+    pub fn epoch(&self) -> (Generation, Epoch) {
+        self.version.map(|v| (v.generation, v.epoch)).unwrap_or_default()
+    }
+
+    /// What must be the same for an attempt that failed to be worth repeating
+    /// after a pause only.
+    pub fn place(&self) -> (Generation, Epoch, Option<&MemberId>, bool) {
+        let (generation, epoch) = self.epoch();
+        (generation, epoch, self.primary.as_ref().map(|p| &p.member), self.open)
+    }
+
+    /// The confirmation is too old to lead anybody by it.
+    pub fn is_stale(&self, now: Moment) -> bool {
+        self.version.is_some() && now.since(self.confirmed_at) > self.stale_after
+    }
+
+    /// Time until the state goes stale without a further confirmation.
+    pub fn until_stale(&self, now: Moment) -> Option<Duration> {
+        self.version.map(|_| now.until(self.confirmed_at + self.stale_after))
+    }
+
+    /// Whether a session opened in the state of `stamp` must end.
+    pub fn cut(&self, stamp: &Stamp, now: Moment) -> Option<Cut> {
+        let (generation, epoch) = self.epoch();
+        if generation != stamp.generation {
+            return Some(Cut::Superseded);
+        }
+        // A standby that was chosen as one stays as good as it was in any epoch.
+        let same_primary = self.primary.as_ref().is_some_and(|p| p.member == stamp.backend.member);
+        if stamp.role == Role::Primary && (epoch != stamp.epoch || !same_primary) {
+            return Some(Cut::Superseded);
+        }
+        self.is_stale(now).then_some(Cut::Stale)
+    }
+
+    /// Where a new connection goes. `turn` counts connections, for taking the
+    /// standbys in turn; members in `avoid` were tried a moment ago.
+    ///
+    /// # Errors
+    /// Why it has to wait.
+    pub fn lead(&self, port: Port, turn: usize, avoid: &[MemberId], now: Moment) -> Result<Stamp, Closed> {
+        let Some(Version { generation, epoch, .. }) = self.version else { return Err(Closed::NothingHeard) };
+        if self.is_stale(now) {
+            return Err(Closed::Stale(now.since(self.confirmed_at)));
+        }
+        let stamp = |backend: &Backend, role| Stamp { generation, epoch, backend: backend.clone(), role };
+        if port == Port::ReadOnly
+            && let Some(standby) = self.standby(turn, avoid)
+        {
+            return Ok(stamp(standby, Role::Standby));
+        }
+        match &self.primary {
+            None => Err(Closed::NoPrimary),
+            Some(primary) if !self.open => Err(Closed::NotOpen(primary.member.clone())),
+            Some(primary) if avoid.contains(&primary.member) => Err(Closed::AllTried),
+            Some(primary) => Ok(stamp(primary, Role::Primary)),
+        }
+    }
+
+    /// What a client is told that was held in vain for `held`.
+    pub fn refusal(&self, port: Port, held: Duration, now: Moment) -> String {
+        let held = held.as_secs_f64();
+        let (_, epoch) = self.epoch();
+        match (self.lead(port, 0, &[], now), port) {
+            (Err(closed @ (Closed::NothingHeard | Closed::Stale(_))), _) => format!("{closed}: held {held:.1} s"),
+            (_, Port::ReadWrite) => format!("the cluster has no open primary (epoch {epoch}): held {held:.1} s"),
+            (_, Port::ReadOnly) => format!("no member takes read-only sessions (epoch {epoch}): held {held:.1} s"),
+        }
+    }
+
+    fn standby(&self, turn: usize, avoid: &[MemberId]) -> Option<&Backend> {
+        let usable = || self.standbys.iter().filter(|(backend, _)| !avoid.contains(&backend.member));
+        let least = usable().map(|(_, lag)| *lag).min()?;
+        let near: Vec<&Backend> =
+            usable().filter(|(_, lag)| lag - least <= SHARED_LAG_BYTES).map(|(backend, _)| backend).collect();
+        near.get(turn % near.len()).copied()
+    }
+}
+
+/// Collects what the managers say.
+#[derive(Debug)]
+pub struct Table {
+    cluster: Option<ClusterId>,
+    /// The last message of each manager.
+    sources: Vec<Option<Source>>,
+    view: View,
+}
+
+#[derive(Debug, Clone)]
+struct Source {
+    heard: Heard,
+    /// Its stream goes on.
+    followed: bool,
+}
+
+impl Table {
+    /// An empty table for that many managers.
+    pub fn new(managers: usize, stale_after: Duration) -> Self {
+        Self { cluster: None, sources: vec![None; managers], view: View { stale_after, ..View::default() } }
+    }
+
+    /// The state as it stands.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The cluster this router belongs to, from the first message on.
+    pub fn cluster(&self) -> Option<&ClusterId> {
+        self.cluster.as_ref()
+    }
+
+    /// Managers followed at the moment.
+    pub fn followed(&self) -> usize {
+        self.sources.iter().flatten().filter(|s| s.followed).count()
+    }
+
+    /// Takes in one message of the manager number `source`.
+    pub fn hear(&mut self, source: usize, heard: Heard, now: Moment) -> Verdict {
+        if heard.cluster.0.is_empty() {
+            return Verdict::BeforeGenesis;
+        }
+        if *self.cluster.get_or_insert_with(|| heard.cluster.clone()) != heard.cluster {
+            return Verdict::OtherCluster;
+        }
+        // The age may be longer than this host is up: then nothing was ever confirmed in its time.
+        let confirmed_at = Moment(now.0.saturating_sub(heard.confirmed_age));
+        let verdict = match self.view.version {
+            Some(known) if heard.version < known => Verdict::Older,
+            Some(known) if heard.version == known => {
+                self.view.confirmed_at = self.view.confirmed_at.max(confirmed_at);
+                Verdict::Confirmed
+            }
+            _ => {
+                // The time of the last state does not carry over: it was about less than this.
+                self.view.confirmed_at = confirmed_at;
+                Verdict::Adopted
+            }
+        };
+        if verdict != Verdict::Older {
+            self.view.version = Some(heard.version);
+            self.view.primary.clone_from(&heard.primary);
+            self.view.open = heard.open && heard.primary.is_some();
+        }
+        self.sources.iter_mut().for_each(|slot| *slot = slot.take().filter(|s| s.followed));
+        if let Some(slot) = self.sources.get_mut(source) {
+            *slot = Some(Source { heard, followed: true });
+        }
+        self.view.standbys = self.standbys();
+        verdict
+    }
+
+    /// The stream of the manager number `source` ended. What it said of the
+    /// standbys stays good until another manager speaks.
+    pub fn lose(&mut self, source: usize) {
+        if let Some(Some(source)) = self.sources.get_mut(source) {
+            source.followed = false;
+        }
+    }
+
+    /// All managers at the newest state together: one that knows no lag (it does
+    /// not lead) leaves the list to those that do, and of two lags the worse counts.
+    fn standbys(&self) -> Vec<(Backend, u64)> {
+        let mut out: Vec<(Backend, u64)> = Vec::new();
+        let newest = self.sources.iter().flatten().map(|s| &s.heard).filter(|h| Some(h.version) == self.view.version);
+        for standby in newest.flat_map(|h| &h.standbys).filter(|s| s.streaming) {
+            let is_primary = self.view.primary.as_ref().is_some_and(|p| p.member == standby.backend.member);
+            match out.iter_mut().find(|(backend, _)| backend.member == standby.backend.member) {
+                Some((_, lag)) => *lag = standby.lag_bytes.max(*lag),
+                None if is_primary => {}
+                None => out.push((standby.backend.clone(), standby.lag_bytes)),
+            }
+        }
+        out.sort_by(|a, b| a.0.member.cmp(&b.0.member));
+        out
+    }
+}
+
+#[cfg(test)]
+#[path = "table_test.rs"]
+mod tests;

@@ -1,0 +1,661 @@
+//! The guard with real processes: shell trees for every way to escape, and PostgreSQL itself.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use matriarch::{
+    domain::{Epoch, moment::TwoClocks},
+    guard::{
+        self, ExitKind, GuardError, GuardHandle, GuardState, GuardedCommand, Postmaster, PostmasterSignal,
+        ProcessIdentity, Refusal, SpawnOptions, sys::two_clocks,
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+/// One runtime directory; whatever still runs at the end is killed.
+struct Bench {
+    dir: tempfile::TempDir,
+    guard: Option<ProcessIdentity>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), guard: None }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn options(&self, program: impl Into<PathBuf>, args: &[&str]) -> SpawnOptions {
+        SpawnOptions {
+            exe: env!("CARGO_BIN_EXE_matriarch").into(),
+            runtime_dir: self.dir.path().to_owned(),
+            command: GuardedCommand {
+                program: program.into(),
+                args: args.iter().map(Into::into).collect(),
+                env: vec![("BENCH".into(), self.dir.path().into())],
+                log_file: self.path("log"),
+            },
+            epoch_hint: Epoch(1),
+        }
+    }
+
+    fn spawn(&mut self, script: &str) -> GuardHandle {
+        self.spawn_with(&self.options("/bin/sh", &["-c", script]))
+    }
+
+    fn spawn_with(&mut self, options: &SpawnOptions) -> GuardHandle {
+        let handle = guard::spawn(options).unwrap();
+        self.guard = ProcessIdentity::of(state(&handle).guard_pid);
+        handle
+    }
+
+    /// The pids that the script wrote, one file each, as soon as all are there.
+    fn tree(&self, names: &[&str]) -> Vec<ProcessIdentity> {
+        let read = |name: &str| {
+            let text = fs::read_to_string(self.path(name)).ok()?;
+            ProcessIdentity::of(text.strip_suffix('\n')?.parse().ok()?)
+        };
+        let mut found = None;
+        eventually("the tree is complete", || {
+            found = names.iter().map(|name| read(name)).collect::<Option<Vec<_>>>();
+            found.is_some()
+        });
+        found.unwrap()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Ok(Some(handle)) = guard::adopt(self.dir.path()) {
+            let _ = handle.fence();
+            let until = Instant::now() + Duration::from_secs(5);
+            while !state(&handle).postmaster.is_clear() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(2));
+            }
+            let _ = handle.bye();
+        }
+        if let Some(guard) = self.guard.filter(ProcessIdentity::is_alive) {
+            send(guard.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+/// A parent, a child in a session of its own, and an orphan whose parent has left:
+/// neither process group nor parent leads to all of them.
+const ESCAPISTS: &str = r#"
+    echo $$ > $BENCH/parent
+    sh -c 'echo $$ > $BENCH/child; exec sleep 600' &
+    setsid sh -c 'echo $$ > $BENCH/session; setsid sleep 600 & echo $! > $BENCH/grandchild; wait' &
+    sh -c 'setsid sleep 600 & echo $! > $BENCH/orphan' &
+    while :; do sleep 600 & wait; done
+"#;
+const ESCAPIST_NAMES: &[&str] = &["parent", "child", "session", "grandchild", "orphan"];
+
+fn state(handle: &GuardHandle) -> GuardState {
+    handle.state().borrow().clone()
+}
+
+fn in_ms(ms: u64) -> TwoClocks {
+    two_clocks().plus(Duration::from_millis(ms))
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+    started.elapsed()
+}
+
+fn postmaster_pid(handle: &GuardHandle) -> u32 {
+    match state(handle).postmaster {
+        Postmaster::Running { pid } => pid,
+        gone => panic!("not running: {gone:?}"),
+    }
+}
+
+fn any_alive(tree: &[ProcessIdentity]) -> bool {
+    tree.iter().any(ProcessIdentity::is_alive)
+}
+
+const FENCED: Postmaster = Postmaster::Gone { status: ExitKind::Signal(9), tree_empty: true, fenced: true };
+
+#[test]
+fn the_deadline_kills_the_whole_tree_and_takes_the_live_names_first() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn(ESCAPISTS);
+    let tree = bench.tree(ESCAPIST_NAMES);
+    fs::write(bench.path("live.conf"), "synchronous_standby_names = 'b'").unwrap();
+
+    let deadline = in_ms(300);
+    assert!(handle.arm(Epoch(2), deadline));
+    eventually("fenced", || state(&handle).postmaster == FENCED);
+    let now = two_clocks();
+
+    assert!(deadline.holder_remaining(now).is_zero(), "killed before the deadline");
+    let late = now.boot - deadline.boot;
+    println!("tree of {} empty and reported {late:?} after the deadline", tree.len());
+    assert!(late < Duration::from_millis(500), "{late:?}");
+    assert!(!any_alive(&tree));
+    assert!(!bench.path("live.conf").exists());
+    assert_eq!(state(&handle).epoch, Epoch(2));
+}
+
+#[test]
+fn a_deadline_that_moves_forward_keeps_the_tree_alive() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn(ESCAPISTS);
+    let tree = bench.tree(ESCAPIST_NAMES);
+    let mut link = handle.deadline_link().unwrap();
+
+    let first = in_ms(400);
+    assert!(handle.arm(Epoch(2), first));
+    let renewing = Instant::now();
+    while renewing.elapsed() < Duration::from_millis(900) {
+        assert!(link.publish(Epoch(2), in_ms(400)));
+        thread::sleep(Duration::from_millis(20));
+    }
+    // A late message of the past moves nothing back.
+    assert!(link.publish(Epoch(2), first));
+    thread::sleep(Duration::from_millis(50));
+    assert!(tree.iter().all(ProcessIdentity::is_alive));
+
+    eventually("fenced once nobody renews", || state(&handle).postmaster == FENCED);
+    assert!(!any_alive(&tree));
+    link.publish(Epoch(2), in_ms(400));
+    eventually("what is gone can't be armed", || !link.is_answering());
+    assert_eq!(link.refused(), Some(Refusal::Ended));
+}
+
+#[test]
+fn an_agent_that_dies_changes_nothing_until_the_deadline_and_its_successor_adopts() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn(ESCAPISTS);
+    let tree = bench.tree(ESCAPIST_NAMES);
+    let (guard_pid, postmaster) = (state(&handle).guard_pid, postmaster_pid(&handle));
+    let deadline = in_ms(1500);
+    assert!(handle.arm(Epoch(7), deadline));
+    let link = handle.deadline_link().unwrap();
+    drop((handle, link));
+
+    let adopted = guard::adopt(bench.dir.path()).unwrap().expect("the guard is still there");
+    let expected = GuardState {
+        guard_pid,
+        postmaster: Postmaster::Running { pid: postmaster },
+        epoch: Epoch(7),
+        deadline: Some(deadline),
+        adopted: true,
+        alive: true,
+    };
+    assert_eq!(state(&adopted), expected);
+    assert!(matches!(
+        guard::spawn(&bench.options("/bin/true", &[])),
+        Err(GuardError::AlreadyThere { pid, .. }) if pid == guard_pid
+    ));
+
+    // The successor may go on where the first one stopped, or die as well.
+    let later = deadline.plus(Duration::from_millis(300));
+    assert!(adopted.arm(Epoch(7), later));
+    assert_eq!(adopted.refresh().unwrap().deadline, Some(later));
+    drop(adopted);
+    eventually("the deadline holds without any agent", || !any_alive(&tree));
+    assert!(later.holder_remaining(two_clocks()).is_zero());
+    let last = guard::adopt(bench.dir.path()).unwrap().expect("the result stays readable");
+    // All are dead; the guard may still be collecting them.
+    eventually("fenced", || state(&last).postmaster == FENCED);
+}
+
+#[test]
+fn a_guard_survives_kill_9_of_the_process_that_spawned_it() {
+    if let Ok(dir) = std::env::var("GUARD_TEST_AGENT") {
+        // The agent to be killed: this test again, in a process of its own.
+        let bench = std::mem::ManuallyDrop::new(Bench { dir: tempfile::tempdir_in(&dir).unwrap(), guard: None });
+        let mut options = bench.options("/bin/sleep", &["600"]);
+        options.runtime_dir = dir.into();
+        let handle = guard::spawn(&options).unwrap();
+        assert!(handle.arm(Epoch(3), in_ms(60_000)));
+        fs::write(options.runtime_dir.join("ready"), "").unwrap();
+        thread::sleep(Duration::from_secs(600));
+    }
+    let mut bench = Bench::new();
+    let mut agent = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_guard_survives_kill_9_of_the_process_that_spawned_it"])
+        .env("GUARD_TEST_AGENT", bench.dir.path())
+        .spawn()
+        .unwrap();
+    eventually("the agent has armed its guard", || bench.path("ready").exists());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+
+    let adopted = guard::adopt(bench.dir.path()).unwrap().expect("the guard outlives its agent");
+    bench.guard = ProcessIdentity::of(state(&adopted).guard_pid);
+    assert_eq!(state(&adopted).epoch, Epoch(3));
+    postmaster_pid(&adopted);
+}
+
+#[test]
+fn a_killed_postmaster_is_reported_at_once_and_its_orphans_die() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn(ESCAPISTS);
+    let tree = bench.tree(ESCAPIST_NAMES);
+    fs::write(bench.path("live.conf"), "").unwrap();
+
+    let killed = Instant::now();
+    send(postmaster_pid(&handle), Signal::SIGKILL);
+    eventually("the end is reported", || matches!(state(&handle).postmaster, Postmaster::Gone { .. }));
+    let reported = killed.elapsed();
+    eventually("the tree is empty", || state(&handle).postmaster.is_clear());
+    println!("death reported after {reported:?}, tree empty after {:?}", killed.elapsed());
+    assert!(reported < Duration::from_millis(200), "{reported:?}");
+    let gone = Postmaster::Gone { status: ExitKind::Signal(9), tree_empty: true, fenced: false };
+    assert_eq!(state(&handle).postmaster, gone);
+    assert!(!any_alive(&tree));
+    assert!(!bench.path("live.conf").exists());
+}
+
+#[test]
+fn the_exit_code_is_kept_and_the_guard_goes_when_dismissed() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("exit 3");
+    eventually("the end", || state(&handle).postmaster.is_clear());
+    let gone = Postmaster::Gone { status: ExitKind::Code(3), tree_empty: true, fenced: false };
+    assert_eq!(state(&handle).postmaster, gone);
+
+    // The live file may be the next guard's by now; no late order touches it.
+    fs::write(bench.path("live.conf"), "").unwrap();
+    handle.fence().unwrap();
+    assert!(bench.path("live.conf").exists());
+    assert_eq!(state(&handle).postmaster, gone);
+
+    handle.bye().unwrap();
+    assert!(!state(&handle).alive);
+    assert!(guard::adopt(bench.dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn the_next_guard_takes_the_place_of_one_that_has_ended() {
+    let mut bench = Bench::new();
+    let first = bench.spawn("exit 0");
+    eventually("the end", || state(&first).postmaster.is_clear());
+    let second = bench.spawn("sleep 600");
+    assert_ne!(state(&first).guard_pid, state(&second).guard_pid);
+    eventually("the first one has left", || !state(&first).alive);
+    assert!(matches!(state(&second).postmaster, Postmaster::Running { .. }));
+}
+
+#[test]
+fn a_standby_has_no_deadline() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 600");
+    assert_eq!(state(&handle).deadline, None);
+    assert!(handle.arm(Epoch(2), in_ms(150)));
+    assert!(!handle.disarm(Epoch(3)), "another epoch's deadline");
+    assert!(!handle.disarm(Epoch(1)), "a straggler");
+    assert!(handle.disarm(Epoch(2)));
+    thread::sleep(Duration::from_millis(300));
+    assert!(matches!(handle.refresh().unwrap().postmaster, Postmaster::Running { .. }));
+    assert_eq!(state(&handle).deadline, None);
+}
+
+#[test]
+fn a_lower_epoch_is_refused() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 600");
+    let mut link = handle.deadline_link().unwrap();
+    assert!(!handle.arm(Epoch(0), in_ms(60_000)), "below the hint");
+    let deadline = in_ms(60_000);
+    assert!(handle.arm(Epoch(5), deadline));
+    assert!(!handle.arm(Epoch(4), in_ms(90_000)));
+    assert_eq!(handle.refresh().unwrap().deadline, Some(deadline));
+
+    link.publish(Epoch(4), in_ms(90_000));
+    eventually("the holder hears of it", || !link.is_answering());
+    assert_eq!(link.refused(), Some(Refusal::LowerEpoch));
+    link.publish(Epoch(5), deadline);
+    eventually("and may go on with the right one", || link.is_answering());
+}
+
+#[test]
+fn a_dying_guard_takes_the_postmaster_with_it() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn(
+        "trap 'echo > $BENCH/quit; exit' QUIT; sleep 600 & echo $! > $BENCH/child; echo $$ > $BENCH/parent; wait",
+    );
+    let tree = bench.tree(&["parent", "child"]);
+    send(state(&handle).guard_pid, Signal::SIGKILL);
+    eventually("the handle notices", || !state(&handle).alive);
+    eventually("the postmaster got SIGQUIT", || bench.path("quit").exists());
+    eventually("and ended", || !tree[0].is_alive());
+    // What the postmaster leaves behind has no parent any more: the agent's to clear.
+    send(tree[1].pid, Signal::SIGKILL);
+    assert!(!handle.arm(Epoch(2), in_ms(100)));
+    assert!(matches!(handle.fence(), Err(GuardError::Closed { .. })));
+    assert!(guard::adopt(bench.dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn a_stalled_guard_is_told_from_a_working_one_and_may_come_back() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 600");
+    let mut link = handle.deadline_link().unwrap();
+    let guard_pid = state(&handle).guard_pid;
+    let mut publish = || link.publish(Epoch(2), in_ms(60_000));
+    assert!(publish());
+    eventually("the echo", &mut publish);
+    send(guard_pid, Signal::SIGSTOP);
+    let mut accepted = 0;
+    eventually("the stall is noticed", || {
+        accepted += u32::from(publish());
+        accepted > 2 || !publish()
+    });
+    assert!(accepted <= 2, "two publications may be on their way, not more");
+    assert!(!handle.arm(Epoch(2), in_ms(60_000)));
+    assert!(matches!(guard::adopt(bench.dir.path()), Err(GuardError::Silent { .. })));
+    send(guard_pid, Signal::SIGCONT);
+    eventually("it answers again", &mut publish);
+    assert!(handle.arm(Epoch(2), in_ms(60_000)));
+}
+
+#[test]
+fn signals_reach_the_postmaster_and_a_request_to_end_is_an_orderly_one() {
+    let mut bench = Bench::new();
+    let script = "trap 'echo > $BENCH/hup' HUP; trap 'exit 5' INT; trap 'exit 6' QUIT
+                  echo $$ > $BENCH/parent; while :; do sleep 600 & wait; done";
+    let handle = bench.spawn(script);
+    bench.tree(&["parent"]);
+    handle.signal(PostmasterSignal::Reload).unwrap();
+    eventually("SIGHUP", || bench.path("hup").exists());
+    handle.signal(PostmasterSignal::Immediate).unwrap();
+    eventually("SIGQUIT", || state(&handle).postmaster.is_clear());
+    let ended = |code| Postmaster::Gone { status: ExitKind::Code(code), tree_empty: true, fenced: false };
+    assert_eq!(state(&handle).postmaster, ended(6));
+    assert!(matches!(handle.signal(PostmasterSignal::Fast), Err(GuardError::Refused(Refusal::Ended))));
+
+    fs::remove_file(bench.path("parent")).unwrap();
+    let handle = bench.spawn(script);
+    bench.tree(&["parent"]);
+    send(state(&handle).guard_pid, Signal::SIGTERM);
+    eventually("SIGTERM to the guard is a fast shutdown", || state(&handle).postmaster.is_clear());
+    assert_eq!(state(&handle).postmaster, ended(5));
+}
+
+#[test]
+fn a_guard_that_runs_is_not_dismissed() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 600");
+    assert!(matches!(handle.bye(), Err(GuardError::Refused(Refusal::StillRunning))));
+    handle.fence().unwrap();
+    eventually("fenced without a deadline", || state(&handle).postmaster == FENCED);
+}
+
+#[test]
+fn a_program_that_cannot_start_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let error = guard::spawn(&bench.options("/nowhere/postgres", &[])).unwrap_err().to_string();
+    assert!(error.contains("start /nowhere/postgres: No such file"), "{error}");
+    assert!(guard::adopt(bench.dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn the_postmaster_starts_without_privileges_and_the_socket_is_private() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("cat /proc/self/status > $BENCH/status; echo $$ > $BENCH/parent; sleep 600");
+    bench.tree(&["parent"]);
+    let status = fs::read_to_string(bench.path("status")).unwrap();
+    let field = |key: &str| {
+        let line = status.lines().find(|l| l.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    assert_eq!(u64::from_str_radix(&field("SigBlk:"), 16).unwrap(), 0);
+    // Signals 32 and 33 belong to libc and can't be changed; a test runner may ignore them.
+    assert_eq!(u64::from_str_radix(&field("SigIgn:"), 16).unwrap() & !0x1_8000_0000, 0);
+    let mode = fs::metadata(bench.path("guard.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777 & !0o700, 0, "{mode:o}");
+    drop(handle);
+}
+
+#[test]
+fn a_hundred_children_are_gone_within_the_budget() {
+    let mut bench = Bench::new();
+    let script = "i=0; while [ $i -lt 100 ]; do setsid sleep 600 & i=$((i+1)); done; echo $$ > $BENCH/parent; wait";
+    let handle = bench.spawn(script);
+    bench.tree(&["parent"]);
+    let started = Instant::now();
+    handle.fence().unwrap();
+    let until_clear = eventually("clear", || state(&handle).postmaster == FENCED).max(started.elapsed());
+    println!("T_kill with 100 children: {until_clear:?}");
+    assert!(until_clear < Duration::from_secs(1), "{until_clear:?}");
+}
+
+#[test]
+fn the_cost_of_a_kill_can_be_measured() {
+    let bench = Bench::new();
+    let took = guard::measure_kill(Path::new(env!("CARGO_BIN_EXE_matriarch")), bench.dir.path(), 20).unwrap();
+    println!("measured T_kill: {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!bench.path("measure-kill").exists());
+}
+
+/// A copy of the shell that calls itself postgres: the name and the directory are what counts.
+fn fake_postgres(dir: &Path) -> PathBuf {
+    let program = dir.join("postgres");
+    fs::copy("/bin/sh", &program).unwrap();
+    program
+}
+
+#[test]
+fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
+    let mut bench = Bench::new();
+    let data_dir = bench.path("data");
+    fs::create_dir(&data_dir).unwrap();
+    let program = fake_postgres(bench.dir.path());
+    // The orphan's parent has left, so only name and directory show where it belongs.
+    let script = "cd $BENCH/data; echo $$ > $BENCH/parent
+        setsid sleep 600 & echo $! > $BENCH/child
+        $BENCH/postgres -c '$BENCH/postgres -c \"echo \\$\\$ > $BENCH/orphan; while :; do sleep 1; done\" & '
+        trap : QUIT; while :; do sleep 600 & wait; done";
+    let handle = bench.spawn_with(&bench.options(program, &["-c", script]));
+    let tree = bench.tree(&["parent", "child", "orphan"]);
+    let mut bystander = Command::new("sleep").arg("600").current_dir(&data_dir).spawn().unwrap();
+
+    send(state(&handle).guard_pid, Signal::SIGKILL);
+    eventually("the guard is gone", || !state(&handle).alive);
+    assert!(tree.iter().all(ProcessIdentity::is_alive), "this postmaster ignores SIGQUIT");
+    let killed = guard::kill_tree_of_foreign_postmaster(tree[0].pid, &data_dir).unwrap();
+    assert!(killed >= 3, "{killed}");
+    assert!(!any_alive(&tree));
+
+    let innocent = ProcessIdentity::of(bystander.id()).unwrap();
+    assert_eq!(guard::kill_tree_of_foreign_postmaster(innocent.pid, &data_dir).unwrap(), 0);
+    assert!(innocent.is_alive(), "a reused pid is not a postmaster");
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+}
+
+mod with_postgresql {
+    //! As the user postgres: when the test runs as root it runs itself again as that user.
+
+    use std::{fs::File, io, os::unix::fs::chown, process::Stdio};
+
+    use super::*;
+
+    const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+    /// True in the process that shall do the work.
+    fn as_postgres(test: &str) -> bool {
+        if !Path::new(BIN).exists() {
+            println!("skipped: no PostgreSQL in {BIN}");
+            return false;
+        }
+        if !nix::unistd::geteuid().is_root() {
+            return true;
+        }
+        let user = nix::unistd::User::from_name("postgres").unwrap().expect("the PostgreSQL package makes this user");
+        // Its own copies, for the build directory may be closed to that user.
+        let dir = tempfile::tempdir().unwrap();
+        chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        for (from, to) in [(std::env::current_exe().unwrap(), "test"), (env!("CARGO_BIN_EXE_matriarch").into(), "bin")]
+        {
+            fs::copy(from, dir.path().join(to)).unwrap();
+        }
+        let status = Command::new("setpriv")
+            .args(["--reuid=postgres", "--regid=postgres", "--init-groups"])
+            .arg(dir.path().join("test"))
+            .args(["--exact", &format!("with_postgresql::{test}"), "--nocapture"])
+            .env("GUARD_TEST_EXE", dir.path().join("bin"))
+            .env("TMPDIR", dir.path())
+            .current_dir("/")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        false
+    }
+
+    fn program(name: &str) -> Command {
+        Command::new(Path::new(BIN).join(name))
+    }
+
+    fn quiet(command: &mut Command) {
+        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+    }
+
+    fn start(bench: &mut Bench) -> GuardHandle {
+        let data = bench.path("data");
+        if !data.exists() {
+            quiet(program("initdb").args(["--no-sync", "-A", "trust", "-D"]).arg(&data));
+        }
+        let (data, sockets) = (data.display().to_string(), bench.dir.path().display().to_string());
+        let mut options = bench.options(
+            format!("{BIN}/postgres"),
+            &[
+                "-D",
+                &data,
+                "-k",
+                &sockets,
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "restart_after_crash=off",
+            ],
+        );
+        options.exe = std::env::var_os("GUARD_TEST_EXE").map_or(options.exe, PathBuf::from);
+        let handle = bench.spawn_with(&options);
+        eventually("PostgreSQL accepts connections", || {
+            let ready = program("pg_isready").arg("-h").arg(bench.dir.path()).stdout(Stdio::null()).status().unwrap();
+            ready.success() || !matches!(state(&handle).postmaster, Postmaster::Running { .. })
+        });
+        handle
+    }
+
+    /// A backend that is busy for minutes and looks at no signal of a dead postmaster meanwhile.
+    fn busy_session(bench: &Bench) -> std::process::Child {
+        let session = start_session(bench).unwrap();
+        let is_busy =
+            |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains(" SELECT"));
+        eventually("the backend computes", || postgres_processes(bench).into_iter().any(is_busy));
+        session
+    }
+
+    fn start_session(bench: &Bench) -> io::Result<std::process::Child> {
+        let busy = "select sum(sqrt(i)) from generate_series(1, 2000000000) i";
+        let errors = File::create(bench.path("psql"))?;
+        program("psql")
+            .arg("-h")
+            .arg(bench.dir.path())
+            .args(["-d", "postgres", "-c", busy])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors)
+            .spawn()
+    }
+
+    fn postgres_processes(bench: &Bench) -> Vec<u32> {
+        let data = bench.path("data");
+        let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)).collect()
+    }
+
+    #[test]
+    fn the_deadline_ends_postgresql_with_its_backends_and_it_can_start_again() {
+        if !as_postgres("the_deadline_ends_postgresql_with_its_backends_and_it_can_start_again") {
+            return;
+        }
+        let mut bench = Bench::new();
+        let handle = start(&mut bench);
+        let mut session = busy_session(&bench);
+        let before = postgres_processes(&bench).len();
+        let deadline = in_ms(300);
+        assert!(handle.arm(Epoch(2), deadline));
+        eventually("fenced", || state(&handle).postmaster == FENCED);
+        println!("{before} processes gone {:?} after the deadline", two_clocks().boot - deadline.boot);
+        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
+        session.wait().unwrap();
+
+        let handle = start(&mut bench);
+        handle.signal(PostmasterSignal::Fast).unwrap();
+        eventually("a clean shutdown", || state(&handle).postmaster.is_clear());
+        let clean = Postmaster::Gone { status: ExitKind::Code(0), tree_empty: true, fenced: false };
+        assert_eq!(state(&handle).postmaster, clean);
+    }
+
+    #[test]
+    fn a_busy_backend_does_not_outlive_its_killed_postmaster() {
+        if !as_postgres("a_busy_backend_does_not_outlive_its_killed_postmaster") {
+            return;
+        }
+        let mut bench = Bench::new();
+        let handle = start(&mut bench);
+        let mut session = busy_session(&bench);
+        send(postmaster_pid(&handle), Signal::SIGKILL);
+        let took = eventually("clear", || state(&handle).postmaster.is_clear());
+        println!("tree empty {took:?} after kill -9 of the postmaster");
+        assert!(took < Duration::from_millis(500), "{took:?}");
+        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
+        session.wait().unwrap();
+    }
+
+    #[test]
+    fn postgresql_whose_guard_was_killed_is_cleared_by_hand() {
+        if !as_postgres("postgresql_whose_guard_was_killed_is_cleared_by_hand") {
+            return;
+        }
+        let mut bench = Bench::new();
+        let handle = start(&mut bench);
+        let mut session = busy_session(&bench);
+        let postmaster = postmaster_pid(&handle);
+        // Frozen, it can't act on the SIGQUIT that it gets.
+        send(postmaster, Signal::SIGSTOP);
+        send(state(&handle).guard_pid, Signal::SIGKILL);
+        eventually("the guard is gone", || !state(&handle).alive);
+        assert!(!postgres_processes(&bench).is_empty());
+        let started = Instant::now();
+        let killed = guard::kill_tree_of_foreign_postmaster(postmaster, &bench.path("data")).unwrap();
+        println!("{killed} processes cleared in {:?}", started.elapsed());
+        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
+        session.wait().unwrap();
+    }
+}

@@ -1,0 +1,639 @@
+//! The `postgres` room against a real PostgreSQL. Says so and passes where none is installed.
+//!
+//! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use matriarch::{
+    config::{AgentConfig, AgentEndpoint, MemberConfig, PostgresqlConfig},
+    domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
+    postgres::{
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Probe, ProbeError, Progress, RewindError,
+        RewindOutcome, Session, Upstream,
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, Uid},
+};
+use tokio_postgres::NoTls;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Runs `body` as a user that may run PostgreSQL.
+fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
+    if bin_dir().is_none() {
+        eprintln!("{test}: passed over, no PostgreSQL in /usr/lib/postgresql");
+        return;
+    }
+    if Uid::effective().is_root() {
+        let mut again = Command::new("setpriv");
+        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+        let output = again.current_dir("/").output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(body());
+}
+
+fn bin_dir() -> Option<PathBuf> {
+    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+    all.into_iter().find(|dir| dir.join("postgres").exists())
+}
+
+/// One member: its files, its Instance and, when started, its postmaster.
+struct Host {
+    instance: Instance,
+    member: MemberConfig,
+    agent: AgentConfig,
+    postmaster: Option<Child>,
+}
+
+/// `count` members on loopback, nothing made yet.
+fn hosts(root: &Path, count: u64) -> Vec<Host> {
+    let members: Vec<MemberConfig> = (1..=count)
+        .map(|n| MemberConfig {
+            id: format!("n{n}").parse().unwrap(),
+            node: NodeId(n),
+            host: "127.0.0.1".into(),
+            manager_port: 1,
+            postgres_port: free_port(),
+        })
+        .collect();
+    members.iter().map(|member| Host::new(&root.join(member.id.as_str()), member, &members)).collect()
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn secret(path: PathBuf, text: &str) -> PathBuf {
+    fs::write(&path, format!("{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+impl Host {
+    fn new(dir: &Path, member: &MemberConfig, members: &[MemberConfig]) -> Host {
+        let (run, state) = (dir.join("run"), dir.join("state"));
+        for made in [&run, &state] {
+            fs::create_dir_all(made).unwrap();
+        }
+        let parameters = [("fsync", "off"), ("shared_buffers", "16MB"), ("max_connections", "30")];
+        let postgresql = PostgresqlConfig {
+            bin_dir: bin_dir().unwrap(),
+            data_dir: dir.join("data"),
+            listen_addresses: "127.0.0.1".into(),
+            port: member.postgres_port,
+            socket_dir: run.clone(),
+            superuser: "postgres".into(),
+            superuser_password_file: secret(dir.join("super"), r"su'p:er\"),
+            replication_user: "matriarch_repl".into(),
+            replication_password_file: secret(dir.join("repl"), r"re'p:l\1"),
+            hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
+            parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
+        };
+        let agent =
+            AgentConfig { listen: AgentEndpoint::Unix(run.join("agent.sock")), state_dir: state, runtime_dir: run };
+        let instance = Instance::new(&postgresql, &member.id, members, &agent);
+        Host { instance, member: member.clone(), agent, postmaster: None }
+    }
+
+    /// The operator changes a parameter in the configuration file and restarts the agent.
+    fn reconfigure(&mut self, parameter: &str, value: &str) {
+        let mut config = self.instance.config().clone();
+        config.parameters.insert(parameter.to_owned(), value.to_owned());
+        self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent);
+    }
+
+    fn upstream(&self) -> Upstream {
+        let MemberConfig { id, host, postgres_port, .. } = &self.member;
+        Upstream { member: id.clone(), host: host.clone(), port: *postgres_port }
+    }
+
+    fn follow(&self, upstream: Option<&Host>) {
+        let upstream = upstream.map(Host::upstream);
+        let role = ConfigRole::Standby { upstream, epoch: Epoch(1), generation: Generation(1) };
+        self.instance.write_config(&role).unwrap();
+    }
+
+    async fn start(&mut self) -> Session {
+        let command = self.instance.postmaster_command().unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(&command.log_file).unwrap();
+        let mut child = Command::new(command.program);
+        child.args(command.args).envs(command.env).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.postmaster = Some(child.spawn().unwrap());
+        let until = Instant::now() + DEADLINE;
+        loop {
+            let refused = match self.instance.connect().await {
+                Ok(session) => return session,
+                Err(error) => error,
+            };
+            let exited = self.postmaster.as_mut().unwrap().try_wait().unwrap();
+            let log = || fs::read_to_string(&command.log_file).unwrap();
+            assert!(exited.is_none() && Instant::now() < until, "{refused}\n{}", log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn probe(&self) -> Probe {
+        self.instance.probe(&mut None, DEADLINE).await.unwrap()
+    }
+
+    async fn probe_until(&self, what: &str, wanted: impl Fn(&Probe) -> bool) -> Probe {
+        let (until, mut session) = (Instant::now() + DEADLINE, None);
+        loop {
+            let probe = self.instance.probe(&mut session, DEADLINE).await.unwrap();
+            if wanted(&probe) {
+                return probe;
+            }
+            assert!(Instant::now() < until, "{}: never {what}: {probe:#?}", self.member.id);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the postmaster with `signal` and waits until it is gone.
+    fn stop(&mut self, signal: Signal) {
+        let Some(mut child) = self.postmaster.take() else { return };
+        let pid = child.id().cast_signed();
+        let tree = children_of(pid);
+        let _ = kill(Pid::from_raw(pid), signal);
+        if signal == Signal::SIGKILL {
+            // One that is gone already is as good.
+            for &pid in &tree {
+                let _ = kill(Pid::from_raw(pid), signal);
+            }
+        }
+        child.wait().unwrap();
+        let until = Instant::now() + DEADLINE;
+        while tree.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A client with a password over TCP, with PostgreSQL's own default of `synchronous_commit`.
+    async fn client(&self, user: &str, password: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.member.postgres_port).user(user).password(password).dbname("postgres");
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop(Signal::SIGKILL);
+    }
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        after.split_whitespace().nth(1) == Some(&parent.to_string())
+    };
+    pids.filter(is_child).collect()
+}
+
+async fn run(session: &Session, sql: &str) -> Vec<String> {
+    let rows = session.query("testing", sql, DEADLINE).await.unwrap();
+    rows.iter().map(|row| row.get(0).unwrap_or_default().to_owned()).collect()
+}
+
+fn quiet(_: Progress) {}
+
+/// A primary on timeline 2 with one table, and nobody else to acknowledge.
+async fn primary(host: &mut Host) -> Session {
+    host.instance.initdb(&quiet).await.unwrap();
+    let session = host.start().await;
+    promote(host, &session, TimelineId(2)).await;
+    run(&session, "CREATE TABLE t AS SELECT 0 AS x").await;
+    session
+}
+
+/// As the agent does it: stubs, live configuration, promotion, dormant catch, checkpoint.
+async fn promote(host: &Host, session: &Session, timeline: TimelineId) {
+    let own = host.probe_until("at the end of its WAL", |p| p.wal_end_known).await.wal_end.timeline;
+    host.instance.place_stubs(own, timeline).unwrap();
+    host.instance.write_live("").unwrap();
+    session.reload().await.unwrap();
+    session.promote().await.unwrap();
+    session.await_primary(DEADLINE).await.unwrap();
+    host.instance.remove_stubs().unwrap();
+    host.instance.write_config(&ConfigRole::DormantPrimary).unwrap();
+    host.instance.set_standby_signal(true).unwrap();
+    session.checkpoint(DEADLINE).await.unwrap();
+    assert_eq!(host.probe().await.wal_end.timeline, timeline);
+}
+
+/// A standby cloned from `source`, streaming.
+async fn standby(host: &mut Host, source: &Host) -> Session {
+    host.instance.clone_from(&source.upstream(), &quiet).await.unwrap();
+    host.follow(Some(source));
+    let session = host.start().await;
+    host.probe_until("streaming", |p| p.streaming).await;
+    session
+}
+
+async fn await_row(session: &Session, x: i32) {
+    let until = Instant::now() + DEADLINE;
+    while run(session, &format!("SELECT x FROM t WHERE x = {x}")).await.is_empty() {
+        assert!(Instant::now() < until, "row {x} never came");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn initdb_makes_a_standby_and_never_runs_over_anything() {
+    as_postgres("initdb_makes_a_standby_and_never_runs_over_anything", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let data = host.instance.data_dir().to_owned();
+        assert_eq!(host.instance.data_state().unwrap(), DataState::Missing);
+        // An empty directory from a packager, and what an earlier try left.
+        fs::create_dir(&data).unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::create_dir_all(root.path().join("n1/data.initdb-tmp/base")).unwrap();
+        assert_eq!(host.instance.data_state().unwrap(), DataState::Empty);
+        assert!(host.instance.preflight().unwrap() >= 130_000);
+
+        let id = host.instance.initdb(&quiet).await.unwrap();
+        let DataState::Present(control) = host.instance.data_state().unwrap() else { panic!("not present") };
+        assert_eq!(
+            (control.system_identifier, control.state, control.timeline),
+            (id, DbState::ShutDown, TimelineId(1))
+        );
+        assert!(control.checksums && host.instance.has_standby_signal());
+        assert!(!root.path().join("n1/data.initdb-tmp").exists());
+        assert!(matches!(host.instance.initdb(&quiet).await, Err(InitdbError::NotEmpty { .. })));
+
+        let session = host.start().await;
+        let probe = host.probe_until("at the end of its WAL", |p| p.wal_end_known).await;
+        assert!(probe.in_recovery && !probe.streaming && !probe.has_receiver);
+        assert_eq!((probe.system_identifier, probe.wal_end.timeline), (id, TimelineId(1)));
+        assert_eq!(probe.sync_names, "matriarch_placeholder");
+        let refused = session.query("testing", "CREATE TABLE t (x int)", DEADLINE).await.err().unwrap();
+        assert!(refused.to_string().contains("25006"), "{refused}");
+        assert_eq!(run(&session, "SHOW restart_after_crash").await, ["off"]);
+        assert!(host.instance.control_data().unwrap().wal_log_hints);
+
+        let repl = host.client("matriarch_repl", r"re'p:l\1").await.unwrap();
+        repl.simple_query("SELECT pg_read_binary_file('PG_VERSION'), pg_ls_dir('.', true, true)").await.unwrap();
+        let wrong = host.client("matriarch_repl", "wrong").await.err().unwrap();
+        assert_eq!(wrong.code().unwrap().code(), "28P01");
+    });
+}
+
+#[test]
+fn a_promotion_by_hand_acknowledges_nothing() {
+    as_postgres("a_promotion_by_hand_acknowledges_nothing", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        host.instance.initdb(&quiet).await.unwrap();
+        let session = host.start().await;
+        session.promote().await.unwrap();
+        session.await_primary(DEADLINE).await.unwrap();
+        let client = host.client("postgres", r"su'p:er\").await.unwrap();
+        let bound = Duration::from_millis(1200);
+        assert!(tokio::time::timeout(bound, client.simple_query("CREATE TABLE a (x int)")).await.is_err());
+        // The agent's own sessions don't wait, and neither does the write probe.
+        session.probe_write(Duration::from_secs(3)).await.unwrap();
+
+        host.instance.write_live("").unwrap();
+        session.reload().await.unwrap();
+        let client = host.client("postgres", r"su'p:er\").await.unwrap();
+        tokio::time::timeout(DEADLINE, client.simple_query("CREATE TABLE b (x int)")).await.unwrap().unwrap();
+        host.instance.remove_live().unwrap();
+        session.reload().await.unwrap();
+        host.probe_until("behind the placeholder", |p| p.sync_names == "matriarch_placeholder").await;
+        let client = host.client("postgres", r"su'p:er\").await.unwrap();
+        assert!(tokio::time::timeout(bound, client.simple_query("CREATE TABLE c (x int)")).await.is_err());
+    });
+}
+
+#[test]
+fn stubs_decide_the_timeline_of_a_promotion() {
+    as_postgres("stubs_decide_the_timeline_of_a_promotion", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        host.instance.initdb(&quiet).await.unwrap();
+        let session = host.start().await;
+        promote(host, &session, TimelineId(5)).await;
+        let history = host.instance.history(TimelineId(5)).unwrap();
+        assert_eq!(history.switches.iter().map(|s| s.timeline).collect::<Vec<_>>(), [TimelineId(1)]);
+        let wal = fs::read_dir(host.instance.data_dir().join("pg_wal")).unwrap();
+        let left: Vec<_> = wal.filter_map(|e| e.unwrap().file_name().into_string().ok()).collect();
+        assert_eq!(left.iter().filter(|name| name.ends_with(".history")).collect::<Vec<_>>(), ["00000005.history"]);
+        // The catch: a restart by hand comes up read-only, on the same timeline.
+        host.stop(Signal::SIGINT);
+        host.instance.remove_live().unwrap();
+        host.start().await;
+        let probe = host.probe().await;
+        assert!(probe.in_recovery);
+        assert_eq!(probe.wal_end.timeline, TimelineId(5));
+    });
+}
+
+#[test]
+fn a_clone_streams_and_knows_whom_it_follows() {
+    as_postgres("a_clone_streams_and_knows_whom_it_follows", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 3);
+        let [one, two, three] = &mut all[..] else { panic!("three hosts") };
+        let session = primary(one).await;
+        let phases = std::sync::Mutex::new(Vec::new());
+        let note = |progress: Progress| phases.lock().unwrap().push(progress);
+        two.instance.clone_from(&one.upstream(), &note).await.unwrap();
+        assert!(phases.lock().unwrap().iter().any(|p| p.total_bytes > 0 && p.done_bytes == p.total_bytes));
+        two.follow(Some(one));
+        let reader = two.start().await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        await_row(&reader, 1).await;
+        let probe = two.probe_until("streaming", |p| p.streaming).await;
+        assert_eq!(probe.upstream.unwrap().as_str(), "n1");
+        assert!(probe.wal_end_known && probe.in_recovery);
+        let ahead =
+            one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
+        assert_eq!(ahead.standbys[0].member.as_str(), "n2");
+        assert_eq!(ahead.wal_end.timeline, TimelineId(2));
+        assert_eq!(two.instance.history(TimelineId(2)).unwrap(), one.instance.history(TimelineId(2)).unwrap());
+
+        // Severed by a reload: nothing is received any more, and the end stays known.
+        two.follow(None);
+        reader.reload().await.unwrap();
+        reader.await_severed(DEADLINE).await.unwrap();
+        let cut = two.probe().await;
+        assert!(!cut.streaming && !cut.has_receiver && cut.wal_end_known);
+        run(&session, "INSERT INTO t VALUES (2)").await;
+        assert_eq!(two.probe().await.wal_end, cut.wal_end);
+
+        // Another cluster's data is never replaced by a clone.
+        three.instance.initdb(&quiet).await.unwrap();
+        let before = three.instance.control_data().unwrap();
+        let refused = three.instance.clone_from(&one.upstream(), &quiet).await;
+        assert!(matches!(refused, Err(CloneError::Foreign(_))), "{refused:?}");
+        assert_eq!(three.instance.control_data().unwrap(), before);
+    });
+}
+
+#[test]
+fn a_standby_that_changed_timeline_knows_it_before_pg_control_does() {
+    as_postgres("a_standby_that_changed_timeline_knows_it_before_pg_control_does", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 3);
+        let [one, two, three] = &mut all[..] else { panic!("three hosts") };
+        let session = primary(one).await;
+        let two_session = standby(two, one).await;
+        let three_session = standby(three, one).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        await_row(&two_session, 1).await;
+        await_row(&three_session, 1).await;
+        one.stop(Signal::SIGINT);
+        three.follow(Some(two));
+        three_session.reload().await.unwrap();
+        // No checkpoint here: the standby's pg_control must still name the old timeline.
+        two.instance.place_stubs(TimelineId(2), TimelineId(4)).unwrap();
+        two.instance.write_live("").unwrap();
+        two_session.reload().await.unwrap();
+        two_session.promote().await.unwrap();
+        two_session.await_primary(DEADLINE).await.unwrap();
+        two.instance.remove_stubs().unwrap();
+        run(&two_session, "INSERT INTO t VALUES (2)").await;
+        await_row(&three_session, 2).await;
+        let streaming = three.probe_until("streaming from n2", |p| p.streaming && p.upstream.is_some()).await;
+        assert_eq!(streaming.wal_end.timeline, TimelineId(4));
+        three.follow(None);
+        three_session.reload().await.unwrap();
+        three_session.await_severed(DEADLINE).await.unwrap();
+        let cut = three.probe().await;
+        assert_eq!(cut.wal_end.timeline, TimelineId(4), "{cut:?}");
+        assert_eq!(cut.checkpoint_timeline, TimelineId(2), "nothing to see: a restartpoint came in between");
+        assert_eq!(three.instance.history(TimelineId(4)).unwrap(), two.instance.history(TimelineId(4)).unwrap());
+
+        // And so does a stopped one, read from its disk.
+        three.stop(Signal::SIGKILL);
+        assert_eq!(three.instance.wal_end_on_disk().await.unwrap().timeline, TimelineId(4));
+        three.start().await;
+        let again = three.probe_until("at the end of its WAL", |p| p.wal_end_known).await;
+        assert_eq!(again.wal_end.timeline, TimelineId(4));
+    });
+}
+
+#[test]
+fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
+    as_postgres("the_end_of_wal_on_disk_is_what_the_server_had_flushed", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        assert!(host.instance.wal_end_on_disk().await.is_err(), "it runs");
+        run(&session, "INSERT INTO t SELECT generate_series(1, 50000)").await;
+        run(&session, "SELECT pg_switch_wal()").await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        let insert: Lsn = run(&session, "SELECT pg_current_wal_insert_lsn()").await[0].parse().unwrap();
+        let flushed = host.probe().await.wal_end;
+        host.stop(Signal::SIGKILL);
+        assert_eq!(host.instance.running_pid(), None);
+        let crashed = host.instance.wal_end_on_disk().await.unwrap();
+        assert!(crashed >= flushed, "{crashed} is before {flushed}");
+        assert!(crashed.lsn <= Lsn(insert.0 + 8192), "{crashed} is far past {insert}");
+        let control = host.instance.control_data().unwrap();
+        assert!(control.state.was_primary() && !control.state.is_clean());
+
+        // As a standby it replays up to exactly there.
+        host.follow(None);
+        host.start().await;
+        let replayed = host.probe_until("at the end of its WAL", |p| p.wal_end_known).await;
+        assert_eq!(replayed.wal_end, crashed);
+        host.stop(Signal::SIGINT);
+        assert_eq!(host.instance.wal_end_on_disk().await.unwrap(), crashed);
+        assert_eq!(host.instance.control_data().unwrap().state, DbState::ShutDownInRecovery);
+    });
+}
+
+#[test]
+fn a_crashed_primary_restarts_in_place_on_its_timeline() {
+    as_postgres("a_crashed_primary_restarts_in_place_on_its_timeline", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        host.stop(Signal::SIGKILL);
+        host.instance.set_standby_signal(false).unwrap();
+        let session = host.start().await;
+        host.instance.set_standby_signal(true).unwrap();
+        session.await_primary(DEADLINE).await.unwrap();
+        assert_eq!(host.probe().await.wal_end.timeline, TimelineId(2));
+        assert_eq!(run(&session, "SELECT count(*) FROM t").await, ["2"]);
+
+        // Fewer connections than the primary had: as a standby it still has to have as many, or it can't start.
+        host.stop(Signal::SIGINT);
+        host.reconfigure("max_connections", "25");
+        host.follow(None);
+        let session = host.start().await;
+        assert_eq!(run(&session, "SHOW max_connections").await, ["30"]);
+    });
+}
+
+#[test]
+fn a_clean_primary_ends_where_its_standby_ends() {
+    as_postgres("a_clean_primary_ends_where_its_standby_ends", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let session = primary(one).await;
+        standby(two, one).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        one.stop(Signal::SIGINT);
+        assert_eq!(one.instance.control_data().unwrap().state, DbState::ShutDown);
+        let end = one.instance.wal_end_on_disk().await.unwrap();
+        two.probe_until("as far as the primary", |p| p.wal_end == end && p.replay_lsn == end.lsn).await;
+    });
+}
+
+#[test]
+fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
+    as_postgres("a_crashed_and_diverged_primary_is_rewound_and_follows", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let one_session = primary(one).await;
+        let two_session = standby(two, one).await;
+        run(&one_session, "INSERT INTO t VALUES (1)").await;
+        await_row(&two_session, 1).await;
+        two.follow(None);
+        two_session.reload().await.unwrap();
+        two_session.await_severed(DEADLINE).await.unwrap();
+        let fork = two.probe().await.wal_end;
+
+        // The diverged tail spans segments and a checkpoint, so that the clean-up recovery could remove WAL.
+        run(&one_session, "INSERT INTO t VALUES (666)").await;
+        for _ in 0..2 {
+            run(&one_session, "INSERT INTO t SELECT 667 FROM generate_series(1, 60000)").await;
+            run(&one_session, "SELECT pg_switch_wal()").await;
+            one_session.checkpoint(DEADLINE).await.unwrap();
+        }
+        run(&one_session, "INSERT INTO t VALUES (668)").await;
+        one.stop(Signal::SIGKILL);
+        promote(two, &two_session, TimelineId(3)).await;
+        run(&two_session, "INSERT INTO t VALUES (2)").await;
+        let lineage = two.instance.history(TimelineId(3)).unwrap();
+        let lost = one.instance.wal_end_on_disk().await.unwrap();
+        assert!(lineage.includes(fork) && !lineage.includes(lost), "{lineage:?} {fork} {lost}");
+
+        // A source that nobody is at: nothing is changed, and it may be started again.
+        let nobody = Upstream { port: free_port(), ..two.upstream() };
+        let failed = one.instance.rewind(&nobody, &quiet).await;
+        assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
+        assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
+
+        assert_eq!(one.instance.rewind(&two.upstream(), &quiet).await.unwrap(), RewindOutcome::Rewound);
+        assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
+        assert!(root.path().join("n1/data.wal-aside").exists());
+        let port = format!("port = '{}'", one.member.postgres_port);
+        assert!(fs::read_to_string(one.instance.data_dir().join("postgresql.conf")).unwrap().contains(&port));
+        one.follow(Some(two));
+        let one_session = one.start().await;
+        let probe = one.probe_until("streaming", |p| p.streaming).await;
+        assert_eq!((probe.wal_end.timeline, probe.upstream.unwrap().as_str()), (TimelineId(3), "n2"));
+        await_row(&one_session, 2).await;
+        assert_eq!(run(&one_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1", "2"]);
+        one.instance.discard_old().await.unwrap();
+        assert!(!root.path().join("n1/data.wal-aside").exists());
+    });
+}
+
+#[test]
+fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
+    as_postgres("a_reclone_keeps_the_diverged_directory_until_it_is_discarded", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let _one_session = primary(one).await;
+        standby(two, one).await;
+        two.stop(Signal::SIGKILL);
+        let (data, old) = (two.instance.data_dir().to_owned(), root.path().join("n2/data.old"));
+        fs::write(data.join("diverged"), "").unwrap();
+        assert!(matches!(two.instance.rewind(&one.upstream(), &quiet).await, Err(RewindError::CrashedStandby(_))));
+
+        // A source that nobody is at: the directory stays.
+        let nobody = Upstream { port: free_port(), ..one.upstream() };
+        two.instance.clone_from(&nobody, &quiet).await.unwrap_err();
+        assert!(data.join("diverged").exists());
+        // Two clones in a row: the first old directory is the one that is kept.
+        two.instance.clone_from(&one.upstream(), &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), &quiet).await.unwrap();
+        assert!(old.join("diverged").exists() && !data.join("diverged").exists());
+        two.follow(Some(one));
+        two.start().await;
+        two.probe_until("streaming", |p| p.streaming).await;
+        two.instance.discard_old().await.unwrap();
+        assert!(!old.exists());
+
+        // A swap cut off between its renames is finished at the next start.
+        two.stop(Signal::SIGINT);
+        fs::rename(&data, root.path().join("n2/data.new")).unwrap();
+        assert!(two.instance.finish_swap().unwrap());
+        assert!(!two.instance.finish_swap().unwrap());
+        two.start().await;
+    });
+}
+
+#[test]
+fn the_probe_tells_dead_from_frozen_from_full() {
+    as_postgres("the_probe_tells_dead_from_frozen_from_full", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let short = Duration::from_millis(700);
+        host.instance.initdb(&quiet).await.unwrap();
+        assert!(matches!(host.instance.probe(&mut None, short).await, Err(ProbeError::Refused)));
+        host.start().await;
+        let mut session = None;
+        host.instance.probe(&mut session, DEADLINE).await.unwrap();
+
+        // Frozen postmaster: the old connection lives, a new one gets no answer.
+        let pid = Pid::from_raw(host.postmaster.as_ref().unwrap().id().cast_signed());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        host.instance.probe(&mut session, DEADLINE).await.unwrap();
+        let frozen = host.instance.probe_new_connection(short).await;
+        kill(pid, Signal::SIGCONT).unwrap();
+        assert!(matches!(frozen, Err(ProbeError::Timeout(_))), "{frozen:?}");
+
+        // Full for users: the superuser's reserve still lets the probe in.
+        let mut clients = Vec::new();
+        while let Ok(client) = host.client("matriarch_repl", r"re'p:l\1").await {
+            clients.push(client);
+        }
+        assert!(clients.len() > 10);
+        host.instance.probe_new_connection(DEADLINE).await.unwrap();
+        while let Ok(client) = host.client("postgres", r"su'p:er\").await {
+            clients.push(client);
+        }
+        let full = host.instance.probe_new_connection(DEADLINE).await;
+        assert!(matches!(&full, Err(ProbeError::AnsweredOther { sqlstate, .. }) if sqlstate == "53300"), "{full:?}");
+
+        // A session whose server was replaced gets a new connection without a word.
+        host.stop(Signal::SIGKILL);
+        assert!(matches!(host.instance.probe(&mut session, short).await, Err(ProbeError::Refused)));
+        host.start().await;
+        host.instance.probe(&mut session, DEADLINE).await.unwrap();
+        let end: WalPosition = host.probe().await.wal_end;
+        assert!(end.lsn > Lsn(0));
+    });
+}

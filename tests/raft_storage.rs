@@ -1,0 +1,204 @@
+//! The Raft log on disk: openraft's own storage suite, crashes, and directories
+//! that are not what they should be.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use matriarch::{
+    domain::NodeId,
+    raft::{LogStore, OpenError, StateMachine, TypeConfig},
+};
+use openraft::{
+    RaftLogReader as _, StorageError,
+    alias::{EntryOf, VoteOf},
+    storage::{RaftLogStorage, RaftLogStorageExt as _},
+    testing::{
+        blank_ent,
+        log::{StoreBuilder, Suite},
+    },
+    vote::RaftVote as _,
+};
+use tempfile::TempDir;
+
+fn open(dir: &Path) -> Result<LogStore, OpenError> {
+    LogStore::open(dir, NodeId(1), &"n1".parse().unwrap())
+}
+
+fn entry(term: u64, index: u64) -> EntryOf<TypeConfig> {
+    blank_ent::<TypeConfig>(term, 1, index)
+}
+
+fn vote(term: u64) -> VoteOf<TypeConfig> {
+    VoteOf::<TypeConfig>::from_leader_id(openraft::impls::leader_id_std::LeaderId { term, voted_for: 1 }, false)
+}
+
+/// The store closes when its sync thread has let go of it.
+fn reopen(dir: &Path) -> LogStore {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match open(dir) {
+            Err(OpenError::InUse(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            other => return other.unwrap(),
+        }
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path()).unwrap();
+        let machine = StateMachine::open(dir.path()).unwrap();
+        Ok((dir, store, machine))
+    }
+}
+
+#[tokio::test]
+async fn openraft_storage_suite() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    store.save_vote(&vote(3)).await.unwrap();
+    store.blocking_append((0..10).map(|i| entry(3, i))).await.unwrap();
+    store.truncate_after(Some(entry(3, 7).log_id)).await.unwrap();
+    store.save_committed(Some(entry(3, 6).log_id)).await.unwrap();
+    store.purge(entry(3, 2).log_id).await.unwrap();
+    drop(store);
+    let mut store = reopen(dir.path());
+    let state = store.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(entry(3, 2).log_id));
+    assert_eq!(state.last_log_id, Some(entry(3, 7).log_id));
+    assert_eq!(store.read_committed().await.unwrap(), Some(entry(3, 6).log_id));
+    let mut reader = store.get_log_reader().await;
+    assert_eq!(reader.read_vote().await.unwrap(), Some(vote(3)));
+    assert_eq!(reader.try_get_log_entries(0..100).await.unwrap().len(), 5);
+}
+
+#[test]
+fn a_second_manager_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = open(dir.path()).unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::InUse(_))));
+    drop(first);
+    reopen(dir.path());
+}
+
+#[test]
+fn another_node_s_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    drop(reopen(dir.path()));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let refused = loop {
+        match LogStore::open(dir.path(), NodeId(2), &"n1".parse().unwrap()) {
+            Err(OpenError::InUse(_)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            other => break other.err().expect("node 2 opened node 1's log"),
+        }
+    };
+    assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
+}
+
+// Without the removal sled reports the whole database as corrupt, for good.
+#[tokio::test]
+async fn a_half_written_sled_snapshot_does_not_stop_a_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    store.save_vote(&vote(1)).await.unwrap();
+    store.blocking_append([entry(1, 0)]).await.unwrap();
+    drop(store);
+    drop(reopen(dir.path()));
+    let leftover = dir.path().join("log/snap.0000000000000F00.generating");
+    fs::write(&leftover, b"half").unwrap();
+    let mut store = reopen(dir.path());
+    assert!(!leftover.exists());
+    assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(entry(1, 0).log_id));
+}
+
+#[tokio::test]
+async fn a_damaged_sled_snapshot_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    store.save_vote(&vote(1)).await.unwrap();
+    store.blocking_append((0..50).map(|i| entry(1, i))).await.unwrap();
+    drop(store);
+    drop(reopen(dir.path()));
+    fs::write(dir.path().join("log/snap.00000000000FFFFF"), b"no snapshot").unwrap();
+    let mut store = reopen(dir.path());
+    assert_eq!(store.get_log_state().await.unwrap().last_log_id, Some(entry(1, 49).log_id));
+    assert_eq!(store.get_log_reader().await.read_vote().await.unwrap(), Some(vote(1)));
+}
+
+const WRITER_DIR: &str = "MATRIARCH_TEST_WRITER_DIR";
+
+/// Not a test: the process that [`a_killed_writer_loses_nothing_acknowledged`] kills.
+#[test]
+fn writer() {
+    let Ok(dir) = env::var(WRITER_DIR) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut store = open(Path::new(&dir)).unwrap();
+        let state = store.get_log_state().await.unwrap();
+        let mut next = state.last_log_id.map_or(0, |id| id.index + 1);
+        loop {
+            let term = next + 1;
+            store.save_vote(&vote(term)).await.unwrap();
+            store.blocking_append((next..next + 3).map(|i| entry(term, i))).await.unwrap();
+            next += 3;
+            println!("acked {} {}", term, next - 1);
+            if next % 30 == 0 {
+                store.purge(entry(term, next - 10).log_id).await.unwrap();
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_killed_writer_loses_nothing_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acked = None;
+    for round in 0..6_u64 {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "writer", "--nocapture"])
+            .env(WRITER_DIR, dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(40 + round * 90));
+            child.kill().unwrap();
+            child.wait().unwrap();
+        });
+        for line in output.lines() {
+            let line = line.unwrap();
+            if let Some(rest) = line.strip_prefix("acked ") {
+                let (term, index) = rest.split_once(' ').unwrap();
+                acked = Some((term.parse::<u64>().unwrap(), index.parse::<u64>().unwrap()));
+            }
+        }
+        killer.join().unwrap();
+        let mut store = reopen(dir.path());
+        if let Some((term, index)) = acked {
+            let last = store.get_log_state().await.unwrap().last_log_id.unwrap();
+            assert!(last.index >= index, "round {round}: entry {index} was acknowledged, the log ends at {last}");
+            let kept = store.get_log_reader().await.read_vote().await.unwrap().unwrap();
+            assert!(kept.leader_id.term >= term, "round {round}: vote {term} was acknowledged, {kept} is there");
+        }
+        drop(store);
+        drop(reopen(dir.path()));
+    }
+    assert!(acked.is_some(), "the writer never wrote");
+}
