@@ -3,6 +3,8 @@
 //!
 //! Start with [`wal`] (where WAL ends) and [`ids`] (who and which epoch).
 
+#![deny(clippy::disallowed_methods)]
+
 pub mod ids;
 pub mod moment;
 pub mod observation;
