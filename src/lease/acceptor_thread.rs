@@ -22,7 +22,8 @@ use super::{
     message::{Envelope, Membership},
     sealed_file,
     wake::{Mailbox, Postman, mailbox},
-    wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
+    Secret,
+    wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{ClusterId, Epoch, Generation, MemberId, Promise, Timings, moment::TwoClocks, observation::Notice};
 

@@ -19,7 +19,8 @@ use super::{
     holder::{Holder, HolderConfig, HolderView, Output},
     message::{Envelope, Letter},
     wake::{Mailbox, Postman, mailbox},
-    wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
+    Secret,
+    wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{
     ClusterId, Epoch, Generation, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice,

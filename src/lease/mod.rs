@@ -41,4 +41,4 @@ pub use counters::{Counters, Refusal};
 pub use holder::{HolderView, Phase};
 pub use holder_thread::{HolderHandle, HolderOptions, HolderThread, Sink};
 pub use message::Membership;
-pub use wire::Secret;
+pub use crate::domain::Secret;
