@@ -15,7 +15,9 @@ use tokio::{
 };
 
 use super::{
-    core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree},
+    core::{
+        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree,
+    },
     hands::{Hands, chain, kill_foreign, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
@@ -347,7 +349,9 @@ impl Agent {
             }
             Effect::Persist => {
                 let saved = self.store.save(self.core.durable());
-                saved.map_err(|e| anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e)))?;
+                saved.map_err(|e| {
+                    anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e))
+                })?;
             }
             Effect::Release => hands.holder.release(),
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
@@ -447,11 +451,8 @@ impl Agent {
 
     /// After each event: what to probe, and whether others should hear of it.
     fn look_around(&mut self) {
-        let plan = self.core.probe_interval().map(|interval| Plan {
-            life: self.core.life(),
-            interval,
-            asked: self.asked,
-        });
+        let plan =
+            self.core.probe_interval().map(|interval| Plan { life: self.core.life(), interval, asked: self.asked });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;

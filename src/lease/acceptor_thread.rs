@@ -16,13 +16,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{
+    Secret,
     acceptor::{Acceptor, Durable, promise_until},
     clock::two_clocks,
     counters::{Counters, Refusal},
     message::{Envelope, Membership},
     sealed_file,
     wake::{Mailbox, Postman, mailbox},
-    Secret,
     wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{ClusterId, Epoch, Generation, MemberId, Promise, Timings, moment::TwoClocks, observation::Notice};

@@ -13,13 +13,13 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
+    Secret,
     addresses::Addresses,
     clock::two_clocks,
     counters::{Counters, Refusal},
     holder::{Holder, HolderConfig, HolderView, Output},
     message::{Envelope, Letter},
     wake::{Mailbox, Postman, mailbox},
-    Secret,
     wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{

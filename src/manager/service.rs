@@ -90,8 +90,7 @@ impl v1::peer_server::Peer for PeerService {
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         let report = request.into_inner();
         let to = check(&self.manager, report.to.as_ref())?;
-        let sender: MemberId =
-            to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
+        let sender: MemberId = to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
         let board = &self.manager.inner.board;
         let agent = match report.status.map(convert::agent_view).transpose() {
             Ok(agent) => agent.map(|view| (view, Duration::from_millis(report.age_ms))),
