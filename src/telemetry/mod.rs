@@ -80,7 +80,9 @@ pub fn end_on_panic() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or("(no text)");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)");
         tracing::error!(event = events::PANIC, place, message, "panicked, the process ends");
         default(info);
         process::exit(PANIC_EXIT);
