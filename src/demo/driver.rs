@@ -108,6 +108,10 @@ impl Driver {
         let end = Instant::now();
         let after = self.watcher.status().unwrap_or_default();
         let attempts = self.workload.journal.since(began - BEFORE);
+        if fault == Fault::Switchover && outcome == RECOVERED && after.primary == primary {
+            let why = after.last_operation.as_ref().map_or("no reason is known", |o| o.reason.as_str());
+            outcome = format!("the primary is the same as before: {why}");
+        }
         let lost = match checker::lost(&self.cluster.layout, &after.primary, &attempts).await {
             Ok(lost) => lost,
             Err(e) => {
@@ -266,7 +270,10 @@ async fn healed(
         let status = answers.borrow_and_update().clone();
         complaints = watcher::complaints(status.as_ref(), cluster.layout.members.len());
         match (complaints.is_empty(), since, status) {
-            (true, Some(first), Some(status)) => return Ok((first - from, status)),
+            (true, Some(first), Some(status)) => {
+                let well = watcher.well_since().unwrap_or(first);
+                return Ok((well.saturating_duration_since(from), status));
+            }
             (true, ..) => since = Some(Instant::now()),
             (false, ..) => since = None,
         }
