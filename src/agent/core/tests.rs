@@ -149,10 +149,10 @@ fn the_end_of_wal_is_compared_along_the_history() {
             timeline: TimelineId(1),
             end: Lsn(100),
         }] };
-    assert!(orders::covers(&two, at(2, 50), at(1, 100)));
-    assert!(!orders::covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
-    assert!(!orders::covers(&two, at(2, 50), at(2, 51)));
-    assert!(!orders::covers(&TimelineHistory::root(TimelineId(1)), at(1, 500), at(2, 50)));
+    assert!(covers(&two, at(2, 50), at(1, 100)));
+    assert!(!covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
+    assert!(!covers(&two, at(2, 50), at(2, 51)));
+    assert!(!covers(&TimelineHistory::root(TimelineId(1)), at(1, 500), at(2, 50)));
 }
 
 #[test]
