@@ -4,7 +4,10 @@
 use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,7 +19,7 @@ use tokio::{
 
 use super::{
     core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree},
-    hands::{Hands, chain, kill_foreign, read_disk, said},
+    hands::{Hands, blocking, chain, kill_foreign, last_words, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
     status::{Identity, essence, status},
@@ -109,7 +112,10 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
                 ended.context("the gRPC server broke off")?.context("the gRPC server ended")?;
                 anyhow::bail!("the gRPC server ended");
             }
-            () = tokio::time::sleep(pause) => agent.wake(Wake::Core(Event::Tick))?,
+            () = tokio::time::sleep(pause) => {
+                agent.wake(Wake::Core(Event::Tick))?;
+                agent.look_for_strangers();
+            }
         }
         agent.publish_if_due();
     }
@@ -235,6 +241,15 @@ impl Agent {
         self.wake(Wake::Core(first))
     }
 
+    fn hear_guard(&mut self) -> anyhow::Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        let event = guard_event(self.core.life(), &guard.state().borrow());
+        match self.core.tree() {
+            Tree::Empty => Ok(()),
+            Tree::Running { .. } | Tree::Ending => self.wake(Wake::Core(event)),
+        }
+    }
+
     /// Whoever asks first shall not hear that a healthy primary is starting.
     async fn await_first_probe(&mut self, wakes: &mut mpsc::UnboundedReceiver<Wake>) -> anyhow::Result<()> {
         let until = tokio::time::Instant::now() + Duration::from_secs(1);
@@ -251,11 +266,16 @@ impl Agent {
     fn wake(&mut self, wake: Wake) -> anyhow::Result<()> {
         match wake {
             Wake::Core(event) => {
+                if matches!(event, Event::Done(_)) {
+                    // The task may know of the end of a postmaster before its watcher has told the rules.
+                    self.hear_guard()?;
+                }
                 let gone = matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
                     if *life == self.core.life());
                 if gone {
                     self.hands.sink_to_nobody();
                 }
+                let event = with_last_words(event, &self.hands);
                 let probed = matches!(event, Event::Probed { .. });
                 let effects = self.core.step(event, now(self.began));
                 self.perform(effects, None)?;
@@ -434,6 +454,25 @@ impl Agent {
         }
     }
 
+    /// A PostgreSQL that somebody started by hand is nobody's standby and nobody's primary.
+    fn look_for_strangers(&self) {
+        let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
+        if !quiet || self.hands.instance.running_pid().is_none() {
+            return;
+        }
+        let (hands, life) = (self.hands.clone(), self.core.life());
+        tokio::spawn(async move {
+            let _works = hands.data_dir.lock().await;
+            if hands.life.load(Ordering::SeqCst) != life {
+                return;
+            }
+            let instance = hands.instance.clone();
+            if let Ok(Err(error)) | Err(error) = blocking(move || kill_foreign(&instance)).await {
+                tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
+            }
+        });
+    }
+
     fn answer_probes(&mut self) {
         if self.probes_wanted.is_empty() {
             return;
@@ -539,6 +578,19 @@ fn guard_event(life: u64, state: &GuardState) -> Event {
         }
     };
     Event::Guard { life, postmaster }
+}
+
+/// An exit code says little; PostgreSQL's last complaint in its log says why.
+fn with_last_words(event: Event, hands: &Hands) -> Event {
+    let Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } } = event else {
+        return event;
+    };
+    let log = hands.runtime_dir.join("postgres.log");
+    let exit = match last_words(&log) {
+        Some(words) if exit.starts_with("exit code") && exit != "exit code 0" => format!("{exit}, {words}"),
+        _ => exit,
+    };
+    Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } }
 }
 
 fn lease_sight(view: &HolderView) -> LeaseSight {
