@@ -18,7 +18,10 @@ use tokio::{
 };
 
 use super::{
-    core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree},
+    core::{
+        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start, TaskEnd,
+        Tree,
+    },
     hands::{Hands, blocking, chain, kill_foreign, last_words, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
@@ -48,6 +51,15 @@ const AT_LEAST: Duration = Duration::from_millis(900);
 pub enum Wake {
     /// Something the rules want to know.
     Core(Event),
+    /// A probe ended.
+    Probed {
+        /// Of which postmaster.
+        life: u64,
+        /// The last request it began after.
+        asked: u64,
+        /// What it saw.
+        result: Result<Box<Sight>, String>,
+    },
     /// A task started a postmaster.
     Guarded {
         /// Its number.
@@ -67,7 +79,7 @@ struct Agent {
     task: Option<JoinHandle<()>>,
     plan: watch::Sender<Option<Plan>>,
     asked: u64,
-    probes_wanted: Vec<oneshot::Sender<Result<v1::AgentStatus, String>>>,
+    probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
     statuses: watch::Sender<v1::AgentStatus>,
     sequence: u64,
     essence: v1::AgentStatus,
@@ -95,7 +107,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
     let Some(local) = config.member.clone() else {
         anyhow::bail!("{}: no [member]: this host has no PostgreSQL to control", config.file.display());
     };
-    let (mut agent, mut wakes) = Agent::open(&config, &local, exe).await?;
+    let (mut agent, mut wakes) = Agent::open(&config, &local, exe)?;
     let listener = Listener::open(&local.agent.listen).await?;
     agent.await_first_probe(&mut wakes).await?;
     let (ask_sender, mut asks) = mpsc::channel(64);
@@ -125,7 +137,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
 }
 
 impl Agent {
-    async fn open(
+    fn open(
         config: &Config,
         local: &LocalMember,
         exe: PathBuf,
@@ -276,12 +288,17 @@ impl Agent {
                     self.hands.sink_to_nobody();
                 }
                 let event = with_last_words(event, &self.hands);
-                let probed = matches!(event, Event::Probed { .. });
                 let effects = self.core.step(event, now(self.began));
                 self.perform(effects, None)?;
-                if probed {
-                    self.after_probe();
-                }
+            }
+            Wake::Probed { life, asked, result } => {
+                let failed = result.as_ref().err().cloned();
+                let effects = self.core.step(Event::Probed { life, result }, now(self.began));
+                self.perform(effects, None)?;
+                self.discard_what_was_kept_aside();
+                // What was seen earlier is no answer to who asks where WAL ends now.
+                let stale = failed.filter(|_| self.core.sight().is_some());
+                self.answer_probes(asked, stale);
             }
             Wake::Guarded { life, handle } => {
                 let effects = self.core.step(Event::Spawned { life }, now(self.began));
@@ -318,12 +335,8 @@ impl Agent {
             Ask::Probe(to, reply) => match self.core.admit(&to) {
                 Ok(learned) => {
                     self.perform(learned, None)?;
-                    self.probes_wanted.push(reply);
-                    if matches!(self.core.tree(), Tree::Running { .. }) {
-                        self.asked += 1;
-                    } else {
-                        self.answer_probes();
-                    }
+                    self.asked += 1;
+                    self.probes_wanted.push((self.asked, reply));
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },
@@ -367,7 +380,9 @@ impl Agent {
             }
             Effect::Persist => {
                 let saved = self.store.save(self.core.durable());
-                saved.map_err(|e| anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e)))?;
+                saved.map_err(|e| {
+                    anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e))
+                })?;
             }
             Effect::Release => hands.holder.release(),
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
@@ -439,8 +454,7 @@ impl Agent {
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 
-    fn after_probe(&mut self) {
-        self.answer_probes();
+    fn discard_what_was_kept_aside(&mut self) {
         let streams = self.core.sight().is_some_and(|s| s.streaming);
         if streams && self.discarded_life != self.core.life() && self.core.work().is_none() {
             self.discarded_life = self.core.life();
@@ -473,31 +487,35 @@ impl Agent {
         });
     }
 
-    fn answer_probes(&mut self) {
-        if self.probes_wanted.is_empty() {
+    /// Answers every request that the probe began after.
+    fn answer_probes(&mut self, asked: u64, stale: Option<String>) {
+        if !self.probes_wanted.iter().any(|(number, _)| *number <= asked) {
             return;
         }
         self.publish();
-        let fresh = self.statuses.borrow().clone();
-        for reply in self.probes_wanted.drain(..) {
-            let _ = reply.send(Ok(fresh.clone()));
+        let fresh = match stale {
+            None => Ok(self.statuses.borrow().clone()),
+            Some(why) => Err(why),
+        };
+        let (due, later) = self.probes_wanted.drain(..).partition(|(number, _)| *number <= asked);
+        self.probes_wanted = later;
+        let due: Vec<_> = due;
+        for (_, reply) in due {
+            let _ = reply.send(fresh.clone());
         }
     }
 
     /// After each event: what to probe, and whether others should hear of it.
     fn look_around(&mut self) {
-        let plan = self.core.probe_interval().map(|interval| Plan {
-            life: self.core.life(),
-            interval,
-            asked: self.asked,
-        });
+        let plan =
+            self.core.probe_interval().map(|interval| Plan { life: self.core.life(), interval, asked: self.asked });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;
             changed
         });
         if plan.is_none() {
-            self.answer_probes();
+            self.answer_probes(self.asked, None);
         }
         if self.publish_at.is_none() && essence(&self.status()) != self.essence {
             self.publish_at = Some(Instant::now() + DEBOUNCE);

@@ -7,8 +7,8 @@ use super::{
     core::{Event, Sight, Task, TaskEnd, covers},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode},
-    process::Wake,
     prober::sight,
+    process::Wake,
     store::Tenure,
 };
 use crate::{
@@ -214,7 +214,9 @@ impl Job {
         match tokio::time::timeout(self.hands.timings.grant * 2, decided).await {
             Err(_) => Err("no majority of the managers answered for the lease".to_owned()),
             Ok(Err(_)) => Err("the lease holder's thread has ended".to_owned()),
-            Ok(Ok(view)) if view.phase == lease::Phase::Held => view.deadline.ok_or("the lease has no deadline".to_owned()),
+            Ok(Ok(view)) if view.phase == lease::Phase::Held => {
+                view.deadline.ok_or_else(|| "the lease has no deadline".to_owned())
+            }
             Ok(Ok(view)) => Err(format!("the lease was not to be had: {:?}", view.phase)),
         }
     }
@@ -395,7 +397,11 @@ fn is_settled(view: &lease::HolderView) -> bool {
 fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
     if !before.in_recovery {
         // Promoted by an agent that is no more; what can still be checked is the floor.
-        return covers(after, crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn }, tenure.floor);
+        return covers(
+            after,
+            crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn },
+            tenure.floor,
+        );
     }
     let Some((last, older)) = after.switches.split_last() else { return false };
     older == before.history.switches.as_slice()
