@@ -1,5 +1,7 @@
 //! What people and scripts see of the command line: help, tables, errors, exit codes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     net::SocketAddr,
     path::Path,
@@ -594,4 +596,68 @@ fn status_exits_0_when_healthy() {
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&json["healthy"], &json["members"][2]["lag_bytes"]), (&true.into(), &328.into()));
     });
+}
+
+// ---- files that go with the command line ---------------------------------------------------------------------
+
+fn repository(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The blocks of docs/install.md by label, as a script takes them out.
+fn install_blocks(wanted: impl Fn(&str) -> bool) -> String {
+    let text = repository("docs/install.md");
+    let mut script = String::new();
+    // In a block: whether it is wanted.
+    let mut block = None;
+    for line in text.lines() {
+        match (line.strip_prefix("```"), block) {
+            (Some(label), None) => block = Some(label.strip_prefix("sh ").is_some_and(&wanted)),
+            (Some(_), Some(_)) => block = None,
+            (None, Some(true)) => script.push_str(&format!("{line}\n")),
+            (None, _) => {}
+        }
+    }
+    script
+}
+
+#[test]
+fn the_commands_of_the_install_page_are_valid_shell() {
+    for wanted in ["all-hosts", "one-host"] {
+        let script = install_blocks(|label| label.split(' ').next() == Some(wanted));
+        assert!(script.lines().count() > 10, "{wanted}: {script}");
+        let status = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
+        assert!(status.success(), "{wanted}");
+    }
+}
+
+#[test]
+fn the_configuration_of_the_install_page_is_good() {
+    let script = install_blocks(|label| label == "all-hosts");
+    let (_, after) = script.split_once("<<TOML\n").unwrap();
+    let (toml, _) = after.split_once("TOML\n").unwrap();
+    for (member, address) in [("n1", "10.0.0.1"), ("n3", "10.0.0.3")] {
+        let text = [("$N1", "10.0.0.1"), ("$N2", "10.0.0.2"), ("$N3", "10.0.0.3"), ("$MEMBER", member)]
+            .into_iter()
+            .chain([("$ADDRESS", address), ("$BIN_DIR", "/usr/lib/postgresql/15/bin"), ("$CLIENTS", "10.0.0.0/24")])
+            .fold(toml.to_owned(), |text, (name, value)| text.replace(name, value));
+        let config = matriarch::config::Config::parse(Path::new("matriarch.toml"), &text).unwrap();
+        assert_eq!(config.member.unwrap().id.as_str(), member);
+    }
+}
+
+#[test]
+fn every_unit_starts_a_command_that_exists() {
+    for process in ["manager", "agent", "router"] {
+        let unit = repository(&format!("deploy/systemd/matriarch-{process}.service"));
+        let start = unit.lines().find_map(|l| l.strip_prefix("ExecStart=/usr/local/bin/matriarch ")).unwrap();
+        assert_eq!(start, format!("{process} --config /etc/matriarch/matriarch.toml"));
+        let slice = unit.lines().find_map(|l| l.strip_prefix("Slice=")).unwrap();
+        repository(&format!("deploy/systemd/{slice}"));
+    }
+    let agent = repository("deploy/systemd/matriarch-agent.service");
+    for needed in ["User=postgres", "KillMode=process", "Delegate=yes", "RuntimeDirectoryPreserve=yes"] {
+        assert!(agent.lines().any(|l| l == needed), "{needed}");
+    }
 }

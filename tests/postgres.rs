@@ -17,8 +17,8 @@ use matriarch::{
     config::{AgentConfig, AgentEndpoint, MemberConfig, PostgresqlConfig},
     domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
     postgres::{
-        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Probe, ProbeError, Progress, RewindError,
-        RewindOutcome, Session, Upstream,
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, PostgresError, Probe, ProbeError, Progress,
+        RewindError, RewindOutcome, Session, Upstream,
     },
 };
 use nix::{
@@ -513,6 +513,8 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         let root = tempfile::tempdir().unwrap();
         let mut all = hosts(root.path(), 2);
         let [one, two] = &mut all[..] else { panic!("two hosts") };
+        // Nothing but the rewind's own care keeps the WAL it needs.
+        one.reconfigure("wal_keep_size", "0");
         let one_session = primary(one).await;
         let two_session = standby(two, one).await;
         run(&one_session, "INSERT INTO t VALUES (1)").await;
@@ -522,12 +524,11 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         two_session.await_severed(DEADLINE).await.unwrap();
         let fork = two.probe().await.wal_end;
 
-        // The diverged tail spans segments and a checkpoint, so that the clean-up recovery could remove WAL.
+        // The diverged tail spans segments, so that the checkpoint of the clean-up recovery could remove WAL.
         run(&one_session, "INSERT INTO t VALUES (666)").await;
         for _ in 0..2 {
             run(&one_session, "INSERT INTO t SELECT 667 FROM generate_series(1, 60000)").await;
             run(&one_session, "SELECT pg_switch_wal()").await;
-            one_session.checkpoint(DEADLINE).await.unwrap();
         }
         run(&one_session, "INSERT INTO t VALUES (668)").await;
         one.stop(Signal::SIGKILL);
@@ -543,6 +544,9 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
 
+        // One that was cut off: it is never started, and rewound again.
+        fs::write(root.path().join("n1/data.rewinding"), "").unwrap();
+        assert!(matches!(one.instance.postmaster_command(), Err(PostgresError::HalfRewound { .. })));
         assert_eq!(one.instance.rewind(&two.upstream(), &quiet).await.unwrap(), RewindOutcome::Rewound);
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
         assert!(root.path().join("n1/data.wal-aside").exists());

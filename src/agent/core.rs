@@ -346,6 +346,8 @@ impl Core {
         }
         let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
+            // What was known of the directory is no longer true: nothing is said of it until it is read again.
+            self.disk = None;
             self.wal_end_known = false;
             out.push(Effect::Survey { wal_end: true });
         }

@@ -33,7 +33,7 @@ use crate::{
     config::{Config, LocalMember},
     domain::{Epoch, Moment, observation::Notice},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
-    lease::{HolderOptions, HolderThread, HolderView, Phase, Secret},
+    lease::{HolderOptions, HolderThread, HolderView, Phase},
     postgres::Instance,
     rpc::v1,
 };
@@ -152,7 +152,7 @@ impl Agent {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
             timings: config.cluster.timings,
-            secret: read_secret(&config.cluster.secret_file)?,
+            secret: crate::config::read_secret(&config.cluster.secret_file)?,
             sink: Box::new(|_, _| true),
         })
         .context("start the lease holder")?;
@@ -645,16 +645,4 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         anyhow::bail!("{}: others may write here; make its mode 0700", path.display());
     }
     Ok(())
-}
-
-fn read_secret(path: &Path) -> anyhow::Result<Secret> {
-    let meta = std::fs::metadata(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
-    if meta.permissions().mode() & 0o077 != 0 {
-        anyhow::bail!("cluster.secret_file: {} can be read by others; make its mode 0600", path.display());
-    }
-    let bytes = std::fs::read(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
-    if bytes.trim_ascii().len() < 32 {
-        anyhow::bail!("cluster.secret_file: {} must hold at least 32 bytes", path.display());
-    }
-    Ok(Secret::new(bytes.trim_ascii().to_vec()))
 }

@@ -214,7 +214,7 @@ mod tests {
         }
     }
 
-    fn program(dir: &std::path::Path, shell: &str) -> Program {
+    fn program(dir: &Path, shell: &str) -> Program {
         Program {
             file: "/bin/sh".into(),
             args: vec!["-c".into(), shell.into()],

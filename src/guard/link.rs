@@ -141,11 +141,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn start_process(
-    options: &SpawnOptions,
-    deadline: Option<TwoClocks>,
-    runtime_dir: &Path,
-) -> Result<Child, GuardError> {
+fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_dir: &Path) -> Result<Child, GuardError> {
     let log_file = absolute(&options.command.log_file);
     let log = OpenOptions::new()
         .create(true)
@@ -462,9 +458,10 @@ impl Reader {
             }
         }
         // Only the guard holds the other end, so this is its death (or our own goodbye).
+        // The state first: who is woken by the answers may look at it.
+        self.state.send_modify(|state| state.alive = false);
         self.answers.slots.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.answers.arrived.notify_all();
-        self.state.send_modify(|state| state.alive = false);
     }
 
     fn deliver(&self, sequence: u64, answer: Answer) {

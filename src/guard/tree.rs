@@ -98,10 +98,14 @@ fn with_descendants(all: &HashMap<u32, Stat>, roots: impl IntoIterator<Item = u3
 }
 
 fn send_kill(pid: u32) {
+    send(pid, Signal::SIGKILL);
+}
+
+/// Its only likely failure is that the process is gone, which is what is wanted;
+/// anything that still lives shows up in the next pass.
+fn send(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
-        // Its only likely failure is that the process is gone, which is what is wanted;
-        // anything that still lives shows up in the next pass.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 
@@ -193,11 +197,13 @@ pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usiz
     let started = Instant::now();
     let mut killed = HashSet::new();
     loop {
-        let all = parents();
         let is_root =
             |p: &u32| is_postgres(*p) && (works_in(*p, &data_dir) || (*p == pid && is_started_on(*p, &data_dir)));
-        let roots: HashSet<u32> = all.keys().copied().filter(is_root).collect();
-        // What was killed already but still has entries may have got children meanwhile.
+        let roots: HashSet<u32> = parents().keys().copied().filter(is_root).collect();
+        // Frozen, they can't start a child between the look at the tree and the kill; one
+        // that isn't a `postgres` would be lost sight of with the death of its parent.
+        roots.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+        let all = parents();
         let mut targets = with_descendants(&all, roots);
         targets.extend(killed.iter().filter(|k: &&ProcessIdentity| k.is_alive()).map(|k| k.pid));
         targets.remove(&std::process::id());

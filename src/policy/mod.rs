@@ -5,6 +5,8 @@
 //! happens until the command is committed, and a command that lost a race is
 //! stale. Start with [`rules`]: the ordered table, first match wins.
 
+#![deny(clippy::disallowed_methods)]
+
 pub mod failover;
 pub mod genesis;
 pub mod promotion;

@@ -216,7 +216,7 @@ fn senders(settings: &Settings<'_>) -> u64 {
 pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
     let configured = |name: &str| {
         let given = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        given.and_then(|(_, value)| value.trim().parse::<u64>().ok()).unwrap_or(match name {
+        given.and_then(|(_, value)| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
             "max_connections" => 100,
             "max_worker_processes" => 8,
             "max_wal_senders" => senders(settings),

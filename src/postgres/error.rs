@@ -62,6 +62,12 @@ pub enum PostgresError {
         /// The postmaster or single-user process.
         pid: i32,
     },
+    /// A rewind was cut off; the data directory may be half rewound.
+    #[error("{} may be half rewound; rewind or clone again before any start", data_dir.display())]
+    HalfRewound {
+        /// Which directory.
+        data_dir: PathBuf,
+    },
     /// Another operation (perhaps a helper left by an earlier agent) works on the data directory.
     #[error("another operation holds {}", lock.display())]
     Busy {

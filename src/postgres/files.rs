@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lock_is_for_one_and_outlives_its_taker_in_a_helper() {
+    fn the_lock_is_for_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         let first = OperationLock::take(&data).unwrap();

@@ -243,8 +243,11 @@ impl Instance {
     /// directory, and removes stubs: a start would take one for its target.
     ///
     /// # Errors
-    /// A file can't be written, or `pg_control` can't be read.
+    /// A file can't be written, `pg_control` can't be read, or a rewind was cut off.
     pub fn postmaster_command(&self) -> Result<PostmasterCommand, PostgresError> {
+        if self.rewind_unfinished() {
+            return Err(PostgresError::HalfRewound { data_dir: self.data_dir().to_owned() });
+        }
         self.remove_stubs()?;
         self.write_passfile(None)?;
         let runtime = self.write_runtime_conf()?;

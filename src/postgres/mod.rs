@@ -20,7 +20,7 @@ pub mod session;
 mod waldump;
 
 pub use basebackup::CloneError;
-pub use command::{HelperError, Progress};
+pub use command::{HelperError, OnProgress, Progress};
 pub use conf::{ConfigRole, Upstream, owned_key};
 pub use controldata::{ControlData, DbState};
 pub use error::PostgresError;

@@ -160,7 +160,7 @@ impl Instance {
         let number = |column: &str| text(column).and_then(|t| t.parse::<i64>().ok());
         let in_recovery = text("in_recovery") == Some("t");
         let checkpoint_timeline = timeline("checkpoint_timeline").ok_or_else(|| odd("no timeline".to_owned()))?;
-        let replay_lsn = lsn("replayed").or(lsn("flushed")).unwrap_or_default();
+        let replay_lsn = lsn("replayed").or_else(|| lsn("flushed")).unwrap_or_default();
         let streaming = text("receiver_status") == Some("streaming");
         let (wal_end, wal_end_known) = if in_recovery {
             let end = lsn("received").unwrap_or_default().max(replay_lsn);

@@ -329,7 +329,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Some((index, bytes)) if purged.as_ref().is_none_or(|p| p.index < index) => {
                 Some(decode_entry(index, &bytes)?.log_id)
             }
-            _ => purged.clone(),
+            _ => purged,
         };
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
@@ -382,58 +382,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        ops::Range,
-        sync::{Mutex, atomic::AtomicBool},
-    };
-
     use openraft::{alias::OneshotReceiverOf, type_config::TypeConfigExt as _};
 
-    use super::*;
-
-    /// A disk that holds back its syncs until it is told, and can fail one.
-    #[derive(Default)]
-    struct TestDisk {
-        log: Mutex<BTreeMap<u64, Vec<u8>>>,
-        meta: Mutex<Vec<(Meta, Vec<u8>)>>,
-        gate: Mutex<()>,
-        syncs: AtomicU64,
-        fail: AtomicBool,
-    }
-
-    impl LogBackend for TestDisk {
-        fn append(&self, records: Vec<(u64, Vec<u8>)>) -> io::Result<()> {
-            self.log.lock().unwrap().extend(records);
-            Ok(())
-        }
-        fn truncate(&self, from: u64) -> io::Result<()> {
-            self.log.lock().unwrap().split_off(&from);
-            Ok(())
-        }
-        fn purge(&self, upto: u64) -> io::Result<()> {
-            self.log.lock().unwrap().retain(|i, _| *i > upto);
-            Ok(())
-        }
-        fn read(&self, range: Range<u64>) -> io::Result<Vec<(u64, Vec<u8>)>> {
-            Ok(self.log.lock().unwrap().range(range).map(|(i, v)| (*i, v.clone())).collect())
-        }
-        fn last(&self) -> io::Result<Option<(u64, Vec<u8>)>> {
-            Ok(self.log.lock().unwrap().last_key_value().map(|(i, v)| (*i, v.clone())))
-        }
-        fn put(&self, meta: Meta, value: Vec<u8>) -> io::Result<()> {
-            self.meta.lock().unwrap().push((meta, value));
-            Ok(())
-        }
-        fn get(&self, meta: Meta) -> io::Result<Option<Vec<u8>>> {
-            Ok(self.meta.lock().unwrap().iter().rev().find(|(m, _)| *m == meta).map(|(_, v)| v.clone()))
-        }
-        fn sync(&self) -> io::Result<()> {
-            let _open = self.gate.lock().unwrap();
-            self.syncs.fetch_add(1, Ordering::SeqCst);
-            if self.fail.load(Ordering::SeqCst) { Err(io::Error::other("no space")) } else { Ok(()) }
-        }
-    }
+    use super::{super::test_disk::TestDisk, *};
 
     fn entry(index: u64) -> Entry {
         let log_id = log_id_in(&v1::LogId { term: 1, index });
@@ -450,7 +401,7 @@ mod tests {
     async fn nothing_is_acknowledged_before_the_sync_and_one_sync_serves_all() {
         let disk = Arc::new(TestDisk::default());
         let mut store = LogStore::over(disk.clone()).unwrap();
-        let closed = disk.gate.lock().unwrap();
+        let hanging = disk.hang();
         let mut first = append(&mut store, 0).await;
         let mut rest = Vec::new();
         for index in 1..20 {
@@ -460,12 +411,12 @@ mod tests {
         assert_eq!(readable.len(), 20, "entries are readable before they are durable");
         tokio::time::sleep(Duration::from_millis(30)).await;
         assert!(first.try_recv().is_err(), "acknowledged without a sync");
-        drop(closed);
+        drop(hanging);
         first.await.unwrap().unwrap();
         for ack in rest {
             ack.await.unwrap().unwrap();
         }
-        assert!(disk.syncs.load(Ordering::SeqCst) <= 2, "the waiting writes share a sync");
+        assert!(disk.syncs() <= 2, "the waiting writes share a sync");
     }
 
     #[tokio::test]
@@ -474,7 +425,7 @@ mod tests {
         let mut store = LogStore::over(disk.clone()).unwrap();
         let vote = vote_in(&v1::Vote { term: 2, node_id: 1, committed: false });
         store.save_vote(&vote).await.unwrap();
-        assert_eq!(disk.syncs.load(Ordering::SeqCst), 1);
+        assert_eq!(disk.syncs(), 1);
         assert_eq!(store.get_log_reader().await.read_vote().await.unwrap(), Some(vote));
     }
 
@@ -482,11 +433,11 @@ mod tests {
     async fn a_failed_sync_is_never_tried_again() {
         let disk = Arc::new(TestDisk::default());
         let mut store = LogStore::over(disk.clone()).unwrap();
-        disk.fail.store(true, Ordering::SeqCst);
+        disk.fail();
         assert!(append(&mut store, 0).await.await.unwrap().is_err());
-        disk.fail.store(false, Ordering::SeqCst);
+        disk.recover();
         assert!(append(&mut store, 1).await.await.unwrap().is_err(), "what the first failure lost is unknown");
-        assert_eq!(disk.syncs.load(Ordering::SeqCst), 1);
+        assert_eq!(disk.syncs(), 1);
         assert_eq!(store.failed().borrow().as_deref(), Some("no space"));
     }
 
@@ -502,9 +453,9 @@ mod tests {
         assert!(check(&disk).unwrap_err().contains("no vote"));
         disk.put(Meta::Vote, record::seal(&v1::Vote { term: 1, node_id: 1, committed: true })).unwrap();
         assert_eq!(check(&disk), Ok(()));
-        disk.log.lock().unwrap().get_mut(&3).unwrap()[8] ^= 1;
+        disk.change(3, |record| record[8] ^= 1);
         assert!(check(&disk).unwrap_err().contains("entry 3"));
-        disk.log.lock().unwrap().remove(&3);
+        disk.lose(3);
         assert!(check(&disk).unwrap_err().contains("entry 3 is missing"));
     }
 

@@ -31,6 +31,9 @@ mod node;
 mod record;
 mod service;
 mod state_machine;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod test_disk;
 mod types;
 
 pub use backend::{LogBackend, Meta, OpenError};

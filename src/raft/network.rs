@@ -27,7 +27,10 @@ use super::{
     identity::Identity,
     types::{PeerNode, Snapshot, TypeConfig, Vote},
 };
-use crate::rpc::v1::{self, raft_client::RaftClient};
+use crate::{
+    domain::Timings,
+    rpc::v1::{self, raft_client::RaftClient},
+};
 
 /// The largest message either side takes.
 pub(super) const MESSAGE_MAX: usize = 64 << 20;
@@ -107,13 +110,13 @@ impl Line {
 pub(super) struct Network {
     identity: Identity,
     dialer: Arc<dyn Dialer>,
-    heartbeat: Duration,
+    timings: Timings,
     lines: HashMap<String, Arc<Line>>,
 }
 
 impl Network {
-    pub(super) fn new(identity: Identity, dialer: Arc<dyn Dialer>, heartbeat: Duration) -> Self {
-        Self { identity, dialer, heartbeat, lines: HashMap::new() }
+    pub(super) fn new(identity: Identity, dialer: Arc<dyn Dialer>, timings: Timings) -> Self {
+        Self { identity, dialer, timings, lines: HashMap::new() }
     }
 }
 
@@ -125,7 +128,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             Arc::new(Line {
                 address: node.address.clone(),
                 dialer: Arc::clone(&self.dialer),
-                connect_timeout: self.heartbeat,
+                connect_timeout: self.timings.heartbeat,
                 state: Mutex::default(),
             })
         });
@@ -133,7 +136,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             member: node.member.clone(),
             identity: self.identity.clone(),
             line: Arc::clone(line),
-            heartbeat: self.heartbeat,
+            timings: self.timings,
         }
     }
 }
@@ -143,7 +146,7 @@ pub(super) struct Peer {
     member: String,
     identity: Identity,
     line: Arc<Line>,
-    heartbeat: Duration,
+    timings: Timings,
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -165,14 +168,14 @@ impl Peer {
         self.identity.target(&self.member)
     }
 
-    /// One call over the shared line, bounded by openraft's soft time limit.
+    /// One call over the shared line.
     async fn call<T>(
         &self,
-        option: &RPCOption,
+        limit: Duration,
         call: impl AsyncFnOnce(RaftClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, RPCError<TypeConfig>> {
         let client = client(self.line.channel().map_err(unreachable)?);
-        match tokio::time::timeout(option.soft_ttl(), call(client)).await {
+        match tokio::time::timeout(limit, call(client)).await {
             Ok(Ok(reply)) => {
                 self.line.answered();
                 Ok(reply.into_inner())
@@ -180,7 +183,7 @@ impl Peer {
             Ok(Err(status)) => Err(unreachable(format!("{}: {status}", self.member))),
             Err(_) => {
                 self.line.missed();
-                Err(unreachable(format!("{}: no answer within {:?}", self.member, option.soft_ttl())))
+                Err(unreachable(format!("{}: no answer within {limit:?}", self.member)))
             }
         }
     }
@@ -217,8 +220,15 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        // openraft allows every append one heartbeat. Entries wait for the peer's
+        // disk, and giving up on a slow one would only add a pause before the same work.
+        let limit = if request.entries.is_empty() {
+            option.soft_ttl()
+        } else {
+            option.soft_ttl().max(self.timings.election_min)
+        };
         let message = convert::append_out(self.target(), &request);
-        let reply = self.call(&option, async move |mut client| client.append(message).await).await?;
+        let reply = self.call(limit, async move |mut client| client.append(message).await).await?;
         convert::append_reply_in(&reply).map_err(unreachable)
     }
 
@@ -228,7 +238,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = convert::vote_request_out(self.target(), &request);
-        let reply = self.call(&option, async move |mut client| client.vote(message).await).await?;
+        let reply = self.call(option.soft_ttl(), async move |mut client| client.vote(message).await).await?;
         convert::vote_reply_in(&reply).map_err(unreachable)
     }
 
@@ -239,7 +249,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = convert::vote_request_out(self.target(), &request);
-        let reply = self.call(&option, async move |mut client| client.pre_vote(message).await).await?;
+        let reply = self.call(option.soft_ttl(), async move |mut client| client.pre_vote(message).await).await?;
         convert::vote_reply_in(&reply).map_err(unreachable)
     }
 
@@ -272,7 +282,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let message = convert::transfer_out(self.target(), &request);
-        let reply = self.call(&option, async move |mut client| client.transfer_leader(message).await).await?;
+        let reply = self.call(option.soft_ttl(), async move |mut client| client.transfer_leader(message).await).await?;
         if reply.refused.is_empty() {
             return Ok(Ok(()));
         }
@@ -283,7 +293,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     fn backoff(&self) -> Option<Backoff> {
         // A dead peer costs one attempt in a heartbeat; the spin that openraft
         // falls into with a transport that fails at once is broken here.
-        let pause = self.heartbeat.max(Duration::from_millis(50));
+        let pause = self.timings.heartbeat.max(Duration::from_millis(50));
         Some(Backoff::new(std::iter::repeat(pause)))
     }
 }

@@ -179,18 +179,28 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub async fn start_with(options: NodeOptions, dialer: Arc<dyn Dialer>) -> Result<Node, RaftError> {
-        let config = library_config(&options.timings)?;
         let (dir, node, member) = (options.dir.clone(), options.node, options.member.clone());
         let opened = tokio::task::spawn_blocking(move || {
             let log = LogStore::open(&dir, node, &member)?;
             Ok::<_, OpenError>((log, StateMachine::open(&dir)?))
         });
         let (log, machine) = opened.await.map_err(stopped)??;
+        Self::over(options, dialer, log, machine).await
+    }
+
+    /// A node over an opened log and state machine.
+    async fn over(
+        options: NodeOptions,
+        dialer: Arc<dyn Dialer>,
+        log: LogStore,
+        machine: StateMachine,
+    ) -> Result<Node, RaftError> {
+        let config = library_config(&options.timings)?;
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
         let identity = Identity::new(options.member.clone());
         let contact = Contact::default();
-        let network = Network::new(identity.clone(), dialer, options.timings.heartbeat);
-        let raft = Raft::new(node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
+        let network = Network::new(identity.clone(), dialer, options.timings);
+        let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
         let (stop, stopping) = watch::channel(false);
         let monitor = Monitor {
@@ -295,12 +305,13 @@ impl Node {
         leadership::confirmed_age(&self.raft.metrics().borrow_watched(), &self.contact)
     }
 
-    /// The committed membership: the index of its log entry, which names it, and its voters.
+    /// The committed membership: a number that names it, and its voters. The
+    /// number grows with each change; 0 is no membership at all.
     pub fn membership(&self) -> (u64, Vec<MemberId>) {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let committed = &metrics.committed_membership_config;
-        let id = committed.log_id().as_ref().map_or(0, |id| id.index);
+        let id = committed.log_id().as_ref().map_or(0, |id| id.index + 1);
         let name = |node: u64| committed.get_node(&node)?.member.parse().ok();
         let mut voters: Vec<MemberId> = committed.voter_ids().filter_map(name).collect();
         voters.sort();
@@ -427,4 +438,118 @@ impl Node {
 
 fn not_leader(to: &ForwardToLeader<TypeConfig>) -> ProposeError {
     ProposeError::NotLeader { hint: to.leader_node.as_ref().and_then(|n| n.member.parse().ok()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::wrappers::TcpListenerStream;
+
+    use super::{super::test_disk::TestDisk, *};
+    use crate::{
+        domain::{Epoch, Profile},
+        state::{Kind, RuleId},
+    };
+
+    fn name(id: u64) -> MemberId {
+        format!("n{id}").parse().unwrap()
+    }
+
+    fn fence() -> Command {
+        Command {
+            request_id: "r".to_owned(),
+            expected: Epoch(0),
+            because: RuleId(0),
+            kind: Kind::Fence { reason: "test".to_owned() },
+        }
+    }
+
+    struct Group {
+        nodes: BTreeMap<u64, Node>,
+        disks: BTreeMap<u64, Arc<TestDisk>>,
+        _dir: tempfile::TempDir,
+    }
+
+    /// Nodes over disks that can hang and fail, founded by the first.
+    async fn group(size: u64) -> Group {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut nodes, mut disks, mut members) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for id in 1..=size {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let disk = Arc::new(TestDisk::default());
+            let log = LogStore::over(disk.clone()).unwrap();
+            let machine = StateMachine::open(&dir.path().join(id.to_string())).unwrap();
+            members.insert(NodeId(id), (name(id), address.clone()));
+            let options = NodeOptions {
+                node: NodeId(id),
+                member: name(id),
+                address,
+                dir: dir.path().join(id.to_string()),
+                timings: Timings::of(Profile::Fast),
+            };
+            let node = Node::over(options, Arc::new(TcpDialer), log, machine).await.unwrap();
+            let server = tonic::transport::Server::builder().add_service(node.grpc());
+            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+            nodes.insert(id, node);
+            disks.insert(id, disk);
+        }
+        nodes[&1].initialize(members).await.unwrap();
+        nodes[&1].leadership().wait_for(|l| l.am_leader).await.unwrap();
+        Group { nodes, disks, _dir: dir }
+    }
+
+    async fn soon<T>(work: impl Future<Output = T>) -> T {
+        tokio::time::timeout(Duration::from_secs(20), work).await.expect("within 20 s")
+    }
+
+    #[tokio::test]
+    async fn a_write_that_can_t_be_made_durable_is_fatal() {
+        let group = group(1).await;
+        let node = &group.nodes[&1];
+        node.propose(fence()).await.unwrap();
+        group.disks[&1].fail();
+        assert!(node.propose(fence()).await.is_err());
+        let why = soon(node.fatal()).await;
+        assert!(why.contains("no space"), "{why}");
+        let after = soon(node.propose(fence())).await;
+        assert!(matches!(after, Err(ProposeError::Fatal(_))), "{after:?}");
+    }
+
+    #[tokio::test]
+    async fn a_committed_command_that_can_t_be_read_is_fatal() {
+        let group = group(1).await;
+        let node = &group.nodes[&1];
+        let unreadable = CommandBytes(Bytes::from_static(b"\xff\xff\xff"));
+        assert!(soon(node.raft.client_write(unreadable)).await.is_err());
+        let why = soon(node.fatal()).await;
+        assert!(why.contains("committed command"), "{why}");
+        assert_eq!(node.applied_index(), 1, "nothing after it is applied");
+    }
+
+    // Its heartbeats go on, so that without this nobody would ever replace it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_leader_with_a_hanging_disk_hands_over() {
+        let group = group(3).await;
+        let node = &group.nodes[&1];
+        node.propose(fence()).await.unwrap();
+        let hanging = group.disks[&1].hang();
+        let stuck = tokio::spawn({
+            let node = node.clone();
+            async move { node.propose(fence()).await }
+        });
+        let (mut second, mut third) = (group.nodes[&2].leadership(), group.nodes[&3].leadership());
+        soon(async {
+            tokio::select! {
+                led = second.wait_for(|l| l.am_leader) => drop(led.unwrap()),
+                led = third.wait_for(|l| l.am_leader) => drop(led.unwrap()),
+            }
+        })
+        .await;
+        let new = (2..=3).find(|id| group.nodes[id].leadership().borrow().am_leader).unwrap();
+        soon(group.nodes[&new].propose(fence())).await.unwrap();
+        soon(node.leadership().wait_for(|l| !l.am_leader)).await.unwrap();
+        drop(hanging);
+        drop(soon(stuck).await);
+        soon(node.leadership().wait_for(|l| l.leader == Some(name(new)))).await.unwrap();
+    }
 }

@@ -5,6 +5,8 @@
 //! goes into the order it causes. [`role`] has the rules, [`rejoin`] the sum
 //! that must not be wrong: follow, rewind or reclone.
 
+#![deny(clippy::disallowed_methods)]
+
 pub mod rejoin;
 pub mod role;
 

@@ -5,6 +5,8 @@
 //! number and cannot fail. It performs nothing: hosts see the new state and act
 //! at their own pace. Start with [`cluster`].
 
+#![deny(clippy::disallowed_methods)]
+
 mod apply;
 pub mod cluster;
 pub mod command;

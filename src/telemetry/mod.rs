@@ -48,10 +48,14 @@ pub fn levels(text: &str) -> Result<Targets, String> {
     let names_default = given.default_level().is_some();
     // Libraries are quiet unless they are named; their `info` says little about a cluster.
     let mut targets = if names_default { given.clone() } else { given.clone().with_default(LevelFilter::INFO) };
-    for library in ["h2", "hyper", "hyper_util", "tonic", "tower", "sled", "openraft"] {
+    for library in ["h2", "hyper", "hyper_util", "tonic", "tower", "sled"] {
         if !given.iter().any(|(target, _)| target == library) {
             targets = targets.with_target(library, LevelFilter::WARN);
         }
+    }
+    // openraft warns of every heartbeat that a dead peer did not answer; what matters of that is in our own log lines.
+    if !given.iter().any(|(target, _)| target == "openraft") {
+        targets = targets.with_target("openraft", LevelFilter::ERROR);
     }
     Ok(targets)
 }
@@ -76,7 +80,9 @@ pub fn end_on_panic() {
     let default = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or("(no text)");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)");
         tracing::error!(event = events::PANIC, place, message, "panicked, the process ends");
         default(info);
         process::exit(PANIC_EXIT);
