@@ -145,9 +145,9 @@ impl Agent {
         refuse_root()?;
         private_dir(&local.agent.runtime_dir).context("agent.runtime_dir")?;
         let instance = Instance::new(&local.postgresql, &local.id, &config.cluster.members, &local.agent);
+        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
         let (store, durable) =
             Store::open(&local.agent.state_dir, &local.postgresql.data_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
-        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
         let holder = HolderThread::spawn(HolderOptions {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
