@@ -183,7 +183,8 @@ impl ClusterState {
         let Some(operation) = self.operation.as_mut().filter(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };
-        if to <= operation.phase {
+        // The lease may be given up as soon as a transfer is committed: there is no way back from it.
+        if to <= operation.phase || operation.phase == OperationPhase::Transfer {
             return Err(format!("operation {id} is in {:?}", operation.phase));
         }
         operation.phase = to;
@@ -333,6 +334,14 @@ mod tests {
         assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Checkpoint })));
         run(&mut state, Kind::EndOperation { id: 1, succeeded: false, reason: "rolled back".into() });
         assert!(state.open_primary().is_some());
+    }
+
+    #[test]
+    fn a_transfer_is_not_rolled_back_by_a_command_that_was_decided_before_it() {
+        let mut state = opened();
+        run(&mut state, Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") });
+        run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Transfer });
+        assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::RollBack })));
     }
 
     #[test]
