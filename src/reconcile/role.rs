@@ -200,12 +200,11 @@ fn restart(host: &Host<'_>) -> Option<Action> {
     if !lease.held || lease.epoch != epoch {
         return None;
     }
-    let rolled_back = match my_switchover(host) {
-        Some((_, phase)) => phase == OperationPhase::RollBack || phase < OperationPhase::Stop,
-        None => true,
-    };
+    let phase = my_switchover(host).map(|(_, phase)| phase);
+    let transferred = phase == Some(OperationPhase::Transfer);
+    let rolled_back = !transferred && phase != Some(OperationPhase::Stop);
     match host.agent.state {
-        PostgresState::Crashed => Some(Action::RestartInPlace { timeline }),
+        PostgresState::Crashed if !transferred => Some(Action::RestartInPlace { timeline }),
         // A stopped primary that kept its lease stays so only while a switchover wants it.
         PostgresState::Stopped if rolled_back => Some(Action::RestartInPlace { timeline }),
         PostgresState::Stopped
@@ -215,6 +214,7 @@ fn restart(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Promoting
         | PostgresState::Primary
         | PostgresState::Stopping
+        | PostgresState::Crashed
         | PostgresState::Busy
         | PostgresState::Failed => None,
     }

@@ -45,6 +45,7 @@ fn a_switchover_stops_the_primary_with_its_lease_and_gives_it_up_only_when_trans
     check("granted a open 2; switchover b stop", "stopped 2:90 lease=1", "nothing");
     check("granted a open 2; switchover b rollback", "stopped 2:90 lease=1", "535: RestartInPlace");
     check("granted a open 2; switchover b transfer", "stopped 2:90 lease=1", "540: Stop");
+    check("granted a open 2; switchover b transfer", "crashed 2:90 lease=1", "540: Stop");
 }
 
 #[test]
