@@ -171,7 +171,12 @@ struct Candidate {
     failed_before: bool,
 }
 
-fn fitness(s: &Situation<'_>, member: &MemberId, released: Option<&Release>, planned: bool) -> Result<Candidate, Unfit> {
+fn fitness(
+    s: &Situation<'_>,
+    member: &MemberId,
+    released: Option<&Release>,
+    planned: bool,
+) -> Result<Candidate, Unfit> {
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
     if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
