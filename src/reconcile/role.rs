@@ -250,13 +250,13 @@ fn way_back(host: &Host<'_>) -> Option<(Upstream, Rejoin)> {
     if agent.state == PostgresState::NoData {
         return Some((upstream, Rejoin::Reclone));
     }
-    if agent.state == PostgresState::Stopped && !agent.wal_end_known {
+    // What a rewind that was cut off left behind has no end that could be read.
+    let way = if agent.rewind_unfinished {
+        Rejoin::Rewind { fork: agent.wal_end }
+    } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
-    }
-    let way = rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline));
-    let way = match way {
-        Rejoin::Follow if agent.rewind_unfinished => Rejoin::Rewind { fork: agent.wal_end },
-        other => other,
+    } else {
+        rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline))
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))

@@ -58,6 +58,8 @@ fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "standby 2:90 upstream=c", "570: StartStandby");
     check("granted b open 2", "stopped 1:150 rewinds=2", "550: Clone");
     check("granted b open 2", "stopped 1:50 half-rewound", "560: Rewind");
+    check("granted b open 2", "stopped 1:50 half-rewound unknown", "560: Rewind");
+    check("granted b open 2", "stopped 1:50 half-rewound unknown rewinds=2", "550: Clone");
     check("fenced", "stopped 1:50 half-rewound", "nothing");
     check("granted b open 2", "nodata clones=5", "nothing");
 }
