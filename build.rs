@@ -6,9 +6,8 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files: Vec<PathBuf> = fs::read_dir("proto/matriarch/v1")?
-        .map(|entry| entry.map(|e| e.path()))
-        .collect::<Result<_, _>>()?;
+    let files: Vec<PathBuf> =
+        fs::read_dir("proto/matriarch/v1")?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     let descriptors = protox::compile(files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;

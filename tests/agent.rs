@@ -632,7 +632,9 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
         assert!(done.last_order.as_ref().unwrap().ok, "{done:?}");
         first.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
         first.follow(2, Some(&second)).await;
-        first.until("it streams", |s| s.state() == State::Standby && s.streaming && s.wal_end.unwrap().timeline == 3).await;
+        first
+            .until("it streams", |s| s.state() == State::Standby && s.streaming && s.wal_end.unwrap().timeline == 3)
+            .await;
         let until = Instant::now() + DEADLINE;
         while first.rows().await != second.rows().await {
             assert!(Instant::now() < until);

@@ -13,6 +13,9 @@
 //! there are none it says so and passes, and the unit test
 //! `every_sync_ends_in_an_fdatasync_of_the_database_file` stands alone.
 
+// In a test an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},

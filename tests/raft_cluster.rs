@@ -1,6 +1,9 @@
 //! Three managers' Raft nodes over real gRPC on loopback, each on a thread of
 //! its own, so that one can be killed, cut off, or asked for its CPU time.
 
+// In a test an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, HashMap},
     future::Future,

@@ -1,6 +1,9 @@
 //! The Raft log on disk: openraft's own storage suite, crashes, and directories
 //! that are not what they should be.
 
+// In a test an unwrap is an assertion.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},

@@ -9,7 +9,10 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let leads = manager.leadership().am_leader;
     let mut next: Vec<String> = plan.holds.iter().filter_map(way_out).collect();
     if !leads {
-        next.insert(0, "no Raft leader answers: bring a majority of managers up, or `matriarch status` on each of them".into());
+        next.insert(
+            0,
+            "no Raft leader answers: bring a majority of managers up, or `matriarch status` on each of them".into(),
+        );
     } else if next.is_empty() {
         next.push("nothing: the cluster is where it should be, or on its way".to_owned());
     }

@@ -18,12 +18,16 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
     let members = state.members.keys().map(|m| member(&state, m, &seen[m], primary.as_ref(), &leadership.leader));
     let mut warnings = Vec::new();
     if config.cluster.insecure {
-        warnings.push("insecure = true: managers, agents and admin requests are neither encrypted nor authenticated".to_owned());
+        warnings.push(
+            "insecure = true: managers, agents and admin requests are neither encrypted nor authenticated".to_owned(),
+        );
     }
     if !leadership.am_leader {
         warnings.push(match &leadership.leader {
             None => "no Raft leader: this manager does not see a majority, what it says may be old".to_owned(),
-            Some(leader) => format!("the Raft leader {leader} did not answer, {} does not know every member's state", manager.me()),
+            Some(leader) => {
+                format!("the Raft leader {leader} did not answer, {} does not know every member's state", manager.me())
+            }
         });
     }
     v1::StatusReply {
@@ -126,7 +130,8 @@ fn member(
         ..Default::default()
     };
     let Some(agent) = &seen.agent else {
-        let what = if seen.manager_heard { "its agent does not answer its manager" } else { "nothing is heard of this host" };
+        let what =
+            if seen.manager_heard { "its agent does not answer its manager" } else { "nothing is heard of this host" };
         out.problems.push(what.to_owned());
         return out;
     };
@@ -193,9 +198,14 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => out.push(format!("PostgreSQL is {}", crate::policy::report::state_word(agent.state))),
+        | PostgresState::Failed => {
+            out.push(format!("PostgreSQL is {}", crate::policy::report::state_word(agent.state)))
+        }
     }
-    if state.system_identifier.is_some() && agent.system_identifier.is_some() && agent.system_identifier != state.system_identifier {
+    if state.system_identifier.is_some()
+        && agent.system_identifier.is_some()
+        && agent.system_identifier != state.system_identifier
+    {
         out.push(format!(
             "its data belongs to another cluster: system identifier {}, this cluster's is {}; set postgresql.data_dir of {id} right",
             agent.system_identifier.unwrap_or(0),

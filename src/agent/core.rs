@@ -821,13 +821,8 @@ impl Core {
     }
 
     fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {
-        let shown = Work {
-            order,
-            kind: task.kind().to_owned(),
-            phase: "begins".to_owned(),
-            done_bytes: 0,
-            total_bytes: 0,
-        };
+        let shown =
+            Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
         out.push(Effect::Begin(task.clone()));
         self.work = Some(Running { epoch, task, shown });
     }

@@ -92,8 +92,12 @@ impl Hands {
     fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<GuardHandle, String> {
         kill_foreign(&self.instance)?;
         let command = self.instance.postmaster_command().map_err(said)?;
-        let command =
-            GuardedCommand { program: command.program, args: command.args, env: command.env, log_file: command.log_file };
+        let command = GuardedCommand {
+            program: command.program,
+            args: command.args,
+            env: command.env,
+            log_file: command.log_file,
+        };
         let options =
             SpawnOptions { exe: self.exe.clone(), runtime_dir: self.runtime_dir.clone(), command, epoch_hint: epoch };
         match deadline {
@@ -244,7 +248,10 @@ fn make_safe(instance: &Instance) {
     }
     let done = [
         ("remove the live configuration", instance.remove_live()),
-        ("put standby.signal back", if instance.rewind_unfinished() { Ok(()) } else { instance.set_standby_signal(true) }),
+        (
+            "put standby.signal back",
+            if instance.rewind_unfinished() { Ok(()) } else { instance.set_standby_signal(true) },
+        ),
         ("remove the stub history files", instance.remove_stubs()),
     ];
     for (what, result) in done {

@@ -130,11 +130,8 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
     Ok(match action {
         Proto::Initdb(_) => (0, Action::Initdb),
         Proto::StartStandby(a) => {
-            let upstream = if a.upstream.is_empty() {
-                None
-            } else {
-                Some(source(&a.upstream, a.upstream_host, a.upstream_port)?)
-            };
+            let upstream =
+                if a.upstream.is_empty() { None } else { Some(source(&a.upstream, a.upstream_host, a.upstream_port)?) };
             (a.system_identifier, Action::StartStandby(upstream))
         }
         Proto::Promote(a) => {
@@ -142,9 +139,7 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
             let floor = WalPosition { timeline: TimelineId(floor.timeline), lsn: Lsn(floor.lsn) };
             (a.system_identifier, Action::Promote { timeline: TimelineId(a.expected_timeline), floor })
         }
-        Proto::RestartInPlace(a) => {
-            (a.system_identifier, Action::RestartInPlace { timeline: TimelineId(a.timeline) })
-        }
+        Proto::RestartInPlace(a) => (a.system_identifier, Action::RestartInPlace { timeline: TimelineId(a.timeline) }),
         Proto::Stop(a) => {
             let mode = match a.mode() {
                 v1::StopMode::Immediate => StopMode::Immediate,
@@ -152,9 +147,7 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
             };
             (0, Action::Stop { mode, keep_lease: a.keep_lease })
         }
-        Proto::Rewind(a) => {
-            (a.system_identifier, Action::Rewind(source(&a.source, a.source_host, a.source_port)?))
-        }
+        Proto::Rewind(a) => (a.system_identifier, Action::Rewind(source(&a.source, a.source_host, a.source_port)?)),
         Proto::Clone(a) => (a.system_identifier, Action::Clone(source(&a.source, a.source_host, a.source_port)?)),
         Proto::Checkpoint(_) => (0, Action::Checkpoint),
     })

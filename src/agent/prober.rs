@@ -26,7 +26,12 @@ pub struct Plan {
 }
 
 /// Probes by `plan` until its sender is gone.
-pub async fn run(instance: Instance, deadline: Duration, mut plan: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
+pub async fn run(
+    instance: Instance,
+    deadline: Duration,
+    mut plan: watch::Receiver<Option<Plan>>,
+    wakes: mpsc::UnboundedSender<Wake>,
+) {
     let mut prober = Prober { instance, deadline, session: None, life: 0, history: None };
     loop {
         let current = *plan.borrow_and_update();

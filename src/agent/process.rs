@@ -15,7 +15,9 @@ use tokio::{
 };
 
 use super::{
-    core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree},
+    core::{
+        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree,
+    },
     hands::{Hands, chain, kill_foreign, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
@@ -27,7 +29,7 @@ use crate::{
     config::{Config, LocalMember},
     domain::{Epoch, Moment, observation::Notice},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
-    lease::{HolderOptions, HolderThread, HolderView, Phase, Secret},
+    lease::{HolderOptions, HolderThread, HolderView, Phase},
     postgres::Instance,
     rpc::v1,
 };
@@ -134,7 +136,7 @@ impl Agent {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
             timings: config.cluster.timings,
-            secret: read_secret(&config.cluster.secret_file)?,
+            secret: crate::config::read_secret(&config.cluster.secret_file)?,
             sink: Box::new(|_, _| true),
         })
         .context("start the lease holder")?;
@@ -347,7 +349,9 @@ impl Agent {
             }
             Effect::Persist => {
                 let saved = self.store.save(self.core.durable());
-                saved.map_err(|e| anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e)))?;
+                saved.map_err(|e| {
+                    anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e))
+                })?;
             }
             Effect::Release => hands.holder.release(),
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
@@ -447,11 +451,8 @@ impl Agent {
 
     /// After each event: what to probe, and whether others should hear of it.
     fn look_around(&mut self) {
-        let plan = self.core.probe_interval().map(|interval| Plan {
-            life: self.core.life(),
-            interval,
-            asked: self.asked,
-        });
+        let plan =
+            self.core.probe_interval().map(|interval| Plan { life: self.core.life(), interval, asked: self.asked });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;
@@ -575,16 +576,4 @@ fn private_dir(path: &Path) -> anyhow::Result<()> {
         anyhow::bail!("{}: others may write here; make its mode 0700", path.display());
     }
     Ok(())
-}
-
-fn read_secret(path: &Path) -> anyhow::Result<Secret> {
-    let meta = std::fs::metadata(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
-    if meta.permissions().mode() & 0o077 != 0 {
-        anyhow::bail!("cluster.secret_file: {} can be read by others; make its mode 0600", path.display());
-    }
-    let bytes = std::fs::read(path).with_context(|| format!("cluster.secret_file: {}", path.display()))?;
-    if bytes.trim_ascii().len() < 32 {
-        anyhow::bail!("cluster.secret_file: {} must hold at least 32 bytes", path.display());
-    }
-    Ok(Secret::new(bytes.trim_ascii().to_vec()))
 }

@@ -7,8 +7,8 @@ use super::{
     core::{Event, Sight, Task, TaskEnd, covers},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode},
-    process::Wake,
     prober::sight,
+    process::Wake,
     store::Tenure,
 };
 use crate::{
@@ -393,7 +393,11 @@ fn is_settled(view: &lease::HolderView) -> bool {
 fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
     if !before.in_recovery {
         // Promoted by an agent that is no more; what can still be checked is the floor.
-        return covers(after, crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn }, tenure.floor);
+        return covers(
+            after,
+            crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn },
+            tenure.floor,
+        );
     }
     let Some((last, older)) = after.switches.split_last() else { return false };
     older == before.history.switches.as_slice()

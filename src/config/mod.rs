@@ -22,7 +22,7 @@ pub use checked::{
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};
 pub use parameters::OWNED as OWNED_PARAMETERS;
-pub use secret::{SECRET_BYTES_MIN, Secret, SecretError, read_password, read_secret};
+pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_secret};
 
 use self::error::Wrong;
 

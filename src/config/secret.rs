@@ -1,31 +1,11 @@
 //! Secrets from files: never in a log line, never readable by others.
 
-use std::{fmt, fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+
+use crate::domain::Secret;
 
 /// The fewest bytes a secret that authenticates lease datagrams may have.
 pub const SECRET_BYTES_MIN: usize = 32;
-
-/// A secret read from a file. `Debug` hides it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
-impl Secret {
-    /// A secret made of these bytes, unchecked.
-    pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Secret {
-        Secret(bytes.into())
-    }
-
-    /// The bytes themselves. Don't log them.
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
 
 /// Why a file can't serve as a secret. The path stands in the message around it.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +59,7 @@ pub fn read_secret(path: &Path) -> Result<Secret, SecretError> {
 /// When the file can't be read, is open to others than its owner, is empty or has several lines.
 pub fn read_password(path: &Path) -> Result<Secret, SecretError> {
     let secret = read(path, 1)?;
-    if secret.0.iter().any(|b| matches!(b, b'\n' | b'\r' | 0)) {
+    if secret.expose().iter().any(|b| matches!(b, b'\n' | b'\r' | 0)) {
         return Err(SecretError::NotOneLine { path: path.display().to_string() });
     }
     Ok(secret)
@@ -96,7 +76,7 @@ fn read(path: &Path, least: usize) -> Result<Secret, SecretError> {
     if bytes.len() < least {
         return Err(SecretError::TooShort { path: shown(), length: bytes.len(), least });
     }
-    Ok(Secret(bytes))
+    Ok(Secret::new(bytes))
 }
 
 #[cfg(test)]

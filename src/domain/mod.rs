@@ -8,11 +8,13 @@
 pub mod ids;
 pub mod moment;
 pub mod observation;
+pub mod secret;
 pub mod timings;
 pub mod wal;
 
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
+pub use secret::Secret;
 pub use timings::{Profile, Timings};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

@@ -141,11 +141,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn start_process(
-    options: &SpawnOptions,
-    deadline: Option<TwoClocks>,
-    runtime_dir: &Path,
-) -> Result<Child, GuardError> {
+fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_dir: &Path) -> Result<Child, GuardError> {
     let log_file = absolute(&options.command.log_file);
     let log = OpenOptions::new()
         .create(true)

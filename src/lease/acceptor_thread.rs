@@ -16,13 +16,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::{
+    Secret,
     acceptor::{Acceptor, Durable, promise_until},
     clock::two_clocks,
     counters::{Counters, Refusal},
     message::{Envelope, Membership},
     sealed_file,
     wake::{Mailbox, Postman, mailbox},
-    wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
+    wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{ClusterId, Epoch, Generation, MemberId, Promise, Timings, moment::TwoClocks, observation::Notice};
 

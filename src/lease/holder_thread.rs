@@ -13,13 +13,14 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{
+    Secret,
     addresses::Addresses,
     clock::two_clocks,
     counters::{Counters, Refusal},
     holder::{Holder, HolderConfig, HolderView, Output},
     message::{Envelope, Letter},
     wake::{Mailbox, Postman, mailbox},
-    wire::{Codec, Identity, MAX_DATAGRAM, Secret, check_target},
+    wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{
     ClusterId, Epoch, Generation, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice,

@@ -36,9 +36,9 @@ pub mod sealed_file;
 mod wake;
 pub mod wire;
 
+pub use crate::domain::Secret;
 pub use acceptor_thread::{AcceptorHandle, AcceptorOptions, AcceptorThread};
 pub use counters::{Counters, Refusal};
 pub use holder::{HolderView, Phase};
 pub use holder_thread::{HolderHandle, HolderOptions, HolderThread, Sink};
 pub use message::Membership;
-pub use wire::Secret;

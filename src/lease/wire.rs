@@ -1,7 +1,7 @@
 //! The datagram: prost bytes of `LeaseMessage`, then 16 bytes of HMAC-SHA256
 //! under the cluster's secret. Proto types of the lease are named only here.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use hmac::{Hmac, Mac};
 use prost::Message as _;
@@ -12,7 +12,7 @@ use super::{
     message::{Body, Envelope, Letter, Membership, Ticket},
 };
 use crate::{
-    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, TimelineId, WalPosition},
+    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, Secret, TimelineId, WalPosition},
     rpc::v1::{LeaseMessage, Target, WalPosition as WirePosition, lease_message as wire},
 };
 
@@ -21,23 +21,6 @@ pub const MAX_DATAGRAM: usize = 1_400;
 const TAG: usize = 16;
 /// Keeps a tag of this protocol from meaning anything where the same secret is used otherwise.
 const DOMAIN: &[u8] = b"matriarch lease datagram 1\0";
-
-/// The cluster's secret. Its `Debug` does not show it.
-#[derive(Clone)]
-pub struct Secret(Vec<u8>);
-
-impl Secret {
-    /// Takes the bytes of the secret file.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(hidden)")
-    }
-}
 
 /// Which life of which cluster a process belongs to. Empty before genesis.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -57,7 +40,7 @@ pub struct Codec {
 impl Codec {
     /// A codec for one cluster's secret.
     pub fn new(secret: &Secret) -> Self {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&secret.0).expect("HMAC takes a key of any length");
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose()).expect("HMAC takes a key of any length");
         mac.update(DOMAIN);
         Self { mac }
     }

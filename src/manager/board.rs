@@ -184,12 +184,7 @@ impl Board {
     }
 
     /// Looks at the whole situation.
-    pub fn situation<T>(
-        &self,
-        state: &ClusterState,
-        timings: &Timings,
-        look: impl FnOnce(&Situation<'_>) -> T,
-    ) -> T {
+    pub fn situation<T>(&self, state: &ClusterState, timings: &Timings, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         let now = self.now();
         let mut facts = self.lock();
         Self::keep_time(&mut facts, state, now);

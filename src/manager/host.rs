@@ -59,9 +59,10 @@ pub(super) async fn run(manager: Manager) {
 
 /// This member is the target of a switchover whose old primary is being stopped.
 fn is_target(state: &ClusterState, me: &MemberId) -> bool {
-    state.operation.as_ref().is_some_and(|o| {
-        o.kind == OperationKind::Switchover && o.phase == OperationPhase::Stop && o.to == *me
-    })
+    state
+        .operation
+        .as_ref()
+        .is_some_and(|o| o.kind == OperationKind::Switchover && o.phase == OperationPhase::Stop && o.to == *me)
 }
 
 /// What was ordered last, and what failed.
@@ -217,7 +218,10 @@ mod tests {
         assert_eq!(desk.due(&order, Some(&failed(7)), at(150)), Some(Duration::from_millis(500)));
         assert_eq!(desk.due(&order, Some(&failed(7)), at(650)), None);
         assert_eq!(desk.due(&order, Some(&failed(8)), at(700)), Some(Duration::from_millis(1_000)));
-        assert_eq!(desk.due(&next(Action::Promote { timeline: Default::default(), floor: Default::default() }), None, at(701)), None);
+        assert_eq!(
+            desk.due(&next(Action::Promote { timeline: Default::default(), floor: Default::default() }), None, at(701)),
+            None
+        );
     }
 
     #[test]

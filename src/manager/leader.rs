@@ -111,9 +111,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::Release { member, .. } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),
-        Kind::RecordSystem { .. }
-        | Kind::Fence { .. }
-        | Kind::AdvanceOperation { .. }
-        | Kind::EndOperation { .. } => None,
+        Kind::RecordSystem { .. } | Kind::Fence { .. } | Kind::AdvanceOperation { .. } | Kind::EndOperation { .. } => {
+            None
+        }
     }
 }

@@ -86,7 +86,7 @@ pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Res
         listen: local.manager.listen,
         me: local.id.clone(),
         timings: config.cluster.timings,
-        secret: crate::lease::Secret::new(secret.expose().to_vec()),
+        secret: secret,
         state_dir: dir.clone(),
     })
     .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;

@@ -88,11 +88,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     }
 }
 
-fn take_word(
-    facts: &mut Facts,
-    primary_ready: bool,
-    standbys: std::collections::BTreeMap<MemberId, (bool, u64)>,
-) {
+fn take_word(facts: &mut Facts, primary_ready: bool, standbys: std::collections::BTreeMap<MemberId, (bool, u64)>) {
     facts.primary_ready = primary_ready;
     facts.standbys = standbys;
 }

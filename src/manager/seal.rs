@@ -52,7 +52,8 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
     loop {
         match seal_of(&manager, &member, epoch).await {
             Ok((promise, agent)) => {
-                let done = promise.lapsed && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
+                let done = promise.lapsed
+                    && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
                 let wait = if done { Duration::from_millis(500) } else { AGAIN };
                 let at = manager.inner.board.now();
                 manager.inner.board.update(|facts| {
@@ -97,10 +98,7 @@ async fn seal_of(
 
 /// Seals durably, then asks the own agent where WAL ends: in this order, so that
 /// no old epoch is helped after the answer.
-pub(super) async fn own_seal(
-    manager: &Manager,
-    epoch: Epoch,
-) -> Result<(Promise, Option<AgentView>), tonic::Status> {
+pub(super) async fn own_seal(manager: &Manager, epoch: Epoch) -> Result<(Promise, Option<AgentView>), tonic::Status> {
     let sealed = manager.inner.acceptor.seal_async(epoch).await;
     let promise = sealed.map_err(|e| tonic::Status::internal(format!("seal epoch {epoch}: {e}")))?;
     let to = manager.target(&manager.inner.me);

@@ -5,8 +5,8 @@ use std::{pin::Pin, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 use super::{Manager, ManagerHandle, founding, seal, view};
 use crate::{
@@ -51,7 +51,6 @@ pub(super) async fn serve(
     let peer = v1::peer_server::PeerServer::new(PeerService { manager: manager.clone() });
     let routing = v1::routing_server::RoutingServer::new(RoutingService { manager: manager.clone() });
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .add_service(raft)
@@ -60,7 +59,7 @@ pub(super) async fn serve(
         .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(MESSAGE_MAX))
         .add_service(health_service)
         .add_service(reflection)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
             let _ = shutdown.wait_for(|stop| *stop).await;
         })
         .await
@@ -91,8 +90,7 @@ impl v1::peer_server::Peer for PeerService {
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
         let report = request.into_inner();
         let to = check(&self.manager, report.to.as_ref())?;
-        let sender: MemberId =
-            to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
+        let sender: MemberId = to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
         let board = &self.manager.inner.board;
         let agent = match report.status.map(convert::agent_view).transpose() {
             Ok(agent) => agent.map(|view| (view, Duration::from_millis(report.age_ms))),

@@ -76,10 +76,7 @@ impl ManagerHandle {
     pub fn seen(&self) -> BTreeMap<MemberId, SeenMember> {
         let state = self.state();
         self.manager.inner.board.situation(&state, self.manager.timings(), |s| {
-            let seen = |m: &MemberId| SeenMember {
-                agent: s.agent(m).cloned(),
-                manager_heard: s.fresh(m).is_some(),
-            };
+            let seen = |m: &MemberId| SeenMember { agent: s.agent(m).cloned(), manager_heard: s.fresh(m).is_some() };
             state.members.keys().map(|m| (m.clone(), seen(m))).collect()
         })
     }
@@ -139,9 +136,7 @@ impl ManagerHandle {
     }
 
     /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.
-    pub fn leader_admin(
-        &self,
-    ) -> Option<(MemberId, v1::admin_client::AdminClient<tonic::transport::Channel>)> {
+    pub fn leader_admin(&self) -> Option<(MemberId, v1::admin_client::AdminClient<tonic::transport::Channel>)> {
         let leader = self.leadership().leader.filter(|l| l != self.me())?;
         let client = self.manager.inner.peers.admin(&leader).ok()?;
         Some((leader, client))

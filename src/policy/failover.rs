@@ -205,10 +205,8 @@ fn fitness(
         return Err(Unfit::Diverged { end: agent.wal_end });
     }
     // A switchover loses nothing: its target must have all the old primary wrote.
-    if let Some(release) = released.filter(|r| r.clean && planned) {
-        if agent.wal_end < release.end {
-            return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
-        }
+    if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
+        return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
     Ok(Candidate { end: agent.wal_end, running, failed_before: failed_before(agent) })
 }

@@ -218,18 +218,10 @@ mod tests {
 
     #[test]
     fn a_transfer_keeps_its_mark() {
-        let mut request = VoteRequest::new(Vote::default_for_test(), Some(id(2, 5)));
+        let vote = vote_in(&v1::Vote { term: 4, node_id: 2, committed: false });
+        let mut request = VoteRequest::new(vote, Some(id(2, 5)));
         request.leadership_transfer = true;
         let back = vote_request_in(&vote_request_out(v1::Target::default(), &request)).unwrap();
         assert_eq!(back, request);
-    }
-
-    trait DefaultForTest {
-        fn default_for_test() -> Self;
-    }
-    impl DefaultForTest for Vote {
-        fn default_for_test() -> Self {
-            vote_in(&v1::Vote { term: 4, node_id: 2, committed: false })
-        }
     }
 }

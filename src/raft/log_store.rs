@@ -329,7 +329,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Some((index, bytes)) if purged.as_ref().is_none_or(|p| p.index < index) => {
                 Some(decode_entry(index, &bytes)?.log_id)
             }
-            _ => purged.clone(),
+            _ => purged,
         };
         Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }

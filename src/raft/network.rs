@@ -222,9 +222,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         // openraft allows every append one heartbeat. Entries wait for the peer's
         // disk, and giving up on a slow one would only add a pause before the same work.
-        let limit = match request.entries.is_empty() {
-            true => option.soft_ttl(),
-            false => option.soft_ttl().max(self.timings.election_min),
+        let limit = if request.entries.is_empty() {
+            option.soft_ttl()
+        } else {
+            option.soft_ttl().max(self.timings.election_min)
         };
         let message = convert::append_out(self.target(), &request);
         let reply = self.call(limit, async move |mut client| client.append(message).await).await?;

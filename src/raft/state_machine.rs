@@ -134,7 +134,7 @@ impl StateMachine {
     }
 
     fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.last_applied.clone(), last_membership: self.membership.clone() }
+        SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
     }
 }
 
@@ -143,7 +143,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.last_applied.clone(), self.membership.clone()))
+        Ok((self.last_applied, self.membership.clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
@@ -156,7 +156,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 EntryPayload::Blank => Applied::Nothing,
                 EntryPayload::Normal(command) => self.apply_command(&command.0)?,
                 EntryPayload::Membership(membership) => {
-                    self.membership = StoredMembership::new(Some(entry.log_id.clone()), membership);
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Applied::Nothing
                 }
             };
@@ -182,7 +182,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {e}")))?;
         let (file, kept) = (Arc::clone(&self.file), meta.clone());
         off_thread(move || file.save(&kept, &snapshot)).await?;
-        self.last_applied = meta.last_log_id.clone();
+        self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.state = Arc::new(state);
         self.published.send_replace(Arc::clone(&self.state));

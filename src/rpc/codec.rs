@@ -154,7 +154,8 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         let problem = format!("format {}, this version reads up to {STATE_FORMAT}", raw.format);
         return Err(Malformed::new("state", problem));
     }
-    let identity = (!raw.cluster_id.is_empty()).then(|| Identity {
+    let founded = !raw.cluster_id.is_empty();
+    let identity = founded.then_some(Identity {
         cluster_id: ClusterId(raw.cluster_id),
         generation: Generation(raw.generation),
         name: raw.name,
@@ -289,7 +290,8 @@ fn encode_record(record: &TimelineRecord) -> v1::TimelineRecord {
 }
 
 fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
-    let switch = raw.complete.then(|| WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
+    let switch =
+        raw.complete.then_some(WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
     TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch }
 }
 

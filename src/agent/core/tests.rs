@@ -44,8 +44,7 @@ fn promote(epoch: u64) -> Event {
 
 fn sight(in_recovery: bool, end: WalPosition) -> Event {
     let history = TimelineHistory::root(end.timeline);
-    let result =
-        Ok(Box::new(Sight { in_recovery, wal_end: end, wal_end_known: true, history, ..Sight::default() }));
+    let result = Ok(Box::new(Sight { in_recovery, wal_end: end, wal_end_known: true, history, ..Sight::default() }));
     Event::Probed { life: 1, result }
 }
 
@@ -144,15 +143,14 @@ fn a_standby_that_lacks_wal_of_the_grant_is_not_promoted() {
 
 #[test]
 fn the_end_of_wal_is_compared_along_the_history() {
-    let two =
-        TimelineHistory { timeline: TimelineId(2), switches: vec![crate::domain::TimelineSwitch {
-            timeline: TimelineId(1),
-            end: Lsn(100),
-        }] };
-    assert!(orders::covers(&two, at(2, 50), at(1, 100)));
-    assert!(!orders::covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
-    assert!(!orders::covers(&two, at(2, 50), at(2, 51)));
-    assert!(!orders::covers(&TimelineHistory::root(TimelineId(1)), at(1, 500), at(2, 50)));
+    let two = TimelineHistory {
+        timeline: TimelineId(2),
+        switches: vec![crate::domain::TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }],
+    };
+    assert!(covers(&two, at(2, 50), at(1, 100)));
+    assert!(!covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
+    assert!(!covers(&two, at(2, 50), at(2, 51)));
+    assert!(!covers(&TimelineHistory::root(TimelineId(1)), at(1, 500), at(2, 50)));
 }
 
 #[test]
