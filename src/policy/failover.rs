@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::{Hold, Situation, Verdict, report::Unfit};
 use crate::{
-    domain::{Epoch, MemberId, Moment, PostgresState, WalPosition, observation::AgentView},
+    domain::{Epoch, MemberId, Moment, PostgresState, TimelineHistory, WalPosition, observation::AgentView},
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
@@ -201,7 +201,7 @@ fn fitness(
         return Err(Unfit::WalEndUnknown);
     }
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !lineage.includes(agent.wal_end) {
+    if !on_history(agent, &lineage) {
         return Err(Unfit::Diverged { end: agent.wal_end });
     }
     // A switchover loses nothing: its target must have all the old primary wrote.
@@ -209,6 +209,13 @@ fn fitness(
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
     Ok(Candidate { end: agent.wal_end, running, failed_before: failed_before(agent) })
+}
+
+/// All WAL of this member is on `lineage`. Equal numbers of timelines are not
+/// equal histories: one promoted by hand may have taken a number that is ours.
+fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
+    let fork = agent.history.fork_from(lineage);
+    fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
 }
 
 fn failed_before(agent: &AgentView) -> bool {

@@ -54,7 +54,8 @@ pub fn complete_late(s: &Situation<'_>) -> Option<Verdict> {
     let there = agent.wal_end_known && agent.wal_end.timeline == reserved && agent.history.timeline == reserved;
     let last = agent.history.switches.last().filter(|_| ours && there)?;
     let switch = WalPosition { timeline: last.timeline, lsn: last.end };
-    let known = s.state.history_of(s.state.newest_complete_timeline()).includes(switch);
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    let known = agent.history.fork_from(&lineage) == Some(switch);
     let complete = Kind::PromotionComplete { member: member.clone(), timeline: reserved, switch };
     known.then_some(Verdict::Propose(complete))
 }
