@@ -537,3 +537,43 @@ fn every_script_prints_what_it_says() {
     }
     assert!(wrong.is_empty(), "\n{wrong}\nUPDATE_EXPECT=1 cargo test --test scenarios writes it into the scripts");
 }
+
+/// The two tables in docs/rules.md are the rules as they are compiled.
+#[test]
+fn the_page_of_rules_is_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rules.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let table = |rules: Vec<(u32, &str)>| {
+        let rows = rules.iter().map(|(id, name)| format!("| {id} | {name} |\n"));
+        format!("| rule | when, and then what |\n| ---: | --- |\n{}", rows.collect::<String>())
+    };
+    let decided = table(policy::RULES.iter().map(|r| (r.id, r.name)).collect());
+    let acted = table(matriarch::reconcile::RULES.iter().map(|r| (r.id, r.name)).collect());
+    let written = between(&between(&page, "policy", &decided), "reconcile", &acted);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&path, &written).unwrap();
+    } else {
+        assert!(written == page, "docs/rules.md is out of date: UPDATE_EXPECT=1 cargo test --test scenarios writes it");
+    }
+}
+
+/// `page` with `text` between its markers called `name`.
+fn between(page: &str, name: &str, text: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+    let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no `{end}`"));
+    format!("{before}{begin}{text}{end}{after}")
+}
+
+#[test]
+fn numbers_of_rules_are_in_order_and_each_rule_fires_in_some_script() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let scripts = fs::read_dir(&dir).unwrap().map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+    let all: String = scripts.collect();
+    let ids: Vec<u32> =
+        policy::RULES.iter().map(|r| r.id).chain(matriarch::reconcile::RULES.iter().map(|r| r.id)).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+    let silent: Vec<&u32> =
+        ids.iter().filter(|id| !all.contains(&format!("(rule {id})")) && !all.contains(&format!("(rule {id} "))).collect();
+    assert_eq!(silent, Vec::<&u32>::new(), "no script shows these rules");
+}
