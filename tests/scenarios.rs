@@ -21,7 +21,7 @@
 //! | `act b` | the next action of b's host |
 //! | `state` | lock, operation, lineage |
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
 
@@ -573,7 +573,9 @@ fn numbers_of_rules_are_in_order_and_each_rule_fires_in_some_script() {
     let ids: Vec<u32> =
         policy::RULES.iter().map(|r| r.id).chain(matriarch::reconcile::RULES.iter().map(|r| r.id)).collect();
     assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
-    let silent: Vec<&u32> =
-        ids.iter().filter(|id| !all.contains(&format!("(rule {id})")) && !all.contains(&format!("(rule {id} "))).collect();
+    let silent: Vec<&u32> = ids
+        .iter()
+        .filter(|id| !all.contains(&format!("(rule {id})")) && !all.contains(&format!("(rule {id} ")))
+        .collect();
     assert_eq!(silent, Vec::<&u32>::new(), "no script shows these rules");
 }

@@ -653,6 +653,10 @@ impl Toy {
         self.settle(i, PostgresState::Primary, Some((end, history)));
         self.hosts[i].view.checkpoint_timeline = timeline;
         self.hosts[i].view.upstream = None;
+        if self.rough && self.dice.one_in(6) {
+            // The worst moment: it has promoted, and nobody was told.
+            self.power_off(i);
+        }
     }
 
     /// An order failed for good: the agent ends its epoch by itself.
