@@ -265,12 +265,24 @@ fn is_of_agent(pid: i32) -> bool {
     line.starts_with("matriarch agent") || line.contains(" guard ") || line.contains("postgres")
 }
 
+/// Asks until the answer is as wanted; shows the last one otherwise.
+fn until_said(host: &Host, command: &str, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + BLOCK;
+    loop {
+        let said = host.ask(command);
+        if wanted(&said) {
+            return said;
+        }
+        assert!(Instant::now() < deadline, "not within {BLOCK:?}: {what}; `{command}` says\n{said}\n{}", host.logs());
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Waits until `status --json` on this host says that all is well.
 fn healthy(host: &Host) -> serde_json::Value {
-    until("a healthy cluster", BLOCK, || {
-        let status: serde_json::Value = serde_json::from_str(&host.ask("matriarch status --json")).ok()?;
-        (status["healthy"] == true).then_some(status)
-    })
+    let parsed = |said: &str| serde_json::from_str::<serde_json::Value>(said).unwrap_or_default();
+    let wanted = |said: &str| parsed(said)["healthy"] == true;
+    parsed(&until_said(host, "matriarch status --json", "a healthy cluster", wanted))
 }
 
 // ---- the test ------------------------------------------------------------------------------------------------
@@ -354,8 +366,10 @@ fn a_foreign_database_is_left_alone(hosts: &mut [Host]) {
     n3.begin(AGENT);
     n3.finish("agent");
 
-    let named = "n3: its data belongs to another cluster: system identifier ";
-    until("a status that names it", BLOCK, || first.ask("matriarch status").contains(named).then_some(()));
+    let named = |status: &str| {
+        status.lines().any(|l| l.starts_with("n3: ") && l.contains("its data belongs to another cluster: system identifier "))
+    };
+    until_said(first, "matriarch status", "the foreign database named", named);
     assert_eq!(first.inside("matriarch status").status.code(), Some(4));
     let explained = first.ask("matriarch explain");
     assert!(explained.contains("the data directory of n3 has system identifier "), "{explained}");
