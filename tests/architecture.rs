@@ -161,13 +161,13 @@ fn arrows() {
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
         agent -> config, domain, guard, lease, postgres, rpc
-        cli -> agent, config, demo, guard, manager, routing, rpc, telemetry
+        cli -> admin, agent, config, demo, guard, manager, routing, rpc, telemetry
         config -> domain
         demo -> rpc, telemetry
         guard -> domain
         lease -> domain, rpc
         main -> cli
-        manager -> admin, config, domain, guard, lease, policy, raft, reconcile, rpc, state, telemetry
+        manager -> config, domain, guard, lease, policy, raft, reconcile, rpc, state, telemetry
         policy -> domain, state
         postgres -> config, domain
         raft -> domain, rpc, state
