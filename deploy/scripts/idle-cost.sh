@@ -20,7 +20,7 @@ parts=(manager agent guard router)
 die() { echo "idle-cost: $*" >&2; exit 1; }
 [ -x "$matriarch" ] || die "$matriarch is not there; build it first: make release"
 if [ -z "${BIN_DIR:-}" ]; then
-    BIN_DIR=$(ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null | sort -V | tail -n 1)
+    BIN_DIR=$( (ls -d /usr/lib/postgresql/*/bin /usr/pgsql-*/bin 2>/dev/null || true) | sort -V | tail -n 1)
 fi
 [ -x "${BIN_DIR:-/none}/initdb" ] || die "no PostgreSQL server found; name it with BIN_DIR"
 
@@ -121,6 +121,8 @@ for host in "${hosts[@]}"; do
         (cd "$dir/$host" && exec "${as_user[@]}" ./matriarch $part --config "$dir/$host/matriarch.toml") \
             >"$dir/$host/$part.log" 2>&1 &
         pid[$host,$part]=$!
+        # No "Killed" for each of them at the end.
+        disown
     done
 done
 
