@@ -367,7 +367,9 @@ fn a_foreign_database_is_left_alone(hosts: &mut [Host]) {
     n3.finish("agent");
 
     let named = |status: &str| {
-        status.lines().any(|l| l.starts_with("n3: ") && l.contains("its data belongs to another cluster: system identifier "))
+        status
+            .lines()
+            .any(|l| l.starts_with("n3: ") && l.contains("its data belongs to another cluster: system identifier "))
     };
     until_said(first, "matriarch status", "the foreign database named", named);
     assert_eq!(first.inside("matriarch status").status.code(), Some(4));
