@@ -97,7 +97,7 @@ pub async fn run<A: Admin>(
         listen: local.manager.listen,
         me: local.id.clone(),
         timings: config.cluster.timings,
-        secret: secret,
+        secret,
         state_dir: dir.clone(),
     })
     .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;
