@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{args::ProcessArgs, complain, config_file, exit, wiring};
 use crate::{
-    config::{Config, Purpose},
+    config::{Config, ConfigError, Purpose},
     telemetry::{self, LEVEL_VARIABLE, events},
 };
 
@@ -86,6 +86,8 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
     runtime.shutdown_timeout(LAST_TASKS);
     match result {
         Ok(()) => exit::OK.into(),
+        // Found before anything was changed, and shown like what is found in the file itself.
+        Err(error) if error.is::<ConfigError>() => complain(&error.to_string(), exit::USAGE).into(),
         Err(error) => {
             let chain = format!("{error:#}");
             tracing::error!(event = events::FAILED, %process, error = chain, "can't go on");

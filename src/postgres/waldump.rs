@@ -46,8 +46,11 @@ impl Instance {
     ) -> Result<Option<Lsn>, PostgresError> {
         let mut last = String::new();
         let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
-        let helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
-        // It always ends with an error: the next record isn't there.
+        let mut helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
+        if let Some(end) = self.files_end(control.wal_segment_bytes, timeline, start) {
+            helper = helper.arg("-e").arg(end.to_string());
+        }
+        // It may end with an error: the next record isn't there.
         helper
             .run_any(|line| {
                 if line.starts_with("rmgr: ") {
@@ -58,6 +61,21 @@ impl Instance {
             .await?;
         Ok(Record::parse(&last).map(|record| record.end(control.wal_page_bytes, control.wal_segment_bytes)))
     }
+
+    /// Where the last of the segment files ends that follow `start` without a gap. When WAL ends
+    /// just there, as after every base backup, pg_waldump would wait five seconds for the next file.
+    fn files_end(&self, segment: u64, timeline: TimelineId, start: Lsn) -> Option<Lsn> {
+        let first = start.0 / segment;
+        let there = |number: &u64| self.pg_wal().join(segment_name(segment, timeline, *number)).exists();
+        let count = (first..).take_while(there).count();
+        (count > 0).then(|| Lsn((first + count as u64) * segment))
+    }
+}
+
+/// The file of the segment with that number, counted from the beginning of WAL.
+fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
+    let per_id = (1 << 32) / segment;
+    format!("{:08X}{:08X}{:08X}", timeline.0, number / per_id, number % per_id)
 }
 
 /// One line of pg_waldump, as far as it is needed.
@@ -105,6 +123,13 @@ mod tests {
 
     fn record(lsn: u64, bytes: u64) -> Record {
         Record { lsn: Lsn(lsn), bytes, switches_segment: false }
+    }
+
+    #[test]
+    fn a_segment_has_a_name_of_three_parts() {
+        assert_eq!(segment_name(16 << 20, TimelineId(2), 5), "000000020000000000000005");
+        assert_eq!(segment_name(16 << 20, TimelineId(0x1F), 256), "0000001F0000000100000000");
+        assert_eq!(segment_name(1 << 30, TimelineId(1), 7), "000000010000000100000003");
     }
 
     #[test]
