@@ -2,7 +2,9 @@
 //! wait for the end of a tree, make a stopped data directory safe and read it.
 
 use std::{
-    path::PathBuf,
+    fs,
+    io::{Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -220,6 +222,20 @@ pub fn kill_foreign(instance: &Instance) -> Result<(), String> {
     tracing::warn!(pid, "a PostgreSQL without a guard runs in the data directory, killing it");
     let killed = guard::kill_tree_of_foreign_postmaster(pid.unsigned_abs(), instance.data_dir());
     killed.map(|_| ()).map_err(said)
+}
+
+/// The last FATAL or PANIC near the end of a log.
+pub fn last_words(log: &Path) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(8192))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(8192).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let cry = |line: &&str| line.contains(" FATAL: ") || line.contains(" PANIC: ");
+    let line = text.lines().rev().find(cry)?;
+    let from = line.find(" FATAL: ").or_else(|| line.find(" PANIC: "))?;
+    Some(line[from + 1..].to_owned())
 }
 
 async fn signal(guard: &GuardHandle, signal: PostmasterSignal) -> Result<(), String> {

@@ -5,10 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{
-    core::{Event, Sight},
-    process::Wake,
-};
+use super::{core::Sight, process::Wake};
 use crate::{
     domain::{TimelineHistory, TimelineId},
     postgres::{Instance, Probe, ProbeError, Session},
@@ -43,7 +40,7 @@ pub async fn run(
             continue;
         };
         let result = prober.probe(current.life).await;
-        if wakes.send(Wake::Core(Event::Probed { life: current.life, result })).is_err() {
+        if wakes.send(Wake::Probed { life: current.life, asked: current.asked, result }).is_err() {
             return;
         }
         // A change of plan is a reason to look at once: something began or ended, or someone asked.
@@ -67,11 +64,11 @@ impl Prober {
             (self.life, self.session, self.history) = (life, None, None);
         }
         let probe = self.instance.probe(&mut self.session, self.deadline).await.map_err(|e| words(&e))?;
-        let history = self.history(probe.wal_end.timeline).await?;
+        let history = self.history(probe.wal_end.timeline)?;
         Ok(Box::new(sight(probe, history)))
     }
 
-    async fn history(&mut self, timeline: TimelineId) -> Result<TimelineHistory, String> {
+    fn history(&mut self, timeline: TimelineId) -> Result<TimelineHistory, String> {
         if let Some(known) = self.history.as_ref().filter(|h| h.timeline == timeline) {
             return Ok(known.clone());
         }

@@ -4,7 +4,10 @@
 use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,9 +19,10 @@ use tokio::{
 
 use super::{
     core::{
-        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Start, TaskEnd, Tree,
+        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start, TaskEnd,
+        Tree,
     },
-    hands::{Hands, chain, kill_foreign, read_disk, said},
+    hands::{Hands, blocking, chain, kill_foreign, last_words, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
     status::{Identity, essence, status},
@@ -47,6 +51,15 @@ const AT_LEAST: Duration = Duration::from_millis(900);
 pub enum Wake {
     /// Something the rules want to know.
     Core(Event),
+    /// A probe ended.
+    Probed {
+        /// Of which postmaster.
+        life: u64,
+        /// The last request it began after.
+        asked: u64,
+        /// What it saw.
+        result: Result<Box<Sight>, String>,
+    },
     /// A task started a postmaster.
     Guarded {
         /// Its number.
@@ -66,7 +79,7 @@ struct Agent {
     task: Option<JoinHandle<()>>,
     plan: watch::Sender<Option<Plan>>,
     asked: u64,
-    probes_wanted: Vec<oneshot::Sender<Result<v1::AgentStatus, String>>>,
+    probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
     statuses: watch::Sender<v1::AgentStatus>,
     sequence: u64,
     essence: v1::AgentStatus,
@@ -94,7 +107,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
     let Some(local) = config.member.clone() else {
         anyhow::bail!("{}: no [member]: this host has no PostgreSQL to control", config.file.display());
     };
-    let (mut agent, mut wakes) = Agent::open(&config, &local, exe).await?;
+    let (mut agent, mut wakes) = Agent::open(&config, &local, exe)?;
     let listener = Listener::open(&local.agent.listen).await?;
     agent.await_first_probe(&mut wakes).await?;
     let (ask_sender, mut asks) = mpsc::channel(64);
@@ -111,7 +124,10 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
                 ended.context("the gRPC server broke off")?.context("the gRPC server ended")?;
                 anyhow::bail!("the gRPC server ended");
             }
-            () = tokio::time::sleep(pause) => agent.wake(Wake::Core(Event::Tick))?,
+            () = tokio::time::sleep(pause) => {
+                agent.wake(Wake::Core(Event::Tick))?;
+                agent.look_for_strangers();
+            }
         }
         agent.publish_if_due();
     }
@@ -121,7 +137,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
 }
 
 impl Agent {
-    async fn open(
+    fn open(
         config: &Config,
         local: &LocalMember,
         exe: PathBuf,
@@ -129,9 +145,9 @@ impl Agent {
         refuse_root()?;
         private_dir(&local.agent.runtime_dir).context("agent.runtime_dir")?;
         let instance = Instance::new(&local.postgresql, &local.id, &config.cluster.members, &local.agent);
+        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
         let (store, durable) =
             Store::open(&local.agent.state_dir, &local.postgresql.data_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
-        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
         let holder = HolderThread::spawn(HolderOptions {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
@@ -237,6 +253,15 @@ impl Agent {
         self.wake(Wake::Core(first))
     }
 
+    fn hear_guard(&mut self) -> anyhow::Result<()> {
+        let Some(guard) = &self.guard else { return Ok(()) };
+        let event = guard_event(self.core.life(), &guard.state().borrow());
+        match self.core.tree() {
+            Tree::Empty => Ok(()),
+            Tree::Running { .. } | Tree::Ending => self.wake(Wake::Core(event)),
+        }
+    }
+
     /// Whoever asks first shall not hear that a healthy primary is starting.
     async fn await_first_probe(&mut self, wakes: &mut mpsc::UnboundedReceiver<Wake>) -> anyhow::Result<()> {
         let until = tokio::time::Instant::now() + Duration::from_secs(1);
@@ -253,17 +278,27 @@ impl Agent {
     fn wake(&mut self, wake: Wake) -> anyhow::Result<()> {
         match wake {
             Wake::Core(event) => {
+                if matches!(event, Event::Done(_)) {
+                    // The task may know of the end of a postmaster before its watcher has told the rules.
+                    self.hear_guard()?;
+                }
                 let gone = matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
                     if *life == self.core.life());
                 if gone {
                     self.hands.sink_to_nobody();
                 }
-                let probed = matches!(event, Event::Probed { .. });
+                let event = with_last_words(event, &self.hands);
                 let effects = self.core.step(event, now(self.began));
                 self.perform(effects, None)?;
-                if probed {
-                    self.after_probe();
-                }
+            }
+            Wake::Probed { life, asked, result } => {
+                let failed = result.as_ref().err().cloned();
+                let effects = self.core.step(Event::Probed { life, result }, now(self.began));
+                self.perform(effects, None)?;
+                self.discard_what_was_kept_aside();
+                // What was seen earlier is no answer to who asks where WAL ends now.
+                let stale = failed.filter(|_| self.core.sight().is_some());
+                self.answer_probes(asked, stale);
             }
             Wake::Guarded { life, handle } => {
                 let effects = self.core.step(Event::Spawned { life }, now(self.began));
@@ -300,12 +335,8 @@ impl Agent {
             Ask::Probe(to, reply) => match self.core.admit(&to) {
                 Ok(learned) => {
                     self.perform(learned, None)?;
-                    self.probes_wanted.push(reply);
-                    if matches!(self.core.tree(), Tree::Running { .. }) {
-                        self.asked += 1;
-                    } else {
-                        self.answer_probes();
-                    }
+                    self.asked += 1;
+                    self.probes_wanted.push((self.asked, reply));
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },
@@ -423,8 +454,7 @@ impl Agent {
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 
-    fn after_probe(&mut self) {
-        self.answer_probes();
+    fn discard_what_was_kept_aside(&mut self) {
         let streams = self.core.sight().is_some_and(|s| s.streaming);
         if streams && self.discarded_life != self.core.life() && self.core.work().is_none() {
             self.discarded_life = self.core.life();
@@ -438,14 +468,40 @@ impl Agent {
         }
     }
 
-    fn answer_probes(&mut self) {
-        if self.probes_wanted.is_empty() {
+    /// A PostgreSQL that somebody started by hand is nobody's standby and nobody's primary.
+    fn look_for_strangers(&self) {
+        let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
+        if !quiet || self.hands.instance.running_pid().is_none() {
+            return;
+        }
+        let (hands, life) = (self.hands.clone(), self.core.life());
+        tokio::spawn(async move {
+            let _works = hands.data_dir.lock().await;
+            if hands.life.load(Ordering::SeqCst) != life {
+                return;
+            }
+            let instance = hands.instance.clone();
+            if let Ok(Err(error)) | Err(error) = blocking(move || kill_foreign(&instance)).await {
+                tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
+            }
+        });
+    }
+
+    /// Answers every request that the probe began after.
+    fn answer_probes(&mut self, asked: u64, stale: Option<String>) {
+        if !self.probes_wanted.iter().any(|(number, _)| *number <= asked) {
             return;
         }
         self.publish();
-        let fresh = self.statuses.borrow().clone();
-        for reply in self.probes_wanted.drain(..) {
-            let _ = reply.send(Ok(fresh.clone()));
+        let fresh = match stale {
+            None => Ok(self.statuses.borrow().clone()),
+            Some(why) => Err(why),
+        };
+        let (due, later) = self.probes_wanted.drain(..).partition(|(number, _)| *number <= asked);
+        self.probes_wanted = later;
+        let due: Vec<_> = due;
+        for (_, reply) in due {
+            let _ = reply.send(fresh.clone());
         }
     }
 
@@ -459,7 +515,7 @@ impl Agent {
             changed
         });
         if plan.is_none() {
-            self.answer_probes();
+            self.answer_probes(self.asked, None);
         }
         if self.publish_at.is_none() && essence(&self.status()) != self.essence {
             self.publish_at = Some(Instant::now() + DEBOUNCE);
@@ -540,6 +596,19 @@ fn guard_event(life: u64, state: &GuardState) -> Event {
         }
     };
     Event::Guard { life, postmaster }
+}
+
+/// An exit code says little; PostgreSQL's last complaint in its log says why.
+fn with_last_words(event: Event, hands: &Hands) -> Event {
+    let Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } } = event else {
+        return event;
+    };
+    let log = hands.runtime_dir.join("postgres.log");
+    let exit = match last_words(&log) {
+        Some(words) if exit.starts_with("exit code") && exit != "exit code 0" => format!("{exit}, {words}"),
+        _ => exit,
+    };
+    Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } }
 }
 
 fn lease_sight(view: &HolderView) -> LeaseSight {

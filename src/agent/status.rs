@@ -3,7 +3,7 @@
 use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
-        MemberId,
+        MemberId, TimelineId,
         observation::{AgentView, LeaseView},
     },
     rpc::{convert, v1},
@@ -37,7 +37,11 @@ fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView 
         Some(Disk::Present(facts)) => Some(facts),
         _ => None,
     };
-    let checkpoint_timeline = sight.map(|s| s.checkpoint_timeline).or(facts.map(|f| f.checkpoint_timeline));
+    let checkpoint_timeline = match (sight, facts) {
+        (Some(sight), _) => sight.checkpoint_timeline,
+        (None, Some(facts)) => facts.checkpoint_timeline,
+        (None, None) => TimelineId::default(),
+    };
     AgentView {
         member: identity.member.clone(),
         session: identity.session,
@@ -59,7 +63,7 @@ fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView 
         work: core.work().cloned(),
         last_order: core.last_order().cloned(),
         standbys: sight.map(|s| s.standbys.clone()).unwrap_or_default(),
-        checkpoint_timeline: checkpoint_timeline.unwrap_or_default(),
+        checkpoint_timeline,
         checkpoints_done: core.checkpoints_done(),
         guard: guard(core.tree(), adopted).to_owned(),
         problem: core.problem().map(str::to_owned),

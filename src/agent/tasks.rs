@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::{Epoch, Generation, TimelineHistory, moment::TwoClocks},
-    guard::{GuardHandle, GuardState, PostmasterSignal, sys::two_clocks},
+    guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Progress, Session, Upstream},
 };
@@ -195,24 +195,28 @@ impl Job {
     async fn take_lease(&self, tenure: &Tenure, guard: &GuardHandle) -> Result<(), String> {
         let hands = &self.hands;
         // A guard that doesn't answer now won't take the deadline either.
-        refresh(guard).await?;
+        let handle = guard.clone();
+        blocking(move || handle.refresh().map_err(said)).await??;
         hands.sink_to(guard)?;
         hands.holder.hold(tenure.epoch, tenure.timeline);
-        self.await_lease(tenure).await?;
-        let state = refresh(guard).await?;
-        match state.deadline {
-            Some(_) if state.epoch == tenure.epoch => Ok(()),
-            _ => Err("the guard has no deadline of this epoch".to_owned()),
+        let deadline = self.await_lease(tenure).await?;
+        // The holder's own word to the guard may still be on its way; nothing is promoted before this one is confirmed.
+        let (handle, epoch) = (guard.clone(), tenure.epoch);
+        match blocking(move || handle.arm(epoch, deadline)).await? {
+            true => Ok(()),
+            false => Err("the guard did not take the deadline of this epoch".to_owned()),
         }
     }
 
-    async fn await_lease(&self, tenure: &Tenure) -> Result<(), String> {
+    async fn await_lease(&self, tenure: &Tenure) -> Result<TwoClocks, String> {
         let mut view = self.hands.holder.view();
         let decided = view.wait_for(|v| v.epoch == tenure.epoch && is_settled(v));
         match tokio::time::timeout(self.hands.timings.grant * 2, decided).await {
             Err(_) => Err("no majority of the managers answered for the lease".to_owned()),
             Ok(Err(_)) => Err("the lease holder's thread has ended".to_owned()),
-            Ok(Ok(view)) if view.phase == lease::Phase::Held => Ok(()),
+            Ok(Ok(view)) if view.phase == lease::Phase::Held => {
+                view.deadline.ok_or_else(|| "the lease has no deadline".to_owned())
+            }
             Ok(Ok(view)) => Err(format!("the lease was not to be had: {:?}", view.phase)),
         }
     }
@@ -403,11 +407,6 @@ fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool 
     older == before.history.switches.as_slice()
         && last.timeline == before.wal_end.timeline
         && last.end >= before.replay_lsn
-}
-
-async fn refresh(guard: &GuardHandle) -> Result<GuardState, String> {
-    let handle = guard.clone();
-    blocking(move || handle.refresh().map_err(said)).await?
 }
 
 /// Writes a checkpoint.

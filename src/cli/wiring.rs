@@ -13,7 +13,7 @@ pub(super) fn guard() -> ExitCode {
 
 /// Runs a manager until `shutdown` turns true.
 pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    crate::manager::run(config, shutdown).await
+    crate::manager::run(config, shutdown, crate::admin::AdminService::new).await
 }
 
 /// Runs an agent until `shutdown` turns true.

@@ -20,10 +20,19 @@ pub(crate) fn ms(d: Duration) -> f64 {
     d.as_micros() as f64 / 1000.0
 }
 
-/// From the fault to the first acknowledgement of a write that began after it.
-pub(crate) fn recovery(attempts: &[Attempt], writer: &str, fault: Instant) -> Option<Duration> {
-    let good = attempts.iter().filter(|a| &*a.writer == writer && a.begun >= fault && a.is_acked());
+/// From the fault to the first acknowledgement of a write that began after it,
+/// by any server but the life `not_by`: where the fault ends a server's life,
+/// what its last processes still acknowledge while they die is no recovery.
+pub(crate) fn recovery(attempts: &[Attempt], writer: &str, fault: Instant, not_by: Option<&str>) -> Option<Duration> {
+    let by = |server: &str| not_by != Some(server);
+    let good = attempts.iter().filter(|a| &*a.writer == writer && a.begun >= fault && a.server().is_some_and(by));
     good.map(|a| a.ended - fault).min()
+}
+
+/// The server, in its life, that acknowledged last.
+pub(crate) fn last_server(attempts: &[Attempt]) -> Option<Arc<str>> {
+    let acked = attempts.iter().rev().filter(|a| !a.is_probe());
+    acked.filter_map(|a| if let Outcome::Acked(server) = &a.outcome { Some(server.clone()) } else { None }).next()
 }
 
 /// The longest time between two acknowledgements of that writer, from the last
@@ -163,9 +172,14 @@ mod tests {
         ];
         let list = attempts(zero, &list);
         let fault = zero + Duration::from_millis(100);
-        assert_eq!(recovery(&list, ROUTED, fault), Some(Duration::from_millis(600)));
-        assert_eq!(recovery(&list, MULTI_HOST, fault), Some(Duration::from_millis(400)));
-        assert_eq!(recovery(&list, "nobody", fault), None);
+        assert_eq!(recovery(&list, ROUTED, fault, None), Some(Duration::from_millis(600)));
+        assert_eq!(recovery(&list, MULTI_HOST, fault, None), Some(Duration::from_millis(400)));
+        assert_eq!(recovery(&list, "nobody", fault, None), None);
+        let early = zero + Duration::from_millis(80);
+        assert_eq!(recovery(&list, ROUTED, early, None), Some(Duration::from_millis(15)));
+        assert_eq!(recovery(&list, ROUTED, early, Some("a")), Some(Duration::from_millis(620)));
+        assert_eq!(last_server(&list[..2]).as_deref(), Some("a"));
+        assert_eq!(last_server(&[]), None);
         let end = zero + Duration::from_millis(710);
         assert_eq!(longest_gap(&list, ROUTED, fault, end), Some(Duration::from_millis(570)));
         assert_eq!(longest_gap(&list, ROUTED, fault, end + Duration::from_secs(9)), Some(Duration::from_millis(9008)));

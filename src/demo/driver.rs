@@ -69,7 +69,7 @@ impl Driver {
         let workload = Workload::start(&cluster.layout)?;
         let driver = Driver { cluster, watcher, workload, story: story.clone(), runs: 0 };
         for writer in [ROUTED, MULTI_HOST] {
-            driver.wait_for_write(writer, began, WRITE_DEADLINE).await?;
+            driver.wait_for_write(writer, began, None).await?;
         }
         story.say("two clients write: one through the router of their own host, one with a multi-host string");
         Ok(driver)
@@ -87,16 +87,18 @@ impl Driver {
 
         let primary = before.primary.clone();
         let postmaster = self.cluster.postmaster(&primary).ok();
+        let old = checker::last_server(&self.workload.journal.since(Instant::now() - BEFORE));
+        let old = old.filter(|_| fault.ends_the_server());
         self.story.say(fault.sentence(&primary));
         let began = fault.inject(&self.cluster, &self.watcher, &before).await;
         let began = began.with_context(|| format!("inject {fault}"))?;
-        let resumed = self.wait_for_write(ROUTED, began, WRITE_DEADLINE).await;
+        let resumed = self.wait_for_write(ROUTED, began, old.as_deref()).await;
         let marks = self.watcher.marks(began, before.epoch).earliest(self.logged_marks(began));
         match &resumed {
             Ok(rto) => self.story.say(format!("writes through the router go on {:.0} ms after the fault", ms(*rto))),
             Err(e) => self.story.say(format!("{e:#}")),
         }
-        let multi_host = self.wait_for_write(MULTI_HOST, began, WRITE_DEADLINE).await.ok();
+        let multi_host = self.wait_for_write(MULTI_HOST, began, old.as_deref()).await.ok();
         tokio::time::sleep_until((began + AFTER).into()).await;
 
         let (rejoin, mut outcome) = self.mend(fault, &primary, postmaster, began).await;
@@ -106,6 +108,10 @@ impl Driver {
         let end = Instant::now();
         let after = self.watcher.status().unwrap_or_default();
         let attempts = self.workload.journal.since(began - BEFORE);
+        if fault == Fault::Switchover && outcome == RECOVERED && after.primary == primary {
+            let why = after.last_operation.as_ref().map_or("no reason is known", |o| o.reason.as_str());
+            outcome = format!("the primary is the same as before: {why}");
+        }
         let lost = match checker::lost(&self.cluster.layout, &after.primary, &attempts).await {
             Ok(lost) => lost,
             Err(e) => {
@@ -185,10 +191,11 @@ impl Driver {
         healthy(&self.cluster, &self.watcher, deadline).await
     }
 
-    /// Waits for the writer's first acknowledgement of a write begun after `since`.
-    async fn wait_for_write(&self, writer: &str, since: Instant, deadline: Duration) -> Result<Duration> {
+    /// Waits for the writer's first acknowledgement of a write begun after `since`, not by the server `not_by`.
+    async fn wait_for_write(&self, writer: &str, since: Instant, not_by: Option<&str>) -> Result<Duration> {
+        let deadline = WRITE_DEADLINE;
         loop {
-            if let Some(took) = checker::recovery(&self.workload.journal.since(since), writer, since) {
+            if let Some(took) = checker::recovery(&self.workload.journal.since(since), writer, since, not_by) {
                 return Ok(took);
             }
             if since.elapsed() > deadline {
@@ -263,7 +270,10 @@ async fn healed(
         let status = answers.borrow_and_update().clone();
         complaints = watcher::complaints(status.as_ref(), cluster.layout.members.len());
         match (complaints.is_empty(), since, status) {
-            (true, Some(first), Some(status)) => return Ok((first - from, status)),
+            (true, Some(first), Some(status)) => {
+                let well = watcher.well_since().unwrap_or(first);
+                return Ok((well.saturating_duration_since(from), status));
+            }
             (true, ..) => since = Some(Instant::now()),
             (false, ..) => since = None,
         }

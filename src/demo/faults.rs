@@ -52,6 +52,12 @@ impl Fault {
         }
     }
 
+    /// The server that is primary must end or be demoted: only another one, or the
+    /// same after a new start, can be the recovery.
+    pub(crate) fn ends_the_server(self) -> bool {
+        matches!(self, Fault::KillHost | Fault::KillPostgres | Fault::Switchover)
+    }
+
     /// Does it. Returns the moment it began.
     pub(crate) async fn inject(self, cluster: &Cluster, watcher: &Watcher, before: &StatusReply) -> Result<Instant> {
         let primary = before.primary.as_str();

@@ -131,7 +131,8 @@ fn names(pid: i32, dir: &Path) -> bool {
     String::from_utf8_lossy(&line).contains(&wanted)
 }
 
-/// Kills what `select` finds until it finds nothing more: one pass is not
+/// Kills what `select` finds until it finds nothing more, and leaves the reaping
+/// to whoever wants to know how each ended. One pass is not
 /// enough, because a process may fork between the look and the kill.
 pub(crate) fn kill_until_none(select: impl Fn() -> Vec<i32>, deadline: Duration) -> Result<()> {
     let start = Instant::now();
@@ -144,7 +145,6 @@ pub(crate) fn kill_until_none(select: impl Fn() -> Vec<i32>, deadline: Duration)
         if start.elapsed() > deadline {
             bail!("processes {pids:?} are still there {deadline:?} after SIGKILL");
         }
-        reap();
         thread::sleep(Duration::from_millis(5));
     }
 }

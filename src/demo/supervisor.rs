@@ -104,7 +104,8 @@ impl Supervisor {
         for ((_, role), service) in table.services.iter_mut().filter(|((h, _), _)| h == host) {
             service.wanted = true;
             service.quick_ends = 0;
-            if service.pid.is_none() {
+            // One that was killed a moment ago may not be reaped yet.
+            if !service.pid.is_some_and(processes::is_alive) {
                 service.start().with_context(|| format!("start the {role} of {host}"))?;
             }
         }

@@ -42,6 +42,7 @@ pub(crate) struct Watcher {
     latest: watch::Receiver<Option<StatusReply>>,
     sightings: Arc<Mutex<Vec<Sighting>>>,
     close: Arc<AtomicBool>,
+    well_since: Arc<Mutex<Option<Instant>>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -72,12 +73,13 @@ impl Watcher {
         let (sender, latest) = watch::channel(None);
         let sightings = Arc::new(Mutex::new(Vec::new()));
         let close = Arc::new(AtomicBool::new(false));
-        let mut tasks = vec![tokio::spawn(follow_status(managers.clone(), sender))];
+        let well_since = Arc::new(Mutex::new(None));
+        let mut tasks = vec![tokio::spawn(follow_status(managers.clone(), sender, well_since.clone()))];
         for manager in &managers {
             tasks.push(tokio::spawn(follow_routing(manager.clone(), sightings.clone())));
             tasks.push(tokio::spawn(look_closely(manager.clone(), sightings.clone(), close.clone())));
         }
-        Ok(Watcher { managers, latest, sightings, close, tasks })
+        Ok(Watcher { managers, latest, sightings, close, well_since, tasks })
     }
 
     /// The newest state of the cluster; `None` when nobody answers.
@@ -85,7 +87,12 @@ impl Watcher {
         self.latest.borrow().clone()
     }
 
-    /// A receiver of the same.
+    /// Since when every answer has said that all is well.
+    pub(crate) fn well_since(&self) -> Option<Instant> {
+        *self.well_since.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A receiver of [`Watcher::status`].
     pub(crate) fn receiver(&self) -> watch::Receiver<Option<StatusReply>> {
         self.latest.clone()
     }
@@ -136,7 +143,11 @@ async fn status(channel: &Channel, local: bool, deadline: Duration) -> Option<St
     Some(timeout(deadline, call).await.ok()?.ok()?.into_inner())
 }
 
-async fn follow_status(managers: Vec<Manager>, sender: watch::Sender<Option<StatusReply>>) {
+async fn follow_status(
+    managers: Vec<Manager>,
+    sender: watch::Sender<Option<StatusReply>>,
+    well_since: Arc<Mutex<Option<Instant>>>,
+) {
     let mut good = 0;
     loop {
         let mut reply = None;
@@ -147,6 +158,11 @@ async fn follow_status(managers: Vec<Manager>, sender: watch::Sender<Option<Stat
                 good = index;
                 break;
             }
+        }
+        let well = complaints(reply.as_ref(), managers.len()).is_empty();
+        {
+            let mut since = well_since.lock().unwrap_or_else(|e| e.into_inner());
+            *since = well.then(|| since.unwrap_or_else(Instant::now));
         }
         sender.send_replace(reply);
         tokio::time::sleep(PERIOD).await;

@@ -28,8 +28,12 @@ const PACE: Duration = Duration::from_millis(5);
 const PROBE_PACE: Duration = Duration::from_millis(40);
 /// Pause after an error, before connecting again.
 const BACKOFF: Duration = Duration::from_millis(10);
-/// A connection or a write that takes longer is given up.
+/// A write that takes longer is given up.
 const DEADLINE: Duration = Duration::from_secs(1);
+/// The router holds a new connection until there is a primary.
+const ROUTED_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// A server in the multi-host string that doesn't answer within this is passed over.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
 const INSERT: &str = "insert into demo_writes (writer, seq) values ($1, $2) returning server";
 const TABLE: &str = "create table if not exists demo_writes (
@@ -72,9 +76,14 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// Who acknowledged the write.
+    pub fn server(&self) -> Option<&str> {
+        if let Outcome::Acked(server) = &self.outcome { Some(server) } else { None }
+    }
+
     /// The write was acknowledged.
     pub fn is_acked(&self) -> bool {
-        matches!(self.outcome, Outcome::Acked(_))
+        self.server().is_some()
     }
 
     /// It was made by a direct probe, which counts only for who accepts writes.
@@ -134,15 +143,18 @@ impl Workload {
     pub(crate) fn start(layout: &Layout) -> Result<Workload> {
         let journal = Journal::default();
         let mut tasks = Vec::new();
-        let writers = [(ROUTED, routed(layout), 1), (MULTI_HOST, multi_host(layout)?, layout.members.len() as u32)];
-        for (name, config, hosts) in writers {
-            let writer = Writer { name: name.into(), config, hosts, seq: 0, journal: journal.clone() };
+        let writers = [
+            (ROUTED, routed(layout), ROUTED_CONNECT_DEADLINE),
+            (MULTI_HOST, multi_host(layout)?, CONNECT_DEADLINE * layout.members.len() as u32),
+        ];
+        for (name, config, connect) in writers {
+            let writer = Writer { name: name.into(), config, connect, seq: 0, journal: journal.clone() };
             tasks.push(tokio::spawn(writer.run()));
         }
         for member in &layout.members {
             let name = format!("{PROBE}-{}", member.name).into();
             let config = local(layout, member.runtime_dir(), member.postgres_port);
-            let writer = Writer { name, config, hosts: 1, seq: 0, journal: journal.clone() };
+            let writer = Writer { name, config, connect: CONNECT_DEADLINE, seq: 0, journal: journal.clone() };
             tasks.push(tokio::spawn(writer.run_probe()));
         }
         Ok(Workload { journal, tasks })
@@ -151,7 +163,7 @@ impl Workload {
 
 fn base(user: &str, password: &str) -> Config {
     let mut config = Config::new();
-    config.user(user).password(password).connect_timeout(DEADLINE).tcp_user_timeout(DEADLINE);
+    config.user(user).password(password).connect_timeout(ROUTED_CONNECT_DEADLINE).tcp_user_timeout(DEADLINE);
     config.application_name("matriarch demo").keepalives(false);
     config
 }
@@ -238,7 +250,7 @@ pub(crate) async fn prepare(layout: &Layout, primary: &str) -> Result<()> {
 struct Writer {
     name: Arc<str>,
     config: Config,
-    hosts: u32,
+    connect: Duration,
     seq: i64,
     journal: Journal,
 }
@@ -296,7 +308,7 @@ impl Writer {
 
     async fn attempt(&self, session: &mut Option<Session>) -> Outcome {
         if session.is_none() {
-            match timeout(DEADLINE * self.hosts, connect(&self.config)).await {
+            match timeout(self.connect, connect(&self.config)).await {
                 Ok(Ok(new)) => *session = Some(new),
                 Ok(Err(e)) => return Outcome::Failed(format!("connect: {}", chain(&e))),
                 Err(_) => return Outcome::Failed("connect: given up".to_owned()),
@@ -403,7 +415,7 @@ mod tests {
 
     async fn until_acked(journal: &Journal, writers: &[&str], since: Instant) {
         for writer in writers {
-            while checker::recovery(&journal.since(since), writer, since).is_none() {
+            while checker::recovery(&journal.since(since), writer, since, None).is_none() {
                 assert!(since.elapsed() < Duration::from_secs(30), "{writer} does not write: {journal:?}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

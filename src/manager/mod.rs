@@ -39,7 +39,7 @@ use crate::{
     domain::MemberId,
     lease::{AcceptorHandle, AcceptorOptions, AcceptorThread},
     raft::{Node, NodeOptions},
-    rpc::v1,
+    rpc::v1::{self, admin_server::Admin},
 };
 
 /// What every part of a manager shares. Cheap to clone.
@@ -59,12 +59,17 @@ struct Inner {
     founding: founding::FoundingGate,
 }
 
-/// Runs the manager of this host until `shutdown` or a fatal error.
+/// Runs the manager of this host until `shutdown` or a fatal error, with the
+/// face for operators that `admin` makes over it.
 ///
 /// # Errors
 /// What kept it from starting, or why it had to end. A storage error of Raft
 /// ends the process: a failed fsync is never retried.
-pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub async fn run<A: Admin>(
+    config: Config,
+    shutdown: watch::Receiver<bool>,
+    admin: impl FnOnce(ManagerHandle) -> A,
+) -> anyhow::Result<()> {
     let local = config.member.clone().context("this configuration names no [member]")?;
     let member = config.find(&local.id).cloned().context("[member] id is not in cluster.members")?;
     let dir = &local.manager.state_dir;
@@ -105,7 +110,8 @@ pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Res
             config,
         }),
     };
-    manager.serve(dir, shutdown).await
+    let admin = admin(ManagerHandle::new(manager.clone()));
+    manager.serve(dir, admin, shutdown).await
 }
 
 impl Manager {
@@ -125,10 +131,15 @@ impl Manager {
         )
     }
 
-    async fn serve(&self, dir: &std::path::Path, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    async fn serve<A: Admin>(
+        &self,
+        dir: &std::path::Path,
+        admin: A,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
         let listener = service::bind(self).await?;
         let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(service::serve(self.clone(), listener, shutdown.clone()));
+        tasks.spawn(service::serve(self.clone(), admin, listener, shutdown.clone()));
         tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
         tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));

@@ -58,6 +58,8 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
                 let at = manager.inner.board.now();
                 manager.inner.board.update(|facts| {
                     if facts.sealing == epoch {
+                        // The wait for more WAL counts from the first answer, not from its repetitions.
+                        let at = facts.seals.get(&member).map_or(at, |first| first.at);
                         facts.seals.insert(member.clone(), Seal { promise, at, agent });
                     }
                 });

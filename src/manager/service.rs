@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, ManagerHandle, founding, seal, view};
+use super::{Manager, founding, seal, view};
 use crate::{
     domain::{Epoch, MemberId},
     rpc::{convert, v1},
@@ -26,8 +26,9 @@ pub(super) async fn bind(manager: &Manager) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address} (manager.listen)"))
 }
 
-pub(super) async fn serve(
+pub(super) async fn serve<A: v1::admin_server::Admin>(
     manager: Manager,
+    admin: A,
     listener: TcpListener,
     mut shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -47,7 +48,6 @@ pub(super) async fn serve(
             Err(Status::unavailable("this manager has no Raft log and has not seen every member empty"))
         }
     });
-    let admin = crate::admin::AdminService::new(ManagerHandle::new(manager.clone()));
     let peer = v1::peer_server::PeerServer::new(PeerService { manager: manager.clone() });
     let routing = v1::routing_server::RoutingServer::new(RoutingService { manager: manager.clone() });
     tonic::transport::Server::builder()

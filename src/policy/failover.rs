@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use super::{Hold, Situation, Verdict, report::Unfit};
 use crate::{
-    domain::{Epoch, MemberId, Moment, PostgresState, WalPosition, observation::AgentView},
+    domain::{Epoch, MemberId, Moment, PostgresState, TimelineHistory, WalPosition, observation::AgentView},
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
@@ -46,7 +46,10 @@ pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
 pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Granted { epoch, member, phase, .. } = &s.state.lock else { return None };
     let overdue = *phase == GrantPhase::Promoting && s.now.since(s.since.lock) > s.timings.promote;
-    let lapsed = voters_without_promise(s, *epoch, overdue);
+    // Only the holder of a lease leaves recovery: then the epoch was renewed, though a
+    // voter that was restarted since knows nothing of it.
+    let sought = overdue || *phase != GrantPhase::Promoting;
+    let lapsed = voters_without_promise(s, *epoch, sought);
     let needed = s.majority();
     if lapsed >= needed {
         let reason = if overdue {
@@ -61,14 +64,14 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed, needed }))
 }
 
-/// Voters that report no promise left for `epoch`. One that never acknowledged
-/// a renewal of it counts only once the promotion is overdue.
-fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, overdue: bool) -> usize {
+/// Voters that report no promise left for `epoch`. One that does not know of a
+/// renewal of it counts only when there must have been one, or should have been by now.
+fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> usize {
     let without = |member: &&MemberId| {
         s.fresh(member).is_some_and(|o| {
             let p = o.promise;
             let renewed = p.epoch == epoch && p.renewed;
-            p.lapsed && (renewed || overdue)
+            p.lapsed && (renewed || sought)
         })
     };
     s.state.members.keys().filter(without).count()
@@ -148,8 +151,9 @@ pub fn successor(
 ) -> Result<(MemberId, WalPosition), Hold> {
     let mut why = Vec::new();
     let mut fit = Vec::new();
+    let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
     for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
-        match fitness(s, member, released, forced.is_some()) {
+        match fitness(s, member, released, planned) {
             Ok(candidate) => fit.push((member, candidate)),
             Err(unfit) => why.push((member.clone(), unfit)),
         }
@@ -167,7 +171,12 @@ struct Candidate {
     failed_before: bool,
 }
 
-fn fitness(s: &Situation<'_>, member: &MemberId, released: Option<&Release>, forced: bool) -> Result<Candidate, Unfit> {
+fn fitness(
+    s: &Situation<'_>,
+    member: &MemberId,
+    released: Option<&Release>,
+    planned: bool,
+) -> Result<Candidate, Unfit> {
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
     if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
@@ -192,14 +201,21 @@ fn fitness(s: &Situation<'_>, member: &MemberId, released: Option<&Release>, for
         return Err(Unfit::WalEndUnknown);
     }
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !lineage.includes(agent.wal_end) {
+    if !on_history(agent, &lineage) {
         return Err(Unfit::Diverged { end: agent.wal_end });
     }
     // A switchover loses nothing: its target must have all the old primary wrote.
-    if let Some(release) = released.filter(|r| r.clean && forced && agent.wal_end < r.end) {
+    if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
     Ok(Candidate { end: agent.wal_end, running, failed_before: failed_before(agent) })
+}
+
+/// All WAL of this member is on `lineage`. Equal numbers of timelines are not
+/// equal histories: one promoted by hand may have taken a number that is ours.
+fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
+    let fork = agent.history.fork_from(lineage);
+    fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
 }
 
 fn failed_before(agent: &AgentView) -> bool {
@@ -208,3 +224,7 @@ fn failed_before(agent: &AgentView) -> bool {
         .as_ref()
         .is_some_and(|o| o.error.is_some() && matches!(o.kind.as_str(), "restart" | "start" | "promote"))
 }
+
+#[cfg(test)]
+#[path = "failover_test.rs"]
+mod tests;

@@ -64,7 +64,7 @@ pub struct Since {
 pub struct Seal {
     /// What it has promised, and whether a promise to the old holder is left.
     pub promise: Promise,
-    /// When the reply arrived, on this leader's clock.
+    /// When its first reply arrived, on this leader's clock.
     pub at: Moment,
     /// What its agent said after the seal was durable; `None` when it did not answer.
     pub agent: Option<AgentView>,

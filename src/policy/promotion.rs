@@ -43,3 +43,19 @@ pub fn open(s: &Situation<'_>) -> Option<Verdict> {
         Verdict::Hold(Hold::NotOpen { member: member.clone() })
     })
 }
+
+/// Rule 405. A promotion can come to pass without anybody being told: then the
+/// timeline is part of the history all the same, and its WAL is no divergence.
+pub fn complete_late(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Fenced { previous: Some((epoch, member)), .. } = &s.state.lock else { return None };
+    let reserved = s.state.lineage.iter().find(|r| r.epoch == *epoch && r.switch.is_none())?.timeline;
+    let agent = s.seals.get(member)?.agent.as_ref()?;
+    let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
+    let there = agent.wal_end_known && agent.wal_end.timeline == reserved && agent.history.timeline == reserved;
+    let last = agent.history.switches.last().filter(|_| ours && there)?;
+    let switch = WalPosition { timeline: last.timeline, lsn: last.end };
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    let known = agent.history.fork_from(&lineage) == Some(switch);
+    let complete = Kind::PromotionComplete { member: member.clone(), timeline: reserved, switch };
+    known.then_some(Verdict::Propose(complete))
+}

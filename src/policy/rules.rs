@@ -27,10 +27,19 @@ pub const RULES: &[Rule] = &[
     Rule { id: 230, name: "switchover: the primary has flushed, hold new writes", decide: switchover::hold_writes },
     Rule { id: 240, name: "switchover: writes are held, stop the primary", decide: switchover::stop },
     Rule { id: 250, name: "switchover: stopped and caught up, transfer", decide: switchover::transfer },
-    Rule { id: 260, name: "switchover: the stop took too long, roll back", decide: switchover::roll_back },
+    Rule {
+        id: 260,
+        name: "switchover: the stop took too long or its target is gone, roll back",
+        decide: switchover::roll_back,
+    },
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },
+    Rule {
+        id: 405,
+        name: "the last holder had left recovery before its epoch ended: record its timeline",
+        decide: promotion::complete_late,
+    },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
 ];
 

@@ -57,6 +57,10 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
         OperationPhase::Checkpoint | OperationPhase::HoldWrites | OperationPhase::Stop if !at_the_old => {
             Some(end(operation, "the primary lost its lease before it was stopped"))
         }
+        // A new leader has not heard of anybody yet: the target gets as long as anybody to be heard of.
+        OperationPhase::Checkpoint | OperationPhase::HoldWrites if unheard(s, &operation.to) => {
+            waits(s, operation, s.timings.silent, format!("a word from {}", operation.to))
+        }
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
             target_unfit(s, operation).map(|why| end(operation, why))
         }
@@ -66,13 +70,29 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
     }
 }
 
+/// Not heard of, and not for long enough to count as silent.
+fn unheard(s: &Situation<'_>, member: &MemberId) -> bool {
+    s.agent(member).is_none() && s.now.since(s.since.operation) <= s.timings.silent
+}
+
+/// Not heard of for so long that waiting any longer only keeps clients out.
+fn gone(s: &Situation<'_>, member: &MemberId) -> bool {
+    s.agent(member).is_none() && !unheard(s, member)
+}
+
 fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Option<Verdict> {
     if !at_the_old {
         return Some(end(operation, "rolling back failed: the old primary lost its lease"));
     }
     let from = operation.from.as_ref()?;
     if s.agent(from).is_some_and(|a| a.state == PostgresState::Primary) {
-        return Some(end(operation, format!("rolled back: the stop was not proven in time, {from} is primary again")));
+        return Some(end(
+            operation,
+            format!(
+                "rolled back: {from} did not stop with {} caught up in time, {from} is primary again",
+                operation.to
+            ),
+        ));
     }
     waits(s, operation, s.timings.primary_start, format!("{from} to be primary again"))
 }
@@ -80,8 +100,9 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
 fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> {
     let limit = s.timings.promote + s.timings.grant;
     let target_gave_up = matches!(&s.state.lock, Lock::Released(r) if r.member == operation.to);
+    let target_gone = s.state.holder().is_none() && gone(s, &operation.to);
     let someone_else = s.state.holder().is_some_and(|(_, m)| *m != operation.to && Some(m) != operation.from.as_ref());
-    if target_gave_up || someone_else || remaining(s, limit).is_zero() {
+    if target_gave_up || target_gone || someone_else || remaining(s, limit).is_zero() {
         return Some(end(operation, format!("{} did not become primary", operation.to)));
     }
     waits(s, operation, limit, format!("{} to be primary", operation.to))
@@ -169,7 +190,8 @@ pub fn hold_writes(s: &Situation<'_>) -> Option<Verdict> {
 /// Rule 240.
 pub fn stop(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::HoldWrites)?;
-    Some(advance(operation, OperationPhase::Stop))
+    // Rule 220 says what is waited for.
+    s.agent(&operation.to).map(|_| advance(operation, OperationPhase::Stop))
 }
 
 /// Rule 250.
@@ -190,7 +212,7 @@ fn stopped_cleanly(agent: &AgentView) -> bool {
 pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Stop)?;
     let from = operation.from.as_ref()?;
-    if remaining(s, s.timings.stop).is_zero() {
+    if remaining(s, s.timings.stop).is_zero() || gone(s, &operation.to) {
         return Some(advance(operation, OperationPhase::RollBack));
     }
     waits(s, operation, s.timings.stop, format!("{from} to stop and {} to have all its WAL", operation.to))

@@ -4,10 +4,14 @@
 //! `fenced`; after `;` an operation: `switchover TO PHASE` or `failover TO`.
 //! An agent: `STATE [TIMELINE:LSN] [key=value …]`.
 
+use std::collections::BTreeMap;
+
+use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, PostgresState, TimelineHistory, TimelineId,
-        TimelineSwitch, WalPosition, observation::AgentView, observation::LeaseView, observation::OrderResult,
+        ClusterId, Epoch, Generation, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
+        TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, observation::AgentView,
+        observation::LeaseView, observation::OrderResult,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -191,6 +195,69 @@ fn apply_word(view: &mut AgentView, word: &str) {
             if view.wal_end.timeline > TimelineId(1) {
                 view.history.switches = vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }];
             }
+        }
+    }
+}
+
+/// A situation to be built up line by line; a minute after the leader began, with everything as old as that.
+#[derive(Debug)]
+pub struct Bench {
+    /// The committed state.
+    pub state: ClusterState,
+    /// What was heard of each host.
+    pub seen: BTreeMap<MemberId, Observation>,
+    /// Seals of the fenced epoch.
+    pub seals: BTreeMap<MemberId, Seal>,
+    timings: Timings,
+    since: Since,
+    now: Moment,
+}
+
+impl Bench {
+    /// Nothing heard of anybody.
+    pub fn new(lock: &str) -> Self {
+        Self {
+            state: state(lock),
+            seen: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            timings: Timings::of(Profile::Normal),
+            since: Since::default(),
+            now: Moment::from_millis(60_000),
+        }
+    }
+
+    /// The lock came into its present phase just now.
+    pub fn at_lock_change(mut self) -> Self {
+        self.since.lock = self.now;
+        self
+    }
+
+    /// The voter of `member` reports just now.
+    pub fn promise(mut self, member: &str, promise: Promise) -> Self {
+        self.seen.entry(id(member)).or_default().promise = promise;
+        self.seen.entry(id(member)).or_default().at = self.now;
+        self
+    }
+
+    /// `member` has sealed the epoch with no promise left, and its agent says `spec`.
+    pub fn seal(mut self, member: &str, spec: &str) -> Self {
+        let promise = Promise { sealed: self.state.epoch, lapsed: true, ..Promise::default() };
+        let seal = Seal { promise, at: Moment::default(), agent: Some(agent(member, spec)) };
+        self.seals.insert(id(member), seal);
+        self
+    }
+
+    /// The situation.
+    pub fn situation(&self) -> Situation<'_> {
+        Situation {
+            state: &self.state,
+            seen: &self.seen,
+            notices: const { &BTreeMap::new() },
+            seals: &self.seals,
+            founding: None,
+            timings: &self.timings,
+            since: self.since,
+            now: self.now,
         }
     }
 }

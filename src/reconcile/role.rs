@@ -200,12 +200,11 @@ fn restart(host: &Host<'_>) -> Option<Action> {
     if !lease.held || lease.epoch != epoch {
         return None;
     }
-    let rolled_back = match my_switchover(host) {
-        Some((_, phase)) => phase == OperationPhase::RollBack || phase < OperationPhase::Stop,
-        None => true,
-    };
+    let phase = my_switchover(host).map(|(_, phase)| phase);
+    let transferred = phase == Some(OperationPhase::Transfer);
+    let rolled_back = !transferred && phase != Some(OperationPhase::Stop);
     match host.agent.state {
-        PostgresState::Crashed => Some(Action::RestartInPlace { timeline }),
+        PostgresState::Crashed if !transferred => Some(Action::RestartInPlace { timeline }),
         // A stopped primary that kept its lease stays so only while a switchover wants it.
         PostgresState::Stopped if rolled_back => Some(Action::RestartInPlace { timeline }),
         PostgresState::Stopped
@@ -215,6 +214,7 @@ fn restart(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Promoting
         | PostgresState::Primary
         | PostgresState::Stopping
+        | PostgresState::Crashed
         | PostgresState::Busy
         | PostgresState::Failed => None,
     }
@@ -250,13 +250,13 @@ fn way_back(host: &Host<'_>) -> Option<(Upstream, Rejoin)> {
     if agent.state == PostgresState::NoData {
         return Some((upstream, Rejoin::Reclone));
     }
-    if agent.state == PostgresState::Stopped && !agent.wal_end_known {
+    // What a rewind that was cut off left behind has no end that could be read.
+    let way = if agent.rewind_unfinished {
+        Rejoin::Rewind { fork: agent.wal_end }
+    } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
-    }
-    let way = rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline));
-    let way = match way {
-        Rejoin::Follow if agent.rewind_unfinished => Rejoin::Rewind { fork: agent.wal_end },
-        other => other,
+    } else {
+        rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline))
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))

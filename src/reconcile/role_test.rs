@@ -45,6 +45,7 @@ fn a_switchover_stops_the_primary_with_its_lease_and_gives_it_up_only_when_trans
     check("granted a open 2; switchover b stop", "stopped 2:90 lease=1", "nothing");
     check("granted a open 2; switchover b rollback", "stopped 2:90 lease=1", "535: RestartInPlace");
     check("granted a open 2; switchover b transfer", "stopped 2:90 lease=1", "540: Stop");
+    check("granted a open 2; switchover b transfer", "crashed 2:90 lease=1", "540: Stop");
 }
 
 #[test]
@@ -57,6 +58,8 @@ fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "standby 2:90 upstream=c", "570: StartStandby");
     check("granted b open 2", "stopped 1:150 rewinds=2", "550: Clone");
     check("granted b open 2", "stopped 1:50 half-rewound", "560: Rewind");
+    check("granted b open 2", "stopped 1:50 half-rewound unknown", "560: Rewind");
+    check("granted b open 2", "stopped 1:50 half-rewound unknown rewinds=2", "550: Clone");
     check("fenced", "stopped 1:50 half-rewound", "nothing");
     check("granted b open 2", "nodata clones=5", "nothing");
 }

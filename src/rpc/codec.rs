@@ -290,8 +290,7 @@ fn encode_record(record: &TimelineRecord) -> v1::TimelineRecord {
 }
 
 fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
-    let switch =
-        raw.complete.then_some(WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
+    let switch = raw.complete.then_some(WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
     TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch }
 }
 

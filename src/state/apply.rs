@@ -8,7 +8,7 @@ use super::{
     },
     command::{Applied, Command, Kind},
 };
-use crate::domain::{Lsn, MemberId, TimelineId, WalPosition};
+use crate::domain::{Epoch, Lsn, MemberId, TimelineId, WalPosition};
 
 impl ClusterState {
     /// Applies one committed command. The same on every node, for ever.
@@ -112,6 +112,10 @@ impl ClusterState {
     }
 
     fn promoted(&mut self, by: &MemberId, on: TimelineId, at: WalPosition) -> Result<Option<String>, String> {
+        if let Lock::Fenced { previous, .. } = &self.lock {
+            let theirs = previous.as_ref().filter(|(_, holder)| holder == by).map(|(epoch, _)| *epoch);
+            return self.promoted_late(by, theirs, on, at);
+        }
         let Lock::Granted { epoch, member, phase, timeline, switch_lsn, .. } = &mut self.lock else {
             return Err("nothing is granted".to_owned());
         };
@@ -127,6 +131,22 @@ impl ClusterState {
             }
         }
         Ok(Some(format!("{by} is primary of epoch {epoch} on timeline {on} from {at}")))
+    }
+
+    /// The holder had left recovery on its reserved timeline, and its epoch ended before that was committed.
+    fn promoted_late(
+        &mut self,
+        by: &MemberId,
+        in_epoch: Option<Epoch>,
+        on: TimelineId,
+        at: WalPosition,
+    ) -> Result<Option<String>, String> {
+        let unknown = |r: &&mut TimelineRecord| r.timeline == on && Some(r.epoch) == in_epoch && r.switch.is_none();
+        let Some(record) = self.lineage.iter_mut().find(unknown) else {
+            return Err("nothing is granted".to_owned());
+        };
+        record.switch = Some(at);
+        Ok(Some(format!("{by} had begun timeline {on} at {at} before its epoch ended")))
     }
 
     fn open(&mut self, who: &MemberId) -> Result<Option<String>, String> {
@@ -183,7 +203,8 @@ impl ClusterState {
         let Some(operation) = self.operation.as_mut().filter(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };
-        if to <= operation.phase {
+        // The lease may be given up as soon as a transfer is committed: there is no way back from it.
+        if to <= operation.phase || operation.phase == OperationPhase::Transfer {
             return Err(format!("operation {id} is in {:?}", operation.phase));
         }
         operation.phase = to;
@@ -205,7 +226,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::{
-        domain::{ClusterId, Epoch, Generation, NodeId},
+        domain::{ClusterId, Generation, NodeId},
         state::{Member, RuleId},
     };
 
@@ -312,6 +333,25 @@ mod tests {
     }
 
     #[test]
+    fn a_promotion_nobody_was_told_of_is_recorded_while_nobody_else_is_granted() {
+        let mut state = opened();
+        run(&mut state, Kind::Fence { reason: "a is lost".into() });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Fence { reason: "b is lost".into() });
+        let late = |member: &str, timeline: u32| Kind::PromotionComplete {
+            member: id(member),
+            timeline: TimelineId(timeline),
+            switch: at(2, 70),
+        };
+        assert!(is_stale(&run(&mut state, late("c", 3))), "not the holder");
+        assert!(is_stale(&run(&mut state, late("b", 2))), "not its timeline");
+        assert_eq!(run(&mut state, late("b", 3)), Applied::Changed);
+        assert!(is_stale(&run(&mut state, late("b", 3))), "known already");
+        assert_eq!(state.history_of(TimelineId(3)).switches.len(), 2);
+        assert!(matches!(state.lock, Lock::Fenced { .. }));
+    }
+
+    #[test]
     fn only_the_holder_releases_and_the_fence_keeps_its_word() {
         let mut state = opened();
         assert!(is_stale(&run(&mut state, Kind::Release { member: id("b"), end: at(2, 9), clean: true })));
@@ -333,6 +373,14 @@ mod tests {
         assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Checkpoint })));
         run(&mut state, Kind::EndOperation { id: 1, succeeded: false, reason: "rolled back".into() });
         assert!(state.open_primary().is_some());
+    }
+
+    #[test]
+    fn a_transfer_is_not_rolled_back_by_a_command_that_was_decided_before_it() {
+        let mut state = opened();
+        run(&mut state, Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") });
+        run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Transfer });
+        assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::RollBack })));
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! The rules, told as events and effects.
 
+use std::time::Duration;
+
 use super::*;
-use crate::agent::order::Action;
+use crate::{
+    agent::order::{Action, Order, StopMode},
+    domain::{ClusterId, Generation, Lsn, PostgresState, TimelineId, TimelineSwitch, moment::TwoClocks},
+};
 
 const SYSTEM: u64 = 77;
 
@@ -145,7 +150,7 @@ fn a_standby_that_lacks_wal_of_the_grant_is_not_promoted() {
 fn the_end_of_wal_is_compared_along_the_history() {
     let two = TimelineHistory {
         timeline: TimelineId(2),
-        switches: vec![crate::domain::TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }],
+        switches: vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }],
     };
     assert!(covers(&two, at(2, 50), at(1, 100)));
     assert!(!covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");

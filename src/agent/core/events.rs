@@ -1,0 +1,351 @@
+//! What comes into the rules and what comes out of them.
+
+use std::time::Duration;
+
+use crate::{
+    agent::{
+        order::{Order, Source, StopMode},
+        store::{Durable, Tenure},
+    },
+    domain::{
+        ClusterId, Epoch, Generation, Lsn, MemberId, Moment, TimelineHistory, TimelineId, WalPosition,
+        moment::TwoClocks,
+        observation::{Notice, StandbyProgress},
+    },
+};
+
+/// Both kinds of time an event comes with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Now {
+    /// For deadlines that protect nothing.
+    pub moment: Moment,
+    /// For the lease.
+    pub clocks: TwoClocks,
+}
+
+/// The timings the rules need.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// T_hold.
+    pub hold: Duration,
+    /// T_kill: after this long without an answer to a fence the agent kills the tree itself.
+    pub kill: Duration,
+    /// How long a crashed or stopped primary may keep its lease.
+    pub primary_start: Duration,
+}
+
+/// The postmaster as its guard reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Postmaster {
+    /// Runs.
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+    /// Its end was seen.
+    Gone {
+        /// No process of its tree is left.
+        tree_empty: bool,
+        /// The guard ended it: by order or at the deadline.
+        fenced: bool,
+        /// How it ended, for people.
+        exit: String,
+    },
+}
+
+/// What the agent knows of the process tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tree {
+    /// Seen empty.
+    Empty,
+    /// A postmaster runs.
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+    /// The postmaster is gone, something may be left.
+    Ending,
+}
+
+/// Where the lease holder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LeasePhase {
+    /// Nothing is held or sought.
+    #[default]
+    Idle,
+    /// No majority has answered yet.
+    Seeking,
+    /// Held until the deadline.
+    Held,
+    /// The deadline passed.
+    Expired,
+    /// A voter has sealed a higher epoch.
+    Superseded,
+}
+
+/// The lease as its holder reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LeaseSight {
+    /// The epoch held or sought.
+    pub epoch: Epoch,
+    /// Where it is.
+    pub phase: LeasePhase,
+    /// Until when it holds.
+    pub deadline: TwoClocks,
+}
+
+/// What a successful probe saw.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sight {
+    /// Read-only.
+    pub in_recovery: bool,
+    /// Where its WAL ends.
+    pub wal_end: WalPosition,
+    /// That end is proven.
+    pub wal_end_known: bool,
+    /// Ancestry of the timeline of `wal_end`.
+    pub history: TimelineHistory,
+    /// Standby: replayed up to here.
+    pub replay_lsn: Lsn,
+    /// Standby: the WAL receiver streams.
+    pub streaming: bool,
+    /// Standby: whom it follows.
+    pub upstream: Option<MemberId>,
+    /// Primary: who follows it.
+    pub standbys: Vec<StandbyProgress>,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: TimelineId,
+}
+
+/// What lies in the data directory of a stopped instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disk {
+    /// Missing or empty.
+    NoData,
+    /// Complete.
+    Present(DiskFacts),
+    /// There is something that can't be used as it is.
+    Unusable(String),
+}
+
+/// What `pg_control` and the files beside it say.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DiskFacts {
+    /// The cluster's identity as PostgreSQL knows it.
+    pub system_identifier: u64,
+    /// It was writable when it last ran.
+    pub was_primary: bool,
+    /// It ended with a shutdown checkpoint.
+    pub clean_shutdown: bool,
+    /// Timeline of the last checkpoint.
+    pub checkpoint_timeline: TimelineId,
+    /// The end of WAL as far as `pg_control` proves it: of the shutdown checkpoint.
+    pub proven_end: Option<WalPosition>,
+    /// Ancestry of the timeline of `proven_end`.
+    pub history: TimelineHistory,
+    /// A rewind was cut off.
+    pub rewind_unfinished: bool,
+}
+
+/// Work that takes longer than a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Task {
+    /// Create the data directory.
+    Initdb,
+    /// Start as a standby, once the tree is empty.
+    Start(Option<Source>),
+    /// Follow someone else without a restart.
+    Follow(Option<Source>),
+    /// Take the lease and promote.
+    Promote(Tenure),
+    /// Start again under the lease held. `resume`: it was started by an agent that is no more.
+    Restart {
+        /// The right it rests on.
+        tenure: Tenure,
+        /// Only wait for it and put the signal file back.
+        resume: bool,
+    },
+    /// Stop.
+    Stop {
+        /// How.
+        mode: StopMode,
+        /// The lease is kept.
+        keep_lease: bool,
+    },
+    /// Rewind to the source.
+    Rewind(Source),
+    /// Copy the source.
+    Clone(Source),
+    /// Write a checkpoint.
+    Checkpoint,
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TaskEnd {
+    /// As ordered.
+    Succeeded,
+    /// Not, and why. `harmless`: a promotion that never got as far as holding the lease.
+    Failed {
+        /// For people.
+        error: String,
+        /// Nothing can have been written.
+        harmless: bool,
+    },
+}
+
+/// Everything that can wake this agent, as its rules see it.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// A task started a postmaster under a new guard.
+    Spawned {
+        /// Counts postmasters; tells late news of an older one apart.
+        life: u64,
+    },
+    /// News from the guard.
+    Guard {
+        /// Of which postmaster.
+        life: u64,
+        /// What it says.
+        postmaster: Postmaster,
+    },
+    /// The guard itself is gone.
+    GuardDied {
+        /// Of which postmaster.
+        life: u64,
+    },
+    /// The agent itself killed what was left of a tree.
+    TreeKilled,
+    /// News from the lease holder.
+    Lease(LeaseSight),
+    /// A probe answered, or why it didn't.
+    Probed {
+        /// Of which postmaster.
+        life: u64,
+        /// What it saw.
+        result: Result<Box<Sight>, String>,
+    },
+    /// An order for this very agent.
+    Order(Order),
+    /// A task goes on.
+    Progress {
+        /// Where it is.
+        phase: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all, 0 unknown.
+        total: u64,
+    },
+    /// A task ended.
+    Done(TaskEnd),
+    /// The data directory was made safe and read.
+    Surveyed {
+        /// After which postmaster.
+        life: u64,
+        /// What was found.
+        disk: Disk,
+    },
+    /// The end of WAL of the stopped instance was read.
+    WalEndRead {
+        /// After which postmaster.
+        life: u64,
+        /// Where it is.
+        end: WalPosition,
+        /// Ancestry of its timeline.
+        history: TimelineHistory,
+    },
+}
+
+/// What the shell does, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell the guard to kill the tree now.
+    Fence,
+    /// Kill the tree without the guard.
+    KillTree,
+    /// Write [`Durable`] and wait for the disk. On failure the process ends.
+    Persist,
+    /// Stop renewing.
+    Release,
+    /// Renew under an epoch that this host already holds.
+    Hold(Tenure),
+    /// The lease datagrams carry this identity from now on.
+    Identify(ClusterId, Generation),
+    /// The lease datagrams carry this position from now on.
+    SetWal(WalPosition),
+    /// Tell every manager.
+    Notice(Notice),
+    /// Begin a task.
+    Begin(Task),
+    /// Write a checkpoint beside everything else.
+    CheckpointBeside,
+    /// Make the stopped data directory safe and read it; also find the end of its WAL.
+    Survey {
+        /// Reading it may take a while, and a restart in place is not to wait for it.
+        wal_end: bool,
+    },
+    /// Drop the running task: its order was overtaken.
+    Cancel,
+    /// Answer the order.
+    Reply(Result<(), Refusal>),
+}
+
+/// Why an order is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For people.
+    pub reason: String,
+    /// What this agent has accepted, when that is why.
+    pub highest_epoch: Epoch,
+}
+
+/// How the agent begins.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// This member.
+    pub me: MemberId,
+    /// The timings.
+    pub limits: Limits,
+    /// What it kept.
+    pub durable: Durable,
+    /// What an earlier agent left behind.
+    pub found: Found,
+    /// What lies in the data directory when no postmaster runs.
+    pub disk: Option<Disk>,
+    /// The system identifier in `pg_control`.
+    pub system: Option<u64>,
+}
+
+/// What an earlier agent left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No guard, and no process of this data directory.
+    Nothing,
+    /// A guard whose postmaster runs.
+    Running {
+        /// The postmaster.
+        pid: u32,
+        /// The epoch the guard is armed with, 0 for a standby.
+        armed: Epoch,
+        /// Time left until the guard's deadline.
+        remaining: Duration,
+    },
+}
+
+impl Task {
+    /// The name shown in the status.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Task::Initdb => "initdb",
+            Task::Start(_) | Task::Follow(_) => "start",
+            Task::Promote(_) => "promote",
+            Task::Restart { .. } => "restart",
+            Task::Stop { .. } => "stop",
+            Task::Rewind(_) => "rewind",
+            Task::Clone(_) => "clone",
+            Task::Checkpoint => "checkpoint",
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What the rules' knowledge looks like from outside: the state that others
+//! see, and read access for the status and the loop.
+
+use std::time::Duration;
+
+use super::{Core, Disk, LeaseSight, Sight, Task, Tree};
+use crate::{
+    agent::store::{Durable, Phase},
+    domain::{
+        MemberId, PostgresState, TimelineHistory, WalPosition,
+        observation::{OrderResult, Work},
+    },
+};
+
+impl Core {
+    /// What PostgreSQL does, as others see it.
+    pub fn state(&self) -> PostgresState {
+        let task = self.work.as_ref().map(|w| &w.task);
+        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::Clone(_))) {
+            return PostgresState::Busy;
+        }
+        match self.tree {
+            Tree::Running { .. } => self.running_state(task),
+            Tree::Ending if matches!(task, Some(Task::Start(_) | Task::Restart { .. })) => PostgresState::Starting,
+            Tree::Ending => PostgresState::Stopping,
+            Tree::Empty => self.stopped_state(task),
+        }
+    }
+
+    fn running_state(&self, task: Option<&Task>) -> PostgresState {
+        if matches!(task, Some(Task::Stop { .. })) || self.fencing_since.is_some() {
+            return PostgresState::Stopping;
+        }
+        if matches!(task, Some(Task::Promote(_))) {
+            return PostgresState::Promoting;
+        }
+        if matches!(task, Some(Task::Restart { .. })) {
+            return PostgresState::Starting;
+        }
+        let phase = self.durable.tenure.map(|t| t.phase);
+        match &self.sight {
+            None => PostgresState::Starting,
+            Some(sight) if sight.in_recovery && phase == Some(Phase::Granted) => PostgresState::Promoting,
+            // The probe that saw it in recovery is older than the promotion.
+            Some(_) if phase == Some(Phase::Primary) => PostgresState::Primary,
+            Some(sight) if sight.in_recovery => PostgresState::Standby,
+            Some(_) => PostgresState::Promoting,
+        }
+    }
+
+    fn stopped_state(&self, task: Option<&Task>) -> PostgresState {
+        if matches!(task, Some(Task::Start(_) | Task::Restart { .. })) {
+            return PostgresState::Starting;
+        }
+        if self.durable.tenure.is_some_and(|t| t.phase == Phase::Crashed) {
+            return PostgresState::Crashed;
+        }
+        match &self.disk {
+            _ if matches!(task, Some(Task::Stop { .. })) => PostgresState::Stopping,
+            None => PostgresState::Stopping,
+            Some(Disk::NoData) => PostgresState::NoData,
+            Some(Disk::Present(_)) => PostgresState::Stopped,
+            Some(Disk::Unusable(_)) => PostgresState::Failed,
+        }
+    }
+}
+
+/// Read access for the status and the shell.
+impl Core {
+    /// What survives a restart.
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// The lease.
+    pub fn lease(&self) -> &LeaseSight {
+        &self.lease
+    }
+
+    /// The last probe of the running postmaster.
+    pub fn sight(&self) -> Option<&Sight> {
+        self.sight.as_ref()
+    }
+
+    /// What lies in the data directory of a stopped instance.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// The process tree.
+    pub fn tree(&self) -> Tree {
+        self.tree
+    }
+
+    /// Which postmaster the news are of.
+    pub fn life(&self) -> u64 {
+        self.life
+    }
+
+    /// Where WAL ends, and whether that is proven.
+    pub fn wal_end(&self) -> (WalPosition, bool) {
+        (self.wal_end, self.wal_end_known)
+    }
+
+    /// Ancestry of the timeline of the end of WAL.
+    pub fn history(&self) -> &TimelineHistory {
+        &self.history
+    }
+
+    /// The running task as shown.
+    pub fn work(&self) -> Option<&Work> {
+        self.work.as_ref().map(|w| &w.shown)
+    }
+
+    /// How the last order ended.
+    pub fn last_order(&self) -> Option<&OrderResult> {
+        self.last_order.as_ref()
+    }
+
+    /// The last Checkpoint order that was carried out.
+    pub fn checkpoints_done(&self) -> u64 {
+        self.checkpoints_done
+    }
+
+    /// Why it isn't healthy.
+    pub fn problem(&self) -> Option<&str> {
+        match &self.disk {
+            Some(Disk::Unusable(why)) => Some(why),
+            _ => self.problem.as_deref(),
+        }
+    }
+
+    /// A fence is under way.
+    pub fn is_fencing(&self) -> bool {
+        self.fencing_since.is_some()
+    }
+
+    /// Whom this standby was told to follow; after a restart of the agent whom its WAL receiver follows.
+    pub fn upstream(&self) -> Option<&MemberId> {
+        let sight = self.sight.as_ref().filter(|s| s.in_recovery)?;
+        self.follows.as_ref().or(sight.upstream.as_ref())
+    }
+
+    /// How often to probe: news are awaited while something starts or stops.
+    pub fn probe_interval(&self) -> Option<Duration> {
+        let Tree::Running { .. } = self.tree else { return None };
+        let settled = self.work.is_none() && self.sight.is_some();
+        Some(if settled { Duration::from_secs(1) } else { Duration::from_millis(100) })
+    }
+}

@@ -1,0 +1,581 @@
+//! Runs scenarios/*.txt: decisions told in the language of the trade.
+//!
+//! A script is a list of lines; after `----` stands what they print, up to an empty line.
+//! `UPDATE_EXPECT=1 cargo test --test scenarios` writes what is printed now into the
+//! scripts; review it as a diff. Positions are `TIMELINE:LSN` with the LSN in hex.
+//!
+//! | line | what it does |
+//! | --- | --- |
+//! | `new a b c` | three members, nothing founded |
+//! | `cluster a b c` | founded; a open in epoch 1 on timeline 2 since 1:100, b and c stream from it, all at 2:1000 |
+//! | `report b standby 2:5000 upstream=a …` | what b's agent says, now and until told otherwise |
+//! | `renew a b` · `lapse b c` · `restarted b` | the promises of these voters: running, run out, run out after a restart |
+//! | `seal b c` | durable seals of these voters for the fenced epoch, with what their agents say |
+//! | `notice a 2:6000 clean` | a's word that its process tree of the last epoch is empty |
+//! | `lose a` · `mute a` · `back a` | nothing is heard of a; only its manager is; all of it again |
+//! | `advance 9s` | time passes; who is not lost reports again |
+//! | `leader` | another manager leads: it has heard nothing, its clocks start over |
+//! | `switchover b` · `failover b` | an operator asks |
+//! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
+//! | `keep` · `replay` | put the decided command aside; commit it now |
+//! | `act b` | the next action of b's host |
+//! | `state` | lock, operation, lineage |
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration};
+
+use matriarch::{
+    domain::{
+        ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
+        TimelineId, TimelineSwitch, Timings, WalPosition,
+        observation::{AgentView, LeaseView, Notice, OrderResult},
+    },
+    policy::{self, Founding, Plan, Seal, Since, Situation},
+    reconcile::{Action, Host, StopMode, next_action},
+    state::{Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, RuleId},
+};
+
+/// What a host says when asked.
+struct Voice {
+    agent: Option<AgentView>,
+    promise: Promise,
+    manager_heard: bool,
+    agent_heard: bool,
+}
+
+#[derive(Default)]
+struct World {
+    state: ClusterState,
+    now: Moment,
+    voices: BTreeMap<MemberId, Voice>,
+    seen: BTreeMap<MemberId, Observation>,
+    notices: BTreeMap<MemberId, Notice>,
+    seals: BTreeMap<MemberId, Seal>,
+    since: Since,
+    lock_seen: Option<Lock>,
+    operation_seen: Option<(u64, OperationPhase)>,
+    founding: Option<Founding>,
+    decided: Option<Command>,
+    kept: Option<Command>,
+    out: String,
+}
+
+fn id(name: &str) -> MemberId {
+    name.parse().unwrap()
+}
+
+fn position(text: &str) -> WalPosition {
+    let (timeline, lsn) = text.split_once(':').unwrap_or_else(|| panic!("`{text}` is not TIMELINE:LSN"));
+    let lsn = u64::from_str_radix(lsn, 16).unwrap_or_else(|_| panic!("`{lsn}` is no LSN in hex"));
+    WalPosition { timeline: TimelineId(timeline.parse().unwrap()), lsn: Lsn(lsn) }
+}
+
+fn postgres_state(word: &str) -> PostgresState {
+    match word {
+        "nodata" => PostgresState::NoData,
+        "stopped" => PostgresState::Stopped,
+        "starting" => PostgresState::Starting,
+        "standby" => PostgresState::Standby,
+        "promoting" => PostgresState::Promoting,
+        "primary" => PostgresState::Primary,
+        "stopping" => PostgresState::Stopping,
+        "crashed" => PostgresState::Crashed,
+        "busy" => PostgresState::Busy,
+        "failed" => PostgresState::Failed,
+        other => panic!("`{other}` is no state of PostgreSQL"),
+    }
+}
+
+fn duration(text: &str) -> Duration {
+    match text.strip_suffix("ms") {
+        Some(ms) => Duration::from_millis(ms.parse().unwrap()),
+        None => Duration::from_secs(text.strip_suffix('s').unwrap().parse().unwrap()),
+    }
+}
+
+impl World {
+    fn say(&mut self, line: &str) {
+        writeln!(self.out, "{line}").unwrap();
+    }
+
+    fn run(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["new", members @ ..] => self.found_nothing(members),
+            ["cluster", members @ ..] => self.found(members),
+            ["report", member, spec @ ..] => self.report(&id(member), spec),
+            ["renew", members @ ..] => {
+                self.promise(members, |epoch| Promise { epoch, renewed: true, ..Promise::default() })
+            }
+            ["lapse", members @ ..] => {
+                self.promise(members, |epoch| Promise { epoch, renewed: true, lapsed: true, ..Promise::default() });
+            }
+            ["restarted", members @ ..] => self.promise(members, |_| Promise { lapsed: true, ..Promise::default() }),
+            ["seal", members @ ..] => members.iter().for_each(|m| self.seal(&id(m))),
+            ["notice", member, end, clean @ ..] => self.notice(&id(member), end, !clean.is_empty()),
+            ["lose", member] => self.hear(&id(member), false, false),
+            ["mute", member] => self.hear(&id(member), true, false),
+            ["back", member] => self.hear(&id(member), true, true),
+            ["advance", time] => self.advance(duration(time)),
+            ["leader"] => self.lead(),
+            ["switchover", to] => self.ask(OperationKind::Switchover, to),
+            ["failover", to] => self.ask(OperationKind::Failover, to),
+            ["decide"] => self.decide(),
+            ["apply"] => {
+                let command = self.decided.clone().expect("something was decided");
+                self.commit(&command);
+            }
+            ["settle"] => self.settle(),
+            ["keep"] => self.kept = self.decided.take(),
+            ["replay"] => {
+                let command = self.kept.clone().expect("something was kept");
+                self.commit(&command);
+            }
+            ["act", members @ ..] => members.iter().for_each(|m| self.act(&id(m))),
+            ["state"] => self.tell_state(),
+            other => panic!("no such line: {other:?}"),
+        }
+    }
+
+    // ------------------------------------------------------------ beginnings
+
+    fn found_nothing(&mut self, names: &[&str]) {
+        let member = |(n, name): (u64, &&str)| {
+            let m = Member { node: NodeId(n), manager: format!("{name}:7400"), postgres: format!("{name}:5432") };
+            (id(name), m)
+        };
+        self.founding = Some(Founding {
+            cluster_id: ClusterId("scenario".into()),
+            name: "scenario".into(),
+            members: (1..).zip(names).map(member).collect(),
+            initializer: id(names[0]),
+        });
+        for name in names {
+            let voice = Voice { agent: None, promise: Promise::default(), manager_heard: true, agent_heard: true };
+            self.voices.insert(id(name), voice);
+            self.report(&id(name), &["nodata"]);
+        }
+    }
+
+    fn found(&mut self, names: &[&str]) {
+        self.found_nothing(names);
+        let founding = self.founding.clone().unwrap();
+        let first = id(names[0]);
+        let genesis = Kind::Genesis {
+            cluster_id: founding.cluster_id,
+            generation: matriarch::domain::Generation(1),
+            name: founding.name,
+            members: founding.members,
+            initializer: first.clone(),
+        };
+        let switch = position("1:100");
+        for kind in [
+            genesis,
+            Kind::RecordSystem { system_identifier: 7 },
+            Kind::Fence { reason: "the cluster is founded".into() },
+            Kind::Grant { member: first.clone(), floor: switch },
+            Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch },
+            Kind::Open { member: first.clone() },
+        ] {
+            let expected = self.state.epoch;
+            let command = Command { request_id: String::new(), expected, because: RuleId(0), kind };
+            assert_eq!(self.state.apply(&command), Applied::Changed);
+        }
+        self.advance(Duration::from_secs(60));
+        self.report(&first, &["primary", "2:1000", "lease=1"]);
+        for name in &names[1..] {
+            let upstream = format!("upstream={first}");
+            self.report(&id(name), &["standby", "2:1000", &upstream]);
+        }
+        self.keep_time();
+    }
+
+    // ------------------------------------------------------------ what is heard
+
+    fn report(&mut self, member: &MemberId, spec: &[&str]) {
+        let view = self.view(member, spec);
+        if view.lease.held {
+            let epoch = view.lease.epoch;
+            for voice in self.voices.values_mut().filter(|v| v.manager_heard) {
+                voice.promise = Promise { epoch, renewed: true, ..Promise::default() };
+            }
+        }
+        self.voices.get_mut(member).expect("a member").agent = Some(view);
+        self.hear_all();
+    }
+
+    fn view(&self, member: &MemberId, spec: &[&str]) -> AgentView {
+        let state = postgres_state(spec[0]);
+        let mut view = AgentView {
+            member: member.clone(),
+            session: 1,
+            state,
+            server_version: 150_000,
+            system_identifier: (state != PostgresState::NoData).then_some(7),
+            wal_end: WalPosition::default(),
+            wal_end_known: true,
+            replay_lsn: Lsn(0),
+            streaming: false,
+            upstream: None,
+            history: TimelineHistory::default(),
+            lease: LeaseView::default(),
+            accepted_epoch: Epoch(0),
+            ended_epoch: Epoch(0),
+            fenced_epoch: Epoch(0),
+            was_primary: false,
+            clean_shutdown: false,
+            work: None,
+            last_order: None,
+            standbys: Vec::new(),
+            checkpoint_timeline: TimelineId(1),
+            checkpoints_done: 0,
+            guard: "guarding".into(),
+            problem: None,
+            rewind_unfinished: false,
+            rewind_failures: 0,
+            clone_failures: 0,
+        };
+        spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
+        view
+    }
+
+    fn apply_word(&self, view: &mut AgentView, word: &str) {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("`{word}` wants a number"));
+        match key {
+            "ended" => (view.ended_epoch, view.fenced_epoch) = (Epoch(number()), Epoch(number())),
+            "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000 },
+            "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
+            "rewinds" => view.rewind_failures = number(),
+            "clones" => view.clone_failures = number(),
+            "system" => view.system_identifier = Some(number()),
+            "checkpointed" => view.checkpoints_done = number(),
+            "half-rewound" => view.rewind_unfinished = true,
+            "clean" => view.clean_shutdown = true,
+            "unknown" => view.wal_end_known = false,
+            "failed" => {
+                let kind = value.to_owned();
+                view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });
+            }
+            // The timeline branched off here, whatever the log says of it.
+            "from" => {
+                let fork = position(value);
+                let mut history = self.state.history_of(fork.timeline);
+                history.switches.push(TimelineSwitch { timeline: fork.timeline, end: fork.lsn });
+                view.history = TimelineHistory { timeline: view.wal_end.timeline, ..history };
+            }
+            _ => {
+                view.wal_end = position(word);
+                view.history = self.state.history_of(view.wal_end.timeline);
+            }
+        }
+    }
+
+    fn promise(&mut self, members: &[&str], make: impl Fn(Epoch) -> Promise) {
+        let epoch = match &self.state.lock {
+            Lock::Granted { epoch, .. } => *epoch,
+            Lock::Fenced { previous, .. } => previous.as_ref().map_or(Epoch(0), |(epoch, _)| *epoch),
+            Lock::Released(release) => release.epoch,
+            Lock::Free => Epoch(0),
+        };
+        for member in members {
+            self.voices.get_mut(&id(member)).unwrap().promise = make(epoch);
+        }
+        self.hear_all();
+    }
+
+    fn hear(&mut self, member: &MemberId, manager_heard: bool, agent_heard: bool) {
+        let voice = self.voices.get_mut(member).unwrap();
+        (voice.manager_heard, voice.agent_heard) = (manager_heard, agent_heard);
+        self.hear_all();
+    }
+
+    /// Who is not lost reports, and answers again what it was asked before.
+    fn hear_all(&mut self) {
+        let now = self.now;
+        for (member, voice) in self.voices.iter().filter(|(_, v)| v.manager_heard) {
+            let entry = self.seen.entry(member.clone()).or_default();
+            entry.at = now;
+            entry.promise = voice.promise;
+            let agent = voice.agent.clone().filter(|_| voice.agent_heard);
+            if agent.is_some() {
+                entry.agent_at = now;
+                entry.agent.clone_from(&agent);
+            }
+            if let Some(seal) = self.seals.get_mut(member) {
+                seal.promise = Promise { sealed: seal.promise.sealed, ..voice.promise };
+                seal.agent = agent;
+            }
+        }
+    }
+
+    fn seal(&mut self, member: &MemberId) {
+        let voice = &self.voices[member];
+        let promise = Promise { sealed: self.state.epoch, ..voice.promise };
+        let agent = voice.agent.clone().filter(|_| voice.agent_heard);
+        self.seals.insert(member.clone(), Seal { promise, at: self.now, agent });
+    }
+
+    fn notice(&mut self, member: &MemberId, end: &str, clean: bool) {
+        let epoch = self.state.epoch;
+        let notice = Notice { member: member.clone(), epoch, fenced: true, end: position(end), clean };
+        self.notices.insert(member.clone(), notice);
+    }
+
+    fn advance(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.hear_all();
+    }
+
+    fn lead(&mut self) {
+        self.seen.clear();
+        self.seals.clear();
+        self.notices.clear();
+        self.lock_seen = None;
+        self.operation_seen = None;
+        self.since.start = self.now;
+    }
+
+    // ------------------------------------------------------------ decisions
+
+    fn keep_time(&mut self) {
+        if self.lock_seen.as_ref() != Some(&self.state.lock) {
+            self.lock_seen = Some(self.state.lock.clone());
+            self.since.lock = self.now;
+            self.seals.retain(|_, seal| seal.promise.sealed == self.state.epoch);
+        }
+        let operation = self.state.operation.as_ref().map(|o| (o.id, o.phase));
+        if self.operation_seen != operation {
+            self.operation_seen = operation;
+            self.since.operation = self.now;
+        }
+    }
+
+    fn look<T>(&mut self, look: impl FnOnce(&Situation<'_>) -> T) -> T {
+        self.keep_time();
+        look(&Situation {
+            state: &self.state,
+            seen: &self.seen,
+            notices: &self.notices,
+            seals: &self.seals,
+            founding: self.founding.as_ref(),
+            timings: &Timings::of(Profile::Normal),
+            since: self.since,
+            now: self.now,
+        })
+    }
+
+    fn plan(&mut self) -> Plan {
+        let plan = self.look(|s| policy::decide(s, "request"));
+        self.decided.clone_from(&plan.command);
+        plan
+    }
+
+    fn decide(&mut self) {
+        let plan = self.plan();
+        if let Some(command) = &plan.command {
+            self.say(&describe(command));
+        } else if plan.holds.is_empty() {
+            self.say("nothing to do");
+        }
+        for hold in plan.holds {
+            self.say(&format!("hold: {hold}"));
+        }
+    }
+
+    fn commit(&mut self, command: &Command) {
+        match self.state.apply(command) {
+            Applied::Changed => {}
+            Applied::Stale { current, why } => {
+                self.say(&format!("stale: {}: {why}, epoch {current} now", command.kind.name()));
+            }
+            Applied::Nothing => self.say("nothing"),
+        }
+        self.keep_time();
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..20 {
+            let plan = self.plan();
+            let Some(command) = plan.command else { return self.decide() };
+            self.say(&describe(&command));
+            self.commit(&command);
+        }
+        panic!("the policy does not come to rest");
+    }
+
+    fn ask(&mut self, kind: OperationKind, to: &str) {
+        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)))) {
+            Err(why) => self.say(&format!("refused: {why}")),
+            Ok(kind) => {
+                let expected = self.state.epoch;
+                self.commit(&Command { request_id: "operator".into(), expected, because: RuleId(0), kind });
+            }
+        }
+    }
+
+    fn act(&mut self, member: &MemberId) {
+        let agent = self.voices[member].agent.as_ref().unwrap();
+        let primary_ready = self.state.holder().is_some_and(|(_, holder)| {
+            self.voices[holder].agent.as_ref().is_some_and(|a| a.state == PostgresState::Primary)
+        });
+        let host = Host { state: &self.state, me: member, agent, primary_ready };
+        let line = next_action(&host).map_or_else(
+            || format!("{member}: nothing"),
+            |next| format!("{member}: {} ({} in epoch {})", action(&next.action), next.because, next.epoch),
+        );
+        self.say(&line);
+    }
+
+    fn tell_state(&mut self) {
+        let lock = match &self.state.lock {
+            Lock::Free => "free".to_owned(),
+            Lock::Granted { epoch, member, phase, timeline, .. } => {
+                format!("granted to {member} in epoch {epoch}, {phase:?} on timeline {timeline}")
+            }
+            Lock::Released(r) => format!("released by {} at the end of epoch {}", r.member, r.epoch),
+            Lock::Fenced { epoch, .. } => format!("fenced, epoch {epoch} begins"),
+        };
+        self.say(&format!("lock: {lock}"));
+        if let Some(o) = self.state.operation.clone() {
+            self.say(&format!("operation {}: {:?} to {} in {:?}", o.id, o.kind, o.to, o.phase));
+        }
+        if let Some(f) = self.state.last_operation.clone() {
+            self.say(&format!("last operation {}: {}", f.operation.id, f.reason));
+        }
+        let timeline = |r: &matriarch::state::TimelineRecord| match r.switch {
+            Some(switch) => format!("{} from {switch}", r.timeline),
+            None => r.timeline.to_string(),
+        };
+        let lineage: Vec<String> = self.state.lineage.iter().map(timeline).collect();
+        self.say(&format!("timelines: {}", lineage.join(", ")));
+    }
+}
+
+fn describe(command: &Command) -> String {
+    let what = match &command.kind {
+        Kind::Genesis { name, members, initializer, .. } => {
+            format!("found {name} with {} members, {initializer} runs initdb", members.len())
+        }
+        Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
+        Kind::Fence { reason } => format!("end epoch {}: {reason}", command.expected),
+        Kind::Grant { member, floor } => format!("grant to {member} at {floor}"),
+        Kind::PromotionComplete { member, timeline, switch } => {
+            format!("{member} is promoted on timeline {timeline} from {switch}")
+        }
+        Kind::Open { member } => format!("open {member}"),
+        Kind::Release { member, end, clean } => {
+            format!("{member} releases at {end}{}", if *clean { ", cleanly" } else { "" })
+        }
+        Kind::BeginOperation { kind, to, .. } => format!("begin {kind:?} to {to}"),
+        Kind::AdvanceOperation { id, phase } => format!("operation {id} goes on to {phase:?}"),
+        Kind::EndOperation { id, succeeded: true, reason } => format!("operation {id} succeeded: {reason}"),
+        Kind::EndOperation { id, succeeded: false, reason } => format!("operation {id} failed: {reason}"),
+    };
+    format!("propose: {what} ({})", command.because)
+}
+
+fn action(action: &Action) -> String {
+    match action {
+        Action::Initdb => "initdb".to_owned(),
+        Action::StartStandby { upstream: Some(upstream) } => format!("follow {}", upstream.member),
+        Action::StartStandby { upstream: None } => "start read-only, following nobody".to_owned(),
+        Action::Promote { timeline, floor } => format!("promote to timeline {timeline}, not below {floor}"),
+        Action::RestartInPlace { timeline } => format!("restart in place on timeline {timeline}"),
+        Action::Stop { mode: StopMode::Fast, keep_lease } => format!("stop fast, keep the lease: {keep_lease}"),
+        Action::Stop { mode: StopMode::Immediate, keep_lease } => format!("stop at once, keep the lease: {keep_lease}"),
+        Action::Rewind { source } => format!("rewind from {}", source.member),
+        Action::Clone { source } => format!("clone from {}", source.member),
+        Action::Checkpoint { operation } => format!("checkpoint for operation {operation}"),
+    }
+}
+
+/// The script with what it prints now in place of what it printed before.
+fn play(script: &str) -> String {
+    let mut world = World::default();
+    let mut played = String::new();
+    let mut lines = script.lines();
+    while let Some(line) = lines.next() {
+        writeln!(played, "{line}").unwrap();
+        if line == "----" {
+            played.push_str(&std::mem::take(&mut world.out));
+            // What was expected before, up to the empty line after it.
+            if lines.by_ref().any(str::is_empty) {
+                played.push('\n');
+            }
+        } else if !line.is_empty() && !line.starts_with('#') {
+            world.run(line);
+        }
+    }
+    assert!(world.out.is_empty(), "printed and nowhere expected:\n{}", world.out);
+    played
+}
+
+#[test]
+fn every_script_prints_what_it_says() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let update = std::env::var_os("UPDATE_EXPECT").is_some();
+    let mut wrong = String::new();
+    let mut scripts: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    scripts.sort();
+    assert!(scripts.len() >= 20, "only {} scripts in {}", scripts.len(), dir.display());
+    for path in scripts {
+        let script = fs::read_to_string(&path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let played = std::panic::catch_unwind(|| play(&script)).unwrap_or_else(|_| panic!("{name} can't be played"));
+        assert!(script.lines().count() <= 100, "{name}: a script fits on a screen or two; split it");
+        if played != script && update {
+            fs::write(&path, &played).unwrap();
+        } else if played != script {
+            for (expected, got) in script.lines().zip(played.lines()).filter(|(e, g)| e != g).take(6) {
+                writeln!(wrong, "{name}\n  expected {expected}\n  got      {got}").unwrap();
+            }
+            writeln!(wrong, "{name}: {} lines expected, {} got", script.lines().count(), played.lines().count())
+                .unwrap();
+        }
+    }
+    assert!(wrong.is_empty(), "\n{wrong}\nUPDATE_EXPECT=1 cargo test --test scenarios writes it into the scripts");
+}
+
+/// The two tables in docs/rules.md are the rules as they are compiled.
+#[test]
+fn the_page_of_rules_is_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rules.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let table = |rules: Vec<(u32, &str)>| {
+        let rows = rules.iter().map(|(id, name)| format!("| {id} | {name} |\n"));
+        format!("| rule | when, and then what |\n| ---: | --- |\n{}", rows.collect::<String>())
+    };
+    let decided = table(policy::RULES.iter().map(|r| (r.id, r.name)).collect());
+    let acted = table(matriarch::reconcile::RULES.iter().map(|r| (r.id, r.name)).collect());
+    let written = between(&between(&page, "policy", &decided), "reconcile", &acted);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&path, &written).unwrap();
+    } else {
+        assert!(written == page, "docs/rules.md is out of date: UPDATE_EXPECT=1 cargo test --test scenarios writes it");
+    }
+}
+
+/// `page` with `text` between its markers called `name`.
+fn between(page: &str, name: &str, text: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+    let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no `{end}`"));
+    format!("{before}{begin}{text}{end}{after}")
+}
+
+#[test]
+fn numbers_of_rules_are_in_order_and_each_rule_fires_in_some_script() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let scripts = fs::read_dir(&dir).unwrap().map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+    let all: String = scripts.collect();
+    let ids: Vec<u32> =
+        policy::RULES.iter().map(|r| r.id).chain(matriarch::reconcile::RULES.iter().map(|r| r.id)).collect();
+    assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+    let silent: Vec<&u32> = ids
+        .iter()
+        .filter(|id| !all.contains(&format!("(rule {id})")) && !all.contains(&format!("(rule {id} ")))
+        .collect();
+    assert_eq!(silent, Vec::<&u32>::new(), "no script shows these rules");
+}
