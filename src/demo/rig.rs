@@ -9,6 +9,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -40,6 +41,8 @@ use crate::rpc::v1::{
 
 const CALL: Duration = Duration::from_secs(5);
 const QUERY: Duration = Duration::from_secs(10);
+/// While a server writes, one of its acknowledgements is younger than this.
+const RECENT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// Laid out, and nothing of it runs yet but what was started one by one.
@@ -333,13 +336,24 @@ impl Rig {
         self.driver.workload.journal.since(since)
     }
 
-    /// Waits for a writer's first acknowledgement of a write begun after `since`.
+    /// The server, in its life, that acknowledged last.
+    pub fn server(&self) -> Option<Arc<str>> {
+        checker::last_server(&self.writes(Instant::now() - RECENT))
+    }
+
+    /// Waits for a writer's first acknowledgement of a write begun after `since`, by another server than `not_by`.
     ///
     /// # Errors
     /// It takes too long.
-    pub fn wait_for_write(&self, writer: &str, since: Instant, deadline: Duration) -> Result<Duration> {
+    pub fn wait_for_write(
+        &self,
+        writer: &str,
+        since: Instant,
+        not_by: Option<&str>,
+        deadline: Duration,
+    ) -> Result<Duration> {
         loop {
-            if let Some(took) = recovery(&self.writes(since), writer, since) {
+            if let Some(took) = checker::recovery(&self.writes(since), writer, since, not_by) {
                 return Ok(took);
             }
             if since.elapsed() > deadline {
@@ -368,11 +382,6 @@ impl Rig {
             Ok(rows.into_iter().filter_map(first).collect())
         })
     }
-}
-
-/// See [`checker::recovery`].
-pub fn recovery(writes: &[Attempt], writer: &str, since: Instant) -> Option<Duration> {
-    checker::recovery(writes, writer, since)
 }
 
 /// See [`checker::two_writers`].

@@ -1,6 +1,6 @@
 //! Switchovers and failovers that an operator asks for.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use matriarch::{
     demo::rig::{ROUTED, Rig},
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     failovers::STREAMED,
-    stage::{HEAL, Promise, SOON, Step, others, until},
+    stage::{HEAL, Promise, SOON, Step, others, seen_down},
 };
 
 pub const STEPS: &[Step] = &[
@@ -31,9 +31,9 @@ fn switchover_loses_nothing(rig: &Rig, before: &StatusReply) -> Promise {
     assert!(ended.succeeded, "{ended:?}");
     let between = rig.healthy(HEAL).unwrap();
     assert_eq!((&between.primary, between.epoch), (candidate, before.epoch + 1));
-    rig.wait_for_write(ROUTED, began, SOON).unwrap();
+    rig.wait_for_write(ROUTED, began, None, SOON).unwrap();
 
-    let again = Instant::now();
+    let (again, server) = (Instant::now(), rig.server().unwrap());
     let reply = rig.switchover("").unwrap();
     assert!(reply.accepted, "{reply:?}");
     let ended = rig.finished(reply.id, SOON).unwrap();
@@ -41,7 +41,7 @@ fn switchover_loses_nothing(rig: &Rig, before: &StatusReply) -> Promise {
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (&reply.to, between.epoch + 1));
     assert_ne!(after.primary, between.primary);
-    Promise::no_loss(again)
+    Promise::no_loss(again).ended(server)
 }
 
 /// Right after its death the target may be thought alive, then it is not begun or it ends with the old primary.
@@ -53,9 +53,7 @@ fn switchover_to_a_dead_target_is_refused_or_rolled_back(rig: &Rig, before: &Sta
         let ended = rig.finished(reply.id, SOON).unwrap();
         assert!(!ended.succeeded, "{ended:?}");
     }
-    until("the target's silence is known", SOON, || {
-        rig.status().is_some_and(|s| s.members.iter().any(|m| m.member == *target && !m.healthy))
-    });
+    seen_down(rig, target);
     let reply = rig.switchover(target).unwrap();
     assert!(!reply.accepted && reply.reason.contains(target.as_str()), "{reply:?}");
     rig.boot_host(target).unwrap();
@@ -70,21 +68,22 @@ fn switchover_to_a_target_that_hangs_is_rolled_back(rig: &Rig, before: &StatusRe
     let target = &others(rig, &[&before.primary])[0];
     let receivers = rig.backends(target, "walreceiver").unwrap();
     assert_eq!(receivers.len(), 1);
+    let server = rig.server().unwrap();
     let fault = rig.signal(receivers[0], Signal::SIGSTOP).unwrap();
     let reply = rig.switchover(target).unwrap();
     assert!(reply.accepted, "{reply:?}");
     let ended = rig.finished(reply.id, SOON * 2).unwrap();
     assert!(!ended.succeeded, "{ended:?}");
-    rig.wait_for_write(ROUTED, fault + Duration::from_millis(1), SOON).unwrap();
+    rig.wait_for_write(ROUTED, Instant::now(), None, SOON).unwrap();
     rig.signal(receivers[0], Signal::SIGCONT).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch), "{ended:?}");
-    Promise::no_loss(fault)
+    Promise { within: SOON * 2, ..Promise::no_loss(fault).ended(server) }
 }
 
 fn failover_by_command(rig: &Rig, before: &StatusReply) -> Promise {
     let candidate = &others(rig, &[&before.primary])[1];
-    let fault = Instant::now();
+    let (fault, server) = (Instant::now(), rig.server().unwrap());
     let reply = rig.failover(candidate).unwrap();
     assert!(reply.accepted, "{reply:?}");
     let ended = rig.finished(reply.id, SOON).unwrap();
@@ -92,5 +91,5 @@ fn failover_by_command(rig: &Rig, before: &StatusReply) -> Promise {
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!(after.primary, *candidate);
     assert!(after.epoch > before.epoch);
-    Promise::asynchronous(fault, fault - STREAMED)
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     dice, shuffled,
-    stage::{GRANT, HEAL, Promise, REFUSES, SOON, Step, others, tasks_done, until},
+    stage::{GRANT, HEAL, Promise, REFUSES, SOON, Step, others, seen_down, tasks_done},
 };
 
 pub const STEPS: &[Step] = &[
@@ -49,39 +49,43 @@ fn lead_from(rig: &Rig, host: &str) {
 fn kill_host_fails_over_and_the_host_rejoins(rig: &Rig, before: &StatusReply) -> Promise {
     let old = &before.primary;
     lead_from(rig, old);
+    let server = rig.server().unwrap();
     let fault = rig.kill_host(old).unwrap();
     for writer in [ROUTED, MULTI_HOST] {
-        rig.wait_for_write(writer, fault, SOON).unwrap();
+        rig.wait_for_write(writer, fault, Some(&server), SOON).unwrap();
     }
+    seen_down(rig, old);
     rig.boot_host(old).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_ne!(after.primary, *old);
     assert!(after.epoch > before.epoch && after.timeline > before.timeline);
     assert_eq!(after.cluster_id, before.cluster_id);
-    Promise::asynchronous(fault, fault - STREAMED)
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 
 fn kill_postgres_restarts_in_place_without_loss(rig: &Rig, before: &StatusReply) -> Promise {
     let pid = rig.postmaster(&before.primary).unwrap();
+    let server = rig.server().unwrap();
     let fault = rig.signal(pid, Signal::SIGKILL).unwrap();
-    rig.wait_for_write(ROUTED, fault, SOON).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch, after.timeline), (&before.primary, before.epoch, before.timeline));
     assert_ne!(rig.postmaster(&before.primary).unwrap(), pid);
-    Promise::no_loss(fault)
+    Promise::no_loss(fault).ended(server)
 }
 
 fn a_postmaster_that_does_not_come_back_is_failed_over(rig: &Rig, before: &StatusReply) -> Promise {
     let old = &before.primary;
     let refuses = rig.dir(old).unwrap().join(REFUSES);
     fs::write(&refuses, "").unwrap();
+    let server = rig.server().unwrap();
     let fault = rig.signal(rig.postmaster(old).unwrap(), Signal::SIGKILL).unwrap();
-    rig.wait_for_write(ROUTED, fault, SOON).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     fs::remove_file(&refuses).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_ne!(after.primary, *old);
     assert!(after.epoch > before.epoch);
-    Promise::asynchronous(fault, fault - STREAMED)
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 
 /// The standbys stop receiving, the primary goes on: when its host dies, it has
@@ -100,8 +104,10 @@ fn an_old_primary_with_diverged_wal_is_rewound(rig: &Rig, before: &StatusReply) 
     let count = "select count(*) from demo_writes where writer = 'diverged'";
     assert_eq!(rig.query(old, count).unwrap(), ["1000"]);
 
+    let server = rig.server().unwrap();
     let fault = rig.kill_host(old).unwrap();
-    rig.wait_for_write(ROUTED, fault, SOON).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    seen_down(rig, old);
     rig.boot_host(old).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_ne!(after.primary, *old);
@@ -110,13 +116,14 @@ fn an_old_primary_with_diverged_wal_is_rewound(rig: &Rig, before: &StatusReply) 
     }
     assert!(tasks_done(rig, old, "rewind") > rewinds, "{old} was not rewound");
     assert_eq!(tasks_done(rig, old, "clone"), clones, "{old} was cloned");
-    Promise::asynchronous(fault, cut - STREAMED)
+    Promise::asynchronous(fault, cut - STREAMED).ended(server)
 }
 
 fn a_member_that_lost_its_data_is_cloned(rig: &Rig, before: &StatusReply) -> Promise {
     let standby = &others(rig, &[&before.primary])[0];
     let clones = tasks_done(rig, standby, "clone");
     let fault = rig.kill_host(standby).unwrap();
+    seen_down(rig, standby);
     fs::remove_dir_all(rig.data_dir(standby).unwrap()).unwrap();
     rig.boot_host(standby).unwrap();
     let after = rig.healthy(HEAL).unwrap();
@@ -139,7 +146,6 @@ fn cold_start_of_the_whole_cluster(rig: &Rig, before: &StatusReply) -> Promise {
         rig.boot_host(&host).unwrap();
         thread::sleep(Duration::from_millis(dice.below(700)));
     }
-    until("all members are back", HEAL, || rig.healthy(HEAL).is_ok());
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.cluster_id, after.system_identifier), (&before.cluster_id, before.system_identifier));
     Promise::no_loss(up)

@@ -24,6 +24,12 @@ fn replace(rig: &Rig, host: &str, role: Role) {
     assert!(old.is_some(), "the {role} of {host} runs");
     rig.kill_process(host, role).unwrap();
     until("it is started again", SOON, || rig.pid(host, role).is_some_and(|pid| Some(pid) != old));
+    // The leader's last word of this host may be from before; an operator would look at the host itself, too.
+    until("its manager has its agent's word", SOON, || {
+        let said = rig.local_status(host);
+        said.is_ok_and(|s| s.members.iter().any(|m| m.member == host && m.server_version > 0))
+    });
+    std::thread::sleep(Duration::from_secs(1));
     rig.healthy(HEAL).unwrap();
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use matriarch::{
-    demo::rig::{Rig, Role},
+    demo::rig::{ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
 
@@ -76,7 +76,7 @@ fn two_of_three_managers_dead_nothing_is_promoted(rig: &Rig, before: &StatusRepl
 
     let back = Instant::now();
     rig.start_process(&standbys[0], Role::Manager).unwrap();
-    rig.wait_for_write(matriarch::demo::rig::ROUTED, back, SOON).unwrap();
+    rig.wait_for_write(ROUTED, back, None, SOON).unwrap();
     rig.boot_host(&before.primary).unwrap();
     let after = rig.healthy(HEAL).unwrap();
     assert_ne!(after.primary, before.primary);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use matriarch::{
-    demo::rig::{self, Attempt, MULTI_HOST, Outcome, ROUTED, Rig, Role, Unstarted},
+    demo::rig::{self, Attempt, MULTI_HOST, ROUTED, Rig, Role, Unstarted},
     rpc::v1::StatusReply,
 };
 
@@ -45,6 +45,8 @@ pub struct Promise {
     pub since: Instant,
     /// … within this time.
     pub within: Duration,
+    /// Not by this server, whose life has ended: its last processes may acknowledge while they die.
+    pub not_by: Option<Arc<str>>,
     /// Which acknowledged writes may be gone.
     pub loss: Loss,
     /// No write at all may fail.
@@ -63,17 +65,22 @@ pub enum Loss {
 impl Promise {
     /// Writes go on soon after `since`, and nothing is lost.
     pub fn no_loss(since: Instant) -> Promise {
-        Promise { since, within: SOON, loss: Loss::Nothing, no_errors: false }
+        Promise { since, within: SOON, not_by: None, loss: Loss::Nothing, no_errors: false }
     }
 
     /// Writes go on soon after `since`; what was acknowledged after `replicated` may be lost.
     pub fn asynchronous(since: Instant, replicated: Instant) -> Promise {
-        Promise { since, within: SOON, loss: Loss::LastAfter(replicated), no_errors: false }
+        Promise { since, within: SOON, not_by: None, loss: Loss::LastAfter(replicated), no_errors: false }
+    }
+
+    /// The life of that server has ended.
+    pub fn ended(self, server: Arc<str>) -> Promise {
+        Promise { not_by: Some(server), ..self }
     }
 
     /// Nobody notices anything.
     pub fn no_failed_write(since: Instant) -> Promise {
-        Promise { since, within: SOON, loss: Loss::Nothing, no_errors: true }
+        Promise { since, within: SOON, not_by: None, loss: Loss::Nothing, no_errors: true }
     }
 }
 
@@ -107,7 +114,10 @@ pub fn play(steps: &[Step]) {
             Err(why) => {
                 let why = why.downcast_ref::<String>().map(String::as_str).or(why.downcast_ref::<&str>().copied());
                 say(format!("{name}: FAILED after {:.1} s", began.elapsed().as_secs_f64()));
-                failed.push(format!("{name}: {}", why.unwrap_or("(no message)")));
+                let why = why.unwrap_or("(no message)");
+                // An error may carry a backtrace, as long as all the rest.
+                let why = why.split("\nStack backtrace:").next().unwrap_or(why).trim_end();
+                failed.push(format!("{name}: {why}"));
             }
         }
     }
@@ -141,7 +151,7 @@ fn play_one(rig: Rig, name: &str, step: fn(&Rig, &StatusReply) -> Promise) -> (R
     let before = rig.healthy(HEAL).unwrap();
     let began = Instant::now();
     for writer in [ROUTED, MULTI_HOST] {
-        rig.wait_for_write(writer, began, SOON).unwrap();
+        rig.wait_for_write(writer, began, None, SOON).unwrap();
     }
     let promise = step(rig, &before);
     let summary = check(rig, &promise, began);
@@ -153,7 +163,7 @@ fn play_one(rig: Rig, name: &str, step: fn(&Rig, &StatusReply) -> Promise) -> (R
 fn check(rig: &Rig, promise: &Promise, began: Instant) -> String {
     let mut resumed = Vec::new();
     for writer in [ROUTED, MULTI_HOST] {
-        resumed.push(rig.wait_for_write(writer, promise.since, promise.within).unwrap());
+        resumed.push(rig.wait_for_write(writer, promise.since, promise.not_by.as_deref(), promise.within).unwrap());
     }
     let status = rig.healthy(HEAL).unwrap();
     let writes = rig.writes(began);
@@ -180,18 +190,14 @@ fn check(rig: &Rig, promise: &Promise, began: Instant) -> String {
 
 /// Asynchronous replication loses an end of the WAL and nothing from its middle.
 fn only_the_last(writes: &[Attempt], lost: &[Attempt], moment: Instant) {
-    let server = |w: &Attempt| match &w.outcome {
-        Outcome::Acked(server) => Some(server.clone()),
-        Outcome::Failed(_) | Outcome::Unknown(_) => None,
-    };
-    let mut first_lost: BTreeMap<(Arc<str>, Option<Arc<str>>), i64> = BTreeMap::new();
+    let mut first_lost: BTreeMap<(&str, Option<&str>), i64> = BTreeMap::new();
     for write in lost {
         assert!(write.ended >= moment, "lost, though the standbys had time to get it: {write:?}");
-        let first = first_lost.entry((write.writer.clone(), server(write))).or_insert(write.seq);
+        let first = first_lost.entry((&*write.writer, write.server())).or_insert(write.seq);
         *first = write.seq.min(*first);
     }
     for write in writes.iter().filter(|w| w.is_acked()) {
-        let Some(first) = first_lost.get(&(write.writer.clone(), server(write))) else { continue };
+        let Some(first) = first_lost.get(&(&*write.writer, write.server())) else { continue };
         let is_lost = lost.iter().any(|l| l.writer == write.writer && l.seq == write.seq);
         assert!(write.seq < *first || is_lost, "{write:?} survived, number {first} of the same server is lost");
     }
@@ -278,6 +284,13 @@ pub fn until(what: &str, deadline: Duration, mut check: impl FnMut() -> bool) {
         assert!(began.elapsed() < deadline, "not within {deadline:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Waits until the Raft leader has noticed that a host is gone: what it heard of it last was good.
+pub fn seen_down(rig: &Rig, host: &str) {
+    until("the leader notices that the host is gone", SOON, || {
+        rig.status().is_some_and(|s| s.members.iter().any(|m| m.member == host && !m.healthy))
+    });
 }
 
 /// Members but for these.
