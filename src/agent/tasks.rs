@@ -268,11 +268,7 @@ impl Job {
             return Err(format!("the history of timeline {} is not the one of the grant", tenure.timeline));
         }
         let instance = self.hands.instance.clone();
-        let close = move || {
-            instance.set_standby_signal(true).map_err(said)?;
-            instance.remove_stubs().map_err(said)
-        };
-        blocking(close).await??;
+        blocking(move || instance.set_standby_signal(true).map_err(said)).await??;
         self.report(after);
         Ok(())
     }
@@ -297,8 +293,13 @@ impl Job {
         };
         match self.opened(tenure, &guard).await {
             Ok(sight) => {
-                let instance = self.hands.instance.clone();
-                blocking(move || instance.set_standby_signal(true).map_err(said)).await??;
+                let (instance, own) = (self.hands.instance.clone(), tenure.timeline);
+                let close = move || {
+                    instance.set_standby_signal(true).map_err(said)?;
+                    // The start has removed those of the promotion; standbys ask for them.
+                    instance.place_stubs(own, own).map_err(said)
+                };
+                blocking(close).await??;
                 self.report(sight);
                 Ok(())
             }

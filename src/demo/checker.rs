@@ -109,26 +109,32 @@ pub(crate) fn first_errors(attempts: &[Attempt], fault: Instant) -> Vec<String> 
     seen.into_iter().take(8).map(|(text, count)| format!("{text} ({count} times)")).collect()
 }
 
-/// Acknowledged rows that `primary` does not have.
+/// How many acknowledged rows `primary` does not have.
 pub(crate) async fn lost(layout: &Layout, primary: &str, attempts: &[Attempt]) -> Result<usize> {
+    Ok(lost_writes(layout, primary, attempts).await?.len())
+}
+
+/// Acknowledged writes whose rows `primary` does not have.
+pub(crate) async fn lost_writes(layout: &Layout, primary: &str, attempts: &[Attempt]) -> Result<Vec<Attempt>> {
     let session = workload::connect_member(layout, primary).await?;
     let writers: BTreeSet<Arc<str>> =
         attempts.iter().filter(|a| !a.is_probe() && a.is_acked()).map(|a| a.writer.clone()).collect();
-    let mut lost = 0;
+    let mut lost = Vec::new();
     for writer in writers {
-        let acked: Vec<i64> = attempts.iter().filter(|a| a.writer == writer && a.is_acked()).map(|a| a.seq).collect();
-        let (Some(first), Some(last)) = (acked.iter().min(), acked.iter().max()) else { continue };
+        let acked: Vec<&Attempt> = attempts.iter().filter(|a| a.writer == writer && a.is_acked()).collect();
+        let seqs = || acked.iter().map(|a| a.seq);
+        let (Some(first), Some(last)) = (seqs().min(), seqs().max()) else { continue };
         let sql = "select seq from demo_writes where writer = $1 and seq between $2 and $3";
-        let rows = session.client.query(sql, &[&&*writer, first, last]).await;
+        let rows = session.client.query(sql, &[&&*writer, &first, &last]).await;
         let rows = rows.with_context(|| format!("read the rows of writer {writer} on {primary}"))?;
         let present: HashSet<i64> = rows.iter().map(|r| r.get(0)).collect();
-        lost += missing(&acked, &present);
+        lost.extend(missing(&acked, &present));
     }
     Ok(lost)
 }
 
-fn missing(acked: &[i64], present: &HashSet<i64>) -> usize {
-    acked.iter().filter(|seq| !present.contains(seq)).count()
+fn missing(acked: &[&Attempt], present: &HashSet<i64>) -> Vec<Attempt> {
+    acked.iter().filter(|a| !present.contains(&a.seq)).map(|a| (*a).clone()).collect()
 }
 
 #[cfg(test)]
@@ -197,7 +203,10 @@ mod tests {
 
     #[test]
     fn missing_rows_are_counted() {
-        assert_eq!(missing(&[1, 2, 3], &HashSet::from([1, 3, 4])), 1);
+        let list = attempts(Instant::now(), &[(ROUTED, 0, 1, "a"), (ROUTED, 2, 3, "a"), (ROUTED, 4, 5, "a")]);
+        let acked: Vec<&Attempt> = list.iter().collect();
+        let lost = missing(&acked, &HashSet::from([0, 2, 3]));
+        assert_eq!(lost.iter().map(|a| a.seq).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

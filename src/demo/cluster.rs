@@ -44,6 +44,8 @@ pub(crate) struct Wanted {
     pub(crate) bin_dir: Option<PathBuf>,
     /// Leave the directory behind.
     pub(crate) keep: bool,
+    /// The file of this program, for the processes and the warden.
+    pub(crate) exe: PathBuf,
 }
 
 /// A running demo cluster. Dropping it kills every process, removes the
@@ -78,11 +80,11 @@ impl Cluster {
         layout.profile.clone_from(&wanted.profile);
         fs::create_dir(&root).with_context(|| format!("make directory {}", root.display()))?;
         let prefix = network.as_ref().map(|n| n.prefix().to_owned());
-        let warden = Warden::start(&layout, prefix.as_deref(), wanted.keep)?;
+        let warden = Warden::start(&wanted.exe, &layout, prefix.as_deref(), wanted.keep)?;
         let supervisor = Supervisor::new(story)?;
         let cluster = Cluster { layout, network, supervisor, warden, keep: wanted.keep, story: story.clone() };
         cluster.layout.write()?;
-        cluster.add_services()?;
+        cluster.add_services(&wanted.exe)?;
         Ok(cluster)
     }
 
@@ -154,6 +156,17 @@ impl Cluster {
         Ok(began)
     }
 
+    /// Starts one process of a host, if it doesn't run.
+    pub(crate) fn start_process(&self, host: &str, role: Role) -> Result<()> {
+        self.supervisor.start_process(host, role)
+    }
+
+    /// Kills one process of a host, and nobody starts it again.
+    pub(crate) fn take_down(&self, host: &str, role: Role) -> Result<Instant> {
+        self.supervisor.leave_process_down(host, role);
+        self.kill_process(host, role)
+    }
+
     /// Kills one process of a host; the supervisor starts it again.
     pub(crate) fn kill_process(&self, host: &str, role: Role) -> Result<Instant> {
         let pid = self.pid(host, role)?;
@@ -175,8 +188,8 @@ impl Cluster {
         }
     }
 
-    fn add_services(&self) -> Result<()> {
-        let exe = runnable_exe(&self.layout)?;
+    fn add_services(&self, exe: &Path) -> Result<()> {
+        let exe = runnable_exe(exe, &self.layout)?;
         for host in &self.layout.members {
             for role in [Role::Agent, Role::Manager, Role::Router] {
                 self.supervisor.add(&host.name, role, self.program(&exe, host, role));
@@ -217,14 +230,13 @@ impl Drop for Cluster {
 }
 
 /// The program file, at a place where the cluster's OS user may run it.
-fn runnable_exe(layout: &Layout) -> Result<PathBuf> {
-    let exe = std::env::current_exe().context("find this program's own file")?;
+fn runnable_exe(exe: &Path, layout: &Layout) -> Result<PathBuf> {
     let open_to_all = |path: &Path| fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o001 != 0);
     if layout.user.is_none() || exe.ancestors().all(open_to_all) {
-        return Ok(exe);
+        return Ok(exe.to_owned());
     }
     let copy = layout.root.join("matriarch");
-    fs::copy(&exe, &copy).with_context(|| format!("copy {} to {}", exe.display(), copy.display()))?;
+    fs::copy(exe, &copy).with_context(|| format!("copy {} to {}", exe.display(), copy.display()))?;
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
     Ok(copy)
 }
@@ -262,8 +274,7 @@ struct Warden {
 }
 
 impl Warden {
-    fn start(layout: &Layout, netns_prefix: Option<&str>, keep: bool) -> Result<Warden> {
-        let exe = std::env::current_exe().context("find this program's own file")?;
+    fn start(exe: &Path, layout: &Layout, netns_prefix: Option<&str>, keep: bool) -> Result<Warden> {
         if cfg!(test) {
             // A test's own file is no matriarch.
             return Ok(Warden { pid: 0, pipe: None });

@@ -16,6 +16,7 @@ mod netns;
 mod phases;
 mod processes;
 mod record;
+pub mod rig;
 mod supervisor;
 mod transcript;
 mod watcher;
@@ -109,6 +110,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             user: args.user.clone(),
             bin_dir: args.bin_dir.clone(),
             keep: args.keep,
+            exe: std::env::current_exe().context("find this program's own file")?,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

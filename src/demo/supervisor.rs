@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// The processes of a host that run all the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Role {
+pub enum Role {
     /// `matriarch agent`
     Agent,
     /// `matriarch manager`
@@ -110,6 +110,27 @@ impl Supervisor {
             }
         }
         Ok(())
+    }
+
+    /// Starts one process, if it doesn't run yet.
+    pub(crate) fn start_process(&self, host: &str, role: Role) -> Result<()> {
+        let mut table = lock(&self.table);
+        let service = table.services.get_mut(&(host.to_owned(), role));
+        let service = service.with_context(|| format!("there is no {role} on {host}"))?;
+        service.wanted = true;
+        service.quick_ends = 0;
+        if service.pid.is_some() {
+            return Ok(());
+        }
+        service.start().with_context(|| format!("start the {role} of {host}"))
+    }
+
+    /// From now on that process is not started again when it ends.
+    pub(crate) fn leave_process_down(&self, host: &str, role: Role) {
+        if let Some(service) = lock(&self.table).services.get_mut(&(host.to_owned(), role)) {
+            service.wanted = false;
+            service.start_at = None;
+        }
     }
 
     /// From now on the host's processes are not started again when they end.

@@ -44,14 +44,14 @@ const TABLE: &str = "create table if not exists demo_writes (
     primary key (writer, seq))";
 
 /// The writer whose connection goes through the client host's router.
-pub(crate) const ROUTED: &str = "routed";
+pub const ROUTED: &str = "routed";
 /// The writer that knows all servers and looks for the one that accepts writes.
-pub(crate) const MULTI_HOST: &str = "multi-host";
+pub const MULTI_HOST: &str = "multi-host";
 const PROBE: &str = "probe";
 
 /// How a write ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// Committed, by this server in this life.
     Acked(Arc<str>),
     /// Certainly not committed.
@@ -62,32 +62,32 @@ pub(crate) enum Outcome {
 
 /// One write, begun and ended.
 #[derive(Debug, Clone)]
-pub(crate) struct Attempt {
+pub struct Attempt {
     /// Name of the writer.
-    pub(crate) writer: Arc<str>,
+    pub writer: Arc<str>,
     /// Counts the writer's attempts.
-    pub(crate) seq: i64,
+    pub seq: i64,
     /// Before anything was sent, a new connection included.
-    pub(crate) begun: Instant,
+    pub begun: Instant,
     /// When the outcome was known.
-    pub(crate) ended: Instant,
+    pub ended: Instant,
     /// The outcome.
-    pub(crate) outcome: Outcome,
+    pub outcome: Outcome,
 }
 
 impl Attempt {
     /// Who acknowledged the write.
-    pub(crate) fn server(&self) -> Option<&str> {
+    pub fn server(&self) -> Option<&str> {
         if let Outcome::Acked(server) = &self.outcome { Some(server) } else { None }
     }
 
     /// The write was acknowledged.
-    pub(crate) fn is_acked(&self) -> bool {
+    pub fn is_acked(&self) -> bool {
         self.server().is_some()
     }
 
     /// It was made by a direct probe, which counts only for who accepts writes.
-    pub(crate) fn is_probe(&self) -> bool {
+    pub fn is_probe(&self) -> bool {
         self.writer.starts_with(PROBE)
     }
 }

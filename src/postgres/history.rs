@@ -29,14 +29,21 @@ impl Instance {
             .map_err(|error| PostgresError::History { path, problem: error.to_string() })
     }
 
-    /// Places a stub for every timeline above `own` and below `below`, so that the promotion of a standby on
-    /// `own` takes timeline `below`. A history file that is there stays. Last step before a promotion.
+    /// Gives every timeline below `below` a history file: those that `own` descends from their true one, the
+    /// others a stub. A file that is there stays. Last step before the promotion of a standby on `own`, which
+    /// thereby takes timeline `below`.
+    ///
+    /// They stay while it is primary, for a standby asks its primary for the history files of all numbers between
+    /// its timeline and the primary's before it streams anything, and never gives up asking. A number can be
+    /// without a file because its promotion never came about, or because this member was cloned later.
     ///
     /// # Errors
-    /// A file can't be written.
+    /// The history of `own` can't be read, or a file can't be written.
     pub fn place_stubs(&self, own: TimelineId, below: TimelineId) -> Result<(), PostgresError> {
-        for timeline in own.0 + 1..below.0 {
-            files::ensure(&self.pg_wal().join(TimelineId(timeline).history_file()), &format!("{STUB}\n"))?;
+        let history = self.history(own)?;
+        for timeline in (2..below.0).map(TimelineId).filter(|t| *t != own) {
+            let text = true_history(&history, timeline).unwrap_or_else(|| format!("{STUB}\n"));
+            files::ensure(&self.pg_wal().join(timeline.history_file()), &text)?;
         }
         Ok(())
     }
@@ -86,6 +93,13 @@ impl Instance {
     }
 }
 
+/// The text of the history file of an ancestor, `None` when `timeline` is none.
+fn true_history(history: &TimelineHistory, timeline: TimelineId) -> Option<String> {
+    let until = history.switches.iter().position(|s| s.timeline == timeline)?;
+    let lines = history.switches.iter().take(until);
+    Some(lines.map(|s| format!("{}\t{}\tcopied by matriarch\n", s.timeline, s.end)).collect())
+}
+
 fn is_stub(text: &str) -> bool {
     text.trim_end() == STUB
 }
@@ -93,4 +107,22 @@ fn is_stub(text: &str) -> bool {
 fn history_timeline(path: &Path) -> Option<TimelineId> {
     let hex = path.file_name()?.to_str()?.strip_suffix(".history")?;
     (hex.len() == 8).then(|| u32::from_str_radix(hex, 16).ok().map(TimelineId))?
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ancestors_history_is_the_beginning_of_its_descendants() {
+        let text = "1\t0/3000000\tno recovery target specified\n2\t0/5000148\tx\n4\t0/6000000\tx\n";
+        let own = TimelineHistory::parse(TimelineId(5), text).unwrap();
+        let four = true_history(&own, TimelineId(4)).unwrap();
+        assert_eq!(four, "1\t0/3000000\tcopied by matriarch\n2\t0/5000148\tcopied by matriarch\n");
+        let parsed = TimelineHistory::parse(TimelineId(4), &four).unwrap();
+        assert_eq!(parsed.switches, own.switches[..2]);
+        assert_eq!(true_history(&own, TimelineId(3)), None);
+        assert_eq!(true_history(&own, TimelineId(5)), None);
+    }
 }

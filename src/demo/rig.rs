@@ -1,0 +1,399 @@
+//! The demo's cluster in the hands of a test: the same hosts, writers and
+//! checks, without the demo's own sequence of events.
+//!
+//! Everything here blocks; the runtime is inside. One rig at a time in a
+//! process: its end kills every descendant of the process.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use tokio::{runtime::Runtime, time::timeout};
+use tokio_postgres::SimpleQueryMessage;
+use tonic::transport::Endpoint;
+
+use super::{
+    checker,
+    cluster::{Cluster, Wanted},
+    driver::Driver,
+    layout::Host,
+    processes,
+    transcript::{self, Story},
+    watcher::Watcher,
+    workload,
+};
+pub use super::{
+    supervisor::Role,
+    workload::{Attempt, MULTI_HOST, Outcome, ROUTED},
+};
+use crate::rpc::v1::{
+    FailoverRequest, OperationReply, OperationStatus, StatusReply, StatusRequest, SwitchoverRequest, Target,
+    admin_client::AdminClient,
+};
+
+const CALL: Duration = Duration::from_secs(5);
+const QUERY: Duration = Duration::from_secs(10);
+/// While a server writes, one of its acknowledgements is younger than this.
+const RECENT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Laid out, and nothing of it runs yet but what was started one by one.
+pub struct Unstarted {
+    cluster: Cluster,
+    watcher: Watcher,
+    story: Story,
+    runtime: Runtime,
+}
+
+impl Unstarted {
+    /// Three hosts in a new directory below `base`, running the program `exe`.
+    ///
+    /// # Errors
+    /// PostgreSQL or the OS user `postgres` is missing, or a file can't be written.
+    pub fn lay_out(exe: &Path, base: &Path, profile: &str) -> Result<Unstarted> {
+        let story = Story::new(false);
+        let wanted = Wanted {
+            members: 3,
+            profile: profile.to_owned(),
+            netns: false,
+            base: base.to_owned(),
+            user: "postgres".to_owned(),
+            bin_dir: None,
+            keep: false,
+            exe: exe.to_owned(),
+        };
+        let cluster = Cluster::create(&wanted, &story)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let watcher = {
+            let _inside = runtime.enter();
+            Watcher::start(&cluster.layout)?
+        };
+        Ok(Unstarted { cluster, watcher, story, runtime })
+    }
+
+    /// Everything is below this directory.
+    pub fn root(&self) -> &Path {
+        &self.cluster.layout.root
+    }
+
+    /// PostgreSQL's programs.
+    pub fn bin_dir(&self) -> &Path {
+        &self.cluster.layout.bin_dir
+    }
+
+    /// Changes the configuration of every host.
+    ///
+    /// # Errors
+    /// A file can't be read or written.
+    pub fn configure(&self, change: impl Fn(&str) -> String) -> Result<()> {
+        for host in self.cluster.layout.members.iter().chain([&self.cluster.layout.client]) {
+            let text = fs::read_to_string(host.config()).context("read the configuration")?;
+            fs::write(host.config(), change(&text)).context("write the configuration")?;
+        }
+        Ok(())
+    }
+
+    /// Names of the members.
+    pub fn members(&self) -> Vec<String> {
+        names(&self.cluster)
+    }
+
+    /// Starts one process ahead of the others.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_process(&self, host: &str, role: Role) -> Result<()> {
+        self.cluster.start_process(host, role)
+    }
+
+    /// Starts what doesn't run yet, waits until all is well, and lets the writers write.
+    ///
+    /// # Errors
+    /// The cluster does not become healthy.
+    pub fn up(self) -> Result<Rig> {
+        let Unstarted { cluster, watcher, story, runtime } = self;
+        let driver = runtime.block_on(Driver::start(cluster, watcher, &story))?;
+        Ok(Rig { driver, story, runtime })
+    }
+}
+
+fn names(cluster: &Cluster) -> Vec<String> {
+    cluster.layout.members.iter().map(|m| m.name.clone()).collect()
+}
+
+/// A running cluster under its workload. Dropping it leaves nothing.
+pub struct Rig {
+    driver: Driver,
+    story: Story,
+    runtime: Runtime,
+}
+
+/// What happens to hosts and processes.
+impl Rig {
+    /// Names of the members.
+    pub fn members(&self) -> Vec<String> {
+        names(&self.driver.cluster)
+    }
+
+    /// See [`Cluster::kill_host`].
+    pub fn kill_host(&self, host: &str) -> Result<Instant> {
+        self.driver.cluster.kill_host(host)
+    }
+
+    /// See [`Cluster::boot_host`].
+    pub fn boot_host(&self, host: &str) -> Result<()> {
+        self.driver.cluster.boot_host(host)
+    }
+
+    /// Kills a process that is started again after a moment.
+    pub fn kill_process(&self, host: &str, role: Role) -> Result<Instant> {
+        self.driver.cluster.kill_process(host, role)
+    }
+
+    /// Kills a process that stays down.
+    pub fn take_down(&self, host: &str, role: Role) -> Result<Instant> {
+        self.driver.cluster.take_down(host, role)
+    }
+
+    /// Starts what [`Rig::take_down`] took down.
+    pub fn start_process(&self, host: &str, role: Role) -> Result<()> {
+        self.driver.cluster.start_process(host, role)
+    }
+
+    /// The pid of a process while it runs.
+    pub fn pid(&self, host: &str, role: Role) -> Option<i32> {
+        self.driver.cluster.pid(host, role).ok()
+    }
+
+    /// Pid of the host's postmaster.
+    pub fn postmaster(&self, host: &str) -> Result<i32> {
+        self.driver.cluster.postmaster(host)
+    }
+
+    /// Sends a signal to one process.
+    pub fn signal(&self, pid: i32, signal: Signal) -> Result<Instant> {
+        let began = Instant::now();
+        processes::signal(pid, signal)?;
+        Ok(began)
+    }
+
+    /// Processes of a host's PostgreSQL whose title contains `word`.
+    pub fn backends(&self, host: &str, word: &str) -> Result<Vec<i32>> {
+        let mut pids = processes::belonging(&self.host(host)?.data_dir());
+        pids.retain(|pid| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains(word)
+        });
+        Ok(pids)
+    }
+
+    /// A command that runs a host's process in the foreground, as its own user.
+    pub fn command(&self, exe: &Path, host: &str, role: Role) -> Result<Command> {
+        let host = self.host(host)?;
+        let mut command = Command::new(exe);
+        command.arg(role.to_string()).arg("--config").arg(host.config()).current_dir(&host.dir);
+        if let Some(user) = &self.driver.cluster.layout.user {
+            command.uid(user.uid).gid(user.gid);
+        }
+        Ok(command)
+    }
+
+    /// Directory of a host.
+    pub fn dir(&self, host: &str) -> Result<PathBuf> {
+        Ok(self.host(host)?.dir.clone())
+    }
+
+    /// Data directory of a host.
+    pub fn data_dir(&self, host: &str) -> Result<PathBuf> {
+        Ok(self.host(host)?.data_dir())
+    }
+
+    /// Log file of a process.
+    pub fn log(&self, host: &str, role: Role) -> Result<PathBuf> {
+        Ok(self.host(host)?.log(&role.to_string()))
+    }
+
+    /// What happened so far, line by line.
+    pub fn story(&self) -> Vec<String> {
+        self.story.last(usize::MAX).iter().map(transcript::render).collect()
+    }
+
+    fn host(&self, host: &str) -> Result<&Host> {
+        self.driver.cluster.layout.member(host)
+    }
+}
+
+/// What the managers say and are asked for.
+impl Rig {
+    /// Waits until every member is healthy.
+    ///
+    /// # Errors
+    /// It takes too long, or a process was given up.
+    pub fn healthy(&self, deadline: Duration) -> Result<StatusReply> {
+        self.runtime.block_on(self.driver.healthy(deadline))
+    }
+
+    /// The cluster as its Raft leader sees it, asked through any manager that answers.
+    pub fn status(&self) -> Option<StatusReply> {
+        self.members().iter().find_map(|host| self.status_of(host, false).ok())
+    }
+
+    /// The cluster as the manager of that host sees it.
+    pub fn local_status(&self, host: &str) -> Result<StatusReply> {
+        self.status_of(host, true)
+    }
+
+    fn status_of(&self, host: &str, local: bool) -> Result<StatusReply> {
+        self.call(host, async |mut admin| {
+            let to = Some(Target { sender: "admin".to_owned(), ..Target::default() });
+            Ok(admin.status(StatusRequest { to, local }).await?.into_inner())
+        })
+    }
+
+    /// Asks for a switchover; an empty candidate leaves the choice to the leader.
+    pub fn switchover(&self, candidate: &str) -> Result<OperationReply> {
+        let to = self.target()?;
+        let request = SwitchoverRequest { to: Some(to), candidate: candidate.to_owned(), request_id: request_id() };
+        self.any(async |mut admin| Ok(admin.switchover(request.clone()).await?.into_inner()))
+    }
+
+    /// Asks for a failover.
+    pub fn failover(&self, candidate: &str) -> Result<OperationReply> {
+        let to = self.target()?;
+        let request = FailoverRequest { to: Some(to), candidate: candidate.to_owned(), request_id: request_id() };
+        self.any(async |mut admin| Ok(admin.failover(request.clone()).await?.into_inner()))
+    }
+
+    /// Waits for the end of an operation.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn finished(&self, id: u64, deadline: Duration) -> Result<OperationStatus> {
+        let began = Instant::now();
+        while began.elapsed() < deadline {
+            let last = self.status().and_then(|s| s.last_operation);
+            if let Some(operation) = last.filter(|o| o.id == id && o.finished) {
+                return Ok(operation);
+            }
+            thread::sleep(POLL);
+        }
+        bail!("operation {id} has not ended within {deadline:?}: {:?}", self.status())
+    }
+
+    fn target(&self) -> Result<Target> {
+        let status = self.status().context("no manager answers")?;
+        Ok(Target {
+            cluster_id: status.cluster_id,
+            generation: status.generation,
+            sender: "admin".to_owned(),
+            ..Target::default()
+        })
+    }
+
+    /// The first manager that answers.
+    fn any<T>(&self, ask: impl AsyncFn(AdminClient<tonic::transport::Channel>) -> Result<T>) -> Result<T> {
+        let mut last = anyhow::anyhow!("there is no manager");
+        for host in self.members() {
+            match self.call(&host, &ask) {
+                Ok(reply) => return Ok(reply),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    fn call<T>(
+        &self,
+        host: &str,
+        ask: impl AsyncFnOnce(AdminClient<tonic::transport::Channel>) -> Result<T>,
+    ) -> Result<T> {
+        let host = self.host(host)?;
+        let endpoint = Endpoint::from_shared(format!("http://{}:{}", host.address, host.manager_port))?;
+        let endpoint = endpoint.connect_timeout(CALL).timeout(CALL);
+        self.runtime.block_on(async {
+            let asked = async {
+                let channel = endpoint.connect().await.context("connect")?;
+                ask(AdminClient::new(channel)).await
+            };
+            let answer = timeout(CALL, asked).await;
+            answer.map_err(anyhow::Error::from).flatten().with_context(|| format!("ask the manager of {}", host.name))
+        })
+    }
+}
+
+/// What the clients see.
+impl Rig {
+    /// Writes that had not ended before `since`, those of the direct probes included.
+    pub fn writes(&self, since: Instant) -> Vec<Attempt> {
+        self.driver.workload.journal.since(since)
+    }
+
+    /// The server, in its life, that acknowledged last.
+    pub fn server(&self) -> Option<Arc<str>> {
+        checker::last_server(&self.writes(Instant::now() - RECENT))
+    }
+
+    /// Waits for a writer's first acknowledgement of a write begun after `since`, by another server than `not_by`.
+    ///
+    /// # Errors
+    /// It takes too long.
+    pub fn wait_for_write(
+        &self,
+        writer: &str,
+        since: Instant,
+        not_by: Option<&str>,
+        deadline: Duration,
+    ) -> Result<Duration> {
+        loop {
+            if let Some(took) = checker::recovery(&self.writes(since), writer, since, not_by) {
+                return Ok(took);
+            }
+            if since.elapsed() > deadline {
+                bail!("no write of the {writer} writer was acknowledged within {deadline:?}");
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Acknowledged writes whose rows that member does not have.
+    pub fn lost(&self, member: &str, writes: &[Attempt]) -> Result<Vec<Attempt>> {
+        self.runtime.block_on(checker::lost_writes(&self.driver.cluster.layout, member, writes))
+    }
+
+    /// The first column of what `sql` gives on that very member, in the workload's database.
+    pub fn query(&self, member: &str, sql: &str) -> Result<Vec<String>> {
+        self.runtime.block_on(async {
+            let session = workload::connect_member(&self.driver.cluster.layout, member).await?;
+            let rows = timeout(QUERY, session.client.simple_query(sql)).await;
+            let rows = rows.map_err(anyhow::Error::from).and_then(|r| Ok(r?));
+            let rows = rows.with_context(|| format!("on {member}: {sql}"))?;
+            let first = |row| match row {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+                _ => None,
+            };
+            Ok(rows.into_iter().filter_map(first).collect())
+        })
+    }
+}
+
+/// See [`checker::two_writers`].
+pub fn two_writers(writes: &[Attempt]) -> Duration {
+    checker::two_writers(writes)
+}
+
+/// The first errors of the writers, grouped, with their times since `since`.
+pub fn first_errors(writes: &[Attempt], since: Instant) -> Vec<String> {
+    checker::first_errors(writes, since)
+}
+
+fn request_id() -> String {
+    uuid::Uuid::new_v4().to_string()
+}

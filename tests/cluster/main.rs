@@ -1,0 +1,81 @@
+//! The whole, with nothing faked: three hosts on loopback, each with the real
+//! processes and a real PostgreSQL, under a workload that remembers every write.
+//!
+//! Starting a cluster takes longer than most steps, so the steps of one test
+//! share a cluster; each leaves it healthy, and each is held to the same three
+//! promises (see [`stage`]): writes go on, nothing is lost that must not be, and
+//! never two writers.
+//!
+//!     cargo test --test cluster                                   all of it
+//!     MATRIARCH_STEPS=rewound cargo test --test cluster           steps with that word in their names
+
+#![allow(clippy::unwrap_used)]
+
+mod commands;
+mod failovers;
+mod processes;
+mod quorum;
+mod stage;
+
+use std::time::Duration;
+
+use matriarch::demo::rig::Role;
+
+/// A small generator: which order is not the point, that it differs is.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Dice of this run; the seed is printed, and `MATRIARCH_SEED` repeats it.
+fn dice() -> Dice {
+    let given = std::env::var("MATRIARCH_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
+    stage::say(format!("MATRIARCH_SEED={seed}"));
+    Dice(seed)
+}
+
+fn shuffled<T>(mut list: Vec<T>, dice: &mut Dice) -> Vec<T> {
+    for last in (1..list.len()).rev() {
+        list.swap(last, dice.below(last as u64 + 1) as usize);
+    }
+    list
+}
+
+/// Nine processes in any order, some long before the others. (The other tests start theirs at once.)
+#[test]
+fn genesis_with_members_started_in_any_order_and_at_once() {
+    let mut dice = dice();
+    let _alone = stage::alone();
+    let roles = [Role::Agent, Role::Manager, Role::Router];
+    let all = ["n1", "n2", "n3"].into_iter().flat_map(|host| roles.map(|role| (host.to_owned(), role)));
+    let order = shuffled(all.collect(), &mut dice);
+    let order: Vec<_> =
+        order.into_iter().map(|(host, role)| (host, role, Duration::from_millis(dice.below(800)))).collect();
+    stage::say(format!("order of the start: {order:?}"));
+    drop(stage::raise(&order));
+}
+
+#[test]
+fn what_breaks_heals_by_itself() {
+    stage::play(failovers::STEPS);
+}
+
+#[test]
+fn what_an_operator_asks_for() {
+    stage::play(commands::STEPS);
+}
+
+#[test]
+fn processes_die_and_postgresql_does_not_notice() {
+    stage::play(processes::STEPS);
+}
+
+#[test]
+fn without_a_quorum_nobody_writes() {
+    stage::play(quorum::STEPS);
+}
