@@ -59,19 +59,17 @@ pub(super) fn run(process: Process, args: &ProcessArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), exit::USAGE).into(),
     };
-    match runtime(process) {
+    match runtime() {
         Ok(runtime) => serve(process, config, runtime),
         Err(error) => complain(&format!("the {process} can't start: {error}"), exit::FAILED).into(),
     }
 }
 
-/// Agent and router have one thread: little to do, and less memory. In a manager
-/// the Raft node must not wait for anything else.
-fn runtime(process: Process) -> std::io::Result<Runtime> {
-    match process {
-        Process::Manager => Builder::new_multi_thread().worker_threads(2).thread_name("manager").enable_all().build(),
-        Process::Agent | Process::Router => Builder::new_current_thread().enable_all().build(),
-    }
+/// One thread is enough for every process, and costs least: what waits for a
+/// disk or must not wait for anybody (the log's fsync, both sides of the lease)
+/// has threads of its own.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
