@@ -36,7 +36,7 @@ belonging() {
     local entry
     for entry in /proc/[0-9]*; do
         if [[ "$(readlink "$entry/cwd" 2>/dev/null)" == "$dir"* ]] ||
-            tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | grep -qF "$dir/"; then
+            tr '\0' ' ' 2>/dev/null <"$entry/cmdline" | grep -qF "$dir/"; then
             [ "${entry#/proc/}" = $$ ] || echo "${entry#/proc/}"
         fi
     done
@@ -135,7 +135,7 @@ for ((i = 0; ; i++)); do
 done
 for host in "${hosts[@]}"; do
     for entry in /proc/[0-9]*; do
-        if tr '\0' ' ' <"$entry/cmdline" 2>/dev/null | grep -qF " guard --runtime-dir $dir/$host/run"; then
+        if tr '\0' ' ' 2>/dev/null <"$entry/cmdline" | grep -qF " guard --runtime-dir $dir/$host/run"; then
             pid[$host,guard]=${entry#/proc/}
         fi
     done
