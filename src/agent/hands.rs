@@ -218,10 +218,21 @@ impl Hands {
 /// A postmaster that no guard of ours watches was started by hand or left by a
 /// dead guard: it must not run beside the one that is about to start.
 pub fn kill_foreign(instance: &Instance) -> Result<(), String> {
-    let Some(pid) = instance.running_pid() else { return Ok(()) };
-    tracing::warn!(pid, "a PostgreSQL without a guard runs in the data directory, killing it");
-    let killed = guard::kill_tree_of_foreign_postmaster(pid.unsigned_abs(), instance.data_dir());
-    killed.map(|_| ()).map_err(said)
+    // A postmaster that is gone may have left backends that still acknowledge: they are looked for by their
+    // data directory, whatever postmaster.pid says.
+    if !instance.data_dir().exists() {
+        return Ok(());
+    }
+    let pid = instance.running_pid().map_or(0, i32::unsigned_abs);
+    let killed = guard::kill_tree_of_foreign_postmaster(pid, instance.data_dir()).map_err(said)?;
+    if killed > 0 {
+        tracing::warn!(
+            pid,
+            killed,
+            "processes of PostgreSQL without a guard ran in the data directory and were killed"
+        );
+    }
+    Ok(())
 }
 
 /// The last FATAL or PANIC near the end of a log.

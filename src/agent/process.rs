@@ -280,8 +280,10 @@ impl Agent {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
                     self.hear_guard()?;
                 }
-                let gone = matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
-                    if *life == self.core.life());
+                // Said again of a tree that is known to be empty, it must not unhook the guard of a restart in place.
+                let gone = self.core.tree() != Tree::Empty
+                    && matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
+                        if *life == self.core.life());
                 if gone {
                     self.hands.sink_to_nobody();
                 }

@@ -160,8 +160,13 @@ impl Job {
 
     /// Lease first, guard armed, and only then anything that could become writable.
     async fn promote(&self, tenure: &Tenure) -> Result<(), Failure> {
-        let harmless = |error| Failure { error, harmless: true };
-        let guard = self.running_guard().map_err(harmless)?;
+        let guard = self.running_guard()?;
+        let handle = guard.clone();
+        let state = blocking(move || handle.refresh().map_err(said)).await??;
+        // An earlier try, of an agent that is no more, got as far as the lease: PostgreSQL may be
+        // writable or become so, and nothing short of a fence is harmless.
+        let began = state.deadline.is_some() && state.epoch == tenure.epoch;
+        let harmless = |error| Failure { error, harmless: !began };
         let mut session = None;
         let before = self.look(&mut session).await.map_err(harmless)?;
         if before.in_recovery && !covers(&before.history, before.wal_end, tenure.floor) {
@@ -170,6 +175,9 @@ impl Job {
         }
         self.hands.progress("lease", 0, 0);
         if let Err(error) = self.take_lease(tenure, &guard).await {
+            if began {
+                return Err(harmless(error));
+            }
             let (handle, epoch) = (guard.clone(), tenure.epoch);
             self.hands.holder.release();
             // A deadline may have arrived in the last moment; the standby goes on without one.

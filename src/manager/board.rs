@@ -43,8 +43,8 @@ pub struct Facts {
     pub plan: Plan,
     /// When things began.
     pub since: Since,
-    /// The leader said that the primary can be copied from.
-    pub primary_ready: bool,
+    /// The leader said that the primary of this epoch can be copied from.
+    pub primary_ready: Option<Epoch>,
     /// Standbys as the leader sees them: streaming, lag in bytes.
     pub standbys: BTreeMap<MemberId, (bool, u64)>,
     founding: Founding,
@@ -76,7 +76,7 @@ impl Board {
             sealing: Epoch(0),
             plan: Plan::default(),
             since: Since::default(),
-            primary_ready: false,
+            primary_ready: None,
             standbys: BTreeMap::new(),
             founding,
             lock_seen: None,
@@ -132,8 +132,8 @@ impl Board {
             entry.promise = promise;
             if let Some((view, age)) = agent {
                 let said = Moment(at.0.saturating_sub(age));
-                // A late report must not put an older word over a newer one of the same life.
-                let older = entry.agent.as_ref().is_some_and(|a| a.session == view.session) && said < entry.agent_at;
+                // A late report must not put an older word over a newer one.
+                let older = entry.agent.is_some() && said < entry.agent_at;
                 if !older {
                     entry.agent_at = said;
                     entry.agent = Some(view);
@@ -155,7 +155,7 @@ impl Board {
     }
 
     /// Starts the leader's clocks over: this manager has just begun to lead.
-    pub fn lead(&self) {
+    pub fn lead(&self, me: &MemberId) {
         let now = self.now();
         self.update(|f| {
             f.since.lock = now;
@@ -163,11 +163,16 @@ impl Board {
             f.lock_seen = None;
             f.operation_seen = None;
             f.seals.clear();
+            // What others said in an earlier term of this leader may be long over.
+            f.seen.retain(|member, _| member == me);
         });
     }
 
-    /// Notes when the lock and the operation came into their present phase.
-    fn keep_time(facts: &mut Facts, state: &ClusterState, now: Moment) {
+    /// Notes when the lock and the operation came into their present phase. Only the
+    /// leader's loop calls it, with states that never go back.
+    pub fn keep_time(&self, state: &ClusterState) {
+        let now = self.now();
+        let facts = &mut *self.lock();
         if facts.lock_seen.as_ref() != Some(&state.lock) {
             facts.lock_seen = Some(state.lock.clone());
             facts.since.lock = now;
@@ -186,8 +191,7 @@ impl Board {
     /// Looks at the whole situation.
     pub fn situation<T>(&self, state: &ClusterState, timings: &Timings, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         let now = self.now();
-        let mut facts = self.lock();
-        Self::keep_time(&mut facts, state, now);
+        let facts = self.lock();
         let situation = Situation {
             state,
             seen: &facts.seen,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Manager, link::Said};
 use crate::{
     domain::{MemberId, Moment},
+    guard::sys::two_clocks,
     reconcile::{self, Action, Host, Next, StopMode, Upstream},
     rpc::{convert, v1},
     state::{ClusterState, OperationKind, OperationPhase},
@@ -29,7 +30,7 @@ pub(super) async fn run(manager: Manager) {
         changes.borrow_and_update();
         let mut pause = Duration::from_secs(1);
         if let Some(Said { view, .. }) = &status {
-            let primary_ready = inner.board.read(|f| f.primary_ready);
+            let primary_ready = inner.board.read(|f| f.primary_ready == Some(state.epoch));
             let host = Host { state: &state, me: &inner.me, agent: view, primary_ready };
             if let Some(next) = reconcile::next_action(&host) {
                 pause = match desk.due(&next, view.last_order.as_ref(), inner.board.now()) {
@@ -109,7 +110,7 @@ fn backoff(failures: u32) -> Duration {
 async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
     let inner = &manager.inner;
     desk.orders += 1;
-    let id = order_id(&next.action, inner.board.now(), desk.orders);
+    let id = order_id(&next.action, two_clocks().boot, desk.orders);
     let mut to = manager.target(&inner.me);
     to.epoch = next.epoch.0;
     let state = inner.node.state().borrow().clone();
@@ -133,7 +134,7 @@ async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
 
 /// Rises within the life of a manager and from one life to the next. A
 /// checkpoint carries the number of its operation, so that its effect is seen.
-fn order_id(action: &Action, now: Moment, count: u64) -> u64 {
+fn order_id(action: &Action, since_boot: Duration, count: u64) -> u64 {
     match action {
         Action::Checkpoint { operation } => *operation,
         Action::Initdb
@@ -143,7 +144,7 @@ fn order_id(action: &Action, now: Moment, count: u64) -> u64 {
         | Action::Stop { .. }
         | Action::Rewind { .. }
         | Action::Clone { .. } => {
-            let uptime = u64::try_from(now.0.as_millis()).unwrap_or(u64::MAX >> 16);
+            let uptime = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX >> 16);
             (1 << 40) + (uptime << 8) + (count & 0xFF)
         }
     }

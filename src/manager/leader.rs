@@ -26,7 +26,7 @@ pub(super) async fn run(manager: Manager) {
     loop {
         let leads = leadership.borrow_and_update().am_leader;
         if leads && !led {
-            board.lead();
+            board.lead(&manager.inner.me);
             tracing::info!(member = %manager.inner.me, "this manager leads");
         }
         led = leads;
@@ -34,6 +34,7 @@ pub(super) async fn run(manager: Manager) {
         changes.borrow_and_update();
         let mut plan = Plan::default();
         if leads {
+            board.keep_time(&state);
             let request = uuid::Uuid::now_v7().to_string();
             plan = board.situation(&state, manager.timings(), |s| policy::decide(s, &request));
             tell(&mut told, &plan);
@@ -77,6 +78,8 @@ async fn propose(manager: &Manager, command: Command) {
         }
         Ok(Applied::Stale { current, why }) => {
             tracing::info!(command = what, epoch = %epoch, current = %current, why, "lost a race, nothing changed");
+            // The next look must not be as fast as the disk.
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         Ok(Applied::Nothing) => {}
         Err(error) => {

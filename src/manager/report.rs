@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Manager, board::Facts, peers::timed};
 use crate::{
-    domain::{MemberId, observation::Notice},
+    domain::{Epoch, MemberId, observation::Notice},
     guard::sys::two_clocks,
     rpc::{convert, v1},
 };
@@ -60,6 +60,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
         let (ready, standbys) = super::view::seen_by_leader(manager, &state);
+        let ready = ready.then_some(state.epoch);
         inner.board.update(|f| take_word(f, ready, standbys));
         return true;
     }
@@ -77,7 +78,8 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
             let reply = reply.into_inner();
             let standbys = reply.standbys.into_iter();
             let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
-            inner.board.update(|f| take_word(f, reply.primary_ready, standbys.collect()));
+            let ready = reply.primary_ready.then_some(Epoch(reply.epoch));
+            inner.board.update(|f| take_word(f, ready, standbys.collect()));
             true
         }
         Ok(Err(status)) => {
@@ -88,7 +90,11 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     }
 }
 
-fn take_word(facts: &mut Facts, primary_ready: bool, standbys: std::collections::BTreeMap<MemberId, (bool, u64)>) {
+fn take_word(
+    facts: &mut Facts,
+    primary_ready: Option<Epoch>,
+    standbys: std::collections::BTreeMap<MemberId, (bool, u64)>,
+) {
     facts.primary_ready = primary_ready;
     facts.standbys = standbys;
 }

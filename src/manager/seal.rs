@@ -20,16 +20,23 @@ const PROBE: Duration = Duration::from_millis(1_000);
 pub(super) async fn run(manager: Manager) {
     let mut states = manager.inner.node.state();
     let mut leadership = manager.inner.node.leadership();
-    let mut asking: BTreeMap<MemberId, tokio::task::JoinHandle<()>> = BTreeMap::new();
+    let mut asking: BTreeMap<(Epoch, MemberId), tokio::task::JoinHandle<()>> = BTreeMap::new();
     loop {
         let state = states.borrow_and_update().clone();
         let leads = leadership.borrow_and_update().am_leader;
         asking.retain(|_, task| !task.is_finished());
         match &state.lock {
             Lock::Fenced { epoch, .. } if leads => {
+                asking.retain(|(asked, _), task| {
+                    let current = asked == epoch;
+                    if !current {
+                        task.abort();
+                    }
+                    current
+                });
                 for member in state.members.keys() {
                     asking
-                        .entry(member.clone())
+                        .entry((*epoch, member.clone()))
                         .or_insert_with(|| tokio::spawn(ask(manager.clone(), member.clone(), *epoch)));
                 }
             }
@@ -42,6 +49,8 @@ pub(super) async fn run(manager: Manager) {
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             changed = leadership.changed() => if changed.is_err() { return },
+            // A question that failed for good is asked again.
+            () = tokio::time::sleep(Duration::from_secs(1)), if !asking.is_empty() => {}
         }
     }
 }
@@ -49,9 +58,11 @@ pub(super) async fn run(manager: Manager) {
 /// Asks one voter until the epoch is granted: its answer gets better as its
 /// promise runs out and its PostgreSQL comes up.
 async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
+    let mut heard = manager.inner.board.now();
     loop {
         match seal_of(&manager, &member, epoch).await {
             Ok((promise, agent)) => {
+                heard = manager.inner.board.now();
                 let done = promise.lapsed
                     && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
                 let wait = if done { Duration::from_millis(500) } else { AGAIN };
@@ -67,6 +78,15 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
             }
             Err(status) => {
                 tracing::debug!(member = %member, epoch = %epoch, error = %status.message(), "no seal");
+                if manager.inner.board.now().since(heard) > manager.timings().silent {
+                    // Its seal is durable and counts on; what its agent said is no longer a promise that it is there.
+                    manager.inner.board.update(|facts| {
+                        let current = facts.sealing == epoch;
+                        if let Some(seal) = facts.seals.get_mut(&member).filter(|_| current) {
+                            seal.agent = None;
+                        }
+                    });
+                }
                 tokio::time::sleep(AGAIN * 2).await;
             }
         }
@@ -92,8 +112,30 @@ async fn seal_of(
         .await
         .map_err(|_| tonic::Status::deadline_exceeded("no answer in time"))??
         .into_inner();
+    let (membership, _) = manager.inner.node.membership();
+    if reply.membership_id != membership {
+        let text = format!("its membership is {}, this leader's is {membership}", reply.membership_id);
+        return Err(tonic::Status::failed_precondition(text));
+    }
     let agent = reply.status.and_then(|s| convert::agent_view(s).ok());
     Ok((convert::promise_of(reply.promise), agent))
+}
+
+/// Waits until this node has applied what the leader had when it asked, and
+/// refuses an epoch that no committed entry names: a seal can't be taken back.
+pub(super) async fn committed_here(manager: &Manager, epoch: Epoch, index: u64) -> Result<(), tonic::Status> {
+    let mut states = manager.inner.node.state();
+    let applied = async {
+        while manager.inner.node.applied_index() < index || states.borrow_and_update().epoch < epoch {
+            if states.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PROBE, applied).await.map_err(|_| {
+        let here = manager.inner.node.state().borrow().epoch;
+        tonic::Status::failed_precondition(format!("epoch {epoch} is not committed here, where epoch {here} is"))
+    })
 }
 
 /// Seals durably, then asks the own agent where WAL ends: in this order, so that

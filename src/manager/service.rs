@@ -109,12 +109,13 @@ impl v1::peer_server::Peer for PeerService {
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
             .collect();
-        Ok(Response::new(v1::ReportReply { primary_ready, standbys }))
+        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch: state.epoch.0 }))
     }
 
     async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
         let seal = request.into_inner();
         check(&self.manager, seal.to.as_ref())?;
+        seal::committed_here(&self.manager, Epoch(seal.epoch), seal.index).await?;
         let (promise, agent) = seal::own_seal(&self.manager, Epoch(seal.epoch)).await?;
         Ok(Response::new(v1::SealReply {
             promise: Some(convert::promise(&promise)),

@@ -71,7 +71,9 @@ fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> usiz
         s.fresh(member).is_some_and(|o| {
             let p = o.promise;
             let renewed = p.epoch == epoch && p.renewed;
-            p.lapsed && (renewed || sought)
+            // "No promise left" of an earlier epoch, said before this lock was seen, says nothing of this epoch.
+            let current = p.epoch == epoch || p.epoch == Epoch(0) || o.at >= s.since.lock + s.timings.report;
+            p.lapsed && (renewed || (sought && current))
         })
     };
     s.state.members.keys().filter(without).count()
@@ -151,7 +153,8 @@ fn settled(agent: Option<&AgentView>) -> bool {
 /// The member to be primary next, and where its WAL ends.
 ///
 /// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One whose last start or promotion failed is taken only when nobody else can.
+/// One whose last start failed is taken only when nobody else can; a promotion
+/// that failed decides only among equals, for WAL nobody else has is worth a second try.
 pub fn successor(
     s: &Situation<'_>,
     released: Option<&Release>,
@@ -167,7 +170,7 @@ pub fn successor(
         }
     }
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
-        let rank = |c: &Candidate| (!c.failed_before, c.end, c.running);
+        let rank = |c: &Candidate| (!c.failed_to_start, c.end, !c.failed_to_promote, c.running);
         rank(a).cmp(&rank(b)).then_with(|| b_name.cmp(a_name))
     });
     best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
@@ -176,7 +179,8 @@ pub fn successor(
 struct Candidate {
     end: WalPosition,
     running: bool,
-    failed_before: bool,
+    failed_to_start: bool,
+    failed_to_promote: bool,
 }
 
 fn fitness(
@@ -216,7 +220,12 @@ fn fitness(
     if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
-    Ok(Candidate { end: agent.wal_end, running, failed_before: failed_before(agent) })
+    Ok(Candidate {
+        end: agent.wal_end,
+        running,
+        failed_to_start: failed_at(agent, &["restart", "start"]),
+        failed_to_promote: failed_at(agent, &["promote"]),
+    })
 }
 
 /// All WAL of this member is on `lineage`. Equal numbers of timelines are not
@@ -226,11 +235,9 @@ fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
     fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
 }
 
-fn failed_before(agent: &AgentView) -> bool {
-    agent
-        .last_order
-        .as_ref()
-        .is_some_and(|o| o.error.is_some() && matches!(o.kind.as_str(), "restart" | "start" | "promote"))
+/// Its last order was one of these, and failed.
+fn failed_at(agent: &AgentView, kinds: &[&str]) -> bool {
+    agent.last_order.as_ref().is_some_and(|o| o.error.is_some() && kinds.contains(&o.kind.as_str()))
 }
 
 #[cfg(test)]
