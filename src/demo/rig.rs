@@ -41,6 +41,8 @@ use crate::rpc::v1::{
 
 const CALL: Duration = Duration::from_secs(5);
 const QUERY: Duration = Duration::from_secs(10);
+/// A busy machine may need more than one election.
+const ELECTED: Duration = Duration::from_secs(30);
 /// While a server writes, one of its acknowledgements is younger than this.
 const RECENT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
@@ -298,16 +300,18 @@ impl Rig {
         })
     }
 
-    /// The first manager that answers.
+    /// The first manager that can answer: while there is no Raft leader, none can.
     fn any<T>(&self, ask: impl AsyncFn(AdminClient<tonic::transport::Channel>) -> Result<T>) -> Result<T> {
-        let mut last = anyhow::anyhow!("there is no manager");
-        for host in self.members() {
-            match self.call(&host, &ask) {
-                Ok(reply) => return Ok(reply),
-                Err(e) => last = e,
+        let began = Instant::now();
+        loop {
+            for host in self.members() {
+                match self.call(&host, &ask) {
+                    Ok(reply) => return Ok(reply),
+                    Err(e) if began.elapsed() > ELECTED => return Err(e),
+                    Err(_) => thread::sleep(POLL),
+                }
             }
         }
-        Err(last)
     }
 
     fn call<T>(
