@@ -44,10 +44,13 @@ fn name(id: u64) -> MemberId {
     format!("n{id}").parse().unwrap()
 }
 
+/// From, to: whether nothing passes.
+type Cuts = HashMap<(u64, u64), watch::Sender<bool>>;
+
 /// The wires between the nodes; each can be cut and healed. A cut wire is
 /// silent: nothing arrives and nobody is told.
 #[derive(Clone, Default)]
-struct Wires(Arc<Mutex<HashMap<(u64, u64), watch::Sender<bool>>>>);
+struct Wires(Arc<Mutex<Cuts>>);
 
 impl Wires {
     fn wire(&self, from: u64, to: u64) -> watch::Receiver<bool> {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures how long writes stop for each fault: release build, RUNS runs each,
-# one JSON file per fault and profile in target/bench. As root every host has a
+# one JSON file per fault and profile in target/bench, and what being idle costs. As root every host has a
 # network namespace of its own; figures from plain loopback say so in the JSON.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -16,4 +16,5 @@ for profile in ${PROFILES:-fast normal}; do
             --json "$out/$fault-$profile.json"
     done
 done
+JSON=$out/idle.json deploy/scripts/idle-cost.sh
 echo "bench: results are in $out"

@@ -18,7 +18,7 @@ trap 'rm -f "$log"' EXIT
 status=0
 if cargo nextest --version >/dev/null 2>&1; then
     only=()
-    if [ $ignored = yes ]; then only=(--run-ignored only); fi
+    if [ $ignored = yes ]; then only=(--profile proof --run-ignored only); fi
     cargo nextest run "$@" --no-fail-fast --no-tests=pass "${only[@]}" 2>&1 | tee "$log" || status=$?
     closing=$(grep -a 'Summary' "$log" | tail -n 1 || true)
 else

@@ -1,6 +1,11 @@
 //! Why the cluster does what it does, and what an operator can do about it.
 
-use crate::{manager::ManagerHandle, policy::Hold, rpc::v1};
+use crate::{
+    domain::MemberId,
+    manager::{ManagerHandle, view::SeenMember},
+    policy::Hold,
+    rpc::v1,
+};
 
 /// The rules one by one, the holds, and the ways out.
 pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
@@ -8,7 +13,13 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let plan = manager.plan();
     let leads = manager.leadership().am_leader;
     let mut next: Vec<String> = plan.holds.iter().filter_map(way_out).collect();
-    if !leads {
+    next.extend(foreign_data(manager));
+    let unfounded = manager.waits_to_be_founded();
+    if !unfounded.is_empty() {
+        let what =
+            "the cluster is not founded: bring every member up, each with empty directories; it then happens by itself";
+        next.insert(0, what.to_owned());
+    } else if !leads {
         next.insert(
             0,
             "no Raft leader answers: bring a majority of managers up, or `matriarch status` on each of them".into(),
@@ -19,7 +30,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     next.dedup();
     v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
-        holds: plan.holds.iter().map(ToString::to_string).collect(),
+        holds: unfounded.into_iter().chain(plan.holds.iter().map(ToString::to_string)).collect(),
         next,
         answered_by: manager.me().to_string(),
         incidents: state
@@ -30,6 +41,20 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
             .map(|i| format!("revision {} epoch {} (rule {}): {}", i.revision, i.epoch, i.rule, i.what))
             .collect(),
     }
+}
+
+/// A database of another cluster is left alone; only an operator can say what is to become of it.
+fn foreign_data(manager: &ManagerHandle) -> Vec<String> {
+    let ours = manager.state().system_identifier;
+    let theirs = |(member, seen): (&MemberId, &SeenMember)| {
+        let found = seen.agent.as_ref()?.system_identifier?;
+        let ours = ours.filter(|ours| *ours != found)?;
+        Some(format!(
+            "the data directory of {member} has system identifier {found}, this cluster's is {ours}: it is left alone; \
+             set postgresql.data_dir of {member} to the right or an empty place"
+        ))
+    };
+    manager.seen().iter().filter_map(theirs).collect()
 }
 
 /// What an operator can do about a hold, `None` when waiting is right.

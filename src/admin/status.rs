@@ -16,6 +16,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
     let holder = state.holder().map(|(_, m)| m.clone());
     let primary = holder.as_ref().and_then(|h| seen.get(h)).and_then(|s| s.agent.clone());
     let members = state.members.keys().map(|m| member(&state, m, &seen[m], primary.as_ref(), &leadership.leader));
+    let unfounded = manager.waits_to_be_founded().into_iter().map(|why| format!("not founded yet: {why}"));
     let mut warnings = Vec::new();
     if config.cluster.insecure {
         warnings.push(
@@ -39,7 +40,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         lock: lock_word(&state.lock).to_owned(),
         profile: config.cluster.profile.to_string(),
         members: members.collect(),
-        holds: manager.plan().holds.iter().map(ToString::to_string).collect(),
+        holds: unfounded.chain(manager.plan().holds.iter().map(ToString::to_string)).collect(),
         warnings,
         operation: state.operation.as_ref().map(|o| operation(o, None)),
         last_operation: state.last_operation.as_ref().map(|f| operation(&f.operation, Some((f.succeeded, &f.reason)))),

@@ -259,7 +259,7 @@ pub async fn wait_clear(guard: &GuardHandle, patience: Duration) -> bool {
 /// Whoever starts this directory by hand gets a read-only standby. Best effort:
 /// the postmaster's own start by this agent does all of it again.
 fn make_safe(instance: &Instance) {
-    if !instance.data_dir().join("PG_VERSION").exists() {
+    if !instance.is_configured_by_us() {
         return;
     }
     let done = [

@@ -26,6 +26,7 @@ pub mod order;
 mod prober;
 mod process;
 mod service;
+mod start;
 mod status;
 pub mod store;
 mod tasks;

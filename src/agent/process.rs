@@ -2,8 +2,7 @@
 //! time, goes through the rules, and comes out as effects.
 
 use std::{
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -25,6 +24,7 @@ use super::{
     hands::{Hands, blocking, chain, kill_foreign, last_words, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
+    start,
     status::{Identity, essence, status},
     store::Store,
     tasks::{self, Job},
@@ -142,12 +142,10 @@ impl Agent {
         local: &LocalMember,
         exe: PathBuf,
     ) -> anyhow::Result<(Agent, mpsc::UnboundedReceiver<Wake>)> {
-        refuse_root()?;
-        private_dir(&local.agent.runtime_dir).context("agent.runtime_dir")?;
         let instance = Instance::new(&local.postgresql, &local.id, &config.cluster.members, &local.agent);
-        let server_version = instance.preflight().map_err(|e| anyhow::anyhow!("postgresql: {}", chain(&e)))?;
-        let (store, durable) =
-            Store::open(&local.agent.state_dir, &local.postgresql.data_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
+        let server_version = start::check(config, local, &instance)?;
+        let (store, durable) = start::open_store(config, local)?;
+        start::make_runtime_dir(config, local)?;
         let holder = HolderThread::spawn(HolderOptions {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
@@ -623,26 +621,4 @@ fn lease_sight(view: &HolderView) -> LeaseSight {
         Phase::Superseded { .. } => LeasePhase::Superseded,
     };
     LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
-}
-
-fn refuse_root() -> anyhow::Result<()> {
-    if nix::unistd::Uid::effective().is_root() {
-        anyhow::bail!(
-            "PostgreSQL refuses to run as root; run the agent as the user that owns the data directory, usually `postgres`"
-        );
-    }
-    Ok(())
-}
-
-/// The guard's socket lies here, so nobody else may look in.
-fn private_dir(path: &Path) -> anyhow::Result<()> {
-    if !path.exists() {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.with_context(|| format!("create {}", path.display()))?;
-    }
-    let meta = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
-    if meta.permissions().mode() & 0o022 != 0 {
-        anyhow::bail!("{}: others may write here; make its mode 0700", path.display());
-    }
-    Ok(())
 }

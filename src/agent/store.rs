@@ -178,11 +178,18 @@ impl Store {
     /// # Errors
     /// The directory can't be used, the file can't be understood, or another agent is at work.
     pub fn open(dir: &Path, data_dir: &Path) -> Result<(Store, Durable), StoreError> {
-        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-        let mut locks = vec![lock(&dir.join("agent.lock"))?];
+        let own = dir.join("agent.lock");
         // Two configurations with two state directories could still name one data directory.
         let mut beside = data_dir.as_os_str().to_owned();
         beside.push(".matriarch-lock");
+        // Whoever is refused leaves no trace: nothing is made before both were looked at.
+        for path in [own.as_path(), Path::new(&beside)] {
+            if path.exists() {
+                drop(lock(path)?);
+            }
+        }
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        let mut locks = vec![lock(&own)?];
         if let Some(parent) = data_dir.parent() {
             fs::create_dir_all(parent).map_err(io_error("create", parent))?;
         }

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{args::ProcessArgs, complain, config_file, exit, wiring};
 use crate::{
-    config::{Config, Purpose},
+    config::{Config, ConfigError, Purpose},
     telemetry::{self, LEVEL_VARIABLE, events},
 };
 
@@ -59,19 +59,17 @@ pub(super) fn run(process: Process, args: &ProcessArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), exit::USAGE).into(),
     };
-    match runtime(process) {
+    match runtime() {
         Ok(runtime) => serve(process, config, runtime),
         Err(error) => complain(&format!("the {process} can't start: {error}"), exit::FAILED).into(),
     }
 }
 
-/// Agent and router have one thread: little to do, and less memory. In a manager
-/// the Raft node must not wait for anything else.
-fn runtime(process: Process) -> std::io::Result<Runtime> {
-    match process {
-        Process::Manager => Builder::new_multi_thread().worker_threads(2).thread_name("manager").enable_all().build(),
-        Process::Agent | Process::Router => Builder::new_current_thread().enable_all().build(),
-    }
+/// One thread is enough for every process, and costs least: what waits for a
+/// disk or must not wait for anybody (the log's fsync, both sides of the lease)
+/// has threads of its own.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
@@ -88,6 +86,8 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
     runtime.shutdown_timeout(LAST_TASKS);
     match result {
         Ok(()) => exit::OK.into(),
+        // Found before anything was changed, and shown like what is found in the file itself.
+        Err(error) if error.is::<ConfigError>() => complain(&error.to_string(), exit::USAGE).into(),
         Err(error) => {
             let chain = format!("{error:#}");
             tracing::error!(event = events::FAILED, %process, error = chain, "can't go on");

@@ -10,7 +10,7 @@ mod raw;
 mod secret;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -77,6 +77,26 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let raw = raw::parse(text).map_err(|found| Wrong::new(found.key, found.problem, found.advice).in_file(path))?;
         check::check(path, raw).map_err(|wrong| wrong.in_file(path))
+    }
+
+    /// What a process found out about `key` when it wanted to use it: shown like every other error of the file.
+    pub fn wrong(&self, key: &str, problem: impl Into<String>, advice: &str) -> ConfigError {
+        Wrong::new(key, problem, advice).in_file(&self.file)
+    }
+
+    /// [`Config::wrong`] for a text that ends with `; what to do`.
+    pub fn told(&self, key: &str, told: &str) -> ConfigError {
+        Wrong::told(key, told).in_file(&self.file)
+    }
+
+    /// An address that can't be had: taken, or of another host.
+    pub fn cannot_listen(&self, key: &str, address: &str, error: &io::Error) -> ConfigError {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "stop what uses it (`ss -lnptu` shows it), or choose another",
+            io::ErrorKind::AddrNotAvailable => "this host doesn't have that address; correct it, or member.id",
+            _ => "choose another",
+        };
+        self.wrong(key, format!("can't listen on {address} ({error})"), advice)
     }
 }
 

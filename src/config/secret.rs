@@ -95,7 +95,7 @@ mod tests {
         let text = "0123456789abcdef0123456789abcdef";
         let secret = read_secret(file(&format!("{text}\n"), 0o600).path()).unwrap();
         assert_eq!(secret.expose(), text.as_bytes());
-        assert_eq!(format!("{secret:?}"), "Secret(…)");
+        assert_eq!(format!("{secret:?}"), "Secret(hidden)");
     }
 
     #[test]

@@ -6,9 +6,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -197,15 +195,14 @@ impl Rig {
         Ok(pids)
     }
 
-    /// A command that runs a host's process in the foreground, as its own user.
-    pub fn command(&self, exe: &Path, host: &str, role: Role) -> Result<Command> {
-        let host = self.host(host)?;
-        let mut command = Command::new(exe);
-        command.arg(role.to_string()).arg("--config").arg(host.config()).current_dir(&host.dir);
-        if let Some(user) = &self.driver.cluster.layout.user {
-            command.uid(user.uid).gid(user.gid);
-        }
-        Ok(command)
+    /// User and group that the processes run as, when not the caller's.
+    pub fn user(&self) -> Option<(u32, u32)> {
+        self.driver.cluster.layout.user.as_ref().map(|user| (user.uid, user.gid))
+    }
+
+    /// Configuration file of a host.
+    pub fn config(&self, host: &str) -> Result<PathBuf> {
+        Ok(self.host(host)?.config())
     }
 
     /// Directory of a host.

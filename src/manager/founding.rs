@@ -5,12 +5,19 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use super::{Manager, peers::timed};
-use crate::{domain::PostgresState, rpc::v1};
+use crate::{
+    config::MemberConfig,
+    domain::{PostgresState, observation::AgentView},
+    rpc::v1,
+};
 
 /// Between two rounds of questions.
 const ROUND: Duration = Duration::from_millis(150);
@@ -19,11 +26,25 @@ const LIMIT: Duration = Duration::from_millis(800);
 /// Whether this manager may take part in Raft.
 pub(super) struct FoundingGate {
     open: AtomicBool,
+    waits_for: Mutex<Vec<String>>,
 }
 
 impl FoundingGate {
     pub(super) fn new(raft_empty: bool) -> Self {
-        Self { open: AtomicBool::new(!raft_empty) }
+        Self { open: AtomicBool::new(!raft_empty), waits_for: Mutex::default() }
+    }
+
+    /// What keeps this manager from founding or joining a cluster; empty once it has.
+    pub(super) fn waits_for(&self) -> Vec<String> {
+        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Gives whether that is news.
+    fn set_waits_for(&self, what: &[String]) -> bool {
+        let mut known = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *known != what;
+        what.clone_into(&mut known);
+        news
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -35,19 +56,33 @@ impl FoundingGate {
 pub(super) fn hello(manager: &Manager) -> v1::HelloReply {
     let inner = &manager.inner;
     let state = inner.node.state().borrow().clone();
-    let data_empty = inner.link.said().is_some_and(|s| {
-        s.view.state == PostgresState::NoData && s.view.accepted_epoch.0 == 0 && s.view.work.is_none()
-    });
+    let data_problem = data_problem(inner.link.said().as_ref().map(|s| &s.view));
     v1::HelloReply {
         member: inner.me.to_string(),
         cluster_id: state.cluster_id().0,
         generation: state.generation().0,
         raft_empty: inner.node.is_empty(),
-        data_empty,
+        data_empty: data_problem.is_empty(),
+        data_problem,
         identity_empty: state.identity.is_none(),
         members: names(manager),
         cluster_name: inner.config.cluster.name.clone(),
         saw_all_empty: inner.founding.is_open(),
+    }
+}
+
+/// Why the host's data directory doesn't count as empty; nothing when it does.
+fn data_problem(agent: Option<&AgentView>) -> String {
+    let Some(agent) = agent else { return "its agent does not answer".to_owned() };
+    if agent.state == PostgresState::NoData && agent.accepted_epoch.0 == 0 && agent.work.is_none() {
+        return String::new();
+    }
+    match agent.system_identifier {
+        Some(id) => format!(
+            "its data directory is not empty: it holds a database with system identifier {id}, which is left alone; \
+             set postgresql.data_dir to an empty place"
+        ),
+        None => "its data directory is not empty, or its agent was in a cluster before".to_owned(),
     }
 }
 
@@ -62,11 +97,11 @@ pub(super) async fn run(manager: Manager) {
         // A group initialised before its genesis was committed goes on from there.
         inner.board.allow_founding();
     }
-    let mut said = String::new();
     while inner.node.is_empty() {
         let replies = ask_all(&manager).await;
         match verdict(&manager, &replies) {
             Ok(()) => {
+                inner.founding.set_waits_for(&[]);
                 inner.founding.open.store(true, Ordering::SeqCst);
                 let all_saw = replies.values().all(|r| r.saw_all_empty || r.member == inner.me.as_str());
                 let first = inner.config.cluster.members.first().map(|m| &m.id) == Some(&inner.me);
@@ -74,14 +109,15 @@ pub(super) async fn run(manager: Manager) {
                     initialize(&manager).await;
                 }
             }
-            Err(why) if why != said => {
-                tracing::info!(why, "waiting to found or join the cluster");
-                said = why;
+            Err(why) => {
+                if inner.founding.set_waits_for(&why) {
+                    tracing::info!(why = why.join("; "), "waiting to found or join the cluster");
+                }
             }
-            Err(_) => {}
         }
         tokio::time::sleep(ROUND).await;
     }
+    inner.founding.set_waits_for(&[]);
     inner.founding.open.store(true, Ordering::SeqCst);
     std::future::pending::<()>().await;
 }
@@ -118,17 +154,16 @@ async fn ask_all(manager: &Manager) -> BTreeMap<String, v1::HelloReply> {
     replies
 }
 
-/// `Ok` when every configured member answers and is empty.
-fn verdict(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Result<(), String> {
+/// `Ok` when every configured member answers and is empty, otherwise what is wrong with each that doesn't.
+fn verdict(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Result<(), Vec<String>> {
     let config = &manager.inner.config.cluster;
-    for member in &config.members {
-        let id = member.id.as_str();
-        let Some(reply) = replies.get(id) else {
-            return Err(format!("{id} ({}) does not answer", member.manager()));
-        };
-        check(id, reply, &config.name, &names(manager))?;
-    }
-    Ok(())
+    let names = names(manager);
+    let problem = |member: &MemberConfig| match replies.get(member.id.as_str()) {
+        Some(reply) => check(member.id.as_str(), reply, &config.name, &names).err(),
+        None => Some(format!("{} ({}) does not answer", member.id, member.manager())),
+    };
+    let problems: Vec<String> = config.members.iter().filter_map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 fn check(id: &str, reply: &v1::HelloReply, name: &str, members: &[String]) -> Result<(), String> {
@@ -151,7 +186,7 @@ fn check(id: &str, reply: &v1::HelloReply, name: &str, members: &[String]) -> Re
         return Err(format!("{id} has a Raft log already and no cluster yet"));
     }
     if !reply.data_empty {
-        return Err(format!("{id}: its agent does not answer, or its data directory is not empty"));
+        return Err(format!("{id}: {}", reply.data_problem));
     }
     Ok(())
 }
@@ -181,7 +216,8 @@ mod tests {
     #[test]
     fn genesis_needs_every_directory_empty_and_the_same_members_everywhere() {
         assert_eq!(check_reply(|_| ()), Ok(()));
-        assert!(check_reply(|r| r.data_empty = false).unwrap_err().contains("data directory"));
+        let unanswered = |r: &mut v1::HelloReply| (r.data_empty, r.data_problem) = (false, data_problem(None));
+        assert_eq!(check_reply(unanswered), Err("b: its agent does not answer".to_owned()));
         assert!(check_reply(|r| r.raft_empty = false).unwrap_err().contains("Raft log"));
         assert!(check_reply(|r| r.cluster_id = "c".into()).unwrap_err().contains("member replace"));
         assert!(check_reply(|r| r.members.clear()).unwrap_err().contains("configured"));

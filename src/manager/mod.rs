@@ -26,7 +26,7 @@ mod seal;
 mod service;
 pub mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::sync::watch;
@@ -35,7 +35,7 @@ pub use board::Board;
 pub use view::ManagerHandle;
 
 use crate::{
-    config::Config,
+    config::{Config, ConfigError},
     domain::MemberId,
     lease::{AcceptorHandle, AcceptorOptions, AcceptorThread},
     raft::{Node, NodeOptions},
@@ -73,10 +73,16 @@ pub async fn run<A: Admin>(
     let local = config.member.clone().context("this configuration names no [member]")?;
     let member = config.find(&local.id).cloned().context("[member] id is not in cluster.members")?;
     let dir = &local.manager.state_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("create manager.state_dir {}", dir.display()))?;
     let raft_dir = dir.join("raft");
+    // What can be refused is refused before anything is made or written.
+    refuse_taken(&config, local.manager.listen)?;
     let identity = identity::load(dir)?;
-    identity::refuse_lost_raft(&identity, &raft_dir)?;
+    identity::refuse_lost_raft(&identity, &raft_dir)
+        .map_err(|error| config.told("manager.state_dir", &format!("{error:#}")))?;
+    std::fs::create_dir_all(dir).map_err(|error| {
+        let problem = format!("can't create {} ({error})", dir.display());
+        config.wrong("manager.state_dir", problem, "let the user of the manager write there, or name another directory")
+    })?;
     let secret = crate::config::read_secret(&config.cluster.secret_file)?;
     let node = Node::start(NodeOptions {
         node: member.node,
@@ -91,7 +97,7 @@ pub async fn run<A: Admin>(
         listen: local.manager.listen,
         me: local.id.clone(),
         timings: config.cluster.timings,
-        secret: secret,
+        secret,
         state_dir: dir.clone(),
     })
     .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;
@@ -112,6 +118,13 @@ pub async fn run<A: Admin>(
     };
     let admin = admin(ManagerHandle::new(manager.clone()));
     manager.serve(dir, admin, shutdown).await
+}
+
+/// Tries both sockets that are bound for good once the log is open.
+fn refuse_taken(config: &Config, listen: SocketAddr) -> Result<(), ConfigError> {
+    let cannot = |kind: &str, error| config.cannot_listen("manager.listen", &format!("{listen} {kind}"), &error);
+    std::net::TcpListener::bind(listen).map(drop).map_err(|error| cannot("TCP", error))?;
+    std::net::UdpSocket::bind(listen).map(drop).map_err(|error| cannot("UDP", error))
 }
 
 impl Manager {

@@ -55,7 +55,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let said = inner.link.said();
     let age = |at: Duration| two_clocks().boot.saturating_sub(at);
     let agent = said.as_ref().map(|s| (s.view.clone(), age(s.at)));
-    inner.board.observe(&inner.me, agent, promise.clone());
+    inner.board.observe(&inner.me, agent, promise);
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();

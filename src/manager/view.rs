@@ -62,6 +62,11 @@ impl ManagerHandle {
         self.manager.inner.node.state().borrow().clone()
     }
 
+    /// What keeps this manager from founding or joining a cluster; empty once it has.
+    pub fn waits_to_be_founded(&self) -> Vec<String> {
+        self.manager.inner.founding.waits_for()
+    }
+
     /// Who leads Raft.
     pub fn leadership(&self) -> Leadership {
         self.manager.inner.node.leadership().borrow().clone()

@@ -94,7 +94,7 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         return Some(Verdict::Hold(hold));
     }
     let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
-    if let Some(hold) = still_collecting(s, &sealed, previous.is_some(), forced) {
+    if let Some(hold) = still_collecting(s, &sealed, previous.as_ref().map(|(e, _)| *e), forced) {
         return Some(Verdict::Hold(hold));
     }
     Some(match successor(s, released.as_ref(), forced) {
@@ -104,12 +104,13 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
 }
 
 /// More WAL may be known to a member that has not answered yet. After a majority
-/// of seals it gets `collect`; right after the start of this process, when the
-/// whole cluster may be starting, it gets twice the silence limit.
+/// of seals it gets `collect`; after a start of the whole cluster it gets twice
+/// the silence limit. No voter renewed the old epoch since its own start: that
+/// is what tells such a start from the loss of one host.
 fn still_collecting(
     s: &Situation<'_>,
     sealed: &[(&MemberId, Moment)],
-    had_primary: bool,
+    previous: Option<Epoch>,
     forced: Option<&MemberId>,
 ) -> Option<Hold> {
     let answered: BTreeSet<&MemberId> =
@@ -118,8 +119,9 @@ fn still_collecting(
         return None;
     }
     let missing: Vec<MemberId> = s.state.members.keys().filter(|m| !answered.contains(m)).cloned().collect();
-    let starting = had_primary && s.now.since(s.since.start) < s.timings.silent * 2;
-    let expected = missing.iter().any(|m| starting || s.agent(m).is_some());
+    let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
+    let starting = previous.is_some_and(|e| !lived(e)) && s.now.since(s.since.start) < s.timings.silent * 2;
+    let expected = missing.iter().any(|m| starting || heard_lately(s, m));
     if !expected {
         return None;
     }
@@ -129,6 +131,12 @@ fn still_collecting(
     let until = if starting { s.since.start + s.timings.silent * 2 } else { majority_at + s.timings.collect };
     let remaining = s.now.until(until);
     (!remaining.is_zero()).then_some(Hold::Collecting { missing, remaining })
+}
+
+/// A host that was heard of in the last round of reports. One that was not is not waited for.
+fn heard_lately(s: &Situation<'_>, member: &MemberId) -> bool {
+    let round = s.timings.report + s.timings.rpc;
+    s.seen.get(member).is_some_and(|o| o.agent.is_some() && s.now.since(o.at) <= round)
 }
 
 /// An agent whose answer won't get better by waiting a moment.

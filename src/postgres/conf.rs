@@ -150,9 +150,12 @@ pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream,
     conninfo(&pairs)
 }
 
+/// How our `postgresql.conf` begins.
+pub(super) const WRITTEN_BY_US: &str = "# Written by matriarch";
+
 /// The text of `postgresql.conf`.
 pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> String {
-    let mut text = String::from("# Written by matriarch with each change of role; edits are lost.\n");
+    let mut text = format!("{WRITTEN_BY_US} with each change of role; edits are lost.\n");
     let mut set = |key: &str, value: &str| {
         // Writing to a String can't fail.
         let _ = writeln!(text, "{key} = {}", quote(value));

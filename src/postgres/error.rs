@@ -33,6 +33,8 @@ pub enum PostgresError {
     /// A precondition of managing PostgreSQL on this host is not met.
     #[error("{what}: {problem}")]
     Preflight {
+        /// The key of the configuration that says so, `postgresql.bin_dir` for example.
+        key: &'static str,
         /// Which thing: a file, a directory, a program, the user.
         what: String,
         /// What is wrong and how to put it right.

@@ -109,22 +109,27 @@ impl Instance {
     pub fn preflight(&self) -> Result<u32, PostgresError> {
         let cfg = &self.0.cfg;
         if Uid::effective().is_root() {
-            return Err(preflight("the user", "PostgreSQL refuses to run as root; run the agent as `postgres`"));
+            let problem = "PostgreSQL refuses to run as root; run the agent as `postgres`";
+            return Err(preflight("postgresql", "the user", problem));
         }
         for program in PROGRAMS {
             let path = cfg.bin_dir.join(program);
-            access(&path, AccessFlags::X_OK).map_err(|e| preflight(path.display(), format!("can't be run: {e}")))?;
+            access(&path, AccessFlags::X_OK)
+                .map_err(|e| preflight(BIN_DIR, path.display(), format!("can't be run: {e}")))?;
         }
         let version = self.version()?;
         if version < OLDEST_VERSION {
             let problem = format!("version {version} is older than {OLDEST_VERSION}, the oldest that is supported");
-            return Err(preflight(cfg.bin_dir.join("postgres").display(), problem));
+            return Err(preflight(BIN_DIR, cfg.bin_dir.join("postgres").display(), problem));
         }
         self.superuser_password()?;
         self.replication_password()?;
         check_data_dir(&cfg.data_dir)?;
-        for dir in [&self.0.runtime_dir, &cfg.socket_dir] {
-            access(dir, AccessFlags::W_OK).map_err(|e| preflight(dir.display(), format!("is not writable: {e}")))?;
+        for (key, dir) in [("agent.runtime_dir", &self.0.runtime_dir), ("postgresql.socket_dir", &cfg.socket_dir)] {
+            // The agent makes its runtime directory when it starts, and often the sockets lie there too.
+            let dir = if dir == &self.0.runtime_dir { nearest(dir) } else { dir };
+            access(dir, AccessFlags::W_OK)
+                .map_err(|e| preflight(key, dir.display(), format!("is not writable: {e}")))?;
         }
         Ok(version)
     }
@@ -135,7 +140,8 @@ impl Instance {
     /// The program can't be run, or says something else.
     pub fn version(&self) -> Result<u32, PostgresError> {
         let (text, _) = self.helper("postgres", Duration::from_secs(10)).arg("-V").run_short()?;
-        parse_version(&text).ok_or_else(|| preflight("postgres -V", format!("unexpected answer `{}`", text.trim())))
+        parse_version(&text)
+            .ok_or_else(|| preflight(BIN_DIR, "postgres -V", format!("unexpected answer `{}`", text.trim())))
     }
 
     /// What is in the data directory.
@@ -223,6 +229,13 @@ impl Instance {
             Some(kept) => files::replace(&auto_conf, &kept),
             None => Ok(()),
         }
+    }
+
+    /// Whether we configured the data directory at any time. One that we didn't is
+    /// somebody else's and is left as it is.
+    pub fn is_configured_by_us(&self) -> bool {
+        let conf = fs::read_to_string(self.data_dir().join("postgresql.conf"));
+        conf.is_ok_and(|text| text.starts_with(conf::WRITTEN_BY_US))
     }
 
     /// Makes `standby.signal` be there or not, durably.
@@ -325,12 +338,12 @@ impl Instance {
 
     /// The password of the superuser.
     pub(super) fn superuser_password(&self) -> Result<String, PostgresError> {
-        read_secret(&self.0.cfg.superuser_password_file)
+        read_secret("postgresql.superuser_password_file", &self.0.cfg.superuser_password_file)
     }
 
     /// The password of the replication role.
     pub(super) fn replication_password(&self) -> Result<String, PostgresError> {
-        read_secret(&self.0.cfg.replication_password_file)
+        read_secret("postgresql.replication_password_file", &self.0.cfg.replication_password_file)
     }
 
     pub(super) fn write_passfile(&self, upstream: Option<&Upstream>) -> Result<(), PostgresError> {
@@ -376,8 +389,16 @@ impl Instance {
     }
 }
 
-fn preflight(what: impl ToString, problem: impl Into<String>) -> PostgresError {
-    PostgresError::Preflight { what: what.to_string(), problem: problem.into() }
+const BIN_DIR: &str = "postgresql.bin_dir";
+const DATA_DIR: &str = "postgresql.data_dir";
+
+fn preflight(key: &'static str, what: impl ToString, problem: impl Into<String>) -> PostgresError {
+    PostgresError::Preflight { key, what: what.to_string(), problem: problem.into() }
+}
+
+/// The directory, or the nearest one above it that is there.
+fn nearest(dir: &Path) -> &Path {
+    dir.ancestors().find(|d| d.exists()).unwrap_or(dir)
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian …)` is 150018; `17beta1` is 170000.
@@ -389,35 +410,43 @@ fn parse_version(text: &str) -> Option<u32> {
 }
 
 fn check_data_dir(data_dir: &Path) -> Result<(), PostgresError> {
-    let parent = data_dir.parent().unwrap_or(data_dir);
+    let parent = nearest(data_dir.parent().unwrap_or(data_dir));
     access(parent, AccessFlags::W_OK).map_err(|e| {
         let problem = format!("is not writable ({e}); a new copy is made beside the data directory and renamed");
-        preflight(parent.display(), problem)
+        preflight(DATA_DIR, parent.display(), problem)
     })?;
     let Ok(meta) = fs::metadata(data_dir) else { return Ok(()) };
     if !meta.is_dir() {
-        return Err(preflight(data_dir.display(), "is not a directory"));
+        return Err(preflight(DATA_DIR, data_dir.display(), "is not a directory"));
     }
     if meta.uid() != Uid::effective().as_raw() {
-        return Err(preflight(data_dir.display(), format!("belongs to uid {}, not to this user", meta.uid())));
+        return Err(preflight(
+            DATA_DIR,
+            data_dir.display(),
+            format!("belongs to uid {}, not to this user", meta.uid()),
+        ));
     }
     // Renames replace it, so it can't be a file system of its own.
     if fs::metadata(parent).is_ok_and(|p| p.dev() != meta.dev()) {
-        return Err(preflight(data_dir.display(), "is a mount point; use a directory inside the mounted file system"));
+        return Err(preflight(
+            DATA_DIR,
+            data_dir.display(),
+            "is a mount point; use a directory inside the mounted file system",
+        ));
     }
     Ok(())
 }
 
 /// A password file: one line, readable by this user alone.
-fn read_secret(path: &Path) -> Result<String, PostgresError> {
+fn read_secret(key: &'static str, path: &Path) -> Result<String, PostgresError> {
     let meta = fs::metadata(path).map_err(PostgresError::file("reading", path))?;
     if meta.permissions().mode() & 0o077 != 0 {
-        return Err(preflight(path.display(), "can be read by others; make its mode 0600"));
+        return Err(preflight(key, path.display(), "can be read by others; make its mode 0600"));
     }
     let text = fs::read_to_string(path).map_err(PostgresError::file("reading", path))?;
     let secret = text.trim_end_matches(['\n', '\r']);
     if secret.is_empty() || secret.contains(['\n', '\r', '\0']) {
-        return Err(preflight(path.display(), "must hold one line: the password"));
+        return Err(preflight(key, path.display(), "must hold one line: the password"));
     }
     Ok(secret.to_owned())
 }
@@ -445,10 +474,10 @@ mod tests {
         let path = dir.path().join("pass");
         fs::write(&path, "secret\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(read_secret(&path).unwrap_err().to_string().contains("0600"));
+        assert!(read_secret("key", &path).unwrap_err().to_string().contains("0600"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_secret(&path).unwrap(), "secret");
+        assert_eq!(read_secret("key", &path).unwrap(), "secret");
         fs::write(&path, "\n").unwrap();
-        assert!(read_secret(&path).is_err());
+        assert!(read_secret("key", &path).is_err());
     }
 }

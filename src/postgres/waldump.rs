@@ -44,16 +44,13 @@ impl Instance {
         timeline: TimelineId,
         start: Lsn,
     ) -> Result<Option<Lsn>, PostgresError> {
-        // Where WAL ends with its segment, as in a fresh clone, pg_waldump would wait five seconds for the next file.
-        let until = self.end_of_segments(timeline, start, control.wal_segment_bytes);
-        if until <= start {
-            return Ok(None);
-        }
         let mut last = String::new();
         let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
-        let helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
-        let helper = helper.arg("-e").arg(until.to_string());
-        // It ends with an error, unless the last segment is full: the next record isn't there.
+        let mut helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
+        if let Some(end) = self.files_end(control.wal_segment_bytes, timeline, start) {
+            helper = helper.arg("-e").arg(end.to_string());
+        }
+        // It may end with an error: the next record isn't there.
         helper
             .run_any(|line| {
                 if line.starts_with("rmgr: ") {
@@ -65,21 +62,20 @@ impl Instance {
         Ok(Record::parse(&last).map(|record| record.end(control.wal_page_bytes, control.wal_segment_bytes)))
     }
 
-    /// The end of the last of the segment files of `timeline` that follow each other from the one with `start`.
-    fn end_of_segments(&self, timeline: TimelineId, start: Lsn, segment: u64) -> Lsn {
-        let dir = self.pg_wal();
-        let mut number = start.0 / segment;
-        while dir.join(segment_file(timeline, number, segment)).exists() {
-            number += 1;
-        }
-        Lsn(number * segment)
+    /// Where the last of the segment files ends that follow `start` without a gap. When WAL ends
+    /// just there, as after every base backup, pg_waldump would wait five seconds for the next file.
+    fn files_end(&self, segment: u64, timeline: TimelineId, start: Lsn) -> Option<Lsn> {
+        let first = start.0 / segment;
+        let there = |number: &u64| self.pg_wal().join(segment_name(segment, timeline, *number)).exists();
+        let count = (first..).take_while(there).count();
+        (count > 0).then(|| Lsn((first + count as u64) * segment))
     }
 }
 
-/// The name of a segment file: its number is written in two parts of 32 bits of positions each.
-fn segment_file(timeline: TimelineId, number: u64, segment: u64) -> String {
-    let in_part = (1 << 32) / segment;
-    format!("{:08X}{:08X}{:08X}", timeline.0, number / in_part, number % in_part)
+/// The file of the segment with that number, counted from the beginning of WAL.
+fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
+    let per_id = (1 << 32) / segment;
+    format!("{:08X}{:08X}{:08X}", timeline.0, number / per_id, number % per_id)
 }
 
 /// One line of pg_waldump, as far as it is needed.
@@ -130,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn segment_files_are_named_as_postgresql_does() {
-        assert_eq!(segment_file(TimelineId(2), 3, SEGMENT), "000000020000000000000003");
-        assert_eq!(segment_file(TimelineId(31), 0x1A5, SEGMENT), "0000001F00000001000000A5");
-        assert_eq!(segment_file(TimelineId(1), 5, 1 << 30), "000000010000000100000001");
+    fn a_segment_has_a_name_of_three_parts() {
+        assert_eq!(segment_name(16 << 20, TimelineId(2), 5), "000000020000000000000005");
+        assert_eq!(segment_name(16 << 20, TimelineId(0x1F), 256), "0000001F0000000100000000");
+        assert_eq!(segment_name(1 << 30, TimelineId(1), 7), "000000010000000100000003");
     }
 
     #[test]

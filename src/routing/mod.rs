@@ -35,6 +35,8 @@ use table::{Backend, Port, Version};
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
 const CROWD: usize = 64;
+const READ_WRITE: &str = "read-write";
+const READ_ONLY: &str = "read-only";
 /// File descriptors apart from those of sessions.
 const OTHER_FILES: u64 = 128;
 
@@ -124,8 +126,19 @@ impl RouterHandle {
 /// # Errors
 /// When it can't start.
 pub async fn run(config: Config, shutdown: state::Receiver<bool>) -> anyhow::Result<()> {
-    Router::bind(config).await?.run(shutdown).await;
+    let router = match Router::bind(config.clone()).await {
+        Ok(router) => router,
+        Err(error) => return Err(told(&config, error)),
+    };
+    router.run(shutdown).await;
     Ok(())
+}
+
+/// The error with file and key, where there is one.
+fn told(config: &Config, error: RouterError) -> anyhow::Error {
+    let RouterError::Listen { address, purpose, source } = error else { return error.into() };
+    let key = if purpose == READ_ONLY { "router.read_only" } else { "router.read_write" };
+    config.cannot_listen(key, &address.to_string(), &source).into()
 }
 
 impl Router {
@@ -139,9 +152,9 @@ impl Router {
         };
         let timings = config.cluster.timings;
         let desk = Arc::new(Desk::new(config.cluster.members.len(), timings.router_stale, timings.router_hold));
-        let read_write = listen(read_write, "read-write").await?;
+        let read_write = listen(read_write, READ_WRITE).await?;
         let read_only = match read_only {
-            Some(address) => Some(listen(address, "read-only").await?),
+            Some(address) => Some(listen(address, READ_ONLY).await?),
             None => None,
         };
         Ok(Self { config, max_sessions, desk, read_write, read_only })

@@ -112,7 +112,8 @@ pub fn play(steps: &[Step]) {
                 cluster = Some(rig);
             }
             Err(why) => {
-                let why = why.downcast_ref::<String>().map(String::as_str).or(why.downcast_ref::<&str>().copied());
+                let why =
+                    why.downcast_ref::<String>().map(String::as_str).or_else(|| why.downcast_ref::<&str>().copied());
                 say(format!("{name}: FAILED after {:.1} s", began.elapsed().as_secs_f64()));
                 let why = why.unwrap_or("(no message)");
                 // An error may carry a backtrace, as long as all the rest.

@@ -1,0 +1,82 @@
+//! What is looked at before an agent makes or writes anything, and how that is
+//! told: the file, the key, the problem, what to do.
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+};
+
+use super::{
+    hands::chain,
+    store::{Durable, Store, StoreError},
+};
+use crate::{
+    config::{AgentEndpoint, Config, ConfigError, LocalMember},
+    postgres::{Instance, PostgresError},
+};
+
+const RUNTIME_DIR: &str = "agent.runtime_dir";
+
+/// Refuses root, a PostgreSQL that can't be used, and an address that is taken.
+/// Gives `server_version_num`.
+pub(super) fn check(config: &Config, local: &LocalMember, instance: &Instance) -> Result<u32, ConfigError> {
+    let version = instance.preflight().map_err(|error| told(config, &error))?;
+    if let AgentEndpoint::Tcp(address) = local.agent.listen {
+        let tried = std::net::TcpListener::bind(address).map(drop);
+        tried.map_err(|error| config.cannot_listen("agent.listen", &format!("{address} TCP"), &error))?;
+    }
+    let dir = &local.agent.runtime_dir;
+    match fs::metadata(dir) {
+        // The guard's socket lies here, so nobody else may get in.
+        Ok(meta) if meta.permissions().mode() & 0o022 != 0 => {
+            let problem = format!("others than its owner may write in {}", dir.display());
+            Err(config.wrong(RUNTIME_DIR, problem, &format!("chmod 0700 {}", dir.display())))
+        }
+        // One that isn't there is made later.
+        Ok(_) | Err(_) => Ok(version),
+    }
+}
+
+fn told(config: &Config, error: &PostgresError) -> ConfigError {
+    match error {
+        PostgresError::Preflight { key, what, problem } => {
+            let advice = match *key {
+                "postgresql.bin_dir" => "name the directory with the programs of PostgreSQL 13 or newer",
+                "postgresql.data_dir" => "correct the directory's place or owner",
+                _ => "correct it",
+            };
+            match problem.split_once("; ") {
+                Some((problem, advice)) => config.wrong(key, format!("{what} {problem}"), advice),
+                None => config.wrong(key, format!("{what} {problem}"), advice),
+            }
+        }
+        other => config.wrong("postgresql", chain(other), "correct it; `matriarch preflight` looks at more"),
+    }
+}
+
+/// Opens what an agent must not forget; refuses when another agent is at work.
+pub(super) fn open_store(config: &Config, local: &LocalMember) -> Result<(Store, Durable), ConfigError> {
+    Store::open(&local.agent.state_dir, &local.postgresql.data_dir).map_err(|error| {
+        let (key, advice) = match &error {
+            StoreError::Locked { path } if !path.starts_with(&local.agent.state_dir) => {
+                ("postgresql.data_dir", "stop the other agent, or give each its own data directory")
+            }
+            StoreError::Locked { .. } => ("agent.state_dir", "stop the other agent, or give each its own directory"),
+            StoreError::Unreadable { .. } => ("agent.state_dir", "restore the file, or have the member replaced"),
+            StoreError::Io { .. } => ("agent.state_dir", "let the user of the agent write there"),
+        };
+        config.wrong(key, chain(&error), advice)
+    })
+}
+
+/// Makes it for this user alone.
+pub(super) fn make_runtime_dir(config: &Config, local: &LocalMember) -> Result<(), ConfigError> {
+    let dir = &local.agent.runtime_dir;
+    if dir.exists() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        let problem = format!("can't create {} ({error})", dir.display());
+        config.wrong(RUNTIME_DIR, problem, "let the user of the agent write there")
+    })
+}

@@ -1,0 +1,261 @@
+//! One host's files in a temporary directory, and its processes: for tests that
+//! run the real binary without a whole cluster.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    net::{TcpListener, UdpSocket},
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::unistd::{User, geteuid};
+
+/// The binary under test.
+pub const MATRIARCH: &str = env!("CARGO_BIN_EXE_matriarch");
+
+/// Who runs PostgreSQL and everything of ours: `postgres` when the test is root.
+pub fn os_user() -> Option<User> {
+    geteuid().is_root().then(|| User::from_name("postgres").unwrap().expect("PostgreSQL's package made this user"))
+}
+
+/// Runs the command as that user.
+pub fn as_user(command: &mut Command) -> &mut Command {
+    if let Some(user) = os_user() {
+        command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+    }
+    command
+}
+
+/// The programs of the newest PostgreSQL.
+pub fn bin_dir() -> PathBuf {
+    let found = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = found.map(|e| e.path().join("bin")).chain(["/usr/pgsql-17/bin".into(), "/usr/bin".into()]);
+    found.filter(|dir| dir.join("initdb").exists()).max().expect("PostgreSQL is installed")
+}
+
+/// A port nobody uses for TCP or UDP, and that this process hasn't given out before.
+pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
+    }
+}
+
+/// Polls until `check` gives something.
+pub fn until<T>(what: &str, limit: Duration, mut check: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How a process ended, and what it wrote to stderr.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stderr: String,
+}
+
+/// Host n1 of three, of which only this one is there.
+pub struct Site {
+    dir: tempfile::TempDir,
+    pub manager_port: u16,
+    pub read_write_port: u16,
+    postgres_port: u16,
+}
+
+impl Site {
+    pub fn new() -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let site = Site { dir, manager_port: free_port(), read_write_port: free_port(), postgres_port: free_port() };
+        for name in ["state", "run", "db"] {
+            fs::create_dir(site.path(name)).unwrap();
+            fs::set_permissions(site.path(name), fs::Permissions::from_mode(0o700)).unwrap();
+            site.give(name);
+        }
+        for name in ["secret", "superuser.pass", "replication.pass"] {
+            fs::write(site.path(name), "0123456789abcdef0123456789abcdef\n").unwrap();
+            fs::set_permissions(site.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+            site.give(name);
+        }
+        site.write(&site.text());
+        site
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes the file one of the user that runs everything.
+    pub fn give(&self, name: &str) {
+        if let Some(user) = os_user() {
+            chown(self.path(name), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+        }
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.path("matriarch.toml")
+    }
+
+    pub fn write(&self, text: &str) {
+        fs::write(self.file(), text).unwrap();
+    }
+
+    /// A configuration that is good.
+    pub fn text(&self) -> String {
+        let dir = self.dir.path().display();
+        let bin_dir = bin_dir();
+        let Site { manager_port, read_write_port, postgres_port, .. } = self;
+        format!(
+            r#"
+[cluster]
+name = "test"
+profile = "fast"
+secret_file = "{dir}/secret"
+# cluster goes on here
+[[cluster.members]]
+id = "n1"
+host = "127.0.0.1"
+manager_port = {manager_port}
+postgres_port = {postgres_port}
+[[cluster.members]]
+id = "n2"
+host = "127.0.0.2"
+[[cluster.members]]
+id = "n3"
+host = "127.0.0.3"
+[member]
+id = "n1"
+[manager]
+listen = "127.0.0.1:{manager_port}"
+state_dir = "{dir}/state/manager"
+[agent]
+listen = "unix:{dir}/run/agent.sock"
+state_dir = "{dir}/state/agent"
+runtime_dir = "{dir}/run"
+[postgresql]
+bin_dir = "{bin_dir}"
+data_dir = "{dir}/db/pgdata"
+superuser_password_file = "{dir}/superuser.pass"
+replication_password_file = "{dir}/replication.pass"
+[router]
+read_write = "127.0.0.1:{read_write_port}"
+"#,
+            bin_dir = bin_dir.display(),
+        )
+    }
+
+    /// The configuration with some of its text replaced.
+    pub fn edited(&self, edits: &[(&str, &str)]) -> String {
+        edits.iter().fold(self.text(), |text, (from, to)| {
+            assert!(text.contains(from), "{from} is not in the configuration");
+            text.replace(from, to)
+        })
+    }
+
+    /// Starts `matriarch ARGS --config FILE`.
+    pub fn start(&self, args: &[&str]) -> Running {
+        self.start_with(args, &self.file())
+    }
+
+    /// The same with a file other than this site's own.
+    pub fn start_with(&self, args: &[&str], file: &Path) -> Running {
+        // Outside the site: a log is no change of it.
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut command = Command::new(MATRIARCH);
+        command.args(args).arg("--config").arg(file).current_dir("/");
+        as_user(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log.reopen().unwrap());
+        Running { child: command.spawn().unwrap(), log }
+    }
+
+    /// Every file and directory with what tells a change.
+    pub fn listing(&self) -> BTreeMap<PathBuf, Seen> {
+        listing(self.dir.path())
+    }
+}
+
+/// What tells a change of a file: mode, owner, size, time of the last change.
+pub type Seen = (u32, u32, u64, SystemTime);
+
+/// Everything in a directory.
+pub fn listing(dir: &Path) -> BTreeMap<PathBuf, Seen> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(path) = open.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() {
+            open.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+        found.insert(path, (meta.mode(), meta.uid(), meta.len(), meta.modified().unwrap()));
+    }
+    found
+}
+
+/// Fails with what is different, if anything is.
+pub fn assert_same(before: &BTreeMap<PathBuf, Seen>, after: &BTreeMap<PathBuf, Seen>) {
+    let changed: Vec<&PathBuf> =
+        before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+    assert!(changed.is_empty(), "made, changed or removed: {changed:?}");
+}
+
+/// A process of ours. Killed when dropped.
+pub struct Running {
+    child: Child,
+    log: tempfile::NamedTempFile,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.log.path()).unwrap()
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(mut self, limit: Duration) -> Ended {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Ended { code: status.code(), stderr: self.stderr() };
+            }
+            assert!(Instant::now() < deadline, "it started and did not end:\n{}", self.stderr());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Gone already is as wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file that others may read and run.
+pub fn script(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    // Written and closed: else running it at once can fail with "text file busy".
+    File::open(path).unwrap().sync_all().unwrap();
+}
