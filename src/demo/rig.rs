@@ -6,9 +6,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -41,6 +39,8 @@ use crate::rpc::v1::{
 
 const CALL: Duration = Duration::from_secs(5);
 const QUERY: Duration = Duration::from_secs(10);
+/// A busy machine may need more than one election.
+const ELECTED: Duration = Duration::from_secs(30);
 /// While a server writes, one of its acknowledgements is younger than this.
 const RECENT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
@@ -195,15 +195,14 @@ impl Rig {
         Ok(pids)
     }
 
-    /// A command that runs a host's process in the foreground, as its own user.
-    pub fn command(&self, exe: &Path, host: &str, role: Role) -> Result<Command> {
-        let host = self.host(host)?;
-        let mut command = Command::new(exe);
-        command.arg(role.to_string()).arg("--config").arg(host.config()).current_dir(&host.dir);
-        if let Some(user) = &self.driver.cluster.layout.user {
-            command.uid(user.uid).gid(user.gid);
-        }
-        Ok(command)
+    /// User and group that the processes run as, when not the caller's.
+    pub fn user(&self) -> Option<(u32, u32)> {
+        self.driver.cluster.layout.user.as_ref().map(|user| (user.uid, user.gid))
+    }
+
+    /// Configuration file of a host.
+    pub fn config(&self, host: &str) -> Result<PathBuf> {
+        Ok(self.host(host)?.config())
     }
 
     /// Directory of a host.
@@ -298,16 +297,18 @@ impl Rig {
         })
     }
 
-    /// The first manager that answers.
+    /// The first manager that can answer: while there is no Raft leader, none can.
     fn any<T>(&self, ask: impl AsyncFn(AdminClient<tonic::transport::Channel>) -> Result<T>) -> Result<T> {
-        let mut last = anyhow::anyhow!("there is no manager");
-        for host in self.members() {
-            match self.call(&host, &ask) {
-                Ok(reply) => return Ok(reply),
-                Err(e) => last = e,
+        let began = Instant::now();
+        loop {
+            for host in self.members() {
+                match self.call(&host, &ask) {
+                    Ok(reply) => return Ok(reply),
+                    Err(e) if began.elapsed() > ELECTED => return Err(e),
+                    Err(_) => thread::sleep(POLL),
+                }
             }
         }
-        Err(last)
     }
 
     fn call<T>(

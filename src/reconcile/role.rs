@@ -299,7 +299,8 @@ fn follow(host: &Host<'_>) -> Option<Action> {
     due.then_some(Action::StartStandby { upstream: Some(upstream) })
 }
 
-/// A stopped member that may be needed as the next primary waits read-only; a
+/// A stopped member that may be needed as the next primary waits read-only, and
+/// so does the primary that lost its lease while nobody can be granted; a
 /// half-rewound directory is never started.
 fn start_alone(host: &Host<'_>) -> Option<Action> {
     let agent = host.agent;
@@ -307,7 +308,7 @@ fn start_alone(host: &Host<'_>) -> Option<Action> {
     let undecided = match &host.state.lock {
         Lock::Free => host.state.system_identifier.is_some(),
         Lock::Fenced { .. } | Lock::Released(_) => true,
-        Lock::Granted { .. } => false,
+        Lock::Granted { epoch, member, .. } => member == host.me && agent.ended_epoch >= *epoch,
     };
     (ready && undecided).then_some(Action::StartStandby { upstream: None })
 }

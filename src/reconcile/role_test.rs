@@ -77,6 +77,16 @@ fn after_a_cold_start_everybody_waits_read_only_until_somebody_is_granted() {
     check("granted a promoting 2", "stopped 1:50", "530: StartStandby { upstream: None }");
 }
 
+/// Without a quorum nobody ends its epoch for it.
+#[test]
+fn a_primary_that_lost_its_lease_comes_back_read_only() {
+    check("granted a open 2", "stopped 2:90 ended=1", "580: StartStandby { upstream: None }");
+    check("granted a open 2", "standby 2:90 ended=1", "nothing");
+    check("granted a open 2", "stopped 2:90 lease=1", "535: RestartInPlace");
+    check("granted a open 2; switchover b stop", "stopped 2:90 lease=1", "nothing");
+    check("granted b promoting 2", "stopped 2:90 ended=1", "nothing");
+}
+
 #[test]
 fn nothing_is_copied_from_a_primary_that_is_not_ready() {
     let state = testing::state("granted b open 2");

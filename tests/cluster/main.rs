@@ -8,6 +8,9 @@
 //!
 //!     cargo test --test cluster                                   all of it
 //!     MATRIARCH_STEPS=rewound cargo test --test cluster           steps with that word in their names
+//!
+//! Logs of a failed step are kept in target/tmp/cluster/<step>, with
+//! MATRIARCH_KEEP_LOGS=1 those of every step.
 
 #![allow(clippy::unwrap_used)]
 

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt as _,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -67,7 +69,12 @@ fn a_manager_that_lost_its_raft_directory_refuses(rig: &Rig, before: &StatusRepl
     let aside = raft.with_file_name("raft-aside");
     fs::rename(&raft, &aside).unwrap();
 
-    let refused = rig.command(EXE.as_ref(), host, Role::Manager).unwrap().output().unwrap();
+    let mut manager = Command::new(EXE);
+    manager.args(["manager", "--config"]).arg(rig.config(host).unwrap());
+    if let Some((user, group)) = rig.user() {
+        manager.uid(user).gid(group);
+    }
+    let refused = manager.output().unwrap();
     assert!(!refused.status.success());
     let said = String::from_utf8_lossy(&refused.stderr) + String::from_utf8_lossy(&refused.stdout);
     assert!(said.contains("lost its Raft log") && said.contains("member replace"), "{said}");

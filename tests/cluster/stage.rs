@@ -156,6 +156,9 @@ fn play_one(rig: Rig, name: &str, step: fn(&Rig, &StatusReply) -> Promise) -> (R
     }
     let promise = step(rig, &before);
     let summary = check(rig, &promise, began);
+    if std::env::var_os("MATRIARCH_KEEP_LOGS").is_some() {
+        keep_logs(rig, name);
+    }
     (keeper.rig.take().unwrap(), summary)
 }
 
