@@ -269,7 +269,6 @@ fn processes_are_started_where_it_is_expected() {
         demo/cluster.rs
         demo/netns.rs
         demo/processes.rs
-        demo/rig.rs
         guard/link.rs
         guard/process.rs
         postgres/command.rs
