@@ -153,8 +153,9 @@ fn settled(agent: Option<&AgentView>) -> bool {
 /// The member to be primary next, and where its WAL ends.
 ///
 /// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One whose last start failed is taken only when nobody else can; a promotion
-/// that failed decides only among equals, for WAL nobody else has is worth a second try.
+/// One whose last start failed, or to whom the last grant went in vain, is taken
+/// only when nobody else can; an older promotion that failed decides only among
+/// equals, for WAL nobody else has is worth a second try.
 pub fn successor(
     s: &Situation<'_>,
     released: Option<&Release>,
@@ -170,7 +171,7 @@ pub fn successor(
         }
     }
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
-        let rank = |c: &Candidate| (!c.failed_to_start, c.end, !c.failed_to_promote, c.running);
+        let rank = |c: &Candidate| (!c.passed_over, c.end, !c.failed_to_promote, c.running);
         rank(a).cmp(&rank(b)).then_with(|| b_name.cmp(a_name))
     });
     best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
@@ -179,7 +180,7 @@ pub fn successor(
 struct Candidate {
     end: WalPosition,
     running: bool,
-    failed_to_start: bool,
+    passed_over: bool,
     failed_to_promote: bool,
 }
 
@@ -220,11 +221,12 @@ fn fitness(
     if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
+    let failed_to_promote = failed_at(agent, &["promote"]);
     Ok(Candidate {
         end: agent.wal_end,
         running,
-        failed_to_start: failed_at(agent, &["restart", "start"]),
-        failed_to_promote: failed_at(agent, &["promote"]),
+        passed_over: failed_at(agent, &["restart", "start"]) || (failed_to_promote && had_last_grant(s, member)),
+        failed_to_promote,
     })
 }
 
@@ -233,6 +235,11 @@ fn fitness(
 fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
     let fork = agent.history.fork_from(lineage);
     fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
+}
+
+/// The last grant was this member's: when nothing came of it, the next candidate follows.
+fn had_last_grant(s: &Situation<'_>, member: &MemberId) -> bool {
+    matches!(&s.state.lock, Lock::Fenced { previous: Some((_, last)), .. } if last == member)
 }
 
 /// Its last order was one of these, and failed.
