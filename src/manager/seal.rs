@@ -102,8 +102,7 @@ async fn seal_of(
         return own_seal(manager, epoch).await;
     }
     let limit = PROBE + manager.timings().rpc;
-    let index = manager.inner.node.applied_index();
-    let request = v1::SealRequest { to: Some(manager.target(member)), epoch: epoch.0, index };
+    let request = v1::SealRequest { to: Some(manager.target(member)), epoch: epoch.0 };
     let call = async {
         let mut peer = manager.inner.peers.peer(member)?;
         peer.seal(timed(request, limit)).await
@@ -121,21 +120,17 @@ async fn seal_of(
     Ok((convert::promise_of(reply.promise), agent))
 }
 
-/// Waits until this node has applied what the leader had when it asked, and
-/// refuses an epoch that no committed entry names: a seal can't be taken back.
-pub(super) async fn committed_here(manager: &Manager, epoch: Epoch, index: u64) -> Result<(), tonic::Status> {
+/// Waits until this node has applied the entry that names `epoch`, and refuses
+/// one that no committed entry names: a seal can't be taken back.
+pub(super) async fn committed_here(manager: &Manager, epoch: Epoch) -> Result<(), tonic::Status> {
     let mut states = manager.inner.node.state();
-    let applied = async {
-        while manager.inner.node.applied_index() < index || states.borrow_and_update().epoch < epoch {
-            if states.changed().await.is_err() {
-                return;
-            }
+    let named = states.wait_for(|state| state.epoch >= epoch);
+    match tokio::time::timeout(PROBE, named).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => {
+            Err(tonic::Status::failed_precondition(format!("no entry that names epoch {epoch} is committed here")))
         }
-    };
-    tokio::time::timeout(PROBE, applied).await.map_err(|_| {
-        let here = manager.inner.node.state().borrow().epoch;
-        tonic::Status::failed_precondition(format!("epoch {epoch} is not committed here, where epoch {here} is"))
-    })
+    }
 }
 
 /// Seals durably, then asks the own agent where WAL ends: in this order, so that

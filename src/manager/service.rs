@@ -115,7 +115,7 @@ impl v1::peer_server::Peer for PeerService {
     async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
         let seal = request.into_inner();
         check(&self.manager, seal.to.as_ref())?;
-        seal::committed_here(&self.manager, Epoch(seal.epoch), seal.index).await?;
+        seal::committed_here(&self.manager, Epoch(seal.epoch)).await?;
         let (promise, agent) = seal::own_seal(&self.manager, Epoch(seal.epoch)).await?;
         Ok(Response::new(v1::SealReply {
             promise: Some(convert::promise(&promise)),
