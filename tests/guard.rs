@@ -500,6 +500,41 @@ fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
     assert!(innocent.is_alive(), "a reused pid is not a postmaster");
 }
 
+/// Containers on one host see each its own directory under the same path.
+#[test]
+fn a_postmaster_in_another_directory_of_the_same_name_is_left_alone() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: mounting needs root");
+        return;
+    }
+    let bench = Bench::new();
+    let (data_dir, other) = (bench.path("data"), bench.path("other"));
+    fs::create_dir(&data_dir).unwrap();
+    fs::create_dir(&other).unwrap();
+    let program = fake_postgres(bench.dir.path());
+    let script = format!(
+        "mount --bind {other} {data} && cd {data} && exec {program} -c 'touch up; while :; do sleep 600; done'",
+        other = other.display(),
+        data = data_dir.display(),
+        program = program.display()
+    );
+    let mut neighbour = Command::new("unshare").args(["-m", "sh", "-c", &script]).spawn().unwrap();
+    eventually("the neighbour works in its own directory", || other.join("up").exists());
+    let cwd = fs::read_link(format!("/proc/{}/cwd", neighbour.id())).unwrap();
+    assert_eq!(cwd, data_dir, "the path alone doesn't tell them apart");
+
+    let killed = guard::kill_tree_of_foreign_postmaster(neighbour.id(), &data_dir);
+    let alive = neighbour.try_wait().unwrap().is_none();
+    let children = format!("/proc/{0}/task/{0}/children", neighbour.id());
+    for child in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
+        send(child.parse().unwrap(), Signal::SIGKILL);
+    }
+    neighbour.kill().unwrap();
+    neighbour.wait().unwrap();
+    assert_eq!(killed.unwrap(), 0);
+    assert!(alive);
+}
+
 /// Somebody else's process that happens to stand in the data directory.
 struct Bystander(Child);
 

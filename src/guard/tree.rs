@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     ffi::OsStr,
     fs, io,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -192,13 +192,12 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// Blocks, usually for some milliseconds. Returns how many processes were killed.
 pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usize, KillTreeError> {
-    let data_dir = fs::canonicalize(data_dir)
-        .map_err(|source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source })?;
+    let missing = |source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source };
+    let place = Place::of(data_dir).map_err(missing)?;
     let started = Instant::now();
     let mut killed = HashSet::new();
     loop {
-        let is_root =
-            |p: &u32| is_postgres(*p) && (works_in(*p, &data_dir) || (*p == pid && is_started_on(*p, &data_dir)));
+        let is_root = |p: &u32| is_postgres(*p) && (works_in(*p, place) || (*p == pid && is_started_on(*p, place)));
         let roots: HashSet<u32> = parents().keys().copied().filter(is_root).collect();
         // Frozen, they can't start a child between the look at the tree and the kill; one
         // that isn't a `postgres` would be lost sight of with the death of its parent.
@@ -214,6 +213,7 @@ pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usiz
         if started.elapsed() > KILL_PATIENCE {
             let mut left: Vec<u32> = targets.into_iter().collect();
             left.sort_unstable();
+            let data_dir = data_dir.to_owned();
             return Err(KillTreeError::StillAlive { data_dir, left, waited: started.elapsed() });
         }
         // All names first: the death of one ends others before they can be counted.
@@ -231,16 +231,34 @@ fn is_postgres(pid: u32) -> bool {
     matches!(name, b"postgres" | b"postgres (deleted)")
 }
 
-fn works_in(pid: u32, data_dir: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data_dir)
+/// A directory whatever its name. Two containers on one host may see two directories under one path, so a
+/// path that reads the same is not the same directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    device: u64,
+    inode: u64,
 }
 
-/// A postmaster that was just started hasn't changed its directory yet.
-fn is_started_on(pid: u32, data_dir: &Path) -> bool {
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        Ok(Self { device: found.dev(), inode: found.ino() })
+    }
+}
+
+fn works_in(pid: u32, place: Place) -> bool {
+    Place::of(Path::new(&format!("/proc/{pid}/cwd"))).is_ok_and(|cwd| cwd == place)
+}
+
+/// A postmaster that was just started hasn't changed its directory yet. Its arguments are paths in the file
+/// system that it sees.
+fn is_started_on(pid: u32, place: Place) -> bool {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     arguments.split(|b| *b == 0).any(|argument| {
         let path = argument.strip_prefix(b"-D").filter(|rest| !rest.is_empty()).unwrap_or(argument);
-        path.starts_with(b"/") && fs::canonicalize(OsStr::from_bytes(path)).is_ok_and(|path| path == data_dir)
+        let Some(below) = path.strip_prefix(b"/") else { return false };
+        Place::of(&root.join(OsStr::from_bytes(below))).is_ok_and(|found| found == place)
     })
 }
 

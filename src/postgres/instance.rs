@@ -324,7 +324,9 @@ impl Instance {
         // A single-user process writes its pid negated.
         let pid: i32 = text.lines().next()?.trim().trim_start_matches('-').parse().ok()?;
         let proc = PathBuf::from(format!("/proc/{pid}"));
-        let same_dir = fs::read_link(proc.join("cwd")).ok()? == fs::canonicalize(self.data_dir()).ok()?;
+        // By device and inode: another container may see its own directory under the same path.
+        let (here, there) = (fs::metadata(self.data_dir()).ok()?, fs::metadata(proc.join("cwd")).ok()?);
+        let same_dir = (here.dev(), here.ino()) == (there.dev(), there.ino());
         let zombie = fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
         (same_dir && !zombie).then_some(pid)
     }
