@@ -53,6 +53,8 @@ pub struct Core {
     last_order: Option<OrderResult>,
     idle_since: Option<Moment>,
     stop_ended: bool,
+    /// The newest postmaster answered a probe.
+    answered: bool,
     checkpoints_done: u64,
     problem: Option<String>,
     system: Option<u64>,
@@ -80,6 +82,7 @@ impl Core {
             last_order: None,
             idle_since: None,
             stop_ended: false,
+            answered: false,
             checkpoints_done: 0,
             problem: None,
             system,
@@ -157,6 +160,7 @@ impl Core {
     fn on_spawned(&mut self, life: u64) {
         self.life = life;
         self.sight = None;
+        self.answered = false;
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
@@ -186,10 +190,11 @@ impl Core {
         self.wal_end_known = false;
         let task = self.work.as_ref().map(|w| &w.task);
         let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
+        let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
         if !expected && !fenced {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
+            self.note_failed_start();
         }
-        let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
         match self.durable.tenure {
             Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
             Some(tenure) if handled_by_task => {
@@ -200,6 +205,21 @@ impl Core {
         }
         self.tree_is_empty(out);
         out.push(Effect::Survey { wal_end: self.durable.tenure.is_none() });
+    }
+
+    /// A start is reported as done when the postmaster runs, for recovery may take long. One
+    /// that ends before it ever answers has failed all the same: it is tried again later and
+    /// later, and another member is preferred as successor.
+    fn note_failed_start(&mut self) {
+        let Some(why) = self.failed_start() else { return };
+        if let Some(last) = self.last_order.as_mut().filter(|o| o.kind == "start" && o.error.is_none()) {
+            last.error = Some(why);
+        }
+    }
+
+    fn failed_start(&self) -> Option<String> {
+        let dead = self.tree == Tree::Empty && !self.answered;
+        dead.then(|| self.problem.clone().unwrap_or_else(|| "PostgreSQL ended before it answered".to_owned()))
     }
 
     /// The postmaster ended by itself: with time enough left it may be restarted in place.
@@ -258,6 +278,7 @@ impl Core {
             out.push(Effect::SetWal(sight.wal_end));
         }
         self.problem = None;
+        self.answered = true;
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
@@ -315,6 +336,7 @@ impl Core {
     fn on_done(&mut self, end: TaskEnd, now: Now, out: &mut Vec<Effect>) {
         let Some(work) = self.work.take() else { return };
         let error = match &end {
+            TaskEnd::Succeeded if matches!(work.task, Task::Start(_)) => self.failed_start(),
             TaskEnd::Succeeded => None,
             TaskEnd::Failed { error, .. } => Some(error.clone()),
         };

@@ -225,7 +225,7 @@ fn fitness(
     Ok(Candidate {
         end: agent.wal_end,
         running,
-        passed_over: failed_at(agent, &["restart", "start"]) || (failed_to_promote && had_last_grant(s, member)),
+        passed_over: failed_at(agent, &["restart", "start"]) || granted_in_vain(s, member),
         failed_to_promote,
     })
 }
@@ -237,9 +237,11 @@ fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
     fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
 }
 
-/// The last grant was this member's: when nothing came of it, the next candidate follows.
-fn had_last_grant(s: &Situation<'_>, member: &MemberId) -> bool {
-    matches!(&s.state.lock, Lock::Fenced { previous: Some((_, last)), .. } if last == member)
+/// The last grant was this member's and nothing came of it, whatever the reason: the next candidate follows.
+fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
+    let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
+    let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
+    last == member && !promoted
 }
 
 /// Its last order was one of these, and failed.

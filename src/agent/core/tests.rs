@@ -351,6 +351,37 @@ fn a_dead_guard_costs_the_epoch() {
     assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
 }
 
+/// The start was done, the postmaster was not there for long: nobody may take that for a start that worked.
+#[test]
+fn a_postmaster_that_ends_before_it_answers_is_a_failed_start() {
+    let stopped = || agent(Durable::default(), Found::Nothing, Some(facts(true))).0;
+    let begun = |core: &mut Core| {
+        core.step(order(1, Action::StartStandby(None)), now(10));
+        core.step(Event::Spawned { life: 1 }, now(20));
+    };
+    let error = |core: &Core| core.last_order().and_then(|o| o.error.clone());
+    let mut late = stopped();
+    begun(&mut late);
+    late.step(Event::Done(TaskEnd::Succeeded), now(30));
+    assert_eq!(error(&late), None);
+    late.step(gone(false), now(40));
+    assert_eq!(error(&late).as_deref(), Some("PostgreSQL ended: killed by signal 9"));
+
+    let mut early = stopped();
+    begun(&mut early);
+    early.step(gone(false), now(25));
+    early.step(Event::Done(TaskEnd::Succeeded), now(30));
+    assert_eq!(error(&early).as_deref(), Some("PostgreSQL ended: killed by signal 9"));
+
+    let mut answers = stopped();
+    begun(&mut answers);
+    answers.step(Event::Done(TaskEnd::Succeeded), now(30));
+    answers.step(Event::Guard { life: 1, postmaster: Postmaster::Running { pid: 7 } }, now(31));
+    answers.step(sight(true, at(1, 100)), now(40));
+    answers.step(gone(false), now(50));
+    assert_eq!(error(&answers), None, "it started, and ended later");
+}
+
 #[test]
 fn news_of_an_earlier_postmaster_change_nothing() {
     let mut core = primary();
