@@ -17,7 +17,7 @@ use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     rpc::v1::{
         ExplainReply, ExplainRequest, FailoverRequest, MemberStatus, OperationReply, OperationStatus, StatusReply,
-        StatusRequest, SwitchoverRequest,
+        StatusRequest, SwitchoverRequest, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -48,34 +48,35 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
     check(
         &["--help"],
         expect![[r#"
-        exit 0
-        PostgreSQL high availability without an external store
+            exit 0
+            PostgreSQL high availability without an external store
 
-        Usage: matriarch <COMMAND>
+            Usage: matriarch <COMMAND>
 
-        Commands:
-          manager     Run the manager of this host: it decides together with the others
-          agent       Run the agent of this host: it controls PostgreSQL and holds the lease
-          router      Run a router: it leads clients to the primary
-          status      Show members, primary, lag, and why something is not healthy
-          switchover  Make a standby the primary with the old primary's help; nothing is lost
-          failover    Make a standby the primary without the old primary's help
-          explain     Say what the cluster considered, what holds it up, and what can be done
-          preflight   Check whether this host is fit to run what its configuration asks for
-          config      Work with the configuration file
-          demo        Run a whole cluster in a temporary directory and break it
+            Commands:
+              manager     Run the manager of this host: it decides together with the others
+              agent       Run the agent of this host: it controls PostgreSQL and holds the lease
+              router      Run a router: it leads clients to the primary
+              status      Show members, primary, lag, and why something is not healthy
+              switchover  Make a standby the primary with the old primary's help; nothing is lost
+              failover    Make a standby the primary without the old primary's help
+              explain     Say what the cluster considered, what holds it up, and what can be done
+              raft        Work with the managers' Raft group
+              preflight   Check whether this host is fit to run what its configuration asks for
+              config      Work with the configuration file
+              demo        Run a whole cluster in a temporary directory and break it
 
-        Options:
-          -h, --help     Print help
-          -V, --version  Print version
+            Options:
+              -h, --help     Print help
+              -V, --version  Print version
 
-        Exit codes:
-          0  done; status: every member is healthy and the primary is open
-          1  failed or refused; the reason was printed
-          2  wrong usage or configuration; nothing was changed
-          3  no manager could be reached
-          4  status: the cluster answers and is degraded
-    "#]],
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded
+        "#]],
     );
 }
 
@@ -530,6 +531,16 @@ impl Admin for Manager {
             _ => Ok(self.operation()),
         }
     }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        let (leader, member) = ("n1".to_owned(), request.into_inner().member);
+        let done = member == "n2";
+        let reason = if done { String::new() } else { format!("it is no voter: {member}") };
+        Ok(Response::new(TransferLeaderReply { done, leader, reason }))
+    }
 }
 
 /// Serves a made-up manager for the length of `body`, which gets its address.
@@ -547,6 +558,18 @@ fn lines(output: &Output) -> Vec<String> {
     // Times vary; everything else is fixed.
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     text.lines().map(|l| l.chars().map(|c| if c.is_ascii_digit() { '#' } else { c }).collect()).collect()
+}
+
+#[test]
+fn the_raft_leader_is_moved_or_the_reason_is_given() {
+    with_manager(Ok(()), None, |address| {
+        let transfer = |member: &str| matriarch(&["raft", "transfer", member, "--manager", &address.to_string()]);
+        let moved = transfer("n2");
+        assert_eq!((lines(&moved), moved.status.code()), (vec!["n# leads Raft; before: n#".to_owned()], Some(0)));
+        let refused = transfer("n7");
+        let expected = vec!["matriarch: the Raft leader was not moved to n#: it is no voter: n#".to_owned()];
+        assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
+    });
 }
 
 #[test]

@@ -410,7 +410,12 @@ impl World {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(kind) => {
                 let expected = self.state.epoch;
-                self.commit(&Command { request_id: "operator".into(), expected, because: RuleId(0), kind });
+                self.commit(&Command {
+                    request_id: format!("operator {}", self.state.operations),
+                    expected,
+                    because: RuleId(0),
+                    kind,
+                });
             }
         }
     }

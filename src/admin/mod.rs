@@ -139,4 +139,23 @@ impl v1::admin_server::Admin for AdminService {
         }
         self.operate(OperationKind::Failover, &asked.candidate, asked.request_id).await
     }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.transfer_leader(passed_on(v1::TransferLeaderRequest { to, ..asked })).await;
+        }
+        let to = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let leader = convert::optional_text(self.manager.leadership().leader.as_ref());
+        let moved = self.manager.transfer_leader(&to).await;
+        let reason = moved.as_ref().err().cloned().unwrap_or_default();
+        Ok(Response::new(v1::TransferLeaderReply { done: moved.is_ok(), leader, reason }))
+    }
 }

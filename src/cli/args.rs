@@ -34,6 +34,8 @@ pub enum Command {
     Failover(FailoverArgs),
     /// Say what the cluster considered, what holds it up, and what can be done
     Explain(ExplainArgs),
+    /// Work with the managers' Raft group
+    Raft(RaftArgs),
     /// Check whether this host is fit to run what its configuration asks for
     Preflight(PreflightArgs),
     /// Work with the configuration file
@@ -132,6 +134,25 @@ pub struct ExplainArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RaftArgs {
+    #[command(subcommand)]
+    pub command: RaftCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RaftCommand {
+    /// Move the Raft leader to another member; PostgreSQL and its primary don't notice
+    #[command(after_help = exit::HELP)]
+    Transfer {
+        /// Whose manager becomes leader
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
         ExplainReply, ExplainRequest, FailoverRequest, OperationReply, StatusReply, StatusRequest, SwitchoverRequest,
-        Target, admin_client::AdminClient,
+        Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -87,6 +87,15 @@ impl Client {
     pub async fn failover(&self, request: FailoverRequest) -> Result<OperationReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.failover(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a move of the Raft leader; a second try after an unknown first one does no harm.
+    pub async fn transfer_leader(&self, member: &str) -> Result<TransferLeaderReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = TransferLeaderRequest { to: Some(target("", 0)), member: member.to_owned() };
+            admin.transfer_leader(request).await.map(tonic::Response::into_inner)
         })
         .await
     }

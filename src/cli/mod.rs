@@ -22,7 +22,7 @@ use std::{
 use clap::Parser as _;
 
 use self::{
-    args::{Arguments, Command, ConfigCommand, ExplainArgs, StatusArgs},
+    args::{Arguments, Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
     client::{Client, ClientError},
     exit::Exit,
     render::Style,
@@ -57,6 +57,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Explain(args) => with_runtime(explain(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
+        Command::Raft(args) => match args.command {
+            RaftCommand::Transfer { member, client } => with_runtime(operations::transfer_leader(member, client)),
+        },
         Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
         Command::Config(args) => match args.command {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{FailoverArgs, OperationArgs, SwitchoverArgs},
+    args::{ClientArgs, FailoverArgs, OperationArgs, SwitchoverArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
@@ -53,13 +53,29 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
     follow(&client, "failover", reply, &args.operation).await
 }
 
+/// Moves the Raft leader. Harmless, so nobody is asked.
+pub(super) async fn transfer_leader(member: String, args: ClientArgs) -> Exit {
+    let moved = match Client::new(&args) {
+        Ok(client) => client.transfer_leader(&member).await,
+        Err(error) => Err(error),
+    };
+    match moved {
+        Ok(reply) if reply.done => {
+            print(&format!("{member} leads Raft; before: {}\n", or_nobody(&reply.leader)));
+            exit::OK
+        }
+        Ok(reply) => complain(&format!("the Raft leader was not moved to {member}: {}", reply.reason), exit::FAILED),
+        Err(error) => complain_client(&error),
+    }
+}
+
 fn primary(status: &StatusReply) -> &str {
     if status.primary.is_empty() { "no primary" } else { &status.primary }
 }
 
 /// Finds the cluster, and asks the operator unless told not to.
 async fn prepare(
-    client: &super::args::ClientArgs,
+    client: &ClientArgs,
     operation: &OperationArgs,
     question: impl FnOnce(&StatusReply) -> String,
 ) -> Result<(Client, StatusReply), Exit> {

@@ -15,8 +15,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{layout::Layout, phases::Marks};
 use crate::rpc::v1::{
-    RoutingRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, admin_client::AdminClient,
-    routing_client::RoutingClient,
+    RoutingRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderRequest,
+    admin_client::AdminClient, routing_client::RoutingClient,
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
@@ -107,6 +107,19 @@ impl Watcher {
     pub(crate) fn marks(&self, fault: Instant, epoch: u64) -> Marks {
         self.close.store(false, Ordering::Relaxed);
         marks(&lock(&self.sightings), fault, epoch)
+    }
+
+    /// Moves the Raft leader to `member`; a refusal shows in who leads.
+    pub(crate) async fn transfer_leader(&self, member: &str) {
+        for manager in &self.managers {
+            let request = TransferLeaderRequest { to: Some(target()), member: member.to_owned() };
+            let mut admin = AdminClient::new(manager.channel.clone());
+            if let Ok(Ok(reply)) = timeout(Duration::from_secs(3), admin.transfer_leader(request)).await
+                && reply.get_ref().done
+            {
+                return;
+            }
+        }
     }
 
     /// Asks for a switchover through any manager; `status` says in which cluster.

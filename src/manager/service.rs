@@ -68,7 +68,7 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
 
 fn check(manager: &Manager, to: Option<&v1::Target>) -> Result<v1::Target, Status> {
     let state = manager.inner.node.state().borrow().clone();
-    convert::check_target(to, manager.inner.me.as_str(), &state.cluster_id(), state.generation())
+    convert::check_member_target(to, manager.inner.me.as_str(), &state.cluster_id(), state.generation())
 }
 
 struct PeerService {
@@ -136,7 +136,9 @@ impl v1::routing_server::Routing for RoutingService {
     type WatchStream = RoutingStream;
 
     async fn watch(&self, request: Request<v1::RoutingRequest>) -> Result<Response<RoutingStream>, Status> {
-        check(&self.manager, request.into_inner().to.as_ref())?;
+        let state = self.manager.inner.node.state().borrow().clone();
+        let (me, cluster) = (self.manager.inner.me.as_str(), state.cluster_id());
+        convert::check_target(request.into_inner().to.as_ref(), me, &cluster, state.generation())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         tokio::spawn(follow(self.manager.clone(), sender));
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))

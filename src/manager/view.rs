@@ -8,7 +8,7 @@ use crate::{
     policy::{Plan, switchover},
     raft::Leadership,
     rpc::v1,
-    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
+    state::{Applied, ClusterState, Command, OperationKind, RuleId},
 };
 
 /// Whether the primary can be copied from, and the standbys as their primary
@@ -120,24 +120,35 @@ impl ManagerHandle {
         request_id: String,
     ) -> Result<crate::state::Operation, String> {
         let state = self.state();
+        if let Some(known) = state.operation_of(&request_id) {
+            return Ok(known.clone());
+        }
         let admitted = self
             .manager
             .inner
             .board
             .situation(&state, self.manager.timings(), |s| switchover::admit(s, kind, wanted))?;
-        let Kind::BeginOperation { to, .. } = &admitted else { return Err("not an operation".to_owned()) };
-        let to = to.clone();
-        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind: admitted };
-        match self.manager.inner.node.propose(command).await {
-            Ok(Applied::Changed) => {}
-            Ok(Applied::Stale { why, .. }) => return Err(format!("the cluster has changed meanwhile: {why}")),
-            Ok(Applied::Nothing) => return Err("nothing was proposed".to_owned()),
-            Err(error) => return Err(error.to_string()),
+        let expected = state.epoch;
+        let command = Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted };
+        let proposed = self.manager.inner.node.propose(command).await;
+        // The same request may have reached another manager a moment ago: then that is the answer.
+        if let Some(known) = self.state().operation_of(&request_id) {
+            return Ok(known.clone());
         }
-        let state = self.state();
-        let running = state.operation.clone().filter(|o| o.to == to);
-        let over = state.last_operation.as_ref().map(|f| f.operation.clone()).filter(|o| o.to == to);
-        running.or(over).ok_or_else(|| "the operation is gone".to_owned())
+        match proposed {
+            Ok(Applied::Changed) => Err("the operation is over, and so is a later one".to_owned()),
+            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Moves the Raft leader from here to another member.
+    ///
+    /// # Errors
+    /// Why it did not move, in words for the operator.
+    pub async fn transfer_leader(&self, to: &MemberId) -> Result<(), String> {
+        self.manager.inner.node.transfer_leader(to).await.map_err(|e| e.to_string())
     }
 
     /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.

@@ -94,6 +94,10 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
             ),
         ));
     }
+    // Its agent holds the lease, but nobody can say what it does: clients find out sooner than we do.
+    if gone(s, from) {
+        return Some(end(operation, format!("rolled back: the manager or the agent of {from} does not answer")));
+    }
     waits(s, operation, s.timings.primary_start, format!("{from} to be primary again"))
 }
 
@@ -155,6 +159,7 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
         from: Some(from.clone()),
         to: to.clone(),
         phase: OperationPhase::Checkpoint,
+        request_id: String::new(),
     };
     if let Some(to) = wanted {
         return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
@@ -212,7 +217,7 @@ fn stopped_cleanly(agent: &AgentView) -> bool {
 pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Stop)?;
     let from = operation.from.as_ref()?;
-    if remaining(s, s.timings.stop).is_zero() || gone(s, &operation.to) {
+    if remaining(s, s.timings.stop).is_zero() || gone(s, &operation.to) || gone(s, from) {
         return Some(advance(operation, OperationPhase::RollBack));
     }
     waits(s, operation, s.timings.stop, format!("{from} to stop and {} to have all its WAL", operation.to))

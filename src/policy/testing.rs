@@ -114,7 +114,7 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
         }
         other => panic!("no operation: {other:?}"),
     };
-    Some(Operation { id: 1, kind, from, to: id(to), phase })
+    Some(Operation { id: 1, kind, from, to: id(to), phase, request_id: "r".to_owned() })
 }
 
 /// What the agent of `member` says.

@@ -339,6 +339,7 @@ fn encode_operation(operation: &Operation) -> v1::Operation {
         from: optional_text(operation.from.as_ref()),
         to: operation.to.to_string(),
         phase: encode_phase(operation.phase) as i32,
+        request_id: operation.request_id.clone(),
     }
 }
 
@@ -349,6 +350,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
         from: optional_member(&raw.from)?,
         to: member_id(&raw.to)?,
         phase: decode_phase(raw.phase)?,
+        request_id: raw.request_id,
     })
 }
 

@@ -47,6 +47,24 @@ pub fn check_target(
     Ok(to.clone())
 }
 
+/// [`check_target`] for requests between members: once there is a cluster, its id must be named.
+/// Operators' tools and routers may ask whichever cluster answers; who gives orders may not.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` that names what differs.
+pub fn check_member_target(
+    to: Option<&v1::Target>,
+    me: &str,
+    cluster: &ClusterId,
+    generation: Generation,
+) -> std::result::Result<v1::Target, tonic::Status> {
+    let to = check_target(to, me, cluster, generation)?;
+    if to.cluster_id.is_empty() && !cluster.0.is_empty() {
+        return Err(tonic::Status::failed_precondition(format!("the request names no cluster, this is {cluster}")));
+    }
+    Ok(to)
+}
+
 /// A member id from its text.
 pub fn member_id(text: &str) -> Result<MemberId> {
     text.parse().map_err(|e: crate::domain::ids::BadMemberId| Malformed::new("member id", e.to_string()))
@@ -302,5 +320,8 @@ mod tests {
         assert_eq!(check(to("d", 1, "n1")).unwrap_err(), "the request is for cluster d, this is c");
         assert_eq!(check(to("c", 2, "n1")).unwrap_err(), "the request is for generation 2, this is 1");
         assert!(check_target(None, "n1", &cluster, generation).is_err());
+        let nameless = v1::Target { target: "n1".into(), ..Default::default() };
+        let member = |cluster: &ClusterId| check_member_target(Some(&nameless), "n1", cluster, generation).is_ok();
+        assert_eq!((member(&cluster), member(&ClusterId::default())), (false, true), "only before genesis");
     }
 }

@@ -16,7 +16,7 @@ impl ClusterState {
         if command.expected != self.epoch {
             return self.stale(format!("decided in epoch {}", command.expected));
         }
-        let done = self.change(&command.kind);
+        let done = self.change(command);
         match done {
             Err(why) => self.stale(why),
             Ok(incident) => {
@@ -40,7 +40,8 @@ impl ClusterState {
         }
     }
 
-    fn change(&mut self, kind: &Kind) -> Result<Option<String>, String> {
+    fn change(&mut self, command: &Command) -> Result<Option<String>, String> {
+        let kind = &command.kind;
         match kind {
             Kind::Genesis { .. } => self.genesis(kind),
             Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
@@ -49,7 +50,7 @@ impl ClusterState {
             Kind::PromotionComplete { member, timeline, switch } => self.promoted(member, *timeline, *switch),
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean } => self.release(member, *end, *clean),
-            Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to),
+            Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
         }
@@ -176,7 +177,16 @@ impl ClusterState {
         }
     }
 
-    fn begin(&mut self, kind: OperationKind, from: Option<&MemberId>, to: &MemberId) -> Result<Option<String>, String> {
+    fn begin(
+        &mut self,
+        kind: OperationKind,
+        from: Option<&MemberId>,
+        to: &MemberId,
+        request_id: &str,
+    ) -> Result<Option<String>, String> {
+        if let Some(known) = self.operation_of(request_id) {
+            return Err(format!("this request began operation {}", known.id));
+        }
         if let Some(running) = &self.operation {
             return Err(format!("operation {} is under way", running.id));
         }
@@ -191,7 +201,14 @@ impl ClusterState {
             OperationKind::Switchover => OperationPhase::Checkpoint,
             OperationKind::Failover => OperationPhase::Transfer,
         };
-        self.operation = Some(Operation { id: self.operations, kind, from: from.cloned(), to: to.clone(), phase });
+        self.operation = Some(Operation {
+            id: self.operations,
+            kind,
+            from: from.cloned(),
+            to: to.clone(),
+            phase,
+            request_id: request_id.to_owned(),
+        });
         let name = match kind {
             OperationKind::Switchover => "switchover",
             OperationKind::Failover => "failover by command",
@@ -365,14 +382,31 @@ mod tests {
     fn phases_of_an_operation_only_go_forward() {
         let mut state = opened();
         let begin = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
-        run(&mut state, begin.clone());
-        assert!(is_stale(&run(&mut state, begin)));
+        run(&mut state, begin);
         assert!(state.open_primary().is_some());
         run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop });
         assert!(state.open_primary().is_none());
         assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Checkpoint })));
         run(&mut state, Kind::EndOperation { id: 1, succeeded: false, reason: "rolled back".into() });
         assert!(state.open_primary().is_some());
+    }
+
+    #[test]
+    fn a_request_begins_one_operation_however_often_it_is_heard() {
+        let mut state = opened();
+        let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+        let ask = |state: &mut ClusterState, request_id: &str| {
+            let (request_id, expected) = (request_id.to_owned(), state.epoch);
+            state.apply(&Command { request_id, expected, because: RuleId(1), kind: kind.clone() })
+        };
+        assert_eq!(ask(&mut state, "first"), Applied::Changed);
+        assert!(is_stale(&ask(&mut state, "first")));
+        assert!(is_stale(&ask(&mut state, "second")), "one at a time");
+        run(&mut state, Kind::EndOperation { id: 1, succeeded: false, reason: "rolled back".into() });
+        assert!(is_stale(&ask(&mut state, "first")), "it is over, and was this one");
+        assert_eq!(state.operation_of("first").map(|o| o.id), Some(1));
+        assert_eq!(ask(&mut state, "second"), Applied::Changed);
+        assert_eq!((state.operation_of("second").map(|o| o.id), state.operation_of("third")), (Some(2), None));
     }
 
     #[test]

@@ -168,6 +168,8 @@ pub struct Operation {
     pub to: MemberId,
     /// Where it is.
     pub phase: OperationPhase,
+    /// The operator's request: the same one asked again means this operation.
+    pub request_id: String,
 }
 
 /// How an operation ended.
@@ -195,6 +197,12 @@ pub struct Incident {
 }
 
 impl ClusterState {
+    /// The operation that this request began, if it is the one under way or the last one.
+    pub fn operation_of(&self, request_id: &str) -> Option<&Operation> {
+        let last = self.last_operation.as_ref().map(|f| &f.operation);
+        self.operation.iter().chain(last).find(|o| o.request_id == request_id)
+    }
+
     /// The member that holds the lock, with its epoch.
     pub fn holder(&self) -> Option<(Epoch, &MemberId)> {
         match &self.lock {

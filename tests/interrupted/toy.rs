@@ -426,7 +426,12 @@ impl Toy {
         let none = BTreeMap::new();
         let kind = policy::switchover::admit(&self.situation(&none), kind, Some(&to))?;
         let expected = self.state.epoch;
-        self.commit(Command { request_id: "operator".into(), expected, because: Default::default(), kind });
+        self.commit(Command {
+            request_id: format!("operator {}", self.state.operations),
+            expected,
+            because: Default::default(),
+            kind,
+        });
         Ok(())
     }
 
