@@ -211,7 +211,11 @@ fn member_row(m: &MemberStatus) -> Row<'_> {
         (true, "primary") => Color::Green,
         (true, _) => Color::Cyan,
     };
-    let lag = if m.lag_known { format!("{} B", m.lag_bytes) } else { "unknown".to_owned() };
+    let lag = match (m.role.as_str(), m.lag_known) {
+        ("primary", _) => String::new(),
+        (_, true) => format!("{} B", m.lag_bytes),
+        (_, false) => "unknown".to_owned(),
+    };
     let why = if m.progress.is_empty() { m.problems.join(", ") } else { m.progress.clone() };
     let cells = [&m.member, &m.role, &m.state, &m.timeline.to_string(), &m.lsn, &lag, &m.raft_role, &why];
     Row::new(cells.map(|text| Cell::from(text.clone()))).style(Style::new().fg(color))
