@@ -2,6 +2,8 @@
 
 use std::{
     collections::VecDeque,
+    io,
+    os::fd::AsFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::{
     DefaultTerminal, Frame,
     crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
@@ -79,8 +82,10 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        // It looks once a frame. Should it hang all the same, the process ends without it.
+        let patience = Instant::now() + FRAME * 4;
+        while self.thread.as_ref().is_some_and(|t| !t.is_finished()) && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(10));
         }
         ratatui::restore();
     }
@@ -162,11 +167,26 @@ impl Screen {
 
 /// The next event within `wait`.
 fn next_key(wait: Duration) -> Result<Event, RecvTimeoutError> {
-    match event::poll(wait) {
+    // Asked of the kernel first: the library reads a terminal that is gone for ever.
+    if is_gone(wait) {
+        return Err(RecvTimeoutError::Disconnected);
+    }
+    match event::poll(Duration::ZERO) {
         Ok(true) => event::read().map_err(|_| RecvTimeoutError::Disconnected),
         Ok(false) => Err(RecvTimeoutError::Timeout),
         Err(_) => Err(RecvTimeoutError::Disconnected),
     }
+}
+
+/// Waits until there is a key or the time is up; true when the terminal behind stdin has hung up.
+fn is_gone(wait: Duration) -> bool {
+    let stdin = io::stdin();
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+    // An error is EINTR at most, for instance by a change of the window's size.
+    let _ = poll(&mut fds, wait);
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    fds[0].revents().is_some_and(|seen| seen.intersects(gone))
 }
 
 fn wish(event: &Event) -> Option<Wish> {
