@@ -603,8 +603,7 @@ fn with_last_words(event: Event, hands: &Hands) -> Event {
     let Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } } = event else {
         return event;
     };
-    let log = hands.runtime_dir.join("postgres.log");
-    let exit = match last_words(&log) {
+    let exit = match last_words(hands.instance.log_file()) {
         Some(words) if exit.starts_with("exit code") && exit != "exit code 0" => format!("{exit}, {words}"),
         _ => exit,
     };
