@@ -170,6 +170,10 @@ impl Core {
     }
 
     fn on_guard(&mut self, postmaster: Postmaster, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            // Nothing of this postmaster is left, and what says otherwise was said before.
+            return;
+        }
         match postmaster {
             Postmaster::Running { pid } => self.tree = Tree::Running { pid },
             Postmaster::Gone { tree_empty: false, .. } => {

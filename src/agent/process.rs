@@ -280,11 +280,7 @@ impl Agent {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
                     self.hear_guard()?;
                 }
-                // Said again of a tree that is known to be empty, it must not unhook the guard of a restart in place.
-                let gone = self.core.tree() != Tree::Empty
-                    && matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
-                        if *life == self.core.life());
-                if gone {
+                if ends_the_tree(&self.core, &event) {
                     self.hands.sink_to_nobody();
                 }
                 let event = with_last_words(event, &self.hands);
@@ -557,6 +553,14 @@ fn now(began: Instant) -> Now {
     Now { moment: Moment(began.elapsed()), clocks: two_clocks() }
 }
 
+/// The end of the postmaster that runs. Said of an earlier one, or again of a tree that is known to be empty, it must
+/// not unhook the guard of a restart in place.
+fn ends_the_tree(core: &Core, event: &Event) -> bool {
+    let gone = matches!(event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
+        if *life == core.life());
+    gone && core.tree() != Tree::Empty
+}
+
 fn send_notice(hands: &Hands, notice: Notice) {
     let what = if notice.fenced { "epoch fenced" } else { "primary crashed" };
     tracing::warn!(epoch = %notice.epoch, end = %notice.end, clean = notice.clean, "{what}");
@@ -622,4 +626,29 @@ fn lease_sight(view: &HolderView) -> LeaseSight {
         Phase::Superseded { .. } => LeasePhase::Superseded,
     };
     LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(life: u64, tree_empty: bool) -> Event {
+        Event::Guard { life, postmaster: Postmaster::Gone { tree_empty, fenced: false, exit: "signal 9".to_owned() } }
+    }
+
+    #[test]
+    fn only_the_end_of_the_postmaster_that_runs_unhooks_its_guard() {
+        let limits = Limits { hold: TICK, kill: TICK, primary_start: TICK };
+        let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+        let me = "n1".parse().unwrap();
+        let start = Start { me, limits, durable: Default::default(), found, disk: None, system: None };
+        let (mut core, _) = Core::begin(start, Now::default());
+        assert!(ends_the_tree(&core, &gone(1, true)));
+        assert!(!ends_the_tree(&core, &gone(1, false)), "something of it is left");
+        core.step(gone(1, true), Now::default());
+        assert!(!ends_the_tree(&core, &gone(1, true)), "said again: the next may have been hooked up meanwhile");
+        core.step(Event::Spawned { life: 2 }, Now::default());
+        assert!(!ends_the_tree(&core, &gone(1, true)), "said late, after the next was spawned");
+        assert!(ends_the_tree(&core, &gone(2, true)));
+    }
 }

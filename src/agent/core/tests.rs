@@ -391,6 +391,54 @@ fn news_of_an_earlier_postmaster_change_nothing() {
     assert_eq!(core.tree(), Tree::Running { pid: 43 });
 }
 
+/// The agent is told of the end of one postmaster after the next was spawned: whatever is said of the first one, also
+/// that its guard killed it or died, is no news of the second, before that runs and after.
+#[test]
+fn late_news_of_the_last_postmaster_do_not_end_the_epoch_of_the_next() {
+    let late = |life: u64| {
+        let guard = |postmaster| Event::Guard { life, postmaster };
+        let gone = |tree_empty| Postmaster::Gone { tree_empty, fenced: true, exit: "signal 9".to_owned() };
+        let writable = Sight { wal_end: at(9, 9), ..Sight::default() };
+        let (end, history) = (at(9, 9), TimelineHistory::root(TimelineId(9)));
+        [
+            guard(gone(false)),
+            guard(gone(true)),
+            guard(Postmaster::Running { pid: 42 }),
+            Event::GuardDied { life },
+            Event::Probed { life, result: Ok(Box::new(writable)) },
+            Event::Surveyed { life, disk: Disk::NoData },
+            Event::WalEndRead { life, end, history },
+        ]
+    };
+    let restarting = || {
+        let mut core = primary();
+        core.step(held(4, 1_000_000), now(90));
+        core.step(gone(false), now(100));
+        core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+        core
+    };
+    let unharmed = |core: &mut Core, told: Event, tree: Tree| {
+        let words = format!("{told:?} while {tree:?}");
+        assert_eq!(core.step(told, now(130)), [], "{words}");
+        assert_eq!(core.tree(), tree, "{words}");
+        assert!(core.durable().tenure.is_some() && core.durable().ended == Epoch(0), "{words}");
+        assert!(core.sight().is_none() && core.wal_end() != (at(9, 9), true), "{words}");
+    };
+    for told in late(1) {
+        let mut core = restarting();
+        core.step(Event::Spawned { life: 2 }, now(120));
+        unharmed(&mut core, told.clone(), Tree::Ending);
+        core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(121));
+        unharmed(&mut core, told, Tree::Running { pid: 43 });
+    }
+    // Said again of the first one, which is known to be gone, while the next is being spawned.
+    let mut core = restarting();
+    for told in late(1).into_iter().take(2) {
+        core.step(told, now(115));
+        assert!(core.durable().tenure.is_some() && core.durable().ended == Epoch(0));
+    }
+}
+
 fn kept(phase: Phase) -> Durable {
     let tenure = Tenure { epoch: Epoch(4), timeline: TimelineId(2), floor: at(1, 100), phase };
     Durable { accepted: Epoch(4), tenure: Some(tenure), ..Durable::default() }
