@@ -313,8 +313,7 @@ impl Core {
         }
         self.disk = Some(disk);
         // The survey put the signal file back, unless a restart in place is what runs.
-        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
-        if !restarts && self.durable.restart_intent.take().is_some() {
+        if !self.restarts() && self.durable.restart_intent.take().is_some() {
             out.push(Effect::Persist);
         }
         if std::mem::take(&mut self.stop_ended) {
@@ -425,6 +424,7 @@ impl Core {
                     self.fence(now, out);
                     self.end_tenure("the restart in place failed and left processes", now, out);
                 } else {
+                    self.tree_is_empty(out);
                     // Puts the signal file back and clears the intent.
                     out.push(Effect::Survey { wal_end: !still_ours });
                 }
@@ -457,8 +457,7 @@ impl Core {
         {
             self.end_tenure_of(tenure, "the lease's deadline passed", now, out);
         }
-        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
-        if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, restarts)
+        if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
             && now.moment.since(since) >= self.limits.primary_start
         {
             self.end_tenure_of(tenure, "no order to start it again came in time", now, out);
@@ -511,7 +510,8 @@ impl Core {
 
     /// Tells about an ended epoch once nothing of its tree is left.
     fn tree_is_empty(&mut self, out: &mut Vec<Effect>) {
-        if self.tree != Tree::Empty || self.durable.ended <= self.durable.fenced {
+        // While a restart in place is under way the tree is empty only for now; its end tells.
+        if self.tree != Tree::Empty || self.restarts() || self.durable.ended <= self.durable.fenced {
             return;
         }
         let epoch = self.durable.ended;
@@ -529,6 +529,11 @@ impl Core {
         if let Some(tenure) = &mut self.durable.tenure {
             tenure.phase = phase;
         }
+    }
+
+    /// A restart in place is under way: a postmaster may come up at any moment.
+    fn restarts(&self) -> bool {
+        matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
     }
 
     fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {

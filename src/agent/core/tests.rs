@@ -439,6 +439,38 @@ fn late_news_of_the_last_postmaster_do_not_end_the_epoch_of_the_next() {
     }
 }
 
+/// While a postmaster may come up at any moment the tree is not verified empty, whatever it is just now.
+#[test]
+fn a_lease_lost_during_a_restart_in_place_is_told_when_the_restart_has_ended() {
+    let lost = || LeaseSight { epoch: Epoch(4), phase: LeasePhase::Superseded, ..LeaseSight::default() };
+    let told = |effects: &[Effect]| effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced));
+    let lost_while_restarting = || {
+        let mut core = primary();
+        core.step(held(4, 1_000_000), now(90));
+        core.step(gone(false), now(100));
+        core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+        let effects = core.step(Event::Lease(lost()), now(120));
+        assert!(!told(&effects), "{effects:?}");
+        assert_eq!((core.durable().ended, core.durable().fenced), (Epoch(4), Epoch(0)));
+        core
+    };
+    let failed = || Event::Done(TaskEnd::Failed { error: "the lease is not held".into(), harmless: false });
+
+    let mut nothing_started = lost_while_restarting();
+    let effects = nothing_started.step(failed(), now(130));
+    assert!(told(&effects), "{effects:?}");
+    assert_eq!(nothing_started.durable().fenced, Epoch(4));
+
+    let mut started = lost_while_restarting();
+    started.step(Event::Spawned { life: 2 }, now(125));
+    started.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(126));
+    let effects = started.step(failed(), now(130));
+    assert!(effects.contains(&Effect::Fence) && !told(&effects), "{effects:?}");
+    let end = Postmaster::Gone { tree_empty: true, fenced: true, exit: "signal 9".to_owned() };
+    let effects = started.step(Event::Guard { life: 2, postmaster: end }, now(140));
+    assert!(told(&effects), "{effects:?}");
+}
+
 fn kept(phase: Phase) -> Durable {
     let tenure = Tenure { epoch: Epoch(4), timeline: TimelineId(2), floor: at(1, 100), phase };
     Durable { accepted: Epoch(4), tenure: Some(tenure), ..Durable::default() }
