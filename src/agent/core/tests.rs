@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    agent::order::{Action, Order, StopMode},
+    agent::order::{Action, Order, Source, StopMode},
     domain::{ClusterId, Generation, Lsn, PostgresState, TimelineId, TimelineSwitch, moment::TwoClocks},
 };
 
@@ -469,6 +469,54 @@ fn a_lease_lost_during_a_restart_in_place_is_told_when_the_restart_has_ended() {
     let end = Postmaster::Gone { tree_empty: true, fenced: true, exit: "signal 9".to_owned() };
     let effects = started.step(Event::Guard { life: 2, postmaster: end }, now(140));
     assert!(told(&effects), "{effects:?}");
+}
+
+fn source() -> Source {
+    Source { member: "n2".parse().unwrap(), host: "h2".into(), port: 5432 }
+}
+
+#[test]
+fn failed_clones_are_forgotten_one_by_one_so_that_nobody_waits_for_ever() {
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+    for failures in 1..=5 {
+        core.step(order(1, Action::Clone(source())), now(failures));
+        core.step(Event::Done(TaskEnd::Failed { error: "no route".into(), harmless: false }), now(failures));
+        core.step(Event::Surveyed { life: 1, disk: Disk::NoData }, now(failures));
+        assert_eq!(core.durable().clone_failures, failures);
+    }
+    assert_eq!(core.step(Event::Tick, now(600_004)), []);
+    assert_eq!(core.step(Event::Tick, now(600_005)), [Effect::Persist]);
+    assert_eq!(core.durable().clone_failures, 4, "one more try");
+    // Not while one runs, and not all at once; an agent that is restarted counts from its start.
+    core.step(order(1, Action::Clone(source())), now(600_006));
+    assert_eq!(core.step(Event::Tick, now(9_000_000)), []);
+    let kept = Durable { clone_failures: 5, ..Durable::default() };
+    let (mut again, _) = agent(kept, Found::Nothing, Some(Disk::NoData));
+    assert_eq!(again.step(Event::Tick, now(599_999)), []);
+    assert_eq!(again.step(Event::Tick, now(600_000)), [Effect::Persist]);
+}
+
+#[test]
+fn a_copy_ends_the_count_of_failed_rewinds() {
+    let durable = Durable { rewind_failures: 2, clone_failures: 1, ..Durable::default() };
+    let (mut core, _) = agent(durable, Found::Nothing, Some(facts(true)));
+    core.step(order(1, Action::Clone(source())), now(10));
+    core.step(Event::Done(TaskEnd::Succeeded), now(20));
+    assert_eq!((core.durable().rewind_failures, core.durable().clone_failures), (0, 0));
+}
+
+#[test]
+fn a_directory_that_could_not_be_read_is_read_again() {
+    let unusable = || Disk::Unusable("running pg_controldata: Resource temporarily unavailable".into());
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(unusable()));
+    assert_eq!(core.state(), PostgresState::Failed);
+    assert_eq!(core.step(Event::Tick, now(29_999)), []);
+    assert_eq!(core.step(Event::Tick, now(30_000)), [Effect::Survey { wal_end: true }]);
+    core.step(Event::Surveyed { life: 1, disk: unusable() }, now(30_100));
+    assert_eq!(core.step(Event::Tick, now(60_100)), [Effect::Survey { wal_end: true }]);
+    core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(60_200));
+    assert_eq!(core.state(), PostgresState::Stopped);
+    assert_eq!(core.step(Event::Tick, now(900_000)), []);
 }
 
 fn kept(phase: Phase) -> Durable {
