@@ -7,10 +7,12 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     net::{TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -57,9 +59,25 @@ fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
         assert!(output.status.success(), "{out}{err}");
         return;
     }
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(|| Journal);
     let _ = log.with_ansi(false).try_init();
     tokio::runtime::Runtime::new().unwrap().block_on(body());
+}
+
+/// Whoever reads the log. Locked, it takes nothing, and who has something to say waits.
+static STALLED: Mutex<()> = Mutex::new(());
+
+struct Journal;
+
+impl Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _taken = STALLED.lock().unwrap();
+        std::io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
 }
 
 fn bin_dir() -> Option<PathBuf> {
@@ -770,5 +788,25 @@ fn a_start_kills_what_works_in_the_data_directory_without_a_postmaster() {
         let ended = left.try_wait().unwrap();
         let _ = left.kill();
         assert!(ended.is_some(), "it still runs beside the new postmaster");
+    });
+}
+
+#[test]
+fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
+    as_postgres("an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let order = v1::Order { to: host.to(1), id: 77, rule: 1, action: Some(Action::Checkpoint(v1::Checkpoint {})) };
+        let mut agent = host.agent.clone();
+        let stalled = STALLED.lock().unwrap();
+        // It says that it has received the order, and nobody takes that.
+        let asked = tokio::spawn(async move { agent.execute(order).await });
+        thread::sleep(Timings::of(Profile::Fast).hold * 2);
+        drop(stalled);
+        let outcome = asked.await.unwrap().unwrap().into_inner().outcome.unwrap();
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        let status = host.status().await;
+        assert!(status.lease.as_ref().unwrap().held && status.ended_epoch == 0, "{status:?}");
+        host.client().await.execute("INSERT INTO t VALUES (2)", &[]).await.unwrap();
     });
 }

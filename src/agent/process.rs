@@ -51,6 +51,8 @@ const AT_LEAST: Duration = Duration::from_millis(900);
 pub enum Wake {
     /// Something the rules want to know.
     Core(Event),
+    /// The lease holder has news, which are looked up when they are needed.
+    Lease,
     /// A probe ended.
     Probed {
         /// Of which postmaster.
@@ -226,12 +228,24 @@ impl Agent {
         let wakes = self.hands.wakes.clone();
         tokio::spawn(async move {
             loop {
-                let sight = lease_sight(&view.borrow_and_update());
-                if wakes.send(Wake::Core(Event::Lease(sight))).is_err() || view.changed().await.is_err() {
+                view.mark_unchanged();
+                if wakes.send(Wake::Lease).is_err() || view.changed().await.is_err() {
                     return;
                 }
             }
         });
+    }
+
+    /// One event through the rules, after the newest word of the lease holder. When the loop was held up, by a disk or by
+    /// whoever reads its log, what the rules knew of the deadline is old, and by it an epoch would end that was renewed
+    /// all along.
+    fn step(&mut self, event: Event) -> anyhow::Result<Vec<Effect>> {
+        let newest = lease_sight(&self.hands.holder.view().borrow());
+        if newest != *self.core.lease() {
+            let effects = self.core.step(Event::Lease(newest), now(self.began));
+            self.perform(effects, None)?;
+        }
+        Ok(self.core.step(event, now(self.began)))
     }
 
     /// The first news are taken at once, so that what follows a start sees it running.
@@ -275,6 +289,10 @@ impl Agent {
 
     fn wake(&mut self, wake: Wake) -> anyhow::Result<()> {
         match wake {
+            Wake::Lease => {
+                let effects = self.step(Event::Tick)?;
+                self.perform(effects, None)?;
+            }
             Wake::Core(event) => {
                 if matches!(event, Event::Done(_)) {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
@@ -284,12 +302,12 @@ impl Agent {
                     self.hands.sink_to_nobody();
                 }
                 let event = with_last_words(event, &self.hands);
-                let effects = self.core.step(event, now(self.began));
+                let effects = self.step(event)?;
                 self.perform(effects, None)?;
             }
             Wake::Probed { life, asked, result } => {
                 let failed = result.as_ref().err().cloned();
-                let effects = self.core.step(Event::Probed { life, result }, now(self.began));
+                let effects = self.step(Event::Probed { life, result })?;
                 self.perform(effects, None)?;
                 self.discard_what_was_kept_aside();
                 // What was seen earlier is no answer to who asks where WAL ends now.
@@ -297,7 +315,7 @@ impl Agent {
                 self.answer_probes(asked, stale);
             }
             Wake::Guarded { life, handle } => {
-                let effects = self.core.step(Event::Spawned { life }, now(self.began));
+                let effects = self.step(Event::Spawned { life })?;
                 self.perform(effects, None)?;
                 self.watch_guard(life, handle)?;
             }
@@ -313,7 +331,7 @@ impl Agent {
                     tracing::info!(order = order.id, rule = order.rule, epoch = %order.epoch, action = ?order.action,
                         "order received");
                     self.perform(learned, None)?;
-                    let effects = self.core.step(Event::Order(order), now(self.began));
+                    let effects = self.step(Event::Order(order))?;
                     self.perform(effects, Some(reply))?;
                 }
                 Err(reason) => {
