@@ -810,3 +810,18 @@ fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
         host.client().await.execute("INSERT INTO t VALUES (2)", &[]).await.unwrap();
     });
 }
+
+#[test]
+fn a_start_that_fails_is_told_in_the_words_of_postgresql() {
+    as_postgres("a_start_that_fails_is_told_in_the_words_of_postgresql", || async {
+        let cluster = Cluster::new();
+        let (mut host, _) = cluster.standby().await;
+        host.stop(0, false).await;
+        host.until("it is stopped", |s| s.state() == State::Stopped).await;
+        let _taken = TcpListener::bind(("127.0.0.1", host.local().postgresql.port)).unwrap();
+        host.follow(0, None).await;
+        let failed = host.until("the start failed", |s| s.last_order.as_ref().is_some_and(|o| !o.ok)).await;
+        let error = failed.last_order.unwrap().error;
+        assert!(error.contains("FATAL:  could not create any TCP/IP sockets"), "{error}");
+    });
+}
