@@ -11,7 +11,7 @@ use std::{
     net::{TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::Mutex,
     thread,
     time::{Duration, Instant},
@@ -823,5 +823,36 @@ fn a_start_that_fails_is_told_in_the_words_of_postgresql() {
         let failed = host.until("the start failed", |s| s.last_order.as_ref().is_some_and(|o| !o.ok)).await;
         let error = failed.last_order.unwrap().error;
         assert!(error.contains("FATAL:  could not create any TCP/IP sockets"), "{error}");
+    });
+}
+
+#[test]
+fn somebodys_running_database_is_left_alone() {
+    as_postgres("somebodys_running_database_is_left_alone", || async {
+        let cluster = Cluster::new();
+        let config = cluster.config(0);
+        let postgresql = &config.member.as_ref().unwrap().postgresql;
+        let (data, port) = (&postgresql.data_dir, postgresql.port.to_string());
+        let program = |name: &str| {
+            let mut command = Command::new(postgresql.bin_dir.join(name));
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        assert!(program("initdb").args(["--no-sync", "-D"]).arg(data).status().unwrap().success());
+        let mut theirs = program("postgres").arg("-D").arg(data).args(["-p", &port, "-k", ""]).spawn().unwrap();
+        let until = Instant::now() + DEADLINE;
+        while !fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| text.contains("ready")) {
+            assert!(Instant::now() < until, "it never was ready");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let exe = env!("CARGO_BIN_EXE_matriarch").into();
+        let (_stop, stopped) = watch::channel(false);
+        let ended = tokio::time::timeout(DEADLINE / 3, agent::run_with(config.clone(), exe, stopped)).await;
+        let refused = ended.expect("it started").unwrap_err().to_string();
+        let alive = theirs.try_wait().unwrap().is_none();
+        let _ = theirs.kill();
+        theirs.wait().unwrap();
+        assert!(refused.contains("postgresql.data_dir") && refused.contains("did not set up"), "{refused}");
+        assert!(alive, "it was killed");
     });
 }

@@ -172,6 +172,9 @@ impl Agent {
         };
         let guard = guard::adopt(&local.agent.runtime_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
         let guard = guard.filter(|g| !g.state().borrow().postmaster.is_clear());
+        if guard.is_none() {
+            start::refuse_stranger(config, &hands.instance, &durable)?;
+        }
         let found = find(&hands.instance, guard.as_ref()).map_err(anyhow::Error::msg)?;
         let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
@@ -486,6 +489,10 @@ impl Agent {
     fn look_for_strangers(&self) {
         let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
         if !quiet || self.hands.instance.running_pid().is_none() {
+            return;
+        }
+        if start::is_stranger(&self.hands.instance, self.core.durable()) {
+            // Somebody else's, and in nobody's way: whatever would start here is refused as long as it runs.
             return;
         }
         let (hands, life) = (self.hands.clone(), self.core.life());
