@@ -477,9 +477,8 @@ impl Agent {
             self.discarded_life = self.core.life();
             let hands = self.hands.clone();
             tokio::spawn(async move {
-                let _works = hands.data_dir.lock().await;
-                if let Err(error) = hands.instance.discard_old().await {
-                    tracing::warn!(error = chain(&error), "failed to remove what a rewind or a clone kept aside");
+                if let Err(error) = hands.discard_old().await {
+                    tracing::warn!(error, "failed to remove what a rewind or a clone kept aside");
                 }
             });
         }
