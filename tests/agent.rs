@@ -4,6 +4,8 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -34,8 +36,9 @@ use nix::{
         signal::{Signal, kill},
         wait::waitpid,
     },
-    unistd::{Pid, Uid},
+    unistd::Pid,
 };
+use support::{bin_dir, free_port, secret_file};
 use tokio::{net::UnixStream, sync::watch};
 use tokio_postgres::NoTls;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -44,24 +47,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const CLUSTER: &str = "c-1";
 const PASSWORD: &str = "superb";
 
-/// Runs `body` as a user that may run PostgreSQL.
+/// [`support::as_postgres`], with the agent's log.
 fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
-    if bin_dir().is_none() {
-        eprintln!("{test}: passed over, no PostgreSQL in /usr/lib/postgresql");
-        return;
-    }
-    if Uid::effective().is_root() {
-        let mut again = Command::new("setpriv");
-        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
-        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-        let output = again.current_dir("/").output().unwrap();
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{out}{err}");
-        return;
-    }
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(|| Journal);
-    let _ = log.with_ansi(false).try_init();
-    tokio::runtime::Runtime::new().unwrap().block_on(body());
+    support::as_postgres(test, || {
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(|| Journal);
+        let _ = log.with_ansi(false).try_init();
+        body()
+    });
 }
 
 /// Whoever reads the log. Locked, it takes nothing, and who has something to say waits.
@@ -78,21 +70,6 @@ impl Write for Journal {
     fn flush(&mut self) -> std::io::Result<()> {
         std::io::stderr().flush()
     }
-}
-
-fn bin_dir() -> Option<PathBuf> {
-    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
-    all.into_iter().find(|dir| dir.join("postgres").exists())
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn secret_file(path: PathBuf, text: &str) -> PathBuf {
-    fs::write(&path, format!("{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    path
 }
 
 /// Three voters, and room for as many hosts.
@@ -151,7 +128,7 @@ impl Cluster {
         fs::create_dir_all(&state).unwrap();
         let parameters = [("fsync", "off"), ("shared_buffers", "16MB"), ("max_connections", "30")];
         let postgresql = PostgresqlConfig {
-            bin_dir: bin_dir().unwrap(),
+            bin_dir: bin_dir(),
             data_dir: dir.join("data"),
             listen_addresses: "127.0.0.1".into(),
             port: member.postgres_port,
