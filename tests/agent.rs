@@ -4,13 +4,17 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     net::{TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -22,14 +26,19 @@ use matriarch::{
         AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
-    guard,
+    guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
     lease::{AcceptorHandle, AcceptorOptions, AcceptorThread, Secret},
     rpc::v1::{self, PostgresState as State, agent_client::AgentClient, order::Action, order_reply::Outcome},
 };
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, Uid},
+    sys::{
+        prctl::set_child_subreaper,
+        signal::{Signal, kill},
+        wait::waitpid,
+    },
+    unistd::Pid,
 };
+use support::{bin_dir, free_port, secret_file};
 use tokio::{net::UnixStream, sync::watch};
 use tokio_postgres::NoTls;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -38,39 +47,29 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const CLUSTER: &str = "c-1";
 const PASSWORD: &str = "superb";
 
-/// Runs `body` as a user that may run PostgreSQL.
+/// [`support::as_postgres`], with the agent's log.
 fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
-    if bin_dir().is_none() {
-        eprintln!("{test}: passed over, no PostgreSQL in /usr/lib/postgresql");
-        return;
+    support::as_postgres(test, || {
+        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(|| Journal);
+        let _ = log.with_ansi(false).try_init();
+        body()
+    });
+}
+
+/// Whoever reads the log. Locked, it takes nothing, and who has something to say waits.
+static STALLED: Mutex<()> = Mutex::new(());
+
+struct Journal;
+
+impl Write for Journal {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _taken = STALLED.lock().unwrap();
+        std::io::stderr().write(bytes)
     }
-    if Uid::effective().is_root() {
-        let mut again = Command::new("setpriv");
-        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
-        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-        let output = again.current_dir("/").output().unwrap();
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{out}{err}");
-        return;
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(std::io::stderr);
-    let _ = log.with_ansi(false).try_init();
-    tokio::runtime::Runtime::new().unwrap().block_on(body());
-}
-
-fn bin_dir() -> Option<PathBuf> {
-    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
-    all.into_iter().find(|dir| dir.join("postgres").exists())
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn secret_file(path: PathBuf, text: &str) -> PathBuf {
-    fs::write(&path, format!("{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    path
 }
 
 /// Three voters, and room for as many hosts.
@@ -129,7 +128,7 @@ impl Cluster {
         fs::create_dir_all(&state).unwrap();
         let parameters = [("fsync", "off"), ("shared_buffers", "16MB"), ("max_connections", "30")];
         let postgresql = PostgresqlConfig {
-            bin_dir: bin_dir().unwrap(),
+            bin_dir: bin_dir(),
             data_dir: dir.join("data"),
             listen_addresses: "127.0.0.1".into(),
             port: member.postgres_port,
@@ -166,8 +165,8 @@ impl Cluster {
         Host::start(self.config(index)).await
     }
 
-    /// A primary in epoch 1 on timeline 2 with a table `t`.
-    async fn primary(&self) -> Host {
+    /// A standby of nobody on timeline 1, and where its WAL ends.
+    async fn standby(&self) -> (Host, v1::WalPosition) {
         let mut host = self.host(0).await;
         assert_eq!(host.status().await.state(), State::NoData);
         host.execute(0, Action::Initdb(v1::Initdb {})).await.unwrap();
@@ -176,7 +175,13 @@ impl Cluster {
         host.system = stopped.system_identifier;
         host.follow(0, None).await;
         let standby = host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
-        host.promote(1, 2, standby.wal_end.unwrap()).await;
+        (host, standby.wal_end.unwrap())
+    }
+
+    /// A primary in epoch 1 on timeline 2 with a table `t`.
+    async fn primary(&self) -> Host {
+        let (mut host, end) = self.standby().await;
+        host.promote(1, 2, end).await;
         let primary = host.until("it is primary", |s| s.state() == State::Primary).await;
         assert_eq!(primary.wal_end.unwrap().timeline, 2);
         assert!(primary.lease.as_ref().unwrap().held, "{primary:?}");
@@ -320,7 +325,7 @@ impl Host {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.local().agent.runtime_dir.join("postgres.log")).unwrap_or_default()
+        fs::read_to_string(self.local().agent.state_dir.join("postgres.log")).unwrap_or_default()
     }
 
     /// A client with a password over TCP.
@@ -335,6 +340,44 @@ impl Host {
 
     async fn rows(&self) -> i64 {
         self.client().await.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0)
+    }
+
+    /// The guard, over a connection of the test's own.
+    fn guard(&self) -> GuardHandle {
+        guard::adopt(&self.local().agent.runtime_dir).unwrap().expect("a guard runs")
+    }
+
+    /// A client whose one statement keeps a backend busy for seconds, then commits and acknowledges; and the backend.
+    async fn busy(&self) -> (tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>, ProcessIdentity) {
+        let client = self.client().await;
+        let row = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
+        let backend = ProcessIdentity::of(row.get::<_, i32>(0).cast_unsigned()).unwrap();
+        let statement = "INSERT INTO t SELECT 99 FROM (SELECT count(*) FROM generate_series(1, 20000000)) AS busy";
+        let acknowledged = tokio::spawn(async move { client.batch_execute(statement).await });
+        let looks = self.client().await;
+        let active = "SELECT 1 FROM pg_stat_activity WHERE pid = $1 AND state = 'active'";
+        let until = Instant::now() + DEADLINE;
+        while looks.query(active, &[&backend.pid.cast_signed()]).await.unwrap().is_empty() {
+            assert!(Instant::now() < until, "the statement never began");
+        }
+        (acknowledged, backend)
+    }
+
+    /// Postmaster and guard die together: the guard sees nothing of the postmaster's death.
+    fn kill_guard_and_postmaster(&self) {
+        let guard = self.guard();
+        let state = guard.state().borrow().clone();
+        let Postmaster::Running { pid } = state.postmaster else { panic!("not running: {state:?}") };
+        // Orphans come to this process, which does what init does: PostgreSQL takes a dead postmaster for a live one
+        // as long as nobody has collected it.
+        set_child_subreaper(true).unwrap();
+        send(state.guard_pid, Signal::SIGSTOP);
+        send(pid, Signal::SIGKILL);
+        send(state.guard_pid, Signal::SIGKILL);
+        let until = Instant::now() + DEADLINE;
+        while waitpid(Pid::from_raw(pid.cast_signed()), None).is_err() {
+            assert!(Instant::now() < until, "the postmaster never became an orphan");
+        }
     }
 
     fn has_signal_file(&self) -> bool {
@@ -366,8 +409,8 @@ impl Drop for Host {
     }
 }
 
-fn kill_process(pid: u32) {
-    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
 }
 
 fn exists(path: &Path) -> bool {
@@ -451,7 +494,7 @@ fn a_killed_postmaster_is_restarted_in_place() {
         let mut notices = cluster.notice(2);
         let mut host = cluster.primary().await;
         let pid = host.status().await.postgres_pid;
-        kill_process(pid);
+        send(pid, Signal::SIGKILL);
         let crashed = host.until("it crashed", |s| s.state() == State::Crashed).await;
         assert!(crashed.lease.unwrap().held);
         let notice = tokio::time::timeout(DEADLINE, notices.recv()).await.unwrap().unwrap();
@@ -640,5 +683,153 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
             assert!(Instant::now() < until);
         }
         assert_eq!(first.rows().await, 2, "99 is gone, 3 came");
+    });
+}
+
+#[test]
+fn a_promotion_that_a_later_agent_goes_on_with_ends_in_a_fence_when_the_lease_is_not_to_be_had() {
+    as_postgres(
+        "a_promotion_that_a_later_agent_goes_on_with_ends_in_a_fence_when_the_lease_is_not_to_be_had",
+        || async {
+            let cluster = Cluster::new();
+            for voter in &cluster.voters {
+                voter.stop();
+            }
+            let (mut host, end) = cluster.standby().await;
+            host.promote(1, 2, end).await;
+            let seeks = |s: &v1::AgentStatus| s.work.as_ref().is_some_and(|w| w.phase == "lease");
+            host.until("it seeks the lease", seeks).await;
+            host.restart_agent().await;
+            // The last word of the agent that is no more: it held the lease and may have promoted.
+            let guard = host.guard();
+            assert!(guard.arm(Epoch(1), two_clocks().plus(DEADLINE * 2)));
+
+            host.promote(1, 2, end).await;
+            host.until("the epoch is over", |s| s.fenced_epoch == 1).await;
+            let state = guard.state().borrow().clone();
+            assert!(matches!(state.postmaster, Postmaster::Gone { tree_empty: true, fenced: true, .. }), "{state:?}");
+        },
+    );
+}
+
+#[test]
+fn what_a_postmaster_and_a_guard_that_died_together_left_is_killed_before_it_acknowledges() {
+    as_postgres("what_a_postmaster_and_a_guard_that_died_together_left_is_killed_before_it_acknowledges", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let (acknowledged, backend) = host.busy().await;
+        host.stop_agent();
+        host.kill_guard_and_postmaster();
+        assert!(backend.is_alive(), "an orphan knows of nothing");
+        host.restart_agent().await;
+        assert!(!backend.is_alive());
+        acknowledged.await.unwrap().unwrap_err();
+        let over = host.until("the epoch is over", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert_eq!((over.ended_epoch, over.fenced_epoch), (1, 1));
+        host.follow(1, None).await;
+        host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        assert_eq!(host.rows().await, 1);
+    });
+}
+
+#[test]
+fn a_running_agent_kills_what_a_postmaster_and_a_guard_that_died_together_left() {
+    as_postgres("a_running_agent_kills_what_a_postmaster_and_a_guard_that_died_together_left", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let (acknowledged, backend) = host.busy().await;
+        host.kill_guard_and_postmaster();
+        acknowledged.await.unwrap().unwrap_err();
+        host.until("the epoch is over", |s| s.fenced_epoch == 1).await;
+        assert!(!backend.is_alive());
+        host.follow(1, None).await;
+        host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        assert_eq!(host.rows().await, 1);
+    });
+}
+
+#[test]
+fn a_start_kills_what_works_in_the_data_directory_without_a_postmaster() {
+    as_postgres("a_start_kills_what_works_in_the_data_directory_without_a_postmaster", || async {
+        let cluster = Cluster::new();
+        let (mut host, _) = cluster.standby().await;
+        host.stop(0, false).await;
+        host.until("it is stopped", |s| s.state() == State::Stopped).await;
+        // A backend as the agent knows one: the program's name, the working directory, and no postmaster.pid.
+        let program = host.local().agent.state_dir.join("postgres");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut left = Command::new(&program);
+        let mut left = left.arg("600").current_dir(&host.local().postgresql.data_dir).spawn().unwrap();
+        host.follow(0, None).await;
+        host.until("it is a standby", |s| s.state() == State::Standby).await;
+        let ended = left.try_wait().unwrap();
+        let _ = left.kill();
+        assert!(ended.is_some(), "it still runs beside the new postmaster");
+    });
+}
+
+#[test]
+fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
+    as_postgres("an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let order = v1::Order { to: host.to(1), id: 77, rule: 1, action: Some(Action::Checkpoint(v1::Checkpoint {})) };
+        let mut agent = host.agent.clone();
+        let stalled = STALLED.lock().unwrap();
+        // It says that it has received the order, and nobody takes that.
+        let asked = tokio::spawn(async move { agent.execute(order).await });
+        thread::sleep(Timings::of(Profile::Fast).hold * 2);
+        drop(stalled);
+        let outcome = asked.await.unwrap().unwrap().into_inner().outcome.unwrap();
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{outcome:?}");
+        let status = host.status().await;
+        assert!(status.lease.as_ref().unwrap().held && status.ended_epoch == 0, "{status:?}");
+        host.client().await.execute("INSERT INTO t VALUES (2)", &[]).await.unwrap();
+    });
+}
+
+#[test]
+fn a_start_that_fails_is_told_in_the_words_of_postgresql() {
+    as_postgres("a_start_that_fails_is_told_in_the_words_of_postgresql", || async {
+        let cluster = Cluster::new();
+        let (mut host, _) = cluster.standby().await;
+        host.stop(0, false).await;
+        host.until("it is stopped", |s| s.state() == State::Stopped).await;
+        let _taken = TcpListener::bind(("127.0.0.1", host.local().postgresql.port)).unwrap();
+        host.follow(0, None).await;
+        let failed = host.until("the start failed", |s| s.last_order.as_ref().is_some_and(|o| !o.ok)).await;
+        let error = failed.last_order.unwrap().error;
+        assert!(error.contains("FATAL:  could not create any TCP/IP sockets"), "{error}");
+    });
+}
+
+#[test]
+fn somebodys_running_database_is_left_alone() {
+    as_postgres("somebodys_running_database_is_left_alone", || async {
+        let cluster = Cluster::new();
+        let config = cluster.config(0);
+        let postgresql = &config.member.as_ref().unwrap().postgresql;
+        let (data, port) = (&postgresql.data_dir, postgresql.port.to_string());
+        let program = |name: &str| {
+            let mut command = Command::new(postgresql.bin_dir.join(name));
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        assert!(program("initdb").args(["--no-sync", "-D"]).arg(data).status().unwrap().success());
+        let mut theirs = program("postgres").arg("-D").arg(data).args(["-p", &port, "-k", ""]).spawn().unwrap();
+        let until = Instant::now() + DEADLINE;
+        while !fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| text.contains("ready")) {
+            assert!(Instant::now() < until, "it never was ready");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let exe = env!("CARGO_BIN_EXE_matriarch").into();
+        let (_stop, stopped) = watch::channel(false);
+        let ended = tokio::time::timeout(DEADLINE / 3, agent::run_with(config.clone(), exe, stopped)).await;
+        let refused = ended.expect("it started").unwrap_err().to_string();
+        let alive = theirs.try_wait().unwrap().is_none();
+        let _ = theirs.kill();
+        theirs.wait().unwrap();
+        assert!(refused.contains("postgresql.data_dir") && refused.contains("did not set up"), "{refused}");
+        assert!(alive, "it was killed");
     });
 }

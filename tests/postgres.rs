@@ -3,12 +3,13 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -23,38 +24,12 @@ use matriarch::{
 };
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, Uid},
+    unistd::Pid,
 };
+use support::{as_postgres, bin_dir, free_port, secret_file};
 use tokio_postgres::NoTls;
 
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Runs `body` as a user that may run PostgreSQL.
-fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
-    if bin_dir().is_none() {
-        eprintln!("{test}: passed over, no PostgreSQL in /usr/lib/postgresql");
-        return;
-    }
-    if Uid::effective().is_root() {
-        let mut again = Command::new("setpriv");
-        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
-        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
-        let output = again.current_dir("/").output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        return;
-    }
-    tokio::runtime::Runtime::new().unwrap().block_on(body());
-}
-
-fn bin_dir() -> Option<PathBuf> {
-    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
-    all.into_iter().find(|dir| dir.join("postgres").exists())
-}
 
 /// One member: its files, its Instance and, when started, its postmaster.
 struct Host {
@@ -78,16 +53,6 @@ fn hosts(root: &Path, count: u64) -> Vec<Host> {
     members.iter().map(|member| Host::new(&root.join(member.id.as_str()), member, &members)).collect()
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn secret(path: PathBuf, text: &str) -> PathBuf {
-    fs::write(&path, format!("{text}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    path
-}
-
 impl Host {
     fn new(dir: &Path, member: &MemberConfig, members: &[MemberConfig]) -> Host {
         let (run, state) = (dir.join("run"), dir.join("state"));
@@ -96,15 +61,15 @@ impl Host {
         }
         let parameters = [("fsync", "off"), ("shared_buffers", "16MB"), ("max_connections", "30")];
         let postgresql = PostgresqlConfig {
-            bin_dir: bin_dir().unwrap(),
+            bin_dir: bin_dir(),
             data_dir: dir.join("data"),
             listen_addresses: "127.0.0.1".into(),
             port: member.postgres_port,
             socket_dir: run.clone(),
             superuser: "postgres".into(),
-            superuser_password_file: secret(dir.join("super"), r"su'p:er\"),
+            superuser_password_file: secret_file(dir.join("super"), r"su'p:er\"),
             replication_user: "matriarch_repl".into(),
-            replication_password_file: secret(dir.join("repl"), r"re'p:l\1"),
+            replication_password_file: secret_file(dir.join("repl"), r"re'p:l\1"),
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
         };
@@ -599,7 +564,7 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         assert_eq!((probe.wal_end.timeline, probe.upstream.unwrap().as_str()), (TimelineId(3), "n2"));
         await_row(&one_session, 2).await;
         assert_eq!(run(&one_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1", "2"]);
-        one.instance.discard_old().await.unwrap();
+        one.instance.discard_old().unwrap();
         assert!(!root.path().join("n1/data.wal-aside").exists());
     });
 }
@@ -628,8 +593,15 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
         two.follow(Some(one));
         two.start().await;
         two.probe_until("streaming", |p| p.streaming).await;
-        two.instance.discard_old().await.unwrap();
-        assert!(!old.exists());
+        // Given up at once, removed afterwards: the removal of a large directory holds up nobody.
+        two.instance.discard_old().unwrap();
+        let discarded = root.path().join("n2/data.discarded");
+        assert!(!old.exists() && discarded.join("0.old/diverged").exists());
+        fs::create_dir(&old).unwrap();
+        two.instance.discard_old().unwrap();
+        assert!(!old.exists() && discarded.join("1.old").exists(), "what is still being removed is in nobody's way");
+        two.instance.remove_discarded().await.unwrap();
+        assert!(!discarded.exists());
 
         // A swap cut off between its renames is finished at the next start.
         two.stop(Signal::SIGINT);

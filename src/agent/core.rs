@@ -27,6 +27,11 @@ use crate::domain::{
     observation::{Notice, OrderResult, Work},
 };
 
+/// A clone that failed this long ago counts no more: five in a row stop the cloning, but not for ever.
+const FORGET_CLONE: Duration = Duration::from_secs(600);
+/// A data directory that could not be read is read again this much later: the reason may have been the host's.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+
 /// The running task and the order it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Running {
@@ -53,6 +58,10 @@ pub struct Core {
     last_order: Option<OrderResult>,
     idle_since: Option<Moment>,
     stop_ended: bool,
+    /// When the last clone failed that still counts.
+    clone_failed: Option<Moment>,
+    /// When the data directory was last read in vain.
+    unusable: Option<Moment>,
     /// The newest postmaster answered a probe.
     answered: bool,
     checkpoints_done: u64,
@@ -82,6 +91,8 @@ impl Core {
             last_order: None,
             idle_since: None,
             stop_ended: false,
+            clone_failed: None,
+            unusable: None,
             answered: false,
             checkpoints_done: 0,
             problem: None,
@@ -89,6 +100,8 @@ impl Core {
             follows: None,
             me,
         };
+        core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
+        core.unusable = matches!(core.disk, Some(Disk::Unusable(_))).then_some(now.moment);
         let mut out = Vec::new();
         core.adopt(found, now, &mut out);
         (core, out)
@@ -170,6 +183,10 @@ impl Core {
     }
 
     fn on_guard(&mut self, postmaster: Postmaster, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            // Nothing of this postmaster is left, and what says otherwise was said before.
+            return;
+        }
         match postmaster {
             Postmaster::Running { pid } => self.tree = Tree::Running { pid },
             Postmaster::Gone { tree_empty: false, .. } => {
@@ -307,10 +324,10 @@ impl Core {
         if let Disk::Present(facts) = &disk {
             self.system = Some(facts.system_identifier);
         }
+        self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
         self.disk = Some(disk);
         // The survey put the signal file back, unless a restart in place is what runs.
-        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
-        if !restarts && self.durable.restart_intent.take().is_some() {
+        if !self.restarts() && self.durable.restart_intent.take().is_some() {
             out.push(Effect::Persist);
         }
         if std::mem::take(&mut self.stop_ended) {
@@ -355,8 +372,15 @@ impl Core {
             }
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { .. }) => self.durable.rewind_failures += 1,
-            (Task::Clone(_), TaskEnd::Succeeded) => self.durable.clone_failures = 0,
-            (Task::Clone(_), TaskEnd::Failed { .. }) => self.durable.clone_failures += 1,
+            (Task::Clone(_), TaskEnd::Succeeded) => {
+                (self.durable.clone_failures, self.clone_failed) = (0, None);
+                // What could not be rewound is gone; the next divergence is another one.
+                self.durable.rewind_failures = 0;
+            }
+            (Task::Clone(_), TaskEnd::Failed { .. }) => {
+                self.durable.clone_failures += 1;
+                self.clone_failed = Some(now.moment);
+            }
             (Task::Checkpoint, TaskEnd::Succeeded) => self.checkpoints_done = work.shown.order,
             (Task::Start(source) | Task::Follow(source), TaskEnd::Succeeded) => {
                 self.follows = source.as_ref().map(|s| s.member.clone());
@@ -421,6 +445,7 @@ impl Core {
                     self.fence(now, out);
                     self.end_tenure("the restart in place failed and left processes", now, out);
                 } else {
+                    self.tree_is_empty(out);
                     // Puts the signal file back and clears the intent.
                     out.push(Effect::Survey { wal_end: !still_ours });
                 }
@@ -453,8 +478,7 @@ impl Core {
         {
             self.end_tenure_of(tenure, "the lease's deadline passed", now, out);
         }
-        let restarts = matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }));
-        if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, restarts)
+        if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
             && now.moment.since(since) >= self.limits.primary_start
         {
             self.end_tenure_of(tenure, "no order to start it again came in time", now, out);
@@ -473,6 +497,24 @@ impl Core {
         {
             // Granted to an agent that was restarted on the way: go on from where it was.
             self.start_work(0, tenure.epoch, Task::Promote(tenure), out);
+        }
+        self.try_again(now, out);
+    }
+
+    /// What failed for a reason that may be over is tried again without anybody's help, and seldom.
+    fn try_again(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let due = |since: Option<Moment>, pause| since.is_some_and(|at| now.moment.since(at) >= pause);
+        if self.work.is_some() {
+            return;
+        }
+        if due(self.clone_failed, FORGET_CLONE) {
+            self.durable.clone_failures = self.durable.clone_failures.saturating_sub(1);
+            self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
+            out.push(Effect::Persist);
+        }
+        if self.tree == Tree::Empty && due(self.unusable, READ_AGAIN) {
+            self.unusable = Some(now.moment);
+            out.push(Effect::Survey { wal_end: self.durable.tenure.is_none() });
         }
     }
 
@@ -507,7 +549,8 @@ impl Core {
 
     /// Tells about an ended epoch once nothing of its tree is left.
     fn tree_is_empty(&mut self, out: &mut Vec<Effect>) {
-        if self.tree != Tree::Empty || self.durable.ended <= self.durable.fenced {
+        // While a restart in place is under way the tree is empty only for now; its end tells.
+        if self.tree != Tree::Empty || self.restarts() || self.durable.ended <= self.durable.fenced {
             return;
         }
         let epoch = self.durable.ended;
@@ -525,6 +568,11 @@ impl Core {
         if let Some(tenure) = &mut self.durable.tenure {
             tenure.phase = phase;
         }
+    }
+
+    /// A restart in place is under way: a postmaster may come up at any moment.
+    fn restarts(&self) -> bool {
+        matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
     }
 
     fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {

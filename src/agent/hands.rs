@@ -202,6 +202,17 @@ impl Hands {
         }
     }
 
+    /// Removes what a rewind or a clone has kept aside. That may take minutes, in which a crashed primary must be
+    /// restarted and a stopped directory read: only what takes no time keeps others out.
+    pub async fn discard_old(&self) -> Result<(), String> {
+        {
+            let _works = self.data_dir.lock().await;
+            let instance = self.instance.clone();
+            blocking(move || instance.discard_old().map_err(said)).await??;
+        }
+        self.instance.remove_discarded().await.map_err(said)
+    }
+
     /// Kills what is left of a tree whose guard can't.
     pub async fn kill_tree(self, pid: u32) {
         let data_dir = self.instance.data_dir().to_owned();

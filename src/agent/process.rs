@@ -51,6 +51,8 @@ const AT_LEAST: Duration = Duration::from_millis(900);
 pub enum Wake {
     /// Something the rules want to know.
     Core(Event),
+    /// The lease holder has news, which are looked up when they are needed.
+    Lease,
     /// A probe ended.
     Probed {
         /// Of which postmaster.
@@ -170,6 +172,9 @@ impl Agent {
         };
         let guard = guard::adopt(&local.agent.runtime_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
         let guard = guard.filter(|g| !g.state().borrow().postmaster.is_clear());
+        if guard.is_none() {
+            start::refuse_stranger(config, &hands.instance, &durable)?;
+        }
         let found = find(&hands.instance, guard.as_ref()).map_err(anyhow::Error::msg)?;
         let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
@@ -226,12 +231,24 @@ impl Agent {
         let wakes = self.hands.wakes.clone();
         tokio::spawn(async move {
             loop {
-                let sight = lease_sight(&view.borrow_and_update());
-                if wakes.send(Wake::Core(Event::Lease(sight))).is_err() || view.changed().await.is_err() {
+                view.mark_unchanged();
+                if wakes.send(Wake::Lease).is_err() || view.changed().await.is_err() {
                     return;
                 }
             }
         });
+    }
+
+    /// One event through the rules, after the newest word of the lease holder. When the loop was held up, by a disk or by
+    /// whoever reads its log, what the rules knew of the deadline is old, and by it an epoch would end that was renewed
+    /// all along.
+    fn step(&mut self, event: Event) -> anyhow::Result<Vec<Effect>> {
+        let newest = lease_sight(&self.hands.holder.view().borrow());
+        if newest != *self.core.lease() {
+            let effects = self.core.step(Event::Lease(newest), now(self.began));
+            self.perform(effects, None)?;
+        }
+        Ok(self.core.step(event, now(self.began)))
     }
 
     /// The first news are taken at once, so that what follows a start sees it running.
@@ -275,25 +292,25 @@ impl Agent {
 
     fn wake(&mut self, wake: Wake) -> anyhow::Result<()> {
         match wake {
+            Wake::Lease => {
+                let effects = self.step(Event::Tick)?;
+                self.perform(effects, None)?;
+            }
             Wake::Core(event) => {
                 if matches!(event, Event::Done(_)) {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
                     self.hear_guard()?;
                 }
-                // Said again of a tree that is known to be empty, it must not unhook the guard of a restart in place.
-                let gone = self.core.tree() != Tree::Empty
-                    && matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
-                        if *life == self.core.life());
-                if gone {
+                if ends_the_tree(&self.core, &event) {
                     self.hands.sink_to_nobody();
                 }
                 let event = with_last_words(event, &self.hands);
-                let effects = self.core.step(event, now(self.began));
+                let effects = self.step(event)?;
                 self.perform(effects, None)?;
             }
             Wake::Probed { life, asked, result } => {
                 let failed = result.as_ref().err().cloned();
-                let effects = self.core.step(Event::Probed { life, result }, now(self.began));
+                let effects = self.step(Event::Probed { life, result })?;
                 self.perform(effects, None)?;
                 self.discard_what_was_kept_aside();
                 // What was seen earlier is no answer to who asks where WAL ends now.
@@ -301,7 +318,7 @@ impl Agent {
                 self.answer_probes(asked, stale);
             }
             Wake::Guarded { life, handle } => {
-                let effects = self.core.step(Event::Spawned { life }, now(self.began));
+                let effects = self.step(Event::Spawned { life })?;
                 self.perform(effects, None)?;
                 self.watch_guard(life, handle)?;
             }
@@ -317,7 +334,7 @@ impl Agent {
                     tracing::info!(order = order.id, rule = order.rule, epoch = %order.epoch, action = ?order.action,
                         "order received");
                     self.perform(learned, None)?;
-                    let effects = self.core.step(Event::Order(order), now(self.began));
+                    let effects = self.step(Event::Order(order))?;
                     self.perform(effects, Some(reply))?;
                 }
                 Err(reason) => {
@@ -460,9 +477,8 @@ impl Agent {
             self.discarded_life = self.core.life();
             let hands = self.hands.clone();
             tokio::spawn(async move {
-                let _works = hands.data_dir.lock().await;
-                if let Err(error) = hands.instance.discard_old().await {
-                    tracing::warn!(error = chain(&error), "failed to remove what a rewind or a clone kept aside");
+                if let Err(error) = hands.discard_old().await {
+                    tracing::warn!(error, "failed to remove what a rewind or a clone kept aside");
                 }
             });
         }
@@ -472,6 +488,10 @@ impl Agent {
     fn look_for_strangers(&self) {
         let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
         if !quiet || self.hands.instance.running_pid().is_none() {
+            return;
+        }
+        if start::is_stranger(&self.hands.instance, self.core.durable()) {
+            // Somebody else's, and in nobody's way: whatever would start here is refused as long as it runs.
             return;
         }
         let (hands, life) = (self.hands.clone(), self.core.life());
@@ -557,6 +577,14 @@ fn now(began: Instant) -> Now {
     Now { moment: Moment(began.elapsed()), clocks: two_clocks() }
 }
 
+/// The end of the postmaster that runs. Said of an earlier one, or again of a tree that is known to be empty, it must
+/// not unhook the guard of a restart in place.
+fn ends_the_tree(core: &Core, event: &Event) -> bool {
+    let gone = matches!(event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
+        if *life == core.life());
+    gone && core.tree() != Tree::Empty
+}
+
 fn send_notice(hands: &Hands, notice: Notice) {
     let what = if notice.fenced { "epoch fenced" } else { "primary crashed" };
     tracing::warn!(epoch = %notice.epoch, end = %notice.end, clean = notice.clean, "{what}");
@@ -603,8 +631,7 @@ fn with_last_words(event: Event, hands: &Hands) -> Event {
     let Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } } = event else {
         return event;
     };
-    let log = hands.runtime_dir.join("postgres.log");
-    let exit = match last_words(&log) {
+    let exit = match last_words(hands.instance.log_file()) {
         Some(words) if exit.starts_with("exit code") && exit != "exit code 0" => format!("{exit}, {words}"),
         _ => exit,
     };
@@ -623,4 +650,29 @@ fn lease_sight(view: &HolderView) -> LeaseSight {
         Phase::Superseded { .. } => LeasePhase::Superseded,
     };
     LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(life: u64, tree_empty: bool) -> Event {
+        Event::Guard { life, postmaster: Postmaster::Gone { tree_empty, fenced: false, exit: "signal 9".to_owned() } }
+    }
+
+    #[test]
+    fn only_the_end_of_the_postmaster_that_runs_unhooks_its_guard() {
+        let limits = Limits { hold: TICK, kill: TICK, primary_start: TICK };
+        let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+        let me = "n1".parse().unwrap();
+        let start = Start { me, limits, durable: Default::default(), found, disk: None, system: None };
+        let (mut core, _) = Core::begin(start, Now::default());
+        assert!(ends_the_tree(&core, &gone(1, true)));
+        assert!(!ends_the_tree(&core, &gone(1, false)), "something of it is left");
+        core.step(gone(1, true), Now::default());
+        assert!(!ends_the_tree(&core, &gone(1, true)), "said again: the next may have been hooked up meanwhile");
+        core.step(Event::Spawned { life: 2 }, Now::default());
+        assert!(!ends_the_tree(&core, &gone(1, true)), "said late, after the next was spawned");
+        assert!(ends_the_tree(&core, &gone(2, true)));
+    }
 }

@@ -37,6 +37,28 @@ pub(super) fn check(config: &Config, local: &LocalMember, instance: &Instance) -
     }
 }
 
+/// A PostgreSQL runs in the data directory that was never Matriarch's: neither was the directory ever configured by us,
+/// nor has this host ever belonged to a cluster.
+pub(super) fn is_stranger(instance: &Instance, durable: &Durable) -> bool {
+    let ours = !durable.cluster_id.0.is_empty() || instance.is_configured_by_us();
+    !ours && instance.running_pid().is_some()
+}
+
+/// What runs in our data directory without a guard of ours is killed at the start. Somebody's database that was
+/// there before Matriarch is not.
+pub(super) fn refuse_stranger(config: &Config, instance: &Instance, durable: &Durable) -> Result<(), ConfigError> {
+    if !is_stranger(instance, durable) {
+        return Ok(());
+    }
+    let dir = instance.data_dir().display();
+    let problem = format!("a PostgreSQL that Matriarch did not set up runs in {dir}");
+    Err(config.wrong(
+        "postgresql.data_dir",
+        problem,
+        "name an empty place, or stop it and move its data directory away",
+    ))
+}
+
 fn told(config: &Config, error: &PostgresError) -> ConfigError {
     match error {
         PostgresError::Preflight { key, what, problem } => {

@@ -108,14 +108,32 @@ impl Instance {
         Ok(true)
     }
 
-    /// Removes what a clone or a rewind has kept aside. Called when the new copy has streamed.
+    /// Gives up what a clone or a rewind has kept aside; called when the new copy has streamed. Takes no time: the
+    /// space is free after [`Instance::remove_discarded`].
+    ///
+    /// # Errors
+    /// A directory can't be renamed.
+    pub fn discard_old(&self) -> Result<(), PostgresError> {
+        let discarded = self.beside(".discarded");
+        for suffix in [".old", ".failed", ".wal-aside"] {
+            let kept = self.beside(suffix);
+            if !kept.exists() {
+                continue;
+            }
+            fs::create_dir_all(&discarded).map_err(PostgresError::file("creating", &discarded))?;
+            // A removal that was cut off may have left some there.
+            let free = (0_u64..).map(|n| discarded.join(format!("{n}{suffix}"))).find(|place| !place.exists());
+            let Some(place) = free else { continue };
+            fs::rename(&kept, &place).map_err(PostgresError::file("putting aside", &kept))?;
+        }
+        files::sync_parent(&discarded)
+    }
+
+    /// Removes what was given up, which may take minutes.
     ///
     /// # Errors
     /// A directory can't be removed.
-    pub async fn discard_old(&self) -> Result<(), PostgresError> {
-        for suffix in [".old", ".failed", ".wal-aside"] {
-            files::remove_tree(&self.beside(suffix)).await?;
-        }
-        Ok(())
+    pub async fn remove_discarded(&self) -> Result<(), PostgresError> {
+        files::remove_tree(&self.beside(".discarded")).await
     }
 }

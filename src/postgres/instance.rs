@@ -92,6 +92,11 @@ impl Instance {
         &self.0.cfg.data_dir
     }
 
+    /// Where the postmaster and its guard write what they have to say.
+    pub fn log_file(&self) -> &Path {
+        &self.0.log_file
+    }
+
     /// What the configuration file says of PostgreSQL.
     pub fn config(&self) -> &PostgresqlConfig {
         &self.0.cfg

@@ -36,11 +36,41 @@ pub fn as_user(command: &mut Command) -> &mut Command {
     command
 }
 
+/// Runs `body` as a user that may run PostgreSQL: that refuses root, so a test that is root runs itself again as
+/// `postgres`. Says so and passes where no PostgreSQL is installed.
+pub fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F) {
+    if installed().is_none() {
+        eprintln!("{test}: passed over, no PostgreSQL is installed");
+        return;
+    }
+    if geteuid().is_root() {
+        let mut again = Command::new("setpriv");
+        again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
+        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+        let output = again.current_dir("/").output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{out}{err}");
+        return;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(body());
+}
+
+/// A file for the owner alone with one line.
+pub fn secret_file(path: PathBuf, text: &str) -> PathBuf {
+    fs::write(&path, format!("{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
 /// The programs of the newest PostgreSQL.
 pub fn bin_dir() -> PathBuf {
+    installed().expect("PostgreSQL is installed")
+}
+
+fn installed() -> Option<PathBuf> {
     let found = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = found.map(|e| e.path().join("bin")).chain(["/usr/pgsql-17/bin".into(), "/usr/bin".into()]);
-    found.filter(|dir| dir.join("initdb").exists()).max().expect("PostgreSQL is installed")
+    found.filter(|dir| dir.join("initdb").exists()).max()
 }
 
 /// A port nobody uses for TCP or UDP, and that this process hasn't given out before.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    agent::order::{Action, Order, StopMode},
+    agent::order::{Action, Order, Source, StopMode},
     domain::{ClusterId, Generation, Lsn, PostgresState, TimelineId, TimelineSwitch, moment::TwoClocks},
 };
 
@@ -389,6 +389,134 @@ fn news_of_an_earlier_postmaster_change_nothing() {
     core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(61));
     assert_eq!(core.step(gone(false), now(100)), []);
     assert_eq!(core.tree(), Tree::Running { pid: 43 });
+}
+
+/// The agent is told of the end of one postmaster after the next was spawned: whatever is said of the first one, also
+/// that its guard killed it or died, is no news of the second, before that runs and after.
+#[test]
+fn late_news_of_the_last_postmaster_do_not_end_the_epoch_of_the_next() {
+    let late = |life: u64| {
+        let guard = |postmaster| Event::Guard { life, postmaster };
+        let gone = |tree_empty| Postmaster::Gone { tree_empty, fenced: true, exit: "signal 9".to_owned() };
+        let writable = Sight { wal_end: at(9, 9), ..Sight::default() };
+        let (end, history) = (at(9, 9), TimelineHistory::root(TimelineId(9)));
+        [
+            guard(gone(false)),
+            guard(gone(true)),
+            guard(Postmaster::Running { pid: 42 }),
+            Event::GuardDied { life },
+            Event::Probed { life, result: Ok(Box::new(writable)) },
+            Event::Surveyed { life, disk: Disk::NoData },
+            Event::WalEndRead { life, end, history },
+        ]
+    };
+    let restarting = || {
+        let mut core = primary();
+        core.step(held(4, 1_000_000), now(90));
+        core.step(gone(false), now(100));
+        core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+        core
+    };
+    let unharmed = |core: &mut Core, told: Event, tree: Tree| {
+        let words = format!("{told:?} while {tree:?}");
+        assert_eq!(core.step(told, now(130)), [], "{words}");
+        assert_eq!(core.tree(), tree, "{words}");
+        assert!(core.durable().tenure.is_some() && core.durable().ended == Epoch(0), "{words}");
+        assert!(core.sight().is_none() && core.wal_end() != (at(9, 9), true), "{words}");
+    };
+    for told in late(1) {
+        let mut core = restarting();
+        core.step(Event::Spawned { life: 2 }, now(120));
+        unharmed(&mut core, told.clone(), Tree::Ending);
+        core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(121));
+        unharmed(&mut core, told, Tree::Running { pid: 43 });
+    }
+    // Said again of the first one, which is known to be gone, while the next is being spawned.
+    let mut core = restarting();
+    for told in late(1).into_iter().take(2) {
+        core.step(told, now(115));
+        assert!(core.durable().tenure.is_some() && core.durable().ended == Epoch(0));
+    }
+}
+
+/// While a postmaster may come up at any moment the tree is not verified empty, whatever it is just now.
+#[test]
+fn a_lease_lost_during_a_restart_in_place_is_told_when_the_restart_has_ended() {
+    let lost = || LeaseSight { epoch: Epoch(4), phase: LeasePhase::Superseded, ..LeaseSight::default() };
+    let told = |effects: &[Effect]| effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced));
+    let lost_while_restarting = || {
+        let mut core = primary();
+        core.step(held(4, 1_000_000), now(90));
+        core.step(gone(false), now(100));
+        core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+        let effects = core.step(Event::Lease(lost()), now(120));
+        assert!(!told(&effects), "{effects:?}");
+        assert_eq!((core.durable().ended, core.durable().fenced), (Epoch(4), Epoch(0)));
+        core
+    };
+    let failed = || Event::Done(TaskEnd::Failed { error: "the lease is not held".into(), harmless: false });
+
+    let mut nothing_started = lost_while_restarting();
+    let effects = nothing_started.step(failed(), now(130));
+    assert!(told(&effects), "{effects:?}");
+    assert_eq!(nothing_started.durable().fenced, Epoch(4));
+
+    let mut started = lost_while_restarting();
+    started.step(Event::Spawned { life: 2 }, now(125));
+    started.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(126));
+    let effects = started.step(failed(), now(130));
+    assert!(effects.contains(&Effect::Fence) && !told(&effects), "{effects:?}");
+    let end = Postmaster::Gone { tree_empty: true, fenced: true, exit: "signal 9".to_owned() };
+    let effects = started.step(Event::Guard { life: 2, postmaster: end }, now(140));
+    assert!(told(&effects), "{effects:?}");
+}
+
+fn source() -> Source {
+    Source { member: "n2".parse().unwrap(), host: "h2".into(), port: 5432 }
+}
+
+#[test]
+fn failed_clones_are_forgotten_one_by_one_so_that_nobody_waits_for_ever() {
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+    for failures in 1..=5 {
+        core.step(order(1, Action::Clone(source())), now(failures));
+        core.step(Event::Done(TaskEnd::Failed { error: "no route".into(), harmless: false }), now(failures));
+        core.step(Event::Surveyed { life: 1, disk: Disk::NoData }, now(failures));
+        assert_eq!(core.durable().clone_failures, failures);
+    }
+    assert_eq!(core.step(Event::Tick, now(600_004)), []);
+    assert_eq!(core.step(Event::Tick, now(600_005)), [Effect::Persist]);
+    assert_eq!(core.durable().clone_failures, 4, "one more try");
+    // Not while one runs, and not all at once; an agent that is restarted counts from its start.
+    core.step(order(1, Action::Clone(source())), now(600_006));
+    assert_eq!(core.step(Event::Tick, now(9_000_000)), []);
+    let kept = Durable { clone_failures: 5, ..Durable::default() };
+    let (mut again, _) = agent(kept, Found::Nothing, Some(Disk::NoData));
+    assert_eq!(again.step(Event::Tick, now(599_999)), []);
+    assert_eq!(again.step(Event::Tick, now(600_000)), [Effect::Persist]);
+}
+
+#[test]
+fn a_copy_ends_the_count_of_failed_rewinds() {
+    let durable = Durable { rewind_failures: 2, clone_failures: 1, ..Durable::default() };
+    let (mut core, _) = agent(durable, Found::Nothing, Some(facts(true)));
+    core.step(order(1, Action::Clone(source())), now(10));
+    core.step(Event::Done(TaskEnd::Succeeded), now(20));
+    assert_eq!((core.durable().rewind_failures, core.durable().clone_failures), (0, 0));
+}
+
+#[test]
+fn a_directory_that_could_not_be_read_is_read_again() {
+    let unusable = || Disk::Unusable("running pg_controldata: Resource temporarily unavailable".into());
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(unusable()));
+    assert_eq!(core.state(), PostgresState::Failed);
+    assert_eq!(core.step(Event::Tick, now(29_999)), []);
+    assert_eq!(core.step(Event::Tick, now(30_000)), [Effect::Survey { wal_end: true }]);
+    core.step(Event::Surveyed { life: 1, disk: unusable() }, now(30_100));
+    assert_eq!(core.step(Event::Tick, now(60_100)), [Effect::Survey { wal_end: true }]);
+    core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(60_200));
+    assert_eq!(core.state(), PostgresState::Stopped);
+    assert_eq!(core.step(Event::Tick, now(900_000)), []);
 }
 
 fn kept(phase: Phase) -> Durable {
