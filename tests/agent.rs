@@ -23,7 +23,8 @@ use hyper_util::rt::TokioIo;
 use matriarch::{
     agent,
     config::{
-        AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
+        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
+        PostgresqlConfig,
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
     guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
@@ -154,7 +155,7 @@ impl Cluster {
             member: Some(LocalMember {
                 id: member.id.clone(),
                 manager: ManagerConfig { listen: member.manager().parse().unwrap(), state_dir: dir.join("manager") },
-                agent: AgentConfig { listen, state_dir: state, runtime_dir: run },
+                agent: AgentConfig { listen, state_dir: state, runtime_dir: run, cgroup: CgroupUse::Auto },
                 postgresql,
             }),
             router: None,

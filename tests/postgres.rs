@@ -15,7 +15,7 @@ use std::{
 };
 
 use matriarch::{
-    config::{AgentConfig, AgentEndpoint, MemberConfig, PostgresqlConfig},
+    config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, PostgresError, Probe, ProbeError, Progress,
@@ -73,8 +73,12 @@ impl Host {
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
         };
-        let agent =
-            AgentConfig { listen: AgentEndpoint::Unix(run.join("agent.sock")), state_dir: state, runtime_dir: run };
+        let agent = AgentConfig {
+            listen: AgentEndpoint::Unix(run.join("agent.sock")),
+            state_dir: state,
+            runtime_dir: run,
+            cgroup: CgroupUse::Auto,
+        };
         let instance = Instance::new(&postgresql, &member.id, members, &agent);
         Host { instance, member: member.clone(), agent, postmaster: None }
     }

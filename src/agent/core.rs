@@ -151,7 +151,7 @@ impl Core {
             Event::Spawned { life } => self.on_spawned(life),
             Event::Guard { life, postmaster } if life == self.life => self.on_guard(postmaster, now, &mut out),
             Event::GuardDied { life } if life == self.life => self.on_guard_died(now, &mut out),
-            Event::TreeKilled => self.on_tree_killed(now, &mut out),
+            Event::TreeKilled { life } if life == self.life => self.on_tree_killed(now, &mut out),
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Probed { life, result } if life == self.life => self.on_probed(result, now, &mut out),
             Event::Order(order) => self.on_order(order, now, &mut out),
@@ -162,6 +162,7 @@ impl Core {
             // News of an earlier postmaster.
             Event::Guard { .. }
             | Event::GuardDied { .. }
+            | Event::TreeKilled { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
             | Event::WalEndRead { .. } => {}

@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::{Epoch, Generation, TimelineHistory, Timings, moment::TwoClocks},
-    guard::{self, GuardHandle, GuardedCommand, PostmasterSignal, SpawnOptions},
+    guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
     lease::HolderHandle,
     postgres::{DataState, Instance, Upstream},
 };
@@ -45,6 +45,13 @@ pub struct Hands {
     pub life: Arc<AtomicU64>,
     /// Held by whoever works in the data directory.
     pub data_dir: Arc<Mutex<()>>,
+    /// Held by whoever starts a postmaster or kills one without its guard, on a thread that may block:
+    /// so a kill that was meant for one never meets the next.
+    pub gate: Arc<std::sync::Mutex<()>>,
+    /// Whether PostgreSQL gets a cgroup of its own.
+    pub group: GroupUse,
+    /// How long a fence takes here, once that was measured.
+    pub measured: Arc<OnceLock<Measured>>,
 }
 
 /// An error with all its causes in one line.
@@ -84,15 +91,16 @@ impl Hands {
     /// there is a deadline. What may still run there without a guard is killed.
     pub async fn start_postmaster(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<GuardHandle, String> {
         let hands = self.clone();
-        let handle = blocking(move || hands.start_blocking(epoch, deadline)).await??;
-        let life = self.life.fetch_add(1, Ordering::SeqCst) + 1;
+        let (life, handle) = blocking(move || hands.start_blocking(epoch, deadline)).await??;
         // The loop is gone only when the agent ends; then the guard goes on by itself.
         let _ = self.wakes.send(Wake::Guarded { life, handle: handle.clone() });
         Ok(handle)
     }
 
-    fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<GuardHandle, String> {
-        kill_foreign(&self.instance)?;
+    fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<(u64, GuardHandle), String> {
+        let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        self.kill_foreign()?;
+        self.set_stale_lock_aside()?;
         let command = self.instance.postmaster_command().map_err(said)?;
         let command = GuardedCommand {
             program: command.program,
@@ -100,12 +108,19 @@ impl Hands {
             env: command.env,
             log_file: command.log_file,
         };
-        let options =
-            SpawnOptions { exe: self.exe.clone(), runtime_dir: self.runtime_dir.clone(), command, epoch_hint: epoch };
-        match deadline {
-            Some(at) => guard::spawn_armed(&options, at).map_err(said),
-            None => guard::spawn(&options).map_err(said),
+        let (exe, runtime_dir) = (self.exe.clone(), self.runtime_dir.clone());
+        let options = SpawnOptions { exe, runtime_dir, command, epoch_hint: epoch, group: self.group };
+        let handle = match deadline {
+            Some(at) => guard::spawn_armed(&options, at).map_err(said)?,
+            None => guard::spawn(&options).map_err(said)?,
+        };
+        let life = self.life.load(Ordering::SeqCst) + 1;
+        if let Err(error) = self.watch_over(life, &handle) {
+            let _ = handle.fence();
+            return Err(error);
         }
+        self.life.store(life, Ordering::SeqCst);
+        Ok((life, handle))
     }
 
     /// Lets the holder's deadlines go to this guard.
@@ -213,37 +228,43 @@ impl Hands {
         self.instance.remove_discarded().await.map_err(said)
     }
 
-    /// Kills what is left of a tree whose guard can't.
-    pub async fn kill_tree(self, pid: u32) {
-        let data_dir = self.instance.data_dir().to_owned();
-        match blocking(move || guard::kill_tree_of_foreign_postmaster(pid, &data_dir).map_err(said)).await {
-            Ok(Ok(killed)) => {
-                tracing::warn!(killed, "killed the process tree without its guard");
-                let _ = self.wakes.send(Wake::Core(Event::TreeKilled));
-            }
-            Ok(Err(error)) | Err(error) => tracing::error!(error, "failed to kill the process tree"),
+    /// Kills what is left of the tree of postmaster number `life`, whose guard can't.
+    pub async fn kill_tree(self, life: u64, pid: u32) {
+        let killed = blocking(move || self.kill_tree_blocking(life, pid)).await;
+        if let Ok(Err(error)) | Err(error) = killed {
+            tracing::error!(error, "failed to kill the process tree");
         }
     }
-}
 
-/// A postmaster that no guard of ours watches was started by hand or left by a
-/// dead guard: it must not run beside the one that is about to start.
-pub fn kill_foreign(instance: &Instance) -> Result<(), String> {
-    // A postmaster that is gone may have left backends that still acknowledge: they are looked for by their
-    // data directory, whatever postmaster.pid says.
-    if !instance.data_dir().exists() {
-        return Ok(());
+    fn kill_tree_blocking(&self, life: u64, pid: u32) -> Result<(), String> {
+        let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.life.load(Ordering::SeqCst) != life {
+            return Ok(());
+        }
+        let killed = self.kill_unguarded(pid)?;
+        tracing::warn!(killed, "killed the process tree without its guard");
+        let _ = self.wakes.send(Wake::Core(Event::TreeKilled { life }));
+        // One that answers sees by itself that the tree is empty. One that doesn't would keep the next from starting.
+        match guard::adopt(&self.runtime_dir) {
+            Ok(_) => Ok(()),
+            Err(_) => guard::put_down(&self.runtime_dir).map_err(said),
+        }
     }
-    let pid = instance.running_pid().map_or(0, i32::unsigned_abs);
-    let killed = guard::kill_tree_of_foreign_postmaster(pid, instance.data_dir()).map_err(said)?;
-    if killed > 0 {
-        tracing::warn!(
-            pid,
-            killed,
-            "processes of PostgreSQL without a guard ran in the data directory and were killed"
-        );
+
+    /// A postmaster that no guard of ours watches was started by hand or left by a
+    /// dead guard: it must not run beside the one that is about to start.
+    pub fn kill_foreign(&self) -> Result<(), String> {
+        let pid = self.instance.running_pid().map_or(0, i32::unsigned_abs);
+        let killed = self.kill_unguarded(pid)?;
+        if killed > 0 {
+            tracing::warn!(
+                pid,
+                killed,
+                "processes of PostgreSQL without a guard ran in the data directory and were killed"
+            );
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// The last FATAL or PANIC near the end of a log.

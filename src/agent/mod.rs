@@ -21,6 +21,7 @@
 //! Read [`core`] first: its events and effects are all that can happen here.
 
 pub mod core;
+mod guarding;
 mod hands;
 pub mod order;
 mod prober;

@@ -21,7 +21,8 @@ use super::{
         Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start, TaskEnd,
         Tree,
     },
-    hands::{Hands, blocking, chain, kill_foreign, last_words, read_disk, said},
+    guarding,
+    hands::{Hands, blocking, chain, last_words, read_disk, said},
     prober::{self, Plan},
     service::{Ask, Listener, Service},
     start,
@@ -169,13 +170,23 @@ impl Agent {
             wakes: wake_sender,
             life: Arc::new(AtomicU64::new(1)),
             data_dir: Arc::new(Mutex::new(())),
+            gate: Arc::default(),
+            group: guarding::group_use(local),
+            measured: Arc::default(),
         };
-        let guard = guard::adopt(&local.agent.runtime_dir).map_err(|e| anyhow::anyhow!(chain(&e)))?;
-        let guard = guard.filter(|g| !g.state().borrow().postmaster.is_clear());
+        let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
         }
-        let found = find(&hands.instance, guard.as_ref()).map_err(anyhow::Error::msg)?;
+        let found = find(&hands, guard.as_ref()).map_err(anyhow::Error::msg)?;
+        match &guard {
+            Some(guard) => {
+                hands.watch_over(1, guard).map_err(anyhow::Error::msg)?;
+                guarding::hand_over(&hands, guard.clone());
+                guarding::measure_later(config, &hands);
+            }
+            None => guarding::measure(config, &hands)?,
+        }
         let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
         let timings = &config.cluster.timings;
@@ -202,7 +213,8 @@ impl Agent {
         guard: Option<GuardHandle>,
         began: Instant,
     ) -> Agent {
-        let first = status(&core, &identity, guard.is_some(), now(began));
+        let fence = guarding::fence_view(&hands, guard.as_ref());
+        let first = status(&core, &identity, guard.is_some(), fence, now(began));
         let (plan, plan_receiver) = watch::channel(None);
         let prober = prober::run(hands.instance.clone(), hands.timings.probe, plan_receiver, hands.wakes.clone());
         tokio::spawn(prober);
@@ -388,13 +400,7 @@ impl Agent {
         let hands = &self.hands;
         match effect {
             Effect::Fence => self.fence(),
-            Effect::KillTree => {
-                let pid = match self.core.tree() {
-                    Tree::Running { pid } => pid,
-                    Tree::Empty | Tree::Ending => 0,
-                };
-                tokio::spawn(hands.clone().kill_tree(pid));
-            }
+            Effect::KillTree => self.kill_tree(),
             Effect::Persist => {
                 let saved = self.store.save(self.core.durable());
                 saved.map_err(|e| {
@@ -425,12 +431,21 @@ impl Agent {
     }
 
     /// Directly, not on another thread: nothing is more urgent, and it takes
-    /// microseconds unless the guard is stalled.
+    /// microseconds unless the guard is stalled; then the agent doesn't wait for it.
     fn fence(&self) {
         let Some(guard) = &self.guard else { return };
         if let Err(error) = guard.fence() {
             tracing::error!(error = chain(&error), "the guard did not take the order to fence");
+            self.kill_tree();
         }
+    }
+
+    fn kill_tree(&self) {
+        let pid = match self.core.tree() {
+            Tree::Running { pid } => pid,
+            Tree::Empty | Tree::Ending => 0,
+        };
+        tokio::spawn(self.hands.clone().kill_tree(self.core.life(), pid));
     }
 
     /// After a restart of the agent: the guard still has the deadline of this epoch.
@@ -500,8 +515,8 @@ impl Agent {
             if hands.life.load(Ordering::SeqCst) != life {
                 return;
             }
-            let instance = hands.instance.clone();
-            if let Ok(Err(error)) | Err(error) = blocking(move || kill_foreign(&instance)).await {
+            let at_work = hands.clone();
+            if let Ok(Err(error)) | Err(error) = blocking(move || at_work.kill_foreign()).await {
                 tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
             }
         });
@@ -544,7 +559,8 @@ impl Agent {
 
     fn status(&self) -> v1::AgentStatus {
         let adopted = self.guard.as_ref().is_some_and(|g| g.state().borrow().adopted);
-        status(&self.core, &self.identity, adopted, now(self.began))
+        let fence = guarding::fence_view(&self.hands, self.guard.as_ref());
+        status(&self.core, &self.identity, adopted, fence, now(self.began))
     }
 
     fn pause(&self) -> Duration {
@@ -592,10 +608,10 @@ fn send_notice(hands: &Hands, notice: Notice) {
 }
 
 /// What an earlier agent left, after what has no guard was killed.
-fn find(instance: &Instance, guard: Option<&GuardHandle>) -> Result<Found, String> {
+fn find(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
     let Some(guard) = guard else {
-        kill_foreign(instance)?;
-        instance.finish_swap().map_err(said)?;
+        hands.kill_foreign()?;
+        hands.instance.finish_swap().map_err(said)?;
         return Ok(Found::Nothing);
     };
     // The pushed state may have an old deadline.

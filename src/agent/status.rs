@@ -4,7 +4,7 @@ use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
         MemberId, TimelineId,
-        observation::{AgentView, LeaseView},
+        observation::{AgentView, FenceView, LeaseView},
     },
     rpc::{convert, v1},
 };
@@ -21,12 +21,13 @@ pub struct Identity {
 }
 
 /// The status at one moment. The sequence number is given at publication.
-pub fn status(core: &Core, identity: &Identity, adopted: bool, now: Now) -> v1::AgentStatus {
+pub fn status(core: &Core, identity: &Identity, adopted: bool, fence: FenceView, now: Now) -> v1::AgentStatus {
     let pid = match core.tree() {
         Tree::Running { pid } => pid,
         Tree::Empty | Tree::Ending => 0,
     };
-    convert::agent_status(&view(core, identity, adopted, now), 0, pid)
+    let view = AgentView { fence, ..view(core, identity, adopted, now) };
+    convert::agent_status(&view, 0, pid)
 }
 
 fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView {
@@ -70,6 +71,7 @@ fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView 
         rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished),
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
+        fence: FenceView::default(),
     }
 }
 

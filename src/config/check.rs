@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
-    RouterConfig,
+    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
+    PostgresqlConfig, RouterConfig,
     checked::host_port,
     error::Wrong,
     parameters,
@@ -233,6 +233,7 @@ fn local(
         },
         state_dir: path("agent.state_dir", agent.state_dir, "/var/lib/matriarch/agent")?,
         runtime_dir,
+        cgroup: cgroup(agent.cgroup.as_deref())?,
     };
     let postgresql = self::postgresql(me, &agent.runtime_dir, postgresql)?;
     apart(&manager, &agent, &postgresql)?;
@@ -376,6 +377,15 @@ fn endpoint(text: &str) -> Result<AgentEndpoint, Wrong> {
     }
     let advice = "write unix:/run/matriarch/agent.sock or tcp:127.0.0.1:7402";
     Err(Wrong::new(KEY, format!("`{text}` is no endpoint"), advice))
+}
+
+fn cgroup(text: Option<&str>) -> Result<CgroupUse, Wrong> {
+    match text {
+        None | Some("auto") => Ok(CgroupUse::Auto),
+        Some("off") => Ok(CgroupUse::Off),
+        Some("required") => Ok(CgroupUse::Required),
+        Some(other) => Err(Wrong::new("agent.cgroup", format!("`{other}` is unknown"), "use auto, off or required")),
+    }
 }
 
 fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {

@@ -106,6 +106,20 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// Guard socket, live configuration. Gone after a reboot.
     pub runtime_dir: PathBuf,
+    /// Whether PostgreSQL gets a cgroup of its own, so that a fence can kill it in one step.
+    pub cgroup: CgroupUse,
+}
+
+/// Whether PostgreSQL gets a cgroup of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CgroupUse {
+    /// Where the host allows it. The default.
+    #[default]
+    Auto,
+    /// Never: a fence walks /proc.
+    Off,
+    /// PostgreSQL isn't started without one.
+    Required,
 }
 
 /// PostgreSQL on this host.

@@ -16,8 +16,8 @@ use std::{
 
 pub use check::listeners;
 pub use checked::{
-    AgentConfig, AgentEndpoint, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig,
-    RouterConfig, host_port,
+    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
+    PostgresqlConfig, RouterConfig, host_port,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};

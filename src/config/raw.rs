@@ -80,6 +80,7 @@ pub(super) struct RawAgent {
     pub listen: Option<String>,
     pub state_dir: Option<String>,
     pub runtime_dir: Option<String>,
+    pub cgroup: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

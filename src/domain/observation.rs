@@ -135,6 +135,23 @@ pub struct AgentView {
     pub rewind_failures: u64,
     /// Failed clones in a row.
     pub clone_failures: u64,
+    /// How this host fences.
+    pub fence: FenceView,
+}
+
+/// How a host ends a PostgreSQL that must not write, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct FenceView {
+    /// `cgroup.kill`, or the walk and why.
+    pub method: String,
+    /// How long killing a tree of 100 processes took, measured at the agent's start; 0 unknown.
+    pub kill_micros: u64,
+    /// Whether the guard is locked into memory.
+    pub memory: String,
+    /// Its priority.
+    pub priority: String,
+    /// Whether the OOM killer passes it by.
+    pub oom: String,
 }
 
 /// What a voter's lease acceptor has promised.

@@ -15,6 +15,12 @@ pub enum Refusal {
     Ended,
     #[error("PostgreSQL under this guard still runs")]
     StillRunning,
+    #[error("too little time is left until the deadline; ask again after a renewal")]
+    TooLate,
+    #[error("the new program does not understand what this guard would hand over")]
+    OtherHandover,
+    #[error("the new program could not be executed (the guard's log says why); the guard goes on as it is")]
+    NotExecuted,
 }
 
 /// The deadline and the epoch it belongs to. A standby has no deadline.

@@ -29,14 +29,25 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    GuardState, GuardedCommand, PostmasterSignal, SOCKET_FILE,
+    GuardState, GuardedCommand, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
     deadline::Refusal,
+    means::{FileId, GroupUse},
+    options::{FORM, format_moment},
+    record,
+    sentry::{Kill, Mirror, Sentry},
+    sys,
     wire::{self, Answer, Report, Request},
 };
 use crate::domain::{Epoch, moment::TwoClocks};
 
 /// A guard answers within microseconds; after this it counts as stalled.
 const ANSWER_PATIENCE: Duration = Duration::from_millis(500);
+/// A guard that doesn't begin a fence within this is not waited for.
+const FENCE_PATIENCE: Duration = Duration::from_millis(100);
+/// A guard that executes another program answers when that runs.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(3);
+/// A process that was killed is gone within this.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Longer than a guard waits for the lock of the one before it.
 const SPAWN_PATIENCE: Duration = Duration::from_secs(8);
 /// So many publications may be without an echo before the guard counts as stalled.
@@ -52,6 +63,8 @@ pub struct SpawnOptions {
     pub command: GuardedCommand,
     /// Lower epochs are refused from the start.
     pub epoch_hint: Epoch,
+    /// Whether PostgreSQL gets a cgroup of its own.
+    pub group: GroupUse,
 }
 
 /// Why a guard can't be started or reached.
@@ -77,6 +90,12 @@ pub enum GuardError {
     Wire { path: PathBuf, source: wire::WireError },
     #[error("measure a kill in {dir}", dir = dir.display())]
     Measure { dir: PathBuf, source: io::Error },
+    #[error("name {exe} in {path} as the program to execute", exe = exe.display(), path = path.display())]
+    Next { exe: PathBuf, path: PathBuf, source: io::Error },
+    #[error("guard {pid} can't be asked to execute another program: it is too old")]
+    NoHandover { pid: u32 },
+    #[error("end the guard that doesn't answer in {dir}: {problem}", dir = dir.display())]
+    PutDown { dir: PathBuf, problem: String },
     #[error("the guard refused")]
     Refused(#[source] Refusal),
 }
@@ -137,6 +156,25 @@ pub fn adopt(runtime_dir: &Path) -> Result<Option<GuardHandle>, GuardError> {
     }
 }
 
+/// Ends a guard that doesn't answer, once nothing of its tree is left: as long as it holds
+/// the lock of `runtime_dir` there can be no other. The process is the one that its own record
+/// names by pid, start and boot; when it has ended already, nothing is done.
+pub fn put_down(runtime_dir: &Path) -> Result<(), GuardError> {
+    let dir = absolute(runtime_dir);
+    let Some(guard) = record::read(&dir).map(|r| r.guard) else { return Ok(()) };
+    if guard.kill() {
+        warn!(pid = guard.pid, "the guard does not answer and was ended");
+    }
+    let until = Instant::now() + END_PATIENCE;
+    while guard.is_alive() {
+        if Instant::now() > until {
+            return Err(GuardError::PutDown { dir, problem: format!("process {} does not end", guard.pid) });
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -159,9 +197,10 @@ fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_di
         .arg("--epoch-hint")
         .arg(OsString::from(options.epoch_hint.0.to_string()));
     if let Some(at) = deadline {
-        command.arg("--deadline").arg(format!("{},{}", at.boot.as_nanos(), at.raw.as_nanos()));
+        command.arg("--deadline").arg(format_moment(at));
     }
     command
+        .args(["--cgroup", options.group.word()])
         .arg("--")
         .arg(&options.command.program)
         .args(&options.command.args)
@@ -241,10 +280,12 @@ struct Inner {
     sequence: AtomicU64,
     answers: Arc<Answers>,
     state: watch::Receiver<GuardState>,
+    mirror: Arc<Mirror>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.mirror.close();
         // Ends the reader thread too.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -272,23 +313,44 @@ struct Slots {
 impl GuardHandle {
     fn over(socket: Socket, runtime_dir: &Path, adopted: bool) -> Result<Self, GuardError> {
         let path = runtime_dir.join(SOCKET_FILE);
+        let failed = |source| GuardError::Connect { path: path.clone(), source };
         let report = first_report(&socket, &path)?;
+        let mirror = Arc::new(Mirror::new(report.epoch, report.deadline).map_err(failed)?);
         let (sender, state) = watch::channel(GuardState {
             guard_pid: report.guard_pid,
             postmaster: report.postmaster,
             epoch: report.epoch,
             deadline: report.deadline,
+            means: report.means,
             adopted,
             alive: true,
         });
         let socket = Arc::new(socket);
         let answers = Arc::new(Answers::default());
-        let reader = Reader { socket: Arc::clone(&socket), answers: Arc::clone(&answers), state: sender };
-        let failed = |source| GuardError::Connect { path: path.clone(), source };
+        let (to, copy) = (Arc::clone(&answers), Arc::clone(&mirror));
+        let reader = Reader { socket: Arc::clone(&socket), answers: to, state: sender, mirror: copy };
         socket.set_read_timeout(None).map_err(failed)?;
         thread::Builder::new().name("guard-link".to_owned()).spawn(move || reader.run()).map_err(failed)?;
         // 1 was the Hello.
-        Ok(Self { inner: Arc::new(Inner { socket, path, sequence: AtomicU64::new(2), answers, state }) })
+        Ok(Self { inner: Arc::new(Inner { socket, path, sequence: AtomicU64::new(2), answers, state, mirror }) })
+    }
+
+    /// Watches over the guard from now on, in a thread of its own: when it ends, when the connection is lost, and
+    /// when the deadline passes, `kill` is called until it returns true. Once for each guard.
+    pub fn watch_over(&self, kill: Kill) -> Result<(), GuardError> {
+        let failed = |source| GuardError::Connect { path: self.inner.path.clone(), source };
+        let pid = self.inner.state.borrow().guard_pid;
+        let process = match sys::pidfd_open(pid) {
+            Ok(process) => Some(process),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => None,
+            // It has just ended: the connection says so.
+            Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => None,
+            Err(source) => return Err(failed(source)),
+        };
+        // An answer after the descriptor was opened says that it is the guard's, and not of one that took its pid.
+        let process = if self.refresh().is_ok() { process } else { None };
+        let (mirror, state) = (Arc::clone(&self.inner.mirror), self.state());
+        Sentry { mirror, state, process, kill }.start().map_err(failed)
     }
 
     /// The newest state that the guard pushed.
@@ -300,12 +362,17 @@ impl GuardHandle {
     /// when the guard is stalled. Before the first renewal is sent this must have been
     /// true once; renewals then go through a [`DeadlineLink`].
     pub fn arm(&self, epoch: Epoch, at: TwoClocks) -> bool {
+        self.inner.mirror.arm(epoch, at);
         self.confirmed("arm", &Request::Arm { epoch, at })
     }
 
     /// Takes the deadline of `epoch` away: only for an instance that can't write any more.
     pub fn disarm(&self, epoch: Epoch) -> bool {
-        self.confirmed("disarm", &Request::Disarm { epoch })
+        let confirmed = self.confirmed("disarm", &Request::Disarm { epoch });
+        if confirmed {
+            self.inner.mirror.disarm(epoch);
+        }
+        confirmed
     }
 
     fn confirmed(&self, what: &str, request: &Request) -> bool {
@@ -323,9 +390,33 @@ impl GuardHandle {
         self.request(&Request::Signal(signal))
     }
 
-    /// Kills the whole tree now. Done when the state [is clear](super::Postmaster::is_clear).
+    /// Kills the whole tree now. Done when the state [is clear](super::Postmaster::is_clear). On an error, which
+    /// comes within 100 ms, the caller has to do it: [`kill_unguarded`](super::kill_unguarded).
     pub fn fence(&self) -> Result<(), GuardError> {
-        self.request(&Request::Fence)
+        match self.ask(&Request::Fence, FENCE_PATIENCE)? {
+            Answer::Done(outcome) => outcome.map_err(GuardError::Refused),
+            Answer::State(_) => Ok(()),
+        }
+    }
+
+    /// Lets the guard execute `exe` in its own place: same process, same children, same deadline. Returns once
+    /// the new program has answered. After [`Refusal::TooLate`] ask again when the lease was renewed.
+    pub fn upgrade(&self, exe: &Path) -> Result<(), GuardError> {
+        let state = self.state().borrow().clone();
+        if state.means.handover == 0 {
+            return Err(GuardError::NoHandover { pid: state.guard_pid });
+        }
+        let path = self.inner.path.with_file_name(NEXT_FILE);
+        let failed = |source| GuardError::Next { exe: exe.to_owned(), path: path.clone(), source };
+        let program = FileId::of(exe).map_err(failed)?;
+        let _ = fs::remove_file(&path);
+        std::os::unix::fs::symlink(absolute(exe), &path).map_err(failed)?;
+        let answer = self.ask(&Request::Upgrade { handover: FORM, program }, UPGRADE_PATIENCE);
+        let _ = fs::remove_file(&path);
+        match answer? {
+            Answer::Done(outcome) => outcome.map_err(GuardError::Refused),
+            Answer::State(_) => Ok(()),
+        }
     }
 
     /// Tells a guard whose PostgreSQL has ended that it may go, and waits for its end.
@@ -345,7 +436,7 @@ impl GuardHandle {
 
     /// Asks for the state with the deadline of this moment.
     pub fn refresh(&self) -> Result<GuardState, GuardError> {
-        match self.ask(&Request::Hello)? {
+        match self.ask(&Request::Hello, ANSWER_PATIENCE)? {
             Answer::State(_) => Ok(self.inner.state.borrow().clone()),
             Answer::Done(outcome) => outcome.map_err(GuardError::Refused).and_then(|()| Err(self.silent())),
         }
@@ -356,7 +447,8 @@ impl GuardHandle {
         let socket = connect(&self.inner.path)?;
         let failed = |source| GuardError::Connect { path: self.inner.path.clone(), source };
         socket.set_nonblocking(true).map_err(failed)?;
-        Ok(DeadlineLink { socket, sent: 0, echoed: 0, refused: None, closed: false })
+        let mirror = Arc::clone(&self.inner.mirror);
+        Ok(DeadlineLink { socket, mirror, sent: 0, echoed: 0, refused: None, closed: false })
     }
 
     fn silent(&self) -> GuardError {
@@ -365,13 +457,13 @@ impl GuardHandle {
     }
 
     fn request(&self, request: &Request) -> Result<(), GuardError> {
-        match self.ask(request)? {
+        match self.ask(request, ANSWER_PATIENCE)? {
             Answer::Done(outcome) => outcome.map_err(GuardError::Refused),
             Answer::State(_) => Ok(()),
         }
     }
 
-    fn ask(&self, request: &Request) -> Result<Answer, GuardError> {
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Answer, GuardError> {
         let inner = &*self.inner;
         let sequence = inner.sequence.fetch_add(1, Ordering::Relaxed);
         let lock = || inner.answers.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -385,7 +477,7 @@ impl GuardHandle {
             });
         }
         let waiting = |slots: &mut Slots| !slots.closed && matches!(slots.by_sequence.get(&sequence), Some(None));
-        let waited = inner.answers.arrived.wait_timeout_while(lock(), ANSWER_PATIENCE, waiting);
+        let waited = inner.answers.arrived.wait_timeout_while(lock(), patience, waiting);
         let mut slots = waited.unwrap_or_else(PoisonError::into_inner).0;
         match slots.by_sequence.remove(&sequence).flatten() {
             Some(answer) => Ok(answer),
@@ -439,6 +531,7 @@ struct Reader {
     socket: Arc<Socket>,
     answers: Arc<Answers>,
     state: watch::Sender<GuardState>,
+    mirror: Arc<Mirror>,
 }
 
 impl Reader {
@@ -460,6 +553,7 @@ impl Reader {
         // Only the guard holds the other end, so this is its death (or our own goodbye).
         // The state first: who is woken by the answers may look at it.
         self.state.send_modify(|state| state.alive = false);
+        self.mirror.ring();
         self.answers.slots.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.answers.arrived.notify_all();
     }
@@ -470,6 +564,7 @@ impl Reader {
                 state.postmaster = report.postmaster;
                 state.epoch = report.epoch;
                 state.deadline = report.deadline;
+                state.means = report.means;
             });
         }
         let mut slots = self.answers.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -485,6 +580,7 @@ impl Reader {
 #[derive(Debug)]
 pub struct DeadlineLink {
     socket: Socket,
+    mirror: Arc<Mirror>,
     sent: u64,
     echoed: u64,
     refused: Option<Refusal>,
@@ -497,6 +593,7 @@ impl DeadlineLink {
     /// deadline again is harmless and is the way to ask whether it answers again.
     pub fn publish(&mut self, epoch: Epoch, at: TwoClocks) -> bool {
         self.drain();
+        self.mirror.arm(epoch, at);
         let frame = wire::encode_request(self.sent + 1, &Request::Arm { epoch, at });
         match self.socket.send_with_flags(&frame, nix::libc::MSG_NOSIGNAL) {
             Ok(_) => self.sent += 1,

@@ -8,30 +8,41 @@
 //!
 //! The agent may be killed and replaced at any time: the guard keeps PostgreSQL running
 //! until the deadline of the last renewal, and not longer. At the deadline, or when told
-//! to fence, it kills the whole process tree; nothing below it can escape, because every
-//! orphan becomes its child. When the guard itself dies, the kernel sends SIGQUIT to the
-//! postmaster.
+//! to fence, it kills the whole process tree, by [`cgroup`] or by [`tree`]; nothing below
+//! it can escape, because every orphan becomes its child. When the guard itself dies, the
+//! kernel sends SIGQUIT to the postmaster, and the agent's [`sentry`] kills the tree. The
+//! sentry does the same at the deadline, whether the guard answers or not: it covers a
+//! guard that is frozen. A newer program takes a guard over by exec ([`handover`]).
 //!
-//! What it can't do: fence while it is itself frozen or the machine is. Any process of
-//! the same user, and so any database superuser, can stop it.
+//! What nobody here can do: fence while agent and guard are frozen or the machine is. Any
+//! process of the same user, and so any database superuser, can stop both.
 //!
 //! Read [`process`] for the guard, [`link`] for the agent's side, [`deadline`] for the rules.
 
+mod cgroup;
 mod deadline;
+mod handover;
 mod link;
+mod means;
 mod measure;
+mod options;
 mod process;
+mod record;
+mod sentry;
 pub mod sys;
 mod tree;
 mod wire;
 
 use std::{ffi::OsString, path::PathBuf};
 
+pub use cgroup::own_cgroup;
 pub use deadline::Refusal;
-pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, spawn, spawn_armed};
-pub use measure::measure_kill;
+pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, put_down, spawn, spawn_armed};
+pub use means::{FileId, GroupUse, Means, Method, Shield, Shields, WhyWalk};
+pub use measure::{Measured, measure_kill};
 pub use process::run;
-pub use tree::{KillTreeError, ProcessIdentity, boot_id, kill_tree_of_foreign_postmaster};
+pub use sentry::Kill;
+pub use tree::{KillTreeError, ProcessIdentity, boot_id, kill_tree_of_foreign_postmaster, kill_unguarded};
 
 use crate::domain::{Epoch, moment::TwoClocks};
 
@@ -39,6 +50,8 @@ use crate::domain::{Epoch, moment::TwoClocks};
 const SOCKET_FILE: &str = "guard.sock";
 /// Locked by a guard as long as it lives: one guard for each runtime directory.
 const LOCK_FILE: &str = "guard.lock";
+/// A link to the program that a guard is asked to execute.
+const NEXT_FILE: &str = "guard.next";
 /// The live sync names; without them no standby acknowledges anything for this primary.
 const LIVE_FILE: &str = "live.conf";
 
@@ -104,9 +117,11 @@ pub struct GuardState {
     pub epoch: Epoch,
     /// The deadline at the last push. A renewal that only moves it forward isn't pushed.
     pub deadline: Option<TwoClocks>,
+    /// How it kills, and what protects it.
+    pub means: Means,
     /// Spawned by an earlier run of the agent.
     pub adopted: bool,
     /// False once the guard process has ended. If the postmaster was still running, the
-    /// kernel sent it SIGQUIT; clear its tree with [`kill_tree_of_foreign_postmaster`].
+    /// kernel sent it SIGQUIT; clear its tree with [`kill_unguarded`].
     pub alive: bool,
 }

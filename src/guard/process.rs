@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd},
         unix::fs::OpenOptionsExt as _,
     },
     path::{Path, PathBuf},
@@ -34,9 +34,14 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     ExitKind, LIVE_FILE, LOCK_FILE, Postmaster, PostmasterSignal, SOCKET_FILE,
+    cgroup::{self, Group, NoGroup},
     deadline::{Deadline, Refusal},
+    handover::{self, Inherited},
+    means::{self, FileId, GroupUse, Means, Method, Shields, WhyWalk},
+    options::{CommandLine, FORM, Inheritance, Options},
+    record::{self, Record},
     sys,
-    tree::TreeKiller,
+    tree::{ProcessIdentity, TreeKiller},
     wire::{self, Answer, Report, Request, WireError},
 };
 use crate::domain::{Epoch, moment::TwoClocks};
@@ -48,82 +53,53 @@ const LINGER: Duration = Duration::from_secs(60);
 /// So long a new guard waits for the end of the one before it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs the guard; `args` is what follows the word `guard` on the command line:
-/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] -- PROGRAM ARGS...`.
+/// So long a guard that can't take over tries to end what it was handed.
+const FAILED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs the guard; `args` is what follows the word `guard` on the command line
+/// ([`CommandLine`]).
 ///
 /// The caller must not have started a thread: the postmaster's death signal is tied to
 /// the calling one, and a subreaper's children must all be children of one thread.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let options = match Options::parse(args) {
+    let options = match CommandLine::parse(args) {
         Ok(options) => options,
         Err(problem) => {
             say(format_args!("{problem}"));
+            // Whoever has children already was to take a guard over.
+            end_children();
             return ExitCode::from(64);
         }
     };
-    match Guard::start(options) {
+    let (guard, took_over) = match options {
+        CommandLine::Start(options) => (Guard::start(options), false),
+        CommandLine::Resume(all) => (Guard::resume(all), true),
+    };
+    match guard {
         Ok(guard) => guard.watch(),
         Err(error) => {
             say(format_args!("{error}"));
+            if took_over {
+                end_children();
+            }
             ExitCode::from(70)
         }
+    }
+}
+
+/// A PostgreSQL without a deadline is none at all.
+fn end_children() {
+    let until = Instant::now() + FAILED_PATIENCE;
+    let mut killer = TreeKiller::new(None);
+    while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD)) && Instant::now() < until {
+        killer.pass();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// Best effort: a full disk must not stop the guard.
 fn say(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "matriarch guard: {text}");
-}
-
-#[derive(Debug)]
-struct Options {
-    runtime_dir: PathBuf,
-    log_file: PathBuf,
-    epoch_hint: Epoch,
-    deadline: Option<TwoClocks>,
-    program: OsString,
-    args: Vec<OsString>,
-}
-
-impl Options {
-    fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Self, String> {
-        let mut args = args.into_iter();
-        let (mut runtime_dir, mut log_file, mut epoch_hint, mut deadline) = (None, None, Epoch(0), None);
-        while let Some(key) = args.next() {
-            if key == "--" {
-                break;
-            }
-            let value = args.next().ok_or_else(|| format!("{} needs a value", key.display()))?;
-            match key.to_str() {
-                Some("--runtime-dir") => runtime_dir = Some(PathBuf::from(value)),
-                Some("--log-file") => log_file = Some(PathBuf::from(value)),
-                Some("--epoch-hint") => {
-                    let number = value.to_str().and_then(|v| v.parse().ok());
-                    epoch_hint = Epoch(number.ok_or_else(|| format!("{} is no epoch", value.display()))?);
-                }
-                Some("--deadline") => {
-                    let at = value.to_str().and_then(parse_deadline);
-                    deadline = Some(at.ok_or_else(|| format!("{} is no deadline", value.display()))?);
-                }
-                _ => return Err(format!("unknown argument {}", key.display())),
-            }
-        }
-        Ok(Self {
-            runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
-            log_file: log_file.ok_or("--log-file is missing")?,
-            epoch_hint,
-            deadline,
-            program: args.next().ok_or("no program after --")?,
-            args: args.collect(),
-        })
-    }
-}
-
-/// `BOOT,RAW` in nanoseconds.
-fn parse_deadline(text: &str) -> Option<TwoClocks> {
-    let (boot, raw) = text.split_once(',')?;
-    let at = |text: &str| text.parse().ok().map(Duration::from_nanos);
-    Some(TwoClocks { boot: at(boot)?, raw: at(raw)? })
 }
 
 /// Why a guard could not start. Its text is the last line of the log file.
@@ -139,6 +115,12 @@ enum StartError {
     Log { path: PathBuf, source: io::Error },
     #[error("start {program}: {source}", program = program.display())]
     Program { program: OsString, source: io::Error },
+    #[error("agent.cgroup is `required`, but cgroup.kill is {0}")]
+    NoGroup(WhyWalk),
+    #[error("something of an earlier PostgreSQL lives on in {group} and can't be killed", group = group.display())]
+    StillPopulated { group: PathBuf },
+    #[error("take over from the guard before: {0}")]
+    Inheritance(io::Error),
 }
 
 /// Where the guarded tree stands.
@@ -149,6 +131,8 @@ enum Phase {
     Killing {
         fenced: bool,
         pause: Duration,
+        /// When to strike again, by CLOCK_MONOTONIC_RAW; between two strikes the dead are collected.
+        next: Duration,
     },
     Empty {
         fenced: bool,
@@ -175,12 +159,28 @@ struct Guard {
     ended: Option<ExitKind>,
     phase: Phase,
     killer: TreeKiller,
+    means: Means,
     pushed: Option<Report>,
     farewell: bool,
+    runtime_dir: PathBuf,
     socket_path: PathBuf,
     live_path: PathBuf,
     /// Held until the process ends.
-    _lock: File,
+    lock: File,
+}
+
+/// What both ways to become a guard end with.
+struct Parts {
+    listener: Socket,
+    connections: [Option<Connection>; CONNECTIONS],
+    signals: SignalFd,
+    deadline: Deadline,
+    postmaster: Pid,
+    killer: TreeKiller,
+    method: Method,
+    shields: Shields,
+    runtime_dir: PathBuf,
+    lock: File,
 }
 
 impl Guard {
@@ -188,33 +188,103 @@ impl Guard {
         let signals = sys::become_guard().map_err(StartError::Process)?;
         let lock = lock(&options.runtime_dir.join(LOCK_FILE))?;
         let socket_path = options.runtime_dir.join(SOCKET_FILE);
-        let listener =
-            listen(&socket_path).map_err(|source| StartError::Listen { path: socket_path.clone(), source })?;
-        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
-            .map_err(|errno| StartError::Process(errno.into()))?;
-        let killer = TreeKiller::new();
+        let listener = listen(&socket_path).map_err(|source| StartError::Listen { path: socket_path, source })?;
+        let (mut method, group) = prepare_group(&options)?;
+        let (shields, plain) = means::raise(&say);
+        let mut killer = TreeKiller::new(group);
+        rehearse(&mut killer, &options.runtime_dir);
         let mut deadline = Deadline::none(options.epoch_hint);
         if let Some(at) = options.deadline {
             // The epoch is its own, so it can't be refused.
             let _ = deadline.arm(options.epoch_hint, at);
         }
-        let postmaster = start_program(&options)?;
-        Ok(Self {
+        note(&lock, None);
+        let postmaster = match start_program(&options, plain, killer.group()) {
+            Err(error) if killer.group().is_some() && options.group == GroupUse::Auto => {
+                say(format_args!("{error}; trying again without a cgroup of its own"));
+                method = Method::Walk(WhyWalk::Failed);
+                killer.forget_group();
+                start_program(&options, plain, None)?
+            }
+            started => started?,
+        };
+        note(&lock, Some(postmaster));
+        let connections = [const { None }; CONNECTIONS];
+        let runtime_dir = options.runtime_dir;
+        Self::new(Parts {
             listener,
-            connections: [const { None }; CONNECTIONS],
+            connections,
             signals,
-            timer,
-            timer_set_to: None,
             deadline,
             postmaster,
+            killer,
+            method,
+            shields,
+            runtime_dir,
+            lock,
+        })
+    }
+
+    /// Goes on where the program before stopped, in the same process.
+    fn resume(all: Inheritance) -> Result<Self, StartError> {
+        let Inherited { lock, listener, group, connections: inherited } =
+            handover::inherit(&all).map_err(StartError::Inheritance)?;
+        let signals = sys::become_guard().map_err(StartError::Process)?;
+        let [memory, priority, oom] = all.shields.map(means::Shield::from_byte);
+        let shields = means::raise_again(Shields { memory, priority, oom });
+        let mut killer = TreeKiller::new(group);
+        rehearse(&mut killer, &all.runtime_dir);
+        let mut deadline = Deadline::none(all.epoch);
+        if let Some(at) = all.deadline {
+            let _ = deadline.arm(all.epoch, at);
+        }
+        let mut connections = [const { None }; CONNECTIONS];
+        for (slot, (socket, listens)) in connections.iter_mut().zip(inherited) {
+            if let Some((_, sequence)) = all.asker.filter(|(fd, _)| *fd == socket.as_raw_fd()) {
+                send(&socket, &wire::encode_answer(sequence, &Answer::Done(Ok(()))));
+            }
+            *slot = Some(Connection { socket, listens, owed: false });
+        }
+        let guard = Self::new(Parts {
+            listener,
+            connections,
+            signals,
+            deadline,
+            postmaster: Pid::from_raw(all.postmaster),
+            killer,
+            method: Method::from_byte(all.method),
+            shields,
+            runtime_dir: all.runtime_dir,
+            lock,
+        })?;
+        // The next thing is a look at the clocks.
+        sys::end_after(None).map_err(StartError::Process)?;
+        Ok(guard)
+    }
+
+    fn new(parts: Parts) -> Result<Self, StartError> {
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+            .map_err(|errno| StartError::Process(errno.into()))?;
+        let Parts { method, shields, runtime_dir, .. } = parts;
+        let program = FileId::of(Path::new("/proc/self/exe")).unwrap_or_default();
+        Ok(Self {
+            listener: parts.listener,
+            connections: parts.connections,
+            signals: parts.signals,
+            timer,
+            timer_set_to: None,
+            deadline: parts.deadline,
+            postmaster: parts.postmaster,
             ended: None,
             phase: Phase::Running,
-            killer,
+            killer: parts.killer,
+            means: Means { method, shields, program, handover: FORM },
             pushed: None,
             farewell: false,
-            socket_path,
-            live_path: options.runtime_dir.join(LIVE_FILE),
-            _lock: lock,
+            socket_path: runtime_dir.join(SOCKET_FILE),
+            live_path: runtime_dir.join(LIVE_FILE),
+            runtime_dir,
+            lock: parts.lock,
         })
     }
 
@@ -224,8 +294,11 @@ impl Guard {
             self.advance(now);
             self.push_changes();
             if self.is_over(now) {
-                // Before the lock is free, so that it can't be the socket of the next guard.
+                // Before the lock is free, so that it can't be the socket or the group of the next guard.
                 let _ = fs::remove_file(&self.socket_path);
+                if let Some(group) = self.killer.group() {
+                    group.remove();
+                }
                 return ExitCode::SUCCESS;
             }
             self.wait();
@@ -237,34 +310,33 @@ impl Guard {
     fn advance(&mut self, now: TwoClocks) {
         let mut tree_empty = self.reap();
         if matches!(self.phase, Phase::Running) {
-            if self.ended.is_some() {
-                self.begin_kill(false);
-            } else if self.deadline.remaining(now) == Some(Duration::ZERO) {
-                self.begin_kill(true);
+            let expired = self.deadline.remaining(now) == Some(Duration::ZERO);
+            if expired || self.ended.is_some() {
+                self.begin_kill(expired, now);
             }
         }
-        let Phase::Killing { fenced, pause } = self.phase else { return };
-        if !tree_empty {
+        let Phase::Killing { fenced, pause, next } = self.phase else { return };
+        if !tree_empty && now.raw >= next {
             self.killer.pass();
             tree_empty = self.reap();
-        }
-        self.phase = if tree_empty {
-            Phase::Empty { fenced, since: sys::two_clocks() }
-        } else {
             // A process stuck in the kernel dies late; there is no point in spinning on it.
-            Phase::Killing { fenced, pause: (pause * 2).min(Duration::from_millis(50)) }
-        };
+            let pause = (pause * 2).min(Duration::from_millis(50));
+            self.phase = Phase::Killing { fenced, pause, next: sys::two_clocks().raw + pause };
+        }
+        if tree_empty {
+            self.phase = Phase::Empty { fenced, since: sys::two_clocks() };
+        }
     }
 
     /// The live file goes first: what may be started by hand in the meantime must find
     /// no standby that acknowledges for it. It happens once, because after the tree is
     /// empty the file may already belong to the next guard.
-    fn begin_kill(&mut self, fenced: bool) {
+    fn begin_kill(&mut self, fenced: bool, now: TwoClocks) {
         let _ = fs::remove_file(&self.live_path);
-        self.phase = Phase::Killing { fenced, pause: Duration::from_micros(500) };
+        self.phase = Phase::Killing { fenced, pause: Duration::from_micros(250), next: now.raw };
     }
 
-    /// Collects dead children; true when none is left, living or dead.
+    /// Collects dead children; true when none is left, living or dead, and nothing lives in the group.
     fn reap(&mut self) -> bool {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -274,7 +346,7 @@ impl Guard {
                 }
                 Ok(WaitStatus::StillAlive) => return false,
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return true,
+                Err(_) => return self.killer.sees_none(),
             }
         }
     }
@@ -293,6 +365,7 @@ impl Guard {
             },
             epoch: self.deadline.epoch(),
             deadline: self.deadline.at(),
+            means: self.means,
         }
     }
 
@@ -333,7 +406,7 @@ impl Guard {
                 self.set_timer(self.deadline.at().map(|at| at.boot));
                 self.deadline.remaining(now).map(|left| left - left / 1000)
             }
-            Phase::Killing { pause, .. } => Some(pause),
+            Phase::Killing { next, .. } => Some(next.saturating_sub(now.raw).max(Duration::from_micros(100))),
             Phase::Empty { .. } => {
                 self.set_timer(None);
                 Some(LINGER)
@@ -436,7 +509,7 @@ impl Guard {
                 self.connections[index] = None;
                 return;
             };
-            let answer = self.answer(index, request);
+            let answer = self.answer(index, sequence, request);
             let Some(connection) = &self.connections[index] else { return };
             match send(&connection.socket, &wire::encode_answer(sequence, &answer)) {
                 // A lost answer to a full socket looks like a stalled guard to the agent, which is right.
@@ -446,7 +519,7 @@ impl Guard {
         }
     }
 
-    fn answer(&mut self, index: usize, request: Request) -> Answer {
+    fn answer(&mut self, index: usize, sequence: u64, request: Request) -> Answer {
         let running = matches!(self.phase, Phase::Running);
         Answer::Done(match request {
             Request::Hello => {
@@ -461,10 +534,13 @@ impl Guard {
                 self.signal(signal);
                 Ok(())
             }
-            Request::Arm { .. } | Request::Disarm { .. } | Request::Signal(_) => Err(Refusal::Ended),
+            Request::Upgrade { handover, program } if running => Err(self.upgrade(index, sequence, handover, program)),
+            Request::Arm { .. } | Request::Disarm { .. } | Request::Signal(_) | Request::Upgrade { .. } => {
+                Err(Refusal::Ended)
+            }
             Request::Fence => {
                 if running {
-                    self.begin_kill(true);
+                    self.begin_kill(true, sys::two_clocks());
                 }
                 Ok(())
             }
@@ -474,6 +550,42 @@ impl Guard {
             }
             Request::Bye => Err(Refusal::StillRunning),
         })
+    }
+
+    /// Executes its successor; returns only when it could not.
+    fn upgrade(&self, index: usize, sequence: u64, handover: u8, program: FileId) -> Refusal {
+        if handover < FORM {
+            return Refusal::OtherHandover;
+        }
+        let left = self.deadline.remaining(sys::two_clocks());
+        if left.is_some_and(|left| left < handover::LEFT_MIN) {
+            return Refusal::TooLate;
+        }
+        let all = self.inheritance(index, sequence);
+        let sockets = self.connections.iter().flatten().map(|c| &c.socket);
+        let files = handover::open_files(&self.lock, &self.listener, self.killer.group(), sockets);
+        let error = handover::execute(&all, &files, left, program);
+        say(format_args!("execute another program: {error}"));
+        Refusal::NotExecuted
+    }
+
+    fn inheritance(&self, index: usize, sequence: u64) -> Inheritance {
+        let Shields { memory, priority, oom } = self.means.shields;
+        let files = |g: &Group| [g.procs.as_raw_fd(), g.kill.as_raw_fd(), g.events.as_raw_fd()];
+        let connections = self.connections.iter().flatten();
+        Inheritance {
+            runtime_dir: self.runtime_dir.clone(),
+            postmaster: self.postmaster.as_raw(),
+            epoch: self.deadline.epoch(),
+            deadline: self.deadline.at(),
+            method: self.means.method.to_byte(),
+            shields: [memory, priority, oom].map(means::Shield::to_byte),
+            lock: self.lock.as_raw_fd(),
+            listener: self.listener.as_raw_fd(),
+            group: self.killer.group().map(|g| (g.dir().to_owned(), files(g))),
+            connections: connections.map(|c| (c.socket.as_raw_fd(), c.listens)).collect(),
+            asker: self.connections[index].as_ref().map(|c| (c.socket.as_raw_fd(), sequence)),
+        }
     }
 
     /// Only called while the postmaster isn't reaped, so the pid is still its own.
@@ -530,38 +642,49 @@ fn listen(path: &Path) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn start_program(options: &Options) -> Result<Pid, StartError> {
+/// A group of PostgreSQL's own, or why there is none.
+fn prepare_group(options: &Options) -> Result<(Method, Option<Group>), StartError> {
+    let found = match options.group {
+        GroupUse::Off => Err(NoGroup::Unavailable(WhyWalk::Off)),
+        GroupUse::Auto | GroupUse::Required => match cgroup::own_cgroup(Path::new("/")) {
+            Some(own) => Group::prepare(&own, &options.runtime_dir),
+            None => Err(NoGroup::Unavailable(WhyWalk::NoCgroup2)),
+        },
+    };
+    match found {
+        Ok(group) => Ok((Method::Group, Some(group))),
+        Err(NoGroup::StillPopulated(group)) => Err(StartError::StillPopulated { group }),
+        Err(NoGroup::Unavailable(why)) if options.group == GroupUse::Required => Err(StartError::NoGroup(why)),
+        Err(NoGroup::Unavailable(why)) => Ok((Method::Walk(why), None)),
+    }
+}
+
+/// Touches what a kill needs, so that it is in memory, and locked there, before it is needed.
+fn rehearse(killer: &mut TreeKiller, runtime_dir: &Path) {
+    killer.rehearse();
+    let _ = fs::remove_file(runtime_dir.join("guard.rehearsal"));
+    let nobody = Postmaster::Gone { status: ExitKind::Code(0), tree_empty: true, fenced: true };
+    let (epoch, means) = (Epoch(0), Means::default());
+    let report = Report { guard_pid: 0, postmaster: nobody, epoch, deadline: None, means };
+    let _ = wire::decode_answer(&wire::encode_answer(0, &Answer::State(report)));
+}
+
+/// Who guards here, and whom. Best effort: it is for those who find this guard dead or frozen.
+fn note(lock: &File, postmaster: Option<Pid>) {
+    let postmaster = postmaster.and_then(|pid| ProcessIdentity::of(pid.as_raw().unsigned_abs()));
+    let Some(guard) = ProcessIdentity::of(std::process::id()) else { return };
+    if let Err(error) = record::write(lock, Record { guard, postmaster }) {
+        say(format_args!("write its name into {LOCK_FILE}: {error}"));
+    }
+}
+
+fn start_program(options: &Options, plain: sys::Plain, group: Option<&Group>) -> Result<Pid, StartError> {
     let log_failed = |source| StartError::Log { path: options.log_file.clone(), source };
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&options.log_file).map_err(log_failed)?;
     let mut command = Command::new(&options.program);
     command.args(&options.args).stdin(Stdio::null()).stdout(log.try_clone().map_err(log_failed)?).stderr(log);
-    sys::guarded(&mut command);
+    sys::guarded(&mut command, plain, group.map(|g| g.procs.as_fd()));
     let child = command.spawn().map_err(|source| StartError::Program { program: options.program.clone(), source })?;
     // Dropping a Child neither kills nor waits; `reap` does the waiting for all children.
     Ok(Pid::from_raw(child.id().cast_signed()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(line: &str) -> Result<Options, String> {
-        Options::parse(line.split_whitespace().map(OsString::from))
-    }
-
-    #[test]
-    fn the_program_gets_everything_after_the_dashes() {
-        let options = parse("--runtime-dir /r --log-file /l --epoch-hint 7 -- postgres -D /d -- x").unwrap();
-        assert_eq!(options.epoch_hint, Epoch(7));
-        assert_eq!(options.program, "postgres");
-        assert_eq!(options.args, ["-D", "/d", "--", "x"]);
-    }
-
-    #[test]
-    fn a_wrong_command_line_says_what_is_wrong() {
-        assert_eq!(parse("--runtime-dir /r -- x").unwrap_err(), "--log-file is missing");
-        assert_eq!(parse("--runtime-dir /r --log-file /l --").unwrap_err(), "no program after --");
-        assert_eq!(parse("--epoch-hint x").unwrap_err(), "x is no epoch");
-        assert_eq!(parse("--what 1").unwrap_err(), "unknown argument --what");
-    }
 }

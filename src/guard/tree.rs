@@ -22,6 +22,11 @@ use nix::{
     unistd::Pid,
 };
 
+use super::{
+    cgroup::{self, Group},
+    record, sys,
+};
+
 /// A process that can't be confused with a later one of the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
@@ -41,6 +46,14 @@ impl ProcessIdentity {
     /// Whether this very process still runs.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
+    }
+
+    /// SIGKILL to this very process; false when it is gone. Between the look and the kill
+    /// its pid can't become another process's.
+    pub fn kill(&self) -> bool {
+        use std::os::fd::AsFd as _;
+        let Ok(process) = sys::pidfd_open(self.pid) else { return false };
+        self.is_alive() && sys::pidfd_send(process.as_fd(), Signal::SIGKILL).is_ok()
     }
 }
 
@@ -109,23 +122,75 @@ fn send(pid: u32, signal: Signal) {
     }
 }
 
+/// From this pass on everything is walked too, whatever the group says of itself.
+const WALK_FROM_PASS: u32 = 4;
+
 /// Kills everything below the calling process, which must be single threaded and a
 /// child subreaper: then every orphan becomes its own child and none can hide.
 pub(super) struct TreeKiller {
     own: u32,
+    group: Option<Group>,
+    passes: u32,
     /// Kept between passes, so that a kill doesn't wait for memory.
     queue: Vec<u32>,
     path: String,
 }
 
 impl TreeKiller {
-    pub fn new() -> Self {
-        Self { own: std::process::id(), queue: Vec::with_capacity(16_384), path: String::with_capacity(64) }
+    pub fn new(group: Option<Group>) -> Self {
+        Self {
+            own: std::process::id(),
+            group,
+            passes: 0,
+            queue: Vec::with_capacity(16_384),
+            path: String::with_capacity(64),
+        }
     }
 
-    /// One pass from the top. A process that a pass misses, because it was being forked
-    /// or re-parented, is found by the next; call until `waitpid` says ECHILD.
+    /// Nothing could be started in it after all.
+    pub fn forget_group(&mut self) {
+        if let Some(group) = self.group.take() {
+            group.remove();
+        }
+    }
+
+    /// A pass that hurts nobody.
+    pub fn rehearse(&mut self) {
+        self.sees_none();
+        self.queue.clear();
+        read_children(self.own, &mut self.path, &mut self.queue);
+        for pid in &self.queue {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), None);
+        }
+    }
+
+    /// The group that is killed at once, where there is one.
+    pub fn group(&self) -> Option<&Group> {
+        self.group.as_ref()
+    }
+
+    /// One pass. What it misses, because it was being forked or re-parented, is found by
+    /// the next; call until `waitpid` says ECHILD and [`TreeKiller::sees_none`].
     pub fn pass(&mut self) {
+        self.passes = self.passes.saturating_add(1);
+        if let Some(group) = &self.group {
+            group.strike();
+            // Those that are dying need no second signal, and reading their /proc would only hold them up. Who is
+            // left in an empty group has left it.
+            if self.passes < WALK_FROM_PASS && group.is_populated() {
+                return;
+            }
+        }
+        self.walk();
+    }
+
+    /// Nothing lives in the group, where there is one.
+    pub fn sees_none(&self) -> bool {
+        self.group.as_ref().is_none_or(|group| !group.is_populated())
+    }
+
+    /// From the top to the leaves.
+    fn walk(&mut self) {
         self.queue.clear();
         if !read_children(self.own, &mut self.path, &mut self.queue) {
             // A kernel without CONFIG_PROC_CHILDREN.
@@ -179,10 +244,35 @@ pub enum KillTreeError {
     DataDir { data_dir: PathBuf, source: io::Error },
     #[error("kill PostgreSQL in {data_dir}: pids {left:?} still live after {waited:?}", data_dir = data_dir.display())]
     StillAlive { data_dir: PathBuf, left: Vec<u32>, waited: Duration },
+    #[error("kill PostgreSQL: something in {group} still lives", group = group.display())]
+    StillPopulated { group: PathBuf },
 }
 
 /// How long a SIGKILL may take to be effective; longer means a process stuck in the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends a PostgreSQL whose guard is gone or frozen: its cgroup where it has one, the
+/// postmaster that the guard's record in `runtime_dir` names by pid, start and boot, and
+/// all that [`kill_tree_of_foreign_postmaster`] finds. `pid` is what the caller takes for
+/// the postmaster, 0 for unknown.
+///
+/// Blocks, usually for some milliseconds. Returns how many processes were killed one by one.
+pub fn kill_unguarded(pid: u32, data_dir: &Path, runtime_dir: &Path) -> Result<usize, KillTreeError> {
+    let recorded = record::read(runtime_dir).and_then(|r| r.postmaster).filter(ProcessIdentity::is_alive);
+    let group = recorded.and_then(|p| cgroup::of_process(p.pid, runtime_dir));
+    let group = group.or_else(|| cgroup::of_process(pid, runtime_dir)).or_else(|| cgroup::left_behind(runtime_dir));
+    if let Some(group) = &group
+        && !group.clear()
+    {
+        return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
+    }
+    let killed = recorded.is_some_and(|p| p.kill());
+    let walked = kill_tree_of_foreign_postmaster(pid, data_dir)?;
+    if let Some(group) = group {
+        group.remove();
+    }
+    Ok(walked + usize::from(killed))
+}
 
 /// Clears a data directory of a PostgreSQL that no guard watches (the guard is gone, or
 /// somebody started it by hand): SIGKILL to the postmaster `pid`, its descendants and

@@ -3,7 +3,11 @@
 
 use std::time::Duration;
 
-use super::{ExitKind, Postmaster, PostmasterSignal, deadline::Refusal};
+use super::{
+    ExitKind, Postmaster, PostmasterSignal,
+    deadline::Refusal,
+    means::{FileId, Means, Method, Shield, Shields},
+};
 use crate::domain::{Epoch, moment::TwoClocks};
 
 /// Every message has this size.
@@ -30,6 +34,13 @@ pub enum Request {
     Fence,
     /// The end of PostgreSQL was read: the guard may go.
     Bye,
+    /// Execute the program that the agent has named in the runtime directory, and go on as before.
+    /// Guards that report no form of hand-over don't know this request.
+    Upgrade {
+        /// The newest form of hand-over that program understands; it understands the older ones too.
+        handover: u8,
+        program: FileId,
+    },
 }
 
 /// From the guard.
@@ -46,6 +57,7 @@ pub struct Report {
     pub postmaster: Postmaster,
     pub epoch: Epoch,
     pub deadline: Option<TwoClocks>,
+    pub means: Means,
 }
 
 /// What can be wrong with a datagram.
@@ -75,6 +87,7 @@ pub fn encode_request(sequence: u64, request: &Request) -> Frame {
         ),
         Request::Fence => Writer::new(5, sequence),
         Request::Bye => Writer::new(6, sequence),
+        Request::Upgrade { handover, program } => Writer::new(7, sequence).u8(CODE, handover).file(program),
     }
     .0
 }
@@ -93,6 +106,7 @@ pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), WireError> {
         }),
         5 => Request::Fence,
         6 => Request::Bye,
+        7 => Request::Upgrade { handover: reader.u8(CODE), program: reader.file() },
         other => return Err(WireError::Kind(other)),
     };
     Ok((reader.u64(SEQUENCE), request))
@@ -108,6 +122,9 @@ pub fn encode_answer(sequence: u64, answer: &Answer) -> Frame {
                 Err(Refusal::OtherEpoch) => 2,
                 Err(Refusal::Ended) => 3,
                 Err(Refusal::StillRunning) => 4,
+                Err(Refusal::TooLate) => 5,
+                Err(Refusal::OtherHandover) => 6,
+                Err(Refusal::NotExecuted) => 7,
             },
         ),
         Answer::State(report) => {
@@ -115,7 +132,8 @@ pub fn encode_answer(sequence: u64, answer: &Answer) -> Frame {
                 .u64(EPOCH, report.epoch.0)
                 .clocks(report.deadline.unwrap_or_default())
                 .u8(ARMED, report.deadline.is_some().into())
-                .u32(GUARD_PID, report.guard_pid);
+                .u32(GUARD_PID, report.guard_pid)
+                .means(&report.means);
             match report.postmaster {
                 Postmaster::Running { pid } => writer = writer.u8(CODE, 0).u32(POSTMASTER, pid),
                 Postmaster::Gone { status, tree_empty, fenced } => {
@@ -145,6 +163,9 @@ pub fn decode_answer(bytes: &[u8]) -> Result<(u64, Answer), WireError> {
             2 => Err(Refusal::OtherEpoch),
             3 => Err(Refusal::Ended),
             4 => Err(Refusal::StillRunning),
+            5 => Err(Refusal::TooLate),
+            6 => Err(Refusal::OtherHandover),
+            7 => Err(Refusal::NotExecuted),
             _ => return Err(WireError::Kind(101)),
         }),
         102 => {
@@ -164,6 +185,7 @@ pub fn decode_answer(bytes: &[u8]) -> Result<(u64, Answer), WireError> {
                 },
                 epoch: Epoch(reader.u64(EPOCH)),
                 deadline: (reader.u8(ARMED) != 0).then(|| reader.clocks()),
+                means: reader.means(),
             })
         }
         other => return Err(WireError::Kind(other)),
@@ -182,6 +204,13 @@ const CODE: usize = 48;
 const TREE_EMPTY: usize = 49;
 const FENCED: usize = 50;
 const ARMED: usize = 51;
+const METHOD: usize = 52;
+const MEMORY: usize = 53;
+const PRIORITY: usize = 54;
+const OOM: usize = 55;
+const DEVICE: usize = 56;
+const INODE: usize = 64;
+const HANDOVER: usize = 72;
 
 struct Writer(Frame);
 
@@ -213,6 +242,20 @@ impl Writer {
         // 64 bits of nanoseconds are 584 years of uptime.
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         self.u64(BOOT, nanos(at.boot)).u64(RAW, nanos(at.raw))
+    }
+
+    fn file(self, file: FileId) -> Self {
+        self.u64(DEVICE, file.device).u64(INODE, file.inode)
+    }
+
+    fn means(self, means: &Means) -> Self {
+        let Means { method, shields, program, handover } = *means;
+        self.u8(METHOD, method.to_byte())
+            .u8(MEMORY, shields.memory.to_byte())
+            .u8(PRIORITY, shields.priority.to_byte())
+            .u8(OOM, shields.oom.to_byte())
+            .u8(HANDOVER, handover)
+            .file(program)
     }
 }
 
@@ -251,6 +294,20 @@ impl<'a> Reader<'a> {
         u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
     }
 
+    fn file(&self) -> FileId {
+        FileId { device: self.u64(DEVICE), inode: self.u64(INODE) }
+    }
+
+    fn means(&self) -> Means {
+        let shield = |at| Shield::from_byte(self.u8(at));
+        Means {
+            method: Method::from_byte(self.u8(METHOD)),
+            shields: Shields { memory: shield(MEMORY), priority: shield(PRIORITY), oom: shield(OOM) },
+            program: self.file(),
+            handover: self.u8(HANDOVER),
+        }
+    }
+
     fn clocks(&self) -> TwoClocks {
         TwoClocks { boot: Duration::from_nanos(self.u64(BOOT)), raw: Duration::from_nanos(self.u64(RAW)) }
     }
@@ -275,18 +332,26 @@ mod tests {
             Request::Signal(PostmasterSignal::Reload),
             Request::Fence,
             Request::Bye,
+            Request::Upgrade { handover: 3, program: FileId { device: 1 << 40, inode: u64::MAX } },
         ];
         for request in requests {
             assert_eq!(decode_request(&encode_request(77, &request)), Ok((77, request)));
         }
-        let report =
-            |postmaster, deadline| Answer::State(Report { guard_pid: 71, postmaster, epoch: Epoch(4), deadline });
+        let shields = Shields { memory: Shield::Active, priority: Shield::Weaker, oom: Shield::NotPermitted };
+        let program = FileId { device: 2, inode: 1 << 50 };
+        let means = Means { method: Method::Group, shields, program, handover: 1 };
+        let report = |postmaster, deadline| {
+            Answer::State(Report { guard_pid: 71, postmaster, epoch: Epoch(4), deadline, means })
+        };
         let answers = [
             Answer::Done(Ok(())),
             Answer::Done(Err(Refusal::LowerEpoch)),
             Answer::Done(Err(Refusal::OtherEpoch)),
             Answer::Done(Err(Refusal::Ended)),
             Answer::Done(Err(Refusal::StillRunning)),
+            Answer::Done(Err(Refusal::TooLate)),
+            Answer::Done(Err(Refusal::OtherHandover)),
+            Answer::Done(Err(Refusal::NotExecuted)),
             report(Postmaster::Running { pid: 72 }, Some(at())),
             report(Postmaster::Gone { status: ExitKind::Signal(9), tree_empty: true, fenced: true }, None),
             report(Postmaster::Gone { status: ExitKind::Code(-1), tree_empty: false, fenced: false }, None),
@@ -294,6 +359,21 @@ mod tests {
         for answer in answers {
             assert_eq!(decode_answer(&encode_answer(78, &answer)), Ok((78, answer)));
         }
+    }
+
+    #[test]
+    fn a_guard_of_the_first_build_says_nothing_of_its_means() {
+        let report = Report {
+            guard_pid: 71,
+            postmaster: Postmaster::Running { pid: 72 },
+            epoch: Epoch(4),
+            deadline: None,
+            means: Means { handover: 9, method: Method::Group, ..Means::default() },
+        };
+        let mut frame = encode_answer(1, &Answer::State(report));
+        frame[METHOD..].fill(0);
+        let old = Report { means: Means::default(), ..report };
+        assert_eq!(decode_answer(&frame), Ok((1, Answer::State(old))));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         ClusterId, Epoch, Generation, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
         TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, observation::AgentView,
-        observation::LeaseView, observation::OrderResult,
+        observation::FenceView, observation::LeaseView, observation::OrderResult,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -161,6 +161,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         rewind_unfinished: false,
         rewind_failures: 0,
         clone_failures: 0,
+        fence: FenceView::default(),
     };
     for word in words {
         apply_word(&mut view, word);

@@ -325,15 +325,31 @@ impl Instance {
 
     /// The process that runs in the data directory; a stale `postmaster.pid` counts for nothing.
     pub fn running_pid(&self) -> Option<i32> {
-        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
-        // A single-user process writes its pid negated.
-        let pid: i32 = text.lines().next()?.trim().trim_start_matches('-').parse().ok()?;
+        let pid = self.lock_file_pid()?;
         let proc = PathBuf::from(format!("/proc/{pid}"));
         // By device and inode: another container may see its own directory under the same path.
         let (here, there) = (fs::metadata(self.data_dir()).ok()?, fs::metadata(proc.join("cwd")).ok()?);
         let same_dir = (here.dev(), here.ino()) == (there.dev(), there.ino());
         let zombie = fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
         (same_dir && !zombie).then_some(pid)
+    }
+
+    /// The pid in `postmaster.pid`, whether such a process lives or not.
+    pub fn lock_file_pid(&self) -> Option<i32> {
+        let text = fs::read_to_string(self.data_dir().join("postmaster.pid")).ok()?;
+        // A single-user process writes its pid negated.
+        text.lines().next()?.trim().trim_start_matches('-').parse().ok()
+    }
+
+    /// Gives `postmaster.pid` another name, for a start that it would forbid. Only for a caller that has seen that
+    /// no process of this data directory is left.
+    ///
+    /// # Errors
+    /// The file can't be renamed.
+    pub fn set_lock_file_aside(&self) -> Result<(), PostgresError> {
+        let path = self.data_dir().join("postmaster.pid");
+        fs::rename(&path, files::beside(&path, ".stale")).map_err(PostgresError::file("setting aside", &path))?;
+        files::sync_parent(&path)
     }
 
     pub(super) fn demand_stopped(&self) -> Result<(), PostgresError> {

@@ -3,7 +3,9 @@
 use super::{Malformed, v1};
 use crate::domain::{
     ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
-    observation::{AgentView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work},
+    observation::{
+        AgentView, FenceView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work,
+    },
 };
 
 type Result<T> = std::result::Result<T, Malformed>;
@@ -230,7 +232,19 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         rewind_unfinished: view.rewind_unfinished,
         rewind_failures: view.rewind_failures,
         clone_failures: view.clone_failures,
+        fence: Some(v1::Fence {
+            method: view.fence.method.clone(),
+            kill_micros: view.fence.kill_micros,
+            memory: view.fence.memory.clone(),
+            priority: view.fence.priority.clone(),
+            oom: view.fence.oom.clone(),
+        }),
     }
+}
+
+fn fence_view(raw: v1::Fence) -> FenceView {
+    let v1::Fence { method, kill_micros, memory, priority, oom } = raw;
+    FenceView { method, kill_micros, memory, priority, oom }
 }
 
 /// From the wire.
@@ -296,6 +310,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         rewind_unfinished: raw.rewind_unfinished,
         rewind_failures: raw.rewind_failures,
         clone_failures: raw.clone_failures,
+        fence: fence_view(raw.fence.unwrap_or_default()),
     })
 }
 

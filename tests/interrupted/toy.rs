@@ -7,7 +7,7 @@ use matriarch::{
     domain::{
         ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
         TimelineId, TimelineSwitch, Timings, WalPosition,
-        observation::{AgentView, LeaseView, Notice, OrderResult},
+        observation::{AgentView, FenceView, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Seal, Since, Situation},
     reconcile::{
@@ -176,6 +176,7 @@ fn blank(me: &MemberId) -> AgentView {
         rewind_unfinished: false,
         rewind_failures: 0,
         clone_failures: 0,
+        fence: FenceView::default(),
     }
 }
 

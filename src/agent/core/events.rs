@@ -217,7 +217,10 @@ pub enum Event {
         life: u64,
     },
     /// The agent itself killed what was left of a tree.
-    TreeKilled,
+    TreeKilled {
+        /// Of which postmaster.
+        life: u64,
+    },
     /// News from the lease holder.
     Lease(LeaseSight),
     /// A probe answered, or why it didn't.

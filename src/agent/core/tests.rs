@@ -347,7 +347,7 @@ fn a_dead_guard_costs_the_epoch() {
     let mut core = primary();
     let effects = core.step(Event::GuardDied { life: 1 }, now(100));
     assert_eq!(effects, [Effect::KillTree, Effect::Fence, Effect::Persist, Effect::Release]);
-    let effects = core.step(Event::TreeKilled, now(150));
+    let effects = core.step(Event::TreeKilled { life: 1 }, now(150));
     assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
 }
 

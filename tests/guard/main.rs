@@ -1,146 +1,35 @@
 //! The guard with real processes: shell trees for every way to escape, and PostgreSQL itself.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
+mod group;
+mod protection;
+mod sentry;
+mod upgrade;
+mod with_postgresql;
+
 use std::{
     cell::RefCell,
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
+use bench::{
+    Bench, Bystander, ESCAPIST_NAMES, ESCAPISTS, FENCED, any_alive, eventually, fake_postgres, in_ms, postmaster_pid,
+    send, state,
+};
 use matriarch::{
-    domain::{Epoch, moment::TwoClocks},
+    domain::Epoch,
     guard::{
-        self, ExitKind, GuardError, GuardHandle, GuardState, GuardedCommand, Postmaster, PostmasterSignal,
-        ProcessIdentity, Refusal, SpawnOptions, sys::two_clocks,
+        self, ExitKind, GroupUse, GuardError, GuardState, Postmaster, PostmasterSignal, ProcessIdentity, Refusal,
+        sys::two_clocks,
     },
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
-/// One runtime directory; whatever still runs at the end is killed.
-struct Bench {
-    dir: tempfile::TempDir,
-    guard: Option<ProcessIdentity>,
-    seen: RefCell<Vec<ProcessIdentity>>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), guard: None, seen: RefCell::default() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn options(&self, program: impl Into<PathBuf>, args: &[&str]) -> SpawnOptions {
-        SpawnOptions {
-            exe: env!("CARGO_BIN_EXE_matriarch").into(),
-            runtime_dir: self.dir.path().to_owned(),
-            command: GuardedCommand {
-                program: program.into(),
-                args: args.iter().map(Into::into).collect(),
-                env: vec![("BENCH".into(), self.dir.path().into())],
-                log_file: self.path("log"),
-            },
-            epoch_hint: Epoch(1),
-        }
-    }
-
-    fn spawn(&mut self, script: &str) -> GuardHandle {
-        self.spawn_with(&self.options("/bin/sh", &["-c", script]))
-    }
-
-    fn spawn_with(&mut self, options: &SpawnOptions) -> GuardHandle {
-        let handle = guard::spawn(options).unwrap();
-        self.guard = ProcessIdentity::of(state(&handle).guard_pid);
-        handle
-    }
-
-    /// The pids that the script wrote, one file each, as soon as all are there.
-    fn tree(&self, names: &[&str]) -> Vec<ProcessIdentity> {
-        let read = |name: &str| {
-            let text = fs::read_to_string(self.path(name)).ok()?;
-            ProcessIdentity::of(text.strip_suffix('\n')?.parse().ok()?)
-        };
-        let mut found = None;
-        eventually("the tree is complete", || {
-            found = names.iter().map(|name| read(name)).collect::<Option<Vec<_>>>();
-            found.is_some()
-        });
-        let found = found.unwrap();
-        self.seen.borrow_mut().extend_from_slice(&found);
-        found
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        if let Ok(Some(handle)) = guard::adopt(self.dir.path()) {
-            let _ = handle.fence();
-            let until = Instant::now() + Duration::from_secs(5);
-            while !state(&handle).postmaster.is_clear() && Instant::now() < until {
-                thread::sleep(Duration::from_millis(2));
-            }
-            let _ = handle.bye();
-        }
-        for left in self.guard.iter().chain(&*self.seen.borrow()).filter(|p| p.is_alive()) {
-            let _ = kill(Pid::from_raw(left.pid.cast_signed()), Signal::SIGKILL);
-        }
-    }
-}
-
-/// A parent, a child in a session of its own, and an orphan whose parent has left:
-/// neither process group nor parent leads to all of them.
-const ESCAPISTS: &str = r#"
-    echo $$ > $BENCH/parent
-    sh -c 'echo $$ > $BENCH/child; exec sleep 600' &
-    setsid sh -c 'echo $$ > $BENCH/session; setsid sleep 600 & echo $! > $BENCH/grandchild; wait' &
-    sh -c 'setsid sleep 600 & echo $! > $BENCH/orphan' &
-    while :; do sleep 600 & wait; done
-"#;
-const ESCAPIST_NAMES: &[&str] = &["parent", "child", "session", "grandchild", "orphan"];
-
-fn state(handle: &GuardHandle) -> GuardState {
-    handle.state().borrow().clone()
-}
-
-fn in_ms(ms: u64) -> TwoClocks {
-    two_clocks().plus(Duration::from_millis(ms))
-}
-
-fn send(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
-    started.elapsed()
-}
-
-fn postmaster_pid(handle: &GuardHandle) -> u32 {
-    match state(handle).postmaster {
-        Postmaster::Running { pid } => pid,
-        gone => panic!("not running: {gone:?}"),
-    }
-}
-
-fn any_alive(tree: &[ProcessIdentity]) -> bool {
-    tree.iter().any(ProcessIdentity::is_alive)
-}
-
-const FENCED: Postmaster = Postmaster::Gone { status: ExitKind::Signal(9), tree_empty: true, fenced: true };
+use nix::sys::signal::Signal;
 
 #[test]
 fn the_deadline_kills_the_whole_tree_and_takes_the_live_names_first() {
@@ -206,6 +95,7 @@ fn an_agent_that_dies_changes_nothing_until_the_deadline_and_its_successor_adopt
         postmaster: Postmaster::Running { pid: postmaster },
         epoch: Epoch(7),
         deadline: Some(deadline),
+        means: state(&adopted).means,
         adopted: true,
         alive: true,
     };
@@ -460,17 +350,13 @@ fn a_hundred_children_are_gone_within_the_budget() {
 #[test]
 fn the_cost_of_a_kill_can_be_measured() {
     let bench = Bench::new();
-    let took = guard::measure_kill(Path::new(env!("CARGO_BIN_EXE_matriarch")), bench.dir.path(), 20).unwrap();
-    println!("measured T_kill: {took:?}");
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    let exe = Path::new(env!("CARGO_BIN_EXE_matriarch"));
+    for group in [GroupUse::Auto, GroupUse::Off] {
+        let measured = guard::measure_kill(exe, bench.dir.path(), group, 100).unwrap();
+        println!("measured T_kill: {measured:?}");
+        assert!(measured.took < Duration::from_secs(1), "{measured:?}");
+    }
     assert!(!bench.path("measure-kill").exists());
-}
-
-/// A copy of the shell that calls itself postgres: the name and the directory are what counts.
-fn fake_postgres(dir: &Path) -> PathBuf {
-    let program = dir.join("postgres");
-    fs::copy("/bin/sh", &program).unwrap();
-    program
 }
 
 #[test]
@@ -499,6 +385,7 @@ fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
     assert_eq!(guard::kill_tree_of_foreign_postmaster(innocent.pid, &data_dir).unwrap(), 0);
     assert!(innocent.is_alive(), "a reused pid is not a postmaster");
 }
+
 
 /// Containers on one host see each its own directory under the same path.
 #[test]
@@ -533,194 +420,4 @@ fn a_postmaster_in_another_directory_of_the_same_name_is_left_alone() {
     neighbour.wait().unwrap();
     assert_eq!(killed.unwrap(), 0);
     assert!(alive);
-}
-
-/// Somebody else's process that happens to stand in the data directory.
-struct Bystander(Child);
-
-impl Bystander {
-    fn new(dir: &Path) -> Self {
-        Self(
-            Command::new("sleep")
-                .arg("600")
-                .current_dir(dir)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
-    }
-}
-
-impl Drop for Bystander {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-mod with_postgresql {
-    //! As the user postgres: when the test runs as root it runs itself again as that user.
-
-    use std::{fs::File, io, os::unix::fs::chown};
-
-    use super::*;
-
-    const BIN: &str = "/usr/lib/postgresql/15/bin";
-
-    /// True in the process that shall do the work.
-    fn as_postgres(test: &str) -> bool {
-        if !Path::new(BIN).exists() {
-            println!("skipped: no PostgreSQL in {BIN}");
-            return false;
-        }
-        if !nix::unistd::geteuid().is_root() {
-            return true;
-        }
-        let user = nix::unistd::User::from_name("postgres").unwrap().expect("the PostgreSQL package makes this user");
-        // Its own copies, for the build directory may be closed to that user.
-        let dir = tempfile::tempdir().unwrap();
-        chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-        for (from, to) in [(std::env::current_exe().unwrap(), "test"), (env!("CARGO_BIN_EXE_matriarch").into(), "bin")]
-        {
-            fs::copy(from, dir.path().join(to)).unwrap();
-        }
-        let status = Command::new("setpriv")
-            .args(["--reuid=postgres", "--regid=postgres", "--init-groups"])
-            .arg(dir.path().join("test"))
-            .args(["--exact", &format!("with_postgresql::{test}"), "--nocapture"])
-            .env("GUARD_TEST_EXE", dir.path().join("bin"))
-            .env("TMPDIR", dir.path())
-            .current_dir("/")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        false
-    }
-
-    fn program(name: &str) -> Command {
-        Command::new(Path::new(BIN).join(name))
-    }
-
-    fn quiet(command: &mut Command) {
-        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
-    }
-
-    fn start(bench: &mut Bench) -> GuardHandle {
-        let data = bench.path("data");
-        if !data.exists() {
-            quiet(program("initdb").args(["--no-sync", "-A", "trust", "-D"]).arg(&data));
-        }
-        let (data, sockets) = (data.display().to_string(), bench.dir.path().display().to_string());
-        let mut options = bench.options(
-            format!("{BIN}/postgres"),
-            &[
-                "-D",
-                &data,
-                "-k",
-                &sockets,
-                "-c",
-                "listen_addresses=",
-                "-c",
-                "fsync=off",
-                "-c",
-                "restart_after_crash=off",
-            ],
-        );
-        options.exe = std::env::var_os("GUARD_TEST_EXE").map_or(options.exe, PathBuf::from);
-        let handle = bench.spawn_with(&options);
-        eventually("PostgreSQL accepts connections", || {
-            let ready = program("pg_isready").arg("-h").arg(bench.dir.path()).stdout(Stdio::null()).status().unwrap();
-            ready.success() || !matches!(state(&handle).postmaster, Postmaster::Running { .. })
-        });
-        handle
-    }
-
-    /// A backend that is busy for minutes and looks at no signal of a dead postmaster meanwhile.
-    fn busy_session(bench: &Bench) -> Child {
-        let session = start_session(bench).unwrap();
-        let is_busy =
-            |pid: u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains(" SELECT"));
-        eventually("the backend computes", || postgres_processes(bench).into_iter().any(is_busy));
-        session
-    }
-
-    fn start_session(bench: &Bench) -> io::Result<Child> {
-        let busy = "select sum(sqrt(i)) from generate_series(1, 2000000000) i";
-        let errors = File::create(bench.path("psql"))?;
-        program("psql")
-            .arg("-h")
-            .arg(bench.dir.path())
-            .args(["-d", "postgres", "-c", busy])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(errors)
-            .spawn()
-    }
-
-    fn postgres_processes(bench: &Bench) -> Vec<u32> {
-        let data = bench.path("data");
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)).collect()
-    }
-
-    #[test]
-    fn the_deadline_ends_postgresql_with_its_backends_and_it_can_start_again() {
-        if !as_postgres("the_deadline_ends_postgresql_with_its_backends_and_it_can_start_again") {
-            return;
-        }
-        let mut bench = Bench::new();
-        let handle = start(&mut bench);
-        let mut session = busy_session(&bench);
-        let before = postgres_processes(&bench).len();
-        let deadline = in_ms(300);
-        assert!(handle.arm(Epoch(2), deadline));
-        eventually("fenced", || state(&handle).postmaster == FENCED);
-        println!("{before} processes gone {:?} after the deadline", two_clocks().boot - deadline.boot);
-        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
-        session.wait().unwrap();
-
-        let handle = start(&mut bench);
-        handle.signal(PostmasterSignal::Fast).unwrap();
-        eventually("a clean shutdown", || state(&handle).postmaster.is_clear());
-        let clean = Postmaster::Gone { status: ExitKind::Code(0), tree_empty: true, fenced: false };
-        assert_eq!(state(&handle).postmaster, clean);
-    }
-
-    #[test]
-    fn a_busy_backend_does_not_outlive_its_killed_postmaster() {
-        if !as_postgres("a_busy_backend_does_not_outlive_its_killed_postmaster") {
-            return;
-        }
-        let mut bench = Bench::new();
-        let handle = start(&mut bench);
-        let mut session = busy_session(&bench);
-        send(postmaster_pid(&handle), Signal::SIGKILL);
-        let took = eventually("clear", || state(&handle).postmaster.is_clear());
-        println!("tree empty {took:?} after kill -9 of the postmaster");
-        assert!(took < Duration::from_millis(500), "{took:?}");
-        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
-        session.wait().unwrap();
-    }
-
-    #[test]
-    fn postgresql_whose_guard_was_killed_is_cleared_by_hand() {
-        if !as_postgres("postgresql_whose_guard_was_killed_is_cleared_by_hand") {
-            return;
-        }
-        let mut bench = Bench::new();
-        let handle = start(&mut bench);
-        let mut session = busy_session(&bench);
-        let postmaster = postmaster_pid(&handle);
-        // Frozen, it can't act on the SIGQUIT that it gets.
-        send(postmaster, Signal::SIGSTOP);
-        send(state(&handle).guard_pid, Signal::SIGKILL);
-        eventually("the guard is gone", || !state(&handle).alive);
-        assert!(!postgres_processes(&bench).is_empty());
-        let started = Instant::now();
-        let killed = guard::kill_tree_of_foreign_postmaster(postmaster, &bench.path("data")).unwrap();
-        println!("{killed} processes cleared in {:?}", started.elapsed());
-        assert_eq!(postgres_processes(&bench), Vec::<u32>::new());
-        session.wait().unwrap();
-    }
 }

@@ -1,0 +1,221 @@
+//! The agent and its guard, beside the rules: finding one that may be frozen, watching
+//! over it, measuring how fast it kills, and handing it the newer program.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
+    thread,
+};
+
+use super::hands::{Hands, chain, said};
+use crate::{
+    config::{CgroupUse, Config, ConfigError, LocalMember},
+    domain::observation::FenceView,
+    guard::{self, FileId, GroupUse, GuardError, GuardHandle, Measured, Refusal},
+    postgres::Instance,
+};
+
+/// As many processes as a busy PostgreSQL has.
+const TREE: usize = 100;
+
+/// The guard that an earlier agent has left, if its PostgreSQL still runs. One that doesn't
+/// answer is frozen, and nobody knows its deadline, which may have passed: then
+/// PostgreSQL is ended, and it as well.
+pub fn find(hands: &Hands) -> Result<Option<GuardHandle>, String> {
+    match guard::adopt(&hands.runtime_dir) {
+        Ok(found) => Ok(found.filter(|g| !g.state().borrow().postmaster.is_clear())),
+        Err(error @ (GuardError::Silent { .. } | GuardError::Connect { .. } | GuardError::Closed { .. })) => {
+            tracing::error!(
+                error = chain(&error),
+                "a guard is there and doesn't answer; it is ended with its PostgreSQL"
+            );
+            hands.kill_unguarded(0)?;
+            guard::put_down(&hands.runtime_dir).map_err(said)?;
+            Ok(None)
+        }
+        Err(error) => Err(said(error)),
+    }
+}
+
+/// What the configuration says, in the guard's own terms.
+pub fn group_use(local: &LocalMember) -> GroupUse {
+    match local.agent.cgroup {
+        CgroupUse::Auto => GroupUse::Auto,
+        CgroupUse::Off => GroupUse::Off,
+        CgroupUse::Required => GroupUse::Required,
+    }
+}
+
+/// Measures how long a fence takes here. Where it takes longer than the profile allows,
+/// another host could be granted while this one still writes: such an agent doesn't start.
+///
+/// # Errors
+/// Too slow, or nothing could be measured.
+pub fn measure(config: &Config, hands: &Hands) -> Result<(), ConfigError> {
+    Measurement::of(config, hands).take()
+}
+
+/// All that a measurement needs, and nothing that would keep the agent's lease alive.
+struct Measurement {
+    config: Config,
+    exe: PathBuf,
+    runtime_dir: PathBuf,
+    group: GroupUse,
+    measured: Arc<OnceLock<Measured>>,
+}
+
+impl Measurement {
+    fn of(config: &Config, hands: &Hands) -> Self {
+        let (config, measured) = (config.clone(), Arc::clone(&hands.measured));
+        Self { config, exe: hands.exe.clone(), runtime_dir: hands.runtime_dir.clone(), group: hands.group, measured }
+    }
+
+    fn take(&self) -> Result<(), ConfigError> {
+        let measured = guard::measure_kill(&self.exe, &self.runtime_dir, self.group, TREE);
+        let measured = measured.map_err(|error| {
+            let key = if self.group == GroupUse::Required { "agent.cgroup" } else { "agent.runtime_dir" };
+            let problem = format!("a fence could not be tried out: {}", chain(&error));
+            self.config.wrong(key, problem, "correct that; a primary that can't be fenced is not safe")
+        })?;
+        let measured = *self.measured.get_or_init(|| measured);
+        judge(&self.config, &measured)
+    }
+}
+
+fn judge(config: &Config, measured: &Measured) -> Result<(), ConfigError> {
+    let (took, method) = (measured.took, measured.means.method);
+    tracing::info!(took_us = took.as_micros(), processes = TREE, %method, "measured how long a fence takes");
+    match too_slow(config, measured) {
+        None => Ok(()),
+        Some(problem) => {
+            let advice = "take load off this host, delegate a cgroup (Delegate=yes), or choose a slower profile";
+            Err(config.wrong("cluster.profile", problem, advice))
+        }
+    }
+}
+
+/// What is wrong with a measured fence, if anything.
+pub fn too_slow(config: &Config, measured: &Measured) -> Option<String> {
+    let allowed = config.cluster.timings.kill;
+    (measured.took > allowed).then(|| {
+        format!(
+            "profile `{}` allows {} ms for a fence, and killing {TREE} processes took {} ms on this host ({})",
+            config.cluster.profile,
+            allowed.as_millis(),
+            measured.took.as_millis(),
+            measured.means.method,
+        )
+    })
+}
+
+/// The same for an agent that has found a PostgreSQL running. It doesn't end for that: an
+/// agent that ends takes the lease with it, and what is slow now was measured before.
+pub fn measure_later(config: &Config, hands: &Hands) {
+    let measurement = Measurement::of(config, hands);
+    let work = move || {
+        thread::sleep(measurement.config.cluster.timings.hold);
+        if let Err(error) = measurement.take() {
+            tracing::error!(%error, "the next start of this agent will be refused");
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("measure-kill".to_owned()).spawn(work) {
+        tracing::error!(%error, "no thread to measure a fence in");
+    }
+}
+
+/// Lets an adopted guard execute the program of this agent, if it runs another one. Tried
+/// until it was done or can't be done; the guard goes on in either case.
+pub fn hand_over(hands: &Hands, guard: GuardHandle) {
+    let (exe, renew) = (hands.exe.clone(), hands.timings.renew);
+    let means = guard.state().borrow().means;
+    match FileId::of(&exe) {
+        Ok(own) if own == means.program => return,
+        Ok(_) => {}
+        Err(error) => return tracing::warn!(%error, exe = %exe.display(), "failed to look at the own program"),
+    }
+    let work = move || {
+        loop {
+            match guard.upgrade(&exe) {
+                Ok(()) => return tracing::info!("the guard runs the program of this agent now"),
+                // There is more time after a renewal.
+                Err(GuardError::Refused(Refusal::TooLate)) => thread::sleep(renew / 4),
+                Err(error) => {
+                    return tracing::warn!(error = chain(&error), "the guard goes on with its older program");
+                }
+            }
+            let state = guard.state().borrow().clone();
+            if state.postmaster.is_clear() || !state.alive {
+                return;
+            }
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("guard-upgrade".to_owned()).spawn(work) {
+        tracing::warn!(%error, "no thread to hand a guard over in");
+    }
+}
+
+/// How this host fences, in words: what the running guard says, or else what was found at the measurement.
+pub fn fence_view(hands: &Hands, guard: Option<&GuardHandle>) -> FenceView {
+    let measured = hands.measured.get();
+    let running = guard.map(|g| g.state().borrow().clone()).filter(|s| s.alive && !s.postmaster.is_clear());
+    let Some(means) = running.map(|s| s.means).or_else(|| measured.map(|m| m.means)) else {
+        return FenceView::default();
+    };
+    let [memory, priority, oom] = means.shields.words();
+    let kill_micros = measured.map_or(0, |m| u64::try_from(m.took.as_micros()).unwrap_or(u64::MAX));
+    FenceView { method: means.method.to_string(), kill_micros, memory, priority, oom }
+}
+
+fn kill_unguarded(instance: &Instance, runtime_dir: &Path, pid: u32) -> Result<usize, String> {
+    // A postmaster that is gone may have left backends that still acknowledge: they are looked for by
+    // their data directory, whatever postmaster.pid says.
+    if !instance.data_dir().exists() {
+        return Ok(0);
+    }
+    guard::kill_unguarded(pid, instance.data_dir(), runtime_dir).map_err(said)
+}
+
+impl Hands {
+    /// Ends what runs in the data directory without a guard that answers.
+    pub fn kill_unguarded(&self, pid: u32) -> Result<usize, String> {
+        kill_unguarded(&self.instance, &self.runtime_dir, pid)
+    }
+
+    /// From now on the tree of this guard is killed by the agent, too, when the guard ends and at the deadline.
+    /// `life` is the number of its postmaster: what belongs to a later one is left alone.
+    pub fn watch_over(&self, life: u64, guard: &GuardHandle) -> Result<(), String> {
+        // Not the hands as a whole: they would keep the lease alive.
+        let (gate, newest) = (Arc::clone(&self.gate), Arc::clone(&self.life));
+        let (instance, runtime_dir) = (self.instance.clone(), self.runtime_dir.clone());
+        let kill = move || {
+            let _alone = gate.lock().unwrap_or_else(PoisonError::into_inner);
+            if newest.load(Ordering::SeqCst) != life {
+                return true;
+            }
+            match kill_unguarded(&instance, &runtime_dir, 0) {
+                Ok(killed) => {
+                    tracing::warn!(killed, "nothing of the process tree is left");
+                    true
+                }
+                Err(error) => {
+                    tracing::error!(error, "failed to kill the process tree");
+                    false
+                }
+            }
+        };
+        guard.watch_over(Box::new(kill)).map_err(said)
+    }
+
+    /// PostgreSQL doesn't start beside a `postmaster.pid` whose process lives, be it a zombie or somebody
+    /// else's that got the number. Nothing of PostgreSQL runs here any more: that was seen to before.
+    pub fn set_stale_lock_aside(&self) -> Result<(), String> {
+        let Some(pid) = self.instance.lock_file_pid() else { return Ok(()) };
+        let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { return Ok(()) };
+        tracing::warn!(
+            pid,
+            name = name.trim(),
+            "postmaster.pid names a process that is no PostgreSQL; it is set aside"
+        );
+        self.instance.set_lock_file_aside().map_err(said)
+    }
+}
