@@ -4,6 +4,8 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "agent/guarding.rs"]
+mod guarding;
 mod support;
 
 use std::{
@@ -207,10 +209,13 @@ struct Host {
 }
 
 fn run_agent(config: Config) -> (watch::Sender<bool>, thread::JoinHandle<()>) {
+    run_agent_of(config, env!("CARGO_BIN_EXE_matriarch").into())
+}
+
+fn run_agent_of(config: Config, exe: PathBuf) -> (watch::Sender<bool>, thread::JoinHandle<()>) {
     let (stop, stopped) = watch::channel(false);
     let thread = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let exe = env!("CARGO_BIN_EXE_matriarch").into();
         runtime.block_on(agent::run_with(config, exe, stopped)).unwrap();
     });
     (stop, thread)

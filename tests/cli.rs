@@ -16,8 +16,8 @@ use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, MemberStatus, OperationReply, OperationStatus, StatusReply,
-        StatusRequest, SwitchoverRequest, TransferLeaderReply, TransferLeaderRequest,
+        ExplainReply, ExplainRequest, FailoverRequest, Fence, MemberStatus, OperationReply, OperationStatus,
+        StatusReply, StatusRequest, SwitchoverRequest, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -226,11 +226,16 @@ fn member(name: &str, role: &str, lsn: &str) -> MemberStatus {
         raft_role: "follower".to_owned(),
         postgres: format!("{name}:5432"),
         manager: format!("{name}:7400"),
-        guard: "guarded".to_owned(),
+        guard: "guarding".to_owned(),
         healthy: true,
         server_version: 150_004,
         ..MemberStatus::default()
     }
+}
+
+fn fence(method: &str, kill_micros: u64, [memory, priority, oom]: [&str; 3]) -> Fence {
+    let text = str::to_owned;
+    Fence { method: text(method), kill_micros, memory: text(memory), priority: text(priority), oom: text(oom) }
 }
 
 fn healthy() -> StatusReply {
@@ -242,6 +247,9 @@ fn healthy() -> StatusReply {
     members[0].lease_remaining_ms = 2_310;
     members[1].raft_role = "leader".to_owned();
     members[2].lag_bytes = 328;
+    members[0].fence = Some(fence("cgroup.kill", 8_486, ["locked", "real-time", "-1000"]));
+    let needs = ["unavailable: needs CAP_IPC_LOCK", "nice -20", "unavailable: needs CAP_SYS_RESOURCE"];
+    members[1].fence = Some(fence("walk of /proc, cgroup.kill unavailable: needs cgroup v2", 0, needs));
     StatusReply {
         cluster: "main".to_owned(),
         cluster_id: "0199c0de".to_owned(),
@@ -303,10 +311,10 @@ fn status_of_a_healthy_cluster() {
           primary n1 (lock open)  epoch 4  timeline 3  profile normal
           Raft leader n2  answered by n1  id 0199c0de  generation 1
 
-        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD    POSTGRES
-        n1      primary  running   3  0/50001A8            -      4  follower  2.3 s  guarded  n1:5432
-        n2      standby  running   3  0/50001A8            0      4  leader        -  guarded  n2:5432
-        n3      standby  running   3  0/5000060          328      4  follower      -  guarded  n3:5432
+        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD     POSTGRES
+        n1      primary  running   3  0/50001A8            -      4  follower  2.3 s  guarding  n1:5432
+        n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
+        n3      standby  running   3  0/5000060          328      4  follower      -  guarding  n3:5432
 
         Warning: cluster.insecure is on: traffic between the hosts is not encrypted
     "#]]
@@ -321,10 +329,10 @@ fn status_says_what_is_wrong_and_what_is_going_on() {
           primary none (lock fenced)  epoch 5  timeline 3  profile normal
           Raft leader n2  answered by n1  id 0199c0de  generation 1
 
-        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD    POSTGRES
+        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD     POSTGRES
         n1      none     silent    -  -                    ?      -  unknown       -  -        n1:5432
-        n2      standby  running   3  0/50001A8            0      4  leader        -  guarded  n2:5432
-        n3      standby  cloning   3  0/5000060            ?      4  follower      -  guarded  n3:5432
+        n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
+        n3      standby  cloning   3  0/5000060            ?      4  follower      -  guarding  n3:5432
 
         n1: no report for 4.2 s
         n3: 12 of 40 MiB from n2

@@ -160,6 +160,7 @@ fn member(
     }
     out.epoch = agent.accepted_epoch.0;
     out.guard = agent.guard.clone();
+    out.fence = Some(crate::rpc::convert::fence(&agent.fence));
     out.lease_remaining_ms = agent.lease.remaining_ms;
     out.server_version = agent.server_version;
     if let Some(work) = &agent.work {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     config::Config,
-    rpc::v1::{ExplainReply, MemberStatus, OperationStatus, StatusReply},
+    rpc::v1::{ExplainReply, Fence, MemberStatus, OperationStatus, StatusReply},
 };
 
 /// Whether colours may be used. The text says the same without them.
@@ -127,7 +127,27 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let tone = if member.healthy { Tone::Warn } else { Tone::Bad };
         let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
     }
+    text.push_str(&fences(&reply.members));
     text.push_str(&footer(reply, style));
+    text
+}
+
+/// How each host would end a PostgreSQL that must not write. Hosts that say nothing of it have no line.
+fn fences(members: &[MemberStatus]) -> String {
+    let mut text = String::new();
+    for member in members {
+        let Some(fence) = member.fence.as_ref().filter(|f| !f.method.is_empty()) else { continue };
+        if text.is_empty() {
+            text.push('\n');
+        }
+        let took = match fence.kill_micros {
+            0 => String::new(),
+            us => format!(" ({}.{} ms for 100 processes)", us / 1_000, us % 1_000 / 100),
+        };
+        let Fence { method, memory, priority, oom, .. } = fence;
+        let guard = format!("guard: memory {memory}, priority {priority}, OOM score {oom}");
+        let _ = writeln!(text, "Fence {}: {method}{took}; {guard}", member.member);
+    }
     text
 }
 
@@ -311,9 +331,19 @@ struct MemberJson<'a> {
     raft_role: &'a str,
     lease_remaining_ms: Option<u64>,
     guard: Option<&'a str>,
+    fence: Option<FenceJson<'a>>,
     postgres: &'a str,
     manager: &'a str,
     server_version: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct FenceJson<'a> {
+    method: &'a str,
+    kill_micros: Option<u64>,
+    memory: &'a str,
+    priority: &'a str,
+    oom_score: &'a str,
 }
 
 #[derive(Serialize)]
@@ -356,9 +386,20 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         raft_role: &member.raft_role,
         lease_remaining_ms: Some(member.lease_remaining_ms).filter(|ms| *ms != 0),
         guard: known(&member.guard),
+        fence: member.fence.as_ref().filter(|f| !f.method.is_empty()).map(fence_json),
         postgres: &member.postgres,
         manager: &member.manager,
         server_version: Some(member.server_version).filter(|v| *v != 0),
+    }
+}
+
+fn fence_json(fence: &Fence) -> FenceJson<'_> {
+    FenceJson {
+        method: &fence.method,
+        kill_micros: Some(fence.kill_micros).filter(|us| *us != 0),
+        memory: &fence.memory,
+        priority: &fence.priority,
+        oom_score: &fence.oom,
     }
 }
 

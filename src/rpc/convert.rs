@@ -232,14 +232,14 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         rewind_unfinished: view.rewind_unfinished,
         rewind_failures: view.rewind_failures,
         clone_failures: view.clone_failures,
-        fence: Some(v1::Fence {
-            method: view.fence.method.clone(),
-            kill_micros: view.fence.kill_micros,
-            memory: view.fence.memory.clone(),
-            priority: view.fence.priority.clone(),
-            oom: view.fence.oom.clone(),
-        }),
+        fence: Some(fence(&view.fence)),
     }
+}
+
+/// To the wire.
+pub fn fence(view: &FenceView) -> v1::Fence {
+    let FenceView { method, kill_micros, memory, priority, oom } = view.clone();
+    v1::Fence { method, kill_micros, memory, priority, oom }
 }
 
 fn fence_view(raw: v1::Fence) -> FenceView {

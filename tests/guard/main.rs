@@ -386,7 +386,6 @@ fn an_unguarded_postmaster_is_cleared_with_all_that_belongs_to_it() {
     assert!(innocent.is_alive(), "a reused pid is not a postmaster");
 }
 
-
 /// Containers on one host see each its own directory under the same path.
 #[test]
 fn a_postmaster_in_another_directory_of_the_same_name_is_left_alone() {

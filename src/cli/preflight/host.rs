@@ -14,7 +14,11 @@ use nix::{
 };
 
 use super::{fail, ok, warn};
-use crate::{cli::render::Check, config::Config};
+use crate::{
+    cli::render::Check,
+    config::{CgroupUse, Config},
+    guard,
+};
 
 /// What the agent and the guard make use of (capabilities(7)), and what for.
 const CAPABILITIES: [(u32, &str, &str); 4] = [
@@ -35,38 +39,42 @@ pub(super) fn user(config: &Config) -> Check {
 }
 
 /// Whether this process may make cgroups of its own, so that a fence can kill a whole tree at once.
-pub(super) fn cgroup(root: &Path) -> Check {
+pub(super) fn cgroup(root: &Path, wanted: CgroupUse) -> Check {
     const NAME: &str = "cgroup";
-    const WALK: &str = "a fence walks /proc instead, which is slower";
-    let mount = root.join("sys/fs/cgroup");
-    if !mount.join("cgroup.controllers").exists() {
-        return warn(NAME, format!("no cgroup v2 at {}; {WALK}", mount.display()));
-    }
-    let Some(own) = own_cgroup(root) else {
-        return warn(NAME, format!("this process has no cgroup v2; {WALK}"));
-    };
-    let dir = mount.join(own.strip_prefix("/").unwrap_or(&own));
-    let shown = dir.display();
-    if !mount.join("init.scope/cgroup.kill").exists() && !dir.join("cgroup.kill").exists() {
-        return warn(NAME, format!("the kernel has no cgroup.kill (Linux 5.14); {WALK}"));
-    }
-    match access(&dir, AccessFlags::W_OK) {
-        Ok(()) => ok(NAME, format!("cgroup v2, {shown} is writable")),
-        Err(_) => {
-            let unit = root.join("etc/systemd/system/matriarch-agent.service");
-            let delegated = fs::read_to_string(&unit).is_ok_and(|t| t.lines().any(|l| l.trim() == "Delegate=yes"));
-            if delegated {
-                return ok(NAME, format!("cgroup v2, delegated by {}", unit.display()));
-            }
-            warn(NAME, format!("{shown} is not delegated to this user (Delegate=yes in the unit does that); {WALK}"))
+    let lacking = |problem: String| match wanted {
+        CgroupUse::Required => fail(NAME, format!("{problem}; agent.cgroup is `required`")),
+        CgroupUse::Auto | CgroupUse::Off => {
+            warn(NAME, format!("{problem}; a fence walks /proc instead, which is slower"))
         }
+    };
+    if wanted == CgroupUse::Off {
+        return ok(NAME, "not used (agent.cgroup is `off`): a fence walks /proc");
     }
+    let Some(dir) = own_cgroup(root) else {
+        return lacking("this process has no cgroup v2".to_owned());
+    };
+    let shown = dir.display();
+    let unit = root.join("etc/systemd/system/matriarch-agent.service");
+    if access(&dir, AccessFlags::W_OK).is_err() {
+        let delegated = fs::read_to_string(&unit).is_ok_and(|t| t.lines().any(|l| l.trim() == "Delegate=yes"));
+        if delegated {
+            return ok(NAME, format!("cgroup v2, delegated by {}", unit.display()));
+        }
+        return lacking(format!("{shown} is not delegated to this user (Delegate=yes in the unit does that)"));
+    }
+    // The root of the hierarchy has no such file itself, but then its groups have.
+    let mut below = fs::read_dir(&dir).into_iter().flatten().flatten().map(|e| e.path());
+    let kill = |dir: &Path| dir.join("cgroup.kill").exists();
+    if !kill(&dir) && dir.join("cgroup.type").exists() && !below.any(|d| kill(&d)) {
+        return lacking("the kernel has no cgroup.kill (Linux 5.14)".to_owned());
+    }
+    ok(NAME, format!("cgroup v2, {shown} is writable"))
 }
 
-/// The path after `0::` in /proc/self/cgroup.
+/// Where this process is, below `root`.
 fn own_cgroup(root: &Path) -> Option<PathBuf> {
-    let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("0::")).map(PathBuf::from)
+    let dir = guard::own_cgroup(root)?;
+    Some(root.join(dir.strip_prefix("/").unwrap_or(&dir)))
 }
 
 pub(super) fn capabilities(root: &Path) -> Check {
@@ -171,16 +179,25 @@ mod tests {
 
     #[test]
     fn a_cgroup_is_good_when_it_can_be_written() {
+        let mount = "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let none = tree(&[]);
-        assert!(cgroup(none.path()).detail.contains("no cgroup v2"));
+        let check = |root: &Path| cgroup(root, CgroupUse::Auto);
+        assert!(check(none.path()).detail.contains("no cgroup v2"));
+        let required = cgroup(none.path(), CgroupUse::Required);
+        assert_eq!(required.outcome, Outcome::Fail);
+        assert_eq!(cgroup(none.path(), CgroupUse::Off).outcome, Outcome::Ok);
         let mine = tree(&[
-            ("sys/fs/cgroup/cgroup.controllers", "cpu"),
-            ("sys/fs/cgroup/a.service/cgroup.kill", ""),
+            ("proc/self/mountinfo", mount),
             ("proc/self/cgroup", "1:name=x:/\n0::/a.service\n"),
+            ("sys/fs/cgroup/a.service/cgroup.kill", ""),
         ]);
-        assert_eq!(cgroup(mine.path()).outcome, Outcome::Ok);
-        let old = tree(&[("sys/fs/cgroup/cgroup.controllers", "cpu"), ("proc/self/cgroup", "0::/\n")]);
-        assert!(cgroup(old.path()).detail.contains("no cgroup.kill"));
+        assert_eq!(check(mine.path()).outcome, Outcome::Ok);
+        let old = tree(&[
+            ("proc/self/mountinfo", mount),
+            ("proc/self/cgroup", "0::/a.service\n"),
+            ("sys/fs/cgroup/a.service/cgroup.type", "domain"),
+        ]);
+        assert!(check(old.path()).detail.contains("no cgroup.kill"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 mod disk;
 mod distribution;
+mod fence;
 mod host;
 mod ports;
 mod postgres;
@@ -34,7 +35,8 @@ fn checks(config: &Config) -> Vec<Check> {
     let mut checks = vec![ok("configuration", format!("{} is good", config.file.display())), host::user(config)];
     checks.extend(ports::all(config));
     if let Some(member) = &config.member {
-        checks.push(host::cgroup(Path::new("/")));
+        checks.push(host::cgroup(Path::new("/"), member.agent.cgroup));
+        checks.push(fence::check(config, member));
         checks.push(host::capabilities(Path::new("/")));
         checks.extend(disk::all(member));
         checks.extend(postgres::all(&member.postgresql));
