@@ -7,10 +7,12 @@
 //! on, so limits go on to count for the unit or slice as a whole.
 
 use std::{
-    fmt::Write as _,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::{ffi::OsStrExt as _, fs::FileExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{FileExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -46,8 +48,8 @@ pub(super) enum NoGroup {
 impl Group {
     /// Makes the group of a runtime directory below `own`, empty.
     pub fn prepare(own: &Path, runtime_dir: &Path) -> Result<Self, NoGroup> {
-        let dir = own.join(name(runtime_dir));
         let unavailable = |error: io::Error| NoGroup::Unavailable(why(&error));
+        let dir = own.join(name(runtime_dir).map_err(unavailable)?);
         // Whoever may not move processes out of `own` may make a group, but not fill it.
         access(&own.join("cgroup.procs"), AccessFlags::W_OK).map_err(|errno| unavailable(errno.into()))?;
         match fs::create_dir(&dir) {
@@ -178,31 +180,33 @@ fn why(error: &io::Error) -> WhyWalk {
     }
 }
 
-/// `/run/matriarch` becomes `postgresql-run-matriarch`. Different paths never get the same name.
-fn name(runtime_dir: &Path) -> String {
+/// `/run/matriarch` becomes `postgresql-run-matriarch-801.2af`: its path for people, and
+/// device and inode, because containers on one host may have the same paths.
+fn name(runtime_dir: &Path) -> io::Result<String> {
+    let found = fs::metadata(runtime_dir)?;
     let mut name = "postgresql".to_owned();
     for byte in runtime_dir.as_os_str().as_bytes() {
         match byte {
-            b'/' => name.push('-'),
             b'.' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => name.push(char::from(*byte)),
-            // Writing to a String can't fail.
-            other => drop(write!(name, "_{other:02x}")),
+            _ => name.push('-'),
         }
     }
-    name
+    // A name may have 255 bytes; what tells them apart is at the end.
+    name.truncate(200);
+    Ok(format!("{name}-{:x}.{:x}", found.dev(), found.ino()))
 }
 
 /// The group that `pid` is in, if it is the one of that runtime directory: wherever it
 /// lies, for an agent may be started in another place than the one before it.
 pub(super) fn of_process(pid: u32, runtime_dir: &Path) -> Option<Group> {
     let dir = dir_of(&pid.to_string(), Path::new("/"))?;
-    let ours = dir.file_name()? == name(runtime_dir).as_str();
+    let ours = dir.file_name()? == name(runtime_dir).ok()?.as_str();
     ours.then(|| Group::open(dir).ok()).flatten()
 }
 
 /// The group of that runtime directory below the caller's own, when there is one.
 pub(super) fn left_behind(runtime_dir: &Path) -> Option<Group> {
-    Group::open(own_cgroup(Path::new("/"))?.join(name(runtime_dir))).ok()
+    Group::open(own_cgroup(Path::new("/"))?.join(name(runtime_dir).ok()?)).ok()
 }
 
 #[cfg(test)]
@@ -226,12 +230,17 @@ mod tests {
 
     #[test]
     fn two_runtime_directories_never_share_a_group() {
-        assert_eq!(name(Path::new("/run/matriarch")), "postgresql-run-matriarch");
-        let names = ["/a/b", "/a-b", "/a_2db", "/a\u{e4}", "/a.b", "/a b"].map(|p| name(Path::new(p)));
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a b", "a-b", "a", &"x".repeat(250)].map(|n| {
+            let path = dir.path().join(n);
+            fs::create_dir(&path).unwrap();
+            name(&path).unwrap()
+        });
         for (i, one) in names.iter().enumerate() {
-            assert!(!one.contains('/'));
+            assert!(!one.contains('/') && one.len() < 256, "{one}");
             assert!(!names[..i].contains(one), "{names:?}");
         }
+        assert_eq!(name(&dir.path().join("a")).unwrap(), names[2]);
     }
 
     #[test]
@@ -241,7 +250,7 @@ mod tests {
         assert_eq!(why(&io::ErrorKind::StorageFull.into()), WhyWalk::Failed);
         // A directory that is no cgroup has no cgroup.procs.
         let dir = tempfile::tempdir().unwrap();
-        let none = Group::prepare(dir.path(), Path::new("/run/x")).unwrap_err();
+        let none = Group::prepare(dir.path(), dir.path()).unwrap_err();
         assert!(matches!(none, NoGroup::Unavailable(WhyWalk::Failed)), "{none:?}");
     }
 }
