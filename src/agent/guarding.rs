@@ -2,6 +2,7 @@
 //! over it, measuring how fast it kills, and handing it the newer program.
 
 use std::{
+    io::ErrorKind,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, PoisonError, atomic::Ordering},
     thread,
@@ -24,7 +25,7 @@ const TREE: usize = 100;
 pub fn find(hands: &Hands) -> Result<Option<GuardHandle>, String> {
     match guard::adopt(&hands.runtime_dir) {
         Ok(found) => Ok(found.filter(|g| !g.state().borrow().postmaster.is_clear())),
-        Err(error @ (GuardError::Silent { .. } | GuardError::Connect { .. } | GuardError::Closed { .. })) => {
+        Err(error) if is_frozen(&error) => {
             tracing::error!(
                 error = chain(&error),
                 "a guard is there and doesn't answer; it is ended with its PostgreSQL"
@@ -34,6 +35,16 @@ pub fn find(hands: &Hands) -> Result<Option<GuardHandle>, String> {
             Ok(None)
         }
         Err(error) => Err(said(error)),
+    }
+}
+
+/// There, and not answering; anything else wants a person to look at it.
+fn is_frozen(error: &GuardError) -> bool {
+    match error {
+        GuardError::Silent { .. } | GuardError::Closed { .. } => true,
+        // Its backlog is full of those that asked before.
+        GuardError::Connect { source, .. } => matches!(source.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        _ => false,
     }
 }
 

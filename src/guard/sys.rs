@@ -55,7 +55,10 @@ pub(super) fn become_guard() -> io::Result<SignalFd> {
     let _ = prctl::set_name(c"matriarch-guard");
     umask(Mode::from_bits_truncate(0o077));
     let mask: SigSet = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
-    mask.thread_block()?;
+    // These and no others: whoever started the agent may have blocked or ignored the one that `end_after` counts on.
+    mask.thread_set_mask()?;
+    // SAFETY: SIG_DFL installs no handler of ours, so no code can run in a signal context.
+    unsafe { libc::signal(libc::SIGALRM, libc::SIG_DFL) };
     Ok(SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
