@@ -266,8 +266,9 @@ pub fn kill_unguarded(pid: u32, data_dir: &Path, runtime_dir: &Path) -> Result<u
     {
         return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
     }
+    // The walk first: what is below the postmaster and is no `postgres` is found through it.
+    let walked = kill_tree_of_foreign_postmaster(recorded.map_or(pid, |p| p.pid), data_dir)?;
     let killed = recorded.is_some_and(|p| p.kill());
-    let walked = kill_tree_of_foreign_postmaster(pid, data_dir)?;
     if let Some(group) = group {
         group.remove();
     }
