@@ -316,6 +316,9 @@ fn status_of_a_healthy_cluster() {
         n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
         n3      standby  running   3  0/5000060          328      4  follower      -  guarding  n3:5432
 
+        Fence n1: cgroup.kill (8.4 ms for 100 processes); guard: memory locked, priority real-time, OOM score -1000
+        Fence n2: walk of /proc, cgroup.kill unavailable: needs cgroup v2; guard: memory unavailable: needs CAP_IPC_LOCK, priority nice -20, OOM score unavailable: needs CAP_SYS_RESOURCE
+
         Warning: cluster.insecure is on: traffic between the hosts is not encrypted
     "#]]
     .assert_eq(&render::status(&healthy(), Style::Plain));
@@ -336,6 +339,8 @@ fn status_says_what_is_wrong_and_what_is_going_on() {
 
         n1: no report for 4.2 s
         n3: 12 of 40 MiB from n2
+
+        Fence n2: walk of /proc, cgroup.kill unavailable: needs cgroup v2; guard: memory unavailable: needs CAP_IPC_LOCK, priority nice -20, OOM score unavailable: needs CAP_SYS_RESOURCE
 
         Running: switchover 7 from n1 to n2, phase stop
 
@@ -408,6 +413,7 @@ fn json_says_null_for_what_is_not_known() {
               "raft_role": "unknown",
               "lease_remaining_ms": null,
               "guard": null,
+              "fence": null,
               "postgres": "n1:5432",
               "manager": "",
               "server_version": null

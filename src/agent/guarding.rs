@@ -217,16 +217,16 @@ impl Hands {
         guard.watch_over(Box::new(kill)).map_err(said)
     }
 
-    /// PostgreSQL doesn't start beside a `postmaster.pid` whose process lives, be it a zombie or somebody
-    /// else's that got the number. Nothing of PostgreSQL runs here any more: that was seen to before.
-    pub fn set_stale_lock_aside(&self) -> Result<(), String> {
-        let Some(pid) = self.instance.lock_file_pid() else { return Ok(()) };
-        let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { return Ok(()) };
-        tracing::warn!(
-            pid,
-            name = name.trim(),
-            "postmaster.pid names a process that is no PostgreSQL; it is set aside"
-        );
-        self.instance.set_lock_file_aside().map_err(said)
+    /// PostgreSQL doesn't start beside a lock file whose process lives, be it a zombie or somebody else's that
+    /// got the number. Nothing of PostgreSQL runs here any more: that was seen to before.
+    pub fn set_stale_locks_aside(&self) -> Result<(), String> {
+        for (path, pid) in self.instance.lock_files() {
+            // With no such process PostgreSQL removes the file by itself.
+            let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { continue };
+            let (path_shown, name) = (path.display(), name.trim());
+            tracing::warn!(path = %path_shown, pid, name, "names a process that is not ours; it is set aside");
+            Instance::set_lock_file_aside(&path).map_err(said)?;
+        }
+        Ok(())
     }
 }

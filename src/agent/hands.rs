@@ -100,7 +100,7 @@ impl Hands {
     fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<(u64, GuardHandle), String> {
         let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         self.kill_foreign()?;
-        self.set_stale_lock_aside()?;
+        self.set_stale_locks_aside()?;
         let command = self.instance.postmaster_command().map_err(said)?;
         let command = GuardedCommand {
             program: command.program,

@@ -341,15 +341,27 @@ impl Instance {
         text.lines().next()?.trim().trim_start_matches('-').parse().ok()
     }
 
-    /// Gives `postmaster.pid` another name, for a start that it would forbid. Only for a caller that has seen that
-    /// no process of this data directory is left.
+    /// The files by which an earlier postmaster of this data directory would keep another from starting, each
+    /// with the pid in it: `postmaster.pid`, and the lock beside its socket, whose second line names the directory.
+    pub fn lock_files(&self) -> Vec<(PathBuf, i32)> {
+        let socket = self.0.cfg.socket_dir.join(format!(".s.PGSQL.{}.lock", self.0.cfg.port));
+        let ours = |path: PathBuf| {
+            let text = fs::read_to_string(&path).ok()?;
+            let mut lines = text.lines();
+            let pid = lines.next()?.trim().trim_start_matches('-').parse().ok()?;
+            (lines.next().map(Path::new) == Some(self.data_dir())).then_some((path, pid))
+        };
+        [self.data_dir().join("postmaster.pid"), socket].into_iter().filter_map(ours).collect()
+    }
+
+    /// Gives one of the [`Instance::lock_files`] another name, for a start that it would forbid. Only for a caller
+    /// that has seen that no process of this data directory is left.
     ///
     /// # Errors
     /// The file can't be renamed.
-    pub fn set_lock_file_aside(&self) -> Result<(), PostgresError> {
-        let path = self.data_dir().join("postmaster.pid");
-        fs::rename(&path, files::beside(&path, ".stale")).map_err(PostgresError::file("setting aside", &path))?;
-        files::sync_parent(&path)
+    pub fn set_lock_file_aside(path: &Path) -> Result<(), PostgresError> {
+        fs::rename(path, files::beside(path, ".stale")).map_err(PostgresError::file("setting aside", path))?;
+        files::sync_parent(path)
     }
 
     pub(super) fn demand_stopped(&self) -> Result<(), PostgresError> {

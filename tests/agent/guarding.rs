@@ -96,8 +96,8 @@ fn while_the_guard_is_frozen_nothing_is_renewed_and_renewing_goes_on_when_it_ans
             for _ in 0..3 {
                 let before = host.status().await;
                 send(host.guard_pid(), Signal::SIGSTOP);
-                // Two publications may be on their way; the third is missed.
-                tokio::time::sleep(fast().renew * 3).await;
+                // Two publications may be on their way, and the third finds that out.
+                tokio::time::sleep(fast().renew * 5).await;
                 let frozen = host.status().await.lease.unwrap();
                 assert!(frozen.held && frozen.remaining_ms < 1_000, "it is not renewed: {frozen:?}");
                 send(host.guard_pid(), Signal::SIGCONT);
@@ -122,8 +122,8 @@ fn a_guard_that_stays_frozen_does_not_keep_the_primary_past_its_deadline() {
         send(guard, Signal::SIGSTOP);
         let took = host.until_gone().await;
         eprintln!("tree gone {took:?} after its guard was frozen");
-        // Two renewals may still have been counted.
-        assert!(took < fast().hold + fast().renew * 2 + fast().kill, "{took:?}");
+        // Three renewals may still have been counted.
+        assert!(took < fast().hold + fast().renew * 3 + fast().kill, "{took:?}");
         let notice = tokio::time::timeout(DEADLINE, notices.recv()).await.unwrap().unwrap();
         assert!(notice.fenced && notice.epoch == Epoch(1), "{notice:?}");
         // The frozen guard is ended too, or it would keep the next from starting.
@@ -264,8 +264,13 @@ fn a_postgresql_without_a_guard_is_ended_and_never_adopted() {
         // While the agent looks …
         pg_ctl(&host);
         host.until_gone().await;
-        // … and while it doesn't.
+        // … and while it doesn't. The first may still be a zombie, beside which pg_ctl starts nothing.
         host.stop_agent();
+        let local = host.local();
+        let socket = format!(".s.PGSQL.{}.lock", local.postgresql.port);
+        for lock in [local.postgresql.data_dir.join("postmaster.pid"), local.postgresql.socket_dir.join(socket)] {
+            let _ = fs::remove_file(lock);
+        }
         pg_ctl(&host);
         assert!(!host.processes().is_empty());
         host.restart_agent().await;
