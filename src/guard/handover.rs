@@ -46,7 +46,9 @@ pub(super) fn execute(
             let timed = kept.and_then(|()| left.map_or(Ok(()), |left| sys::end_after(Some(left))));
             let failed = match timed {
                 // It returns only on failure.
-                Ok(()) => fexecve(&file, &args, &env).err().map_or(io::ErrorKind::Other.into(), io::Error::from),
+                Ok(()) => {
+                    fexecve(&file, &args, &env).err().map_or_else(|| io::ErrorKind::Other.into(), io::Error::from)
+                }
                 Err(error) => error,
             };
             // In the reverse order, and each as far as it goes: what can't be taken back was never given.
