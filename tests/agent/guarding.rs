@@ -16,14 +16,9 @@ use matriarch::{
     rpc::v1::{self, PostgresState as State},
 };
 use nix::sys::signal::Signal;
-use nix::{sys::signal::kill, unistd::Pid};
 use tokio::sync::watch;
 
-use super::{Cluster, DEADLINE, Host, as_postgres, bin_dir, kill_process, run_agent_of};
-
-fn send(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
-}
+use super::{Cluster, DEADLINE, Host, as_postgres, run_agent_of, send, support::bin_dir};
 
 impl Host {
     /// By the guard's own record, for it may not answer.
@@ -256,7 +251,7 @@ fn a_postgresql_without_a_guard_is_ended_and_never_adopted() {
         host.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
         let pg_ctl = |host: &Host| {
             let local = host.local();
-            let mut command = Command::new(bin_dir().unwrap().join("pg_ctl"));
+            let mut command = Command::new(bin_dir().join("pg_ctl"));
             command.arg("-D").arg(&local.postgresql.data_dir).args(["-w", "-t", "10", "start"]);
             command.stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
             command.status().unwrap()
@@ -345,7 +340,7 @@ fn a_postmaster_killed_while_nobody_looks_is_ended_with_its_orphans() {
         host.stop_agent();
         // Agent and guard are gone, and the postmaster can't act on its SIGQUIT: the next agent finds orphans.
         send(postmaster, Signal::SIGSTOP);
-        kill_process(guard);
+        send(guard, Signal::SIGKILL);
         while ProcessIdentity::of(guard).is_some() {
             thread::sleep(Duration::from_millis(2));
         }
