@@ -29,7 +29,7 @@ use matriarch::{
     domain::{
         ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
         TimelineId, TimelineSwitch, Timings, WalPosition,
-        observation::{AgentView, LeaseView, Notice, OrderResult},
+        observation::{AgentView, FenceView, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
@@ -235,6 +235,7 @@ impl World {
             rewind_unfinished: false,
             rewind_failures: 0,
             clone_failures: 0,
+            fence: FenceView::default(),
         };
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view
