@@ -19,12 +19,14 @@ const ONE_WRITER: &str = "epoch 1 never writes once epoch 2 has promoted";
 #[derive(Debug, Clone)]
 struct Failsafe {
     timing: Timing,
+    /// How long an agent refuses to promote, in units of its clock: T_grant.
+    refusal: u8,
     without: Without,
 }
 
 impl Failsafe {
     fn new(without: &[Rule]) -> Self {
-        Self { timing: Timing::SHORT, without: Without::rules(without) }
+        Self { timing: Timing::SHORT, refusal: Timing::SHORT.grant, without: Without::rules(without) }
     }
 
     fn keeps(&self, rule: Rule) -> bool {
@@ -61,7 +63,7 @@ impl Model for Failsafe {
         };
         let mut later = State { committed: 2, counted: true, ..first };
         later.agents[0].list = 2;
-        vec![first, later]
+        vec![first, later.sorted()]
     }
 
     fn actions(&self, s: &State, steps: &mut Vec<Step>) {

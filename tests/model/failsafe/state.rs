@@ -11,7 +11,7 @@ pub const ADDED: u8 = 2;
 pub const NO_ROUND: u8 = u8::MAX;
 
 /// One of the other agents.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Agent {
     /// The version of the member list that it has applied, 1 or 2.
     pub list: u8,
@@ -78,4 +78,15 @@ pub struct State {
     pub granted: Option<u8>,
     /// It has promoted.
     pub promoted: bool,
+}
+
+impl State {
+    /// The first two agents are interchangeable: they stand in order.
+    pub fn sorted(mut self) -> Self {
+        if self.agents[0] > self.agents[1] {
+            self.agents.swap(0, 1);
+            self.granted = self.granted.map(|agent| if agent < ADDED { 1 - agent } else { agent });
+        }
+        self
+    }
 }

@@ -110,7 +110,7 @@ impl Failsafe {
             Step::Grant { agent } => self.grant(&mut t, agent),
             Step::Promote => promote(&mut t),
         };
-        (possible && t != *s).then_some(t)
+        (possible && t != *s).then(|| t.sorted())
     }
 
     fn answer(&self, t: &mut State, agent: u8) -> bool {
@@ -123,7 +123,7 @@ impl Failsafe {
         a.acked = true;
         a.flagged = true;
         if self.keeps(Rule::AckBlocksPromotion) {
-            a.refuses = self.timing.grant;
+            a.refuses = self.refusal;
         }
         true
     }
@@ -163,7 +163,7 @@ impl Failsafe {
     fn restart(&self, t: &mut State, agent: u8) -> bool {
         let a = &mut t.agents[usize::from(agent)];
         let remembers = a.flagged && self.keeps(Rule::RestartQuarantine);
-        a.refuses = if remembers { self.timing.grant } else { 0 };
+        a.refuses = if remembers { self.refusal } else { 0 };
         true
     }
 

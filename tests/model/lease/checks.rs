@@ -2,7 +2,7 @@
 
 use super::{
     Lease, Start,
-    promises::{NO_HASTE, ONE_WRITER, UNBOUND},
+    promises::{ENDS_BEFORE_GRANT, NO_HASTE, ONE_WRITER, UNBOUND},
     rules::Rule,
 };
 use crate::{
@@ -26,7 +26,8 @@ fn with_probes(rules: &[Rule]) -> Outcome {
 }
 
 fn with_configurations(first: Timing, second: Timing, rules: &[Rule]) -> Outcome {
-    let model = Three { configurations: true, ends: false, first, second, ..Lease::new(rules) };
+    let model =
+        Three { configurations: true, ends: false, inert: true, strict: true, first, second, ..Lease::new(rules) };
     check(&format!("lease with configurations without {rules:?}"), model)
 }
 
@@ -97,33 +98,39 @@ fn a_lease_configuration_that_gets_shorter() {
 // ---- the inequality ----------------------------------------------------------------------------
 
 fn granting(timing: Timing, grant: u8, drift: Drift) -> Outcome {
-    let model =
-        Three { first: timing.granting(grant), drift, ends: false, strict: false, patient: false, ..Lease::new(&[]) };
-    check(&format!("lease, {timing:?} with T_grant {grant}, {drift:?}"), model)
+    let first = timing.granting(grant);
+    let model = Three { first, drift, ends: false, strict: false, patient: false, ..Lease::new(&[]) };
+    check(&format!("lease, T_grant {grant} instead of {}, {drift:?}", timing.grant), model)
+}
+
+/// The same in the longer lease, where the grant of the next epoch is what counts.
+fn granting_long(grant: u8) -> Outcome {
+    let first = Timing::LONG.granting(grant);
+    let model = Three { first, ends: false, inert: true, patient: false, ..Lease::new(&[]) };
+    check(&format!("longer lease, T_grant {grant} instead of {}", Timing::LONG.grant), model)
 }
 
 #[test]
 fn t_grant_is_tight() {
     granting(Timing::SHORT, Timing::SHORT.grant - 1, Drift::Worst).breaks(ONE_WRITER);
-    granting(Timing::LONG, Timing::LONG.grant - 1, Drift::Worst).breaks(ONE_WRITER);
     granting(Timing::SHORT, Timing::SHORT.grant - 1, Drift::Free).breaks(ONE_WRITER);
+    granting_long(Timing::LONG.grant - 1).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn a_promise_as_long_as_the_hold_is_noticed() {
-    granting(Timing::LONG, Timing::LONG.hold, Drift::Worst).breaks(ONE_WRITER);
+    granting(Timing::SHORT, Timing::SHORT.hold, Drift::Worst).breaks(ONE_WRITER);
+    granting_long(Timing::LONG.hold).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn a_promise_without_room_for_drift_is_noticed() {
-    let Timing { hold, kill, .. } = Timing::LONG;
-    granting(Timing::LONG, hold + kill, Drift::Worst).breaks(ONE_WRITER);
+    granting_long(Timing::LONG.hold + Timing::LONG.kill).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn a_promise_without_room_for_the_kill_is_noticed() {
-    let Timing { grant, kill, .. } = Timing::LONG;
-    granting(Timing::LONG, grant - kill, Drift::Worst).breaks(ONE_WRITER);
+    granting_long(Timing::LONG.grant - Timing::LONG.kill).breaks(ENDS_BEFORE_GRANT);
 }
 
 // ---- the holder --------------------------------------------------------------------------------
@@ -246,29 +253,34 @@ fn a_probe_that_extends_the_lease_is_noticed() {
 
 #[test]
 fn a_promise_of_another_configuration_is_noticed() {
-    with_configurations(Timing::LONG, Timing::SHORT, &[Rule::PromiseOfNamedConfiguration]).breaks(ONE_WRITER);
+    with_configurations(Timing::LONG, Timing::SHORT, &[Rule::PromiseOfNamedConfiguration]).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn an_ack_of_a_configuration_that_is_not_applied_is_noticed() {
-    with_configurations(Timing::SHORT, Timing::LONG, &[Rule::AckOnlyAppliedConfiguration]).breaks(ONE_WRITER);
+    with_configurations(Timing::SHORT, Timing::LONG, &[Rule::AckOnlyAppliedConfiguration]).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn a_quarantine_of_the_newest_configuration_is_noticed() {
-    with_configurations(Timing::LONG, Timing::SHORT, &[Rule::QuarantineOfLargestGrant]).breaks(ONE_WRITER);
+    with_configurations(Timing::LONG, Timing::SHORT, &[Rule::QuarantineOfLargestGrant]).breaks(ENDS_BEFORE_GRANT);
 }
 
 #[test]
 fn a_switch_before_a_majority_acked_is_noticed() {
-    with_configurations(Timing::SHORT, Timing::LONG, &[Rule::SwitchAfterMajority]).breaks(ONE_WRITER);
+    with_configurations(Timing::SHORT, Timing::LONG, &[Rule::SwitchAfterMajority]).breaks(ENDS_BEFORE_GRANT);
 }
 
 // ---- second nets -------------------------------------------------------------------------------
 
 #[test]
+#[ignore = "long"]
 fn an_expired_epoch_that_comes_back_meets_the_seals() {
     without(&[Rule::ExpiredIsFinal]).is_safe();
+}
+
+#[test]
+fn without_seals_an_expired_epoch_that_comes_back_is_noticed() {
     without(&[Rule::ExpiredIsFinal, Rule::SealRefusesLower]).breaks(ONE_WRITER);
 }
 

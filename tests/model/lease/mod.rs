@@ -41,6 +41,8 @@ struct Lease<const N: usize> {
     misses_max: u8,
     /// Agents also give epochs up, announce their ends and start again.
     ends: bool,
+    /// The holder of the last epoch sends nothing: its grant is what counts.
+    inert: bool,
     /// Also checks that nobody ends an epoch in haste.
     patient: bool,
     /// Also checks that an epoch has stopped writing before the next is granted.
@@ -63,6 +65,7 @@ impl<const N: usize> Lease<N> {
             configurations: false,
             misses_max: 1,
             ends: true,
+            inert: false,
             patient: without.is_empty(),
             strict: without.is_empty(),
             without: Without::rules(without),

@@ -22,7 +22,9 @@ pub fn of<const N: usize>(model: &Lease<N>) -> Vec<Property<Lease<N>>> {
     let mut all = vec![
         Property::<Lease<N>>::always(ONE_WRITER, |_, s| one_writer(s)),
         Property::<Lease<N>>::always(UNBOUND, |_, s| !s.bound),
-        Property::<Lease<N>>::sometimes("the last epoch is held", |m, s| is(m, s, m.epochs, Phase::Held)),
+        Property::<Lease<N>>::sometimes("the last epoch is held, or granted where it is inert", |m, s| {
+            s.holders[usize::from(m.epochs) - 1].phase == if m.inert { Phase::Seeking } else { Phase::Held }
+        }),
         Property::<Lease<N>>::sometimes("a voter is free while another is bound", |_, s| {
             s.voters[0].until == 0 && s.voters[N - 1].until > 0
         }),
@@ -68,10 +70,6 @@ pub fn of<const N: usize>(model: &Lease<N>) -> Vec<Property<Lease<N>>> {
         }));
     }
     all
-}
-
-fn is<const N: usize>(_: &Lease<N>, s: &State<N>, epoch: u8, phase: Phase) -> bool {
-    s.holders[usize::from(epoch) - 1].phase == phase
 }
 
 fn one_writer<const N: usize>(s: &State<N>) -> bool {

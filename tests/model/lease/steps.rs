@@ -94,7 +94,7 @@ impl<const N: usize> Lease<N> {
 
     fn candidates_of(&self, s: &State<N>, epoch: u8, steps: &mut Vec<Step>) {
         let h = &s.holders[usize::from(epoch) - 1];
-        if h.phase == Phase::Ungranted {
+        if h.phase == Phase::Ungranted || (self.inert && epoch == self.epochs) {
             return;
         }
         steps.extend([Step::Renew { epoch, second: false }, Step::Count { epoch }]);

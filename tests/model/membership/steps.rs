@@ -9,7 +9,7 @@ use super::{
     Change,
     chain::Membership,
     rules::Rule,
-    state::{NO_ROUND, NOWHERE, Phase, State, Voter},
+    state::{NO_ROUND, NOWHERE, Phase, State, UNBOUNDED, Voter},
 };
 
 /// One step. Voters by their place.
@@ -302,7 +302,11 @@ fn end_round<const N: usize>(t: &mut State<N>) {
 fn renew<const N: usize>(t: &mut State<N>) -> bool {
     end_round(t);
     t.age = 0;
-    matches!(t.phase, Phase::Seeking | Phase::Held)
+    let may = t.renewals > 0;
+    if may && t.renewals != UNBOUNDED {
+        t.renewals -= 1;
+    }
+    may && matches!(t.phase, Phase::Seeking | Phase::Held)
 }
 
 fn revive<const N: usize>(t: &mut State<N>) -> bool {
