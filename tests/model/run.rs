@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use stateright::{Checker, Expectation, HasDiscoveries, Model};
+use stateright::{Checker, CheckerBuilder, Expectation, HasDiscoveries, Model};
 
 /// What a check found.
 pub struct Outcome {
@@ -27,8 +27,27 @@ where
     M::State: Clone + PartialEq + Hash + Debug + Send + Sync,
     M::Action: Clone + PartialEq + Debug + Send + Sync,
 {
+    finish(name, model.checker())
+}
+
+/// The same for everything that takes no more than so many steps.
+pub fn check_to<M>(steps: usize, name: &str, model: M) -> Outcome
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + PartialEq + Hash + Debug + Send + Sync,
+    M::Action: Clone + PartialEq + Debug + Send + Sync,
+{
+    finish(name, model.checker().target_max_depth(steps + 1))
+}
+
+fn finish<M>(name: &str, checker: CheckerBuilder<M>) -> Outcome
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + PartialEq + Hash + Debug + Send + Sync,
+    M::Action: Clone + PartialEq + Debug + Send + Sync,
+{
     let begun = Instant::now();
-    let checker = model.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = checker.finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let mut outcome = Outcome {
         states: checker.unique_state_count(),
         depth: checker.max_depth() - 1,

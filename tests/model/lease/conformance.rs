@@ -137,10 +137,11 @@ impl World {
             }
         }
         let sent = letters(&out).find(|letter| matches!(letter.body, Body::Renew { .. })).cloned();
+        let Some(sent) = sent else { return false };
         let agent = self.agent(epoch);
         agent.acks.clear();
-        agent.sent = sent;
-        agent.sent.is_some()
+        agent.sent = Some(sent);
+        true
     }
 
     fn deliver(&mut self, epoch: u8, voter: u8) -> Letter {

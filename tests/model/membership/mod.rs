@@ -14,7 +14,7 @@ use crate::{
 };
 use chain::Chain;
 use rules::{Rule, Without};
-use state::{NO_ROUND, NOWHERE, Phase, State, UNBOUNDED, Voter};
+use state::{NO_ROUND, NOWHERE, Phase, State, Voter};
 use steps::Step;
 
 /// The bounds of one model, and the rules it goes without.
@@ -24,7 +24,6 @@ struct Change<const N: usize> {
     timing: Timing,
     elections: bool,
     restarts: bool,
-    renewals: u8,
     without: Without,
 }
 
@@ -35,7 +34,6 @@ impl<const N: usize> Change<N> {
             timing: Timing::SHORT,
             elections: true,
             restarts: true,
-            renewals: UNBOUNDED,
             without: Without::rules(without),
         }
     }
@@ -77,7 +75,6 @@ impl<const N: usize> Model for Change<N> {
             age: NO_ROUND,
             counted: 0,
             granted: false,
-            renewals: self.renewals,
             lost: false,
         }]
     }

@@ -7,9 +7,6 @@ pub const NO_ROUND: u8 = 7;
 /// The place in the log of an entry that is not in it.
 pub const NOWHERE: u8 = 7;
 
-/// As many renewals as it likes.
-pub const UNBOUNDED: u8 = u8::MAX;
-
 /// A manager: its log, its acceptor, and what the network holds of its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Voter {
@@ -80,8 +77,6 @@ pub struct State<const N: usize> {
     pub counted: u8,
     /// Epoch 2 is granted. Its holder counts as writing from now on.
     pub granted: bool,
-    /// Renewals that epoch 1 may still send, where that is bounded; [`UNBOUNDED`].
-    pub renewals: u8,
     /// A committed entry was taken back: Raft itself would be broken.
     pub lost: bool,
 }
@@ -139,8 +134,7 @@ impl<const N: usize> Hash for State<N> {
                 | u64::from(self.age) << 24
                 | u64::from(self.counted) << 28
                 | u64::from(self.granted) << 36
-                | u64::from(self.lost) << 40
-                | u64::from(self.renewals) << 48,
+                | u64::from(self.lost) << 40,
         );
     }
 }

@@ -9,7 +9,7 @@ use super::{
     Change,
     chain::Membership,
     rules::Rule,
-    state::{NO_ROUND, NOWHERE, Phase, State, UNBOUNDED, Voter},
+    state::{NO_ROUND, NOWHERE, Phase, State},
 };
 
 /// One step. Voters by their place.
@@ -26,7 +26,7 @@ pub enum Step {
     /// The epoch that has expired is sought again.
     Revive,
     /// The leader appends the next membership.
-    ProposeStep,
+    ProposeMembership,
     /// The leader appends FenceEpoch: an operator asked.
     ProposeFence,
     /// A manager appends the next entry; the leader commits what enough voters have.
@@ -57,7 +57,7 @@ impl<const N: usize> Change<N> {
             steps.extend((0..=self.chain.steps()).map(|membership| Step::Count { membership }));
         }
         if s.memberships < self.chain.steps() {
-            steps.push(Step::ProposeStep);
+            steps.push(Step::ProposeMembership);
         }
         if s.fence == NOWHERE {
             steps.push(Step::ProposeFence);
@@ -107,7 +107,7 @@ impl<const N: usize> Change<N> {
             Step::Arrive { voter } => self.arrive(&mut t, voter),
             Step::Count { membership } => self.count(&mut t, membership),
             Step::Revive => revive(&mut t),
-            Step::ProposeStep => self.propose_step(&mut t),
+            Step::ProposeMembership => self.propose_step(&mut t),
             Step::ProposeFence => propose_fence(&mut t),
             Step::Append { voter } => self.append(&mut t, voter),
             Step::Adopt { voter } => self.adopt(&mut t, voter),
@@ -302,11 +302,7 @@ fn end_round<const N: usize>(t: &mut State<N>) {
 fn renew<const N: usize>(t: &mut State<N>) -> bool {
     end_round(t);
     t.age = 0;
-    let may = t.renewals > 0;
-    if may && t.renewals != UNBOUNDED {
-        t.renewals -= 1;
-    }
-    may && matches!(t.phase, Phase::Seeking | Phase::Held)
+    matches!(t.phase, Phase::Seeking | Phase::Held)
 }
 
 fn revive<const N: usize>(t: &mut State<N>) -> bool {
