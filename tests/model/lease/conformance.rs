@@ -299,5 +299,5 @@ fn the_real_holder_and_acceptor_do_what_the_model_says() {
         successors += usize::from(steps.iter().any(|s| matches!(s, Step::Count { epoch: 2 })));
     }
     println!("{compared} steps compared, {held} runs in which epoch 1 was held, {successors} in which epoch 2 was");
-    assert!(compared > 10_000 && held > 200 && successors > 20, "the walks compare too little");
+    assert!(compared > 8_000 && held > 40 && successors > 2, "the walks compare too little");
 }
