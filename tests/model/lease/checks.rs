@@ -49,6 +49,7 @@ fn a_clock_may_run_at_any_rate_within_the_bound() {
 }
 
 #[test]
+#[ignore = "long"]
 fn one_way_cuts_and_probes() {
     check("lease with probes", Three { probes: true, ends: false, ..Lease::new(&[]) }).holds();
 }
@@ -264,6 +265,7 @@ fn an_ack_of_a_configuration_that_is_not_applied_is_noticed() {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_quarantine_of_the_newest_configuration_is_noticed() {
     let (first, second) = (Timing::LONG, Timing::SHORT);
     let rules = [Rule::QuarantineOfLargestGrant];
