@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    core::{Event, Sight, Task, TaskEnd, covers},
+    core::{Event, Sight, Task, TaskEnd, covers, grows_from},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode},
     prober::sight,
@@ -12,7 +12,7 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, TimelineHistory, moment::TwoClocks},
+    domain::{Epoch, Generation, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Progress, Session, Upstream},
@@ -400,22 +400,6 @@ fn is_settled(view: &lease::HolderView) -> bool {
         lease::Phase::Held | lease::Phase::Expired | lease::Phase::Superseded { .. } => true,
         lease::Phase::Idle | lease::Phase::Seeking | lease::Phase::Probing => false,
     }
-}
-
-/// The promoted history is the old one plus the timeline it was on.
-fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
-    if !before.in_recovery {
-        // Promoted by an agent that is no more; what can still be checked is the floor.
-        return covers(
-            after,
-            crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn },
-            tenure.floor,
-        );
-    }
-    let Some((last, older)) = after.switches.split_last() else { return false };
-    older == before.history.switches.as_slice()
-        && last.timeline == before.wal_end.timeline
-        && last.end >= before.replay_lsn
 }
 
 /// Writes a checkpoint.

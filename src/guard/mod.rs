@@ -17,7 +17,7 @@
 //!
 //! Read [`process`] for the guard, [`link`] for the agent's side, [`deadline`] for the rules.
 
-mod deadline;
+pub mod deadline;
 mod link;
 mod measure;
 mod process;
