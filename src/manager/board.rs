@@ -73,7 +73,7 @@ impl Facts {
         }
     }
 
-    /// This manager initialised Raft, or found it initialised and unfounded.
+    /// The Raft group is there: if no cluster is founded yet, this manager may found it when it leads.
     pub fn allow_founding(&mut self) {
         self.may_found = true;
     }
