@@ -144,9 +144,7 @@ impl Core {
         let standby = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         match &self.sight {
             Some(sight) if standby && sight.in_recovery => {
-                if !covers(&sight.history, sight.wal_end, floor) {
-                    return Err(format!("its WAL ends at {}, the grant wants {floor}", sight.wal_end));
-                }
+                is_as_granted(sight, floor)?;
             }
             _ => return Err("only a running standby that answers is promoted".to_owned()),
         }
@@ -236,6 +234,20 @@ pub fn covers(history: &TimelineHistory, end: WalPosition, floor: WalPosition) -
         return true;
     }
     history.includes(floor) && end.timeline >= floor.timeline && (end.timeline > floor.timeline || end.lsn >= floor.lsn)
+}
+
+/// Whether a standby is what the grant was decided on: it has all WAL up to `floor`, and none of a timeline that
+/// began after that one. Such a timeline is of a promotion the log may know nothing of; a successor that grew out of
+/// it would leave a hole in the lineage, and nobody would be on the cluster's history any more.
+///
+/// # Errors
+/// What it has, and what the grant wants.
+pub fn is_as_granted(sight: &Sight, floor: WalPosition) -> Result<(), String> {
+    let newer = floor.timeline != TimelineId(0) && sight.wal_end.timeline != floor.timeline;
+    match covers(&sight.history, sight.wal_end, floor) && !newer {
+        true => Ok(()),
+        false => Err(format!("its WAL ends at {}, the grant wants {floor}", sight.wal_end)),
+    }
 }
 
 /// True when the history after a promotion is the one before it plus the timeline it was on.
