@@ -684,8 +684,7 @@ impl World {
         }
         let Some(agent) = self.agent(i) else { return };
         agent.holder_view = view;
-        let wait = self.sky.dice.between(20, 300);
-        self.agent_after(i, wait, AgentEvent::Wake(Wake::Core(Event::Lease(sight))));
+        self.agent_after(i, 100, AgentEvent::Wake(Wake::Core(Event::Lease(sight))));
     }
 
     fn set_holder_timer(&mut self, i: usize) {
@@ -770,8 +769,7 @@ impl World {
         (agent.publish_at, agent.published) = (None, now);
         let (view, life) = (Rc::clone(&agent.status), agent.life);
         if self.hosts[i].manager.as_ref().is_some_and(|m| m.watches(life)) {
-            let wait = self.sky.dice.between(80, 500);
-            self.manager_after(i, wait, ManagerEvent::Said { view, agent: life });
+            self.manager_after(i, 250, ManagerEvent::Said { view, agent: life });
         }
     }
 

@@ -339,7 +339,7 @@ impl World {
         let (report, alive, life) = (guard.report(), guard.alive, guard.life);
         let Some(agent) = &host.agent else { return };
         let to = agent.life;
-        let wait = self.sky.dice.between(30, 500);
-        self.sky.after(wait, i, to, What::Agent(AgentEvent::GuardNews { guard: life, report, alive }));
+        // One socket: news keep their order.
+        self.sky.after(150, i, to, What::Agent(AgentEvent::GuardNews { guard: life, report, alive }));
     }
 }

@@ -177,7 +177,7 @@ impl World {
         let gated = host.disks.manager_lost;
         let local = micros(host.clock.boot(now));
         let limits = Limits::of(&self.sky.timings);
-        let raft = Raft::start(i, n, limits, &host.disks.raft, local, &mut self.sky.dice, self.sky.mutation);
+        let raft = Raft::start(i, n, limits, &host.disks.raft, local, &mut self.sky.dice);
         let clocks = host.clock.read(now);
         let grant = match self.sky.mutation {
             Mutation::NoMargin => self.sky.timings.hold,

@@ -22,8 +22,6 @@ pub enum Mutation {
     NoQuarantine,
     /// The end of an epoch is told before the tree is empty.
     NoticeBeforeTheTreeIsEmpty,
-    /// A vote is answered before it is on disk.
-    VoteNotDurable,
     /// The guard does not look at its deadline.
     GuardSleeps,
     /// A stopped or crashed data directory is left without its signal file.

@@ -12,7 +12,6 @@ use matriarch::state::Command;
 use crate::{
     clock::{Time, micros},
     dice::Dice,
-    mutation::Mutation,
 };
 
 /// One entry; its index is its place in the log plus one.
@@ -116,11 +115,10 @@ pub struct Raft {
     synced: u64,
     writes: VecDeque<Write>,
     write_id: u64,
-    volatile_votes: bool,
 }
 
 impl Raft {
-    pub fn start(me: usize, n: usize, limits: Limits, disk: &Disk, now: Time, dice: &mut Dice, m: Mutation) -> Self {
+    pub fn start(me: usize, n: usize, limits: Limits, disk: &Disk, now: Time, dice: &mut Dice) -> Self {
         Self {
             me,
             n,
@@ -142,7 +140,6 @@ impl Raft {
             synced: disk.log.len() as u64,
             writes: VecDeque::new(),
             write_id: 0,
-            volatile_votes: m == Mutation::VoteNotDurable,
         }
     }
 
@@ -168,7 +165,7 @@ impl Raft {
         acked.sort_unstable_by(|a, b| b.cmp(a));
         match self.n / 2 {
             0 => Some(0),
-            others => acked[others - 1].map(|at| now - at),
+            others => acked[others - 1].map(|at| now.saturating_sub(at)),
         }
     }
 
@@ -179,7 +176,7 @@ impl Raft {
             let am_leader = confirmed && self.term_at(applied) == self.term;
             return (am_leader.then_some(self.me), am_leader);
         }
-        let heard = self.contact.is_some_and(|at| now - at < self.limits.election_max);
+        let heard = self.contact.is_some_and(|at| now.saturating_sub(at) < self.limits.election_max);
         (self.leader.filter(|_| heard), false)
     }
 
@@ -222,11 +219,6 @@ impl Raft {
 
     fn write(&mut self, op: Op, then: Option<(usize, Msg)>, out: &mut Vec<Out>) {
         self.write_id += 1;
-        let early = self.volatile_votes && matches!(op, Op::Vote(..));
-        let (then, now) = if early { (None, then) } else { (then, None) };
-        if let Some((to, msg)) = now {
-            out.push(Out::Send(to, msg));
-        }
         self.writes.push_back(Write { id: self.write_id, op, then });
         out.push(Out::Sync(self.write_id));
     }

@@ -5,7 +5,7 @@
 
 use matriarch::{
     agent::{
-        core::{Disk, Event, Sight, Task, TaskEnd, covers, grows_from},
+        core::{Disk, Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
         order::{Source, StopMode},
         store::Tenure,
     },
@@ -16,7 +16,7 @@ use matriarch::{
 
 use crate::{
     agent::{AgentEvent, Handle, Link, Wake},
-    clock::{MS, SECOND, Time, micros},
+    clock::{MS, SECOND, Time},
     guard::{NoAnswer, Request, Signal},
     invariants,
     mutation::Mutation,
@@ -373,7 +373,7 @@ impl World {
     /// A server that runs is stopped before its data directory is worked on. True once it is.
     fn stopped_first(&mut self, i: usize, run: &mut TaskRun) -> Result<bool, Failure> {
         if run.step == Step::Begin {
-            let runs = self.handle(i, run).is_ok_and(|h| !h.report.is_clear());
+            let runs = self.handle(i, run).is_ok_and(|h| h.alive && !h.report.is_clear());
             run.step = if runs { Step::Signal } else { Step::Prepare };
         }
         if matches!(run.step, Step::Signal | Step::AwaitFast | Step::AwaitImmediate | Step::AwaitFence) {
@@ -402,9 +402,8 @@ impl World {
             Step::Look => {
                 let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
                 let before = seen.map_err(harmless(run.began))?;
-                if before.in_recovery && !covers(&before.history, before.wal_end, tenure.floor) {
-                    let text = format!("its WAL ends at {}, the grant wants {}", before.wal_end, tenure.floor);
-                    return Err(harmless(run.began)(text));
+                if before.in_recovery {
+                    is_as_granted(&before, tenure.floor).map_err(harmless(run.began))?;
                 }
                 run.before = Some(Box::new(before));
                 run.step = Step::Hold;

@@ -1,17 +1,18 @@
 //! L3: every other member becomes a streaming standby of the primary, with the same bytes, or says that it
 //! needs an operator (reliability notes §1.11).
 
-use matriarch::domain::PostgresState;
+use matriarch::{domain::PostgresState, reconcile::rejoin::CLONES_TRIED};
 
 use super::heals::open_primary;
 use crate::world::World;
 
-/// It can't come back by itself, and says so; or its manager's directory was lost, and it waits to be
+/// It can't come back by itself, and says so; or it was cloned in vain too often; or its manager's directory was lost, and it waits to be
 /// replaced.
 pub fn needs_an_operator(world: &World, i: usize) -> bool {
     let host = &world.hosts[i];
     let says = host.agent.as_ref().is_some_and(|a| a.core.state() == PostgresState::Failed);
-    says || host.disks.manager_lost
+    let tried = host.agent.as_ref().is_some_and(|a| a.core.durable().clone_failures >= CLONES_TRIED);
+    says || tried || host.disks.manager_lost
 }
 
 /// The hosts that are not back in line, `None` when there is no primary to follow.

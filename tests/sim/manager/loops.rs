@@ -153,7 +153,9 @@ impl Host {
         let kind = policy::switchover::admit(&situation, kind, Some(&wanted))?;
         let request_id = format!("o{}", manager.number());
         let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind });
-        self.with_raft(sky, |raft, now, _, out| drop(raft.propose(command, now, out)));
+        self.with_raft(sky, |raft, now, _, out| {
+            let _ = raft.propose(command, now, out);
+        });
         Ok(())
     }
 

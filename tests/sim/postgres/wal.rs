@@ -27,6 +27,7 @@ pub struct Branch {
     /// Which host began it.
     pub host: usize,
     /// Under which grant; `None` by hand or by initdb.
+    #[allow(dead_code)] // Read in messages only, through Debug.
     pub epoch: Option<Epoch>,
     /// Where its last checkpoint lies.
     pub checkpoint: Option<u64>,
@@ -49,10 +50,6 @@ impl Branches {
     pub fn add(&mut self, branch: Branch) -> BranchId {
         self.0.push(branch);
         self.0.len() - 1
-    }
-
-    pub fn get(&self, id: BranchId) -> &Branch {
-        &self.0[id]
     }
 
     /// `host` may go on with its own branch when nobody has more of it than it has.
