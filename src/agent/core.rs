@@ -16,7 +16,7 @@ pub use events::{
     Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start,
     Task, TaskEnd, Tree,
 };
-pub use orders::covers;
+pub use orders::{covers, grows_from, is_as_granted};
 
 use super::{
     order::Address,

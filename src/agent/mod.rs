@@ -28,7 +28,7 @@ mod prober;
 mod process;
 mod service;
 mod start;
-mod status;
+pub mod status;
 pub mod store;
 mod tasks;
 

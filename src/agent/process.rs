@@ -255,7 +255,7 @@ impl Agent {
     /// whoever reads its log, what the rules knew of the deadline is old, and by it an epoch would end that was renewed
     /// all along.
     fn step(&mut self, event: Event) -> anyhow::Result<Vec<Effect>> {
-        let newest = lease_sight(&self.hands.holder.view().borrow());
+        let newest = LeaseSight::from(&*self.hands.holder.view().borrow());
         if newest != *self.core.lease() {
             let effects = self.core.step(Event::Lease(newest), now(self.began));
             self.perform(effects, None)?;
@@ -654,18 +654,20 @@ fn with_last_words(event: Event, hands: &Hands) -> Event {
     Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } }
 }
 
-fn lease_sight(view: &HolderView) -> LeaseSight {
-    let phase = match view.phase {
-        Phase::Idle => LeasePhase::Idle,
-        Phase::Seeking => LeasePhase::Seeking,
-        Phase::Held => LeasePhase::Held,
-        // No majority lately; what it held still holds until the deadline.
-        Phase::Probing if view.deadline.is_some() => LeasePhase::Held,
-        Phase::Probing => LeasePhase::Seeking,
-        Phase::Expired => LeasePhase::Expired,
-        Phase::Superseded { .. } => LeasePhase::Superseded,
-    };
-    LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
+impl From<&HolderView> for LeaseSight {
+    fn from(view: &HolderView) -> LeaseSight {
+        let phase = match view.phase {
+            Phase::Idle => LeasePhase::Idle,
+            Phase::Seeking => LeasePhase::Seeking,
+            Phase::Held => LeasePhase::Held,
+            // No majority lately; what it held still holds until the deadline.
+            Phase::Probing if view.deadline.is_some() => LeasePhase::Held,
+            Phase::Probing => LeasePhase::Seeking,
+            Phase::Expired => LeasePhase::Expired,
+            Phase::Superseded { .. } => LeasePhase::Superseded,
+        };
+        LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
+    }
 }
 
 #[cfg(test)]

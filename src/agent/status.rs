@@ -30,7 +30,8 @@ pub fn status(core: &Core, identity: &Identity, adopted: bool, fence: FenceView,
     convert::agent_status(&view, 0, pid)
 }
 
-fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView {
+/// What the status says, in the words of the domain.
+pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentView {
     let durable = core.durable();
     let (wal_end, wal_end_known) = core.wal_end();
     let sight = core.sight();

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    core::{Event, Sight, Task, TaskEnd, covers},
+    core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode},
     prober::sight,
@@ -12,7 +12,7 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, TimelineHistory, moment::TwoClocks},
+    domain::{Epoch, Generation, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Progress, Session, Upstream},
@@ -133,7 +133,8 @@ impl Job {
     /// A standby that runs is stopped first; its fast stop writes a restartpoint only.
     async fn stop_if_running(&self) -> Result<(), String> {
         match &self.guard {
-            Some(guard) if !guard.state().borrow().postmaster.is_clear() => {
+            // Nothing runs under a guard that died: the rules had its tree killed before they took this order.
+            Some(guard) if guard.state().borrow().alive && !guard.state().borrow().postmaster.is_clear() => {
                 self.hands.progress("stop", 0, 0);
                 self.hands.stop_postmaster(guard, Some(self.hands.timings.stop)).await
             }
@@ -169,9 +170,8 @@ impl Job {
         let harmless = |error| Failure { error, harmless: !began };
         let mut session = None;
         let before = self.look(&mut session).await.map_err(harmless)?;
-        if before.in_recovery && !covers(&before.history, before.wal_end, tenure.floor) {
-            let text = format!("its WAL ends at {}, the grant wants {}", before.wal_end, tenure.floor);
-            return Err(harmless(text));
+        if before.in_recovery {
+            is_as_granted(&before, tenure.floor).map_err(harmless)?;
         }
         self.hands.progress("lease", 0, 0);
         if let Err(error) = self.take_lease(tenure, &guard).await {
@@ -400,22 +400,6 @@ fn is_settled(view: &lease::HolderView) -> bool {
         lease::Phase::Held | lease::Phase::Expired | lease::Phase::Superseded { .. } => true,
         lease::Phase::Idle | lease::Phase::Seeking | lease::Phase::Probing => false,
     }
-}
-
-/// The promoted history is the old one plus the timeline it was on.
-fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
-    if !before.in_recovery {
-        // Promoted by an agent that is no more; what can still be checked is the floor.
-        return covers(
-            after,
-            crate::domain::WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn },
-            tenure.floor,
-        );
-    }
-    let Some((last, older)) = after.switches.split_last() else { return false };
-    older == before.history.switches.as_slice()
-        && last.timeline == before.wal_end.timeline
-        && last.end >= before.replay_lsn
 }
 
 /// Writes a checkpoint.

@@ -20,7 +20,7 @@
 //! Read [`process`] for the guard, [`link`] for the agent's side, [`deadline`] for the rules.
 
 mod cgroup;
-mod deadline;
+pub mod deadline;
 mod handover;
 mod link;
 mod means;

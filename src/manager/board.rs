@@ -28,7 +28,8 @@ pub struct Board {
     start: Duration,
 }
 
-/// The facts on the board.
+/// The facts on the board: what each method does depends on its arguments alone, so that a
+/// simulation keeps the same board.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// The last heard of each host.
@@ -53,6 +54,129 @@ pub struct Facts {
     may_found: bool,
 }
 
+impl Facts {
+    /// Nothing heard yet; `founding` is what a cluster not yet founded is founded with.
+    pub fn new(founding: Founding) -> Self {
+        Self {
+            seen: BTreeMap::new(),
+            notices: BTreeMap::new(),
+            seals: BTreeMap::new(),
+            sealing: Epoch(0),
+            plan: Plan::default(),
+            since: Since::default(),
+            primary_ready: None,
+            standbys: BTreeMap::new(),
+            founding,
+            lock_seen: None,
+            operation_seen: None,
+            may_found: false,
+        }
+    }
+
+    /// The Raft group is there: if no cluster is founded yet, this manager may found it when it leads.
+    pub fn allow_founding(&mut self) {
+        self.may_found = true;
+    }
+
+    /// What was heard of a host; `None` for the agent keeps its last word.
+    pub fn observe(&mut self, member: &MemberId, agent: Option<(AgentView, Duration)>, promise: Promise, at: Moment) {
+        let entry = self.seen.entry(member.clone()).or_default();
+        entry.at = at;
+        entry.promise = promise;
+        if let Some((view, age)) = agent {
+            let said = Moment(at.0.saturating_sub(age));
+            // A late report must not put an older word over a newer one.
+            let older = entry.agent.is_some() && said < entry.agent_at;
+            if !older {
+                entry.agent_at = said;
+                entry.agent = Some(view);
+            }
+        }
+    }
+
+    /// An agent's word about the end of an epoch. A later epoch, or the word that
+    /// the tree is empty, outranks what stands there.
+    pub fn notice(&mut self, notice: Notice) {
+        let rank = |n: &Notice| (n.epoch, n.fenced);
+        let newer = self.notices.get(&notice.member).is_none_or(|old| rank(&notice) > rank(old));
+        if newer {
+            self.notices.insert(notice.member.clone(), notice);
+        }
+    }
+
+    /// Starts the leader's clocks over: this manager has just begun to lead.
+    pub fn lead(&mut self, me: &MemberId, now: Moment) {
+        self.since.lock = now;
+        self.since.operation = now;
+        self.lock_seen = None;
+        self.operation_seen = None;
+        self.seals.clear();
+        // What others said in an earlier term of this leader may be long over.
+        self.seen.retain(|member, _| member == me);
+    }
+
+    /// Notes when the lock and the operation came into their present phase.
+    pub fn keep_time(&mut self, state: &ClusterState, now: Moment) {
+        if self.lock_seen.as_ref() != Some(&state.lock) {
+            self.lock_seen = Some(state.lock.clone());
+            self.since.lock = now;
+        }
+        let operation = state.operation.as_ref().map(|o| (o.id, o.phase));
+        if self.operation_seen != operation {
+            self.operation_seen = operation;
+            self.since.operation = now;
+        }
+        if self.sealing != state.epoch {
+            self.sealing = state.epoch;
+            self.seals.clear();
+        }
+    }
+
+    /// One voter's answer to the fenced `epoch`, unless the epoch has changed meanwhile.
+    pub fn seal(
+        &mut self,
+        member: &MemberId,
+        epoch: Epoch,
+        (promise, agent): (Promise, Option<AgentView>),
+        now: Moment,
+    ) {
+        if self.sealing == epoch {
+            // The wait for more WAL counts from the first answer, not from its repetitions.
+            let at = self.seals.get(member).map_or(now, |first| first.at);
+            self.seals.insert(member.clone(), Seal { promise, at, agent });
+        }
+    }
+
+    /// The voter has been silent too long. Its seal is durable and counts on; what its
+    /// agent said is no longer a promise that it is there.
+    pub fn seal_silent(&mut self, member: &MemberId, epoch: Epoch) {
+        let current = self.sealing == epoch;
+        if let Some(seal) = self.seals.get_mut(member).filter(|_| current) {
+            seal.agent = None;
+        }
+    }
+
+    /// The leader's last word about the primary and the standbys.
+    pub fn take_word(&mut self, primary_ready: Option<Epoch>, standbys: BTreeMap<MemberId, (bool, u64)>) {
+        self.primary_ready = primary_ready;
+        self.standbys = standbys;
+    }
+
+    /// The whole situation.
+    pub fn situation<'a>(&'a self, state: &'a ClusterState, timings: &'a Timings, now: Moment) -> Situation<'a> {
+        Situation {
+            state,
+            seen: &self.seen,
+            notices: &self.notices,
+            seals: &self.seals,
+            founding: self.may_found.then_some(&self.founding),
+            timings,
+            since: self.since,
+            now,
+        }
+    }
+}
+
 impl Board {
     /// An empty board.
     pub fn new(config: &Config) -> Self {
@@ -69,21 +193,8 @@ impl Board {
             initializer: initializer.unwrap_or_else(|| members[0].0.clone()),
             members,
         };
-        let facts = Facts {
-            seen: BTreeMap::new(),
-            notices: BTreeMap::new(),
-            seals: BTreeMap::new(),
-            sealing: Epoch(0),
-            plan: Plan::default(),
-            since: Since::default(),
-            primary_ready: None,
-            standbys: BTreeMap::new(),
-            founding,
-            lock_seen: None,
-            operation_seen: None,
-            may_found: false,
-        };
-        Self { inner: Arc::new(Mutex::new(facts)), changed: Arc::new(watch::channel(0).0), start: two_clocks().boot }
+        let inner = Arc::new(Mutex::new(Facts::new(founding)));
+        Self { inner, changed: Arc::new(watch::channel(0).0), start: two_clocks().boot }
     }
 
     /// Now, on this process's clock.
@@ -118,90 +229,38 @@ impl Board {
         look(&self.lock())
     }
 
-    /// This manager initialised Raft, or found it initialised and unfounded.
+    /// See [`Facts::allow_founding`].
     pub fn allow_founding(&self) {
-        self.update(|f| f.may_found = true);
+        self.update(Facts::allow_founding);
     }
 
-    /// Puts up what was heard of a host; `None` for the agent keeps its last word.
+    /// Puts up what was heard of a host.
     pub fn observe(&self, member: &MemberId, agent: Option<(AgentView, Duration)>, promise: Promise) {
         let at = self.now();
-        self.update(|f| {
-            let entry = f.seen.entry(member.clone()).or_default();
-            entry.at = at;
-            entry.promise = promise;
-            if let Some((view, age)) = agent {
-                let said = Moment(at.0.saturating_sub(age));
-                // A late report must not put an older word over a newer one.
-                let older = entry.agent.is_some() && said < entry.agent_at;
-                if !older {
-                    entry.agent_at = said;
-                    entry.agent = Some(view);
-                }
-            }
-        });
+        self.update(|f| f.observe(member, agent, promise, at));
     }
 
-    /// Puts up an agent's word about the end of an epoch. A later epoch, or the
-    /// word that the tree is empty, outranks what stands there.
+    /// Puts up an agent's word about the end of an epoch.
     pub fn notice(&self, notice: Notice) {
-        self.update(|f| {
-            let rank = |n: &Notice| (n.epoch, n.fenced);
-            let newer = f.notices.get(&notice.member).is_none_or(|old| rank(&notice) > rank(old));
-            if newer {
-                f.notices.insert(notice.member.clone(), notice);
-            }
-        });
+        self.update(|f| f.notice(notice));
     }
 
-    /// Starts the leader's clocks over: this manager has just begun to lead.
+    /// See [`Facts::lead`].
     pub fn lead(&self, me: &MemberId) {
         let now = self.now();
-        self.update(|f| {
-            f.since.lock = now;
-            f.since.operation = now;
-            f.lock_seen = None;
-            f.operation_seen = None;
-            f.seals.clear();
-            // What others said in an earlier term of this leader may be long over.
-            f.seen.retain(|member, _| member == me);
-        });
+        self.update(|f| f.lead(me, now));
     }
 
-    /// Notes when the lock and the operation came into their present phase. Only the
-    /// leader's loop calls it, with states that never go back.
+    /// See [`Facts::keep_time`]. Only the leader's loop calls it, with states that never go back.
     pub fn keep_time(&self, state: &ClusterState) {
         let now = self.now();
-        let facts = &mut *self.lock();
-        if facts.lock_seen.as_ref() != Some(&state.lock) {
-            facts.lock_seen = Some(state.lock.clone());
-            facts.since.lock = now;
-        }
-        let operation = state.operation.as_ref().map(|o| (o.id, o.phase));
-        if facts.operation_seen != operation {
-            facts.operation_seen = operation;
-            facts.since.operation = now;
-        }
-        if facts.sealing != state.epoch {
-            facts.sealing = state.epoch;
-            facts.seals.clear();
-        }
+        self.lock().keep_time(state, now);
     }
 
     /// Looks at the whole situation.
     pub fn situation<T>(&self, state: &ClusterState, timings: &Timings, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         let now = self.now();
         let facts = self.lock();
-        let situation = Situation {
-            state,
-            seen: &facts.seen,
-            notices: &facts.notices,
-            seals: &facts.seals,
-            founding: facts.may_found.then_some(&facts.founding),
-            timings,
-            since: facts.since,
-            now,
-        };
-        look(&situation)
+        look(&facts.situation(state, timings, now))
     }
 }

@@ -93,10 +93,6 @@ fn names(manager: &Manager) -> Vec<String> {
 /// Founds the Raft group, or waits to be taken in.
 pub(super) async fn run(manager: Manager) {
     let inner = &manager.inner;
-    if !inner.node.is_empty() {
-        // A group initialised before its genesis was committed goes on from there.
-        inner.board.allow_founding();
-    }
     while inner.node.is_empty() {
         let replies = ask_all(&manager).await;
         match verdict(&manager, &replies) {
@@ -119,6 +115,9 @@ pub(super) async fn run(manager: Manager) {
     }
     inner.founding.set_waits_for(&[]);
     inner.founding.open.store(true, Ordering::SeqCst);
+    // Whoever leads a group without a genesis founds it: the member that initialised the group may be gone before
+    // its genesis is committed. A second genesis is stale.
+    inner.board.allow_founding();
     std::future::pending::<()>().await;
 }
 

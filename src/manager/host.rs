@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// After this long an order without any visible effect is given again.
-const EFFECT: Duration = Duration::from_millis(300);
+pub const EFFECT: Duration = Duration::from_millis(300);
 /// How often the target of a switchover is probed while the old primary stops.
-const CATCHING_UP: Duration = Duration::from_millis(25);
+pub const CATCHING_UP: Duration = Duration::from_millis(25);
 
 pub(super) async fn run(manager: Manager) {
     let inner = &manager.inner;
@@ -59,7 +59,7 @@ pub(super) async fn run(manager: Manager) {
 }
 
 /// This member is the target of a switchover whose old primary is being stopped.
-fn is_target(state: &ClusterState, me: &MemberId) -> bool {
+pub fn is_target(state: &ClusterState, me: &MemberId) -> bool {
     state
         .operation
         .as_ref()
@@ -68,7 +68,7 @@ fn is_target(state: &ClusterState, me: &MemberId) -> bool {
 
 /// What was ordered last, and what failed.
 #[derive(Debug, Default)]
-struct Desk {
+pub struct Desk {
     last: Option<(Next, Moment)>,
     failures: u32,
     failed_order: u64,
@@ -78,7 +78,7 @@ struct Desk {
 
 impl Desk {
     /// How long to wait before `next` is ordered, `None` when it is due now.
-    fn due(
+    pub fn due(
         &mut self,
         next: &Next,
         result: Option<&crate::domain::observation::OrderResult>,
@@ -100,6 +100,24 @@ impl Desk {
         let wait = now.until(again);
         (!wait.is_zero()).then_some(wait)
     }
+
+    /// Notes that `next` is ordered now. Gives the number of the order; `since_boot` makes it
+    /// rise from one life of a manager to the next.
+    pub fn order(&mut self, next: &Next, since_boot: Duration, now: Moment) -> u64 {
+        self.orders += 1;
+        self.last = Some((next.clone(), now));
+        order_id(&next.action, since_boot, self.orders)
+    }
+
+    /// Notes what became of the order given at `ordered`: the agent took it, or refused.
+    pub fn answered(&mut self, refused: bool, ordered: Moment) {
+        if refused {
+            self.failures += 1;
+            self.not_before = Some(ordered + backoff(self.failures).min(Duration::from_secs(2)));
+        } else if self.failures == 0 {
+            self.not_before = None;
+        }
+    }
 }
 
 /// Half a second, doubled with each failure in a row, at most ten.
@@ -109,27 +127,22 @@ fn backoff(failures: u32) -> Duration {
 
 async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
     let inner = &manager.inner;
-    desk.orders += 1;
-    let id = order_id(&next.action, two_clocks().boot, desk.orders);
+    let now = inner.board.now();
+    let id = desk.order(next, two_clocks().boot, now);
     let mut to = manager.target(&inner.me);
     to.epoch = next.epoch.0;
     let state = inner.node.state().borrow().clone();
     let order = v1::Order { to: Some(to), id, rule: next.because.0, action: Some(encode(&next.action, &state)) };
     tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
-    let now = inner.board.now();
-    desk.last = Some((next.clone(), now));
     let refused = match inner.link.execute(order).await {
         Ok(None) => None,
         Ok(Some(reason)) => Some(reason),
         Err(status) => Some(status.message().to_owned()),
     };
-    if let Some(reason) = refused {
+    if let Some(reason) = &refused {
         tracing::warn!(member = %inner.me, rule = next.because.0, error = %reason, "the agent refused an order");
-        desk.failures += 1;
-        desk.not_before = Some(now + backoff(desk.failures).min(Duration::from_secs(2)));
-    } else if desk.failures == 0 {
-        desk.not_before = None;
     }
+    desk.answered(refused.is_some(), now);
 }
 
 /// Rises within the life of a manager and from one life to the next. A

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Manager, board::Facts, peers::timed};
+use super::{Manager, peers::timed};
 use crate::{
     domain::{Epoch, MemberId, observation::Notice},
     guard::sys::two_clocks,
@@ -59,9 +59,9 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
-        let (ready, standbys) = super::view::seen_by_leader(manager, &state);
+        let (ready, standbys) = inner.board.situation(&state, manager.timings(), super::view::seen_by_leader);
         let ready = ready.then_some(state.epoch);
-        inner.board.update(|f| take_word(f, ready, standbys));
+        inner.board.update(|f| f.take_word(ready, standbys));
         return true;
     }
     let request = v1::ReportRequest {
@@ -79,7 +79,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
             let standbys = reply.standbys.into_iter();
             let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
             let ready = reply.primary_ready.then_some(Epoch(reply.epoch));
-            inner.board.update(|f| take_word(f, ready, standbys.collect()));
+            inner.board.update(|f| f.take_word(ready, standbys.collect()));
             true
         }
         Ok(Err(status)) => {
@@ -88,13 +88,4 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
         }
         Err(_) => false,
     }
-}
-
-fn take_word(
-    facts: &mut Facts,
-    primary_ready: Option<Epoch>,
-    standbys: std::collections::BTreeMap<MemberId, (bool, u64)>,
-) {
-    facts.primary_ready = primary_ready;
-    facts.standbys = standbys;
 }

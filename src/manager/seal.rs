@@ -6,7 +6,6 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Manager, peers::timed};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, Promise, observation::AgentView},
-    policy::Seal,
     rpc::{convert, v1},
     state::Lock,
 };
@@ -67,25 +66,13 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
                     && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
                 let wait = if done { Duration::from_millis(500) } else { AGAIN };
                 let at = manager.inner.board.now();
-                manager.inner.board.update(|facts| {
-                    if facts.sealing == epoch {
-                        // The wait for more WAL counts from the first answer, not from its repetitions.
-                        let at = facts.seals.get(&member).map_or(at, |first| first.at);
-                        facts.seals.insert(member.clone(), Seal { promise, at, agent });
-                    }
-                });
+                manager.inner.board.update(|facts| facts.seal(&member, epoch, (promise, agent), at));
                 tokio::time::sleep(wait).await;
             }
             Err(status) => {
                 tracing::debug!(member = %member, epoch = %epoch, error = %status.message(), "no seal");
                 if manager.inner.board.now().since(heard) > manager.timings().silent {
-                    // Its seal is durable and counts on; what its agent said is no longer a promise that it is there.
-                    manager.inner.board.update(|facts| {
-                        let current = facts.sealing == epoch;
-                        if let Some(seal) = facts.seals.get_mut(&member).filter(|_| current) {
-                            seal.agent = None;
-                        }
-                    });
+                    manager.inner.board.update(|facts| facts.seal_silent(&member, epoch));
                 }
                 tokio::time::sleep(AGAIN * 2).await;
             }

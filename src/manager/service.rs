@@ -104,7 +104,7 @@ impl v1::peer_server::Peer for PeerService {
         }
         board.observe(&sender, agent, convert::promise_of(report.promise));
         let state = self.manager.inner.node.state().borrow().clone();
-        let (primary_ready, standbys) = view::seen_by_leader(&self.manager, &state);
+        let (primary_ready, standbys) = board.situation(&state, self.manager.timings(), view::seen_by_leader);
         let standbys = standbys
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })

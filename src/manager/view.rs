@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Manager;
 use crate::{
     domain::{MemberId, PostgresState, observation::AgentView},
-    policy::{Plan, switchover},
+    policy::{Plan, Situation, switchover},
     raft::Leadership,
     rpc::v1,
     state::{Applied, ClusterState, Command, OperationKind, RuleId},
@@ -13,18 +13,16 @@ use crate::{
 
 /// Whether the primary can be copied from, and the standbys as their primary
 /// and their own agents see them.
-pub(super) fn seen_by_leader(manager: &Manager, state: &ClusterState) -> (bool, BTreeMap<MemberId, (bool, u64)>) {
-    manager.inner.board.situation(state, manager.timings(), |s| {
-        let Some((_, holder)) = state.holder() else { return (false, BTreeMap::new()) };
-        let primary = s.agent(holder).filter(|a| a.state == PostgresState::Primary);
-        let ready = primary.is_some_and(|a| a.checkpoint_timeline == a.wal_end.timeline);
-        let standbys = state.members.keys().filter(|m| *m != holder).filter_map(|m| {
-            let agent = s.agent(m)?;
-            let lag = primary.map_or(0, |p| p.wal_end.lsn.bytes_past(agent.replay_lsn));
-            Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming, lag)))
-        });
-        (ready, standbys.collect())
-    })
+pub fn seen_by_leader(s: &Situation<'_>) -> (bool, BTreeMap<MemberId, (bool, u64)>) {
+    let Some((_, holder)) = s.state.holder() else { return (false, BTreeMap::new()) };
+    let primary = s.agent(holder).filter(|a| a.state == PostgresState::Primary);
+    let ready = primary.is_some_and(|a| a.checkpoint_timeline == a.wal_end.timeline);
+    let standbys = s.state.members.keys().filter(|m| *m != holder).filter_map(|m| {
+        let agent = s.agent(m)?;
+        let lag = primary.map_or(0, |p| p.wal_end.lsn.bytes_past(agent.replay_lsn));
+        Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming, lag)))
+    });
+    (ready, standbys.collect())
 }
 
 /// What the admin faces may do with a manager. Cheap to clone.

@@ -1,12 +1,12 @@
 //! Which orders are carried out, which are refused and why.
 
-use super::{Core, Disk, Effect, Now, Refusal, Running, Task, Tree};
+use super::{Core, Disk, Effect, Now, Refusal, Running, Sight, Task, Tree};
 use crate::{
     agent::{
         order::{Action, Order, Source},
         store::{Phase, Tenure},
     },
-    domain::{Epoch, Moment, TimelineId, WalPosition, observation::OrderResult},
+    domain::{Epoch, Moment, TimelineHistory, TimelineId, WalPosition, observation::OrderResult},
 };
 
 /// `Ok(true)`: accepted and something begins; `Ok(false)`: accepted, nothing is left to do.
@@ -144,9 +144,7 @@ impl Core {
         let standby = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         match &self.sight {
             Some(sight) if standby && sight.in_recovery => {
-                if !covers(&sight.history, sight.wal_end, floor) {
-                    return Err(format!("its WAL ends at {}, the grant wants {floor}", sight.wal_end));
-                }
+                is_as_granted(sight, floor)?;
             }
             _ => return Err("only a running standby that answers is promoted".to_owned()),
         }
@@ -231,9 +229,35 @@ impl Core {
 }
 
 /// True when an instance whose WAL ends at `end` has all WAL up to `floor`.
-pub fn covers(history: &crate::domain::TimelineHistory, end: WalPosition, floor: WalPosition) -> bool {
+pub fn covers(history: &TimelineHistory, end: WalPosition, floor: WalPosition) -> bool {
     if floor.timeline == TimelineId(0) {
         return true;
     }
     history.includes(floor) && end.timeline >= floor.timeline && (end.timeline > floor.timeline || end.lsn >= floor.lsn)
+}
+
+/// Whether a standby is what the grant was decided on: it has all WAL up to `floor`, and none of a timeline that
+/// began after that one. Such a timeline is of a promotion the log may know nothing of; a successor that grew out of
+/// it would leave a hole in the lineage, and nobody would be on the cluster's history any more.
+///
+/// # Errors
+/// What it has, and what the grant wants.
+pub fn is_as_granted(sight: &Sight, floor: WalPosition) -> Result<(), String> {
+    let newer = floor.timeline != TimelineId(0) && sight.wal_end.timeline != floor.timeline;
+    match covers(&sight.history, sight.wal_end, floor) && !newer {
+        true => Ok(()),
+        false => Err(format!("its WAL ends at {}, the grant wants {floor}", sight.wal_end)),
+    }
+}
+
+/// True when the history after a promotion is the one before it plus the timeline it was on.
+pub fn grows_from(after: &TimelineHistory, before: &Sight, tenure: &Tenure) -> bool {
+    if !before.in_recovery {
+        // Promoted by an agent that is no more; what can still be checked is the floor.
+        return covers(after, WalPosition { timeline: after.timeline, lsn: before.wal_end.lsn }, tenure.floor);
+    }
+    let Some((last, older)) = after.switches.split_last() else { return false };
+    older == before.history.switches.as_slice()
+        && last.timeline == before.wal_end.timeline
+        && last.end >= before.replay_lsn
 }

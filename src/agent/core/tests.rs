@@ -578,3 +578,19 @@ fn the_first_request_that_names_a_cluster_is_believed_and_no_other() {
     assert!(core.admit(&to("b", 1, "n1")).is_err());
     assert!(core.admit(&to("a", 2, "n1")).is_err());
 }
+
+/// Found by the simulation: a standby goes on streaming from a member that is granted again, and gets WAL of a
+/// timeline whose promotion is never recorded. Promoted from there, its own timeline would have no known parent.
+#[test]
+fn a_standby_that_went_on_to_a_newer_timeline_is_not_what_was_granted() {
+    let history = |timeline: u32, switches: &[(u32, u64)]| TimelineHistory {
+        timeline: TimelineId(timeline),
+        switches: switches.iter().map(|&(t, end)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) }).collect(),
+    };
+    let seen = |history: TimelineHistory, wal_end| Sight { in_recovery: true, history, wal_end, ..Sight::default() };
+    let granted = seen(history(7, &[(6, 80)]), at(7, 100));
+    assert_eq!(is_as_granted(&granted, at(7, 90)), Ok(()));
+    assert_eq!(is_as_granted(&granted, WalPosition::default()), Ok(()));
+    let moved_on = seen(history(8, &[(6, 80), (7, 95)]), at(8, 120));
+    assert_eq!(is_as_granted(&moved_on, at(7, 90)).unwrap_err(), "its WAL ends at 8:0/78, the grant wants 7:0/5A");
+}

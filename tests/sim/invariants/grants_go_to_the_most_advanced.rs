@@ -1,0 +1,47 @@
+//! I9: a grant goes to a member whose WAL is on the cluster's history, and to none that has less of it than
+//! another that answered (reliability notes §1.11 and §2.1). Written without the policy's own code.
+
+use matriarch::{
+    domain::{PostgresState, observation::AgentView},
+    policy::Situation,
+    state::{Command, Kind, Lock},
+};
+
+use crate::chronicle::Chronicle;
+
+pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
+    let Kind::Grant { member, floor } = &command.kind else { return };
+    let Some(chosen) = s.seals.get(member).and_then(|seal| seal.agent.as_ref()) else {
+        return told.broke("grants_go_to_the_most_advanced", || format!("{member} is granted unseen"));
+    };
+    if chosen.wal_end != *floor || !can(s, chosen) {
+        let (state, end) = (chosen.state, chosen.wal_end);
+        let what = || format!("{member} is granted at {floor}: it is {state:?} at {end}");
+        told.broke("grants_go_to_the_most_advanced", what);
+    }
+    // An operator's choice, and a member that failed before, are no choice of the most advanced.
+    let by_command = s.state.operation.is_some();
+    let failed = |a: &AgentView| a.last_order.as_ref().is_some_and(|o| o.error.is_some());
+    let last = match &s.state.lock {
+        Lock::Fenced { previous: Some((_, m)), .. } => Some(m),
+        _ => None,
+    };
+    for (other, seal) in s.seals.iter().filter(|_| !by_command) {
+        let Some(agent) = seal.agent.as_ref().filter(|a| can(s, a)) else { continue };
+        let passed_over = failed(agent) || (last == Some(other) && failed(agent));
+        if agent.wal_end > *floor && !passed_over {
+            let end = agent.wal_end;
+            let what = || format!("{member} is granted at {floor}, {other} has {end}");
+            told.broke("grants_go_to_the_most_advanced", what);
+        }
+    }
+}
+
+/// It could be primary: its data are of this cluster, complete, and nothing but its history.
+fn can(s: &Situation<'_>, agent: &AgentView) -> bool {
+    let there = matches!(agent.state, PostgresState::Standby | PostgresState::Stopped);
+    let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
+    let newest = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.timeline).max();
+    let lineage = s.state.history_of(newest.unwrap_or(matriarch::domain::TimelineId(1)));
+    there && ours && agent.wal_end_known && !agent.rewind_unfinished && lineage.includes(agent.wal_end)
+}

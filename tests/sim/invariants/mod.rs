@@ -1,0 +1,58 @@
+//! The promises, one file each. Every check is a named function that looks at the simulation after the
+//! event that could break it; what is broken ends the run.
+//!
+//! Numbers are those of the reliability notes, §1.11. Not here, because what they speak of is not built:
+//!
+//! | | promise | not yet applicable, because |
+//! | --- | --- | --- |
+//! | I7 | a commit acknowledged in a sync mode is in every later epoch | there are no sync modes: the configured standby names are empty or the placeholder |
+//! | I8 | `k + r > \|N ∪ V\|` at every step of a sync-set change | there is no sync set |
+//! | I16 | an agent that acknowledged failsafe blocks promotions for T_grant | there is no failsafe |
+//! | I17 | a lower generation never influences a higher | no command makes a second generation |
+//! | I20 | the sync names in force are never weaker than the committed set allows | no sync set; what is there of it, the placeholder, is in [`by_hand_acknowledges_nothing`] |
+
+pub mod apply_is_deterministic;
+pub mod by_hand_acknowledges_nothing;
+pub mod copies_need_a_source;
+pub mod deadline_from_a_send_time;
+pub mod epochs_are_unique;
+pub mod everyone_rejoins;
+pub mod fenced_means_empty;
+pub mod grants_follow_the_end;
+pub mod grants_go_to_the_most_advanced;
+pub mod heals;
+pub mod no_false_failover;
+pub mod nobody_follows_other_bytes;
+pub mod one_leader_a_term;
+pub mod one_system;
+pub mod one_work_per_directory;
+pub mod one_writer;
+pub mod open_after_promotion;
+pub mod restart_keeps_what_was_acknowledged;
+pub mod restart_never_shortens_a_promise;
+pub mod sealed_epochs_are_not_acked;
+pub mod stale_orders_are_refused;
+pub mod starts_with_the_signal_file;
+pub mod switchover_loses_nothing;
+pub mod timelines_are_unique;
+pub mod writable_under_a_lease;
+
+use crate::{chronicle::Moment, world::World};
+
+/// After every event that may have changed who can write.
+pub fn after_a_change_of_writers(world: &mut World) {
+    one_writer::check(world);
+    by_hand_acknowledges_nothing::check(world);
+}
+
+/// After every event: what was committed in it and concerns all hosts.
+pub fn after_an_event(world: &mut World) {
+    nobody_follows_other_bytes::check(world);
+    for moment in std::mem::take(&mut world.sky.told.moments) {
+        match moment {
+            Moment::Granted { epoch } => grants_follow_the_end::check(world, epoch),
+            Moment::Stopped { from } => switchover_loses_nothing::stopped(world, &from),
+            Moment::SwitchedOver { to } => switchover_loses_nothing::check(world, &to),
+        }
+    }
+}

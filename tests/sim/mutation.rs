@@ -1,0 +1,29 @@
+//! Bugs put back, one at a time, in the simulation and not in the code under test: what the simulator
+//! can't find with one of these it would not find in the code either.
+
+/// Which rule is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mutation {
+    #[default]
+    None,
+    /// A seal is answered before it is on disk, and the log behind it is not looked at after a restart.
+    SealBeforeDurable,
+    /// T_grant = T_hold.
+    NoMargin,
+    /// The guard's and the agent's deadline count from the receipt of the ack.
+    DeadlineFromReceipt,
+    /// The guard says the tree is empty when the postmaster is: its orphans live on.
+    OrphansNotKilled,
+    /// No stub history files: a promotion takes the next number it sees.
+    TimelineNotReserved,
+    /// An agent that is started again has forgotten which epochs ended here.
+    EndedEpochForgotten,
+    /// A restarted acceptor has promised nothing.
+    NoQuarantine,
+    /// The end of an epoch is told before the tree is empty.
+    NoticeBeforeTheTreeIsEmpty,
+    /// The guard does not look at its deadline.
+    GuardSleeps,
+    /// A stopped or crashed data directory is left without its signal file.
+    NoDormantCatch,
+}

@@ -1,0 +1,342 @@
+//! One run of one seed, and many of them.
+
+use std::{fmt, rc::Rc};
+
+use matriarch::domain::{MemberId, Profile, Timings};
+
+use crate::{
+    chaos::{Chaos, FAULTS, Fault, NOT_STOOD_YET},
+    chronicle::{Chronicle, Cover},
+    clock::{Clock, MS, SECOND, Time, micros},
+    dice::Dice,
+    host::Host,
+    invariants::{everyone_rejoins, heals, no_false_failover},
+    mutation::Mutation,
+    network::Network,
+    world::{Proc, Sky, What, World},
+};
+
+/// What a run is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub mutation: Mutation,
+    /// Only faults that must not take the lease from a primary.
+    pub small: bool,
+    /// These faults; empty: the seed chooses.
+    pub faults: Vec<Fault>,
+    /// Also those that are not stood yet.
+    pub all: bool,
+    /// The names of faults to leave out, for whoever looks for the cause of a failure.
+    pub without: String,
+}
+
+impl Plan {
+    pub fn chaos(seed: u64) -> Self {
+        Self { seed, mutation: Mutation::None, small: false, faults: Vec::new(), all: false, without: String::new() }
+    }
+
+    /// Chaos of these kinds only, with a bug put back.
+    pub fn mutated(seed: u64, mutation: Mutation, faults: &[Fault]) -> Self {
+        Self { mutation, faults: faults.to_vec(), ..Self::chaos(seed) }
+    }
+
+    pub fn small_faults(seed: u64) -> Self {
+        Self { small: true, ..Self::chaos(seed) }
+    }
+}
+
+/// How a run went.
+pub struct Report {
+    pub broken: Option<String>,
+    pub trace: String,
+    pub cover: Cover,
+    /// Virtual time.
+    pub time: Time,
+    pub events: u64,
+    /// From the end of the faults until there was an open primary, and until everybody was back.
+    pub healed: Option<(Time, Time)>,
+    what: String,
+}
+
+impl Report {
+    pub fn summary(&self) -> String {
+        let s = |t: Time| t as f64 / 1e6;
+        let healed = self.healed.map_or("not healed".to_owned(), |(open, all)| {
+            format!("open after {:.1} s, all back after {:.1} s", s(open), s(all))
+        });
+        format!("{}: {:.0} s, {} events, {healed}\n{:?}", self.what, s(self.time), self.events, self.cover.all())
+    }
+}
+
+/// The names of the hosts.
+pub fn names(n: usize) -> Rc<[MemberId]> {
+    (0..n).map(|i| crate::world_name(i).parse().expect("a letter is a name")).collect()
+}
+
+fn world(plan: &Plan, tracing: bool) -> World {
+    let mut dice = Dice::new(plan.seed);
+    let n = [3, 3, 3, 3, 3, 5, 5, 4, 6, 7][dice.below(10)];
+    let profile = [
+        Profile::Normal,
+        Profile::Normal,
+        Profile::Normal,
+        Profile::Fast,
+        Profile::Fast,
+        Profile::Fast,
+        Profile::Slow,
+        Profile::Safe,
+    ][dice.below(8)];
+    let timings = Timings::of(profile);
+    let (extreme, twins) = (dice.one_in(3), !dice.one_in(4));
+    let rho = i64::from(timings.drift_permille) * 1_000;
+    let hosts = (0..n).map(|i| Host::new(i, Clock::new(&mut dice, rho, extreme, twins))).collect();
+    let sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
+    let mut world = World { sky, hosts, chaos: Chaos::default(), writers_changed: false };
+    for i in 0..n {
+        // The Raft group is there; whose log begins with its membership.
+        world.hosts[i].disks.raft.log.push(crate::raft::Entry { term: 0, command: None });
+        for proc in [Proc::Manager, Proc::Agent] {
+            let wait = world.sky.dice.between(MS, SECOND);
+            world.respawn_after(i, proc, wait);
+        }
+    }
+    world
+}
+
+fn choose_faults(world: &mut World, plan: &Plan) {
+    let hold = micros(world.sky.timings.hold);
+    if plan.small {
+        let longest = hold - 2 * micros(world.sky.timings.renew);
+        world.sky.net.loss = 100;
+        let faults = vec![Fault::KillManager, Fault::FreezeManager, Fault::FreezeAgent, Fault::FreezePostmaster];
+        let until = world.sky.now + 60 * hold;
+        world.chaos = Chaos {
+            faults,
+            pause: (hold, 3 * hold),
+            until,
+            longest_freeze: longest,
+            one_at_a_time: true,
+            ..Chaos::default()
+        };
+        return;
+    }
+    let dice = &mut world.sky.dice;
+    // Some of all kinds: what always comes together hides what comes alone.
+    let share = [3, 5, 9][dice.below(3)];
+    let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.roll(10) < share).collect();
+    faults.retain(|fault| plan.all || NOT_STOOD_YET.iter().all(|(f, _)| f != fault));
+    faults.retain(|fault| !plan.without.contains(&format!("{fault:?}")));
+    if !plan.faults.is_empty() {
+        faults.clone_from(&plan.faults);
+    }
+    if faults.is_empty() {
+        faults.push(Fault::IsolateHost);
+    }
+    let busy = [hold / 4, hold, 3 * hold][dice.below(3)];
+    let until = world.sky.now + dice.between(20, 60) * hold;
+    world.sky.rough = true;
+    world.chaos = Chaos { faults, pause: (busy / 4, 2 * busy), until, ..Chaos::default() };
+}
+
+/// Everybody is back, and has been for a while.
+fn healthy(world: &mut World, since: &mut Option<Time>) -> bool {
+    let now = world.sky.now;
+    let well = everyone_rejoins::missing(world).is_some_and(|missing| missing.is_empty());
+    if !well {
+        *since = None;
+        return false;
+    }
+    now - *since.get_or_insert(now) >= 2 * SECOND
+}
+
+/// Runs until all is well; when it was, or why it is not.
+fn heal(world: &mut World, limit: Time) -> Result<(Time, Time), String> {
+    let from = world.sky.now;
+    let (mut open_at, mut since, mut checked) = (None, None, from);
+    world.run(from + limit, |world| {
+        let now = world.sky.now;
+        if now < checked + 20 * MS {
+            return false;
+        }
+        checked = now;
+        if open_at.is_none() && heals::open_primary(world).is_some() {
+            open_at = Some(now);
+        }
+        healthy(world, &mut since)
+    });
+    if let Some(broken) = world.sky.told.broken.first() {
+        return Err(broken.clone());
+    }
+    match (open_at, since) {
+        (Some(open), Some(all)) => Ok((open - from, all - from)),
+        (None, _) => {
+            Err(format!("heals: no open primary {} s after the last fault{}", limit / SECOND, describe(world)))
+        }
+        (Some(_), None) => {
+            let missing = everyone_rejoins::missing(world);
+            Err(format!(
+                "everyone_rejoins: {missing:?} are not back {} s after the last fault{}",
+                limit / SECOND,
+                describe(world)
+            ))
+        }
+    }
+}
+
+fn describe(world: &World) -> String {
+    let mut text = String::new();
+    if let Some(state) = world.sky.told.state() {
+        text += &format!("\n lock {:?}\n operation {:?}\n lineage {:?}", state.lock, state.operation, state.lineage);
+    }
+    for (i, host) in world.hosts.iter().enumerate() {
+        text += &format!("\n {i} power {} postgres {}", host.power, world.describe(i));
+        if let Some(agent) = &host.agent {
+            let core = &agent.core;
+            text += &format!(
+                "\n   agent {:?} end {:?} work {:?} last {:?} problem {:?} durable {:?}",
+                core.state(),
+                core.wal_end(),
+                core.work(),
+                core.last_order(),
+                core.problem(),
+                core.durable()
+            );
+        }
+        if let Some(manager) = &host.manager {
+            let holds: Vec<String> = manager.holds.iter().map(ToString::to_string).collect();
+            text += &format!(
+                "\n   manager {:?} term {} leads {} applied {} holds {holds:?}",
+                manager.raft.role,
+                manager.raft.term,
+                manager.leads(),
+                manager.applied
+            );
+        }
+    }
+    text
+}
+
+fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
+    let limit = heals::limit(&world.sky.timings);
+    let founded_in_chaos = !plan.small && world.sky.dice.one_in(6);
+    if !founded_in_chaos {
+        heal(world, limit).map_err(|why| format!("founding: {why}"))?;
+    }
+    choose_faults(world, plan);
+    world.sky.after(1, 0, 0, What::Chaos);
+    let until = world.chaos.until;
+    world.run(until, |_| false);
+    if let Some(broken) = world.sky.told.broken.first() {
+        return Err(broken.clone());
+    }
+    if plan.small {
+        no_false_failover::check(world)?;
+    }
+    world.calm();
+    heal(world, limit)
+}
+
+/// One run.
+pub fn one(plan: &Plan, tracing: bool) -> Report {
+    let mut world = world(plan, tracing);
+    let n = world.hosts.len();
+    let timings = world.sky.timings;
+    let outcome = phases(&mut world, plan);
+    let (healed, broken) = match outcome {
+        Ok(healed) => (Some(healed), None),
+        Err(why) => (None, Some(why)),
+    };
+    Report {
+        broken,
+        trace: world.sky.told.lines(),
+        cover: world.sky.told.cover.clone(),
+        time: world.sky.now,
+        events: world.sky.events,
+        healed,
+        what: format!(
+            "seed {}: {n} members, T_hold {} ms, faults {:?}",
+            plan.seed,
+            timings.hold.as_millis(),
+            world.chaos.faults
+        ),
+    }
+}
+
+/// Many runs.
+#[derive(Default)]
+pub struct Batch {
+    pub runs: u64,
+    pub cover: Cover,
+    pub time: Time,
+    pub events: u64,
+    slowest: (Time, Time),
+    broken: Option<(Plan, String)>,
+    spent: std::time::Duration,
+}
+
+impl Batch {
+    pub fn add(&mut self, plan: &Plan) {
+        if self.broken.is_some() {
+            return;
+        }
+        let began = cpu_time();
+        let report = one(plan, false);
+        self.spent += cpu_time() - began;
+        self.runs += 1;
+        self.cover.add(&report.cover);
+        self.time += report.time;
+        self.events += report.events;
+        if let Some((open, all)) = report.healed {
+            self.slowest = (self.slowest.0.max(open), self.slowest.1.max(all));
+        }
+        if let Some(why) = report.broken {
+            self.broken = Some((plan.clone(), why));
+        }
+    }
+
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// Panics with the seed, the command that runs it again and the last lines before.
+    pub fn assert_unbroken(&self) {
+        let Some((plan, why)) = &self.broken else { return };
+        let again = one(plan, true);
+        let lines: Vec<&str> = again.trace.lines().collect();
+        let last = lines[lines.len().saturating_sub(60)..].join("\n");
+        let again = if plan.small { "WORLD_SMALL_SEED" } else { "WORLD_SEED" };
+        panic!("{why}\n{last}\nrun it again: {again}={} cargo test --locked --test sim -- --nocapture", plan.seed);
+    }
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hours = self.time as f64 / 3.6e9;
+        let spent = self.spent.as_secs_f64();
+        writeln!(
+            f,
+            "{} runs, {hours:.2} cluster-hours, {} events in {spent:.1} s of CPU: {:.0} cluster-hours per CPU-hour, {:.2} µs an event",
+            self.runs,
+            self.events,
+            hours / (spent / 3_600.0),
+            spent * 1e6 / self.events as f64
+        )?;
+        writeln!(
+            f,
+            "healed at the latest: open after {:.1} s, all back after {:.1} s",
+            self.slowest.0 as f64 / 1e6,
+            self.slowest.1 as f64 / 1e6
+        )?;
+        for (what, n) in self.cover.totals() {
+            writeln!(f, "{n:>10} {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> std::time::Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    now.map(std::time::Duration::from).unwrap_or_default()
+}
