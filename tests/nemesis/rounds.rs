@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Until all members are healthy again; a clone and a few retries fit in.
-const HEAL: Duration = Duration::from_secs(75);
+const HEAL: Duration = Duration::from_secs(60);
 /// Writes go on after this long at the latest, once the fault is over.
 const SOON: Duration = Duration::from_secs(60);
 /// Writes are watched this long before the fault.

@@ -185,9 +185,9 @@ fn every_fault_three_times() {
     let mut player = Player::new("list", seed());
     player.records = report::load(&log(), player.run, player.seed);
     let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
-    for (index, fault) in faults.iter().enumerate() {
-        for run in 0..runs {
-            let round = index as u64 * runs + run;
+    for run in 0..runs {
+        for (index, fault) in faults.iter().enumerate() {
+            let round = run * faults.len() as u64 + index as u64;
             if player.records.iter().any(|r| r.round == round) {
                 continue;
             }
