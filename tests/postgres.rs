@@ -466,6 +466,9 @@ fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
         let control = host.instance.control_data().unwrap();
         assert!(control.state.was_primary() && !control.state.is_clean());
 
+        segments_made_ahead(&host.instance.data_dir().join("pg_wal"));
+        assert_eq!(host.instance.wal_end_on_disk().await.unwrap(), crashed);
+
         // As a standby it replays up to exactly there.
         host.follow(None);
         host.start().await;
@@ -475,6 +478,23 @@ fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
         assert_eq!(host.instance.wal_end_on_disk().await.unwrap(), crashed);
         assert_eq!(host.instance.control_data().unwrap().state, DbState::ShutDownInRecovery);
     });
+}
+
+/// Makes segment files that are all zeros, as a checkpoint makes them ahead and a rewind copies them, until the
+/// directory lists one of them first.
+fn segments_made_ahead(pg_wal: &Path) {
+    let listed_first = || {
+        let mut names = fs::read_dir(pg_wal).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.find(|n| n.len() == 24 && n.bytes().all(|b| b.is_ascii_hexdigit())).unwrap()
+    };
+    for number in 0x80..0xff {
+        let name = format!("0000000200000000000000{number:02X}");
+        fs::File::create(pg_wal.join(&name)).unwrap().set_len(16 << 20).unwrap();
+        if listed_first() == name {
+            return;
+        }
+    }
+    panic!("no new file is ever listed first");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{
+    groups::Groups,
     layout::{Host, Layout, host_names},
     netns::{self, Network},
     processes::{self, OsUser, Program},
@@ -46,6 +47,10 @@ pub(crate) struct Wanted {
     pub(crate) keep: bool,
     /// The file of this program, for the processes and the warden.
     pub(crate) exe: PathBuf,
+    /// Added to the environment of every process; `{host}` in a value stands for its host's directory.
+    pub(crate) env: Vec<(String, String)>,
+    /// Each host gets a control group of its own below this directory of the v2 hierarchy.
+    pub(crate) cgroups: Option<PathBuf>,
 }
 
 /// A running demo cluster. Dropping it kills every process, removes the
@@ -55,6 +60,7 @@ pub(crate) struct Cluster {
     /// Files and addresses.
     pub(crate) layout: Layout,
     network: Option<Network>,
+    groups: Option<Groups>,
     supervisor: Supervisor,
     warden: Warden,
     keep: bool,
@@ -72,6 +78,8 @@ impl Cluster {
         let root_user = nix::unistd::geteuid().is_root();
         let user = if root_user { Some(OsUser::find(&wanted.user)?) } else { None };
         let network = if wanted.netns { Some(Network::create(&host_names(wanted.members))?) } else { None };
+        let groups = wanted.cgroups.as_deref().map(|dir| Groups::create(dir, &host_names(wanted.members)));
+        let groups = groups.transpose()?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let root = wanted.base.join(format!("matriarch-demo-{}", &id[..8]));
         let mut layout = Layout::plan(&root, wanted.members, network.as_ref())?;
@@ -82,9 +90,9 @@ impl Cluster {
         let prefix = network.as_ref().map(|n| n.prefix().to_owned());
         let warden = Warden::start(&wanted.exe, &layout, prefix.as_deref(), wanted.keep)?;
         let supervisor = Supervisor::new(story)?;
-        let cluster = Cluster { layout, network, supervisor, warden, keep: wanted.keep, story: story.clone() };
+        let cluster = Cluster { layout, network, groups, supervisor, warden, keep: wanted.keep, story: story.clone() };
         cluster.layout.write()?;
-        cluster.add_services(&wanted.exe)?;
+        cluster.add_services(wanted)?;
         Ok(cluster)
     }
 
@@ -99,6 +107,16 @@ impl Cluster {
     /// `netns`, or what plain loopback can't show.
     pub(crate) fn network_name(&self) -> &'static str {
         if self.network.is_some() { "netns" } else { "loopback, no link cut: peers see RST" }
+    }
+
+    /// The namespaces, where there are any.
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Control group of a host, where there are any.
+    pub(crate) fn cgroup(&self, host: &str) -> Option<PathBuf> {
+        self.groups.as_ref().map(|g| g.dir(host))
     }
 
     /// Why the cluster can't come up any more, when a process was given up.
@@ -188,19 +206,20 @@ impl Cluster {
         }
     }
 
-    fn add_services(&self, exe: &Path) -> Result<()> {
-        let exe = runnable_exe(exe, &self.layout)?;
+    fn add_services(&self, wanted: &Wanted) -> Result<()> {
+        let exe = runnable_exe(&wanted.exe, &self.layout)?;
         for host in &self.layout.members {
             for role in [Role::Agent, Role::Manager, Role::Router] {
-                self.supervisor.add(&host.name, role, self.program(&exe, host, role));
+                self.supervisor.add(&host.name, role, self.program(&exe, host, role, &wanted.env));
             }
         }
         let client = &self.layout.client;
-        self.supervisor.add(&client.name, Role::Router, self.program(&exe, client, Role::Router));
+        self.supervisor.add(&client.name, Role::Router, self.program(&exe, client, Role::Router, &wanted.env));
         Ok(())
     }
 
-    fn program(&self, exe: &Path, host: &Host, role: Role) -> Program {
+    fn program(&self, exe: &Path, host: &Host, role: Role, env: &[(String, String)]) -> Program {
+        let at_host = |value: &str| value.replace("{host}", &host.dir.display().to_string()).into();
         Program {
             file: exe.to_owned(),
             args: vec![role.to_string().into(), "--config".into(), host.config().into(), "--log".into(), "json".into()],
@@ -208,6 +227,8 @@ impl Cluster {
             log: host.log(&role.to_string()),
             netns: host.netns.clone(),
             user: self.layout.user.clone(),
+            env: env.iter().map(|(name, value)| (name.clone(), at_host(value))).collect(),
+            cgroup: self.groups.as_ref().map(|g| g.dir(&host.name)),
         }
     }
 }
@@ -220,6 +241,7 @@ impl Drop for Cluster {
             self.story.say(format!("clean-up: {e:#}"));
         }
         self.network = None;
+        self.groups = None;
         if self.keep {
             self.story.say(format!("files are kept in {}", self.layout.root.display()));
         } else if let Err(e) = fs::remove_dir_all(&self.layout.root) {

@@ -42,6 +42,15 @@ pub enum LeaderHost {
     Follower,
 }
 
+/// Whether the demo's own clients write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writers {
+    /// Two clients and a direct probe of each member.
+    Write,
+    /// Nobody: the caller has clients of its own.
+    Rest,
+}
+
 /// A running cluster with its workload, ready for faults.
 pub(crate) struct Driver {
     /// The hosts.
@@ -56,7 +65,7 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Starts everything and waits until the cluster is healthy and written to.
-    pub(crate) async fn start(cluster: Cluster, watcher: Watcher, story: &Story) -> Result<Driver> {
+    pub(crate) async fn start(cluster: Cluster, watcher: Watcher, story: &Story, writers: Writers) -> Result<Driver> {
         let count = cluster.layout.members.len();
         let dir = cluster.layout.root.display();
         story.say(format!("starting {count} hosts, each with manager, agent, router and PostgreSQL, in {dir}"));
@@ -66,6 +75,10 @@ impl Driver {
         let (primary, took) = (&status.primary, began.elapsed().as_secs_f64());
         story.say(format!("the cluster is healthy after {took:.1} s; primary: {primary}"));
         prepare(&cluster, primary).await?;
+        if writers == Writers::Rest {
+            let workload = Workload::none();
+            return Ok(Driver { cluster, watcher, workload, story: story.clone(), runs: 0 });
+        }
         let workload = Workload::start(&cluster.layout)?;
         let driver = Driver { cluster, watcher, workload, story: story.clone(), runs: 0 };
         for writer in [ROUTED, MULTI_HOST] {

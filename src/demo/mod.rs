@@ -9,6 +9,7 @@ mod checker;
 mod cluster;
 mod driver;
 mod faults;
+mod groups;
 mod layout;
 mod live;
 mod logs;
@@ -32,7 +33,7 @@ use tokio::{
 
 use self::{
     cluster::{Cluster, Wanted},
-    driver::Driver,
+    driver::{Driver, Writers},
     live::{Sources, View, Wish},
     record::Record,
     transcript::Story,
@@ -111,6 +112,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             bin_dir: args.bin_dir.clone(),
             keep: args.keep,
             exe: std::env::current_exe().context("find this program's own file")?,
+            env: Vec::new(),
+            cgroups: None,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;
@@ -158,7 +161,7 @@ async fn unattended(
     story: &Story,
     records: &mut Vec<Record>,
 ) -> Result<()> {
-    let mut driver = Driver::start(cluster, watcher, story).await?;
+    let mut driver = Driver::start(cluster, watcher, story, Writers::Write).await?;
     for _ in 0..args.runs {
         let fault = args.fault.unwrap_or(Fault::KillHost);
         records.push(driver.run(fault, args.leader_host).await?);
@@ -180,7 +183,7 @@ async fn interactive(
     let (show_journal, journal) = watch::channel(None);
     let (_view, mut wishes) = View::start(Sources { status: watcher.receiver(), journal, story: story.clone() })?;
     let mut driver = tokio::select! {
-        started = Driver::start(cluster, watcher, story) => started?,
+        started = Driver::start(cluster, watcher, story, Writers::Write) => started?,
         () = until_quit(&mut wishes, story) => return Ok(()),
     };
     show_journal.send_replace(Some(driver.workload.journal.clone()));

@@ -45,6 +45,11 @@ impl Network {
         format!("{}-{host}", self.prefix)
     }
 
+    /// The namespace with the bridge that every cable ends in.
+    pub(crate) fn switch(&self) -> String {
+        self.netns(SWITCH)
+    }
+
     /// The prefix of all names.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix

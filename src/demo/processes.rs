@@ -258,6 +258,10 @@ pub(crate) struct Program {
     pub(crate) netns: Option<String>,
     /// Who to run as.
     pub(crate) user: Option<OsUser>,
+    /// Added to its environment.
+    pub(crate) env: Vec<(String, OsString)>,
+    /// Control group (v2) it is put into before it runs.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Program {
@@ -280,8 +284,8 @@ impl Program {
     fn start_here(&self) -> Result<i32> {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("open log file {}", self.log.display()))?;
-        let mut command = Command::new(&self.file);
-        command.args(&self.args).current_dir(&self.dir).process_group(0);
+        let mut command = self.command();
+        command.current_dir(&self.dir).process_group(0);
         // A PGDATA or PGHOST of the caller must not reach the cluster.
         command.env_clear().env("LANG", "C.UTF-8").env("HOME", &self.dir);
         for kept in ["PATH", "RUST_BACKTRACE", LEVEL_VARIABLE, "TZ"] {
@@ -289,14 +293,33 @@ impl Program {
                 command.env(kept, value);
             }
         }
-        if let Some(user) = &self.user {
-            command.uid(user.uid).gid(user.gid);
-        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut tracked = TRACKED.lock().unwrap_or_else(|e| e.into_inner());
         let pid = command.spawn()?.id().cast_signed();
         tracked.insert(pid);
         Ok(pid)
+    }
+
+    /// A process enters a control group by its own hand, as root and before its
+    /// first child is born, and becomes the wanted user and program only then.
+    fn command(&self) -> Command {
+        let Some(cgroup) = &self.cgroup else {
+            let mut command = Command::new(&self.file);
+            command.args(&self.args);
+            if let Some(user) = &self.user {
+                command.uid(user.uid).gid(user.gid);
+            }
+            return command;
+        };
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(cgroup.join("cgroup.procs"));
+        if let Some(user) = &self.user {
+            command.arg("setpriv").arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+            command.args(["--clear-groups", "--"]);
+        }
+        command.arg(&self.file).args(&self.args);
+        command
     }
 }
 
@@ -355,6 +378,8 @@ pub(crate) mod tests {
             log: dir.path().join("log"),
             netns: None,
             user: None,
+            env: Vec::new(),
+            cgroup: None,
         };
         let pid = program.start().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -21,8 +21,9 @@ use tonic::transport::Endpoint;
 use super::{
     checker,
     cluster::{Cluster, Wanted},
-    driver::Driver,
-    layout::Host,
+    driver::{Driver, Writers},
+    layout::{DATABASE, Host, WORKLOAD_USER},
+    netns::Network,
     processes,
     transcript::{self, Story},
     watcher::Watcher,
@@ -45,8 +46,41 @@ const ELECTED: Duration = Duration::from_secs(30);
 const RECENT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
+/// What may be unlike the demo's usual cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Ground {
+    /// A network namespace for each host. The calling thread moves to the client's.
+    pub netns: bool,
+    /// Added to the environment of every process; `{host}` in a value stands for its host's directory.
+    pub env: Vec<(String, String)>,
+    /// Each host gets a control group of its own below this directory of the v2 hierarchy.
+    pub cgroups: Option<PathBuf>,
+    /// The demo's own clients don't write: the caller has others.
+    pub quiet: bool,
+}
+
+/// Where clients reach a host, and as whom.
+#[derive(Debug, Clone)]
+pub struct Contact {
+    /// Address of its PostgreSQL and its router.
+    pub address: String,
+    /// Directory of PostgreSQL's unix socket.
+    pub socket_dir: PathBuf,
+    /// Port of PostgreSQL.
+    pub postgres_port: u16,
+    /// Read-write port of its router.
+    pub router_port: u16,
+    /// Role of the workload.
+    pub user: &'static str,
+    /// Its password.
+    pub password: String,
+    /// Database of the workload.
+    pub database: &'static str,
+}
+
 /// Laid out, and nothing of it runs yet but what was started one by one.
 pub struct Unstarted {
+    quiet: bool,
     cluster: Cluster,
     watcher: Watcher,
     story: Story,
@@ -59,24 +93,35 @@ impl Unstarted {
     /// # Errors
     /// PostgreSQL or the OS user `postgres` is missing, or a file can't be written.
     pub fn lay_out(exe: &Path, base: &Path, profile: &str) -> Result<Unstarted> {
+        Self::lay_out_on(exe, base, profile, Ground::default())
+    }
+
+    /// The same on other ground.
+    ///
+    /// # Errors
+    /// As [`Unstarted::lay_out`]; a namespace or a control group can't be made.
+    pub fn lay_out_on(exe: &Path, base: &Path, profile: &str, ground: Ground) -> Result<Unstarted> {
         let story = Story::new(false);
         let wanted = Wanted {
             members: 3,
             profile: profile.to_owned(),
-            netns: false,
+            netns: ground.netns,
             base: base.to_owned(),
             user: "postgres".to_owned(),
             bin_dir: None,
             keep: false,
             exe: exe.to_owned(),
+            env: ground.env,
+            cgroups: ground.cgroups,
         };
         let cluster = Cluster::create(&wanted, &story)?;
+        cluster.enter_client_host()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let watcher = {
             let _inside = runtime.enter();
             Watcher::start(&cluster.layout)?
         };
-        Ok(Unstarted { cluster, watcher, story, runtime })
+        Ok(Unstarted { quiet: ground.quiet, cluster, watcher, story, runtime })
     }
 
     /// Everything is below this directory.
@@ -119,8 +164,9 @@ impl Unstarted {
     /// # Errors
     /// The cluster does not become healthy.
     pub fn up(self) -> Result<Rig> {
-        let Unstarted { cluster, watcher, story, runtime } = self;
-        let driver = runtime.block_on(Driver::start(cluster, watcher, &story))?;
+        let Unstarted { quiet, cluster, watcher, story, runtime } = self;
+        let writers = if quiet { Writers::Rest } else { Writers::Write };
+        let driver = runtime.block_on(Driver::start(cluster, watcher, &story, writers))?;
         Ok(Rig { driver, story, runtime })
     }
 }
@@ -225,6 +271,51 @@ impl Rig {
         self.story.last(usize::MAX).iter().map(transcript::render).collect()
     }
 
+    /// Every living process of a host.
+    pub fn processes(&self, host: &str) -> Result<Vec<i32>> {
+        Ok(processes::belonging(&self.host(host)?.dir))
+    }
+
+    /// Name of the network namespace with the bridge; the ends of the cables in it are named after the hosts.
+    pub fn switch(&self) -> Option<String> {
+        self.driver.cluster.network().map(Network::switch)
+    }
+
+    /// Name of a host's network namespace.
+    pub fn netns(&self, host: &str) -> Result<Option<String>> {
+        Ok(self.host(host)?.netns.clone())
+    }
+
+    /// Control group of a host.
+    pub fn cgroup(&self, host: &str) -> Option<PathBuf> {
+        self.driver.cluster.cgroup(host)
+    }
+
+    /// Where clients reach a host; `client` is the one without a member.
+    pub fn contact(&self, host: &str) -> Result<Contact> {
+        let layout = &self.driver.cluster.layout;
+        let at = if host == layout.client.name { &layout.client } else { self.host(host)? };
+        Ok(Contact {
+            address: at.address.clone(),
+            socket_dir: at.runtime_dir(),
+            postgres_port: at.postgres_port,
+            router_port: at.read_write_port,
+            user: WORKLOAD_USER,
+            password: layout.workload_password.clone(),
+            database: DATABASE,
+        })
+    }
+
+    /// Password of PostgreSQL's superuser, who is called `postgres`.
+    pub fn superuser_password(&self) -> &str {
+        &self.driver.cluster.layout.superuser_password
+    }
+
+    /// PostgreSQL's programs.
+    pub fn bin_dir(&self) -> &Path {
+        &self.driver.cluster.layout.bin_dir
+    }
+
     fn host(&self, host: &str) -> Result<&Host> {
         self.driver.cluster.layout.member(host)
     }
@@ -238,6 +329,16 @@ impl Rig {
     /// It takes too long, or a process was given up.
     pub fn healthy(&self, deadline: Duration) -> Result<StatusReply> {
         self.runtime.block_on(self.driver.healthy(deadline))
+    }
+
+    /// Since when every answer has said that all is well.
+    pub fn well_for(&self) -> Option<Duration> {
+        self.driver.watcher.well_since().map(|since| since.elapsed())
+    }
+
+    /// The process that was given up because it ended again and again.
+    pub fn failure(&self) -> Option<String> {
+        self.driver.cluster.failure()
     }
 
     /// The cluster as its Raft leader sees it, asked through any manager that answers.
@@ -269,6 +370,11 @@ impl Rig {
         let to = self.target()?;
         let request = FailoverRequest { to: Some(to), candidate: candidate.to_owned(), request_id: request_id() };
         self.any(async |mut admin| Ok(admin.failover(request.clone()).await?.into_inner()))
+    }
+
+    /// Moves the Raft leader to `member`; a refusal shows in who leads.
+    pub fn transfer_leader(&self, member: &str) {
+        self.runtime.block_on(self.driver.watcher.transfer_leader(member));
     }
 
     /// Waits for the end of an operation.

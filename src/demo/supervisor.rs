@@ -244,6 +244,8 @@ mod tests {
             log: dir.join("log"),
             netns: None,
             user: None,
+            env: Vec::new(),
+            cgroup: None,
         }
     }
 

@@ -139,6 +139,11 @@ impl Drop for Workload {
 }
 
 impl Workload {
+    /// Nobody writes.
+    pub(crate) fn none() -> Workload {
+        Workload { journal: Journal::default(), tasks: Vec::new() }
+    }
+
     /// Starts the two writers and one direct probe for each member.
     pub(crate) fn start(layout: &Layout) -> Result<Workload> {
         let journal = Journal::default();

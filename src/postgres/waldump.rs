@@ -17,10 +17,14 @@ impl Instance {
         self.demand_stopped()?;
         let control = self.control_data()?;
         let start = control.checkpoint;
-        let Some(mut lsn) = self.last_record_end(&control, control.timeline, start).await? else {
-            let problem =
-                format!("no valid WAL record at the last checkpoint, {start} on timeline {}", control.timeline);
-            return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
+        let mut lsn = match self.last_record_end(&control, control.timeline, start).await? {
+            Found::End(lsn) => lsn,
+            Found::Nothing { words } => {
+                let timeline = control.timeline;
+                let problem =
+                    format!("no valid WAL record at the last checkpoint, {start} on timeline {timeline}: {words}");
+                return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
+            }
         };
         let mut timeline = control.timeline;
         // A switch after the checkpoint: the records of the new timeline are in files of its own.
@@ -30,28 +34,31 @@ impl Instance {
                 continue;
             };
             let newest = history.switches.last().map_or(switch, |s| s.end.max(switch));
-            if let Some(end) = self.last_record_end(&control, history.timeline, newest).await? {
+            if let Found::End(end) = self.last_record_end(&control, history.timeline, newest).await? {
                 (timeline, lsn) = (history.timeline, end);
             }
         }
         Ok(WalPosition { timeline, lsn })
     }
 
-    /// The end of the last valid record of `timeline` at or after `start`; `None` when there is none.
+    /// The end of the last valid record of `timeline` at or after `start`.
     async fn last_record_end(
         &self,
         control: &ControlData,
         timeline: TimelineId,
         start: Lsn,
-    ) -> Result<Option<Lsn>, PostgresError> {
+    ) -> Result<Found, PostgresError> {
         let mut last = String::new();
         let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
         let mut helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
         if let Some(end) = self.files_end(control.wal_segment_bytes, timeline, start) {
-            helper = helper.arg("-e").arg(end.to_string());
+            // Without a file's name pg_waldump learns the segment size from the first file of the directory, which
+            // may be one that was made ahead and is all zeros: it gives up then, whatever the other files hold.
+            let file = segment_name(control.wal_segment_bytes, timeline, start.0 / control.wal_segment_bytes);
+            helper = helper.arg("-e").arg(end.to_string()).arg(file);
         }
         // It may end with an error: the next record isn't there.
-        helper
+        let finished = helper
             .run_any(|line| {
                 if line.starts_with("rmgr: ") {
                     last.clear();
@@ -59,7 +66,10 @@ impl Instance {
                 }
             })
             .await?;
-        Ok(Record::parse(&last).map(|record| record.end(control.wal_page_bytes, control.wal_segment_bytes)))
+        Ok(match Record::parse(&last) {
+            Some(record) => Found::End(record.end(control.wal_page_bytes, control.wal_segment_bytes)),
+            None => Found::Nothing { words: finished.tail },
+        })
     }
 
     /// Where the last of the segment files ends that follow `start` without a gap. When WAL ends
@@ -76,6 +86,15 @@ impl Instance {
 fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
     let per_id = (1 << 32) / segment;
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_id, number % per_id)
+}
+
+/// What pg_waldump found.
+#[derive(Debug)]
+enum Found {
+    /// The end of the last record.
+    End(Lsn),
+    /// No record; its last words say why.
+    Nothing { words: String },
 }
 
 /// One line of pg_waldump, as far as it is needed.

@@ -1,0 +1,431 @@
+//! One round: a healthy cluster under writes, one fault, its end, a healthy
+//! cluster again, and what the clients' memory and the rows say.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use matriarch::{
+    demo::rig::Role,
+    domain::timings::{Profile, Timings},
+    rpc::v1::StatusReply,
+};
+
+use crate::{
+    checker::{self, Ack, Excuse, Overlap},
+    dice::Dice,
+    faults::{Change, Done, Fault, Limits},
+    hosts::{Hosts, Wanted},
+    report::{Record, Verdict},
+    workload::{Attempt, Commit, Micros, Outcome, Route, Workload, now},
+};
+
+/// Until all members are healthy again; a clone and a few retries fit in.
+const HEAL: Duration = Duration::from_secs(60);
+/// Writes go on after this long at the latest, once the fault is over.
+const SOON: Duration = Duration::from_secs(60);
+/// Writes are watched this long before the fault.
+const BEFORE: Duration = Duration::from_secs(1);
+/// All must be well for this long: the first answers after a short fault may be from before it.
+const SETTLED: Duration = Duration::from_millis(1_500);
+/// What was begun before the end of a round gets this long.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Standbys stream: what was acknowledged longer ago than this is theirs, however busy the machine.
+const STREAMED: Micros = 5_000_000;
+
+/// Timings of a profile.
+pub fn timings(profile: &str) -> Timings {
+    Timings::of(profile.parse::<Profile>().expect("the profile has been used already"))
+}
+
+/// A cluster with its clients.
+pub struct Stage {
+    /// The cluster.
+    pub hosts: Hosts,
+    /// Its clients.
+    pub workload: Workload,
+    profile: String,
+    limits: Limits,
+}
+
+/// Which round of which run.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Name of the run.
+    pub run: String,
+    /// Its seed.
+    pub seed: u64,
+    /// From 0.
+    pub round: u64,
+}
+
+/// What a round collects until it is judged.
+struct Seen {
+    before: StatusReply,
+    after: StatusReply,
+    done: Done,
+    hold: Duration,
+    undone_at: Micros,
+    healed_at: Micros,
+    heal: Duration,
+    effect: Result<String, String>,
+    attempts: Vec<Attempt>,
+    rows: HashSet<(String, i64)>,
+    complaints: Vec<String>,
+    log_problems: Vec<String>,
+    phases: Vec<String>,
+}
+
+/// What a server acknowledged after it had been replaced.
+struct Stale {
+    /// To sessions as configured over TCP, over a unix socket, and to the others.
+    counts: (usize, usize, usize),
+    /// The last of them.
+    until: Option<Micros>,
+    /// Two writers beyond the documented holes.
+    unexcused: Option<Overlap>,
+}
+
+/// Where the time of a round goes.
+struct Clock {
+    last: Instant,
+    laps: Vec<String>,
+}
+
+impl Clock {
+    fn new() -> Clock {
+        Clock { last: Instant::now(), laps: Vec::new() }
+    }
+
+    fn lap(&mut self, name: &str) {
+        self.laps.push(format!("{name} {:.1}", self.last.elapsed().as_secs_f64()));
+        self.last = Instant::now();
+    }
+}
+
+impl Stage {
+    /// A new cluster, healthy, with clients at rest.
+    ///
+    /// # Errors
+    /// It doesn't become healthy.
+    pub fn raise(wanted: &Wanted, kernel_lease: bool) -> Result<Stage> {
+        let hosts = Hosts::raise(wanted)?;
+        let primary = hosts.rig.healthy(HEAL)?.primary;
+        let workload = Workload::start(&hosts.rig, &primary)?;
+        let t = timings(&wanted.profile);
+        let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease };
+        Ok(Stage { hosts, workload, profile: wanted.profile.clone(), limits })
+    }
+
+    /// Plays one fault. The cluster is healthy before and, unless this fails, after it.
+    ///
+    /// # Errors
+    /// The round could not be played to its end: the cluster is of no use any more.
+    pub fn play(&self, fault: &Fault, hold: Duration, place: &Place, dice: &mut Dice) -> Result<Record> {
+        let mut clock = Clock::new();
+        let host = fault.aim(&self.hosts, dice)?;
+        let before = self.hosts.rig.healthy(HEAL)?;
+        let logs = LogMarks::new(&self.hosts);
+        self.workload.begin(place.round);
+        self.all_write(&before.primary, now())?;
+        clock.lap("ready");
+        thread::sleep(BEFORE);
+
+        let done = fault.inject(&self.hosts, &host, dice)?;
+        // Some take their time to be done, like a restart by hand.
+        let spent = Duration::from_micros(now() - done.at);
+        thread::sleep(hold.saturating_sub(spent));
+        let (undone_at, effect) = done.undo(&self.hosts, dice)?;
+        let effect = effect.map(|seen| format!("{}; {seen}", done.effect));
+        let healed_at = now();
+        clock.lap("fault");
+        let mut complaints = Vec::new();
+        if self.workload.acked_since(Route::Router, "client", healed_at, SOON).is_none() {
+            complaints.push(format!("no write through the router was acknowledged within {SOON:?} after the fault"));
+        }
+        clock.lap("write");
+        self.settle()?;
+        clock.lap("healthy");
+        let heal = Duration::from_micros(now() - healed_at).saturating_sub(SETTLED);
+        self.workload.rest(PATIENCE)?;
+        clock.lap("rest");
+        let after = self.settle()?;
+        clock.lap("settled");
+        let rows = self.compare_rows(&after.primary, place.round, &mut complaints)?;
+        clock.lap("rows");
+        let log_problems = logs.problems(&self.hosts);
+        let attempts = self.workload.attempts();
+        let phases = clock.laps;
+        let seen = Seen {
+            before,
+            after,
+            done,
+            hold,
+            undone_at,
+            healed_at,
+            heal,
+            effect,
+            attempts,
+            rows,
+            complaints,
+            log_problems,
+            phases,
+        };
+        let record = self.judge(fault, place, seen);
+        self.hosts.rig.query(&record.primary.1, "truncate nemesis_writes").context("empty the table")?;
+        Ok(record)
+    }
+
+    /// The sessions on the primary and those through the routers write before anything is broken.
+    fn all_write(&self, primary: &str, since: Micros) -> Result<()> {
+        let mut wanted = vec![(Route::Local, primary.to_owned()), (Route::Direct, primary.to_owned())];
+        wanted.extend(self.hosts.rig.members().into_iter().chain(["client".to_owned()]).map(|h| (Route::Router, h)));
+        for (route, host) in wanted {
+            let found = self.workload.acked_since(route, &host, since, SOON);
+            ensure!(
+                found.is_some(),
+                "no {route:?} client of {host} is acknowledged: {:?}; {:?}",
+                self.workload.errors(),
+                self.hosts.rig.status()
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until all has been well for a while.
+    fn settle(&self) -> Result<StatusReply> {
+        let began = Instant::now();
+        loop {
+            self.hosts.rig.healthy(HEAL.saturating_sub(began.elapsed()))?;
+            thread::sleep(SETTLED);
+            let status = self.hosts.rig.healthy(HEAL.saturating_sub(began.elapsed()))?;
+            if self.hosts.rig.well_for() >= Some(SETTLED) {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// The rows of the round on the primary. Each standby must have the very same, once it has replayed as far.
+    fn compare_rows(&self, primary: &str, round: u64, complaints: &mut Vec<String>) -> Result<HashSet<(String, i64)>> {
+        let rig = &self.hosts.rig;
+        let end = rig.query(primary, "select pg_current_wal_lsn()")?.concat();
+        let sql = format!("select client || ' ' || seq from nemesis_writes where round = {round}");
+        let rows: BTreeSet<String> = rig.query(primary, &sql)?.into_iter().collect();
+        for standby in self.hosts.others(primary) {
+            let reached = format!("select pg_last_wal_replay_lsn() >= '{end}'");
+            let began = Instant::now();
+            while rig.query(&standby, &reached)?.concat() != "t" {
+                if began.elapsed() > SOON {
+                    bail!("{standby} has not replayed up to {end} within {SOON:?}");
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            let theirs: BTreeSet<String> = rig.query(&standby, &sql)?.into_iter().collect();
+            if theirs != rows {
+                let (more, less) = (theirs.difference(&rows).count(), rows.difference(&theirs).count());
+                complaints.push(format!("{standby} has {more} rows that {primary} has not, and lacks {less}"));
+            }
+        }
+        let split = |row: &String| row.split_once(' ').and_then(|(c, s)| Some((c.to_owned(), s.parse().ok()?)));
+        Ok(rows.iter().filter_map(split).collect())
+    }
+
+    fn judge(&self, fault: &Fault, place: &Place, seen: Seen) -> Record {
+        let clients = &self.workload.clients;
+        let Seen { before, after, done, hold, healed_at, .. } = &seen;
+        let disturbed: Vec<_> = done.disturbed(*healed_at).into_iter().collect();
+        let acks = checker::acks(clients, &seen.attempts, &disturbed);
+        let reigns = checker::reigns(&acks);
+        let stale = self.stale(fault, &seen, &acks);
+        let changed = before.epoch != after.epoch;
+        let excuse = match fault.is_planned() {
+            true => Excuse::None,
+            false => Excuse::Replaced(done.at.saturating_sub(STREAMED)),
+        };
+        let lost = checker::lost(&acks, &seen.rows, excuse);
+        let lag = self.workload.lag();
+
+        let mut failures = seen.complaints.clone();
+        let mut doubts = Vec::new();
+        if let Some(overlap) = &stale.unexcused {
+            let text =
+                format!("two writers for {:.1} ms: {:?} and {:?}", ms(overlap.micros()), overlap.older, overlap.newer);
+            // This process may have been late to look at its sockets.
+            let list = if overlap.micros() > lag { &mut failures } else { &mut doubts };
+            list.push(text);
+        }
+        for one in lost.iter().filter_map(|l| Some((l.ack, l.unexcused?))).take(1) {
+            let all = lost.iter().filter(|l| l.unexcused.is_some()).count();
+            failures.push(format!("{all} acknowledged rows are lost that must not be ({}): first {:?}", one.1, one.0));
+        }
+        match (fault.change(*hold, &self.limits), changed) {
+            (Change::Must, false) => failures.push("the epoch did not rise".to_owned()),
+            (Change::MustNot, true) => failures.push("a failover that nobody needed".to_owned()),
+            _ => {}
+        }
+        failures.extend(seen.log_problems.iter().cloned());
+        let during = |a: &&Attempt| a.sent <= *healed_at && a.ended >= done.at;
+        let routes = [Route::Local, Route::Direct, Route::Router];
+        let attempts_during =
+            routes.map(|r| seen.attempts.iter().filter(during).filter(|a| clients[a.client].route == r).count());
+        let at_host = seen.attempts.iter().filter(during).filter(|a| clients[a.client].host == done.host).count();
+        let acked = |from: Micros, to: Micros| acks.iter().filter(|a| a.received >= from && a.received < to).count();
+        let acked = (acked(0, done.at), acked(done.at, *healed_at), acked(*healed_at, Micros::MAX));
+        if let Err(why) = &seen.effect {
+            doubts.push(format!("the fault was not effective: {why}"));
+        }
+        if acked.0 == 0 || acked.2 == 0 || attempts_during.contains(&0) || at_host == 0 {
+            doubts.push(format!(
+                "nothing was exercised: acknowledged {acked:?}, tried {attempts_during:?}, {at_host} of them at {}",
+                done.host
+            ));
+        }
+        let verdict = match (failures.is_empty(), doubts.is_empty()) {
+            (false, _) => Verdict::Fail,
+            (true, false) => Verdict::Unknown,
+            (true, true) => Verdict::Pass,
+        };
+        failures.extend(doubts);
+        let count = |of: &Outcome| seen.attempts.iter().filter(|a| a.outcome == *of).count();
+        let since = |at: Micros| (at as f64 - done.at as f64) / 1e3;
+        Record {
+            build: build(),
+            run: place.run.clone(),
+            seed: place.seed,
+            round: place.round,
+            at_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            fault: fault.to_string(),
+            host: done.host.clone(),
+            hold_ms: hold.as_millis() as u64,
+            profile: self.profile.clone(),
+            primary: (before.primary.clone(), after.primary.clone()),
+            leader: (before.leader.clone(), after.leader.clone()),
+            epoch: (before.epoch, after.epoch),
+            effect: seen.effect.clone().unwrap_or_else(|e| e),
+            acked,
+            attempts_during: attempts_during.into(),
+            attempts_at_host: at_host,
+            not_acked: (count(&Outcome::Refused), count(&Outcome::Failed), count(&Outcome::Unknown)),
+            gap_ms: ms(gap(&acks)),
+            heal_ms: seen.heal.as_secs_f64() * 1e3,
+            reigns: reigns
+                .iter()
+                .map(|r| {
+                    let (life, first, last) = (&r.life, since(r.first), since(r.last));
+                    format!("{} timeline {} {first:.1} … {last:.1} ms, {} acks", life.server, life.timeline, r.acked)
+                })
+                .collect(),
+            two_writers_ms: ms(stale.unexcused.as_ref().map_or(0, Overlap::micros)),
+            stale: stale.counts,
+            stale_until_ms: stale.until.map(|at| (at as f64 - seen.undone_at as f64) / 1e3),
+            late_deliveries: checker::late_deliveries(&acks),
+            lost: (
+                lost.iter().filter(|l| l.ack.client.commit == Commit::On).count(),
+                lost.iter().filter(|l| l.ack.client.commit != Commit::On).count(),
+            ),
+            lag_ms: ms(lag),
+            errors: self.workload.errors(),
+            phases_s: seen.phases.join(", "),
+            verdict,
+            reasons: failures,
+        }
+    }
+
+    /// Acknowledgements by a server that was replaced, and what is left of two writers without the excused ones.
+    fn stale(&self, fault: &Fault, seen: &Seen, acks: &[Ack]) -> Stale {
+        let holes = fault.holes(seen.done.at, seen.undone_at, &self.limits);
+        let hole = |ack: &Ack| match (ack.client.commit, ack.client.route) {
+            (Commit::On, Route::Local) => holes.local,
+            (Commit::On, _) => holes.tcp,
+            _ => holes.own,
+        };
+        let in_hole = |ack: &Ack| hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to);
+        // A session's own synchronous_commit is judged apart: a server promoted by hand has only such.
+        let (as_configured, own): (Vec<&Ack>, Vec<&Ack>) = acks.iter().partition(|a| a.client.commit == Commit::On);
+        let all: Vec<&Ack> =
+            [as_configured, own].into_iter().flat_map(|part| checker::stale(part.into_iter())).collect();
+        let excused: HashSet<(&str, i64)> =
+            all.iter().filter(|a| in_hole(a)).map(|a| (a.client.name.as_str(), a.seq)).collect();
+        let rest = acks.iter().filter(|a| !excused.contains(&(a.client.name.as_str(), a.seq)));
+        let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
+        Stale {
+            counts: (
+                count(&|a| a.client.commit == Commit::On && a.client.route != Route::Local),
+                count(&|a| a.client.commit == Commit::On && a.client.route == Route::Local),
+                count(&|a| a.client.commit != Commit::On),
+            ),
+            until: all.iter().map(|a| a.certain).max(),
+            unexcused: checker::two_writers(rest),
+        }
+    }
+}
+
+/// Copies the logs of every host to a directory, for whoever asks why.
+pub fn keep_logs(hosts: &Hosts, to: &Path) {
+    let _ = fs::remove_dir_all(to);
+    let rig = &hosts.rig;
+    for host in rig.members() {
+        let Ok(dir) = rig.dir(&host) else { continue };
+        let _ = fs::create_dir_all(to.join(&host));
+        for file in [&dir, &dir.join("agent")].into_iter().flat_map(fs::read_dir).flatten().flatten() {
+            if file.path().extension().is_some_and(|e| e == "log") {
+                let _ = fs::copy(file.path(), to.join(&host).join(file.file_name()));
+            }
+        }
+    }
+    if std::env::var_os("KEEP_WAL").is_some() {
+        for host in rig.members() {
+            let (Ok(data), to) = (rig.data_dir(&host), to.join(&host)) else { continue };
+            let mut copy = std::process::Command::new("cp");
+            let _ = copy.arg("-a").args([data.join("pg_wal"), data.join("global/pg_control"), to]).status();
+        }
+    }
+    let _ = fs::write(to.join("story.txt"), format!("{}\n{:#?}\n", rig.story().join("\n"), rig.status()));
+}
+
+fn ms(micros: Micros) -> f64 {
+    micros as f64 / 1e3
+}
+
+/// The longest time between two acknowledgements, whoever gave them.
+fn gap(acks: &[Ack]) -> Micros {
+    let mut received: Vec<Micros> = acks.iter().map(|a| a.received).collect();
+    received.sort_unstable();
+    received.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
+}
+
+/// Version and profile of what is tested.
+pub fn build() -> String {
+    format!("{} {}", env!("CARGO_PKG_VERSION"), if cfg!(debug_assertions) { "debug" } else { "release" })
+}
+
+/// Where each log ended when the round began.
+struct LogMarks(Vec<(PathBuf, u64)>);
+
+impl LogMarks {
+    fn new(hosts: &Hosts) -> LogMarks {
+        let rig = &hosts.rig;
+        let roles = [Role::Agent, Role::Manager, Role::Router];
+        let files = rig.members().into_iter().flat_map(|h| roles.map(|r| rig.log(&h, r)));
+        LogMarks(files.flatten().map(|f| (f.clone(), fs::metadata(f).map_or(0, |m| m.len()))).collect())
+    }
+
+    /// Panics, and processes that gave up: no fault is an excuse for a bug.
+    fn problems(&self, hosts: &Hosts) -> Vec<String> {
+        let mut found = Vec::new();
+        for (file, from) in &self.0 {
+            let bytes = fs::read(file).unwrap_or_default();
+            let text = String::from_utf8_lossy(bytes.get(*from as usize..).unwrap_or_default()).into_owned();
+            for line in text.lines().filter(|l| l.contains("\"process.panic\"") || l.contains("panicked at")).take(2) {
+                found.push(format!("{}: {line}", file.display()));
+            }
+        }
+        found.extend(hosts.rig.failure());
+        found
+    }
+}

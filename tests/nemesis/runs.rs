@@ -1,0 +1,235 @@
+//! The runs: a short list, every fault three times, and a random soak.
+
+use std::{
+    env,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    dice::Dice,
+    faults::{Fault, Kind, Target, catalogue},
+    hosts::{Proc, Wanted},
+    report::{self, Record, Verdict},
+    rounds::{Place, Stage, keep_logs},
+};
+
+/// A soak is at least this long.
+const SOAK: u64 = 300;
+/// A cluster is played on this often in a soak, then a new one is raised.
+const ROUNDS_OF_A_CLUSTER: u64 = 25;
+
+/// One cluster at a time: its times are measured, and its end kills every descendant.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Nobody else plays while this is held. `None`, with a message, for who is not root.
+pub fn alone() -> Option<MutexGuard<'static, ()>> {
+    if !nix::unistd::geteuid().is_root() {
+        say("passed over: network namespaces need root");
+        return None;
+    }
+    Some(ALONE.lock().unwrap_or_else(|e| e.into_inner()))
+}
+
+/// Past the runner's capture: the figures are wanted from runs that pass, too.
+pub fn say(line: impl AsRef<str>) {
+    let _ = writeln!(std::io::stderr(), "nemesis: {}", line.as_ref());
+}
+
+/// A number from the environment.
+pub fn number(name: &str) -> Option<f64> {
+    let text = env::var(name).ok().filter(|t| !t.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+}
+
+/// `SEED`, or one of this run; printed either way.
+pub fn seed() -> u64 {
+    let given = env::var("SEED").ok().and_then(|s| s.parse().ok());
+    let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 40);
+    say(format!("SEED={seed}"));
+    seed
+}
+
+/// Where the JSON lines go.
+pub fn log() -> PathBuf {
+    let usual = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("nemesis").join("rounds.jsonl");
+    env::var_os("NEMESIS_LOG").map_or_else(usual, PathBuf::from)
+}
+
+/// The cluster that the environment asks for.
+pub fn wanted(clocks: bool) -> Wanted {
+    Wanted {
+        profile: env::var("PROFILE").unwrap_or_else(|_| "normal".to_owned()),
+        clocks,
+        config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
+    }
+}
+
+/// The faults whose names contain one of the words of `FAULTS`; all of them when it is unset or a number.
+fn selected(faults: Vec<Fault>) -> Vec<Fault> {
+    let words = env::var("FAULTS").unwrap_or_default();
+    if words.is_empty() || words.parse::<u64>().is_ok() {
+        return faults;
+    }
+    let found: Vec<Fault> =
+        faults.into_iter().filter(|f| words.split(',').any(|w| f.to_string().contains(w.trim()))).collect();
+    assert!(!found.is_empty(), "FAULTS={words} selects no fault");
+    found
+}
+
+/// Plays rounds, raises clusters as they are needed, and keeps what was seen.
+struct Player {
+    run: &'static str,
+    seed: u64,
+    stage: Option<(Stage, bool)>,
+    records: Vec<Record>,
+    broken: Vec<String>,
+}
+
+impl Player {
+    fn new(run: &'static str, seed: u64) -> Player {
+        Player { run, seed, stage: None, records: Vec::new(), broken: Vec::new() }
+    }
+
+    fn stage(&mut self, clocks: bool) -> anyhow::Result<&Stage> {
+        if self.stage.as_ref().is_none_or(|(_, has)| *has != clocks) {
+            self.stage = None;
+            let began = Instant::now();
+            let stage = Stage::raise(&wanted(clocks), env::var_os("KERNEL_LEASE").is_some())?;
+            say(format!("a new cluster after {:.1} s", began.elapsed().as_secs_f64()));
+            self.stage = Some((stage, clocks));
+        }
+        Ok(self.stage.as_ref().map(|(stage, _)| stage).expect("it was just raised"))
+    }
+
+    /// One round. What went wrong is kept; the next round gets a new cluster then.
+    fn play(&mut self, fault: &Fault, hold: Duration, clocks: bool, round: u64) {
+        let place = Place { run: self.run.to_owned(), seed: self.seed, round };
+        let mut dice = Dice::new(self.seed ^ (round << 32));
+        let played = self.stage(clocks).and_then(|stage| stage.play(fault, hold, &place, &mut dice));
+        let good = match played {
+            Ok(record) => {
+                say(record.sentence());
+                report::append(&log(), &record).unwrap();
+                let good = record.verdict != Verdict::Fail;
+                self.records.push(record);
+                good
+            }
+            Err(e) => {
+                let text = format!("{round} {fault} for {hold:?}: BROKEN: {e:#}");
+                say(&text);
+                self.broken.push(text);
+                false
+            }
+        };
+        if !good || env::var_os("KEEP_LOGS").is_some() {
+            let stage = if good { None } else { self.stage.take() };
+            if let Some((stage, _)) = stage.as_ref().or(self.stage.as_ref()) {
+                let dir = format!("{}-{}-{round}-{}", self.run, self.seed, fault.to_string().replace('/', "-"));
+                let to = log().with_file_name(dir);
+                keep_logs(&stage.hosts, &to);
+                say(format!("    logs are kept in {}", to.display()));
+            }
+        }
+    }
+
+    /// Fails unless every round passed.
+    fn conclude(mut self) {
+        self.stage = None;
+        if self.records.len() > 12 {
+            say(format!("\n{}", report::summary(&self.records)));
+        }
+        let bad: Vec<String> =
+            self.records.iter().filter(|r| r.verdict != Verdict::Pass).map(Record::sentence).collect();
+        let count = self.records.len() + self.broken.len();
+        assert!(
+            bad.is_empty() && self.broken.is_empty(),
+            "SEED={}: {} of {count} rounds did not pass\n{}\n{}",
+            self.seed,
+            bad.len() + self.broken.len(),
+            bad.join("\n"),
+            self.broken.join("\n")
+        );
+    }
+}
+
+/// What is in `make test`: the faults that a fence is made for.
+#[test]
+fn short_list() {
+    let Some(_alone) = alone() else { return };
+    let fault = |kind, seconds| Fault { kind, target: Target::Primary, hold: Duration::from_secs(seconds) };
+    let list = [
+        fault(Kind::CutBoth, 7),
+        fault(Kind::CutIn, 7),
+        fault(Kind::Stop(&[Proc::Agent, Proc::Guard]), 8),
+        fault(Kind::Freeze, 10),
+    ];
+    let mut player = Player::new("short", seed());
+    for (round, fault) in selected(list.to_vec()).iter().enumerate() {
+        player.play(fault, fault.hold, false, round as u64);
+    }
+    player.conclude();
+}
+
+/// The catalogue from its beginning to its end, three times. Continues where a run with that seed stopped.
+#[test]
+#[ignore = "hours: make proof"]
+fn every_fault_three_times() {
+    let Some(_alone) = alone() else { return };
+    let runs = number("RUNS").map_or(3, |n| n as u64);
+    let mut faults = selected(catalogue());
+    // Those that need shifted clocks share a cluster.
+    faults.sort_by_key(Fault::needs_clocks);
+    let mut player = Player::new("list", seed());
+    player.records = report::load(&log(), player.run, player.seed);
+    let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
+    for run in 0..runs {
+        for (index, fault) in faults.iter().enumerate() {
+            let round = run * faults.len() as u64 + index as u64;
+            if player.records.iter().any(|r| r.round == round) {
+                continue;
+            }
+            if end.is_some_and(|end| Instant::now() > end) {
+                say(format!("time is up: {} of {} rounds are done", player.records.len(), faults.len() as u64 * runs));
+                return player.conclude();
+            }
+            player.play(fault, fault.hold, fault.needs_clocks(), round);
+        }
+    }
+    player.conclude();
+}
+
+/// Random faults for random times, one after the other. Every round is drawn from the seed and its number, so
+/// that a run that was stopped goes on where it was.
+#[test]
+#[ignore = "hours: make proof"]
+fn soak() {
+    let Some(_alone) = alone() else { return };
+    let count = env::var("FAULTS").ok().and_then(|f| f.parse().ok()).unwrap_or(SOAK);
+    let faults = selected(catalogue());
+    let mut player = Player::new("soak", seed());
+    player.records = report::load(&log(), player.run, player.seed);
+    let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
+    for round in 0..count {
+        if player.records.iter().any(|r| r.round == round) {
+            continue;
+        }
+        if end.is_some_and(|end| Instant::now() > end) {
+            say(format!("time is up: {} of {count} rounds are done", player.records.len()));
+            break;
+        }
+        // Every second cluster has clocks that can be shifted.
+        let clocks = (round / ROUNDS_OF_A_CLUSTER) % 2 == 1;
+        if round % ROUNDS_OF_A_CLUSTER == 0 {
+            player.stage = None;
+        }
+        let mut dice = Dice::new(player.seed.wrapping_mul(1_000_003).wrapping_add(round));
+        let possible: Vec<&Fault> = faults.iter().filter(|f| clocks || !f.needs_clocks()).collect();
+        let fault = possible[dice.below(possible.len() as u64) as usize];
+        let hold = fault.random_hold(&mut dice);
+        player.play(fault, hold, clocks, round);
+    }
+    player.conclude();
+}
