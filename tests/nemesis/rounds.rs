@@ -347,8 +347,7 @@ impl Stage {
         let in_hole = |ack: &Ack| hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to);
         // A session's own synchronous_commit is judged apart: a server promoted by hand has only such.
         let (as_configured, own): (Vec<&Ack>, Vec<&Ack>) = acks.iter().partition(|a| a.client.commit == Commit::On);
-        let all: Vec<&Ack> =
-            [as_configured, own].into_iter().flat_map(|part| checker::stale(part.into_iter())).collect();
+        let all: Vec<&Ack> = [as_configured, own].into_iter().flat_map(checker::stale).collect();
         let excused: HashSet<(&str, i64)> =
             all.iter().filter(|a| in_hole(a)).map(|a| (a.client.name.as_str(), a.seq)).collect();
         let rest = acks.iter().filter(|a| !excused.contains(&(a.client.name.as_str(), a.seq)));

@@ -103,7 +103,9 @@ pub enum AgentEvent {
     WalEnd {
         life: u64,
     },
-    KillTree,
+    KillTree {
+        life: u64,
+    },
     Strangers {
         life: u64,
     },
@@ -338,10 +340,12 @@ impl World {
             AgentEvent::Task { number } => self.task_step(i, number),
             AgentEvent::Survey { life, wal_end, locked } => self.survey(i, life, wal_end, locked),
             AgentEvent::WalEnd { life } => self.read_wal_end(i, life),
-            AgentEvent::KillTree => {
+            // A newer postmaster runs by now: it is not what was to be killed.
+            AgentEvent::KillTree { life } if self.agent(i).is_none_or(|a| a.core.life() != life) => {}
+            AgentEvent::KillTree { life } => {
                 self.sky.told.cover.trees_killed_by_the_agent += 1;
                 self.tree_dies(i, false);
-                self.wake_agent(i, Wake::Core(Event::TreeKilled));
+                self.wake_agent(i, Wake::Core(Event::TreeKilled { life }));
             }
             AgentEvent::Strangers { life } => self.kill_strangers(i, life),
         }
@@ -533,8 +537,9 @@ impl World {
         match effect {
             Effect::Fence => self.fence(i),
             Effect::KillTree => {
+                let life = agent.core.life();
                 let wait = self.sky.dice.between(3 * MS, 40 * MS);
-                self.agent_after(i, wait, AgentEvent::KillTree);
+                self.agent_after(i, wait, AgentEvent::KillTree { life });
             }
             Effect::Persist => {
                 agent.persisting = true;

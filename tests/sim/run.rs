@@ -62,9 +62,10 @@ pub struct Report {
 impl Report {
     pub fn summary(&self) -> String {
         let s = |t: Time| t as f64 / 1e6;
-        let healed = self.healed.map_or("not healed".to_owned(), |(open, all)| {
-            format!("open after {:.1} s, all back after {:.1} s", s(open), s(all))
-        });
+        let healed = match self.healed {
+            Some((open, all)) => format!("open after {:.1} s, all back after {:.1} s", s(open), s(all)),
+            None => "not healed".to_owned(),
+        };
         format!("{}: {:.0} s, {} events, {healed}\n{:?}", self.what, s(self.time), self.events, self.cover.all())
     }
 }

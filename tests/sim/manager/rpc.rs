@@ -1,6 +1,6 @@
 //! What managers ask each other and their agents, and what becomes of it in time.
 
-use std::rc::Rc;
+use std::{collections::btree_map::Entry, rc::Rc};
 
 use matriarch::{
     agent::order::Address,
@@ -181,8 +181,8 @@ impl Host {
         self.m().asks.retain(|_, (asked, _)| *asked == epoch);
         let now = self.board_now(sky);
         for member in 0..sky.n() {
-            if !self.m().asks.contains_key(&member) {
-                self.m().asks.insert(member, (epoch, now));
+            if let Entry::Vacant(asked) = self.m().asks.entry(member) {
+                asked.insert((epoch, now));
                 self.manager_event(sky, 30, ManagerEvent::SealAsk { member, epoch });
             }
         }

@@ -1,6 +1,8 @@
 //! Replication: who may follow whom is decided by numbers, as PostgreSQL does; whether that was right is
 //! then looked up in what the bytes really are.
 
+use std::collections::btree_map::Entry;
+
 use matriarch::domain::{Lsn, TimelineHistory, TimelineId, WalPosition};
 
 use super::{
@@ -193,10 +195,10 @@ fn serves(history: &TimelineHistory, flushed: u64, at: WalPosition) -> Result<()
 /// `WalRcvFetchTimeLineHistoryFiles`: every number between is asked for, and all must be there.
 fn fetch_histories(ours: &mut DataDir, theirs: &DataDir, from: TimelineId, to: TimelineId) -> Result<(), String> {
     for timeline in (from.0..=to.0).map(TimelineId).filter(|t| t.0 > 1) {
-        if !ours.histories.contains_key(&timeline) {
+        if let Entry::Vacant(missing) = ours.histories.entry(timeline) {
             let file = theirs.histories.get(&timeline);
             let file = file.ok_or_else(|| format!("could not receive {}", timeline.history_file()))?;
-            ours.histories.insert(timeline, file.clone());
+            missing.insert(file.clone());
         }
     }
     Ok(())
