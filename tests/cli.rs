@@ -333,7 +333,7 @@ fn status_says_what_is_wrong_and_what_is_going_on() {
           Raft leader n2  answered by n1  id 0199c0de  generation 1
 
         MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD     POSTGRES
-        n1      none     silent    -  -                    ?      -  unknown       -  -        n1:5432
+        n1      none     silent    -  -                    ?      -  unknown       -  -         n1:5432
         n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
         n3      standby  cloning   3  0/5000060            ?      4  follower      -  guarding  n3:5432
 
