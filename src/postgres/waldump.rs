@@ -51,11 +51,10 @@ impl Instance {
         let mut last = String::new();
         let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
         let mut helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
-        if let Some(end) = self.files_end(control.wal_segment_bytes, timeline, start) {
+        if let Some(files) = self.files_from(control.wal_segment_bytes, timeline, start) {
             // Without a file's name pg_waldump learns the segment size from the first file of the directory, which
             // may be one that was made ahead and is all zeros: it gives up then, whatever the other files hold.
-            let file = segment_name(control.wal_segment_bytes, timeline, start.0 / control.wal_segment_bytes);
-            helper = helper.arg("-e").arg(end.to_string()).arg(file);
+            helper = helper.arg("-e").arg(files.end.to_string()).arg(files.first).arg(files.last);
         }
         // It may end with an error: the next record isn't there.
         let finished = helper
@@ -72,13 +71,14 @@ impl Instance {
         })
     }
 
-    /// Where the last of the segment files ends that follow `start` without a gap. When WAL ends
-    /// just there, as after every base backup, pg_waldump would wait five seconds for the next file.
-    fn files_end(&self, segment: u64, timeline: TimelineId, start: Lsn) -> Option<Lsn> {
+    /// The segment files that hold `start` and follow without a gap; `None` when not even the first is there. When
+    /// WAL ends just where they end, as after every base backup, pg_waldump would wait five seconds for the next.
+    fn files_from(&self, segment: u64, timeline: TimelineId, start: Lsn) -> Option<Files> {
         let first = start.0 / segment;
-        let there = |number: &u64| self.pg_wal().join(segment_name(segment, timeline, *number)).exists();
-        let count = (first..).take_while(there).count();
-        (count > 0).then(|| Lsn((first + count as u64) * segment))
+        let name = |number| segment_name(segment, timeline, number);
+        let count = (first..).take_while(|number| self.pg_wal().join(name(*number)).exists()).count() as u64;
+        let last = first + count.checked_sub(1)?;
+        Some(Files { first: name(first), last: name(last), end: Lsn((last + 1) * segment) })
     }
 }
 
@@ -86,6 +86,15 @@ impl Instance {
 fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
     let per_id = (1 << 32) / segment;
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_id, number % per_id)
+}
+
+/// Segment files without a gap.
+#[derive(Debug)]
+struct Files {
+    first: String,
+    last: String,
+    /// Where the last one ends.
+    end: Lsn,
 }
 
 /// What pg_waldump found.
