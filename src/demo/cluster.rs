@@ -51,6 +51,8 @@ pub(crate) struct Wanted {
     pub(crate) env: Vec<(String, String)>,
     /// Each host gets a control group of its own below this directory of the v2 hierarchy.
     pub(crate) cgroups: Option<PathBuf>,
+    /// These groups are delegated to the user who runs everything.
+    pub(crate) delegate: bool,
 }
 
 /// A running demo cluster. Dropping it kills every process, removes the
@@ -78,7 +80,8 @@ impl Cluster {
         let root_user = nix::unistd::geteuid().is_root();
         let user = if root_user { Some(OsUser::find(&wanted.user)?) } else { None };
         let network = if wanted.netns { Some(Network::create(&host_names(wanted.members))?) } else { None };
-        let groups = wanted.cgroups.as_deref().map(|dir| Groups::create(dir, &host_names(wanted.members)));
+        let delegate = user.as_ref().filter(|_| wanted.delegate).map(|u| (u.uid, u.gid));
+        let groups = wanted.cgroups.as_deref().map(|dir| Groups::create(dir, &host_names(wanted.members), delegate));
         let groups = groups.transpose()?;
         let id = uuid::Uuid::new_v4().simple().to_string();
         let root = wanted.base.join(format!("matriarch-demo-{}", &id[..8]));

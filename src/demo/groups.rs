@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::chown,
     path::{Path, PathBuf},
 };
 
@@ -18,13 +19,19 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Makes one group for each host below `parent`.
-    pub(crate) fn create(parent: &Path, hosts: &[String]) -> Result<Groups> {
+    /// Makes one group for each host below `parent`. It is delegated to that user (and group), as a unit with
+    /// `Delegate=yes` has it: who is in it may make groups of its own.
+    pub(crate) fn create(parent: &Path, hosts: &[String], delegate: Option<(u32, u32)>) -> Result<Groups> {
         remove_leftovers(parent);
         let groups = Groups { root: parent.join(format!("{NAMES}{}", processes::own_pid())) };
         for host in hosts {
             let dir = groups.dir(host);
             fs::create_dir_all(&dir).with_context(|| format!("make control group {}", dir.display()))?;
+            let Some((uid, gid)) = delegate else { continue };
+            let files = ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"].map(|f| dir.join(f));
+            for file in files.iter().filter(|f| f.exists()) {
+                chown(file, Some(uid), Some(gid)).with_context(|| format!("delegate {}", file.display()))?;
+            }
         }
         Ok(groups)
     }
@@ -77,7 +84,7 @@ mod tests {
         fs::create_dir_all(dead.join("n1/postgres")).unwrap();
         let foreign = parent.path().join("system.slice");
         fs::create_dir(&foreign).unwrap();
-        let groups = Groups::create(parent.path(), &["n1".into(), "n2".into()]).unwrap();
+        let groups = Groups::create(parent.path(), &["n1".into(), "n2".into()], None).unwrap();
         assert!(!dead.exists());
         fs::create_dir(groups.dir("n2").join("postgres")).unwrap();
         drop(groups);

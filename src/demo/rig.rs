@@ -55,6 +55,8 @@ pub struct Ground {
     pub env: Vec<(String, String)>,
     /// Each host gets a control group of its own below this directory of the v2 hierarchy.
     pub cgroups: Option<PathBuf>,
+    /// These groups are delegated, as systemd's units have it: the guard then kills with one write.
+    pub delegate: bool,
     /// The demo's own clients don't write: the caller has others.
     pub quiet: bool,
 }
@@ -113,6 +115,7 @@ impl Unstarted {
             exe: exe.to_owned(),
             env: ground.env,
             cgroups: ground.cgroups,
+            delegate: ground.delegate,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

@@ -103,7 +103,7 @@ fn last_renewal(hosts: &Hosts, host: &str, cluster_id: &str, generation: u64, ho
 #[ignore = "minutes: make proof"]
 fn last_acknowledgement_of_a_primary_that_is_cut_off() {
     let Some(_alone) = alone() else { return };
-    let (wanted, seed) = (wanted(false), seed());
+    let (wanted, seed) = (wanted(false, true), seed());
     let (t, mut dice) = (timings(&wanted.profile), Dice::new(seed));
     let runs = number("RUNS").map_or(10, |n| n as usize);
     let hosts = Hosts::raise(&wanted).unwrap();
@@ -249,7 +249,7 @@ fn cpu() -> (u64, u64) {
 #[ignore = "half an hour: make proof"]
 fn no_failover_while_all_cores_are_busy() {
     let Some(_alone) = alone() else { return };
-    let (wanted, seed, minutes) = (wanted(false), seed(), number("MINUTES").unwrap_or(30.0));
+    let (wanted, seed, minutes) = (wanted(false, true), seed(), number("MINUTES").unwrap_or(30.0));
     let hosts = Hosts::raise(&wanted).unwrap();
     let primary = hosts.rig.healthy(HEAL).unwrap().primary;
     let time = Duration::from_secs_f64(minutes * 60.0);
@@ -275,7 +275,7 @@ fn no_failover_while_all_cores_are_busy() {
 #[ignore = "ten minutes: make proof"]
 fn no_failover_while_one_packet_in_ten_is_lost() {
     let Some(_alone) = alone() else { return };
-    let (wanted, seed, minutes) = (wanted(false), seed(), number("MINUTES").unwrap_or(10.0));
+    let (wanted, seed, minutes) = (wanted(false, true), seed(), number("MINUTES").unwrap_or(10.0));
     let hosts = Hosts::raise(&wanted).unwrap();
     let primary = hosts.rig.healthy(HEAL).unwrap().primary;
     let workload = Workload::start(&hosts.rig, &primary).unwrap();
@@ -300,7 +300,7 @@ fn no_failover_while_one_packet_in_ten_is_lost() {
 #[ignore = "ten minutes: make proof"]
 fn no_failover_through_short_freezes_of_single_processes() {
     let Some(_alone) = alone() else { return };
-    let (wanted, seed, minutes) = (wanted(false), seed(), number("MINUTES").unwrap_or(10.0));
+    let (wanted, seed, minutes) = (wanted(false, true), seed(), number("MINUTES").unwrap_or(10.0));
     let (t, mut dice) = (timings(&wanted.profile), Dice::new(seed));
     let hosts = Hosts::raise(&wanted).unwrap();
     let primary = hosts.rig.healthy(HEAL).unwrap().primary;

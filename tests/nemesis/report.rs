@@ -43,6 +43,9 @@ pub struct Record {
     pub hold_ms: u64,
     /// Name of the profile.
     pub profile: String,
+    /// How guards kill: by `cgroup`, or by a `walk` through /proc.
+    #[serde(default)]
+    pub kill: String,
     /// Primary before and after.
     pub primary: (String, String),
     /// Raft leader before and after.

@@ -49,7 +49,7 @@ pub struct Stage {
     pub hosts: Hosts,
     /// Its clients.
     pub workload: Workload,
-    profile: String,
+    wanted: Wanted,
     limits: Limits,
 }
 
@@ -119,7 +119,7 @@ impl Stage {
         let workload = Workload::start(&hosts.rig, &primary)?;
         let t = timings(&wanted.profile);
         let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease };
-        Ok(Stage { hosts, workload, profile: wanted.profile.clone(), limits })
+        Ok(Stage { hosts, workload, wanted: wanted.clone(), limits })
     }
 
     /// Plays one fault. The cluster is healthy before and, unless this fails, after it.
@@ -302,7 +302,8 @@ impl Stage {
             fault: fault.to_string(),
             host: done.host.clone(),
             hold_ms: hold.as_millis() as u64,
-            profile: self.profile.clone(),
+            profile: self.wanted.profile.clone(),
+            kill: kills_by(before, &done.host),
             primary: (before.primary.clone(), after.primary.clone()),
             leader: (before.leader.clone(), after.leader.clone()),
             epoch: (before.epoch, after.epoch),
@@ -389,6 +390,12 @@ pub fn keep_logs(hosts: &Hosts, to: &Path) {
 
 fn ms(micros: Micros) -> f64 {
     micros as f64 / 1e3
+}
+
+/// How the guard of that host kills, by its own word.
+fn kills_by(status: &StatusReply, host: &str) -> String {
+    let member = status.members.iter().find(|m| m.member == host);
+    member.and_then(|m| m.fence.as_ref()).map(|f| f.method.clone()).unwrap_or_default()
 }
 
 /// The longest time between two acknowledgements, whoever gave them.

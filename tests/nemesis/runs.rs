@@ -59,10 +59,11 @@ pub fn log() -> PathBuf {
 }
 
 /// The cluster that the environment asks for.
-pub fn wanted(clocks: bool) -> Wanted {
+pub fn wanted(clocks: bool, delegate: bool) -> Wanted {
     Wanted {
         profile: env::var("PROFILE").unwrap_or_else(|_| "normal".to_owned()),
         clocks,
+        delegate,
         config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
     }
 }
@@ -79,11 +80,18 @@ fn selected(faults: Vec<Fault>) -> Vec<Fault> {
     found
 }
 
+/// What kind of cluster a fault needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ground {
+    clocks: bool,
+    delegate: bool,
+}
+
 /// Plays rounds, raises clusters as they are needed, and keeps what was seen.
 struct Player {
     run: &'static str,
     seed: u64,
-    stage: Option<(Stage, bool)>,
+    stage: Option<(Stage, Ground)>,
     records: Vec<Record>,
     broken: Vec<String>,
 }
@@ -93,22 +101,22 @@ impl Player {
         Player { run, seed, stage: None, records: Vec::new(), broken: Vec::new() }
     }
 
-    fn stage(&mut self, clocks: bool) -> anyhow::Result<&Stage> {
-        if self.stage.as_ref().is_none_or(|(_, has)| *has != clocks) {
+    fn stage(&mut self, ground: Ground) -> anyhow::Result<&Stage> {
+        if self.stage.as_ref().is_none_or(|(_, has)| *has != ground) {
             self.stage = None;
             let began = Instant::now();
-            let stage = Stage::raise(&wanted(clocks), env::var_os("KERNEL_LEASE").is_some())?;
+            let stage = Stage::raise(&wanted(ground.clocks, ground.delegate), env::var_os("KERNEL_LEASE").is_some())?;
             say(format!("a new cluster after {:.1} s", began.elapsed().as_secs_f64()));
-            self.stage = Some((stage, clocks));
+            self.stage = Some((stage, ground));
         }
         Ok(self.stage.as_ref().map(|(stage, _)| stage).expect("it was just raised"))
     }
 
     /// One round. What went wrong is kept; the next round gets a new cluster then.
-    fn play(&mut self, fault: &Fault, hold: Duration, clocks: bool, round: u64) {
+    fn play(&mut self, fault: &Fault, hold: Duration, ground: Ground, round: u64) {
         let place = Place { run: self.run.to_owned(), seed: self.seed, round };
         let mut dice = Dice::new(self.seed ^ (round << 32));
-        let played = self.stage(clocks).and_then(|stage| stage.play(fault, hold, &place, &mut dice));
+        let played = self.stage(ground).and_then(|stage| stage.play(fault, hold, &place, &mut dice));
         let good = match played {
             Ok(record) => {
                 say(record.sentence());
@@ -168,7 +176,7 @@ fn short_list() {
     ];
     let mut player = Player::new("short", seed());
     for (round, fault) in selected(list.to_vec()).iter().enumerate() {
-        player.play(fault, fault.hold, false, round as u64);
+        player.play(fault, fault.hold, Ground { clocks: false, delegate: true }, round as u64);
     }
     player.conclude();
 }
@@ -195,7 +203,9 @@ fn every_fault_three_times() {
                 say(format!("time is up: {} of {} rounds are done", player.records.len(), faults.len() as u64 * runs));
                 return player.conclude();
             }
-            player.play(fault, fault.hold, fault.needs_clocks(), round);
+            // The first run as systemd's units have it, the second without a control group, and so on.
+            let ground = Ground { clocks: fault.needs_clocks(), delegate: run % 2 == 0 };
+            player.play(fault, fault.hold, ground, round);
         }
     }
     player.conclude();
@@ -220,16 +230,17 @@ fn soak() {
             say(format!("time is up: {} of {count} rounds are done", player.records.len()));
             break;
         }
-        // Every second cluster has clocks that can be shifted.
-        let clocks = (round / ROUNDS_OF_A_CLUSTER) % 2 == 1;
+        // Every second cluster has clocks that can be shifted, every second pair of them no control groups to kill by.
+        let cluster = round / ROUNDS_OF_A_CLUSTER;
+        let ground = Ground { clocks: cluster % 2 == 1, delegate: cluster / 2 % 2 == 0 };
         if round % ROUNDS_OF_A_CLUSTER == 0 {
             player.stage = None;
         }
         let mut dice = Dice::new(player.seed.wrapping_mul(1_000_003).wrapping_add(round));
-        let possible: Vec<&Fault> = faults.iter().filter(|f| clocks || !f.needs_clocks()).collect();
+        let possible: Vec<&Fault> = faults.iter().filter(|f| ground.clocks || !f.needs_clocks()).collect();
         let fault = possible[dice.below(possible.len() as u64) as usize];
         let hold = fault.random_hold(&mut dice);
-        player.play(fault, hold, clocks, round);
+        player.play(fault, hold, ground, round);
     }
     player.conclude();
 }
