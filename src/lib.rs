@@ -19,6 +19,7 @@ pub mod state;
 
 // The hands: each knows one outside thing.
 pub mod guard;
+pub mod layers;
 pub mod lease;
 pub mod postgres;
 pub mod raft;

@@ -25,8 +25,8 @@ use hyper_util::rt::TokioIo;
 use matriarch::{
     agent,
     config::{
-        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
-        PostgresqlConfig,
+        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LayersConfig, LocalMember, ManagerConfig,
+        MemberConfig, PostgresqlConfig,
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
     guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
@@ -161,6 +161,7 @@ impl Cluster {
                 postgresql,
             }),
             router: None,
+            layers: LayersConfig::default(),
         }
     }
 

@@ -157,14 +157,15 @@ fn arrows() {
     }
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
-        agent -> config, domain, guard, lease, postgres, rpc
+        agent -> config, domain, guard, layers, lease, postgres, rpc
         cli -> admin, agent, config, demo, guard, manager, routing, rpc, telemetry
         config -> domain
         demo -> rpc, telemetry
         guard -> domain
+        layers -> config, domain, guard
         lease -> domain, rpc
         main -> cli
-        manager -> config, domain, guard, lease, policy, raft, reconcile, rpc, state, telemetry
+        manager -> config, domain, guard, layers, lease, policy, raft, reconcile, rpc, state, telemetry
         policy -> domain, state
         postgres -> config, domain
         raft -> domain, rpc, state
@@ -271,6 +272,7 @@ fn processes_are_started_where_it_is_expected() {
         demo/processes.rs
         guard/link.rs
         guard/process.rs
+        layers/stonith.rs
         postgres/command.rs
     "#]]
     .assert_eq(&(started.join("\n") + "\n"));

@@ -16,7 +16,7 @@ use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, Fence, MemberStatus, OperationReply, OperationStatus,
+        ExplainReply, ExplainRequest, FailoverRequest, Fence, Layer, MemberStatus, OperationReply, OperationStatus,
         StatusReply, StatusRequest, SwitchoverRequest, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
@@ -366,6 +366,28 @@ fn colours_change_nothing_but_colours() {
 }
 
 #[test]
+fn status_says_what_each_layer_does() {
+    let layer = |name: &str, state: &str| Layer { name: name.to_owned(), state: state.to_owned() };
+    let mut reply = healthy();
+    reply.members[0].layers = vec![layer("kernel lease", "active"), layer("watchdog", "off")];
+    reply.members[1].layers = vec![layer("kernel lease", "unavailable: needs CAP_NET_ADMIN")];
+    reply.layers = vec![layer("stonith", "ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms")];
+    let text = render::status(&reply, Style::Plain);
+    let (_, layers) = text.split_once("Layers\n").unwrap();
+    expect![[r#"
+          n1: kernel lease active, watchdog off
+          n2: kernel lease unavailable: needs CAP_NET_ADMIN
+          cluster: stonith ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms
+
+        Warning: cluster.insecure is on: traffic between the hosts is not encrypted
+    "#]]
+    .assert_eq(layers);
+    let json: serde_json::Value = serde_json::from_str(&render::status_json(&reply)).unwrap();
+    assert_eq!(json["members"][0]["layers"]["kernel lease"], "active");
+    assert_eq!(json["layers"]["stonith"], reply.layers[0].state.as_str());
+}
+
+#[test]
 fn status_before_the_cluster_is_founded() {
     let reply = StatusReply { answered_by: "n1".to_owned(), ..StatusReply::default() };
     expect![[r#"
@@ -416,7 +438,8 @@ fn json_says_null_for_what_is_not_known() {
               "fence": null,
               "postgres": "n1:5432",
               "manager": "",
-              "server_version": null
+              "server_version": null,
+              "layers": {}
             }
           ],
           "holds": [
@@ -444,7 +467,8 @@ fn json_says_null_for_what_is_not_known() {
             "finished": true,
             "succeeded": false,
             "reason": "n2 lags"
-          }
+          },
+          "layers": {}
         }
     "#]]
     .assert_eq(&render::status_json(&reply));

@@ -236,6 +236,7 @@ impl World {
             rewind_failures: 0,
             clone_failures: 0,
             fence: FenceView::default(),
+            layers: Vec::new(),
         };
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view
@@ -478,6 +479,7 @@ fn describe(command: &Command) -> String {
         Kind::AdvanceOperation { id, phase } => format!("operation {id} goes on to {phase:?}"),
         Kind::EndOperation { id, succeeded: true, reason } => format!("operation {id} succeeded: {reason}"),
         Kind::EndOperation { id, succeeded: false, reason } => format!("operation {id} failed: {reason}"),
+        Kind::RecordStonith { member, how, .. } => format!("stonith of {member}: {how}"),
     };
     format!("propose: {what} ({})", command.because)
 }

@@ -1,7 +1,7 @@
 //! The cluster's status in an operator's words.
 
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView},
+    domain::{MemberId, PostgresState, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
     rpc::v1,
     state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
@@ -51,7 +51,15 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
             Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => state.newest_complete_timeline().0,
         },
         system_identifier: state.system_identifier.unwrap_or(0),
+        layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
     }
+}
+
+/// Whether there is a program for it here, and how it last ended.
+fn stonith(configured: bool, state: &ClusterState) -> String {
+    let word = if configured { "ready" } else { "off" };
+    let last = state.incidents.iter().rev().find(|i| i.rule == crate::policy::stonith::RULE.0);
+    last.map_or_else(|| word.to_owned(), |last| format!("{word}; last: {}", last.what))
 }
 
 fn lock_word(lock: &Lock) -> &'static str {
@@ -163,6 +171,7 @@ fn member(
     out.fence = Some(crate::rpc::convert::fence(&agent.fence));
     out.lease_remaining_ms = agent.lease.remaining_ms;
     out.server_version = agent.server_version;
+    out.layers = agent.layers.iter().map(crate::rpc::convert::layer).collect();
     if let Some(work) = &agent.work {
         out.progress = match work.total_bytes {
             0 => format!("{} {}", work.kind, work.phase),
@@ -177,6 +186,8 @@ fn member(
 /// Why a member is not healthy; empty when it is.
 fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool) -> Vec<String> {
     let mut out: Vec<String> = agent.problem.iter().cloned().collect();
+    let troubled = |l: &&LayerView| l.state.starts_with("failed") || l.state.starts_with("clearing");
+    out.extend(agent.layers.iter().filter(troubled).map(|l| format!("{} {}", l.name, l.state)));
     if let Some(error) = agent.last_order.as_ref().and_then(|o| o.error.as_ref()) {
         out.push(format!("its last order failed: {error}"));
     }

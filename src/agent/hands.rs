@@ -22,6 +22,7 @@ use super::{
 use crate::{
     domain::{Epoch, Generation, TimelineHistory, Timings, moment::TwoClocks},
     guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
+    layers::Layers,
     lease::HolderHandle,
     postgres::{DataState, Instance, Upstream},
 };
@@ -52,6 +53,8 @@ pub struct Hands {
     pub group: GroupUse,
     /// How long a fence takes here, once that was measured.
     pub measured: Arc<OnceLock<Measured>>,
+    /// What protects beyond the guard.
+    pub layers: Layers,
 }
 
 /// An error with all its causes in one line.
@@ -123,11 +126,22 @@ impl Hands {
         Ok((life, handle))
     }
 
-    /// Lets the holder's deadlines go to this guard.
+    /// Lets the holder's deadlines go to this guard and to the layers.
     pub fn sink_to(&self, guard: &GuardHandle) -> Result<(), String> {
         let mut link = guard.deadline_link().map_err(said)?;
-        self.holder.set_sink(Box::new(move |epoch, at| link.publish(epoch, at)));
+        let layers = self.layers.clone();
+        self.holder.set_sink(Box::new(move |epoch, at| {
+            // The guard first: it is what a renewal waits for.
+            let guarded = link.publish(epoch, at);
+            layers.moved(epoch, at) && guarded
+        }));
         Ok(())
+    }
+
+    /// Puts the layers up; nothing may become writable before.
+    pub async fn arm_layers(&self, epoch: Epoch, deadline: TwoClocks) -> Result<(), String> {
+        let layers = self.layers.clone();
+        blocking(move || layers.arm(epoch, deadline)).await?
     }
 
     /// Nothing runs that a deadline could end.

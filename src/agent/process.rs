@@ -34,6 +34,7 @@ use crate::{
     config::{Config, LocalMember},
     domain::{Epoch, Moment, observation::Notice},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
+    layers::Left,
     lease::{HolderOptions, HolderThread, HolderView, Phase},
     postgres::Instance,
     rpc::v1,
@@ -89,6 +90,8 @@ struct Agent {
     published: Instant,
     publish_at: Option<Instant>,
     discarded_life: u64,
+    /// Protection beyond the guard was needed when it was last looked at.
+    layers_stand: bool,
     began: Instant,
 }
 
@@ -135,6 +138,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
         agent.publish_if_due();
     }
     server.abort();
+    agent.hands.layers.leave();
     tracing::info!("agent ends; PostgreSQL and its guard go on until the lease runs out");
     Ok(())
 }
@@ -173,6 +177,7 @@ impl Agent {
             gate: Arc::default(),
             group: guarding::group_use(local),
             measured: Arc::default(),
+            layers: start::open_layers(config, local)?,
         };
         let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
@@ -197,6 +202,10 @@ impl Agent {
         let identity =
             Identity { member: local.id.clone(), session: uuid::Uuid::new_v4().as_u64_pair().0, server_version };
         let mut agent = Agent::new(core, store, hands, identity, guard.clone(), began);
+        if !agent.layers_stand {
+            // What an agent that was killed left standing.
+            agent.stand_down();
+        }
         agent.perform(effects, None)?;
         agent.watch_lease();
         if let Some(guard) = guard {
@@ -213,8 +222,9 @@ impl Agent {
         guard: Option<GuardHandle>,
         began: Instant,
     ) -> Agent {
+        let layers_stand = core.needs_layers();
         let fence = guarding::fence_view(&hands, guard.as_ref());
-        let first = status(&core, &identity, guard.is_some(), fence, now(began));
+        let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         let prober = prober::run(hands.instance.clone(), hands.timings.probe, plan_receiver, hands.wakes.clone());
         tokio::spawn(prober);
@@ -234,6 +244,7 @@ impl Agent {
             published: began,
             publish_at: None,
             discarded_life: 0,
+            layers_stand,
             began,
         }
     }
@@ -456,7 +467,10 @@ impl Agent {
             return;
         }
         match guard.state().borrow().deadline {
-            Some(deadline) => self.hands.holder.resume(epoch, timeline, deadline),
+            Some(deadline) => {
+                self.hands.layers.resume(epoch, deadline);
+                self.hands.holder.resume(epoch, timeline, deadline);
+            }
             None => self.hands.holder.hold(epoch, timeline),
         }
     }
@@ -540,8 +554,25 @@ impl Agent {
         }
     }
 
+    /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
+    fn mind_layers(&mut self) {
+        let needed = self.core.needs_layers();
+        if self.layers_stand && !needed {
+            self.stand_down();
+        }
+        self.layers_stand = needed;
+    }
+
+    fn stand_down(&self) {
+        self.hands.layers.stand_down(match self.core.tree() {
+            Tree::Empty => Left::Nothing,
+            Tree::Running { .. } | Tree::Ending => Left::Standby,
+        });
+    }
+
     /// After each event: what to probe, and whether others should hear of it.
     fn look_around(&mut self) {
+        self.mind_layers();
         let plan =
             self.core.probe_interval().map(|interval| Plan { life: self.core.life(), interval, asked: self.asked });
         self.plan.send_if_modified(|old| {
@@ -560,7 +591,7 @@ impl Agent {
     fn status(&self) -> v1::AgentStatus {
         let adopted = self.guard.as_ref().is_some_and(|g| g.state().borrow().adopted);
         let fence = guarding::fence_view(&self.hands, self.guard.as_ref());
-        status(&self.core, &self.identity, adopted, fence, now(self.began))
+        status(&self.core, &self.identity, adopted, fence, self.hands.layers.views(), now(self.began))
     }
 
     fn pause(&self) -> Duration {

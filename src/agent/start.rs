@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     config::{AgentEndpoint, Config, ConfigError, LocalMember},
+    layers::{LayerError, Layers, LayersOptions},
     postgres::{Instance, PostgresError},
 };
 
@@ -88,6 +89,25 @@ pub(super) fn open_store(config: &Config, local: &LocalMember) -> Result<(Store,
             StoreError::Io { .. } => ("agent.state_dir", "let the user of the agent write there"),
         };
         config.wrong(key, chain(&error), advice)
+    })
+}
+
+/// Looks which layers this host has; refuses when a required one is missing.
+pub(super) fn open_layers(config: &Config, local: &LocalMember) -> Result<Layers, ConfigError> {
+    let opened = Layers::open(LayersOptions {
+        cluster: config.cluster.name.clone(),
+        me: local.id.clone(),
+        config: config.layers.clone(),
+        port: local.postgresql.port,
+        listen_addresses: local.postgresql.listen_addresses.clone(),
+        runtime_dir: local.agent.runtime_dir.clone(),
+        timings: config.cluster.timings,
+    });
+    opened.map_err(|error| match &error {
+        LayerError::Unavailable { key, .. } => {
+            config.wrong(key, chain(&error), "grant what it needs (docs/layers.md), or set it to automatic")
+        }
+        LayerError::Thread(_) => config.wrong("layers", chain(&error), "let this user have more threads"),
     })
 }
 

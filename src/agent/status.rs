@@ -4,7 +4,7 @@ use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
         MemberId, TimelineId,
-        observation::{AgentView, FenceView, LeaseView},
+        observation::{AgentView, FenceView, LayerView, LeaseView},
     },
     rpc::{convert, v1},
 };
@@ -21,12 +21,19 @@ pub struct Identity {
 }
 
 /// The status at one moment. The sequence number is given at publication.
-pub fn status(core: &Core, identity: &Identity, adopted: bool, fence: FenceView, now: Now) -> v1::AgentStatus {
+pub fn status(
+    core: &Core,
+    identity: &Identity,
+    adopted: bool,
+    fence: FenceView,
+    layers: Vec<LayerView>,
+    now: Now,
+) -> v1::AgentStatus {
     let pid = match core.tree() {
         Tree::Running { pid } => pid,
         Tree::Empty | Tree::Ending => 0,
     };
-    let view = AgentView { fence, ..view(core, identity, adopted, now) };
+    let view = AgentView { fence, layers, ..view(core, identity, adopted, now) };
     convert::agent_status(&view, 0, pid)
 }
 
@@ -73,6 +80,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
         fence: FenceView::default(),
+        layers: Vec::new(),
     }
 }
 

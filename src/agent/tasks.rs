@@ -208,6 +208,7 @@ impl Job {
         hands.sink_to(guard)?;
         hands.holder.hold(tenure.epoch, tenure.timeline);
         let deadline = self.await_lease(tenure).await?;
+        hands.arm_layers(tenure.epoch, deadline).await?;
         // The holder's own word to the guard may still be on its way; nothing is promoted before this one is confirmed.
         let (handle, epoch) = (guard.clone(), tenure.epoch);
         match blocking(move || handle.arm(epoch, deadline)).await? {
@@ -334,6 +335,7 @@ impl Job {
             instance.write_live("").map_err(said)
         };
         blocking(prepare).await??;
+        hands.arm_layers(tenure.epoch, deadline).await?;
         let guard = hands.start_postmaster(tenure.epoch, Some(deadline)).await?;
         hands.sink_to(&guard)?;
         Ok(guard)

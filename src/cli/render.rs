@@ -1,12 +1,12 @@
 //! Answers as text for people and as JSON for programs. Pure.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
 use crate::{
     config::Config,
-    rpc::v1::{ExplainReply, Fence, MemberStatus, OperationStatus, StatusReply},
+    rpc::v1::{ExplainReply, Fence, Layer, MemberStatus, OperationStatus, StatusReply},
 };
 
 /// Whether colours may be used. The text says the same without them.
@@ -128,6 +128,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
     }
     text.push_str(&fences(&reply.members));
+    text.push_str(&layers(reply));
     text.push_str(&footer(reply, style));
     text
 }
@@ -149,6 +150,21 @@ fn fences(members: &[MemberStatus]) -> String {
         let _ = writeln!(text, "Fence {}: {method}{took}; {guard}", member.member);
     }
     text
+}
+
+/// What protects beyond lease and guard, one line for each host.
+fn layers(reply: &StatusReply) -> String {
+    let said = |layers: &[Layer]| {
+        let each: Vec<String> = layers.iter().map(|l| format!("{} {}", l.name, or(&l.state, "?"))).collect();
+        each.join(", ")
+    };
+    let hosts = reply.members.iter().map(|m| (m.member.as_str(), m.layers.as_slice()));
+    let all = hosts.chain([("cluster", reply.layers.as_slice())]);
+    let lines: Vec<String> = all
+        .filter(|(_, layers)| !layers.is_empty())
+        .map(|(who, layers)| format!("  {who}: {}\n", said(layers)))
+        .collect();
+    if lines.is_empty() { String::new() } else { format!("\nLayers\n{}", lines.concat()) }
 }
 
 fn header(reply: &StatusReply, style: Style) -> String {
@@ -314,6 +330,7 @@ struct StatusJson<'a> {
     warnings: &'a [String],
     operation: Option<OperationJson<'a>>,
     last_operation: Option<OperationJson<'a>>,
+    layers: BTreeMap<&'a str, &'a str>,
 }
 
 #[derive(Serialize)]
@@ -335,6 +352,7 @@ struct MemberJson<'a> {
     postgres: &'a str,
     manager: &'a str,
     server_version: Option<u32>,
+    layers: BTreeMap<&'a str, &'a str>,
 }
 
 #[derive(Serialize)]
@@ -390,6 +408,7 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         postgres: &member.postgres,
         manager: &member.manager,
         server_version: Some(member.server_version).filter(|v| *v != 0),
+        layers: layers_json(&member.layers),
     }
 }
 
@@ -401,6 +420,10 @@ fn fence_json(fence: &Fence) -> FenceJson<'_> {
         priority: &fence.priority,
         oom_score: &fence.oom,
     }
+}
+
+fn layers_json(layers: &[Layer]) -> BTreeMap<&str, &str> {
+    layers.iter().map(|l| (l.name.as_str(), l.state.as_str())).collect()
 }
 
 fn operation_json(operation: &OperationStatus) -> OperationJson<'_> {
@@ -437,6 +460,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         warnings: &reply.warnings,
         operation: reply.operation.as_ref().map(operation_json),
         last_operation: reply.last_operation.as_ref().map(operation_json),
+        layers: layers_json(&reply.layers),
     })
 }
 

@@ -13,7 +13,7 @@ use super::{
     PostgresqlConfig, RouterConfig,
     checked::host_port,
     error::Wrong,
-    parameters,
+    layers, parameters,
     raw::{RawAgent, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter, RawTimings},
 };
 use crate::domain::{MemberId, NodeId, Profile, Timings};
@@ -46,7 +46,8 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
         }
     };
     let router = raw.router.map(router).transpose()?;
-    let config = Config { file: file.to_owned(), cluster, member, router };
+    let layers = layers::check(raw.layers, &cluster.timings)?;
+    let config = Config { file: file.to_owned(), cluster, member, router, layers };
     listen_addresses(&config)?;
     Ok(config)
 }
@@ -59,7 +60,7 @@ fn required(key: &str, value: Option<String>) -> Result<String, Wrong> {
     }
 }
 
-fn path(key: &str, value: Option<String>, default: &str) -> Result<PathBuf, Wrong> {
+pub(super) fn path(key: &str, value: Option<String>, default: &str) -> Result<PathBuf, Wrong> {
     let path = PathBuf::from(value.unwrap_or_else(|| default.to_owned()));
     if !path.is_absolute() {
         let problem = format!("`{}` is a relative path", path.display());

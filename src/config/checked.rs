@@ -1,6 +1,6 @@
 //! The configuration as used: complete, consistent, and the only one passed on.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::domain::{MemberId, NodeId, Profile, Timings};
 
@@ -15,6 +15,64 @@ pub struct Config {
     pub member: Option<LocalMember>,
     /// The router of this host, when it has one.
     pub router: Option<RouterConfig>,
+    /// What protects beyond lease and guard.
+    pub layers: LayersConfig,
+}
+
+/// Whether a layer is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LayerMode {
+    /// Not at all.
+    Off,
+    /// Where it can be had; the status says where not.
+    #[default]
+    Automatic,
+    /// Without it the agent doesn't start, and nobody is primary here.
+    Required,
+}
+
+/// What protects beyond lease and guard (docs/layers.md).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayersConfig {
+    /// The lease in nftables.
+    pub kernel_lease: LayerMode,
+    /// The Linux watchdog.
+    pub watchdog: WatchdogConfig,
+    /// Reset of what is left of clients' connections after a fence. Never required.
+    pub client_reset: LayerMode,
+    /// The program that takes a host's power away; run by the manager of the Raft leader.
+    pub stonith: Option<StonithConfig>,
+}
+
+/// The Linux watchdog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchdogConfig {
+    /// Whether it is wanted.
+    pub mode: LayerMode,
+    /// The device.
+    pub device: PathBuf,
+    /// Its time-out in whole seconds, checked against the timings (T2).
+    pub timeout_s: u32,
+}
+
+/// The operator's program that takes a host's power away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StonithConfig {
+    /// Program and arguments. In these `{cluster}`, `{member}`, `{host}` and `{epoch}` are filled in.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub deadline: Duration,
+}
+
+/// Where the watchdog usually is.
+pub const WATCHDOG_DEVICE: &str = "/dev/watchdog";
+
+impl Default for LayersConfig {
+    /// What a file without the table gives.
+    fn default() -> LayersConfig {
+        let watchdog = WatchdogConfig { mode: LayerMode::Off, device: WATCHDOG_DEVICE.into(), timeout_s: 1 };
+        LayersConfig { kernel_lease: LayerMode::Automatic, watchdog, client_reset: LayerMode::Automatic, stonith: None }
+    }
 }
 
 /// What all hosts of a cluster share.

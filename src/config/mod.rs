@@ -5,6 +5,7 @@ mod check;
 pub mod checked;
 mod error;
 mod host;
+mod layers;
 mod parameters;
 mod raw;
 mod secret;
@@ -16,8 +17,8 @@ use std::{
 
 pub use check::listeners;
 pub use checked::{
-    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
-    PostgresqlConfig, RouterConfig, host_port,
+    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig, LocalMember, ManagerConfig,
+    MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, WatchdogConfig, host_port,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};

@@ -15,6 +15,19 @@ pub(super) struct RawConfig {
     pub agent: Option<RawAgent>,
     pub postgresql: Option<RawPostgresql>,
     pub router: Option<RawRouter>,
+    pub layers: Option<RawLayers>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawLayers {
+    pub kernel_lease: Option<String>,
+    pub watchdog: Option<String>,
+    pub watchdog_device: Option<String>,
+    pub watchdog_timeout_s: Option<u32>,
+    pub client_reset: Option<String>,
+    pub stonith_command: Option<Vec<String>>,
+    pub stonith_deadline_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

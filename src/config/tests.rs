@@ -173,6 +173,52 @@ fn host_errors() {
 }
 
 #[test]
+fn layers_are_checked_against_the_timings() {
+    let defaults = parse(GOOD).unwrap().layers;
+    assert_eq!((defaults.kernel_lease, defaults.watchdog.mode), (LayerMode::Automatic, LayerMode::Off));
+    assert_eq!((defaults.watchdog.timeout_s, defaults.client_reset), (2, LayerMode::Automatic));
+    assert_eq!(defaults.stonith, None);
+    let table = "[router]\n";
+    let with = |text: &str| format!("[layers]\n{text}\n[router]\n");
+    let given = with("watchdog = \"required\"\nstonith_command = [\"/bin/off\", \"{host}\"]");
+    let given = parse(&GOOD.replacen(table, &given, 1)).unwrap().layers;
+    assert_eq!(given.watchdog.mode, LayerMode::Required);
+    let stonith = given.stonith.unwrap();
+    assert_eq!((stonith.command, stonith.deadline.as_secs()), (vec!["/bin/off".to_owned(), "{host}".to_owned()], 30));
+    // Timings that leave no room: what was not asked for is off, what was is an error.
+    let tight = GOOD.replacen("renew_ms = 300", "renew_ms = 300\nkill_ms = 1\ngrant_ms = 2605", 1);
+    assert_eq!(parse(&tight).unwrap().layers.kernel_lease, LayerMode::Off);
+    let asked = parse(&tight.replacen(table, &with("kernel_lease = \"automatic\""), 1)).unwrap_err();
+    assert_eq!(asked.key, "layers.kernel_lease");
+    check(
+        &[
+            (table, &with("kernel_lease = \"on\"")),
+            (table, &with("client_reset = \"required\"")),
+            (table, &with("watchdog_timeout_s = 3")),
+            (table, &with("watchdog_timeout_s = 0")),
+            (table, &with("watchdog_device = \"watchdog\"")),
+            (table, &with("stonith_command = []")),
+            (table, &with("stonith_command = [\"fence\"]")),
+            (table, &with("stonith_deadline_ms = 5")),
+            (table, &with("stonith_command = [\"/bin/off\"]\nstonith_deadline_ms = 5")),
+            (table, &with("kernel_leas = \"off\"")),
+        ],
+        expect![[r#"
+            m.toml: layers.kernel_lease: `on` is no mode; use off, automatic or required
+            m.toml: layers.client_reset: it protects nothing, so it can't be required; use off or automatic
+            m.toml: layers.watchdog_timeout_s: T_grant >= (1+rho) * (W/(1-rho) + delta) does not hold with W = 3 s and delta >= renew + T_rpc; use 1 to 2
+            m.toml: layers.watchdog_timeout_s: 0 is no time-out; use whole seconds
+            m.toml: layers.watchdog_device: `watchdog` is a relative path; write it from the root (/…)
+            m.toml: layers.stonith_command: empty; name a program, or remove the key
+            m.toml: layers.stonith_command: `fence` is no path from the root; write the program's whole path, then its arguments, one by one
+            m.toml: layers.stonith_deadline_ms: given without layers.stonith_command; add the command, or remove it
+            m.toml: layers.stonith_deadline_ms: 5 ms is out of range; use 100 to 600000 (ten minutes)
+            m.toml: layers.kernel_leas: unknown key in line 30; did you mean `kernel_lease`?
+        "#]],
+    );
+}
+
+#[test]
 fn postgresql_errors() {
     check(
         &[

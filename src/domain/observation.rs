@@ -78,6 +78,15 @@ pub struct LeaseView {
     pub remaining_ms: u64,
 }
 
+/// One of the layers beyond lease and guard, as it stands on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LayerView {
+    /// `kernel lease`, `watchdog`, `client reset`.
+    pub name: String,
+    /// `off`, `ready` (nothing to protect here now), `active`, or `unavailable: …`, `failed: …`, `clearing: …`.
+    pub state: String,
+}
+
 /// What an agent says of itself and its PostgreSQL at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
@@ -137,6 +146,8 @@ pub struct AgentView {
     pub clone_failures: u64,
     /// How this host fences.
     pub fence: FenceView,
+    /// The layers of this host; none from an agent that has none.
+    pub layers: Vec<LayerView>,
 }
 
 /// How a host ends a PostgreSQL that must not write, in words for people.

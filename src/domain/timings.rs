@@ -184,6 +184,28 @@ impl Timings {
         }
     }
 
+    /// How old a renewal may be when a watchdog of this time-out is reset for it (δ), so that the
+    /// host is restarted before any promise ends: `T_grant >= (1+rho) * (W/(1-rho) + delta)`.
+    /// `None` when that leaves less than one renewal and its answer need.
+    pub fn watchdog_freshness(&self, timeout_s: u32) -> Option<Duration> {
+        let rho = f64::from(self.drift_permille) / 1_000.0;
+        let delta = self.grant.as_secs_f64() / (1.0 + rho) - f64::from(timeout_s) / (1.0 - rho);
+        let delta = Duration::try_from_secs_f64(delta).ok()?;
+        (delta >= self.renew + self.rpc).then_some(delta)
+    }
+
+    /// The longest watchdog time-out, in whole seconds, that these timings allow.
+    pub fn watchdog_timeout_max_s(&self) -> Option<u32> {
+        (1..=600).rev().find(|seconds| self.watchdog_freshness(*seconds).is_some())
+    }
+
+    /// Whether a kernel lease, whose end the kernel keeps to `granularity`, ends before any promise:
+    /// `T_hold/(1-rho) + g <= T_grant/(1+rho)`.
+    pub fn allows_kernel_lease(&self, granularity: Duration) -> bool {
+        let rho = f64::from(self.drift_permille) / 1_000.0;
+        self.hold.as_secs_f64() / (1.0 - rho) + granularity.as_secs_f64() <= self.grant.as_secs_f64() / (1.0 + rho)
+    }
+
     /// Checks the inequalities between timings.
     ///
     /// # Errors
@@ -226,6 +248,23 @@ mod tests {
         let base = Timings::of(Profile::Normal);
         let broken = Timings { grant: base.hold, ..base };
         assert_eq!(broken.check().unwrap_err().key, "grant_ms");
+    }
+
+    #[test]
+    fn every_profile_has_room_for_a_watchdog_and_a_kernel_lease() {
+        let timings = [Profile::Fast, Profile::Normal, Profile::Slow, Profile::Safe].map(Timings::of);
+        assert_eq!(timings.map(|t| t.watchdog_timeout_max_s()), [Some(1), Some(2), Some(8), Some(20)]);
+        for t in timings {
+            let seconds = t.watchdog_timeout_max_s().unwrap();
+            let rho = f64::from(t.drift_permille) / 1_000.0;
+            let fires = f64::from(seconds) / (1.0 - rho) + t.watchdog_freshness(seconds).unwrap().as_secs_f64();
+            assert!((1.0 + rho) * fires <= t.grant.as_secs_f64() + 1e-6, "T2 with {seconds} s: {fires}");
+            assert_eq!(t.watchdog_freshness(seconds + 1), None);
+            assert!(t.allows_kernel_lease(ms(20)));
+        }
+        let tight = Timings { kill: ms(1), ..Timings::of(Profile::Normal) };
+        let tight = Timings { grant: ms(2_605), ..tight };
+        assert!(tight.check().is_ok() && !tight.allows_kernel_lease(ms(20)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::{
+    fs::File,
     io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -254,6 +255,21 @@ fn drop_capabilities() -> io::Result<()> {
     let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) };
     Errno::result(done)?;
     Ok(())
+}
+
+/// Sets the time-out of a Linux watchdog device; gives the one the driver took, which may differ.
+///
+/// # Errors
+/// It is no watchdog, or its time-out can't be set (linux/watchdog.h).
+pub fn set_watchdog_timeout(device: &File, seconds: u32) -> io::Result<u32> {
+    // _IOWR('W', 6, int) on x86-64 and aarch64, the targets of this crate.
+    const WDIOC_SETTIMEOUT: libc::c_ulong = 0xc004_5706;
+    let mut seconds = libc::c_int::try_from(seconds).map_err(|_| io::Error::from(Errno::EINVAL))?;
+    // SAFETY: the descriptor is open for the whole call, and the kernel reads and writes one int
+    // through a pointer to one that this function owns.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), WDIOC_SETTIMEOUT as _, &raw mut seconds) };
+    Errno::result(done)?;
+    u32::try_from(seconds).map_err(|_| io::Error::from(Errno::EINVAL))
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ pub(super) async fn run(manager: Manager) {
         let leads = leadership.borrow_and_update().am_leader;
         if leads && !led {
             board.lead(&manager.inner.me);
+            manager.inner.stonith.lead(board.now());
             tracing::info!(member = %manager.inner.me, "this manager leads");
         }
         led = leads;
@@ -35,6 +36,7 @@ pub(super) async fn run(manager: Manager) {
         let mut plan = Plan::default();
         if leads {
             board.keep_time(&state);
+            manager.inner.stonith.consider(&manager, &state);
             let request = uuid::Uuid::now_v7().to_string();
             plan = board.situation(&state, manager.timings(), |s| policy::decide(s, &request));
             tell(&mut told, &plan);
@@ -101,6 +103,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Release { .. } => events::RELEASED,
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
+        Kind::RecordStonith { .. } => events::STONITH,
         Kind::RecordSystem { .. } | Kind::PromotionComplete { .. } | Kind::AdvanceOperation { .. } => events::COMMITTED,
     }
 }
@@ -111,7 +114,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         Kind::Grant { member, .. }
         | Kind::PromotionComplete { member, .. }
         | Kind::Open { member }
-        | Kind::Release { member, .. } => Some(member),
+        | Kind::Release { member, .. }
+        | Kind::RecordStonith { member, .. } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),
         Kind::RecordSystem { .. } | Kind::Fence { .. } | Kind::AdvanceOperation { .. } | Kind::EndOperation { .. } => {

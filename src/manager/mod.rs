@@ -24,6 +24,7 @@ mod peers;
 mod report;
 mod seal;
 mod service;
+mod stonith;
 pub mod view;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -57,6 +58,7 @@ struct Inner {
     peers: peers::Peers,
     link: link::Link,
     founding: founding::FoundingGate,
+    stonith: stonith::Stonith,
 }
 
 /// Runs the manager of this host until `shutdown` or a fatal error, with the
@@ -111,6 +113,7 @@ pub async fn run<A: Admin>(
             peers: peers::Peers::new(&config),
             link: link::Link::new(&local.agent.listen, &local.id),
             founding: founding::FoundingGate::new(node.is_empty()),
+            stonith: stonith::Stonith::default(),
             node,
             acceptor,
             config,

@@ -12,6 +12,7 @@ pub mod genesis;
 pub mod promotion;
 pub mod report;
 pub mod rules;
+pub mod stonith;
 pub mod switchover;
 #[cfg(test)]
 pub mod testing;

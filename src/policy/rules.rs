@@ -1,7 +1,7 @@
 //! The ordered table of rules. The first that matches wins; its number goes
 //! into the command it causes and so into the log.
 
-use super::{Plan, Situation, Verdict, failover, genesis, promotion, switchover};
+use super::{Plan, Situation, Verdict, failover, genesis, promotion, stonith, switchover};
 use crate::state::{Command, RuleId};
 
 /// A rule: number, condition in words, function.
@@ -69,5 +69,8 @@ pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
 
 /// The name of a rule, for logs and `explain`.
 pub fn name(id: RuleId) -> &'static str {
+    if id == stonith::RULE {
+        return stonith::RULE_NAME;
+    }
     RULES.iter().find(|r| r.id == id.0).map_or("a rule of another version", |r| r.name)
 }

@@ -162,6 +162,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         fence: FenceView::default(),
+        layers: Vec::new(),
     };
     for word in words {
         apply_word(&mut view, word);

@@ -58,6 +58,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::EndOperation { id, succeeded, reason } => {
             c::Kind::EndOperation(c::EndOperation { id: *id, succeeded: *succeeded, reason: reason.clone() })
         }
+        Kind::RecordStonith { member, epoch, succeeded, how } => c::Kind::RecordStonith(c::RecordStonith {
+            member: member.to_string(),
+            epoch: epoch.0,
+            succeeded: *succeeded,
+            how: how.clone(),
+        }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -111,6 +117,12 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::AdvanceOperation(a) => Kind::AdvanceOperation { id: a.id, phase: decode_phase(a.phase)? },
         K::EndOperation(e) => Kind::EndOperation { id: e.id, succeeded: e.succeeded, reason: e.reason },
+        K::RecordStonith(r) => Kind::RecordStonith {
+            member: member_id(&r.member)?,
+            epoch: Epoch(r.epoch),
+            succeeded: r.succeeded,
+            how: r.how,
+        },
     })
 }
 
@@ -386,6 +398,7 @@ mod tests {
             Kind::Release { member: id("a"), end: at(2, 8), clean: true },
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into() },
+            Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
         ]
     }
 

@@ -4,7 +4,7 @@ use super::{Malformed, v1};
 use crate::domain::{
     ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
     observation::{
-        AgentView, FenceView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work,
+        AgentView, FenceView, LayerView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work,
     },
 };
 
@@ -233,6 +233,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         rewind_failures: view.rewind_failures,
         clone_failures: view.clone_failures,
         fence: Some(fence(&view.fence)),
+        layers: view.layers.iter().map(layer).collect(),
     }
 }
 
@@ -245,6 +246,11 @@ pub fn fence(view: &FenceView) -> v1::Fence {
 fn fence_view(raw: v1::Fence) -> FenceView {
     let v1::Fence { method, kill_micros, memory, priority, oom } = raw;
     FenceView { method, kill_micros, memory, priority, oom }
+}
+
+/// To the wire.
+pub fn layer(view: &LayerView) -> v1::Layer {
+    v1::Layer { name: view.name.clone(), state: view.state.clone() }
 }
 
 /// From the wire.
@@ -311,6 +317,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         rewind_failures: raw.rewind_failures,
         clone_failures: raw.clone_failures,
         fence: fence_view(raw.fence.unwrap_or_default()),
+        layers: raw.layers.into_iter().map(|l| LayerView { name: l.name, state: l.state }).collect(),
     })
 }
 

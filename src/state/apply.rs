@@ -53,6 +53,10 @@ impl ClusterState {
             Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
+            Kind::RecordStonith { member, epoch, succeeded, how } => {
+                let outcome = if *succeeded { "succeeded" } else { "failed" };
+                Ok(Some(format!("STONITH of {member}, which held epoch {epoch}, {outcome}: {how}")))
+            }
         }
     }
 

@@ -110,6 +110,18 @@ pub enum Kind {
         /// Why not, or a remark.
         reason: String,
     },
+    /// The operator's program was run against a host whose epoch had ended. Changes nothing but
+    /// what people can read: no grant waits for it or is earlier for it.
+    RecordStonith {
+        /// Whose host.
+        member: MemberId,
+        /// The epoch it had held.
+        epoch: Epoch,
+        /// The program said so.
+        succeeded: bool,
+        /// How it ended, or why it was not run.
+        how: String,
+    },
 }
 
 impl Kind {
@@ -126,6 +138,7 @@ impl Kind {
             Self::BeginOperation { .. } => "begin-operation",
             Self::AdvanceOperation { .. } => "advance-operation",
             Self::EndOperation { .. } => "end-operation",
+            Self::RecordStonith { .. } => "record-stonith",
         }
     }
 }

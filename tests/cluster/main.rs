@@ -16,6 +16,7 @@
 
 mod commands;
 mod failovers;
+mod layers;
 mod processes;
 mod quorum;
 mod stage;

@@ -209,11 +209,17 @@ fn only_the_last(writes: &[Attempt], lost: &[Attempt], moment: Instant) {
 
 /// A new cluster, up and checked. `first` starts ahead of the rest, with pauses; the rest at once.
 pub fn raise(first: &[(String, Role, Duration)]) -> Rig {
+    raise_with("", first)
+}
+
+/// The same with more in the configuration of every host; a text with `{root}` gets the cluster's directory.
+pub fn raise_with(more: &str, first: &[(String, Role, Duration)]) -> Rig {
     let began = Instant::now();
     let cluster = Unstarted::lay_out(Path::new(EXE), Path::new("/tmp"), PROFILE).unwrap();
     let bin = postgres_that_may_refuse(&cluster);
     let (real, ours) = (quoted(cluster.bin_dir()), quoted(&bin));
-    cluster.configure(|text| text.replace(&real, &ours) + TIMINGS).unwrap();
+    let more = more.replace("{root}", &cluster.root().display().to_string());
+    cluster.configure(|text| text.replace(&real, &ours) + TIMINGS + &more).unwrap();
     for (host, role, pause) in first {
         cluster.start_process(host, *role).unwrap();
         thread::sleep(*pause);

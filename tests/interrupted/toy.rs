@@ -177,6 +177,7 @@ fn blank(me: &MemberId) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         fence: FenceView::default(),
+        layers: Vec::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::Stream;
 use matriarch::{
-    config::{ClusterConfig, Config, MemberConfig, RouterConfig},
+    config::{ClusterConfig, Config, LayersConfig, MemberConfig, RouterConfig},
     domain::{NodeId, Profile, Timings},
     routing::{Router, RouterHandle, Status},
     rpc::v1::{
@@ -408,6 +408,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             read_only: Some(([127, 0, 0, 1], 0).into()),
             max_sessions: options.max_sessions,
         }),
+        layers: LayersConfig::default(),
     }
 }
 

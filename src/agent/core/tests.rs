@@ -594,3 +594,40 @@ fn a_standby_that_went_on_to_a_newer_timeline_is_not_what_was_granted() {
     let moved_on = seen(history(8, &[(6, 80), (7, 95)]), at(8, 120));
     assert_eq!(is_as_granted(&moved_on, at(7, 90)).unwrap_err(), "its WAL ends at 8:0/78, the grant wants 7:0/5A");
 }
+
+/// The kernel lease and the watchdog go by this: too early is a hole, too late cuts a standby off.
+#[test]
+fn layers_stand_from_the_grant_until_the_tree_is_seen_empty() {
+    let mut core = standby();
+    assert!(!core.needs_layers(), "a standby");
+    core.step(promote(4), now(20));
+    assert!(core.needs_layers(), "before anything can become writable");
+    let mut given_back = core_after_harmless_failure();
+    assert!(!given_back.needs_layers(), "it is a standby still");
+    given_back.step(sight(true, at(1, 100)), now(60));
+    assert!(!given_back.needs_layers());
+
+    let mut core = primary();
+    assert!(core.needs_layers());
+    let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Expired, ..LeaseSight::default() };
+    core.step(Event::Lease(lost), now(100));
+    assert!(core.needs_layers(), "the epoch is over, the tree may live");
+    core.step(gone(true), now(150));
+    assert!(!core.needs_layers());
+
+    let mut crashed = primary();
+    crashed.step(gone(false), now(100));
+    assert!(!crashed.needs_layers(), "nothing runs");
+    crashed.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+    assert!(crashed.needs_layers(), "before the postmaster is started");
+    let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::ZERO };
+    let (adopted, _) = agent(Durable { accepted: Epoch(4), ..Durable::default() }, found, None);
+    assert!(adopted.needs_layers(), "left by an agent that is no more, and being fenced");
+}
+
+fn core_after_harmless_failure() -> Core {
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    core.step(Event::Done(TaskEnd::Failed { error: "no majority".into(), harmless: true }), now(50));
+    core
+}

@@ -130,6 +130,15 @@ impl Core {
         }
     }
 
+    /// Something of a primary may run here, or is about to: what protects beyond the guard has to stand.
+    pub fn needs_layers(&self) -> bool {
+        let task = self.work.as_ref().map(|w| &w.task);
+        let begins = matches!(task, Some(Task::Promote(_) | Task::Restart { .. }));
+        let unproven = self.durable.ended > self.durable.fenced;
+        let fencing = self.fencing_since.is_some();
+        begins || (self.tree != Tree::Empty && (self.durable.tenure.is_some() || fencing || unproven))
+    }
+
     /// A fence is under way.
     pub fn is_fencing(&self) -> bool {
         self.fencing_since.is_some()

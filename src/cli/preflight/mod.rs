@@ -6,6 +6,7 @@ mod disk;
 mod distribution;
 mod fence;
 mod host;
+mod layers;
 mod ports;
 mod postgres;
 
@@ -41,6 +42,7 @@ fn checks(config: &Config) -> Vec<Check> {
         checks.extend(disk::all(member));
         checks.extend(postgres::all(&member.postgresql));
         checks.extend(distribution::all(Path::new("/"), &member.postgresql));
+        checks.extend(layers::all(Path::new("/"), &config.layers));
         checks.push(host::memory(Path::new("/")));
         checks.push(clocks.check(Path::new("/"), config.cluster.timings.drift_permille));
     }

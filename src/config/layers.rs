@@ -1,0 +1,109 @@
+//! The table `[layers]`, checked against the timings it has to go with.
+
+use std::time::Duration;
+
+use super::{
+    LayerMode, LayersConfig, StonithConfig, WatchdogConfig, check::path, checked::WATCHDOG_DEVICE, error::Wrong,
+    raw::RawLayers,
+};
+use crate::domain::Timings;
+
+/// The kernel keeps the end of a set element to two of its ticks, of at most 10 ms each.
+const KERNEL_TICKS: Duration = Duration::from_millis(20);
+const STONITH_DEADLINE_MS: u64 = 30_000;
+
+pub(super) fn check(raw: Option<RawLayers>, timings: &Timings) -> Result<LayersConfig, Wrong> {
+    let asked = raw.as_ref().is_some_and(|raw| raw.kernel_lease.is_some());
+    let raw = raw.unwrap_or_default();
+    let mut kernel_lease = mode("layers.kernel_lease", raw.kernel_lease.as_deref(), LayerMode::Automatic)?;
+    if kernel_lease != LayerMode::Off && !timings.allows_kernel_lease(KERNEL_TICKS) {
+        if asked {
+            let problem = "T_hold/(1-rho) + 20 ms <= T_grant/(1+rho) does not hold";
+            return Err(Wrong::new("layers.kernel_lease", problem, "raise cluster.timings.grant_ms, or set it to off"));
+        }
+        kernel_lease = LayerMode::Off;
+    }
+    let client_reset = mode("layers.client_reset", raw.client_reset.as_deref(), LayerMode::Automatic)?;
+    if client_reset == LayerMode::Required {
+        let advice = "use off or automatic";
+        return Err(Wrong::new("layers.client_reset", "it protects nothing, so it can't be required", advice));
+    }
+    Ok(LayersConfig {
+        kernel_lease,
+        watchdog: watchdog(raw.watchdog.as_deref(), raw.watchdog_device, raw.watchdog_timeout_s, timings)?,
+        client_reset,
+        stonith: stonith(raw.stonith_command, raw.stonith_deadline_ms)?,
+    })
+}
+
+fn mode(key: &str, text: Option<&str>, default: LayerMode) -> Result<LayerMode, Wrong> {
+    match text {
+        None => Ok(default),
+        Some("off") => Ok(LayerMode::Off),
+        Some("automatic") => Ok(LayerMode::Automatic),
+        Some("required") => Ok(LayerMode::Required),
+        Some(other) => Err(Wrong::new(key, format!("`{other}` is no mode"), "use off, automatic or required")),
+    }
+}
+
+fn watchdog(
+    text: Option<&str>,
+    device: Option<String>,
+    timeout_s: Option<u32>,
+    timings: &Timings,
+) -> Result<WatchdogConfig, Wrong> {
+    const TIMEOUT: &str = "layers.watchdog_timeout_s";
+    let mode = mode("layers.watchdog", text, LayerMode::Off)?;
+    let device = path("layers.watchdog_device", device, WATCHDOG_DEVICE)?;
+    let longest = timings.watchdog_timeout_max_s();
+    let timeout_s = match (timeout_s, longest) {
+        (Some(0), _) => return Err(Wrong::new(TIMEOUT, "0 is no time-out", "use whole seconds")),
+        (Some(seconds), _) if timings.watchdog_freshness(seconds).is_some() => seconds,
+        (Some(seconds), Some(longest)) => {
+            let problem = format!(
+                "T_grant >= (1+rho) * (W/(1-rho) + delta) does not hold with W = {seconds} s and delta >= renew + T_rpc"
+            );
+            return Err(Wrong::new(TIMEOUT, problem, format!("use 1 to {longest}")));
+        }
+        (None, Some(longest)) => longest,
+        (_, None) if mode == LayerMode::Off => 1,
+        (_, None) => {
+            let problem = "a watchdog counts in whole seconds, and these timings leave no room for one";
+            return Err(Wrong::new(TIMEOUT, problem, "raise cluster.timings.grant_ms, or set layers.watchdog to off"));
+        }
+    };
+    Ok(WatchdogConfig { mode, device, timeout_s })
+}
+
+fn stonith(command: Option<Vec<String>>, deadline_ms: Option<u64>) -> Result<Option<StonithConfig>, Wrong> {
+    const COMMAND: &str = "layers.stonith_command";
+    const DEADLINE: &str = "layers.stonith_deadline_ms";
+    let Some(command) = command else {
+        return match deadline_ms {
+            None => Ok(None),
+            Some(_) => {
+                Err(Wrong::new(DEADLINE, "given without layers.stonith_command", "add the command, or remove it"))
+            }
+        };
+    };
+    match command.first() {
+        Some(program) if program.starts_with('/') => {}
+        Some(program) => {
+            let problem = format!("`{program}` is no path from the root");
+            return Err(Wrong::new(COMMAND, problem, "write the program's whole path, then its arguments, one by one"));
+        }
+        None => return Err(Wrong::new(COMMAND, "empty", "name a program, or remove the key")),
+    }
+    if command.iter().any(|argument| argument.contains('\0')) {
+        return Err(Wrong::new(COMMAND, "an argument has a zero byte in it", "remove it"));
+    }
+    let deadline_ms = deadline_ms.unwrap_or(STONITH_DEADLINE_MS);
+    if !(100..=600_000).contains(&deadline_ms) {
+        return Err(Wrong::new(
+            DEADLINE,
+            format!("{deadline_ms} ms is out of range"),
+            "use 100 to 600000 (ten minutes)",
+        ));
+    }
+    Ok(Some(StonithConfig { command, deadline: Duration::from_millis(deadline_ms) }))
+}

@@ -1,0 +1,342 @@
+//! Layers beyond the lease and the guard. Each covers what the two can't when
+//! nothing of them runs any more, each can be left out, and none decides anything:
+//! they are told of grants, deadlines and ends, and carry them on to the kernel, to
+//! a device or to a program.
+//!
+//! ```text
+//!  holder thread ──deadline──▶ gate thread ──▶ nf_tables, inet_diag   kernel_lease, sockets
+//!                        └───▶ watchdog thread ──▶ /dev/watchdog      watchdog
+//!  manager of the Raft leader ──fenced epoch──▶ a program            stonith
+//! ```
+//!
+//! What each covers and what not: docs/layers.md. Read [`kernel_lease`] first.
+
+mod gate;
+mod inbox;
+pub mod kernel_lease;
+mod netlink;
+mod nft;
+pub mod sockets;
+pub mod stonith;
+pub mod watchdog;
+
+use std::{
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use nix::errno::Errno;
+
+use crate::{
+    config::{LayerMode, LayersConfig},
+    domain::{Epoch, MemberId, Timings, moment::TwoClocks, observation::LayerView},
+};
+use gate::{Gate, Parts};
+use kernel_lease::KernelLease;
+use sockets::Sockets;
+use watchdog::{Ioctl, Watchdog, WatchdogOptions};
+
+/// How long a promotion waits for a layer to stand.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What runs when protection may be taken down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing: the process tree of the primary was seen empty.
+    Nothing,
+    /// A standby that never became primary, or none that this host ever promoted.
+    Standby,
+}
+
+/// What the layers of one agent need to know.
+#[derive(Debug, Clone)]
+pub struct LayersOptions {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// This member.
+    pub me: MemberId,
+    /// What is configured.
+    pub config: LayersConfig,
+    /// Port of PostgreSQL.
+    pub port: u16,
+    /// `listen_addresses` of PostgreSQL.
+    pub listen_addresses: String,
+    /// Gone after a reboot.
+    pub runtime_dir: PathBuf,
+    /// Of the cluster.
+    pub timings: Timings,
+}
+
+/// Why an agent doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// A required layer can't be had.
+    #[error("{what} is required and {problem}")]
+    Unavailable {
+        /// The key that asks for it.
+        key: &'static str,
+        /// Its name.
+        what: &'static str,
+        /// Why not.
+        problem: String,
+    },
+    /// No thread could be had.
+    #[error("start the thread of a layer")]
+    Thread(#[from] io::Error),
+}
+
+/// The layers of one agent. Cheap to clone; the threads end with the last clone.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    gate: Gate,
+    watchdog: Option<Watchdog>,
+    words: Words,
+}
+
+impl Drop for Inner {
+    /// As if the process had been killed: what protects goes on until it lapses.
+    fn drop(&mut self) {
+        self.gate.end();
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.end(false);
+        }
+    }
+}
+
+impl Layers {
+    /// Looks what can be had on this host and starts the threads. Nothing is armed yet.
+    ///
+    /// # Errors
+    /// A required layer is not to be had, or no thread.
+    pub fn open(options: LayersOptions) -> Result<Layers, LayerError> {
+        Layers::open_with(options, Box::new(watchdog::Linux))
+    }
+
+    /// [`Layers::open`] with other ioctls.
+    ///
+    /// # Errors
+    /// As [`Layers::open`].
+    pub fn open_with(options: LayersOptions, ioctl: Box<dyn Ioctl>) -> Result<Layers, LayerError> {
+        let words = Words::default();
+        let addresses = addresses(&options.listen_addresses);
+        let lease = open_kernel_lease(&options, addresses.clone(), &words)?;
+        let (sockets, may_reset) = open_sockets(&options, addresses, &words);
+        let kill = options.timings.kill;
+        let mode = options.config.kernel_lease;
+        let gate = Gate::spawn(Parts { lease, sockets, may_reset, mode, kill, words: words.clone() })?;
+        let watchdog = open_watchdog(&options, ioctl, &words)?;
+        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, words }) })
+    }
+
+    /// Before PostgreSQL can become writable: blocks until every layer stands.
+    ///
+    /// # Errors
+    /// A required layer doesn't, or what an earlier primary left is not cleared yet.
+    pub fn arm(&self, epoch: Epoch, deadline: TwoClocks) -> Result<(), String> {
+        self.inner.gate.arm(epoch, deadline)?;
+        self.inner.watchdog.as_ref().map_or(Ok(()), |watchdog| watchdog.arm(epoch, deadline))
+    }
+
+    /// Takes over what an earlier agent armed, without waiting.
+    pub fn resume(&self, epoch: Epoch, deadline: TwoClocks) {
+        self.inner.gate.arm_later(epoch, deadline);
+        if let Some(watchdog) = &self.inner.watchdog {
+            watchdog.arm_later(epoch, deadline);
+        }
+    }
+
+    /// A renewal moved the deadline. Never blocks. False while a required layer doesn't
+    /// work: then renewing has to stop.
+    #[must_use]
+    pub fn moved(&self, epoch: Epoch, deadline: TwoClocks) -> bool {
+        let gate = self.inner.gate.moved(epoch, deadline);
+        let watchdog = self.inner.watchdog.as_ref().is_none_or(|watchdog| watchdog.moved(epoch, deadline));
+        gate && watchdog
+    }
+
+    /// Nothing of a primary can run here any more.
+    pub fn stand_down(&self, left: Left) {
+        self.inner.gate.down(left);
+        if let Some(watchdog) = &self.inner.watchdog {
+            watchdog.down(left);
+        }
+    }
+
+    /// The agent ends in an orderly way and its guard goes on: the watchdog is stopped,
+    /// for a restart of the agent is no reason for one of the host.
+    pub fn leave(&self) {
+        if let Some(watchdog) = &self.inner.watchdog {
+            watchdog.end(true);
+        }
+    }
+
+    /// The state of each, for people.
+    pub fn views(&self) -> Vec<LayerView> {
+        self.inner.words.views()
+    }
+}
+
+fn open_kernel_lease(
+    options: &LayersOptions,
+    addresses: Vec<IpAddr>,
+    words: &Words,
+) -> Result<Option<KernelLease>, LayerError> {
+    let mode = options.config.kernel_lease;
+    let opened = KernelLease::open(&options.cluster, options.me.as_str(), options.port, addresses);
+    match opened {
+        Ok(mut lease) if mode == LayerMode::Off => {
+            // One that was switched off must not go on dropping packets.
+            if let Err(errno) = lease.remove() {
+                tracing::warn!(error = errno.desc(), "failed to remove a kernel lease that was switched off");
+            }
+            words.kernel_lease("off");
+            Ok(None)
+        }
+        Ok(lease) => {
+            words.kernel_lease("ready");
+            Ok(Some(lease))
+        }
+        Err(_) if mode == LayerMode::Off => {
+            words.kernel_lease("off");
+            Ok(None)
+        }
+        Err(error) => {
+            let problem = network_problem(&error, "the kernel has no nf_tables");
+            if mode == LayerMode::Required {
+                return Err(LayerError::Unavailable { key: "layers.kernel_lease", what: "the kernel lease", problem });
+            }
+            words.kernel_lease(&format!("unavailable: {problem}"));
+            Ok(None)
+        }
+    }
+}
+
+/// The list of sockets is wanted by the kernel lease too, the reset only where it is configured.
+fn open_sockets(options: &LayersOptions, addresses: Vec<IpAddr>, words: &Words) -> (Option<Sockets>, bool) {
+    let wanted = options.config.client_reset != LayerMode::Off;
+    let sockets = Sockets::open(options.port, addresses).ok();
+    let may = Sockets::may_reset();
+    match &may {
+        _ if !wanted => words.client_reset("off"),
+        Ok(()) => words.client_reset("ready"),
+        Err(error) => {
+            let problem = network_problem(error, "the kernel lacks CONFIG_INET_DIAG_DESTROY");
+            words.client_reset(&format!("unavailable: {problem}"));
+        }
+    }
+    (sockets, wanted && may.is_ok())
+}
+
+fn network_problem(error: &io::Error, otherwise: &str) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => "needs CAP_NET_ADMIN".to_owned(),
+        Some(Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL) => otherwise.to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn open_watchdog(
+    options: &LayersOptions,
+    ioctl: Box<dyn Ioctl>,
+    words: &Words,
+) -> Result<Option<Watchdog>, LayerError> {
+    let config = &options.config.watchdog;
+    match (config.mode, watchdog::look(&config.device)) {
+        (LayerMode::Off, _) => {
+            words.watchdog("off");
+            watchdog::stop_what_was_left(&config.device, &options.runtime_dir);
+            return Ok(None);
+        }
+        (LayerMode::Required, Err(problem)) => {
+            return Err(LayerError::Unavailable { key: "layers.watchdog", what: "the watchdog", problem });
+        }
+        (LayerMode::Automatic, Err(problem)) => {
+            words.watchdog(&format!("unavailable: {problem}"));
+            return Ok(None);
+        }
+        (LayerMode::Automatic | LayerMode::Required, Ok(())) => {
+            words.watchdog("ready");
+        }
+    }
+    let options = WatchdogOptions {
+        mode: config.mode,
+        device: config.device.clone(),
+        timeout_s: config.timeout_s,
+        timings: options.timings,
+        runtime_dir: options.runtime_dir.clone(),
+    };
+    Ok(Some(Watchdog::spawn(options, ioctl, words.clone())?))
+}
+
+/// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.
+fn addresses(listen: &str) -> Vec<IpAddr> {
+    let parts = listen.split(',').map(|part| part.trim().parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified()));
+    parts.collect::<Option<Vec<_>>>().unwrap_or_default()
+}
+
+/// What each layer says of itself.
+#[derive(Debug, Clone, Default)]
+struct Words {
+    said: Arc<Mutex<[String; 3]>>,
+}
+
+const NAMES: [&str; 3] = ["kernel lease", "watchdog", "client reset"];
+
+impl Words {
+    /// True when that is news.
+    fn kernel_lease(&self, word: &str) -> bool {
+        self.say(0, word)
+    }
+
+    fn watchdog(&self, word: &str) -> bool {
+        self.say(1, word)
+    }
+
+    fn client_reset(&self, word: &str) {
+        self.say(2, word);
+    }
+
+    fn say(&self, index: usize, word: &str) -> bool {
+        let said = &mut self.said.lock().unwrap_or_else(PoisonError::into_inner)[index];
+        let news = said != word;
+        if news {
+            word.clone_into(said);
+        }
+        news
+    }
+
+    fn views(&self) -> Vec<LayerView> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = |(name, state): (&str, &String)| LayerView { name: name.to_owned(), state: state.clone() };
+        NAMES.into_iter().zip(said.iter()).map(view).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_listens_on_names_or_everywhere_is_guarded_on_every_address() {
+        assert_eq!(addresses("10.0.0.1, fd00::1"), ["10.0.0.1", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+        assert_eq!(addresses("*"), Vec::<IpAddr>::new());
+        assert_eq!(addresses("0.0.0.0"), Vec::<IpAddr>::new());
+        assert_eq!(addresses("10.0.0.1,db1.example"), Vec::<IpAddr>::new());
+    }
+
+    #[test]
+    fn a_missing_privilege_is_named() {
+        let problem = |errno: Errno| network_problem(&errno.into(), "not there");
+        assert_eq!(problem(Errno::EPERM), "needs CAP_NET_ADMIN");
+        assert_eq!(problem(Errno::EOPNOTSUPP), "not there");
+        assert_eq!(problem(Errno::ENOMEM), "Cannot allocate memory (os error 12)");
+    }
+}
