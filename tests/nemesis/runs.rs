@@ -232,7 +232,7 @@ fn soak() {
         }
         // Every second cluster has clocks that can be shifted, every second pair of them no control groups to kill by.
         let cluster = round / ROUNDS_OF_A_CLUSTER;
-        let ground = Ground { clocks: cluster % 2 == 1, delegate: cluster / 2 % 2 == 0 };
+        let ground = Ground { clocks: cluster % 2 == 1, delegate: (cluster / 2).is_multiple_of(2) };
         if round % ROUNDS_OF_A_CLUSTER == 0 {
             player.stage = None;
         }
