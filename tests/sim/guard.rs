@@ -275,11 +275,13 @@ impl World {
         }
     }
 
-    /// Its only child was reaped, or an orphan was.
+    /// Its only child was reaped, or an orphan was. A server that somebody started meanwhile is not its child.
     fn child_died(&mut self, i: usize) {
         let host = &mut self.hosts[i];
-        let gone = host.postgres.as_ref().is_none_or(|p| !p.postmaster_alive);
-        let Some(guard) = host.guard.as_mut().filter(|_| gone) else { return };
+        let Some(guard) = &mut host.guard else { return };
+        if host.postgres.as_ref().is_some_and(|p| p.guard == Some(guard.life) && p.postmaster_alive) {
+            return;
+        }
         guard.postmaster_ended = true;
         if guard.phase == Phase::Running {
             self.begin_kill(i, false);
