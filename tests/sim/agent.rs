@@ -57,6 +57,8 @@ pub enum Ask {
 #[derive(Debug)]
 pub enum Wake {
     Core(Event),
+    /// The lease holder has news, which are looked up when they are needed.
+    Lease,
     /// A task ended. `heard`: the rules know what the guard said before.
     Done(TaskEnd, bool),
     Probed {
@@ -441,9 +443,9 @@ impl World {
             }
             Wake::Done(end, true) => {
                 agent.task = None;
-                let effects = agent.core.step(Event::Done(end), now);
-                agent.effects.extend(effects);
+                agent.step(Event::Done(end), now);
             }
+            Wake::Lease => agent.step(Event::Tick, now),
             Wake::Core(event) => {
                 let gone = agent.core.tree() != Tree::Empty
                     && matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
@@ -451,17 +453,14 @@ impl World {
                 if gone {
                     agent.link = None;
                 }
-                let effects = agent.core.step(event, now);
-                agent.effects.extend(effects);
+                agent.step(event, now);
             }
             Wake::Probed { life, asked, result } => {
                 agent.probed = Some((asked, result.as_ref().err().cloned()));
-                let effects = agent.core.step(Event::Probed { life, result }, now);
-                agent.effects.extend(effects);
+                agent.step(Event::Probed { life, result }, now);
             }
             Wake::Guarded { life, guard } => {
-                let effects = agent.core.step(Event::Spawned { life }, now);
-                agent.effects.extend(effects);
+                agent.step(Event::Spawned { life }, now);
                 agent.guard = Some((guard, life));
                 if let Some(handle) = agent.handle(guard) {
                     agent.wakes.push_front(Wake::Core(guard_event(life, &handle)));
@@ -485,6 +484,7 @@ impl World {
         match ask {
             Ask::Execute(_, order, number) => {
                 agent.reply_to = Some(number);
+                agent.look_up_the_lease(now);
                 let accepted = agent.core.durable().accepted;
                 let epoch = order.epoch;
                 let effects = agent.core.step(Event::Order(order), now);
@@ -670,26 +670,18 @@ impl World {
     }
 
     fn tell_rules_of_the_lease(&mut self, i: usize) {
-        let clocks = self.hosts[i].clock.read(self.sky.now);
         let Some(agent) = self.agent(i) else { return };
         let view = agent.holder.view();
         if view == agent.holder_view {
             return;
         }
-        let mut sight = LeaseSight::from(&view);
-        if let Some((epoch, deadline)) = agent.wrong_deadline.filter(|(e, _)| *e == sight.epoch)
-            && matches!(sight.phase, LeasePhase::Held | LeasePhase::Expired)
-            && !deadline.holder_remaining(clocks).is_zero()
-        {
-            debug_assert_eq!(epoch, sight.epoch);
-            (sight.phase, sight.deadline) = (LeasePhase::Held, deadline);
-        }
-        if sight.phase == LeasePhase::Superseded && LeaseSight::from(&agent.holder_view).phase != sight.phase {
+        let superseded = |view: &HolderView| LeaseSight::from(view).phase == LeasePhase::Superseded;
+        if superseded(&view) && !superseded(&agent.holder_view) {
             self.sky.told.cover.nacks += 1;
         }
         let Some(agent) = self.agent(i) else { return };
         agent.holder_view = view;
-        self.agent_after(i, 100, AgentEvent::Wake(Wake::Core(Event::Lease(sight))));
+        self.agent_after(i, 100, AgentEvent::Wake(Wake::Lease));
     }
 
     fn set_holder_timer(&mut self, i: usize) {
@@ -886,6 +878,27 @@ impl World {
 }
 
 impl Agent {
+    /// One event through the rules, after the newest word of the lease holder.
+    fn step(&mut self, event: Event, now: Now) {
+        self.look_up_the_lease(now);
+        let effects = self.core.step(event, now);
+        self.effects.extend(effects);
+    }
+
+    fn look_up_the_lease(&mut self, now: Now) {
+        let mut newest = LeaseSight::from(&self.holder_view);
+        if let Some((_, deadline)) = self.wrong_deadline.filter(|(epoch, _)| *epoch == newest.epoch)
+            && matches!(newest.phase, LeasePhase::Held | LeasePhase::Expired)
+            && !deadline.holder_remaining(now.clocks).is_zero()
+        {
+            (newest.phase, newest.deadline) = (LeasePhase::Held, deadline);
+        }
+        if newest != *self.core.lease() {
+            let effects = self.core.step(Event::Lease(newest), now);
+            self.effects.extend(effects);
+        }
+    }
+
     pub fn handle(&self, guard: u32) -> Option<Handle> {
         self.handles.iter().find(|h| h.guard == guard).copied()
     }
