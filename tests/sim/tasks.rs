@@ -402,6 +402,7 @@ impl World {
             Step::Look => {
                 let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
                 let before = seen.map_err(harmless(run.began))?;
+                run.began |= !before.in_recovery;
                 if before.in_recovery {
                     is_as_granted(&before, tenure.floor).map_err(harmless(run.began))?;
                 }
