@@ -340,10 +340,10 @@ impl Core {
         self.seek_the_end(out);
     }
 
-    /// The survey that was under way when an epoch ended was asked while a restart in place might still come, and
-    /// didn't look for the end of WAL. Nothing else would.
+    /// A survey that was asked for while the epoch could still go on didn't look for the end of WAL. Once the epoch has
+    /// ended nothing else would.
     fn seek_the_end(&mut self, out: &mut Vec<Effect>) {
-        let present = matches!(self.disk, Some(Disk::Present(_)));
+        let present = self.tree == Tree::Empty && matches!(self.disk, Some(Disk::Present(_)));
         let unsought = !self.wal_end_known && !self.end_sought;
         if present && unsought && self.durable.tenure.is_none() && !self.restarts() {
             self.survey(true, out);
@@ -443,6 +443,8 @@ impl Core {
         self.durable.fenced = self.durable.fenced.max(tenure.epoch);
         let notice = self.notice(tenure.epoch, true, false);
         out.extend([Effect::Persist, Effect::Release, Effect::Notice(notice)]);
+        // PostgreSQL may have ended meanwhile, and its directory been read.
+        self.seek_the_end(out);
     }
 
     fn restarted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {

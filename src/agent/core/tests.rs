@@ -368,6 +368,12 @@ fn the_end_of_wal_is_sought_when_a_promotion_failed_while_the_directory_was_bein
     let effects = late.step(failed(), now(211));
     assert!(effects.contains(&Effect::Survey { wal_end: true }), "{effects:?}");
     assert_eq!(late.step(read(false), now(220)), []);
+
+    // Also where it ended before the lease was reached.
+    let mut harmless = died();
+    harmless.step(read(false), now(210));
+    let effects = harmless.step(Event::Done(TaskEnd::Failed { error: "no majority".into(), harmless: true }), now(211));
+    assert_eq!(*effects.last().unwrap(), Effect::Survey { wal_end: true });
 }
 
 #[test]
