@@ -29,11 +29,12 @@ use matriarch::{
 
 use crate::{
     clock::{MS, SECOND, Time, micros},
-    guard::{ANSWER_PATIENCE, NoAnswer, Report, Request},
+    guard::{ANSWER_PATIENCE, FENCE_PATIENCE, NoAnswer, Report, Request},
     invariants,
     manager::ManagerEvent,
     mutation::Mutation,
     postgres::PgEvent,
+    sentry::Sentry,
     tasks::TaskRun,
     world::{Proc, What, World},
 };
@@ -108,6 +109,13 @@ pub enum AgentEvent {
     KillTree {
         life: u64,
     },
+    SentryLooks,
+    SentryKills {
+        postmaster: u64,
+    },
+    PutDown {
+        guard: u32,
+    },
     Strangers {
         life: u64,
     },
@@ -171,6 +179,7 @@ pub struct Agent {
     pub guard: Option<(u32, u64)>,
     adopted: bool,
     pub link: Option<Link>,
+    pub sentry: Option<Sentry>,
     pub holder: Holder,
     holder_view: HolderView,
     holder_wake: Option<Time>,
@@ -227,10 +236,17 @@ impl World {
         let host = &self.hosts[i];
         let guard = host.guard.as_ref().filter(|g| g.alive && !g.is_empty());
         if guard.is_some() && host.is_frozen(Proc::Guard) {
-            // A guard that doesn't answer is not taken for none: the agent ends and is started again.
-            let again = ANSWER_PATIENCE + self.sky.dice.between(100 * MS, 300 * MS);
-            return self.respawn_after(i, Proc::Agent, again);
+            // Nobody knows its deadline: when it doesn't answer, PostgreSQL is ended, and it as well.
+            let silent = guard.map(|g| g.life);
+            if self.hosts[i].silent != silent {
+                self.hosts[i].silent = silent;
+                return self.respawn_after(i, Proc::Agent, ANSWER_PATIENCE);
+            }
+            self.tree_dies(i, false);
+            self.kill(i, Proc::Guard, 0);
         }
+        let host = &self.hosts[i];
+        let guard = host.guard.as_ref().filter(|g| g.alive && !g.is_empty());
         let handle = guard.map(|g| Handle { guard: g.life, report: g.report(), alive: true });
         if handle.is_none() {
             // What has no guard is killed, orphans included.
@@ -275,6 +291,7 @@ impl World {
             guard: handle.map(|h| (h.guard, 1)),
             adopted: handle.is_some(),
             link: None,
+            sentry: None,
             holder: Holder::new(config),
             holder_view: HolderView::default(),
             holder_wake: None,
@@ -307,6 +324,7 @@ impl World {
         let agent = self.hosts[i].agent.as_mut().expect("just made");
         if let Some(handle) = handle {
             agent.wakes.push_back(Wake::Core(guard_event(1, &handle)));
+            self.watch_over(i, handle.guard, 1, handle.report.epoch, handle.report.deadline);
         }
         self.agent_after(i, SECOND, AgentEvent::Serve);
         self.run_agent(i);
@@ -348,7 +366,11 @@ impl World {
                 self.sky.told.cover.trees_killed_by_the_agent += 1;
                 self.tree_dies(i, false);
                 self.wake_agent(i, Wake::Core(Event::TreeKilled { life }));
+                self.put_down_if_silent(i);
             }
+            AgentEvent::SentryLooks => self.sentry_looks(i),
+            AgentEvent::SentryKills { postmaster } => self.sentry_kills(i, postmaster),
+            AgentEvent::PutDown { guard } => self.put_down(i, guard),
             AgentEvent::Strangers { life } => self.kill_strangers(i, life),
         }
     }
@@ -536,11 +558,7 @@ impl World {
         let Some(agent) = self.agent(i) else { return };
         match effect {
             Effect::Fence => self.fence(i),
-            Effect::KillTree => {
-                let life = agent.core.life();
-                let wait = self.sky.dice.between(3 * MS, 40 * MS);
-                self.agent_after(i, wait, AgentEvent::KillTree { life });
-            }
+            Effect::KillTree => self.kill_tree(i, 0),
             Effect::Persist => {
                 agent.persisting = true;
                 let wait = self.sky.fsync();
@@ -591,10 +609,20 @@ impl World {
     fn fence(&mut self, i: usize) {
         let Some((guard, _)) = self.hosts[i].agent.as_ref().and_then(|a| a.guard) else { return };
         match self.ask_guard(i, guard, Request::Fence) {
-            Ok(()) | Err(NoAnswer::Refused(_)) => self.hold_up(i, 150),
-            Err(NoAnswer::Silent) => self.hold_up(i, ANSWER_PATIENCE),
-            Err(NoAnswer::Closed) => {}
+            Ok(()) => self.hold_up(i, 150),
+            Err(NoAnswer::Silent) => {
+                self.hold_up(i, FENCE_PATIENCE);
+                self.kill_tree(i, FENCE_PATIENCE);
+            }
+            Err(NoAnswer::Refused(_) | NoAnswer::Closed) => self.kill_tree(i, 0),
         }
+    }
+
+    fn kill_tree(&mut self, i: usize, later: Time) {
+        let Some(agent) = self.agent(i) else { return };
+        let life = agent.core.life();
+        let wait = later + self.sky.dice.between(3 * MS, 40 * MS);
+        self.agent_after(i, wait, AgentEvent::KillTree { life });
     }
 
     /// After a restart of the agent the guard still has the deadline of this epoch.

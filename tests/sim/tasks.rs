@@ -307,6 +307,7 @@ impl World {
         agent.postmasters += 1;
         agent.know_guard(Handle { guard, report, alive: true });
         let life = agent.postmasters;
+        self.watch_over(i, guard, life, epoch, deadline);
         self.agent_after(i, 50, AgentEvent::Wake(Wake::Guarded { life, guard }));
         Ok(guard)
     }
