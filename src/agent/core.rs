@@ -53,6 +53,8 @@ pub struct Core {
     disk: Option<Disk>,
     wal_end: WalPosition,
     wal_end_known: bool,
+    /// Of the newest postmaster the end of WAL was asked for: it is sought until it is found.
+    end_sought: bool,
     history: TimelineHistory,
     work: Option<Running>,
     last_order: Option<OrderResult>,
@@ -86,6 +88,7 @@ impl Core {
             disk,
             wal_end: WalPosition::default(),
             wal_end_known: false,
+            end_sought: false,
             history: TimelineHistory::default(),
             work: None,
             last_order: None,
@@ -119,7 +122,7 @@ impl Core {
                     out.push(Effect::Persist);
                 }
                 if matches!(self.disk, Some(Disk::Present(_))) {
-                    out.push(Effect::Survey { wal_end: true });
+                    self.survey(true, out);
                 }
             }
             Found::Running { pid, armed, remaining } => {
@@ -178,7 +181,7 @@ impl Core {
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
-        self.wal_end_known = false;
+        (self.wal_end_known, self.end_sought) = (false, false);
         self.problem = None;
         self.tree = Tree::Ending;
     }
@@ -222,7 +225,7 @@ impl Core {
             None => {}
         }
         self.tree_is_empty(out);
-        out.push(Effect::Survey { wal_end: self.durable.tenure.is_none() });
+        self.survey(self.durable.tenure.is_none(), out);
     }
 
     /// A start is reported as done when the postmaster runs, for recovery may take long. One
@@ -334,6 +337,22 @@ impl Core {
         if std::mem::take(&mut self.stop_ended) {
             self.on_done(TaskEnd::Succeeded, now, out);
         }
+        self.seek_the_end(out);
+    }
+
+    /// A survey that was asked for while the epoch could still go on didn't look for the end of WAL. Once the epoch has
+    /// ended nothing else would.
+    fn seek_the_end(&mut self, out: &mut Vec<Effect>) {
+        let present = self.tree == Tree::Empty && matches!(self.disk, Some(Disk::Present(_)));
+        let unsought = !self.wal_end_known && !self.end_sought;
+        if present && unsought && self.durable.tenure.is_none() && !self.restarts() {
+            self.survey(true, out);
+        }
+    }
+
+    fn survey(&mut self, wal_end: bool, out: &mut Vec<Effect>) {
+        self.end_sought |= wal_end;
+        out.push(Effect::Survey { wal_end });
     }
 
     fn on_wal_end(&mut self, end: WalPosition, history: TimelineHistory, out: &mut Vec<Effect>) {
@@ -396,7 +415,7 @@ impl Core {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
             self.disk = None;
             self.wal_end_known = false;
-            out.push(Effect::Survey { wal_end: true });
+            self.survey(true, out);
         }
         self.last_order = Some(OrderResult { order: work.shown.order, kind: work.shown.kind, error });
     }
@@ -424,6 +443,8 @@ impl Core {
         self.durable.fenced = self.durable.fenced.max(tenure.epoch);
         let notice = self.notice(tenure.epoch, true, false);
         out.extend([Effect::Persist, Effect::Release, Effect::Notice(notice)]);
+        // PostgreSQL may have ended meanwhile, and its directory been read.
+        self.seek_the_end(out);
     }
 
     fn restarted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
@@ -448,7 +469,7 @@ impl Core {
                 } else {
                     self.tree_is_empty(out);
                     // Puts the signal file back and clears the intent.
-                    out.push(Effect::Survey { wal_end: !still_ours });
+                    self.survey(!still_ours, out);
                 }
             }
         }
@@ -515,7 +536,7 @@ impl Core {
         }
         if self.tree == Tree::Empty && due(self.unusable, READ_AGAIN) {
             self.unusable = Some(now.moment);
-            out.push(Effect::Survey { wal_end: self.durable.tenure.is_none() });
+            self.survey(self.durable.tenure.is_none(), out);
         }
     }
 
@@ -536,7 +557,7 @@ impl Core {
         out.extend([Effect::Persist, Effect::Release]);
         self.tree_is_empty(out);
         if self.tree == Tree::Empty && self.disk.is_some() && !self.wal_end_known {
-            out.push(Effect::Survey { wal_end: true });
+            self.survey(true, out);
         }
     }
 

@@ -164,25 +164,25 @@ impl Job {
         let guard = self.running_guard()?;
         let handle = guard.clone();
         let state = blocking(move || handle.refresh().map_err(said)).await??;
-        // An earlier try, of an agent that is no more, got as far as the lease: PostgreSQL may be
-        // writable or become so, and nothing short of a fence is harmless.
-        let began = state.deadline.is_some() && state.epoch == tenure.epoch;
-        let harmless = |error| Failure { error, harmless: !began };
+        // An earlier try, of an agent that is no more, got as far as the lease.
+        let armed = state.deadline.is_some() && state.epoch == tenure.epoch;
         let mut session = None;
-        let before = self.look(&mut session).await.map_err(harmless)?;
+        let before = self.look(&mut session).await.map_err(|error| failed_before_the_lease(error, armed, None))?;
+        let harmless = |error| failed_before_the_lease(error, armed, Some(&before));
         if before.in_recovery {
             is_as_granted(&before, tenure.floor).map_err(harmless)?;
         }
         self.hands.progress("lease", 0, 0);
         if let Err(error) = self.take_lease(tenure, &guard).await {
-            if began {
-                return Err(harmless(error));
+            let failure = harmless(error);
+            if !failure.harmless {
+                return Err(failure);
             }
             let (handle, epoch) = (guard.clone(), tenure.epoch);
             self.hands.holder.release();
             // A deadline may have arrived in the last moment; the standby goes on without one.
             let _ = blocking(move || handle.disarm(epoch)).await;
-            return Err(harmless(error));
+            return Err(failure);
         }
         let Some(session) = session else { return Err("the probe left no session".to_owned().into()) };
         if before.in_recovery {
@@ -396,6 +396,13 @@ impl Job {
     }
 }
 
+/// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
+/// something can have been written, and nothing short of a fence is harmless.
+fn failed_before_the_lease(error: String, armed: bool, before: Option<&Sight>) -> Failure {
+    let writable = before.is_some_and(|b| !b.in_recovery);
+    Failure { error, harmless: !armed && !writable }
+}
+
 /// Seeking may probe for a while; only an answer decides.
 fn is_settled(view: &lease::HolderView) -> bool {
     match view.phase {
@@ -411,4 +418,21 @@ fn is_settled(view: &lease::HolderView) -> bool {
 pub async fn checkpoint(instance: &Instance, deadline: Duration) -> Result<(), String> {
     let session = instance.connect().await.map_err(|e| chain(&e))?;
     session.checkpoint(deadline).await.map_err(|e| chain(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promotion_without_lease_is_harmless_only_where_nothing_can_have_been_written() {
+        let standby = Sight { in_recovery: true, ..Sight::default() };
+        let by_hand = Sight { in_recovery: false, ..Sight::default() };
+        let harmless = |armed, before| failed_before_the_lease("no majority".to_owned(), armed, before).harmless;
+        assert!(harmless(false, Some(&standby)));
+        assert!(!harmless(false, Some(&by_hand)), "promoted by hand a moment before the order");
+        assert!(!harmless(true, Some(&standby)), "an earlier try held the lease: it may become writable");
+        assert!(harmless(false, None));
+        assert!(!harmless(true, None));
+    }
 }

@@ -29,11 +29,12 @@ use matriarch::{
 
 use crate::{
     clock::{MS, SECOND, Time, micros},
-    guard::{ANSWER_PATIENCE, NoAnswer, Report, Request},
+    guard::{ANSWER_PATIENCE, FENCE_PATIENCE, NoAnswer, Report, Request},
     invariants,
     manager::ManagerEvent,
     mutation::Mutation,
     postgres::PgEvent,
+    sentry::Sentry,
     tasks::TaskRun,
     world::{Proc, What, World},
 };
@@ -57,6 +58,8 @@ pub enum Ask {
 #[derive(Debug)]
 pub enum Wake {
     Core(Event),
+    /// The lease holder has news, which are looked up when they are needed.
+    Lease,
     /// A task ended. `heard`: the rules know what the guard said before.
     Done(TaskEnd, bool),
     Probed {
@@ -105,6 +108,13 @@ pub enum AgentEvent {
     },
     KillTree {
         life: u64,
+    },
+    SentryLooks,
+    SentryKills {
+        postmaster: u64,
+    },
+    PutDown {
+        guard: u32,
     },
     Strangers {
         life: u64,
@@ -169,6 +179,7 @@ pub struct Agent {
     pub guard: Option<(u32, u64)>,
     adopted: bool,
     pub link: Option<Link>,
+    pub sentry: Option<Sentry>,
     pub holder: Holder,
     holder_view: HolderView,
     holder_wake: Option<Time>,
@@ -225,10 +236,17 @@ impl World {
         let host = &self.hosts[i];
         let guard = host.guard.as_ref().filter(|g| g.alive && !g.is_empty());
         if guard.is_some() && host.is_frozen(Proc::Guard) {
-            // A guard that doesn't answer is not taken for none: the agent ends and is started again.
-            let again = ANSWER_PATIENCE + self.sky.dice.between(100 * MS, 300 * MS);
-            return self.respawn_after(i, Proc::Agent, again);
+            // Nobody knows its deadline: when it doesn't answer, PostgreSQL is ended, and it as well.
+            let silent = guard.map(|g| g.life);
+            if self.hosts[i].silent != silent {
+                self.hosts[i].silent = silent;
+                return self.respawn_after(i, Proc::Agent, ANSWER_PATIENCE);
+            }
+            self.tree_dies(i, false);
+            self.kill(i, Proc::Guard, 0);
         }
+        let host = &self.hosts[i];
+        let guard = host.guard.as_ref().filter(|g| g.alive && !g.is_empty());
         let handle = guard.map(|g| Handle { guard: g.life, report: g.report(), alive: true });
         if handle.is_none() {
             // What has no guard is killed, orphans included.
@@ -273,6 +291,7 @@ impl World {
             guard: handle.map(|h| (h.guard, 1)),
             adopted: handle.is_some(),
             link: None,
+            sentry: None,
             holder: Holder::new(config),
             holder_view: HolderView::default(),
             holder_wake: None,
@@ -305,6 +324,7 @@ impl World {
         let agent = self.hosts[i].agent.as_mut().expect("just made");
         if let Some(handle) = handle {
             agent.wakes.push_back(Wake::Core(guard_event(1, &handle)));
+            self.watch_over(i, handle.guard, 1, handle.report.epoch, handle.report.deadline);
         }
         self.agent_after(i, SECOND, AgentEvent::Serve);
         self.run_agent(i);
@@ -346,7 +366,11 @@ impl World {
                 self.sky.told.cover.trees_killed_by_the_agent += 1;
                 self.tree_dies(i, false);
                 self.wake_agent(i, Wake::Core(Event::TreeKilled { life }));
+                self.put_down_if_silent(i);
             }
+            AgentEvent::SentryLooks => self.sentry_looks(i),
+            AgentEvent::SentryKills { postmaster } => self.sentry_kills(i, postmaster),
+            AgentEvent::PutDown { guard } => self.put_down(i, guard),
             AgentEvent::Strangers { life } => self.kill_strangers(i, life),
         }
     }
@@ -441,9 +465,9 @@ impl World {
             }
             Wake::Done(end, true) => {
                 agent.task = None;
-                let effects = agent.core.step(Event::Done(end), now);
-                agent.effects.extend(effects);
+                agent.step(Event::Done(end), now);
             }
+            Wake::Lease => agent.step(Event::Tick, now),
             Wake::Core(event) => {
                 let gone = agent.core.tree() != Tree::Empty
                     && matches!(&event, Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, .. } }
@@ -451,17 +475,14 @@ impl World {
                 if gone {
                     agent.link = None;
                 }
-                let effects = agent.core.step(event, now);
-                agent.effects.extend(effects);
+                agent.step(event, now);
             }
             Wake::Probed { life, asked, result } => {
                 agent.probed = Some((asked, result.as_ref().err().cloned()));
-                let effects = agent.core.step(Event::Probed { life, result }, now);
-                agent.effects.extend(effects);
+                agent.step(Event::Probed { life, result }, now);
             }
             Wake::Guarded { life, guard } => {
-                let effects = agent.core.step(Event::Spawned { life }, now);
-                agent.effects.extend(effects);
+                agent.step(Event::Spawned { life }, now);
                 agent.guard = Some((guard, life));
                 if let Some(handle) = agent.handle(guard) {
                     agent.wakes.push_front(Wake::Core(guard_event(life, &handle)));
@@ -485,6 +506,7 @@ impl World {
         match ask {
             Ask::Execute(_, order, number) => {
                 agent.reply_to = Some(number);
+                agent.look_up_the_lease(now);
                 let accepted = agent.core.durable().accepted;
                 let epoch = order.epoch;
                 let effects = agent.core.step(Event::Order(order), now);
@@ -536,11 +558,7 @@ impl World {
         let Some(agent) = self.agent(i) else { return };
         match effect {
             Effect::Fence => self.fence(i),
-            Effect::KillTree => {
-                let life = agent.core.life();
-                let wait = self.sky.dice.between(3 * MS, 40 * MS);
-                self.agent_after(i, wait, AgentEvent::KillTree { life });
-            }
+            Effect::KillTree => self.kill_tree(i, 0),
             Effect::Persist => {
                 agent.persisting = true;
                 let wait = self.sky.fsync();
@@ -591,10 +609,20 @@ impl World {
     fn fence(&mut self, i: usize) {
         let Some((guard, _)) = self.hosts[i].agent.as_ref().and_then(|a| a.guard) else { return };
         match self.ask_guard(i, guard, Request::Fence) {
-            Ok(()) | Err(NoAnswer::Refused(_)) => self.hold_up(i, 150),
-            Err(NoAnswer::Silent) => self.hold_up(i, ANSWER_PATIENCE),
-            Err(NoAnswer::Closed) => {}
+            Ok(()) => self.hold_up(i, 150),
+            Err(NoAnswer::Silent) => {
+                self.hold_up(i, FENCE_PATIENCE);
+                self.kill_tree(i, FENCE_PATIENCE);
+            }
+            Err(NoAnswer::Refused(_) | NoAnswer::Closed) => self.kill_tree(i, 0),
         }
+    }
+
+    fn kill_tree(&mut self, i: usize, later: Time) {
+        let Some(agent) = self.agent(i) else { return };
+        let life = agent.core.life();
+        let wait = later + self.sky.dice.between(3 * MS, 40 * MS);
+        self.agent_after(i, wait, AgentEvent::KillTree { life });
     }
 
     /// After a restart of the agent the guard still has the deadline of this epoch.
@@ -670,26 +698,18 @@ impl World {
     }
 
     fn tell_rules_of_the_lease(&mut self, i: usize) {
-        let clocks = self.hosts[i].clock.read(self.sky.now);
         let Some(agent) = self.agent(i) else { return };
         let view = agent.holder.view();
         if view == agent.holder_view {
             return;
         }
-        let mut sight = LeaseSight::from(&view);
-        if let Some((epoch, deadline)) = agent.wrong_deadline.filter(|(e, _)| *e == sight.epoch)
-            && matches!(sight.phase, LeasePhase::Held | LeasePhase::Expired)
-            && !deadline.holder_remaining(clocks).is_zero()
-        {
-            debug_assert_eq!(epoch, sight.epoch);
-            (sight.phase, sight.deadline) = (LeasePhase::Held, deadline);
-        }
-        if sight.phase == LeasePhase::Superseded && LeaseSight::from(&agent.holder_view).phase != sight.phase {
+        let superseded = |view: &HolderView| LeaseSight::from(view).phase == LeasePhase::Superseded;
+        if superseded(&view) && !superseded(&agent.holder_view) {
             self.sky.told.cover.nacks += 1;
         }
         let Some(agent) = self.agent(i) else { return };
         agent.holder_view = view;
-        self.agent_after(i, 100, AgentEvent::Wake(Wake::Core(Event::Lease(sight))));
+        self.agent_after(i, 100, AgentEvent::Wake(Wake::Lease));
     }
 
     fn set_holder_timer(&mut self, i: usize) {
@@ -886,6 +906,27 @@ impl World {
 }
 
 impl Agent {
+    /// One event through the rules, after the newest word of the lease holder.
+    fn step(&mut self, event: Event, now: Now) {
+        self.look_up_the_lease(now);
+        let effects = self.core.step(event, now);
+        self.effects.extend(effects);
+    }
+
+    fn look_up_the_lease(&mut self, now: Now) {
+        let mut newest = LeaseSight::from(&self.holder_view);
+        if let Some((_, deadline)) = self.wrong_deadline.filter(|(epoch, _)| *epoch == newest.epoch)
+            && matches!(newest.phase, LeasePhase::Held | LeasePhase::Expired)
+            && !deadline.holder_remaining(now.clocks).is_zero()
+        {
+            (newest.phase, newest.deadline) = (LeasePhase::Held, deadline);
+        }
+        if newest != *self.core.lease() {
+            let effects = self.core.step(Event::Lease(newest), now);
+            self.effects.extend(effects);
+        }
+    }
+
     pub fn handle(&self, guard: u32) -> Option<Handle> {
         self.handles.iter().find(|h| h.guard == guard).copied()
     }

@@ -89,8 +89,8 @@ pub const NOT_STOOD_YET: &[(Fault, &str)] = &[
     ),
     (
         Fault::FreezeGuard,
-        "an agent waits half a second for the answer of a frozen guard before it kills the tree itself, which is later \
-         than T_kill after the deadline",
+        "the agent's own watch stands it; seed 16 doesn't heal for want of the manager of the only member with data, and \
+         until that is settled it stays out",
     ),
 ];
 

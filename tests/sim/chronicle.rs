@@ -35,6 +35,7 @@ pub struct Cover {
     pub starts_by_hand: u64,
     pub promotions_by_hand: u64,
     pub trees_killed_by_the_agent: u64,
+    pub trees_killed_by_the_sentry: u64,
     /// Two could acknowledge, one of them on a host where nothing could enforce a deadline: documented.
     pub known_exposures: u64,
     pub elections: u64,
@@ -72,6 +73,7 @@ impl Cover {
             ("starts by hand", self.starts_by_hand),
             ("promotions by hand", self.promotions_by_hand),
             ("trees killed by the agent", self.trees_killed_by_the_agent),
+            ("trees killed by the sentry", self.trees_killed_by_the_sentry),
             ("known exposures", self.known_exposures),
             ("elections", self.elections),
             ("lost commits", self.lost_commits),

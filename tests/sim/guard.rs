@@ -18,6 +18,8 @@ use crate::{
 
 /// So long an agent waits for the answer of a guard.
 pub const ANSWER_PATIENCE: Time = 500 * MS;
+/// So long for the answer to a fence.
+pub const FENCE_PATIENCE: Time = 100 * MS;
 
 /// Where the guarded tree stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +153,9 @@ impl World {
 
     /// Asks the guard `life` and waits for its answer.
     pub fn ask_guard(&mut self, i: usize, life: u32, request: Request) -> Result<(), NoAnswer> {
+        if let Request::Arm { epoch, at } = request {
+            self.sentry_arms(i, life, epoch, at);
+        }
         let host = &self.hosts[i];
         let Some(guard) = host.guard.as_ref().filter(|g| g.life == life && g.alive) else {
             return Err(NoAnswer::Closed);
@@ -160,13 +165,18 @@ impl World {
             self.sky.after(1, i, life, What::Guard(GuardEvent::Request { request, echo: false }));
             return Err(NoAnswer::Silent);
         }
-        self.serve(i, request).map_err(NoAnswer::Refused)
+        self.serve(i, request).map_err(NoAnswer::Refused)?;
+        if let Request::Disarm { epoch } = request {
+            self.sentry_disarms(i, life, epoch);
+        }
+        Ok(())
     }
 
     /// The holder's thread publishes a deadline and goes on; false: the guard doesn't keep up.
     pub fn publish_deadline(&mut self, i: usize, epoch: Epoch, at: TwoClocks) -> bool {
         let Some(agent) = &self.hosts[i].agent else { return false };
         let Some(link) = agent.link.clone() else { return true };
+        self.sentry_arms(i, link.guard, epoch, at);
         let there = self.hosts[i].guard.as_ref().is_some_and(|g| g.alive && g.life == link.guard);
         if !there {
             return false;
@@ -275,11 +285,13 @@ impl World {
         }
     }
 
-    /// Its only child was reaped, or an orphan was.
+    /// Its only child was reaped, or an orphan was. A server that somebody started meanwhile is not its child.
     fn child_died(&mut self, i: usize) {
         let host = &mut self.hosts[i];
-        let gone = host.postgres.as_ref().is_none_or(|p| !p.postmaster_alive);
-        let Some(guard) = host.guard.as_mut().filter(|_| gone) else { return };
+        let Some(guard) = &mut host.guard else { return };
+        if host.postgres.as_ref().is_some_and(|p| p.guard == Some(guard.life) && p.postmaster_alive) {
+            return;
+        }
         guard.postmaster_ended = true;
         if guard.phase == Phase::Running {
             self.begin_kill(i, false);
@@ -323,6 +335,7 @@ impl World {
         if left {
             self.guard_left_postmaster(i);
         }
+        self.sentry_sees_the_end(i);
         self.tell_agent(i);
     }
 

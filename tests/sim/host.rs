@@ -47,6 +47,8 @@ pub struct Host {
     pub postgres: Option<Postgres>,
     /// `live.conf` in the runtime directory: acknowledges without a synchronous standby.
     pub live: bool,
+    /// The guard that an agent, at its start, waits for.
+    pub silent: Option<u32>,
     frozen: [bool; 4],
     /// Events for frozen processes.
     pub backlog: Vec<Due>,
@@ -75,6 +77,7 @@ impl Host {
             guard: None,
             postgres: None,
             live: false,
+            silent: None,
             frozen: [false; 4],
             backlog: Vec::new(),
             lives: 0,

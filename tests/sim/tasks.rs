@@ -307,6 +307,7 @@ impl World {
         agent.postmasters += 1;
         agent.know_guard(Handle { guard, report, alive: true });
         let life = agent.postmasters;
+        self.watch_over(i, guard, life, epoch, deadline);
         self.agent_after(i, 50, AgentEvent::Wake(Wake::Guarded { life, guard }));
         Ok(guard)
     }
@@ -402,6 +403,7 @@ impl World {
             Step::Look => {
                 let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
                 let before = seen.map_err(harmless(run.began))?;
+                run.began |= !before.in_recovery;
                 if before.in_recovery {
                     is_as_granted(&before, tenure.floor).map_err(harmless(run.began))?;
                 }

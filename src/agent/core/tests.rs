@@ -336,6 +336,46 @@ fn a_promotion_that_went_wrong_under_the_lease_is_fenced() {
     assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
 }
 
+/// Found by the simulation: PostgreSQL ends during its promotion, whose failure is heard before the directory was read.
+/// The survey under way doesn't look for the end of WAL, and a member whose end nobody knows stays stopped for ever.
+#[test]
+fn the_end_of_wal_is_sought_when_a_promotion_failed_while_the_directory_was_being_read() {
+    let failed = || Event::Done(TaskEnd::Failed { error: "the session ended".into(), harmless: false });
+    let read = |clean| Event::Surveyed { life: 1, disk: facts(clean) };
+    let died = || {
+        let mut core = standby();
+        core.step(promote(4), now(20));
+        core.step(held(4, 10_000), now(30));
+        let effects = core.step(gone(false), now(200));
+        assert_eq!(*effects.last().unwrap(), Effect::Survey { wal_end: false });
+        core
+    };
+    let mut core = died();
+    let effects = core.step(failed(), now(201));
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Survey { .. })), "one is under way: {effects:?}");
+    assert_eq!(core.step(read(false), now(210)), [Effect::Survey { wal_end: true }]);
+    assert_eq!(core.step(read(false), now(220)), [], "asked for once");
+    let history = TimelineHistory::root(TimelineId(1));
+    core.step(Event::WalEndRead { life: 1, end: at(1, 120), history }, now(300));
+    assert_eq!(core.wal_end(), (at(1, 120), true));
+
+    let mut proven = died();
+    proven.step(failed(), now(201));
+    assert_eq!(proven.step(read(true), now(210)), [], "the shutdown checkpoint is the end");
+
+    let mut late = died();
+    assert_eq!(late.step(read(false), now(210)), [], "what comes of the promotion is not known yet");
+    let effects = late.step(failed(), now(211));
+    assert!(effects.contains(&Effect::Survey { wal_end: true }), "{effects:?}");
+    assert_eq!(late.step(read(false), now(220)), []);
+
+    // Also where it ended before the lease was reached.
+    let mut harmless = died();
+    harmless.step(read(false), now(210));
+    let effects = harmless.step(Event::Done(TaskEnd::Failed { error: "no majority".into(), harmless: true }), now(211));
+    assert_eq!(*effects.last().unwrap(), Effect::Survey { wal_end: true });
+}
+
 #[test]
 fn writable_without_a_lease_is_fenced_at_once() {
     let mut core = standby();
