@@ -38,6 +38,8 @@ fn a_guard_becomes_another_program_and_nobody_notices() {
     let started = ProcessIdentity::of(before.guard_pid).unwrap();
     let mut link = handle.deadline_link().unwrap();
     assert!(link.publish(Epoch(2), in_ms(60_000)));
+    // The link doesn't wait for the guard, and the handle asks on a line of its own.
+    eventually("the guard has the deadline", || handle.refresh().unwrap().deadline.is_some());
     let deadline = handle.refresh().unwrap().deadline;
 
     for name in ["first", "second"] {
