@@ -283,7 +283,7 @@ async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
 }
 
 fn command(expected: Epoch, kind: Kind) -> Command {
-    Command { request_id: "r".to_owned(), expected, because: RuleId(1), kind }
+    Command { request_id: uuid::Uuid::now_v7().to_string(), expected, because: RuleId(1), kind }
 }
 
 fn genesis(cluster: &Cluster) -> Command {
