@@ -157,6 +157,17 @@ impl Drop for Host {
     }
 }
 
+/// A port that stays this node's own while it is down: below those that the kernel gives to whoever asks for any.
+async fn lasting_port() -> TcpListener {
+    loop {
+        let [a, b, ..] = *uuid::Uuid::new_v4().as_bytes();
+        let port = 15_000 + u16::from_le_bytes([a, b]) % 17_000;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await {
+            return listener;
+        }
+    }
+}
+
 /// A restarted node finds its port still closing now and then.
 async fn bind(address: &str) -> TcpListener {
     let address: SocketAddr = address.parse().unwrap();
@@ -182,7 +193,7 @@ impl Cluster {
         let mut addresses = BTreeMap::new();
         let mut held = Vec::new();
         for id in 1..=3 {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let listener = lasting_port().await;
             addresses.insert(id, listener.local_addr().unwrap().to_string());
             held.push(listener);
         }
