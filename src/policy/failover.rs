@@ -225,7 +225,10 @@ fn fitness(
     Ok(Candidate {
         end: agent.wal_end,
         running,
-        passed_over: failed_at(agent, &["restart", "start"]) || granted_in_vain(s, member),
+        // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
+        // which may be nobody else's, is worth a second try.
+        passed_over: failed_at(agent, &["restart", "start"])
+            || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
     })
 }
@@ -237,7 +240,7 @@ fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
     fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
 }
 
-/// The last grant was this member's and nothing came of it, whatever the reason: the next candidate follows.
+/// The last grant was this member's and nothing came of it.
 fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
     let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
     let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
