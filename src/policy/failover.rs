@@ -153,7 +153,7 @@ fn settled(agent: Option<&AgentView>) -> bool {
 /// The member to be primary next, and where its WAL ends.
 ///
 /// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One whose last start failed, or to whom the last grant went in vain, is taken
+/// One whose last start failed, or that failed or is stopped still after a grant in vain, is taken
 /// only when nobody else can; an older promotion that failed decides only among
 /// equals, for WAL nobody else has is worth a second try.
 pub fn successor(
