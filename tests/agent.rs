@@ -98,6 +98,7 @@ impl Cluster {
                     node: NodeId(n),
                     host: "127.0.0.1".into(),
                     manager_port,
+                    agent_port: free_port(),
                     postgres_port: free_port(),
                 }
             })
@@ -152,12 +153,19 @@ impl Cluster {
                 timings: Timings::of(Profile::Fast),
                 insecure: false,
                 secret_file: secret_file(dir.join("secret"), SECRET),
+                failsafe: false,
                 members: self.members.clone(),
             },
             member: Some(LocalMember {
                 id: member.id.clone(),
                 manager: ManagerConfig { listen: member.manager().parse().unwrap(), state_dir: dir.join("manager") },
-                agent: AgentConfig { listen, state_dir: state, runtime_dir: run, cgroup: CgroupUse::Auto },
+                agent: AgentConfig {
+                    listen,
+                    failsafe_listen: None,
+                    state_dir: state,
+                    runtime_dir: run,
+                    cgroup: CgroupUse::Auto,
+                },
                 postgresql,
             }),
             router: None,
@@ -274,7 +282,7 @@ impl Host {
 
     async fn execute(&mut self, epoch: u64, action: Action) -> Result<u64, v1::order_reply::Refused> {
         self.orders += 1;
-        let order = v1::Order { to: self.to(epoch), id: self.orders, rule: 1, action: Some(action) };
+        let order = v1::Order { to: self.to(epoch), id: self.orders, rule: 1, briefing: None, action: Some(action) };
         match self.agent.execute(order).await.unwrap().into_inner().outcome.unwrap() {
             Outcome::Accepted(_) => Ok(self.orders),
             Outcome::Refused(refused) => Err(refused),
@@ -780,7 +788,13 @@ fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
     as_postgres("an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile", || async {
         let cluster = Cluster::new();
         let mut host = cluster.primary().await;
-        let order = v1::Order { to: host.to(1), id: 77, rule: 1, action: Some(Action::Checkpoint(v1::Checkpoint {})) };
+        let order = v1::Order {
+            to: host.to(1),
+            id: 77,
+            rule: 1,
+            briefing: None,
+            action: Some(Action::Checkpoint(v1::Checkpoint {})),
+        };
         let mut agent = host.agent.clone();
         let stalled = STALLED.lock().unwrap();
         // It says that it has received the order, and nobody takes that.

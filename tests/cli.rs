@@ -15,9 +15,11 @@ use std::{
 use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
+    domain::{Profile, Timings},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, Fence, Layer, MemberStatus, OperationReply, OperationStatus,
-        StatusReply, StatusRequest, SwitchoverRequest, TransferLeaderReply, TransferLeaderRequest,
+        CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence, Layer, MemberStatus, OperationReply,
+        OperationStatus, ProfileReply, ProfileRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
+        TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -60,6 +62,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               status      Show members, primary, lag, and why something is not healthy
               switchover  Make a standby the primary with the old primary's help; nothing is lost
               failover    Make a standby the primary without the old primary's help
+              profile     Show the timings, or put those of another profile in force
               explain     Say what the cluster considered, what holds it up, and what can be done
               raft        Work with the managers' Raft group
               preflight   Check whether this host is fit to run what its configuration asks for
@@ -416,6 +419,7 @@ fn json_says_null_for_what_is_not_known() {
           "epoch": 5,
           "timeline": 3,
           "profile": "normal",
+          "failsafe": null,
           "raft_leader": "n2",
           "answered_by": "n1",
           "members": [
@@ -551,6 +555,23 @@ impl Admin for Manager {
         Ok(Response::new(reply))
     }
 
+    async fn profile(&self, request: Request<ProfileRequest>) -> Result<Response<ProfileReply>, Status> {
+        let request = request.into_inner();
+        let set = |id, values| CommittedTimings { id, profile: "fast".to_owned(), values };
+        let values = matriarch::rpc::briefing::values(&Timings::of(Profile::Fast));
+        Ok(Response::new(ProfileReply {
+            accepted: self.refusal.is_none(),
+            reason: self.refusal.unwrap_or_default().to_owned(),
+            in_use: Some(TimingsInUse {
+                oldest: 0,
+                committed: if request.profile.is_empty() { vec![] } else { vec![set(1, values)] },
+            }),
+            file_profile: "normal".to_owned(),
+            file_values: request.overrides,
+            answered_by: "n1".to_owned(),
+        }))
+    }
+
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {
         Err(Status::unavailable("no leader"))
     }
@@ -646,6 +667,27 @@ fn a_failed_and_a_refused_operation_are_exit_code_1_with_the_reason() {
         assert_eq!(output.status.code(), Some(3));
         let output = matriarch(&["switchover", "--manager", &address]);
         assert_eq!(output.status.code(), Some(2), "no terminal to ask: {output:?}");
+    });
+}
+
+#[test]
+fn a_profile_is_shown_and_changed() {
+    with_manager(Ok(()), None, |address| {
+        let manager = address.to_string();
+        let shown = matriarch(&["profile", "--manager", &manager]);
+        assert_eq!(shown.status.code(), Some(0), "{shown:?}");
+        assert_eq!(lines(&shown)[0], "profile normal, from the files of the hosts (shown: that of n1)");
+        let changed = matriarch(&["profile", "fast", "--yes", "--manager", &manager, "--set", "promote_ms=20000"]);
+        assert_eq!(changed.status.code(), Some(0), "{changed:?}");
+        assert_eq!(lines(&changed)[0], "profile fast, committed as timings 1");
+        let unasked = matriarch(&["profile", "fast", "--manager", &manager]);
+        assert_eq!(unasked.status.code(), Some(2), "nobody was asked: {unasked:?}");
+        assert_eq!(matriarch(&["profile", "fast", "--yes", "--set", "promote_ms"]).status.code(), Some(2));
+    });
+    with_manager(Ok(()), Some("grant_ms: no"), |address| {
+        let refused = matriarch(&["profile", "fast", "--yes", "--manager", &address.to_string()]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert_eq!(String::from_utf8_lossy(&refused.stderr), "matriarch: profile fast refused: grant_ms: no\n");
     });
 }
 

@@ -47,6 +47,7 @@ fn hosts(root: &Path, count: u64) -> Vec<Host> {
             node: NodeId(n),
             host: "127.0.0.1".into(),
             manager_port: 1,
+            agent_port: 2,
             postgres_port: free_port(),
         })
         .collect();
@@ -75,6 +76,7 @@ impl Host {
         };
         let agent = AgentConfig {
             listen: AgentEndpoint::Unix(run.join("agent.sock")),
+            failsafe_listen: None,
             state_dir: state,
             runtime_dir: run,
             cgroup: CgroupUse::Auto,

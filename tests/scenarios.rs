@@ -16,6 +16,8 @@
 //! | `advance 9s` | time passes; who is not lost reports again |
 //! | `leader` | another manager leads: it has heard nothing, its clocks start over |
 //! | `switchover b` · `failover b` | an operator asks |
+//! | `timings fast` | an operator asks for other timings |
+//! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
 //! | `act b` | the next action of b's host |
@@ -28,7 +30,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 use matriarch::{
     domain::{
         ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
-        TimelineId, TimelineSwitch, Timings, WalPosition,
+        TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
         observation::{AgentView, FenceView, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
@@ -121,6 +123,8 @@ impl World {
             ["leader"] => self.lead(),
             ["switchover", to] => self.ask(OperationKind::Switchover, to),
             ["failover", to] => self.ask(OperationKind::Failover, to),
+            ["timings", profile] => self.change_timings(profile.parse().unwrap()),
+            ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
                 let command = self.decided.clone().expect("something was decided");
@@ -142,7 +146,12 @@ impl World {
 
     fn found_nothing(&mut self, names: &[&str]) {
         let member = |(n, name): (u64, &&str)| {
-            let m = Member { node: NodeId(n), manager: format!("{name}:7400"), postgres: format!("{name}:5432") };
+            let m = Member {
+                node: NodeId(n),
+                manager: format!("{name}:7400"),
+                postgres: format!("{name}:5432"),
+                agent: format!("{name}:7401"),
+            };
             (id(name), m)
         };
         self.founding = Some(Founding {
@@ -237,6 +246,8 @@ impl World {
             clone_failures: 0,
             fence: FenceView::default(),
             layers: Vec::new(),
+            clock: Default::default(),
+            failsafe: Default::default(),
         };
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view
@@ -247,7 +258,10 @@ impl World {
         let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("`{word}` wants a number"));
         match key {
             "ended" => (view.ended_epoch, view.fenced_epoch) = (Epoch(number()), Epoch(number())),
-            "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000 },
+            "timings" => view.lease.timings = TimingsId(number()),
+            "clock-off" => view.clock.own_off = true,
+            "promised" => view.failsafe.promise_left_ms = number(),
+            "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000, ..view.lease },
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
             "rewinds" => view.rewind_failures = number(),
             "clones" => view.clone_failures = number(),
@@ -285,6 +299,26 @@ impl World {
             self.voices.get_mut(&id(member)).unwrap().promise = make(epoch);
         }
         self.hear_all();
+    }
+
+    fn clock(&mut self, member: &MemberId, ppm: i64) {
+        self.voices.get_mut(member).unwrap().promise.clock_off_ppm = ppm;
+        self.hear_all();
+    }
+
+    /// As the leader does it for an operator: asked of the policy, committed, applied.
+    fn change_timings(&mut self, profile: Profile) {
+        let file = Timings::of(Profile::Normal);
+        let admitted = self.look(|s| policy::timings::admit(s, &file, profile, &BTreeMap::new()));
+        match admitted {
+            Err(why) => self.say(&format!("refused: {why}")),
+            Ok(None) => self.say("in force already"),
+            Ok(Some(kind)) => {
+                let command =
+                    Command { request_id: "operator".into(), expected: self.state.epoch, because: RuleId(2), kind };
+                self.commit(&command);
+            }
+        }
     }
 
     fn hear(&mut self, member: &MemberId, manager_heard: bool, agent_heard: bool) {
@@ -352,17 +386,25 @@ impl World {
             self.operation_seen = operation;
             self.since.operation = self.now;
         }
+        let newest = self.state.timings.newest();
+        let holder = self.state.holder().and_then(|(_, holder)| self.seen.get(holder)?.agent.as_ref());
+        let counts_by_it = holder.is_some_and(|a| a.lease.held && a.lease.timings == newest);
+        self.since.timings = match self.since.timings.filter(|(id, _)| *id == newest && counts_by_it) {
+            None if counts_by_it => Some((newest, self.now)),
+            known => known,
+        };
     }
 
     fn look<T>(&mut self, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         self.keep_time();
+        let timings = self.state.timings.in_force().map_or(Timings::of(Profile::Normal), |c| c.timings);
         look(&Situation {
             state: &self.state,
             seen: &self.seen,
             notices: &self.notices,
             seals: &self.seals,
             founding: self.founding.as_ref(),
-            timings: &Timings::of(Profile::Normal),
+            timings: &timings,
             since: self.since,
             now: self.now,
         })
@@ -480,6 +522,8 @@ fn describe(command: &Command) -> String {
         Kind::EndOperation { id, succeeded: true, reason } => format!("operation {id} succeeded: {reason}"),
         Kind::EndOperation { id, succeeded: false, reason } => format!("operation {id} failed: {reason}"),
         Kind::RecordStonith { member, how, .. } => format!("stonith of {member}: {how}"),
+        Kind::SetTimings { profile, .. } => format!("timings of profile {profile}"),
+        Kind::SettleTimings { id } => format!("nothing older than timings {id} is in use"),
     };
     format!("propose: {what} ({})", command.because)
 }

@@ -3,7 +3,7 @@
 use crate::{
     domain::MemberId,
     manager::{ManagerHandle, view::SeenMember},
-    policy::Hold,
+    policy::{Hold, report::Unfit},
     rpc::v1,
 };
 
@@ -70,6 +70,11 @@ fn way_out(hold: &Hold) -> Option<String> {
         }
         Hold::TooFewSeals { .. } => "bring up more managers: a majority must seal the old epoch".to_owned(),
         Hold::Collecting { .. } | Hold::Operation { .. } => return None,
+        Hold::NoSuccessor { why } if why.iter().any(|(_, unfit)| matches!(unfit, Unfit::ClockOff { .. })) => {
+            "repair the clocks (time keeping, virtual machine), then restart manager and agent of that member; \
+             or bring another member up"
+                .to_owned()
+        }
         Hold::NoSuccessor { .. } => "bring one of these members up, or `matriarch failover --candidate …`".to_owned(),
     })
 }

@@ -2,6 +2,7 @@
 //! where only that one knows, answer in the operator's words. No decisions.
 
 mod explain;
+mod profile;
 mod status;
 
 use std::time::Duration;
@@ -157,5 +158,17 @@ impl v1::admin_server::Admin for AdminService {
         let moved = self.manager.transfer_leader(&to).await;
         let reason = moved.as_ref().err().cloned().unwrap_or_default();
         Ok(Response::new(v1::TransferLeaderReply { done: moved.is_ok(), leader, reason }))
+    }
+
+    async fn profile(&self, request: Request<v1::ProfileRequest>) -> Result<Response<v1::ProfileReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.profile(passed_on(v1::ProfileRequest { to, ..asked })).await;
+        }
+        profile::of(&self.manager, asked).await.map(Response::new)
     }
 }

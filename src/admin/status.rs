@@ -1,5 +1,7 @@
 //! The cluster's status in an operator's words.
 
+use std::collections::BTreeMap;
+
 use crate::{
     domain::{MemberId, PostgresState, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
@@ -38,7 +40,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         epoch: state.epoch.0,
         primary: state.open_primary().map(|(_, m)| m.to_string()).unwrap_or_default(),
         lock: lock_word(&state.lock).to_owned(),
-        profile: config.cluster.profile.to_string(),
+        profile: state.timings.in_force().map_or(config.cluster.profile, |c| c.profile).to_string(),
         members: members.collect(),
         holds: unfounded.chain(manager.plan().holds.iter().map(ToString::to_string)).collect(),
         warnings,
@@ -52,6 +54,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         },
         system_identifier: state.system_identifier.unwrap_or(0),
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
+        failsafe: failsafe(config.cluster.failsafe, &state, &seen),
     }
 }
 
@@ -60,6 +63,24 @@ fn stonith(configured: bool, state: &ClusterState) -> String {
     let word = if configured { "ready" } else { "off" };
     let last = state.incidents.iter().rev().find(|i| i.rule == crate::policy::stonith::RULE.0);
     last.map_or_else(|| word.to_owned(), |last| format!("{word}; last: {}", last.what))
+}
+
+/// Whether a primary that loses the managers would go on, or does; otherwise why it would not.
+fn failsafe(wanted: bool, state: &ClusterState, seen: &BTreeMap<MemberId, SeenMember>) -> String {
+    if !wanted {
+        return "off".to_owned();
+    }
+    if seen.values().any(|s| s.agent.as_ref().is_some_and(|a| a.lease.failsafe)) {
+        return "active".to_owned();
+    }
+    let why = |(member, seen): (&MemberId, &SeenMember)| match seen.agent.as_ref().map(|a| a.failsafe) {
+        None => Some(format!("the agent of {member} does not answer")),
+        Some(f) if !f.enabled => Some(format!("cluster.failsafe is off in the file of {member}")),
+        Some(f) if f.members != state.roster.version => Some(format!("{member} has another list of members")),
+        Some(_) => None,
+    };
+    let reasons: Vec<String> = seen.iter().filter_map(why).collect();
+    if reasons.is_empty() { "ready".to_owned() } else { format!("would not hold: {}", reasons.join(", ")) }
 }
 
 fn lock_word(lock: &Lock) -> &'static str {
@@ -179,8 +200,30 @@ fn member(
         };
     }
     out.problems = problems(state, id, agent, holds);
+    out.problems.extend(clock(seen.clock_off_ppm, agent));
     out.healthy = out.problems.is_empty();
     out
+}
+
+/// Why nothing is granted to this member on account of its clocks.
+fn clock(off_ppm: i64, agent: &AgentView) -> Option<String> {
+    match off_ppm {
+        0 if agent.clock.own_off => Some(format!(
+            "its clocks differ from most others' by more than half of the bound ({}): it is granted nothing",
+            agent
+                .clock
+                .off
+                .iter()
+                .map(|(m, ppm)| format!("{m}: {:.2} %", *ppm as f64 / 1e4))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )),
+        0 => None,
+        ppm => Some(format!(
+            "its clocks are off by {:.2} %, more than half of the bound: it is granted nothing",
+            ppm as f64 / 1e4
+        )),
+    }
 }
 
 /// Why a member is not healthy; empty when it is.

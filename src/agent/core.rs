@@ -5,6 +5,9 @@
 //! before anyone is told, and a reply comes last.
 
 mod events;
+mod lists;
+#[cfg(test)]
+mod lists_test;
 mod orders;
 #[cfg(test)]
 mod tests;
@@ -22,9 +25,12 @@ use super::{
     order::Address,
     store::{Durable, Phase, Tenure},
 };
-use crate::domain::{
-    Epoch, MemberId, Moment, TimelineHistory, WalPosition,
-    observation::{Notice, OrderResult, Work},
+use crate::{
+    domain::{
+        Epoch, MemberId, Moment, TimelineHistory, WalPosition,
+        observation::{ClockView, Notice, OrderResult, Work},
+    },
+    lease::failsafe::Promiser,
 };
 
 /// A clone that failed this long ago counts no more: five in a row stop the cloning, but not for ever.
@@ -71,14 +77,22 @@ pub struct Core {
     system: Option<u64>,
     follows: Option<MemberId>,
     me: MemberId,
+    /// The highest epoch the manager has told of.
+    briefed: Epoch,
+    promiser: Promiser,
+    clock: ClockView,
 }
 
 impl Core {
     /// The agent at its start, and what it does first.
     pub fn begin(start: Start, now: Now) -> (Core, Vec<Effect>) {
-        let Start { me, limits, durable, found, disk, system } = start;
+        let Start { me, timings, durable, found, disk, system } = start;
+        let in_force = durable.timings.in_force().map_or(timings, |c| c.timings);
         let mut core = Core {
-            limits,
+            limits: Limits::of(&in_force),
+            promiser: Promiser::new(timings.grant, durable.failsafe, now.clocks),
+            briefed: Epoch(0),
+            clock: ClockView::default(),
             durable,
             tree: Tree::Empty,
             life: 1,
@@ -156,6 +170,9 @@ impl Core {
             Event::GuardDied { life } if life == self.life => self.on_guard_died(now, &mut out),
             Event::TreeKilled { life } if life == self.life => self.on_tree_killed(now, &mut out),
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
+            Event::Clocks(clock) => self.on_clocks(clock),
+            Event::Briefed(briefing) => self.on_briefed(briefing, &mut out),
+            Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
             Event::Probed { life, result } if life == self.life => self.on_probed(result, now, &mut out),
             Event::Order(order) => self.on_order(order, now, &mut out),
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
@@ -493,6 +510,7 @@ impl Core {
 
     /// Rules that only time can wake.
     fn keep_time(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.forget_promise(now, out);
         if let Some(tenure) = self.durable.tenure
             && self.lease.epoch == tenure.epoch
             && self.lease.phase == LeasePhase::Held

@@ -21,8 +21,10 @@
 //! Read [`core`] first: its events and effects are all that can happen here.
 
 pub mod core;
+mod failsafe;
 mod guarding;
 mod hands;
+mod lease_news;
 pub mod order;
 mod prober;
 mod process;

@@ -2,8 +2,8 @@
 //! domain types. The proto types end here and in `status.rs`.
 
 use crate::{
-    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, TimelineId, WalPosition},
-    rpc::v1,
+    domain::{Briefing, ClusterId, Epoch, Generation, Lsn, MemberId, TimelineId, WalPosition},
+    rpc::{briefing, v1},
 };
 
 /// A member to follow, to rewind to or to copy.
@@ -89,6 +89,8 @@ pub struct Order {
     pub system_identifier: Option<u64>,
     /// What to do.
     pub action: Action,
+    /// The state it was decided on, as far as it concerns an agent.
+    pub briefing: Option<Briefing>,
 }
 
 /// For whom a request is, and from which life of which cluster.
@@ -122,7 +124,8 @@ pub fn order(message: v1::Order) -> Result<(Address, Order), String> {
     let action = message.action.ok_or("the order names no action (or one this version doesn't know)")?;
     let (system_identifier, action) = read_action(action)?;
     let system_identifier = Some(system_identifier).filter(|id| *id != 0);
-    Ok((address, Order { id: message.id, rule: message.rule, epoch, system_identifier, action }))
+    let briefing = message.briefing.map(briefing::briefing_of).transpose().map_err(|e| e.to_string())?;
+    Ok((address, Order { id: message.id, rule: message.rule, epoch, system_identifier, action, briefing }))
 }
 
 fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {

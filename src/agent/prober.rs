@@ -18,18 +18,15 @@ pub struct Plan {
     pub life: u64,
     /// How often.
     pub interval: Duration,
+    /// How long one may take.
+    pub deadline: Duration,
     /// Counts requests for a probe now.
     pub asked: u64,
 }
 
 /// Probes by `plan` until its sender is gone.
-pub async fn run(
-    instance: Instance,
-    deadline: Duration,
-    mut plan: watch::Receiver<Option<Plan>>,
-    wakes: mpsc::UnboundedSender<Wake>,
-) {
-    let mut prober = Prober { instance, deadline, session: None, life: 0, history: None };
+pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
+    let mut prober = Prober { instance, session: None, life: 0, history: None };
     loop {
         let current = *plan.borrow_and_update();
         let Some(current) = current else {
@@ -39,7 +36,7 @@ pub async fn run(
             }
             continue;
         };
-        let result = prober.probe(current.life).await;
+        let result = prober.probe(current.life, current.deadline).await;
         if wakes.send(Wake::Probed { life: current.life, asked: current.asked, result }).is_err() {
             return;
         }
@@ -52,18 +49,17 @@ pub async fn run(
 
 struct Prober {
     instance: Instance,
-    deadline: Duration,
     session: Option<Session>,
     life: u64,
     history: Option<TimelineHistory>,
 }
 
 impl Prober {
-    async fn probe(&mut self, life: u64) -> Result<Box<Sight>, String> {
+    async fn probe(&mut self, life: u64, deadline: Duration) -> Result<Box<Sight>, String> {
         if self.life != life {
             (self.life, self.session, self.history) = (life, None, None);
         }
-        let probe = self.instance.probe(&mut self.session, self.deadline).await.map_err(|e| words(&e))?;
+        let probe = self.instance.probe(&mut self.session, deadline).await.map_err(|e| words(&e))?;
         let history = self.history(probe.wal_end.timeline)?;
         Ok(Box::new(sight(probe, history)))
     }

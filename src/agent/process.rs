@@ -17,12 +17,11 @@ use tokio::{
 };
 
 use super::{
-    core::{
-        Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start, TaskEnd,
-        Tree,
-    },
+    core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
+    failsafe::{Door, Question},
     guarding,
     hands::{Hands, blocking, chain, last_words, read_disk, said},
+    lease_news,
     prober::{self, Plan},
     service::{Ask, Listener, Service},
     start,
@@ -35,7 +34,7 @@ use crate::{
     domain::{Epoch, Moment, observation::Notice},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
     layers::Left,
-    lease::{HolderOptions, HolderThread, HolderView, Phase},
+    lease::{HolderOptions, HolderThread},
     postgres::Instance,
     rpc::v1,
 };
@@ -92,6 +91,10 @@ struct Agent {
     discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
     layers_stand: bool,
+    /// Where holders in failsafe ask; `None` when this host takes no part in that.
+    door: Option<Door>,
+    /// The question that is being answered.
+    question: Option<Question>,
     began: Instant,
 }
 
@@ -114,6 +117,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
         anyhow::bail!("{}: no [member]: this host has no PostgreSQL to control", config.file.display());
     };
     let (mut agent, mut wakes) = Agent::open(&config, &local, exe)?;
+    let mut questions = agent.open_door(&config, &local)?;
     let listener = Listener::open(&local.agent.listen).await?;
     agent.await_first_probe(&mut wakes).await?;
     let (ask_sender, mut asks) = mpsc::channel(64);
@@ -125,6 +129,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
             biased;
             wake = wakes.recv() => if let Some(wake) = wake { agent.wake(wake)? },
             ask = asks.recv() => if let Some(ask) = ask { agent.ask(ask)? },
+            question = questions.recv() => if let Some(question) = question { agent.question(question)? },
             _ = shutdown.wait_for(|stop| *stop) => break,
             ended = &mut server => {
                 ended.context("the gRPC server broke off")?.context("the gRPC server ended")?;
@@ -164,11 +169,17 @@ impl Agent {
         if !durable.cluster_id.0.is_empty() {
             holder.set_identity(durable.cluster_id.clone(), durable.generation);
         }
+        holder.allow_failsafe(config.cluster.failsafe);
+        holder.set_members(durable.members.clone());
+        let in_force = durable.timings.in_force().copied();
+        if let Some(in_force) = in_force {
+            holder.set_timings(in_force.id, in_force.timings);
+        }
         let (wake_sender, wakes) = mpsc::unbounded_channel();
         let hands = Hands {
             instance,
             holder,
-            timings: config.cluster.timings,
+            timings: in_force.map_or(config.cluster.timings, |c| c.timings),
             exe,
             runtime_dir: local.agent.runtime_dir.clone(),
             wakes: wake_sender,
@@ -179,6 +190,11 @@ impl Agent {
             measured: Arc::default(),
             layers: start::open_layers(config, local)?,
         };
+        // A fence must be as quick as the timings in force want it, whatever the file says.
+        let mut in_use = config.clone();
+        if let Some(in_force) = in_force {
+            (in_use.cluster.profile, in_use.cluster.timings) = (in_force.profile, in_force.timings);
+        }
         let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
@@ -188,19 +204,18 @@ impl Agent {
             Some(guard) => {
                 hands.watch_over(1, guard).map_err(anyhow::Error::msg)?;
                 guarding::hand_over(&hands, guard.clone());
-                guarding::measure_later(config, &hands);
+                guarding::measure_later(&in_use, &hands);
             }
-            None => guarding::measure(config, &hands)?,
+            None => guarding::measure(&in_use, &hands)?,
         }
         let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
-        let timings = &config.cluster.timings;
-        let limits = Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start };
-        let start = Start { me: local.id.clone(), limits, durable, found, disk, system };
+        let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
         let (core, effects) = Core::begin(start, now(began));
-        let identity =
-            Identity { member: local.id.clone(), session: uuid::Uuid::new_v4().as_u64_pair().0, server_version };
+        let session = uuid::Uuid::new_v4().as_u64_pair().0;
+        let failsafe = config.cluster.failsafe;
+        let identity = Identity { member: local.id.clone(), session, server_version, failsafe };
         let mut agent = Agent::new(core, store, hands, identity, guard.clone(), began);
         if !agent.layers_stand {
             // What an agent that was killed left standing.
@@ -226,7 +241,7 @@ impl Agent {
         let fence = guarding::fence_view(&hands, guard.as_ref());
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
-        let prober = prober::run(hands.instance.clone(), hands.timings.probe, plan_receiver, hands.wakes.clone());
+        let prober = prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone());
         tokio::spawn(prober);
         Agent {
             core,
@@ -245,21 +260,41 @@ impl Agent {
             publish_at: None,
             discarded_life: 0,
             layers_stand,
+            door: None,
+            question: None,
             began,
         }
     }
 
+    /// Opens the door for holders in failsafe where the configuration wants it. Without, nobody ever asks.
+    fn open_door(&mut self, config: &Config, local: &LocalMember) -> anyhow::Result<mpsc::Receiver<Question>> {
+        let Some(address) = local.agent.failsafe_listen else { return Ok(mpsc::channel(1).1) };
+        let secret = crate::config::read_secret(&config.cluster.secret_file)?;
+        let opened = Door::open(address, &secret);
+        let (door, questions) =
+            opened.map_err(|error| config.cannot_listen("agent.failsafe_listen", &format!("{address} UDP"), &error))?;
+        self.door = Some(door);
+        Ok(questions)
+    }
+
+    fn question(&mut self, question: Question) -> anyhow::Result<()> {
+        let durable = self.core.durable();
+        let me = &self.identity.member;
+        let meant = |door: &Door| door.is_for(&question.0, me, &durable.cluster_id, durable.generation);
+        if !self.door.as_ref().is_some_and(meant) {
+            return Ok(());
+        }
+        let event = Event::Failsafe { from: question.0.from.clone(), letter: question.0.letter.clone() };
+        let effects = self.step(event)?;
+        self.question = Some(question);
+        self.perform(effects, None)?;
+        self.question = None;
+        self.look_around();
+        Ok(())
+    }
+
     fn watch_lease(&self) {
-        let mut view = self.hands.holder.view();
-        let wakes = self.hands.wakes.clone();
-        tokio::spawn(async move {
-            loop {
-                view.mark_unchanged();
-                if wakes.send(Wake::Lease).is_err() || view.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
+        tokio::spawn(lease_news::follow(self.hands.holder.view(), self.hands.wakes.clone()));
     }
 
     /// One event through the rules, after the newest word of the lease holder. When the loop was held up, by a disk or by
@@ -380,6 +415,15 @@ impl Agent {
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },
+            Ask::Brief(to, briefing, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    let effects = self.step(Event::Briefed(briefing))?;
+                    self.perform(effects, None)?;
+                    let _ = reply.send(Ok(()));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
         }
         self.look_around();
         Ok(())
@@ -422,6 +466,17 @@ impl Agent {
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
             Effect::Identify(cluster, generation) => hands.holder.set_identity(cluster, generation),
             Effect::SetWal(position) => hands.holder.set_wal(position),
+            Effect::Timings(in_force) => {
+                tracing::info!(timings = %in_force.id, profile = %in_force.profile, "other timings are in force");
+                hands.holder.set_timings(in_force.id, in_force.timings);
+                self.hands.timings = in_force.timings;
+            }
+            Effect::Members(members) => hands.holder.set_members(members),
+            Effect::Answer(letter) => {
+                if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
+                    door.answer(question, letter, *sender);
+                }
+            }
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
@@ -573,8 +628,8 @@ impl Agent {
     /// After each event: what to probe, and whether others should hear of it.
     fn look_around(&mut self) {
         self.mind_layers();
-        let plan =
-            self.core.probe_interval().map(|interval| Plan { life: self.core.life(), interval, asked: self.asked });
+        let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
+        let plan = self.core.probe_interval().map(|interval| Plan { life, interval, deadline, asked });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;
@@ -685,22 +740,6 @@ fn with_last_words(event: Event, hands: &Hands) -> Event {
     Event::Guard { life, postmaster: Postmaster::Gone { tree_empty: true, fenced: false, exit } }
 }
 
-impl From<&HolderView> for LeaseSight {
-    fn from(view: &HolderView) -> LeaseSight {
-        let phase = match view.phase {
-            Phase::Idle => LeasePhase::Idle,
-            Phase::Seeking => LeasePhase::Seeking,
-            Phase::Held => LeasePhase::Held,
-            // No majority lately; what it held still holds until the deadline.
-            Phase::Probing if view.deadline.is_some() => LeasePhase::Held,
-            Phase::Probing => LeasePhase::Seeking,
-            Phase::Expired => LeasePhase::Expired,
-            Phase::Superseded { .. } => LeasePhase::Superseded,
-        };
-        LeaseSight { epoch: view.epoch, phase, deadline: view.deadline.unwrap_or_default() }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -711,10 +750,10 @@ mod tests {
 
     #[test]
     fn only_the_end_of_the_postmaster_that_runs_unhooks_its_guard() {
-        let limits = Limits { hold: TICK, kill: TICK, primary_start: TICK };
+        let timings = crate::domain::Timings::of(crate::domain::Profile::Normal);
         let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
         let me = "n1".parse().unwrap();
-        let start = Start { me, limits, durable: Default::default(), found, disk: None, system: None };
+        let start = Start { me, timings, durable: Default::default(), found, disk: None, system: None };
         let (mut core, _) = Core::begin(start, Now::default());
         assert!(ends_the_tree(&core, &gone(1, true)));
         assert!(!ends_the_tree(&core, &gone(1, false)), "something of it is left");

@@ -20,7 +20,11 @@ use super::{
 };
 use crate::{
     config::AgentEndpoint,
-    rpc::v1::{self, agent_server},
+    domain::Briefing,
+    rpc::{
+        briefing,
+        v1::{self, agent_server},
+    },
 };
 
 /// A request on its way into the loop, with the way back.
@@ -32,6 +36,8 @@ pub enum Ask {
     Watch(Address, oneshot::Sender<Result<watch::Receiver<v1::AgentStatus>, String>>),
     /// Probe now.
     Probe(Address, oneshot::Sender<Result<v1::AgentStatus, String>>),
+    /// What the manager has applied.
+    Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
 }
 
 /// The service; cheap to clone.
@@ -82,6 +88,16 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         let status = self.ask(Ask::Probe(to, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(status))
+    }
+
+    async fn brief(&self, request: Request<v1::BriefRequest>) -> Result<Response<v1::BriefReply>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let briefing = briefing::briefing_of(request.briefing.unwrap_or_default());
+        let briefing = briefing.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let (sender, answer) = oneshot::channel();
+        self.ask(Ask::Brief(to, briefing, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::BriefReply {}))
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the agent says of itself, from what its rules know.
 
+use std::time::Duration;
+
 use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
-        MemberId, TimelineId,
-        observation::{AgentView, FenceView, LayerView, LeaseView},
+        Epoch, MemberId, TimelineId,
+        observation::{AgentView, FailsafeView, FenceView, LayerView, LeaseView},
     },
     rpc::{convert, v1},
 };
@@ -18,6 +20,8 @@ pub struct Identity {
     pub session: u64,
     /// `server_version_num` of the programs.
     pub server_version: u32,
+    /// The configuration allows to go on without the managers.
+    pub failsafe: bool,
 }
 
 /// The status at one moment. The sequence number is given at publication.
@@ -81,6 +85,21 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         clone_failures: durable.clone_failures,
         fence: FenceView::default(),
         layers: Vec::new(),
+        clock: core.clock().clone(),
+        failsafe: failsafe(core, identity.failsafe, now),
+    }
+}
+
+fn failsafe(core: &Core, enabled: bool, now: Now) -> FailsafeView {
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let (confirmed, age) = core.confirmed(now).unwrap_or((Epoch(0), Duration::MAX));
+    FailsafeView {
+        enabled,
+        members: core.durable().members.version,
+        // Rounded up, so that 0 means that it is over.
+        promise_left_ms: ms(core.promiser().left(now.clocks) + Duration::from_micros(999)),
+        confirmed,
+        confirmed_age_ms: ms(age),
     }
 }
 
@@ -98,7 +117,13 @@ fn lease(core: &Core, now: Now) -> LeaseView {
     let held = lease.phase == LeasePhase::Held && !remaining.is_zero();
     let remaining_ms = if held { u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX) } else { 0 };
     match lease.phase {
-        LeasePhase::Seeking | LeasePhase::Held => LeaseView { epoch: lease.epoch, held, remaining_ms },
+        LeasePhase::Seeking | LeasePhase::Held => LeaseView {
+            epoch: lease.epoch,
+            held,
+            remaining_ms,
+            timings: lease.timings,
+            failsafe: held && lease.failsafe,
+        },
         // An epoch that is over is neither held nor sought.
         LeasePhase::Idle | LeasePhase::Expired | LeasePhase::Superseded => LeaseView::default(),
     }
@@ -114,6 +139,10 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     }
     if let Some(lease) = &mut calm.lease {
         lease.remaining_ms = 0;
+    }
+    if let Some(failsafe) = &mut calm.failsafe {
+        failsafe.promise_left_ms = u64::from(failsafe.promise_left_ms > 0);
+        failsafe.confirmed_age_ms = 0;
     }
     if let Some(work) = &mut calm.work {
         work.done_bytes = 0;

@@ -3,16 +3,21 @@
 //! a lock, so that two agents never act on one data directory.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{ClusterId, Epoch, Generation, Lsn, TimelineId, WalPosition};
+use crate::domain::{
+    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, TimelineId, Timings, TimingsId, TimingsInUse,
+    WalPosition,
+};
 
 const FILE: &str = "agent.json";
 
@@ -92,6 +97,12 @@ pub struct Durable {
     pub rewind_failures: u64,
     /// Failed clones in a row.
     pub clone_failures: u64,
+    /// The members as last told.
+    pub members: MemberList,
+    /// The timings as last told. What a lease was counted by is never older.
+    pub timings: TimingsInUse,
+    /// A promise of failsafe may be running, and is at most this long.
+    pub failsafe: Option<Duration>,
 }
 
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
@@ -108,6 +119,34 @@ struct Raw {
     restart_intent: Option<u64>,
     rewind_failures: u64,
     clone_failures: u64,
+    #[serde(default)]
+    members: RawMembers,
+    #[serde(default)]
+    timings: RawTimings,
+    #[serde(default)]
+    failsafe_ms: Option<u64>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMembers {
+    version: u64,
+    agents: BTreeMap<String, String>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTimings {
+    oldest: u64,
+    committed: Vec<RawCommitted>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCommitted {
+    id: u64,
+    profile: String,
+    values: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,13 +178,46 @@ impl From<&Durable> for Raw {
             restart_intent: d.restart_intent.map(|e| e.0),
             rewind_failures: d.rewind_failures,
             clone_failures: d.clone_failures,
+            members: RawMembers {
+                version: d.members.version,
+                agents: d.members.agents.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
+            },
+            timings: RawTimings {
+                oldest: d.timings.oldest.0,
+                committed: d.timings.committed.iter().map(RawCommitted::from).collect(),
+            },
+            // Rounded up: a promise is never remembered shorter than it was.
+            failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
         }
     }
 }
 
-impl From<Raw> for Durable {
-    fn from(r: Raw) -> Durable {
-        Durable {
+impl From<&CommittedTimings> for RawCommitted {
+    fn from(c: &CommittedTimings) -> RawCommitted {
+        let values = c.timings.values().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        RawCommitted { id: c.id.0, profile: c.profile.to_string(), values }
+    }
+}
+
+impl TryFrom<RawCommitted> for CommittedTimings {
+    type Error = String;
+    fn try_from(r: RawCommitted) -> Result<CommittedTimings, String> {
+        let profile = r.profile.parse()?;
+        let mut timings = Timings::of(profile);
+        for (key, value) in r.values {
+            timings.set(&key, value).map_err(|e| e.to_string())?;
+        }
+        Ok(CommittedTimings { id: TimingsId(r.id), profile, timings })
+    }
+}
+
+impl TryFrom<Raw> for Durable {
+    type Error = String;
+    fn try_from(r: Raw) -> Result<Durable, String> {
+        let agents = r.members.agents.into_iter().map(|(id, at)| Ok((id.parse()?, at)));
+        let agents = agents.collect::<Result<_, crate::domain::ids::BadMemberId>>().map_err(|e| e.to_string())?;
+        let committed = r.timings.committed.into_iter().map(CommittedTimings::try_from);
+        Ok(Durable {
             cluster_id: ClusterId(r.cluster_id),
             generation: Generation(r.generation),
             accepted: Epoch(r.accepted),
@@ -160,7 +232,13 @@ impl From<Raw> for Durable {
             restart_intent: r.restart_intent.map(Epoch),
             rewind_failures: r.rewind_failures,
             clone_failures: r.clone_failures,
-        }
+            members: MemberList { version: r.members.version, agents },
+            timings: TimingsInUse {
+                oldest: TimingsId(r.timings.oldest),
+                committed: committed.collect::<Result<_, String>>()?,
+            },
+            failsafe: r.failsafe_ms.map(Duration::from_millis),
+        })
     }
 }
 
@@ -197,10 +275,11 @@ impl Store {
         let store = Store { dir: dir.to_owned(), _locks: locks };
         let path = dir.join(FILE);
         let durable = match fs::read(&path) {
-            Ok(bytes) => match serde_json::from_slice::<Raw>(&bytes) {
-                Ok(raw) => raw.into(),
-                Err(source) => return Err(StoreError::Unreadable { path, source }),
-            },
+            Ok(bytes) => {
+                let read = serde_json::from_slice::<Raw>(&bytes);
+                let read = read.and_then(|raw| Durable::try_from(raw).map_err(serde::de::Error::custom));
+                read.map_err(|source| StoreError::Unreadable { path, source })?
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Durable::default(),
             Err(e) => return Err(io_error("read", &path)(e)),
         };
@@ -245,6 +324,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Profile;
 
     #[test]
     fn what_was_saved_is_read_back() {
@@ -268,10 +348,28 @@ mod tests {
             restart_intent: Some(Epoch(7)),
             rewind_failures: 1,
             clone_failures: 2,
+            members: MemberList { version: 3, agents: [("n1".parse().unwrap(), "h1:7401".to_owned())].into() },
+            timings: TimingsInUse {
+                oldest: TimingsId(1),
+                committed: [(1, Profile::Slow), (2, Profile::Fast)]
+                    .map(|(id, profile)| CommittedTimings { id: TimingsId(id), profile, timings: Timings::of(profile) })
+                    .into(),
+            },
+            failsafe: Some(Duration::from_millis(3_200)),
         };
         store.save(&full).unwrap();
         drop(store);
         assert_eq!(Store::open(&state, &data).unwrap().1, full);
+    }
+
+    #[test]
+    fn a_file_of_the_version_before_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"format":1,"cluster_id":"c","generation":1,"accepted":7,"ended":5,"fenced":5,"tenure":null,
+            "restart_intent":null,"rewind_failures":0,"clone_failures":0}"#;
+        fs::write(dir.path().join(FILE), text).unwrap();
+        let durable = Store::open(dir.path(), &dir.path().join("pgdata")).unwrap().1;
+        assert_eq!((durable.accepted, durable.timings, durable.failsafe), (Epoch(7), TimingsInUse::default(), None));
     }
 
     #[test]

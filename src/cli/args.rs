@@ -32,6 +32,8 @@ pub enum Command {
     Switchover(SwitchoverArgs),
     /// Make a standby the primary without the old primary's help
     Failover(FailoverArgs),
+    /// Show the timings, or put those of another profile in force
+    Profile(ProfileArgs),
     /// Say what the cluster considered, what holds it up, and what can be done
     Explain(ExplainArgs),
     /// Work with the managers' Raft group
@@ -124,6 +126,25 @@ pub struct OperationArgs {
     /// How long to wait, in seconds; the operation itself goes on
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// fast, normal, slow or safe [default: only show]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Another value for one timing, e.g. promote_ms=20000; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", requires = "name")]
+    pub set: Vec<String>,
+    /// Don't ask for confirmation
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -12,8 +12,9 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, OperationReply, StatusReply, StatusRequest, SwitchoverRequest,
-        Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        ExplainReply, ExplainRequest, FailoverRequest, OperationReply, ProfileReply, ProfileRequest, StatusReply,
+        StatusRequest, SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest,
+        admin_client::AdminClient,
     },
 };
 
@@ -96,6 +97,14 @@ impl Client {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             let request = TransferLeaderRequest { to: Some(target("", 0)), member: member.to_owned() };
             admin.transfer_leader(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for the timings, or for others. The same `request_id` goes to every manager tried.
+    pub async fn profile(&self, request: ProfileRequest) -> Result<ProfileReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.profile(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

@@ -7,6 +7,7 @@ pub mod exit;
 mod operations;
 mod preflight;
 mod processes;
+mod profile;
 pub mod render;
 mod wiring;
 
@@ -54,6 +55,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Guard => wiring::guard(),
         Command::Demo(args) => wiring::demo(args),
         Command::Status(args) => with_runtime(status(args)),
+        Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),

@@ -194,6 +194,10 @@ fn header(reply: &StatusReply, style: Style) -> String {
         or(&reply.cluster_id, "(not founded yet)"),
         reply.generation,
     );
+    if !matches!(reply.failsafe.as_str(), "" | "off") {
+        let tone = if reply.failsafe == "ready" { Tone::Good } else { Tone::Warn };
+        let _ = writeln!(text, "  failsafe {}", style.paint(tone, &reply.failsafe));
+    }
     text
 }
 
@@ -323,6 +327,7 @@ struct StatusJson<'a> {
     epoch: u64,
     timeline: u32,
     profile: &'a str,
+    failsafe: Option<&'a str>,
     raft_leader: Option<&'a str>,
     answered_by: &'a str,
     members: Vec<MemberJson<'a>>,
@@ -453,6 +458,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         epoch: reply.epoch,
         timeline: reply.timeline,
         profile: &reply.profile,
+        failsafe: known(&reply.failsafe),
         raft_leader: known(&reply.leader),
         answered_by: &reply.answered_by,
         members: reply.members.iter().map(member_json).collect(),

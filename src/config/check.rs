@@ -19,6 +19,7 @@ use super::{
 use crate::domain::{MemberId, NodeId, Profile, Timings};
 
 const MANAGER_PORT: u16 = 7400;
+const AGENT_PORT: u16 = 7401;
 const POSTGRES_PORT: u16 = 5432;
 
 /// Checks a whole file.
@@ -87,7 +88,12 @@ fn cluster(raw: RawCluster) -> Result<ClusterConfig, Wrong> {
     let timings = timings(profile, &raw.timings.unwrap_or_default())?;
     let secret_file = path("cluster.secret_file", raw.secret_file, "/etc/matriarch/secret")?;
     let members = members(raw.members.unwrap_or_default())?;
-    Ok(ClusterConfig { name, profile, timings, insecure: raw.insecure.unwrap_or(false), secret_file, members })
+    let failsafe = raw.failsafe.unwrap_or(false);
+    if failsafe {
+        agent_ports(&members)?;
+    }
+    let insecure = raw.insecure.unwrap_or(false);
+    Ok(ClusterConfig { name, profile, timings, insecure, secret_file, failsafe, members })
 }
 
 fn timings(profile: Profile, raw: &RawTimings) -> Result<Timings, Wrong> {
@@ -182,7 +188,9 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
     }
     let (manager_port, postgres_port) =
         (raw.manager_port.unwrap_or(MANAGER_PORT), raw.postgres_port.unwrap_or(POSTGRES_PORT));
-    for (field, port) in [("manager_port", manager_port), ("postgres_port", postgres_port)] {
+    let agent_port = raw.agent_port.unwrap_or(AGENT_PORT);
+    for (field, port) in [("manager_port", manager_port), ("agent_port", agent_port), ("postgres_port", postgres_port)]
+    {
         if port == 0 {
             return Err(Wrong::new(key(field), "0 is no port", "use 1 to 65535"));
         }
@@ -191,7 +199,22 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         let problem = format!("manager and PostgreSQL would share port {manager_port}");
         return Err(Wrong::new(key("manager_port"), problem, "give each its own"));
     }
-    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, postgres_port })
+    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port, postgres_port })
+}
+
+/// In failsafe every agent takes datagrams, on a port that no other agent and no manager of its host has.
+fn agent_ports(members: &[MemberConfig]) -> Result<(), Wrong> {
+    for (index, member) in members.iter().enumerate() {
+        let same_host = |other: &&MemberConfig| other.host.eq_ignore_ascii_case(&member.host);
+        let before = members[..index].iter().filter(same_host).any(|other| other.agent_port == member.agent_port);
+        let manager = members.iter().filter(same_host).any(|other| other.manager_port == member.agent_port);
+        if before || manager {
+            let key = format!("cluster.members[{index}].agent_port");
+            let problem = format!("{} (UDP) is taken by another member's agent or a manager", member.agent());
+            return Err(Wrong::new(key, problem, "give each its own host or port"));
+        }
+    }
+    Ok(())
 }
 
 /// The first address that two members share, with the field of the second one.
@@ -231,6 +254,11 @@ fn local(
         listen: match agent.listen {
             Some(text) => endpoint(&text)?,
             None => AgentEndpoint::Unix(runtime_dir.join("agent.sock")),
+        },
+        failsafe_listen: match agent.failsafe_listen {
+            _ if !cluster.failsafe => None,
+            Some(text) => Some(address("agent.failsafe_listen", &text)?),
+            None => Some(resolve("agent.failsafe_listen", &me.host, me.agent_port)?),
         },
         state_dir: path("agent.state_dir", agent.state_dir, "/var/lib/matriarch/agent")?,
         runtime_dir,

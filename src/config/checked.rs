@@ -88,6 +88,8 @@ pub struct ClusterConfig {
     pub insecure: bool,
     /// File with the secret that authenticates lease datagrams (at least 32 bytes, mode 0600).
     pub secret_file: PathBuf,
+    /// A primary that loses the managers goes on while every other agent agrees.
+    pub failsafe: bool,
     /// The members the cluster is founded with, in the order of the file.
     pub members: Vec<MemberConfig>,
 }
@@ -103,6 +105,8 @@ pub struct MemberConfig {
     pub host: String,
     /// Port of the manager: gRPC over TCP, lease over UDP.
     pub manager_port: u16,
+    /// Port of the agent's datagrams (failsafe), UDP.
+    pub agent_port: u16,
     /// Port of PostgreSQL.
     pub postgres_port: u16,
 }
@@ -111,6 +115,11 @@ impl MemberConfig {
     /// `host:port` of the manager.
     pub fn manager(&self) -> String {
         host_port(&self.host, self.manager_port)
+    }
+
+    /// `host:port` of the agent's datagrams.
+    pub fn agent(&self) -> String {
+        host_port(&self.host, self.agent_port)
     }
 
     /// `host:port` of PostgreSQL.
@@ -160,6 +169,9 @@ pub enum AgentEndpoint {
 pub struct AgentConfig {
     /// Where the manager reaches it.
     pub listen: AgentEndpoint,
+    /// Where other members' agents reach it in failsafe (UDP); `None` when failsafe is off. Default: host and
+    /// agent port of the member.
+    pub failsafe_listen: Option<SocketAddr>,
     /// Accepted and ended epochs, intents. Survives a reboot.
     pub state_dir: PathBuf,
     /// Guard socket, live configuration. Gone after a reboot.

@@ -37,6 +37,7 @@ pub(super) struct RawCluster {
     pub profile: Option<String>,
     pub insecure: Option<bool>,
     pub secret_file: Option<String>,
+    pub failsafe: Option<bool>,
     pub timings: Option<RawTimings>,
     pub members: Option<Vec<RawClusterMember>>,
 }
@@ -71,6 +72,7 @@ pub(super) struct RawClusterMember {
     pub id: Option<String>,
     pub host: Option<String>,
     pub manager_port: Option<u16>,
+    pub agent_port: Option<u16>,
     pub postgres_port: Option<u16>,
 }
 
@@ -91,6 +93,7 @@ pub(super) struct RawManager {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawAgent {
     pub listen: Option<String>,
+    pub failsafe_listen: Option<String>,
     pub state_dir: Option<String>,
     pub runtime_dir: Option<String>,
     pub cgroup: Option<String>,

@@ -5,6 +5,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod briefing;
 pub mod ids;
 pub mod moment;
 pub mod observation;
@@ -12,9 +13,10 @@ pub mod secret;
 pub mod timings;
 pub mod wal;
 
+pub use briefing::{Briefing, MemberList};
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
-pub use timings::{Profile, Timings};
+pub use timings::{CommittedTimings, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

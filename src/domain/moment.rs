@@ -59,6 +59,11 @@ impl TwoClocks {
         TwoClocks { boot: self.boot.max(other.boot), raw: self.raw.max(other.raw) }
     }
 
+    /// The earlier of two moments, clock by clock.
+    pub fn earlier(self, other: TwoClocks) -> TwoClocks {
+        TwoClocks { boot: self.boot.min(other.boot), raw: self.raw.min(other.raw) }
+    }
+
     /// For a holder: time left until `self` as a deadline, by the clock that is further on.
     pub fn holder_remaining(self, now: TwoClocks) -> Duration {
         self.boot.saturating_sub(now.boot).min(self.raw.saturating_sub(now.raw))

@@ -1,7 +1,9 @@
 //! What was seen of a member, and when. Observations live in memory and travel
 //! by RPC; the log holds only what decisions must survive on.
 
-use super::{Epoch, Lsn, MemberId, Moment, TimelineHistory, TimelineId, WalPosition};
+use std::collections::BTreeMap;
+
+use super::{Epoch, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
 /// What an agent says of its PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,6 +78,34 @@ pub struct LeaseView {
     pub held: bool,
     /// Until the deadline.
     pub remaining_ms: u64,
+    /// What the deadline was counted by.
+    pub timings: TimingsId,
+    /// It goes on without a majority of managers, because the agents of all other members agree.
+    pub failsafe: bool,
+}
+
+/// What a holder has found out about clocks. Stays after its lease, until the agent starts anew.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct ClockView {
+    /// Its own are off: most others' differ from them.
+    pub own_off: bool,
+    /// Voters whose clocks are off against its own, in millionths, above 0 when theirs run faster.
+    pub off: BTreeMap<MemberId, i64>,
+}
+
+/// What an agent knows and has promised for failsafe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FailsafeView {
+    /// Its configuration allows it.
+    pub enabled: bool,
+    /// The version of the list of members it has applied; 0: none.
+    pub members: u64,
+    /// Until it may be promoted again; 0: it may.
+    pub promise_left_ms: u64,
+    /// An epoch that nobody was above …
+    pub confirmed: Epoch,
+    /// … so long ago: it holds it, or has promised its holder.
+    pub confirmed_age_ms: u64,
 }
 
 /// One of the layers beyond lease and guard, as it stands on a host.
@@ -148,6 +178,10 @@ pub struct AgentView {
     pub fence: FenceView,
     /// The layers of this host; none from an agent that has none.
     pub layers: Vec<LayerView>,
+    /// Clocks.
+    pub clock: ClockView,
+    /// Failsafe.
+    pub failsafe: FailsafeView,
 }
 
 /// How a host ends a PostgreSQL that must not write, in words for people.
@@ -180,6 +214,11 @@ pub struct Promise {
     pub highest: WalPosition,
     /// The epoch was renewed here at least once since the acceptor started.
     pub renewed: bool,
+    /// The newest list of members that the holder of `epoch` named; 0: none.
+    pub members: u64,
+    /// This host's clocks are off against the holder's that measured them last, by at least so many
+    /// millionths (above 0: they run faster); 0: not, as far as is known.
+    pub clock_off_ppm: i64,
 }
 
 /// A word from a host's agent about the end of an epoch it held.

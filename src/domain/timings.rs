@@ -3,6 +3,27 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+/// Names the timings in force: 0 are those of each host's own file, the others
+/// were committed and count from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TimingsId(pub u64);
+
+impl TimingsId {
+    /// Those of each host's own file.
+    pub const FILES: TimingsId = TimingsId(0);
+
+    /// The id of what is committed after this one.
+    pub fn next(self) -> TimingsId {
+        TimingsId(self.0 + 1)
+    }
+}
+
+impl fmt::Display for TimingsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
 /// A network the timings are made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Profile {
@@ -81,6 +102,63 @@ pub struct Timings {
     pub router_hold: Duration,
 }
 
+/// A set of timings that was committed, and so is the same on all hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommittedTimings {
+    /// Its number.
+    pub id: TimingsId,
+    /// The profile it was made from.
+    pub profile: Profile,
+    /// The values.
+    pub timings: Timings,
+}
+
+/// Which timings a lease may be held under. A change is over when every holder
+/// that could write uses the newest, and every promise under older ones has run out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TimingsInUse {
+    /// The oldest that may be in use; [`TimingsId::FILES`]: those of the hosts' files too.
+    pub oldest: TimingsId,
+    /// Those committed from `oldest` on, oldest first. The last are in force; none: the files are.
+    pub committed: Vec<CommittedTimings>,
+}
+
+impl TimingsInUse {
+    /// What a holder should use; `None`: the file of its host.
+    pub fn in_force(&self) -> Option<&CommittedTimings> {
+        self.committed.last()
+    }
+
+    /// The id of what a holder should use.
+    pub fn newest(&self) -> TimingsId {
+        self.in_force().map(|c| c.id).unwrap_or_default()
+    }
+
+    /// Each host's own file may still be in use.
+    pub fn files(&self) -> bool {
+        self.oldest == TimingsId::FILES
+    }
+
+    /// Nothing but the newest is in use.
+    pub fn is_settled(&self) -> bool {
+        self.oldest == self.newest()
+    }
+
+    /// The longest T_grant that may still be asked for, or be running; `file` is this host's own.
+    pub fn longest_grant(&self, file: Duration) -> Duration {
+        let committed = self.committed.iter().map(|c| c.timings.grant).max().unwrap_or_default();
+        if self.files() { committed.max(file) } else { committed }
+    }
+
+    /// The T_grant under an id; `None`: not known here, or out of use. `file` is this host's own.
+    pub fn grant_of(&self, id: TimingsId, file: Duration) -> Option<Duration> {
+        if id == TimingsId::FILES {
+            return self.files().then_some(file);
+        }
+        self.committed.iter().find(|c| c.id == id).map(|c| c.timings.grant)
+    }
+}
+
 /// Two timings that contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {inequality} does not hold ({numbers})")]
@@ -97,7 +175,84 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// A value that no timing can have, or a key that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadTiming {
+    /// There is no such key.
+    #[error("`{0}` is no timing")]
+    Unknown(String),
+    /// A time out of range.
+    #[error("{key} = {value} is out of range: 1 to 86400000 (a day)")]
+    Range {
+        /// The key.
+        key: &'static str,
+        /// What was given, in milliseconds.
+        value: u64,
+    },
+    /// A drift out of range.
+    #[error("drift_permille = {0} is out of range: 1 to 100 (0.1 % to 10 %)")]
+    Drift(u64),
+}
+
+/// The key of the one value that is no time.
+const DRIFT: &str = "drift_permille";
+
+macro_rules! times {
+    ($($field:ident = $key:literal),* $(,)?) => {
+        impl Timings {
+            /// Every value under its key in `[cluster.timings]`: milliseconds, and the drift in tenths of a percent.
+            pub fn values(&self) -> Vec<(&'static str, u64)> {
+                let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+                vec![$(($key, ms(self.$field)),)* (DRIFT, u64::from(self.drift_permille))]
+            }
+
+            /// Overrides the value under `key`.
+            ///
+            /// # Errors
+            /// There is no such key, or it can't have this value.
+            pub fn set(&mut self, key: &str, value: u64) -> Result<(), BadTiming> {
+                match key {
+                    $($key if (1..=86_400_000).contains(&value) => self.$field = ms(value),)*
+                    $($key => return Err(BadTiming::Range { key: $key, value }),)*
+                    DRIFT => match u32::try_from(value) {
+                        Ok(drift @ 1..=100) => self.drift_permille = drift,
+                        Ok(_) | Err(_) => return Err(BadTiming::Drift(value)),
+                    },
+                    _ => return Err(BadTiming::Unknown(key.to_owned())),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+times!(
+    heartbeat = "heartbeat_ms",
+    election_min = "election_min_ms",
+    election_max = "election_max_ms",
+    renew = "renew_ms",
+    rpc = "rpc_ms",
+    hold = "hold_ms",
+    kill = "kill_ms",
+    grant = "grant_ms",
+    probe = "probe_ms",
+    report = "report_ms",
+    silent = "silent_ms",
+    primary_start = "primary_start_ms",
+    promote = "promote_ms",
+    stop = "stop_ms",
+    collect = "collect_ms",
+    router_stale = "router_stale_ms",
+    router_hold = "router_hold_ms",
+);
+
 impl Timings {
+    /// The timings with Raft's own taken from `started`: Raft can't change them while it runs.
+    pub fn with_raft_of(self, started: &Timings) -> Timings {
+        let Timings { heartbeat, election_min, election_max, .. } = *started;
+        Timings { heartbeat, election_min, election_max, ..self }
+    }
+
     /// The timings of a profile.
     pub const fn of(profile: Profile) -> Timings {
         match profile {
@@ -241,6 +396,20 @@ mod tests {
         for profile in [Profile::Fast, Profile::Normal, Profile::Slow, Profile::Safe] {
             assert_eq!(Timings::of(profile).check(), Ok(()), "{profile}");
         }
+    }
+
+    #[test]
+    fn every_value_is_read_back_under_its_key() {
+        let safe = Timings::of(Profile::Safe);
+        let mut copy = Timings::of(Profile::Fast);
+        for (key, value) in safe.values() {
+            copy.set(key, value).unwrap();
+        }
+        assert_eq!(copy, safe);
+        assert_eq!(copy.set("hold", 1), Err(BadTiming::Unknown("hold".into())));
+        assert_eq!(copy.set("hold_ms", 0), Err(BadTiming::Range { key: "hold_ms", value: 0 }));
+        assert_eq!(copy.set("drift_permille", 101), Err(BadTiming::Drift(101)));
+        assert_eq!(copy, safe);
     }
 
     #[test]

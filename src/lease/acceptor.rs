@@ -10,14 +10,16 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     counters::Refusal,
-    message::{Body, Letter, Membership, Ticket},
+    message::{Body, Letter, Membership, Rate, Terms, Ticket},
+    tenure::Tenure,
 };
-use crate::domain::{Epoch, MemberId, Promise, WalPosition, moment::TwoClocks, observation::Notice};
+use crate::domain::{
+    Epoch, MemberId, Promise, TimingsId, TimingsInUse, WalPosition, moment::TwoClocks, observation::Notice,
+};
 
 /// No profile has a promise this long; a renewal that asks for one is a mistake,
 /// and acking it would keep every other member from taking over.
 pub const GRANT_MAX: Duration = Duration::from_secs(600);
-const SESSIONS_MAX: usize = 16;
 const NOTICES_MAX: usize = 64;
 
 /// What an acceptor must find again after a restart.
@@ -25,8 +27,10 @@ const NOTICES_MAX: usize = 64;
 pub struct Durable {
     /// No renewal of an epoch below is acked.
     pub sealed: Epoch,
-    /// The longest promise ever given: a restart waits for that long.
+    /// The longest promise that may be running or may be asked for: a restart waits for that long.
     pub grant: Duration,
+    /// The oldest timings that may be in use. From 1 on the file of this host counts no more.
+    pub oldest: TimingsId,
 }
 
 /// What follows from one message. When `persist` is there it is made durable,
@@ -54,40 +58,51 @@ impl Response {
     }
 }
 
-/// What the last acked renewal said, and who else renewed the epoch.
-#[derive(Debug, Default)]
-struct Tenure {
-    epoch: Epoch,
-    holder: Option<MemberId>,
-    /// The highest seq of each session, so that a recorded datagram can't prolong a promise.
-    sessions: VecDeque<Ticket>,
+/// What an admitted renewal said besides.
+#[derive(Debug, Clone, Copy)]
+struct Said {
+    flush: WalPosition,
+    terms: Terms,
+    members: u64,
+    rate: Rate,
 }
 
 /// The acceptor of one voter.
 #[derive(Debug)]
 pub struct Acceptor {
+    /// T_grant in the file of this host.
     grant: Duration,
+    timings: TimingsInUse,
     sealed: Epoch,
     durable: Durable,
     until: TwoClocks,
     tenure: Tenure,
     highest: WalPosition,
+    /// The newest list of members that a holder of the tenure's epoch named.
+    members: u64,
+    /// How our clocks compare to the last holder's that measured them.
+    rate: Rate,
     applied: bool,
     membership: Option<Membership>,
     notices: VecDeque<Notice>,
 }
 
 impl Acceptor {
-    /// An acceptor that starts `now`, with its own T_grant and what an earlier
+    /// An acceptor that starts `now`, with the T_grant of its host's file and what an earlier
     /// start left behind. It may have acked a moment ago, so it promises anew.
     pub fn new(grant: Duration, durable: Durable, now: TwoClocks) -> Self {
+        let longest = if durable.oldest == TimingsId::FILES { durable.grant.max(grant) } else { durable.grant };
+        let durable = Durable { grant: longest, ..durable };
         Self {
             grant,
+            timings: TimingsInUse { oldest: durable.oldest, committed: Vec::new() },
             sealed: durable.sealed,
-            durable: Durable { sealed: durable.sealed, grant: durable.grant.max(grant) },
-            until: now.plus(grant.max(durable.grant)),
+            durable,
+            until: now.plus(longest),
             tenure: Tenure::default(),
             highest: WalPosition::default(),
+            members: 0,
+            rate: Rate::Unknown,
             applied: false,
             membership: None,
             notices: VecDeque::new(),
@@ -101,13 +116,19 @@ impl Acceptor {
 
     /// Everything in the promise that does not depend on the clock.
     fn view(&self) -> Promise {
+        let off = |ppm: Rate| match ppm {
+            Rate::Off(ppm) => ppm,
+            Rate::Unknown | Rate::Fine => 0,
+        };
         Promise {
             sealed: self.durable.sealed,
-            epoch: self.tenure.epoch,
+            epoch: self.tenure.epoch(),
             lapsed: false,
             remaining_ms: 0,
             highest: self.highest,
-            renewed: self.tenure.holder.is_some(),
+            renewed: self.tenure.holder().is_some(),
+            members: self.members,
+            clock_off_ppm: off(self.rate),
         }
     }
 
@@ -128,8 +149,24 @@ impl Acceptor {
         if self.membership.as_ref().is_some_and(|known| *known == membership) {
             return;
         }
-        self.until = self.until.later(now.plus(self.durable.grant));
+        self.until = self.until.later(now.plus(self.durable.grant.max(self.timings.longest_grant(self.grant))));
         self.membership = Some(membership);
+    }
+
+    /// The timings this voter's log has come to: what renewals may name, and how long a quarantine
+    /// has to be. To be told before the membership and the epoch of the same state. Returns what
+    /// should be made durable; nothing longer than what is durable is promised before.
+    pub fn set_timings(&mut self, timings: TimingsInUse) -> Option<Durable> {
+        self.timings = timings;
+        self.undurable(self.timings.longest_grant(self.grant))
+    }
+
+    /// Once older timings are out of use and no promise under them is left, a restart need not wait
+    /// for them any more. Returns what should be made durable.
+    pub fn forget_longer_promises(&mut self, now: TwoClocks) -> Option<Durable> {
+        let longest = self.timings.longest_grant(self.grant);
+        let over = self.applied && longest < self.durable.grant && self.until.acceptor_remaining(now) <= longest;
+        over.then_some(Durable { sealed: self.sealed, grant: longest, oldest: self.timings.oldest })
     }
 
     /// The log was applied up to the present, and the highest epoch in it is `epoch`. Before the
@@ -151,37 +188,36 @@ impl Acceptor {
     }
 
     fn undurable(&self, grant: Duration) -> Option<Durable> {
-        let wanted = Durable { sealed: self.sealed, grant: grant.max(self.durable.grant) };
+        let (sealed, oldest) = (self.sealed, self.timings.oldest);
+        let wanted = Durable { sealed, grant: grant.max(self.durable.grant), oldest };
         (wanted != self.durable).then_some(wanted)
     }
 
-    /// The caller made this durable.
+    /// The caller made this durable, and nothing since.
     pub fn persisted(&mut self, durable: Durable) {
-        self.durable =
-            Durable { sealed: self.durable.sealed.max(durable.sealed), grant: self.durable.grant.max(durable.grant) };
+        self.durable = Durable { sealed: self.durable.sealed.max(durable.sealed), ..durable };
     }
 
     /// Answers one message that was checked to be for us.
     pub fn receive(&mut self, from: &MemberId, letter: Letter, now: TwoClocks) -> Response {
         let Letter { epoch, body } = letter;
         match body {
-            Body::Renew { ticket, flush, grant } => self.renew(from, epoch, ticket, (flush, grant), now),
+            Body::Renew { ticket, flush, terms, members, rate } => {
+                self.renew(from, epoch, ticket, Said { flush, terms, members, rate }, now)
+            }
             Body::Probe { ticket } => self.probe(epoch, ticket),
             Body::Notice { fenced, end, clean } => {
                 self.notice(Notice { member: from.clone(), epoch, fenced, end, clean })
             }
-            Body::Ack { .. } | Body::Nack { .. } | Body::ProbeAck { .. } => Response::refused(Refusal::Unexpected),
+            Body::Ack { .. }
+            | Body::Nack { .. }
+            | Body::ProbeAck { .. }
+            | Body::Failsafe { .. }
+            | Body::FailsafeAck { .. } => Response::refused(Refusal::Unexpected),
         }
     }
 
-    fn renew(
-        &mut self,
-        from: &MemberId,
-        epoch: Epoch,
-        ticket: Ticket,
-        (flush, grant): (WalPosition, Duration),
-        now: TwoClocks,
-    ) -> Response {
+    fn renew(&mut self, from: &MemberId, epoch: Epoch, ticket: Ticket, said: Said, now: TwoClocks) -> Response {
         if epoch < self.sealed {
             return Response::reply(epoch, Body::Nack { ticket, sealed: self.sealed });
         }
@@ -191,17 +227,22 @@ impl Acceptor {
         if epoch == Epoch(0) {
             return Response::refused(Refusal::Unexpected);
         }
-        if grant > GRANT_MAX {
-            return Response::refused(Refusal::GrantTooLong);
-        }
-        if let Err(refusal) = self.tenure.admit(from, epoch, ticket) {
-            return Response::refused(refusal);
-        }
-        let grant = grant.max(self.grant);
+        let grant = match promised(&self.timings, said.terms, self.grant) {
+            Ok(grant) => grant,
+            Err(refusal) => return Response::refused(refusal),
+        };
+        let of_before = self.tenure.epoch();
+        let began = match self.tenure.admit(from, epoch, ticket, now) {
+            Ok(began) => began,
+            Err(refusal) => return Response::refused(refusal),
+        };
         self.until = self.until.later(now.plus(grant));
-        self.highest = self.highest.max(flush);
+        self.highest = self.highest.max(said.flush);
+        self.members = if epoch == of_before { self.members.max(said.members) } else { said.members };
+        self.rate = if said.rate == Rate::Unknown { self.rate } else { said.rate };
         self.sealed = epoch;
-        Response { persist: self.undurable(grant), ..Response::reply(epoch, Body::Ack { ticket, membership }) }
+        let elapsed = TwoClocks { boot: now.boot.saturating_sub(began.boot), raw: now.raw.saturating_sub(began.raw) };
+        Response { persist: self.undurable(grant), ..Response::reply(epoch, Body::Ack { ticket, membership, elapsed }) }
     }
 
     /// Changes nothing: a holder that hears nobody must not keep the voters bound.
@@ -237,35 +278,21 @@ impl Acceptor {
     }
 }
 
+/// How long a promise under these terms lasts: the T_grant that this host knows under their id; for
+/// the files', which may differ from host to host, what is asked for and at least its own.
+pub(super) fn promised(timings: &TimingsInUse, terms: Terms, file: Duration) -> Result<Duration, Refusal> {
+    if terms.grant > GRANT_MAX {
+        return Err(Refusal::GrantTooLong);
+    }
+    let known = timings.grant_of(terms.timings, file).ok_or(Refusal::OtherTimings)?;
+    Ok(if terms.timings == TimingsId::FILES { known.max(terms.grant) } else { known })
+}
+
 /// Fills in what depends on the clock. Milliseconds are rounded up, so that 0 means lapsed.
 pub(super) fn promise_until(promise: &Promise, until: TwoClocks, now: TwoClocks) -> Promise {
     let left = until.acceptor_remaining(now);
     let remaining_ms = u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
     Promise { lapsed: left.is_zero(), remaining_ms, ..*promise }
-}
-
-impl Tenure {
-    /// Notes a renewal, unless it is old or from a second holder of the epoch.
-    fn admit(&mut self, from: &MemberId, epoch: Epoch, ticket: Ticket) -> Result<(), Refusal> {
-        if epoch > self.epoch || self.holder.is_none() {
-            *self = Self { epoch, holder: Some(from.clone()), sessions: VecDeque::from([ticket]) };
-            return Ok(());
-        }
-        if self.holder.as_ref() != Some(from) {
-            return Err(Refusal::OtherHolder);
-        }
-        match self.sessions.iter_mut().find(|known| known.session == ticket.session) {
-            Some(known) if ticket.seq <= known.seq => return Err(Refusal::Replayed),
-            Some(known) => known.seq = ticket.seq,
-            None => {
-                if self.sessions.len() == SESSIONS_MAX {
-                    self.sessions.pop_front();
-                }
-                self.sessions.push_back(ticket);
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The sentences about acceptors, one test each.
 
 use super::*;
-use crate::domain::{Lsn, TimelineId};
+use crate::domain::{CommittedTimings, Lsn, Profile, TimelineId, Timings};
 
 const GRANT: Duration = Duration::from_millis(3_200);
 
@@ -26,7 +26,25 @@ fn wal(timeline: u32, lsn: u64) -> WalPosition {
 }
 
 fn renewal(epoch: u64, seq: u64) -> Letter {
-    Letter { epoch: Epoch(epoch), body: Body::Renew { ticket: ticket(seq), flush: wal(1, seq), grant: GRANT } }
+    asks(epoch, seq, TimingsId::FILES, GRANT)
+}
+
+/// A renewal under these timings.
+fn asks(epoch: u64, seq: u64, timings: TimingsId, grant: Duration) -> Letter {
+    let terms = Terms { timings, grant };
+    let flush = wal(1, seq);
+    let body = Body::Renew { ticket: ticket(seq), flush, terms, members: 0, rate: Rate::Unknown };
+    Letter { epoch: Epoch(epoch), body }
+}
+
+/// Timings of these profiles, committed one after the other from `oldest` on.
+fn in_use(oldest: u64, profiles: &[(u64, Profile)]) -> TimingsInUse {
+    let committed = profiles.iter().map(|(id, profile)| CommittedTimings {
+        id: TimingsId(*id),
+        profile: *profile,
+        timings: Timings::of(*profile),
+    });
+    TimingsInUse { oldest: TimingsId(oldest), committed: committed.collect() }
 }
 
 fn probe(epoch: u64) -> Letter {
@@ -35,7 +53,8 @@ fn probe(epoch: u64) -> Letter {
 
 /// An acceptor whose first quarantine is over, with `sealed` durable and applied.
 fn ready(sealed: u64) -> Acceptor {
-    let mut acceptor = Acceptor::new(GRANT, Durable { sealed: Epoch(sealed), grant: GRANT }, at(0));
+    let mut acceptor =
+        Acceptor::new(GRANT, Durable { sealed: Epoch(sealed), grant: GRANT, ..Durable::default() }, at(0));
     acceptor.set_membership(voters(), at(0));
     assert_eq!(acceptor.set_applied(Epoch(sealed)), None);
     acceptor
@@ -98,7 +117,7 @@ fn a_new_or_restarted_voter_starts_as_if_it_had_acked_just_now() {
 
 #[test]
 fn the_quarantine_uses_the_largest_t_grant_ever_promised() {
-    let longer = Durable { sealed: Epoch(3), grant: GRANT * 2 };
+    let longer = Durable { sealed: Epoch(3), grant: GRANT * 2, ..Durable::default() };
     let mut acceptor = Acceptor::new(GRANT, longer, at(0));
     assert_eq!(acceptor.until(), at(6_400));
     acceptor.set_membership(voters(), at(10_000));
@@ -117,7 +136,9 @@ fn each_change_of_effective_membership_binds_for_t_grant() {
 #[test]
 fn an_ack_names_the_membership_of_the_acceptor() {
     let mut acceptor = ready(7);
-    let Some(Body::Ack { membership, ticket: answered }) = deliver(&mut acceptor, renewal(7, 4), 1) else { panic!() };
+    let Some(Body::Ack { membership, ticket: answered, .. }) = deliver(&mut acceptor, renewal(7, 4), 1) else {
+        panic!()
+    };
     assert_eq!((membership, answered), (voters(), ticket(4)));
 }
 
@@ -147,7 +168,7 @@ fn sealed_is_never_below_any_fence_epoch_applied() {
 
 #[test]
 fn nothing_is_acked_before_the_log_is_applied_and_the_membership_known() {
-    let mut acceptor = Acceptor::new(GRANT, Durable { sealed: Epoch(7), grant: GRANT }, at(0));
+    let mut acceptor = Acceptor::new(GRANT, Durable { sealed: Epoch(7), grant: GRANT, ..Durable::default() }, at(0));
     let refused = |acceptor: &mut Acceptor, letter| acceptor.receive(&member("a"), letter, at(1)).refused;
     assert_eq!(refused(&mut acceptor, renewal(7, 1)), Some(Refusal::NotReady));
     acceptor.set_membership(voters(), at(1));
@@ -163,7 +184,7 @@ fn nothing_is_acked_before_the_log_is_applied_and_the_membership_known() {
 fn a_higher_epoch_is_durable_before_its_first_ack_and_then_needs_no_disk() {
     let mut acceptor = ready(7);
     let first = acceptor.receive(&member("a"), renewal(8, 1), at(1));
-    assert_eq!(first.persist, Some(Durable { sealed: Epoch(8), grant: GRANT }));
+    assert_eq!(first.persist, Some(Durable { sealed: Epoch(8), grant: GRANT, ..Durable::default() }));
     assert_eq!(acceptor.promise(at(1)).sealed, Epoch(7), "not reported before it is durable");
     // The disk failed, so the next renewal asks again.
     let second = acceptor.receive(&member("a"), renewal(8, 2), at(2));
@@ -174,8 +195,7 @@ fn a_higher_epoch_is_durable_before_its_first_ack_and_then_needs_no_disk() {
 
 #[test]
 fn the_promise_is_the_t_grant_of_the_renewal_and_at_least_our_own() {
-    let asks =
-        |seq, grant| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush: wal(1, 1), grant } };
+    let asks = |seq, grant| asks(7, seq, TimingsId::FILES, grant);
     let mut acceptor = ready(7);
     deliver(&mut acceptor, asks(1, GRANT / 2), 10_000);
     assert_eq!(acceptor.until(), at(13_200));
@@ -203,7 +223,12 @@ fn a_probe_never_moves_a_promise() {
 #[test]
 fn the_voters_hand_over_the_highest_lsn_ever_reported() {
     let mut acceptor = ready(7);
-    let says = |seq, flush| Letter { epoch: Epoch(7), body: Body::Renew { ticket: ticket(seq), flush, grant: GRANT } };
+    let says = |seq, wal| {
+        let mut letter = renewal(7, seq);
+        let Body::Renew { flush, .. } = &mut letter.body else { panic!() };
+        *flush = wal;
+        letter
+    };
     deliver(&mut acceptor, says(1, wal(3, 500)), 1);
     deliver(&mut acceptor, says(2, wal(2, 900)), 2);
     deliver(&mut acceptor, says(3, wal(0, 0)), 3);
@@ -238,6 +263,111 @@ fn an_epoch_has_one_holder() {
 #[test]
 fn no_lease_exists_for_epoch_0() {
     assert_eq!(ready(0).receive(&member("a"), renewal(0, 1), at(1)).refused, Some(Refusal::Unexpected));
+}
+
+#[test]
+fn the_promise_is_the_t_grant_of_the_timings_a_renewal_names() {
+    let mut acceptor = ready(7);
+    let durable = acceptor.set_timings(in_use(0, &[(1, Profile::Slow), (2, Profile::Fast)])).unwrap();
+    acceptor.persisted(durable);
+    deliver(&mut acceptor, asks(7, 1, TimingsId(2), GRANT_MAX), 10_000);
+    assert_eq!(acceptor.until(), at(11_650), "of `fast`, whatever is asked for");
+    deliver(&mut acceptor, asks(7, 2, TimingsId(0), GRANT), 10_000);
+    assert_eq!(acceptor.until(), at(13_200), "of the file");
+    deliver(&mut acceptor, asks(7, 3, TimingsId(1), Duration::ZERO), 10_000);
+    assert_eq!(acceptor.until(), at(20_400), "of `slow`");
+}
+
+#[test]
+fn timings_that_were_not_applied_or_are_out_of_use_are_not_acked() {
+    let mut acceptor = ready(7);
+    acceptor.set_timings(in_use(2, &[(2, Profile::Slow), (3, Profile::Fast)]));
+    for id in [0, 1, 4] {
+        let response = acceptor.receive(&member("a"), asks(7, id + 1, TimingsId(id), GRANT), at(10_000));
+        assert_eq!((response.reply, response.refused), (None, Some(Refusal::OtherTimings)), "{id}");
+    }
+    assert!(acceptor.promise(at(10_000)).lapsed, "and bind nobody");
+}
+
+#[test]
+fn a_longer_promise_is_durable_before_the_first_ack_that_gives_it() {
+    let mut acceptor = ready(7);
+    let slow = Timings::of(Profile::Slow).grant;
+    // The disk fails when the timings are applied, and the renewal asks again.
+    assert_eq!(acceptor.set_timings(in_use(0, &[(1, Profile::Slow)])).map(|d| d.grant), Some(slow));
+    let first = acceptor.receive(&member("a"), asks(7, 1, TimingsId(1), slow), at(10_000));
+    assert_eq!(first.persist.map(|d| d.grant), Some(slow));
+    acceptor.persisted(first.persist.unwrap());
+    let second = acceptor.receive(&member("a"), asks(7, 2, TimingsId(1), slow), at(10_300));
+    assert_eq!(second.persist, None, "and then no renewal needs the disk");
+}
+
+#[test]
+fn quarantines_use_the_largest_t_grant_still_in_use() {
+    let mut acceptor = ready(7);
+    let durable = acceptor.set_timings(in_use(1, &[(1, Profile::Slow), (2, Profile::Fast)])).unwrap();
+    acceptor.persisted(durable);
+    assert_eq!(durable.grant, Timings::of(Profile::Slow).grant);
+    acceptor.set_membership(Membership { id: 2, ..voters() }, at(20_000));
+    assert_eq!(acceptor.until(), at(30_400), "of whatever another voter may have promised");
+    assert_eq!(Acceptor::new(GRANT, durable, at(0)).until(), at(10_400), "after a restart");
+
+    // `slow` is out of use; the own promise under it still runs for a while.
+    let durable = acceptor.set_timings(in_use(2, &[(2, Profile::Fast)])).unwrap();
+    acceptor.persisted(durable);
+    assert_eq!(acceptor.forget_longer_promises(at(28_749)), None, "1651 ms of it are left");
+    let shorter = acceptor.forget_longer_promises(at(28_750)).unwrap();
+    assert_eq!(shorter, Durable { sealed: Epoch(7), grant: Duration::from_millis(1_650), oldest: TimingsId(2) });
+    acceptor.persisted(shorter);
+    assert_eq!(acceptor.forget_longer_promises(at(28_750)), None);
+    assert_eq!(Acceptor::new(GRANT, shorter, at(0)).until(), at(1_650), "the file counts no more");
+    acceptor.set_membership(Membership { id: 3, ..voters() }, at(40_000));
+    assert_eq!(acceptor.until(), at(41_650));
+}
+
+#[test]
+fn a_new_voter_waits_as_long_as_the_longest_committed_promise() {
+    // Its file says `fast`, the cluster runs `safe`.
+    let fast = Timings::of(Profile::Fast).grant;
+    let mut acceptor = Acceptor::new(fast, Durable::default(), at(0));
+    acceptor.set_timings(in_use(3, &[(3, Profile::Safe)]));
+    acceptor.set_membership(voters(), at(1_000));
+    assert_eq!(acceptor.until(), at(26_000));
+}
+
+#[test]
+fn an_ack_carries_the_time_since_the_first_of_its_session_on_both_clocks() {
+    let mut acceptor = ready(7);
+    let elapsed = |acceptor: &mut Acceptor, letter: Letter, now: TwoClocks| {
+        let reply = acceptor.receive(&member("a"), letter, now).reply.map(|l| l.body);
+        let Some(Body::Ack { elapsed, .. }) = reply else { panic!("{reply:?}") };
+        (elapsed.boot.as_millis(), elapsed.raw.as_millis())
+    };
+    assert_eq!(elapsed(&mut acceptor, renewal(7, 1), at(1_000)), (0, 0));
+    let later = TwoClocks { boot: at(4_000).boot, raw: at(3_990).raw };
+    assert_eq!(elapsed(&mut acceptor, renewal(7, 2), later), (3_000, 2_990));
+    let mut restarted = renewal(7, 1);
+    let Body::Renew { ticket, .. } = &mut restarted.body else { panic!() };
+    ticket.session = 2;
+    assert_eq!(elapsed(&mut acceptor, restarted, at(5_000)), (0, 0));
+    assert_eq!(elapsed(&mut acceptor, renewal(8, 1), at(6_000)), (0, 0), "a new epoch counts anew");
+}
+
+#[test]
+fn what_the_holder_says_of_our_clocks_and_of_its_list_is_handed_on() {
+    let mut acceptor = ready(7);
+    let mut says = |epoch, seq, list, verdict| {
+        let mut letter = renewal(epoch, seq);
+        let Body::Renew { members, rate, .. } = &mut letter.body else { panic!() };
+        (*members, *rate) = (list, verdict);
+        deliver(&mut acceptor, letter, seq);
+        let promise = acceptor.promise(at(seq));
+        (promise.members, promise.clock_off_ppm)
+    };
+    assert_eq!(says(7, 1, 4, Rate::Off(-12_000)), (4, -12_000));
+    assert_eq!(says(7, 2, 3, Rate::Unknown), (4, -12_000), "an older word takes nothing back");
+    assert_eq!(says(8, 3, 3, Rate::Unknown), (3, -12_000), "another holder has its own list, our clocks are the same");
+    assert_eq!(says(8, 4, 3, Rate::Fine), (3, 0));
 }
 
 #[test]

@@ -25,7 +25,9 @@ use super::{
     wake::{Mailbox, Postman, mailbox},
     wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
-use crate::domain::{ClusterId, Epoch, Generation, MemberId, Promise, Timings, moment::TwoClocks, observation::Notice};
+use crate::domain::{
+    ClusterId, Epoch, Generation, MemberId, Promise, Timings, TimingsInUse, moment::TwoClocks, observation::Notice,
+};
 
 /// At most this many datagrams between two looks at the clock and the commands.
 const BATCH: usize = 64;
@@ -53,6 +55,7 @@ type SealReply = Box<dyn FnOnce(io::Result<Promise>) + Send>;
 enum Command {
     Seal(Epoch, SealReply),
     Identity(Identity),
+    Timings(TimingsInUse),
     Membership(Membership),
     Stop,
 }
@@ -171,6 +174,11 @@ impl AcceptorHandle {
         self.shared.postman.send(Command::Membership(Membership::simple(id, voters)));
     }
 
+    /// The timings this voter's log has come to; to be told before the membership of the same state.
+    pub fn set_timings(&self, timings: TimingsInUse) {
+        self.shared.postman.send(Command::Timings(timings));
+    }
+
     /// The log is applied up to the present, and the highest epoch fenced or granted in it is
     /// `epoch`. Holds for every datagram answered after the return.
     pub fn set_applied(&self, epoch: Epoch) {
@@ -238,6 +246,9 @@ impl Run {
             }
             self.read_socket();
             let now = two_clocks();
+            let shorter = self.acceptor.forget_longer_promises(now);
+            // When this fails a restart waits longer than it needs to.
+            let _ = self.persist(shorter);
             self.publish(now);
             if let Err(error) = self.mailbox.wait(&self.socket, self.acceptor.next_wake(now)) {
                 error!(%error, "lease acceptor can't wait on its socket");
@@ -267,6 +278,11 @@ impl Run {
                 reply(stored.map(|()| self.acceptor.promise(now)));
             }
             Command::Identity(identity) => self.identity = identity,
+            Command::Timings(timings) => {
+                let persist = self.acceptor.set_timings(timings);
+                // When this fails nothing longer is promised: the ack needs it durable, and asks again.
+                let _ = self.persist(persist);
+            }
             Command::Membership(membership) => self.acceptor.set_membership(membership, two_clocks()),
             Command::Stop => {}
         }
@@ -279,7 +295,8 @@ impl Run {
                 "failed to make the sealed epoch durable");
             io::Error::from(source)
         })?;
-        info!(epoch = %durable.sealed, "epoch sealed: older ones are not renewed here any more");
+        info!(epoch = %durable.sealed, grant_ms = durable.grant.as_millis(), timings = %durable.oldest,
+            "sealed epoch stored: older ones are not renewed here any more");
         self.acceptor.persisted(durable);
         Ok(())
     }
@@ -323,8 +340,8 @@ impl Run {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = self.acceptor.until();
         let promise = self.acceptor.promise(now);
         self.promise.send_if_modified(|known| {
-            let news = (known.sealed, known.epoch, known.lapsed, known.renewed)
-                != (promise.sealed, promise.epoch, promise.lapsed, promise.renewed);
+            let news = |p: &Promise| (p.sealed, p.epoch, p.lapsed, p.renewed, p.members, p.clock_off_ppm);
+            let news = news(known) != news(&promise);
             *known = promise;
             news
         });

@@ -26,7 +26,17 @@ struct Entry {
     not_before: TwoClocks,
 }
 
+impl Entry {
+    fn of(text: &str) -> Self {
+        let known = text.parse().ok();
+        let literal = known.is_some();
+        let not_before = TwoClocks::default();
+        Self { text: text.to_owned(), known, literal, looking: false, unanswered: 0, not_before }
+    }
+}
+
 /// The address book of a holder.
+#[derive(Default)]
 pub struct Addresses {
     entries: BTreeMap<MemberId, Entry>,
 }
@@ -34,13 +44,15 @@ pub struct Addresses {
 impl Addresses {
     /// Takes `host:port` for every member. Names stay unknown until looked up.
     pub fn new(peers: &[(MemberId, String)]) -> Self {
-        let entry = |text: &String| {
-            let known = text.parse().ok();
-            let literal = known.is_some();
-            let not_before = TwoClocks::default();
-            Entry { text: text.clone(), known, literal, looking: false, unanswered: 0, not_before }
-        };
-        Self { entries: peers.iter().map(|(member, text)| (member.clone(), entry(text))).collect() }
+        Self { entries: peers.iter().map(|(member, text)| (member.clone(), Entry::of(text))).collect() }
+    }
+
+    /// Takes another list, and forgets nothing of those that stay as they were.
+    pub fn follow(&mut self, peers: &BTreeMap<MemberId, String>) {
+        self.entries.retain(|member, entry| peers.get(member) == Some(&entry.text));
+        for (member, text) in peers.iter().filter(|(_, text)| !text.is_empty()) {
+            self.entries.entry(member.clone()).or_insert_with(|| Entry::of(text));
+        }
     }
 
     /// A socket that reaches all of them: plain IPv4 when every address is a number of that
@@ -135,6 +147,20 @@ mod tests {
         (0..50).for_each(|_| addresses.sent(&member));
         addresses.look_up(at(100), |_, _| panic!("looked up a number"));
         assert!(addresses.socket().unwrap().local_addr().unwrap().is_ipv4());
+    }
+
+    #[test]
+    fn a_new_list_replaces_what_changed_and_keeps_the_rest() {
+        let list = |entries: &[(&str, &str)]| {
+            entries.iter().map(|(id, at)| (id.parse().unwrap(), (*at).to_owned())).collect::<BTreeMap<MemberId, _>>()
+        };
+        let mut addresses = Addresses::default();
+        addresses.follow(&list(&[("n1", "127.0.0.1:1"), ("n2", "127.0.0.1:2"), ("n3", "127.0.0.1:3"), ("n4", "")]));
+        (0..7).for_each(|_| addresses.sent(&"n1".parse().unwrap()));
+        addresses.follow(&list(&[("n1", "127.0.0.1:1"), ("n2", "127.0.0.1:9")]));
+        assert_eq!(addresses.entries[&"n1".parse().unwrap()].unanswered, 7);
+        let port = |id: &str| addresses.get(&id.parse().unwrap(), false).map(|a| a.port());
+        assert_eq!((port("n1"), port("n2"), port("n3"), port("n4")), (Some(1), Some(9), None, None));
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub enum Refusal {
     OtherHolder,
     /// Asks for a promise longer than any profile has.
     GrantTooLong,
+    /// Counts by timings that were not applied here, or are out of use.
+    OtherTimings,
+    /// Names another list of members than the one applied here.
+    OtherMembers,
     /// A kind of message that this side never receives, or an answer to nothing we sent.
     Unexpected,
     /// The state the answer depends on could not be made durable.
@@ -36,7 +40,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Refusal; 13] = [
+    pub const ALL: [Refusal; 15] = [
         Refusal::TooLong,
         Refusal::BadTag,
         Refusal::Malformed,
@@ -47,6 +51,8 @@ impl Refusal {
         Refusal::Replayed,
         Refusal::OtherHolder,
         Refusal::GrantTooLong,
+        Refusal::OtherTimings,
+        Refusal::OtherMembers,
         Refusal::Unexpected,
         Refusal::NotDurable,
         Refusal::SendFailed,
@@ -65,6 +71,8 @@ impl Refusal {
             Self::Replayed => "replayed",
             Self::OtherHolder => "other_holder",
             Self::GrantTooLong => "grant_too_long",
+            Self::OtherTimings => "other_timings",
+            Self::OtherMembers => "other_members",
             Self::Unexpected => "unexpected",
             Self::NotDurable => "not_durable",
             Self::SendFailed => "send_failed",

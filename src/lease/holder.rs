@@ -6,15 +6,19 @@
 //! sending: a deadline counted from there can only be too early.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use super::{
     counters::Refusal,
-    message::{Body, Letter, Membership, Ticket},
+    failsafe::{Rounds, Unanimous},
+    fitness::Fitness,
+    message::{Body, Letter, Membership, Rate, Terms, Ticket},
 };
-use crate::domain::{Epoch, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice};
+use crate::domain::{
+    Epoch, MemberId, MemberList, TimelineId, Timings, TimingsId, WalPosition, moment::TwoClocks, observation::Notice,
+};
 
 /// After so many renewals in a row without a majority, probes are sent instead.
 const MISSES_MAX: u32 = 3;
@@ -58,6 +62,18 @@ pub struct HolderView {
     pub membership: Option<u64>,
     /// The guard does not take deadlines, so nothing is renewed.
     pub stalled: bool,
+    /// What the deadline was counted by.
+    pub timings: TimingsId,
+    /// The last deadline came from the agents of all other members, not from a majority of managers.
+    pub failsafe: bool,
+    /// When that was asked for which the deadline stands: nobody had a higher epoch then.
+    pub confirmed: Option<TwoClocks>,
+    /// The version of the list of members that would be asked in failsafe; 0: none.
+    pub members: u64,
+    /// Voters whose clocks are off against ours, in millionths, above 0 when theirs run faster.
+    pub clocks_off: BTreeMap<MemberId, i64>,
+    /// Most voters differ from our clocks: it is ours that are off.
+    pub own_clock_off: bool,
 }
 
 /// What a holder is told once.
@@ -67,7 +83,7 @@ pub struct HolderConfig {
     pub session: u64,
     /// All members that may be voters.
     pub peers: Vec<MemberId>,
-    /// Renew, T_rpc, T_hold and T_grant are used.
+    /// Of this host's file, until others are told by [`Holder::set_timings`]. Renew, T_rpc, T_hold and T_grant are used.
     pub timings: Timings,
 }
 
@@ -76,6 +92,8 @@ pub struct HolderConfig {
 pub enum Output {
     /// To a member's manager.
     Send(MemberId, Letter),
+    /// To a member's agent.
+    SendToAgent(MemberId, Letter),
     /// To the guard; its answer comes back through [`Holder::published`].
     Deadline(Epoch, TwoClocks),
 }
@@ -86,6 +104,9 @@ struct Sent {
     seq: u64,
     at: TwoClocks,
     probe: bool,
+    /// T_hold, and what it belongs to.
+    hold: Duration,
+    timings: TimingsId,
     /// A majority was counted.
     done: bool,
     /// Who answered, under which membership; only identical ones count together.
@@ -107,6 +128,9 @@ struct Tenure {
     answered: bool,
     misses: u32,
     stalled: bool,
+    rounds: Rounds,
+    failsafe: bool,
+    confirmed: Option<TwoClocks>,
 }
 
 #[derive(Debug)]
@@ -120,6 +144,15 @@ struct PendingNotice {
 #[derive(Debug)]
 pub struct Holder {
     config: HolderConfig,
+    /// Of `config.timings`.
+    timings: TimingsId,
+    /// Committed timings that no majority of acceptors is known to have applied.
+    offered: Option<(TimingsId, Timings)>,
+    /// This member; it is not asked in failsafe.
+    me: Option<MemberId>,
+    failsafe: bool,
+    members: MemberList,
+    fitness: Fitness,
     seq: u64,
     ended: Epoch,
     flush: WalPosition,
@@ -130,8 +163,53 @@ pub struct Holder {
 impl Holder {
     /// A holder that holds nothing.
     pub fn new(config: HolderConfig) -> Self {
-        let flush = WalPosition::default();
-        Self { config, seq: 0, ended: Epoch(0), flush, tenure: None, notices: Vec::new() }
+        Self {
+            config,
+            timings: TimingsId::FILES,
+            offered: None,
+            me: None,
+            failsafe: false,
+            members: MemberList::default(),
+            fitness: Fitness::default(),
+            seq: 0,
+            ended: Epoch(0),
+            flush: WalPosition::default(),
+            tenure: None,
+            notices: Vec::new(),
+        }
+    }
+
+    /// Which member this is, and whether it may go on without the managers.
+    pub fn set_me(&mut self, me: MemberId, failsafe: bool) {
+        self.me = Some(me);
+        self.failsafe = failsafe;
+    }
+
+    /// The members as last applied on this host. An older list changes nothing.
+    pub fn set_members(&mut self, members: MemberList) {
+        if members.version > self.members.version {
+            self.members = members;
+        }
+    }
+
+    /// Timings that were committed; older ones than those in use change nothing. A lease that is held
+    /// moves to them when a majority of the acceptors has acked a renewal that names them; until
+    /// then every renewal goes out under both.
+    pub fn set_timings(&mut self, id: TimingsId, timings: Timings) {
+        if id <= self.timings || self.offered.is_some_and(|(offered, _)| id <= offered) {
+            return;
+        }
+        self.offered = Some((id, timings));
+        if self.active().is_none() {
+            self.adopt_offered();
+        }
+    }
+
+    fn adopt_offered(&mut self) {
+        if let Some((id, timings)) = self.offered.take() {
+            self.timings = id;
+            self.config.timings = timings;
+        }
     }
 
     /// Seeks the lease of an epoch that was granted to this member; flush positions are reported
@@ -169,6 +247,7 @@ impl Holder {
             }
             self.ended = self.ended.max(known.epoch);
         }
+        self.adopt_offered(); // nothing is at stake yet
         let refused = epoch <= self.ended;
         let phase = match deadline {
             _ if refused => Phase::Expired,
@@ -187,6 +266,9 @@ impl Holder {
             answered: true,
             misses: 0,
             stalled: false,
+            rounds: Rounds::default(),
+            failsafe: false,
+            confirmed: None,
         });
         self.tick(now, out);
     }
@@ -233,13 +315,24 @@ impl Holder {
 
     /// What others may see.
     pub fn view(&self) -> HolderView {
-        let Some(tenure) = &self.tenure else { return HolderView::default() };
+        let me = self.me.as_ref();
+        let common = HolderView {
+            timings: self.timings,
+            members: self.members.version,
+            clocks_off: self.fitness.off(),
+            own_clock_off: me.is_some_and(|me| self.fitness.own_is_off(me)),
+            ..HolderView::default()
+        };
+        let Some(tenure) = &self.tenure else { return common };
         HolderView {
             epoch: tenure.epoch,
             phase: tenure.phase,
             deadline: tenure.deadline,
             membership: tenure.membership.as_ref().map(|m| m.id),
             stalled: tenure.stalled,
+            failsafe: tenure.failsafe,
+            confirmed: tenure.confirmed,
+            ..common
         }
     }
 
@@ -271,13 +364,18 @@ impl Holder {
         self.expire(now);
         let session = self.config.session;
         let epoch = letter.epoch;
-        let peer = self.config.peers.contains(from);
+        let peer = self.config.peers.contains(from) || self.members.agents.contains_key(from);
         let Some(tenure) = self.tenure.as_mut().filter(|t| peer && t.is_active() && t.epoch == epoch) else {
             return Err(Refusal::Unexpected);
         };
         match letter.body {
-            Body::Ack { ticket, membership } if ticket.session == session => {
-                self.acked(from, ticket.seq, membership, now, out)
+            Body::Ack { ticket, membership, elapsed } if ticket.session == session => {
+                self.acked(from, ticket.seq, (membership, elapsed), now, out)
+            }
+            Body::FailsafeAck { ticket, members, promised } if ticket.session == session => {
+                let unanimous = tenure.rounds.answer(from, ticket.seq, members, promised)?;
+                self.agreed(unanimous, now, out);
+                Ok(())
             }
             Body::ProbeAck { ticket } if ticket.session == session => self.probe_acked(from, ticket.seq, now, out),
             Body::Nack { ticket, sealed } if ticket.session == session && sealed > epoch => {
@@ -291,6 +389,8 @@ impl Holder {
             | Body::Nack { .. }
             | Body::Renew { .. }
             | Body::Probe { .. }
+            | Body::Failsafe { .. }
+            | Body::FailsafeAck { .. }
             | Body::Notice { .. } => Err(Refusal::Unexpected),
         }
     }
@@ -313,33 +413,59 @@ impl Holder {
         &mut self,
         from: &MemberId,
         seq: u64,
-        membership: Membership,
+        (membership, elapsed): (Membership, TwoClocks),
         now: TwoClocks,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let hold = self.config.timings.hold;
         let tenure = self.tenure.as_mut().ok_or(Refusal::Unexpected)?;
         let sent = tenure.sent.iter_mut().find(|s| s.seq == seq && !s.probe).ok_or(Refusal::Unexpected)?;
-        let deadline = sent.at.plus(hold);
+        self.fitness.note(from, (sent.at, now), elapsed, self.config.timings.drift_permille);
+        let (at, deadline, timings) = (sent.at, sent.at.plus(sent.hold), sent.timings);
         if !sent.answer(from, &membership) || deadline.holder_remaining(now).is_zero() {
             return Ok(());
         }
-        let was = tenure.deadline;
-        let deadline = was.map_or(deadline, |d| d.later(deadline));
-        tenure.deadline = Some(deadline);
+        let first = tenure.deadline.is_none();
+        tenure.extend(at, deadline, out);
+        tenure.failsafe = false;
+        tenure.rounds = Rounds::default();
         tenure.membership = Some(membership);
         tenure.answered = true;
         tenure.misses = 0;
-        if was.is_none() {
+        if first {
             tenure.next = now.plus(self.config.timings.renew); // no haste any more
         } else if tenure.phase == Phase::Probing {
             tenure.next = now;
         }
         tenure.phase = Phase::Held;
-        if was != Some(deadline) {
-            out.push(Output::Deadline(tenure.epoch, deadline));
-        }
+        self.move_to(timings, now);
         Ok(())
+    }
+
+    /// A majority has acked a renewal under these timings: from now on there are no others.
+    fn move_to(&mut self, timings: TimingsId, now: TwoClocks) {
+        if self.offered.is_some_and(|(offered, _)| offered == timings) {
+            self.adopt_offered();
+            if let Some(tenure) = &mut self.tenure {
+                tenure.next = tenure.next.earlier(now.plus(self.config.timings.renew));
+                tenure.judged = tenure.next;
+            }
+        }
+    }
+
+    /// The agents of all other members have answered one round.
+    fn agreed(&mut self, unanimous: Option<Unanimous>, now: TwoClocks, out: &mut Vec<Output>) {
+        let Some(Unanimous { at, hold, promise }) = unanimous else { return };
+        if !promise {
+            return self.ask_agents(now, out);
+        }
+        let deadline = at.plus(hold);
+        // Whoever has a lease may go on with it; it is never begun this way.
+        if let Some(tenure) = self.tenure.as_mut().filter(|t| t.deadline.is_some())
+            && !deadline.holder_remaining(now).is_zero()
+        {
+            tenure.extend(at, deadline, out);
+            tenure.failsafe = true;
+        }
     }
 
     fn probe_acked(&mut self, from: &MemberId, seq: u64, now: TwoClocks, out: &mut Vec<Output>) -> Result<(), Refusal> {
@@ -360,7 +486,7 @@ impl Holder {
     }
 
     fn send_renewal(&mut self, now: TwoClocks, out: &mut Vec<Output>) {
-        let Timings { renew, rpc, hold, grant, .. } = self.config.timings;
+        let Timings { renew, rpc, .. } = self.config.timings;
         let Some(tenure) = self.tenure.as_mut().filter(|t| t.is_active() && is_due(t.next, now)) else { return };
         if let Some(deadline) = tenure.deadline.filter(|_| tenure.stalled) {
             tenure.next = now.plus(renew);
@@ -381,18 +507,69 @@ impl Holder {
         if !seeking {
             tenure.judged = tenure.next;
         }
-        tenure.sent.retain(|s| !s.at.plus(hold).holder_remaining(now).is_zero());
+        tenure.sent.retain(|s| !s.at.plus(s.hold).holder_remaining(now).is_zero());
+        let current = (self.timings, self.config.timings);
+        self.ask_managers(probe, current, now, out);
+        match self.offered {
+            Some(offered) if !probe => self.ask_managers(false, offered, now, out),
+            Some(_) | None => {}
+        }
+        if probe {
+            self.ask_agents(now, out);
+        }
+    }
+
+    /// One renewal or probe to every manager.
+    fn ask_managers(
+        &mut self,
+        probe: bool,
+        (id, Timings { hold, grant, .. }): (TimingsId, Timings),
+        now: TwoClocks,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(tenure) = &mut self.tenure else { return };
         if tenure.sent.len() == SENT_MAX {
             tenure.sent.pop_front();
         }
         self.seq += 1;
-        tenure.sent.push_back(Sent { seq: self.seq, at: now, probe, done: false, answers: Vec::new() });
         let ticket = Ticket { session: self.config.session, seq: self.seq };
+        let sent = Sent { seq: self.seq, at: now, probe, hold, timings: id, done: false, answers: Vec::new() };
+        tenure.sent.push_back(sent);
         // What was flushed before the promotion says nothing of what this epoch wrote.
         let flush = if self.flush.timeline < tenure.timeline { WalPosition::default() } else { self.flush };
-        let body = if probe { Body::Probe { ticket } } else { Body::Renew { ticket, flush, grant } };
+        let terms = Terms { timings: id, grant };
+        let ours = self.me.as_ref().is_some_and(|me| self.fitness.own_is_off(me));
+        for peer in &self.config.peers {
+            let members = self.members.version;
+            let rate = match self.fitness.rate(peer) {
+                Rate::Off(_) if ours => Rate::Fine, // nobody else is to blame
+                rate @ (Rate::Unknown | Rate::Fine | Rate::Off(_)) => rate,
+            };
+            let body = match probe {
+                true => Body::Probe { ticket },
+                false => Body::Renew { ticket, flush, terms, members, rate },
+            };
+            out.push(Output::Send(peer.clone(), Letter { epoch: tenure.epoch, body }));
+        }
+    }
+
+    /// One round to the agents of all other members, where that is allowed and there is a lease to go on with.
+    fn ask_agents(&mut self, now: TwoClocks, out: &mut Vec<Output>) {
+        let (Some(me), Some(tenure)) = (&self.me, &mut self.tenure) else { return };
+        let MemberList { version, agents } = &self.members;
+        let others: BTreeSet<MemberId> = agents.keys().filter(|member| *member != me).cloned().collect();
+        let listed = *version > 0 && agents.contains_key(me) && !others.is_empty();
+        if !self.failsafe || !listed || tenure.deadline.is_none() {
+            return;
+        }
+        self.seq += 1;
+        let Timings { hold, grant, .. } = self.config.timings;
+        let ticket = Ticket { session: self.config.session, seq: self.seq };
+        let promise = tenure.rounds.begin(self.seq, now, hold, *version, &others);
+        let terms = promise.then_some(Terms { timings: self.timings, grant });
+        let body = Body::Failsafe { ticket, members: *version, terms };
         let letter = Letter { epoch: tenure.epoch, body };
-        out.extend(self.config.peers.iter().map(|peer| Output::Send(peer.clone(), letter.clone())));
+        out.extend(others.into_iter().map(|agent| Output::SendToAgent(agent, letter.clone())));
     }
 
     fn send_notices(&mut self, now: TwoClocks, out: &mut Vec<Output>) {
@@ -415,6 +592,16 @@ fn is_due(at: TwoClocks, now: TwoClocks) -> bool {
 impl Tenure {
     fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Seeking | Phase::Held | Phase::Probing)
+    }
+
+    /// What was asked for at `at` lets the holder write until `deadline`. A deadline never goes back.
+    fn extend(&mut self, at: TwoClocks, deadline: TwoClocks, out: &mut Vec<Output>) {
+        let later = self.deadline.map_or(deadline, |known| known.later(deadline));
+        self.confirmed = Some(self.confirmed.map_or(at, |known| known.later(at)));
+        if self.deadline != Some(later) {
+            self.deadline = Some(later);
+            out.push(Output::Deadline(self.epoch, later));
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! The sentences about holders, one test each.
 
 use super::*;
-use crate::domain::{Lsn, Profile};
+use crate::{
+    domain::{Lsn, Profile},
+    lease::message::Rate,
+};
 
 const SESSION: u64 = 42;
 
@@ -21,6 +24,10 @@ fn member(name: &str) -> MemberId {
 
 fn membership(id: u64) -> Membership {
     Membership::simple(id, ["a", "b", "c"].map(member))
+}
+
+fn ack_of(ticket: Ticket, membership: Membership) -> Body {
+    Body::Ack { ticket, membership, elapsed: TwoClocks::default() }
 }
 
 /// A holder with a time line and the outputs of the last step.
@@ -71,7 +78,7 @@ impl Bench {
     fn ack(&mut self, from: &str, seq: u64, id: u64) {
         let epoch = self.holder.view().epoch.0;
         let ticket = Ticket { session: SESSION, seq };
-        let _ = self.deliver(from, epoch, Body::Ack { ticket, membership: membership(id) });
+        let _ = self.deliver(from, epoch, ack_of(ticket, membership(id)));
     }
 
     fn probe_ack(&mut self, from: &str, seq: u64) {
@@ -99,6 +106,11 @@ impl Bench {
                 Body::Renew { .. } => "renew",
                 Body::Probe { .. } => "probe",
                 Body::Notice { .. } => "notice",
+                _ => "?",
+            }),
+            Output::SendToAgent(_, letter) => Some(match letter.body {
+                Body::Failsafe { terms: None, .. } => "question",
+                Body::Failsafe { .. } => "failsafe",
                 _ => "?",
             }),
             Output::Deadline(..) => None,
@@ -130,7 +142,8 @@ fn a_renewal_goes_to_all_voters_at_once_and_names_flush_lsn_and_t_grant() {
     let to = |o: &Output| if let Output::Send(to, _) = o { to.to_string() } else { String::new() };
     assert_eq!(bench.out.iter().map(to).collect::<Vec<_>>(), ["a", "b", "c"]);
     let ticket = Ticket { session: SESSION, seq: 1 };
-    let body = Body::Renew { ticket, flush, grant: timings().grant };
+    let terms = Terms { timings: TimingsId::FILES, grant: timings().grant };
+    let body = Body::Renew { ticket, flush, terms, members: 0, rate: Rate::Unknown };
     assert_eq!(bench.out[0], Output::Send(member("a"), Letter { epoch: Epoch(7), body }));
 }
 
@@ -185,10 +198,10 @@ fn only_voters_count_and_a_joint_configuration_needs_both_halves() {
     let joint = Membership { id: 9, halves };
     let ticket = Ticket { session: SESSION, seq: 1 };
     for from in ["a", "b"] {
-        bench.deliver(from, 7, Body::Ack { ticket, membership: joint.clone() }).unwrap();
+        bench.deliver(from, 7, ack_of(ticket, joint.clone())).unwrap();
     }
     assert_eq!(bench.phase(), Phase::Seeking);
-    assert_eq!(bench.deliver("x", 7, Body::Ack { ticket, membership: joint }), Err(Refusal::Unexpected));
+    assert_eq!(bench.deliver("x", 7, ack_of(ticket, joint)), Err(Refusal::Unexpected));
 }
 
 #[test]
@@ -291,7 +304,7 @@ fn a_higher_grant_ends_the_lower_epoch_and_an_older_order_changes_nothing() {
     assert_eq!((bench.phase(), bench.holder.view().epoch), (Phase::Held, Epoch(7)));
     bench.hold(9);
     assert_eq!((bench.phase(), bench.deadline()), (Phase::Seeking, None));
-    let old = Body::Ack { ticket: Ticket { session: SESSION, seq: 1 }, membership: membership(1) };
+    let old = ack_of(Ticket { session: SESSION, seq: 1 }, membership(1));
     assert_eq!(bench.deliver("c", 7, old), Err(Refusal::Unexpected));
 }
 
@@ -438,4 +451,299 @@ fn a_crash_that_may_still_be_restarted_in_place_does_not_end_the_epoch() {
 #[test]
 fn an_idle_holder_never_wakes() {
     assert_eq!(Bench::new().holder.next_wake(at(0)), None);
+}
+
+// ---- other timings -----------------------------------------------------------------------------------------------
+
+impl Bench {
+    /// What went out in the last step to one manager: the timings named by each renewal, with its seq.
+    fn renewed_under(&self) -> Vec<(u64, u64)> {
+        let one = |output: &Output| match output {
+            Output::Send(to, Letter { body: Body::Renew { ticket, terms, .. }, .. }) if to.as_str() == "a" => {
+                Some((terms.timings.0, ticket.seq))
+            }
+            Output::Send(..) | Output::SendToAgent(..) | Output::Deadline(..) => None,
+        };
+        self.out.iter().filter_map(one).collect()
+    }
+}
+
+#[test]
+fn a_holder_switches_to_other_timings_only_after_a_majority_acked_them() {
+    let mut bench = Bench::held(7);
+    bench.holder.set_timings(TimingsId(1), Timings::of(Profile::Fast));
+    assert_eq!(bench.holder.view().timings, TimingsId::FILES);
+    bench.go(300);
+    let [(0, old), (1, new)] = bench.renewed_under()[..] else { panic!("{:?}", bench.renewed_under()) };
+    bench.ms = 310;
+    bench.ack("a", new, 1);
+    bench.ack("a", old, 1);
+    bench.ack("b", old, 1);
+    assert_eq!((bench.deadline(), bench.holder.view().timings), (Some(at(2_800)), TimingsId::FILES));
+    bench.go(600);
+    assert_eq!(bench.renewed_under().len(), 2, "both, until the new ones are known to be applied");
+    bench.ms = 610;
+    bench.ack("b", new, 1);
+    assert_eq!(bench.holder.view().timings, TimingsId(1), "the second voter answered the first renewal under them");
+    assert_eq!(bench.deadline(), Some(at(2_800)), "300 ms and T_hold of `fast` are earlier than what is promised");
+    bench.go(810);
+    let [(1, seq)] = bench.renewed_under()[..] else { panic!("{:?}", bench.renewed_under()) };
+    bench.ms = 820;
+    bench.ack("a", seq, 1);
+    bench.ack("c", seq, 1);
+    assert_eq!(bench.deadline(), Some(at(2_800)), "a deadline never goes back");
+    let times: Vec<u64> = bench.run_until(1_500).into_iter().map(|(ms, _)| ms).collect();
+    assert_eq!(times, [1_010, 1_210, 1_410], "and the pace is theirs");
+}
+
+#[test]
+fn a_joint_configuration_needs_both_halves_for_other_timings_too() {
+    let mut bench = Bench::held(7);
+    bench.holder.set_timings(TimingsId(1), Timings::of(Profile::Fast));
+    bench.go(300);
+    let new = bench.renewed_under()[1].1;
+    let halves = vec![["a", "b", "c"].map(member).into(), ["c", "d", "e"].map(member).into()];
+    let joint = Membership { id: 9, halves };
+    for from in ["a", "b"] {
+        bench.deliver(from, 7, ack_of(Ticket { session: SESSION, seq: new }, joint.clone())).unwrap();
+    }
+    assert_eq!(bench.holder.view().timings, TimingsId::FILES);
+}
+
+#[test]
+fn each_deadline_counts_t_hold_of_the_timings_that_were_named() {
+    let mut bench = Bench::held(7);
+    bench.holder.set_timings(TimingsId(1), Timings::of(Profile::Slow));
+    bench.go(300);
+    let [(0, old), (1, new)] = bench.renewed_under()[..] else { panic!() };
+    bench.ack("a", old, 1);
+    bench.ack("b", old, 1);
+    assert_eq!(bench.deadline(), Some(at(2_800)));
+    bench.ack("a", new, 1);
+    bench.ack("b", new, 1);
+    assert_eq!(bench.deadline(), Some(at(8_300)), "T_hold of `slow`, of which the majority has promised T_grant");
+}
+
+#[test]
+fn timings_never_go_back_and_a_new_tenure_begins_under_the_newest() {
+    let mut bench = Bench::new();
+    bench.holder.set_timings(TimingsId(3), Timings::of(Profile::Fast));
+    assert_eq!(bench.holder.view().timings, TimingsId(3), "nothing is held: at once");
+    bench.holder.set_timings(TimingsId(2), Timings::of(Profile::Slow));
+    assert_eq!(bench.holder.view().timings, TimingsId(3));
+    bench.hold(7);
+    assert_eq!(bench.renewed_under(), [(3, 1)]);
+    bench.holder.set_timings(TimingsId(4), Timings::of(Profile::Slow));
+    bench.holder.set_timings(TimingsId(5), Timings::of(Profile::Normal));
+    bench.go(51);
+    assert_eq!(bench.renewed_under().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [3, 5]);
+    bench.holder.release();
+    bench.hold(8);
+    assert_eq!(bench.renewed_under().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [5]);
+}
+
+// ---- clocks ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn each_voter_is_told_of_its_own_clocks_unless_it_is_ours_that_are_off() {
+    let mut bench = Bench::held(7);
+    bench.holder.set_me(member("a"), false);
+    let rates = |bench: &Bench| {
+        let one = |o: &Output| match o {
+            Output::Send(to, Letter { body: Body::Renew { rate, .. }, .. }) => Some((to.to_string(), *rate)),
+            Output::Send(..) | Output::SendToAgent(..) | Output::Deadline(..) => None,
+        };
+        bench.out.iter().filter_map(one).collect::<BTreeMap<_, _>>()
+    };
+    // b's clocks run 5 % fast; c's too, from 20 s on.
+    let answer = |bench: &mut Bench, seq| {
+        let ms = bench.ms;
+        for (from, elapsed) in [("a", ms), ("b", ms * 105 / 100), ("c", ms + ms.saturating_sub(20_000) * 5 / 100)] {
+            let elapsed = TwoClocks::default().plus(Duration::from_millis(elapsed));
+            let ticket = Ticket { session: SESSION, seq };
+            let _ = bench.deliver(from, 7, Body::Ack { ticket, membership: membership(1), elapsed });
+        }
+    };
+    for ms in (300..=12_000).step_by(300) {
+        bench.go(ms);
+        let seq = bench.seq();
+        answer(&mut bench, seq);
+    }
+    bench.go(12_300);
+    assert_eq!(rates(&bench)["c"], Rate::Fine);
+    let Rate::Off(ppm) = rates(&bench)["b"] else { panic!("{:?}", rates(&bench)) };
+    assert!((45_000..=50_000).contains(&ppm), "{ppm}");
+    let view = bench.holder.view();
+    assert_eq!((view.clocks_off.len(), view.own_clock_off), (1, false));
+    for ms in (12_600..=45_000).step_by(300) {
+        bench.go(ms);
+        let seq = bench.seq();
+        answer(&mut bench, seq);
+    }
+    bench.go(45_300);
+    assert!(bench.holder.view().own_clock_off, "most others differ: they are right");
+    assert!(rates(&bench).values().all(|rate| *rate == Rate::Fine), "nobody else is to blame: {:?}", rates(&bench));
+}
+
+// ---- failsafe ----------------------------------------------------------------------------------------------------
+
+impl Bench {
+    /// Held since 0 ms; a's holder, which may go on without the managers.
+    fn failsafe() -> Self {
+        let mut bench = Self::held(7);
+        bench.holder.set_me(member("a"), true);
+        bench.holder.set_members(members(4, &["a", "b", "c"]));
+        bench
+    }
+
+    /// Probing since 1200 ms, with the first question to the agents out.
+    fn without_managers() -> Self {
+        let mut bench = Self::failsafe();
+        bench.run_until(1_200);
+        assert_eq!(
+            (bench.phase(), bench.sent()),
+            (Phase::Probing, ["probe", "probe", "probe", "question", "question"].into())
+        );
+        bench
+    }
+
+    fn agree(&mut self, from: &str, seq: u64, promised: bool) -> Result<(), Refusal> {
+        let ticket = Ticket { session: SESSION, seq };
+        self.deliver(from, 7, Body::FailsafeAck { ticket, members: 4, promised })
+    }
+}
+
+fn members(version: u64, names: &[&str]) -> MemberList {
+    MemberList { version, agents: names.iter().map(|n| (member(n), format!("{n}:7401"))).collect() }
+}
+
+#[test]
+fn without_managers_the_holder_asks_every_other_agent_and_goes_on_when_all_agree() {
+    let mut bench = Bench::without_managers();
+    let question = bench.seq();
+    bench.ms = 1_210;
+    bench.agree("b", question, false).unwrap();
+    assert_eq!(bench.sent(), Vec::<&str>::new());
+    bench.agree("c", question, false).unwrap();
+    assert_eq!(bench.sent(), ["failsafe", "failsafe"], "at once");
+    assert_eq!(bench.deadline(), Some(at(2_500)), "a question moves nothing");
+    let round = bench.seq();
+    bench.ms = 1_220;
+    bench.agree("b", round, true).unwrap();
+    assert_eq!(bench.deadline(), Some(at(2_500)), "all but one are not all");
+    bench.agree("c", round, true).unwrap();
+    assert_eq!(bench.out, [Output::Deadline(Epoch(7), at(3_710))], "from the sending, as ever");
+    let view = bench.holder.view();
+    assert_eq!((view.phase, view.failsafe, view.confirmed), (Phase::Probing, true, Some(at(1_210))));
+    bench.go(1_500);
+    assert_eq!(bench.sent(), ["probe", "probe", "probe", "failsafe", "failsafe"], "the managers are asked on");
+}
+
+#[test]
+fn failsafe_goes_on_for_as_long_as_all_agree_and_ends_at_t_hold_when_one_does_not() {
+    let mut bench = Bench::without_managers();
+    for ms in (1_200..=20_000).step_by(300) {
+        if ms > 1_200 {
+            bench.go(ms);
+        }
+        for promised in [false, true] {
+            let seq = bench.seq();
+            let _ = bench.agree("b", seq, promised);
+            let _ = bench.agree("c", seq, promised);
+        }
+        assert_eq!(bench.deadline(), Some(at(ms + 2_500)), "at {ms}");
+    }
+    // c's agent is gone: three more rounds ask for promises, then only questions go out.
+    let log = bench.run_until(22_500);
+    assert!(log.iter().all(|(_, kind)| *kind == "probe"));
+    assert_eq!(bench.phase(), Phase::Expired);
+}
+
+#[test]
+fn a_majority_of_managers_ends_failsafe() {
+    let mut bench = Bench::without_managers();
+    for promised in [false, true] {
+        let seq = bench.seq();
+        bench.agree("b", seq, promised).unwrap();
+        bench.agree("c", seq, promised).unwrap();
+    }
+    assert!(bench.holder.view().failsafe);
+    bench.go(1_500);
+    let probe = bench.seq() - 1;
+    bench.probe_ack("a", probe);
+    bench.probe_ack("b", probe);
+    assert_eq!(bench.sent(), vec!["renew"; 3]);
+    let seq = bench.seq();
+    bench.ack("a", seq, 1);
+    bench.ack("b", seq, 1);
+    assert_eq!((bench.phase(), bench.holder.view().failsafe), (Phase::Held, false));
+    bench.go(1_800);
+    assert_eq!(bench.sent(), vec!["renew"; 3], "no agent is asked any more");
+}
+
+#[test]
+fn a_nack_of_an_agent_ends_failsafe_at_once() {
+    let mut bench = Bench::without_managers();
+    let ticket = Ticket { session: SESSION, seq: bench.seq() };
+    bench.deliver("c", 7, Body::Nack { ticket, sealed: Epoch(8) }).unwrap();
+    assert_eq!(bench.phase(), Phase::Superseded { sealed: Epoch(8) });
+}
+
+#[test]
+fn no_lease_is_begun_in_failsafe_and_none_without_leave_or_list() {
+    let question = |bench: &Bench| bench.sent().contains(&"question");
+    let mut seeking = Bench::seeking(7);
+    seeking.holder.set_me(member("a"), true);
+    seeking.holder.set_members(members(4, &["a", "b", "c"]));
+    seeking.run_until(5_000);
+    assert!(seeking.phase() == Phase::Probing && !question(&seeking), "there is nothing to go on with");
+
+    let mut off = Bench::failsafe();
+    off.holder.set_me(member("a"), false);
+    off.run_until(1_500);
+    assert!(off.phase() == Phase::Probing && !question(&off), "not allowed");
+
+    for list in [MemberList::default(), members(4, &["b", "c"]), members(4, &["a"])] {
+        let mut bench = Bench::held(7);
+        bench.holder.set_me(member("a"), true);
+        bench.holder.set_members(list.clone());
+        bench.run_until(1_500);
+        assert!(!question(&bench), "{list:?}");
+    }
+}
+
+#[test]
+fn a_newer_list_counts_from_the_next_round_and_an_older_one_never() {
+    let mut bench = Bench::without_managers();
+    bench.holder.set_members(members(5, &["a", "b", "c", "d"]));
+    bench.holder.set_members(members(4, &["a", "b"]));
+    assert_eq!(bench.holder.view().members, 5);
+    let question = bench.seq();
+    bench.agree("b", question, false).unwrap();
+    bench.agree("c", question, false).unwrap();
+    assert_eq!(bench.sent(), vec!["failsafe"; 3]);
+    let round = bench.seq();
+    for (from, version, fits) in [("b", 4, false), ("b", 5, true), ("c", 5, true)] {
+        let ticket = Ticket { session: SESSION, seq: round };
+        let noted = bench.deliver(from, 7, Body::FailsafeAck { ticket, members: version, promised: true });
+        assert_eq!(noted.is_ok(), fits, "{from} {version}");
+    }
+    assert_eq!(bench.deadline(), Some(at(2_500)), "d was not heard");
+    let ticket = Ticket { session: SESSION, seq: round };
+    bench.deliver("d", 7, Body::FailsafeAck { ticket, members: 5, promised: true }).unwrap();
+    assert_eq!(bench.deadline(), Some(at(3_700)));
+}
+
+#[test]
+fn an_answer_that_comes_after_the_deadline_revives_nothing_in_failsafe_either() {
+    let mut bench = Bench::without_managers();
+    for from in ["b", "c"] {
+        let question = bench.seq();
+        let _ = bench.agree(from, question, false);
+    }
+    let round = bench.seq();
+    bench.ms = 2_500;
+    let _ = bench.agree("b", round, true);
+    let _ = bench.agree("c", round, true);
+    assert_eq!(bench.phase(), Phase::Expired);
 }

@@ -18,12 +18,13 @@ use super::{
     clock::two_clocks,
     counters::{Counters, Refusal},
     holder::{Holder, HolderConfig, HolderView, Output},
-    message::{Envelope, Letter},
+    message::{Body, Envelope, Letter},
     wake::{Mailbox, Postman, mailbox},
     wire::{Codec, Identity, MAX_DATAGRAM, check_target},
 };
 use crate::domain::{
-    ClusterId, Epoch, Generation, MemberId, TimelineId, Timings, WalPosition, moment::TwoClocks, observation::Notice,
+    ClusterId, Epoch, Generation, MemberId, MemberList, TimelineId, Timings, TimingsId, WalPosition, moment::TwoClocks,
+    observation::Notice,
 };
 
 /// Takes each new deadline, on the holder's thread, without blocking. False: the guard has not
@@ -57,8 +58,18 @@ enum Command {
     Notice(Notice),
     Identity(Identity),
     Sink(Sink),
-    Resolved(MemberId, Option<SocketAddr>),
+    Timings(TimingsId, Timings),
+    Members(MemberList),
+    Failsafe(bool),
+    Resolved(Book, MemberId, Option<SocketAddr>),
     Stop,
+}
+
+/// Which of the two address books.
+#[derive(Debug, Clone, Copy)]
+enum Book {
+    Managers,
+    Agents,
 }
 
 /// The way to a holder's thread. The thread ends with the last clone; what it held then ends at
@@ -91,12 +102,15 @@ impl HolderThread {
         let counters = Arc::new(Counters::default());
         let members = peers.into_iter().map(|(member, _)| member).collect();
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
+        let mut holder = Holder::new(HolderConfig { session, peers: members, timings });
+        holder.set_me(me.clone(), false);
         let run = Run {
-            holder: Holder::new(HolderConfig { session, peers: members, timings }),
+            holder,
             me,
             identity: Identity::default(),
             codec: Codec::new(&secret),
             addresses,
+            agents: Addresses::default(),
             socket,
             socket_is_v6,
             sink,
@@ -149,6 +163,21 @@ impl HolderHandle {
         self.send(Command::Sink(sink));
     }
 
+    /// Timings that were committed (see [`Holder::set_timings`]).
+    pub fn set_timings(&self, id: TimingsId, timings: Timings) {
+        self.send(Command::Timings(id, timings));
+    }
+
+    /// The members as last applied on this host: whom to ask in failsafe.
+    pub fn set_members(&self, members: MemberList) {
+        self.send(Command::Members(members));
+    }
+
+    /// Whether the lease may go on without the managers while all other agents agree. Not before this was called.
+    pub fn allow_failsafe(&self, allowed: bool) {
+        self.send(Command::Failsafe(allowed));
+    }
+
     /// The state of the lease, pushed.
     pub fn view(&self) -> watch::Receiver<HolderView> {
         self.shared.view.clone()
@@ -187,7 +216,9 @@ struct Run {
     me: MemberId,
     identity: Identity,
     codec: Codec,
+    /// Of the managers.
     addresses: Addresses,
+    agents: Addresses,
     socket: UdpSocket,
     socket_is_v6: bool,
     sink: Sink,
@@ -196,8 +227,8 @@ struct Run {
     view: watch::Sender<HolderView>,
     counters: Arc<Counters>,
     out: Vec<Output>,
-    /// The last error for each member, so that a lasting one is logged once.
-    send_errors: BTreeMap<MemberId, io::ErrorKind>,
+    /// The last error for each address, so that a lasting one is logged once.
+    send_errors: BTreeMap<SocketAddr, io::ErrorKind>,
 }
 
 impl Run {
@@ -236,7 +267,14 @@ impl Run {
             Command::Notice(notice) => self.holder.notice(notice, now, &mut self.out),
             Command::Identity(identity) => self.identity = identity,
             Command::Sink(sink) => self.sink = sink,
-            Command::Resolved(member, found) => self.addresses.resolved(&member, found),
+            Command::Timings(id, timings) => self.holder.set_timings(id, timings),
+            Command::Members(members) => {
+                self.agents.follow(&members.agents);
+                self.holder.set_members(members);
+            }
+            Command::Failsafe(allowed) => self.holder.set_me(self.me.clone(), allowed),
+            Command::Resolved(Book::Managers, member, found) => self.addresses.resolved(&member, found),
+            Command::Resolved(Book::Agents, member, found) => self.agents.resolved(&member, found),
             Command::Stop => {}
         }
     }
@@ -260,7 +298,7 @@ impl Run {
     fn take(&mut self, datagram: &[u8]) -> Result<(), Refusal> {
         let envelope = self.codec.decode(datagram)?;
         check_target(&envelope, &self.me, &self.identity)?;
-        self.addresses.heard(&envelope.from);
+        self.book(book_of(&envelope.letter)).heard(&envelope.from);
         self.holder.receive(&envelope.from, envelope.letter, two_clocks(), &mut self.out)
     }
 
@@ -269,7 +307,8 @@ impl Run {
         let mut out = std::mem::take(&mut self.out);
         for output in out.drain(..) {
             match output {
-                Output::Send(to, letter) => self.send(to, letter),
+                Output::Send(to, letter) => self.send(Book::Managers, to, letter),
+                Output::SendToAgent(to, letter) => self.send(Book::Agents, to, letter),
                 Output::Deadline(epoch, deadline) => {
                     let taken = (self.sink)(epoch, deadline);
                     self.holder.published(taken, two_clocks());
@@ -279,9 +318,18 @@ impl Run {
         self.out = out;
     }
 
-    fn send(&mut self, to: MemberId, letter: Letter) {
-        self.addresses.sent(&to);
-        let Some(address) = self.addresses.get(&to, self.socket_is_v6) else {
+    fn book(&mut self, book: Book) -> &mut Addresses {
+        match book {
+            Book::Managers => &mut self.addresses,
+            Book::Agents => &mut self.agents,
+        }
+    }
+
+    fn send(&mut self, book: Book, to: MemberId, letter: Letter) {
+        let v6 = self.socket_is_v6;
+        let book = self.book(book);
+        book.sent(&to);
+        let Some(address) = book.get(&to, v6) else {
             self.counters.count(Refusal::SendFailed);
             return;
         };
@@ -293,11 +341,11 @@ impl Run {
         };
         match self.socket.send_to(&datagram, address) {
             Ok(_) => {
-                self.send_errors.remove(&envelope.to);
+                self.send_errors.remove(&address);
             }
             Err(error) => {
                 self.counters.count(Refusal::SendFailed);
-                let before = self.send_errors.insert(envelope.to.clone(), error.kind());
+                let before = self.send_errors.insert(address, error.kind());
                 if before != Some(error.kind()) {
                     debug!(member = %envelope.to, %address, %error, "failed to send lease datagram");
                 }
@@ -315,9 +363,25 @@ impl Run {
     }
 
     fn look_up(&mut self, now: TwoClocks) {
-        let postman = self.postman.clone();
-        self.addresses.look_up(now, move |member, found| {
-            postman.send(Command::Resolved(member, found));
-        });
+        for (book, which) in [(Book::Managers, &mut self.addresses), (Book::Agents, &mut self.agents)] {
+            let postman = self.postman.clone();
+            which.look_up(now, move |member, found| {
+                postman.send(Command::Resolved(book, member, found));
+            });
+        }
+    }
+}
+
+/// Where the sender of a letter is found again. A refusal may come from either; a manager's is the usual one.
+fn book_of(letter: &Letter) -> Book {
+    match letter.body {
+        Body::FailsafeAck { .. } => Book::Agents,
+        Body::Renew { .. }
+        | Body::Ack { .. }
+        | Body::Nack { .. }
+        | Body::Notice { .. }
+        | Body::Probe { .. }
+        | Body::ProbeAck { .. }
+        | Body::Failsafe { .. } => Book::Managers,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::domain::{ClusterId, Epoch, Generation, MemberId, WalPosition};
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimingsId, WalPosition, moment::TwoClocks};
 
 /// The voters of one configuration of the Raft group.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -58,6 +58,27 @@ pub struct Ticket {
     pub seq: u64,
 }
 
+/// Which promise is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// The timings the holder counts by. The receiver promises the T_grant that it knows under this id.
+    pub timings: TimingsId,
+    /// T_grant of those timings; what counts under [`TimingsId::FILES`], which the receiver can't look up.
+    pub grant: Duration,
+}
+
+/// How the clocks of two hosts compare, as the holder measured it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rate {
+    /// Not measured yet.
+    #[default]
+    Unknown,
+    /// Within half of ρ, or it is the holder's own that are off.
+    Fine,
+    /// Off by so many millionths for certain; above 0 the other clock runs faster than the holder's.
+    Off(i64),
+}
+
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
@@ -67,8 +88,12 @@ pub enum Body {
         ticket: Ticket,
         /// What the holder's PostgreSQL has flushed.
         flush: WalPosition,
-        /// T_grant of the holder's configuration.
-        grant: Duration,
+        /// The promise asked for.
+        terms: Terms,
+        /// The version of the list of members that the holder would ask in failsafe; 0: none.
+        members: u64,
+        /// How the receiver's clocks compare to the holder's.
+        rate: Rate,
     },
     /// Acceptor: promised.
     Ack {
@@ -76,6 +101,8 @@ pub enum Body {
         ticket: Ticket,
         /// Effective in the acceptor's log.
         membership: Membership,
+        /// The acceptor's time since it first acked this session, on both clocks.
+        elapsed: TwoClocks,
     },
     /// Acceptor: a higher epoch was committed.
     Nack {
@@ -102,6 +129,24 @@ pub enum Body {
     ProbeAck {
         /// Of the probe.
         ticket: Ticket,
+    },
+    /// Holder without a majority of managers, to another member's agent.
+    Failsafe {
+        /// Named again in the answer.
+        ticket: Ticket,
+        /// The version of the holder's list of members.
+        members: u64,
+        /// The promise asked for; `None`: can we talk? Moves no promise.
+        terms: Option<Terms>,
+    },
+    /// Agent: promised, or (to a question without terms) could promise.
+    FailsafeAck {
+        /// Of the question.
+        ticket: Ticket,
+        /// The version of its own list of members: the same.
+        members: u64,
+        /// A promise was asked for and given.
+        promised: bool,
     },
 }
 

@@ -19,7 +19,9 @@
 //! Read [`holder`] and [`acceptor`] first: both are pure, events and clock
 //! readings in, datagrams and deadlines out. [`HolderThread`] and
 //! [`AcceptorThread`] give each a plain thread with one socket, because nothing
-//! else that runs in the process may delay a renewal.
+//! else that runs in the process may delay a renewal. Then [`failsafe`]: what a
+//! holder does when the managers are gone and all agents are there, and
+//! [`fitness`]: whether the clocks are as alike as the inequality assumes.
 //!
 //! This room does not decide who is primary, and it kills nothing: the guard
 //! enforces the deadline, the leader reads the promises.
@@ -29,10 +31,13 @@ mod acceptor_thread;
 mod addresses;
 pub mod clock;
 pub mod counters;
+pub mod failsafe;
+pub mod fitness;
 pub mod holder;
 mod holder_thread;
 pub mod message;
 pub mod sealed_file;
+mod tenure;
 mod wake;
 pub mod wire;
 

@@ -1,5 +1,5 @@
-//! The one file of an acceptor: which epoch it sealed, and the longest promise
-//! it ever gave. One line of text with a checksum, replaced as a whole.
+//! The one file of an acceptor: which epoch it sealed, and how long a restart has
+//! to wait. One line of text with a checksum, replaced as a whole.
 
 use std::{
     fs::{self, File},
@@ -9,10 +9,12 @@ use std::{
 };
 
 use super::acceptor::Durable;
-use crate::domain::Epoch;
+use crate::domain::{Epoch, TimingsId};
 
 const NAME: &str = "sealed";
-const HEAD: &str = "matriarch-sealed-1";
+const HEAD: &str = "matriarch-sealed-2";
+/// Without the oldest timings: those of the hosts' files were the only ones.
+const HEAD_1: &str = "matriarch-sealed-1";
 
 /// The file can't be read or replaced.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +87,9 @@ pub fn store(dir: &Path, durable: Durable) -> Result<(), SealedFileError> {
 }
 
 fn render(durable: Durable) -> String {
-    let line = format!("{HEAD} {} {}", durable.sealed.0, durable.grant.as_millis());
+    // Rounded up: a promise is never remembered shorter than it was.
+    let grant_ms = durable.grant.as_micros().div_ceil(1_000);
+    let line = format!("{HEAD} {} {grant_ms} {}", durable.sealed.0, durable.oldest.0);
     format!("{line} {:08x}\n", crc32c::crc32c(line.as_bytes()))
 }
 
@@ -95,12 +99,15 @@ fn parse(text: &str) -> Option<Durable> {
         return None;
     }
     let mut words = line.split(' ');
-    if words.next()? != HEAD {
-        return None;
-    }
+    let head = words.next()?;
     let sealed = Epoch(words.next()?.parse().ok()?);
     let grant = Duration::from_millis(words.next()?.parse().ok()?);
-    words.next().is_none().then_some(Durable { sealed, grant })
+    let oldest = match head {
+        HEAD => TimingsId(words.next()?.parse().ok()?),
+        HEAD_1 => TimingsId::FILES,
+        _ => return None,
+    };
+    words.next().is_none().then_some(Durable { sealed, grant, oldest })
 }
 
 #[cfg(test)]
@@ -112,7 +119,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(load(dir.path()).unwrap(), Durable::default());
         for sealed in [Epoch(1), Epoch(7)] {
-            let durable = Durable { sealed, grant: Duration::from_millis(3_200) };
+            let durable = Durable { sealed, grant: Duration::from_millis(3_200), oldest: TimingsId(4) };
             store(dir.path(), durable).unwrap();
             assert_eq!(load(dir.path()).unwrap(), durable);
         }
@@ -121,13 +128,22 @@ mod tests {
     #[test]
     fn a_damaged_file_is_refused_and_not_taken_for_epoch_0() {
         let dir = tempfile::tempdir().unwrap();
-        let whole = render(Durable { sealed: Epoch(12), grant: Duration::from_millis(3_200) });
+        let durable = Durable { sealed: Epoch(12), grant: Duration::from_millis(3_200), oldest: TimingsId(4) };
+        let whole = render(durable);
         for cut in 0..whole.len() {
             fs::write(dir.path().join(NAME), &whole[..cut]).unwrap();
             assert!(matches!(load(dir.path()), Err(SealedFileError::Damaged { .. })), "{cut}");
         }
         fs::write(dir.path().join(NAME), whole.replace(" 12 ", " 11 ")).unwrap();
         assert!(matches!(load(dir.path()), Err(SealedFileError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_file_of_the_format_before_is_read() {
+        let line = "matriarch-sealed-1 7 3200";
+        let text = format!("{line} {:08x}\n", crc32c::crc32c(line.as_bytes()));
+        let wanted = Durable { sealed: Epoch(7), grant: Duration::from_millis(3_200), oldest: TimingsId::FILES };
+        assert_eq!(parse(&text), Some(wanted));
     }
 
     #[test]

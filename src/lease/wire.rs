@@ -9,10 +9,12 @@ use sha2::Sha256;
 
 use super::{
     counters::Refusal,
-    message::{Body, Envelope, Letter, Membership, Ticket},
+    message::{Body, Envelope, Letter, Membership, Rate, Terms, Ticket},
 };
 use crate::{
-    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, Secret, TimelineId, WalPosition},
+    domain::{
+        ClusterId, Epoch, Generation, Lsn, MemberId, Secret, TimelineId, TimingsId, WalPosition, moment::TwoClocks,
+    },
     rpc::v1::{LeaseMessage, Target, WalPosition as WirePosition, lease_message as wire},
 };
 
@@ -100,18 +102,27 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
         sender: envelope.from.to_string(),
     };
     let body = match &envelope.letter.body {
-        Body::Renew { ticket, flush, grant } => wire::Body::Renew(wire::Renew {
+        Body::Renew { ticket, flush, terms, members, rate } => wire::Body::Renew(wire::Renew {
             session: ticket.session,
             seq: ticket.seq,
             flush_lsn: flush.lsn.0,
             timeline: flush.timeline.0,
-            grant_ms: u64::try_from(grant.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX),
+            grant_ms: ms_up(terms.grant),
+            timings: terms.timings.0,
+            members: *members,
+            clock_measured: *rate != Rate::Unknown,
+            clock_off_ppm: match rate {
+                Rate::Off(ppm) => *ppm,
+                Rate::Unknown | Rate::Fine => 0,
+            },
         }),
-        Body::Ack { ticket, membership } => wire::Body::Ack(wire::Ack {
+        Body::Ack { ticket, membership, elapsed } => wire::Body::Ack(wire::Ack {
             session: ticket.session,
             seq: ticket.seq,
             membership_id: membership.id,
             voters: membership.halves.iter().flatten().map(ToString::to_string).collect(),
+            elapsed_boot_us: us(elapsed.boot),
+            elapsed_raw_us: us(elapsed.raw),
         }),
         Body::Nack { ticket, sealed } => {
             wire::Body::Nack(wire::Nack { session: ticket.session, seq: ticket.seq, sealed_epoch: sealed.0 })
@@ -123,8 +134,38 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
         }),
         Body::Probe { ticket } => wire::Body::Probe(wire::Probe { session: ticket.session, seq: ticket.seq }),
         Body::ProbeAck { ticket } => wire::Body::ProbeAck(wire::ProbeAck { session: ticket.session, seq: ticket.seq }),
+        Body::Failsafe { ticket, members, terms } => {
+            let asked = terms.unwrap_or_default();
+            wire::Body::Failsafe(wire::Failsafe {
+                session: ticket.session,
+                seq: ticket.seq,
+                members: *members,
+                promise: terms.is_some(),
+                timings: asked.timings.0,
+                grant_ms: ms_up(asked.grant),
+            })
+        }
+        Body::FailsafeAck { ticket, members, promised } => wire::Body::FailsafeAck(wire::FailsafeAck {
+            session: ticket.session,
+            seq: ticket.seq,
+            members: *members,
+            promised: *promised,
+        }),
     };
     LeaseMessage { to: Some(to), body: Some(body) }
+}
+
+/// Rounded up: a promise is never asked for shorter than meant.
+fn ms_up(d: Duration) -> u64 {
+    u64::try_from(d.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)
+}
+
+fn us(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn terms(timings: u64, grant_ms: u64) -> Terms {
+    Terms { timings: TimingsId(timings), grant: Duration::from_millis(grant_ms) }
 }
 
 fn from_wire(message: LeaseMessage) -> Option<Envelope> {
@@ -133,12 +174,22 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
         wire::Body::Renew(m) => Body::Renew {
             ticket: Ticket { session: m.session, seq: m.seq },
             flush: WalPosition { timeline: TimelineId(m.timeline), lsn: Lsn(m.flush_lsn) },
-            grant: Duration::from_millis(m.grant_ms),
+            terms: terms(m.timings, m.grant_ms),
+            members: m.members,
+            rate: match m.clock_off_ppm {
+                _ if !m.clock_measured => Rate::Unknown,
+                0 => Rate::Fine,
+                ppm => Rate::Off(ppm),
+            },
         },
         wire::Body::Ack(m) => {
             let voters: Vec<MemberId> = m.voters.iter().map(|v| v.parse()).collect::<Result<_, _>>().ok()?;
             let membership = Membership::simple(m.membership_id, voters);
-            Body::Ack { ticket: Ticket { session: m.session, seq: m.seq }, membership }
+            let elapsed = TwoClocks {
+                boot: Duration::from_micros(m.elapsed_boot_us),
+                raw: Duration::from_micros(m.elapsed_raw_us),
+            };
+            Body::Ack { ticket: Ticket { session: m.session, seq: m.seq }, membership, elapsed }
         }
         wire::Body::Nack(m) => {
             Body::Nack { ticket: Ticket { session: m.session, seq: m.seq }, sealed: Epoch(m.sealed_epoch) }
@@ -150,6 +201,16 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
         }
         wire::Body::Probe(m) => Body::Probe { ticket: Ticket { session: m.session, seq: m.seq } },
         wire::Body::ProbeAck(m) => Body::ProbeAck { ticket: Ticket { session: m.session, seq: m.seq } },
+        wire::Body::Failsafe(m) => Body::Failsafe {
+            ticket: Ticket { session: m.session, seq: m.seq },
+            members: m.members,
+            terms: m.promise.then(|| terms(m.timings, m.grant_ms)),
+        },
+        wire::Body::FailsafeAck(m) => Body::FailsafeAck {
+            ticket: Ticket { session: m.session, seq: m.seq },
+            members: m.members,
+            promised: m.promised,
+        },
     };
     Some(Envelope {
         cluster: ClusterId(to.cluster_id),
@@ -191,9 +252,17 @@ mod tests {
     #[test]
     fn every_message_arrives_as_it_was_sent() {
         let voters = [member("n1"), member("n2"), member("n3")];
+        let terms = Terms { timings: TimingsId(6), grant: Duration::from_millis(3_200) };
+        let renew = |rate| Body::Renew { ticket: TICKET, flush: at(3, 99), terms, members: 12, rate };
+        let elapsed = TwoClocks { boot: Duration::from_micros(5), raw: Duration::from_micros(7) };
         for body in [
-            Body::Renew { ticket: TICKET, flush: at(3, 99), grant: Duration::from_millis(3_200) },
-            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters) },
+            renew(Rate::Unknown),
+            renew(Rate::Fine),
+            renew(Rate::Off(-12_345)),
+            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters), elapsed },
+            Body::Failsafe { ticket: TICKET, members: 12, terms: None },
+            Body::Failsafe { ticket: TICKET, members: 12, terms: Some(terms) },
+            Body::FailsafeAck { ticket: TICKET, members: 12, promised: true },
             Body::Nack { ticket: TICKET, sealed: Epoch(9) },
             Body::Notice { fenced: true, end: at(3, 100), clean: true },
             Body::Probe { ticket: TICKET },
@@ -221,17 +290,22 @@ mod tests {
     #[test]
     fn seven_voters_with_the_longest_names_fit_and_too_many_do_not() {
         let voters = |n: usize| (0..n).map(|i| member(&format!("{i:0>40}")));
-        let ack = |n| envelope(Body::Ack { ticket: TICKET, membership: Membership::simple(u64::MAX, voters(n)) });
+        let elapsed = TwoClocks { boot: Duration::from_secs(1 << 30), raw: Duration::from_secs(1 << 30) };
+        let ack = |n| {
+            let membership = Membership::simple(u64::MAX, voters(n));
+            envelope(Body::Ack { ticket: TICKET, membership, elapsed })
+        };
         assert!(codec().encode(&ack(7)).is_ok());
         assert_eq!(codec().encode(&ack(40)).unwrap_err(), Refusal::TooLong);
     }
 
     #[test]
     fn a_promise_is_never_asked_for_shorter_than_meant() {
-        let body = Body::Renew { ticket: TICKET, flush: at(1, 1), grant: Duration::from_micros(1_650_001) };
+        let terms = Terms { timings: TimingsId::FILES, grant: Duration::from_micros(1_650_001) };
+        let body = Body::Renew { ticket: TICKET, flush: at(1, 1), terms, members: 0, rate: Rate::Unknown };
         let got = codec().decode(&codec().encode(&envelope(body)).unwrap()).unwrap();
-        let Body::Renew { grant, .. } = got.letter.body else { panic!() };
-        assert_eq!(grant, Duration::from_millis(1_651));
+        let Body::Renew { terms, .. } = got.letter.body else { panic!() };
+        assert_eq!(terms.grant, Duration::from_millis(1_651));
     }
 
     #[test]

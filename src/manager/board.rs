@@ -108,6 +108,7 @@ impl Facts {
     pub fn lead(&mut self, me: &MemberId, now: Moment) {
         self.since.lock = now;
         self.since.operation = now;
+        self.since.timings = None;
         self.lock_seen = None;
         self.operation_seen = None;
         self.seals.clear();
@@ -126,6 +127,13 @@ impl Facts {
             self.operation_seen = operation;
             self.since.operation = now;
         }
+        let newest = state.timings.newest();
+        let holder = state.holder().and_then(|(_, holder)| self.seen.get(holder)?.agent.as_ref());
+        let counts_by_it = holder.is_some_and(|a| a.lease.held && a.lease.timings == newest);
+        self.since.timings = match self.since.timings.filter(|(id, _)| *id == newest && counts_by_it) {
+            None if counts_by_it => Some((newest, now)),
+            known => known,
+        };
         if self.sealing != state.epoch {
             self.sealing = state.epoch;
             self.seals.clear();
@@ -184,7 +192,10 @@ impl Board {
             .cluster
             .members
             .iter()
-            .map(|m| (m.id.clone(), Member { node: m.node, manager: m.manager(), postgres: m.postgres() }))
+            .map(|m| {
+                let (manager, postgres, agent) = (m.manager(), m.postgres(), m.agent());
+                (m.id.clone(), Member { node: m.node, manager, postgres, agent })
+            })
             .collect();
         let initializer = config.cluster.members.first().map(|m| m.id.clone());
         let founding = Founding {

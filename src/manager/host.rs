@@ -9,7 +9,7 @@ use crate::{
     domain::{MemberId, Moment},
     guard::sys::two_clocks,
     reconcile::{self, Action, Host, Next, StopMode, Upstream},
-    rpc::{convert, v1},
+    rpc::{self, convert, v1},
     state::{ClusterState, OperationKind, OperationPhase},
 };
 
@@ -132,7 +132,9 @@ async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
     let mut to = manager.target(&inner.me);
     to.epoch = next.epoch.0;
     let state = inner.node.state().borrow().clone();
-    let order = v1::Order { to: Some(to), id, rule: next.because.0, action: Some(encode(&next.action, &state)) };
+    let briefing = Some(rpc::briefing::briefing(&state.briefing()));
+    let action = Some(encode(&next.action, &state));
+    let order = v1::Order { to: Some(to), id, rule: next.because.0, briefing, action };
     tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
     let refused = match inner.link.execute(order).await {
         Ok(None) => None,

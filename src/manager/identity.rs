@@ -73,6 +73,8 @@ pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
     let mut told = None;
     loop {
         let state = states.borrow_and_update().clone();
+        // In this order: a quarantine for a change of membership is as long as the longest promise in use.
+        manager.inner.acceptor.set_timings(state.timings.clone());
         manager.inner.acceptor.set_applied(state.epoch);
         let (id, voters) = manager.inner.node.membership();
         if !voters.is_empty() && told.as_ref() != Some(&(id, voters.clone())) {

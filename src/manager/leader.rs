@@ -38,7 +38,7 @@ pub(super) async fn run(manager: Manager) {
             board.keep_time(&state);
             manager.inner.stonith.consider(&manager, &state);
             let request = uuid::Uuid::now_v7().to_string();
-            plan = board.situation(&state, manager.timings(), |s| policy::decide(s, &request));
+            plan = board.situation(&state, &manager.timings(), |s| policy::decide(s, &request));
             tell(&mut told, &plan);
             // No tick here: the plan itself must not wake this loop.
             board.keep_plan(plan.clone());
@@ -104,7 +104,11 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
         Kind::RecordStonith { .. } => events::STONITH,
-        Kind::RecordSystem { .. } | Kind::PromotionComplete { .. } | Kind::AdvanceOperation { .. } => events::COMMITTED,
+        Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
+        Kind::RecordSystem { .. }
+        | Kind::PromotionComplete { .. }
+        | Kind::AdvanceOperation { .. }
+        | Kind::SettleTimings { .. } => events::COMMITTED,
     }
 }
 
@@ -118,8 +122,11 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::RecordStonith { member, .. } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),
-        Kind::RecordSystem { .. } | Kind::Fence { .. } | Kind::AdvanceOperation { .. } | Kind::EndOperation { .. } => {
-            None
-        }
+        Kind::RecordSystem { .. }
+        | Kind::Fence { .. }
+        | Kind::AdvanceOperation { .. }
+        | Kind::EndOperation { .. }
+        | Kind::SetTimings { .. }
+        | Kind::SettleTimings { .. } => None,
     }
 }

@@ -69,6 +69,11 @@ impl Link {
         })
     }
 
+    /// Tells the agent what was applied here.
+    pub(super) async fn brief(&self, request: v1::BriefRequest) -> Result<(), tonic::Status> {
+        self.client().brief(timed(request, Duration::from_secs(1))).await.map(drop)
+    }
+
     /// A status probed now.
     pub(super) async fn probe(&self, to: v1::Target, limit: Duration) -> Result<AgentView, tonic::Status> {
         let request = timed(v1::AgentProbeRequest { to: Some(to) }, limit);

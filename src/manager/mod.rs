@@ -15,6 +15,7 @@
 //! the lease.
 
 pub mod board;
+mod brief;
 mod founding;
 pub mod host;
 mod identity;
@@ -131,8 +132,12 @@ fn refuse_taken(config: &Config, listen: SocketAddr) -> Result<(), ConfigError> 
 }
 
 impl Manager {
-    fn timings(&self) -> &crate::domain::Timings {
-        &self.inner.config.cluster.timings
+    /// The timings in force: those that were committed, or of this host's file. Raft's own stay as it was started.
+    fn timings(&self) -> crate::domain::Timings {
+        let file = self.inner.config.cluster.timings;
+        let state = self.inner.node.state();
+        let in_force = state.borrow().timings.in_force().copied();
+        in_force.map_or(file, |committed| committed.timings.with_raft_of(&file))
     }
 
     /// The header of a request to `target`.
@@ -158,6 +163,7 @@ impl Manager {
         tasks.spawn(service::serve(self.clone(), admin, listener, shutdown.clone()));
         tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
         tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { brief::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { leader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { seal::run(m).await }));

@@ -59,7 +59,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
-        let (ready, standbys) = inner.board.situation(&state, manager.timings(), super::view::seen_by_leader);
+        let (ready, standbys) = inner.board.situation(&state, &manager.timings(), super::view::seen_by_leader);
         let ready = ready.then_some(state.epoch);
         inner.board.update(|f| f.take_word(ready, standbys));
         return true;

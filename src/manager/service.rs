@@ -104,7 +104,7 @@ impl v1::peer_server::Peer for PeerService {
         }
         board.observe(&sender, agent, convert::promise_of(report.promise));
         let state = self.manager.inner.node.state().borrow().clone();
-        let (primary_ready, standbys) = board.situation(&state, self.manager.timings(), view::seen_by_leader);
+        let (primary_ready, standbys) = board.situation(&state, &self.manager.timings(), view::seen_by_leader);
         let standbys = standbys
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
@@ -183,7 +183,7 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         primary: primary.map(ToString::to_string).unwrap_or_default(),
         primary_address: primary.map(address).unwrap_or_default(),
         standbys,
-        confirmed_age_ms: u64::try_from(manager.inner.node.confirmed_age().as_millis()).unwrap_or(u64::MAX),
+        confirmed_age_ms: u64::try_from(view::confirmed_age(manager, state).as_millis()).unwrap_or(u64::MAX),
         revision: state.revision,
     }
 }

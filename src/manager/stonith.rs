@@ -67,7 +67,7 @@ async fn see_to(manager: Manager, config: StonithConfig, suspect: Suspect, wait:
     // A holder that lives hears of the fence at once and says when its tree is empty.
     tokio::time::sleep(wait).await;
     let state = manager.inner.node.state().borrow().clone();
-    let cleared = manager.inner.board.situation(&state, manager.timings(), |s| has_cleared_itself(s, &suspect));
+    let cleared = manager.inner.board.situation(&state, &manager.timings(), |s| has_cleared_itself(s, &suspect));
     if cleared {
         tracing::info!(member = %suspect.member, epoch = %suspect.held, "no STONITH: its process tree is empty by its own word");
         return;

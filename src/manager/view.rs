@@ -1,11 +1,12 @@
 //! What a manager tells about the cluster, and what it does for operators.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::Manager;
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView},
-    policy::{Plan, Situation, switchover},
+    domain::{Epoch, MemberId, PostgresState, Profile, observation::AgentView},
+    guard::sys::two_clocks,
+    policy::{self, Plan, Situation, switchover},
     raft::Leadership,
     rpc::v1,
     state::{Applied, ClusterState, Command, OperationKind, RuleId},
@@ -25,6 +26,20 @@ pub fn seen_by_leader(s: &Situation<'_>) -> (bool, BTreeMap<MemberId, (bool, u64
     (ready, standbys.collect())
 }
 
+/// How old the confirmation is that `state` is current: by Raft; or, when the managers are gone and the
+/// primary goes on in failsafe, by this host's agent, which holds the epoch or has promised its holder
+/// not to help another.
+pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration {
+    let vouched = manager.inner.link.said().and_then(|said| {
+        let failsafe = said.view.failsafe;
+        let vouches = failsafe.enabled && state.epoch > Epoch(0) && failsafe.confirmed == state.epoch;
+        let since = two_clocks().boot.saturating_sub(said.at);
+        vouches.then(|| Duration::from_millis(failsafe.confirmed_age_ms).saturating_add(since))
+    });
+    let by_raft = manager.inner.node.confirmed_age();
+    vouched.map_or(by_raft, |age| age.min(by_raft))
+}
+
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
@@ -38,6 +53,8 @@ pub struct SeenMember {
     pub agent: Option<AgentView>,
     /// Its manager was heard of lately.
     pub manager_heard: bool,
+    /// Its clocks are off against the last holder's, by so many millionths; 0: not, as far as is known.
+    pub clock_off_ppm: i64,
 }
 
 impl ManagerHandle {
@@ -71,15 +88,19 @@ impl ManagerHandle {
     }
 
     /// How old the confirmation is that this manager's state is current.
-    pub fn confirmed_age(&self) -> std::time::Duration {
-        self.manager.inner.node.confirmed_age()
+    pub fn confirmed_age(&self) -> Duration {
+        confirmed_age(&self.manager, &self.state())
     }
 
     /// What is known of every member.
     pub fn seen(&self) -> BTreeMap<MemberId, SeenMember> {
         let state = self.state();
-        self.manager.inner.board.situation(&state, self.manager.timings(), |s| {
-            let seen = |m: &MemberId| SeenMember { agent: s.agent(m).cloned(), manager_heard: s.fresh(m).is_some() };
+        self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            let seen = |m: &MemberId| SeenMember {
+                agent: s.agent(m).cloned(),
+                manager_heard: s.fresh(m).is_some(),
+                clock_off_ppm: s.fresh(m).map_or(0, |o| o.promise.clock_off_ppm),
+            };
             state.members.keys().map(|m| (m.clone(), seen(m))).collect()
         })
     }
@@ -92,14 +113,14 @@ impl ManagerHandle {
     /// Each rule and what it says of the situation now.
     pub fn considered(&self) -> Vec<(u32, &'static str, String)> {
         let state = self.state();
-        self.manager.inner.board.situation(&state, self.manager.timings(), |s| {
-            crate::policy::RULES
+        self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            policy::RULES
                 .iter()
                 .map(|rule| {
                     let says = match (rule.decide)(s) {
                         None => "does not apply".to_owned(),
-                        Some(crate::policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
-                        Some(crate::policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
+                        Some(policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
+                        Some(policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
                     };
                     (rule.id, rule.name, says)
                 })
@@ -125,7 +146,7 @@ impl ManagerHandle {
             .manager
             .inner
             .board
-            .situation(&state, self.manager.timings(), |s| switchover::admit(s, kind, wanted))?;
+            .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted))?;
         let expected = state.epoch;
         let command = Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted };
         let proposed = self.manager.inner.node.propose(command).await;
@@ -147,6 +168,29 @@ impl ManagerHandle {
     /// Why it did not move, in words for the operator.
     pub async fn transfer_leader(&self, to: &MemberId) -> Result<(), String> {
         self.manager.inner.node.transfer_leader(to).await.map_err(|e| e.to_string())
+    }
+
+    /// Puts other timings in force; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn set_timings(
+        &self,
+        profile: Profile,
+        overrides: &BTreeMap<String, u64>,
+        request_id: String,
+    ) -> Result<(), String> {
+        let (inner, state) = (&self.manager.inner, self.state());
+        let file = inner.config.cluster.timings;
+        let admit = |s: &policy::Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
+        let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        match inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.

@@ -6,7 +6,7 @@
 //! asked. No grant precedes the end of the promises (DESIGN: "When FenceEpoch
 //! may be proposed").
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Hold, Situation, Verdict, report::Unfit};
 use crate::{
@@ -192,6 +192,16 @@ fn fitness(
 ) -> Result<Candidate, Unfit> {
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
+    let ppm = seal.promise.clock_off_ppm;
+    if ppm != 0 || agent.clock.own_off {
+        return Err(Unfit::ClockOff { ppm });
+    }
+    if agent.failsafe.promise_left_ms > 0 {
+        return Err(Unfit::Promised { left: Duration::from_millis(agent.failsafe.promise_left_ms) });
+    }
+    if released.is_none() {
+        asked_by_the_last_holder(s, member)?;
+    }
     if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
         return Err(Unfit::OtherSystem { found: agent.system_identifier });
     }
@@ -231,6 +241,19 @@ fn fitness(
             || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
     })
+}
+
+/// A holder that has lost the managers goes on while all the members it knows agree. One that it
+/// does not know of has promised it nothing, and must not follow it before it is over by itself.
+fn asked_by_the_last_holder(s: &Situation<'_>, member: &MemberId) -> Result<(), Unfit> {
+    let Lock::Fenced { previous: Some((last, _)), .. } = &s.state.lock else { return Ok(()) };
+    let roster = &s.state.roster;
+    let named = s.seals.values().map(|seal| seal.promise).filter(|p| p.epoch == *last).map(|p| p.members);
+    let known = named.max().unwrap_or(0).max(roster.at_grant);
+    match roster.since.get(member) {
+        Some(since) if !roster.is_asked(member, known) => Err(Unfit::NotAsked { since: *since, known }),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// All WAL of this member is on `lineage`. Equal numbers of timelines are not

@@ -16,6 +16,7 @@ pub mod stonith;
 pub mod switchover;
 #[cfg(test)]
 pub mod testing;
+pub mod timings;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,9 @@ pub use report::{Hold, Plan};
 pub use rules::{RULES, decide};
 
 use crate::{
-    domain::{Epoch, MemberId, Moment, Observation, Promise, Timings, observation::AgentView, observation::Notice},
+    domain::{
+        Epoch, MemberId, Moment, Observation, Promise, Timings, TimingsId, observation::AgentView, observation::Notice,
+    },
     state::{ClusterState, Kind, Member},
 };
 
@@ -58,6 +61,8 @@ pub struct Since {
     pub lock: Moment,
     /// The operation under way came into its present phase.
     pub operation: Moment,
+    /// The holder counts by these timings, the newest, and since when.
+    pub timings: Option<(TimingsId, Moment)>,
 }
 
 /// A voter's durable promise not to help an epoch below `promise.sealed`.

@@ -111,6 +111,23 @@ pub enum Unfit {
         /// Where its WAL ends.
         end: WalPosition,
     },
+    /// It can't be relied on that a second is a second there.
+    ClockOff {
+        /// By how many millionths at least, above 0 when its clocks run faster; 0: most others differ from it.
+        ppm: i64,
+    },
+    /// Its agent has promised the last holder, in failsafe, not to help another primary.
+    Promised {
+        /// Until the promise ends.
+        left: Duration,
+    },
+    /// The last holder may not know of it, and so may not have asked it in failsafe.
+    NotAsked {
+        /// The version of the list of members it came with.
+        since: u64,
+        /// The newest version the last holder is known to have had.
+        known: u64,
+    },
     /// Its last start or promotion failed.
     FailedBefore {
         /// The error.
@@ -136,6 +153,19 @@ impl fmt::Display for Unfit {
             Self::WalEndUnknown => f.write_str("the end of its WAL is not proven yet"),
             Self::HalfRewound => f.write_str("a rewind was cut off"),
             Self::Diverged { end } => write!(f, "its WAL up to {end} is not on the cluster's history"),
+            Self::ClockOff { ppm: 0 } => {
+                f.write_str("its clocks differ from most others' by more than half of the bound")
+            }
+            Self::ClockOff { ppm } => {
+                write!(f, "its clocks are off by {:.2} %, more than half of the bound", *ppm as f64 / 1e4)
+            }
+            Self::Promised { left } => {
+                write!(f, "it agreed to the old primary going on without the managers, for another {}", seconds(left))
+            }
+            Self::NotAsked { since, known } => write!(
+                f,
+                "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
+            ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }

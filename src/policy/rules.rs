@@ -1,7 +1,7 @@
 //! The ordered table of rules. The first that matches wins; its number goes
 //! into the command it causes and so into the log.
 
-use super::{Plan, Situation, Verdict, failover, genesis, promotion, stonith, switchover};
+use super::{Plan, Situation, Verdict, failover, genesis, promotion, stonith, switchover, timings};
 use crate::state::{Command, RuleId};
 
 /// A rule: number, condition in words, function.
@@ -22,6 +22,11 @@ pub const RULES: &[Rule] = &[
     Rule { id: 110, name: "the holder says its process tree is empty: release", decide: failover::released_by_holder },
     Rule { id: 120, name: "the promoted member is on its timeline: record it", decide: promotion::complete },
     Rule { id: 130, name: "the new primary accepts writes: open it", decide: promotion::open },
+    Rule {
+        id: 140,
+        name: "the holder counts by the newest timings, older promises are over: settle",
+        decide: timings::settle,
+    },
     Rule { id: 210, name: "the target of the operation is primary: it succeeded", decide: switchover::succeeded },
     Rule { id: 220, name: "the operation can't succeed any more: end it", decide: switchover::failed },
     Rule { id: 230, name: "switchover: the primary has flushed, hold new writes", decide: switchover::hold_writes },

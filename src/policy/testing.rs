@@ -33,7 +33,12 @@ pub fn position(text: &str) -> WalPosition {
 /// Three members a, b, c, system identifier 7; timeline 2 began at 1:100.
 pub fn state(spec: &str) -> ClusterState {
     let members = ["a", "b", "c"].iter().zip(1..).map(|(name, n)| {
-        let member = Member { node: NodeId(n), manager: format!("{name}:7400"), postgres: format!("{name}:5432") };
+        let member = Member {
+            node: NodeId(n),
+            manager: format!("{name}:7400"),
+            postgres: format!("{name}:5432"),
+            agent: format!("{name}:7401"),
+        };
         (id(name), member)
     });
     let record = |timeline: u32, epoch: u64, switch: Option<&str>| TimelineRecord {
@@ -163,6 +168,8 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clone_failures: 0,
         fence: FenceView::default(),
         layers: Vec::new(),
+        clock: Default::default(),
+        failsafe: Default::default(),
     };
     for word in words {
         apply_word(&mut view, word);
@@ -176,7 +183,9 @@ fn apply_word(view: &mut AgentView, word: &str) {
     match key {
         "ended" => view.ended_epoch = Epoch(number()),
         "fenced" => view.fenced_epoch = Epoch(number()),
-        "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1000 },
+        "lease" => {
+            view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1000, ..LeaseView::default() }
+        }
         "upstream" => {
             view.upstream = Some(id(value));
             view.streaming = true;
@@ -187,6 +196,8 @@ fn apply_word(view: &mut AgentView, word: &str) {
         "half-rewound" => view.rewind_unfinished = true,
         "clean" => view.clean_shutdown = true,
         "unknown" => view.wal_end_known = false,
+        "clock-off" => view.clock.own_off = true,
+        "promised" => view.failsafe.promise_left_ms = number(),
         "checkpointed" => view.checkpoints_done = number(),
         "failed" => {
             view.last_order = Some(OrderResult { order: 1, kind: value.to_owned(), error: Some("it failed".into()) });

@@ -4,14 +4,15 @@ use prost::Message as _;
 
 use super::{
     Malformed,
+    briefing::{profile, timings, timings_in_use, timings_in_use_of, values},
     convert::{member_id, optional_member, optional_text, position, position_of},
     v1,
 };
 use crate::{
-    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineId, WalPosition},
+    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineId, TimingsId, WalPosition},
     state::{
         ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
-        OperationKind, OperationPhase, Release, RuleId, TimelineRecord,
+        OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
 
@@ -64,6 +65,10 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             succeeded: *succeeded,
             how: how.clone(),
         }),
+        Kind::SetTimings { profile, timings } => {
+            c::Kind::SetTimings(c::SetTimings { profile: profile.to_string(), values: values(timings) })
+        }
+        Kind::SettleTimings { id } => c::Kind::SettleTimings(c::SettleTimings { id: id.0 }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -123,6 +128,11 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             succeeded: r.succeeded,
             how: r.how,
         },
+        K::SetTimings(s) => {
+            let profile = profile(&s.profile)?;
+            Kind::SetTimings { profile, timings: timings(profile, &s.values)? }
+        }
+        K::SettleTimings(s) => Kind::SettleTimings { id: TimingsId(s.id) },
     })
 }
 
@@ -152,6 +162,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
             .map(|i| v1::Incident { revision: i.revision, epoch: i.epoch.0, what: i.what.clone(), rule: i.rule })
             .collect(),
         revision: state.revision,
+        timings: Some(timings_in_use(&state.timings)),
+        roster: Some(encode_roster(&state.roster)),
     }
     .encode_to_vec()
 }
@@ -200,7 +212,19 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .map(|i| Incident { revision: i.revision, epoch: Epoch(i.epoch), what: i.what, rule: i.rule })
             .collect(),
         revision: raw.revision,
+        timings: timings_in_use_of(raw.timings)?,
+        roster: raw.roster.map(decode_roster).transpose()?.unwrap_or_default(),
     })
+}
+
+fn encode_roster(roster: &Roster) -> v1::Roster {
+    let since = roster.since.iter().map(|(id, version)| (id.to_string(), *version));
+    v1::Roster { version: roster.version, since: since.collect(), at_grant: roster.at_grant }
+}
+
+fn decode_roster(raw: v1::Roster) -> Result<Roster> {
+    let since = raw.since.into_iter().map(|(id, version)| Ok((member_id(&id)?, version)));
+    Ok(Roster { version: raw.version, since: since.collect::<Result<_>>()?, at_grant: raw.at_grant })
 }
 
 fn encode_member(id: &MemberId, member: &Member) -> v1::Member {
@@ -209,11 +233,12 @@ fn encode_member(id: &MemberId, member: &Member) -> v1::Member {
         node: member.node.0,
         manager: member.manager.clone(),
         postgres: member.postgres.clone(),
+        agent: member.agent.clone(),
     }
 }
 
 fn decode_member(raw: v1::Member) -> Result<(MemberId, Member)> {
-    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres };
+    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres, agent: raw.agent };
     Ok((member_id(&raw.id)?, member))
 }
 
@@ -369,6 +394,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Profile, Timings};
 
     fn id(name: &str) -> MemberId {
         name.parse().unwrap()
@@ -379,7 +405,7 @@ mod tests {
     }
 
     fn every_kind() -> Vec<Kind> {
-        let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into() };
+        let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into(), agent: "h:3".into() };
         vec![
             Kind::Genesis {
                 cluster_id: ClusterId("c".into()),
@@ -399,6 +425,9 @@ mod tests {
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into() },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
+            Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast) },
+            Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe) },
+            Kind::SettleTimings { id: TimingsId(2) },
         ]
     }
 

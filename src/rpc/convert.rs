@@ -2,9 +2,10 @@
 
 use super::{Malformed, v1};
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+    ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, WalPosition,
     observation::{
-        AgentView, FenceView, LayerView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work,
+        AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseView, Notice, OrderResult, PostgresState,
+        Promise, StandbyProgress, Work,
     },
 };
 
@@ -102,6 +103,8 @@ pub fn promise(p: &Promise) -> v1::Promise {
         highest_lsn: p.highest.lsn.0,
         highest_timeline: p.highest.timeline.0,
         renewed: p.renewed,
+        members: p.members,
+        clock_off_ppm: p.clock_off_ppm,
     }
 }
 
@@ -114,6 +117,8 @@ pub fn promise_of(p: Option<v1::Promise>) -> Promise {
         remaining_ms: p.remaining_ms,
         highest: WalPosition { timeline: TimelineId(p.highest_timeline), lsn: Lsn(p.highest_lsn) },
         renewed: p.renewed,
+        members: p.members,
+        clock_off_ppm: p.clock_off_ppm,
     })
     .unwrap_or_default()
 }
@@ -195,6 +200,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             epoch: view.lease.epoch.0,
             held: view.lease.held,
             remaining_ms: view.lease.remaining_ms,
+            timings: view.lease.timings.0,
+            failsafe: view.lease.failsafe,
         }),
         accepted_epoch: view.accepted_epoch.0,
         ended_epoch: view.ended_epoch.0,
@@ -234,6 +241,17 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         clone_failures: view.clone_failures,
         fence: Some(fence(&view.fence)),
         layers: view.layers.iter().map(layer).collect(),
+        clock: Some(v1::ClockStatus {
+            own_off: view.clock.own_off,
+            off_ppm: view.clock.off.iter().map(|(id, ppm)| (id.to_string(), *ppm)).collect(),
+        }),
+        failsafe: Some(v1::FailsafeStatus {
+            enabled: view.failsafe.enabled,
+            members: view.failsafe.members,
+            promise_left_ms: view.failsafe.promise_left_ms,
+            confirmed_epoch: view.failsafe.confirmed.0,
+            confirmed_age_ms: view.failsafe.confirmed_age_ms,
+        }),
     }
 }
 
@@ -260,6 +278,7 @@ pub fn layer(view: &LayerView) -> v1::Layer {
 pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
     let wal_end = position_of(raw.wal_end);
     let lease = raw.lease.unwrap_or_default();
+    let failsafe = raw.failsafe.unwrap_or_default();
     Ok(AgentView {
         member: member_id(&raw.member)?,
         session: raw.session,
@@ -279,7 +298,13 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
                 .map(|s| TimelineSwitch { timeline: TimelineId(s.timeline), end: Lsn(s.end) })
                 .collect(),
         },
-        lease: LeaseView { epoch: Epoch(lease.epoch), held: lease.held, remaining_ms: lease.remaining_ms },
+        lease: LeaseView {
+            epoch: Epoch(lease.epoch),
+            held: lease.held,
+            remaining_ms: lease.remaining_ms,
+            timings: TimingsId(lease.timings),
+            failsafe: lease.failsafe,
+        },
         accepted_epoch: Epoch(raw.accepted_epoch),
         ended_epoch: Epoch(raw.ended_epoch),
         fenced_epoch: Epoch(raw.fenced_epoch),
@@ -318,7 +343,20 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         clone_failures: raw.clone_failures,
         fence: fence_view(raw.fence.unwrap_or_default()),
         layers: raw.layers.into_iter().map(|l| LayerView { name: l.name, state: l.state }).collect(),
+        clock: clock_of(raw.clock.unwrap_or_default())?,
+        failsafe: FailsafeView {
+            enabled: failsafe.enabled,
+            members: failsafe.members,
+            promise_left_ms: failsafe.promise_left_ms,
+            confirmed: Epoch(failsafe.confirmed_epoch),
+            confirmed_age_ms: failsafe.confirmed_age_ms,
+        },
     })
+}
+
+fn clock_of(raw: v1::ClockStatus) -> Result<ClockView> {
+    let off = raw.off_ppm.into_iter().map(|(id, ppm)| Ok((member_id(&id)?, ppm)));
+    Ok(ClockView { own_off: raw.own_off, off: off.collect::<Result<_>>()? })
 }
 
 #[cfg(test)]

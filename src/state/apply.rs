@@ -16,11 +16,13 @@ impl ClusterState {
         if command.expected != self.epoch {
             return self.stale(format!("decided in epoch {}", command.expected));
         }
+        let before = self.members.clone();
         let done = self.change(command);
         match done {
             Err(why) => self.stale(why),
             Ok(incident) => {
                 self.revision += 1;
+                self.roster.follow(&before, &self.members);
                 if let Some(what) = incident {
                     self.remember(what, command.because.0);
                 }
@@ -57,6 +59,8 @@ impl ClusterState {
                 let outcome = if *succeeded { "succeeded" } else { "failed" };
                 Ok(Some(format!("STONITH of {member}, which held epoch {epoch}, {outcome}: {how}")))
             }
+            Kind::SetTimings { profile, timings } => self.set_timings(*profile, *timings),
+            Kind::SettleTimings { id } => self.settle_timings(*id),
         }
     }
 
@@ -105,6 +109,8 @@ impl ClusterState {
         }
         let timeline = self.highest_timeline().next();
         self.lineage.push(TimelineRecord { timeline, epoch, switch: None });
+        self.roster.at_grant = self.roster.version;
+        self.keep_newest_timings();
         self.lock = Lock::Granted {
             epoch,
             member: member.clone(),
@@ -247,7 +253,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::{
-        domain::{ClusterId, Generation, NodeId},
+        domain::{ClusterId, Generation, NodeId, Profile, Timings, TimingsId},
         state::{Member, RuleId},
     };
 
@@ -266,7 +272,12 @@ mod tests {
 
     fn founded() -> ClusterState {
         let mut state = ClusterState::default();
-        let member = |n: u64| Member { node: NodeId(n), manager: format!("h{n}:7400"), postgres: format!("h{n}:5432") };
+        let member = |n: u64| Member {
+            node: NodeId(n),
+            manager: format!("h{n}:7400"),
+            postgres: format!("h{n}:5432"),
+            agent: format!("h{n}:7401"),
+        };
         let members = vec![(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))];
         let genesis = Kind::Genesis {
             cluster_id: ClusterId("x".into()),
@@ -419,6 +430,63 @@ mod tests {
         run(&mut state, Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") });
         run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Transfer });
         assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::RollBack })));
+    }
+
+    fn of(profile: Profile) -> Kind {
+        Kind::SetTimings { profile, timings: Timings::of(profile) }
+    }
+
+    #[test]
+    fn older_timings_stay_in_use_until_they_are_settled() {
+        let mut state = opened();
+        assert!(state.timings.files() && state.timings.in_force().is_none());
+        run(&mut state, of(Profile::Slow));
+        run(&mut state, of(Profile::Fast));
+        assert!(is_stale(&run(&mut state, of(Profile::Fast))), "they are in force");
+        let (slow, fast) = (Timings::of(Profile::Slow), Timings::of(Profile::Fast));
+        let file = Timings::of(Profile::Normal).grant;
+        assert_eq!(state.timings.in_force().map(|c| (c.id, c.timings)), Some((TimingsId(2), fast)));
+        assert_eq!(state.timings.longest_grant(file), slow.grant);
+        assert_eq!(state.timings.grant_of(TimingsId(1), file), Some(slow.grant));
+        assert_eq!(state.timings.grant_of(TimingsId::FILES, file), Some(file));
+
+        assert!(is_stale(&run(&mut state, Kind::SettleTimings { id: TimingsId(1) })), "not the newest");
+        assert_eq!(run(&mut state, Kind::SettleTimings { id: TimingsId(2) }), Applied::Changed);
+        assert!(is_stale(&run(&mut state, Kind::SettleTimings { id: TimingsId(2) })), "once");
+        assert_eq!(state.timings.longest_grant(file), fast.grant);
+        assert_eq!(state.timings.grant_of(TimingsId(1), file), None);
+        assert_eq!(state.timings.grant_of(TimingsId::FILES, file), None);
+    }
+
+    #[test]
+    fn a_grant_begins_under_the_newest_timings_alone() {
+        let mut state = opened();
+        run(&mut state, of(Profile::Slow));
+        run(&mut state, of(Profile::Fast));
+        run(&mut state, Kind::Fence { reason: "x".into() });
+        assert_eq!(state.timings.committed.len(), 2, "the old holder may still be there");
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        assert!(state.timings.is_settled());
+        run(&mut state, of(Profile::Normal));
+        assert_eq!(state.timings.newest(), TimingsId(3), "numbers are not used again");
+    }
+
+    #[test]
+    fn changes_of_timings_that_nobody_follows_are_bounded() {
+        let mut state = opened();
+        let profiles = [Profile::Fast, Profile::Normal];
+        let applied = (0..20).filter(|n| run(&mut state, of(profiles[n % 2])) == Applied::Changed).count();
+        assert_eq!(applied, crate::state::timings::TIMINGS_KEPT);
+    }
+
+    #[test]
+    fn the_list_of_members_has_a_version_that_the_grant_remembers() {
+        let mut state = founded();
+        assert_eq!((state.roster.version, state.roster.at_grant), (1, 0));
+        run(&mut state, Kind::Fence { reason: "first".into() });
+        run(&mut state, Kind::Grant { member: id("a"), floor: at(1, 50) });
+        assert_eq!((state.roster.version, state.roster.at_grant), (1, 1));
+        assert_eq!(state.briefing().members.agents[&id("b")], "h2:7401");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::roster::Roster;
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, TimingsInUse,
+    WalPosition,
 };
 
 /// How many incidents the state remembers.
@@ -37,6 +39,10 @@ pub struct ClusterState {
     pub incidents: VecDeque<Incident>,
     /// Counts the commands that changed this state.
     pub revision: u64,
+    /// Which timings a lease may be held under.
+    pub timings: TimingsInUse,
+    /// How the list of members came to be.
+    pub roster: Roster,
 }
 
 /// Which life of which cluster.
@@ -59,6 +65,8 @@ pub struct Member {
     pub manager: String,
     /// `host:port` of its PostgreSQL.
     pub postgres: String,
+    /// `host:port` of its agent's datagrams (failsafe); empty when it has none.
+    pub agent: String,
 }
 
 /// The primary's lock. Exactly one of these holds at any time.

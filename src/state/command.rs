@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::cluster::{Member, OperationKind, OperationPhase};
-use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimelineId, WalPosition};
+use crate::domain::{ClusterId, Epoch, Generation, MemberId, Profile, TimelineId, Timings, TimingsId, WalPosition};
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -122,6 +122,18 @@ pub enum Kind {
         /// How it ended, or why it was not run.
         how: String,
     },
+    /// Other timings are in force from now on; leases move to them one renewal at a time.
+    SetTimings {
+        /// The profile they were made from.
+        profile: Profile,
+        /// Every value, the inequalities checked by whoever proposes it.
+        timings: Timings,
+    },
+    /// No lease is held, and no promise runs, under anything older.
+    SettleTimings {
+        /// The newest timings, as the proposer knew them.
+        id: TimingsId,
+    },
 }
 
 impl Kind {
@@ -139,6 +151,8 @@ impl Kind {
             Self::AdvanceOperation { .. } => "advance-operation",
             Self::EndOperation { .. } => "end-operation",
             Self::RecordStonith { .. } => "record-stonith",
+            Self::SetTimings { .. } => "set-timings",
+            Self::SettleTimings { .. } => "settle-timings",
         }
     }
 }

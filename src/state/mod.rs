@@ -10,9 +10,12 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+pub mod roster;
+pub mod timings;
 
 pub use cluster::{
     ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,
     OperationPhase, Release, TimelineRecord,
 };
 pub use command::{Applied, Command, Kind, RuleId};
+pub use roster::Roster;

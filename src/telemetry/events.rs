@@ -35,6 +35,8 @@ pub const RELEASED: &str = "epoch.released";
 pub const STONITH: &str = "host.stonith";
 /// A command was committed that has no event of its own. Fields: `command`, `epoch`, `rule`.
 pub const COMMITTED: &str = "decision.committed";
+/// Other timings are in force. Fields: `timings`, `profile`.
+pub const TIMINGS_CHANGED: &str = "timings.changed";
 /// Nothing is done though something should be. Fields: `reason`.
 pub const HOLD: &str = "decision.hold";
 
@@ -42,6 +44,10 @@ pub const HOLD: &str = "decision.hold";
 pub const LEASE_HELD: &str = "lease.held";
 /// It ran out or was refused. Fields: `epoch`, `reason`.
 pub const LEASE_LOST: &str = "lease.lost";
+/// The lease goes on without a majority of managers, or does no more. Fields: `epoch`, `active`.
+pub const FAILSAFE: &str = "lease.failsafe";
+/// Clocks run at rates too different from this holder's, or do no more. Fields: `member`, `ppm`, `own`.
+pub const CLOCK_UNFIT: &str = "clock.unfit";
 /// PostgreSQL of this host was killed so that it can't write. Fields: `epoch`, `reason`, `elapsed_ms`.
 pub const FENCED: &str = "postgres.fenced";
 /// PostgreSQL was started. Fields: `role`, `epoch`.

@@ -93,6 +93,7 @@ impl ToyHost {
             remaining_ms: self.promised_until.saturating_sub(now),
             highest: WalPosition::default(),
             renewed: self.renewed,
+            ..Promise::default()
         }
     }
 
@@ -178,6 +179,8 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         fence: FenceView::default(),
         layers: Vec::new(),
+        clock: Default::default(),
+        failsafe: Default::default(),
     }
 }
 
@@ -187,7 +190,12 @@ impl Toy {
         let members: Vec<(MemberId, Member)> = (1..)
             .zip(&names)
             .map(|(n, id)| {
-                let member = Member { node: NodeId(n), manager: format!("{id}:7400"), postgres: format!("{id}:5432") };
+                let member = Member {
+                    node: NodeId(n),
+                    manager: format!("{id}:7400"),
+                    postgres: format!("{id}:5432"),
+                    agent: format!("{id}:7401"),
+                };
                 (id.clone(), member)
             })
             .collect();
@@ -306,7 +314,7 @@ impl Toy {
         self.seals.clear();
         self.lock_seen = None;
         self.operation_seen = None;
-        self.since = Since { start: now, lock: now, operation: now };
+        self.since = Since { start: now, lock: now, operation: now, timings: None };
     }
 
     fn follow_the_log(&mut self) {
@@ -541,7 +549,8 @@ impl Toy {
         let host = &mut self.hosts[i];
         let held = host.holds(now).is_some();
         let remaining_ms = host.lease.map_or(0, |l| l.deadline.saturating_sub(now));
-        host.view.lease = LeaseView { epoch: host.lease.map_or(Epoch(0), |l| l.epoch), held, remaining_ms };
+        host.view.lease =
+            LeaseView { epoch: host.lease.map_or(Epoch(0), |l| l.epoch), held, remaining_ms, ..LeaseView::default() };
         if let Some(task) = host.task.clone() {
             if now >= task.until {
                 self.finish(i, &task);

@@ -212,7 +212,7 @@ impl Host {
 
     pub async fn execute(&mut self, epoch: u64, action: Action) -> Result<u64, v1::order_reply::Refused> {
         self.orders += 1;
-        let order = v1::Order { to: self.to(epoch), id: self.orders, rule: 1, action: Some(action) };
+        let order = v1::Order { to: self.to(epoch), id: self.orders, rule: 1, briefing: None, action: Some(action) };
         let agent = self.client.as_mut().unwrap();
         match agent.execute(order).await.unwrap().into_inner().outcome.unwrap() {
             Outcome::Accepted(_) => Ok(self.orders),

@@ -389,6 +389,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         node: NodeId(i as u64 + 1),
         host: "127.0.0.1".into(),
         manager_port: manager.port,
+        agent_port: 2,
         postgres_port: 1,
     });
     let timings = Timings { router_stale: options.stale, router_hold: options.hold, ..Timings::of(Profile::Normal) };
@@ -400,6 +401,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             timings,
             insecure: true,
             secret_file: "secret".into(),
+            failsafe: false,
             members: members.collect(),
         },
         member: None,

@@ -9,9 +9,7 @@ use std::{collections::VecDeque, rc::Rc};
 
 use matriarch::{
     agent::{
-        core::{
-            Core, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Sight, Start, TaskEnd, Tree,
-        },
+        core::{Core, Effect, Event, Found, LeasePhase, LeaseSight, Now, Postmaster, Sight, Start, TaskEnd, Tree},
         order::{Address, Order},
         status::{Identity, view},
     },
@@ -268,16 +266,15 @@ impl World {
         if self.sky.mutation == Mutation::EndedEpochForgotten {
             (host.disks.agent.ended, host.disks.agent.fenced) = (Epoch(0), Epoch(0));
         }
-        let timings = &self.sky.timings;
-        let limits = Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start };
+        let timings = self.sky.timings;
         let me = self.sky.names[i].clone();
         let disk = (found == Found::Nothing).then(|| host.disks.place.read());
         let system = host.disks.place.data.as_ref().map(|d| d.system);
         let durable = host.disks.agent.clone();
         let identified = !durable.cluster_id.0.is_empty();
-        let start = Start { me: me.clone(), limits, durable, found, disk, system };
+        let start = Start { me: me.clone(), timings, durable, found, disk, system };
         let (core, effects) = Core::begin(start, Now { moment: Moment::default(), clocks: host.clock.read(now) });
-        let identity = Identity { member: me, session: u64::from(life), server_version: 150_000 };
+        let identity = Identity { member: me, session: u64::from(life), server_version: 150_000, failsafe: false };
         let first = view(&core, &identity, handle.is_some(), Now { moment: Moment::default(), clocks });
         let config =
             HolderConfig { session: u64::from(life), peers: self.sky.names.to_vec(), timings: self.sky.timings };
@@ -580,6 +577,9 @@ impl World {
             Effect::Hold(tenure) => self.hold_again(i, tenure.epoch, tenure.timeline),
             Effect::Identify(..) => agent.identified = true,
             Effect::SetWal(position) => agent.holder.set_wal(position),
+            Effect::Timings(in_force) => agent.holder.set_timings(in_force.id, in_force.timings),
+            Effect::Members(members) => agent.holder.set_members(members),
+            Effect::Answer(_) => {} // failsafe has a simulation of its own
             Effect::Notice(notice) => {
                 invariants::fenced_means_empty::looked_at(self, i, &notice);
                 self.with_holder(i, |holder, now, out| holder.notice(notice, now, out));
@@ -649,6 +649,7 @@ impl World {
         for output in out {
             match output {
                 Output::Send(to, letter) => self.send_letter(i, &to, letter),
+                Output::SendToAgent(..) => {} // failsafe is off
                 Output::Deadline(epoch, deadline) => self.new_deadline(i, epoch, deadline),
             }
         }

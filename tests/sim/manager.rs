@@ -156,8 +156,12 @@ pub struct Manager {
 /// What every host is configured with.
 pub fn founding(names: &[MemberId]) -> Founding {
     let member = |(i, id): (usize, &MemberId)| {
-        let member =
-            Member { node: NodeId(i as u64 + 1), manager: format!("{id}:7400"), postgres: format!("{id}:5432") };
+        let member = Member {
+            node: NodeId(i as u64 + 1),
+            manager: format!("{id}:7400"),
+            postgres: format!("{id}:5432"),
+            agent: format!("{id}:7401"),
+        };
         (id.clone(), member)
     };
     Founding {

@@ -8,10 +8,12 @@ use crate::{
         store::{Durable, Tenure},
     },
     domain::{
-        ClusterId, Epoch, Generation, Lsn, MemberId, Moment, TimelineHistory, TimelineId, WalPosition,
+        Briefing, ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberId, MemberList, Moment, TimelineHistory,
+        TimelineId, Timings, TimingsId, WalPosition,
         moment::TwoClocks,
-        observation::{Notice, StandbyProgress},
+        observation::{ClockView, Notice, StandbyProgress},
     },
+    lease::message::Letter,
 };
 
 /// Both kinds of time an event comes with.
@@ -32,6 +34,13 @@ pub struct Limits {
     pub kill: Duration,
     /// How long a crashed or stopped primary may keep its lease.
     pub primary_start: Duration,
+}
+
+impl Limits {
+    /// Those among all timings.
+    pub fn of(timings: &Timings) -> Limits {
+        Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start }
+    }
 }
 
 /// The postmaster as its guard reports it.
@@ -92,6 +101,12 @@ pub struct LeaseSight {
     pub phase: LeasePhase,
     /// Until when it holds.
     pub deadline: TwoClocks,
+    /// What the deadline was counted by.
+    pub timings: TimingsId,
+    /// It goes on by the agents of all other members, without a majority of managers.
+    pub failsafe: bool,
+    /// When that was asked for which it holds.
+    pub confirmed: Option<TwoClocks>,
 }
 
 /// What a successful probe saw.
@@ -223,6 +238,17 @@ pub enum Event {
     },
     /// News from the lease holder.
     Lease(LeaseSight),
+    /// The lease holder has found out something about clocks.
+    Clocks(ClockView),
+    /// The manager tells what it has applied.
+    Briefed(Briefing),
+    /// Another member's holder has lost the managers and asks whether it may go on.
+    Failsafe {
+        /// Whose.
+        from: MemberId,
+        /// What it asks.
+        letter: Letter,
+    },
     /// A probe answered, or why it didn't.
     Probed {
         /// Of which postmaster.
@@ -278,6 +304,12 @@ pub enum Effect {
     Identify(ClusterId, Generation),
     /// The lease datagrams carry this position from now on.
     SetWal(WalPosition),
+    /// The lease is counted by these timings as soon as the acceptors have them.
+    Timings(CommittedTimings),
+    /// Whom to ask in failsafe from now on.
+    Members(MemberList),
+    /// To the holder that asked in failsafe.
+    Answer(Letter),
     /// Tell every manager.
     Notice(Notice),
     /// Begin a task.
@@ -309,8 +341,8 @@ pub struct Refusal {
 pub struct Start {
     /// This member.
     pub me: MemberId,
-    /// The timings.
-    pub limits: Limits,
+    /// Those of this host's file.
+    pub timings: Timings,
     /// What it kept.
     pub durable: Durable,
     /// What an earlier agent left behind.

@@ -14,6 +14,9 @@ type Verdict = Result<bool, String>;
 
 impl Core {
     pub(super) fn on_order(&mut self, order: Order, now: Now, out: &mut Vec<Effect>) {
+        if let Some(briefing) = order.briefing.clone() {
+            self.on_briefed(briefing, out);
+        }
         let result = self.pass_gate(&order, now, out).and_then(|()| {
             let verdict = self.carry_out(&order, now, out);
             verdict.map_err(|reason| Refusal { reason, highest_epoch: self.durable.accepted })
@@ -61,7 +64,7 @@ impl Core {
         let task = match &order.action {
             Action::Initdb => self.initdb()?,
             Action::StartStandby(source) => self.start_standby(source.clone(), now, out)?,
-            Action::Promote { timeline, floor } => match self.promote(order.epoch, *timeline, *floor, out)? {
+            Action::Promote { timeline, floor } => match self.promote((order.epoch, *timeline), *floor, now, out)? {
                 Some(task) => task,
                 None => return Ok(false),
             },
@@ -126,9 +129,9 @@ impl Core {
     /// `None`: it is primary of this epoch already.
     fn promote(
         &mut self,
-        epoch: Epoch,
-        timeline: TimelineId,
+        (epoch, timeline): (Epoch, TimelineId),
         floor: WalPosition,
+        now: Now,
         out: &mut Vec<Effect>,
     ) -> Result<Option<Task>, String> {
         if epoch <= self.durable.ended {
@@ -140,6 +143,9 @@ impl Core {
                 Phase::Granted => Ok(Some(Task::Promote(tenure))),
                 Phase::Crashed | Phase::Stopped => Err("it holds the lease and is to be restarted in place".to_owned()),
             };
+        }
+        if let Some(why) = self.may_not_be_promoted(now) {
+            return Err(why);
         }
         let standby = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         match &self.sight {

@@ -5,21 +5,23 @@ use std::time::Duration;
 use super::*;
 use crate::{
     agent::order::{Action, Order, Source, StopMode},
-    domain::{ClusterId, Generation, Lsn, PostgresState, TimelineId, TimelineSwitch, moment::TwoClocks},
+    domain::{
+        ClusterId, Generation, Lsn, PostgresState, Profile, TimelineId, TimelineSwitch, Timings, moment::TwoClocks,
+    },
 };
 
-const SYSTEM: u64 = 77;
+pub(super) const SYSTEM: u64 = 77;
 
-fn now(ms: u64) -> Now {
+pub(super) fn now(ms: u64) -> Now {
     let d = Duration::from_millis(ms);
     Now { moment: Moment(d), clocks: TwoClocks { boot: d, raw: d } }
 }
 
-fn at(timeline: u32, lsn: u64) -> WalPosition {
+pub(super) fn at(timeline: u32, lsn: u64) -> WalPosition {
     WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
 }
 
-fn facts(clean: bool) -> Disk {
+pub(super) fn facts(clean: bool) -> Disk {
     Disk::Present(DiskFacts {
         system_identifier: SYSTEM,
         was_primary: true,
@@ -29,25 +31,21 @@ fn facts(clean: bool) -> Disk {
     })
 }
 
-fn agent(durable: Durable, found: Found, disk: Option<Disk>) -> (Core, Vec<Effect>) {
-    let limits = Limits {
-        hold: Duration::from_millis(2_500),
-        kill: Duration::from_millis(500),
-        primary_start: Duration::from_secs(60),
-    };
+pub(super) fn agent(durable: Durable, found: Found, disk: Option<Disk>) -> (Core, Vec<Effect>) {
     let me = "n1".parse().unwrap();
-    Core::begin(Start { me, limits, durable, found, disk, system: Some(SYSTEM) }, now(0))
+    let timings = Timings::of(Profile::Normal);
+    Core::begin(Start { me, timings, durable, found, disk, system: Some(SYSTEM) }, now(0))
 }
 
 fn order(epoch: u64, action: Action) -> Event {
-    Event::Order(Order { id: 9, rule: 1, epoch: Epoch(epoch), system_identifier: Some(SYSTEM), action })
+    Event::Order(Order { id: 9, rule: 1, epoch: Epoch(epoch), system_identifier: Some(SYSTEM), action, briefing: None })
 }
 
-fn promote(epoch: u64) -> Event {
+pub(super) fn promote(epoch: u64) -> Event {
     order(epoch, Action::Promote { timeline: TimelineId(2), floor: at(1, 100) })
 }
 
-fn sight(in_recovery: bool, end: WalPosition) -> Event {
+pub(super) fn sight(in_recovery: bool, end: WalPosition) -> Event {
     let history = TimelineHistory::root(end.timeline);
     let result = Ok(Box::new(Sight { in_recovery, wal_end: end, wal_end_known: true, history, ..Sight::default() }));
     Event::Probed { life: 1, result }
@@ -56,7 +54,7 @@ fn sight(in_recovery: bool, end: WalPosition) -> Event {
 fn held(epoch: u64, until_ms: u64) -> Event {
     let d = Duration::from_millis(until_ms);
     let deadline = TwoClocks { boot: d, raw: d };
-    Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Held, deadline })
+    Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Held, deadline, ..LeaseSight::default() })
 }
 
 fn gone(fenced: bool) -> Event {
@@ -64,7 +62,7 @@ fn gone(fenced: bool) -> Event {
     Event::Guard { life: 1, postmaster: Postmaster::Gone { tree_empty: true, fenced, exit } }
 }
 
-fn standby() -> Core {
+pub(super) fn standby() -> Core {
     let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
     let (mut core, effects) = agent(Durable { accepted: Epoch(3), ..Durable::default() }, found, None);
     assert_eq!(effects, []);
@@ -73,7 +71,7 @@ fn standby() -> Core {
     core
 }
 
-fn primary() -> Core {
+pub(super) fn primary() -> Core {
     let mut core = standby();
     let effects = core.step(promote(4), now(20));
     assert_eq!(core.state(), PostgresState::Promoting);
@@ -88,14 +86,14 @@ fn primary() -> Core {
     core
 }
 
-fn refusal(effects: &[Effect]) -> &Refusal {
+pub(super) fn refusal(effects: &[Effect]) -> &Refusal {
     match effects.last() {
         Some(Effect::Reply(Err(refusal))) => refusal,
         other => panic!("not refused: {other:?}"),
     }
 }
 
-fn position(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {
+pub(super) fn position(effects: &[Effect], wanted: impl Fn(&Effect) -> bool) -> usize {
     effects.iter().position(wanted).unwrap_or_else(|| panic!("missing in {effects:?}"))
 }
 
@@ -132,7 +130,7 @@ fn one_thing_at_a_time() {
 fn another_clusters_data_is_not_touched() {
     let mut core = standby();
     let action = Action::Promote { timeline: TimelineId(2), floor: at(1, 100) };
-    let order = Order { id: 1, rule: 1, epoch: Epoch(4), system_identifier: Some(5), action };
+    let order = Order { id: 1, rule: 1, epoch: Epoch(4), system_identifier: Some(5), action, briefing: None };
     let effects = core.step(Event::Order(order), now(20));
     assert!(refusal(&effects).reason.contains("is of system 77, the cluster's is 5"));
 }

@@ -259,7 +259,7 @@ impl Agent {
 fn letters(out: &[Output]) -> impl Iterator<Item = &Letter> {
     out.iter().filter_map(|output| match output {
         Output::Send(_, letter) => Some(letter),
-        Output::Deadline(..) => None,
+        Output::SendToAgent(..) | Output::Deadline(..) => None,
     })
 }
 

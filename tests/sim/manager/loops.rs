@@ -203,7 +203,7 @@ impl Host {
         self.m().ordered = Some((number, moment));
         let (action, known) = ordered(&next.action);
         let system_identifier = state.system_identifier.filter(|_| known);
-        let order = Order { id, rule: next.because.0, epoch: next.epoch, system_identifier, action };
+        let order = Order { id, rule: next.because.0, epoch: next.epoch, system_identifier, action, briefing: None };
         let ask = AgentEvent::Ask(Ask::Execute(self.address(), order, number));
         sky.after(150, self.index, life, What::Agent(ask));
     }

@@ -1,0 +1,105 @@
+//! What the manager tells of the committed state, and what is promised on it:
+//! members, timings, and the promise of failsafe not to be promoted.
+
+use super::{Core, Effect, Now};
+use crate::{
+    domain::{Briefing, Epoch, MemberId, observation::ClockView},
+    lease::{
+        failsafe::{Knowledge, Promiser},
+        message::Letter,
+    },
+};
+
+impl Core {
+    /// Takes what is newer than what is known: on disk first, for a restart must not count by less,
+    /// and then to the lease.
+    pub(super) fn on_briefed(&mut self, briefing: Briefing, out: &mut Vec<Effect>) {
+        self.briefed = self.briefed.max(briefing.epoch);
+        let other_members = briefing.members.version > self.durable.members.version;
+        let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
+        let other_timings = age(&briefing.timings) > age(&self.durable.timings);
+        if other_members {
+            self.durable.members = briefing.members;
+        }
+        if other_timings {
+            self.durable.timings = briefing.timings;
+        }
+        if other_members || other_timings {
+            out.push(Effect::Persist);
+        }
+        if other_members {
+            out.push(Effect::Members(self.durable.members.clone()));
+        }
+        if let Some(in_force) = self.durable.timings.in_force().filter(|_| other_timings) {
+            self.limits = super::Limits::of(&in_force.timings);
+            out.push(Effect::Timings(*in_force));
+        }
+    }
+
+    /// A holder that has lost the managers asks whether it may go on.
+    pub(super) fn on_failsafe(&mut self, from: &MemberId, letter: Letter, now: Now, out: &mut Vec<Effect>) {
+        let known = Knowledge {
+            me: &self.me,
+            highest: self.durable.accepted.max(self.briefed),
+            members: &self.durable.members,
+            timings: &self.durable.timings,
+        };
+        let answer = self.promiser.receive(from, letter, now.clocks, known);
+        if answer.persist {
+            self.durable.failsafe = self.promiser.durable();
+            out.push(Effect::Persist);
+        }
+        if let Some(letter) = answer.reply {
+            out.push(Effect::Answer(letter));
+        }
+        if let Some(refusal) = answer.refused {
+            tracing::debug!(member = %from, why = refusal.name(), "a question in failsafe is not answered");
+        }
+    }
+
+    /// Why this member must not become primary now, whatever its PostgreSQL could do.
+    pub(super) fn may_not_be_promoted(&self, now: Now) -> Option<String> {
+        let left = self.promiser.left(now.clocks);
+        if !left.is_zero() {
+            let to = match self.promiser.holder() {
+                Some((epoch, holder)) => format!("{holder}, primary of epoch {epoch},"),
+                None => "a primary, before this agent was restarted,".to_owned(),
+            };
+            return Some(format!("it promised {to} to help nobody else for another {} ms", left.as_millis()));
+        }
+        self.clock.own_off.then(|| {
+            "its clocks differ from most others' by more than half of the bound; restart the agent when that is repaired"
+                .to_owned()
+        })
+    }
+
+    pub(super) fn on_clocks(&mut self, clock: ClockView) {
+        self.clock = clock;
+    }
+
+    /// A promise that has run out need not be found again by a restart.
+    pub(super) fn forget_promise(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.promiser.forget(now.clocks) {
+            self.durable.failsafe = None;
+            out.push(Effect::Persist);
+        }
+    }
+
+    /// What is known of clocks.
+    pub fn clock(&self) -> &ClockView {
+        &self.clock
+    }
+
+    /// The promise of failsafe.
+    pub fn promiser(&self) -> &Promiser {
+        &self.promiser
+    }
+
+    /// An epoch that nobody was above, and how long ago that was known.
+    pub fn confirmed(&self, now: Now) -> Option<(Epoch, std::time::Duration)> {
+        let lease = Some(self.lease).filter(|_| !self.lease_left(now).is_zero());
+        let held = lease.and_then(|l| Some((l.epoch, l.confirmed?)));
+        let (epoch, at) = held.or_else(|| self.promiser.confirmed())?;
+        Some((epoch, now.clocks.boot.saturating_sub(at.boot)))
+    }
+}

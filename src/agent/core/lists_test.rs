@@ -1,0 +1,139 @@
+//! Members, timings and the promise of failsafe, told as events and effects.
+
+use std::time::Duration;
+
+use super::{tests::*, *};
+use crate::{
+    domain::{Briefing, CommittedTimings, MemberList, Profile, Timings, TimingsId, TimingsInUse},
+    lease::message::{Body, Letter, Terms, Ticket},
+};
+
+pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> Briefing {
+    let committed = timings.iter().map(|(id, profile)| CommittedTimings {
+        id: TimingsId(*id),
+        profile: *profile,
+        timings: Timings::of(*profile),
+    });
+    let oldest = TimingsId(timings.first().map_or(0, |(id, _)| *id));
+    Briefing {
+        epoch: Epoch(epoch),
+        members: MemberList {
+            version: members,
+            agents: ["n1", "n2", "n3"].map(|n| (n.parse().unwrap(), format!("{n}:7401"))).into(),
+        },
+        timings: TimingsInUse { oldest, committed: committed.collect() },
+    }
+}
+
+/// n2's holder, in failsafe, asks for a promise.
+fn failsafe(epoch: u64, seq: u64) -> Event {
+    let terms = Some(Terms { timings: TimingsId::FILES, grant: Timings::of(Profile::Normal).grant });
+    let body = Body::Failsafe { ticket: Ticket { session: 1, seq }, members: 4, terms };
+    Event::Failsafe { from: "n2".parse().unwrap(), letter: Letter { epoch: Epoch(epoch), body } }
+}
+
+fn answered(effects: &[Effect]) -> Option<&Body> {
+    effects.iter().find_map(|e| match e {
+        Effect::Answer(letter) => Some(&letter.body),
+        _ => None,
+    })
+}
+
+fn briefed_standby() -> Core {
+    let mut core = standby();
+    core.step(Event::Briefed(briefing(3, 4, &[])), now(11));
+    core
+}
+
+#[test]
+fn what_the_manager_tells_is_on_disk_before_the_lease_counts_by_it_and_never_goes_back() {
+    let mut core = primary();
+    let effects = core.step(Event::Briefed(briefing(4, 4, &[(1, Profile::Slow)])), now(60));
+    assert_eq!(effects[0], Effect::Persist);
+    assert!(matches!(&effects[1], Effect::Members(m) if m.version == 4), "{effects:?}");
+    assert!(matches!(&effects[2], Effect::Timings(t) if t.id == TimingsId(1)), "{effects:?}");
+    assert_eq!(core.limits.hold, Timings::of(Profile::Slow).hold);
+    for older in [briefing(3, 3, &[]), briefing(4, 4, &[(1, Profile::Slow)])] {
+        assert_eq!(core.step(Event::Briefed(older), now(70)), []);
+    }
+    let durable = core.durable().clone();
+    let effects = core.step(Event::Briefed(briefing(4, 4, &[(1, Profile::Slow), (2, Profile::Fast)])), now(80));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Timings(t) if t.id == TimingsId(2))), "{effects:?}");
+
+    let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
+    let (core, _) = agent(durable, found, None);
+    assert_eq!(core.limits.hold, Timings::of(Profile::Slow).hold, "a restarted agent does not fall back on its file");
+}
+
+#[test]
+fn an_order_brings_the_state_it_was_decided_on_with_it() {
+    let mut core = standby();
+    let Event::Order(mut order) = promote(4) else { panic!() };
+    order.briefing = Some(briefing(4, 4, &[(2, Profile::Fast)]));
+    let effects = core.step(Event::Order(order), now(20));
+    let timings = position(&effects, |e| matches!(e, Effect::Timings(t) if t.id == TimingsId(2)));
+    let begin = position(&effects, |e| matches!(e, Effect::Begin(Task::Promote(_))));
+    assert!(timings < begin, "the lease is begun under the timings of the grant: {effects:?}");
+}
+
+#[test]
+fn an_agent_that_agreed_refuses_to_be_promoted_for_t_grant() {
+    let mut core = briefed_standby();
+    let effects = core.step(failsafe(3, 1), now(1_000));
+    let persist = position(&effects, |e| *e == Effect::Persist);
+    let answer = position(&effects, |e| matches!(e, Effect::Answer(_)));
+    assert!(persist < answer, "durable before it is told: {effects:?}");
+    assert!(core.durable().failsafe.is_some());
+    assert!(!core.step(failsafe(3, 2), now(1_300)).contains(&Effect::Persist), "once, not for each");
+
+    let effects = core.step(promote(4), now(1_500));
+    let why = &refusal(&effects).reason;
+    assert!(why.contains("n2, primary of epoch 3") && why.contains("another 3000 ms"), "{why}");
+    assert!(!effects.iter().any(|e| matches!(e, Effect::Begin(_))));
+    assert_eq!(core.durable().accepted, Epoch(4), "the epoch of a refused order is known all the same …");
+    let effects = core.step(failsafe(3, 3), now(1_600));
+    assert!(matches!(answered(&effects), Some(Body::Nack { sealed: Epoch(4), .. })), "… and ends failsafe at once");
+
+    let effects = core.step(promote(4), now(4_500));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Begin(Task::Promote(_)))), "{effects:?}");
+    assert_eq!(core.durable().failsafe, None, "a promise that has run out is forgotten");
+}
+
+#[test]
+fn an_agent_restarted_under_a_promise_waits_it_out_whole() {
+    let mut core = briefed_standby();
+    core.step(failsafe(3, 1), now(1_000));
+    let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+    let (mut core, _) = agent(core.durable().clone(), found, None);
+    core.step(sight(true, at(1, 100)), now(10));
+    let effects = core.step(promote(4), now(3_199));
+    assert!(refusal(&effects).reason.contains("before this agent was restarted"), "{effects:?}");
+    let effects = core.step(promote(4), now(3_200));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Begin(Task::Promote(_)))), "{effects:?}");
+}
+
+#[test]
+fn an_agent_whose_manager_knows_a_higher_epoch_agrees_to_nothing() {
+    let mut core = briefed_standby();
+    core.step(Event::Briefed(briefing(4, 4, &[])), now(20));
+    let effects = core.step(failsafe(3, 1), now(30));
+    assert!(matches!(answered(&effects), Some(Body::Nack { sealed: Epoch(4), .. })), "{effects:?}");
+    assert!(core.step(promote(4), now(40)).iter().any(|e| matches!(e, Effect::Begin(_))));
+}
+
+#[test]
+fn a_granted_member_agrees_to_no_older_primary() {
+    let mut core = briefed_standby();
+    core.step(promote(4), now(20));
+    let effects = core.step(failsafe(3, 1), now(30));
+    assert!(matches!(answered(&effects), Some(Body::Nack { sealed: Epoch(4), .. })), "{effects:?}");
+}
+
+#[test]
+fn an_agent_whose_clocks_are_off_takes_no_grant() {
+    let mut core = standby();
+    core.step(Event::Clocks(ClockView { own_off: true, off: [].into() }), now(12));
+    assert!(refusal(&core.step(promote(4), now(20))).reason.starts_with("its clocks differ"));
+    core.step(Event::Clocks(ClockView::default()), now(30));
+    assert!(core.step(promote(4), now(40)).iter().any(|e| matches!(e, Effect::Begin(_))));
+}

@@ -1,0 +1,26 @@
+//! What a manager tells its agent of the committed state.
+
+use std::collections::BTreeMap;
+
+use super::{Epoch, MemberId, TimingsInUse};
+
+/// Who belongs to the cluster, as committed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MemberList {
+    /// Rises with each change of the list; 0 before there is one.
+    pub version: u64,
+    /// Every member, and `host:port` of its agent for datagrams; empty when it has none.
+    pub agents: BTreeMap<MemberId, String>,
+}
+
+/// What an agent needs to know of the state its manager has applied. Everything
+/// in it only ever goes up, so that an old one changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Briefing {
+    /// The highest epoch ever named.
+    pub epoch: Epoch,
+    /// The members.
+    pub members: MemberList,
+    /// Which timings a lease may be held under.
+    pub timings: TimingsInUse,
+}

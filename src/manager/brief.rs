@@ -1,0 +1,47 @@
+//! Keeps this host's agent informed of the committed state: members, timings,
+//! epoch. Orders carry the same, but there may be none for months.
+
+use std::time::Duration;
+
+use super::Manager;
+use crate::{
+    domain::Briefing,
+    rpc::{briefing, v1},
+};
+
+/// Between two tries to reach an agent that did not take a briefing.
+const AGAIN: Duration = Duration::from_millis(200);
+
+pub(super) async fn run(manager: Manager) {
+    let mut said = manager.inner.link.watch();
+    let mut states = manager.inner.node.state();
+    // Which start of the agent was told what.
+    let mut told: Option<(u64, Briefing)> = None;
+    loop {
+        let state = states.borrow_and_update().clone();
+        let session = said.borrow_and_update().as_ref().map(|s| s.view.session);
+        let mut failed = false;
+        if let Some(session) = session.filter(|_| state.identity.is_some()) {
+            let news = (session, state.briefing());
+            if told.as_ref() != Some(&news) {
+                match tell(&manager, &news.1).await {
+                    Ok(()) => told = Some(news),
+                    Err(status) => {
+                        tracing::debug!(error = %status.message(), "the agent was not told of the committed state");
+                        failed = true;
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            changed = said.changed() => if changed.is_err() { return },
+            changed = states.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(AGAIN), if failed => {}
+        }
+    }
+}
+
+async fn tell(manager: &Manager, news: &Briefing) -> Result<(), tonic::Status> {
+    let to = Some(manager.target(&manager.inner.me));
+    manager.inner.link.brief(v1::BriefRequest { to, briefing: Some(briefing::briefing(news)) }).await
+}

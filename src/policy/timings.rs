@@ -1,0 +1,136 @@
+//! A change of timings is over when the holder counts by the newest and no
+//! promise under older ones can be running any more.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{Situation, Verdict};
+use crate::{
+    domain::{MemberId, Profile, Timings},
+    state::Kind,
+};
+
+/// Raft was started with its own and can't change them.
+const RAFTS: [&str; 3] = ["heartbeat_ms", "election_min_ms", "election_max_ms"];
+
+/// Rule 140. Until then quarantines are as long as the longest promise that may be running.
+pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
+    let known = &s.state.timings;
+    let (id, since) = s.since.timings?;
+    if known.is_settled() || id != known.newest() {
+        return None;
+    }
+    // What other hosts' files say is not known here; no profile has a longer promise than `safe`.
+    let file = Timings::of(Profile::Safe).grant.max(s.timings.grant);
+    let longest = known.longest_grant(file);
+    // A tenth more than by the slowest clock, and one report that may be on its way.
+    let wait = longest + longest / 10 + s.timings.report;
+    (s.now.since(since) >= wait).then_some(Verdict::Propose(Kind::SettleTimings { id }))
+}
+
+/// What an operator's request for other timings becomes; `None`: they are in force. `file` are those this manager was started with.
+///
+/// # Errors
+/// Why it is refused, in words for the operator.
+pub fn admit(
+    s: &Situation<'_>,
+    file: &Timings,
+    profile: Profile,
+    overrides: &BTreeMap<String, u64>,
+) -> Result<Option<Kind>, String> {
+    if s.state.identity.is_none() {
+        return Err("the cluster is not founded yet".to_owned());
+    }
+    if let Some(running) = &s.state.operation {
+        return Err(format!("operation {} to {} is under way", running.id, running.to));
+    }
+    if let Some(key) = overrides.keys().find(|key| RAFTS.contains(&key.as_str())) {
+        return Err(format!("{key} is Raft's, which keeps what it was started with: change the files and restart"));
+    }
+    let mut timings = Timings::of(profile);
+    for (key, value) in overrides {
+        timings.set(key, *value).map_err(|e| e.to_string())?;
+    }
+    let timings = timings.with_raft_of(file);
+    timings.check().map_err(|contradiction| contradiction.to_string())?;
+    if let Some(slow) = s.state.members.keys().find_map(|member| slow_fence(s, member, &timings)) {
+        return Err(slow);
+    }
+    let known = s.state.timings.in_force().is_some_and(|known| known.profile == profile && known.timings == timings);
+    Ok((!known).then_some(Kind::SetTimings { profile, timings }))
+}
+
+/// A host that needs longer for a fence than these timings allow could still write when the next is granted.
+fn slow_fence(s: &Situation<'_>, member: &MemberId, timings: &Timings) -> Option<String> {
+    let took = Duration::from_micros(s.seen.get(member)?.agent.as_ref()?.fence.kill_micros);
+    (took > timings.kill).then(|| {
+        format!(
+            "{member} took {} ms for a fence, these timings allow {} ms",
+            took.as_millis(),
+            timings.kill.as_millis()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{CommittedTimings, Moment, TimingsId, TimingsInUse},
+        policy::testing::{Bench, agent, id},
+    };
+
+    #[test]
+    fn older_timings_are_settled_when_their_longest_promise_has_run_out() {
+        let committed = [(4, Profile::Slow), (5, Profile::Fast)].map(|(id, profile)| CommittedTimings {
+            id: TimingsId(id),
+            profile,
+            timings: Timings::of(profile),
+        });
+        let settles = |oldest: u64, seen: Option<u64>, seconds: u64| {
+            let mut bench = Bench::new("granted a open 2");
+            bench.state.timings = TimingsInUse { oldest: TimingsId(oldest), committed: committed.to_vec() };
+            let mut s = bench.situation();
+            s.since.timings = seen.map(|id| (TimingsId(id), Moment(s.now.0 - Duration::from_secs(seconds))));
+            settle(&s) == Some(Verdict::Propose(Kind::SettleTimings { id: TimingsId(5) }))
+        };
+        // T_grant of `slow` is 10.4 s.
+        assert!(!settles(4, Some(5), 11) && settles(4, Some(5), 13));
+        assert!(!settles(4, None, 13), "the holder was not seen under them");
+        assert!(!settles(4, Some(4), 13), "it was, under older ones");
+        assert!(!settles(0, Some(5), 13) && settles(0, Some(5), 30), "a file may have 25 s");
+        assert!(!settles(5, Some(5), 60), "settled");
+    }
+
+    #[test]
+    fn other_timings_are_admitted_when_they_keep_the_inequalities() {
+        let mut bench = Bench::new("granted a open 2");
+        let file = Timings::of(Profile::Normal);
+        let ask = |bench: &Bench, profile, overrides: &[(&str, u64)]| {
+            let overrides = overrides.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
+            admit(&bench.situation(), &file, profile, &overrides)
+        };
+        let Ok(Some(Kind::SetTimings { profile: Profile::Fast, timings })) = ask(&bench, Profile::Fast, &[]) else {
+            panic!()
+        };
+        assert_eq!(timings.hold, Timings::of(Profile::Fast).hold);
+        assert_eq!(timings.heartbeat, file.heartbeat, "Raft's own stay");
+        assert!(ask(&bench, Profile::Normal, &[("promote_ms", 10_000)]).is_ok());
+
+        let no = |bench: &Bench, overrides: &[(&str, u64)]| ask(bench, Profile::Fast, overrides).unwrap_err();
+        let text = no(&bench, &[("hold_ms", 20_000)]);
+        assert!(text.starts_with("grant_ms: T_grant >="), "{text}");
+        assert!(no(&bench, &[("heartbeat_ms", 50)]).contains("is Raft's"));
+        assert_eq!(no(&bench, &[("hld_ms", 50)]), "`hld_ms` is no timing");
+        bench.state.timings = TimingsInUse {
+            oldest: TimingsId(1),
+            committed: vec![CommittedTimings { id: TimingsId(1), profile: Profile::Fast, timings }],
+        };
+        assert_eq!(ask(&bench, Profile::Fast, &[]), Ok(None), "asked twice");
+        let mut slow = agent("c", "standby 2:80");
+        slow.fence.kill_micros = 350_000;
+        bench.seen.entry(id("c")).or_default().agent = Some(slow);
+        assert_eq!(no(&bench, &[("promote_ms", 9_000)]), "c took 350 ms for a fence, these timings allow 300 ms");
+        let running = Bench::new("granted a open 2; switchover b stop");
+        assert_eq!(no(&running, &[]), "operation 1 to b is under way");
+    }
+}

@@ -1,0 +1,83 @@
+//! How the list of members came to be. A holder in failsafe asks the members of
+//! the list it knows; one that was added later has not been asked, and must not
+//! be granted on the strength of promises it never gave.
+
+use std::collections::BTreeMap;
+
+use super::cluster::{ClusterState, Member};
+use crate::domain::{Briefing, MemberId, MemberList};
+
+/// The versions of the list of members.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roster {
+    /// Rises with each change of the list; 0 before there is one.
+    pub version: u64,
+    /// The version each member came with, or came back with as another host.
+    pub since: BTreeMap<MemberId, u64>,
+    /// The version when the lock was granted last: its holder knows that one.
+    pub at_grant: u64,
+}
+
+impl Roster {
+    /// Takes note of a change of the list, whatever command brought it.
+    pub(super) fn follow(&mut self, before: &BTreeMap<MemberId, Member>, after: &BTreeMap<MemberId, Member>) {
+        if before == after {
+            return;
+        }
+        self.version += 1;
+        self.since.retain(|member, _| after.contains_key(member));
+        let came = after.iter().filter(|(id, member)| before.get(*id) != Some(member));
+        for (member, _) in came {
+            self.since.insert(member.clone(), self.version);
+        }
+    }
+
+    /// A holder whose list has this version asks this member too, if it must go on without the managers.
+    pub fn is_asked(&self, member: &MemberId, version: u64) -> bool {
+        self.since.get(member).is_none_or(|since| *since <= version)
+    }
+}
+
+impl ClusterState {
+    /// What an agent needs to know of this state.
+    pub fn briefing(&self) -> Briefing {
+        let agents = self.members.iter().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
+        let members = MemberList { version: self.roster.version, agents };
+        Briefing { epoch: self.epoch, members, timings: self.timings.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::NodeId;
+
+    fn list(names: &[(&str, u64)]) -> BTreeMap<MemberId, Member> {
+        let member = |node: u64| Member {
+            node: NodeId(node),
+            manager: format!("h{node}:7400"),
+            postgres: format!("h{node}:5432"),
+            agent: format!("h{node}:7401"),
+        };
+        names.iter().map(|(name, node)| (name.parse().unwrap(), member(*node))).collect()
+    }
+
+    #[test]
+    fn a_member_is_asked_from_the_version_it_came_with() {
+        let mut roster = Roster::default();
+        let (first, second) = (list(&[("a", 1), ("b", 2)]), list(&[("a", 1), ("b", 2), ("c", 3)]));
+        roster.follow(&BTreeMap::new(), &first);
+        roster.follow(&first, &first.clone());
+        assert_eq!(roster.version, 1);
+        roster.follow(&first, &second);
+        let asked = |roster: &Roster, name: &str, version| roster.is_asked(&name.parse().unwrap(), version);
+        assert!(asked(&roster, "b", 1) && !asked(&roster, "c", 1) && asked(&roster, "c", 2));
+
+        let replaced = list(&[("a", 1), ("b", 4), ("c", 3)]);
+        roster.follow(&second, &replaced);
+        assert!(!asked(&roster, "b", 2), "the same name on another host is another member");
+        roster.follow(&replaced, &first);
+        roster.follow(&first, &second);
+        assert!(!asked(&roster, "c", 4) && asked(&roster, "c", 5), "one that came back counts as new");
+    }
+}
