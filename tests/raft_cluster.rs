@@ -23,7 +23,7 @@ use matriarch::{
 use nix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -47,14 +47,25 @@ fn name(id: u64) -> MemberId {
 /// From, to: whether nothing passes.
 type Cuts = HashMap<(u64, u64), watch::Sender<bool>>;
 
-/// The wires between the nodes; each can be cut and healed. A cut wire is
-/// silent: nothing arrives and nobody is told.
+/// The wires between the nodes; each can be cut and healed, the answers that
+/// come back over it also alone. A cut wire is silent: nothing arrives and nobody is told.
 #[derive(Clone, Default)]
-struct Wires(Arc<Mutex<Cuts>>);
+struct Wires(Arc<Mutex<Cuts>>, Arc<Mutex<Cuts>>);
 
 impl Wires {
     fn wire(&self, from: u64, to: u64) -> watch::Receiver<bool> {
         self.0.lock().unwrap().entry((from, to)).or_insert_with(|| watch::Sender::new(false)).subscribe()
+    }
+
+    fn answers(&self, from: u64, to: u64) -> watch::Receiver<bool> {
+        self.1.lock().unwrap().entry((from, to)).or_insert_with(|| watch::Sender::new(false)).subscribe()
+    }
+
+    /// What `node` asks arrives, what it is answered does not.
+    fn deafen(&self, node: u64, deaf: bool) {
+        for (_, answers) in self.1.lock().unwrap().iter().filter(|((from, _), _)| *from == node) {
+            answers.send_replace(deaf);
+        }
     }
 
     fn isolate(&self, node: u64, cut: bool) {
@@ -77,7 +88,7 @@ impl Dialer for Switchboard {
     }
 }
 
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) {
+async fn pump(mut from: OwnedReadHalf, mut to: impl AsyncWrite + Unpin, mut cut: watch::Receiver<bool>) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         if cut.wait_for(|cut| !cut).await.is_err() {
@@ -94,14 +105,41 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::R
     }
 }
 
-async fn proxy(listener: TcpListener, target: String, cut: watch::Receiver<bool>) {
+/// Pumps while neither is cut.
+async fn pump_back(
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    cut: watch::Receiver<bool>,
+    mut deaf: watch::Receiver<bool>,
+) {
+    let (middle_out, middle_in) = tokio::io::duplex(64 * 1024);
+    let (mut middle_in, mut to) = (middle_in, to);
+    tokio::spawn(pump(from, middle_out, cut));
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        if deaf.wait_for(|deaf| !deaf).await.is_err() {
+            return;
+        }
+        match middle_in.read(&mut buffer).await {
+            Ok(count @ 1..) => {
+                // What was read before the cut waits for its end.
+                if deaf.wait_for(|deaf| !deaf).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+            _ => return,
+        }
+    }
+}
+
+async fn proxy(listener: TcpListener, target: String, cut: watch::Receiver<bool>, deaf: watch::Receiver<bool>) {
     while let Ok((near, _)) = listener.accept().await {
         let Ok(far) = TcpStream::connect(&target).await else {
             continue;
         };
         let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
         tokio::spawn(pump(near_in, far_out, cut.clone()));
-        tokio::spawn(pump(far_in, near_out, cut.clone()));
+        tokio::spawn(pump_back(far_in, near_out, cut.clone(), deaf.clone()));
     }
 }
 
@@ -125,7 +163,8 @@ impl Host {
                 for (to, address) in addresses.iter().filter(|(to, _)| **to != options.node.0) {
                     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                     proxies.insert(address.clone(), listener.local_addr().unwrap().to_string());
-                    tokio::spawn(proxy(listener, address.clone(), wires.wire(options.node.0, *to)));
+                    let (cut, deaf) = (wires.wire(options.node.0, *to), wires.answers(options.node.0, *to));
+                    tokio::spawn(proxy(listener, address.clone(), cut, deaf));
                 }
                 let listener = bind(&options.address).await;
                 let node = Node::start_with(options, Arc::new(Switchboard { proxies })).await.unwrap();
@@ -302,6 +341,7 @@ fn genesis(cluster: &Cluster) -> Command {
         node: NodeId(*id),
         manager: address.clone(),
         postgres: format!("127.0.0.1:{}", 5432 + id),
+        agent: format!("127.0.0.1:{}", 7500 + id),
     };
     command(
         Epoch(0),
@@ -503,6 +543,40 @@ async fn a_leader_cut_off_is_none_and_follows_the_new_one_when_it_is_back() {
     cluster.wires.isolate(old, false);
     cluster.settled(&[1, 2, 3]).await;
     becomes(&mut leadership, "it follows", |l: &Leadership| !l.am_leader && l.leader == Some(name(new))).await;
+}
+
+/// Its heartbeats still arrive. openraft's leader doesn't step down by itself; with the set interval it falls silent.
+#[tokio::test]
+async fn a_leader_that_hears_nobody_falls_silent_and_another_is_elected() {
+    let (cluster, old) = Cluster::founded().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != old).collect();
+    let mut leadership = cluster.node(old).leadership();
+    cluster.wires.deafen(old, true);
+    let noticed = becomes(&mut leadership, "it notices", |l| !l.am_leader).await;
+    assert!(noticed < timings().election_max + Duration::from_secs(1), "{noticed:?}");
+    let new = cluster.leader_of(&others).await;
+    cluster.write(new, 3).await;
+    cluster.wires.deafen(old, false);
+    cluster.settled(&[1, 2, 3]).await;
+    becomes(&mut leadership, "it follows", |l: &Leadership| l.leader == Some(name(new))).await;
+}
+
+/// An entry that was not applied yet may have ended the epoch that somebody wants to renew.
+#[tokio::test]
+async fn a_restarted_member_is_caught_up_only_when_its_whole_log_is_applied() {
+    let (mut cluster, leader) = Cluster::founded().await;
+    cluster.wires.isolate(leader, true);
+    let state = cluster.node(leader).state().borrow().clone();
+    let alone = within(LONG, "the attempt", cluster.node(leader).propose(next_command(&state))).await;
+    assert_eq!(alone, Err(ProposeError::Unknown), "in its log, and committed by nobody");
+    cluster.kill(leader);
+    cluster.restart(leader).await;
+    let node = cluster.node(leader).clone();
+    let early = tokio::time::timeout(timings().election_max, node.caught_up()).await;
+    assert!(early.is_err(), "there is an entry that it has not applied");
+    cluster.wires.isolate(leader, false);
+    within(LONG, "the rest of the log is applied, or replaced", node.caught_up()).await;
+    cluster.settled(&[1, 2, 3]).await;
 }
 
 #[tokio::test]

@@ -69,6 +69,8 @@ pub(super) fn refuse_lost_raft(identity: &Option<Identity>, raft_dir: &Path) -> 
 
 /// Writes the copy once genesis is committed, and tells the other rooms who we are.
 pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
+    // A voter acks nothing before this: an entry it has not applied may have ended the epoch.
+    manager.inner.node.caught_up().await;
     let mut states = manager.inner.node.state();
     let mut told = None;
     loop {

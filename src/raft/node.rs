@@ -13,6 +13,7 @@ use openraft::{
     Config, ServerState, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as LibraryError},
+    storage::{RaftLogReader as _, RaftLogStorage as _},
 };
 use tokio::sync::watch;
 
@@ -122,6 +123,8 @@ pub struct Node {
     identity: Identity,
     contact: Contact,
     gauge: Arc<SyncGauge>,
+    /// The last entry in its log when it started.
+    had_at_start: Option<u64>,
     state: watch::Receiver<Arc<ClusterState>>,
     leadership: watch::Receiver<Leadership>,
     disk_failed: watch::Receiver<Option<String>>,
@@ -192,15 +195,27 @@ impl Node {
     async fn over(
         options: NodeOptions,
         dialer: Arc<dyn Dialer>,
-        log: LogStore,
+        mut log: LogStore,
         machine: StateMachine,
     ) -> Result<Node, RaftError> {
         let config = library_config(&options.timings)?;
+        let last = log.get_log_state().await.map_err(stopped)?.last_log_id;
+        let had_at_start = last.map(|id| id.index);
+        let voted = log.get_log_reader().await.read_vote().await.map_err(stopped)?.is_some();
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
         let identity = Identity::new(options.member.clone());
         let contact = Contact::default();
         let network = Network::new(identity.clone(), dialer, options.timings);
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
+        // The library publishes what it found in a task of its own. Until then its metrics are those of an empty
+        // node, and a member with a log must never be taken for one without.
+        let published = |m: &openraft::RaftMetrics<TypeConfig>| {
+            m.running_state.is_err() || (m.last_log_index >= had_at_start && (m.current_term > 0 || !voted))
+        };
+        let until = Instant::now() + Duration::from_secs(10);
+        if !leadership::wait_for(raft.metrics(), until, published).await {
+            return Err(stopped("it did not say what it found in its log"));
+        }
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
         let (stop, stopping) = watch::channel(false);
         let monitor = Monitor {
@@ -215,7 +230,7 @@ impl Node {
         };
         tokio::spawn(monitor.run());
         let (options, stop) = (Arc::new(options), Arc::new(stop));
-        Ok(Node { raft, options, identity, contact, gauge, state, leadership, disk_failed, stop })
+        Ok(Node { raft, options, identity, contact, gauge, had_at_start, state, leadership, disk_failed, stop })
     }
 
     /// The gRPC service to serve at this node's address.
@@ -283,6 +298,19 @@ impl Node {
                 tracing::debug!(error = %e, "a proposal's fate is unknown");
                 Err(ProposeError::Unknown)
             }
+        }
+    }
+
+    /// Waits until every entry that this node's log had at its start is applied here, or was replaced
+    /// by another leader's. Before that the state here may be older than what this node once knew.
+    /// After the library has ended it never returns.
+    pub async fn caught_up(&self) {
+        let caught_up = |m: &openraft::RaftMetrics<TypeConfig>| {
+            let wanted = self.had_at_start.min(m.last_log_index);
+            m.last_applied.as_ref().map(|id| id.index) >= wanted
+        };
+        if self.raft.metrics().wait_until(caught_up).await.is_err() {
+            std::future::pending().await
         }
     }
 
