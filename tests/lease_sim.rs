@@ -2,7 +2,8 @@
 //! acceptors, three of each, in virtual time. Clocks drift by ±2 %; messages are
 //! lost, delayed up to 1.5 s, doubled and reordered; holders and acceptors pause
 //! up to 3 s; links are cut one way; managers crash and restart; disks fail; an
-//! operator fences without waiting for anything.
+//! operator fences without waiting for anything. In half of the seeds the timings
+//! change as well, to shorter and to longer ones, and every host learns of it late.
 //!
 //! The promise under test: **the real-time intervals in which two epochs can
 //! write never overlap.** Each rule that the proof needs is also taken away, here
@@ -13,24 +14,28 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/virtual_time.rs"]
+mod virtual_time;
+
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     env,
     time::Duration,
 };
 
 use matriarch::{
-    domain::{Epoch, MemberId, Profile, TimelineId, Timings, moment::TwoClocks},
+    domain::{
+        CommittedTimings, Epoch, MemberId, Profile, TimelineId, Timings, TimingsId, TimingsInUse, moment::TwoClocks,
+    },
     lease::{
         Membership, Phase,
         acceptor::{Acceptor, Durable},
         holder::{Holder, HolderConfig, Output},
-        message::Letter,
+        message::{Body, Letter},
     },
 };
+use virtual_time::{Clock, Dice, Due, RHO};
 
-const RHO: f64 = 0.02;
 const HOLD: f64 = 2.0;
 const KILL: f64 = 0.5;
 const MEMBERS: usize = 3;
@@ -49,64 +54,30 @@ enum Mutation {
     NoMargin,
     /// The sealed epoch is forgotten in a restart.
     SealNotPersisted,
+    /// A restarted acceptor waits for the T_grant of the newest timings only.
+    ShortQuarantine,
+    /// An acceptor promises the T_grant of the newest timings, whatever the renewal names.
+    NewestPromised,
+    /// A holder counts T_hold of the newest timings before anybody has acked a renewal that names them.
+    EarlySwitch,
 }
 
-/// splitmix64: small, and the same on every machine for ever.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn uniform(&mut self, low: f64, high: f64) -> f64 {
-        #[allow(clippy::cast_precision_loss)]
-        let unit = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-        low + unit * (high - low)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(n).unwrap()).unwrap()
-    }
-
-    fn chance(&mut self, p: f64) -> bool {
-        self.uniform(0.0, 1.0) < p
+impl Mutation {
+    fn is_of_timings(self) -> bool {
+        matches!(self, Self::ShortQuarantine | Self::NewestPromised | Self::EarlySwitch)
     }
 }
 
-/// Both clocks of one process, as functions of real time.
-struct Clock {
-    boot: (f64, f64),
-    raw: (f64, f64),
-}
-
-impl Clock {
-    fn new(dice: &mut Dice, extreme: bool, twins: bool) -> Self {
-        let mut one = || {
-            let rate = match extreme {
-                true if dice.chance(0.5) => 1.0 - RHO,
-                true => 1.0 + RHO,
-                false => dice.uniform(1.0 - RHO, 1.0 + RHO),
-            };
-            (dice.uniform(1_000.0, 1_100.0), rate)
-        };
-        let boot = one();
-        Self { boot, raw: if twins { boot } else { one() } }
-    }
-
-    fn read(&self, t: f64) -> TwoClocks {
-        let read = |(offset, rate): (f64, f64)| Duration::from_secs_f64(offset + rate * t);
-        TwoClocks { boot: read(self.boot), raw: read(self.raw) }
-    }
-
-    /// Real time when the first of the two clocks shows `d`.
-    fn first_at(&self, d: TwoClocks) -> f64 {
-        let at = |d: Duration, (offset, rate): (f64, f64)| (d.as_secs_f64() - offset) / rate;
-        at(d.boot, self.boot).min(at(d.raw, self.raw))
+/// Timings with this T_hold, and the shortest T_grant that is safe with it.
+fn of_hold(hold: f64) -> Timings {
+    let least_grant = (1.0 + RHO) * (hold / (1.0 - RHO) + KILL) + 0.001;
+    Timings {
+        renew: Duration::from_millis(300),
+        rpc: Duration::from_millis(250),
+        hold: Duration::from_secs_f64(hold),
+        kill: Duration::from_secs_f64(KILL),
+        grant: Duration::from_secs_f64(least_grant),
+        ..Timings::of(Profile::Normal)
     }
 }
 
@@ -120,26 +91,13 @@ enum Event {
     Grant(usize, Epoch),
     Restart(usize),
     Chaos,
+    /// The timings change.
+    Change,
+    /// A manager has applied the log up to this entry about timings.
+    Apply(usize, usize),
+    /// An agent is told of it.
+    Tell(usize, usize),
 }
-
-struct Due(f64, u64, Event);
-
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.0.total_cmp(&self.0).then(other.1.cmp(&self.1)) // the heap gives the greatest first
-    }
-}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Due {}
 
 struct Agent {
     clock: Clock,
@@ -152,6 +110,8 @@ struct Manager {
     /// `None` while it is down.
     acceptor: Option<Acceptor>,
     disk: Durable,
+    /// How far it has applied the entries about timings.
+    applied: usize,
 }
 
 struct World {
@@ -160,7 +120,7 @@ struct World {
     timings: Timings,
     names: Vec<MemberId>,
     now: f64,
-    events: BinaryHeap<Due>,
+    events: BinaryHeap<Due<Event>>,
     count: u64,
     agents: Vec<Agent>,
     managers: Vec<Manager>,
@@ -173,6 +133,13 @@ struct World {
     free: BTreeSet<usize>,
     /// Managers that the sequencer can't reach.
     unreached: BTreeSet<usize>,
+    /// The log of timings: what is in use after each entry.
+    log: Vec<TimingsInUse>,
+    /// The granted agent, and since when it is known to count by the newest timings.
+    granted: Option<usize>,
+    moved: Option<(TimingsId, f64)>,
+    /// Holders that moved to other timings while they held the lease.
+    moves: usize,
     /// For each epoch, when it can write at the earliest and at the latest.
     writable: BTreeMap<Epoch, (f64, f64)>,
 }
@@ -181,15 +148,10 @@ impl World {
     fn new(seed: u64, mutation: Mutation) -> Self {
         let mut dice = Dice(seed.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(1));
         let (extreme, twins) = (seed.is_multiple_of(3), seed % 4 != 3);
-        let least_grant = (1.0 + RHO) * (HOLD / (1.0 - RHO) + KILL) + 0.001;
-        let timings = Timings {
-            renew: Duration::from_millis(300),
-            rpc: Duration::from_millis(250),
-            hold: Duration::from_secs_f64(HOLD),
-            kill: Duration::from_secs_f64(KILL),
-            grant: Duration::from_secs_f64(if mutation == Mutation::NoMargin { HOLD } else { least_grant }),
-            ..Timings::of(Profile::Normal)
-        };
+        let mut timings = of_hold(HOLD);
+        if mutation == Mutation::NoMargin {
+            timings.grant = timings.hold;
+        }
         let names: Vec<MemberId> = ["a", "b", "c"].iter().map(|n| n.parse().unwrap()).collect();
         let agents = (0..MEMBERS)
             .map(|i| {
@@ -201,7 +163,7 @@ impl World {
         let managers = (0..MEMBERS)
             .map(|_| {
                 let clock = Clock::new(&mut dice, extreme, twins);
-                Manager { clock, acceptor: None, disk: Durable::default() }
+                Manager { clock, acceptor: None, disk: Durable::default(), applied: 0 }
             })
             .collect();
         let nacks = dice.chance(0.5);
@@ -221,8 +183,15 @@ impl World {
             fencing: false,
             free: BTreeSet::new(),
             unreached: BTreeSet::new(),
+            log: vec![TimingsInUse::default()],
+            granted: None,
+            moved: None,
+            moves: 0,
             writable: BTreeMap::new(),
         };
+        if mutation.is_of_timings() || (mutation == Mutation::None && !seed.is_multiple_of(2)) {
+            world.at(2.0, Event::Change);
+        }
         (0..MEMBERS).for_each(|m| world.restart(m));
         world.at(0.1, Event::Operator);
         world.at(0.5, Event::Chaos);
@@ -266,6 +235,9 @@ impl World {
                 Event::Grant(a, epoch) => self.grant(a, epoch),
                 Event::Restart(m) => self.restart(m),
                 Event::Chaos => self.chaos(),
+                Event::Change => self.change(),
+                Event::Apply(m, entry) => self.apply(m, entry),
+                Event::Tell(a, entry) => self.tell(a, entry),
             }
         }
     }
@@ -291,7 +263,11 @@ impl World {
         }
     }
 
+    /// A grant leaves the newest timings only, and its order names them.
     fn grant(&mut self, a: usize, epoch: Epoch) {
+        self.keep_newest();
+        self.granted = Some(a);
+        self.tell(a, self.log.len() - 1);
         let (mut out, now) = (Vec::new(), self.agents[a].clock.read(self.now));
         self.agents[a].holder.hold(epoch, TimelineId(1), now, &mut out);
         self.perform(a, out);
@@ -301,9 +277,11 @@ impl World {
     fn reach_agent(&mut self, a: usize, m: usize, letter: Letter) {
         let (mut out, now) = (Vec::new(), self.agents[a].clock.read(self.now));
         let from = self.names[m].clone();
+        let before = self.agents[a].holder.view().timings;
         let _ = self.agents[a].holder.receive(&from, letter, now, &mut out);
         self.perform(a, out);
         let view = self.agents[a].holder.view();
+        self.moves += usize::from(view.timings != before);
         if matches!(view.phase, Phase::Superseded { .. })
             && let Some((_, end)) = self.writable.get_mut(&view.epoch)
         {
@@ -324,10 +302,17 @@ impl World {
                         }
                     }
                 }
+                Output::SendToAgent(..) => panic!("failsafe is off"),
                 Output::Deadline(epoch, mut deadline) => {
                     let clock = &self.agents[a].clock;
                     if self.mutation == Mutation::DeadlineFromAck {
                         deadline = clock.read(self.now).plus(self.timings.hold);
+                    }
+                    if self.mutation == Mutation::EarlySwitch
+                        && let Some(newest) = self.log.last().and_then(TimingsInUse::in_force)
+                    {
+                        let view = self.agents[a].holder.view();
+                        deadline = view.confirmed.unwrap_or(deadline).plus(newest.timings.hold);
                     }
                     let dead = clock.first_at(deadline) + KILL * self.dice.uniform(0.0, 1.0);
                     let (_, end) = self.writable.entry(epoch).or_insert((self.now, 0.0));
@@ -349,7 +334,13 @@ impl World {
         if self.mutation == Mutation::SealNotPersisted {
             manager.disk = Durable::default();
         }
-        let mut acceptor = Acceptor::new(grant, manager.disk, start);
+        let applied = self.log[manager.applied].clone();
+        let mut left_behind = manager.disk;
+        if let Some(newest) = applied.in_force().filter(|_| self.mutation == Mutation::ShortQuarantine) {
+            left_behind = Durable { grant: newest.timings.grant, oldest: newest.id, ..left_behind };
+        }
+        let mut acceptor = Acceptor::new(grant, left_behind, start);
+        acceptor.set_timings(applied);
         acceptor.set_membership(Membership::simple(1, self.names.iter().cloned()), start);
         // The log behind a voter is a second net under the durable seal; here the seal stands alone.
         acceptor.set_applied(Epoch(0));
@@ -369,9 +360,14 @@ impl World {
         true
     }
 
-    fn reach_manager(&mut self, m: usize, a: usize, letter: Letter) {
+    fn reach_manager(&mut self, m: usize, a: usize, mut letter: Letter) {
         let (from, now) = (self.names[a].clone(), self.managers[m].clock.read(self.now));
+        self.forget_longer_promises(m);
+        let newest = self.log[self.managers[m].applied].newest();
         let Some(acceptor) = &mut self.managers[m].acceptor else { return };
+        if let (Body::Renew { terms, .. }, Mutation::NewestPromised) = (&mut letter.body, self.mutation) {
+            terms.timings = newest;
+        }
         let response = acceptor.receive(&from, letter, now);
         if !self.persist(m, response.persist) {
             return;
@@ -381,6 +377,30 @@ impl World {
         if (self.nacks || !nack) && self.linked(MEMBERS + m, a) {
             let delay = self.delay() + self.pause();
             self.at(delay, Event::ToAgent(a, m, reply));
+        }
+    }
+
+    fn apply(&mut self, m: usize, entry: usize) {
+        if entry <= self.managers[m].applied {
+            return;
+        }
+        self.managers[m].applied = entry;
+        let timings = self.log[entry].clone();
+        let Some(acceptor) = &mut self.managers[m].acceptor else { return };
+        let durable = acceptor.set_timings(timings);
+        self.persist(m, durable);
+        self.forget_longer_promises(m);
+    }
+
+    fn forget_longer_promises(&mut self, m: usize) {
+        let now = self.managers[m].clock.read(self.now);
+        let shorter = self.managers[m].acceptor.as_mut().and_then(|a| a.forget_longer_promises(now));
+        self.persist(m, shorter);
+    }
+
+    fn tell(&mut self, a: usize, entry: usize) {
+        if let Some(CommittedTimings { id, timings, .. }) = self.log[entry].in_force() {
+            self.agents[a].holder.set_timings(*id, *timings);
         }
     }
 
@@ -406,6 +426,7 @@ impl World {
             self.fencing = true;
             self.free.clear();
         }
+        self.settle();
         if self.fencing {
             for m in 0..MEMBERS {
                 if !self.unreached.contains(&m) && !self.dice.chance(0.05) {
@@ -416,6 +437,53 @@ impl World {
         }
         let next = self.dice.uniform(0.1, 0.6);
         self.at(next, Event::Operator);
+    }
+
+    fn change(&mut self) {
+        let mut next = self.log[self.log.len() - 1].clone();
+        if next.committed.len() < 4 {
+            let hold = [1.5, HOLD, 4.0, 8.0][self.dice.below(4)];
+            let id = next.newest().next();
+            next.committed.push(CommittedTimings { id, profile: Profile::Normal, timings: of_hold(hold) });
+            self.append(next);
+        }
+        let next = self.dice.uniform(0.5, 8.0);
+        self.at(next, Event::Change);
+    }
+
+    /// As rule 140: when the holder has counted by the newest for longer than any older promise.
+    fn settle(&mut self) {
+        let known = &self.log[self.log.len() - 1];
+        let view = self.granted.map(|a| self.agents[a].holder.view());
+        let by_newest = view.is_some_and(|v| v.phase == Phase::Held && v.timings == known.newest());
+        let newest = known.newest();
+        self.moved = match self.moved.filter(|(id, _)| *id == newest && by_newest) {
+            None if by_newest => Some((newest, self.now)),
+            known => known,
+        };
+        let longest = known.longest_grant(self.timings.grant).as_secs_f64() * 1.1;
+        if !known.is_settled() && self.moved.is_some_and(|(_, since)| self.now - since > longest) {
+            self.keep_newest();
+        }
+    }
+
+    fn keep_newest(&mut self) {
+        let known = &self.log[self.log.len() - 1];
+        if !known.is_settled() {
+            let committed = known.in_force().into_iter().copied().collect();
+            self.append(TimingsInUse { oldest: known.newest(), committed });
+        }
+    }
+
+    /// Every host learns of it, each in its own time.
+    fn append(&mut self, next: TimingsInUse) {
+        self.log.push(next);
+        let entry = self.log.len() - 1;
+        for i in 0..MEMBERS {
+            let (apply, tell) = (self.delay() + self.pause(), self.delay() + self.pause());
+            self.at(apply, Event::Apply(i, entry));
+            self.at(tell, Event::Tell(i, entry));
+        }
     }
 
     fn freed(&mut self, m: usize, epoch: Epoch) {
@@ -481,6 +549,7 @@ impl World {
 
 struct Total {
     held: usize,
+    moves: usize,
     violations: usize,
     first: Option<String>,
 }
@@ -491,18 +560,23 @@ fn simulate(mutation: Mutation, default_runs: u64) -> Total {
         Some(seed) => seed..seed + 1,
         None => 0..number("LEASE_SIM_RUNS").unwrap_or(default_runs),
     };
-    let mut total = Total { held: 0, violations: 0, first: None };
+    let mut total = Total { held: 0, moves: 0, violations: 0, first: None };
     for seed in seeds.clone() {
         let mut world = World::new(seed, mutation);
         world.run();
         total.held += world.writable.len();
+        total.moves += world.moves;
         if let Some(what) = world.overlap() {
             total.violations += 1;
             total.first.get_or_insert_with(|| format!("seed {seed}: {what}"));
         }
     }
-    let Total { held, violations, first } = &total;
-    println!("{mutation:?}: {} runs, {held} epochs held, {violations} runs with an overlap {first:?}", seeds.count());
+    let Total { held, moves, violations, first } = &total;
+    println!(
+        "{mutation:?}: {} runs, {held} epochs held, {moves} moves to other timings, {violations} runs with an overlap \
+         {first:?}",
+        seeds.count()
+    );
     total
 }
 
@@ -512,6 +586,7 @@ fn two_epochs_never_write_at_the_same_time() {
     assert_eq!(total.first, None);
     if env::var("LEASE_SIM_SEED").is_err() {
         assert!(total.held > 5_000, "only {} epochs were held: the simulation tests too little", total.held);
+        assert!(total.moves > 1_000, "only {} moves to other timings: the simulation tests too little", total.moves);
     }
 }
 
@@ -537,4 +612,19 @@ fn a_promise_no_longer_than_the_hold_is_noticed() {
 #[test]
 fn a_seal_that_a_restart_forgets_is_noticed() {
     is_noticed(Mutation::SealNotPersisted, 1_000);
+}
+
+#[test]
+fn a_quarantine_of_the_newest_timings_only_is_noticed() {
+    is_noticed(Mutation::ShortQuarantine, 400);
+}
+
+#[test]
+fn a_promise_of_other_timings_than_those_named_is_noticed() {
+    is_noticed(Mutation::NewestPromised, 400);
+}
+
+#[test]
+fn a_holder_that_counts_by_timings_nobody_acked_is_noticed() {
+    is_noticed(Mutation::EarlySwitch, 400);
 }

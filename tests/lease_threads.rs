@@ -16,8 +16,8 @@ use std::{
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, Generation, Lsn, MemberId, Profile, Promise, TimelineId, Timings, WalPosition,
-        moment::TwoClocks, observation::Notice,
+        ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberId, Profile, Promise, TimelineId, Timings,
+        TimingsId, TimingsInUse, WalPosition, moment::TwoClocks, observation::Notice,
     },
     lease::{
         AcceptorHandle, AcceptorOptions, AcceptorThread, HolderHandle, HolderOptions, HolderThread, HolderView, Phase,
@@ -308,6 +308,81 @@ fn a_stalled_guard_stops_the_renewals_and_an_answer_resumes_them() {
     answers.store(true, Ordering::SeqCst);
     let resumed = until(&mut holder.view(), |v| v.deadline != stalled.deadline);
     assert_eq!((resumed.phase, resumed.stalled), (Phase::Held, false));
+}
+
+/// Passes on every third datagram of a holder, and all that comes back.
+fn lossy(target: SocketAddr) -> SocketAddr {
+    let (near, far) = (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    far.connect(target).unwrap();
+    let address = near.local_addr().unwrap();
+    let sender = Arc::new(Mutex::new(None));
+    let (back, known) = (near.try_clone().unwrap(), sender.clone());
+    let answers = far.try_clone().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 2_000];
+        for count in 0_u64.. {
+            let Ok((length, from)) = near.recv_from(&mut buffer) else { return };
+            *known.lock().unwrap() = Some(from);
+            if count % 3 == 2 {
+                let _ = far.send(&buffer[..length]);
+            }
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 2_000];
+        while let Ok(length) = answers.recv(&mut buffer) {
+            if let Some(to) = *sender.lock().unwrap() {
+                let _ = back.send_to(&buffer[..length], to);
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn two_of_three_datagrams_lost_to_every_manager_are_not_even_noticed() {
+    let voters = Voters::start();
+    let peers = voters.peers().into_iter().map(|(id, at)| (id, lossy(at.parse().unwrap()).to_string())).collect();
+    let (holder, deadlines) = holder(peers, secret());
+    holder.hold(Epoch(7), TimelineId(1));
+    phase(&holder, Phase::Held);
+    let end = Instant::now() + timings().hold * 5;
+    until(&mut holder.view(), |v| {
+        assert_eq!(v.phase, Phase::Held, "no lost datagram holds back the next");
+        Instant::now() > end
+    });
+    assert!(deadlines.lock().unwrap().len() > 10);
+}
+
+#[test]
+fn a_lease_moves_to_other_timings_while_it_is_held() {
+    let voters = Voters::start();
+    let (holder, _) = holder(voters.peers(), secret());
+    holder.hold(Epoch(7), TimelineId(1));
+    phase(&holder, Phase::Held);
+    let longer = Timings { hold: ms(1_200), grant: ms(1_500), ..timings() };
+    longer.check().unwrap();
+    let committed = CommittedTimings { id: TimingsId(1), profile: Profile::Normal, timings: longer };
+    holder.set_timings(committed.id, longer);
+    let counters = voters.handles[2].counters();
+    eventually("asked, and not applied yet", || counters.get(Refusal::OtherTimings) > 1);
+    assert_eq!(holder.view().borrow().timings, TimingsId::FILES);
+    for voter in &voters.handles[..2] {
+        voter.set_timings(TimingsInUse { oldest: TimingsId::FILES, committed: vec![committed] });
+    }
+    let view = until(&mut holder.view(), |v| v.timings == TimingsId(1));
+    assert_eq!(view.phase, Phase::Held);
+    let left = until(&mut holder.view(), |v| v.deadline.unwrap().holder_remaining(two_clocks()) > ms(700));
+    assert_eq!(left.timings, TimingsId(1));
+    eventually("the longer promise is on disk", || {
+        std::fs::read_to_string(voters.dirs[0].path().join("sealed")).unwrap().contains(" 1500 ")
+    });
+    // Settled: a voter that was not told does not matter, and the file's timings are out of use.
+    for voter in &voters.handles[..2] {
+        voter.set_timings(TimingsInUse { oldest: TimingsId(1), committed: vec![committed] });
+    }
+    thread::sleep(timings().hold * 2);
+    assert_eq!(holder.view().borrow().phase, Phase::Held);
 }
 
 #[test]

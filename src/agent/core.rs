@@ -12,6 +12,8 @@ mod orders;
 #[cfg(test)]
 mod tests;
 mod view;
+#[cfg(test)]
+mod walk_test;
 
 use std::time::Duration;
 

@@ -1,0 +1,233 @@
+//! Any events in any order, restarts in between: what must hold of the effects
+//! whatever happened before. `AGENT_WALK_SEED=17` walks one seed again.
+
+use std::time::Duration;
+
+use super::{lists_test::briefing, tests::*, *};
+use crate::{
+    agent::{
+        order::{Action, Order, StopMode},
+        store::Durable,
+    },
+    domain::{MemberId, Profile, TimelineId, Timings, TimingsId, moment::TwoClocks},
+    lease::message::{Body, Letter, Terms, Ticket},
+};
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+struct Walk {
+    dice: Dice,
+    core: Core,
+    /// What a restart would find.
+    on_disk: Durable,
+    ms: u64,
+    seq: u64,
+    /// The lease of these epochs was held here at some time.
+    held: std::collections::BTreeSet<Epoch>,
+    fenced_notices: u32,
+    promotions: u32,
+    answers: u32,
+}
+
+impl Walk {
+    fn new(seed: u64) -> Walk {
+        let (core, _) = agent(Durable::default(), Found::Nothing, Some(facts(false)));
+        Walk {
+            dice: Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1)),
+            core,
+            on_disk: Durable::default(),
+            ms: 0,
+            seq: 0,
+            held: [].into(),
+            fenced_notices: 0,
+            promotions: 0,
+            answers: 0,
+        }
+    }
+
+    fn run(&mut self, steps: u32) {
+        for _ in 0..steps {
+            self.ms += self.dice.below(600);
+            if self.dice.chance(3) {
+                self.restart();
+                continue;
+            }
+            let event = self.event();
+            let before = self.core.durable().clone();
+            let promised = !self.core.promiser().left(now(self.ms).clocks).is_zero();
+            if let Event::Lease(LeaseSight { epoch, phase: LeasePhase::Held, .. }) = &event {
+                self.held.insert(*epoch);
+            }
+            let effects = self.core.step(event, now(self.ms));
+            self.judge(&effects, &before, promised);
+        }
+    }
+
+    /// Kill −9, and a new start with what is on disk.
+    fn restart(&mut self) {
+        let found = match self.core.tree() {
+            Tree::Running { pid } => {
+                let remaining = Duration::from_millis(self.dice.below(2_500));
+                let armed = self.core.durable().tenure.map(|t| t.epoch).filter(|_| self.dice.chance(80));
+                Found::Running { pid, armed: armed.unwrap_or(Epoch(0)), remaining }
+            }
+            Tree::Empty | Tree::Ending => Found::Nothing,
+        };
+        let disk = (found == Found::Nothing).then(|| facts(false));
+        let before = self.on_disk.clone();
+        let me = "n1".parse().unwrap();
+        let timings = Timings::of(Profile::Normal);
+        let start = Start { me, timings, durable: before.clone(), found, disk, system: Some(SYSTEM) };
+        let (core, effects) = Core::begin(start, now(self.ms));
+        self.core = core;
+        if let Some(promise) = before.failsafe {
+            assert!(self.core.promiser().left(now(self.ms).clocks) >= promise, "a promise was forgotten");
+        }
+        self.judge(&effects, &before, false);
+    }
+
+    fn judge(&mut self, effects: &[Effect], before: &Durable, promised: bool) {
+        let durable = self.core.durable().clone();
+        assert!(durable.accepted >= before.accepted && durable.ended >= before.ended, "an epoch went back");
+        for effect in effects {
+            match effect {
+                // As the loop does it: what is written is what the rules know after the step.
+                Effect::Persist => self.on_disk = durable.clone(),
+                Effect::Notice(notice) if notice.fenced => {
+                    self.fenced_notices += 1;
+                    assert!(self.on_disk.ended >= notice.epoch, "told before it was on disk: {notice:?}");
+                    let empty = self.core.tree() == Tree::Empty;
+                    assert!(empty || !self.held.contains(&notice.epoch), "told before the tree was empty: {notice:?}");
+                }
+                Effect::Notice(notice) => {
+                    assert!(durable.ended < notice.epoch, "a crash was told of an epoch that is over");
+                    assert!(durable.tenure.is_some_and(|t| t.epoch == notice.epoch));
+                }
+                Effect::Hold(tenure) => assert!(tenure.epoch > before.ended, "an ended epoch is held again"),
+                Effect::Begin(Task::Promote(tenure)) => {
+                    self.promotions += 1;
+                    assert!(tenure.epoch > durable.ended && self.on_disk.tenure == Some(*tenure));
+                    let begun = before.tenure.is_some_and(|t| t.epoch == tenure.epoch);
+                    assert!(begun || !promised, "promoted against a promise");
+                }
+                Effect::Begin(Task::Restart { tenure, .. }) => {
+                    assert!(tenure.epoch > durable.ended, "an ended epoch is restarted in place");
+                    assert_eq!(self.on_disk.restart_intent, Some(tenure.epoch), "the intent is not on disk");
+                }
+                Effect::Answer(Letter { body: Body::FailsafeAck { promised: true, .. }, epoch }) => {
+                    self.answers += 1;
+                    assert!(self.on_disk.failsafe.is_some(), "a promise was told before it was on disk");
+                    assert!(*epoch >= durable.accepted, "a promise to help an epoch below one that is known");
+                }
+                Effect::Answer(Letter { body: Body::Nack { sealed, .. }, epoch }) => assert!(sealed > epoch),
+                _ => {}
+            }
+        }
+    }
+
+    fn epoch(&mut self) -> u64 {
+        let top = self.core.durable().accepted.0;
+        (top + self.dice.below(3)).saturating_sub(1).max(1)
+    }
+
+    fn event(&mut self) -> Event {
+        let life = self.core.life();
+        match self.dice.below(14) {
+            0 => Event::Tick,
+            1 => Event::Spawned { life: life + 1 },
+            2 => Event::Guard { life, postmaster: Postmaster::Running { pid: 42 } },
+            3 => {
+                let (tree_empty, fenced) = (self.dice.chance(80), self.dice.chance(50));
+                Event::Guard { life, postmaster: Postmaster::Gone { tree_empty, fenced, exit: "signal 9".into() } }
+            }
+            4 if self.dice.chance(30) => Event::GuardDied { life },
+            4 => Event::TreeKilled,
+            5 | 6 => self.lease(),
+            7 => {
+                let primary = self.core.durable().tenure.is_some() && self.dice.chance(70);
+                let Event::Probed { result, .. } = sight(!primary, at(if primary { 2 } else { 1 }, 200)) else {
+                    panic!()
+                };
+                Event::Probed { life, result }
+            }
+            8 | 9 => self.order(),
+            10 => {
+                let harmless = self.core.durable().tenure.is_some_and(|t| !self.held.contains(&t.epoch));
+                match self.dice.chance(70) {
+                    true => Event::Done(TaskEnd::Succeeded),
+                    false => Event::Done(TaskEnd::Failed { error: "no".into(), harmless }),
+                }
+            }
+            11 => Event::Surveyed { life, disk: facts(self.dice.chance(50)) },
+            12 => Event::Briefed(briefing(self.epoch(), 4, &[(1 + self.dice.below(3), Profile::Fast)])),
+            _ => self.failsafe(),
+        }
+    }
+
+    fn lease(&mut self) -> Event {
+        let epoch = match self.core.durable().tenure {
+            Some(tenure) if self.dice.chance(90) => tenure.epoch,
+            _ => Epoch(self.epoch()),
+        };
+        let phase = match self.dice.below(10) {
+            0 => LeasePhase::Expired,
+            1 => LeasePhase::Superseded,
+            2 => LeasePhase::Seeking,
+            _ => LeasePhase::Held,
+        };
+        let deadline = TwoClocks::default().plus(Duration::from_millis(self.ms + self.dice.below(2_500)));
+        Event::Lease(LeaseSight { epoch, phase, deadline, ..LeaseSight::default() })
+    }
+
+    fn order(&mut self) -> Event {
+        let epoch = Epoch(self.epoch());
+        let action = match self.dice.below(7) {
+            0..3 => Action::Promote { timeline: TimelineId(2), floor: at(1, 100) },
+            3 => Action::RestartInPlace { timeline: TimelineId(2) },
+            4 => Action::Stop { mode: StopMode::Fast, keep_lease: self.dice.chance(50) },
+            5 => Action::StartStandby(None),
+            _ => Action::Checkpoint,
+        };
+        Event::Order(Order { id: 1, rule: 1, epoch, system_identifier: Some(SYSTEM), action, briefing: None })
+    }
+
+    fn failsafe(&mut self) -> Event {
+        self.seq += 1;
+        let from: MemberId = ["n2", "n3"][usize::try_from(self.dice.below(2)).unwrap()].parse().unwrap();
+        let grant = Timings::of(Profile::Normal).grant;
+        let timings = TimingsId(self.dice.below(4));
+        let terms = self.dice.chance(80).then_some(Terms { timings, grant });
+        let body = Body::Failsafe { ticket: Ticket { session: 1, seq: self.seq }, members: 4, terms };
+        Event::Failsafe { from, letter: Letter { epoch: Epoch(self.epoch()), body } }
+    }
+}
+
+#[test]
+fn an_ended_epoch_is_on_disk_before_anybody_hears_of_it_and_never_used_again() {
+    let one = std::env::var("AGENT_WALK_SEED").ok().and_then(|s| s.parse::<u64>().ok());
+    let seeds = one.map_or(0..2_000, |seed| seed..seed + 1);
+    let (mut notices, mut promotions, mut answers) = (0, 0, 0);
+    for seed in seeds {
+        let mut walk = Walk::new(seed);
+        let walked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| walk.run(300)));
+        assert!(walked.is_ok(), "AGENT_WALK_SEED={seed}");
+        notices += walk.fenced_notices;
+        promotions += walk.promotions;
+        answers += walk.answers;
+    }
+    if one.is_none() {
+        let counts = (notices, promotions, answers);
+        assert!(notices > 5_000 && promotions > 5_000 && answers > 5_000, "it walked too little: {counts:?}");
+    }
+}
