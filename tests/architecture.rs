@@ -157,7 +157,7 @@ fn arrows() {
     }
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
-        agent -> config, domain, guard, layers, lease, postgres, rpc
+        agent -> config, domain, guard, layers, lease, postgres, rpc, telemetry
         cli -> admin, agent, config, demo, domain, guard, manager, routing, rpc, telemetry
         config -> domain
         demo -> rpc, telemetry

@@ -676,13 +676,15 @@ fn a_profile_is_shown_and_changed() {
         let manager = address.to_string();
         let shown = matriarch(&["profile", "--manager", &manager]);
         assert_eq!(shown.status.code(), Some(0), "{shown:?}");
-        assert_eq!(lines(&shown)[0], "profile normal, from the files of the hosts (shown: that of n1)");
+        assert_eq!(lines(&shown)[0], "profile normal, from the files of the hosts (shown: that of n#)");
         let changed = matriarch(&["profile", "fast", "--yes", "--manager", &manager, "--set", "promote_ms=20000"]);
         assert_eq!(changed.status.code(), Some(0), "{changed:?}");
-        assert_eq!(lines(&changed)[0], "profile fast, committed as timings 1");
+        assert_eq!(lines(&changed)[0], "profile fast, committed as timings #");
         let unasked = matriarch(&["profile", "fast", "--manager", &manager]);
         assert_eq!(unasked.status.code(), Some(2), "nobody was asked: {unasked:?}");
         assert_eq!(matriarch(&["profile", "fast", "--yes", "--set", "promote_ms"]).status.code(), Some(2));
+        let misspelt = matriarch(&["profile", "medium", "--yes", "--manager", &manager]);
+        assert_eq!(misspelt.status.code(), Some(2), "{misspelt:?}");
     });
     with_manager(Ok(()), Some("grant_ms: no"), |address| {
         let refused = matriarch(&["profile", "fast", "--yes", "--manager", &address.to_string()]);

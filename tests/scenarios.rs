@@ -31,7 +31,7 @@ use matriarch::{
     domain::{
         ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
         TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
-        observation::{AgentView, FenceView, LeaseView, Notice, OrderResult},
+        observation::{AgentView, FailsafeView, FenceView, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
@@ -247,7 +247,7 @@ impl World {
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),
-            failsafe: Default::default(),
+            failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
         };
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view

@@ -129,7 +129,8 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
             biased;
             wake = wakes.recv() => if let Some(wake) = wake { agent.wake(wake)? },
             ask = asks.recv() => if let Some(ask) = ask { agent.ask(ask)? },
-            question = questions.recv() => if let Some(question) = question { agent.question(question)? },
+            // Without a door there is no sender: the branch is then left out, for one that is always ready starves the rest.
+            Some(question) = questions.recv() => agent.question(question)?,
             _ = shutdown.wait_for(|stop| *stop) => break,
             ended = &mut server => {
                 ended.context("the gRPC server broke off")?.context("the gRPC server ended")?;
@@ -175,6 +176,11 @@ impl Agent {
         if let Some(in_force) = in_force {
             holder.set_timings(in_force.id, in_force.timings);
         }
+        // A fence must be as quick, and a layer end as early, as the timings in force want it, whatever the file says.
+        let mut in_use = config.clone();
+        if let Some(in_force) = in_force {
+            (in_use.cluster.profile, in_use.cluster.timings) = (in_force.profile, in_force.timings);
+        }
         let (wake_sender, wakes) = mpsc::unbounded_channel();
         let hands = Hands {
             instance,
@@ -188,13 +194,8 @@ impl Agent {
             gate: Arc::default(),
             group: guarding::group_use(local),
             measured: Arc::default(),
-            layers: start::open_layers(config, local)?,
+            layers: start::open_layers(&in_use, local)?,
         };
-        // A fence must be as quick as the timings in force want it, whatever the file says.
-        let mut in_use = config.clone();
-        if let Some(in_force) = in_force {
-            (in_use.cluster.profile, in_use.cluster.timings) = (in_force.profile, in_force.timings);
-        }
         let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
@@ -469,6 +470,7 @@ impl Agent {
             Effect::Timings(in_force) => {
                 tracing::info!(timings = %in_force.id, profile = %in_force.profile, "other timings are in force");
                 hands.holder.set_timings(in_force.id, in_force.timings);
+                hands.layers.set_timings(in_force.timings);
                 self.hands.timings = in_force.timings;
             }
             Effect::Members(members) => hands.holder.set_members(members),

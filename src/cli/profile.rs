@@ -30,6 +30,9 @@ pub(super) async fn run(args: ProfileArgs) -> Exit {
         Ok(overrides) => overrides,
         Err(problem) => return complain(&problem, exit::USAGE),
     };
+    if let Some(Err(problem)) = args.name.as_ref().map(|name| name.parse::<Profile>()) {
+        return complain(&problem, exit::USAGE);
+    }
     if args.name.is_some() && !args.yes && !io::stdin().is_terminal() {
         return complain("there is no terminal to ask for confirmation; use --yes", exit::USAGE);
     }

@@ -8,15 +8,13 @@ use super::{
 };
 use crate::domain::Timings;
 
-/// The kernel keeps the end of a set element to two of its ticks, of at most 10 ms each.
-const KERNEL_TICKS: Duration = Duration::from_millis(20);
 const STONITH_DEADLINE_MS: u64 = 30_000;
 
 pub(super) fn check(raw: Option<RawLayers>, timings: &Timings) -> Result<LayersConfig, Wrong> {
     let asked = raw.as_ref().is_some_and(|raw| raw.kernel_lease.is_some());
     let raw = raw.unwrap_or_default();
     let mut kernel_lease = mode("layers.kernel_lease", raw.kernel_lease.as_deref(), LayerMode::Automatic)?;
-    if kernel_lease != LayerMode::Off && !timings.allows_kernel_lease(KERNEL_TICKS) {
+    if kernel_lease != LayerMode::Off && !timings.allows_kernel_lease(Timings::KERNEL_TICKS) {
         if asked {
             let problem = "T_hold/(1-rho) + 20 ms <= T_grant/(1+rho) does not hold";
             return Err(Wrong::new("layers.kernel_lease", problem, "raise cluster.timings.grant_ms, or set it to off"));

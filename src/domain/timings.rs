@@ -247,6 +247,9 @@ times!(
 );
 
 impl Timings {
+    /// The kernel keeps the end of a set element to two of its ticks, of at most 10 ms each.
+    pub const KERNEL_TICKS: Duration = ms(20);
+
     /// The timings with Raft's own taken from `started`: Raft can't change them while it runs.
     pub fn with_raft_of(self, started: &Timings) -> Timings {
         let Timings { heartbeat, election_min, election_max, .. } = *started;

@@ -162,6 +162,13 @@ impl Layers {
         gate && watchdog
     }
 
+    /// Other timings are in force. Never blocks.
+    pub fn set_timings(&self, timings: Timings) {
+        if let Some(watchdog) = &self.inner.watchdog {
+            watchdog.set_timings(timings);
+        }
+    }
+
     /// Nothing of a primary can run here any more.
     pub fn stand_down(&self, left: Left) {
         self.inner.gate.down(left);

@@ -82,6 +82,7 @@ pub struct Watchdog {
 #[derive(Debug)]
 enum Order {
     Arm(Epoch, TwoClocks, Option<SyncSender<Result<(), String>>>),
+    Timings(Timings),
     Down,
     /// The process ends: stop the timer, or leave it running.
     End {
@@ -95,7 +96,8 @@ impl Watchdog {
         let required = options.mode == LayerMode::Required;
         let watchdog = Watchdog { inbox: Inbox::new(), required, works: works.clone() };
         let inbox = watchdog.inbox.clone();
-        let run = Run { options, ioctl, words, works, inbox, device: None, keep: Duration::MAX, armed: None };
+        let run =
+            Run { options, ioctl, words, works, inbox, device: None, seconds: 0, keep: Duration::MAX, armed: None };
         thread::Builder::new().name("watchdog".to_owned()).spawn(move || run.run())?;
         Ok(watchdog)
     }
@@ -116,6 +118,11 @@ impl Watchdog {
     pub(super) fn moved(&self, epoch: Epoch, deadline: TwoClocks) -> bool {
         self.inbox.moved(epoch, deadline);
         !self.required || self.works.load(Ordering::Relaxed)
+    }
+
+    /// How fresh a renewal has to be is counted anew.
+    pub(super) fn set_timings(&self, timings: Timings) {
+        self.inbox.order(Order::Timings(timings));
     }
 
     pub(super) fn down(&self, _left: Left) {
@@ -151,6 +158,8 @@ struct Run {
     works: Arc<AtomicBool>,
     inbox: Inbox<Order>,
     device: Option<File>,
+    /// The time-out it runs with.
+    seconds: u32,
     /// It is reset only while more than this of the lease is left.
     keep: Duration,
     armed: Option<(Epoch, TwoClocks)>,
@@ -166,6 +175,7 @@ impl Run {
                         let _ = reply.send(result);
                     }
                 }
+                Mail::Order(Order::Timings(timings)) => self.retime(timings),
                 Mail::Order(Order::Down) => self.down(),
                 Mail::Order(Order::End { stop }) => {
                     if stop && self.device.is_some() {
@@ -216,11 +226,13 @@ impl Run {
         let fits = match taken {
             Ok(seconds) => timings
                 .watchdog_freshness(seconds)
+                .map(|freshness| (freshness, seconds))
                 .ok_or_else(|| format!("{} takes {seconds} s at least, too long", device.display())),
             Err(error) => Err(format!("the time-out of {} can't be set ({error})", device.display())),
         };
         match fits {
-            Ok(freshness) => {
+            Ok((freshness, seconds)) => {
+                self.seconds = seconds;
                 self.keep = timings.hold.saturating_sub(freshness);
                 self.device = Some(file);
                 // Without it the next agent would only not stop a timer that this one left.
@@ -233,6 +245,26 @@ impl Run {
             Err(problem) => {
                 stop(file);
                 Err(problem)
+            }
+        }
+    }
+
+    /// The time-out that the timer runs with may be too long for other timings: a timer that would restart the host
+    /// after the promises have ended is none. A required one that doesn't work stops the renewing.
+    fn retime(&mut self, timings: Timings) {
+        self.options.timings = timings;
+        match (timings.watchdog_freshness(self.seconds), self.device.take()) {
+            (_, None) => {}
+            (Some(freshness), device) => {
+                self.keep = timings.hold.saturating_sub(freshness);
+                self.device = device;
+            }
+            (None, Some(file)) => {
+                stop(file);
+                self.works.store(false, Ordering::Relaxed);
+                let problem = format!("its time-out of {} s is too long for the timings in force", self.seconds);
+                warn!(problem, device = %self.options.device.display(), "no watchdog");
+                self.words.watchdog(&format!("unavailable: {problem}"));
             }
         }
     }

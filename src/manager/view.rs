@@ -182,7 +182,7 @@ impl ManagerHandle {
     ) -> Result<(), String> {
         let (inner, state) = (&self.manager.inner, self.state());
         let file = inner.config.cluster.timings;
-        let admit = |s: &policy::Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
+        let admit = |s: &Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
         let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
         match inner.node.propose(command).await {

@@ -196,6 +196,9 @@ fn fitness(
     if ppm != 0 || agent.clock.own_off {
         return Err(Unfit::ClockOff { ppm });
     }
+    if let Some((took, allowed)) = super::timings::slow_fence(agent, s.timings) {
+        return Err(Unfit::SlowFence { took, allowed });
+    }
     if agent.failsafe.promise_left_ms > 0 {
         return Err(Unfit::Promised { left: Duration::from_millis(agent.failsafe.promise_left_ms) });
     }
@@ -246,11 +249,20 @@ fn fitness(
 /// A holder that has lost the managers goes on while all the members it knows agree. One that it
 /// does not know of has promised it nothing, and must not follow it before it is over by itself.
 fn asked_by_the_last_holder(s: &Situation<'_>, member: &MemberId) -> Result<(), Unfit> {
-    let Lock::Fenced { previous: Some((last, _)), .. } = &s.state.lock else { return Ok(()) };
+    let Lock::Fenced { previous: Some((last, holder)), .. } = &s.state.lock else { return Ok(()) };
     let roster = &s.state.roster;
     let named = s.seals.values().map(|seal| seal.promise).filter(|p| p.epoch == *last).map(|p| p.members);
     let known = named.max().unwrap_or(0).max(roster.at_grant);
+    let over = s.seals.iter().any(|(who, seal)| {
+        let Some(agent) = &seal.agent else { return false };
+        match who == holder {
+            true => agent.fenced_epoch >= *last,
+            // All have to agree. This one takes no part in that, and has promised nothing before it was restarted.
+            false => roster.is_asked(who, known) && !agent.failsafe.enabled && agent.failsafe.promise_left_ms == 0,
+        }
+    });
     match roster.since.get(member) {
+        _ if over => Ok(()),
         Some(since) if !roster.is_asked(member, known) => Err(Unfit::NotAsked { since: *since, known }),
         Some(_) | None => Ok(()),
     }

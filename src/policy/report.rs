@@ -116,6 +116,13 @@ pub enum Unfit {
         /// By how many millionths at least, above 0 when its clocks run faster; 0: most others differ from it.
         ppm: i64,
     },
+    /// It may still write when the next one is granted: the timings have changed since its agent started.
+    SlowFence {
+        /// How long a fence took when it was measured.
+        took: Duration,
+        /// T_kill.
+        allowed: Duration,
+    },
     /// Its agent has promised the last holder, in failsafe, not to help another primary.
     Promised {
         /// Until the promise ends.
@@ -159,6 +166,12 @@ impl fmt::Display for Unfit {
             Self::ClockOff { ppm } => {
                 write!(f, "its clocks are off by {:.2} %, more than half of the bound", *ppm as f64 / 1e4)
             }
+            Self::SlowFence { took, allowed } => write!(
+                f,
+                "a fence took {} ms there, the timings in force allow {} ms",
+                took.as_millis(),
+                allowed.as_millis()
+            ),
             Self::Promised { left } => {
                 write!(f, "it agreed to the old primary going on without the managers, for another {}", seconds(left))
             }

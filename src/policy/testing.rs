@@ -11,7 +11,7 @@ use crate::{
     domain::{
         ClusterId, Epoch, Generation, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
         TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, observation::AgentView,
-        observation::FenceView, observation::LeaseView, observation::OrderResult,
+        observation::FailsafeView, observation::FenceView, observation::LeaseView, observation::OrderResult,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -169,7 +169,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),
-        failsafe: Default::default(),
+        failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
     };
     for word in words {
         apply_word(&mut view, word);

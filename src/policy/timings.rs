@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Situation, Verdict};
 use crate::{
-    domain::{MemberId, Profile, Timings},
+    domain::{MemberId, Profile, Timings, observation::AgentView},
     state::Kind,
 };
 
@@ -52,30 +52,64 @@ pub fn admit(
     }
     let timings = timings.with_raft_of(file);
     timings.check().map_err(|contradiction| contradiction.to_string())?;
-    if let Some(slow) = s.state.members.keys().find_map(|member| slow_fence(s, member, &timings)) {
-        return Err(slow);
+    if s.state.timings.in_force().is_some_and(|known| known.profile == profile && known.timings == timings) {
+        return Ok(None);
     }
-    let known = s.state.timings.in_force().is_some_and(|known| known.profile == profile && known.timings == timings);
-    Ok((!known).then_some(Kind::SetTimings { profile, timings }))
+    if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
+        return Err(problem);
+    }
+    Ok(Some(Kind::SetTimings { profile, timings }))
 }
 
-/// A host that needs longer for a fence than these timings allow could still write when the next is granted.
-fn slow_fence(s: &Situation<'_>, member: &MemberId, timings: &Timings) -> Option<String> {
-    let took = Duration::from_micros(s.seen.get(member)?.agent.as_ref()?.fence.kill_micros);
-    (took > timings.kill).then(|| {
-        format!(
-            "{member} took {} ms for a fence, these timings allow {} ms",
-            took.as_millis(),
-            timings.kill.as_millis()
-        )
-    })
+/// What a member that was seen at least once says against these timings.
+fn unprepared(s: &Situation<'_>, member: &MemberId, timings: &Timings) -> Option<String> {
+    let Some(agent) = s.seen.get(member).and_then(|seen| seen.agent.as_ref()) else {
+        return Some(format!(
+            "{member} was not heard of since the Raft leader changed, and might run a version that ends when it reads such an entry; start it, or remove it"
+        ));
+    };
+    // Manager and agent of a version that knows of timings that change have told each other of the members.
+    if agent.failsafe.members == 0 {
+        return Some(format!(
+            "{member} runs a version that can't change timings, or has not been told of the members yet; upgrade it, or ask again in a moment"
+        ));
+    }
+    slow_fence(agent, timings)
+        .map(|(took, allowed)| {
+            let (took, allowed) = (took.as_millis(), allowed.as_millis());
+            format!("{member} took {took} ms for a fence, these timings allow {allowed} ms")
+        })
+        .or_else(|| layer_of_other_timings(agent, timings).map(|problem| format!("{member} {problem}")))
+}
+
+/// A host that needs longer for a fence than these timings allow could still write when the next is granted:
+/// how long it took when it was measured, and what is allowed.
+pub(super) fn slow_fence(agent: &AgentView, timings: &Timings) -> Option<(Duration, Duration)> {
+    let took = Duration::from_micros(agent.fence.kill_micros);
+    (took > timings.kill).then_some((took, timings.kill))
+}
+
+/// A layer that would no longer end before the promises do.
+fn layer_of_other_timings(agent: &AgentView, timings: &Timings) -> Option<&'static str> {
+    let stands = |name: &str| {
+        let state = agent.layers.iter().find(|layer| layer.name == name).map_or("off", |layer| layer.state.as_str());
+        state != "off" && !state.starts_with("unavailable")
+    };
+    if stands("watchdog") {
+        // Its time-out is the device's, and how fresh a renewal has to be was counted at the agent's start.
+        return Some(
+            "uses a watchdog, which keeps the timings it was started with: change the files and restart instead",
+        );
+    }
+    let late = stands("kernel lease") && !timings.allows_kernel_lease(Timings::KERNEL_TICKS);
+    late.then_some("uses a kernel lease, and T_hold/(1-rho) + 20 ms <= T_grant/(1+rho) does not hold")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        domain::{CommittedTimings, Moment, TimingsId, TimingsInUse},
+        domain::{CommittedTimings, Moment, TimingsId, TimingsInUse, observation::LayerView},
         policy::testing::{Bench, agent, id},
     };
 
@@ -104,6 +138,9 @@ mod tests {
     #[test]
     fn other_timings_are_admitted_when_they_keep_the_inequalities() {
         let mut bench = Bench::new("granted a open 2");
+        for member in ["a", "b", "c"] {
+            bench.seen.entry(id(member)).or_default().agent = Some(agent(member, "standby 2:80"));
+        }
         let file = Timings::of(Profile::Normal);
         let ask = |bench: &Bench, profile, overrides: &[(&str, u64)]| {
             let overrides = overrides.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
@@ -126,11 +163,39 @@ mod tests {
             committed: vec![CommittedTimings { id: TimingsId(1), profile: Profile::Fast, timings }],
         };
         assert_eq!(ask(&bench, Profile::Fast, &[]), Ok(None), "asked twice");
-        let mut slow = agent("c", "standby 2:80");
-        slow.fence.kill_micros = 350_000;
-        bench.seen.entry(id("c")).or_default().agent = Some(slow);
-        assert_eq!(no(&bench, &[("promote_ms", 9_000)]), "c took 350 ms for a fence, these timings allow 300 ms");
         let running = Bench::new("granted a open 2; switchover b stop");
         assert_eq!(no(&running, &[]), "operation 1 to b is under way");
+    }
+
+    #[test]
+    fn what_a_member_can_not_keep_up_with_is_refused() {
+        let refused = |profile: Profile, change: &dyn Fn(&mut AgentView)| {
+            let mut bench = Bench::new("granted a open 2");
+            for member in ["a", "b", "c"] {
+                let mut view = agent(member, "standby 2:80");
+                if member == "c" {
+                    change(&mut view);
+                }
+                bench.seen.entry(id(member)).or_default().agent = Some(view);
+            }
+            admit(&bench.situation(), &Timings::of(Profile::Normal), profile, &BTreeMap::new())
+        };
+        let no = |profile, change: &dyn Fn(&mut AgentView)| refused(profile, change).unwrap_err();
+        assert!(refused(Profile::Fast, &|_| ()).is_ok());
+        let slow = no(Profile::Fast, &|view| view.fence.kill_micros = 350_000);
+        assert_eq!(slow, "c took 350 ms for a fence, these timings allow 300 ms");
+        assert!(refused(Profile::Normal, &|view| view.fence.kill_micros = 350_000).is_ok());
+        let old = no(Profile::Fast, &|view| view.failsafe.members = 0);
+        assert!(old.starts_with("c runs a version that can't change timings"), "{old}");
+        let layer = |name: &str, state: &str| LayerView { name: name.into(), state: state.into() };
+        let watchdog = |state: &str| no(Profile::Slow, &|view| view.layers = vec![layer("watchdog", state)]);
+        assert!(watchdog("ready").starts_with("c uses a watchdog") && watchdog("failed: x").contains("watchdog"));
+        let without = |state: &str| refused(Profile::Slow, &|view| view.layers = vec![layer("watchdog", state)]);
+        assert!(without("off").is_ok() && without("unavailable: there is no /dev/watchdog").is_ok());
+        assert!(refused(Profile::Fast, &|view| view.layers = vec![layer("kernel lease", "active")]).is_ok());
+
+        let unseen = Bench::new("granted a open 2");
+        let text = admit(&unseen.situation(), &Timings::of(Profile::Normal), Profile::Fast, &BTreeMap::new());
+        assert!(text.unwrap_err().contains("was not heard of"));
     }
 }

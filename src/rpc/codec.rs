@@ -1,5 +1,7 @@
 //! Commands and state as they stand in the Raft log and in snapshots.
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 
 use super::{
@@ -195,9 +197,15 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             })
         }
     };
+    let members: BTreeMap<MemberId, Member> = raw.members.into_iter().map(decode_member).collect::<Result<_>>()?;
+    // The first timeline is that of genesis; each grant reserves another.
+    let roster = match raw.roster {
+        Some(roster) => decode_roster(roster)?,
+        None => Roster::of_founded(members.keys(), raw.lineage.len() > 1),
+    };
     Ok(ClusterState {
         identity,
-        members: raw.members.into_iter().map(decode_member).collect::<Result<_>>()?,
+        members,
         initializer: optional_member(&raw.initializer)?,
         system_identifier: (raw.system_identifier != 0).then_some(raw.system_identifier),
         epoch: Epoch(raw.epoch),
@@ -213,18 +221,23 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .collect(),
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
-        roster: raw.roster.map(decode_roster).transpose()?.unwrap_or_default(),
+        roster,
     })
 }
 
 fn encode_roster(roster: &Roster) -> v1::Roster {
     let since = roster.since.iter().map(|(id, version)| (id.to_string(), *version));
-    v1::Roster { version: roster.version, since: since.collect(), at_grant: roster.at_grant }
+    v1::Roster { version: roster.version, since: since.collect(), at_grant: roster.at_grant, granted: roster.granted }
 }
 
 fn decode_roster(raw: v1::Roster) -> Result<Roster> {
     let since = raw.since.into_iter().map(|(id, version)| Ok((member_id(&id)?, version)));
-    Ok(Roster { version: raw.version, since: since.collect::<Result<_>>()?, at_grant: raw.at_grant })
+    Ok(Roster {
+        version: raw.version,
+        since: since.collect::<Result<_>>()?,
+        at_grant: raw.at_grant,
+        granted: raw.granted,
+    })
 }
 
 fn encode_member(id: &MemberId, member: &Member) -> v1::Member {

@@ -109,7 +109,7 @@ impl ClusterState {
         }
         let timeline = self.highest_timeline().next();
         self.lineage.push(TimelineRecord { timeline, epoch, switch: None });
-        self.roster.at_grant = self.roster.version;
+        self.roster.grant();
         self.keep_newest_timings();
         self.lock = Lock::Granted {
             epoch,
@@ -136,6 +136,7 @@ impl ClusterState {
         *phase = GrantPhase::Promoted;
         *switch_lsn = at.lsn;
         let epoch = *epoch;
+        self.roster.taken();
         for record in &mut self.lineage {
             if record.timeline == on {
                 record.switch = Some(at);

@@ -14,11 +14,23 @@ pub struct Roster {
     pub version: u64,
     /// The version each member came with, or came back with as another host.
     pub since: BTreeMap<MemberId, u64>,
-    /// The version when the lock was granted last: its holder knows that one.
+    /// The version when the lock was granted last: a holder that has taken it knows that one.
+    pub granted: u64,
+    /// Nobody who may still hold a lease was granted with an older version: that of the last grant which is known to
+    /// have been taken. A grant that nobody took says nothing of the holder before it.
     pub at_grant: u64,
 }
 
 impl Roster {
+    /// That of a state which was stored before there was one: the list is that of genesis. What replaying the log
+    /// comes to, so that all hosts count alike whichever of both they started from.
+    pub fn of_founded<'a>(members: impl Iterator<Item = &'a MemberId>, granted: bool) -> Roster {
+        let since: BTreeMap<MemberId, u64> = members.map(|member| (member.clone(), 1)).collect();
+        let version = u64::from(!since.is_empty());
+        let granted = if granted { version } else { 0 };
+        Roster { version, since, granted, at_grant: granted }
+    }
+
     /// Takes note of a change of the list, whatever command brought it.
     pub(super) fn follow(&mut self, before: &BTreeMap<MemberId, Member>, after: &BTreeMap<MemberId, Member>) {
         if before == after {
@@ -30,6 +42,19 @@ impl Roster {
         for (member, _) in came {
             self.since.insert(member.clone(), self.version);
         }
+    }
+
+    /// The lock is granted. Whoever held it before may go on in failsafe until this grant is taken.
+    pub(super) fn grant(&mut self) {
+        self.granted = self.version;
+        if self.at_grant == 0 {
+            self.at_grant = self.version;
+        }
+    }
+
+    /// The grant was taken: its agent was free of promises then, and so everybody before has ended.
+    pub(super) fn taken(&mut self) {
+        self.at_grant = self.granted;
     }
 
     /// A holder whose list has this version asks this member too, if it must go on without the managers.
@@ -60,6 +85,19 @@ mod tests {
             agent: format!("h{node}:7401"),
         };
         names.iter().map(|(name, node)| (name.parse().unwrap(), member(*node))).collect()
+    }
+
+    #[test]
+    fn a_grant_that_nobody_took_says_nothing_of_the_holder_before_it() {
+        let mut roster = Roster { version: 7, ..Roster::default() };
+        roster.grant();
+        assert_eq!(roster.at_grant, 7, "there was nobody before");
+        roster.taken();
+        roster.version = 8;
+        roster.grant();
+        assert_eq!(roster.at_grant, 7, "the holder with list 7 may go on by its word");
+        roster.taken();
+        assert_eq!(roster.at_grant, 8);
     }
 
     #[test]

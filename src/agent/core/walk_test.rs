@@ -33,6 +33,8 @@ struct Walk {
     on_disk: Durable,
     ms: u64,
     seq: u64,
+    /// The epoch whose lease this start of the agent was told to seek: the holder speaks of no other.
+    asked: Option<Epoch>,
     /// The lease of these epochs was held here at some time.
     held: std::collections::BTreeSet<Epoch>,
     fenced_notices: u32,
@@ -49,6 +51,7 @@ impl Walk {
             on_disk: Durable::default(),
             ms: 0,
             seq: 0,
+            asked: None,
             held: [].into(),
             fenced_notices: 0,
             promotions: 0,
@@ -91,6 +94,7 @@ impl Walk {
         let start = Start { me, timings, durable: before.clone(), found, disk, system: Some(SYSTEM) };
         let (core, effects) = Core::begin(start, now(self.ms));
         self.core = core;
+        self.asked = None;
         if let Some(promise) = before.failsafe {
             assert!(self.core.promiser().left(now(self.ms).clocks) >= promise, "a promise was forgotten");
         }
@@ -114,10 +118,16 @@ impl Walk {
                     assert!(durable.ended < notice.epoch, "a crash was told of an epoch that is over");
                     assert!(durable.tenure.is_some_and(|t| t.epoch == notice.epoch));
                 }
-                Effect::Hold(tenure) => assert!(tenure.epoch > before.ended, "an ended epoch is held again"),
+                Effect::Hold(tenure) => {
+                    self.asked = Some(tenure.epoch);
+                    assert!(tenure.epoch > before.ended, "an ended epoch is held again");
+                }
                 Effect::Begin(Task::Promote(tenure)) => {
                     self.promotions += 1;
-                    assert!(tenure.epoch > durable.ended && self.on_disk.tenure == Some(*tenure));
+                    self.asked = Some(tenure.epoch);
+                    let on_disk = (self.on_disk.ended, self.on_disk.tenure);
+                    assert_eq!(on_disk, (before.ended, Some(*tenure)), "begun before it was on disk");
+                    assert!(tenure.epoch > durable.ended, "an ended epoch is promoted: {effects:?}");
                     let begun = before.tenure.is_some_and(|t| t.epoch == tenure.epoch);
                     assert!(begun || !promised, "promoted against a promise");
                 }
@@ -145,16 +155,17 @@ impl Walk {
         let life = self.core.life();
         match self.dice.below(14) {
             0 => Event::Tick,
-            1 => Event::Spawned { life: life + 1 },
-            2 => Event::Guard { life, postmaster: Postmaster::Running { pid: 42 } },
-            3 => {
+            // Mostly what makes a standby that answers, or nothing would ever be promoted.
+            1 if self.core.tree() == Tree::Empty || self.dice.chance(10) => Event::Spawned { life: life + 1 },
+            1 | 2 => Event::Guard { life, postmaster: Postmaster::Running { pid: 42 } },
+            3 if self.dice.chance(40) => {
                 let (tree_empty, fenced) = (self.dice.chance(80), self.dice.chance(50));
                 Event::Guard { life, postmaster: Postmaster::Gone { tree_empty, fenced, exit: "signal 9".into() } }
             }
-            4 if self.dice.chance(30) => Event::GuardDied { life },
-            4 => Event::TreeKilled,
+            4 if self.dice.chance(10) => Event::GuardDied { life },
+            4 if self.dice.chance(10) => Event::TreeKilled { life },
             5 | 6 => self.lease(),
-            7 => {
+            3 | 4 | 7 => {
                 let primary = self.core.durable().tenure.is_some() && self.dice.chance(70);
                 let Event::Probed { result, .. } = sight(!primary, at(if primary { 2 } else { 1 }, 200)) else {
                     panic!()
@@ -171,15 +182,14 @@ impl Walk {
             }
             11 => Event::Surveyed { life, disk: facts(self.dice.chance(50)) },
             12 => Event::Briefed(briefing(self.epoch(), 4, &[(1 + self.dice.below(3), Profile::Fast)])),
-            _ => self.failsafe(),
+            // A promise of failsafe keeps promotions away for seconds.
+            _ if self.dice.chance(20) => self.failsafe(),
+            _ => Event::Tick,
         }
     }
 
     fn lease(&mut self) -> Event {
-        let epoch = match self.core.durable().tenure {
-            Some(tenure) if self.dice.chance(90) => tenure.epoch,
-            _ => Epoch(self.epoch()),
-        };
+        let Some(epoch) = self.asked else { return Event::Tick };
         let phase = match self.dice.below(10) {
             0 => LeasePhase::Expired,
             1 => LeasePhase::Superseded,
@@ -228,6 +238,7 @@ fn an_ended_epoch_is_on_disk_before_anybody_hears_of_it_and_never_used_again() {
     }
     if one.is_none() {
         let counts = (notices, promotions, answers);
-        assert!(notices > 5_000 && promotions > 5_000 && answers > 5_000, "it walked too little: {counts:?}");
+        println!("{counts:?} notices, promotions, answers in failsafe");
+        assert!(notices > 200 && promotions > 200 && answers > 200, "it walked too little: {counts:?}");
     }
 }
