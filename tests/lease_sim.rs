@@ -128,6 +128,8 @@ struct World {
     cut: BTreeSet<(usize, usize)>,
     /// In half the seeds the network loses every Nack.
     nacks: bool,
+    /// The timings change. Epochs last longer then, or none would live to see a change.
+    changing: bool,
     epoch: Epoch,
     fencing: bool,
     free: BTreeSet<usize>,
@@ -167,6 +169,7 @@ impl World {
             })
             .collect();
         let nacks = dice.chance(0.5);
+        let changing = mutation.is_of_timings() || (mutation == Mutation::None && !seed.is_multiple_of(2));
         let mut world = Self {
             mutation,
             dice,
@@ -179,6 +182,7 @@ impl World {
             managers,
             cut: BTreeSet::new(),
             nacks,
+            changing,
             epoch: Epoch(0),
             fencing: false,
             free: BTreeSet::new(),
@@ -189,7 +193,7 @@ impl World {
             moves: 0,
             writable: BTreeMap::new(),
         };
-        if mutation.is_of_timings() || (mutation == Mutation::None && !seed.is_multiple_of(2)) {
+        if changing {
             world.at(2.0, Event::Change);
         }
         (0..MEMBERS).for_each(|m| world.restart(m));
@@ -340,8 +344,14 @@ impl World {
             left_behind = Durable { grant: newest.timings.grant, oldest: newest.id, ..left_behind };
         }
         let mut acceptor = Acceptor::new(grant, left_behind, start);
-        acceptor.set_timings(applied);
+        // What is left behind and what the log says of timings are two nets: a start is a change of membership, too.
+        if let Some(newest) = applied.in_force().filter(|_| self.mutation == Mutation::ShortQuarantine) {
+            acceptor.set_timings(TimingsInUse { oldest: newest.id, committed: vec![*newest] });
+        } else {
+            acceptor.set_timings(applied.clone());
+        }
         acceptor.set_membership(Membership::simple(1, self.names.iter().cloned()), start);
+        acceptor.set_timings(applied);
         // The log behind a voter is a second net under the durable seal; here the seal stands alone.
         acceptor.set_applied(Epoch(0));
         manager.acceptor = Some(acceptor);
@@ -373,7 +383,7 @@ impl World {
             return;
         }
         let Some(reply) = response.reply else { return };
-        let nack = matches!(reply.body, matriarch::lease::message::Body::Nack { .. });
+        let nack = matches!(reply.body, Body::Nack { .. });
         if (self.nacks || !nack) && self.linked(MEMBERS + m, a) {
             let delay = self.delay() + self.pause();
             self.at(delay, Event::ToAgent(a, m, reply));
@@ -421,7 +431,8 @@ impl World {
     // ---- the decisions, here of one sequencer that never fails ------------------------------
 
     fn operator(&mut self) {
-        if !self.fencing && self.dice.chance(0.5) {
+        let often = if self.changing { 0.05 } else { 0.5 };
+        if !self.fencing && self.dice.chance(often) {
             self.epoch = self.epoch.next();
             self.fencing = true;
             self.free.clear();
@@ -447,7 +458,7 @@ impl World {
             next.committed.push(CommittedTimings { id, profile: Profile::Normal, timings: of_hold(hold) });
             self.append(next);
         }
-        let next = self.dice.uniform(0.5, 8.0);
+        let next = self.dice.uniform(0.3, 4.0);
         self.at(next, Event::Change);
     }
 

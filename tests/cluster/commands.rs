@@ -1,16 +1,16 @@
-//! Switchovers and failovers that an operator asks for.
+//! Switchovers, failovers and other timings that an operator asks for.
 
-use std::time::Instant;
+use std::{process::Command, time::Instant};
 
 use matriarch::{
-    demo::rig::{ROUTED, Rig},
+    demo::rig::{ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
 use nix::sys::signal::Signal;
 
 use crate::{
     failovers::STREAMED,
-    stage::{HEAL, Promise, SOON, Step, others, seen_down},
+    stage::{EXE, HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
 pub const STEPS: &[Step] = &[
@@ -18,6 +18,7 @@ pub const STEPS: &[Step] = &[
     ("switchover_to_a_dead_target_is_refused_or_rolled_back", switchover_to_a_dead_target_is_refused_or_rolled_back),
     ("switchover_to_a_target_that_hangs_is_rolled_back", switchover_to_a_target_that_hangs_is_rolled_back),
     ("failover_by_command", failover_by_command),
+    ("other_profiles_there_and_back_no_failed_write", other_profiles_there_and_back_no_failed_write),
 ];
 
 /// There and back: to a named candidate, then to one that the leader chooses.
@@ -92,4 +93,45 @@ fn failover_by_command(rig: &Rig, before: &StatusReply) -> Promise {
     assert_eq!(after.primary, *candidate);
     assert!(after.epoch > before.epoch);
     Promise::asynchronous(fault, fault - STREAMED).ended(server)
+}
+
+/// `matriarch profile`, as JSON or as what it says of a refusal.
+fn profile(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
+    let config = rig.config("n1").unwrap();
+    let output = Command::new(EXE).arg("profile").args(words).arg("--json").arg("--config").arg(config).output();
+    let output = output.unwrap();
+    match output.status.success() {
+        true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// Longer promises and shorter ones again, while clients write. One manager is stopped for the way to the longer ones: it
+/// acks nothing that it hasn't applied, and catches up.
+fn other_profiles_there_and_back_no_failed_write(rig: &Rig, before: &StatusReply) -> Promise {
+    let began = Instant::now();
+    let refused = profile(rig, &["fast", "--yes", "--set", "hold_ms=9000"]).unwrap_err();
+    assert!(refused.contains("profile fast refused: grant_ms: T_grant >="), "{refused}");
+
+    let behind = others(rig, &[&before.leader, &before.primary])[0].clone();
+    let manager = rig.pid(&behind, Role::Manager).unwrap();
+    rig.signal(manager, Signal::SIGSTOP).unwrap();
+    let timings = ["--set", "primary_start_ms=10000", "--set", "stop_ms=8000", "--set", "promote_ms=15000"];
+    let put = |name: &str| profile(rig, &[&[name, "--yes"], &timings[..]].concat()).unwrap();
+    let slow = put("slow");
+    assert_eq!((&slow["profile"], &slow["timings"]), (&"slow".into(), &1.into()), "{slow}");
+    until("slow is settled", HEAL, || profile(rig, &[]).unwrap()["settled"] == true);
+    rig.signal(manager, Signal::SIGCONT).unwrap();
+    let between = rig.healthy(HEAL).unwrap();
+    assert_eq!((&between.primary, between.epoch, &*between.profile), (&before.primary, before.epoch, "slow"));
+
+    let normal = put("normal");
+    assert_eq!(
+        (&normal["profile"], &normal["timings"], &normal["settled"]),
+        (&"normal".into(), &2.into(), &false.into())
+    );
+    until("normal is settled", HEAL, || profile(rig, &[]).unwrap()["settled"] == true);
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch, &*after.profile), (&before.primary, before.epoch, "normal"));
+    Promise::no_failed_write(began)
 }

@@ -28,6 +28,10 @@ pub fn check(world: &mut World) {
                 world.sky.told.by_hand_since.remove(&i);
                 ended(world, i, since);
             }
+            // Known: it is looked for only when nobody works on the directory any more.
+            (true, Some(_)) if host.agent.as_ref().is_some_and(|a| a.works_on_the_directory()) => {
+                world.sky.told.by_hand_since.insert(i, now);
+            }
             (true, Some(_)) | (false, None) => {}
         }
     }

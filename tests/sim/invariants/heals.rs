@@ -3,6 +3,7 @@
 
 use matriarch::{
     domain::Timings,
+    policy::Hold,
     state::{GrantPhase, Lock},
 };
 
@@ -29,4 +30,15 @@ pub fn open_primary(world: &World) -> Option<usize> {
     let others = (0..world.hosts.len()).filter(|o| *o != i);
     let alone = others.into_iter().all(|o| world.hosts[o].postgres.as_ref().is_none_or(|p| !p.writable()));
     (writes && alone && state.operation.is_none()).then_some(i)
+}
+
+/// The last primary has the only data on the cluster's history, and its manager lost its directory: nobody can be promoted
+/// until somebody takes that manager in.
+pub fn waits_for_a_lost_manager(world: &World) -> bool {
+    let Some(state) = world.sky.told.state() else { return false };
+    let Lock::Fenced { previous: Some((_, last)), .. } = &state.lock else { return false };
+    let behind = |hold: &Hold| hold.to_string().matches("is not on the cluster's history").count();
+    let leader = world.hosts.iter().filter_map(|h| h.manager.as_ref()).find(|m| m.leads());
+    let all_others = leader.is_some_and(|m| m.holds.iter().any(|hold| behind(hold) == world.hosts.len() - 1));
+    world.hosts[world.sky.index(last)].disks.manager_lost && all_others
 }
