@@ -55,8 +55,8 @@ pub struct Ground {
     pub env: Vec<(String, String)>,
     /// Each host gets a control group of its own below this directory of the v2 hierarchy.
     pub cgroups: Option<PathBuf>,
-    /// These groups are delegated, as systemd's units have it: the guard then kills with one write.
-    pub delegate: bool,
+    /// As systemd's units have it: these groups are delegated, and the agent has its capabilities.
+    pub as_units: bool,
     /// The demo's own clients don't write: the caller has others.
     pub quiet: bool,
 }
@@ -115,7 +115,7 @@ impl Unstarted {
             exe: exe.to_owned(),
             env: ground.env,
             cgroups: ground.cgroups,
-            delegate: ground.delegate,
+            as_units: ground.as_units,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

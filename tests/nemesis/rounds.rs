@@ -113,12 +113,12 @@ impl Stage {
     ///
     /// # Errors
     /// It doesn't become healthy.
-    pub fn raise(wanted: &Wanted, kernel_lease: bool) -> Result<Stage> {
+    pub fn raise(wanted: &Wanted) -> Result<Stage> {
         let hosts = Hosts::raise(wanted)?;
         let primary = hosts.rig.healthy(HEAL)?.primary;
         let workload = Workload::start(&hosts.rig, &primary)?;
         let t = timings(&wanted.profile);
-        let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease };
+        let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease: false };
         Ok(Stage { hosts, workload, wanted: wanted.clone(), limits })
     }
 
@@ -304,6 +304,7 @@ impl Stage {
             hold_ms: hold.as_millis() as u64,
             profile: self.wanted.profile.clone(),
             kill: kills_by(before, &done.host),
+            kernel_lease: has_kernel_lease(before, &done.host),
             primary: (before.primary.clone(), after.primary.clone()),
             leader: (before.leader.clone(), after.leader.clone()),
             epoch: (before.epoch, after.epoch),
@@ -339,19 +340,18 @@ impl Stage {
 
     /// Acknowledgements by a server that was replaced, and what is left of two writers without the excused ones.
     fn stale(&self, fault: &Fault, seen: &Seen, acks: &[Ack]) -> Stale {
-        let holes = fault.holes(seen.done.at, seen.undone_at, &self.limits);
-        let hole = |ack: &Ack| match (ack.client.commit, ack.client.route) {
-            (Commit::On, Route::Local) => holes.local,
-            (Commit::On, _) => holes.tcp,
-            _ => holes.own,
+        let limits = Limits { kernel_lease: has_kernel_lease(&seen.before, &seen.done.host), ..self.limits };
+        let holes = fault.holes(seen.done.at, seen.undone_at, &limits);
+        let hole = |ack: &Ack| {
+            let by_route = if ack.client.route == Route::Local { holes.local } else { holes.tcp };
+            if ack.client.commit == Commit::On { by_route } else { holes.own.or(by_route) }
         };
-        let in_hole = |ack: &Ack| hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to);
-        // A session's own synchronous_commit is judged apart: a server promoted by hand has only such.
-        let (as_configured, own): (Vec<&Ack>, Vec<&Ack>) = acks.iter().partition(|a| a.client.commit == Commit::On);
-        let all: Vec<&Ack> = [as_configured, own].into_iter().flat_map(checker::stale).collect();
-        let excused: HashSet<(&str, i64)> =
-            all.iter().filter(|a| in_hole(a)).map(|a| (a.client.name.as_str(), a.seq)).collect();
-        let rest = acks.iter().filter(|a| !excused.contains(&(a.client.name.as_str(), a.seq)));
+        // A hole is one of the host that was hit.
+        let hit = self.hosts.rig.contact(&seen.done.host).map(|c| c.address).unwrap_or_default();
+        let in_hole = |ack: &Ack| {
+            ack.life.server == hit && hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to)
+        };
+        let (all, unexcused) = checker::past_holes(acks, in_hole);
         let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
         Stale {
             counts: (
@@ -360,7 +360,7 @@ impl Stage {
                 count(&|a| a.client.commit != Commit::On),
             ),
             until: all.iter().map(|a| a.certain).max(),
-            unexcused: checker::two_writers(rest),
+            unexcused,
         }
     }
 }
@@ -390,6 +390,12 @@ pub fn keep_logs(hosts: &Hosts, to: &Path) {
 
 fn ms(micros: Micros) -> f64 {
     micros as f64 / 1e3
+}
+
+/// The kernel lease protects that host, by its own word.
+fn has_kernel_lease(status: &StatusReply, host: &str) -> bool {
+    let member = status.members.iter().find(|m| m.member == host);
+    member.is_some_and(|m| m.layers.iter().any(|l| l.name == "kernel lease" && l.state == "active"))
 }
 
 /// How the guard of that host kills, by its own word.
