@@ -153,8 +153,14 @@ pub struct Lost<'a> {
     pub unexcused: Option<&'static str>,
 }
 
-/// Acknowledged rows that are not in `present`, each with whether that is excused.
-pub fn lost<'a>(acks: &'a [Ack<'a>], present: &HashSet<(String, i64)>, excuse: Excuse) -> Vec<Lost<'a>> {
+/// Acknowledged rows that are not in `present`, each with whether that is excused. Those of a documented hole are:
+/// nobody holds a lease for them.
+pub fn lost<'a>(
+    acks: &'a [Ack<'a>],
+    present: &HashSet<(String, i64)>,
+    excuse: Excuse,
+    in_hole: impl Fn(&Ack) -> bool,
+) -> Vec<Lost<'a>> {
     let newest = acks.iter().map(|a| (a.life.timeline, a.life.started.clone())).max();
     let mut gone: Vec<&Ack> = acks.iter().filter(|a| !present.contains(&(a.client.name.clone(), a.seq))).collect();
     gone.sort_by_key(|a| a.received);
@@ -173,6 +179,7 @@ pub fn lost<'a>(acks: &'a [Ack<'a>], present: &HashSet<(String, i64)>, excuse: E
             let replaced = newest.as_ref().is_some_and(|(timeline, _)| ack.life.timeline < *timeline);
             let died = newest.as_ref().is_some_and(|n| (ack.life.timeline, ack.life.started.clone()) < *n);
             let unexcused = match excuse {
+                _ if in_hole(ack) => None,
                 _ if survived_later.contains(&(ack.client.name.as_str(), &*ack.life)) => {
                     Some("a later row of the same client and server survived")
                 }
@@ -312,7 +319,7 @@ mod tests {
         ]);
         let acks = acks(&clients, &list, &[]);
         let judge = |present: &[(&str, i64)], excuse| -> Vec<Option<&'static str>> {
-            lost(&acks, &rows(present), excuse).iter().map(|l| l.unexcused).collect()
+            lost(&acks, &rows(present), excuse, |_| false).iter().map(|l| l.unexcused).collect()
         };
         let since = Excuse::Replaced(45_000);
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3), ("local", 4)], Excuse::None).is_empty());
@@ -327,5 +334,8 @@ mod tests {
         // The last server still runs.
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3)], since)[0].unwrap().contains("replaced"));
         assert_eq!(judge(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)], Excuse::Replaced(0)), [None]);
+        let present = rows(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)]);
+        let in_hole = lost(&acks, &present, Excuse::None, |a| a.client.commit == Commit::Off);
+        assert_eq!(in_hole.iter().map(|l| l.unexcused).collect::<Vec<_>>(), [None]);
     }
 }

@@ -455,8 +455,12 @@ impl Fault {
             Kind::HandStart => self.start_by_hand(hosts, host, false),
             Kind::HandStartPromote => self.start_by_hand(hosts, host, true),
             Kind::Switchover | Kind::Failover => {
-                let reply =
-                    if self.kind == Kind::Switchover { hosts.rig.switchover("")? } else { hosts.rig.failover("")? };
+                // A failover by command must say to whom.
+                let candidate = dice.shuffled(hosts.others(host)).swap_remove(0);
+                let reply = match self.kind {
+                    Kind::Switchover => hosts.rig.switchover("")?,
+                    _ => hosts.rig.failover(&candidate)?,
+                };
                 ensure!(reply.accepted, "refused: {}", reply.reason);
                 let ended = hosts.rig.finished(reply.id, Duration::from_secs(60))?;
                 ensure!(ended.succeeded, "it failed: {}", ended.reason);

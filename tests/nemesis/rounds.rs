@@ -81,7 +81,7 @@ struct Seen {
     phases: Vec<String>,
 }
 
-/// What a server acknowledged after it had been replaced.
+/// What a server acknowledged in a documented hole while another one did.
 struct Stale {
     /// To sessions as configured over TCP, over a unix socket, and to the others.
     counts: (usize, usize, usize),
@@ -241,13 +241,14 @@ impl Stage {
         let disturbed: Vec<_> = done.disturbed(*healed_at).into_iter().collect();
         let acks = checker::acks(clients, &seen.attempts, &disturbed);
         let reigns = checker::reigns(&acks);
-        let stale = self.stale(fault, &seen, &acks);
+        let in_hole = self.hole(fault, &seen);
+        let stale = stale(&acks, &in_hole);
         let changed = before.epoch != after.epoch;
         let excuse = match fault.is_planned() {
             true => Excuse::None,
             false => Excuse::Replaced(done.at.saturating_sub(STREAMED)),
         };
-        let lost = checker::lost(&acks, &seen.rows, excuse);
+        let lost = checker::lost(&acks, &seen.rows, excuse, &in_hole);
         let lag = self.workload.lag();
 
         let mut failures = seen.complaints.clone();
@@ -338,30 +339,31 @@ impl Stage {
         }
     }
 
-    /// Acknowledgements by a server that was replaced, and what is left of two writers without the excused ones.
-    fn stale(&self, fault: &Fault, seen: &Seen, acks: &[Ack]) -> Stale {
+    /// Whether an acknowledgement was given in a documented hole, which is one of the host that was hit.
+    fn hole(&self, fault: &Fault, seen: &Seen) -> impl Fn(&Ack) -> bool + use<> {
         let limits = Limits { kernel_lease: has_kernel_lease(&seen.before, &seen.done.host), ..self.limits };
         let holes = fault.holes(seen.done.at, seen.undone_at, &limits);
-        let hole = |ack: &Ack| {
-            let by_route = if ack.client.route == Route::Local { holes.local } else { holes.tcp };
-            if ack.client.commit == Commit::On { by_route } else { holes.own.or(by_route) }
-        };
-        // A hole is one of the host that was hit.
         let hit = self.hosts.rig.contact(&seen.done.host).map(|c| c.address).unwrap_or_default();
-        let in_hole = |ack: &Ack| {
-            ack.life.server == hit && hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to)
-        };
-        let (all, unexcused) = checker::past_holes(acks, in_hole);
-        let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
-        Stale {
-            counts: (
-                count(&|a| a.client.commit == Commit::On && a.client.route != Route::Local),
-                count(&|a| a.client.commit == Commit::On && a.client.route == Route::Local),
-                count(&|a| a.client.commit != Commit::On),
-            ),
-            until: all.iter().map(|a| a.certain).max(),
-            unexcused,
+        move |ack: &Ack| {
+            let by_route = if ack.client.route == Route::Local { holes.local } else { holes.tcp };
+            let hole = if ack.client.commit == Commit::On { by_route } else { holes.own.or(by_route) };
+            ack.life.server == hit && hole.is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to)
         }
+    }
+}
+
+/// Acknowledgements in a documented hole, and what is left of two writers without them.
+fn stale(acks: &[Ack], in_hole: impl Fn(&Ack) -> bool) -> Stale {
+    let (all, unexcused) = checker::past_holes(acks, in_hole);
+    let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
+    Stale {
+        counts: (
+            count(&|a| a.client.commit == Commit::On && a.client.route != Route::Local),
+            count(&|a| a.client.commit == Commit::On && a.client.route == Route::Local),
+            count(&|a| a.client.commit != Commit::On),
+        ),
+        until: all.iter().map(|a| a.certain).max(),
+        unexcused,
     }
 }
 
