@@ -76,6 +76,12 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     match tokio::time::timeout(limit, peer.report(timed(request, limit))).await {
         Ok(Ok(reply)) => {
             let reply = reply.into_inner();
+            for (node, floor) in reply.floors.iter().copied().map(convert::floor_of) {
+                inner.node.learn_floor(node, floor);
+            }
+            if !reply.forgot.is_empty() {
+                inner.forgot.send_replace(format!("the Raft leader {leader} says: {}", reply.forgot));
+            }
             let standbys = reply.standbys.into_iter();
             let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
             let ready = reply.primary_ready.then_some(Epoch(reply.epoch));
