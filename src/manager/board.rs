@@ -63,8 +63,8 @@ impl Facts {
         let node =
             |(id, m): &(MemberId, Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
         Self {
-            // Until the log has been looked at: the members that found it.
-            group: GroupView::settled(0, founding.members.iter().map(node)),
+            // Until the log has been looked at: the first entry, with the members that found the cluster.
+            group: GroupView::settled(1, founding.members.iter().map(node)),
             seen: BTreeMap::new(),
             notices: BTreeMap::new(),
             seals: BTreeMap::new(),
