@@ -16,13 +16,13 @@ use crate::{
     state::{GrantPhase, Lock},
 };
 
-/// Rule 610.
+/// Rule 450.
 pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| s.group.group.is_joint())?;
     Some(step(s, GroupStep::Settle))
 }
 
-/// Rule 620.
+/// Rule 460.
 pub fn add_learner(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| !s.group.group.is_joint())?;
     let missing =
@@ -32,7 +32,7 @@ pub fn add_learner(s: &Situation<'_>) -> Option<Verdict> {
     Some(step(s, GroupStep::AddLearner { node: wanted.node, of }))
 }
 
-/// Rule 630.
+/// Rule 470.
 pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| !s.group.group.is_joint())?;
     let present = s.group.group.voters.first()?;
@@ -64,7 +64,7 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     Some(step(s, GroupStep::Join { voters }))
 }
 
-/// Rule 640.
+/// Rule 480.
 pub fn drop_node(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| !s.group.group.is_joint())?;
     let wanted: BTreeSet<NodeId> = s.state.members.values().map(|m| m.node).collect();

@@ -41,11 +41,11 @@ fn step_of(bench: &Bench) -> Result<(u32, GroupStep), String> {
 fn a_replaced_node_comes_in_step_by_step_and_the_old_one_goes_with_the_last() {
     let mut bench = replacing();
     let of = GroupNode { member: id("b"), address: "b:7400".into() };
-    assert_eq!(step_of(&bench), Ok((620, GroupStep::AddLearner { node: NodeId(4), of })));
+    assert_eq!(step_of(&bench), Ok((460, GroupStep::AddLearner { node: NodeId(4), of })));
     node(&mut bench, 4, "b");
-    assert_eq!(step_of(&bench), Ok((630, GroupStep::Join { voters: half(&[1, 3, 4]) })));
+    assert_eq!(step_of(&bench), Ok((470, GroupStep::Join { voters: half(&[1, 3, 4]) })));
     bench.group.group.voters.push(half(&[1, 3, 4]));
-    assert_eq!(step_of(&bench), Ok((610, GroupStep::Settle)));
+    assert_eq!(step_of(&bench), Ok((450, GroupStep::Settle)));
     bench.group.group.voters.remove(0);
     bench.group.group.nodes.remove(&NodeId(2));
     assert_eq!(step_of(&bench), Err(String::new()), "at rest");
@@ -61,7 +61,7 @@ fn the_next_step_waits_for_a_renewal_counted_under_the_present_membership() {
     bench.group.group.voters.push(half(&[1, 3, 4]));
     assert!(step_of(&bench).unwrap_err().contains("only the new voters vote"), "the last step waits too");
     let renewed = bench.says("a", "primary 2:150 lease=1 counted=2 answering=a,b,c");
-    assert_eq!(step_of(&renewed), Ok((610, GroupStep::Settle)));
+    assert_eq!(step_of(&renewed), Ok((450, GroupStep::Settle)));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn while_nobody_holds_a_majority_sealed_and_free_under_this_very_membership_is_e
     };
     assert!(step_of(&fenced()).unwrap_err().contains("1 of 2 voters needed"), "one is no majority");
     let mut bench = fenced().seal("c", "standby 2:150");
-    assert!(matches!(step_of(&bench), Ok((620, GroupStep::AddLearner { .. }))));
+    assert!(matches!(step_of(&bench), Ok((460, GroupStep::AddLearner { .. }))));
     for stale in [id("a"), id("c")] {
         let mut other = fenced().seal("c", "standby 2:150");
         other.seals.get_mut(&stale).unwrap().promise.membership = 7;
@@ -98,7 +98,7 @@ fn while_nobody_holds_a_majority_sealed_and_free_under_this_very_membership_is_e
     node(&mut bench, 4, "b");
     assert!(step_of(&bench).unwrap_err().contains("b: its manager didn't answer"), "it has not sealed");
     let bench = bench.seal("b", "standby 2:150");
-    assert_eq!(step_of(&bench), Ok((630, GroupStep::Join { voters: half(&[1, 3, 4]) })));
+    assert_eq!(step_of(&bench), Ok((470, GroupStep::Join { voters: half(&[1, 3, 4]) })));
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn a_joint_group_needs_both_halves_free_before_it_settles_while_nobody_holds() {
     node(&mut bench, 5, "e");
     assert!(step_of(&bench).unwrap_err().contains("1 of 2 voters needed"), "c alone is no majority of c, d, e");
     let bench = bench.seal("d", "standby 2:150");
-    assert_eq!(step_of(&bench), Ok((610, GroupStep::Settle)));
+    assert_eq!(step_of(&bench), Ok((450, GroupStep::Settle)));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn five_become_three_when_a_majority_of_the_three_answers() {
         bench
     };
     let join = GroupStep::Join { voters: half(&[1, 2, 3]) };
-    assert_eq!(step_of(&five("a,b,d,e")), Ok((630, join)));
+    assert_eq!(step_of(&five("a,b,d,e")), Ok((470, join)));
     let said = step_of(&five("a,d,e")).unwrap_err();
     assert!(said.contains("b: its manager") && said.contains("c: its manager"), "{said}");
 }
@@ -162,13 +162,13 @@ fn an_added_member_waits_for_its_node_and_a_stray_node_is_dropped() {
     bench.state.members.insert(id("d"), member);
     assert_eq!(step_of(&bench), Err(String::new()), "it has not asked for a node");
     bench.state.members.get_mut(&id("d")).unwrap().node = NodeId(4);
-    assert!(matches!(step_of(&bench), Ok((620, _))));
+    assert!(matches!(step_of(&bench), Ok((460, _))));
     node(&mut bench, 4, "d");
-    assert_eq!(step_of(&bench), Ok((630, GroupStep::Join { voters: half(&[1, 2, 3, 4]) })));
+    assert_eq!(step_of(&bench), Ok((470, GroupStep::Join { voters: half(&[1, 2, 3, 4]) })));
     bench.state.members.get_mut(&id("d")).unwrap().node = NodeId(5);
     node(&mut bench, 5, "d");
     bench.group.group.voters[0].extend([NodeId(5)]);
-    assert_eq!(step_of(&bench), Ok((640, GroupStep::Drop { node: NodeId(4) })));
+    assert_eq!(step_of(&bench), Ok((480, GroupStep::Drop { node: NodeId(4) })));
 }
 
 #[test]

@@ -41,14 +41,14 @@ pub const RULES: &[Rule] = &[
         decide: promotion::complete_late,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
-    Rule { id: 610, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
+    Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {
-        id: 620,
+        id: 460,
         name: "a member's node is not in the Raft group: it gets the log",
         decide: membership::add_learner,
     },
-    Rule { id: 630, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
-    Rule { id: 640, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
+    Rule { id: 470, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
+    Rule { id: 480, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
 ];
 
 /// What the leader should propose now, a command or a change of the Raft group, and why not more.
