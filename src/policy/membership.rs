@@ -44,9 +44,7 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
             Err(reason) => {
                 // Until its new node can vote, its old one is not given up: the group never shrinks by that.
                 voters.extend(present.iter().filter(|node| belongs_to(s, **node, member)));
-                if wanted.node != NodeId(0) {
-                    why.push((member.clone(), reason));
-                }
+                why.extend(reason.map(|reason| (member.clone(), reason)));
             }
         }
     }
@@ -109,24 +107,25 @@ fn unsettled(s: &Situation<'_>) -> Option<Unsettled> {
     }
 }
 
-/// The node of a member that may be a voter of the next configuration.
+/// The node of a member that may be a voter of the next configuration, otherwise why it may not be
+/// yet; without a reason when it doesn't even get the log: rule 460 sees to that.
 fn readiness(
     s: &Situation<'_>,
     member: &MemberId,
     node: NodeId,
     present: &BTreeSet<NodeId>,
-) -> Result<NodeId, NotReady> {
+) -> Result<NodeId, Option<NotReady>> {
     if present.contains(&node) {
         return Ok(node);
     }
     if !s.group.group.nodes.contains_key(&node) {
-        return Err(NotReady::NotInGroup);
+        return Err(None);
     }
     if !s.group.is_caught_up(node) {
         let held = s.group.held.get(&node).copied().unwrap_or(0);
-        return Err(NotReady::Behind { held, commit: s.group.commit });
+        return Err(Some(NotReady::Behind { held, commit: s.group.commit }));
     }
-    if answers(s, member) { Ok(node) } else { Err(NotReady::Silent) }
+    if answers(s, member) { Ok(node) } else { Err(Some(NotReady::Silent)) }
 }
 
 fn belongs_to(s: &Situation<'_>, node: NodeId, member: &MemberId) -> bool {

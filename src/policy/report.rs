@@ -126,8 +126,6 @@ pub enum Unsettled {
 /// Why a member's node can't vote yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotReady {
-    /// It doesn't get the log yet.
-    NotInGroup,
     /// It lacks entries that are committed.
     Behind {
         /// Entries it has.
@@ -160,7 +158,6 @@ impl fmt::Display for Unsettled {
 impl fmt::Display for NotReady {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotInGroup => f.write_str("its node doesn't get the log yet"),
             Self::Behind { held, commit } => write!(f, "its node has {held} of {commit} committed entries"),
             Self::Silent => f.write_str("its manager didn't answer the last three renewals"),
         }
