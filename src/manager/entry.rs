@@ -21,7 +21,7 @@ use anyhow::Context as _;
 
 use super::identity::{self, Identity};
 use crate::{
-    domain::NodeId,
+    domain::{MemberId, NodeId},
     raft::{Node, NodeOptions, OpenError, RaftError},
     telemetry::events,
 };
@@ -176,11 +176,17 @@ pub(super) struct Gate {
     open: AtomicBool,
     waits_for: Mutex<Vec<String>>,
     warnings: Mutex<Vec<String>>,
+    leader: Mutex<Option<MemberId>>,
 }
 
 impl Gate {
     pub(super) fn new(open: bool) -> Self {
-        Self { open: AtomicBool::new(open), waits_for: Mutex::default(), warnings: Mutex::default() }
+        Self {
+            open: AtomicBool::new(open),
+            waits_for: Mutex::default(),
+            warnings: Mutex::default(),
+            leader: Mutex::default(),
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -199,6 +205,15 @@ impl Gate {
     /// Gives whether that is news.
     pub(super) fn set_waits_for(&self, what: &[String]) -> bool {
         replace(&self.waits_for, what)
+    }
+
+    /// The Raft leader as the others name it: without a log this manager hears none itself.
+    pub(super) fn leader(&self) -> Option<MemberId> {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_leader(&self, leader: Option<MemberId>) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = leader;
     }
 
     /// What an operator should know of the group as this manager sees it.

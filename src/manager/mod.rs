@@ -40,7 +40,7 @@ pub use view::ManagerHandle;
 
 use crate::{
     config::{Config, ConfigError},
-    domain::MemberId,
+    domain::{ClusterId, Generation, MemberId},
     lease::{AcceptorHandle, AcceptorOptions, AcceptorThread},
     raft::{Node, NodeOptions},
     rpc::v1::{self, admin_server::Admin},
@@ -62,6 +62,8 @@ struct Inner {
     link: link::Link,
     stonith: stonith::Stonith,
     standing: entry::Standing,
+    /// Which cluster this manager was in when it started, by the copy outside of the log.
+    known: Option<(ClusterId, Generation)>,
     gate: entry::Gate,
     /// Why this node is no voter any more, as the leader says; empty while it says nothing.
     forgot: watch::Sender<String>,
@@ -128,6 +130,7 @@ pub async fn run<A: Admin>(
             stonith: stonith::Stonith::default(),
             gate: entry::Gate::new(standing == entry::Standing::Newcomer && !node.is_empty()),
             standing,
+            known: identity.as_ref().map(|known| (known.cluster_id(), known.generation())),
             forgot: watch::Sender::default(),
             over: watch::Sender::default(),
             node,

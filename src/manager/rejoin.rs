@@ -64,6 +64,7 @@ async fn follow(manager: &Manager, dir: &Path) -> anyhow::Result<Ending> {
         if let Some(evidence) = against(manager, &replies) {
             return give_up(manager, dir, &evidence);
         }
+        inner.gate.set_leader(named_leader(manager, &replies));
         let warnings = without_quorum(manager, &replies);
         let wait = if inner.node.leadership().borrow().leader.is_some() { CALM } else { ROUND };
         if inner.gate.set_warnings(&warnings)
@@ -115,6 +116,13 @@ fn against(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Opt
         }
     }
     None
+}
+
+/// Whom the others of this manager's cluster hear as the Raft leader.
+fn named_leader(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Option<MemberId> {
+    let (cluster, generation) = manager.inner.known.as_ref()?;
+    let ours = |r: &&v1::HelloReply| r.cluster_id == cluster.0 && r.generation == generation.0;
+    replies.values().filter(ours).find_map(|r| r.leader.parse().ok())
 }
 
 /// Says so when too many managers have lost their logs.
