@@ -10,11 +10,23 @@ use crate::{
     config::MemberConfig,
     domain::{ClusterId, Generation, MemberId, NodeId, PostgresState, observation::AgentView},
     rpc::{convert, v1},
+    state::ClusterState,
 };
 
 /// Between two rounds of questions.
 const ROUND: Duration = Duration::from_millis(150);
 pub(super) const LIMIT: Duration = Duration::from_millis(800);
+
+/// Why `asking` is not the node of `sender`, whose node is `present`; `None` when it is, or may be by an entry
+/// that this manager has not seen yet.
+fn out_of_place(state: &ClusterState, sender: &str, present: NodeId, asking: NodeId) -> Option<String> {
+    if asking < present {
+        return Some(format!("{sender} takes part as node {present}, this is node {asking}"));
+    }
+    // It was removed and added again, and has not been given a node since.
+    let was_removed = present == NodeId(0) && asking <= state.last_node;
+    was_removed.then(|| format!("{sender} was removed and added again: node {asking} is not its node any more"))
+}
 
 /// What this manager says of itself, and of the one who asks.
 pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloReply {
@@ -23,9 +35,9 @@ pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloR
     let sender = request.to.as_ref().map(|to| to.sender.as_str()).unwrap_or_default();
     let asks = state.members.iter().find(|(id, _)| id.as_str() == sender).map(|(_, m)| m.node);
     let here = request.here.map(convert::floor_of).map(|(_, here)| here).unwrap_or_default();
-    let forgot = asks.filter(|_| request.node != 0).and_then(|present| match NodeId(request.node) {
-        asking if asking < present => Some(format!("{sender} takes part as node {present}, this is node {asking}")),
-        asking => inner.node.below_floor(asking, here),
+    let forgot = asks.filter(|_| request.node != 0).and_then(|present| {
+        let asking = NodeId(request.node);
+        out_of_place(&state, sender, present, asking).or_else(|| inner.node.below_floor(asking, here))
     });
     let data_problem = data_problem(inner.link.said().as_ref().map(|s| &s.view));
     v1::HelloReply {
@@ -202,6 +214,15 @@ mod tests {
         let mut reply = empty();
         change(&mut reply);
         check("b", &reply, "x", &["a=h:1".to_owned()])
+    }
+
+    #[test]
+    fn a_member_that_was_removed_and_added_again_has_no_node_until_it_is_given_one() {
+        let state = ClusterState { last_node: NodeId(4), ..ClusterState::default() };
+        assert!(out_of_place(&state, "d", NodeId(0), NodeId(4)).unwrap().contains("node 4"));
+        assert_eq!(out_of_place(&state, "d", NodeId(0), NodeId(5)), None, "given by an entry not seen here yet");
+        assert_eq!(out_of_place(&state, "d", NodeId(4), NodeId(4)), None);
+        assert!(out_of_place(&state, "d", NodeId(4), NodeId(2)).is_some());
     }
 
     #[test]
