@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Context as _;
 
 use super::{
-    Manager,
-    entry::{self, Standing},
+    Manager, entry,
     founding::{LIMIT, ask_all},
     identity::Identity,
 };
@@ -35,7 +34,7 @@ pub struct Proposal {
 pub(super) async fn propose(manager: &Manager, force: bool) -> Result<Proposal, String> {
     let inner = &manager.inner;
     let state = inner.node.state().borrow().clone();
-    if inner.standing != Standing::Member || state.identity.is_none() {
+    if !inner.standing.lost().is_empty() || state.identity.is_none() {
         return Err("this host has no Raft log of a cluster to recover from".to_owned());
     }
     if let Some(leader) = &inner.node.leadership().borrow().leader {
@@ -121,8 +120,9 @@ fn words(manager: &Manager, old: &ClusterState, new: &ClusterState, agent: Optio
     let mut says = vec![
         format!("generation {} of cluster {} begins on {me} alone", new.generation(), old.cluster_id()),
         format!(
-            "{} are out of it until they come back with their hosts: their logs count for nothing any more, and what \
-             their PostgreSQL has beyond this host's is put aside and replaced",
+            "{} are out of it until they come back with their hosts: their logs count for nothing any more; one that is \
+             back before there is a primary may be it, if it has more WAL of the same history; otherwise what its \
+             PostgreSQL has beyond this host's is put aside and replaced",
             others.join(", ")
         ),
     ];

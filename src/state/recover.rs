@@ -1,7 +1,9 @@
 //! The beginning of a new generation from the state of one host, when a majority
 //! of the managers is gone for good. Not a command: there is no group that could
 //! commit it. Numbers that the lost hosts may have used beyond what this host
-//! knows are jumped over.
+//! knows are jumped over, and each host jumps elsewhere: two that are recovered
+//! out of each other's sight are told apart when they meet, and the one of the
+//! lower generation gives way.
 
 use super::cluster::{ClusterState, FinishedOperation, INCIDENTS_KEPT, Incident, Lock, TimelineRecord};
 use crate::domain::{Epoch, Generation, MemberId, NodeId, TimelineHistory, TimelineId, WalPosition};
@@ -9,27 +11,31 @@ use crate::domain::{Epoch, Generation, MemberId, NodeId, TimelineHistory, Timeli
 /// Epochs and node ids go on at the next multiple: the lost hosts have not used so many unseen.
 const JUMP: u64 = 1_000;
 /// Timelines go on after the next multiple. Each number in between costs a stub file at the next promotion.
-const JUMP_TIMELINES: u32 = 16;
+const JUMP_TIMELINES: u64 = 16;
+/// More than there can be members: the last digit of a generation says on which of them it began.
+const JUMP_GENERATIONS: u64 = 10;
 
-fn after(number: u64) -> u64 {
-    (number / JUMP + 1) * JUMP
+/// The next multiple of `jump`, for the first member; each other member has a later one of its own.
+fn after(number: u64, jump: u64, place: u64) -> u64 {
+    (number / jump + 1 + place) * jump
 }
 
 impl ClusterState {
     /// This state as `me` alone begins a new generation with: nobody holds the lock, every member
     /// has to come in anew, and the history of `data`, when given, is the cluster's own.
     ///
-    /// `None` before genesis, or when `me` is no member.
+    /// `None` before genesis, when `me` is no member, or when there are no timelines left.
     pub fn recovered(&self, me: &MemberId, data: Option<&TimelineHistory>) -> Option<ClusterState> {
         let mut state = self.clone();
+        let place = self.members.keys().position(|member| member == me)? as u64;
         let identity = state.identity.as_mut()?;
-        identity.generation = Generation(identity.generation.0 + 1);
+        identity.generation = Generation(after(identity.generation.0, JUMP_GENERATIONS, 0) + place + 1);
         let generation = identity.generation;
-        let node = NodeId(after(self.next_node().0));
+        let node = NodeId(after(self.next_node().0, JUMP, place));
         state.members.values_mut().for_each(|m| m.node = NodeId(0));
         state.members.get_mut(me)?.node = node;
         state.last_node = node;
-        state.epoch = Epoch(after(self.epoch.0));
+        state.epoch = Epoch(after(self.epoch.0, JUMP, place));
         let previous = match &self.lock {
             Lock::Free => None,
             Lock::Granted { epoch, member, .. } => Some((*epoch, member.clone())),
@@ -40,9 +46,8 @@ impl ClusterState {
         if let Some(data) = data {
             state.adopt(data);
         }
-        let reserved = TimelineId(
-            (self.highest_timeline().0.max(data.map_or(0, |d| d.timeline.0)) / JUMP_TIMELINES + 1) * JUMP_TIMELINES,
-        );
+        let highest = self.highest_timeline().max(data.map_or(TimelineId(0), |d| d.timeline));
+        let reserved = TimelineId(u32::try_from(after(highest.0.into(), JUMP_TIMELINES, place)).ok()?);
         state.lineage.push(TimelineRecord { timeline: reserved, epoch: state.epoch, switch: None });
         if let Some(operation) = state.operation.take() {
             let reason = "the cluster was recovered".to_owned();
@@ -122,7 +127,7 @@ mod tests {
     #[test]
     fn a_new_generation_goes_on_beyond_every_number_the_lost_hosts_may_have_used() {
         let after = before().recovered(&id("a"), None).unwrap();
-        assert_eq!(after.generation(), Generation(2));
+        assert_eq!(after.generation(), Generation(11), "the first jump, on the first member");
         assert_eq!(after.cluster_id(), ClusterId("c".into()), "it is the same cluster");
         assert_eq!(after.epoch, Epoch(1_000));
         assert_eq!(after.highest_timeline(), TimelineId(16));
@@ -131,11 +136,22 @@ mod tests {
         assert_eq!(after.next_node(), NodeId(1_001));
         let Lock::Fenced { epoch, previous, released } = &after.lock else { panic!() };
         assert_eq!((*epoch, previous.clone(), released), (Epoch(1_000), Some((Epoch(7), id("b"))), &None));
-        assert!(after.incidents.back().unwrap().what.contains("generation 2"));
+        assert!(after.incidents.back().unwrap().what.contains("generation 11"));
         assert_eq!(before().recovered(&id("x"), None), None);
         assert_eq!(ClusterState::default().recovered(&id("a"), None), None);
         let again = after.recovered(&id("a"), None).unwrap();
-        assert_eq!((again.generation(), again.epoch), (Generation(3), Epoch(2_000)));
+        assert_eq!((again.generation(), again.epoch), (Generation(21), Epoch(2_000)));
+    }
+
+    #[test]
+    fn two_hosts_recovered_out_of_each_others_sight_share_no_number() {
+        let [a, c] = ["a", "c"].map(|me| before().recovered(&id(me), None).unwrap());
+        assert!(a.generation() < c.generation(), "the first gives way");
+        assert!(a.epoch < c.epoch, "an agent that comes over from the other one knows no higher epoch");
+        assert!(c.highest_timeline().0 >= a.highest_timeline().0 + 16);
+        assert_ne!(a.last_node, c.last_node);
+        let later = a.recovered(&id("a"), None).unwrap();
+        assert!(c.generation() < later.generation(), "whoever goes on from what is known is ahead");
     }
 
     #[test]
