@@ -54,7 +54,13 @@ pub struct RaftService {
 #[allow(clippy::result_large_err)]
 fn admit(identity: &Identity, to: Option<&v1::Target>, node: u64) -> Result<(), Status> {
     identity.check(to, node).map_err(|e| {
-        tracing::warn!(error = %e, sender = to.map_or("", |t| t.sender.as_str()), "refused a Raft request");
+        let sender = to.map_or("", |t| t.sender.as_str());
+        // Requests for a node that was replaced go on, several a second, until the group has been changed.
+        if matches!(e, Misdirected::Node { .. }) {
+            tracing::debug!(error = %e, sender, "refused a Raft request");
+        } else {
+            tracing::warn!(error = %e, sender, "refused a Raft request");
+        }
         match e {
             Misdirected::Member { .. }
             | Misdirected::Node { .. }
