@@ -63,6 +63,9 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               failover    Make a standby the primary without the old primary's help
               explain     Say what the cluster considered, what holds it up, and what can be done
               raft        Work with the managers' Raft group
+              member      Show, add, remove or replace members
+              recover     Begin a new generation with what this host has, when a majority of the hosts is gone
+                          for good
               preflight   Check whether this host is fit to run what its configuration asks for
               config      Work with the configuration file
               demo        Run a whole cluster in a temporary directory and break it

@@ -166,10 +166,14 @@ impl World {
             let m = Member { node: NodeId(n), manager: format!("{name}:7400"), postgres: format!("{name}:5432") };
             (id(name), m)
         };
+        let members: Vec<(MemberId, Member)> = (1..).zip(names).map(member).collect();
+        let node =
+            |(id, m): &(MemberId, Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
+        self.group = GroupView::settled(0, members.iter().map(node));
         self.founding = Some(Founding {
             cluster_id: ClusterId("scenario".into()),
             name: "scenario".into(),
-            members: (1..).zip(names).map(member).collect(),
+            members,
             initializer: id(names[0]),
         });
         for name in names {
@@ -209,9 +213,6 @@ impl World {
             let upstream = format!("upstream={first}");
             self.report(&id(name), &["standby", "2:1000", &upstream]);
         }
-        let node =
-            |(id, m): (&MemberId, &Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
-        self.group = GroupView::settled(0, self.state.members.iter().map(node));
         self.keep_time();
     }
 
