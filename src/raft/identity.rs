@@ -63,6 +63,11 @@ impl Identity {
         }
     }
 
+    /// This node's number.
+    pub(super) fn node(&self) -> u64 {
+        self.node.0
+    }
+
     /// Is a request for this node of this life of this cluster? Either side may not know
     /// its cluster yet: before genesis, or after a restart before the log is read.
     ///

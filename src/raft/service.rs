@@ -140,7 +140,9 @@ impl raft_server::Raft for RaftService {
         request: Request<v1::TransferRequest>,
     ) -> Result<Response<v1::TransferReply>, Status> {
         let request = request.into_inner();
-        admit(&self.identity, request.to.as_ref(), request.to_node)?;
+        // Every voter is told, and `to_node` is the one that is to lead: it doesn't say whom this request is for. Nobody
+        // votes by it, and whoever has another vote than the sender's refuses it.
+        admit(&self.identity, request.to.as_ref(), self.identity.node())?;
         let request = convert::transfer_in(&request).map_err(malformed)?;
         let answer = self.raft.handle_transfer_leader(request).await.map_err(stopped)?;
         let refused = answer.err().map(|e| e.to_string()).unwrap_or_default();
