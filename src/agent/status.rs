@@ -4,8 +4,9 @@ use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
         MemberId, TimelineId,
-        observation::{AgentView, FenceView, LayerView, LeaseView},
+        observation::{AgentView, FenceView, LayerView, LeaseReach, LeaseView},
     },
+    lease::HolderView,
     rpc::{convert, v1},
 };
 
@@ -64,6 +65,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         upstream: core.upstream().cloned(),
         history: core.history().clone(),
         lease: lease(core, now),
+        // Put in by who knows the holder.
+        reach: LeaseReach::default(),
         accepted_epoch: durable.accepted,
         ended_epoch: durable.ended,
         fenced_epoch: durable.fenced,
@@ -104,6 +107,14 @@ fn lease(core: &Core, now: Now) -> LeaseView {
     }
 }
 
+/// Adds whom the renewals of the lease reach.
+pub fn reached(status: &mut v1::AgentStatus, holder: &HolderView) {
+    if let Some(lease) = status.lease.as_mut().filter(|lease| lease.epoch == holder.epoch.0) {
+        lease.counted = holder.membership.unwrap_or(0);
+        lease.answering = holder.answering.iter().map(ToString::to_string).collect();
+    }
+}
+
 /// The status without what changes all the time: two that are equal here need no hurry.
 pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     let mut calm = status.clone();
@@ -114,6 +125,7 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     }
     if let Some(lease) = &mut calm.lease {
         lease.remaining_ms = 0;
+        lease.answering.clear();
     }
     if let Some(work) = &mut calm.work {
         work.done_bytes = 0;

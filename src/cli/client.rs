@@ -12,8 +12,9 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, OperationReply, StatusReply, StatusRequest, SwitchoverRequest,
-        Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
+        RecoverReply, RecoverRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
+        TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -59,6 +60,24 @@ impl Client {
         Ok(Client { managers: args.managers.clone() })
     }
 
+    /// The manager of this host only, or the one that is named.
+    pub fn local(args: &ClientArgs) -> Result<Client, ClientError> {
+        let mut client = Client::new(args)?;
+        if args.managers.len() > 1 {
+            return Err(ClientError::Usage("--manager is given twice: name the one host to recover on".to_owned()));
+        }
+        if args.managers.is_empty() {
+            let config = Config::load_for(&config_file(args.config.clone()), Purpose::Client)?;
+            if config.member.is_none() {
+                let problem = "this host has no manager: run it on the host to recover on, or name it with --manager";
+                return Err(ClientError::Usage(problem.to_owned()));
+            }
+        }
+        // This host's own manager comes first.
+        client.managers.truncate(1);
+        Ok(client)
+    }
+
     pub async fn status(&self, local: bool) -> Result<StatusReply, ClientError> {
         self.ask(PATIENCE, async move |mut admin| {
             let request = StatusRequest { to: Some(target("", 0)), local };
@@ -96,6 +115,22 @@ impl Client {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             let request = TransferLeaderRequest { to: Some(target("", 0)), member: member.to_owned() };
             admin.transfer_leader(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Adds, removes or replaces a member. A repetition is refused, for it is done then.
+    pub async fn change_member(&self, request: ChangeMemberRequest) -> Result<ChangeMemberReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.change_member(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks about a recovery, or for one, when it names the cluster.
+    pub async fn recover(&self, request: RecoverRequest) -> Result<RecoverReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.recover(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

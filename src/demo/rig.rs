@@ -49,6 +49,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// What may be unlike the demo's usual cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Ground {
+    /// So many hosts more than three.
+    pub more: usize,
     /// A network namespace for each host. The calling thread moves to the client's.
     pub netns: bool,
     /// Added to the environment of every process; `{host}` in a value stands for its host's directory.
@@ -105,7 +107,7 @@ impl Unstarted {
     pub fn lay_out_on(exe: &Path, base: &Path, profile: &str, ground: Ground) -> Result<Unstarted> {
         let story = Story::new(false);
         let wanted = Wanted {
-            members: 3,
+            members: 3 + ground.more,
             profile: profile.to_owned(),
             netns: ground.netns,
             base: base.to_owned(),

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod ids;
+pub mod membership;
 pub mod moment;
 pub mod observation;
 pub mod secret;
@@ -13,6 +14,7 @@ pub mod timings;
 pub mod wal;
 
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
+pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;

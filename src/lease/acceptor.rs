@@ -74,6 +74,7 @@ pub struct Acceptor {
     highest: WalPosition,
     applied: bool,
     membership: Option<Membership>,
+    in_log: u64,
     notices: VecDeque<Notice>,
 }
 
@@ -90,6 +91,7 @@ impl Acceptor {
             highest: WalPosition::default(),
             applied: false,
             membership: None,
+            in_log: 0,
             notices: VecDeque::new(),
         }
     }
@@ -108,7 +110,14 @@ impl Acceptor {
             remaining_ms: 0,
             highest: self.highest,
             renewed: self.tenure.holder.is_some(),
+            membership: self.effective().map_or(0, |m| m.id),
         }
+    }
+
+    /// The membership it can act on: the one in its log, everything before it applied.
+    fn effective(&self) -> Option<&Membership> {
+        let known = self.membership.as_ref().filter(|_| self.applied)?;
+        (self.in_log == 0 || self.in_log == known.id).then_some(known)
     }
 
     /// When the promise ends, on both clocks.
@@ -130,6 +139,13 @@ impl Acceptor {
         }
         self.until = self.until.later(now.plus(self.durable.grant));
         self.membership = Some(membership);
+    }
+
+    /// The newest membership in the log now, 0 when the log has none. Until
+    /// [`Acceptor::set_membership`] names the same one nothing is acked: an ack under the membership
+    /// before could be counted after a majority has gone on from it.
+    pub fn set_in_log(&mut self, id: u64) {
+        self.in_log = id;
     }
 
     /// The log was applied up to the present, and the highest epoch in it is `epoch`. Before the
@@ -185,7 +201,7 @@ impl Acceptor {
         if epoch < self.sealed {
             return Response::reply(epoch, Body::Nack { ticket, sealed: self.sealed });
         }
-        let Some(membership) = self.membership.clone().filter(|_| self.applied) else {
+        let Some(membership) = self.effective().cloned() else {
             return Response::refused(Refusal::NotReady);
         };
         if epoch == Epoch(0) {
@@ -209,7 +225,7 @@ impl Acceptor {
         if epoch < self.sealed {
             return Response::reply(epoch, Body::Nack { ticket, sealed: self.sealed });
         }
-        if !self.applied || self.membership.is_none() {
+        if self.effective().is_none() {
             return Response::refused(Refusal::NotReady);
         }
         Response::reply(epoch, Body::ProbeAck { ticket })

@@ -20,6 +20,8 @@ use crate::domain::{Epoch, MemberId, TimelineId, Timings, WalPosition, moment::T
 const MISSES_MAX: u32 = 3;
 /// Notices are not acked; each goes out this often.
 const NOTICE_REPEATS: u32 = 5;
+/// So many renewals in a row have to be answered before a member is relied on as a voter to be.
+pub const IN_A_ROW: usize = 3;
 /// Renewals remembered. In a hold of four renewals and more, sought three times
 /// in each T_rpc, far fewer are young enough to count.
 const SENT_MAX: usize = 128;
@@ -58,6 +60,8 @@ pub struct HolderView {
     pub membership: Option<u64>,
     /// The guard does not take deadlines, so nothing is renewed.
     pub stalled: bool,
+    /// Who answered each of the last [`IN_A_ROW`] renewals, counted or not.
+    pub answering: BTreeSet<MemberId>,
 }
 
 /// What a holder is told once.
@@ -107,6 +111,8 @@ struct Tenure {
     answered: bool,
     misses: u32,
     stalled: bool,
+    /// Who answered each of the last renewals, as of the last sending.
+    answering: BTreeSet<MemberId>,
 }
 
 #[derive(Debug)]
@@ -187,6 +193,7 @@ impl Holder {
             answered: true,
             misses: 0,
             stalled: false,
+            answering: BTreeSet::new(),
         });
         self.tick(now, out);
     }
@@ -240,6 +247,7 @@ impl Holder {
             deadline: tenure.deadline,
             membership: tenure.membership.as_ref().map(|m| m.id),
             stalled: tenure.stalled,
+            answering: tenure.answering.clone(),
         }
     }
 
@@ -385,6 +393,7 @@ impl Holder {
         if tenure.sent.len() == SENT_MAX {
             tenure.sent.pop_front();
         }
+        tenure.answering = tenure.reached();
         self.seq += 1;
         tenure.sent.push_back(Sent { seq: self.seq, at: now, probe, done: false, answers: Vec::new() });
         let ticket = Ticket { session: self.config.session, seq: self.seq };
@@ -416,9 +425,22 @@ impl Tenure {
     fn is_active(&self) -> bool {
         matches!(self.phase, Phase::Seeking | Phase::Held | Phase::Probing)
     }
+
+    /// Who answered each of the last renewals.
+    fn reached(&self) -> BTreeSet<MemberId> {
+        let renewals = self.sent.iter().rev().filter(|s| !s.probe).take(IN_A_ROW);
+        let mut sets: Vec<BTreeSet<MemberId>> = renewals.map(Sent::answerers).collect();
+        let Some(last) = sets.pop().filter(|_| sets.len() + 1 == IN_A_ROW) else { return BTreeSet::new() };
+        sets.into_iter().fold(last, |all, one| all.intersection(&one).cloned().collect())
+    }
 }
 
 impl Sent {
+    /// Whoever answered, voter or not.
+    fn answerers(&self) -> BTreeSet<MemberId> {
+        self.answers.iter().flat_map(|(_, who)| who).cloned().collect()
+    }
+
     /// Notes an answer. True when it completes the first majority.
     fn answer(&mut self, from: &MemberId, membership: &Membership) -> bool {
         let index = self.answers.iter().position(|(known, _)| known == membership).unwrap_or_else(|| {

@@ -1,7 +1,7 @@
 //! The datagram: prost bytes of `LeaseMessage`, then 16 bytes of HMAC-SHA256
 //! under the cluster's secret. Proto types of the lease are named only here.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use hmac::{Hmac, Mac};
 use prost::Message as _;
@@ -111,7 +111,8 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
             session: ticket.session,
             seq: ticket.seq,
             membership_id: membership.id,
-            voters: membership.halves.iter().flatten().map(ToString::to_string).collect(),
+            voters: names(membership, 0),
+            joint: names(membership, 1),
         }),
         Body::Nack { ticket, sealed } => {
             wire::Body::Nack(wire::Nack { session: ticket.session, seq: ticket.seq, sealed_epoch: sealed.0 })
@@ -127,6 +128,15 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
     LeaseMessage { to: Some(to), body: Some(body) }
 }
 
+/// The voters of one half; none when there is no such half.
+fn names(membership: &Membership, half: usize) -> Vec<String> {
+    membership.halves.get(half).into_iter().flatten().map(ToString::to_string).collect()
+}
+
+fn half(voters: &[String]) -> Option<BTreeSet<MemberId>> {
+    voters.iter().map(|v| v.parse()).collect::<Result<_, _>>().ok()
+}
+
 fn from_wire(message: LeaseMessage) -> Option<Envelope> {
     let to = message.to?;
     let body = match message.body? {
@@ -136,8 +146,10 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
             grant: Duration::from_millis(m.grant_ms),
         },
         wire::Body::Ack(m) => {
-            let voters: Vec<MemberId> = m.voters.iter().map(|v| v.parse()).collect::<Result<_, _>>().ok()?;
-            let membership = Membership::simple(m.membership_id, voters);
+            let mut membership = Membership { id: m.membership_id, halves: vec![half(&m.voters)?] };
+            if !m.joint.is_empty() {
+                membership.halves.push(half(&m.joint)?);
+            }
             Body::Ack { ticket: Ticket { session: m.session, seq: m.seq }, membership }
         }
         wire::Body::Nack(m) => {
@@ -163,6 +175,7 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{NodeId, membership::gone};
 
     const TICKET: Ticket = Ticket { session: 77, seq: 5 };
 
@@ -191,9 +204,12 @@ mod tests {
     #[test]
     fn every_message_arrives_as_it_was_sent() {
         let voters = [member("n1"), member("n2"), member("n3")];
+        let other = [member("n1"), gone(NodeId(2)), member("n4")];
+        let joint = Membership { id: 5, halves: vec![voters.clone().into(), other.into()] };
         for body in [
             Body::Renew { ticket: TICKET, flush: at(3, 99), grant: Duration::from_millis(3_200) },
-            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters) },
+            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters.clone()) },
+            Body::Ack { ticket: TICKET, membership: joint },
             Body::Nack { ticket: TICKET, sealed: Epoch(9) },
             Body::Notice { fenced: true, end: at(3, 100), clean: true },
             Body::Probe { ticket: TICKET },
@@ -223,6 +239,9 @@ mod tests {
         let voters = |n: usize| (0..n).map(|i| member(&format!("{i:0>40}")));
         let ack = |n| envelope(Body::Ack { ticket: TICKET, membership: Membership::simple(u64::MAX, voters(n)) });
         assert!(codec().encode(&ack(7)).is_ok());
+        let half: BTreeSet<MemberId> = voters(7).collect();
+        let membership = Membership { id: u64::MAX, halves: vec![half.clone(), half] };
+        assert!(codec().encode(&envelope(Body::Ack { ticket: TICKET, membership })).is_ok(), "two halves of seven");
         assert_eq!(codec().encode(&ack(40)).unwrap_err(), Refusal::TooLong);
     }
 

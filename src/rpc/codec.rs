@@ -64,6 +64,18 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             succeeded: *succeeded,
             how: how.clone(),
         }),
+        Kind::ReplaceNode { member, old, node, reason } => c::Kind::ReplaceNode(c::ReplaceNode {
+            member: member.to_string(),
+            old: old.0,
+            node: node.0,
+            reason: reason.clone(),
+        }),
+        Kind::AddMember { member, manager, postgres } => c::Kind::AddMember(c::AddMember {
+            member: member.to_string(),
+            manager: manager.clone(),
+            postgres: postgres.clone(),
+        }),
+        Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -123,6 +135,14 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             succeeded: r.succeeded,
             how: r.how,
         },
+        K::ReplaceNode(r) => Kind::ReplaceNode {
+            member: member_id(&r.member)?,
+            old: NodeId(r.old),
+            node: NodeId(r.node),
+            reason: r.reason,
+        },
+        K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
+        K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
     })
 }
 
@@ -152,6 +172,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
             .map(|i| v1::Incident { revision: i.revision, epoch: i.epoch.0, what: i.what.clone(), rule: i.rule })
             .collect(),
         revision: state.revision,
+        last_node: state.last_node.0,
     }
     .encode_to_vec()
 }
@@ -200,6 +221,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .map(|i| Incident { revision: i.revision, epoch: Epoch(i.epoch), what: i.what, rule: i.rule })
             .collect(),
         revision: raw.revision,
+        last_node: NodeId(raw.last_node),
     })
 }
 
@@ -399,6 +421,9 @@ mod tests {
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into() },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
+            Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
+            Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
+            Kind::RemoveMember { member: id("b") },
         ]
     }
 

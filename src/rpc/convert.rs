@@ -2,9 +2,11 @@
 
 use super::{Malformed, v1};
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, WalPosition,
+    membership::Floor,
     observation::{
-        AgentView, FenceView, LayerView, LeaseView, Notice, OrderResult, PostgresState, Promise, StandbyProgress, Work,
+        AgentView, FenceView, LayerView, LeaseReach, LeaseView, Notice, OrderResult, PostgresState, Promise,
+        StandbyProgress, Work,
     },
 };
 
@@ -102,6 +104,7 @@ pub fn promise(p: &Promise) -> v1::Promise {
         highest_lsn: p.highest.lsn.0,
         highest_timeline: p.highest.timeline.0,
         renewed: p.renewed,
+        membership: p.membership,
     }
 }
 
@@ -114,8 +117,19 @@ pub fn promise_of(p: Option<v1::Promise>) -> Promise {
         remaining_ms: p.remaining_ms,
         highest: WalPosition { timeline: TimelineId(p.highest_timeline), lsn: Lsn(p.highest_lsn) },
         renewed: p.renewed,
+        membership: p.membership,
     })
     .unwrap_or_default()
+}
+
+/// To the wire.
+pub fn floor(node: NodeId, floor: Floor) -> v1::Floor {
+    v1::Floor { node: node.0, term: floor.term, last_term: floor.last_term, last_index: floor.last_index }
+}
+
+/// From the wire.
+pub fn floor_of(raw: v1::Floor) -> (NodeId, Floor) {
+    (NodeId(raw.node), Floor { term: raw.term, last_term: raw.last_term, last_index: raw.last_index })
 }
 
 /// To the wire.
@@ -195,6 +209,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             epoch: view.lease.epoch.0,
             held: view.lease.held,
             remaining_ms: view.lease.remaining_ms,
+            counted: view.reach.counted,
+            answering: view.reach.answering.iter().map(ToString::to_string).collect(),
         }),
         accepted_epoch: view.accepted_epoch.0,
         ended_epoch: view.ended_epoch.0,
@@ -259,7 +275,7 @@ pub fn layer(view: &LayerView) -> v1::Layer {
 /// A status that names no member or an unknown state.
 pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
     let wal_end = position_of(raw.wal_end);
-    let lease = raw.lease.unwrap_or_default();
+    let lease = raw.lease.clone().unwrap_or_default();
     Ok(AgentView {
         member: member_id(&raw.member)?,
         session: raw.session,
@@ -280,6 +296,10 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
                 .collect(),
         },
         lease: LeaseView { epoch: Epoch(lease.epoch), held: lease.held, remaining_ms: lease.remaining_ms },
+        reach: LeaseReach {
+            counted: lease.counted,
+            answering: lease.answering.iter().map(|m| member_id(m)).collect::<Result<_>>()?,
+        },
         accepted_epoch: Epoch(raw.accepted_epoch),
         ended_epoch: Epoch(raw.ended_epoch),
         fenced_epoch: Epoch(raw.fenced_epoch),

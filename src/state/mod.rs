@@ -10,6 +10,7 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+mod recover;
 
 pub use cluster::{
     ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,

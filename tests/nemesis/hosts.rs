@@ -126,7 +126,14 @@ impl Hosts {
             let library = dir.path().join("wallclock.so").display().to_string();
             vec![("LD_PRELOAD".to_owned(), library), ("NEMESIS_CLOCK".to_owned(), "{host}/clock".to_owned())]
         });
-        let ground = Ground { netns: true, env, cgroups: cgroup2(), as_units: wanted.as_units, quiet: true };
+        let ground = Ground {
+            netns: true,
+            env,
+            cgroups: cgroup2(),
+            as_units: wanted.as_units,
+            quiet: true,
+            ..Ground::default()
+        };
         let cluster = Unstarted::lay_out_on(&exe(), &base(), &wanted.profile, ground)?;
         cluster.configure(|text| {
             let text = text.replace("[postgresql.parameters]", &format!("[postgresql.parameters]{PARAMETERS}"));
