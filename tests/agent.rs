@@ -30,7 +30,7 @@ use matriarch::{
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
     guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
-    lease::{AcceptorHandle, AcceptorOptions, AcceptorThread, Secret},
+    lease::{AcceptorHandle, AcceptorOptions, AcceptorThread, Membership, Secret},
     rpc::v1::{self, PostgresState as State, agent_client::AgentClient, order::Action, order_reply::Outcome},
 };
 use nix::{
@@ -117,7 +117,7 @@ impl Cluster {
             });
             let voter = voter.unwrap();
             voter.set_identity(ClusterId(CLUSTER.into()), Generation(1));
-            voter.set_membership(1, ids.clone());
+            voter.set_membership(Membership::simple(1, ids.clone()));
             voter.set_applied(Epoch(0));
             voter
         };

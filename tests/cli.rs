@@ -17,9 +17,10 @@ use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     domain::{Profile, Timings},
     rpc::v1::{
-        CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence, Layer, MemberStatus, OperationReply,
-        OperationStatus, ProfileReply, ProfileRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
-        TransferLeaderReply, TransferLeaderRequest,
+        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
+        Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
+        RecoverRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
+        TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -65,6 +66,9 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               profile     Show the timings, or put those of another profile in force
               explain     Say what the cluster considered, what holds it up, and what can be done
               raft        Work with the managers' Raft group
+              member      Show, add, remove or replace members
+              recover     Begin a new generation with what this host has, when a majority of the hosts is gone
+                          for good
               preflight   Check whether this host is fit to run what its configuration asks for
               config      Work with the configuration file
               demo        Run a whole cluster in a temporary directory and break it
@@ -600,6 +604,29 @@ impl Admin for Manager {
         let reason = if done { String::new() } else { format!("it is no voter: {member}") };
         Ok(Response::new(TransferLeaderReply { done, leader, reason }))
     }
+
+    async fn change_member(
+        &self,
+        request: Request<ChangeMemberRequest>,
+    ) -> Result<Response<ChangeMemberReply>, Status> {
+        let request = request.into_inner();
+        let done = request.change() == MemberChange::Replace && request.member == "n2";
+        let reason = if done { String::new() } else { format!("{} is no member", request.member) };
+        Ok(Response::new(ChangeMemberReply { done, reason }))
+    }
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverReply>, Status> {
+        let request = request.into_inner();
+        let (cluster, member) = ("main".to_owned(), "n2".to_owned());
+        let mut reply = RecoverReply { cluster, member, ..RecoverReply::default() };
+        match (request.confirm.as_str(), request.force) {
+            (_, false) => reply.reason = "n1 is the Raft leader".to_owned(),
+            ("", true) => reply.says = vec!["generation 2 begins on n2 alone".to_owned()],
+            ("main", true) => reply.done = true,
+            (other, true) => panic!("`{other}` was sent"),
+        }
+        Ok(Response::new(reply))
+    }
 }
 
 /// Serves a made-up manager for the length of `body`, which gets its address.
@@ -628,6 +655,39 @@ fn the_raft_leader_is_moved_or_the_reason_is_given() {
         let refused = transfer("n7");
         let expected = vec!["matriarch: the Raft leader was not moved to n#: it is no voter: n#".to_owned()];
         assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
+    });
+}
+
+#[test]
+fn a_member_is_replaced_or_the_reason_is_given() {
+    with_manager(Ok(()), None, |address| {
+        let member = |what: &str, name: &str| matriarch(&["member", what, name, "--manager", &address.to_string()]);
+        let done = member("replace", "n2");
+        assert_eq!(done.status.code(), Some(0));
+        assert!(lines(&done)[0].contains("never votes again"), "{:?}", lines(&done));
+        let refused = member("remove", "n7");
+        let expected = vec!["matriarch: refused: n# is no member".to_owned()];
+        assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
+    });
+}
+
+#[test]
+fn a_recovery_changes_nothing_before_the_name_of_the_cluster_is_typed() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let recover = |more: &[&str]| matriarch(&[&["recover", "--manager", &address], more].concat());
+        let needless = recover(&[]);
+        let expected = vec!["matriarch: nothing is recovered: n# is the Raft leader".to_owned()];
+        assert_eq!((lines(&needless), needless.status.code()), (expected, Some(1)));
+        for typed in [vec!["--force"], vec!["--force", "--confirm", "mian"]] {
+            let refused = recover(&typed);
+            assert_eq!(refused.status.code(), Some(1));
+            let said = lines(&refused);
+            assert_eq!(said[0], "- generation # begins on n# alone", "what would happen is said first");
+            assert!(said.iter().any(|l| l.contains("nothing was changed")), "{said:?}");
+        }
+        let done = recover(&["--force", "--confirm", "main"]);
+        assert_eq!(done.status.code(), Some(0), "{:?}", lines(&done));
     });
 }
 

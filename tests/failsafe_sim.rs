@@ -687,7 +687,7 @@ fn an_answer_that_blocks_no_promotion_is_noticed() {
 
 #[test]
 fn a_promise_that_a_restart_forgets_is_noticed() {
-    is_noticed(Mutation::PromiseForgotten, 800);
+    is_noticed(Mutation::PromiseForgotten, 1_600);
 }
 
 #[test]
@@ -707,7 +707,7 @@ fn a_deadline_from_the_last_answer_is_noticed() {
 
 #[test]
 fn a_promise_of_an_agent_no_longer_than_the_hold_is_noticed() {
-    is_noticed(Mutation::NoMargin, 800);
+    is_noticed(Mutation::NoMargin, 3_200);
 }
 
 #[test]

@@ -20,8 +20,8 @@ use matriarch::{
         TimingsId, TimingsInUse, WalPosition, moment::TwoClocks, observation::Notice,
     },
     lease::{
-        AcceptorHandle, AcceptorOptions, AcceptorThread, HolderHandle, HolderOptions, HolderThread, HolderView, Phase,
-        Refusal, Secret, clock::two_clocks,
+        AcceptorHandle, AcceptorOptions, AcceptorThread, HolderHandle, HolderOptions, HolderThread, HolderView,
+        Membership, Phase, Refusal, Secret, clock::two_clocks,
     },
 };
 use tokio::sync::watch;
@@ -85,7 +85,7 @@ fn acceptor(name: &str, listen: SocketAddr, state_dir: &Path) -> AcceptorHandle 
 fn introduce(acceptor: &AcceptorHandle) {
     let (cluster, generation) = identity();
     acceptor.set_identity(cluster, generation);
-    acceptor.set_membership(3, NAMES.map(member).to_vec());
+    acceptor.set_membership(Membership::simple(3, NAMES.map(member)));
     acceptor.set_applied(Epoch(7));
 }
 

@@ -595,6 +595,41 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
     });
 }
 
+/// pg_rewind keeps the segments that it read. They would pass for WAL of whoever is granted that timeline next.
+#[test]
+fn nothing_is_left_of_a_timeline_that_a_rewind_gives_up() {
+    as_postgres("nothing_is_left_of_a_timeline_that_a_rewind_gives_up", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let one_session = primary(one).await;
+        let two_session = standby(two, one).await;
+        // By hand, and so on the next number.
+        run(&two_session, "SELECT pg_promote(true, 30)").await;
+        run(&two_session, "SET synchronous_commit = local; INSERT INTO t VALUES (666)").await;
+        run(&one_session, "INSERT INTO t VALUES (1)").await;
+        run(&one_session, "CHECKPOINT").await;
+        let given_up = two.probe().await.wal_end.timeline;
+        two.stop(Signal::SIGINT);
+        let wal = two.instance.data_dir().join("pg_wal");
+        let names = || -> Vec<String> {
+            let name = |e: std::io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
+            fs::read_dir(&wal).unwrap().map(name).filter(|n| n.starts_with(&format!("{:08X}", given_up.0))).collect()
+        };
+        assert!(names().len() > 1, "{:?}", names());
+        assert_eq!(two.instance.rewind(&one.upstream(), &quiet).await.unwrap(), RewindOutcome::Rewound);
+        assert!(names().is_empty(), "{:?}", names());
+        two.follow(Some(one));
+        let two_session = two.start().await;
+        await_row(&two_session, 1).await;
+        // Without its primary it goes by the names of files.
+        one.stop(Signal::SIGKILL);
+        let probe = two.probe_until("alone", |p| !p.has_receiver).await;
+        assert!(probe.wal_end.timeline < given_up, "{probe:?}");
+        assert_eq!(run(&two_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1"]);
+    });
+}
+
 #[test]
 fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
     as_postgres("a_reclone_keeps_the_diverged_directory_until_it_is_discarded", || async {

@@ -22,6 +22,9 @@
 //! | `keep` · `replay` | put the decided command aside; commit it now |
 //! | `act b` | the next action of b's host |
 //! | `state` | lock, operation, lineage |
+//! | `add d` · `remove c` · `replace b` | who belongs to it; b's manager has no log and gets a new node |
+//! | `copied 4` · `change` | node 4 has the whole log; the change of the Raft group that was decided is made |
+//! | `group` | the voters, by name and node |
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -29,9 +32,10 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
-        TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
-        observation::{AgentView, FailsafeView, FenceView, LeaseView, Notice, OrderResult},
+        ClusterId, Epoch, GroupNode, GroupStep, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
+        Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
+        membership::GroupView,
+        observation::{AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
@@ -54,6 +58,7 @@ struct World {
     seen: BTreeMap<MemberId, Observation>,
     notices: BTreeMap<MemberId, Notice>,
     seals: BTreeMap<MemberId, Seal>,
+    group: GroupView,
     since: Since,
     lock_seen: Option<Lock>,
     operation_seen: Option<(u64, OperationPhase)>,
@@ -131,6 +136,22 @@ impl World {
                 self.commit(&command);
             }
             ["settle"] => self.settle(),
+            ["change"] => {
+                let step = self.plan().step.expect("a change of the group was decided").1;
+                self.change(&step);
+            }
+            ["replace", member] => self.replace(&id(member)),
+            ["add", member] => self.member(Kind::AddMember {
+                member: id(member),
+                manager: format!("{member}:7400"),
+                postgres: format!("{member}:5432"),
+            }),
+            ["remove", member] => self.member(Kind::RemoveMember { member: id(member) }),
+            ["copied", node] => {
+                let commit = self.group.commit;
+                self.group.held.insert(NodeId(node.parse().unwrap()), commit);
+            }
+            ["group"] => self.tell_group(),
             ["keep"] => self.kept = self.decided.take(),
             ["replay"] => {
                 let command = self.kept.clone().expect("something was kept");
@@ -154,10 +175,14 @@ impl World {
             };
             (id(name), m)
         };
+        let members: Vec<(MemberId, Member)> = (1..).zip(names).map(member).collect();
+        let node =
+            |(id, m): &(MemberId, Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
+        self.group = GroupView::settled(0, members.iter().map(node));
         self.founding = Some(Founding {
             cluster_id: ClusterId("scenario".into()),
             name: "scenario".into(),
-            members: (1..).zip(names).map(member).collect(),
+            members,
             initializer: id(names[0]),
         });
         for name in names {
@@ -200,14 +225,66 @@ impl World {
         self.keep_time();
     }
 
+    // ------------------------------------------------------------ who belongs to it
+
+    fn member(&mut self, kind: Kind) {
+        if let Kind::AddMember { member, .. } = &kind {
+            let voice = Voice { agent: None, promise: Promise::default(), manager_heard: true, agent_heard: true };
+            self.voices.insert(member.clone(), voice);
+        }
+        let expected = self.state.epoch;
+        self.commit(&Command { request_id: "operator".into(), expected, because: RuleId(1), kind });
+    }
+
+    /// Its manager asks for a node, as one does that has no log.
+    fn replace(&mut self, member: &MemberId) {
+        let (old, node) = (self.state.members[member].node, self.state.next_node());
+        self.member(Kind::ReplaceNode { member: member.clone(), old, node, reason: "its log is gone".into() });
+        self.group.commit += 1;
+        let commit = self.group.commit;
+        self.group.held.values_mut().for_each(|held| *held = commit);
+    }
+
+    /// What openraft does with a step, and each acceptor with a new membership.
+    fn change(&mut self, step: &GroupStep) {
+        let group = &mut self.group.group;
+        match step {
+            GroupStep::AddLearner { node, of } => drop(group.nodes.insert(*node, of.clone())),
+            GroupStep::Join { voters } => group.voters.push(voters.clone()),
+            GroupStep::Settle => {
+                let old = group.voters.remove(0);
+                let stays = group.voters[0].clone();
+                group.nodes.retain(|node, _| stays.contains(node) || !old.contains(node));
+            }
+            GroupStep::Drop { node } => drop(group.nodes.remove(node)),
+        }
+        group.id += 1;
+        let membership = group.id;
+        for voice in self.voices.values_mut() {
+            voice.promise = Promise { membership, lapsed: false, ..voice.promise };
+        }
+        self.hear_all();
+    }
+
+    fn tell_group(&mut self) {
+        let group = self.group.group.clone();
+        let names = |half: &std::collections::BTreeSet<NodeId>| {
+            let names: Vec<String> = half.iter().map(|n| format!("{} ({n})", group.name_of(*n))).collect();
+            names.join(", ")
+        };
+        let halves: Vec<String> = group.voters.iter().map(names).collect();
+        self.say(&format!("membership {}: {}", group.id, halves.join(" and ")));
+    }
+
     // ------------------------------------------------------------ what is heard
 
     fn report(&mut self, member: &MemberId, spec: &[&str]) {
         let view = self.view(member, spec);
+        let membership = self.group.group.id;
         if view.lease.held {
             let epoch = view.lease.epoch;
             for voice in self.voices.values_mut().filter(|v| v.manager_heard) {
-                voice.promise = Promise { epoch, renewed: true, ..Promise::default() };
+                voice.promise = Promise { epoch, renewed: true, membership, ..Promise::default() };
             }
         }
         self.voices.get_mut(member).expect("a member").agent = Some(view);
@@ -229,6 +306,7 @@ impl World {
             upstream: None,
             history: TimelineHistory::default(),
             lease: LeaseView::default(),
+            reach: LeaseReach::default(),
             accepted_epoch: Epoch(0),
             ended_epoch: Epoch(0),
             fenced_epoch: Epoch(0),
@@ -262,6 +340,8 @@ impl World {
             "clock-off" => view.clock.own_off = true,
             "promised" => view.failsafe.promise_left_ms = number(),
             "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000, ..view.lease },
+            "counted" => view.reach.counted = number(),
+            "answering" => view.reach.answering = value.split(',').map(id).collect(),
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
             "rewinds" => view.rewind_failures = number(),
             "clones" => view.clone_failures = number(),
@@ -295,8 +375,9 @@ impl World {
             Lock::Released(release) => release.epoch,
             Lock::Free => Epoch(0),
         };
+        let membership = self.group.group.id;
         for member in members {
-            self.voices.get_mut(&id(member)).unwrap().promise = make(epoch);
+            self.voices.get_mut(&id(member)).unwrap().promise = Promise { membership, ..make(epoch) };
         }
         self.hear_all();
     }
@@ -403,6 +484,7 @@ impl World {
             seen: &self.seen,
             notices: &self.notices,
             seals: &self.seals,
+            group: &self.group,
             founding: self.founding.as_ref(),
             timings: &timings,
             since: self.since,
@@ -420,6 +502,8 @@ impl World {
         let plan = self.plan();
         if let Some(command) = &plan.command {
             self.say(&describe(command));
+        } else if let Some((rule, step)) = &plan.step {
+            self.say(&format!("change: {step} ({rule})"));
         } else if plan.holds.is_empty() {
             self.say("nothing to do");
         }
@@ -524,6 +608,9 @@ fn describe(command: &Command) -> String {
         Kind::RecordStonith { member, how, .. } => format!("stonith of {member}: {how}"),
         Kind::SetTimings { profile, .. } => format!("timings of profile {profile}"),
         Kind::SettleTimings { id } => format!("nothing older than timings {id} is in use"),
+        Kind::ReplaceNode { member, node, .. } => format!("{member} takes part as node {node}"),
+        Kind::AddMember { member, .. } => format!("add {member}"),
+        Kind::RemoveMember { member } => format!("remove {member}"),
     };
     format!("propose: {what} ({})", command.because)
 }

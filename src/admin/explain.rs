@@ -15,7 +15,9 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let mut next: Vec<String> = plan.holds.iter().filter_map(way_out).collect();
     next.extend(foreign_data(manager));
     let unfounded = manager.waits_to_be_founded();
-    if !unfounded.is_empty() {
+    if manager.has_lost_its_log() {
+        next.insert(0, "this manager has lost its Raft log: it is taken in as a new node by itself when a majority of the others has a leader".into());
+    } else if !unfounded.is_empty() {
         let what =
             "the cluster is not founded: bring every member up, each with empty directories; it then happens by itself";
         next.insert(0, what.to_owned());
@@ -27,6 +29,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     } else if next.is_empty() {
         next.push("nothing: the cluster is where it should be, or on its way".to_owned());
     }
+    next.extend(manager.group_warnings());
     next.dedup();
     v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
@@ -69,11 +72,15 @@ fn way_out(hold: &Hold) -> Option<String> {
             format!("look at the agent's log on {member}; another member follows by itself when the promotion fails")
         }
         Hold::TooFewSeals { .. } => "bring up more managers: a majority must seal the old epoch".to_owned(),
-        Hold::Collecting { .. } | Hold::Operation { .. } => return None,
+        Hold::Collecting { .. } | Hold::Operation { .. } | Hold::GroupUnsettled { .. } => return None,
         Hold::NoSuccessor { why } if why.iter().any(|(_, unfit)| matches!(unfit, Unfit::ClockOff { .. })) => {
             "repair the clocks (time keeping, virtual machine), then restart manager and agent of that member; \
              or bring another member up"
                 .to_owned()
+        }
+        Hold::NewVotersNotReady { why } => {
+            let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();
+            format!("look at the manager's log on {}: it is to vote and can't yet", who.join(", "))
         }
         Hold::NoSuccessor { .. } => "bring one of these members up, or `matriarch failover --candidate …`".to_owned(),
     })

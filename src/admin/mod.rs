@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::MemberId,
-    manager::ManagerHandle,
+    manager::{ManagerHandle, view::MemberChange},
     rpc::{convert, v1},
     state::{Operation, OperationKind},
 };
@@ -171,4 +171,52 @@ impl v1::admin_server::Admin for AdminService {
         }
         profile::of(&self.manager, asked).await.map(Response::new)
     }
+
+    async fn change_member(
+        &self,
+        request: Request<v1::ChangeMemberRequest>,
+    ) -> Result<Response<v1::ChangeMemberReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
+        }
+        let changed = self.manager.change_members(member_change(asked)?).await;
+        let reason = changed.as_ref().err().cloned().unwrap_or_default();
+        Ok(Response::new(v1::ChangeMemberReply { done: changed.is_ok(), reason }))
+    }
+
+    async fn recover(&self, request: Request<v1::RecoverRequest>) -> Result<Response<v1::RecoverReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        let mut reply = v1::RecoverReply {
+            cluster: self.manager.config().cluster.name.clone(),
+            member: self.manager.me().to_string(),
+            ..v1::RecoverReply::default()
+        };
+        match self.manager.recover(&asked.confirm, asked.force).await {
+            Ok((says, done)) => (reply.says, reply.done) = (says, done),
+            Err(reason) => reply.reason = reason,
+        }
+        Ok(Response::new(reply))
+    }
+}
+
+// tonic's own error type; boxing it here would only be undone by the caller.
+#[allow(clippy::result_large_err)]
+fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status> {
+    let change = asked.change();
+    let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
+    if crate::domain::membership::is_reserved(&member) {
+        return Err(Status::invalid_argument(format!("no member may be called {member}")));
+    }
+    Ok(match change {
+        v1::MemberChange::Add => MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres },
+        v1::MemberChange::Remove => MemberChange::Remove { member },
+        v1::MemberChange::Replace => MemberChange::Replace { member },
+        v1::MemberChange::Unspecified => return Err(Status::invalid_argument("the request names no change")),
+    })
 }

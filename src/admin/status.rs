@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView, observation::LayerView},
+    domain::{Group, MemberId, NodeId, PostgresState, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
     rpc::v1,
     state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
@@ -18,8 +18,9 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
     let holder = state.holder().map(|(_, m)| m.clone());
     let primary = holder.as_ref().and_then(|h| seen.get(h)).and_then(|s| s.agent.clone());
     let members = state.members.keys().map(|m| member(&state, m, &seen[m], primary.as_ref(), &leadership.leader));
-    let unfounded = manager.waits_to_be_founded().into_iter().map(|why| format!("not founded yet: {why}"));
-    let mut warnings = Vec::new();
+    let state_of = if manager.has_lost_its_log() { "not taken in yet" } else { "not founded yet" };
+    let unfounded = manager.waits_to_be_founded().into_iter().map(|why| format!("{state_of}: {why}"));
+    let mut warnings = manager.group_warnings();
     if config.cluster.insecure {
         warnings.push(
             "insecure = true: managers, agents and admin requests are neither encrypted nor authenticated".to_owned(),
@@ -55,6 +56,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         system_identifier: state.system_identifier.unwrap_or(0),
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
+        voters: voters(&manager.group()),
     }
 }
 
@@ -224,6 +226,19 @@ fn clock(off_ppm: i64, agent: &AgentView) -> Option<String> {
             ppm as f64 / 1e4
         )),
     }
+}
+
+/// The voters of the Raft group by node.
+fn voters(group: &Group) -> Vec<v1::Voter> {
+    let (old, new) = (group.voters.first(), group.voters.last());
+    let votes = |half: Option<&std::collections::BTreeSet<NodeId>>, node| half.is_some_and(|h| h.contains(&node));
+    let voter = |(node, of): (&NodeId, &crate::domain::GroupNode)| v1::Voter {
+        node: node.0,
+        member: of.member.to_string(),
+        old: votes(old, *node),
+        new: votes(new, *node),
+    };
+    group.nodes.iter().filter(|(node, _)| group.is_voter(**node)).map(voter).collect()
 }
 
 /// Why a member is not healthy; empty when it is.

@@ -654,10 +654,20 @@ impl Core {
         if *known != to.cluster_id {
             return Err(format!("this host belongs to cluster {known}, not to {}", to.cluster_id));
         }
-        if self.durable.generation != to.generation {
-            let (ours, theirs) = (self.durable.generation, to.generation);
+        let (ours, theirs) = (self.durable.generation, to.generation);
+        if theirs < ours {
             return Err(format!("this host is of generation {ours} of its cluster, not of {theirs}"));
         }
-        Ok(Vec::new())
+        if theirs == ours {
+            return Ok(Vec::new());
+        }
+        // The cluster was recovered. What this host holds of the generation before ends first, by itself.
+        if self.durable.tenure.is_some() || self.is_fencing() {
+            return Err(format!(
+                "this host still holds an epoch of generation {ours}, which has to end before {theirs}"
+            ));
+        }
+        self.durable.generation = theirs;
+        Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }
 }

@@ -25,7 +25,7 @@ use super::{
     prober::{self, Plan},
     service::{Ask, Listener, Service},
     start,
-    status::{Identity, essence, status},
+    status::{Identity, essence, reached, status},
     store::Store,
     tasks::{self, Job},
 };
@@ -648,7 +648,10 @@ impl Agent {
     fn status(&self) -> v1::AgentStatus {
         let adopted = self.guard.as_ref().is_some_and(|g| g.state().borrow().adopted);
         let fence = guarding::fence_view(&self.hands, self.guard.as_ref());
-        status(&self.core, &self.identity, adopted, fence, self.hands.layers.views(), now(self.began))
+        let layers = self.hands.layers.views();
+        let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
+        reached(&mut status, &self.hands.holder.view().borrow());
+        status
     }
 
     fn pause(&self) -> Duration {

@@ -6,8 +6,9 @@ use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
         Epoch, MemberId, TimelineId,
-        observation::{AgentView, FailsafeView, FenceView, LayerView, LeaseView},
+        observation::{AgentView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView},
     },
+    lease::HolderView,
     rpc::{convert, v1},
 };
 
@@ -68,6 +69,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         upstream: core.upstream().cloned(),
         history: core.history().clone(),
         lease: lease(core, now),
+        // Put in by who knows the holder.
+        reach: LeaseReach::default(),
         accepted_epoch: durable.accepted,
         ended_epoch: durable.ended,
         fenced_epoch: durable.fenced,
@@ -129,6 +132,14 @@ fn lease(core: &Core, now: Now) -> LeaseView {
     }
 }
 
+/// Adds whom the renewals of the lease reach.
+pub fn reached(status: &mut v1::AgentStatus, holder: &HolderView) {
+    if let Some(lease) = status.lease.as_mut().filter(|lease| lease.epoch == holder.epoch.0) {
+        lease.counted = holder.membership.unwrap_or(0);
+        lease.answering = holder.answering.iter().map(ToString::to_string).collect();
+    }
+}
+
 /// The status without what changes all the time: two that are equal here need no hurry.
 pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     let mut calm = status.clone();
@@ -139,6 +150,7 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     }
     if let Some(lease) = &mut calm.lease {
         lease.remaining_ms = 0;
+        lease.answering.clear();
     }
     if let Some(failsafe) = &mut calm.failsafe {
         failsafe.promise_left_ms = u64::from(failsafe.promise_left_ms > 0);

@@ -38,6 +38,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Work with the managers' Raft group
     Raft(RaftArgs),
+    /// Show, add, remove or replace members
+    Member(MemberArgs),
+    /// Begin a new generation with what this host has, when a majority of the hosts is gone for good
+    Recover(RecoverArgs),
     /// Check whether this host is fit to run what its configuration asks for
     Preflight(PreflightArgs),
     /// Work with the configuration file
@@ -174,6 +178,62 @@ pub enum RaftCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct MemberArgs {
+    #[command(subcommand)]
+    pub command: MemberCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show the members, their Raft nodes, and which of them vote
+    #[command(after_help = exit::HELP)]
+    List {
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Add a member of the configuration file to the cluster
+    #[command(after_help = exit::HELP)]
+    Add {
+        /// Its name in cluster.members
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Take a member out of the cluster; its data stays where it is
+    #[command(after_help = exit::HELP)]
+    Remove {
+        /// Which
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Give a member a new Raft node, so that its present one never votes again
+    #[command(after_help = exit::HELP)]
+    Replace {
+        /// Which
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct RecoverArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// The cluster's name, instead of typing it when asked
+    #[arg(long, value_name = "NAME")]
+    pub confirm: Option<String>,
+    /// Go on though another host has a longer log, or this host's agent or data is missing
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

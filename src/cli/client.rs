@@ -12,9 +12,9 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ExplainReply, ExplainRequest, FailoverRequest, OperationReply, ProfileReply, ProfileRequest, StatusReply,
-        StatusRequest, SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest,
-        admin_client::AdminClient,
+        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
+        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, StatusReply, StatusRequest, SwitchoverRequest,
+        Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -58,6 +58,24 @@ impl Client {
             }
         }
         Ok(Client { managers: args.managers.clone() })
+    }
+
+    /// The manager of this host only, or the one that is named.
+    pub fn local(args: &ClientArgs) -> Result<Client, ClientError> {
+        let mut client = Client::new(args)?;
+        if args.managers.len() > 1 {
+            return Err(ClientError::Usage("--manager is given twice: name the one host to recover on".to_owned()));
+        }
+        if args.managers.is_empty() {
+            let config = Config::load_for(&config_file(args.config.clone()), Purpose::Client)?;
+            if config.member.is_none() {
+                let problem = "this host has no manager: run it on the host to recover on, or name it with --manager";
+                return Err(ClientError::Usage(problem.to_owned()));
+            }
+        }
+        // This host's own manager comes first.
+        client.managers.truncate(1);
+        Ok(client)
     }
 
     pub async fn status(&self, local: bool) -> Result<StatusReply, ClientError> {
@@ -105,6 +123,22 @@ impl Client {
     pub async fn profile(&self, request: ProfileRequest) -> Result<ProfileReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.profile(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Adds, removes or replaces a member. A repetition is refused, for it is done then.
+    pub async fn change_member(&self, request: ChangeMemberRequest) -> Result<ChangeMemberReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.change_member(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks about a recovery, or for one, when it names the cluster.
+    pub async fn recover(&self, request: RecoverRequest) -> Result<RecoverReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.recover(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

@@ -4,6 +4,7 @@
 mod args;
 mod client;
 pub mod exit;
+mod members;
 mod operations;
 mod preflight;
 mod processes;
@@ -62,6 +63,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Raft(args) => match args.command {
             RaftCommand::Transfer { member, client } => with_runtime(operations::transfer_leader(member, client)),
         },
+        Command::Member(args) => with_runtime(members::member(args.command)),
+        Command::Recover(args) => with_runtime(members::recover(args)),
         Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
         Command::Config(args) => match args.command {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),

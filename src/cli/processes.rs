@@ -1,6 +1,6 @@
 //! Starts a process: log lines, configuration, runtime, signals.
 
-use std::{env, fmt, process::ExitCode, time::Duration};
+use std::{env, ffi::CString, fmt, os::unix::ffi::OsStringExt as _, process::ExitCode, time::Duration};
 
 use nix::unistd::geteuid;
 use tokio::{
@@ -79,13 +79,14 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
         tracing::info!(event = events::STARTED, %process, version, config = %config.file.display(), "started");
         match process {
             Process::Manager => wiring::manager(config, shutdown).await,
-            Process::Agent => wiring::agent(config, shutdown).await,
-            Process::Router => wiring::router(config, shutdown).await,
+            Process::Agent => wiring::agent(config, shutdown).await.map(|()| false),
+            Process::Router => wiring::router(config, shutdown).await.map(|()| false),
         }
     });
     runtime.shutdown_timeout(LAST_TASKS);
     match result {
-        Ok(()) => exit::OK.into(),
+        Ok(false) => exit::OK.into(),
+        Ok(true) => again(),
         // Found before anything was changed, and shown like what is found in the file itself.
         Err(error) if error.is::<ConfigError>() => complain(&error.to_string(), exit::USAGE).into(),
         Err(error) => {
@@ -94,6 +95,22 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
             complain(&format!("the {process} can't go on: {chain}"), exit::FAILED).into()
         }
     }
+}
+
+/// Runs this very command again in this very process: what ran in it before is gone, its pid stays.
+fn again() -> ExitCode {
+    let text = |arg: std::ffi::OsString| CString::new(arg.into_vec());
+    let args: Result<Vec<CString>, _> = env::args_os().map(text).collect();
+    let program = env::current_exe().map(|exe| text(exe.into_os_string()));
+    let why = match (program, args) {
+        (Ok(Ok(program)), Ok(args)) => {
+            nix::unistd::execv(&program, &args).map_or_else(|e| e.to_string(), |never| match never {})
+        }
+        (Err(error), _) => error.to_string(),
+        (Ok(Err(error)), _) | (_, Err(error)) => error.to_string(),
+    };
+    // Whoever supervises this process starts it again.
+    complain(&format!("can't start over: {why}"), exit::FAILED).into()
 }
 
 /// Turns true at the first SIGTERM or SIGINT. The second one ends the process at once.

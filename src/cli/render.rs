@@ -541,3 +541,28 @@ pub fn preflight_json(checks: &[Check]) -> String {
     }
     json(&Report { fit: checks.iter().all(|c| c.outcome != Outcome::Fail), checks })
 }
+
+// ---- members -------------------------------------------------------------------------------------------------
+
+/// The members and their Raft nodes. A member can have two while one replaces the other.
+pub fn voters(status: &StatusReply) -> String {
+    let joint = status.voters.iter().any(|v| !(v.old && v.new));
+    let votes = |old: bool, new: bool| match (old, new) {
+        (true, true) => "yes",
+        (true, false) => "until the group has changed",
+        (false, true) => "as soon as the group has changed",
+        (false, false) => "no",
+    };
+    let mut rows = Vec::new();
+    for member in &status.members {
+        let nodes: Vec<_> = status.voters.iter().filter(|v| v.member == member.member).collect();
+        if nodes.is_empty() {
+            rows.push(vec![Cell::new(member.member.clone()), Cell::new(""), Cell::new("no")]);
+        }
+        for voter in nodes {
+            let words = if joint { votes(voter.old, voter.new) } else { "yes" };
+            rows.push(vec![Cell::new(member.member.clone()), Cell::new(voter.node.to_string()), Cell::new(words)]);
+        }
+    }
+    table(&[("MEMBER", false), ("NODE", true), ("VOTES", false)], &rows, Style::Plain)
+}

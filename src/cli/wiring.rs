@@ -11,9 +11,16 @@ pub(super) fn guard() -> ExitCode {
     crate::guard::run(std::env::args_os().skip(2))
 }
 
-/// Runs a manager until `shutdown` turns true.
-pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    crate::manager::run(config, shutdown, crate::admin::AdminService::new).await
+/// Runs a manager until `shutdown` turns true. Gives whether this process has to start itself again.
+pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<bool> {
+    let ending = crate::manager::run(config, shutdown, crate::admin::AdminService::new).await?;
+    Ok(match ending {
+        crate::manager::Ending::Stopped => false,
+        crate::manager::Ending::StartOver(why) => {
+            tracing::info!(why, "the manager starts over");
+            true
+        }
+    })
 }
 
 /// Runs an agent until `shutdown` turns true.

@@ -16,7 +16,7 @@ use super::{
     layers, parameters,
     raw::{RawAgent, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter, RawTimings},
 };
-use crate::domain::{MemberId, NodeId, Profile, Timings};
+use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved};
 
 const MANAGER_PORT: u16 = 7400;
 const AGENT_PORT: u16 = 7401;
@@ -172,6 +172,9 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
     let key = |field: &str| format!("cluster.members[{}].{field}", node - 1);
     let id = required(&key("id"), raw.id)?;
     let id: MemberId = id.parse().map_err(|error| Wrong::new(key("id"), format!("{error}"), "rename it"))?;
+    if is_reserved(&id) {
+        return Err(Wrong::new(key("id"), format!("`{id}` is a name that Matriarch uses itself"), "rename it"));
+    }
     let host = required(&key("host"), raw.host)?;
     let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     if host.parse::<IpAddr>().is_err() && !host.chars().all(in_name) {

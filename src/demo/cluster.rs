@@ -51,8 +51,20 @@ pub(crate) struct Wanted {
     pub(crate) env: Vec<(String, String)>,
     /// Each host gets a control group of its own below this directory of the v2 hierarchy.
     pub(crate) cgroups: Option<PathBuf>,
-    /// These groups are delegated to the user who runs everything.
-    pub(crate) delegate: bool,
+    /// As systemd's units have it: these groups are delegated, and the agent has its capabilities.
+    pub(crate) as_units: bool,
+}
+
+/// Those of deploy/systemd/matriarch-agent.service, with their bits (capabilities(7), linux/capability.h).
+const AGENT_CAPABILITIES: &[(&str, u32)] =
+    &[("net_admin", 12), ("ipc_lock", 14), ("sys_nice", 23), ("sys_resource", 24)];
+
+/// Which of the agent's capabilities this process can pass on: containers lack some, and their layers then say so.
+fn capabilities_at_hand() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+    let permitted = permitted.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or_default();
+    AGENT_CAPABILITIES.iter().filter(|(_, bit)| permitted >> bit & 1 == 1).map(|(name, _)| *name).collect()
 }
 
 /// A running demo cluster. Dropping it kills every process, removes the
@@ -80,7 +92,7 @@ impl Cluster {
         let root_user = nix::unistd::geteuid().is_root();
         let user = if root_user { Some(OsUser::find(&wanted.user)?) } else { None };
         let network = if wanted.netns { Some(Network::create(&host_names(wanted.members))?) } else { None };
-        let delegate = user.as_ref().filter(|_| wanted.delegate).map(|u| (u.uid, u.gid));
+        let delegate = user.as_ref().filter(|_| wanted.as_units).map(|u| (u.uid, u.gid));
         let groups = wanted.cgroups.as_deref().map(|dir| Groups::create(dir, &host_names(wanted.members), delegate));
         let groups = groups.transpose()?;
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -213,15 +225,15 @@ impl Cluster {
         let exe = runnable_exe(&wanted.exe, &self.layout)?;
         for host in &self.layout.members {
             for role in [Role::Agent, Role::Manager, Role::Router] {
-                self.supervisor.add(&host.name, role, self.program(&exe, host, role, &wanted.env));
+                self.supervisor.add(&host.name, role, self.program(&exe, host, role, wanted));
             }
         }
         let client = &self.layout.client;
-        self.supervisor.add(&client.name, Role::Router, self.program(&exe, client, Role::Router, &wanted.env));
+        self.supervisor.add(&client.name, Role::Router, self.program(&exe, client, Role::Router, wanted));
         Ok(())
     }
 
-    fn program(&self, exe: &Path, host: &Host, role: Role, env: &[(String, String)]) -> Program {
+    fn program(&self, exe: &Path, host: &Host, role: Role, wanted: &Wanted) -> Program {
         let at_host = |value: &str| value.replace("{host}", &host.dir.display().to_string()).into();
         Program {
             file: exe.to_owned(),
@@ -230,8 +242,12 @@ impl Cluster {
             log: host.log(&role.to_string()),
             netns: host.netns.clone(),
             user: self.layout.user.clone(),
-            env: env.iter().map(|(name, value)| (name.clone(), at_host(value))).collect(),
+            env: wanted.env.iter().map(|(name, value)| (name.clone(), at_host(value))).collect(),
             cgroup: self.groups.as_ref().map(|g| g.dir(&host.name)),
+            capabilities: match wanted.as_units && role == Role::Agent {
+                true => capabilities_at_hand(),
+                false => Vec::new(),
+            },
         }
     }
 }

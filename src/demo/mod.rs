@@ -114,7 +114,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             exe: std::env::current_exe().context("find this program's own file")?,
             env: Vec::new(),
             cgroups: None,
-            delegate: false,
+            as_units: false,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

@@ -262,6 +262,8 @@ pub(crate) struct Program {
     pub(crate) env: Vec<(String, OsString)>,
     /// Control group (v2) it is put into before it runs.
     pub(crate) cgroup: Option<PathBuf>,
+    /// Capabilities it keeps as that user, with a control group only: `net_admin`, …
+    pub(crate) capabilities: Vec<&'static str>,
 }
 
 impl Program {
@@ -316,6 +318,10 @@ impl Program {
         command.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(cgroup.join("cgroup.procs"));
         if let Some(user) = &self.user {
             command.arg("setpriv").arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
+            if !self.capabilities.is_empty() {
+                let set = format!("+{}", self.capabilities.join(",+"));
+                command.arg(format!("--inh-caps={set}")).arg(format!("--ambient-caps={set}"));
+            }
             command.args(["--clear-groups", "--"]);
         }
         command.arg(&self.file).args(&self.args);
@@ -380,6 +386,7 @@ pub(crate) mod tests {
             user: None,
             env: Vec::new(),
             cgroup: None,
+            capabilities: Vec::new(),
         };
         let pid = program.start().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);

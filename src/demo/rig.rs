@@ -49,14 +49,16 @@ const POLL: Duration = Duration::from_millis(50);
 /// What may be unlike the demo's usual cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Ground {
+    /// So many hosts more than three.
+    pub more: usize,
     /// A network namespace for each host. The calling thread moves to the client's.
     pub netns: bool,
     /// Added to the environment of every process; `{host}` in a value stands for its host's directory.
     pub env: Vec<(String, String)>,
     /// Each host gets a control group of its own below this directory of the v2 hierarchy.
     pub cgroups: Option<PathBuf>,
-    /// These groups are delegated, as systemd's units have it: the guard then kills with one write.
-    pub delegate: bool,
+    /// As systemd's units have it: these groups are delegated, and the agent has its capabilities.
+    pub as_units: bool,
     /// The demo's own clients don't write: the caller has others.
     pub quiet: bool,
 }
@@ -105,7 +107,7 @@ impl Unstarted {
     pub fn lay_out_on(exe: &Path, base: &Path, profile: &str, ground: Ground) -> Result<Unstarted> {
         let story = Story::new(false);
         let wanted = Wanted {
-            members: 3,
+            members: 3 + ground.more,
             profile: profile.to_owned(),
             netns: ground.netns,
             base: base.to_owned(),
@@ -115,7 +117,7 @@ impl Unstarted {
             exe: exe.to_owned(),
             env: ground.env,
             cgroups: ground.cgroups,
-            delegate: ground.delegate,
+            as_units: ground.as_units,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

@@ -246,6 +246,7 @@ mod tests {
             user: None,
             env: Vec::new(),
             cgroup: None,
+            capabilities: Vec::new(),
         }
     }
 

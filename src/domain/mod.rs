@@ -7,6 +7,7 @@
 
 pub mod briefing;
 pub mod ids;
+pub mod membership;
 pub mod moment;
 pub mod observation;
 pub mod secret;
@@ -15,6 +16,7 @@ pub mod wal;
 
 pub use briefing::{Briefing, MemberList};
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
+pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;

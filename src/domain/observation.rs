@@ -1,7 +1,7 @@
 //! What was seen of a member, and when. Observations live in memory and travel
 //! by RPC; the log holds only what decisions must survive on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Epoch, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
@@ -117,6 +117,15 @@ pub struct LayerView {
     pub state: String,
 }
 
+/// Whom the holder of a lease reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeaseReach {
+    /// The membership that the last renewal was counted under (see [`super::Membership::id`]); 0 when none was.
+    pub counted: u64,
+    /// Members whose managers answered each of the last three renewals, voters or not.
+    pub answering: BTreeSet<MemberId>,
+}
+
 /// What an agent says of itself and its PostgreSQL at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
@@ -144,6 +153,8 @@ pub struct AgentView {
     pub history: TimelineHistory,
     /// The lease.
     pub lease: LeaseView,
+    /// Whom its renewals reach.
+    pub reach: LeaseReach,
     /// Highest epoch this agent has persisted.
     pub accepted_epoch: Epoch,
     /// Highest epoch this agent has persisted as ended.
@@ -219,6 +230,9 @@ pub struct Promise {
     /// This host's clocks are off against the holder's that measured them last, by at least so many
     /// millionths (above 0: they run faster); 0: not, as far as is known.
     pub clock_off_ppm: i64,
+    /// The membership that was effective here when this was said (see [`super::Membership::id`]);
+    /// 0 for none, or while a newer one in the log can't be acted on yet.
+    pub membership: u64,
 }
 
 /// A word from a host's agent about the end of an epoch it held.

@@ -84,6 +84,7 @@ pub struct Acceptor {
     rate: Rate,
     applied: bool,
     membership: Option<Membership>,
+    in_log: u64,
     notices: VecDeque<Notice>,
 }
 
@@ -105,6 +106,7 @@ impl Acceptor {
             rate: Rate::Unknown,
             applied: false,
             membership: None,
+            in_log: 0,
             notices: VecDeque::new(),
         }
     }
@@ -129,7 +131,14 @@ impl Acceptor {
             renewed: self.tenure.holder().is_some(),
             members: self.members,
             clock_off_ppm: off(self.rate),
+            membership: self.effective().map_or(0, |m| m.id),
         }
+    }
+
+    /// The membership it can act on: the one in its log, everything before it applied.
+    fn effective(&self) -> Option<&Membership> {
+        let known = self.membership.as_ref().filter(|_| self.applied)?;
+        (self.in_log == 0 || self.in_log == known.id).then_some(known)
     }
 
     /// When the promise ends, on both clocks.
@@ -167,6 +176,13 @@ impl Acceptor {
         let longest = self.timings.longest_grant(self.grant);
         let over = self.applied && longest < self.durable.grant && self.until.acceptor_remaining(now) <= longest;
         over.then_some(Durable { sealed: self.sealed, grant: longest, oldest: self.timings.oldest })
+    }
+
+    /// The newest membership in the log now, 0 when the log has none. Until
+    /// [`Acceptor::set_membership`] names the same one nothing is acked: an ack under the membership
+    /// before could be counted after a majority has gone on from it.
+    pub fn set_in_log(&mut self, id: u64) {
+        self.in_log = id;
     }
 
     /// The log was applied up to the present, and the highest epoch in it is `epoch`. Before the
@@ -221,7 +237,7 @@ impl Acceptor {
         if epoch < self.sealed {
             return Response::reply(epoch, Body::Nack { ticket, sealed: self.sealed });
         }
-        let Some(membership) = self.membership.clone().filter(|_| self.applied) else {
+        let Some(membership) = self.effective().cloned() else {
             return Response::refused(Refusal::NotReady);
         };
         if epoch == Epoch(0) {
@@ -250,7 +266,7 @@ impl Acceptor {
         if epoch < self.sealed {
             return Response::reply(epoch, Body::Nack { ticket, sealed: self.sealed });
         }
-        if !self.applied || self.membership.is_none() {
+        if self.effective().is_none() {
             return Response::refused(Refusal::NotReady);
         }
         Response::reply(epoch, Body::ProbeAck { ticket })

@@ -134,6 +134,22 @@ fn each_change_of_effective_membership_binds_for_t_grant() {
 }
 
 #[test]
+fn nothing_is_acked_between_the_append_of_a_membership_and_its_turn() {
+    let mut acceptor = ready(7);
+    acceptor.set_in_log(1);
+    assert!(matches!(deliver(&mut acceptor, renewal(7, 1), 1), Some(Body::Ack { .. })));
+    acceptor.set_in_log(2);
+    assert_eq!(acceptor.receive(&member("a"), renewal(7, 2), at(2)).refused, Some(Refusal::NotReady));
+    assert_eq!(acceptor.promise(at(2)).membership, 0, "neither the old one nor the new one");
+    acceptor.set_membership(Membership { id: 2, ..voters() }, at(3));
+    assert_eq!(acceptor.promise(at(3)).membership, 2);
+    assert!(matches!(deliver(&mut acceptor, renewal(7, 3), 3), Some(Body::Ack { .. })));
+    // Cut off from the log again by a leader that never saw entry 2.
+    acceptor.set_in_log(1);
+    assert_eq!(acceptor.receive(&member("a"), renewal(7, 4), at(4)).refused, Some(Refusal::NotReady));
+}
+
+#[test]
 fn an_ack_names_the_membership_of_the_acceptor() {
     let mut acceptor = ready(7);
     let Some(Body::Ack { membership, ticket: answered, .. }) = deliver(&mut acceptor, renewal(7, 4), 1) else {

@@ -57,6 +57,7 @@ enum Command {
     Identity(Identity),
     Timings(TimingsInUse),
     Membership(Membership),
+    FollowLog(Arc<AtomicU64>),
     Stop,
 }
 
@@ -109,6 +110,7 @@ impl AcceptorThread {
             mailbox,
             applied: applied.clone(),
             applied_known: 0,
+            in_log: None,
             promise: promise_sender,
             until: until.clone(),
             notices: notice_sender,
@@ -170,8 +172,15 @@ impl AcceptorHandle {
 
     /// The membership effective in this voter's log; a change binds it for T_grant. Every entry
     /// before the membership's own must have been applied and told by `set_applied`.
-    pub fn set_membership(&self, id: u64, voters: Vec<MemberId>) {
-        self.shared.postman.send(Command::Membership(Membership::simple(id, voters)));
+    pub fn set_membership(&self, membership: Membership) {
+        self.shared.postman.send(Command::Membership(membership));
+    }
+
+    /// Where whoever appends to the log stores the id of the newest membership in it, 0 for none, before
+    /// the append is acknowledged. While that is not the one of [`AcceptorHandle::set_membership`],
+    /// nothing is acked.
+    pub fn follow_log(&self, newest: Arc<AtomicU64>) {
+        self.shared.postman.send(Command::FollowLog(newest));
     }
 
     /// The timings this voter's log has come to; to be told before the membership of the same state.
@@ -228,6 +237,7 @@ struct Run {
     mailbox: Mailbox<Command>,
     applied: Arc<AtomicU64>,
     applied_known: u64,
+    in_log: Option<Arc<AtomicU64>>,
     promise: watch::Sender<Promise>,
     until: Arc<Mutex<TwoClocks>>,
     notices: mpsc::Sender<Notice>,
@@ -258,6 +268,9 @@ impl Run {
     }
 
     fn learn_applied(&mut self) {
+        if let Some(newest) = &self.in_log {
+            self.acceptor.set_in_log(newest.load(Ordering::SeqCst));
+        }
         let applied = self.applied.load(Ordering::SeqCst);
         if applied > self.applied_known {
             self.applied_known = applied;
@@ -271,6 +284,7 @@ impl Run {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Seal(epoch, reply) => {
+                self.learn_applied();
                 let persist = self.acceptor.seal(epoch);
                 let stored = self.persist(persist);
                 let now = two_clocks();
@@ -284,6 +298,7 @@ impl Run {
                 let _ = self.persist(persist);
             }
             Command::Membership(membership) => self.acceptor.set_membership(membership, two_clocks()),
+            Command::FollowLog(newest) => self.in_log = Some(newest),
             Command::Stop => {}
         }
     }
@@ -340,7 +355,7 @@ impl Run {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = self.acceptor.until();
         let promise = self.acceptor.promise(now);
         self.promise.send_if_modified(|known| {
-            let news = |p: &Promise| (p.sealed, p.epoch, p.lapsed, p.renewed, p.members, p.clock_off_ppm);
+            let news = |p: &Promise| (p.sealed, p.epoch, p.lapsed, p.renewed, p.members, p.clock_off_ppm, p.membership);
             let news = news(known) != news(&promise);
             *known = promise;
             news

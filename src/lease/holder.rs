@@ -24,6 +24,8 @@ use crate::domain::{
 const MISSES_MAX: u32 = 3;
 /// Notices are not acked; each goes out this often.
 const NOTICE_REPEATS: u32 = 5;
+/// So many renewals in a row have to be answered before a member is relied on as a voter to be.
+pub const IN_A_ROW: usize = 3;
 /// Renewals remembered. In a hold of four renewals and more, sought three times
 /// in each T_rpc, far fewer are young enough to count.
 const SENT_MAX: usize = 128;
@@ -74,6 +76,8 @@ pub struct HolderView {
     pub clocks_off: BTreeMap<MemberId, i64>,
     /// Most voters differ from our clocks: it is ours that are off.
     pub own_clock_off: bool,
+    /// Who answered each of the last [`IN_A_ROW`] renewals, counted or not.
+    pub answering: BTreeSet<MemberId>,
 }
 
 /// What a holder is told once.
@@ -131,6 +135,8 @@ struct Tenure {
     rounds: Rounds,
     failsafe: bool,
     confirmed: Option<TwoClocks>,
+    /// Who answered each of the last renewals, as of the last sending.
+    answering: BTreeSet<MemberId>,
 }
 
 #[derive(Debug)]
@@ -269,6 +275,7 @@ impl Holder {
             rounds: Rounds::default(),
             failsafe: false,
             confirmed: None,
+            answering: BTreeSet::new(),
         });
         self.tick(now, out);
     }
@@ -332,6 +339,7 @@ impl Holder {
             stalled: tenure.stalled,
             failsafe: tenure.failsafe,
             confirmed: tenure.confirmed,
+            answering: tenure.answering.clone(),
             ..common
         }
     }
@@ -531,6 +539,7 @@ impl Holder {
         if tenure.sent.len() == SENT_MAX {
             tenure.sent.pop_front();
         }
+        tenure.answering = tenure.reached();
         self.seq += 1;
         let ticket = Ticket { session: self.config.session, seq: self.seq };
         let sent = Sent { seq: self.seq, at: now, probe, hold, timings: id, done: false, answers: Vec::new() };
@@ -603,9 +612,22 @@ impl Tenure {
             out.push(Output::Deadline(self.epoch, later));
         }
     }
+
+    /// Who answered each of the last renewals.
+    fn reached(&self) -> BTreeSet<MemberId> {
+        let renewals = self.sent.iter().rev().filter(|s| !s.probe).take(IN_A_ROW);
+        let mut sets: Vec<BTreeSet<MemberId>> = renewals.map(Sent::answerers).collect();
+        let Some(last) = sets.pop().filter(|_| sets.len() + 1 == IN_A_ROW) else { return BTreeSet::new() };
+        sets.into_iter().fold(last, |all, one| all.intersection(&one).cloned().collect())
+    }
 }
 
 impl Sent {
+    /// Whoever answered, voter or not.
+    fn answerers(&self) -> BTreeSet<MemberId> {
+        self.answers.iter().flat_map(|(_, who)| who).cloned().collect()
+    }
+
     /// Notes an answer. True when it completes the first majority.
     fn answer(&mut self, from: &MemberId, membership: &Membership) -> bool {
         let index = self.answers.iter().position(|(known, _)| known == membership).unwrap_or_else(|| {

@@ -1,29 +1,9 @@
 //! What holders and acceptors say to each other, as the pure parts see it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
+pub use crate::domain::Membership;
 use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimingsId, WalPosition, moment::TwoClocks};
-
-/// The voters of one configuration of the Raft group.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Membership {
-    /// Rises with each change (the log index of the membership entry).
-    pub id: u64,
-    /// One set of voters; two while a joint configuration is in effect.
-    pub halves: Vec<BTreeSet<MemberId>>,
-}
-
-impl Membership {
-    /// A configuration with one set of voters.
-    pub fn simple(id: u64, voters: impl IntoIterator<Item = MemberId>) -> Self {
-        Self { id, halves: vec![voters.into_iter().collect()] }
-    }
-
-    /// True when `members` hold a majority of every half. A configuration without voters has none.
-    pub fn has_majority(&self, members: &BTreeSet<MemberId>) -> bool {
-        !self.halves.is_empty() && self.halves.iter().all(|half| half.intersection(members).count() * 2 > half.len())
-    }
-}
 
 /// One message with what a receiver checks before looking at its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,30 +128,4 @@ pub enum Body {
         /// A promise was asked for and given.
         promised: bool,
     },
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn set(names: &[&str]) -> BTreeSet<MemberId> {
-        names.iter().map(|n| n.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn a_joint_configuration_needs_both_halves() {
-        let joint = Membership { id: 1, halves: vec![set(&["a", "b", "c"]), set(&["c", "d", "e"])] };
-        assert!(!joint.has_majority(&set(&["a", "b", "c"])));
-        assert!(!joint.has_majority(&set(&["c", "d", "e"])));
-        assert!(joint.has_majority(&set(&["a", "c", "d"])));
-    }
-
-    #[test]
-    fn only_voters_count_and_half_is_no_majority() {
-        let membership = Membership { id: 1, halves: vec![set(&["a", "b", "c", "d"])] };
-        assert!(!membership.has_majority(&set(&["a", "b", "x", "y"])));
-        assert!(membership.has_majority(&set(&["a", "b", "c"])));
-        assert!(!Membership::default().has_majority(&set(&["a"])));
-        assert!(!Membership { id: 1, halves: vec![set(&[])] }.has_majority(&set(&["a"])));
-    }
 }

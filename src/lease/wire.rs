@@ -1,7 +1,7 @@
 //! The datagram: prost bytes of `LeaseMessage`, then 16 bytes of HMAC-SHA256
 //! under the cluster's secret. Proto types of the lease are named only here.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use hmac::{Hmac, Mac};
 use prost::Message as _;
@@ -120,7 +120,8 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
             session: ticket.session,
             seq: ticket.seq,
             membership_id: membership.id,
-            voters: membership.halves.iter().flatten().map(ToString::to_string).collect(),
+            voters: names(membership, 0),
+            joint: names(membership, 1),
             elapsed_boot_us: us(elapsed.boot),
             elapsed_raw_us: us(elapsed.raw),
         }),
@@ -168,6 +169,15 @@ fn terms(timings: u64, grant_ms: u64) -> Terms {
     Terms { timings: TimingsId(timings), grant: Duration::from_millis(grant_ms) }
 }
 
+/// The voters of one half; none when there is no such half.
+fn names(membership: &Membership, half: usize) -> Vec<String> {
+    membership.halves.get(half).into_iter().flatten().map(ToString::to_string).collect()
+}
+
+fn half(voters: &[String]) -> Option<BTreeSet<MemberId>> {
+    voters.iter().map(|v| v.parse()).collect::<Result<_, _>>().ok()
+}
+
 fn from_wire(message: LeaseMessage) -> Option<Envelope> {
     let to = message.to?;
     let body = match message.body? {
@@ -183,8 +193,10 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
             },
         },
         wire::Body::Ack(m) => {
-            let voters: Vec<MemberId> = m.voters.iter().map(|v| v.parse()).collect::<Result<_, _>>().ok()?;
-            let membership = Membership::simple(m.membership_id, voters);
+            let mut membership = Membership { id: m.membership_id, halves: vec![half(&m.voters)?] };
+            if !m.joint.is_empty() {
+                membership.halves.push(half(&m.joint)?);
+            }
             let elapsed = TwoClocks {
                 boot: Duration::from_micros(m.elapsed_boot_us),
                 raw: Duration::from_micros(m.elapsed_raw_us),
@@ -224,6 +236,7 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{NodeId, membership::gone};
 
     const TICKET: Ticket = Ticket { session: 77, seq: 5 };
 
@@ -252,6 +265,8 @@ mod tests {
     #[test]
     fn every_message_arrives_as_it_was_sent() {
         let voters = [member("n1"), member("n2"), member("n3")];
+        let other = [member("n1"), gone(NodeId(2)), member("n4")];
+        let joint = Membership { id: 5, halves: vec![voters.clone().into(), other.into()] };
         let terms = Terms { timings: TimingsId(6), grant: Duration::from_millis(3_200) };
         let renew = |rate| Body::Renew { ticket: TICKET, flush: at(3, 99), terms, members: 12, rate };
         let elapsed = TwoClocks { boot: Duration::from_micros(5), raw: Duration::from_micros(7) };
@@ -259,7 +274,8 @@ mod tests {
             renew(Rate::Unknown),
             renew(Rate::Fine),
             renew(Rate::Off(-12_345)),
-            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters), elapsed },
+            Body::Ack { ticket: TICKET, membership: Membership::simple(4, voters.clone()), elapsed },
+            Body::Ack { ticket: TICKET, membership: joint, elapsed },
             Body::Failsafe { ticket: TICKET, members: 12, terms: None },
             Body::Failsafe { ticket: TICKET, members: 12, terms: Some(terms) },
             Body::FailsafeAck { ticket: TICKET, members: 12, promised: true },
@@ -296,6 +312,12 @@ mod tests {
             envelope(Body::Ack { ticket: TICKET, membership, elapsed })
         };
         assert!(codec().encode(&ack(7)).is_ok());
+        let half: BTreeSet<MemberId> = voters(7).collect();
+        let membership = Membership { id: u64::MAX, halves: vec![half.clone(), half] };
+        assert!(
+            codec().encode(&envelope(Body::Ack { ticket: TICKET, membership, elapsed })).is_ok(),
+            "two halves of seven"
+        );
         assert_eq!(codec().encode(&ack(40)).unwrap_err(), Refusal::TooLong);
     }
 

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     domain::{
-        ClusterId, Epoch, MemberId, Moment, Observation, Promise, Timings,
+        ClusterId, Epoch, GroupNode, MemberId, Moment, Observation, Promise, Timings,
+        membership::GroupView,
         observation::{AgentView, Notice},
     },
     guard::sys::two_clocks,
@@ -40,6 +41,8 @@ pub struct Facts {
     pub seals: BTreeMap<MemberId, Seal>,
     /// The epoch the seals are for.
     pub sealing: Epoch,
+    /// The Raft group as this manager's log and, while it leads, the others' answers show it.
+    pub group: GroupView,
     /// The last plan of this manager as leader.
     pub plan: Plan,
     /// When things began.
@@ -57,7 +60,11 @@ pub struct Facts {
 impl Facts {
     /// Nothing heard yet; `founding` is what a cluster not yet founded is founded with.
     pub fn new(founding: Founding) -> Self {
+        let node =
+            |(id, m): &(MemberId, Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
         Self {
+            // Until the log has been looked at: the first entry, with the members that found the cluster.
+            group: GroupView::settled(1, founding.members.iter().map(node)),
             seen: BTreeMap::new(),
             notices: BTreeMap::new(),
             seals: BTreeMap::new(),
@@ -177,6 +184,7 @@ impl Facts {
             seen: &self.seen,
             notices: &self.notices,
             seals: &self.seals,
+            group: &self.group,
             founding: self.may_found.then_some(&self.founding),
             timings,
             since: self.since,
@@ -233,6 +241,11 @@ impl Board {
     /// Puts up the leader's last plan; it wakes nobody.
     pub fn keep_plan(&self, plan: Plan) {
         self.lock().plan = plan;
+    }
+
+    /// Puts up the Raft group; it wakes nobody, for who asks has just looked.
+    pub fn keep_group(&self, group: GroupView) {
+        self.lock().group = group;
     }
 
     /// Reads the facts.

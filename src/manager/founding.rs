@@ -3,59 +3,42 @@
 //! that, or has a log, it takes no part in Raft: one whose disk was wiped must
 //! not vote for a candidate that lacks what it once acknowledged.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, peers::timed};
 use crate::{
     config::MemberConfig,
-    domain::{PostgresState, observation::AgentView},
-    rpc::v1,
+    domain::{ClusterId, Generation, MemberId, NodeId, PostgresState, observation::AgentView},
+    rpc::{convert, v1},
+    state::ClusterState,
 };
 
 /// Between two rounds of questions.
 const ROUND: Duration = Duration::from_millis(150);
-const LIMIT: Duration = Duration::from_millis(800);
+pub(super) const LIMIT: Duration = Duration::from_millis(800);
 
-/// Whether this manager may take part in Raft.
-pub(super) struct FoundingGate {
-    open: AtomicBool,
-    waits_for: Mutex<Vec<String>>,
+/// Why `asking` is not the node of `sender`, whose node is `present`; `None` when it is, or may be by an entry
+/// that this manager has not seen yet.
+fn out_of_place(state: &ClusterState, sender: &str, present: NodeId, asking: NodeId) -> Option<String> {
+    if asking < present {
+        return Some(format!("{sender} takes part as node {present}, this is node {asking}"));
+    }
+    // It was removed and added again, and has not been given a node since.
+    let was_removed = present == NodeId(0) && asking <= state.last_node;
+    was_removed.then(|| format!("{sender} was removed and added again: node {asking} is not its node any more"))
 }
 
-impl FoundingGate {
-    pub(super) fn new(raft_empty: bool) -> Self {
-        Self { open: AtomicBool::new(!raft_empty), waits_for: Mutex::default() }
-    }
-
-    /// What keeps this manager from founding or joining a cluster; empty once it has.
-    pub(super) fn waits_for(&self) -> Vec<String> {
-        self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Gives whether that is news.
-    fn set_waits_for(&self, what: &[String]) -> bool {
-        let mut known = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = *known != what;
-        what.clone_into(&mut known);
-        news
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        self.open.load(Ordering::SeqCst)
-    }
-}
-
-/// What this manager says of itself.
-pub(super) fn hello(manager: &Manager) -> v1::HelloReply {
+/// What this manager says of itself, and of the one who asks.
+pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloReply {
     let inner = &manager.inner;
     let state = inner.node.state().borrow().clone();
+    let sender = request.to.as_ref().map(|to| to.sender.as_str()).unwrap_or_default();
+    let asks = state.members.iter().find(|(id, _)| id.as_str() == sender).map(|(_, m)| m.node);
+    let here = request.here.map(convert::floor_of).map(|(_, here)| here).unwrap_or_default();
+    let forgot = asks.filter(|_| request.node != 0).and_then(|present| {
+        let asking = NodeId(request.node);
+        out_of_place(&state, sender, present, asking).or_else(|| inner.node.below_floor(asking, here))
+    });
     let data_problem = data_problem(inner.link.said().as_ref().map(|s| &s.view));
     v1::HelloReply {
         member: inner.me.to_string(),
@@ -64,10 +47,15 @@ pub(super) fn hello(manager: &Manager) -> v1::HelloReply {
         raft_empty: inner.node.is_empty(),
         data_empty: data_problem.is_empty(),
         data_problem,
-        identity_empty: state.identity.is_none(),
+        identity_empty: state.identity.is_none() && inner.standing.lost().is_empty(),
         members: names(manager),
         cluster_name: inner.config.cluster.name.clone(),
-        saw_all_empty: inner.founding.is_open(),
+        saw_all_empty: inner.gate.is_open(),
+        knows_you: asks.is_some(),
+        forgot: forgot.unwrap_or_default(),
+        lost: inner.standing.lost().to_owned(),
+        here: Some(convert::floor(inner.node.id(), inner.node.here())),
+        leader: convert::optional_text(inner.node.leadership().borrow().leader.as_ref()),
     }
 }
 
@@ -90,35 +78,40 @@ fn names(manager: &Manager) -> Vec<String> {
     manager.inner.config.cluster.members.iter().map(|m| format!("{}={}", m.id, m.manager())).collect()
 }
 
-/// Founds the Raft group, or waits to be taken in.
-pub(super) async fn run(manager: Manager) {
+/// Founds the Raft group. Gives the cluster that this manager belongs to, when there is one already.
+pub(super) async fn found_or_find(manager: &Manager) -> Option<(ClusterId, Generation)> {
     let inner = &manager.inner;
     while inner.node.is_empty() {
-        let replies = ask_all(&manager).await;
-        match verdict(&manager, &replies) {
+        let replies = ask_all(manager, LIMIT).await;
+        let taken = |r: &&v1::HelloReply| r.member != inner.me.as_str() && r.knows_you && !r.cluster_id.is_empty();
+        // Whoever has seen everybody empty takes part in the founding that goes on around it.
+        if let Some(reply) = replies.values().find(taken).filter(|_| !inner.gate.is_open()) {
+            return Some((ClusterId(reply.cluster_id.clone()), Generation(reply.generation)));
+        }
+        match verdict(manager, &replies) {
             Ok(()) => {
-                inner.founding.set_waits_for(&[]);
-                inner.founding.open.store(true, Ordering::SeqCst);
+                inner.gate.set_waits_for(&[]);
+                inner.gate.open();
                 let all_saw = replies.values().all(|r| r.saw_all_empty || r.member == inner.me.as_str());
                 let first = inner.config.cluster.members.first().map(|m| &m.id) == Some(&inner.me);
                 if all_saw && first {
-                    initialize(&manager).await;
+                    initialize(manager).await;
                 }
             }
             Err(why) => {
-                if inner.founding.set_waits_for(&why) {
+                if inner.gate.set_waits_for(&why) {
                     tracing::info!(why = why.join("; "), "waiting to found or join the cluster");
                 }
             }
         }
         tokio::time::sleep(ROUND).await;
     }
-    inner.founding.set_waits_for(&[]);
-    inner.founding.open.store(true, Ordering::SeqCst);
+    inner.gate.set_waits_for(&[]);
+    inner.gate.open();
     // Whoever leads a group without a genesis founds it: the member that initialised the group may be gone before
     // its genesis is committed. A second genesis is stale.
     inner.board.allow_founding();
-    std::future::pending::<()>().await;
+    None
 }
 
 async fn initialize(manager: &Manager) {
@@ -131,19 +124,16 @@ async fn initialize(manager: &Manager) {
     }
 }
 
-async fn ask_all(manager: &Manager) -> BTreeMap<String, v1::HelloReply> {
+/// What every configured manager that answers within `limit` says, this one included.
+pub(super) async fn ask_all(manager: &Manager, limit: Duration) -> BTreeMap<String, v1::HelloReply> {
     let inner = &manager.inner;
     let mut calls = tokio::task::JoinSet::new();
     for member in inner.config.cluster.members.iter().filter(|m| m.id != inner.me) {
         let Ok(mut peer) = inner.peers.peer(&member.id) else { continue };
-        let request = v1::HelloRequest {
-            to: Some(manager.target(&member.id)),
-            cluster_name: inner.config.cluster.name.clone(),
-            members: names(manager),
-        };
-        calls.spawn(async move { tokio::time::timeout(LIMIT, peer.hello(timed(request, LIMIT))).await });
+        let request = request(manager, &member.id);
+        calls.spawn(async move { tokio::time::timeout(limit, peer.hello(timed(request, limit))).await });
     }
-    let mut replies = BTreeMap::from([(inner.me.to_string(), hello(manager))]);
+    let mut replies = BTreeMap::from([(inner.me.to_string(), hello(manager, &request(manager, &inner.me)))]);
     while let Some(done) = calls.join_next().await {
         if let Ok(Ok(Ok(reply))) = done {
             let reply = reply.into_inner();
@@ -151,6 +141,17 @@ async fn ask_all(manager: &Manager) -> BTreeMap<String, v1::HelloReply> {
         }
     }
     replies
+}
+
+fn request(manager: &Manager, to: &MemberId) -> v1::HelloRequest {
+    let node = &manager.inner.node;
+    v1::HelloRequest {
+        to: Some(manager.target(to)),
+        cluster_name: manager.inner.config.cluster.name.clone(),
+        members: names(manager),
+        node: node.id().0,
+        here: Some(convert::floor(node.id(), node.here())),
+    }
 }
 
 /// `Ok` when every configured member answers and is empty, otherwise what is wrong with each that doesn't.
@@ -174,10 +175,13 @@ fn check(id: &str, reply: &v1::HelloReply, name: &str, members: &[String]) -> Re
             members.join(" ")
         ));
     }
+    if !reply.lost.is_empty() {
+        return Err(format!("{id} was in a cluster before and has lost its Raft log: {}", reply.lost));
+    }
     if !reply.cluster_id.is_empty() || !reply.identity_empty {
         return Err(format!(
-            "{id} belongs to cluster {} already; this manager has no Raft log: it waits to be taken in, and if it was a \
-             member before, it has lost its log and must be replaced (`matriarch member replace`)",
+            "{id} belongs to cluster {} already, which does not count this manager among its members: add it (`matriarch \
+             member add`), or correct its configuration",
             reply.cluster_id
         ));
     }
@@ -213,12 +217,21 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_was_removed_and_added_again_has_no_node_until_it_is_given_one() {
+        let state = ClusterState { last_node: NodeId(4), ..ClusterState::default() };
+        assert!(out_of_place(&state, "d", NodeId(0), NodeId(4)).unwrap().contains("node 4"));
+        assert_eq!(out_of_place(&state, "d", NodeId(0), NodeId(5)), None, "given by an entry not seen here yet");
+        assert_eq!(out_of_place(&state, "d", NodeId(4), NodeId(4)), None);
+        assert!(out_of_place(&state, "d", NodeId(4), NodeId(2)).is_some());
+    }
+
+    #[test]
     fn genesis_needs_every_directory_empty_and_the_same_members_everywhere() {
         assert_eq!(check_reply(|_| ()), Ok(()));
         let unanswered = |r: &mut v1::HelloReply| (r.data_empty, r.data_problem) = (false, data_problem(None));
         assert_eq!(check_reply(unanswered), Err("b: its agent does not answer".to_owned()));
         assert!(check_reply(|r| r.raft_empty = false).unwrap_err().contains("Raft log"));
-        assert!(check_reply(|r| r.cluster_id = "c".into()).unwrap_err().contains("member replace"));
+        assert!(check_reply(|r| r.cluster_id = "c".into()).unwrap_err().contains("member add"));
         assert!(check_reply(|r| r.members.clear()).unwrap_err().contains("configured"));
         assert!(check_reply(|r| r.cluster_name = "y".into()).unwrap_err().contains("cluster y"));
     }

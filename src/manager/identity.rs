@@ -5,30 +5,46 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::Manager;
-use crate::domain::{ClusterId, Generation};
+use crate::domain::{ClusterId, Generation, NodeId};
 
 /// What a manager remembers of its cluster beside the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
-    cluster_id: String,
-    generation: u64,
-    member: String,
-    node: u64,
+    pub(super) cluster_id: String,
+    pub(super) generation: u64,
+    pub(super) member: String,
+    pub(super) node: u64,
+    /// The node was given to this manager and has not had a log yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) fresh: bool,
+    /// Why the node never votes again; empty while it may.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) lost: String,
 }
 
 impl Identity {
+    pub(super) fn new(cluster_id: &str, generation: u64, member: &str, node: NodeId) -> Self {
+        let (cluster_id, member) = (cluster_id.to_owned(), member.to_owned());
+        Self { cluster_id, generation, member, node: node.0, fresh: false, lost: String::new() }
+    }
+
     pub(super) fn cluster_id(&self) -> ClusterId {
         ClusterId(self.cluster_id.clone())
     }
 
     pub(super) fn generation(&self) -> Generation {
         Generation(self.generation)
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        NodeId(self.node)
     }
 }
 
@@ -46,64 +62,52 @@ pub(super) fn load(dir: &Path) -> anyhow::Result<Option<Identity>> {
     }
 }
 
-/// A manager that belonged to a cluster and has no log any more must never come
-/// back as the same voter: it could vote against what it promised.
-pub(super) fn refuse_lost_raft(identity: &Option<Identity>, raft_dir: &Path) -> anyhow::Result<()> {
-    let empty = match fs::read_dir(raft_dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
-        Err(e) => return Err(e).with_context(|| format!("look into {}", raft_dir.display())),
-    };
-    if let Some(known) = identity.as_ref().filter(|_| empty) {
-        bail!(
-            "{} is empty, but this manager was {} (node {}) of cluster {}: it lost its Raft log and can't come back as \
-             the same voter; replace the member (`matriarch member replace`), or restore the directory",
-            raft_dir.display(),
-            known.member,
-            known.node,
-            known.cluster_id
-        );
-    }
-    Ok(())
-}
-
-/// Writes the copy once genesis is committed, and tells the other rooms who we are.
+/// Writes the copy once genesis is committed, and tells the other rooms who we are and who votes.
 pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
-    // A voter acks nothing before this: an entry it has not applied may have ended the epoch.
-    manager.inner.node.caught_up().await;
-    let mut states = manager.inner.node.state();
-    let mut told = None;
+    let inner = &manager.inner;
+    let mut states = inner.node.state();
+    let mut groups = inner.node.group();
+    inner.acceptor.follow_log(inner.node.log_membership());
+    let mut told = 0;
     loop {
+        let membership = groups.borrow_and_update().membership();
+        // Before its turn nothing is known to be applied, and nothing is acked: an epoch may have
+        // been fenced in an entry that comes first. The state is looked at after that.
+        let due = inner.node.is_due(membership.id);
         let state = states.borrow_and_update().clone();
-        // In this order: a quarantine for a change of membership is as long as the longest promise in use.
-        manager.inner.acceptor.set_timings(state.timings.clone());
-        manager.inner.acceptor.set_applied(state.epoch);
-        let (id, voters) = manager.inner.node.membership();
-        if !voters.is_empty() && told.as_ref() != Some(&(id, voters.clone())) {
-            manager.inner.acceptor.set_membership(id, voters.clone());
-            told = Some((id, voters));
+        // First of all: a quarantine for a change of membership is as long as the longest promise in use.
+        if due || told != 0 {
+            inner.acceptor.set_timings(state.timings.clone());
+        }
+        if due && membership.id != told {
+            inner.acceptor.set_applied(state.epoch);
+            told = membership.id;
+            inner.acceptor.set_membership(membership.clone());
+        } else if told != 0 {
+            inner.acceptor.set_applied(state.epoch);
         }
         if let Some(identity) = &state.identity {
-            manager.inner.node.set_identity(identity.cluster_id.clone(), identity.generation);
-            manager.inner.acceptor.set_identity(identity.cluster_id.clone(), identity.generation);
-            let member = manager.inner.config.find(&manager.inner.me).context("this member left the configuration")?;
-            let wanted = Identity {
-                cluster_id: identity.cluster_id.0.clone(),
-                generation: identity.generation.0,
-                member: manager.inner.me.to_string(),
-                node: member.node.0,
-            };
-            if load(&dir)?.as_ref() != Some(&wanted) {
+            inner.node.set_identity(identity.cluster_id.clone(), identity.generation);
+            inner.acceptor.set_identity(identity.cluster_id.clone(), identity.generation);
+            let cluster = identity.cluster_id.0.as_str();
+            let wanted = Identity::new(cluster, identity.generation.0, inner.me.as_str(), inner.node.id());
+            // What says that the log is lost stays until another node is given.
+            let kept = load(&dir)?;
+            if kept.as_ref() != Some(&wanted) && kept.is_none_or(|k| k.lost.is_empty()) {
                 store(&dir, &wanted)?;
             }
         }
-        if states.changed().await.is_err() {
-            return Ok(());
+        let waits = !due && !membership.halves.is_empty();
+        tokio::select! {
+            changed = states.changed() => if changed.is_err() { return Ok(()) },
+            changed = groups.changed() => if changed.is_err() { return Ok(()) },
+            // A blank entry that is applied changes no state.
+            () = tokio::time::sleep(Duration::from_millis(10)), if waits => {}
         }
     }
 }
 
-fn store(dir: &Path, identity: &Identity) -> anyhow::Result<()> {
+pub(super) fn store(dir: &Path, identity: &Identity) -> anyhow::Result<()> {
     let path = file(dir);
     let text = toml::to_string(identity).context("write the identity")?;
     let tmp = path.with_extension("tmp");
@@ -122,26 +126,23 @@ mod tests {
     use super::*;
 
     fn known() -> Identity {
-        Identity { cluster_id: "c".into(), generation: 1, member: "n1".into(), node: 1 }
+        Identity::new("c", 1, "n1", NodeId(1))
     }
 
     #[test]
     fn the_copy_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(load(dir.path()).unwrap(), None);
-        store(dir.path(), &known()).unwrap();
-        assert_eq!(load(dir.path()).unwrap(), Some(known()));
+        for identity in [known(), Identity { fresh: true, ..known() }, Identity { lost: "a \"b\"".into(), ..known() }] {
+            store(dir.path(), &identity).unwrap();
+            assert_eq!(load(dir.path()).unwrap(), Some(identity));
+        }
     }
 
     #[test]
-    fn a_manager_that_lost_its_log_refuses_to_start() {
+    fn a_copy_of_an_earlier_version_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        let raft = dir.path().join("raft");
-        assert!(refuse_lost_raft(&None, &raft).is_ok());
-        let refused = refuse_lost_raft(&Some(known()), &raft).unwrap_err().to_string();
-        assert!(refused.contains("member replace") && refused.contains("n1"), "{refused}");
-        fs::create_dir(&raft).unwrap();
-        fs::write(raft.join("db"), "x").unwrap();
-        assert!(refuse_lost_raft(&Some(known()), &raft).is_ok());
+        fs::write(file(dir.path()), "cluster_id = \"c\"\ngeneration = 1\nmember = \"n1\"\nnode = 1\n").unwrap();
+        assert_eq!(load(dir.path()).unwrap(), Some(known()));
     }
 }

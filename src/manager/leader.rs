@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::Manager;
 use crate::{
-    domain::MemberId,
+    domain::{GroupStep, MemberId},
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{Applied, Command, Kind},
+    state::{Applied, Command, Kind, RuleId},
     telemetry::events,
 };
 
@@ -37,6 +37,7 @@ pub(super) async fn run(manager: Manager) {
         if leads {
             board.keep_time(&state);
             manager.inner.stonith.consider(&manager, &state);
+            board.keep_group(node.group_view());
             let request = uuid::Uuid::now_v7().to_string();
             plan = board.situation(&state, &manager.timings(), |s| policy::decide(s, &request));
             tell(&mut told, &plan);
@@ -44,6 +45,10 @@ pub(super) async fn run(manager: Manager) {
             board.keep_plan(plan.clone());
             if let Some(command) = plan.command.take() {
                 propose(&manager, command).await;
+                continue;
+            }
+            if let Some((rule, step)) = plan.step.take() {
+                change(&manager, rule, &step).await;
                 continue;
             }
         }
@@ -93,6 +98,35 @@ async fn propose(manager: &Manager, command: Command) {
     }
 }
 
+/// Changes the Raft group by one entry.
+async fn change(manager: &Manager, rule: RuleId, step: &GroupStep) {
+    let node = &manager.inner.node;
+    let membership = manager.inner.board.read(|f| f.group.group.clone());
+    if let GroupStep::Join { voters } = step
+        && !voters.contains(&node.id())
+    {
+        // Whoever is to go leads nothing any more: the next leader does it.
+        let to = voters.iter().find(|v| membership.is_voter(**v)).map(|v| membership.name_of(*v));
+        if let Some(to) = to
+            && let Err(error) = node.transfer_leader(&to).await
+        {
+            tracing::warn!(to = %to, error = %error, "the Raft leadership of a manager that is to go can't be moved");
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+        return;
+    }
+    match node.change_group(membership.id, step).await {
+        Ok(()) => {
+            let why = policy::rules::name(rule);
+            tracing::info!(event = events::GROUP_CHANGED, step = %step, rule = rule.0, why, "the Raft group is changed");
+        }
+        Err(error) => {
+            tracing::warn!(step = %step, error = %error, "the Raft group is not changed, or not known to be");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
 /// The event people look for when such a command is committed.
 fn event_of(kind: &Kind) -> &'static str {
     match kind {
@@ -104,6 +138,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
         Kind::RecordStonith { .. } => events::STONITH,
+        Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
@@ -119,7 +154,10 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::PromotionComplete { member, .. }
         | Kind::Open { member }
         | Kind::Release { member, .. }
-        | Kind::RecordStonith { member, .. } => Some(member),
+        | Kind::RecordStonith { member, .. }
+        | Kind::ReplaceNode { member, .. }
+        | Kind::AddMember { member, .. }
+        | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),
         Kind::RecordSystem { .. }

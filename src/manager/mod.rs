@@ -16,12 +16,15 @@
 
 pub mod board;
 mod brief;
+mod entry;
 mod founding;
 pub mod host;
 mod identity;
 mod leader;
 mod link;
 mod peers;
+pub mod recover;
+mod rejoin;
 mod report;
 mod seal;
 mod service;
@@ -38,7 +41,7 @@ pub use view::ManagerHandle;
 
 use crate::{
     config::{Config, ConfigError},
-    domain::MemberId,
+    domain::{ClusterId, Generation, MemberId},
     lease::{AcceptorHandle, AcceptorOptions, AcceptorThread},
     raft::{Node, NodeOptions},
     rpc::v1::{self, admin_server::Admin},
@@ -58,12 +61,28 @@ struct Inner {
     board: Board,
     peers: peers::Peers,
     link: link::Link,
-    founding: founding::FoundingGate,
     stonith: stonith::Stonith,
+    standing: entry::Standing,
+    /// Which cluster this manager was in when it started, by the copy outside of the log.
+    known: Option<(ClusterId, Generation)>,
+    gate: entry::Gate,
+    /// Why this node is no voter any more, as the leader says; empty while it says nothing.
+    forgot: watch::Sender<String>,
+    /// Why this process has to start over; empty while it hasn't.
+    over: watch::Sender<String>,
 }
 
-/// Runs the manager of this host until `shutdown` or a fatal error, with the
-/// face for operators that `admin` makes over it.
+/// How a manager's run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// It was asked to end.
+    Stopped,
+    /// It goes on as another node: this process has to start itself again.
+    StartOver(String),
+}
+
+/// Runs the manager of this host until `shutdown`, a fatal error, or the end of
+/// its Raft node, with the face for operators that `admin` makes over it.
 ///
 /// # Errors
 /// What kept it from starting, or why it had to end. A storage error of Raft
@@ -72,30 +91,26 @@ pub async fn run<A: Admin>(
     config: Config,
     shutdown: watch::Receiver<bool>,
     admin: impl FnOnce(ManagerHandle) -> A,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ending> {
     let local = config.member.clone().context("this configuration names no [member]")?;
     let member = config.find(&local.id).cloned().context("[member] id is not in cluster.members")?;
     let dir = &local.manager.state_dir;
-    let raft_dir = dir.join("raft");
     // What can be refused is refused before anything is made or written.
     refuse_taken(&config, local.manager.listen)?;
     let identity = identity::load(dir)?;
-    identity::refuse_lost_raft(&identity, &raft_dir)
-        .map_err(|error| config.told("manager.state_dir", &format!("{error:#}")))?;
     std::fs::create_dir_all(dir).map_err(|error| {
         let problem = format!("can't create {} ({error})", dir.display());
         config.wrong("manager.state_dir", problem, "let the user of the manager write there, or name another directory")
     })?;
     let secret = crate::config::read_secret(&config.cluster.secret_file)?;
-    let node = Node::start(NodeOptions {
+    let options = NodeOptions {
         node: member.node,
         member: local.id.clone(),
         address: member.manager(),
-        dir: raft_dir,
+        dir: dir.clone(),
         timings: config.cluster.timings,
-    })
-    .await
-    .context("start Raft")?;
+    };
+    let (node, standing) = entry::open(dir, options, identity.as_ref()).await?;
     let acceptor = AcceptorThread::spawn(AcceptorOptions {
         listen: local.manager.listen,
         me: local.id.clone(),
@@ -104,7 +119,7 @@ pub async fn run<A: Admin>(
         state_dir: dir.clone(),
     })
     .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;
-    if let Some(known) = &identity {
+    if let Some(known) = identity.as_ref().filter(|_| standing.lost().is_empty()) {
         node.set_identity(known.cluster_id(), known.generation());
     }
     let manager = Manager {
@@ -113,8 +128,12 @@ pub async fn run<A: Admin>(
             board: Board::new(&config),
             peers: peers::Peers::new(&config),
             link: link::Link::new(&local.agent.listen, &local.id),
-            founding: founding::FoundingGate::new(node.is_empty()),
             stonith: stonith::Stonith::default(),
+            gate: entry::Gate::new(standing == entry::Standing::Newcomer && !node.is_empty()),
+            standing,
+            known: identity.as_ref().map(|known| (known.cluster_id(), known.generation())),
+            forgot: watch::Sender::default(),
+            over: watch::Sender::default(),
             node,
             acceptor,
             config,
@@ -157,7 +176,7 @@ impl Manager {
         dir: &std::path::Path,
         admin: A,
         mut shutdown: watch::Receiver<bool>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ending> {
         let listener = service::bind(self).await?;
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(service::serve(self.clone(), admin, listener, shutdown.clone()));
@@ -168,9 +187,13 @@ impl Manager {
         tasks.spawn(forever(self.clone(), |m| async move { leader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { seal::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { host::run(m).await }));
-        tasks.spawn(forever(self.clone(), |m| async move { founding::run(m).await }));
+        let (entering, home) = (self.clone(), dir.to_owned());
+        let mut over = self.inner.over.subscribe();
+        let mut entry = tokio::spawn(async move { rejoin::run(entering, &home).await });
         let ended = tokio::select! {
-            _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+            _ = shutdown.wait_for(|stop| *stop) => Ok(Ending::Stopped),
+            Ok(why) = over.wait_for(|why| !why.is_empty()) => Ok(Ending::StartOver(why.clone())),
+            ending = &mut entry => ending.context("a part of the manager failed")?,
             why = self.inner.node.fatal() => Err(anyhow::anyhow!("Raft stopped: {why}")),
             task = tasks.join_next() => match task {
                 Some(Ok(Ok(()))) | None => Err(anyhow::anyhow!("a part of the manager ended")),
@@ -178,6 +201,7 @@ impl Manager {
                 Some(Err(panic)) => Err(anyhow::anyhow!("a part of the manager failed: {panic}")),
             },
         };
+        entry.abort();
         tasks.shutdown().await;
         self.inner.acceptor.stop();
         if tokio::time::timeout(Duration::from_secs(2), self.inner.node.shutdown()).await.is_err() {

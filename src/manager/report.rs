@@ -19,7 +19,7 @@ pub(super) async fn run(manager: Manager) {
     loop {
         said.borrow_and_update();
         promise.borrow_and_update();
-        let leader = leadership.borrow_and_update().leader.clone();
+        let leader = leadership.borrow_and_update().leader.clone().or_else(|| leader_by_name(&manager));
         let delivered = tell(&manager, leader.as_ref(), &heard).await;
         if delivered {
             heard.clear();
@@ -48,6 +48,13 @@ async fn next_notice(notices: &mut Option<tokio::sync::mpsc::Receiver<Notice>>) 
     std::future::pending().await
 }
 
+/// A node that was just given has no log and hears no leader, and gets none before the leader knows how the lease of
+/// this host's PostgreSQL stands. So it reports to whom the others name.
+fn leader_by_name(manager: &Manager) -> Option<MemberId> {
+    let inner = &manager.inner;
+    inner.node.state().borrow().identity.is_none().then(|| inner.gate.leader()).flatten()
+}
+
 /// Puts this host on the own board, and on the leader's; true when the leader has it.
 async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) -> bool {
     let inner = &manager.inner;
@@ -64,10 +71,19 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
         inner.board.update(|f| f.take_word(ready, standbys));
         return true;
     }
+    let state = inner.node.state().borrow().clone();
+    let without_log = inner.known.as_ref().filter(|_| state.identity.is_none());
+    let to = match without_log {
+        Some((cluster, generation)) => {
+            convert::target(cluster, *generation, leader.as_str(), state.epoch, inner.me.as_str())
+        }
+        None => manager.target(leader),
+    };
     let request = v1::ReportRequest {
-        to: Some(manager.target(leader)),
+        to: Some(to),
         status: said.as_ref().map(|s| convert::agent_status(&s.view, 0, 0)),
-        promise: Some(convert::promise(&promise)),
+        // A voter that has no log promises nothing that could be counted.
+        promise: without_log.is_none().then(|| convert::promise(&promise)),
         age_ms: said.as_ref().map_or(0, |s| u64::try_from(age(s.at).as_millis()).unwrap_or(u64::MAX)),
         notices: heard.iter().map(convert::notice).collect(),
     };
@@ -76,6 +92,12 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     match tokio::time::timeout(limit, peer.report(timed(request, limit))).await {
         Ok(Ok(reply)) => {
             let reply = reply.into_inner();
+            for (node, floor) in reply.floors.iter().copied().map(convert::floor_of) {
+                inner.node.learn_floor(node, floor);
+            }
+            if !reply.forgot.is_empty() {
+                inner.forgot.send_replace(format!("the Raft leader {leader} says: {}", reply.forgot));
+            }
             let standbys = reply.standbys.into_iter();
             let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
             let ready = reply.primary_ready.then_some(Epoch(reply.epoch));

@@ -98,11 +98,6 @@ async fn seal_of(
         .await
         .map_err(|_| tonic::Status::deadline_exceeded("no answer in time"))??
         .into_inner();
-    let (membership, _) = manager.inner.node.membership();
-    if reply.membership_id != membership {
-        let text = format!("its membership is {}, this leader's is {membership}", reply.membership_id);
-        return Err(tonic::Status::failed_precondition(text));
-    }
     let agent = reply.status.and_then(|s| convert::agent_view(s).ok());
     Ok((convert::promise_of(reply.promise), agent))
 }

@@ -8,9 +8,9 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, founding, seal, view};
+use super::{Manager, founding, rejoin, seal, view};
 use crate::{
-    domain::{Epoch, MemberId},
+    domain::{Epoch, Generation, MemberId},
     rpc::{convert, v1},
     state::ClusterState,
 };
@@ -41,11 +41,12 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
         .context("gRPC reflection")?;
     let gate = manager.clone();
     let raft = tonic::service::interceptor::InterceptedService::new(manager.inner.node.grpc(), move |request| {
-        // A manager without a log takes no part before it has seen genesis.
-        if gate.inner.founding.is_open() {
+        // A manager without a log takes no part before it has seen genesis, one with a log not before it
+        // has asked whether anybody knows that it went back.
+        if gate.inner.gate.is_open() {
             Ok(request)
         } else {
-            Err(Status::unavailable("this manager has no Raft log and has not seen every member empty"))
+            Err(Status::unavailable("this manager takes no part in Raft yet"))
         }
     });
     let peer = v1::peer_server::PeerServer::new(PeerService { manager: manager.clone() });
@@ -79,12 +80,13 @@ struct PeerService {
 impl v1::peer_server::Peer for PeerService {
     async fn hello(&self, request: Request<v1::HelloRequest>) -> Result<Response<v1::HelloReply>, Status> {
         // Strangers must learn that they are strangers, so the cluster id is not checked here.
-        let to = request.into_inner().to.unwrap_or_default();
+        let request = request.into_inner();
+        let to = request.to.clone().unwrap_or_default();
         if !to.target.is_empty() && to.target != self.manager.inner.me.as_str() {
             let me = &self.manager.inner.me;
             return Err(Status::failed_precondition(format!("the request is for {}, this is {me}", to.target)));
         }
-        Ok(Response::new(founding::hello(&self.manager)))
+        Ok(Response::new(founding::hello(&self.manager, &request)))
     }
 
     async fn report(&self, request: Request<v1::ReportRequest>) -> Result<Response<v1::ReportReply>, Status> {
@@ -109,7 +111,21 @@ impl v1::peer_server::Peer for PeerService {
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
             .collect();
-        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch: state.epoch.0 }))
+        let node = &self.manager.inner.node;
+        let floors = node.floors().into_iter().map(|(id, floor)| convert::floor(id, floor)).collect();
+        let present = state.members.get(&sender).map(|m| m.node);
+        let forgot = present.and_then(|present| node.lost_logs().remove(&present)).unwrap_or_default();
+        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch: state.epoch.0, floors, forgot }))
+    }
+
+    async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {
+        let request = request.into_inner();
+        let to = request.to.clone().unwrap_or_default();
+        let state = self.manager.inner.node.state().borrow().clone();
+        // A member of an earlier generation comes in this way, one of another cluster doesn't.
+        let generation = Generation(to.generation);
+        convert::check_member_target(Some(&to), self.manager.inner.me.as_str(), &state.cluster_id(), generation)?;
+        Ok(Response::new(rejoin::give(&self.manager, &request).await))
     }
 
     async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
@@ -120,7 +136,6 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(v1::SealReply {
             promise: Some(convert::promise(&promise)),
             status: agent.map(|a| convert::agent_status(&a, 0, 0)),
-            membership_id: self.manager.inner.node.membership().0,
         }))
     }
 }

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::Manager;
+use super::{Manager, recover};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, Profile, observation::AgentView},
     guard::sys::two_clocks,
     policy::{self, Plan, Situation, switchover},
     raft::Leadership,
     rpc::v1,
-    state::{Applied, ClusterState, Command, OperationKind, RuleId},
+    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
 };
 
 /// Whether the primary can be copied from, and the standbys as their primary
@@ -38,6 +38,35 @@ pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration
     });
     let by_raft = manager.inner.node.confirmed_age();
     vouched.map_or(by_raft, |age| age.min(by_raft))
+}
+
+/// More members than this don't vote yet.
+const MEMBERS_MAX: usize = 7;
+/// Fewer voters than this can't lose one.
+const MEMBERS_MIN: usize = 3;
+
+/// What an operator does to the list of members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// One more.
+    Add {
+        /// Its name.
+        member: MemberId,
+        /// `host:port` of its manager.
+        manager: String,
+        /// `host:port` of its PostgreSQL.
+        postgres: String,
+    },
+    /// One less.
+    Remove {
+        /// Which.
+        member: MemberId,
+    },
+    /// It gets a new Raft node, and the present one never votes again.
+    Replace {
+        /// Which.
+        member: MemberId,
+    },
 }
 
 /// What the admin faces may do with a manager. Cheap to clone.
@@ -79,7 +108,22 @@ impl ManagerHandle {
 
     /// What keeps this manager from founding or joining a cluster; empty once it has.
     pub fn waits_to_be_founded(&self) -> Vec<String> {
-        self.manager.inner.founding.waits_for()
+        self.manager.inner.gate.waits_for()
+    }
+
+    /// The Raft group as it stands in this manager's log.
+    pub fn group(&self) -> crate::domain::Group {
+        self.manager.inner.node.group().borrow().clone()
+    }
+
+    /// What an operator should know of the Raft group as this manager sees it.
+    pub fn group_warnings(&self) -> Vec<String> {
+        self.manager.inner.gate.warnings()
+    }
+
+    /// This manager was in a cluster before and has no log it may vote with.
+    pub fn has_lost_its_log(&self) -> bool {
+        !self.manager.inner.standing.lost().is_empty()
     }
 
     /// Who leads Raft.
@@ -121,6 +165,7 @@ impl ManagerHandle {
                         None => "does not apply".to_owned(),
                         Some(policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
                         Some(policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
+                        Some(policy::Verdict::Change(step)) => format!("changes the Raft group: {step}"),
                     };
                     (rule.id, rule.name, says)
                 })
@@ -188,6 +233,71 @@ impl ManagerHandle {
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Looks what `matriarch recover` would do here, and does it when `confirmed` names the cluster.
+    /// Gives the proposal line by line, and whether it was carried out.
+    ///
+    /// # Errors
+    /// Why it can't be done.
+    pub async fn recover(&self, confirmed: &str, force: bool) -> Result<(Vec<String>, bool), String> {
+        let proposal = recover::propose(&self.manager, force).await?;
+        if confirmed.is_empty() {
+            return Ok((proposal.says, false));
+        }
+        let name = &self.config().cluster.name;
+        if confirmed != name {
+            return Err(format!("`{confirmed}` is not the name of this cluster: nothing was changed"));
+        }
+        let local = self.config().member.as_ref().ok_or("this configuration names no [member]")?;
+        recover::carry_out(&self.manager, &local.manager.state_dir, &proposal).map_err(|e| format!("{e:#}"))?;
+        let over = self.manager.inner.over.clone();
+        tokio::spawn(async move {
+            // The answer goes out first.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            over.send_replace("a new generation begins".to_owned());
+        });
+        Ok((proposal.says, true))
+    }
+
+    /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), String> {
+        let state = self.state();
+        let group = self.group();
+        let kind = match change {
+            MemberChange::Add { member, manager, postgres } => {
+                if state.members.len() >= MEMBERS_MAX {
+                    return Err(format!("the cluster has {MEMBERS_MAX} members, the most that can vote"));
+                }
+                Kind::AddMember { member, manager, postgres }
+            }
+            MemberChange::Remove { member } => {
+                let node = state.members.get(&member).map(|m| m.node).unwrap_or_default();
+                let left = state.members.len().saturating_sub(1);
+                if group.is_voter(node) && left < MEMBERS_MIN {
+                    return Err(format!(
+                        "{left} members would be left: fewer than {MEMBERS_MIN} can't lose one and still decide"
+                    ));
+                }
+                Kind::RemoveMember { member }
+            }
+            MemberChange::Replace { member } => {
+                let old = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?.node;
+                let reason = "by command".to_owned();
+                Kind::ReplaceNode { member, old, node: state.next_node(), reason }
+            }
+        };
+        let request_id = uuid::Uuid::now_v7().to_string();
+        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind };
+        match self.manager.inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(why),
             Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
             Err(error) => Err(error.to_string()),
         }

@@ -8,9 +8,11 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Situation, Verdict, report::Unfit};
+use super::{Hold, Seal, Situation, Verdict, report::Unfit};
 use crate::{
-    domain::{Epoch, MemberId, Moment, PostgresState, TimelineHistory, WalPosition, observation::AgentView},
+    domain::{
+        Epoch, MemberId, Moment, PostgresState, TimelineHistory, WalPosition, membership::Count, observation::AgentView,
+    },
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
@@ -49,24 +51,27 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
     // Only the holder of a lease leaves recovery: then the epoch was renewed, though a
     // voter that was restarted since knows nothing of it.
     let sought = overdue || *phase != GrantPhase::Promoting;
+    let membership = s.membership();
     let lapsed = voters_without_promise(s, *epoch, sought);
-    let needed = s.majority();
-    if lapsed >= needed {
+    let Count { have, need } = membership.count(&lapsed);
+    if have >= need {
         let reason = if overdue {
             format!("{member} was not promoted in time")
         } else {
-            format!("the lease of {member} ran out: {lapsed} of {} voters report it", s.state.members.len())
+            let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
+            format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
         };
         return Some(Verdict::Propose(Kind::Fence { reason }));
     }
     let silent = s.agent(member).is_none();
-    (silent || lapsed > 0)
-        .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed, needed }))
+    (silent || have > 0)
+        .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
 }
 
 /// Voters that report no promise left for `epoch`. One that does not know of a
 /// renewal of it counts only when there must have been one, or should have been by now.
-fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> usize {
+fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> BTreeSet<MemberId> {
+    let membership = s.membership();
     let without = |member: &&MemberId| {
         s.fresh(member).is_some_and(|o| {
             let p = o.promise;
@@ -76,27 +81,23 @@ fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> usiz
             p.lapsed && (renewed || (sought && current))
         })
     };
-    s.state.members.keys().filter(without).count()
+    s.seen.keys().filter(|m| membership.has_voter(m)).filter(without).cloned().collect()
 }
 
 /// Rule 410.
 pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Fenced { epoch, released, previous } = &s.state.lock else { return None };
-    let sealed: Vec<(&MemberId, Moment)> = s
-        .seals
-        .iter()
-        .filter(|(m, seal)| s.state.members.contains_key(m) && seal.promise.sealed >= *epoch)
-        .filter(|(_, seal)| released.is_some() || seal.promise.lapsed)
-        .map(|(m, seal)| (m, seal.at))
-        .collect();
-    let needed = s.majority();
-    if sealed.len() < needed {
-        let count = s.seals.values().filter(|seal| seal.promise.sealed >= *epoch).count();
-        let hold = Hold::TooFewSeals { epoch: *epoch, sealed: count, free: sealed.len(), needed };
-        return Some(Verdict::Hold(hold));
+    let membership = s.membership();
+    let voter = |(m, seal): (&'_ MemberId, &'_ Seal)| membership.has_voter(m).then(|| (m.clone(), seal.at));
+    let free: Vec<(MemberId, Moment)> = s.sealed(*epoch, released.is_none()).filter_map(voter).collect();
+    let Count { have, need } = membership.count(&free.iter().map(|(m, _)| m.clone()).collect());
+    if have < need {
+        let sealed = s.sealed(*epoch, false).filter_map(voter).map(|(m, _)| m).collect();
+        let sealed = membership.count(&sealed).have.max(have);
+        return Some(Verdict::Hold(Hold::TooFewSeals { epoch: *epoch, sealed, free: have, needed: need }));
     }
     let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
-    if let Some(hold) = still_collecting(s, &sealed, previous.as_ref().map(|(e, _)| *e), forced) {
+    if let Some(hold) = still_collecting(s, &free, previous.as_ref().map(|(e, _)| *e), forced) {
         return Some(Verdict::Hold(hold));
     }
     Some(match successor(s, released.as_ref(), forced) {
@@ -111,7 +112,7 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
 /// is what tells such a start from the loss of one host.
 fn still_collecting(
     s: &Situation<'_>,
-    sealed: &[(&MemberId, Moment)],
+    sealed: &[(MemberId, Moment)],
     previous: Option<Epoch>,
     forced: Option<&MemberId>,
 ) -> Option<Hold> {
@@ -127,12 +128,22 @@ fn still_collecting(
     if !expected {
         return None;
     }
-    let mut at: Vec<Moment> = sealed.iter().map(|(_, at)| *at).collect();
-    at.sort_unstable();
-    let majority_at = at.get(s.majority() - 1).copied().unwrap_or(s.now);
+    let majority_at = majority_at(s, sealed).unwrap_or(s.now);
     let until = if starting { s.since.start + s.timings.silent * 2 } else { majority_at + s.timings.collect };
     let remaining = s.now.until(until);
     (!remaining.is_zero()).then_some(Hold::Collecting { missing, remaining })
+}
+
+/// When the voters that made the majority full had answered.
+fn majority_at(s: &Situation<'_>, sealed: &[(MemberId, Moment)]) -> Option<Moment> {
+    let membership = s.membership();
+    let mut order: Vec<&(MemberId, Moment)> = sealed.iter().collect();
+    order.sort_unstable_by_key(|(_, at)| *at);
+    let mut so_far = BTreeSet::new();
+    order.into_iter().find_map(|(member, at)| {
+        so_far.insert(member.clone());
+        membership.has_majority(&so_far).then_some(*at)
+    })
 }
 
 /// A host that was heard of in the last round of reports. One that was not is not waited for.

@@ -9,6 +9,7 @@
 
 pub mod failover;
 pub mod genesis;
+pub mod membership;
 pub mod promotion;
 pub mod report;
 pub mod rules;
@@ -25,7 +26,8 @@ pub use rules::{RULES, decide};
 
 use crate::{
     domain::{
-        Epoch, MemberId, Moment, Observation, Promise, Timings, TimingsId, observation::AgentView, observation::Notice,
+        Epoch, GroupStep, MemberId, Membership, Moment, Observation, Promise, Timings, TimingsId,
+        membership::GroupView, observation::AgentView, observation::Notice,
     },
     state::{ClusterState, Kind, Member},
 };
@@ -41,6 +43,8 @@ pub struct Situation<'a> {
     pub notices: &'a BTreeMap<MemberId, Notice>,
     /// Durable seals of the fenced epoch, with what each host's agent said after it.
     pub seals: &'a BTreeMap<MemberId, Seal>,
+    /// The Raft group as it stands in this leader's log.
+    pub group: &'a GroupView,
     /// What a cluster not yet founded is to be founded with.
     pub founding: Option<&'a Founding>,
     /// The timings in force.
@@ -94,14 +98,26 @@ pub struct Founding {
 pub enum Verdict {
     /// Propose this.
     Propose(Kind),
+    /// Change the Raft group by this one entry.
+    Change(GroupStep),
     /// Nothing can be done yet, and this is why.
     Hold(Hold),
 }
 
 impl<'a> Situation<'a> {
-    /// More than half of the voters.
-    pub fn majority(&self) -> usize {
-        self.state.members.len() / 2 + 1
+    /// The voters that a majority is counted among: effective, whether committed or not.
+    pub fn membership(&self) -> Membership {
+        self.group.group.membership()
+    }
+
+    /// Voters that have durably sealed `epoch` under the membership that is effective here. With
+    /// `free`, only those that have no promise left.
+    pub fn sealed(&self, epoch: Epoch, free: bool) -> impl Iterator<Item = (&'a MemberId, &'a Seal)> {
+        let membership = self.group.group.id;
+        self.seals.iter().filter(move |(_, seal)| {
+            let promise = seal.promise;
+            promise.sealed >= epoch && promise.membership == membership && (promise.lapsed || !free)
+        })
     }
 
     /// The last heard of a host, unless it has been silent too long.

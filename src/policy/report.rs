@@ -4,8 +4,8 @@
 use std::{fmt, time::Duration};
 
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, WalPosition},
-    state::{Command, OperationPhase},
+    domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
+    state::{Command, OperationPhase, RuleId},
 };
 
 /// What the leader decided.
@@ -13,6 +13,8 @@ use crate::{
 pub struct Plan {
     /// The command to propose.
     pub command: Option<Command>,
+    /// The change of the Raft group to propose, when there is no command.
+    pub step: Option<(RuleId, GroupStep)>,
     /// Why not more is done, the one that matters first.
     pub holds: Vec<Hold>,
 }
@@ -86,6 +88,80 @@ pub enum Hold {
         /// Who.
         member: MemberId,
     },
+    /// The Raft group was changed, and the lease has not caught up with it.
+    GroupUnsettled {
+        /// The step that waits.
+        step: GroupStep,
+        /// For what.
+        unsettled: Unsettled,
+    },
+    /// Members that are to vote can't be relied on yet.
+    NewVotersNotReady {
+        /// Why not, member by member.
+        why: Vec<(MemberId, NotReady)>,
+    },
+}
+
+/// What a changed Raft group still waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsettled {
+    /// No renewal was counted under it.
+    NotRenewed {
+        /// The holder of the lease.
+        holder: MemberId,
+        /// What its last renewal was counted under; `None` when it holds no lease, or isn't heard of.
+        counted: Option<u64>,
+        /// The membership now.
+        effective: u64,
+    },
+    /// Nobody holds the lock, and too few voters have sealed the epoch under it with no promise left.
+    NotSealed {
+        /// Voters that have.
+        free: usize,
+        /// Voters needed.
+        needed: usize,
+    },
+}
+
+/// Why a member's node can't vote yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotReady {
+    /// It lacks entries that are committed.
+    Behind {
+        /// Entries it has.
+        held: u64,
+        /// Entries that are committed.
+        commit: u64,
+    },
+    /// Its manager didn't answer the last three renewals of the lease, or, while nobody renews, didn't seal.
+    Silent,
+}
+
+impl fmt::Display for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotRenewed { holder, counted: Some(counted), effective } => write!(
+                f,
+                "{holder} has renewed its lease under membership {counted}, not yet under {effective}, the present one"
+            ),
+            Self::NotRenewed { holder, counted: None, effective } => {
+                write!(f, "{holder} holds no lease that was renewed under membership {effective}, the present one")
+            }
+            Self::NotSealed { free, needed } => write!(
+                f,
+                "{free} of {needed} voters needed have sealed the epoch under the present membership and are free"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Behind { held, commit } => write!(f, "its node has {held} of {commit} committed entries"),
+            Self::Silent => f.write_str("its manager didn't answer the last three renewals"),
+        }
+    }
 }
 
 /// Why a member can't be the successor.
@@ -243,6 +319,14 @@ impl fmt::Display for Hold {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))
             }
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
+            Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
+            Self::NewVotersNotReady { why } => {
+                f.write_str("not to vote yet:")?;
+                for (i, (member, reason)) in why.iter().enumerate() {
+                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The ordered table of rules. The first that matches wins; its number goes
 //! into the command it causes and so into the log.
 
-use super::{Plan, Situation, Verdict, failover, genesis, promotion, stonith, switchover, timings};
+use super::{Plan, Situation, Verdict, failover, genesis, membership, promotion, stonith, switchover, timings};
 use crate::state::{Command, RuleId};
 
 /// A rule: number, condition in words, function.
@@ -46,9 +46,17 @@ pub const RULES: &[Rule] = &[
         decide: promotion::complete_late,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
+    Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
+    Rule {
+        id: 460,
+        name: "a member's node is not in the Raft group: it gets the log",
+        decide: membership::add_learner,
+    },
+    Rule { id: 470, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
+    Rule { id: 480, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
 ];
 
-/// What the leader should propose now, and why not more.
+/// What the leader should propose now, a command or a change of the Raft group, and why not more.
 ///
 /// `request` names the proposal; the same situation asked twice under the same
 /// name gives the same command.
@@ -58,6 +66,10 @@ pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
         match (rule.decide)(situation) {
             None => {}
             Some(Verdict::Hold(hold)) => plan.holds.push(hold),
+            Some(Verdict::Change(step)) => {
+                plan.step = Some((RuleId(rule.id), step));
+                return plan;
+            }
             Some(Verdict::Propose(kind)) => {
                 plan.command = Some(Command {
                     request_id: request.to_owned(),

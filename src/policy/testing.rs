@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ClusterId, Epoch, Generation, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
-        TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, observation::AgentView,
-        observation::FailsafeView, observation::FenceView, observation::LeaseView, observation::OrderResult,
+        ClusterId, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
+        Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, membership::GroupView,
+        observation::AgentView, observation::FailsafeView, observation::FenceView, observation::LeaseReach,
+        observation::LeaseView, observation::OrderResult,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -151,6 +152,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         upstream: None,
         history: TimelineHistory::default(),
         lease: LeaseView::default(),
+        reach: LeaseReach::default(),
         accepted_epoch: Epoch(0),
         ended_epoch: Epoch(0),
         fenced_epoch: Epoch(0),
@@ -190,6 +192,8 @@ fn apply_word(view: &mut AgentView, word: &str) {
             view.upstream = Some(id(value));
             view.streaming = true;
         }
+        "counted" => view.reach.counted = number(),
+        "answering" => view.reach.answering = value.split(',').map(id).collect(),
         "rewinds" => view.rewind_failures = number(),
         "clones" => view.clone_failures = number(),
         "system" => view.system_identifier = Some(number()),
@@ -212,6 +216,12 @@ fn apply_word(view: &mut AgentView, word: &str) {
     }
 }
 
+/// All members vote, under membership 1.
+pub fn group(state: &ClusterState) -> GroupView {
+    let node = |(id, m): (&MemberId, &Member)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() });
+    GroupView::settled(1, state.members.iter().map(node))
+}
+
 /// A situation to be built up line by line; a minute after the leader began, with everything as old as that.
 #[derive(Debug)]
 pub struct Bench {
@@ -221,6 +231,8 @@ pub struct Bench {
     pub seen: BTreeMap<MemberId, Observation>,
     /// Seals of the fenced epoch.
     pub seals: BTreeMap<MemberId, Seal>,
+    /// The Raft group; all members vote unless a test changes it.
+    pub group: GroupView,
     timings: Timings,
     since: Since,
     now: Moment,
@@ -229,8 +241,10 @@ pub struct Bench {
 impl Bench {
     /// Nothing heard of anybody.
     pub fn new(lock: &str) -> Self {
+        let state = state(lock);
         Self {
-            state: state(lock),
+            group: group(&state),
+            state,
             seen: BTreeMap::new(),
             seals: BTreeMap::new(),
             timings: Timings::of(Profile::Normal),
@@ -245,6 +259,14 @@ impl Bench {
         self
     }
 
+    /// What the agent of `member` says just now.
+    pub fn says(mut self, member: &str, spec: &str) -> Self {
+        let now = self.now;
+        let seen = self.seen.entry(id(member)).or_default();
+        (seen.at, seen.agent_at, seen.agent) = (now, now, Some(agent(member, spec)));
+        self
+    }
+
     /// The voter of `member` reports just now.
     pub fn promise(mut self, member: &str, promise: Promise) -> Self {
         self.seen.entry(id(member)).or_default().promise = promise;
@@ -254,7 +276,8 @@ impl Bench {
 
     /// `member` has sealed the epoch with no promise left, and its agent says `spec`.
     pub fn seal(mut self, member: &str, spec: &str) -> Self {
-        let promise = Promise { sealed: self.state.epoch, lapsed: true, ..Promise::default() };
+        let membership = self.group.group.id;
+        let promise = Promise { sealed: self.state.epoch, lapsed: true, membership, ..Promise::default() };
         let seal = Seal { promise, at: Moment::default(), agent: Some(agent(member, spec)) };
         self.seals.insert(id(member), seal);
         self
@@ -267,6 +290,7 @@ impl Bench {
             seen: &self.seen,
             notices: const { &BTreeMap::new() },
             seals: &self.seals,
+            group: &self.group,
             founding: None,
             timings: &self.timings,
             since: self.since,

@@ -61,6 +61,23 @@ impl Instance {
         Ok(())
     }
 
+    /// Removes the segments and history files of every timeline that is not `own` or an ancestor of it. pg_rewind
+    /// leaves those it read on the way: names of a timeline that is given up, which somebody may be granted anew.
+    ///
+    /// # Errors
+    /// The history of `own` can't be read, or a file can't be removed.
+    pub(super) fn remove_foreign_wal(&self, own: TimelineId) -> Result<(), PostgresError> {
+        let (dir, history) = (self.pg_wal(), self.history(own)?);
+        for entry in fs::read_dir(&dir).map_err(PostgresError::file("reading", &dir))? {
+            let entry = entry.map_err(PostgresError::file("reading", &dir))?;
+            let timeline = entry.file_name().to_str().and_then(wal_file_timeline);
+            if timeline.is_some_and(|t| !history.contains(t)) {
+                files::remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The histories of all timelines above `timeline` that descend from it, oldest first.
     pub(super) fn descendants(&self, timeline: TimelineId) -> Result<Vec<TimelineHistory>, PostgresError> {
         let parse = |(id, text): (TimelineId, String)| TimelineHistory::parse(id, &text).ok();
@@ -104,6 +121,18 @@ fn is_stub(text: &str) -> bool {
     text.trim_end() == STUB
 }
 
+/// The timeline of a segment, of one cut off (`.partial`), or of a history file.
+fn wal_file_timeline(name: &str) -> Option<TimelineId> {
+    let (stem, suffix) = name.split_once('.').map_or((name, None), |(stem, suffix)| (stem, Some(suffix)));
+    let is_wal = match suffix {
+        None | Some("partial") => stem.len() == 24,
+        Some("history") => stem.len() == 8,
+        Some(_) => false,
+    };
+    let digits = stem.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    (is_wal && digits).then(|| u32::from_str_radix(&stem[..8], 16).ok().map(TimelineId))?
+}
+
 fn history_timeline(path: &Path) -> Option<TimelineId> {
     let hex = path.file_name()?.to_str()?.strip_suffix(".history")?;
     (hex.len() == 8).then(|| u32::from_str_radix(hex, 16).ok().map(TimelineId))?
@@ -113,6 +142,16 @@ fn history_timeline(path: &Path) -> Option<TimelineId> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wal_files_are_told_from_others_by_their_names() {
+        assert_eq!(wal_file_timeline("0000001F000000000000000A"), Some(TimelineId(31)));
+        assert_eq!(wal_file_timeline("0000001F000000000000000A.partial"), Some(TimelineId(31)));
+        assert_eq!(wal_file_timeline("0000001F.history"), Some(TimelineId(31)));
+        for other in ["archive_status", "0000001F", "0000001F000000000000000A.00000028.backup", "xlogtemp.123"] {
+            assert_eq!(wal_file_timeline(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn an_ancestors_history_is_the_beginning_of_its_descendants() {

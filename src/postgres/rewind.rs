@@ -105,7 +105,11 @@ impl Instance {
         }
         self.put_back_wal().await?;
         on_progress(Progress::phase("pg_rewind"));
-        self.run_pg_rewind(source, lock, touched, on_progress).await
+        let outcome = self.run_pg_rewind(source, lock, touched, on_progress).await?;
+        if outcome == RewindOutcome::Rewound {
+            self.remove_foreign_wal(self.control_data()?.timeline)?;
+        }
+        Ok(outcome)
     }
 
     /// A rewind was cut off: the directory may be half rewound and must not be started.

@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::domain::NodeId;
+
 /// A larger value goes to a file of its own inside sled, which the sync of the
 /// database file would not cover.
 pub(super) const VALUE_MAX: usize = 256 * 1024;
@@ -119,13 +121,25 @@ pub enum OpenError {
         /// What is wrong.
         why: String,
     },
+    /// It had come further once: it is an older copy, or it was made anew.
+    #[error("the Raft log in {} went back: it has {found}, it had {marked}", path.display())]
+    WentBack {
+        /// The directory.
+        path: PathBuf,
+        /// How far it is.
+        found: String,
+        /// How far it was.
+        marked: String,
+    },
     /// It was written by another node.
-    #[error("{} belongs to node {found}, not to node {expected}", path.display())]
+    #[error("{} belongs to node {node} ({member}), not to node {expected}", path.display())]
     Foreign {
         /// The directory.
         path: PathBuf,
-        /// Who wrote it.
-        found: String,
+        /// The node that wrote it.
+        node: NodeId,
+        /// Whose node that is.
+        member: String,
         /// Who asks.
         expected: String,
     },

@@ -85,9 +85,10 @@ pub(super) fn entry_in(entry: v1::Entry) -> Result<Entry, RecordError> {
     Ok(Entry { log_id, payload })
 }
 
-pub(super) fn append_out(to: v1::Target, request: &AppendEntriesRequest<TypeConfig>) -> v1::AppendRequest {
+pub(super) fn append_out(to: v1::Target, node: u64, request: &AppendEntriesRequest<TypeConfig>) -> v1::AppendRequest {
     v1::AppendRequest {
         to: Some(to),
+        node,
         vote: Some(vote_out(&request.vote)),
         prev: request.prev_log_id.as_ref().map(log_id_out),
         entries: request.entries.iter().map(entry_out).collect(),
@@ -126,9 +127,10 @@ pub(super) fn append_reply_in(reply: &v1::AppendReply) -> Result<AppendEntriesRe
     }
 }
 
-pub(super) fn vote_request_out(to: v1::Target, request: &VoteRequest<TypeConfig>) -> v1::VoteRequest {
+pub(super) fn vote_request_out(to: v1::Target, node: u64, request: &VoteRequest<TypeConfig>) -> v1::VoteRequest {
     v1::VoteRequest {
         to: Some(to),
+        node,
         vote: Some(vote_out(&request.vote)),
         last: request.last_log_id.as_ref().map(log_id_out),
         leadership_transfer: request.leadership_transfer,
@@ -221,7 +223,7 @@ mod tests {
         let vote = vote_in(&v1::Vote { term: 4, node_id: 2, committed: false });
         let mut request = VoteRequest::new(vote, Some(id(2, 5)));
         request.leadership_transfer = true;
-        let back = vote_request_in(&vote_request_out(v1::Target::default(), &request)).unwrap();
+        let back = vote_request_in(&vote_request_out(v1::Target::default(), 1, &request)).unwrap();
         assert_eq!(back, request);
     }
 }

@@ -2,7 +2,10 @@
 //! for ever, also alone; here it counts only while a quorum answers it.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -10,13 +13,14 @@ use openraft::{Instant as _, RaftMetrics, ServerState, alias::WatchReceiverOf, a
 use tokio::{sync::watch, time::sleep};
 
 use super::{
+    group::group_of,
     identity::Identity,
     log_store::SyncGauge,
     service::Contact,
     types::{Raft, TypeConfig},
 };
 use crate::{
-    domain::{MemberId, Timings},
+    domain::{Group, MemberId, Timings},
     state::ClusterState,
 };
 
@@ -32,6 +36,29 @@ pub struct Leadership {
     pub term: u64,
 }
 
+/// Whether this node leads and no quorum has answered it for one longest election time-out. Then
+/// it must not be heard: whoever hears it waits for it instead of electing another.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Silence(Arc<AtomicBool>);
+
+impl Silence {
+    pub(super) fn is_kept(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn keep(&self, silent: bool) {
+        if self.0.swap(silent, Ordering::Relaxed) != silent {
+            if silent {
+                tracing::warn!(
+                    "this Raft leader has no quorum: it keeps silent, so that those it reaches can elect another"
+                );
+            } else {
+                tracing::info!("this Raft leader has a quorum again, or has ended");
+            }
+        }
+    }
+}
+
 /// The task behind [`super::Node::leadership`].
 pub(super) struct Monitor {
     pub(super) raft: Raft,
@@ -41,6 +68,8 @@ pub(super) struct Monitor {
     pub(super) gauge: Arc<SyncGauge>,
     pub(super) state: watch::Receiver<Arc<ClusterState>>,
     pub(super) leadership: watch::Sender<Leadership>,
+    pub(super) group: watch::Sender<Group>,
+    pub(super) silence: Silence,
     pub(super) stop: watch::Receiver<bool>,
 }
 
@@ -64,9 +93,10 @@ impl Monitor {
         let mut role = self.raft.server_metrics();
         let mut all = self.raft.metrics();
         let mut stalled = false;
+        let mut led: Option<(u64, Instant)> = None;
         self.adopt_identity();
         loop {
-            let (now, recheck) = self.look(&mut all);
+            let (now, recheck) = self.look(&mut all, &mut led);
             let unconfirmed = now.1;
             self.leadership.send_if_modified(|known| {
                 let changed = *known != now.0;
@@ -90,19 +120,46 @@ impl Monitor {
         self.leadership.send_replace(Leadership::default());
     }
 
+    fn publish_group(&self, metrics: &RaftMetrics<TypeConfig>) {
+        self.group.send_if_modified(|known| {
+            let found = group_of(&metrics.membership_config);
+            let changed = *known != found;
+            *known = found;
+            changed
+        });
+    }
+
+    /// How long no quorum has answered, for a leader whom none ever answered since it began.
+    fn unanswered(led: &mut Option<(u64, Instant)>, term: u64, age: Option<Duration>) -> Duration {
+        let since = match led {
+            Some((known, since)) if *known == term => *since,
+            _ => led.insert((term, Instant::now())).1,
+        };
+        age.unwrap_or_else(|| since.elapsed())
+    }
+
     /// What is so now, whether this member leads unconfirmed, and when to look again.
-    fn look(&self, all: &mut WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>) -> ((Leadership, bool), Duration) {
+    fn look(
+        &self,
+        all: &mut WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
+        led: &mut Option<(u64, Instant)>,
+    ) -> ((Leadership, bool), Duration) {
         let metrics = all.borrow_and_update();
         let longest = self.timings.election_max;
         let term = metrics.current_term;
+        self.publish_group(&metrics);
         if metrics.state == ServerState::Leader {
-            let age = quorum_age(&metrics).filter(|age| *age < longest);
+            let age = quorum_age(&metrics);
+            self.silence.keep(Self::unanswered(led, term, age) >= longest);
+            let age = age.filter(|age| *age < longest);
             let caught_up = metrics.last_applied.as_ref().is_some_and(|id| id.leader_id.term == term);
             let am_leader = age.is_some() && caught_up;
             let leader = am_leader.then(|| member_of(&metrics, metrics.id)).flatten();
             let recheck = age.map_or(self.timings.heartbeat, |age| longest.saturating_sub(age));
             return ((Leadership { leader, am_leader, term }, !am_leader), recheck + Duration::from_millis(1));
         }
+        *led = None;
+        self.silence.keep(false);
         let heard = self.contact.age().filter(|age| *age < longest);
         let leader = heard.and_then(|_| metrics.current_leader).and_then(|node| member_of(&metrics, node));
         let recheck = heard.map_or(longest, |age| longest.saturating_sub(age)) + Duration::from_millis(1);

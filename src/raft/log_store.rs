@@ -9,7 +9,7 @@ use std::{
     ops::{Bound, RangeBounds},
     path::Path,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -26,6 +26,8 @@ use tokio::sync::{oneshot, watch};
 use super::{
     backend::{LogBackend, Meta, OpenError, SledBackend, io_at},
     convert::{entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out},
+    group::membership_id,
+    mark::{self, Mark, Marker},
     record,
     types::{Entry, LogId, TypeConfig, Vote},
 };
@@ -96,10 +98,19 @@ impl SyncGauge {
     }
 }
 
+/// A write that waits for its sync, and how far the log has come with it.
+type Waiting = (Waiter, Mark);
+
 /// The writer's side of the log. There is one.
 pub struct LogStore {
     backend: Arc<dyn LogBackend>,
-    queue: mpsc::Sender<Waiter>,
+    queue: mpsc::Sender<Waiting>,
+    /// With everything that was written, durable or not.
+    now: Mark,
+    /// The same, for others to read.
+    here: Arc<Mutex<Mark>>,
+    /// The id of the newest membership in the log, 0 for none.
+    membership: Arc<AtomicU64>,
     gauge: Arc<SyncGauge>,
     failed: watch::Receiver<Option<String>>,
 }
@@ -134,22 +145,48 @@ impl LogStore {
             super::backend::sync_dir(parent).map_err(io_at("sync", parent))?;
         }
         super::backend::sync_dir(dir).map_err(io_at("sync", dir))?;
-        Self::over(Arc::new(backend)).map_err(io_at("start the sync thread for", dir))
+        check_mark(&backend, dir, node)?;
+        // What was read may be in the page cache only, and the mark must never be ahead of the disk.
+        backend.sync().map_err(io_at("sync", dir))?;
+        let marker = Marker::start(dir.to_owned()).map_err(io_at("start the marker of", dir))?;
+        let store = Self::with_marker(Arc::new(backend), node, Some(marker));
+        store.map_err(io_at("start the sync thread of", dir))
     }
 
-    /// A store over any backend, with its own sync thread.
+    /// A store over any backend, with its own sync thread and without a mark.
     ///
     /// # Errors
-    /// If the thread can't be started.
+    /// If the backend can't be read, or the thread can't be started.
     pub fn over(backend: Arc<dyn LogBackend>) -> io::Result<Self> {
+        Self::with_marker(backend, NodeId(0), None)
+    }
+
+    fn with_marker(backend: Arc<dyn LogBackend>, node: NodeId, marker: Option<Marker>) -> io::Result<Self> {
         let (queue, waiting) = mpsc::channel();
+        let now = mark_of(backend.as_ref(), node)?;
+        if let Some(marker) = &marker {
+            marker.put(now);
+        }
+        let membership = Arc::new(AtomicU64::new(newest_membership(backend.as_ref())?));
         let (failure, failed) = watch::channel(None);
         let gauge = Arc::new(SyncGauge::new());
         let (disk, gauge_of_thread) = (Arc::clone(&backend), Arc::clone(&gauge));
         thread::Builder::new()
             .name("raft-sync".to_owned())
-            .spawn(move || sync_loop(disk.as_ref(), &waiting, &gauge_of_thread, &failure))?;
-        Ok(Self { backend, queue, gauge, failed })
+            .spawn(move || sync_loop(disk.as_ref(), &waiting, &gauge_of_thread, &failure, marker.as_ref()))?;
+        let here = Arc::new(Mutex::new(now));
+        Ok(Self { backend, queue, now, here, membership, gauge, failed })
+    }
+
+    /// How far the log has come, durable or not.
+    pub(super) fn here(&self) -> Arc<Mutex<Mark>> {
+        Arc::clone(&self.here)
+    }
+
+    /// The id of the newest membership in the log, 0 when the log has none (then a snapshot has it).
+    /// It changes before the write that changes it is acknowledged to anybody.
+    pub fn membership(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.membership)
     }
 
     /// How the disk does.
@@ -163,7 +200,8 @@ impl LogStore {
     }
 
     fn enqueue(&self, waiter: Waiter) -> io::Result<()> {
-        self.queue.send(waiter).map_err(|_| io::Error::other("the sync thread has ended"))
+        *self.here.lock().unwrap_or_else(PoisonError::into_inner) = self.now;
+        self.queue.send((waiter, self.now)).map_err(|_| io::Error::other("the sync thread has ended"))
     }
 
     async fn durable(&self) -> io::Result<()> {
@@ -179,13 +217,14 @@ impl LogStore {
 
 fn sync_loop(
     backend: &dyn LogBackend,
-    waiting: &mpsc::Receiver<Waiter>,
+    waiting: &mpsc::Receiver<Waiting>,
     gauge: &SyncGauge,
     failure: &watch::Sender<Option<String>>,
+    marker: Option<&Marker>,
 ) {
     let mut broken: Option<String> = None;
     while let Ok(first) = waiting.recv() {
-        let group: Vec<Waiter> = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX).collect();
+        let group: Vec<Waiting> = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX).collect();
         if broken.is_none()
             && let Err(e) = gauge.measure(|| backend.sync())
         {
@@ -195,7 +234,10 @@ fn sync_loop(
             broken = Some(e.to_string());
             failure.send_replace(broken.clone());
         }
-        for waiter in group {
+        if let (Some(marker), Some((_, mark)), None) = (marker, group.last(), &broken) {
+            marker.put(*mark);
+        }
+        for (waiter, _) in group {
             waiter.done(broken.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone()))));
         }
     }
@@ -232,7 +274,8 @@ fn check_identity(backend: &dyn LogBackend, dir: &Path, node: NodeId, member: &M
     }
     Err(OpenError::Foreign {
         path: dir.to_owned(),
-        found: format!("{} ({})", owner.id, owner.member),
+        node: NodeId(owner.id),
+        member: owner.member,
         expected: format!("{node} ({member})"),
     })
 }
@@ -271,6 +314,41 @@ fn check_log(backend: &dyn LogBackend, dir: &Path) -> Result<(), OpenError> {
         Some(_) if vote.is_none() => Err(damaged("it has entries but no vote".to_owned())),
         _ => Ok(()),
     }
+}
+
+/// How far the log has come.
+fn mark_of(backend: &dyn LogBackend, node: NodeId) -> io::Result<Mark> {
+    let purged = get_log_id(backend, Meta::Purged)?;
+    let last = match backend.last()? {
+        Some((index, bytes)) if purged.as_ref().is_none_or(|p| p.index < index) => {
+            Some(decode_entry(index, &bytes)?.log_id)
+        }
+        _ => purged,
+    };
+    Ok(Mark { node, vote: get_vote(backend)?, last })
+}
+
+/// A log that is behind the mark beside it was put back from an older copy, or made anew: what it
+/// acknowledged since then is forgotten, so it is nobody's vote any more.
+fn check_mark(backend: &dyn LogBackend, dir: &Path, node: NodeId) -> Result<(), OpenError> {
+    // The mark of another node says nothing: its member has been replaced since.
+    let Some(marked) = mark::load(dir)?.filter(|m| m.node == node) else { return Ok(()) };
+    let found = mark_of(backend, node).map_err(io_at("read", dir))?;
+    if !marked.is_ahead_of(&found) {
+        return Ok(());
+    }
+    Err(OpenError::WentBack { path: dir.to_owned(), found: found.words(), marked: marked.words() })
+}
+
+/// The id of the newest membership among the entries of the log.
+fn newest_membership(backend: &dyn LogBackend) -> io::Result<u64> {
+    for (index, bytes) in backend.read(0..u64::MAX)?.into_iter().rev() {
+        let entry = decode_entry(index, &bytes)?;
+        if let openraft::EntryPayload::Membership(_) = entry.payload {
+            return Ok(membership_id(Some(&entry.log_id)));
+        }
+    }
+    Ok(0)
 }
 
 fn decode_entry(index: u64, bytes: &[u8]) -> io::Result<Entry> {
@@ -324,14 +402,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = LogReader;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
-        let purged = self.purged()?;
-        let last = match self.backend.last()? {
-            Some((index, bytes)) if purged.as_ref().is_none_or(|p| p.index < index) => {
-                Some(decode_entry(index, &bytes)?.log_id)
-            }
-            _ => purged,
-        };
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+        let last = mark_of(self.backend.as_ref(), self.now.node)?.last;
+        Ok(LogState { last_purged_log_id: self.purged()?, last_log_id: last })
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
@@ -340,6 +412,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         self.backend.put(Meta::Vote, record::seal(&vote_out(vote)))?;
+        self.now.vote = Some(*vote);
         self.durable().await
     }
 
@@ -363,20 +436,32 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries.into_iter().map(|e| (e.log_id.index, record::seal(&entry_out(&e)))).collect();
+        let mut records = Vec::new();
+        for entry in entries {
+            self.now.last = Some(entry.log_id);
+            if let openraft::EntryPayload::Membership(_) = entry.payload {
+                self.membership.store(membership_id(Some(&entry.log_id)), Ordering::SeqCst);
+            }
+            records.push((entry.log_id.index, record::seal(&entry_out(&entry))));
+        }
         self.backend.append(records)?;
         self.enqueue(Waiter::Append(callback))
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         self.backend.truncate(last_log_id.map_or(0, |id| id.index + 1))?;
+        self.now.last = last_log_id;
+        self.membership.store(newest_membership(self.backend.as_ref())?, Ordering::SeqCst);
         self.durable().await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         self.backend.put(Meta::Purged, record::seal(&log_id_out(&log_id)))?;
+        self.now.last = self.now.last.max(Some(log_id));
         self.durable().await?;
-        self.backend.purge(log_id.index)
+        self.backend.purge(log_id.index)?;
+        self.membership.store(newest_membership(self.backend.as_ref())?, Ordering::SeqCst);
+        Ok(())
     }
 }
 

@@ -21,11 +21,15 @@
 //! - **A leader without a quorum is none:** [`Leadership::am_leader`] goes false
 //!   after one longest election time-out, and its heartbeats pause.
 
+mod alone;
 mod backend;
 mod convert;
+mod group;
 mod identity;
 mod leadership;
 mod log_store;
+mod mark;
+mod memory;
 mod network;
 mod node;
 mod record;
@@ -36,7 +40,9 @@ mod state_machine;
 mod test_disk;
 mod types;
 
+pub use alone::found_alone;
 pub use backend::{LogBackend, Meta, OpenError};
+pub use group::ChangeError;
 pub use leadership::Leadership;
 pub use log_store::{LogStore, SyncGauge};
 pub use network::{Dialer, TcpDialer};

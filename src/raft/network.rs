@@ -25,6 +25,8 @@ use tonic::transport::{Channel, Endpoint};
 use super::{
     convert,
     identity::Identity,
+    leadership::Silence,
+    memory::Memory,
     types::{PeerNode, Snapshot, TypeConfig, Vote},
 };
 use crate::{
@@ -109,21 +111,25 @@ impl Line {
 /// Makes clients for peers; connections to one address are shared between them.
 pub(super) struct Network {
     identity: Identity,
+    silence: Silence,
+    memory: Memory,
     dialer: Arc<dyn Dialer>,
     timings: Timings,
     lines: HashMap<String, Arc<Line>>,
 }
 
 impl Network {
-    pub(super) fn new(identity: Identity, dialer: Arc<dyn Dialer>, timings: Timings) -> Self {
-        Self { identity, dialer, timings, lines: HashMap::new() }
+    pub(super) fn new(
+        identity: Identity,
+        dialer: Arc<dyn Dialer>,
+        timings: Timings,
+        silence: Silence,
+        memory: Memory,
+    ) -> Self {
+        Self { identity, silence, memory, dialer, timings, lines: HashMap::new() }
     }
-}
 
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Peer;
-
-    async fn new_client(&mut self, _target: u64, node: &PeerNode) -> Peer {
+    fn peer(&mut self, target: u64, node: &PeerNode, heartbeats: bool) -> Peer {
         let line = self.lines.entry(node.address.clone()).or_insert_with(|| {
             Arc::new(Line {
                 address: node.address.clone(),
@@ -133,18 +139,39 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             })
         });
         Peer {
+            node: target,
             member: node.member.clone(),
+            heartbeats,
             identity: self.identity.clone(),
+            silence: self.silence.clone(),
+            memory: self.memory.clone(),
             line: Arc::clone(line),
             timings: self.timings,
         }
     }
 }
 
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        self.peer(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> Peer {
+        self.peer(target, node, true)
+    }
+}
+
 /// A client for one peer.
 pub(super) struct Peer {
+    node: u64,
     member: String,
+    /// It carries the leader's heartbeats and nothing else.
+    heartbeats: bool,
     identity: Identity,
+    silence: Silence,
+    memory: Memory,
     line: Arc<Line>,
     timings: Timings,
 }
@@ -166,6 +193,31 @@ fn unreachable(why: impl ToString) -> RPCError<TypeConfig> {
 impl Peer {
     fn target(&self) -> v1::Target {
         self.identity.target(&self.member)
+    }
+
+    /// Passes an answer on, unless it contradicts an earlier one: openraft takes a log that went back
+    /// for one that is only late (a debug build panics), and counts on the node again.
+    fn believe(
+        &self,
+        request: &AppendEntriesRequest<TypeConfig>,
+        reply: AppendEntriesResponse<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let sent = request.entries.last().map(|e| e.log_id).or(request.prev_log_id);
+        match &reply {
+            AppendEntriesResponse::Success => {
+                self.memory.acknowledged(self.node, &request.vote, sent, request.leader_commit);
+            }
+            AppendEntriesResponse::PartialSuccess(matching) => {
+                self.memory.acknowledged(self.node, &request.vote, *matching, request.leader_commit);
+            }
+            AppendEntriesResponse::Conflict => {
+                if let Some(evidence) = self.memory.contradicts(self.node, &request.vote, request.prev_log_id) {
+                    return Err(unreachable(format!("{}: {evidence}", self.member)));
+                }
+            }
+            AppendEntriesResponse::HigherVote(_) => {}
+        }
+        Ok(reply)
     }
 
     /// One call over the shared line.
@@ -194,7 +246,7 @@ fn client(channel: Channel) -> RaftClient<Channel> {
 }
 
 /// The chunks of a snapshot; the first says what it is and for whom.
-fn chunks(to: v1::Target, vote: &Vote, snapshot: &Snapshot) -> Vec<v1::SnapshotChunk> {
+fn chunks(to: v1::Target, node: u64, vote: &Vote, snapshot: &Snapshot) -> Vec<v1::SnapshotChunk> {
     let mut rest: Bytes = snapshot.snapshot.clone();
     let mut chunks = Vec::with_capacity(rest.len() / CHUNK + 1);
     loop {
@@ -206,6 +258,7 @@ fn chunks(to: v1::Target, vote: &Vote, snapshot: &Snapshot) -> Vec<v1::SnapshotC
     }
     if let Some(first) = chunks.first_mut() {
         first.to = Some(to);
+        first.node = node;
         first.vote = Some(convert::vote_out(vote));
         first.meta = Some(convert::meta_out(&snapshot.meta));
     }
@@ -227,9 +280,15 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         } else {
             option.soft_ttl().max(self.timings.election_min)
         };
-        let message = convert::append_out(self.target(), &request);
+        // openraft pauses its heartbeats when no quorum answers, and goes on offering entries,
+        // which keep a follower from electing just as well.
+        if !self.heartbeats && self.silence.is_kept() {
+            return Err(unreachable("this leader has no quorum and keeps silent"));
+        }
+        let message = convert::append_out(self.target(), self.node, &request);
         let reply = self.call(limit, async move |mut client| client.append(message).await).await?;
-        convert::append_reply_in(&reply).map_err(unreachable)
+        let reply = convert::append_reply_in(&reply).map_err(unreachable)?;
+        self.believe(&request, reply)
     }
 
     async fn vote(
@@ -237,7 +296,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let message = convert::vote_request_out(self.target(), &request);
+        let message = convert::vote_request_out(self.target(), self.node, &request);
         let reply = self.call(option.soft_ttl(), async move |mut client| client.vote(message).await).await?;
         convert::vote_reply_in(&reply).map_err(unreachable)
     }
@@ -248,7 +307,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let message = convert::vote_request_out(self.target(), &request);
+        let message = convert::vote_request_out(self.target(), self.node, &request);
         let reply = self.call(option.soft_ttl(), async move |mut client| client.pre_vote(message).await).await?;
         convert::vote_reply_in(&reply).map_err(unreachable)
     }
@@ -261,7 +320,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let failed = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
-        let stream = tokio_stream::iter(chunks(self.target(), &vote, &snapshot));
+        let stream = tokio_stream::iter(chunks(self.target(), self.node, &vote, &snapshot));
         // Not the shared line: dropped, and with it closed, when the transfer ends.
         let mut client = client(self.line.dial().map_err(failed)?);
         let reply = tokio::select! {

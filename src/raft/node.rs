@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -13,22 +13,24 @@ use openraft::{
     Config, ServerState, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as LibraryError},
-    storage::{RaftLogReader as _, RaftLogStorage as _},
 };
 use tokio::sync::watch;
 
 use super::{
     backend::OpenError,
+    group,
     identity::Identity,
-    leadership::{self, Leadership, Monitor},
+    leadership::{self, Leadership, Monitor, Silence},
     log_store::{self, LogStore, SyncGauge},
+    mark::Mark,
+    memory::Memory,
     network::{Dialer, MESSAGE_MAX, Network, TcpDialer},
     service::{Contact, RaftService},
     state_machine::StateMachine,
     types::{CommandBytes, PeerNode, Raft, TypeConfig},
 };
 use crate::{
-    domain::{ClusterId, Generation, MemberId, NodeId, Timings},
+    domain::{ClusterId, Generation, Group, MemberId, NodeId, Timings},
     rpc::{codec, v1::raft_server::RaftServer},
     state::{Applied, ClusterState, Command},
 };
@@ -118,13 +120,15 @@ pub enum ProposeError {
 /// This member's part in Raft. Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
-    raft: Raft,
-    options: Arc<NodeOptions>,
+    pub(super) raft: Raft,
+    pub(super) options: Arc<NodeOptions>,
+    pub(super) memory: Memory,
+    pub(super) group: watch::Receiver<Group>,
+    pub(super) here: Arc<Mutex<Mark>>,
+    log_membership: Arc<AtomicU64>,
     identity: Identity,
     contact: Contact,
     gauge: Arc<SyncGauge>,
-    /// The last entry in its log when it started.
-    had_at_start: Option<u64>,
     state: watch::Receiver<Arc<ClusterState>>,
     leadership: watch::Receiver<Leadership>,
     disk_failed: watch::Receiver<Option<String>>,
@@ -195,28 +199,18 @@ impl Node {
     async fn over(
         options: NodeOptions,
         dialer: Arc<dyn Dialer>,
-        mut log: LogStore,
+        log: LogStore,
         machine: StateMachine,
     ) -> Result<Node, RaftError> {
         let config = library_config(&options.timings)?;
-        let last = log.get_log_state().await.map_err(stopped)?.last_log_id;
-        let had_at_start = last.map(|id| id.index);
-        let voted = log.get_log_reader().await.read_vote().await.map_err(stopped)?.is_some();
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
-        let identity = Identity::new(options.member.clone());
-        let contact = Contact::default();
-        let network = Network::new(identity.clone(), dialer, options.timings);
+        let (log_membership, here) = (log.membership(), log.here());
+        let identity = Identity::new(options.member.clone(), options.node);
+        let (contact, silence, memory) = (Contact::default(), Silence::default(), Memory::default());
+        let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
-        // The library publishes what it found in a task of its own. Until then its metrics are those of an empty
-        // node, and a member with a log must never be taken for one without.
-        let published = |m: &openraft::RaftMetrics<TypeConfig>| {
-            m.running_state.is_err() || (m.last_log_index >= had_at_start && (m.current_term > 0 || !voted))
-        };
-        let until = Instant::now() + Duration::from_secs(10);
-        if !leadership::wait_for(raft.metrics(), until, published).await {
-            return Err(stopped("it did not say what it found in its log"));
-        }
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
+        let (group_tx, group) = watch::channel(group::group_of(&raft.metrics().borrow_watched().membership_config));
         let (stop, stopping) = watch::channel(false);
         let monitor = Monitor {
             raft: raft.clone(),
@@ -226,11 +220,27 @@ impl Node {
             gauge: Arc::clone(&gauge),
             state: state.clone(),
             leadership: leadership_tx,
+            group: group_tx,
+            silence,
             stop: stopping,
         };
         tokio::spawn(monitor.run());
         let (options, stop) = (Arc::new(options), Arc::new(stop));
-        Ok(Node { raft, options, identity, contact, gauge, had_at_start, state, leadership, disk_failed, stop })
+        Ok(Node {
+            raft,
+            options,
+            memory,
+            group,
+            here,
+            log_membership,
+            identity,
+            contact,
+            gauge,
+            state,
+            leadership,
+            disk_failed,
+            stop,
+        })
     }
 
     /// The gRPC service to serve at this node's address.
@@ -301,19 +311,6 @@ impl Node {
         }
     }
 
-    /// Waits until every entry that this node's log had at its start is applied here, or was replaced
-    /// by another leader's. Before that the state here may be older than what this node once knew.
-    /// After the library has ended it never returns.
-    pub async fn caught_up(&self) {
-        let caught_up = |m: &openraft::RaftMetrics<TypeConfig>| {
-            let wanted = self.had_at_start.min(m.last_log_index);
-            m.last_applied.as_ref().map(|id| id.index) >= wanted
-        };
-        if self.raft.metrics().wait_until(caught_up).await.is_err() {
-            std::future::pending().await
-        }
-    }
-
     /// The state after every applied entry.
     pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
         self.state.clone()
@@ -333,17 +330,14 @@ impl Node {
         leadership::confirmed_age(&self.raft.metrics().borrow_watched(), &self.contact)
     }
 
-    /// The committed membership: a number that names it, and its voters. The
-    /// number grows with each change; 0 is no membership at all.
-    pub fn membership(&self) -> (u64, Vec<MemberId>) {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let committed = &metrics.committed_membership_config;
-        let id = committed.log_id().as_ref().map_or(0, |id| id.index + 1);
-        let name = |node: u64| committed.get_node(&node)?.member.parse().ok();
-        let mut voters: Vec<MemberId> = committed.voter_ids().filter_map(name).collect();
-        voters.sort();
-        (id, voters)
+    /// This node's number.
+    pub fn id(&self) -> NodeId {
+        self.options.node
+    }
+
+    /// See [`LogStore::membership`].
+    pub fn log_membership(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.log_membership)
     }
 
     /// Where every member of the Raft group is reached.
@@ -386,8 +380,7 @@ impl Node {
             if metrics.state != ServerState::Leader {
                 return Err(refuse("this member doesn't lead"));
             }
-            let mut voters = metrics.membership_config.voter_ids();
-            voters.find(|id| leadership::member_of(&metrics, *id).as_ref() == Some(to))
+            group::voter_of(&metrics, to)
         };
         let target = target.ok_or_else(|| refuse("it is no voter"))?;
         if target == self.options.node.0 {

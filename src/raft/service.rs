@@ -52,13 +52,20 @@ pub struct RaftService {
 
 // tonic's own error type; boxing it here would only be undone by the caller.
 #[allow(clippy::result_large_err)]
-fn admit(identity: &Identity, to: Option<&v1::Target>) -> Result<(), Status> {
-    identity.check(to).map_err(|e| {
-        tracing::warn!(error = %e, sender = to.map_or("", |t| t.sender.as_str()), "refused a Raft request");
+fn admit(identity: &Identity, to: Option<&v1::Target>, node: u64) -> Result<(), Status> {
+    identity.check(to, node).map_err(|e| {
+        let sender = to.map_or("", |t| t.sender.as_str());
+        // Requests for a node that was replaced go on, several a second, until the group has been changed.
+        if matches!(e, Misdirected::Node { .. }) {
+            tracing::debug!(error = %e, sender, "refused a Raft request");
+        } else {
+            tracing::warn!(error = %e, sender, "refused a Raft request");
+        }
         match e {
-            Misdirected::Member { .. } | Misdirected::Cluster { .. } | Misdirected::Generation { .. } => {
-                Status::failed_precondition(e.to_string())
-            }
+            Misdirected::Member { .. }
+            | Misdirected::Node { .. }
+            | Misdirected::Cluster { .. }
+            | Misdirected::Generation { .. } => Status::failed_precondition(e.to_string()),
         }
     })
 }
@@ -75,7 +82,7 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 impl raft_server::Raft for RaftService {
     async fn append(&self, request: Request<v1::AppendRequest>) -> Result<Response<v1::AppendReply>, Status> {
         let request = request.into_inner();
-        admit(&self.identity, request.to.as_ref())?;
+        admit(&self.identity, request.to.as_ref(), request.node)?;
         let request = convert::append_in(request).map_err(malformed)?;
         let reply = self.raft.append_entries(request).await.map_err(stopped)?;
         // Whoever has the higher vote is no contact with a leader.
@@ -87,7 +94,7 @@ impl raft_server::Raft for RaftService {
 
     async fn vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
         let request = request.into_inner();
-        admit(&self.identity, request.to.as_ref())?;
+        admit(&self.identity, request.to.as_ref(), request.node)?;
         let request = convert::vote_request_in(&request).map_err(malformed)?;
         let reply = self.raft.vote(request).await.map_err(stopped)?;
         Ok(Response::new(convert::vote_reply_out(&reply)))
@@ -95,7 +102,7 @@ impl raft_server::Raft for RaftService {
 
     async fn pre_vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
         let request = request.into_inner();
-        admit(&self.identity, request.to.as_ref())?;
+        admit(&self.identity, request.to.as_ref(), request.node)?;
         let request = convert::vote_request_in(&request).map_err(malformed)?;
         let reply = self.raft.pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(convert::vote_reply_out(&reply)))
@@ -107,7 +114,7 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<v1::SnapshotReply>, Status> {
         let mut chunks = request.into_inner();
         let first = chunks.next().await.ok_or_else(|| Status::invalid_argument("a snapshot without chunks"))??;
-        admit(&self.identity, first.to.as_ref())?;
+        admit(&self.identity, first.to.as_ref(), first.node)?;
         let vote = convert::need_vote(first.vote.as_ref()).map_err(malformed)?;
         let meta = first.meta.ok_or_else(|| Status::invalid_argument("a snapshot without meta"))?;
         let meta = convert::meta_in(meta).map_err(malformed)?;
@@ -133,7 +140,9 @@ impl raft_server::Raft for RaftService {
         request: Request<v1::TransferRequest>,
     ) -> Result<Response<v1::TransferReply>, Status> {
         let request = request.into_inner();
-        admit(&self.identity, request.to.as_ref())?;
+        // Every voter is told, and `to_node` is the one that is to lead: it doesn't say whom this request is for. Nobody
+        // votes by it, and whoever has another vote than the sender's refuses it.
+        admit(&self.identity, request.to.as_ref(), self.identity.node())?;
         let request = convert::transfer_in(&request).map_err(malformed)?;
         let answer = self.raft.handle_transfer_leader(request).await.map_err(stopped)?;
         let refused = answer.err().map(|e| e.to_string()).unwrap_or_default();

@@ -36,7 +36,7 @@ pub(super) struct SnapshotFile {
 
 impl SnapshotFile {
     /// Opens `dir/snapshot`, if there is one, and removes a half-written one.
-    fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(dir: &Path) -> Result<Self, OpenError> {
         fs::create_dir_all(dir).map_err(io_at("create", dir))?;
         let path = dir.join("snapshot");
         let unfinished = path.with_extension("tmp");
@@ -64,7 +64,7 @@ impl SnapshotFile {
     }
 
     /// Replaces the file unless it covers as much already.
-    fn save(&self, meta: &SnapshotMeta, state: &Bytes) -> io::Result<()> {
+    pub(super) fn save(&self, meta: &SnapshotMeta, state: &Bytes) -> io::Result<()> {
         let mut covers = lock(&self.covers);
         if covers.as_ref().is_some_and(|c| c.last_log_id >= meta.last_log_id) {
             return Ok(());

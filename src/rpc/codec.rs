@@ -71,6 +71,18 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             c::Kind::SetTimings(c::SetTimings { profile: profile.to_string(), values: values(timings) })
         }
         Kind::SettleTimings { id } => c::Kind::SettleTimings(c::SettleTimings { id: id.0 }),
+        Kind::ReplaceNode { member, old, node, reason } => c::Kind::ReplaceNode(c::ReplaceNode {
+            member: member.to_string(),
+            old: old.0,
+            node: node.0,
+            reason: reason.clone(),
+        }),
+        Kind::AddMember { member, manager, postgres } => c::Kind::AddMember(c::AddMember {
+            member: member.to_string(),
+            manager: manager.clone(),
+            postgres: postgres.clone(),
+        }),
+        Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -135,6 +147,14 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             Kind::SetTimings { profile, timings: timings(profile, &s.values)? }
         }
         K::SettleTimings(s) => Kind::SettleTimings { id: TimingsId(s.id) },
+        K::ReplaceNode(r) => Kind::ReplaceNode {
+            member: member_id(&r.member)?,
+            old: NodeId(r.old),
+            node: NodeId(r.node),
+            reason: r.reason,
+        },
+        K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
+        K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
     })
 }
 
@@ -166,6 +186,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
         roster: Some(encode_roster(&state.roster)),
+        last_node: state.last_node.0,
     }
     .encode_to_vec()
 }
@@ -222,6 +243,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
         roster,
+        last_node: NodeId(raw.last_node),
     })
 }
 
@@ -441,6 +463,9 @@ mod tests {
             Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast) },
             Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe) },
             Kind::SettleTimings { id: TimingsId(2) },
+            Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
+            Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
+            Kind::RemoveMember { member: id("b") },
         ]
     }
 

@@ -2,10 +2,12 @@
 
 use super::{Malformed, v1};
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, WalPosition,
+    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, TimingsId,
+    WalPosition,
+    membership::Floor,
     observation::{
-        AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseView, Notice, OrderResult, PostgresState,
-        Promise, StandbyProgress, Work,
+        AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
+        PostgresState, Promise, StandbyProgress, Work,
     },
 };
 
@@ -105,6 +107,7 @@ pub fn promise(p: &Promise) -> v1::Promise {
         renewed: p.renewed,
         members: p.members,
         clock_off_ppm: p.clock_off_ppm,
+        membership: p.membership,
     }
 }
 
@@ -119,8 +122,19 @@ pub fn promise_of(p: Option<v1::Promise>) -> Promise {
         renewed: p.renewed,
         members: p.members,
         clock_off_ppm: p.clock_off_ppm,
+        membership: p.membership,
     })
     .unwrap_or_default()
+}
+
+/// To the wire.
+pub fn floor(node: NodeId, floor: Floor) -> v1::Floor {
+    v1::Floor { node: node.0, term: floor.term, last_term: floor.last_term, last_index: floor.last_index }
+}
+
+/// From the wire.
+pub fn floor_of(raw: v1::Floor) -> (NodeId, Floor) {
+    (NodeId(raw.node), Floor { term: raw.term, last_term: raw.last_term, last_index: raw.last_index })
 }
 
 /// To the wire.
@@ -202,6 +216,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             remaining_ms: view.lease.remaining_ms,
             timings: view.lease.timings.0,
             failsafe: view.lease.failsafe,
+            counted: view.reach.counted,
+            answering: view.reach.answering.iter().map(ToString::to_string).collect(),
         }),
         accepted_epoch: view.accepted_epoch.0,
         ended_epoch: view.ended_epoch.0,
@@ -277,7 +293,7 @@ pub fn layer(view: &LayerView) -> v1::Layer {
 /// A status that names no member or an unknown state.
 pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
     let wal_end = position_of(raw.wal_end);
-    let lease = raw.lease.unwrap_or_default();
+    let lease = raw.lease.clone().unwrap_or_default();
     let failsafe = raw.failsafe.unwrap_or_default();
     Ok(AgentView {
         member: member_id(&raw.member)?,
@@ -304,6 +320,10 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             remaining_ms: lease.remaining_ms,
             timings: TimingsId(lease.timings),
             failsafe: lease.failsafe,
+        },
+        reach: LeaseReach {
+            counted: lease.counted,
+            answering: lease.answering.iter().map(|m| member_id(m)).collect::<Result<_>>()?,
         },
         accepted_epoch: Epoch(raw.accepted_epoch),
         ended_epoch: Epoch(raw.ended_epoch),

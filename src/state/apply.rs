@@ -3,12 +3,12 @@
 
 use super::{
     cluster::{
-        ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Operation,
+        ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, TimelineRecord,
     },
     command::{Applied, Command, Kind},
 };
-use crate::domain::{Epoch, Lsn, MemberId, TimelineId, WalPosition};
+use crate::domain::{Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
 
 impl ClusterState {
     /// Applies one committed command. The same on every node, for ever.
@@ -61,6 +61,9 @@ impl ClusterState {
             }
             Kind::SetTimings { profile, timings } => self.set_timings(*profile, *timings),
             Kind::SettleTimings { id } => self.settle_timings(*id),
+            Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
+            Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
+            Kind::RemoveMember { member } => self.remove_member(member),
         }
     }
 
@@ -73,6 +76,7 @@ impl ClusterState {
         }
         self.identity = Some(Identity { cluster_id: cluster_id.clone(), generation: *generation, name: name.clone() });
         self.members = members.iter().cloned().collect();
+        self.last_node = members.iter().map(|(_, m)| m.node).max().unwrap_or_default();
         self.initializer = Some(initializer.clone());
         Ok(Some(format!("cluster {name} founded with {} members, {initializer} runs initdb", members.len())))
     }
@@ -247,6 +251,72 @@ impl ClusterState {
         let what = format!("operation {id} {how}: {reason}");
         self.last_operation = Some(FinishedOperation { operation, succeeded, reason: reason.to_owned() });
         Ok(Some(what))
+    }
+}
+
+/// Who belongs to the cluster, and by which node.
+impl ClusterState {
+    fn replace_node(
+        &mut self,
+        who: &MemberId,
+        old: NodeId,
+        node: NodeId,
+        reason: &str,
+    ) -> Result<Option<String>, String> {
+        let next = self.next_node();
+        let Some(member) = self.members.get_mut(who) else {
+            return Err(format!("{who} is no member"));
+        };
+        if member.node != old {
+            return Err(format!("the node of {who} is {}", member.node));
+        }
+        if node != next {
+            return Err(format!("the next node is {next}"));
+        }
+        member.node = node;
+        self.last_node = node;
+        Ok(Some(match old {
+            NodeId(0) => format!("{who} takes part as node {node}"),
+            old => format!("{who} takes part as node {node}, node {old} never votes again: {reason}"),
+        }))
+    }
+
+    fn add_member(&mut self, who: &MemberId, manager: &str, postgres: &str) -> Result<Option<String>, String> {
+        if self.identity.is_none() {
+            return Err("the cluster is not founded".to_owned());
+        }
+        if self.members.contains_key(who) {
+            return Err(format!("{who} is a member"));
+        }
+        let taken = |m: &Member| [&m.manager, &m.postgres].iter().any(|a| **a == manager || **a == postgres);
+        if let Some((other, _)) = self.members.iter().find(|(_, m)| taken(m)) {
+            return Err(format!("{other} has one of these addresses"));
+        }
+        self.last_node = NodeId(self.next_node().0 - 1);
+        let member = Member {
+            node: NodeId(0),
+            manager: manager.to_owned(),
+            postgres: postgres.to_owned(),
+            agent: String::new(),
+        };
+        self.members.insert(who.clone(), member);
+        Ok(Some(format!("{who} is a member")))
+    }
+
+    fn remove_member(&mut self, who: &MemberId) -> Result<Option<String>, String> {
+        if !self.members.contains_key(who) {
+            return Err(format!("{who} is no member"));
+        }
+        if self.holder().is_some_and(|(_, holder)| holder == who) {
+            return Err(format!("{who} holds the lock"));
+        }
+        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
+            return Err(format!("{who} is the target of operation {}", running.id));
+        }
+        // The number of a member that is gone is not given again.
+        self.last_node = NodeId(self.next_node().0 - 1);
+        self.members.remove(who);
+        Ok(Some(format!("{who} is no member any more")))
     }
 }
 
@@ -488,6 +558,45 @@ mod tests {
         run(&mut state, Kind::Grant { member: id("a"), floor: at(1, 50) });
         assert_eq!((state.roster.version, state.roster.at_grant), (1, 1));
         assert_eq!(state.briefing().members.agents[&id("b")], "h2:7401");
+    }
+
+    fn replace(state: &mut ClusterState, who: &str, old: u64, node: u64) -> Applied {
+        let reason = "its log is gone".to_owned();
+        run(state, Kind::ReplaceNode { member: id(who), old: NodeId(old), node: NodeId(node), reason })
+    }
+
+    #[test]
+    fn a_raft_id_is_never_given_twice() {
+        let mut state = opened();
+        assert_eq!(state.next_node(), NodeId(4));
+        assert_eq!(replace(&mut state, "b", 2, 4), Applied::Changed);
+        assert!(is_stale(&replace(&mut state, "b", 2, 5)), "asked with the node before the present one");
+        assert!(is_stale(&replace(&mut state, "c", 3, 4)), "given already");
+        assert!(is_stale(&replace(&mut state, "c", 3, 7)), "a gap would be a number nobody accounts for");
+        assert!(is_stale(&replace(&mut state, "x", 0, 5)));
+        assert_eq!(run(&mut state, Kind::RemoveMember { member: id("b") }), Applied::Changed);
+        assert_eq!(state.next_node(), NodeId(5), "node 4 is gone and not forgotten");
+        assert_eq!(replace(&mut state, "c", 3, 5), Applied::Changed);
+    }
+
+    #[test]
+    fn a_member_is_added_without_a_node_and_removed_unless_it_holds_the_lock() {
+        let mut state = opened();
+        let add = |who: &str, host: &str| Kind::AddMember {
+            member: id(who),
+            manager: format!("{host}:7400"),
+            postgres: format!("{host}:5432"),
+        };
+        assert!(is_stale(&run(&mut state, add("a", "h9"))));
+        assert!(is_stale(&run(&mut state, add("d", "h2"))), "b is there");
+        assert_eq!(run(&mut state, add("d", "h4")), Applied::Changed);
+        assert_eq!((state.members[&id("d")].node, state.next_node()), (NodeId(0), NodeId(4)));
+        assert_eq!(replace(&mut state, "d", 0, 4), Applied::Changed);
+        assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("a") })), "it is primary");
+        run(&mut state, Kind::BeginOperation { kind: OperationKind::Failover, from: Some(id("a")), to: id("b") });
+        assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("b") })), "it is about to be primary");
+        assert_eq!(run(&mut state, Kind::RemoveMember { member: id("c") }), Applied::Changed);
+        assert_eq!(state.members.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "d"]);
     }
 
     #[test]

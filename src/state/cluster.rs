@@ -43,6 +43,8 @@ pub struct ClusterState {
     pub timings: TimingsInUse,
     /// How the list of members came to be.
     pub roster: Roster,
+    /// The highest Raft id ever given to a member. None is given twice.
+    pub last_node: NodeId,
 }
 
 /// Which life of which cluster.
@@ -59,7 +61,7 @@ pub struct Identity {
 /// One member as committed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its Raft id.
+    /// Its Raft id; 0 until its manager has asked for one.
     pub node: NodeId,
     /// `host:port` of its manager.
     pub manager: String,
@@ -276,6 +278,12 @@ impl ClusterState {
     pub fn newest_complete_timeline(&self) -> TimelineId {
         let complete = self.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.timeline);
         complete.max().unwrap_or(TimelineId(1))
+    }
+
+    /// The Raft id that is given next.
+    pub fn next_node(&self) -> NodeId {
+        let known = self.members.values().map(|m| m.node).max().unwrap_or_default();
+        NodeId(known.max(self.last_node).0 + 1)
     }
 
     /// The cluster's generation, 0 before genesis.

@@ -4,7 +4,9 @@
 use std::fmt;
 
 use super::cluster::{Member, OperationKind, OperationPhase};
-use crate::domain::{ClusterId, Epoch, Generation, MemberId, Profile, TimelineId, Timings, TimingsId, WalPosition};
+use crate::domain::{
+    ClusterId, Epoch, Generation, MemberId, NodeId, Profile, TimelineId, Timings, TimingsId, WalPosition,
+};
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -101,6 +103,31 @@ pub enum Kind {
         /// To where.
         phase: OperationPhase,
     },
+    /// A manager that lost its Raft log, or never had one, gets a new node. The group follows step by step.
+    ReplaceNode {
+        /// Whose.
+        member: MemberId,
+        /// The node it has now; none of that number votes again.
+        old: NodeId,
+        /// The new one: a number never used before.
+        node: NodeId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A host joins the cluster. It gets a node when its manager asks for one.
+    AddMember {
+        /// Its name.
+        member: MemberId,
+        /// `host:port` of its manager.
+        manager: String,
+        /// `host:port` of its PostgreSQL.
+        postgres: String,
+    },
+    /// A host leaves the cluster.
+    RemoveMember {
+        /// Which.
+        member: MemberId,
+    },
     /// The operation is over.
     EndOperation {
         /// Which.
@@ -153,6 +180,9 @@ impl Kind {
             Self::RecordStonith { .. } => "record-stonith",
             Self::SetTimings { .. } => "set-timings",
             Self::SettleTimings { .. } => "settle-timings",
+            Self::ReplaceNode { .. } => "replace-node",
+            Self::AddMember { .. } => "add-member",
+            Self::RemoveMember { .. } => "remove-member",
         }
     }
 }

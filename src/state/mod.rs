@@ -10,6 +10,7 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+mod recover;
 pub mod roster;
 pub mod timings;
 

@@ -57,6 +57,12 @@ impl Roster {
         self.at_grant = self.granted;
     }
 
+    /// Nobody goes on by the word of agents across generations: they take no datagram of another one. Members that
+    /// come in anew are candidates at once.
+    pub(super) fn begin_generation(&mut self) {
+        self.at_grant = u64::MAX;
+    }
+
     /// A holder whose list has this version asks this member too, if it must go on without the managers.
     pub fn is_asked(&self, member: &MemberId, version: u64) -> bool {
         self.since.get(member).is_none_or(|since| *since <= version)

@@ -23,6 +23,16 @@ pub const GENESIS: &str = "cluster.genesis";
 /// Another Raft leader, as seen by this manager. Fields: `leader`, `term`.
 pub const LEADER_CHANGED: &str = "raft.leader_changed";
 
+/// The Raft group was changed by one entry. Fields: `step`, `rule`.
+pub const GROUP_CHANGED: &str = "raft.group_changed";
+/// A member was added or removed, or got a new Raft node. Fields: `command`, `member`, `rule`.
+pub const MEMBERS_CHANGED: &str = "cluster.members_changed";
+/// This manager has no log it may vote with. Fields: `evidence`.
+pub const LOG_LOST: &str = "raft.log_lost";
+
+/// An operator began a new generation here. Fields: `generation`, `member`.
+pub const RECOVERED: &str = "cluster.recovered";
+
 /// An epoch was ended by the cluster. Fields: `epoch`, `previous`, `reason`, `rule`.
 pub const EPOCH_FENCED: &str = "epoch.fenced";
 /// A member was granted to become primary. Fields: `epoch`, `member`, `rule`.

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     dice, shuffled,
-    stage::{GRANT, HEAL, Promise, REFUSES, SOON, Step, others, seen_down, tasks_done},
+    stage::{HEAL, Promise, REFUSES, SOON, Step, grant, others, seen_down, tasks_done},
 };
 
 pub const STEPS: &[Step] = &[
@@ -140,7 +140,7 @@ fn cold_start_of_the_whole_cluster(rig: &Rig, before: &StatusReply) -> Promise {
         rig.kill_host(&host).unwrap();
     }
     // Longer than every promise.
-    thread::sleep(GRANT);
+    thread::sleep(grant());
     let up = Instant::now();
     for host in shuffled(rig.members(), &mut dice) {
         rig.boot_host(&host).unwrap();

@@ -17,6 +17,7 @@
 mod commands;
 mod failovers;
 mod layers;
+mod members;
 mod processes;
 mod quorum;
 mod stage;
@@ -82,4 +83,9 @@ fn processes_die_and_postgresql_does_not_notice() {
 #[test]
 fn without_a_quorum_nobody_writes() {
     stage::play(quorum::STEPS);
+}
+
+#[test]
+fn hosts_come_and_go() {
+    stage::play_on(1, members::STEPS);
 }

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
     process::Command,
     time::{Duration, Instant},
 };
@@ -12,12 +11,16 @@ use matriarch::{
     rpc::v1::StatusReply,
 };
 
-use crate::stage::{EXE, HEAL, Promise, SOON, Step, others, until};
+use crate::stage::{HEAL, Promise, SOON, Step, others, until};
 
 pub const STEPS: &[Step] = &[
     ("agent_killed_under_load_no_failed_write", agent_killed_under_load_no_failed_write),
     ("manager_killed_under_load_no_failed_write", manager_killed_under_load_no_failed_write),
-    ("a_manager_that_lost_its_raft_directory_refuses", a_manager_that_lost_its_raft_directory_refuses),
+    (
+        "a_manager_that_lost_its_raft_directory_comes_back_as_another_voter",
+        a_manager_that_lost_its_raft_directory_comes_back_as_another_voter,
+    ),
+    ("an_older_copy_of_a_raft_directory_is_recognised", an_older_copy_of_a_raft_directory_is_recognised),
 ];
 
 /// Kills a process of a host, and waits until another one runs and all is well.
@@ -60,33 +63,77 @@ fn manager_killed_under_load_no_failed_write(rig: &Rig, before: &StatusReply) ->
     Promise::no_failed_write(fault)
 }
 
-/// It could vote against what it promised, so it must not come back as the same voter.
-fn a_manager_that_lost_its_raft_directory_refuses(rig: &Rig, before: &StatusReply) -> Promise {
+/// It could vote against what it promised, so it comes back as another voter, by itself.
+fn a_manager_that_lost_its_raft_directory_comes_back_as_another_voter(rig: &Rig, before: &StatusReply) -> Promise {
     let host = &before.primary;
+    let fault = Instant::now();
+    let postmaster = rig.postmaster(host).unwrap();
+    let old = lose_raft_directory(rig, host);
+    rig.start_process(host, Role::Manager).unwrap();
+    taken_in(rig, host, old);
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
+    assert_eq!(rig.postmaster(host).unwrap(), postmaster, "PostgreSQL has not noticed");
+    // The new voter is as good as any: with it two of three are a majority.
+    let other = others(rig, &[host]).remove(0);
+    replace(rig, &other, Role::Manager);
+    Promise::no_failed_write(fault)
+}
+
+/// A directory put back from an older copy looks whole, and has forgotten what it acknowledged.
+fn an_older_copy_of_a_raft_directory_is_recognised(rig: &Rig, before: &StatusReply) -> Promise {
+    let host = &others(rig, &[&before.primary])[0];
     let fault = rig.take_down(host, Role::Manager).unwrap();
     until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
     let raft = rig.dir(host).unwrap().join("manager/raft");
-    let aside = raft.with_file_name("raft-aside");
-    fs::rename(&raft, &aside).unwrap();
-
-    let mut manager = Command::new(EXE);
-    manager.args(["manager", "--config"]).arg(rig.config(host).unwrap());
-    if let Some((user, group)) = rig.user() {
-        manager.uid(user).gid(group);
-    }
-    let refused = manager.output().unwrap();
-    assert!(!refused.status.success());
-    let said = String::from_utf8_lossy(&refused.stderr) + String::from_utf8_lossy(&refused.stdout);
-    assert!(said.contains("lost its Raft log") && said.contains("member replace"), "{said}");
-    // Two of three are a quorum: the primary on this very host goes on.
-    std::thread::sleep(Duration::from_secs(3));
-    let meanwhile = rig.status().unwrap();
-    assert_eq!((&meanwhile.primary, meanwhile.epoch), (&before.primary, before.epoch));
-
-    let _ = fs::remove_dir_all(&raft);
-    fs::rename(&aside, &raft).unwrap();
+    let kept = raft.with_file_name("kept");
+    copy_with_owner(&raft, &kept);
+    let old = node_of(rig, host);
     rig.start_process(host, Role::Manager).unwrap();
+    rig.healthy(HEAL).unwrap();
+    // A new Raft leader's entries and votes are what the copy lacks.
+    let leader = rig.status().unwrap().leader;
+    replace(rig, &leader, Role::Manager);
+    rig.healthy(HEAL).unwrap();
+
+    rig.take_down(host, Role::Manager).unwrap();
+    until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
+    fs::remove_dir_all(&raft).unwrap();
+    fs::rename(&kept, &raft).unwrap();
+    rig.start_process(host, Role::Manager).unwrap();
+    taken_in(rig, host, old);
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
     Promise::no_failed_write(fault)
+}
+
+/// What `identity.toml` says.
+pub fn node_of(rig: &Rig, host: &str) -> u64 {
+    let text = fs::read_to_string(rig.dir(host).unwrap().join("manager/identity.toml")).unwrap();
+    let line = text.lines().find_map(|l| l.strip_prefix("node = ")).unwrap();
+    line.trim().parse().unwrap()
+}
+
+/// Takes a manager down and removes its Raft directory; gives the node it was.
+pub fn lose_raft_directory(rig: &Rig, host: &str) -> u64 {
+    let old = node_of(rig, host);
+    rig.take_down(host, Role::Manager).unwrap();
+    until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
+    fs::remove_dir_all(rig.dir(host).unwrap().join("manager/raft")).unwrap();
+    old
+}
+
+/// Waits until a host votes as another node than before, and the one before is out of the group.
+pub fn taken_in(rig: &Rig, host: &str, old: u64) {
+    until("it has a new node", HEAL, || node_of(rig, host) > old);
+    let new = node_of(rig, host);
+    until("it votes as that and the old node is gone", HEAL, || {
+        let voters = rig.status().map(|s| s.voters).unwrap_or_default();
+        voters.iter().any(|v| v.node == new) && !voters.iter().any(|v| v.node == old) && !voters.is_empty()
+    });
+}
+
+fn copy_with_owner(from: &std::path::Path, to: &std::path::Path) {
+    let done = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(done.success());
 }

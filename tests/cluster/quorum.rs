@@ -12,7 +12,8 @@ use matriarch::{
 
 use crate::{
     failovers::STREAMED,
-    stage::{FENCED_AFTER, GRANT, HEAL, Promise, SOON, Step, others, until},
+    processes::lose_raft_directory,
+    stage::{EXE, HEAL, Promise, SOON, Step, fenced_after, grant, others, until},
 };
 
 pub const STEPS: &[Step] = &[
@@ -21,6 +22,10 @@ pub const STEPS: &[Step] = &[
         loss_of_quorum_fences_the_primary_and_it_returns_read_only,
     ),
     ("two_of_three_managers_dead_nothing_is_promoted", two_of_three_managers_dead_nothing_is_promoted),
+    (
+        "two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew",
+        two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew,
+    ),
 ];
 
 /// Acknowledgements of writes that began after `moment`, the direct probes' included.
@@ -39,8 +44,8 @@ fn loss_of_quorum_fences_the_primary_and_it_returns_read_only(rig: &Rig, before:
         rig.take_down(host, Role::Manager).unwrap();
     }
     // The last renewal that both might have answered was sent before this moment.
-    let fenced = Instant::now() + FENCED_AFTER;
-    thread::sleep(FENCED_AFTER + GRANT);
+    let fenced = Instant::now() + fenced_after();
+    thread::sleep(fenced_after() + grant());
     assert_eq!(acknowledged_after(rig, fenced), 0, "somebody writes without a quorum");
     until("the old primary is open for reading", SOON, || is_read_only(rig, primary));
     thread::sleep(Duration::from_secs(2));
@@ -64,7 +69,7 @@ fn two_of_three_managers_dead_nothing_is_promoted(rig: &Rig, before: &StatusRepl
     rig.take_down(&standbys[0], Role::Manager).unwrap();
     let fault = rig.kill_host(&before.primary).unwrap();
     let dead = Instant::now();
-    while dead.elapsed() < GRANT * 3 {
+    while dead.elapsed() < grant() * 3 {
         for member in &standbys {
             assert!(is_read_only(rig, member), "{member} does not follow any more");
         }
@@ -82,4 +87,64 @@ fn two_of_three_managers_dead_nothing_is_promoted(rig: &Rig, before: &StatusRepl
     assert_ne!(after.primary, before.primary);
     assert_eq!(after.epoch, before.epoch + 1);
     Promise::asynchronous(back, fault - STREAMED)
+}
+
+/// Without their logs two managers are no majority, and with each other no cluster. What is left is the operator's word.
+fn two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew(
+    rig: &Rig,
+    before: &StatusReply,
+) -> Promise {
+    let survivor = &others(rig, &[&before.primary])[0];
+    let lost = others(rig, &[survivor]);
+    let fault = Instant::now();
+    for host in &lost {
+        lose_raft_directory(rig, host);
+    }
+    let fenced = Instant::now() + fenced_after();
+    for host in &lost {
+        rig.start_process(host, Role::Manager).unwrap();
+    }
+    // Both run, know that they were in a cluster, and ask in vain.
+    until("they say what is to be done", SOON, || {
+        lost.iter().all(|host| {
+            let said = rig.local_status(host).map(|s| s.holds.join(" ")).unwrap_or_default();
+            said.contains("not taken in yet") && said.contains("matriarch recover")
+        })
+    });
+    until("so does the survivor", SOON, || {
+        rig.local_status(survivor).is_ok_and(|s| s.warnings.iter().any(|w| w.contains("matriarch recover")))
+    });
+    thread::sleep(fenced_after() + grant());
+    for host in &lost {
+        let local = rig.local_status(host).unwrap();
+        assert_eq!((local.cluster_id.as_str(), local.leader.as_str()), ("", ""), "a second cluster: {local:?}");
+    }
+    assert_eq!(acknowledged_after(rig, fenced), 0, "somebody writes without a quorum");
+
+    let refused = recover(rig, survivor, "another-name");
+    assert!(!refused.status.success() && said(&refused).contains("nothing was changed"), "{}", said(&refused));
+    let elsewhere = recover(rig, &lost[0], &before.cluster);
+    assert!(!elsewhere.status.success() && said(&elsewhere).contains("no Raft log"), "{}", said(&elsewhere));
+    let back = Instant::now();
+    let done = recover(rig, survivor, &before.cluster);
+    assert!(done.status.success(), "{}", said(&done));
+    assert!(said(&done).contains("MAY BE LOST") && said(&done).contains("generation 1"), "{}", said(&done));
+    rig.wait_for_write(ROUTED, back, None, HEAL).unwrap();
+    let after = rig.healthy(HEAL).unwrap();
+    // Whoever is back before the first grant with more WAL of the same history is taken: so much less is lost.
+    assert!((11..=13).contains(&after.generation), "one of three hosts began it: {}", after.generation);
+    assert_eq!(after.cluster_id, before.cluster_id);
+    assert!(after.epoch >= 1_000 && after.timeline > before.timeline + 10, "{after:?}");
+    until("all three vote again", HEAL, || rig.status().is_some_and(|s| s.voters.len() == 3));
+    Promise::asynchronous(back, fault - STREAMED)
+}
+
+fn recover(rig: &Rig, host: &str, name: &str) -> std::process::Output {
+    let mut command = std::process::Command::new(EXE);
+    command.args(["recover", "--confirm", name, "--config"]).arg(rig.config(host).unwrap());
+    command.output().unwrap()
+}
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

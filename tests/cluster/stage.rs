@@ -14,18 +14,34 @@ use std::{
 };
 
 use matriarch::{
-    demo::rig::{self, Attempt, MULTI_HOST, ROUTED, Rig, Role, Unstarted},
+    demo::rig::{self, Attempt, Ground, MULTI_HOST, ROUTED, Rig, Role, Unstarted},
+    domain::{Profile, Timings},
     rpc::v1::StatusReply,
 };
 
 /// `normal` and not `fast`: on a machine with two busy cores a renewal may be late by a second.
-const PROFILE: &str = "normal";
+/// `MATRIARCH_PROFILE=slow` is for a machine that is busier than that.
+fn profile() -> Profile {
+    match std::env::var("MATRIARCH_PROFILE") {
+        Ok(name) if name == "slow" => Profile::Slow,
+        Ok(name) if name != "normal" => panic!("MATRIARCH_PROFILE is normal or slow, not {name}"),
+        _ => Profile::Normal,
+    }
+}
+
 /// Shorter than the profile's, because steps wait for their end.
 const TIMINGS: &str = "\n[cluster.timings]\nprimary_start_ms = 10000\nstop_ms = 8000\npromote_ms = 15000\n";
 /// T_hold + T_kill of the profile.
-pub const FENCED_AFTER: Duration = Duration::from_millis(3_000);
+pub fn fenced_after() -> Duration {
+    let timings = Timings::of(profile());
+    timings.hold + timings.kill
+}
+
 /// T_grant of the profile.
-pub const GRANT: Duration = Duration::from_millis(3_200);
+pub fn grant() -> Duration {
+    Timings::of(profile()).grant
+}
+
 /// Until all members are healthy again; a clone and a few retries fit in.
 pub const HEAL: Duration = Duration::from_secs(120);
 /// Writes go on after this long at the latest: a dozen times what it takes on a quiet machine.
@@ -96,6 +112,11 @@ pub fn alone() -> MutexGuard<'static, ()> {
 /// logs kept, and the next one a new cluster. `MATRIARCH_STEPS=word` plays only
 /// the steps with that word in their names.
 pub fn play(steps: &[Step]) {
+    play_on(0, steps);
+}
+
+/// The same on a cluster of `more` hosts than three.
+pub fn play_on(more: usize, steps: &[Step]) {
     let _alone = alone();
     let wanted = std::env::var("MATRIARCH_STEPS").unwrap_or_default();
     let mut cluster = None;
@@ -103,7 +124,7 @@ pub fn play(steps: &[Step]) {
     for (name, step) in steps.iter().filter(|(name, _)| name.contains(&wanted)) {
         let began = Instant::now();
         let played = catch_unwind(AssertUnwindSafe(|| {
-            let rig = cluster.take().unwrap_or_else(|| raise(&[]));
+            let rig = cluster.take().unwrap_or_else(|| raise_on(more, "", &[]));
             play_one(rig, name, *step)
         }));
         match played {
@@ -214,8 +235,13 @@ pub fn raise(first: &[(String, Role, Duration)]) -> Rig {
 
 /// The same with more in the configuration of every host; a text with `{root}` gets the cluster's directory.
 pub fn raise_with(more: &str, first: &[(String, Role, Duration)]) -> Rig {
+    raise_on(0, more, first)
+}
+
+fn raise_on(hosts: usize, more: &str, first: &[(String, Role, Duration)]) -> Rig {
     let began = Instant::now();
-    let cluster = Unstarted::lay_out(Path::new(EXE), Path::new("/tmp"), PROFILE).unwrap();
+    let ground = Ground { more: hosts, ..Ground::default() };
+    let cluster = Unstarted::lay_out_on(Path::new(EXE), Path::new("/tmp"), &profile().to_string(), ground).unwrap();
     let bin = postgres_that_may_refuse(&cluster);
     let (real, ours) = (quoted(cluster.bin_dir()), quoted(&bin));
     let more = more.replace("{root}", &cluster.root().display().to_string());
@@ -277,7 +303,7 @@ fn genesis_was_right(rig: &Rig) {
     }
     assert_eq!(initdbs, 1, "initdb runs once for a cluster");
     let streams = rig.query(&status.primary, "select count(*) from pg_stat_replication").unwrap().concat();
-    assert_eq!(streams, "2");
+    assert_eq!(streams, (rig.members().len() - 1).to_string());
 }
 
 /// How often a host's agent has carried out a kind of task, by its log.

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory,
-        TimelineId, TimelineSwitch, Timings, WalPosition,
-        observation::{AgentView, FenceView, LeaseView, Notice, OrderResult},
+        ClusterId, Epoch, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
+        TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
+        membership::GroupView,
+        observation::{AgentView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
     },
     policy::{self, Founding, Seal, Since, Situation},
     reconcile::{
@@ -144,6 +145,7 @@ pub struct Toy {
     operation_seen: Option<(u64, OperationPhase)>,
     in_flight: Vec<(u64, Command)>,
     founding: Founding,
+    group: GroupView,
     timings: Timings,
     before_stop: Option<WalPosition>,
 }
@@ -162,6 +164,7 @@ fn blank(me: &MemberId) -> AgentView {
         upstream: None,
         history: TimelineHistory::default(),
         lease: LeaseView::default(),
+        reach: LeaseReach::default(),
         accepted_epoch: Epoch(0),
         ended_epoch: Epoch(0),
         fenced_epoch: Epoch(0),
@@ -232,6 +235,10 @@ impl Toy {
             lock_seen: None,
             operation_seen: None,
             in_flight: Vec::new(),
+            group: GroupView::settled(
+                0,
+                members.iter().map(|(id, m)| (m.node, GroupNode { member: id.clone(), address: m.manager.clone() })),
+            ),
             founding: Founding {
                 cluster_id: ClusterId("toy".into()),
                 name: "toy".into(),
@@ -356,6 +363,7 @@ impl Toy {
             seen: &self.seen,
             notices,
             seals: &self.seals,
+            group: &self.group,
             founding: Some(&self.founding),
             timings: &self.timings,
             since: self.since,

@@ -64,7 +64,7 @@ impl Cluster {
             });
             let voter = voter.unwrap();
             voter.set_identity(ClusterId(CLUSTER.into()), Generation(1));
-            voter.set_membership(1, ids.clone());
+            voter.set_membership(matriarch::lease::Membership::simple(1, ids.clone()));
             voter.set_applied(Epoch(0));
             voter
         };

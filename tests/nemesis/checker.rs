@@ -103,7 +103,8 @@ pub fn overlaps(reigns: &[Reign]) -> Vec<Overlap> {
     for (i, a) in reigns.iter().enumerate() {
         for b in &reigns[i + 1..] {
             let (from, to) = (a.first.max(b.first), a.last.min(b.last));
-            if to > from {
+            // One acknowledgement alone in the middle of another reign is no span, and two writers all the same.
+            if to >= from {
                 found.push(Overlap { older: a.life.clone(), newer: b.life.clone(), from, to });
             }
         }
@@ -111,20 +112,17 @@ pub fn overlaps(reigns: &[Reign]) -> Vec<Overlap> {
     found
 }
 
-/// The longest overlap among these acknowledgements.
-pub fn two_writers<'a>(acks: impl IntoIterator<Item = &'a Ack<'a>>) -> Option<Overlap> {
-    overlaps(&reigns(acks)).into_iter().max_by_key(Overlap::micros)
-}
-
-/// The acknowledgements that a server gave after another one, which began later, had given its first.
-pub fn stale<'a>(acks: impl IntoIterator<Item = &'a Ack<'a>>) -> Vec<&'a Ack<'a>> {
-    let acks: Vec<&Ack> = acks.into_iter().collect();
-    let reigns = reigns(acks.iter().copied());
-    let replaced = |ack: &Ack| {
-        let own = reigns.iter().find(|r| r.life == ack.life).map(|r| r.first);
-        reigns.iter().any(|r| Some(r.first) > own && ack.certain > r.first)
+/// The acknowledgements in a documented hole that another server's reign makes stale, and the longest overlap of
+/// what is left without any of the hole.
+pub fn past_holes<'a>(acks: &'a [Ack<'a>], in_hole: impl Fn(&Ack) -> bool) -> (Vec<&'a Ack<'a>>, Option<Overlap>) {
+    let (excused, rest): (Vec<&Ack>, Vec<&Ack>) = acks.iter().partition(|a| in_hole(a));
+    let reigns = reigns(rest);
+    let stale = |ack: &&Ack| {
+        let meanwhile = |r: &Reign| r.life != ack.life && r.first < ack.certain && ack.certain <= r.last;
+        reigns.iter().any(meanwhile)
     };
-    acks.into_iter().filter(|a| replaced(a)).collect()
+    let overlap = overlaps(&reigns).into_iter().max_by_key(Overlap::micros);
+    (excused.into_iter().filter(stale).collect(), overlap)
 }
 
 /// Acknowledgements that were received after a later timeline had opened, over a
@@ -155,8 +153,14 @@ pub struct Lost<'a> {
     pub unexcused: Option<&'static str>,
 }
 
-/// Acknowledged rows that are not in `present`, each with whether that is excused.
-pub fn lost<'a>(acks: &'a [Ack<'a>], present: &HashSet<(String, i64)>, excuse: Excuse) -> Vec<Lost<'a>> {
+/// Acknowledged rows that are not in `present`, each with whether that is excused. Those of a documented hole are:
+/// nobody holds a lease for them.
+pub fn lost<'a>(
+    acks: &'a [Ack<'a>],
+    present: &HashSet<(String, i64)>,
+    excuse: Excuse,
+    in_hole: impl Fn(&Ack) -> bool,
+) -> Vec<Lost<'a>> {
     let newest = acks.iter().map(|a| (a.life.timeline, a.life.started.clone())).max();
     let mut gone: Vec<&Ack> = acks.iter().filter(|a| !present.contains(&(a.client.name.clone(), a.seq))).collect();
     gone.sort_by_key(|a| a.received);
@@ -175,6 +179,7 @@ pub fn lost<'a>(acks: &'a [Ack<'a>], present: &HashSet<(String, i64)>, excuse: E
             let replaced = newest.as_ref().is_some_and(|(timeline, _)| ack.life.timeline < *timeline);
             let died = newest.as_ref().is_some_and(|n| (ack.life.timeline, ack.life.started.clone()) < *n);
             let unexcused = match excuse {
+                _ if in_hole(ack) => None,
                 _ if survived_later.contains(&(ack.client.name.as_str(), &*ack.life)) => {
                     Some("a later row of the same client and server survived")
                 }
@@ -193,6 +198,10 @@ pub fn lost<'a>(acks: &'a [Ack<'a>], present: &HashSet<(String, i64)>, excuse: E
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn two_writers<'a>(acks: impl IntoIterator<Item = &'a Ack<'a>>) -> Option<Overlap> {
+        overlaps(&reigns(acks)).into_iter().max_by_key(Overlap::micros)
+    }
 
     fn client(name: &str, route: Route, commit: Commit) -> Client {
         Client {
@@ -247,8 +256,25 @@ mod tests {
         let found = two_writers(&acks).unwrap();
         assert_eq!((found.older.timeline, found.newer.timeline, found.micros()), (2, 3, 20_000));
         assert_eq!(two_writers(acks.iter().filter(|a| a.client.route == Route::Local)), None);
-        assert_eq!(stale(&acks).iter().map(|a| a.seq).collect::<Vec<_>>(), [3]);
         assert_eq!(two_writers(acks.iter().filter(|a| a.seq != 3)), None);
+        let (stale, left) = past_holes(&acks, |a| a.seq == 3);
+        assert_eq!((stale.iter().map(|a| a.seq).collect::<Vec<_>>(), left), (vec![3], None));
+        assert_eq!(past_holes(&acks, |_| false).1.unwrap().micros(), 20_000);
+    }
+
+    /// The new server's first acknowledgement goes to one kind of session, the old one's next to another.
+    #[test]
+    fn a_hole_covers_all_sessions_of_its_server_from_the_other_ones_first_acknowledgement() {
+        let clients = clients();
+        let list = attempts(&[(0, 0, 0, 10, 2), (0, 40, 40, 50, 3), (2, 50, 50, 55, 2), (2, 60, 60, 65, 3)]);
+        let acks = acks(&clients, &list, &[]);
+        let (stale, left) = past_holes(&acks, |a| a.life.timeline == 2 && a.certain > 20_000);
+        assert_eq!((stale.len(), left), (1, None));
+        // A hole that ended before it is none for it.
+        let (stale, left) = past_holes(&acks, |a| a.life.timeline == 2 && (20_000..52_000).contains(&a.certain));
+        assert_eq!((stale.len(), left.unwrap().micros()), (0, 5_000));
+        let (_, left) = past_holes(&acks, |a| a.life.timeline == 2 && a.certain < 52_000);
+        assert_eq!(left.unwrap().micros(), 0);
     }
 
     /// The kernel delivered it when the cut was mended; the server had given it long before.
@@ -293,7 +319,7 @@ mod tests {
         ]);
         let acks = acks(&clients, &list, &[]);
         let judge = |present: &[(&str, i64)], excuse| -> Vec<Option<&'static str>> {
-            lost(&acks, &rows(present), excuse).iter().map(|l| l.unexcused).collect()
+            lost(&acks, &rows(present), excuse, |_| false).iter().map(|l| l.unexcused).collect()
         };
         let since = Excuse::Replaced(45_000);
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3), ("local", 4)], Excuse::None).is_empty());
@@ -308,5 +334,8 @@ mod tests {
         // The last server still runs.
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3)], since)[0].unwrap().contains("replaced"));
         assert_eq!(judge(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)], Excuse::Replaced(0)), [None]);
+        let present = rows(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)]);
+        let in_hole = lost(&acks, &present, Excuse::None, |a| a.client.commit == Commit::Off);
+        assert_eq!(in_hole.iter().map(|l| l.unexcused).collect::<Vec<_>>(), [None]);
     }
 }

@@ -179,7 +179,7 @@ pub struct Holes {
     pub tcp: Option<Span>,
     /// To the same over a unix socket.
     pub local: Option<Span>,
-    /// To sessions that set `synchronous_commit` to `local` or `off`.
+    /// More, to sessions that set `synchronous_commit` to `local` or `off`.
     pub own: Option<Span>,
 }
 
@@ -187,8 +187,7 @@ impl Fault {
     /// The documented holes of a fault that lasted from … to.
     pub fn holes(&self, from: Micros, to: Micros, limits: &Limits) -> Holes {
         let micros = |d: Duration| d.as_micros() as Micros;
-        let all =
-            |span: Span| Holes { tcp: (!limits.kernel_lease).then_some(span), local: Some(span), own: Some(span) };
+        let all = |span: Span| Holes { tcp: (!limits.kernel_lease).then_some(span), local: Some(span), own: None };
         let hits_primary = matches!(self.target, Target::Primary | Target::PrimaryLeading);
         match self.kind {
             // Nobody is left who could kill: until they go on, and T_kill more.
@@ -456,8 +455,12 @@ impl Fault {
             Kind::HandStart => self.start_by_hand(hosts, host, false),
             Kind::HandStartPromote => self.start_by_hand(hosts, host, true),
             Kind::Switchover | Kind::Failover => {
-                let reply =
-                    if self.kind == Kind::Switchover { hosts.rig.switchover("")? } else { hosts.rig.failover("")? };
+                // A failover by command must say to whom.
+                let candidate = dice.shuffled(hosts.others(host)).swap_remove(0);
+                let reply = match self.kind {
+                    Kind::Switchover => hosts.rig.switchover("")?,
+                    _ => hosts.rig.failover(&candidate)?,
+                };
                 ensure!(reply.accepted, "refused: {}", reply.reason);
                 let ended = hosts.rig.finished(reply.id, Duration::from_secs(60))?;
                 ensure!(ended.succeeded, "it failed: {}", ended.reason);
@@ -612,16 +615,12 @@ mod tests {
             let all = catalogue().into_iter().filter(|f| of(&f.holes(0, 1, limits)).is_some());
             all.map(|f| f.to_string()).collect()
         };
-        let mut expected = vec![
-            "stop-agent+guard/primary",
-            "freeze-host/primary",
-            "freeze-host/primary",
-            "freeze-host/primary+leader",
-        ];
+        let hit = ["primary", "primary", "primary+leader"].map(|whom| format!("freeze-host/{whom}"));
+        let expected = [vec!["stop-agent+guard/primary".to_owned()], hit.to_vec()].concat();
         assert_eq!(holes(&limits(), |h| h.tcp), expected);
         assert_eq!(holes(&limits(), |h| h.local), expected);
         assert!(holes(&Limits { kernel_lease: true, ..limits() }, |h| h.tcp).is_empty());
-        expected.extend(["hand-start-promote/primary", "hand-start-promote/standby", "hand-promote/standby"]);
-        assert_eq!(holes(&limits(), |h| h.own), expected);
+        let by_hand = ["hand-start-promote/primary", "hand-start-promote/standby", "hand-promote/standby"];
+        assert_eq!(holes(&limits(), |h| h.own), by_hand);
     }
 }

@@ -99,8 +99,8 @@ pub struct Wanted {
     pub profile: String,
     /// The wall clocks can be shifted.
     pub clocks: bool,
-    /// Control groups are delegated: the guard kills with one write instead of a walk through /proc.
-    pub delegate: bool,
+    /// As systemd's units have it: the guard kills with one write, the kernel lease is on. Else a plain user's.
+    pub as_units: bool,
     /// Added to the configuration of every host.
     pub config: String,
 }
@@ -126,7 +126,14 @@ impl Hosts {
             let library = dir.path().join("wallclock.so").display().to_string();
             vec![("LD_PRELOAD".to_owned(), library), ("NEMESIS_CLOCK".to_owned(), "{host}/clock".to_owned())]
         });
-        let ground = Ground { netns: true, env, cgroups: cgroup2(), delegate: wanted.delegate, quiet: true };
+        let ground = Ground {
+            netns: true,
+            env,
+            cgroups: cgroup2(),
+            as_units: wanted.as_units,
+            quiet: true,
+            ..Ground::default()
+        };
         let cluster = Unstarted::lay_out_on(&exe(), &base(), &wanted.profile, ground)?;
         cluster.configure(|text| {
             let text = text.replace("[postgresql.parameters]", &format!("[postgresql.parameters]{PARAMETERS}"));

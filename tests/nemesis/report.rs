@@ -43,9 +43,12 @@ pub struct Record {
     pub hold_ms: u64,
     /// Name of the profile.
     pub profile: String,
-    /// How guards kill: by `cgroup`, or by a `walk` through /proc.
+    /// How the guard of the host that was hit kills, by its own word.
     #[serde(default)]
     pub kill: String,
+    /// The kernel lease protected it.
+    #[serde(default)]
+    pub kernel_lease: bool,
     /// Primary before and after.
     pub primary: (String, String),
     /// Raft leader before and after.

@@ -81,7 +81,7 @@ struct Seen {
     phases: Vec<String>,
 }
 
-/// What a server acknowledged after it had been replaced.
+/// What a server acknowledged in a documented hole while another one did.
 struct Stale {
     /// To sessions as configured over TCP, over a unix socket, and to the others.
     counts: (usize, usize, usize),
@@ -113,12 +113,12 @@ impl Stage {
     ///
     /// # Errors
     /// It doesn't become healthy.
-    pub fn raise(wanted: &Wanted, kernel_lease: bool) -> Result<Stage> {
+    pub fn raise(wanted: &Wanted) -> Result<Stage> {
         let hosts = Hosts::raise(wanted)?;
         let primary = hosts.rig.healthy(HEAL)?.primary;
         let workload = Workload::start(&hosts.rig, &primary)?;
         let t = timings(&wanted.profile);
-        let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease };
+        let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease: false };
         Ok(Stage { hosts, workload, wanted: wanted.clone(), limits })
     }
 
@@ -241,13 +241,14 @@ impl Stage {
         let disturbed: Vec<_> = done.disturbed(*healed_at).into_iter().collect();
         let acks = checker::acks(clients, &seen.attempts, &disturbed);
         let reigns = checker::reigns(&acks);
-        let stale = self.stale(fault, &seen, &acks);
+        let in_hole = self.hole(fault, &seen);
+        let stale = stale(&acks, &in_hole);
         let changed = before.epoch != after.epoch;
         let excuse = match fault.is_planned() {
             true => Excuse::None,
             false => Excuse::Replaced(done.at.saturating_sub(STREAMED)),
         };
-        let lost = checker::lost(&acks, &seen.rows, excuse);
+        let lost = checker::lost(&acks, &seen.rows, excuse, &in_hole);
         let lag = self.workload.lag();
 
         let mut failures = seen.complaints.clone();
@@ -304,6 +305,7 @@ impl Stage {
             hold_ms: hold.as_millis() as u64,
             profile: self.wanted.profile.clone(),
             kill: kills_by(before, &done.host),
+            kernel_lease: has_kernel_lease(before, &done.host),
             primary: (before.primary.clone(), after.primary.clone()),
             leader: (before.leader.clone(), after.leader.clone()),
             epoch: (before.epoch, after.epoch),
@@ -337,31 +339,31 @@ impl Stage {
         }
     }
 
-    /// Acknowledgements by a server that was replaced, and what is left of two writers without the excused ones.
-    fn stale(&self, fault: &Fault, seen: &Seen, acks: &[Ack]) -> Stale {
-        let holes = fault.holes(seen.done.at, seen.undone_at, &self.limits);
-        let hole = |ack: &Ack| match (ack.client.commit, ack.client.route) {
-            (Commit::On, Route::Local) => holes.local,
-            (Commit::On, _) => holes.tcp,
-            _ => holes.own,
-        };
-        let in_hole = |ack: &Ack| hole(ack).is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to);
-        // A session's own synchronous_commit is judged apart: a server promoted by hand has only such.
-        let (as_configured, own): (Vec<&Ack>, Vec<&Ack>) = acks.iter().partition(|a| a.client.commit == Commit::On);
-        let all: Vec<&Ack> = [as_configured, own].into_iter().flat_map(checker::stale).collect();
-        let excused: HashSet<(&str, i64)> =
-            all.iter().filter(|a| in_hole(a)).map(|a| (a.client.name.as_str(), a.seq)).collect();
-        let rest = acks.iter().filter(|a| !excused.contains(&(a.client.name.as_str(), a.seq)));
-        let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
-        Stale {
-            counts: (
-                count(&|a| a.client.commit == Commit::On && a.client.route != Route::Local),
-                count(&|a| a.client.commit == Commit::On && a.client.route == Route::Local),
-                count(&|a| a.client.commit != Commit::On),
-            ),
-            until: all.iter().map(|a| a.certain).max(),
-            unexcused: checker::two_writers(rest),
+    /// Whether an acknowledgement was given in a documented hole, which is one of the host that was hit.
+    fn hole(&self, fault: &Fault, seen: &Seen) -> impl Fn(&Ack) -> bool + use<> {
+        let limits = Limits { kernel_lease: has_kernel_lease(&seen.before, &seen.done.host), ..self.limits };
+        let holes = fault.holes(seen.done.at, seen.undone_at, &limits);
+        let hit = self.hosts.rig.contact(&seen.done.host).map(|c| c.address).unwrap_or_default();
+        move |ack: &Ack| {
+            let by_route = if ack.client.route == Route::Local { holes.local } else { holes.tcp };
+            let hole = if ack.client.commit == Commit::On { by_route } else { holes.own.or(by_route) };
+            ack.life.server == hit && hole.is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to)
         }
+    }
+}
+
+/// Acknowledgements in a documented hole, and what is left of two writers without them.
+fn stale(acks: &[Ack], in_hole: impl Fn(&Ack) -> bool) -> Stale {
+    let (all, unexcused) = checker::past_holes(acks, in_hole);
+    let count = |of: &dyn Fn(&Ack) -> bool| all.iter().filter(|a| of(a)).count();
+    Stale {
+        counts: (
+            count(&|a| a.client.commit == Commit::On && a.client.route != Route::Local),
+            count(&|a| a.client.commit == Commit::On && a.client.route == Route::Local),
+            count(&|a| a.client.commit != Commit::On),
+        ),
+        until: all.iter().map(|a| a.certain).max(),
+        unexcused,
     }
 }
 
@@ -390,6 +392,12 @@ pub fn keep_logs(hosts: &Hosts, to: &Path) {
 
 fn ms(micros: Micros) -> f64 {
     micros as f64 / 1e3
+}
+
+/// The kernel lease protects that host, by its own word.
+fn has_kernel_lease(status: &StatusReply, host: &str) -> bool {
+    let member = status.members.iter().find(|m| m.member == host);
+    member.is_some_and(|m| m.layers.iter().any(|l| l.name == "kernel lease" && l.state == "active"))
 }
 
 /// How the guard of that host kills, by its own word.

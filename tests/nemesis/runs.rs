@@ -59,11 +59,11 @@ pub fn log() -> PathBuf {
 }
 
 /// The cluster that the environment asks for.
-pub fn wanted(clocks: bool, delegate: bool) -> Wanted {
+pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
     Wanted {
         profile: env::var("PROFILE").unwrap_or_else(|_| "normal".to_owned()),
         clocks,
-        delegate,
+        as_units,
         config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
     }
 }
@@ -84,7 +84,7 @@ fn selected(faults: Vec<Fault>) -> Vec<Fault> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ground {
     clocks: bool,
-    delegate: bool,
+    as_units: bool,
 }
 
 /// Plays rounds, raises clusters as they are needed, and keeps what was seen.
@@ -105,7 +105,7 @@ impl Player {
         if self.stage.as_ref().is_none_or(|(_, has)| *has != ground) {
             self.stage = None;
             let began = Instant::now();
-            let stage = Stage::raise(&wanted(ground.clocks, ground.delegate), env::var_os("KERNEL_LEASE").is_some())?;
+            let stage = Stage::raise(&wanted(ground.clocks, ground.as_units))?;
             say(format!("a new cluster after {:.1} s", began.elapsed().as_secs_f64()));
             self.stage = Some((stage, ground));
         }
@@ -176,7 +176,7 @@ fn short_list() {
     ];
     let mut player = Player::new("short", seed());
     for (round, fault) in selected(list.to_vec()).iter().enumerate() {
-        player.play(fault, fault.hold, Ground { clocks: false, delegate: true }, round as u64);
+        player.play(fault, fault.hold, Ground { clocks: false, as_units: true }, round as u64);
     }
     player.conclude();
 }
@@ -203,8 +203,8 @@ fn every_fault_three_times() {
                 say(format!("time is up: {} of {} rounds are done", player.records.len(), faults.len() as u64 * runs));
                 return player.conclude();
             }
-            // The first run as systemd's units have it, the second without a control group, and so on.
-            let ground = Ground { clocks: fault.needs_clocks(), delegate: run % 2 == 0 };
+            // The first run as systemd's units have it, the second as a plain user's, and so on.
+            let ground = Ground { clocks: fault.needs_clocks(), as_units: run % 2 == 0 };
             player.play(fault, fault.hold, ground, round);
         }
     }
@@ -230,9 +230,9 @@ fn soak() {
             say(format!("time is up: {} of {count} rounds are done", player.records.len()));
             break;
         }
-        // Every second cluster has clocks that can be shifted, every second pair of them no control groups to kill by.
+        // Every second cluster has clocks that can be shifted, every second pair of them is a plain user's.
         let cluster = round / ROUNDS_OF_A_CLUSTER;
-        let ground = Ground { clocks: cluster % 2 == 1, delegate: (cluster / 2).is_multiple_of(2) };
+        let ground = Ground { clocks: cluster % 2 == 1, as_units: (cluster / 2).is_multiple_of(2) };
         if round % ROUNDS_OF_A_CLUSTER == 0 {
             player.stage = None;
         }

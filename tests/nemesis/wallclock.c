@@ -38,7 +38,7 @@ int clock_gettime(clockid_t id, struct timespec *at)
 int gettimeofday(struct timeval *restrict at, void *restrict zone)
 {
     int failed = syscall(SYS_gettimeofday, at, zone);
-    if (!failed && offset && at)
+    if (!failed && offset)
         at->tv_sec += *offset;
     return failed;
 }

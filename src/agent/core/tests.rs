@@ -614,7 +614,13 @@ fn the_first_request_that_names_a_cluster_is_believed_and_no_other() {
     assert_eq!(core.admit(&to("a", 1, "n1")).unwrap()[0], Effect::Persist);
     assert_eq!(core.admit(&to("a", 1, "n1")), Ok(vec![]));
     assert!(core.admit(&to("b", 1, "n1")).is_err());
-    assert!(core.admit(&to("a", 2, "n1")).is_err());
+    let recovered = core.admit(&to("a", 2, "n1")).unwrap();
+    assert_eq!(recovered, [Effect::Persist, Effect::Identify(ClusterId("a".into()), Generation(2))]);
+    assert!(core.admit(&to("a", 1, "n1")).is_err(), "the generation before orders nothing any more");
+    let mut core = primary();
+    core.admit(&to("a", 1, "n1")).unwrap();
+    let early = core.admit(&to("a", 2, "n1")).unwrap_err();
+    assert!(early.contains("has to end"), "what it holds ends first: {early}");
 }
 
 /// Found by the simulation: a standby goes on streaming from a member that is granted again, and gets WAL of a

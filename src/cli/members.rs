@@ -1,0 +1,161 @@
+//! Who belongs to the cluster, and its recovery when a majority is gone for good.
+
+use std::{
+    io::{self, BufRead as _, Write as _},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    args::{ClientArgs, MemberCommand, RecoverArgs},
+    client::{Client, ClientError, target},
+    complain, complain_client, config_file,
+    exit::{self, Exit},
+    print, render,
+};
+use crate::{
+    config::{Config, Purpose},
+    rpc::v1::{ChangeMemberReply, ChangeMemberRequest, MemberChange, RecoverReply, RecoverRequest, StatusReply},
+};
+
+/// Between two looks at the Raft group.
+const POLL: Duration = Duration::from_millis(500);
+/// A new generation leads itself within a few elections.
+const BEGINS: Duration = Duration::from_secs(60);
+
+pub(super) async fn member(command: MemberCommand) -> Exit {
+    match command {
+        MemberCommand::List { client } => list(&client).await,
+        MemberCommand::Add { member, client } => add(member, &client).await,
+        MemberCommand::Remove { member, client } => {
+            let request = request(MemberChange::Remove, &member);
+            change(&client, request, &format!("{member} is no member any more")).await
+        }
+        MemberCommand::Replace { member, client } => {
+            let request = request(MemberChange::Replace, &member);
+            change(&client, request, &format!("{member} gets a new Raft node; the old one never votes again")).await
+        }
+    }
+}
+
+fn request(change: MemberChange, member: &str) -> ChangeMemberRequest {
+    let (to, change) = (Some(target("", 0)), change as i32);
+    ChangeMemberRequest { to, change, member: member.to_owned(), ..ChangeMemberRequest::default() }
+}
+
+async fn list(args: &ClientArgs) -> Exit {
+    let status = match Client::new(args) {
+        Ok(client) => client.status(false).await,
+        Err(error) => Err(error),
+    };
+    match status {
+        Ok(reply) => {
+            print(&render::voters(&reply));
+            exit::OK
+        }
+        Err(error) => complain_client(&error),
+    }
+}
+
+/// Its addresses are those of this host's configuration file: every host needs them there, too.
+async fn add(member: String, args: &ClientArgs) -> Exit {
+    let file = config_file(args.config.clone());
+    let config = match Config::load_for(&file, Purpose::Client) {
+        Ok(config) => config,
+        Err(error) => return complain(&error.to_string(), exit::USAGE),
+    };
+    let Some(found) = config.cluster.members.iter().find(|m| m.id.as_str() == member) else {
+        let what = format!(
+            "{}: cluster.members has no `{member}`: add it to the file of every host, restart manager and agent of one \
+             host after the other, then add the member",
+            file.display()
+        );
+        return complain(&what, exit::USAGE);
+    };
+    let request = ChangeMemberRequest {
+        manager: found.manager(),
+        postgres: found.postgres(),
+        ..request(MemberChange::Add, &member)
+    };
+    change(args, request, &format!("{member} is a member; it votes when its manager runs and has the log")).await
+}
+
+async fn change(args: &ClientArgs, request: ChangeMemberRequest, done: &str) -> Exit {
+    let reply: Result<ChangeMemberReply, ClientError> = match Client::new(args) {
+        Ok(client) => client.change_member(request).await,
+        Err(error) => Err(error),
+    };
+    match reply {
+        Ok(reply) if reply.done => {
+            print(&format!("{done}; see `matriarch member list`\n"));
+            exit::OK
+        }
+        Ok(reply) => complain(&format!("refused: {}", reply.reason), exit::FAILED),
+        Err(error) => complain_client(&error),
+    }
+}
+
+/// Asks the manager of this host, and no other: the command says what becomes of this host's data.
+pub(super) async fn recover(args: RecoverArgs) -> Exit {
+    let client = match Client::local(&args.client) {
+        Ok(client) => client,
+        Err(error) => return complain_client(&error),
+    };
+    let proposal = match client.recover(request_of("", args.force)).await {
+        Ok(reply) => reply,
+        Err(error) => return complain_client(&error),
+    };
+    if !proposal.reason.is_empty() {
+        return complain(&format!("nothing is recovered: {}", proposal.reason), exit::FAILED);
+    }
+    for line in &proposal.says {
+        print(&format!("- {line}\n"));
+    }
+    let typed = match &args.confirm {
+        Some(name) => name.clone(),
+        None => ask(&proposal),
+    };
+    if typed != proposal.cluster {
+        return complain("not confirmed by the name of the cluster; nothing was changed", exit::FAILED);
+    }
+    let done = match client.recover(request_of(&typed, args.force)).await {
+        Ok(reply) => reply,
+        Err(error) => return complain_client(&error),
+    };
+    if !done.done {
+        return complain(&format!("nothing is recovered: {}", done.reason), exit::FAILED);
+    }
+    wait(&client, &proposal.member).await
+}
+
+fn request_of(confirm: &str, force: bool) -> RecoverRequest {
+    RecoverRequest { to: Some(target("", 0)), confirm: confirm.to_owned(), force }
+}
+
+fn ask(proposal: &RecoverReply) -> String {
+    eprint!(
+        "The other hosts must be off, or their logs gone: a host that still runs alone can have a primary of its own.\n\
+         Type the name of the cluster to begin a new generation on {}: ",
+        proposal.member
+    );
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    // An unreadable answer is no.
+    let read = io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() { answer.trim().to_owned() } else { String::new() }
+}
+
+async fn wait(client: &Client, member: &str) -> Exit {
+    let began = Instant::now();
+    while began.elapsed() < BEGINS {
+        sleep(POLL).await;
+        if let Ok(StatusReply { generation, leader, .. }) = client.status(true).await
+            && leader == member
+        {
+            print(&format!("generation {generation} has begun, {member} leads; see `matriarch status`\n"));
+            return exit::OK;
+        }
+    }
+    complain("the new generation is written and no leader is seen yet; see `matriarch status --local`", exit::FAILED)
+}
