@@ -114,7 +114,7 @@ fn text(reply: &ProfileReply) -> String {
     for (key, value) in values {
         let _ = write!(out, "{key:<18}{value:>10}");
         for column in &columns {
-            let known = column.get(key.as_str()).map_or("?".to_owned(), u64::to_string);
+            let known = column.get(key.as_str()).map_or_else(|| "?".to_owned(), u64::to_string);
             let _ = write!(out, "{known:>9}");
         }
         out.push('\n');

@@ -82,7 +82,7 @@ pub struct Watchdog {
 #[derive(Debug)]
 enum Order {
     Arm(Epoch, TwoClocks, Option<SyncSender<Result<(), String>>>),
-    Timings(Timings),
+    Timings(Box<Timings>),
     Down,
     /// The process ends: stop the timer, or leave it running.
     End {
@@ -122,7 +122,7 @@ impl Watchdog {
 
     /// How fresh a renewal has to be is counted anew.
     pub(super) fn set_timings(&self, timings: Timings) {
-        self.inbox.order(Order::Timings(timings));
+        self.inbox.order(Order::Timings(Box::new(timings)));
     }
 
     pub(super) fn down(&self, _left: Left) {
@@ -175,7 +175,7 @@ impl Run {
                         let _ = reply.send(result);
                     }
                 }
-                Mail::Order(Order::Timings(timings)) => self.retime(timings),
+                Mail::Order(Order::Timings(timings)) => self.retime(*timings),
                 Mail::Order(Order::Down) => self.down(),
                 Mail::Order(Order::End { stop }) => {
                     if stop && self.device.is_some() {

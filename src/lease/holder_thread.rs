@@ -58,7 +58,7 @@ enum Command {
     Notice(Notice),
     Identity(Identity),
     Sink(Sink),
-    Timings(TimingsId, Timings),
+    Timings(TimingsId, Box<Timings>),
     Members(MemberList),
     Failsafe(bool),
     Resolved(Book, MemberId, Option<SocketAddr>),
@@ -165,7 +165,7 @@ impl HolderHandle {
 
     /// Timings that were committed (see [`Holder::set_timings`]).
     pub fn set_timings(&self, id: TimingsId, timings: Timings) {
-        self.send(Command::Timings(id, timings));
+        self.send(Command::Timings(id, Box::new(timings)));
     }
 
     /// The members as last applied on this host: whom to ask in failsafe.
@@ -267,7 +267,7 @@ impl Run {
             Command::Notice(notice) => self.holder.notice(notice, now, &mut self.out),
             Command::Identity(identity) => self.identity = identity,
             Command::Sink(sink) => self.sink = sink,
-            Command::Timings(id, timings) => self.holder.set_timings(id, timings),
+            Command::Timings(id, timings) => self.holder.set_timings(id, *timings),
             Command::Members(members) => {
                 self.agents.follow(&members.agents);
                 self.holder.set_members(members);

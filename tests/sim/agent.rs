@@ -932,11 +932,6 @@ impl Agent {
         self.handles.iter().find(|h| h.guard == guard).copied()
     }
 
-    /// A task or a survey has it to itself; who would end a stranger waits for that.
-    pub fn works_on_the_directory(&self) -> bool {
-        self.data_dir_locked
-    }
-
     pub fn is_held_up(&self) -> bool {
         self.held_up
     }
