@@ -237,6 +237,8 @@ impl World {
         let soon = self.sky.dice.between(100 * MS, 700 * MS);
         let down = if self.sky.dice.one_in(4) { self.lasts() } else { soon };
         match fault {
+            // Two of three managers gone is no small thing.
+            Fault::KillManager if self.chaos.one_at_a_time && self.hosts.iter().any(|h| h.manager.is_none()) => {}
             Fault::KillManager => self.kill(i, Proc::Manager, down),
             Fault::KillAgent => self.kill(i, Proc::Agent, down),
             Fault::KillGuard => self.kill(i, Proc::Guard, 0),

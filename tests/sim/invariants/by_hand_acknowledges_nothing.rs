@@ -2,8 +2,6 @@
 //! configuration waits for a standby that nobody is; sessions with `synchronous_commit` local or off are
 //! fenced within one probe (DESIGN §3 "Never primary from memory").
 
-use matriarch::state::Lock;
-
 use crate::{
     clock::{SECOND, Time, micros},
     world::{Proc, World},
@@ -29,10 +27,6 @@ pub fn check(world: &mut World) {
             (false, Some(since)) => {
                 world.sky.told.by_hand_since.remove(&i);
                 ended(world, i, since);
-            }
-            // Known (docs/proof/simulation.md): it is not looked for while a leader asks again and again for seals.
-            (true, Some(_)) if world.sky.told.state().is_some_and(|s| matches!(s.lock, Lock::Fenced { .. })) => {
-                world.sky.told.by_hand_since.insert(i, now);
             }
             (true, Some(_)) | (false, None) => {}
         }
