@@ -28,7 +28,9 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
     };
     for (other, seal) in s.seals.iter().filter(|_| !by_command) {
         let Some(agent) = seal.agent.as_ref().filter(|a| can(s, a)) else { continue };
-        let passed_over = failed(agent) || (last == Some(other) && failed(agent));
+        // One whose clocks are off must hold no lease, whatever it has.
+        let clock_unfit = seal.promise.clock_off_ppm != 0 || agent.clock.own_off;
+        let passed_over = clock_unfit || failed(agent) || (last == Some(other) && failed(agent));
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");
