@@ -139,7 +139,10 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
         Kind::RecordStonith { .. } => events::STONITH,
         Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
-        Kind::RecordSystem { .. } | Kind::PromotionComplete { .. } | Kind::AdvanceOperation { .. } => events::COMMITTED,
+        Kind::RecordSystem { .. }
+        | Kind::PromotionComplete { .. }
+        | Kind::AdoptTimeline { .. }
+        | Kind::AdvanceOperation { .. } => events::COMMITTED,
     }
 }
 
@@ -148,6 +151,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
     match kind {
         Kind::Grant { member, .. }
         | Kind::PromotionComplete { member, .. }
+        | Kind::AdoptTimeline { member, .. }
         | Kind::Open { member }
         | Kind::Release { member, .. }
         | Kind::RecordStonith { member, .. }
