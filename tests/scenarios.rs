@@ -597,6 +597,9 @@ fn describe(command: &Command) -> String {
         Kind::PromotionComplete { member, timeline, switch } => {
             format!("{member} is promoted on timeline {timeline} from {switch}")
         }
+        Kind::AdoptTimeline { member, timeline, switch } => {
+            format!("timeline {timeline} of {member}, which left ours at {switch}, is the cluster's")
+        }
         Kind::Open { member } => format!("open {member}"),
         Kind::Release { member, end, clean } => {
             format!("{member} releases at {end}{}", if *clean { ", cleanly" } else { "" })

@@ -142,6 +142,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
+        | Kind::AdoptTimeline { .. }
         | Kind::AdvanceOperation { .. }
         | Kind::SettleTimings { .. } => events::COMMITTED,
     }
@@ -152,6 +153,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
     match kind {
         Kind::Grant { member, .. }
         | Kind::PromotionComplete { member, .. }
+        | Kind::AdoptTimeline { member, .. }
         | Kind::Open { member }
         | Kind::Release { member, .. }
         | Kind::RecordStonith { member, .. }

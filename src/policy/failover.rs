@@ -84,8 +84,31 @@ fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> BTre
     s.seen.keys().filter(|m| membership.has_voter(m)).filter(without).cloned().collect()
 }
 
+/// What a grant is decided on, once enough voters have sealed and answered.
+pub struct Ground<'a> {
+    /// The last holder released the lock itself.
+    pub released: Option<&'a Release>,
+    /// An operator named the successor.
+    pub forced: Option<&'a MemberId>,
+}
+
 /// Rule 410.
 pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
+    let ground = match ready_to_grant(s)? {
+        Ok(ground) => ground,
+        Err(hold) => return Some(Verdict::Hold(hold)),
+    };
+    Some(match successor(s, ground.released, ground.forced) {
+        Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
+        Err(hold) => Verdict::Hold(hold),
+    })
+}
+
+/// Whether the old epoch is over and everybody who is waited for has answered; `None` when nobody is to be granted.
+///
+/// # Errors
+/// What is waited for.
+pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hold>> {
     let Lock::Fenced { epoch, released, previous } = &s.state.lock else { return None };
     let membership = s.membership();
     let voter = |(m, seal): (&'_ MemberId, &'_ Seal)| membership.has_voter(m).then(|| (m.clone(), seal.at));
@@ -94,16 +117,13 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
     if have < need {
         let sealed = s.sealed(*epoch, false).filter_map(voter).map(|(m, _)| m).collect();
         let sealed = membership.count(&sealed).have.max(have);
-        return Some(Verdict::Hold(Hold::TooFewSeals { epoch: *epoch, sealed, free: have, needed: need }));
+        return Some(Err(Hold::TooFewSeals { epoch: *epoch, sealed, free: have, needed: need }));
     }
     let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
     if let Some(hold) = still_collecting(s, &free, previous.as_ref().map(|(e, _)| *e), forced) {
-        return Some(Verdict::Hold(hold));
+        return Some(Err(hold));
     }
-    Some(match successor(s, released.as_ref(), forced) {
-        Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
-        Err(hold) => Verdict::Hold(hold),
-    })
+    Some(Ok(Ground { released: released.as_ref(), forced }))
 }
 
 /// More WAL may be known to a member that has not answered yet. After a majority

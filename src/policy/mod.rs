@@ -7,7 +7,8 @@
 
 #![deny(clippy::disallowed_methods)]
 
-pub mod failover;
+pub mod by_hand;
+mod failover;
 pub mod genesis;
 pub mod membership;
 pub mod promotion;

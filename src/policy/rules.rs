@@ -1,7 +1,9 @@
 //! The ordered table of rules. The first that matches wins; its number goes
 //! into the command it causes and so into the log.
 
-use super::{Plan, Situation, Verdict, failover, genesis, membership, promotion, stonith, switchover, timings};
+use super::{
+    Plan, Situation, Verdict, by_hand, failover, genesis, membership, promotion, stonith, switchover, timings,
+};
 use crate::state::{Command, RuleId};
 
 /// A rule: number, condition in words, function.
@@ -44,6 +46,11 @@ pub const RULES: &[Rule] = &[
         id: 405,
         name: "the last holder had left recovery before its epoch ended: record its timeline",
         decide: promotion::complete_late,
+    },
+    Rule {
+        id: 407,
+        name: "all WAL goes on from a promotion by hand: its timeline becomes the cluster's",
+        decide: by_hand::adopt_timeline,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },

@@ -46,6 +46,11 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             timeline: timeline.0,
             switch: Some(position(*switch)),
         }),
+        Kind::AdoptTimeline { member, timeline, switch } => c::Kind::AdoptTimeline(c::AdoptTimeline {
+            member: member.to_string(),
+            timeline: timeline.0,
+            switch: Some(position(*switch)),
+        }),
         Kind::Open { member } => c::Kind::OpenPrimary(c::OpenPrimary { member: member.to_string() }),
         Kind::Release { member, end, clean } => {
             c::Kind::Release(c::Release { member: member.to_string(), end: Some(position(*end)), clean: *clean })
@@ -126,6 +131,11 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
             switch: position_of(p.switch),
+        },
+        K::AdoptTimeline(a) => Kind::AdoptTimeline {
+            member: member_id(&a.member)?,
+            timeline: TimelineId(a.timeline),
+            switch: position_of(a.switch),
         },
         K::OpenPrimary(o) => Kind::Open { member: member_id(&o.member)? },
         K::Release(r) => Kind::Release { member: member_id(&r.member)?, end: position_of(r.end), clean: r.clean },
@@ -464,6 +474,7 @@ mod tests {
             Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe) },
             Kind::SettleTimings { id: TimingsId(2) },
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
+            Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7) },
             Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
             Kind::RemoveMember { member: id("b") },
         ]

@@ -50,6 +50,7 @@ impl ClusterState {
             Kind::Fence { reason } => self.fence(reason),
             Kind::Grant { member, floor } => self.grant(member, *floor),
             Kind::PromotionComplete { member, timeline, switch } => self.promoted(member, *timeline, *switch),
+            Kind::AdoptTimeline { member, timeline, switch } => self.adopt_timeline(member, *timeline, *switch),
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean } => self.release(member, *end, *clean),
             Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
@@ -163,6 +164,24 @@ impl ClusterState {
         };
         record.switch = Some(at);
         Ok(Some(format!("{by} had begun timeline {on} at {at} before its epoch ended")))
+    }
+
+    /// Nobody granted it, so it is of no epoch.
+    fn adopt_timeline(
+        &mut self,
+        by: &MemberId,
+        timeline: TimelineId,
+        at: WalPosition,
+    ) -> Result<Option<String>, String> {
+        if !matches!(self.lock, Lock::Fenced { .. }) {
+            return Err("a timeline is adopted between two epochs only".to_owned());
+        }
+        let (highest, last) = (self.highest_timeline(), self.newest_complete_timeline());
+        if timeline <= highest || at.timeline != last {
+            return Err(format!("timeline {timeline} from {at} does not go on from {last}, or {highest} is used"));
+        }
+        self.lineage.push(TimelineRecord { timeline, epoch: Epoch(0), switch: Some(at) });
+        Ok(Some(format!("timeline {timeline}, begun by hand at {at}, is the cluster's: {by} has no other WAL")))
     }
 
     fn open(&mut self, who: &MemberId) -> Result<Option<String>, String> {

@@ -128,6 +128,15 @@ pub enum Kind {
         /// Which.
         member: MemberId,
     },
+    /// A timeline that somebody began by hand becomes part of the cluster's history: no WAL is left without it.
+    AdoptTimeline {
+        /// Who has it.
+        member: MemberId,
+        /// Its number, above every one that was granted.
+        timeline: TimelineId,
+        /// Where it left the cluster's last one.
+        switch: WalPosition,
+    },
     /// The operation is over.
     EndOperation {
         /// Which.
@@ -183,6 +192,7 @@ impl Kind {
             Self::ReplaceNode { .. } => "replace-node",
             Self::AddMember { .. } => "add-member",
             Self::RemoveMember { .. } => "remove-member",
+            Self::AdoptTimeline { .. } => "adopt-timeline",
         }
     }
 }

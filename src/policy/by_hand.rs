@@ -1,0 +1,131 @@
+//! What to do when all WAL that is left goes on from a promotion by hand.
+
+use super::{Hold, Situation, Verdict, failover, report::Unfit};
+use crate::{
+    domain::{MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
+    state::Kind,
+};
+
+/// A timeline nobody granted, as one member has it.
+struct Foreign<'a> {
+    member: &'a MemberId,
+    timeline: TimelineId,
+    switch: WalPosition,
+    end: WalPosition,
+}
+
+/// Rule 407. Somebody started and promoted the primary by hand, and the standbys followed: the right to be
+/// primary is settled by seals as ever, yet everybody's WAL goes on past the cluster's last timeline on one that is
+/// not the cluster's, and nobody has a copy that could be taken back to. The member with the most WAL of the cluster's
+/// own last timeline is what any other failover would choose; its timeline becomes part of the history.
+///
+/// Nothing when anybody can be promoted without it, when an operator named the successor, when a member's answer is
+/// still to come, or when the number is one the cluster has used or reserved: equal numbers are not equal WAL.
+pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
+    let Ok(ground) = failover::ready_to_grant(s)? else { return None };
+    if ground.forced.is_some() {
+        return None;
+    }
+    let Err(Hold::NoSuccessor { why }) = failover::successor(s, ground.released, None) else { return None };
+    if !why.iter().all(|(_, unfit)| is_final(unfit)) {
+        return None;
+    }
+    let diverged = why.iter().filter(|(_, unfit)| matches!(unfit, Unfit::Diverged { .. }));
+    let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(m)?.agent.as_ref()?));
+    let best = foreign.max_by(|a, b| (a.switch.lsn, a.end, b.member).cmp(&(b.switch.lsn, b.end, a.member)))?;
+    let (member, timeline, switch) = (best.member.clone(), best.timeline, best.switch);
+    Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch }))
+}
+
+/// Waiting for this member would not make it fit.
+fn is_final(unfit: &Unfit) -> bool {
+    match unfit {
+        Unfit::NotSealed
+        | Unfit::AgentSilent
+        | Unfit::OtherSystem { .. }
+        | Unfit::HalfRewound
+        | Unfit::Diverged { .. }
+        | Unfit::State(PostgresState::NoData | PostgresState::Failed) => true,
+        Unfit::State(_)
+        | Unfit::WalEndUnknown
+        | Unfit::ClockOff { .. }
+        | Unfit::SlowFence { .. }
+        | Unfit::Promised { .. }
+        | Unfit::NotAsked { .. }
+        | Unfit::FailedBefore { .. }
+        | Unfit::Behind { .. } => false,
+    }
+}
+
+/// The first timeline of this member past the cluster's last one.
+fn foreign<'a>(s: &Situation<'_>, member: &'a MemberId, agent: &AgentView) -> Option<Foreign<'a>> {
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    let switch = agent.history.fork_from(&lineage).filter(|fork| fork.timeline == lineage.timeline)?;
+    let mut later = agent.history.switches.iter().skip_while(|step| step.timeline != lineage.timeline).skip(1);
+    let timeline = later.next().map_or(agent.history.timeline, |step| step.timeline);
+    let free = timeline > s.state.highest_timeline() && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
+    free.then_some(Foreign { member, timeline, switch, end: agent.wal_end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{Lsn, TimelineHistory, TimelineSwitch},
+        policy::testing::{Bench, position},
+    };
+
+    /// All voters sealed epoch 2; the cluster's last timeline is 2, begun at 1:100.
+    fn fenced() -> Bench {
+        Bench::new("fenced")
+    }
+
+    fn seal(bench: Bench, member: &str, words: &str, switches: &[(u32, u64)], timeline: u32) -> Bench {
+        let mut bench = bench.seal(member, words);
+        let switch = |(timeline, end): &(u32, u64)| TimelineSwitch { timeline: TimelineId(*timeline), end: Lsn(*end) };
+        let history =
+            TimelineHistory { timeline: TimelineId(timeline), switches: switches.iter().map(switch).collect() };
+        let id = member.parse::<MemberId>().unwrap();
+        let agent = bench.seals.get_mut(&id).and_then(|seal| seal.agent.as_mut()).unwrap();
+        agent.history = history;
+        bench
+    }
+
+    #[test]
+    fn the_timeline_of_the_member_with_the_most_of_ours_is_adopted() {
+        let ours = &[(1, 100), (2, 500)];
+        let less = &[(1, 100), (2, 400)];
+        let bench = seal(fenced(), "a", "standby 7:900", less, 7);
+        let bench = seal(bench, "b", "standby 3:600", ours, 3);
+        let bench = seal(bench, "c", "standby 3:700", ours, 3);
+        let Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch })) =
+            adopt_timeline(&bench.situation())
+        else {
+            panic!("{:?}", adopt_timeline(&bench.situation()))
+        };
+        assert_eq!((member.as_str(), timeline, switch), ("c", TimelineId(3), position("2:500")));
+    }
+
+    #[test]
+    fn nothing_is_adopted_while_anybody_can_be_promoted_or_may_yet_answer() {
+        let ours = &[(1, 100), (2, 500)];
+        let foreign = || seal(seal(fenced(), "b", "standby 3:600", ours, 3), "c", "standby 3:700", ours, 3);
+        assert!(adopt_timeline(&foreign().situation()).is_some());
+        assert!(adopt_timeline(&foreign().seal("a", "standby 2:450").situation()).is_none());
+        assert!(adopt_timeline(&foreign().seal("a", "starting 2:450").situation()).is_none());
+    }
+
+    #[test]
+    fn a_number_of_ours_and_a_branch_of_an_older_timeline_are_not_adopted() {
+        let mut bench = seal(fenced(), "b", "standby 3:600", &[(1, 100), (2, 500)], 3);
+        bench.state.lineage.push(crate::state::TimelineRecord {
+            timeline: TimelineId(3),
+            epoch: crate::domain::Epoch(2),
+            switch: None,
+        });
+        let bench = bench.seal("c", "failed");
+        assert!(adopt_timeline(&bench.situation()).is_none(), "its number is reserved");
+        let bench = seal(fenced(), "b", "standby 3:600", &[(1, 80)], 3).seal("c", "failed");
+        assert!(adopt_timeline(&bench.situation()).is_none(), "it lacks all of timeline 2");
+    }
+}
