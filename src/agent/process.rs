@@ -87,6 +87,8 @@ struct Agent {
     sequence: u64,
     essence: v1::AgentStatus,
     published: Instant,
+    /// When a PostgreSQL that no guard watches was looked for last.
+    looked: Instant,
     publish_at: Option<Instant>,
     discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
@@ -138,9 +140,10 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
             }
             () = tokio::time::sleep(pause) => {
                 agent.wake(Wake::Core(Event::Tick))?;
-                agent.look_for_strangers();
             }
         }
+        // Not with the tick: each request puts that off, and somebody may ask for as long as a promise lasts.
+        agent.look_for_strangers_if_due();
         agent.publish_if_due();
     }
     server.abort();
@@ -258,6 +261,7 @@ impl Agent {
             essence: essence(&first),
             identity,
             published: began,
+            looked: began,
             publish_at: None,
             discarded_life: 0,
             layers_stand,
@@ -571,6 +575,13 @@ impl Agent {
     }
 
     /// A PostgreSQL that somebody started by hand is nobody's standby and nobody's primary.
+    fn look_for_strangers_if_due(&mut self) {
+        if self.looked.elapsed() >= TICK {
+            self.looked = Instant::now();
+            self.look_for_strangers();
+        }
+    }
+
     fn look_for_strangers(&self) {
         let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
         if !quiet || self.hands.instance.running_pid().is_none() {

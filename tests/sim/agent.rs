@@ -193,6 +193,7 @@ pub struct Agent {
     held_up: bool,
     persisting: bool,
     sleep_until: Time,
+    looked: Time,
     sleeping: bool,
     plan: Option<Plan>,
     asked: u64,
@@ -303,6 +304,7 @@ impl World {
             held_up: false,
             persisting: false,
             sleep_until: now,
+            looked: now,
             sleeping: false,
             plan: None,
             asked: 0,
@@ -414,6 +416,11 @@ impl World {
         self.look_around(i);
         let now = self.sky.now;
         let Some(agent) = self.agent(i) else { return };
+        if now - agent.looked >= TICK {
+            agent.looked = now;
+            self.look_for_strangers(i);
+        }
+        let Some(agent) = self.agent(i) else { return };
         let due = agent.publish_at.is_some_and(|at| at <= now);
         if due || now - agent.published >= AT_LEAST {
             self.publish(i);
@@ -443,7 +450,6 @@ impl World {
         }
         agent.wakes.push_back(Wake::Core(Event::Tick));
         self.run_agent(i);
-        self.look_for_strangers(i);
     }
 
     fn take_wake(&mut self, i: usize, wake: Wake) {
