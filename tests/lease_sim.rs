@@ -376,7 +376,7 @@ impl World {
         let newest = self.log[self.managers[m].applied].newest();
         let Some(acceptor) = &mut self.managers[m].acceptor else { return };
         if let (Body::Renew { terms, .. }, Mutation::NewestPromised) = (&mut letter.body, self.mutation) {
-            terms.timings = newest;
+            (terms.timings, terms.grant) = (newest, Duration::ZERO);
         }
         let response = acceptor.receive(&from, letter, now);
         if !self.persist(m, response.persist) {

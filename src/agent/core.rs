@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Epoch, MemberId, Moment, TimelineHistory, WalPosition,
+        Epoch, MemberId, MemberList, Moment, TimelineHistory, TimingsInUse, WalPosition,
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
@@ -668,6 +668,9 @@ impl Core {
             ));
         }
         self.durable.generation = theirs;
+        // Their numbers begin anew: what counts as newer is not to be told from those of the generation before.
+        self.durable.members = MemberList::default();
+        self.durable.timings = TimingsInUse::default();
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }
 }

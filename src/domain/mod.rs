@@ -20,5 +20,5 @@ pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
-pub use timings::{CommittedTimings, Profile, Timings, TimingsId, TimingsInUse};
+pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

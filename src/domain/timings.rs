@@ -3,6 +3,10 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
+/// No profile has a promise this long; a renewal that asks for one is a mistake,
+/// and acking it would keep every other member from taking over.
+pub const GRANT_MAX: Duration = Duration::from_secs(600);
+
 /// Names the timings in force: 0 are those of each host's own file, the others
 /// were committed and count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -373,8 +377,9 @@ impl Timings {
         let s = |d: Duration| d.as_secs_f64();
         let least_grant = (1.0 + rho) * (s(self.hold) / (1.0 - rho) + s(self.kill));
         let least_hold = s(self.renew) * 4.0 + s(self.rpc);
-        let rules: [(&'static str, &'static str, f64, f64); 5] = [
+        let rules: [(&'static str, &'static str, f64, f64); 6] = [
             ("grant_ms", "T_grant >= (1+rho) * (T_hold/(1-rho) + T_kill)", s(self.grant), least_grant),
+            ("grant_ms", "T_grant <= 600 s: no voter promises more", s(GRANT_MAX), s(self.grant)),
             ("hold_ms", "T_hold >= 4 * renew + T_rpc", s(self.hold), least_hold),
             ("election_min_ms", "election_min >= 3 * heartbeat", s(self.election_min), s(self.heartbeat) * 3.0),
             ("election_max_ms", "election_max > election_min", s(self.election_max), s(self.election_min) + 0.000_1),

@@ -14,12 +14,9 @@ use super::{
     tenure::Tenure,
 };
 use crate::domain::{
-    Epoch, MemberId, Promise, TimingsId, TimingsInUse, WalPosition, moment::TwoClocks, observation::Notice,
+    Epoch, GRANT_MAX, MemberId, Promise, TimingsId, TimingsInUse, WalPosition, moment::TwoClocks, observation::Notice,
 };
 
-/// No profile has a promise this long; a renewal that asks for one is a mistake,
-/// and acking it would keep every other member from taking over.
-pub const GRANT_MAX: Duration = Duration::from_secs(600);
 const NOTICES_MAX: usize = 64;
 
 /// What an acceptor must find again after a restart.
@@ -301,7 +298,14 @@ pub(super) fn promised(timings: &TimingsInUse, terms: Terms, file: Duration) -> 
         return Err(Refusal::GrantTooLong);
     }
     let known = timings.grant_of(terms.timings, file).ok_or(Refusal::OtherTimings)?;
-    Ok(if terms.timings == TimingsId::FILES { known.max(terms.grant) } else { known })
+    if terms.timings == TimingsId::FILES {
+        return Ok(known.max(terms.grant));
+    }
+    // Its holder would count by more than is promised here: the same id, of another generation.
+    if terms.grant > known {
+        return Err(Refusal::OtherTimings);
+    }
+    Ok(known)
 }
 
 /// Fills in what depends on the clock. Milliseconds are rounded up, so that 0 means lapsed.

@@ -286,8 +286,10 @@ fn the_promise_is_the_t_grant_of_the_timings_a_renewal_names() {
     let mut acceptor = ready(7);
     let durable = acceptor.set_timings(in_use(0, &[(1, Profile::Slow), (2, Profile::Fast)])).unwrap();
     acceptor.persisted(durable);
-    deliver(&mut acceptor, asks(7, 1, TimingsId(2), GRANT_MAX), 10_000);
-    assert_eq!(acceptor.until(), at(11_650), "of `fast`, whatever is asked for");
+    let longer = acceptor.receive(&member("a"), asks(7, 1, TimingsId(2), GRANT), at(10_000));
+    assert_eq!(longer.refused, Some(Refusal::OtherTimings), "other timings under the same id");
+    deliver(&mut acceptor, asks(7, 1, TimingsId(2), Duration::from_millis(1_650)), 10_000);
+    assert_eq!(acceptor.until(), at(11_650), "of `fast`");
     deliver(&mut acceptor, asks(7, 2, TimingsId(0), GRANT), 10_000);
     assert_eq!(acceptor.until(), at(13_200), "of the file");
     deliver(&mut acceptor, asks(7, 3, TimingsId(1), Duration::ZERO), 10_000);

@@ -150,7 +150,8 @@ fn the_promise_is_the_t_grant_of_the_timings_named_and_none_under_unknown_ones()
         oldest: TimingsId(2),
         committed: vec![committed(2, Profile::Slow), committed(3, Profile::Fast)],
     };
-    let under = |id, seq| question(7, seq, 4, Some(Terms { timings: TimingsId(id), grant: GRANT }));
+    let fast = Timings::of(Profile::Fast).grant;
+    let under = |id, seq| question(7, seq, 4, Some(Terms { timings: TimingsId(id), grant: fast }));
     for id in [0, 1, 4] {
         assert_eq!(agent.asked("a", under(id, 1), 0).refused, Some(Refusal::OtherTimings), "{id}");
     }

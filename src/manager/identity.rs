@@ -93,7 +93,9 @@ pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
             let wanted = Identity::new(cluster, identity.generation.0, inner.me.as_str(), inner.node.id());
             // What says that the log is lost stays until another node is given.
             let kept = load(&dir)?;
-            if kept.as_ref() != Some(&wanted) && kept.is_none_or(|k| k.lost.is_empty()) {
+            // Nor is that of a later generation undone, which `recover` has just written.
+            let stays = |k: &Identity| !k.lost.is_empty() || k.generation > wanted.generation;
+            if kept.as_ref() != Some(&wanted) && !kept.as_ref().is_some_and(stays) {
                 store(&dir, &wanted)?;
             }
         }

@@ -88,7 +88,11 @@ fn give_up(manager: &Manager, dir: &Path, evidence: &str) -> anyhow::Result<Endi
     let here = || {
         Identity::new(&state.cluster_id().0, state.generation().0, manager.inner.me.as_str(), manager.inner.node.id())
     };
-    entry::give_up(dir, &stored.unwrap_or_else(here), evidence)?;
+    // What `recover` has just written is not about this log.
+    let recovered = stored.as_ref().is_some_and(|s| s.generation > state.generation().0);
+    if !recovered {
+        entry::give_up(dir, &stored.unwrap_or_else(here), evidence)?;
+    }
     tracing::warn!(
         event = events::LOG_LOST,
         evidence,

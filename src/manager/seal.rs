@@ -1,11 +1,14 @@
 //! While an epoch is fenced and nothing granted, the leader asks every voter
 //! for its durable promise, and its host for where its WAL ends.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{Manager, peers::timed};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, Promise, observation::AgentView},
+    domain::{Epoch, MemberId, PostgresState, Promise, membership::is_reserved, observation::AgentView},
     rpc::{convert, v1},
     state::Lock,
 };
@@ -19,6 +22,7 @@ const PROBE: Duration = Duration::from_millis(1_000);
 pub(super) async fn run(manager: Manager) {
     let mut states = manager.inner.node.state();
     let mut leadership = manager.inner.node.leadership();
+    let mut groups = manager.inner.node.group();
     let mut asking: BTreeMap<(Epoch, MemberId), tokio::task::JoinHandle<()>> = BTreeMap::new();
     loop {
         let state = states.borrow_and_update().clone();
@@ -33,7 +37,11 @@ pub(super) async fn run(manager: Manager) {
                     }
                     current
                 });
-                for member in state.members.keys() {
+                // One that was removed and still votes has to seal, too: without it there may be no majority.
+                let group = groups.borrow_and_update().membership();
+                let voters = group.halves.iter().flatten().filter(|m| !is_reserved(m));
+                let asked: BTreeSet<MemberId> = state.members.keys().chain(voters).cloned().collect();
+                for member in &asked {
                     asking
                         .entry((*epoch, member.clone()))
                         .or_insert_with(|| tokio::spawn(ask(manager.clone(), member.clone(), *epoch)));
@@ -48,6 +56,7 @@ pub(super) async fn run(manager: Manager) {
         tokio::select! {
             changed = states.changed() => if changed.is_err() { return },
             changed = leadership.changed() => if changed.is_err() { return },
+            changed = groups.changed() => if changed.is_err() { return },
             // A question that failed for good is asked again.
             () = tokio::time::sleep(Duration::from_secs(1)), if !asking.is_empty() => {}
         }

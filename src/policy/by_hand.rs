@@ -115,6 +115,23 @@ mod tests {
         assert!(adopt_timeline(&foreign().seal("a", "starting 2:450").situation()).is_none());
     }
 
+    /// b and c were both promoted by hand from 2:500: equal histories, other WAL.
+    #[test]
+    fn whoever_else_has_wal_under_an_adopted_number_is_no_candidate() {
+        let ours = &[(1, 100), (2, 500)];
+        let mut bench = seal(seal(fenced(), "b", "standby 3:600", ours, 3), "c", "standby 3:700", ours, 3);
+        bench.state.lineage.push(crate::state::TimelineRecord {
+            timeline: TimelineId(3),
+            epoch: crate::domain::Epoch(0),
+            switch: Some(position("2:500")),
+        });
+        bench.state.by_hand.insert(TimelineId(3), "b".parse().unwrap());
+        let Some(Verdict::Propose(Kind::Grant { member, .. })) = failover::grant(&bench.situation()) else {
+            panic!("{:?}", failover::grant(&bench.situation()))
+        };
+        assert_eq!(member.as_str(), "b", "c has more, and it may be anything");
+    }
+
     #[test]
     fn a_number_of_ours_and_a_branch_of_an_older_timeline_are_not_adopted() {
         let mut bench = seal(fenced(), "b", "standby 3:600", &[(1, 100), (2, 500)], 3);

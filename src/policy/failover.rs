@@ -258,7 +258,7 @@ fn fitness(
         return Err(Unfit::WalEndUnknown);
     }
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !on_history(agent, &lineage) {
+    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end) {
         return Err(Unfit::Diverged { end: agent.wal_end });
     }
     // A switchover loses nothing: its target must have all the old primary wrote.

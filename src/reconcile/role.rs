@@ -255,6 +255,8 @@ fn way_back(host: &Host<'_>) -> Option<(Upstream, Rejoin)> {
         Rejoin::Rewind { fork: agent.wal_end }
     } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
+    } else if !host.state.is_known_wal(&agent.member, agent.wal_end) {
+        Rejoin::Reclone
     } else {
         rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline))
     };

@@ -180,7 +180,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         system_identifier: state.system_identifier.unwrap_or(0),
         epoch: state.epoch.0,
         lock: Some(encode_lock(&state.lock)),
-        lineage: state.lineage.iter().map(encode_record).collect(),
+        lineage: state.lineage.iter().map(|r| encode_record(r, state.by_hand.get(&r.timeline))).collect(),
         operation: state.operation.as_ref().map(encode_operation),
         last_operation: state.last_operation.as_ref().map(|f| v1::FinishedOperation {
             operation: Some(encode_operation(&f.operation)),
@@ -234,6 +234,11 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         Some(roster) => decode_roster(roster)?,
         None => Roster::of_founded(members.keys(), raw.lineage.len() > 1),
     };
+    let begun_by_hand = |r: &v1::TimelineRecord| {
+        let member = optional_member(&r.member).transpose()?;
+        Some(member.map(|member| (TimelineId(r.timeline), member)))
+    };
+    let by_hand = raw.lineage.iter().filter_map(begun_by_hand).collect::<Result<_>>()?;
     Ok(ClusterState {
         identity,
         members,
@@ -254,6 +259,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         timings: timings_in_use_of(raw.timings)?,
         roster,
         last_node: NodeId(raw.last_node),
+        by_hand,
     })
 }
 
@@ -360,13 +366,13 @@ fn decode_release(raw: v1::lock::Released) -> Result<Release> {
     })
 }
 
-fn encode_record(record: &TimelineRecord) -> v1::TimelineRecord {
+fn encode_record(record: &TimelineRecord, by_hand: Option<&MemberId>) -> v1::TimelineRecord {
     v1::TimelineRecord {
         timeline: record.timeline.0,
         parent: record.switch.map_or(0, |s| s.timeline.0),
         switch_lsn: record.switch.map_or(0, |s| s.lsn.0),
         epoch: record.epoch.0,
-        member: String::new(),
+        member: optional_text(by_hand),
         complete: record.switch.is_some(),
     }
 }

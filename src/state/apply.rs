@@ -181,6 +181,7 @@ impl ClusterState {
             return Err(format!("timeline {timeline} from {at} does not go on from {last}, or {highest} is used"));
         }
         self.lineage.push(TimelineRecord { timeline, epoch: Epoch(0), switch: Some(at) });
+        self.by_hand.insert(timeline, by.clone());
         Ok(Some(format!("timeline {timeline}, begun by hand at {at}, is the cluster's: {by} has no other WAL")))
     }
 

@@ -45,6 +45,8 @@ pub struct ClusterState {
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.
     pub last_node: NodeId,
+    /// Timelines that were begun by hand, and on whose host. Anybody else's WAL under that number may be other WAL.
+    pub by_hand: BTreeMap<TimelineId, MemberId>,
 }
 
 /// Which life of which cluster.
@@ -272,6 +274,12 @@ impl ClusterState {
         }
         switches.reverse();
         TimelineHistory { timeline, switches }
+    }
+
+    /// WAL of this member that ends there is the cluster's, as far as its number says: two members that were both
+    /// promoted by hand from the same position have equal histories and other bytes.
+    pub fn is_known_wal(&self, member: &MemberId, end: WalPosition) -> bool {
+        self.by_hand.get(&end.timeline).is_none_or(|begun_on| begun_on == member)
     }
 
     /// The newest timeline whose promotion was completed, 1 before the first.

@@ -35,7 +35,8 @@ impl ClusterState {
         state.members.values_mut().for_each(|m| m.node = NodeId(0));
         state.members.get_mut(me)?.node = node;
         state.last_node = node;
-        state.epoch = Epoch(after(self.epoch.0, JUMP, place));
+        // A host that comes over from a lower generation may have sealed any epoch of that one.
+        state.epoch = Epoch(after(self.epoch.0, JUMP, place).max(generation.0 * JUMP));
         let previous = match &self.lock {
             Lock::Free => None,
             Lock::Granted { epoch, member, .. } => Some((*epoch, member.clone())),
@@ -43,7 +44,7 @@ impl ClusterState {
             Lock::Fenced { previous, .. } => previous.clone(),
         };
         state.lock = Lock::Fenced { epoch: state.epoch, previous, released: None };
-        state.roster.begin_generation();
+        state.roster.begin_generation(after(self.roster.version, JUMP, place));
         if let Some(data) = data {
             state.adopt(data);
         }
@@ -135,18 +136,18 @@ mod tests {
         let after = before().recovered(&id("a"), None).unwrap();
         assert_eq!(after.generation(), Generation(11), "the first jump, on the first member");
         assert_eq!(after.cluster_id(), ClusterId("c".into()), "it is the same cluster");
-        assert_eq!(after.epoch, Epoch(1_000));
+        assert_eq!(after.epoch, Epoch(11_000));
         assert_eq!(after.highest_timeline(), TimelineId(16));
         let nodes: Vec<u64> = after.members.values().map(|m| m.node.0).collect();
         assert_eq!(nodes, [1_000, 0, 0], "the others come in anew");
         assert_eq!(after.next_node(), NodeId(1_001));
         let Lock::Fenced { epoch, previous, released } = &after.lock else { panic!() };
-        assert_eq!((*epoch, previous.clone(), released), (Epoch(1_000), Some((Epoch(7), id("b"))), &None));
+        assert_eq!((*epoch, previous.clone(), released), (Epoch(11_000), Some((Epoch(7), id("b"))), &None));
         assert!(after.incidents.back().unwrap().what.contains("generation 11"));
         assert_eq!(before().recovered(&id("x"), None), None);
         assert_eq!(ClusterState::default().recovered(&id("a"), None), None);
         let again = after.recovered(&id("a"), None).unwrap();
-        assert_eq!((again.generation(), again.epoch), (Generation(21), Epoch(2_000)));
+        assert_eq!((again.generation(), again.epoch), (Generation(21), Epoch(21_000)));
     }
 
     #[test]
@@ -158,6 +159,7 @@ mod tests {
         assert_ne!(a.last_node, c.last_node);
         let later = a.recovered(&id("a"), None).unwrap();
         assert!(c.generation() < later.generation(), "whoever goes on from what is known is ahead");
+        assert!(c.epoch < later.epoch, "and its epochs are, though c had sealed some of its own");
     }
 
     #[test]

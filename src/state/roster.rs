@@ -33,12 +33,17 @@ impl Roster {
 
     /// Takes note of a change of the list, whatever command brought it.
     pub(super) fn follow(&mut self, before: &BTreeMap<MemberId, Member>, after: &BTreeMap<MemberId, Member>) {
-        if before == after {
+        // Another Raft node on the same host is no other host: its agent is asked, and has promised, as before.
+        let there = |list: &BTreeMap<MemberId, Member>, id: &MemberId, member: &Member| {
+            list.get(id).is_some_and(|m| Member { node: member.node, ..m.clone() } == *member)
+        };
+        let same = before.len() == after.len() && after.iter().all(|(id, member)| there(before, id, member));
+        if same {
             return;
         }
         self.version += 1;
         self.since.retain(|member, _| after.contains_key(member));
-        let came = after.iter().filter(|(id, member)| before.get(*id) != Some(member));
+        let came = after.iter().filter(|(id, member)| !there(before, id, member));
         for (member, _) in came {
             self.since.insert(member.clone(), self.version);
         }
@@ -59,7 +64,8 @@ impl Roster {
 
     /// Nobody goes on by the word of agents across generations: they take no datagram of another one. Members that
     /// come in anew are candidates at once.
-    pub(super) fn begin_generation(&mut self) {
+    pub(super) fn begin_generation(&mut self, version: u64) {
+        self.version = version;
         self.at_grant = u64::MAX;
     }
 
@@ -117,6 +123,10 @@ mod tests {
         let asked = |roster: &Roster, name: &str, version| roster.is_asked(&name.parse().unwrap(), version);
         assert!(asked(&roster, "b", 1) && !asked(&roster, "c", 1) && asked(&roster, "c", 2));
 
+        let mut renumbered = second.clone();
+        renumbered.get_mut(&"a".parse::<MemberId>().unwrap()).unwrap().node = NodeId(9);
+        roster.follow(&second, &renumbered);
+        assert_eq!(roster.version, 2, "another Raft node on the same host is no other host");
         let replaced = list(&[("a", 1), ("b", 4), ("c", 3)]);
         roster.follow(&second, &replaced);
         assert!(!asked(&roster, "b", 2), "the same name on another host is another member");

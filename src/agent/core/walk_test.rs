@@ -215,7 +215,7 @@ impl Walk {
     fn failsafe(&mut self) -> Event {
         self.seq += 1;
         let from: MemberId = ["n2", "n3"][usize::try_from(self.dice.below(2)).unwrap()].parse().unwrap();
-        let grant = Timings::of(Profile::Normal).grant;
+        let grant = Timings::of(Profile::Fast).grant;
         let timings = TimingsId(self.dice.below(4));
         let terms = self.dice.chance(80).then_some(Terms { timings, grant });
         let body = Body::Failsafe { ticket: Ticket { session: 1, seq: self.seq }, members: 4, terms };
