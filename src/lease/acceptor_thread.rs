@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::{
     Secret,
     acceptor::{Acceptor, Durable, promise_until},
-    clock::two_clocks,
+    clock::{exact_timers, two_clocks},
     counters::{Counters, Refusal},
     message::{Envelope, Membership},
     sealed_file,
@@ -116,7 +116,10 @@ impl AcceptorThread {
             notices: notice_sender,
             counters: counters.clone(),
         };
-        let thread = thread::Builder::new().name("lease-acceptor".to_owned()).spawn(move || run.run())?;
+        let thread = thread::Builder::new().name("lease-acceptor".to_owned()).spawn(move || {
+            exact_timers();
+            run.run();
+        })?;
         let (notices, thread) = (Mutex::new(Some(notices)), Mutex::new(Some(thread)));
         let shared = Shared { postman, address, applied, promise, until, notices, counters, thread };
         Ok(AcceptorHandle { shared: Arc::new(shared) })
