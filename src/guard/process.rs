@@ -26,7 +26,6 @@ use nix::{
         socket::{getsockopt, sockopt::PeerCredentials},
         time::TimeSpec,
         timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Pid, geteuid},
 };
@@ -91,7 +90,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn end_children() {
     let until = Instant::now() + FAILED_PATIENCE;
     let mut killer = TreeKiller::new(None);
-    while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD)) && Instant::now() < until {
+    while !matches!(sys::collect_child(), Err(Errno::ECHILD)) && Instant::now() < until {
         killer.pass();
         thread::sleep(Duration::from_millis(1));
     }
@@ -339,14 +338,13 @@ impl Guard {
     /// Collects dead children; true when none is left, living or dead, and nothing lives in the group.
     fn reap(&mut self) -> bool {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.postmaster => self.ended = Some(ExitKind::Code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.postmaster => {
-                    self.ended = Some(ExitKind::Signal(signal as i32));
-                }
-                Ok(WaitStatus::StillAlive) => return false,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return self.killer.sees_none(),
+            match sys::collect_child() {
+                Ok(Some((pid, kind))) if pid == self.postmaster => self.ended = Some(kind),
+                Ok(None) => return false,
+                Ok(Some(_)) | Err(Errno::EINTR) => {}
+                Err(Errno::ECHILD) => return self.killer.sees_none(),
+                // Nothing is known, so there may be some.
+                Err(_) => return false,
             }
         }
     }

@@ -189,6 +189,14 @@ fn the_exit_code_is_kept_and_the_guard_goes_when_dismissed() {
 }
 
 #[test]
+fn a_real_time_signal_ends_a_postmaster_like_any_other() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 1000 & kill -40 $$");
+    let gone = Postmaster::Gone { status: ExitKind::Signal(40), tree_empty: true, fenced: false };
+    eventually("reported with an empty tree", || state(&handle).postmaster == gone);
+}
+
+#[test]
 fn the_next_guard_takes_the_place_of_one_that_has_ended() {
     let mut bench = Bench::new();
     let first = bench.spawn("exit 0");
