@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    GuardState, GuardedCommand, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
+    GuardState, GuardedCommand, LOCK_FILE, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
     deadline::Refusal,
     means::{FileId, GroupUse},
     options::{FORM, format_moment},
@@ -161,7 +161,11 @@ pub fn adopt(runtime_dir: &Path) -> Result<Option<GuardHandle>, GuardError> {
 /// names by pid, start and boot; when it has ended already, nothing is done.
 pub fn put_down(runtime_dir: &Path) -> Result<(), GuardError> {
     let dir = absolute(runtime_dir);
-    let Some(guard) = record::read(&dir).map(|r| r.guard) else { return Ok(()) };
+    let record = match record::read(&dir) {
+        Ok(record) => record,
+        Err(error) => return Err(GuardError::PutDown { dir, problem: format!("read {LOCK_FILE}: {error}") }),
+    };
+    let Some(guard) = record.map(|r| r.guard) else { return Ok(()) };
     if guard.kill() {
         warn!(pid = guard.pid, "the guard does not answer and was ended");
     }
