@@ -1,6 +1,5 @@
 //! The body of `matriarch guard`: one thread, one loop, no runtime. Nothing in the loop
-//! blocks, and before a kill it does no I/O but the removal of one file in the runtime
-//! directory.
+//! blocks, and before the first strike of a kill it does no I/O.
 
 use std::{
     array,
@@ -311,7 +310,7 @@ impl Guard {
         if matches!(self.phase, Phase::Running) {
             let expired = self.deadline.remaining(now) == Some(Duration::ZERO);
             if expired || self.ended.is_some() {
-                self.begin_kill(expired, now);
+                self.begin_kill(expired);
             }
         }
         let Phase::Killing { fenced, pause, next } = self.phase else { return };
@@ -327,12 +326,15 @@ impl Guard {
         }
     }
 
-    /// The live file goes first: what may be started by hand in the meantime must find
-    /// no standby that acknowledges for it. It happens once, because after the tree is
-    /// empty the file may already belong to the next guard.
-    fn begin_kill(&mut self, fenced: bool, now: TwoClocks) {
+    /// Strikes before anything else, because the removal of a file may have to wait for its
+    /// directory. Then the live file goes, before the tree is reported as empty: what may be
+    /// started by hand must find no standby that acknowledges for it. It happens once, because
+    /// after the tree is empty the file may already belong to the next guard.
+    fn begin_kill(&mut self, fenced: bool) {
+        self.killer.pass();
         let _ = fs::remove_file(&self.live_path);
-        self.phase = Phase::Killing { fenced, pause: Duration::from_micros(250), next: now.raw };
+        let pause = Duration::from_micros(250);
+        self.phase = Phase::Killing { fenced, pause, next: sys::two_clocks().raw + pause };
     }
 
     /// Collects dead children; true when none is left, living or dead, and nothing lives in the group.
@@ -538,7 +540,7 @@ impl Guard {
             }
             Request::Fence => {
                 if running {
-                    self.begin_kill(true, sys::two_clocks());
+                    self.begin_kill(true);
                 }
                 Ok(())
             }

@@ -32,7 +32,7 @@ use matriarch::{
 use nix::sys::signal::Signal;
 
 #[test]
-fn the_deadline_kills_the_whole_tree_and_takes_the_live_names_first() {
+fn the_deadline_kills_the_whole_tree_and_takes_the_live_names() {
     let mut bench = Bench::new();
     let handle = bench.spawn(ESCAPISTS);
     let tree = bench.tree(ESCAPIST_NAMES);
