@@ -308,28 +308,35 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// all that [`kill_tree_of_foreign_postmaster`] finds. `pid` is what the caller takes for
 /// the postmaster, 0 for unknown.
 ///
-/// Blocks, usually for some milliseconds. Returns how many processes were killed one by one.
+/// Blocks, usually for some milliseconds. Returns how many processes were killed one by one. A
+/// data directory that isn't there has nobody in it; one that can't be reached is an error,
+/// after everything else was killed.
 pub fn kill_unguarded(pid: u32, data_dir: &Path, runtime_dir: &Path) -> Result<usize, KillTreeError> {
     let unseen = |source| KillTreeError::Look { data_dir: data_dir.to_owned(), source };
     let record = record::read(runtime_dir);
-    let recorded = record.as_ref().ok().and_then(|r| r.as_ref()?.postmaster).filter(ProcessIdentity::is_alive);
+    let recorded = record.as_ref().ok().and_then(|r| r.as_ref()?.postmaster);
     let group = group_of(recorded.map_or(pid, |p| p.pid), pid, runtime_dir);
     let (group, no_group) = group.map_or_else(|error| (None, Some(error)), |group| (group, None));
-    if let Some(group) = &group
-        && !group.clear()
-    {
-        return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
-    }
-    // The walk first: what is below the postmaster and is no `postgres` is found through it.
-    let walked = kill_tree_of_foreign_postmaster(recorded.map_or(pid, |p| p.pid), data_dir)?;
-    let killed = recorded.is_some_and(|p| p.kill());
+    // Neither the group nor the record needs the data directory.
+    let cleared = group.as_ref().is_none_or(Group::clear);
+    let place = match data_dir.try_exists() {
+        // Nobody can work in a directory that isn't there.
+        Ok(false) => Ok(None),
+        Ok(true) | Err(_) => Place::of(data_dir).map(Some),
+    };
+    let roots = Roots { pid, recorded, place: place.as_ref().ok().copied().flatten() };
+    let killed = kill_trees(&roots, data_dir)?;
     // Whatever could be found is dead; what could not be looked for may live.
     record.map_err(unseen)?;
     no_group.map_or(Ok(()), |error| Err(unseen(error)))?;
+    place.map_err(|source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source })?;
     if let Some(group) = group {
+        if !cleared {
+            return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
+        }
         group.remove();
     }
-    Ok(walked + usize::from(killed))
+    Ok(killed)
 }
 
 fn group_of(recorded: u32, pid: u32, runtime_dir: &Path) -> io::Result<Option<Group>> {
@@ -350,13 +357,37 @@ fn group_of(recorded: u32, pid: u32, runtime_dir: &Path) -> io::Result<Option<Gr
 /// Blocks, usually for some milliseconds. Returns how many processes were killed.
 pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usize, KillTreeError> {
     let missing = |source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source };
-    let place = Place::of(data_dir).map_err(missing)?;
+    let place = Some(Place::of(data_dir).map_err(missing)?);
+    kill_trees(&Roots { pid, recorded: None, place }, data_dir)
+}
+
+/// Where the trees of a PostgreSQL without a guard begin.
+struct Roots {
+    /// What the caller takes for the postmaster, 0 for unknown.
+    pid: u32,
+    /// What the guard has started, whatever it looks like.
+    recorded: Option<ProcessIdentity>,
+    /// The data directory; `None` when it can't be had.
+    place: Option<Place>,
+}
+
+impl Roots {
+    fn of(&self, scan: &Scan) -> HashSet<u32> {
+        let in_place = |pid: u32, place| {
+            is_postgres(pid) && (works_in(pid, place) || (pid == self.pid && is_started_on(pid, place)))
+        };
+        let in_place = |pid: &u32| self.place.is_some_and(|place| in_place(*pid, place));
+        let recorded = self.recorded.filter(|p| scan.shows(p)).map(|p| p.pid);
+        scan.seen.keys().copied().filter(in_place).chain(recorded).collect()
+    }
+}
+
+fn kill_trees(roots: &Roots, data_dir: &Path) -> Result<usize, KillTreeError> {
     let started = Instant::now();
     let mut killed = HashSet::new();
     loop {
-        let is_root = |p: &u32| is_postgres(*p) && (works_in(*p, place) || (*p == pid && is_started_on(*p, place)));
         let first = Scan::take();
-        let roots: HashSet<u32> = first.seen.keys().copied().filter(is_root).collect();
+        let roots = roots.of(&first);
         // Frozen, they can't start a child between the look at the tree and the kill; one
         // that isn't a `postgres` would be lost sight of with the death of its parent.
         roots.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));

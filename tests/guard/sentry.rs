@@ -56,6 +56,21 @@ fn when_the_guard_dies_the_agent_kills_the_tree_at_once() {
     assert_eq!(kills.load(Ordering::SeqCst), 1);
 }
 
+/// Its tree is killed all the same, but nobody may say that nothing works in there.
+#[test]
+fn a_data_directory_that_cannot_be_reached_does_not_count_as_fenced() {
+    let mut bench = Bench::new();
+    let (handle, tree) = spawn_stubborn(&mut bench);
+    // Nobody may look through a link to itself.
+    let data_dir = bench.path("loop");
+    std::os::unix::fs::symlink(&data_dir, &data_dir).unwrap();
+    send(state(&handle).guard_pid, Signal::SIGKILL);
+    let killed = guard::kill_unguarded(0, &data_dir, bench.dir.path());
+    assert!(matches!(killed, Err(guard::KillTreeError::DataDir { .. })), "{killed:?}");
+    assert!(!any_alive(&tree), "what the record names, with all below it");
+    assert_eq!(guard::kill_unguarded(0, &bench.path("none"), bench.dir.path()).unwrap(), 0);
+}
+
 #[test]
 fn a_frozen_guard_does_not_keep_the_tree_past_its_deadline() {
     let mut bench = Bench::new();
