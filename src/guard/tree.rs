@@ -361,6 +361,13 @@ pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usiz
     kill_trees(&Roots { pid, recorded: None, place }, data_dir)
 }
 
+/// Kills a guard with all below it. `guard` must be a child of the caller that wasn't waited
+/// for; `runtime_dir` is for the error. Blocks, usually for some milliseconds.
+pub(super) fn kill_below(guard: u32, runtime_dir: &Path) -> Result<usize, KillTreeError> {
+    let roots = Roots { pid: 0, recorded: ProcessIdentity::of(guard), place: None };
+    kill_trees(&roots, runtime_dir)
+}
+
 /// Where the trees of a PostgreSQL without a guard begin.
 struct Roots {
     /// What the caller takes for the postmaster, 0 for unknown.

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -90,6 +91,23 @@ fn a_frozen_guard_does_not_keep_the_tree_past_its_deadline() {
     // It would keep the next guard from starting.
     guard::put_down(bench.dir.path()).unwrap();
     bench.spawn("sleep 600");
+}
+
+/// It has started something already, and nobody watches over that yet.
+#[test]
+fn a_guard_that_freezes_before_it_answers_leaves_nothing_past_the_deadline() {
+    let bench = Bench::new();
+    let mut options = bench.options("/bin/true", &[]);
+    options.exe = bench.path("frozen");
+    let script = "#!/bin/sh\nsetsid sleep 600 &\necho $! > $BENCH/child\nkill -STOP $$\n";
+    fs::write(&options.exe, script).unwrap();
+    fs::set_permissions(&options.exe, fs::Permissions::from_mode(0o700)).unwrap();
+    let deadline = in_ms(1_500);
+    guard::spawn_armed(&options, deadline).unwrap_err();
+    let late = two_clocks().boot.saturating_sub(deadline.boot);
+    assert!(late < Duration::from_millis(500), "{late:?}");
+    let child = fs::read_to_string(bench.path("child")).unwrap().trim().parse().unwrap();
+    assert_eq!(ProcessIdentity::of(child), None);
 }
 
 #[test]
