@@ -200,10 +200,12 @@ impl Run {
         let armed = self.armed.take();
         let stands = match &mut self.parts.lease {
             None => false,
-            // What an earlier agent left stands too.
-            Some(lease) => armed.is_some() || lease.is_present().unwrap_or(false),
+            // What an earlier agent left stands too, and so may what can't be looked at.
+            Some(lease) => armed.is_some() || lease.is_present().unwrap_or(true),
         };
         match left {
+            // A standby started where a primary was fenced waits until that one's answers are gone.
+            Left::Standby if self.clearing.is_some() => {}
             Left::Standby => self.remove(),
             Left::Nothing => {
                 // Before the deadline, or so soon after it that T_kill allows for it, nothing too late was written.
