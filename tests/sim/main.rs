@@ -78,7 +78,7 @@ fn every_promise_holds_in_every_seed_and_the_cluster_heals() {
         return again(&chaos_plan(seed));
     }
     let mut batch = Batch::default();
-    for seed in (1..=number("WORLD_RUNS").unwrap_or(RUNS)) {
+    for seed in 1..=number("WORLD_RUNS").unwrap_or(RUNS) {
         batch.add(&chaos_plan(seed));
     }
     println!("{batch}");
