@@ -180,9 +180,6 @@ pub fn fence_view(hands: &Hands, guard: Option<&GuardHandle>) -> FenceView {
 fn kill_unguarded(instance: &Instance, runtime_dir: &Path, pid: u32) -> Result<usize, String> {
     // A postmaster that is gone may have left backends that still acknowledge: they are looked for by
     // their data directory, whatever postmaster.pid says.
-    if !instance.data_dir().exists() {
-        return Ok(0);
-    }
     guard::kill_unguarded(pid, instance.data_dir(), runtime_dir).map_err(said)
 }
 

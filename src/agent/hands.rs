@@ -27,6 +27,9 @@ use crate::{
     postgres::{DataState, Instance, Upstream},
 };
 
+/// Between two tries to kill.
+const KILL_AGAIN: Duration = Duration::from_millis(20);
+
 /// Everything a task may touch. Cheap to clone.
 #[derive(Clone)]
 pub struct Hands {
@@ -113,17 +116,37 @@ impl Hands {
         };
         let (exe, runtime_dir) = (self.exe.clone(), self.runtime_dir.clone());
         let options = SpawnOptions { exe, runtime_dir, command, epoch_hint: epoch, group: self.group };
-        let handle = match deadline {
-            Some(at) => guard::spawn_armed(&options, at).map_err(said)?,
-            None => guard::spawn(&options).map_err(said)?,
+        let spawned = match deadline {
+            Some(at) => guard::spawn_armed(&options, at),
+            None => guard::spawn(&options),
         };
         let life = self.life.load(Ordering::SeqCst) + 1;
-        if let Err(error) = self.watch_over(life, &handle) {
-            let _ = handle.fence();
-            return Err(error);
-        }
+        let watched = spawned.map_err(said).and_then(|handle| match self.watch_over(life, &handle) {
+            Ok(()) => Ok(handle),
+            Err(error) => {
+                let _ = handle.fence();
+                Err(error)
+            }
+        });
+        // Nobody else knows of what was started: an error says that nothing of it is left.
+        let handle = watched.inspect_err(|_| self.end_unwatched())?;
         self.life.store(life, Ordering::SeqCst);
         Ok((life, handle))
+    }
+
+    /// Kills until it is known that nothing is left, or the agent ends.
+    fn end_unwatched(&self) {
+        let mut told = false;
+        while let Err(error) = self.kill_unguarded(0) {
+            if self.wakes.is_closed() {
+                return;
+            }
+            if !told {
+                tracing::error!(error, "failed to kill what a start that failed has left, trying again");
+                told = true;
+            }
+            std::thread::sleep(KILL_AGAIN);
+        }
     }
 
     /// Lets the holder's deadlines go to this guard and to the layers.

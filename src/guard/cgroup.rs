@@ -129,14 +129,28 @@ impl Group {
 /// The group of the calling process in the version 2 hierarchy, where there is one. `root`
 /// is `/`, or a made-up tree in tests.
 pub fn own_cgroup(root: &Path) -> Option<PathBuf> {
-    dir_of("self", root)
+    dir_of("self", root).ok()?
 }
 
 /// The same of any process (a pid, or `self`).
-fn dir_of(process: &str, root: &Path) -> Option<PathBuf> {
-    let mounts = fs::read_to_string(root.join("proc/self/mountinfo")).ok()?;
-    let groups = fs::read_to_string(root.join("proc").join(process).join("cgroup")).ok()?;
-    locate(&mounts, &groups)
+fn dir_of(process: &str, root: &Path) -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string(root.join("proc/self/mountinfo"));
+    let groups = fs::read_to_string(root.join("proc").join(process).join("cgroup"));
+    let (Some(mounts), Some(groups)) = (unless_absent(mounts)?, unless_absent(groups)?) else { return Ok(None) };
+    Ok(locate(&mounts, &groups))
+}
+
+/// What isn't there, or isn't ours to use, is none; the walk has to do then. Any other error says nothing.
+fn unless_absent<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Ok(None),
+            // The process, or the group, has just gone.
+            _ if matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENODEV)) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Where `groups` (/proc/PID/cgroup) is found below the mounts of `mounts` (/proc/PID/mountinfo).
@@ -198,15 +212,26 @@ fn name(runtime_dir: &Path) -> io::Result<String> {
 
 /// The group that `pid` is in, if it is the one of that runtime directory: wherever it
 /// lies, for an agent may be started in another place than the one before it.
-pub(super) fn of_process(pid: u32, runtime_dir: &Path) -> Option<Group> {
-    let dir = dir_of(&pid.to_string(), Path::new("/"))?;
-    let ours = dir.file_name()? == name(runtime_dir).ok()?.as_str();
-    ours.then(|| Group::open(dir).ok()).flatten()
+///
+/// # Errors
+/// It could not be looked for.
+pub(super) fn of_process(pid: u32, runtime_dir: &Path) -> io::Result<Option<Group>> {
+    let Some(dir) = dir_of(&pid.to_string(), Path::new("/"))? else { return Ok(None) };
+    let Some(name) = unless_absent(name(runtime_dir))? else { return Ok(None) };
+    match dir.file_name() {
+        Some(found) if found == name.as_str() => unless_absent(Group::open(dir)),
+        _ => Ok(None),
+    }
 }
 
 /// The group of that runtime directory below the caller's own, when there is one.
-pub(super) fn left_behind(runtime_dir: &Path) -> Option<Group> {
-    Group::open(own_cgroup(Path::new("/"))?.join(name(runtime_dir).ok()?)).ok()
+///
+/// # Errors
+/// It could not be looked for.
+pub(super) fn left_behind(runtime_dir: &Path) -> io::Result<Option<Group>> {
+    let Some(own) = dir_of("self", Path::new("/"))? else { return Ok(None) };
+    let Some(name) = unless_absent(name(runtime_dir))? else { return Ok(None) };
+    unless_absent(Group::open(own.join(name)))
 }
 
 #[cfg(test)]
@@ -241,6 +266,15 @@ mod tests {
             assert!(!names[..i].contains(one), "{names:?}");
         }
         assert_eq!(name(&dir.path().join("a")).unwrap(), names[2]);
+    }
+
+    #[test]
+    fn a_group_that_could_not_be_looked_for_is_not_taken_for_none() {
+        let of = |code| unless_absent::<()>(Err(io::Error::from_raw_os_error(code)));
+        assert!(matches!(of(nix::libc::ENOENT), Ok(None)));
+        assert!(matches!(of(nix::libc::ESRCH), Ok(None)));
+        assert!(of(nix::libc::EMFILE).is_err());
+        assert!(of(nix::libc::EIO).is_err());
     }
 
     #[test]

@@ -29,13 +29,14 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    GuardState, GuardedCommand, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
+    GuardState, GuardedCommand, LOCK_FILE, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
     deadline::Refusal,
     means::{FileId, GroupUse},
     options::{FORM, format_moment},
     record,
     sentry::{Kill, Mirror, Sentry},
     sys,
+    tree::kill_below,
     wire::{self, Answer, Report, Request},
 };
 use crate::domain::{Epoch, moment::TwoClocks};
@@ -104,7 +105,8 @@ pub enum GuardError {
 /// accepts connections). A guard whose PostgreSQL has ended is dismissed first.
 ///
 /// The guard is in a session of its own, inherits no descriptor and outlives the caller.
-/// Blocks up to some seconds.
+/// Blocks up to some seconds. After an error what it had started may still live, when it was
+/// out of the new guard's sight: see to it with [`kill_unguarded`](super::kill_unguarded).
 pub fn spawn(options: &SpawnOptions) -> Result<GuardHandle, GuardError> {
     spawn_under(options, None)
 }
@@ -126,13 +128,28 @@ fn spawn_under(options: &SpawnOptions, deadline: Option<TwoClocks>) -> Result<Gu
         earlier.bye()?;
     }
     let mut child = start_process(options, deadline, &runtime_dir)?;
-    let met = meet(&mut child, &runtime_dir, &options.command.log_file);
+    let met = meet(&mut child, deadline, &runtime_dir, &options.command.log_file);
     if met.is_err() {
-        // A guard that can't be talked to must not stay; its end ends a postmaster too.
-        let _ = child.kill();
+        end_child(&mut child, &runtime_dir);
     }
     reap_in_background(child);
     met
+}
+
+/// A guard that can't be talked to must not stay. It may have started its program already, which
+/// is killed with it: the SIGQUIT that the kernel sends to the postmaster is not enough.
+fn end_child(child: &mut Child, runtime_dir: &Path) {
+    // A child that wasn't waited for keeps its pid.
+    if matches!(child.try_wait(), Ok(None))
+        && let Err(error) = kill_below(child.id(), runtime_dir)
+    {
+        warn!(%error, "failed to kill what a guard had started that didn't answer");
+    }
+    let _ = child.kill();
+    let until = Instant::now() + END_PATIENCE;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Finds the guard that an earlier run of the agent left. `None` when there is none; an
@@ -142,7 +159,7 @@ pub fn adopt(runtime_dir: &Path) -> Result<Option<GuardHandle>, GuardError> {
     let path = runtime_dir.join(SOCKET_FILE);
     let patience = Instant::now() + ANSWER_PATIENCE;
     loop {
-        match connect(&path).and_then(|socket| GuardHandle::over(socket, &runtime_dir, true)) {
+        match connect(&path).and_then(|socket| GuardHandle::over(socket, &runtime_dir, true, ANSWER_PATIENCE)) {
             Ok(handle) => return Ok(Some(handle)),
             Err(GuardError::Connect { source, .. })
                 if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
@@ -161,7 +178,11 @@ pub fn adopt(runtime_dir: &Path) -> Result<Option<GuardHandle>, GuardError> {
 /// names by pid, start and boot; when it has ended already, nothing is done.
 pub fn put_down(runtime_dir: &Path) -> Result<(), GuardError> {
     let dir = absolute(runtime_dir);
-    let Some(guard) = record::read(&dir).map(|r| r.guard) else { return Ok(()) };
+    let record = match record::read(&dir) {
+        Ok(record) => record,
+        Err(error) => return Err(GuardError::PutDown { dir, problem: format!("read {LOCK_FILE}: {error}") }),
+    };
+    let Some(guard) = record.map(|r| r.guard) else { return Ok(()) };
     if guard.kill() {
         warn!(pid = guard.pid, "the guard does not answer and was ended");
     }
@@ -216,21 +237,33 @@ fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_di
     command.spawn().map_err(|source| GuardError::Spawn { exe: options.exe.clone(), source })
 }
 
-/// Waits until the new guard, and no other, answers on the socket.
-fn meet(child: &mut Child, runtime_dir: &Path, log_file: &Path) -> Result<GuardHandle, GuardError> {
+/// Waits until the new guard, and no other, answers on the socket. Not past the deadline: until it
+/// has answered nobody else watches over what it has started.
+fn meet(
+    child: &mut Child,
+    deadline: Option<TwoClocks>,
+    runtime_dir: &Path,
+    log_file: &Path,
+) -> Result<GuardHandle, GuardError> {
     let patience = Instant::now() + SPAWN_PATIENCE;
+    let left = || {
+        let left = patience.saturating_duration_since(Instant::now());
+        deadline.map_or(left, |at| left.min(at.holder_remaining(sys::two_clocks())))
+    };
     let path = runtime_dir.join(SOCKET_FILE);
     loop {
         if let Ok(Some(status)) = child.try_wait() {
             return Err(GuardError::Ended { status, last_line: last_line(log_file) });
         }
         let met = connect(&path).and_then(|socket| match peer_pid(&socket) {
-            pid if pid == child.id().cast_signed() => GuardHandle::over(socket, runtime_dir, false),
+            pid if pid == child.id().cast_signed() => {
+                GuardHandle::over(socket, runtime_dir, false, left().min(ANSWER_PATIENCE))
+            }
             pid => Err(GuardError::Silent { path: path.clone(), pid, patience: SPAWN_PATIENCE }),
         });
         match met {
             Ok(handle) => return Ok(handle),
-            Err(_) if Instant::now() < patience => thread::sleep(Duration::from_millis(2)),
+            Err(_) if !left().is_zero() => thread::sleep(Duration::from_millis(2)),
             Err(error) => return Err(error),
         }
     }
@@ -311,10 +344,10 @@ struct Slots {
 }
 
 impl GuardHandle {
-    fn over(socket: Socket, runtime_dir: &Path, adopted: bool) -> Result<Self, GuardError> {
+    fn over(socket: Socket, runtime_dir: &Path, adopted: bool, patience: Duration) -> Result<Self, GuardError> {
         let path = runtime_dir.join(SOCKET_FILE);
         let failed = |source| GuardError::Connect { path: path.clone(), source };
-        let report = first_report(&socket, &path)?;
+        let report = first_report(&socket, &path, patience)?;
         let mirror = Arc::new(Mirror::new(report.epoch, report.deadline).map_err(failed)?);
         let (sender, state) = watch::channel(GuardState {
             guard_pid: report.guard_pid,
@@ -348,7 +381,10 @@ impl GuardHandle {
             Err(source) => return Err(failed(source)),
         };
         // An answer after the descriptor was opened says that it is the guard's, and not of one that took its pid.
-        let process = if self.refresh().is_ok() { process } else { None };
+        // The deadline doesn't wait for it.
+        let deadline = self.inner.state.borrow().deadline;
+        let left = deadline.map_or(ANSWER_PATIENCE, |at| at.holder_remaining(sys::two_clocks()).min(ANSWER_PATIENCE));
+        let process = if self.ask(&Request::Hello, left).is_ok() { process } else { None };
         let (mirror, state) = (Arc::clone(&self.inner.mirror), self.state());
         Sentry { mirror, state, process, kill }.start().map_err(failed)
     }
@@ -500,9 +536,10 @@ impl std::fmt::Display for Reason<'_> {
 }
 
 /// The Hello and its answer, before there is a reader thread.
-fn first_report(socket: &Socket, path: &Path) -> Result<Report, GuardError> {
+fn first_report(socket: &Socket, path: &Path, patience: Duration) -> Result<Report, GuardError> {
     let failed = |source| GuardError::Connect { path: path.to_owned(), source };
-    socket.set_read_timeout(Some(ANSWER_PATIENCE)).map_err(failed)?;
+    // Zero would be without end.
+    socket.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).map_err(failed)?;
     let hello = wire::encode_request(1, &Request::Hello);
     let closed = |_| GuardError::Closed { path: path.to_owned() };
     socket.send_with_flags(&hello, nix::libc::MSG_NOSIGNAL).map_err(closed)?;
@@ -519,7 +556,7 @@ fn first_report(socket: &Socket, path: &Path) -> Result<Report, GuardError> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 let (path, pid) = (path.to_owned(), peer_pid(socket));
-                return Err(GuardError::Silent { path, pid, patience: ANSWER_PATIENCE });
+                return Err(GuardError::Silent { path, pid, patience });
             }
             Err(source) => return Err(failed(source)),
         }

@@ -1,6 +1,5 @@
 //! The body of `matriarch guard`: one thread, one loop, no runtime. Nothing in the loop
-//! blocks, and before a kill it does no I/O but the removal of one file in the runtime
-//! directory.
+//! blocks, and before the first strike of a kill it does no I/O.
 
 use std::{
     array,
@@ -26,7 +25,6 @@ use nix::{
         socket::{getsockopt, sockopt::PeerCredentials},
         time::TimeSpec,
         timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{Pid, geteuid},
 };
@@ -91,7 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn end_children() {
     let until = Instant::now() + FAILED_PATIENCE;
     let mut killer = TreeKiller::new(None);
-    while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(Errno::ECHILD)) && Instant::now() < until {
+    while !matches!(sys::collect_child(), Err(Errno::ECHILD)) && Instant::now() < until {
         killer.pass();
         thread::sleep(Duration::from_millis(1));
     }
@@ -312,7 +310,7 @@ impl Guard {
         if matches!(self.phase, Phase::Running) {
             let expired = self.deadline.remaining(now) == Some(Duration::ZERO);
             if expired || self.ended.is_some() {
-                self.begin_kill(expired, now);
+                self.begin_kill(expired);
             }
         }
         let Phase::Killing { fenced, pause, next } = self.phase else { return };
@@ -328,25 +326,27 @@ impl Guard {
         }
     }
 
-    /// The live file goes first: what may be started by hand in the meantime must find
-    /// no standby that acknowledges for it. It happens once, because after the tree is
-    /// empty the file may already belong to the next guard.
-    fn begin_kill(&mut self, fenced: bool, now: TwoClocks) {
+    /// Strikes before anything else, because the removal of a file may have to wait for its
+    /// directory. Then the live file goes, before the tree is reported as empty: what may be
+    /// started by hand must find no standby that acknowledges for it. It happens once, because
+    /// after the tree is empty the file may already belong to the next guard.
+    fn begin_kill(&mut self, fenced: bool) {
+        self.killer.pass();
         let _ = fs::remove_file(&self.live_path);
-        self.phase = Phase::Killing { fenced, pause: Duration::from_micros(250), next: now.raw };
+        let pause = Duration::from_micros(250);
+        self.phase = Phase::Killing { fenced, pause, next: sys::two_clocks().raw + pause };
     }
 
     /// Collects dead children; true when none is left, living or dead, and nothing lives in the group.
     fn reap(&mut self) -> bool {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.postmaster => self.ended = Some(ExitKind::Code(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.postmaster => {
-                    self.ended = Some(ExitKind::Signal(signal as i32));
-                }
-                Ok(WaitStatus::StillAlive) => return false,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return self.killer.sees_none(),
+            match sys::collect_child() {
+                Ok(Some((pid, kind))) if pid == self.postmaster => self.ended = Some(kind),
+                Ok(None) => return false,
+                Ok(Some(_)) | Err(Errno::EINTR) => {}
+                Err(Errno::ECHILD) => return self.killer.sees_none(),
+                // Nothing is known, so there may be some.
+                Err(_) => return false,
             }
         }
     }
@@ -540,7 +540,7 @@ impl Guard {
             }
             Request::Fence => {
                 if running {
-                    self.begin_kill(true, sys::two_clocks());
+                    self.begin_kill(true);
                 }
                 Ok(())
             }

@@ -32,8 +32,15 @@ pub(super) fn write(file: &File, record: Record) -> io::Result<()> {
 }
 
 /// `None` when nobody ever guarded here since this boot.
-pub(super) fn read(runtime_dir: &Path) -> Option<Record> {
-    parse(&fs::read_to_string(runtime_dir.join(LOCK_FILE)).ok()?, &boot_id().ok()?)
+///
+/// # Errors
+/// It could not be read, which says nothing about who guards here.
+pub(super) fn read(runtime_dir: &Path) -> io::Result<Option<Record>> {
+    match fs::read_to_string(runtime_dir.join(LOCK_FILE)) {
+        Ok(text) => Ok(parse(&text, &boot_id()?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn parse(text: &str, boot: &str) -> Option<Record> {
@@ -56,16 +63,23 @@ mod tests {
     fn a_record_of_an_earlier_boot_names_nobody() {
         let me = ProcessIdentity::of(std::process::id()).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(dir.path()), None);
+        assert_eq!(read(dir.path()).unwrap(), None);
         let file = File::create(dir.path().join(LOCK_FILE)).unwrap();
         let record = Record { guard: me, postmaster: Some(me) };
         write(&file, record).unwrap();
-        assert_eq!(read(dir.path()), Some(record));
+        assert_eq!(read(dir.path()).unwrap(), Some(record));
         let alone = Record { guard: me, postmaster: None };
         write(&file, alone).unwrap();
-        assert_eq!(read(dir.path()), Some(alone), "the longer text is gone");
+        assert_eq!(read(dir.path()).unwrap(), Some(alone), "the longer text is gone");
         let text = fs::read_to_string(dir.path().join(LOCK_FILE)).unwrap();
         assert_eq!(parse(&text, "another-boot"), None);
         assert_eq!(parse("", "b"), None);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(LOCK_FILE)).unwrap();
+        assert!(read(dir.path()).is_err());
     }
 }

@@ -134,8 +134,10 @@ impl Sentry {
                 self.wait(timer);
                 continue;
             };
+            let pid = self.state.borrow().guard_pid;
+            let done = (self.kill)();
+            // After the kill: whoever reads the log may let its writers wait.
             if told.replace(reason) != Some(reason) {
-                let pid = self.state.borrow().guard_pid;
                 match reason {
                     Reason::Dead => error!(pid, "the guard has ended; the agent kills PostgreSQL"),
                     Reason::Lost => error!(pid, "the connection to the guard is lost; the agent kills PostgreSQL"),
@@ -144,7 +146,7 @@ impl Sentry {
                     }
                 }
             }
-            if (self.kill)() {
+            if done {
                 return;
             }
             thread::sleep(PAUSE);

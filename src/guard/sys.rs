@@ -28,6 +28,7 @@ use nix::{
     unistd::{Pid, getpid, getppid, setsid},
 };
 
+use super::ExitKind;
 use crate::domain::moment::TwoClocks;
 
 /// Both clocks of a lease, read one directly after the other.
@@ -189,6 +190,26 @@ pub(super) fn pidfd_send(process: BorrowedFd<'_>, signal: Signal) -> io::Result<
     Ok(())
 }
 
+/// Collects one child that has ended; `None` while all that there are still run. Not nix's `waitpid`: for a
+/// signal without a name, as the real-time ones are, it gives EINVAL for a child that is collected already.
+///
+/// # Errors
+/// ECHILD: there is no child, living or dead. Anything else says nothing about children.
+pub(super) fn collect_child() -> Result<Option<(Pid, ExitKind)>, Errno> {
+    let mut status: libc::c_int = 0;
+    // SAFETY: the kernel writes one int through a pointer to one that this function owns.
+    let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) })?;
+    Ok((pid != 0).then(|| (Pid::from_raw(pid), exit_kind(status))))
+}
+
+/// Of a child that was waited for without WUNTRACED or WCONTINUED: it has ended.
+fn exit_kind(status: libc::c_int) -> ExitKind {
+    match libc::WIFSIGNALED(status) {
+        true => ExitKind::Signal(libc::WTERMSIG(status)),
+        false => ExitKind::Code(libc::WEXITSTATUS(status)),
+    }
+}
+
 /// Takes over the descriptors that this very process had before it executed itself. To be
 /// called once, before anything is opened.
 ///
@@ -275,6 +296,14 @@ pub fn set_watchdog_timeout(device: &File, seconds: u32) -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_end_of_a_child_has_its_kind() {
+        assert_eq!(exit_kind(3 << 8), ExitKind::Code(3));
+        assert_eq!(exit_kind(libc::SIGKILL), ExitKind::Signal(9));
+        assert_eq!(exit_kind(libc::SIGSEGV | 0x80), ExitKind::Signal(11), "with a core dump");
+        assert_eq!(exit_kind(libc::SIGRTMIN() + 6), ExitKind::Signal(40));
+    }
 
     #[test]
     fn both_clocks_move() {

@@ -19,7 +19,7 @@ use nix::{
         signal::{Signal, kill},
         stat::Mode,
     },
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
 
 use super::{
@@ -71,7 +71,25 @@ struct Stat {
 
 impl Stat {
     fn read(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::look(Path::new("/proc"), pid).ok()?
+    }
+
+    /// `None` when there is no such process, or it is another user's and the host hides those (`hidepid`).
+    fn look(proc: &Path, pid: u32) -> io::Result<Option<Self>> {
+        let dir = proc.join(pid.to_string());
+        let error = match fs::read(dir.join("stat")) {
+            Ok(bytes) => return Self::parse(&bytes).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+            Err(error) => error,
+        };
+        let gone = |error: &io::Error| {
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+        };
+        if gone(&error) {
+            return Ok(None);
+        }
+        let hidden = error.kind() == io::ErrorKind::PermissionDenied
+            && fs::metadata(&dir).map_or_else(|e| gone(&e), |found| found.uid() != geteuid().as_raw());
+        if hidden { Ok(None) } else { Err(error) }
     }
 
     /// The name in parentheses may contain anything, so fields are counted after the last `)`.
@@ -85,13 +103,45 @@ impl Stat {
     }
 }
 
-/// All processes of this host with their parents, one scan of /proc.
-fn parents() -> HashMap<u32, Stat> {
-    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter_map(|pid| Some((pid, Stat::read(pid)?)))
-        .collect()
+/// One look at all processes of this host.
+struct Scan {
+    seen: HashMap<u32, Stat>,
+    /// Why it isn't all of them: what was seen can be killed, but nothing may be taken for gone.
+    missed: Option<io::Error>,
+}
+
+impl Scan {
+    fn take() -> Self {
+        Self::of(Path::new("/proc"))
+    }
+
+    fn of(proc: &Path) -> Self {
+        let mut scan = Self { seen: HashMap::new(), missed: None };
+        match fs::read_dir(proc) {
+            Ok(entries) => entries.for_each(|entry| scan.add(proc, entry)),
+            Err(error) => scan.missed = Some(error),
+        }
+        if scan.missed.is_none() && !scan.seen.contains_key(&std::process::id()) {
+            // Whatever this is, it doesn't show the processes of this host.
+            scan.missed = Some(io::Error::other("/proc does not show this very process"));
+        }
+        scan
+    }
+
+    fn add(&mut self, proc: &Path, entry: io::Result<fs::DirEntry>) {
+        let looked = entry.and_then(|entry| match entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            Some(pid) => Ok(Stat::look(proc, pid)?.map(|stat| (pid, stat))),
+            None => Ok(None),
+        });
+        match looked {
+            Ok(found) => self.seen.extend(found),
+            Err(error) => self.missed = Some(error),
+        }
+    }
+
+    fn shows(&self, process: &ProcessIdentity) -> bool {
+        self.seen.get(&process.pid).is_some_and(|s| s.start_ticks == process.start_ticks && !s.zombie)
+    }
 }
 
 /// `roots` and everything below them.
@@ -194,8 +244,8 @@ impl TreeKiller {
         self.queue.clear();
         if !read_children(self.own, &mut self.path, &mut self.queue) {
             // A kernel without CONFIG_PROC_CHILDREN.
-            let all = parents();
-            let below = with_descendants(&all, [self.own]);
+            // What it misses the next pass finds: `waitpid` says when all are gone.
+            let below = with_descendants(&Scan::take().seen, [self.own]);
             below.into_iter().filter(|pid| *pid != self.own).for_each(send_kill);
             return;
         }
@@ -242,6 +292,8 @@ fn read_children(pid: u32, path: &mut String, into: &mut Vec<u32>) -> bool {
 pub enum KillTreeError {
     #[error("find the data directory {data_dir}", data_dir = data_dir.display())]
     DataDir { data_dir: PathBuf, source: io::Error },
+    #[error("look for the processes of PostgreSQL in {data_dir}", data_dir = data_dir.display())]
+    Look { data_dir: PathBuf, source: io::Error },
     #[error("kill PostgreSQL in {data_dir}: pids {left:?} still live after {waited:?}", data_dir = data_dir.display())]
     StillAlive { data_dir: PathBuf, left: Vec<u32>, waited: Duration },
     #[error("kill PostgreSQL: something in {group} still lives", group = group.display())]
@@ -256,23 +308,44 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 /// all that [`kill_tree_of_foreign_postmaster`] finds. `pid` is what the caller takes for
 /// the postmaster, 0 for unknown.
 ///
-/// Blocks, usually for some milliseconds. Returns how many processes were killed one by one.
+/// Blocks, usually for some milliseconds. Returns how many processes were killed one by one. A
+/// data directory that isn't there has nobody in it; one that can't be reached is an error,
+/// after everything else was killed.
 pub fn kill_unguarded(pid: u32, data_dir: &Path, runtime_dir: &Path) -> Result<usize, KillTreeError> {
-    let recorded = record::read(runtime_dir).and_then(|r| r.postmaster).filter(ProcessIdentity::is_alive);
-    let group = recorded.and_then(|p| cgroup::of_process(p.pid, runtime_dir));
-    let group = group.or_else(|| cgroup::of_process(pid, runtime_dir)).or_else(|| cgroup::left_behind(runtime_dir));
-    if let Some(group) = &group
-        && !group.clear()
-    {
-        return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
-    }
-    // The walk first: what is below the postmaster and is no `postgres` is found through it.
-    let walked = kill_tree_of_foreign_postmaster(recorded.map_or(pid, |p| p.pid), data_dir)?;
-    let killed = recorded.is_some_and(|p| p.kill());
+    let unseen = |source| KillTreeError::Look { data_dir: data_dir.to_owned(), source };
+    let record = record::read(runtime_dir);
+    let recorded = record.as_ref().ok().and_then(|r| r.as_ref()?.postmaster);
+    let group = group_of(recorded.map_or(pid, |p| p.pid), pid, runtime_dir);
+    let (group, no_group) = group.map_or_else(|error| (None, Some(error)), |group| (group, None));
+    // Neither the group nor the record needs the data directory.
+    let cleared = group.as_ref().is_none_or(Group::clear);
+    let place = match data_dir.try_exists() {
+        // Nobody can work in a directory that isn't there.
+        Ok(false) => Ok(None),
+        Ok(true) | Err(_) => Place::of(data_dir).map(Some),
+    };
+    let roots = Roots { pid, recorded, place: place.as_ref().ok().copied().flatten() };
+    let killed = kill_trees(&roots, data_dir)?;
+    // Whatever could be found is dead; what could not be looked for may live.
+    record.map_err(unseen)?;
+    no_group.map_or(Ok(()), |error| Err(unseen(error)))?;
+    place.map_err(|source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source })?;
     if let Some(group) = group {
+        if !cleared {
+            return Err(KillTreeError::StillPopulated { group: group.dir().to_owned() });
+        }
         group.remove();
     }
-    Ok(walked + usize::from(killed))
+    Ok(killed)
+}
+
+fn group_of(recorded: u32, pid: u32, runtime_dir: &Path) -> io::Result<Option<Group>> {
+    for pid in [recorded, pid] {
+        if let Some(group) = cgroup::of_process(pid, runtime_dir)? {
+            return Ok(Some(group));
+        }
+    }
+    cgroup::left_behind(runtime_dir)
 }
 
 /// Clears a data directory of a PostgreSQL that no guard watches (the guard is gone, or
@@ -284,22 +357,58 @@ pub fn kill_unguarded(pid: u32, data_dir: &Path, runtime_dir: &Path) -> Result<u
 /// Blocks, usually for some milliseconds. Returns how many processes were killed.
 pub fn kill_tree_of_foreign_postmaster(pid: u32, data_dir: &Path) -> Result<usize, KillTreeError> {
     let missing = |source| KillTreeError::DataDir { data_dir: data_dir.to_owned(), source };
-    let place = Place::of(data_dir).map_err(missing)?;
+    let place = Some(Place::of(data_dir).map_err(missing)?);
+    kill_trees(&Roots { pid, recorded: None, place }, data_dir)
+}
+
+/// Kills a guard with all below it. `guard` must be a child of the caller that wasn't waited
+/// for; `runtime_dir` is for the error. Blocks, usually for some milliseconds.
+pub(super) fn kill_below(guard: u32, runtime_dir: &Path) -> Result<usize, KillTreeError> {
+    let roots = Roots { pid: 0, recorded: ProcessIdentity::of(guard), place: None };
+    kill_trees(&roots, runtime_dir)
+}
+
+/// Where the trees of a PostgreSQL without a guard begin.
+struct Roots {
+    /// What the caller takes for the postmaster, 0 for unknown.
+    pid: u32,
+    /// What the guard has started, whatever it looks like.
+    recorded: Option<ProcessIdentity>,
+    /// The data directory; `None` when it can't be had.
+    place: Option<Place>,
+}
+
+impl Roots {
+    fn of(&self, scan: &Scan) -> HashSet<u32> {
+        let in_place = |pid: u32, place| {
+            is_postgres(pid) && (works_in(pid, place) || (pid == self.pid && is_started_on(pid, place)))
+        };
+        let in_place = |pid: &u32| self.place.is_some_and(|place| in_place(*pid, place));
+        let recorded = self.recorded.filter(|p| scan.shows(p)).map(|p| p.pid);
+        scan.seen.keys().copied().filter(in_place).chain(recorded).collect()
+    }
+}
+
+fn kill_trees(roots: &Roots, data_dir: &Path) -> Result<usize, KillTreeError> {
     let started = Instant::now();
     let mut killed = HashSet::new();
     loop {
-        let is_root = |p: &u32| is_postgres(*p) && (works_in(*p, place) || (*p == pid && is_started_on(*p, place)));
-        let roots: HashSet<u32> = parents().keys().copied().filter(is_root).collect();
+        let first = Scan::take();
+        let roots = roots.of(&first);
         // Frozen, they can't start a child between the look at the tree and the kill; one
         // that isn't a `postgres` would be lost sight of with the death of its parent.
         roots.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
-        let all = parents();
-        let mut targets = with_descendants(&all, roots);
-        targets.extend(killed.iter().filter(|k: &&ProcessIdentity| k.is_alive()).map(|k| k.pid));
+        let second = Scan::take();
+        let mut targets = with_descendants(&second.seen, roots);
+        targets.extend(killed.iter().filter(|k| second.shows(k)).map(|k| k.pid));
         targets.remove(&std::process::id());
-        targets.retain(|pid| all.get(pid).is_none_or(|stat| !stat.zombie));
+        targets.retain(|pid| second.seen.get(pid).is_none_or(|stat| !stat.zombie));
         if targets.is_empty() {
-            return Ok(killed.len());
+            let data_dir = data_dir.to_owned();
+            return match first.missed.or(second.missed) {
+                Some(source) => Err(KillTreeError::Look { data_dir, source }),
+                None => Ok(killed.len()),
+            };
         }
         if started.elapsed() > KILL_PATIENCE {
             let mut left: Vec<u32> = targets.into_iter().collect();
@@ -372,6 +481,24 @@ mod tests {
         let earlier = ProcessIdentity { start_ticks: me.start_ticks - 1, ..me };
         assert!(!earlier.is_alive());
         assert!(ProcessIdentity::of(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_is_not_taken_for_gone() {
+        assert!(Scan::take().missed.is_none());
+        let proc = tempfile::tempdir().unwrap();
+        assert!(Scan::of(&proc.path().join("none")).missed.is_some(), "no /proc");
+        assert!(Scan::of(proc.path()).missed.is_some(), "one that doesn't show ourselves");
+        let me = std::process::id();
+        let dir = |pid: u32| proc.path().join(pid.to_string());
+        fs::create_dir(dir(me)).unwrap();
+        fs::copy("/proc/self/stat", dir(me).join("stat")).unwrap();
+        fs::create_dir(dir(me + 1)).unwrap();
+        assert!(Scan::of(proc.path()).missed.is_none(), "one has gone meanwhile");
+        fs::create_dir(dir(me + 1).join("stat")).unwrap();
+        let scan = Scan::of(proc.path());
+        assert!(scan.missed.is_some(), "one can't be read");
+        assert!(scan.shows(&ProcessIdentity::of(me).unwrap()), "what was seen counts");
     }
 
     #[test]

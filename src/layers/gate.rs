@@ -75,7 +75,7 @@ impl Gate {
         let works = Arc::new(AtomicBool::new(true));
         let gate = Gate { inbox: Inbox::new(), required: parts.mode == LayerMode::Required, works: works.clone() };
         let inbox = gate.inbox.clone();
-        let run = Run { parts, works, inbox, armed: None, clearing: None, failed: None };
+        let run = Run { parts, works, inbox, armed: None, clearing: None, remove_again: false, failed: None };
         thread::Builder::new().name("port-gate".to_owned()).spawn(move || run.run())?;
         Ok(gate)
     }
@@ -115,6 +115,8 @@ struct Run {
     armed: Option<(Epoch, TwoClocks)>,
     /// Since when connections of a server that is dead may still hold answers.
     clearing: Option<Instant>,
+    /// The table could not be removed: without a primary it would cut off whoever serves here next.
+    remove_again: bool,
     /// The last complaint, so that a lasting one is logged once.
     failed: Option<Errno>,
 }
@@ -122,7 +124,8 @@ struct Run {
 impl Run {
     fn run(mut self) {
         loop {
-            match self.inbox.wait(self.clearing.map(|_| LOOK_AGAIN)) {
+            let unfinished = self.clearing.is_some() || self.remove_again;
+            match self.inbox.wait(unfinished.then_some(LOOK_AGAIN)) {
                 Mail::Order(Order::Arm(epoch, deadline, reply)) => {
                     let result = self.arm(epoch, deadline);
                     if let Some(reply) = reply {
@@ -133,7 +136,8 @@ impl Run {
                 Mail::Order(Order::Down(left)) => self.down(left),
                 Mail::Order(Order::End) => return,
                 Mail::Moved(epoch, deadline) => self.moved(epoch, deadline),
-                Mail::Nothing => self.clear(),
+                Mail::Nothing if self.clearing.is_some() => self.clear(),
+                Mail::Nothing => self.remove(),
             }
         }
     }
@@ -144,6 +148,8 @@ impl Run {
             return Err("connections of the fenced server still hold answers that were never sent".to_owned());
         }
         self.armed = Some((epoch, deadline));
+        // The new one takes the place of what is left.
+        self.remove_again = false;
         let Some(lease) = &mut self.parts.lease else { return Ok(()) };
         let written = lease.install(deadline, two_clocks);
         if let Ok(Written::Restored) = written {
@@ -200,10 +206,12 @@ impl Run {
         let armed = self.armed.take();
         let stands = match &mut self.parts.lease {
             None => false,
-            // What an earlier agent left stands too.
-            Some(lease) => armed.is_some() || lease.is_present().unwrap_or(false),
+            // What an earlier agent left stands too, and so may what can't be looked at.
+            Some(lease) => armed.is_some() || lease.is_present().unwrap_or(true),
         };
         match left {
+            // A standby started where a primary was fenced waits until that one's answers are gone.
+            Left::Standby if self.clearing.is_some() => {}
             Left::Standby => self.remove(),
             Left::Nothing => {
                 // Before the deadline, or so soon after it that T_kill allows for it, nothing too late was written.
@@ -256,11 +264,18 @@ impl Run {
         let Some(lease) = &mut self.parts.lease else { return };
         match lease.remove() {
             Ok(()) => {
-                self.failed = None;
+                (self.failed, self.remove_again) = (None, false);
                 self.parts.words.kernel_lease("ready");
             }
             Err(errno) => {
-                warn!(error = errno.desc(), table = lease.table(), "failed to remove the kernel lease");
+                self.remove_again = true;
+                if self.failed.replace(errno) != Some(errno) {
+                    warn!(
+                        error = errno.desc(),
+                        table = lease.table(),
+                        "failed to remove the kernel lease, trying again"
+                    );
+                }
                 self.parts.words.kernel_lease(&format!("failed: can't be removed, {}", errno.desc()));
             }
         }

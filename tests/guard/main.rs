@@ -32,7 +32,7 @@ use matriarch::{
 use nix::sys::signal::Signal;
 
 #[test]
-fn the_deadline_kills_the_whole_tree_and_takes_the_live_names_first() {
+fn the_deadline_kills_the_whole_tree_and_takes_the_live_names() {
     let mut bench = Bench::new();
     let handle = bench.spawn(ESCAPISTS);
     let tree = bench.tree(ESCAPIST_NAMES);
@@ -186,6 +186,14 @@ fn the_exit_code_is_kept_and_the_guard_goes_when_dismissed() {
     handle.bye().unwrap();
     assert!(!state(&handle).alive);
     assert!(guard::adopt(bench.dir.path()).unwrap().is_none());
+}
+
+#[test]
+fn a_real_time_signal_ends_a_postmaster_like_any_other() {
+    let mut bench = Bench::new();
+    let handle = bench.spawn("sleep 1000 & kill -40 $$");
+    let gone = Postmaster::Gone { status: ExitKind::Signal(40), tree_empty: true, fenced: false };
+    eventually("reported with an empty tree", || state(&handle).postmaster == gone);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -56,6 +57,21 @@ fn when_the_guard_dies_the_agent_kills_the_tree_at_once() {
     assert_eq!(kills.load(Ordering::SeqCst), 1);
 }
 
+/// Its tree is killed all the same, but nobody may say that nothing works in there.
+#[test]
+fn a_data_directory_that_cannot_be_reached_does_not_count_as_fenced() {
+    let mut bench = Bench::new();
+    let (handle, tree) = spawn_stubborn(&mut bench);
+    // Nobody may look through a link to itself.
+    let data_dir = bench.path("loop");
+    std::os::unix::fs::symlink(&data_dir, &data_dir).unwrap();
+    send(state(&handle).guard_pid, Signal::SIGKILL);
+    let killed = guard::kill_unguarded(0, &data_dir, bench.dir.path());
+    assert!(matches!(killed, Err(guard::KillTreeError::DataDir { .. })), "{killed:?}");
+    assert!(!any_alive(&tree), "what the record names, with all below it");
+    assert_eq!(guard::kill_unguarded(0, &bench.path("none"), bench.dir.path()).unwrap(), 0);
+}
+
 #[test]
 fn a_frozen_guard_does_not_keep_the_tree_past_its_deadline() {
     let mut bench = Bench::new();
@@ -75,6 +91,23 @@ fn a_frozen_guard_does_not_keep_the_tree_past_its_deadline() {
     // It would keep the next guard from starting.
     guard::put_down(bench.dir.path()).unwrap();
     bench.spawn("sleep 600");
+}
+
+/// It has started something already, and nobody watches over that yet.
+#[test]
+fn a_guard_that_freezes_before_it_answers_leaves_nothing_past_the_deadline() {
+    let bench = Bench::new();
+    let mut options = bench.options("/bin/true", &[]);
+    options.exe = bench.path("frozen");
+    let script = "#!/bin/sh\nsetsid sleep 600 &\necho $! > $BENCH/child\nkill -STOP $$\n";
+    fs::write(&options.exe, script).unwrap();
+    fs::set_permissions(&options.exe, fs::Permissions::from_mode(0o700)).unwrap();
+    let deadline = in_ms(1_500);
+    guard::spawn_armed(&options, deadline).unwrap_err();
+    let late = two_clocks().boot.saturating_sub(deadline.boot);
+    assert!(late < Duration::from_millis(500), "{late:?}");
+    let child = fs::read_to_string(bench.path("child")).unwrap().trim().parse().unwrap();
+    assert_eq!(ProcessIdentity::of(child), None);
 }
 
 #[test]
