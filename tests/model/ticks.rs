@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn real(timing: Timing) -> Timings {
-        let units = |n: u8| Duration::from_secs(1_000 * u64::from(n));
+        let units = |n: u8| Duration::from_secs(50 * u64::from(n));
         Timings {
             hold: units(timing.hold),
             kill: units(timing.kill) * 3 / 4,
