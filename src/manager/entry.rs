@@ -171,7 +171,8 @@ fn not_there(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// Whether this manager may take part in Raft, and what keeps it from doing so.
+/// Whether this manager may take part in Raft, and what keeps it from doing so. Closed at first.
+#[derive(Default)]
 pub(super) struct Gate {
     open: AtomicBool,
     waits_for: Mutex<Vec<String>>,
@@ -180,15 +181,6 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(open: bool) -> Self {
-        Self {
-            open: AtomicBool::new(open),
-            waits_for: Mutex::default(),
-            warnings: Mutex::default(),
-            leader: Mutex::default(),
-        }
-    }
-
     pub(super) fn is_open(&self) -> bool {
         self.open.load(Ordering::SeqCst)
     }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Manager, peers::timed};
+use super::{Manager, peers::timed, rejoin};
 use crate::{
     config::MemberConfig,
     domain::{ClusterId, Generation, MemberId, NodeId, PostgresState, observation::AgentView},
@@ -91,7 +91,7 @@ pub(super) async fn found_or_find(manager: &Manager) -> Option<(ClusterId, Gener
         match verdict(manager, &replies) {
             Ok(()) => {
                 inner.gate.set_waits_for(&[]);
-                inner.gate.open();
+                rejoin::open(manager);
                 let all_saw = replies.values().all(|r| r.saw_all_empty || r.member == inner.me.as_str());
                 let first = inner.config.cluster.members.first().map(|m| &m.id) == Some(&inner.me);
                 if all_saw && first {
@@ -107,7 +107,7 @@ pub(super) async fn found_or_find(manager: &Manager) -> Option<(ClusterId, Gener
         tokio::time::sleep(ROUND).await;
     }
     inner.gate.set_waits_for(&[]);
-    inner.gate.open();
+    rejoin::open(manager);
     // Whoever leads a group without a genesis founds it: the member that initialised the group may be gone before
     // its genesis is committed. A second genesis is stale.
     inner.board.allow_founding();

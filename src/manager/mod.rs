@@ -111,6 +111,8 @@ pub async fn run<A: Admin>(
         timings: config.cluster.timings,
     };
     let (node, standing) = entry::open(dir, options, identity.as_ref()).await?;
+    // Not before the others were asked whether it went back.
+    node.stand_for_election(false);
     let acceptor = AcceptorThread::spawn(AcceptorOptions {
         listen: local.manager.listen,
         me: local.id.clone(),
@@ -129,7 +131,7 @@ pub async fn run<A: Admin>(
             peers: peers::Peers::new(&config),
             link: link::Link::new(&local.agent.listen, &local.id),
             stonith: stonith::Stonith::default(),
-            gate: entry::Gate::new(standing == entry::Standing::Newcomer && !node.is_empty()),
+            gate: entry::Gate::default(),
             standing,
             known: identity.as_ref().map(|known| (known.cluster_id(), known.generation())),
             forgot: watch::Sender::default(),

@@ -30,10 +30,15 @@ pub(super) async fn run(manager: Manager, dir: &Path) -> anyhow::Result<Ending> 
     match manager.inner.standing.clone() {
         Standing::Member => follow(&manager, dir).await,
         Standing::Joining => {
-            manager.inner.gate.open();
+            open(&manager);
             follow(&manager, dir).await
         }
         Standing::Newcomer => {
+            if !manager.inner.node.is_empty()
+                && let Some(evidence) = look_back(&manager).await
+            {
+                return give_up(&manager, dir, &evidence);
+            }
             if let Some(known) = founding::found_or_find(&manager).await {
                 return ask_for_node(&manager, dir, known, "it is new").await;
             }
@@ -43,6 +48,37 @@ pub(super) async fn run(manager: Manager, dir: &Path) -> anyhow::Result<Ending> 
             let known = identity::load(dir)?.map(|i| (i.cluster_id(), i.generation()));
             ask_for_node(&manager, dir, known.unwrap_or_default(), &evidence).await
         }
+    }
+}
+
+/// From now on this manager votes, and may be voted for.
+pub(super) fn open(manager: &Manager) {
+    manager.inner.gate.open();
+    manager.inner.node.stand_for_election(true);
+}
+
+/// What the others know of a log that came without identity and mark. Either its manager ended before the genesis
+/// was committed, or somebody put a copy of the directory into an empty place. It takes part when so many have
+/// answered that they are a majority with this one; fewer could elect nobody anyway.
+async fn look_back(manager: &Manager) -> Option<String> {
+    let inner = &manager.inner;
+    loop {
+        let replies = ask_all(manager, LIMIT).await;
+        let evidence = against(manager, &replies);
+        // This manager's own answer is among them.
+        let (answered, all) = (replies.len(), inner.config.cluster.members.len());
+        if evidence.is_some() || answered * 2 > all {
+            inner.gate.set_waits_for(&[]);
+            return evidence;
+        }
+        let why = format!(
+            "this manager has a Raft log and no identity beside it: it votes once a majority has said that the log did \
+             not go back; {answered} of {all} answer, itself included"
+        );
+        if inner.gate.set_waits_for(std::slice::from_ref(&why)) {
+            tracing::info!(why, "waiting to take part in Raft");
+        }
+        tokio::time::sleep(ROUND).await;
     }
 }
 
@@ -56,7 +92,7 @@ async fn follow(manager: &Manager, dir: &Path) -> anyhow::Result<Ending> {
         if let Some(evidence) = against(manager, &replies) {
             return give_up(manager, dir, &evidence);
         }
-        inner.gate.open();
+        open(manager);
     }
     let mut told = inner.forgot.subscribe();
     loop {
@@ -110,7 +146,12 @@ fn against(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Opt
         return Some(format!("{} takes part as node {other}, this is node {}", inner.me, inner.node.id()));
     }
     for (who, reply) in replies.iter().filter(|(who, _)| who.as_str() != inner.me.as_str()) {
-        let ours = reply.cluster_id == state.cluster_id().0 && !reply.cluster_id.is_empty() && reply.knows_you;
+        let known = !reply.cluster_id.is_empty() && reply.knows_you;
+        // Nothing of this log is known to be committed: it has no genesis to be compared, but it may have been a voter.
+        if state.identity.is_none() && known && !reply.forgot.is_empty() {
+            return Some(format!("{who} says: {}", reply.forgot));
+        }
+        let ours = known && reply.cluster_id == state.cluster_id().0;
         if ours && reply.generation > state.generation().0 {
             let (theirs, mine) = (reply.generation, state.generation());
             return Some(format!("{who} is of generation {theirs} of this cluster, this log of generation {mine}"));

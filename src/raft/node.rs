@@ -443,6 +443,11 @@ impl Node {
         why
     }
 
+    /// Whether this node may ask for votes by itself. It may from the start, unless it is told otherwise.
+    pub fn stand_for_election(&self, allowed: bool) {
+        self.raft.runtime_config().elect(allowed);
+    }
+
     /// Ends this node's part; the directory is free when this returns.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);

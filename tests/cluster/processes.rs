@@ -21,6 +21,10 @@ pub const STEPS: &[Step] = &[
         a_manager_that_lost_its_raft_directory_comes_back_as_another_voter,
     ),
     ("an_older_copy_of_a_raft_directory_is_recognised", an_older_copy_of_a_raft_directory_is_recognised),
+    (
+        "an_older_copy_in_an_empty_state_directory_votes_for_nobody",
+        an_older_copy_in_an_empty_state_directory_votes_for_nobody,
+    ),
 ];
 
 /// Kills a process of a host, and waits until another one runs and all is well.
@@ -82,6 +86,16 @@ fn a_manager_that_lost_its_raft_directory_comes_back_as_another_voter(rig: &Rig,
 
 /// A directory put back from an older copy looks whole, and has forgotten what it acknowledged.
 fn an_older_copy_of_a_raft_directory_is_recognised(rig: &Rig, before: &StatusReply) -> Promise {
+    older_copy(rig, before, &[])
+}
+
+/// Neither identity nor mark tell that it is old: only the others can.
+fn an_older_copy_in_an_empty_state_directory_votes_for_nobody(rig: &Rig, before: &StatusReply) -> Promise {
+    older_copy(rig, before, &["identity.toml", "raft.mark"])
+}
+
+/// Puts an older copy of a Raft directory in place, without these files beside it.
+fn older_copy(rig: &Rig, before: &StatusReply, without: &[&str]) -> Promise {
     let host = &others(rig, &[&before.primary])[0];
     let fault = rig.take_down(host, Role::Manager).unwrap();
     until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
@@ -100,6 +114,9 @@ fn an_older_copy_of_a_raft_directory_is_recognised(rig: &Rig, before: &StatusRep
     until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
     fs::remove_dir_all(&raft).unwrap();
     fs::rename(&kept, &raft).unwrap();
+    for file in without {
+        fs::remove_file(raft.with_file_name(file)).unwrap();
+    }
     rig.start_process(host, Role::Manager).unwrap();
     taken_in(rig, host, old);
     let after = rig.healthy(HEAL).unwrap();
@@ -125,7 +142,9 @@ pub fn lose_raft_directory(rig: &Rig, host: &str) -> u64 {
 
 /// Waits until a host votes as another node than before, and the one before is out of the group.
 pub fn taken_in(rig: &Rig, host: &str, old: u64) {
-    until("it has a new node", HEAL, || node_of(rig, host) > old);
+    // There may be no identity yet.
+    let file = rig.dir(host).unwrap().join("manager/identity.toml");
+    until("it has a new node", HEAL, || file.exists() && node_of(rig, host) > old);
     let new = node_of(rig, host);
     until("it votes as that and the old node is gone", HEAL, || {
         let voters = rig.status().map(|s| s.voters).unwrap_or_default();
