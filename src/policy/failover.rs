@@ -11,7 +11,9 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Seal, Situation, Verdict, report::Unfit};
 use crate::{
     domain::{
-        Epoch, MemberId, Moment, PostgresState, TimelineHistory, WalPosition, membership::Count, observation::AgentView,
+        Epoch, MemberId, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
+        membership::Count,
+        observation::{AgentView, Promise},
     },
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
@@ -208,11 +210,39 @@ pub fn successor(
     best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
 }
 
+/// Where the WAL of all members ends that could be granted, and why the others could not.
+pub fn fit_and_unfit<'a>(
+    s: &Situation<'a>,
+    released: Option<&Release>,
+) -> (Vec<WalPosition>, Vec<(&'a MemberId, Unfit)>) {
+    let (mut fit, mut unfit) = (Vec::new(), Vec::new());
+    for member in s.state.members.keys() {
+        match fitness(s, member, released, false) {
+            Ok(candidate) => fit.push(candidate.end),
+            Err(why) => unfit.push((member, why)),
+        }
+    }
+    (fit, unfit)
+}
+
 struct Candidate {
     end: WalPosition,
     running: bool,
     passed_over: bool,
     failed_to_promote: bool,
+}
+
+/// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
+pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Option<Unfit> {
+    let ppm = promise.clock_off_ppm;
+    if ppm != 0 || agent.clock.own_off {
+        return Some(Unfit::ClockOff { ppm });
+    }
+    if let Some((took, allowed)) = super::timings::slow_fence(agent, timings) {
+        return Some(Unfit::SlowFence { took, allowed });
+    }
+    let left = agent.failsafe.promise_left_ms;
+    (left > 0).then(|| Unfit::Promised { left: Duration::from_millis(left) })
 }
 
 fn fitness(
@@ -223,15 +253,8 @@ fn fitness(
 ) -> Result<Candidate, Unfit> {
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
-    let ppm = seal.promise.clock_off_ppm;
-    if ppm != 0 || agent.clock.own_off {
-        return Err(Unfit::ClockOff { ppm });
-    }
-    if let Some((took, allowed)) = super::timings::slow_fence(agent, s.timings) {
-        return Err(Unfit::SlowFence { took, allowed });
-    }
-    if agent.failsafe.promise_left_ms > 0 {
-        return Err(Unfit::Promised { left: Duration::from_millis(agent.failsafe.promise_left_ms) });
+    if let Some(unfit) = unfit_host(&seal.promise, agent, s.timings) {
+        return Err(unfit);
     }
     if released.is_none() {
         asked_by_the_last_holder(s, member)?;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict};
+use super::{Hold, Situation, Verdict, failover};
 use crate::{
     domain::{MemberId, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
@@ -120,8 +120,18 @@ fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
     if agent.state != PostgresState::Standby || !agent.streaming || agent.upstream.as_ref() != Some(from) {
         return Some(format!("{to} does not stream from {from}"));
     }
+    if let Some(why) = host_unfit(s, to) {
+        return Some(why);
+    }
     let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));
     (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))
+}
+
+/// Why its host would be granted nothing once the primary is stopped.
+fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
+    let seen = s.fresh(to)?;
+    let unfit = failover::unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
+    Some(format!("{to} can't be granted the lock: {unfit}"))
 }
 
 /// What an operator's request becomes, checked against what is known now.
@@ -172,6 +182,9 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
 
 fn failover_target(s: &Situation<'_>, to: &MemberId) -> Result<MemberId, String> {
     let Some(agent) = s.agent(to) else { return Err(format!("{to} does not answer")) };
+    if let Some(why) = host_unfit(s, to) {
+        return Err(why);
+    }
     match agent.state {
         PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(to.clone()),
         other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
