@@ -14,8 +14,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clocks;
 mod commands;
 mod failovers;
+mod failsafe;
 mod layers;
 mod members;
 mod processes;
@@ -24,7 +26,7 @@ mod stage;
 
 use std::time::Duration;
 
-use matriarch::demo::rig::Role;
+use matriarch::demo::rig::{Ground, Role};
 
 /// A small generator: which order is not the point, that it differs is.
 struct Dice(u64);
@@ -83,6 +85,11 @@ fn processes_die_and_postgresql_does_not_notice() {
 #[test]
 fn without_a_quorum_nobody_writes() {
     stage::play(quorum::STEPS);
+}
+
+#[test]
+fn without_a_quorum_and_with_failsafe() {
+    stage::play_as(Ground::default(), failsafe::with_failsafe, failsafe::STEPS);
 }
 
 #[test]

@@ -8,15 +8,31 @@ use matriarch::{
 };
 
 use crate::{
-    processes::node_of,
+    processes::{node_of, taken_in},
     stage::{EXE, HEAL, Promise, SOON, Step, others, until},
 };
 
 /// Each needs four hosts.
-pub const STEPS: &[Step] = &[(
-    "a_member_is_removed_and_comes_back_first_with_its_log_then_empty",
-    a_member_is_removed_and_comes_back_first_with_its_log_then_empty,
-)];
+pub const STEPS: &[Step] = &[
+    ("a_member_is_given_a_new_node_by_command", a_member_is_given_a_new_node_by_command),
+    (
+        "a_member_is_removed_and_comes_back_first_with_its_log_then_empty",
+        a_member_is_removed_and_comes_back_first_with_its_log_then_empty,
+    ),
+];
+
+/// The log of a host is not trusted any more, say after a restore of its disk.
+fn a_member_is_given_a_new_node_by_command(rig: &Rig, before: &StatusReply) -> Promise {
+    let fault = Instant::now();
+    let guest = others(rig, &[&before.primary]).remove(0);
+    let old = node_of(rig, &guest);
+    let done = member(rig, &before.primary, &["replace", &guest]);
+    assert!(done.status.success(), "{}", said(&done));
+    taken_in(rig, &guest, old);
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
+    Promise::no_loss(fault)
+}
 
 fn a_member_is_removed_and_comes_back_first_with_its_log_then_empty(rig: &Rig, before: &StatusReply) -> Promise {
     let fault = Instant::now();

@@ -117,6 +117,11 @@ pub fn play(steps: &[Step]) {
 
 /// The same on a cluster of `more` hosts than three.
 pub fn play_on(more: usize, steps: &[Step]) {
+    play_as(Ground { more, ..Ground::default() }, str::to_owned, steps);
+}
+
+/// The same on other ground, and with a change to the configuration of every host.
+pub fn play_as(ground: Ground, change: fn(&str) -> String, steps: &[Step]) {
     let _alone = alone();
     let wanted = std::env::var("MATRIARCH_STEPS").unwrap_or_default();
     let mut cluster = None;
@@ -124,7 +129,7 @@ pub fn play_on(more: usize, steps: &[Step]) {
     for (name, step) in steps.iter().filter(|(name, _)| name.contains(&wanted)) {
         let began = Instant::now();
         let played = catch_unwind(AssertUnwindSafe(|| {
-            let rig = cluster.take().unwrap_or_else(|| raise_on(more, "", &[]));
+            let rig = cluster.take().unwrap_or_else(|| raise_as(ground.clone(), change, &[]));
             play_one(rig, name, *step)
         }));
         match played {
@@ -235,26 +240,26 @@ pub fn raise(first: &[(String, Role, Duration)]) -> Rig {
 
 /// The same with more in the configuration of every host; a text with `{root}` gets the cluster's directory.
 pub fn raise_with(more: &str, first: &[(String, Role, Duration)]) -> Rig {
-    raise_on(0, more, first)
+    raise_as(Ground::default(), |text| text.to_owned() + more, first)
 }
 
-fn raise_on(hosts: usize, more: &str, first: &[(String, Role, Duration)]) -> Rig {
+/// The same on other ground, with any change to the configuration of every host.
+pub fn raise_as(ground: Ground, change: impl Fn(&str) -> String, first: &[(String, Role, Duration)]) -> Rig {
     let began = Instant::now();
-    let ground = Ground { more: hosts, ..Ground::default() };
     let cluster = Unstarted::lay_out_on(Path::new(EXE), Path::new("/tmp"), &profile().to_string(), ground).unwrap();
     let bin = postgres_that_may_refuse(&cluster);
     let (real, ours) = (quoted(cluster.bin_dir()), quoted(&bin));
-    let more = more.replace("{root}", &cluster.root().display().to_string());
-    cluster.configure(|text| text.replace(&real, &ours) + TIMINGS + &more).unwrap();
+    let root = cluster.root().display().to_string();
+    let changed = |text: &str| change(&(text.replace(&real, &ours) + TIMINGS)).replace("{root}", &root);
+    cluster.configure(changed).unwrap();
     for (host, role, pause) in first {
         cluster.start_process(host, *role).unwrap();
         thread::sleep(*pause);
     }
     let rig = cluster.up().unwrap();
-    let keeper = Keeper { rig: Some(rig), name: "genesis" };
+    let mut keeper = Keeper { rig: Some(rig), name: "genesis" };
     genesis_was_right(keeper.rig.as_ref().unwrap());
     say(format!("a new cluster writes after {:.1} s", began.elapsed().as_secs_f64()));
-    let mut keeper = keeper;
     keeper.rig.take().unwrap()
 }
 
