@@ -106,7 +106,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.gate.end();
         if let Some(watchdog) = &self.watchdog {
-            watchdog.end(false);
+            watchdog.end();
         }
     }
 }
@@ -178,10 +178,10 @@ impl Layers {
     }
 
     /// The agent ends in an orderly way and its guard goes on: the watchdog is stopped,
-    /// for a restart of the agent is no reason for one of the host.
+    /// for a restart of the agent is no reason for one of the host. Waits for that, two seconds at most.
     pub fn leave(&self) {
         if let Some(watchdog) = &self.inner.watchdog {
-            watchdog.end(true);
+            watchdog.stop();
         }
     }
 

@@ -84,10 +84,8 @@ enum Order {
     Arm(Epoch, TwoClocks, Option<SyncSender<Result<(), String>>>),
     Timings(Box<Timings>),
     Down,
-    /// The process ends: stop the timer, or leave it running.
-    End {
-        stop: bool,
-    },
+    /// The process ends: stop the timer and say so, or leave it running.
+    End(Option<SyncSender<()>>),
 }
 
 impl Watchdog {
@@ -129,8 +127,19 @@ impl Watchdog {
         self.inbox.order(Order::Down);
     }
 
-    pub(super) fn end(&self, stop: bool) {
-        self.inbox.order(Order::End { stop });
+    /// The thread ends and leaves the timer running.
+    pub(super) fn end(&self) {
+        self.inbox.order(Order::End(None));
+    }
+
+    /// The thread stops the timer and ends; waits for that, since a process that ends first would leave it running.
+    pub(super) fn stop(&self) {
+        let (reply, stopped) = sync_channel(1);
+        self.inbox.order(Order::End(Some(reply)));
+        // It has ended before, or the device hangs, of which it says so itself.
+        if stopped.recv_timeout(ANSWER_PATIENCE).is_err() {
+            warn!(waited = ?ANSWER_PATIENCE, "did not see the watchdog stopped");
+        }
     }
 }
 
@@ -177,10 +186,12 @@ impl Run {
                 }
                 Mail::Order(Order::Timings(timings)) => self.retime(*timings),
                 Mail::Order(Order::Down) => self.down(),
-                Mail::Order(Order::End { stop }) => {
-                    if stop && self.device.is_some() {
+                Mail::Order(Order::End(None)) => return,
+                Mail::Order(Order::End(Some(reply))) => {
+                    if self.device.is_some() {
                         self.down();
                     }
+                    let _ = reply.send(());
                     return;
                 }
                 Mail::Moved(epoch, deadline) => self.moved(epoch, deadline),

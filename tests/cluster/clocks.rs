@@ -8,7 +8,7 @@ use matriarch::{
     rpc::v1::StatusReply,
 };
 
-use crate::stage::{self, EXE, HEAL, SOON, others, until};
+use crate::stage::{self, HEAL, SOON, others, until};
 
 /// More than the bound of profile `normal`, 2 %, and far more than the half of it that is allowed.
 const PARTS_IN_A_THOUSAND: i64 = 30;
@@ -60,5 +60,5 @@ fn a_member_whose_clocks_run_fast_is_named_and_never_promoted() {
     rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     let after = rig.status().unwrap();
     assert_eq!(&after.primary, sound, "{after:?}");
-    stage::say(format!("{EXE}: {fast} is named and passed over: {}", problems(Some(&seen), fast)));
+    stage::say(format!("{fast} is named and passed over: {}", problems(Some(&seen), fast)));
 }
