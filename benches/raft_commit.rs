@@ -43,7 +43,7 @@ fn start(id: u64, listener: StdListener, dir: PathBuf) -> (Node, Handle) {
         runtime.block_on(async move {
             let address = listener.local_addr().expect("it is bound").to_string();
             let timings = Timings::of(Profile::Normal);
-            let options = NodeOptions { node: NodeId(id), member: member(id), address, dir, timings };
+            let options = NodeOptions { node: NodeId(id), member: member(id), address, dir, timings, stands: true };
             let node = Node::start(options).await.expect("an empty directory opens");
             let listener = TcpListener::from_std(listener).expect("it is non-blocking");
             let service = node.grpc();

@@ -238,6 +238,7 @@ mod tests {
             address: "127.0.0.1:1".to_owned(),
             dir: dir.to_owned(),
             timings: Timings::of(Profile::Fast),
+            stands: false,
         }
     }
 

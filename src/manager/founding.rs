@@ -34,11 +34,11 @@ pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloR
     let state = inner.node.state().borrow().clone();
     let sender = request.to.as_ref().map(|to| to.sender.as_str()).unwrap_or_default();
     let asks = state.members.iter().find(|(id, _)| id.as_str() == sender).map(|(_, m)| m.node);
-    let here = request.here.map(convert::floor_of).map(|(_, here)| here).unwrap_or_default();
-    let forgot = asks.filter(|_| request.node != 0).and_then(|present| {
-        let asking = NodeId(request.node);
-        out_of_place(&state, sender, present, asking).or_else(|| inner.node.below_floor(asking, here))
-    });
+    let forgot = asks
+        .filter(|_| request.node != 0)
+        .and_then(|present| out_of_place(&state, sender, present, NodeId(request.node)));
+    let floor =
+        inner.node.floors().get(&NodeId(request.node)).map(|floor| convert::floor(NodeId(request.node), *floor));
     let data_problem = data_problem(inner.link.said().as_ref().map(|s| &s.view));
     v1::HelloReply {
         member: inner.me.to_string(),
@@ -55,6 +55,7 @@ pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloR
         forgot: forgot.unwrap_or_default(),
         lost: inner.standing.lost().to_owned(),
         here: Some(convert::floor(inner.node.id(), inner.node.here())),
+        floor,
         leader: convert::optional_text(inner.node.leadership().borrow().leader.as_ref()),
     }
 }
@@ -150,7 +151,6 @@ fn request(manager: &Manager, to: &MemberId) -> v1::HelloRequest {
         cluster_name: manager.inner.config.cluster.name.clone(),
         members: names(manager),
         node: node.id().0,
-        here: Some(convert::floor(node.id(), node.here())),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::Manager;
+use super::{Manager, entry};
 use crate::domain::{ClusterId, Generation, NodeId};
 
 /// What a manager remembers of its cluster beside the log.
@@ -95,7 +95,9 @@ pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
             let kept = load(&dir)?;
             // Nor is that of a later generation undone, which `recover` has just written.
             let stays = |k: &Identity| !k.lost.is_empty() || k.generation > wanted.generation;
-            if kept.as_ref() != Some(&wanted) && !kept.as_ref().is_some_and(stays) {
+            // A log that came without one gets none before the others were asked: with it, the next start would not ask.
+            let asked = inner.gate.is_open() || inner.standing != entry::Standing::Newcomer;
+            if asked && kept.as_ref() != Some(&wanted) && !kept.as_ref().is_some_and(stays) {
                 store(&dir, &wanted)?;
             }
         }

@@ -109,10 +109,10 @@ pub async fn run<A: Admin>(
         address: member.manager(),
         dir: dir.clone(),
         timings: config.cluster.timings,
+        // Not before the others were asked whether its log went back.
+        stands: false,
     };
     let (node, standing) = entry::open(dir, options, identity.as_ref()).await?;
-    // Not before the others were asked whether it went back.
-    node.stand_for_election(false);
     let acceptor = AcceptorThread::spawn(AcceptorOptions {
         listen: local.manager.listen,
         me: local.id.clone(),

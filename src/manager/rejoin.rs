@@ -1,7 +1,11 @@
 //! Asks the other managers what they know of this one, and, without a log it may
 //! vote with, asks the Raft leader for a new node.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Duration,
+};
 
 use super::{
     Ending, Manager,
@@ -66,14 +70,19 @@ async fn look_back(manager: &Manager) -> Option<String> {
         let replies = ask_all(manager, LIMIT).await;
         let evidence = against(manager, &replies);
         // This manager's own answer is among them.
-        let (answered, all) = (replies.len(), inner.config.cluster.members.len());
-        if evidence.is_some() || answered * 2 > all {
+        let heard: BTreeSet<MemberId> =
+            replies.values().filter(|r| r.lost.is_empty()).filter_map(|r| r.member.parse().ok()).collect();
+        let group = inner.node.membership();
+        let all = inner.config.cluster.members.len();
+        let enough = if group.halves.is_empty() { heard.len() * 2 > all } else { group.has_majority(&heard) };
+        if evidence.is_some() || enough {
             inner.gate.set_waits_for(&[]);
             return evidence;
         }
         let why = format!(
             "this manager has a Raft log and no identity beside it: it votes once a majority has said that the log did \
-             not go back; {answered} of {all} answer, itself included"
+             not go back; {} answer",
+            heard.iter().map(MemberId::as_str).collect::<Vec<_>>().join(", ")
         );
         if inner.gate.set_waits_for(std::slice::from_ref(&why)) {
             tracing::info!(why, "waiting to take part in Raft");
@@ -148,19 +157,35 @@ fn against(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Opt
     for (who, reply) in replies.iter().filter(|(who, _)| who.as_str() != inner.me.as_str()) {
         let known = !reply.cluster_id.is_empty() && reply.knows_you;
         // Nothing of this log is known to be committed: it has no genesis to be compared, but it may have been a voter.
-        if state.identity.is_none() && known && !reply.forgot.is_empty() {
-            return Some(format!("{who} says: {}", reply.forgot));
+        let forgot = forgotten(manager, reply);
+        if state.identity.is_none()
+            && known
+            && let Some(forgot) = &forgot
+        {
+            return Some(format!("{who} says: {forgot}"));
         }
         let ours = known && reply.cluster_id == state.cluster_id().0;
         if ours && reply.generation > state.generation().0 {
             let (theirs, mine) = (reply.generation, state.generation());
             return Some(format!("{who} is of generation {theirs} of this cluster, this log of generation {mine}"));
         }
-        if ours && reply.generation == state.generation().0 && !reply.forgot.is_empty() {
-            return Some(format!("{who} says: {}", reply.forgot));
+        if ours
+            && reply.generation == state.generation().0
+            && let Some(forgot) = forgot
+        {
+            return Some(format!("{who} says: {forgot}"));
         }
     }
     None
+}
+
+/// What another manager knows to be gone from this node's log. The log is looked at when the answer is here: it only
+/// grows, so whatever was acknowledged while the question was on its way is in it.
+fn forgotten(manager: &Manager, reply: &v1::HelloReply) -> Option<String> {
+    let node = &manager.inner.node;
+    let floor = reply.floor.map(convert::floor_of).filter(|(of, _)| *of == node.id());
+    let below = || floor.and_then(|(_, floor)| floor.forgotten_by(node.here()));
+    Some(reply.forgot.clone()).filter(|text| !text.is_empty()).or_else(below)
 }
 
 /// Whom the others of this manager's cluster hear as the Raft leader.
@@ -178,9 +203,7 @@ fn without_quorum(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>)
     }
     let lost: Vec<&str> = replies.values().filter(|r| !r.lost.is_empty()).map(|r| r.member.as_str()).collect();
     let voters = inner.node.membership();
-    let left = |half: &std::collections::BTreeSet<MemberId>| {
-        half.iter().filter(|m| !lost.contains(&m.as_str())).count() * 2 > half.len()
-    };
+    let left = |half: &BTreeSet<MemberId>| half.iter().filter(|m| !lost.contains(&m.as_str())).count() * 2 > half.len();
     if lost.is_empty() || voters.halves.iter().all(left) {
         return Vec::new();
     }

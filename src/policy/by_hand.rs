@@ -1,11 +1,9 @@
-//! What to do when all WAL that is left goes on from a promotion by hand, or from one that nobody reported.
+//! What to do when all WAL that is left goes on from a promotion by hand.
 
-use std::cmp::Ordering;
-
-use super::{Situation, Verdict, failover, report::Unfit};
+use super::{Hold, Situation, Verdict, failover, report::Unfit};
 use crate::{
     domain::{MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
-    state::{Kind, Lock},
+    state::Kind,
 };
 
 /// A timeline nobody granted, as one member has it.
@@ -21,41 +19,22 @@ struct Foreign<'a> {
 /// not the cluster's, and nobody has a copy that could be taken back to. The member with the most WAL of the cluster's
 /// own last timeline is what any other failover would choose; its timeline becomes part of the history.
 ///
-/// The same when a grant was taken and its promotion came to pass, the host was gone before anybody heard of it, and a
-/// standby had followed already. Then the number is the one that was reserved for that grant, and it is taken before
-/// anybody who has no more of the last timeline: what was acknowledged since is there only.
-///
-/// Nothing when anybody else can be promoted, when an operator named the successor, when an answer that counts is
-/// still to come, or when the number is any other that the cluster has used or reserved: equal numbers are not equal WAL.
+/// Nothing when anybody can be promoted without it, when an operator named the successor, when a member's answer is
+/// still to come, or when the number is one the cluster has used or reserved: equal numbers are not equal WAL.
 pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     let Ok(ground) = failover::ready_to_grant(s)? else { return None };
     if ground.forced.is_some() {
         return None;
     }
-    let (fit, unfit) = failover::fit_and_unfit(s, ground.released);
-    let diverged = unfit.iter().filter(|(_, why)| matches!(why, Unfit::Diverged { .. }));
-    let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(*m)?.agent.as_ref()?));
-    let unheard = s.state.unheard_timeline().filter(|_| holder_can_not_say(s, &unfit));
-    let best = match fit.into_iter().max() {
-        Some(end) => foreign.filter(|f| Some(f.timeline) == unheard && f.switch >= end).max_by(Foreign::order)?,
-        None if unfit.iter().all(|(_, why)| is_final(why)) => foreign.max_by(Foreign::order)?,
-        None => return None,
-    };
+    let Err(Hold::NoSuccessor { why }) = failover::successor(s, ground.released, None) else { return None };
+    if !why.iter().all(|(_, unfit)| is_final(unfit)) {
+        return None;
+    }
+    let diverged = why.iter().filter(|(_, unfit)| matches!(unfit, Unfit::Diverged { .. }));
+    let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(m)?.agent.as_ref()?));
+    let best = foreign.max_by(|a, b| (a.switch.lsn, a.end, b.member).cmp(&(b.switch.lsn, b.end, a.member)))?;
     let (member, timeline, switch) = (best.member.clone(), best.timeline, best.switch);
     Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch }))
-}
-
-impl Foreign<'_> {
-    /// By what it has of ours, then of its own; the smaller name wins.
-    fn order(a: &Self, b: &Self) -> Ordering {
-        (a.switch.lsn, a.end, b.member).cmp(&(b.switch.lsn, b.end, a.member))
-    }
-}
-
-/// The last holder will say neither that it was promoted nor that it was not.
-fn holder_can_not_say(s: &Situation<'_>, unfit: &[(&MemberId, Unfit)]) -> bool {
-    let Lock::Fenced { previous: Some((_, holder)), .. } = &s.state.lock else { return false };
-    unfit.iter().any(|(member, why)| *member == holder && is_final(why))
 }
 
 /// Waiting for this member would not make it fit.
@@ -84,9 +63,8 @@ fn foreign<'a>(s: &Situation<'_>, member: &'a MemberId, agent: &AgentView) -> Op
     let switch = agent.history.fork_from(&lineage).filter(|fork| fork.timeline == lineage.timeline)?;
     let mut later = agent.history.switches.iter().skip_while(|step| step.timeline != lineage.timeline).skip(1);
     let timeline = later.next().map_or(agent.history.timeline, |step| step.timeline);
-    let free = timeline > s.state.highest_timeline() || s.state.unheard_timeline() == Some(timeline);
-    let from_here = agent.history.end_of(lineage.timeline) == Some(switch.lsn);
-    (free && from_here).then_some(Foreign { member, timeline, switch, end: agent.wal_end })
+    let free = timeline > s.state.highest_timeline() && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
+    free.then_some(Foreign { member, timeline, switch, end: agent.wal_end })
 }
 
 #[cfg(test)]
@@ -152,38 +130,6 @@ mod tests {
             panic!("{:?}", failover::grant(&bench.situation()))
         };
         assert_eq!(member.as_str(), "b", "c has more, and it may be anything");
-    }
-
-    /// Epoch 1 was granted to a, which began timeline 3, was followed by b, and is gone before anybody heard of it.
-    #[test]
-    fn a_promotion_that_nobody_reported_is_adopted_from_the_standby_that_followed_it() {
-        let unheard = |epoch: u64| {
-            let mut bench = seal(fenced(), "b", "standby 3:600", &[(1, 100), (2, 500)], 3).seal("c", "failed");
-            bench.state.lineage.push(crate::state::TimelineRecord {
-                timeline: TimelineId(3),
-                epoch: crate::domain::Epoch(epoch),
-                switch: None,
-            });
-            bench
-        };
-        let Lock::Fenced { previous: Some((last, holder)), .. } = unheard(9).state.lock else { panic!("the lock") };
-        assert_eq!(holder.as_str(), "a");
-        let Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch })) =
-            adopt_timeline(&unheard(last.0).situation())
-        else {
-            panic!("{:?}", adopt_timeline(&unheard(last.0).situation()))
-        };
-        assert_eq!((member.as_str(), timeline, switch), ("b", TimelineId(3), position("2:500")));
-        let older = unheard(last.0 + 1);
-        assert!(adopt_timeline(&older.situation()).is_none(), "reserved for another grant");
-        let back = unheard(last.0).seal("a", "starting 2:500");
-        assert!(adopt_timeline(&back.situation()).is_none(), "it may still say so itself");
-
-        // A standby that did not follow has less, or no more, of the last timeline.
-        let less = unheard(last.0).seal("c", "standby 2:500");
-        assert!(matches!(adopt_timeline(&less.situation()), Some(Verdict::Propose(Kind::AdoptTimeline { .. }))));
-        let more = unheard(last.0).seal("c", "standby 2:600");
-        assert!(adopt_timeline(&more.situation()).is_none(), "what it has more was acknowledged by the last primary");
     }
 
     #[test]

@@ -210,21 +210,6 @@ pub fn successor(
     best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
 }
 
-/// Where the WAL of all members ends that could be granted, and why the others could not.
-pub fn fit_and_unfit<'a>(
-    s: &Situation<'a>,
-    released: Option<&Release>,
-) -> (Vec<WalPosition>, Vec<(&'a MemberId, Unfit)>) {
-    let (mut fit, mut unfit) = (Vec::new(), Vec::new());
-    for member in s.state.members.keys() {
-        match fitness(s, member, released, false) {
-            Ok(candidate) => fit.push(candidate.end),
-            Err(why) => unfit.push((member, why)),
-        }
-    }
-    (fit, unfit)
-}
-
 struct Candidate {
     end: WalPosition,
     running: bool,

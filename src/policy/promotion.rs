@@ -2,7 +2,7 @@
 
 use super::{Hold, Situation, Verdict};
 use crate::{
-    domain::{PostgresState, WalPosition},
+    domain::{MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
     state::{GrantPhase, Kind, Lock},
 };
 
@@ -46,16 +46,29 @@ pub fn open(s: &Situation<'_>) -> Option<Verdict> {
 
 /// Rule 405. A promotion can come to pass without anybody being told: then the
 /// timeline is part of the history all the same, and its WAL is no divergence.
+///
+/// The host that was granted says so when it is back. Until then a standby may: one that follows that host and has
+/// gone over to the very number that was reserved for the grant has its WAL from nobody else.
 pub fn complete_late(s: &Situation<'_>) -> Option<Verdict> {
-    let Lock::Fenced { previous: Some((epoch, member)), .. } = &s.state.lock else { return None };
+    let Lock::Fenced { previous: Some((epoch, holder)), .. } = &s.state.lock else { return None };
     let reserved = s.state.lineage.iter().find(|r| r.epoch == *epoch && r.switch.is_none())?.timeline;
-    let agent = s.seals.get(member)?.agent.as_ref()?;
+    let said = |who: &MemberId| s.seals.get(who).and_then(|seal| seal.agent.as_ref());
+    let itself = said(holder);
+    if itself.is_some_and(|a| a.wal_end_known && a.wal_end.timeline != reserved) {
+        return None;
+    }
+    let followers = s.state.members.keys().filter_map(said).filter(|a| a.upstream.as_ref() == Some(holder));
+    let switch = itself.into_iter().chain(followers).find_map(|agent| began(s, agent, reserved))?;
+    let complete = Kind::PromotionComplete { member: holder.clone(), timeline: reserved, switch };
+    Some(Verdict::Propose(complete))
+}
+
+/// Where `timeline` left the cluster's last one, when this member's WAL ends on it.
+fn began(s: &Situation<'_>, agent: &AgentView, timeline: TimelineId) -> Option<WalPosition> {
     let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
-    let there = agent.wal_end_known && agent.wal_end.timeline == reserved && agent.history.timeline == reserved;
+    let there = agent.wal_end_known && agent.wal_end.timeline == timeline && agent.history.timeline == timeline;
     let last = agent.history.switches.last().filter(|_| ours && there)?;
     let switch = WalPosition { timeline: last.timeline, lsn: last.end };
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    let known = agent.history.fork_from(&lineage) == Some(switch);
-    let complete = Kind::PromotionComplete { member: member.clone(), timeline: reserved, switch };
-    known.then_some(Verdict::Propose(complete))
+    (agent.history.fork_from(&lineage) == Some(switch)).then_some(switch)
 }

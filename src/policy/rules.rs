@@ -49,7 +49,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         id: 407,
-        name: "all WAL goes on from a promotion by hand or unheard of: its timeline becomes the cluster's",
+        name: "all WAL goes on from a promotion by hand: its timeline becomes the cluster's",
         decide: by_hand::adopt_timeline,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },

@@ -219,7 +219,7 @@ pub fn transfer(s: &Situation<'_>) -> Option<Verdict> {
     let old = s.agent(from).filter(|a| stopped_cleanly(a))?;
     let new = s.agent(&operation.to)?;
     let caught_up = new.wal_end_known && new.wal_end >= old.wal_end;
-    caught_up.then(|| advance(operation, OperationPhase::Transfer))
+    (caught_up && host_unfit(s, &operation.to).is_none()).then(|| advance(operation, OperationPhase::Transfer))
 }
 
 fn stopped_cleanly(agent: &AgentView) -> bool {
@@ -230,7 +230,8 @@ fn stopped_cleanly(agent: &AgentView) -> bool {
 pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Stop)?;
     let from = operation.from.as_ref()?;
-    if remaining(s, s.timings.stop).is_zero() || gone(s, &operation.to) || gone(s, from) {
+    let hopeless = gone(s, &operation.to) || gone(s, from) || host_unfit(s, &operation.to).is_some();
+    if hopeless || remaining(s, s.timings.stop).is_zero() {
         return Some(advance(operation, OperationPhase::RollBack));
     }
     waits(s, operation, s.timings.stop, format!("{from} to stop and {} to have all its WAL", operation.to))

@@ -70,6 +70,7 @@ mod tests {
             address: of.address,
             dir,
             timings: Timings::of(Profile::Fast),
+            stands: true,
         };
         let node = Node::start(options).await.unwrap();
         let mut leadership = node.leadership();

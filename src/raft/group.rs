@@ -143,11 +143,6 @@ impl Node {
         self.memory.learn(node, floor);
     }
 
-    /// What the node that says it is `here` has forgotten; `None` when nothing is known to be lost.
-    pub fn below_floor(&self, node: NodeId, here: Floor) -> Option<String> {
-        self.memory.floors().get(&node)?.forgotten_by(here)
-    }
-
     /// How far this node itself has come.
     pub fn here(&self) -> Floor {
         let mark = *self.here.lock().unwrap_or_else(PoisonError::into_inner);

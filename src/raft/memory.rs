@@ -4,7 +4,7 @@
 //!
 //! What was committed can't be cut off by anybody, so it makes a *floor* that
 //! outlives the leadership; managers tell each other, and a node that starts
-//! asks them ([`super::Node::below_floor`]).
+//! asks them ([`super::Node::floors`]).
 
 use std::{
     collections::BTreeMap,

@@ -56,6 +56,8 @@ pub struct NodeOptions {
     pub dir: PathBuf,
     /// Heartbeat and election times.
     pub timings: Timings,
+    /// Whether it may ask for votes from the start; if not, when [`Node::stand_for_election`] says so.
+    pub stands: bool,
 }
 
 /// Why a node can't start or be founded.
@@ -139,7 +141,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn library_config(timings: &Timings) -> Result<Config, RaftError> {
+fn library_config(timings: &Timings, stands: bool) -> Result<Config, RaftError> {
     let election_max = millis(timings.election_max);
     let config = Config {
         cluster_name: "matriarch".to_owned(),
@@ -151,6 +153,7 @@ fn library_config(timings: &Timings) -> Result<Config, RaftError> {
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: KEEP_BEHIND_SNAPSHOT,
         purge_batch_size: 256,
+        enable_elect: stands,
         // A member that comes back from a partition must not depose a healthy leader.
         enable_pre_vote: Some(true),
         // A restarted leader is elected again like anybody else: its tasks start from nothing.
@@ -202,7 +205,7 @@ impl Node {
         log: LogStore,
         machine: StateMachine,
     ) -> Result<Node, RaftError> {
-        let config = library_config(&options.timings)?;
+        let config = library_config(&options.timings, options.stands)?;
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
         let (log_membership, here) = (log.membership(), log.here());
         let identity = Identity::new(options.member.clone(), options.node);
@@ -443,7 +446,7 @@ impl Node {
         why
     }
 
-    /// Whether this node may ask for votes by itself. It may from the start, unless it is told otherwise.
+    /// Whether this node may ask for votes by itself. What others ask it for is not its own doing.
     pub fn stand_for_election(&self, allowed: bool) {
         self.raft.runtime_config().elect(allowed);
     }
@@ -512,6 +515,7 @@ mod tests {
                 address,
                 dir: dir.path().join(id.to_string()),
                 timings: Timings::of(Profile::Fast),
+                stands: true,
             };
             let node = Node::over(options, Arc::new(TcpDialer), log, machine).await.unwrap();
             let server = tonic::transport::Server::builder().add_service(node.grpc());

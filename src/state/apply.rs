@@ -177,15 +177,12 @@ impl ClusterState {
             return Err("a timeline is adopted between two epochs only".to_owned());
         }
         let (highest, last) = (self.highest_timeline(), self.newest_complete_timeline());
-        let reserved = self.unheard_timeline() == Some(timeline);
-        if at.timeline != last || !(reserved || timeline > highest) {
+        if timeline <= highest || at.timeline != last {
             return Err(format!("timeline {timeline} from {at} does not go on from {last}, or {highest} is used"));
         }
-        self.lineage.retain(|r| r.timeline != timeline);
         self.lineage.push(TimelineRecord { timeline, epoch: Epoch(0), switch: Some(at) });
         self.by_hand.insert(timeline, by.clone());
-        let whose = if reserved { "of a promotion nobody reported" } else { "begun by hand" };
-        Ok(Some(format!("timeline {timeline}, {whose} at {at}, is the cluster's: {by} has no other WAL")))
+        Ok(Some(format!("timeline {timeline}, begun by hand at {at}, is the cluster's: {by} has no other WAL")))
     }
 
     fn open(&mut self, who: &MemberId) -> Result<Option<String>, String> {

@@ -260,12 +260,6 @@ impl ClusterState {
         self.lineage.iter().map(|r| r.timeline).max().unwrap_or(TimelineId(1))
     }
 
-    /// The number that was reserved for the last holder, while nobody has said that it began with it.
-    pub fn unheard_timeline(&self) -> Option<TimelineId> {
-        let Lock::Fenced { previous: Some((epoch, _)), .. } = &self.lock else { return None };
-        self.lineage.iter().find(|r| r.epoch == *epoch && r.switch.is_none()).map(|r| r.timeline)
-    }
-
     /// The ancestry of `timeline` as the log recorded it; a timeline whose
     /// promotion was never completed has no known parent.
     pub fn history_of(&self, timeline: TimelineId) -> TimelineHistory {

@@ -74,6 +74,8 @@ impl ClusterState {
                 Some(record) => record.switch = switch,
                 None => self.lineage.push(TimelineRecord { timeline: child, epoch: Epoch(0), switch }),
             }
+            // Whose it was before counts no more: this host's WAL is the one that is gone on with.
+            self.by_hand.remove(&child);
         }
         self.lineage.sort_by_key(|r| r.timeline);
     }

@@ -41,7 +41,10 @@ fn a_member_whose_clocks_run_fast_is_named_and_never_promoted() {
     assert_eq!(problems(Some(&before), fast), "");
 
     // The file is read when a process starts: manager, agent and with it the guard.
-    fs::write(rig.dir(fast).unwrap().join("clock"), PARTS_IN_A_THOUSAND.to_ne_bytes()).unwrap();
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
+    let since = now.tv_sec() * 1_000_000_000 + now.tv_nsec();
+    let file = [PARTS_IN_A_THOUSAND.to_ne_bytes(), since.to_ne_bytes()].concat();
+    fs::write(rig.dir(fast).unwrap().join("clock"), file).unwrap();
     fs::set_permissions(rig.dir(fast).unwrap().join("clock"), fs::Permissions::from_mode(0o644)).unwrap();
     rig.kill_host(fast).unwrap();
     rig.boot_host(fast).unwrap();
@@ -54,7 +57,7 @@ fn a_member_whose_clocks_run_fast_is_named_and_never_promoted() {
     let planned = rig.switchover(fast).unwrap();
     assert!(!planned.accepted && planned.reason.contains("clock"), "{planned:?}");
 
-    // It is as far as the other one, has the smaller name, and is passed over all the same.
+    // It has the smaller name, which decides among equals, and is passed over.
     let server = rig.server().unwrap();
     let fault = rig.kill_host(&before.primary).unwrap();
     rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();

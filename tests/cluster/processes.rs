@@ -21,10 +21,6 @@ pub const STEPS: &[Step] = &[
         a_manager_that_lost_its_raft_directory_comes_back_as_another_voter,
     ),
     ("an_older_copy_of_a_raft_directory_is_recognised", an_older_copy_of_a_raft_directory_is_recognised),
-    (
-        "an_older_copy_in_an_empty_state_directory_votes_for_nobody",
-        an_older_copy_in_an_empty_state_directory_votes_for_nobody,
-    ),
 ];
 
 /// Kills a process of a host, and waits until another one runs and all is well.
@@ -86,16 +82,6 @@ fn a_manager_that_lost_its_raft_directory_comes_back_as_another_voter(rig: &Rig,
 
 /// A directory put back from an older copy looks whole, and has forgotten what it acknowledged.
 fn an_older_copy_of_a_raft_directory_is_recognised(rig: &Rig, before: &StatusReply) -> Promise {
-    older_copy(rig, before, &[])
-}
-
-/// Neither identity nor mark tell that it is old: only the others can.
-fn an_older_copy_in_an_empty_state_directory_votes_for_nobody(rig: &Rig, before: &StatusReply) -> Promise {
-    older_copy(rig, before, &["identity.toml", "raft.mark"])
-}
-
-/// Puts an older copy of a Raft directory in place, without these files beside it.
-fn older_copy(rig: &Rig, before: &StatusReply, without: &[&str]) -> Promise {
     let host = &others(rig, &[&before.primary])[0];
     let fault = rig.take_down(host, Role::Manager).unwrap();
     until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
@@ -114,9 +100,6 @@ fn older_copy(rig: &Rig, before: &StatusReply, without: &[&str]) -> Promise {
     until("its manager is gone", SOON, || rig.pid(host, Role::Manager).is_none());
     fs::remove_dir_all(&raft).unwrap();
     fs::rename(&kept, &raft).unwrap();
-    for file in without {
-        fs::remove_file(raft.with_file_name(file)).unwrap();
-    }
     rig.start_process(host, Role::Manager).unwrap();
     taken_in(rig, host, old);
     let after = rig.healthy(HEAL).unwrap();
@@ -152,7 +135,7 @@ pub fn taken_in(rig: &Rig, host: &str, old: u64) {
     });
 }
 
-fn copy_with_owner(from: &std::path::Path, to: &std::path::Path) {
+pub fn copy_with_owner(from: &std::path::Path, to: &std::path::Path) {
     let done = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(done.success());
 }

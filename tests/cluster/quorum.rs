@@ -1,7 +1,7 @@
 //! Two of three managers are gone: nobody may write, and nobody is promoted.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use matriarch::{
 
 use crate::{
     failovers::STREAMED,
-    processes::lose_raft_directory,
+    processes::{copy_with_owner, lose_raft_directory, node_of, taken_in},
     stage::{EXE, HEAL, Promise, SOON, Step, fenced_after, grant, others, until},
 };
 
@@ -25,6 +25,10 @@ pub const STEPS: &[Step] = &[
     (
         "two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew",
         two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew,
+    ),
+    (
+        "an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember",
+        an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember,
     ),
 ];
 
@@ -137,6 +141,52 @@ fn two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew(
     assert!(after.epoch >= 1_000 && after.timeline > before.timeline + 10, "{after:?}");
     until("all three vote again", HEAL, || rig.status().is_some_and(|s| s.voters.len() == 3));
     Promise::asynchronous(back, fault - STREAMED)
+}
+
+/// Neither identity nor mark tell that it is old: only the others can, and they are down when it starts, twice.
+fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(rig: &Rig, before: &StatusReply) -> Promise {
+    let host = &others(rig, &[&before.primary])[0];
+    rig.take_down(host, Role::Manager).unwrap();
+    let raft = rig.dir(host).unwrap().join("manager/raft");
+    copy_with_owner(&raft, &raft.with_file_name("kept"));
+    let old = node_of(rig, host);
+    rig.start_process(host, Role::Manager).unwrap();
+    let fault = Instant::now();
+    // What the copy lacks: the entries and votes of another Raft leader.
+    let leader = rig.healthy(HEAL).unwrap().leader;
+    rig.take_down(&leader, Role::Manager).unwrap();
+    rig.start_process(&leader, Role::Manager).unwrap();
+    rig.healthy(HEAL).unwrap();
+
+    for member in rig.members() {
+        rig.take_down(&member, Role::Manager).unwrap();
+    }
+    fs::remove_dir_all(&raft).unwrap();
+    fs::rename(raft.with_file_name("kept"), &raft).unwrap();
+    for file in ["identity.toml", "raft.mark"] {
+        fs::remove_file(raft.with_file_name(file)).unwrap();
+    }
+    for start in 1..=2 {
+        rig.start_process(host, Role::Manager).unwrap();
+        until("it says what it waits for", SOON, || {
+            rig.local_status(host).is_ok_and(|s| s.holds.join(" ").contains("no identity beside it"))
+        });
+        // Far longer than an election takes.
+        thread::sleep(Duration::from_secs(4));
+        let local = rig.local_status(host).unwrap();
+        assert!(local.holds.join(" ").contains("no identity beside it"), "start {start}: {local:?}");
+        rig.take_down(host, Role::Manager).unwrap();
+    }
+    let log = fs::read_to_string(rig.log(host, Role::Manager).unwrap()).unwrap();
+    assert!(!raft.with_file_name("identity.toml").exists(), "with it the next start would not ask: {log}");
+
+    // One who remembers is enough; with the one that does not yet there is no majority but with the third.
+    for member in rig.members() {
+        rig.start_process(&member, Role::Manager).unwrap();
+    }
+    taken_in(rig, host, old);
+    rig.healthy(HEAL).unwrap();
+    Promise::asynchronous(fault, fault - STREAMED)
 }
 
 fn recover(rig: &Rig, host: &str, name: &str) -> std::process::Output {

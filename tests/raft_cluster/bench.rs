@@ -246,6 +246,7 @@ impl Cluster {
             address: self.addresses[&id].clone(),
             dir: self.path(id),
             timings: timings(),
+            stands: true,
         }
     }
 
