@@ -9,6 +9,7 @@ use matriarch::{
     demo::rig::{ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
+use nix::sys::signal::Signal;
 
 use crate::{
     failovers::STREAMED,
@@ -143,7 +144,7 @@ fn two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew(
     Promise::asynchronous(back, fault - STREAMED)
 }
 
-/// Neither identity nor mark tell that it is old: only the others can, and they are down when it starts, twice.
+/// Neither identity nor mark tell that it is old: only the others can, and they are silent when it starts, twice.
 fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(rig: &Rig, before: &StatusReply) -> Promise {
     let host = &others(rig, &[&before.primary])[0];
     rig.take_down(host, Role::Manager).unwrap();
@@ -152,14 +153,19 @@ fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(rig: &
     let old = node_of(rig, host);
     rig.start_process(host, Role::Manager).unwrap();
     let fault = Instant::now();
-    // What the copy lacks: the entries and votes of another Raft leader.
+    // What the copy lacks: the entries and votes of a term in which one of the others leads, and notes who has what.
     let leader = rig.healthy(HEAL).unwrap().leader;
-    rig.take_down(&leader, Role::Manager).unwrap();
-    rig.start_process(&leader, Role::Manager).unwrap();
+    let next = others(rig, &[host, &leader]).remove(0);
+    rig.transfer_leader(&next);
+    until("the other one leads", SOON, || rig.status().is_some_and(|s| s.leader == next));
     rig.healthy(HEAL).unwrap();
 
-    for member in rig.members() {
-        rig.take_down(&member, Role::Manager).unwrap();
+    rig.take_down(host, Role::Manager).unwrap();
+    // They keep their memory, and answer nobody.
+    let remember: Vec<i32> = others(rig, &[host]).iter().filter_map(|m| rig.pid(m, Role::Manager)).collect();
+    assert_eq!(remember.len(), 2);
+    for pid in &remember {
+        rig.signal(*pid, Signal::SIGSTOP).unwrap();
     }
     fs::remove_dir_all(&raft).unwrap();
     fs::rename(raft.with_file_name("kept"), &raft).unwrap();
@@ -177,13 +183,12 @@ fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(rig: &
         assert!(local.holds.join(" ").contains("no identity beside it"), "start {start}: {local:?}");
         rig.take_down(host, Role::Manager).unwrap();
     }
-    let log = fs::read_to_string(rig.log(host, Role::Manager).unwrap()).unwrap();
-    assert!(!raft.with_file_name("identity.toml").exists(), "with it the next start would not ask: {log}");
+    assert!(!raft.with_file_name("identity.toml").exists(), "with it the next start would not ask");
 
-    // One who remembers is enough; with the one that does not yet there is no majority but with the third.
-    for member in rig.members() {
-        rig.start_process(&member, Role::Manager).unwrap();
+    for pid in &remember {
+        rig.signal(*pid, Signal::SIGCONT).unwrap();
     }
+    rig.start_process(host, Role::Manager).unwrap();
     taken_in(rig, host, old);
     rig.healthy(HEAL).unwrap();
     Promise::asynchronous(fault, fault - STREAMED)
