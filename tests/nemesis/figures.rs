@@ -24,7 +24,7 @@ use crate::{
     report,
     rounds::{build, timings},
     runs::{alone, log, number, say, seed, wanted},
-    workload::{Micros, Workload, busy, now},
+    workload::{Micros, Outcome, Workload, busy, now},
 };
 
 const HEAL: Duration = Duration::from_secs(120);
@@ -114,12 +114,13 @@ fn last_acknowledgement_of_a_primary_that_is_cut_off() {
         let workload = Workload::start_with(&hosts.rig, primary, busy(primary, SESSIONS)).unwrap();
         workload.begin(run as u64);
         let all_write = workload.wait_for(HEAL, |attempts| {
-            let mut seen: Vec<usize> = attempts.iter().map(|a| a.client).collect();
+            let acked = attempts.iter().filter(|a| matches!(a.outcome, Outcome::Acked { .. }));
+            let mut seen: Vec<usize> = acked.map(|a| a.client).collect();
             seen.sort_unstable();
             seen.dedup();
             (seen.len() == SESSIONS).then_some(())
         });
-        all_write.expect("every session writes");
+        all_write.expect("every session is acknowledged");
         thread::sleep(Duration::from_secs(1));
 
         let fault = Fault { kind: Kind::CutBoth, target: Target::Primary, hold: Duration::ZERO };
