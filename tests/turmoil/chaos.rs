@@ -124,6 +124,7 @@ impl Chaos {
 
     fn begin(&mut self, sim: &mut Sim<'_>, seen: &mut Chronicle, at: Duration) {
         match self.dice.roll(20) {
+            0..=5 if self.same_number && self.dice.one_in(2) => self.replace(sim, seen, at),
             0..=5 => {
                 let host = self.victim();
                 self.crash(sim, seen, at, host);

@@ -19,8 +19,8 @@ use crate::{
     promises::Chronicle,
 };
 
-/// Time goes on in such steps; a message needs one at least.
-const TICK: Duration = Duration::from_millis(2);
+/// Time goes on in steps of so many milliseconds, one of these for each seed; a message needs one step at least.
+const TICKS_MS: [u64; 3] = [2, 5, 8];
 
 /// A bug that is put in on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +49,14 @@ impl Mutation {
 pub struct Plan {
     pub seed: u64,
     pub mutation: Mutation,
+    /// Three seconds of faults only.
+    pub short: bool,
+}
+
+impl Plan {
+    pub fn chaos(seed: u64) -> Self {
+        Self { seed, mutation: Mutation::None, short: false }
+    }
 }
 
 /// What came of it.
@@ -75,6 +83,7 @@ impl Plan {
     fn world(self) -> World<'static> {
         let mut dice = Dice::new(self.seed);
         let size = if dice.one_in(3) { 5 } else { 3 };
+        let tick = Duration::from_millis(TICKS_MS[dice.below(TICKS_MS.len())]);
         let lie = match self.mutation {
             Mutation::FsyncLies => Lie::Sync,
             Mutation::VotesNotSynced => Lie::Vote,
@@ -89,7 +98,7 @@ impl Plan {
             quiet: Mutex::new(false),
         });
         let mut sim = turmoil::Builder::new()
-            .tick_duration(TICK)
+            .tick_duration(tick)
             .simulation_duration(Duration::from_secs(3_600))
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(LATENCY)
@@ -102,7 +111,9 @@ impl Plan {
             let (shared, seat) = (Arc::clone(&shared), Arc::clone(seat));
             sim.host(name(seat.host), move || host::run(Arc::clone(&shared), Arc::clone(&seat)));
         }
-        let seen = Chronicle::new(Arc::clone(&shared));
+        // The code's own suspicion of a node that forgot something is no failure where every disk forgets.
+        let nobody_forgets = matches!(self.mutation, Mutation::None | Mutation::SameNumber);
+        let seen = Chronicle::new(Arc::clone(&shared), nobody_forgets);
         World { sim, shared, seen }
     }
 }
@@ -120,7 +131,7 @@ impl World<'_> {
 
     fn play(&mut self, plan: Plan) -> Result<(), String> {
         let mut dice = Dice::new(plan.seed ^ 0xC4A0_5000);
-        let troubled = Duration::from_secs(dice.between(20, 40));
+        let troubled = Duration::from_secs(if plan.short { 3 } else { dice.between(10, 20) });
         let same_number = plan.mutation == Mutation::SameNumber;
         let kinds = Kinds { replaces: same_number || dice.one_in(2), same_number };
         let mut chaos = Chaos::new(Arc::clone(&self.shared), dice, kinds);
@@ -205,7 +216,7 @@ pub fn as_child(seed: u64) {
     if env::var("TURMOIL_LOG").is_ok() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false).init();
     }
-    let (report, trace) = play(Plan { seed, mutation });
+    let (report, trace) = play(Plan { seed, mutation, short: env::var("TURMOIL_SHORT").is_ok() });
     let shown = if env::var("TURMOIL_TRACE").is_ok() { trace.len() } else { 60 };
     if report.broken.is_some() || env::var("TURMOIL_TRACE").is_ok() {
         for line in &trace[trace.len().saturating_sub(shown)..] {
@@ -226,12 +237,13 @@ pub fn as_child(seed: u64) {
 
 /// Plays one seed in a process of its own: then nothing that went before has a part in it.
 pub fn one(plan: Plan) -> Report {
-    let child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "one_seed", "--nocapture", "--test-threads=1"])
-        .env("TURMOIL_SEED", plan.seed.to_string())
-        .env("TURMOIL_MUTATION", format!("{:?}", plan.mutation))
-        .output()
-        .unwrap();
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", "one_seed", "--nocapture", "--test-threads=1"]);
+    child.env("TURMOIL_SEED", plan.seed.to_string()).env("TURMOIL_MUTATION", format!("{:?}", plan.mutation));
+    if plan.short {
+        child.env("TURMOIL_SHORT", "1");
+    }
+    let child = child.output().unwrap();
     let text = String::from_utf8_lossy(&child.stdout).into_owned();
     let mut report = Report::default();
     let mut ended = false;
