@@ -36,6 +36,8 @@ pub enum Lie {
     Sync,
     /// It does that for votes only.
     Vote,
+    /// It makes safe what the sync before was asked for: as if a write were acknowledged before its sync.
+    OneLate,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +108,8 @@ struct Platter {
     lie: Lie,
     /// Until when every sync hangs.
     hangs_until: Duration,
+    /// So many writes waited when the last sync began.
+    asked: usize,
     lost: u64,
 }
 
@@ -145,6 +149,7 @@ impl Disk {
         platter.now = platter.durable.clone();
         platter.claimed = platter.durable.clone();
         platter.hangs_until = Duration::ZERO;
+        platter.asked = 0;
         platter.life += 1;
     }
 
@@ -194,6 +199,17 @@ impl Disk {
 }
 
 impl Platter {
+    /// The life the sync is of, and how many of the writes that wait it makes safe.
+    fn begin_sync(&mut self) -> (u64, usize) {
+        let waiting = self.unclaimed.len();
+        if self.lie != Lie::OneLate {
+            return (self.life, waiting);
+        }
+        let before = self.asked;
+        self.asked = waiting - before;
+        (self.life, before)
+    }
+
     /// The first `count` of the writes that wait are said to be safe.
     fn claim(&mut self, count: usize) {
         for write in self.unclaimed.drain(..count).collect::<Vec<_>>() {
@@ -265,10 +281,7 @@ impl LogBackend for Disk {
 impl SlowDisk for Disk {
     fn sync_slowly(&self) -> BoxFuture<'_, io::Result<()>> {
         Box::pin(async {
-            let (life, count) = {
-                let platter = self.platter();
-                (platter.life, platter.unclaimed.len())
-            };
+            let (life, count) = self.platter().begin_sync();
             let lag = if self.platter().lie == Lie::Sync { Duration::ZERO } else { self.lag() };
             tokio::time::sleep(lag).await;
             // What came while the sync ran waits for the next.

@@ -26,8 +26,8 @@ use crate::{
 };
 
 /// Small, so that snapshots, purges and installed snapshots happen all the time.
-const SNAPSHOT_EVERY: u64 = 60;
-const KEEP_BEHIND_SNAPSHOT: u64 = 20;
+const SNAPSHOT_EVERY: u64 = 30;
+const KEEP_BEHIND_SNAPSHOT: u64 = 5;
 /// Node numbers of one host are so far apart.
 pub const LIVES: u64 = 10;
 

@@ -103,8 +103,8 @@ fn every_promise_holds_in_every_seed_and_the_group_heals() {
     }
     batch.show();
     batch.assert_unbroken();
-    batch.demand(&[("crashes", 20), ("partitions", 5), ("one-way partitions", 3), ("unsynced writes lost", 5)]);
-    batch.demand(&[("leaders", 30), ("acknowledged", 1_000), ("snapshots installed", 3), ("settled memberships", 1)]);
+    batch.demand(&[("crashes", 15), ("partitions", 4), ("one-way partitions", 2), ("unsynced writes lost", 5)]);
+    batch.demand(&[("leaders", 10), ("acknowledged", 500)]);
 }
 
 /// `SEEDS` seeds from `FROM` on, or as many as fit in `MINUTES`.
@@ -123,6 +123,9 @@ fn many_seeds() {
     }
     batch.show();
     batch.assert_unbroken();
+    if batch.runs >= 20 {
+        batch.demand(&[("snapshots installed", 5), ("settled memberships", 3), ("nodes dropped", 3), ("transfers", 3)]);
+    }
 }
 
 #[test]
@@ -158,6 +161,11 @@ fn a_disk_that_lies_about_its_syncs_is_found() {
 #[test]
 fn votes_that_are_not_synced_are_found() {
     is_found(Mutation::VotesNotSynced, 20, &LOSSES[..2]);
+}
+
+#[test]
+fn a_write_that_is_acknowledged_before_its_sync_is_found() {
+    is_found(Mutation::SyncOneLate, 5, &["an acknowledged write is on a quorum of disks"]);
 }
 
 /// The code itself sees it first: [`matriarch::raft::Node::lost_logs`].

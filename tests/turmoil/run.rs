@@ -31,13 +31,15 @@ pub enum Mutation {
     FsyncLies,
     /// The disk does that with votes only.
     VotesNotSynced,
+    /// Writes are acknowledged before the sync that makes them safe.
+    SyncOneLate,
     /// A host that lost its disk comes back under its old number.
     SameNumber,
 }
 
 impl Mutation {
-    pub const ALL: [Mutation; 4] =
-        [Mutation::None, Mutation::FsyncLies, Mutation::VotesNotSynced, Mutation::SameNumber];
+    pub const ALL: [Mutation; 5] =
+        [Mutation::None, Mutation::FsyncLies, Mutation::VotesNotSynced, Mutation::SyncOneLate, Mutation::SameNumber];
 
     fn named(name: &str) -> Mutation {
         *Self::ALL.iter().find(|m| format!("{m:?}") == name).unwrap_or_else(|| panic!("{name} is no mutation"))
@@ -87,6 +89,7 @@ impl Plan {
         let lie = match self.mutation {
             Mutation::FsyncLies => Lie::Sync,
             Mutation::VotesNotSynced => Lie::Vote,
+            Mutation::SyncOneLate => Lie::OneLate,
             Mutation::None | Mutation::SameNumber => Lie::None,
         };
         let seat = |host| Arc::new(Seat::new(host, Disk::new(lie, Dice::new(self.seed ^ (host << 32)))));
