@@ -307,9 +307,8 @@ async fn obey(shared: Arc<Shared>, seat: Arc<Seat>, node: Node) {
                 let _ = node.purge_log(node.applied_index()).await;
             }
             Some(Order::Transfer { to }) => {
-                if node.transfer_leader(&member(to)).await.is_ok() {
-                    shared.notes().count("transfers");
-                }
+                let moved = node.transfer_leader(&member(to)).await;
+                shared.notes().count(if moved.is_ok() { "transfers" } else { "transfers refused" });
             }
         }
     }

@@ -201,7 +201,7 @@ impl Chronicle {
         for (index, committed) in self.committed.range(first..).filter(|(_, c)| c.seen_in < new.term) {
             let has = log.log.get(index);
             if has != Some(&committed.record) {
-                let found = has.map_or("nothing".to_owned(), |record| words(record));
+                let found = has.map_or_else(|| "nothing".to_owned(), |record| words(record));
                 return Err(format!(
                     "a leader has all that is committed: n{} leads term {} and has {found} at {index}, where {} was committed",
                     new.host,

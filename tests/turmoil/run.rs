@@ -203,7 +203,7 @@ fn play(plan: Plan) -> (Report, Vec<String>) {
         (report, std::mem::take(&mut world.seen.trace))
     });
     run.join().unwrap_or_else(|_| {
-        let broken = PANICKED.lock().unwrap().take().or(Some("a panic".to_owned()));
+        let broken = PANICKED.lock().unwrap().take().or_else(|| Some("a panic".to_owned()));
         (Report { broken, ..Report::default() }, Vec::new())
     })
 }
