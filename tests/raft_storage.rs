@@ -7,7 +7,7 @@
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -51,11 +51,28 @@ fn reopen(dir: &Path) -> LogStore {
     }
 }
 
+/// A Raft directory that is not there yet, one level down: the mark beside it goes with what it is in.
+struct RaftDir {
+    path: PathBuf,
+    _in: TempDir,
+}
+
+impl RaftDir {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { path: dir.path().join("raft"), _in: dir }
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 struct Builder;
 
-impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
-    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
-        let dir = tempfile::tempdir().unwrap();
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, RaftDir> for Builder {
+    async fn build(&self) -> Result<(RaftDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = RaftDir::new();
         let store = open(dir.path()).unwrap();
         let machine = StateMachine::open(dir.path()).unwrap();
         Ok((dir, store, machine))
@@ -69,7 +86,7 @@ async fn openraft_storage_suite() {
 
 #[tokio::test]
 async fn everything_is_there_after_a_reopening() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     let mut store = open(dir.path()).unwrap();
     store.save_vote(&vote(3)).await.unwrap();
     store.blocking_append((0..10).map(|i| entry(3, i))).await.unwrap();
@@ -89,7 +106,7 @@ async fn everything_is_there_after_a_reopening() {
 
 #[test]
 fn a_second_manager_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     let first = open(dir.path()).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::InUse(_))));
     drop(first);
@@ -98,7 +115,7 @@ fn a_second_manager_is_refused() {
 
 #[test]
 fn another_node_s_directory_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     drop(open(dir.path()).unwrap());
     drop(reopen(dir.path()));
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -114,7 +131,7 @@ fn another_node_s_directory_is_refused() {
 // Without the removal sled reports the whole database as corrupt, for good.
 #[tokio::test]
 async fn a_half_written_sled_snapshot_does_not_stop_a_start() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     let mut store = open(dir.path()).unwrap();
     store.save_vote(&vote(1)).await.unwrap();
     store.blocking_append([entry(1, 0)]).await.unwrap();
@@ -129,7 +146,7 @@ async fn a_half_written_sled_snapshot_does_not_stop_a_start() {
 
 #[tokio::test]
 async fn a_damaged_sled_snapshot_is_set_aside() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     let mut store = open(dir.path()).unwrap();
     store.save_vote(&vote(1)).await.unwrap();
     store.blocking_append((0..50).map(|i| entry(1, i))).await.unwrap();
@@ -169,7 +186,7 @@ fn writer() {
 
 #[tokio::test]
 async fn a_killed_writer_loses_nothing_acknowledged() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = RaftDir::new();
     let mut acked = None;
     for round in 0..6_u64 {
         let mut child = Command::new(env::current_exe().unwrap())

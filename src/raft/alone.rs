@@ -42,7 +42,7 @@ pub fn found_alone(dir: &Path, node: NodeId, of: &GroupNode, state: &ClusterStat
         .map_err(|e| OpenError::Damaged { path: dir.to_owned(), why: e.to_string() })?;
     let meta = SnapshotMeta { last_log_id: Some(last), last_membership: StoredMembership::new(Some(last), membership) };
     let bytes = Bytes::from(codec::encode_state(state));
-    SnapshotFile::open(dir)?.save(&meta, &bytes).map_err(io_at("write the snapshot of", dir))?;
+    SnapshotFile::open(dir)?.write(&meta, &bytes).map_err(io_at("write the snapshot of", dir))?;
     sync_dir(dir).map_err(io_at("sync", dir))
 }
 

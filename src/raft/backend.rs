@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures_util::future::BoxFuture;
+
 use crate::domain::NodeId;
 
 /// A larger value goes to a file of its own inside sled, which the sync of the
@@ -87,6 +89,12 @@ pub trait LogBackend: Send + Sync + 'static {
     /// # Errors
     /// The store's; the log is then unusable.
     fn sync(&self) -> io::Result<()>;
+}
+
+/// A disk whose syncs take time without a thread of their own: that of a simulation, whose time is virtual.
+pub trait SlowDisk: LogBackend {
+    /// As [`LogBackend::sync`].
+    fn sync_slowly(&self) -> BoxFuture<'_, io::Result<()>>;
 }
 
 /// Why a store can't be opened.

@@ -6,11 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use openraft::{Instant as _, RaftMetrics, ServerState, alias::WatchReceiverOf, async_runtime::WatchReceiver as _};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use super::{
     group::group_of,
@@ -218,5 +221,5 @@ pub(super) async fn wait_for(
     accept: impl Fn(&RaftMetrics<TypeConfig>) -> bool + Send,
 ) -> bool {
     let wait = metrics.wait_until(accept);
-    matches!(tokio::time::timeout_at(deadline.into(), wait).await, Ok(Ok(_)))
+    matches!(tokio::time::timeout_at(deadline, wait).await, Ok(Ok(_)))
 }

@@ -1,6 +1,6 @@
 //! openraft's log storage over a [`LogBackend`], with one thread that makes
 //! writes durable: it takes everything that waits, syncs once, and only then
-//! acknowledges all of it (group commit).
+//! acknowledges all of it (group commit). In a simulation a task does the same in virtual time.
 
 use std::{
     fmt::Debug,
@@ -11,20 +11,22 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 use super::{
-    backend::{LogBackend, Meta, OpenError, SledBackend, io_at},
+    backend::{LogBackend, Meta, OpenError, SledBackend, SlowDisk, io_at},
     convert::{entry_in, entry_out, log_id_in, log_id_out, vote_in, vote_out},
     group::membership_id,
     mark::{self, Mark, Marker},
@@ -70,15 +72,18 @@ impl SyncGauge {
         Self { origin: Instant::now(), running_since: zero(), last_micros: zero(), syncs: zero() }
     }
 
-    fn measure(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    /// A sync begins.
+    fn begin(&self) -> Duration {
         let start = self.origin.elapsed();
         self.running_since.store(micros(start) + 1, Ordering::Relaxed);
-        let result = sync();
+        start
+    }
+
+    /// The sync that began at `start` has ended.
+    fn end(&self, start: Duration) {
         self.running_since.store(0, Ordering::Relaxed);
         self.last_micros.store(micros(self.origin.elapsed().saturating_sub(start)), Ordering::Relaxed);
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        result
     }
 
     /// How long the sync that runs now has been running; `None` when none runs.
@@ -98,13 +103,17 @@ impl SyncGauge {
     }
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// A write that waits for its sync, and how far the log has come with it.
 type Waiting = (Waiter, Mark);
 
 /// The writer's side of the log. There is one.
 pub struct LogStore {
     backend: Arc<dyn LogBackend>,
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::UnboundedSender<Waiting>,
     /// With everything that was written, durable or not.
     now: Mark,
     /// The same, for others to read.
@@ -161,8 +170,46 @@ impl LogStore {
         Self::with_marker(backend, NodeId(0), None)
     }
 
+    /// A store over the disk of a simulation, whose syncs run as a task of the present runtime. What the disk
+    /// holds is checked as in [`LogStore::open`]; no mark is kept.
+    ///
+    /// # Errors
+    /// [`OpenError`] if what the disk holds is damaged or another node's.
+    pub fn simulated(disk: Arc<impl SlowDisk>, node: NodeId, member: &MemberId) -> Result<Self, OpenError> {
+        let name = Path::new("simulated");
+        check_identity(disk.as_ref(), name, node, member)?;
+        check_log(disk.as_ref(), name)?;
+        let (store, mut waiting, mut syncs) = Self::assembled(disk.clone(), node, None).map_err(io_at("read", name))?;
+        tokio::spawn(async move {
+            while let Some(first) = waiting.recv().await {
+                let group = gather(first, &mut waiting);
+                if syncs.broken.is_none() {
+                    let start = syncs.gauge.begin();
+                    let synced = disk.sync_slowly().await;
+                    syncs.gauge.end(start);
+                    syncs.note(synced);
+                }
+                syncs.answer(group);
+            }
+        });
+        Ok(store)
+    }
+
     fn with_marker(backend: Arc<dyn LogBackend>, node: NodeId, marker: Option<Marker>) -> io::Result<Self> {
-        let (queue, waiting) = mpsc::channel();
+        let (store, waiting, syncs) = Self::assembled(Arc::clone(&backend), node, marker)?;
+        thread::Builder::new()
+            .name("raft-sync".to_owned())
+            .spawn(move || sync_loop(backend.as_ref(), waiting, syncs))?;
+        Ok(store)
+    }
+
+    /// A store, and what whoever makes its writes durable needs.
+    fn assembled(
+        backend: Arc<dyn LogBackend>,
+        node: NodeId,
+        marker: Option<Marker>,
+    ) -> io::Result<(Self, mpsc::UnboundedReceiver<Waiting>, Syncs)> {
+        let (queue, waiting) = mpsc::unbounded_channel();
         let now = mark_of(backend.as_ref(), node)?;
         if let Some(marker) = &marker {
             marker.put(now);
@@ -170,12 +217,9 @@ impl LogStore {
         let membership = Arc::new(AtomicU64::new(newest_membership(backend.as_ref())?));
         let (failure, failed) = watch::channel(None);
         let gauge = Arc::new(SyncGauge::new());
-        let (disk, gauge_of_thread) = (Arc::clone(&backend), Arc::clone(&gauge));
-        thread::Builder::new()
-            .name("raft-sync".to_owned())
-            .spawn(move || sync_loop(disk.as_ref(), &waiting, &gauge_of_thread, &failure, marker.as_ref()))?;
+        let syncs = Syncs { gauge: Arc::clone(&gauge), failure, marker, broken: None };
         let here = Arc::new(Mutex::new(now));
-        Ok(Self { backend, queue, now, here, membership, gauge, failed })
+        Ok((Self { backend, queue, now, here, membership, gauge, failed }, waiting, syncs))
     }
 
     /// How far the log has come, durable or not.
@@ -215,31 +259,52 @@ impl LogStore {
     }
 }
 
-fn sync_loop(
-    backend: &dyn LogBackend,
-    waiting: &mpsc::Receiver<Waiting>,
-    gauge: &SyncGauge,
-    failure: &watch::Sender<Option<String>>,
-    marker: Option<&Marker>,
-) {
-    let mut broken: Option<String> = None;
-    while let Ok(first) = waiting.recv() {
-        let group: Vec<Waiting> = std::iter::once(first).chain(waiting.try_iter()).take(GROUP_MAX).collect();
-        if broken.is_none()
-            && let Err(e) = gauge.measure(|| backend.sync())
-        {
+/// What the syncs came to.
+struct Syncs {
+    gauge: Arc<SyncGauge>,
+    failure: watch::Sender<Option<String>>,
+    marker: Option<Marker>,
+    /// Why nothing is synced any more.
+    broken: Option<String>,
+}
+
+impl Syncs {
+    fn note(&mut self, synced: io::Result<()>) {
+        if let Err(e) = synced {
             // The kernel may have dropped the dirty pages with the error: a
             // second sync that succeeds would prove nothing.
             tracing::error!(error = %e, "a Raft write could not be made durable; this process has to end");
-            broken = Some(e.to_string());
-            failure.send_replace(broken.clone());
+            self.broken = Some(e.to_string());
+            self.failure.send_replace(self.broken.clone());
         }
-        if let (Some(marker), Some((_, mark)), None) = (marker, group.last(), &broken) {
+    }
+
+    fn answer(&self, group: Vec<Waiting>) {
+        if let (Some(marker), Some((_, mark)), None) = (&self.marker, group.last(), &self.broken) {
             marker.put(*mark);
         }
         for (waiter, _) in group {
-            waiter.done(broken.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone()))));
+            waiter.done(self.broken.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone()))));
         }
+    }
+}
+
+/// What waits now and shares one sync.
+fn gather(first: Waiting, waiting: &mut mpsc::UnboundedReceiver<Waiting>) -> Vec<Waiting> {
+    let rest = std::iter::from_fn(|| waiting.try_recv().ok());
+    std::iter::once(first).chain(rest).take(GROUP_MAX).collect()
+}
+
+fn sync_loop(backend: &dyn LogBackend, mut waiting: mpsc::UnboundedReceiver<Waiting>, mut syncs: Syncs) {
+    while let Some(first) = waiting.blocking_recv() {
+        let group = gather(first, &mut waiting);
+        if syncs.broken.is_none() {
+            let start = syncs.gauge.begin();
+            let synced = backend.sync();
+            syncs.gauge.end(start);
+            syncs.note(synced);
+        }
+        syncs.answer(group);
     }
 }
 

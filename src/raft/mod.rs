@@ -41,13 +41,13 @@ mod test_disk;
 mod types;
 
 pub use alone::found_alone;
-pub use backend::{LogBackend, Meta, OpenError};
+pub use backend::{LogBackend, Meta, OpenError, SlowDisk};
 pub use group::ChangeError;
 pub use leadership::Leadership;
 pub use log_store::{LogStore, SyncGauge};
 pub use network::{Dialer, TcpDialer};
-pub use node::{COMMAND_MAX, Node, NodeOptions, ProposeError, RaftError};
-pub use service::RaftService;
-pub use state_machine::StateMachine;
+pub use node::{COMMAND_MAX, Ground, Node, NodeOptions, ProposeError, RaftError};
+pub use service::{Clock, RaftService};
+pub use state_machine::{SnapshotStore, StateMachine};
 #[doc(hidden)]
 pub use types::TypeConfig;

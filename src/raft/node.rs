@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicU64},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use openraft::{
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as LibraryError},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     backend::OpenError,
@@ -25,7 +25,7 @@ use super::{
     mark::Mark,
     memory::Memory,
     network::{Dialer, MESSAGE_MAX, Network, TcpDialer},
-    service::{Contact, RaftService},
+    service::{Clock, Contact, RaftService, boottime_ms},
     state_machine::StateMachine,
     types::{CommandBytes, PeerNode, Raft, TypeConfig},
 };
@@ -58,6 +58,36 @@ pub struct NodeOptions {
     pub timings: Timings,
     /// Whether it may ask for votes from the start; if not, when [`Node::stand_for_election`] says so.
     pub stands: bool,
+}
+
+/// What a node stands on. A simulation puts its own network, disk and clock here.
+pub struct Ground {
+    /// How the others are reached.
+    pub dialer: Arc<dyn Dialer>,
+    /// The opened log.
+    pub log: LogStore,
+    /// The state before the log.
+    pub machine: StateMachine,
+    /// What tells how long the leader has not been heard.
+    pub clock: Clock,
+    /// A snapshot every so many entries.
+    pub snapshot_every: u64,
+    /// So many entries stay behind a snapshot, for followers that are only a little late.
+    pub keep_behind_snapshot: u64,
+}
+
+impl Ground {
+    /// That of a real node.
+    fn real(dialer: Arc<dyn Dialer>, log: LogStore, machine: StateMachine) -> Self {
+        Self {
+            dialer,
+            log,
+            machine,
+            clock: boottime_ms,
+            snapshot_every: SNAPSHOT_EVERY,
+            keep_behind_snapshot: KEEP_BEHIND_SNAPSHOT,
+        }
+    }
 }
 
 /// Why a node can't start or be founded.
@@ -141,7 +171,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn library_config(timings: &Timings, stands: bool) -> Result<Config, RaftError> {
+fn library_config(options: &NodeOptions, ground: &Ground) -> Result<Config, RaftError> {
+    let timings = &options.timings;
     let election_max = millis(timings.election_max);
     let config = Config {
         cluster_name: "matriarch".to_owned(),
@@ -150,10 +181,10 @@ fn library_config(timings: &Timings, stands: bool) -> Result<Config, RaftError> 
         election_timeout_max: election_max,
         install_snapshot_timeout: millis(SNAPSHOT_TRANSFER),
         max_payload_entries: 300,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: KEEP_BEHIND_SNAPSHOT,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(ground.snapshot_every),
+        max_in_snapshot_log_to_keep: ground.keep_behind_snapshot,
         purge_batch_size: 256,
-        enable_elect: stands,
+        enable_elect: options.stands,
         // A member that comes back from a partition must not depose a healthy leader.
         enable_pre_vote: Some(true),
         // A restarted leader is elected again like anybody else: its tasks start from nothing.
@@ -195,21 +226,20 @@ impl Node {
             Ok::<_, OpenError>((log, StateMachine::open(&dir)?))
         });
         let (log, machine) = opened.await.map_err(stopped)??;
-        Self::over(options, dialer, log, machine).await
+        Self::over(options, Ground::real(dialer, log, machine)).await
     }
 
-    /// A node over an opened log and state machine.
-    async fn over(
-        options: NodeOptions,
-        dialer: Arc<dyn Dialer>,
-        log: LogStore,
-        machine: StateMachine,
-    ) -> Result<Node, RaftError> {
-        let config = library_config(&options.timings, options.stands)?;
+    /// A node on other ground than the real one.
+    ///
+    /// # Errors
+    /// If the timings can't be used.
+    pub async fn over(options: NodeOptions, ground: Ground) -> Result<Node, RaftError> {
+        let config = library_config(&options, &ground)?;
+        let Ground { dialer, log, machine, clock, .. } = ground;
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
         let (log_membership, here) = (log.membership(), log.here());
         let identity = Identity::new(options.member.clone(), options.node);
-        let (contact, silence, memory) = (Contact::default(), Silence::default(), Memory::default());
+        let (contact, silence, memory) = (Contact::new(clock), Silence::default(), Memory::default());
         let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
@@ -517,7 +547,7 @@ mod tests {
                 timings: Timings::of(Profile::Fast),
                 stands: true,
             };
-            let node = Node::over(options, Arc::new(TcpDialer), log, machine).await.unwrap();
+            let node = Node::over(options, Ground::real(Arc::new(TcpDialer), log, machine)).await.unwrap();
             let server = tonic::transport::Server::builder().add_service(node.grpc());
             tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
             nodes.insert(id, node);

@@ -18,27 +18,38 @@ use super::{
 };
 use crate::rpc::v1::{self, raft_server};
 
-/// When the leader was last heard, on a clock that also runs in suspend.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Contact(Arc<AtomicU64>);
+/// Milliseconds since some moment, on a clock that also runs in suspend.
+pub type Clock = fn() -> u64;
 
-/// Milliseconds of `CLOCK_BOOTTIME`, plus one so that 0 can mean never.
-fn boottime_ms() -> u64 {
+/// Milliseconds of `CLOCK_BOOTTIME`.
+pub(super) fn boottime_ms() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| {
         let ms = now.tv_sec().saturating_mul(1_000).saturating_add(now.tv_nsec() / 1_000_000);
-        u64::try_from(ms).unwrap_or(0).saturating_add(1)
+        u64::try_from(ms).unwrap_or(0)
     })
 }
 
+/// When the leader was last heard.
+#[derive(Debug, Clone)]
+pub(super) struct Contact {
+    /// By the clock, plus one so that 0 can mean never.
+    last: Arc<AtomicU64>,
+    clock: Clock,
+}
+
 impl Contact {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { last: Arc::default(), clock }
+    }
+
     fn now(&self) {
-        self.0.store(boottime_ms(), Ordering::Relaxed);
+        self.last.store((self.clock)().saturating_add(1), Ordering::Relaxed);
     }
 
     /// How long ago; `None` if never.
     pub(super) fn age(&self) -> Option<std::time::Duration> {
-        let last = self.0.load(Ordering::Relaxed);
-        (last != 0).then(|| std::time::Duration::from_millis(boottime_ms().saturating_sub(last)))
+        let last = self.last.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(std::time::Duration::from_millis((self.clock)().saturating_sub(last)))
     }
 }
 

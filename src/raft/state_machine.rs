@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine},
@@ -26,6 +26,25 @@ use crate::{
     rpc::{codec, v1},
     state::{Applied, ClusterState},
 };
+
+/// Where a node's newest snapshot is kept. The seam for a simulation.
+pub trait SnapshotStore: Send + Sync + 'static {
+    /// Replaces what is kept unless that covers as much already. When this ends what is kept is on
+    /// disk; until then the one before is, as a whole.
+    fn save(self: Arc<Self>, meta: SnapshotMeta, state: Bytes) -> BoxFuture<'static, io::Result<()>>;
+    /// What is kept.
+    fn load(self: Arc<Self>) -> BoxFuture<'static, io::Result<Option<Snapshot>>>;
+}
+
+impl SnapshotStore for SnapshotFile {
+    fn save(self: Arc<Self>, meta: SnapshotMeta, state: Bytes) -> BoxFuture<'static, io::Result<()>> {
+        Box::pin(off_thread(move || self.write(&meta, &state)))
+    }
+
+    fn load(self: Arc<Self>) -> BoxFuture<'static, io::Result<Option<Snapshot>>> {
+        Box::pin(off_thread(move || self.read()))
+    }
+}
 
 /// The snapshot: one file, replaced as a whole.
 pub(super) struct SnapshotFile {
@@ -45,7 +64,7 @@ impl SnapshotFile {
             _ => {}
         }
         let file = Self { path, covers: Mutex::new(None) };
-        let found = file.load().map_err(|e| match e.kind() {
+        let found = file.read().map_err(|e| match e.kind() {
             io::ErrorKind::InvalidData => OpenError::Damaged { path: file.path.clone(), why: e.to_string() },
             _ => io_at("read", &file.path)(e),
         })?;
@@ -53,7 +72,7 @@ impl SnapshotFile {
         Ok(file)
     }
 
-    fn load(&self) -> io::Result<Option<Snapshot>> {
+    fn read(&self) -> io::Result<Option<Snapshot>> {
         let bytes = match fs::read(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
@@ -64,7 +83,7 @@ impl SnapshotFile {
     }
 
     /// Replaces the file unless it covers as much already.
-    pub(super) fn save(&self, meta: &SnapshotMeta, state: &Bytes) -> io::Result<()> {
+    pub(super) fn write(&self, meta: &SnapshotMeta, state: &Bytes) -> io::Result<()> {
         let mut covers = lock(&self.covers);
         if covers.as_ref().is_some_and(|c| c.last_log_id >= meta.last_log_id) {
             return Ok(());
@@ -94,7 +113,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Se
 
 /// The applied state, and where it came from.
 pub struct StateMachine {
-    file: Arc<SnapshotFile>,
+    kept: Arc<dyn SnapshotStore>,
     last_applied: Option<LogId>,
     membership: StoredMembership,
     state: Arc<ClusterState>,
@@ -108,14 +127,19 @@ impl StateMachine {
     /// # Errors
     /// [`OpenError`] if the snapshot file can't be read or is damaged.
     pub fn open(dir: &Path) -> Result<Self, OpenError> {
+        Ok(Self::over(Arc::new(SnapshotFile::open(dir)?)))
+    }
+
+    /// An empty machine over what keeps its snapshots.
+    pub fn over(kept: Arc<dyn SnapshotStore>) -> Self {
         let state = Arc::new(ClusterState::default());
-        Ok(Self {
-            file: Arc::new(SnapshotFile::open(dir)?),
+        Self {
+            kept,
             last_applied: None,
             membership: StoredMembership::default(),
             published: watch::Sender::new(Arc::clone(&state)),
             state,
-        })
+        }
     }
 
     /// The state after every applied entry.
@@ -174,14 +198,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder { file: Arc::clone(&self.file), meta: self.meta(), state: Arc::clone(&self.state) }
+        Builder { kept: Arc::clone(&self.kept), meta: self.meta(), state: Arc::clone(&self.state) }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> io::Result<()> {
         let state = codec::decode_state(&snapshot)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {e}")))?;
-        let (file, kept) = (Arc::clone(&self.file), meta.clone());
-        off_thread(move || file.save(&kept, &snapshot)).await?;
+        Arc::clone(&self.kept).save(meta.clone(), snapshot).await?;
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.state = Arc::new(state);
@@ -190,14 +213,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let file = Arc::clone(&self.file);
-        off_thread(move || file.load()).await
+        Arc::clone(&self.kept).load().await
     }
 }
 
 /// A frozen view of the state that becomes a snapshot.
 pub struct Builder {
-    file: Arc<SnapshotFile>,
+    kept: Arc<dyn SnapshotStore>,
     meta: SnapshotMeta,
     state: Arc<ClusterState>,
 }
@@ -206,12 +228,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (file, meta, state) = (Arc::clone(&self.file), self.meta.clone(), Arc::clone(&self.state));
-        off_thread(move || {
-            let bytes = Bytes::from(codec::encode_state(&state));
-            file.save(&meta, &bytes)?;
-            Ok(Snapshot { meta, snapshot: bytes })
-        })
-        .await
+        let snapshot = Bytes::from(codec::encode_state(&self.state));
+        Arc::clone(&self.kept).save(self.meta.clone(), snapshot.clone()).await?;
+        Ok(Snapshot { meta: self.meta.clone(), snapshot })
     }
 }
