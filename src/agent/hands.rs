@@ -373,6 +373,7 @@ pub fn read_disk(instance: &Instance) -> Disk {
         proven_end: None,
         history: TimelineHistory::default(),
         rewind_unfinished: instance.rewind_unfinished(),
+        required: control.required(),
     })
 }
 

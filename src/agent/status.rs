@@ -83,7 +83,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         checkpoints_done: core.checkpoints_done(),
         guard: guard(core.tree(), adopted).to_owned(),
         problem: core.problem().map(str::to_owned),
-        rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished),
+        rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished) || core.is_out_of_reach(),
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
         fence: FenceView::default(),

@@ -1,12 +1,13 @@
 //! Who is who, and which number is which. Raft's term, our epoch and
 //! PostgreSQL's timeline all go up at a failover; each has a type of its own.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// One host with one PostgreSQL and one agent. `[a-z0-9_-]`, 1 to 40 characters,
 /// so that it can stand in `application_name`, file names and log lines unquoted.
+/// Shared, for it is cloned with every message.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberId(String);
+pub struct MemberId(Arc<str>);
 
 /// A text that can't name a member.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +28,7 @@ impl FromStr for MemberId {
         if text.is_empty() || text.len() > 40 || !text.chars().all(allowed) {
             return Err(BadMemberId(text.to_owned()));
         }
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 }
 

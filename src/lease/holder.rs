@@ -616,16 +616,23 @@ impl Tenure {
     /// Who answered each of the last renewals.
     fn reached(&self) -> BTreeSet<MemberId> {
         let renewals = self.sent.iter().rev().filter(|s| !s.probe).take(IN_A_ROW);
-        let mut sets: Vec<BTreeSet<MemberId>> = renewals.map(Sent::answerers).collect();
-        let Some(last) = sets.pop().filter(|_| sets.len() + 1 == IN_A_ROW) else { return BTreeSet::new() };
-        sets.into_iter().fold(last, |all, one| all.intersection(&one).cloned().collect())
+        let last: Vec<&Sent> = renewals.collect();
+        let Some((newest, others)) = last.split_first().filter(|_| last.len() == IN_A_ROW) else {
+            return BTreeSet::new();
+        };
+        let always = |who: &&MemberId| others.iter().all(|sent| sent.has_answer_of(who));
+        newest.answerers().filter(always).cloned().collect()
     }
 }
 
 impl Sent {
     /// Whoever answered, voter or not.
-    fn answerers(&self) -> BTreeSet<MemberId> {
-        self.answers.iter().flat_map(|(_, who)| who).cloned().collect()
+    fn answerers(&self) -> impl Iterator<Item = &MemberId> {
+        self.answers.iter().flat_map(|(_, who)| who)
+    }
+
+    fn has_answer_of(&self, member: &MemberId) -> bool {
+        self.answers.iter().any(|(_, who)| who.contains(member))
     }
 
     /// Notes an answer. True when it completes the first majority.

@@ -12,18 +12,22 @@ use crate::{
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
 };
 
-/// Whether the primary can be copied from, and the standbys as their primary
-/// and their own agents see them.
+/// Whether the primary can be copied from.
+pub fn primary_ready(s: &Situation<'_>) -> bool {
+    let agent = s.state.holder().and_then(|(_, holder)| s.agent(holder));
+    agent.is_some_and(|a| a.state == PostgresState::Primary && a.checkpoint_timeline == a.wal_end.timeline)
+}
+
+/// See [`primary_ready`]; and the standbys as their primary and their own agents see them.
 pub fn seen_by_leader(s: &Situation<'_>) -> (bool, BTreeMap<MemberId, (bool, u64)>) {
     let Some((_, holder)) = s.state.holder() else { return (false, BTreeMap::new()) };
     let primary = s.agent(holder).filter(|a| a.state == PostgresState::Primary);
-    let ready = primary.is_some_and(|a| a.checkpoint_timeline == a.wal_end.timeline);
     let standbys = s.state.members.keys().filter(|m| *m != holder).filter_map(|m| {
         let agent = s.agent(m)?;
         let lag = primary.map_or(0, |p| p.wal_end.lsn.bytes_past(agent.replay_lsn));
         Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming, lag)))
     });
-    (ready, standbys.collect())
+    (primary_ready(s), standbys.collect())
 }
 
 /// How old the confirmation is that `state` is current: by Raft; or, when the managers are gone and the

@@ -22,6 +22,10 @@ struct Foreign<'a> {
 /// Nothing when anybody can be promoted without it, when an operator named the successor, when a member's answer is
 /// still to come, or when the number is one the cluster has used or reserved: equal numbers are not equal WAL.
 pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
+    let highest = s.state.highest_timeline();
+    if !s.seals.values().filter_map(|seal| seal.agent.as_ref()).any(|a| a.history.timeline > highest) {
+        return None; // nearly always, and for less than what follows
+    }
     let Ok(ground) = failover::ready_to_grant(s)? else { return None };
     if ground.forced.is_some() {
         return None;

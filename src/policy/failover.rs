@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Seal, Situation, Verdict, report::Unfit};
 use crate::{
     domain::{
-        Epoch, MemberId, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
+        Epoch, MemberId, Membership, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
         membership::Count,
         observation::{AgentView, Promise},
     },
@@ -53,8 +53,13 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
     // Only the holder of a lease leaves recovery: then the epoch was renewed, though a
     // voter that was restarted since knows nothing of it.
     let sought = overdue || *phase != GrantPhase::Promoting;
+    let silent = s.agent(member).is_none();
+    let without = without_promise(s, *epoch, sought);
+    if without.is_empty() && !silent {
+        return None;
+    }
     let membership = s.membership();
-    let lapsed = voters_without_promise(s, *epoch, sought);
+    let lapsed = without.into_iter().filter(|m| membership.has_voter(m)).cloned().collect();
     let Count { have, need } = membership.count(&lapsed);
     if have >= need {
         let reason = if overdue {
@@ -65,15 +70,13 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
         };
         return Some(Verdict::Propose(Kind::Fence { reason }));
     }
-    let silent = s.agent(member).is_none();
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
 }
 
-/// Voters that report no promise left for `epoch`. One that does not know of a
+/// Who reports no promise left for `epoch`, voter or not. One that does not know of a
 /// renewal of it counts only when there must have been one, or should have been by now.
-fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> BTreeSet<MemberId> {
-    let membership = s.membership();
+fn without_promise<'a>(s: &Situation<'a>, epoch: Epoch, sought: bool) -> Vec<&'a MemberId> {
     let without = |member: &&MemberId| {
         s.fresh(member).is_some_and(|o| {
             let p = o.promise;
@@ -83,7 +86,7 @@ fn voters_without_promise(s: &Situation<'_>, epoch: Epoch, sought: bool) -> BTre
             p.lapsed && (renewed || (sought && current))
         })
     };
-    s.seen.keys().filter(|m| membership.has_voter(m)).filter(without).cloned().collect()
+    s.seen.keys().filter(without).collect()
 }
 
 /// What a grant is decided on, once enough voters have sealed and answered.
@@ -150,15 +153,14 @@ fn still_collecting(
     if !expected {
         return None;
     }
-    let majority_at = majority_at(s, sealed).unwrap_or(s.now);
+    let majority_at = majority_at(&s.membership(), sealed).unwrap_or(s.now);
     let until = if starting { s.since.start + s.timings.silent * 2 } else { majority_at + s.timings.collect };
     let remaining = s.now.until(until);
     (!remaining.is_zero()).then_some(Hold::Collecting { missing, remaining })
 }
 
 /// When the voters that made the majority full had answered.
-fn majority_at(s: &Situation<'_>, sealed: &[(MemberId, Moment)]) -> Option<Moment> {
-    let membership = s.membership();
+fn majority_at(membership: &Membership, sealed: &[(MemberId, Moment)]) -> Option<Moment> {
     let mut order: Vec<&(MemberId, Moment)> = sealed.iter().collect();
     order.sort_unstable_by_key(|(_, at)| *at);
     let mut so_far = BTreeSet::new();

@@ -36,6 +36,9 @@ pub fn add_learner(s: &Situation<'_>) -> Option<Verdict> {
 pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| !s.group.group.is_joint())?;
     let present = s.group.group.voters.first()?;
+    if is_settled(s, present) {
+        return None;
+    }
     let mut why = Vec::new();
     let mut voters = BTreeSet::new();
     for (member, wanted) in &s.state.members {
@@ -62,11 +65,17 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     Some(step(s, GroupStep::Join { voters }))
 }
 
+/// Every member votes with its present node, and nobody else does: what holds nearly always.
+fn is_settled(s: &Situation<'_>, present: &BTreeSet<NodeId>) -> bool {
+    let all_vote = s.state.members.values().all(|m| present.contains(&m.node));
+    all_vote && present.iter().all(|node| s.state.members.values().any(|m| m.node == *node))
+}
+
 /// Rule 480.
 pub fn drop_node(s: &Situation<'_>) -> Option<Verdict> {
     at_rest(s).filter(|()| !s.group.group.is_joint())?;
-    let wanted: BTreeSet<NodeId> = s.state.members.values().map(|m| m.node).collect();
-    let stray = |node: &&NodeId| !s.group.group.is_voter(**node) && !wanted.contains(*node);
+    let wanted = |node: &NodeId| s.state.members.values().any(|m| m.node == *node);
+    let stray = |node: &&NodeId| !s.group.group.is_voter(**node) && !wanted(node);
     let node = *s.group.group.nodes.keys().find(stray)?;
     Some(step(s, GroupStep::Drop { node }))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::domain::{Lsn, TimelineId};
+use crate::domain::{Lsn, TimelineId, WalPosition};
 
 /// "Database cluster state" of `pg_control`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,6 +80,18 @@ pub struct ControlData {
 }
 
 impl ControlData {
+    /// Up to where a start has to replay; `None` on a primary.
+    pub fn required(&self) -> Option<WalPosition> {
+        let point = WalPosition { timeline: self.min_recovery_timeline, lsn: self.min_recovery_end };
+        (point.lsn > Lsn(0) && point.timeline > TimelineId(0)).then_some(point)
+    }
+
+    /// It has gone on to a later timeline since its last checkpoint. pg_rewind before version 16 doesn't see that: it
+    /// looks for the fork on the timeline of the checkpoint, and may take one that lies past the real one.
+    pub fn outran_its_checkpoint(&self) -> bool {
+        self.min_recovery_timeline > self.timeline
+    }
+
     /// Reads the output of `pg_controldata`.
     ///
     /// # Errors
@@ -161,6 +173,12 @@ Data page checksum version:           1
         assert_eq!((data.checkpoint, data.redo), (Lsn(0x300_0098), Lsn(0x300_0060)));
         assert_eq!((data.timeline, data.min_recovery_timeline), (TimelineId(2), TimelineId(3)));
         assert_eq!(data.min_recovery_end, Lsn(0x16_B374_D848));
+        let required = WalPosition { timeline: TimelineId(3), lsn: Lsn(0x16_B374_D848) };
+        assert!(data.outran_its_checkpoint() && data.required() == Some(required));
+        let checkpointed = ControlData { timeline: TimelineId(3), ..data.clone() };
+        assert!(!checkpointed.outran_its_checkpoint());
+        let primary = ControlData { min_recovery_timeline: TimelineId(0), min_recovery_end: Lsn(0), ..data.clone() };
+        assert!(!primary.outran_its_checkpoint() && primary.required().is_none());
         assert!(data.checksums && data.wal_log_hints && !data.backup_unfinished);
         assert_eq!((data.wal_segment_bytes, data.wal_page_bytes), (16 << 20, 8192));
         assert_eq!(data.floors[0], ("max_connections", 100));

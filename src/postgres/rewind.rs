@@ -42,6 +42,12 @@ pub enum RewindError {
     /// pg_rewind compares timeline numbers only, and equal numbers are no proof of equal histories.
     #[error("pg_rewind takes {0} and its source to be on one timeline, which proves nothing; clone it again")]
     SameTimeline(PathBuf),
+    /// See [`ControlData::outran_its_checkpoint`].
+    #[error(
+        "{0} has gone on to another timeline since its last checkpoint, which pg_rewind before version 16 does not \
+         see: it could keep WAL that its source never had; clone it again"
+    )]
+    OutranItsCheckpoint(PathBuf),
     /// pg_rewind failed.
     #[error("pg_rewind failed and {}", if *touched { "has changed files: rewind or clone again before any start" } else { "has changed nothing" })]
     Failed {
@@ -104,6 +110,7 @@ impl Instance {
             self.recover_single_user().await?;
         }
         self.put_back_wal().await?;
+        self.check_checkpoint()?;
         on_progress(Progress::phase("pg_rewind"));
         let outcome = self.run_pg_rewind(source, lock, touched, on_progress).await?;
         if outcome == RewindOutcome::Rewound {
@@ -127,6 +134,14 @@ impl Instance {
         }
         if state == DbState::InArchiveRecovery {
             return Err(RewindError::CrashedStandby(self.data_dir().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// To be asked after the crash recovery, which ends with a checkpoint.
+    fn check_checkpoint(&self) -> Result<(), RewindError> {
+        if self.version()? < 160_000 && self.control_data()?.outran_its_checkpoint() {
+            return Err(RewindError::OutranItsCheckpoint(self.data_dir().to_owned()));
         }
         Ok(())
     }

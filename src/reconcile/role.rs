@@ -233,18 +233,31 @@ fn step_down(host: &Host<'_>) -> Option<Action> {
 }
 
 /// The primary to follow: promoted, and not this host.
-fn primary(host: &Host<'_>) -> Option<(Upstream, TimelineId)> {
+fn primary<'a>(host: &Host<'a>) -> Option<(Primary<'a>, TimelineId)> {
     match &host.state.lock {
         Lock::Granted { member, phase, timeline, .. } if member != host.me && *phase != GrantPhase::Promoting => {
-            let postgres = host.state.members.get(member)?.postgres.clone();
-            Some((Upstream { member: member.clone(), postgres }, *timeline))
+            let postgres = &host.state.members.get(member)?.postgres;
+            Some((Primary { member, postgres }, *timeline))
         }
         Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
     }
 }
 
+/// Who it is and where.
+#[derive(Clone, Copy)]
+struct Primary<'a> {
+    member: &'a MemberId,
+    postgres: &'a str,
+}
+
+impl From<Primary<'_>> for Upstream {
+    fn from(Primary { member, postgres }: Primary<'_>) -> Self {
+        Self { member: member.clone(), postgres: postgres.to_owned() }
+    }
+}
+
 /// How this host gets back in line, when there is a primary and its own WAL end is known.
-fn way_back(host: &Host<'_>) -> Option<(Upstream, Rejoin)> {
+fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
     let (upstream, timeline) = primary(host)?;
     let agent = host.agent;
     if agent.state == PostgresState::NoData {
@@ -271,13 +284,13 @@ fn at_rest(state: PostgresState) -> bool {
 fn clone(host: &Host<'_>) -> Option<Action> {
     let (source, way) = way_back(host)?;
     let due = way == Rejoin::Reclone && host.primary_ready && host.agent.clone_failures < CLONES_TRIED;
-    (due && at_rest(host.agent.state)).then_some(Action::Clone { source })
+    (due && at_rest(host.agent.state)).then(|| Action::Clone { source: source.into() })
 }
 
 fn rewind(host: &Host<'_>) -> Option<Action> {
     let (source, way) = way_back(host)?;
     let due = matches!(way, Rejoin::Rewind { .. }) && host.primary_ready;
-    (due && at_rest(host.agent.state)).then_some(Action::Rewind { source })
+    (due && at_rest(host.agent.state)).then(|| Action::Rewind { source: source.into() })
 }
 
 fn follow(host: &Host<'_>) -> Option<Action> {
@@ -285,7 +298,7 @@ fn follow(host: &Host<'_>) -> Option<Action> {
     if way != Rejoin::Follow {
         return None;
     }
-    let follows = host.agent.upstream.as_ref() == Some(&upstream.member);
+    let follows = host.agent.upstream.as_ref() == Some(upstream.member);
     let due = match host.agent.state {
         PostgresState::Stopped => true,
         PostgresState::Standby => !follows,
@@ -298,7 +311,7 @@ fn follow(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Busy
         | PostgresState::Failed => false,
     };
-    due.then_some(Action::StartStandby { upstream: Some(upstream) })
+    due.then(|| Action::StartStandby { upstream: Some(upstream.into()) })
 }
 
 /// A stopped member that may be needed as the next primary waits read-only, and

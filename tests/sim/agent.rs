@@ -5,6 +5,9 @@
 //! Simplified: answers of the local server take milliseconds, a status that is overtaken before the
 //! manager read it is still delivered, helpers die with the agent.
 
+mod lease_side;
+mod status;
+
 use std::{collections::VecDeque, rc::Rc};
 
 use matriarch::{
@@ -20,13 +23,13 @@ use matriarch::{
     },
     guard::deadline::Refusal,
     lease::{
-        holder::{Holder, HolderConfig, HolderView, Output},
+        holder::{Holder, HolderConfig, HolderView},
         message::Letter,
     },
 };
 
 use crate::{
-    clock::{MS, SECOND, Time, micros},
+    clock::{MS, SECOND, Time},
     guard::{ANSWER_PATIENCE, FENCE_PATIENCE, NoAnswer, Report, Request},
     invariants,
     manager::ManagerEvent,
@@ -275,10 +278,13 @@ impl World {
         let identified = !durable.cluster_id.0.is_empty();
         let start = Start { me: me.clone(), timings, durable, found, disk, system };
         let (core, effects) = Core::begin(start, Now { moment: Moment::default(), clocks: host.clock.read(now) });
-        let identity = Identity { member: me, session: u64::from(life), server_version: 150_000, failsafe: false };
+        let identity =
+            Identity { member: me.clone(), session: u64::from(life), server_version: 150_000, failsafe: false };
         let first = view(&core, &identity, handle.is_some(), Now { moment: Moment::default(), clocks });
         let config =
             HolderConfig { session: u64::from(life), peers: self.sky.names.to_vec(), timings: self.sky.timings };
+        let mut holder = Holder::new(config);
+        holder.set_me(me, false);
         host.agent = Some(Agent {
             life,
             core,
@@ -290,7 +296,7 @@ impl World {
             adopted: handle.is_some(),
             link: None,
             sentry: None,
-            holder: Holder::new(config),
+            holder,
             holder_view: HolderView::default(),
             holder_wake: None,
             renewals: VecDeque::new(),
@@ -588,6 +594,9 @@ impl World {
             Effect::Answer(_) => {} // failsafe has a simulation of its own
             Effect::Notice(notice) => {
                 invariants::fenced_means_empty::looked_at(self, i, &notice);
+                if notice.fenced {
+                    invariants::ended_epochs_stay_ended::ended(&mut self.sky.told, i, notice.epoch);
+                }
                 self.with_holder(i, |holder, now, out| holder.notice(notice, now, out));
             }
             Effect::Begin(task) => self.begin_task(i, task),
@@ -643,115 +652,6 @@ impl World {
         });
     }
 
-    // ------------------------------------------------------------ the lease holder's thread
-
-    /// Everything that touches the holder goes through here: what it wants sent or published is, and what
-    /// changed for the rules is told them.
-    pub fn with_holder(&mut self, i: usize, touch: impl FnOnce(&mut Holder, TwoClocks, &mut Vec<Output>)) {
-        let clocks = self.hosts[i].clock.read(self.sky.now);
-        let Some(agent) = self.agent(i) else { return };
-        let mut out = Vec::new();
-        touch(&mut agent.holder, clocks, &mut out);
-        for output in out {
-            match output {
-                Output::Send(to, letter) => self.send_letter(i, &to, letter),
-                Output::SendToAgent(..) => {} // failsafe is off
-                Output::Deadline(epoch, deadline) => self.new_deadline(i, epoch, deadline),
-            }
-        }
-        self.tell_rules_of_the_lease(i);
-        self.set_holder_timer(i);
-    }
-
-    fn send_letter(&mut self, i: usize, to: &matriarch::domain::MemberId, letter: Letter) {
-        let to = self.sky.index(to);
-        let clocks = self.hosts[i].clock.read(self.sky.now);
-        let Some(agent) = self.agent(i) else { return };
-        if !agent.identified {
-            return;
-        }
-        if agent.renewals.back() != Some(&clocks) {
-            agent.renewals.push_back(clocks);
-            if agent.renewals.len() > 64 {
-                agent.renewals.pop_front();
-            }
-        }
-        for delay in self.sky.net.datagram(&mut self.sky.dice, i, to).into_iter().flatten() {
-            let letter = letter.clone();
-            self.sky.after(delay, to, 0, What::Manager(ManagerEvent::Datagram { from: i, letter }));
-        }
-    }
-
-    fn new_deadline(&mut self, i: usize, epoch: Epoch, deadline: TwoClocks) {
-        let clocks = self.hosts[i].clock.read(self.sky.now);
-        let hold = self.sky.timings.hold;
-        let Some(agent) = self.agent(i) else { return };
-        let sent = std::mem::take(&mut agent.renewals);
-        invariants::deadline_from_a_send_time::looked_at(&mut self.sky.told, &sent, deadline, clocks, hold);
-        if let Some(agent) = self.agent(i) {
-            agent.renewals = sent;
-        }
-        let mut deadline = deadline;
-        if self.sky.mutation == Mutation::DeadlineFromReceipt {
-            deadline = clocks.plus(hold);
-            if let Some(agent) = self.agent(i) {
-                agent.wrong_deadline = Some((epoch, deadline));
-            }
-        }
-        let taken = self.publish_deadline(i, epoch, deadline);
-        if let Some(agent) = self.agent(i) {
-            agent.holder.published(taken, clocks);
-        }
-    }
-
-    fn tell_rules_of_the_lease(&mut self, i: usize) {
-        let Some(agent) = self.agent(i) else { return };
-        let view = agent.holder.view();
-        if view == agent.holder_view {
-            return;
-        }
-        let superseded = |view: &HolderView| LeaseSight::from(view).phase == LeasePhase::Superseded;
-        if superseded(&view) && !superseded(&agent.holder_view) {
-            self.sky.told.cover.nacks += 1;
-        }
-        let Some(agent) = self.agent(i) else { return };
-        agent.holder_view = view;
-        self.agent_after(i, 100, AgentEvent::Wake(Wake::Lease));
-    }
-
-    fn set_holder_timer(&mut self, i: usize) {
-        let now = self.sky.now;
-        let host = &mut self.hosts[i];
-        let Some(agent) = &mut host.agent else { return };
-        let clocks = host.clock.read(now);
-        let Some(wait) = agent.holder.next_wake(clocks) else { return };
-        // A thread is woken a little late.
-        let at = host.clock.after(now, wait) + self.sky.dice.lag(10, 200, 50, 5 * MS);
-        if agent.holder_wake.is_some_and(|set| set <= at && set >= now) {
-            return;
-        }
-        agent.holder_wake = Some(at);
-        let life = agent.life;
-        self.sky.at(at, i, life, What::Agent(AgentEvent::HolderTimer));
-    }
-
-    fn holder_timer(&mut self, i: usize) {
-        let now = self.sky.now;
-        let Some(agent) = self.agent(i) else { return };
-        if agent.holder_wake.is_some_and(|set| set > now) {
-            return;
-        }
-        agent.holder_wake = None;
-        self.with_holder(i, |holder, now, out| holder.tick(now, out));
-    }
-
-    fn holder_hears(&mut self, i: usize, from: usize, letter: Letter) {
-        let name = self.sky.names[from].clone();
-        self.with_holder(i, |holder, now, out| {
-            let _ = holder.receive(&name, letter, now, out);
-        });
-    }
-
     // ------------------------------------------------------------ the guard's news
 
     fn hear_guard(&mut self, i: usize, news: Handle) {
@@ -762,131 +662,6 @@ impl World {
         if let Some((_, life)) = agent.guard.filter(|(guard, _)| *guard == news.guard) {
             self.wake_agent(i, Wake::Core(guard_event(life, &news)));
         }
-    }
-
-    // ------------------------------------------------------------ status and probes
-
-    fn look_around(&mut self, i: usize) {
-        let now = self.sky.now;
-        let clocks = self.agent_now(i);
-        let Some(agent) = self.agent(i) else { return };
-        let plan = agent.core.probe_interval().map(|interval| Plan {
-            life: agent.core.life(),
-            interval: micros(interval),
-            asked: agent.asked,
-        });
-        if plan != agent.plan {
-            agent.plan = plan;
-            self.agent_after(i, 50, AgentEvent::ProbeNow);
-        }
-        let Some(agent) = self.agent(i) else { return };
-        if plan.is_none() {
-            let asked = agent.asked;
-            self.answer_probes(i, asked, None);
-        }
-        let Some(agent) = self.agent(i) else { return };
-        if agent.publish_at.is_none() {
-            let shown = view(&agent.core, &agent.identity, agent.adopted, clocks);
-            if !same_essence(&shown, &agent.status) {
-                agent.publish_at = Some(now + DEBOUNCE);
-            }
-        }
-    }
-
-    fn publish(&mut self, i: usize) {
-        let now = self.sky.now;
-        let clocks = self.agent_now(i);
-        let Some(agent) = self.agent(i) else { return };
-        agent.status = Rc::new(view(&agent.core, &agent.identity, agent.adopted, clocks));
-        (agent.publish_at, agent.published) = (None, now);
-        let (view, life) = (Rc::clone(&agent.status), agent.life);
-        if self.hosts[i].manager.as_ref().is_some_and(|m| m.watches(life)) {
-            self.manager_after(i, 250, ManagerEvent::Said { view, agent: life });
-        }
-    }
-
-    fn answer_probes(&mut self, i: usize, asked: u64, stale: Option<String>) {
-        let Some(agent) = self.agent(i) else { return };
-        if !agent.probes_wanted.iter().any(|(number, _)| *number <= asked) {
-            return;
-        }
-        self.publish(i);
-        let Some(agent) = self.agent(i) else { return };
-        let view = stale.is_none().then(|| Rc::clone(&agent.status));
-        let (due, later): (Vec<_>, Vec<_>) = agent.probes_wanted.drain(..).partition(|(number, _)| *number <= asked);
-        agent.probes_wanted = later;
-        for (_, number) in due {
-            self.manager_after(i, 200, ManagerEvent::Probed { number, view: view.clone() });
-        }
-    }
-
-    fn serve_requests(&mut self, i: usize) {
-        let Some(agent) = self.agent(i) else { return };
-        if !std::mem::replace(&mut agent.serving, true) {
-            self.publish(i);
-        }
-    }
-
-    fn probe_begins(&mut self, i: usize) {
-        let now = self.sky.now;
-        let host = &mut self.hosts[i];
-        let Some(agent) = &mut host.agent else { return };
-        let prober = &mut agent.prober;
-        if prober.probing || (prober.current == agent.plan && prober.next.is_some_and(|at| now < at)) {
-            return;
-        }
-        prober.current = agent.plan;
-        let Some(plan) = agent.plan else {
-            (prober.session, prober.next) = (None, None);
-            return;
-        };
-        if prober.life != plan.life {
-            (prober.life, prober.session, prober.reached_end) = (plan.life, None, false);
-        }
-        prober.probing = true;
-        prober.began = now;
-        let wait = self.sky.dice.lag(MS / 2, 5 * MS, 30, 80 * MS);
-        self.agent_after(i, wait, AgentEvent::ProbeDone);
-    }
-
-    fn probe_ends(&mut self, i: usize) {
-        let now = self.sky.now;
-        let deadline = micros(self.sky.timings.probe);
-        let host = &self.hosts[i];
-        let Some(agent) = &host.agent else { return };
-        let session = host.postgres.as_ref().is_some_and(|p| agent.prober.session == Some(p.life));
-        // A frozen postmaster takes no new connection; the old one still answers.
-        let stuck =
-            host.is_frozen(Proc::Postgres) || host.postgres.as_ref().is_some_and(|p| p.postmaster_frozen && !session);
-        if stuck && now < agent.prober.began + deadline {
-            return self.agent_after(i, 50 * MS, AgentEvent::ProbeDone);
-        }
-        let result = if stuck { Err("no answer in time".to_owned()) } else { self.probe(i) };
-        let server = self.hosts[i].postgres.as_ref().map(|p| p.life);
-        let Some(agent) = self.agent(i) else { return };
-        let prober = &mut agent.prober;
-        prober.probing = false;
-        let result = match result {
-            Ok(mut sight) => {
-                if prober.session != server {
-                    prober.reached_end = false;
-                }
-                prober.session = server;
-                prober.reached_end |= sight.wal_end_known;
-                sight.wal_end_known = !sight.in_recovery || prober.reached_end;
-                Ok(Box::new(sight))
-            }
-            Err(why) => {
-                (prober.session, prober.reached_end) = (None, false);
-                Err(why)
-            }
-        };
-        let Some(plan) = prober.current else { return };
-        let changed = agent.plan != prober.current;
-        let next = if changed { 50 } else { plan.interval };
-        agent.prober.next = Some(now + next);
-        self.agent_after(i, next, AgentEvent::ProbeNow);
-        self.wake_agent(i, Wake::Probed { life: plan.life, asked: plan.asked, result });
     }
 
     // ------------------------------------------------------------ strangers
@@ -966,26 +741,4 @@ fn guard_event(life: u64, handle: &Handle) -> Event {
         true => Postmaster::Gone { tree_empty, fenced, exit: "ended".to_owned() },
     };
     Event::Guard { life, postmaster }
-}
-
-/// As `agent::status::essence`: two that are equal here need no hurry.
-fn same_essence(a: &AgentView, b: &AgentView) -> bool {
-    let work = |v: &AgentView| v.work.as_ref().map(|w| (w.order, w.phase.clone()));
-    a.state == b.state
-        && a.system_identifier == b.system_identifier
-        && a.wal_end.timeline == b.wal_end.timeline
-        && a.wal_end_known == b.wal_end_known
-        && a.streaming == b.streaming
-        && a.upstream == b.upstream
-        && a.history == b.history
-        && (a.lease.epoch, a.lease.held) == (b.lease.epoch, b.lease.held)
-        && (a.accepted_epoch, a.ended_epoch, a.fenced_epoch) == (b.accepted_epoch, b.ended_epoch, b.fenced_epoch)
-        && (a.was_primary, a.clean_shutdown, a.rewind_unfinished)
-            == (b.was_primary, b.clean_shutdown, b.rewind_unfinished)
-        && work(a) == work(b)
-        && a.last_order == b.last_order
-        && (a.checkpoint_timeline, a.checkpoints_done) == (b.checkpoint_timeline, b.checkpoints_done)
-        && a.guard == b.guard
-        && a.problem == b.problem
-        && (a.rewind_failures, a.clone_failures) == (b.rewind_failures, b.clone_failures)
 }

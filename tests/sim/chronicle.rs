@@ -128,6 +128,8 @@ pub struct Chronicle {
     pub leaders: BTreeMap<u64, usize>,
     /// By host: the highest epoch it said to have sealed durably.
     pub sealed: BTreeMap<usize, Epoch>,
+    /// By host: the highest epoch it said to have ended.
+    pub ended: BTreeMap<usize, Epoch>,
     /// By host: until when its acceptor was bound when its manager died.
     pub bound_until: BTreeMap<usize, Time>,
     /// By host: since when a server is writable there without any grant.

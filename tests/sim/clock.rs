@@ -54,13 +54,14 @@ impl Clock {
 
     fn shows(&self, ppm: i64, now: Time) -> u64 {
         let passed = now.saturating_sub(self.booted);
-        let more = i128::from(passed) * i128::from(ppm) / 1_000_000;
-        u64::try_from(i128::from(self.offset + passed) + more).unwrap()
+        // A hundred days times a rate of one in ten fit.
+        let more = passed.cast_signed() * ppm / 1_000_000;
+        (self.offset + passed).checked_add_signed(more).unwrap()
     }
 
     pub fn read(&self, now: Time) -> TwoClocks {
-        let raw = if self.raw_ppm == self.boot_ppm { self.boot(now) } else { self.raw(now) };
-        TwoClocks { boot: self.boot(now), raw }
+        let boot = self.boot(now);
+        TwoClocks { boot, raw: if self.raw_ppm == self.boot_ppm { boot } else { self.raw(now) } }
     }
 
     /// CLOCK_BOOTTIME.
@@ -99,6 +100,6 @@ fn stretch(local: u64, ppm: i64) -> Time {
     if local == 0 {
         return 0;
     }
-    let rate = i128::from(1_000_000 + ppm);
-    u64::try_from((i128::from(local) * 1_000_000 + rate - 1) / rate).unwrap() + 1
+    let rate = 1_000_000_u64.checked_add_signed(ppm).unwrap();
+    (local * 1_000_000).div_ceil(rate) + 1
 }

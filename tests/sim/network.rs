@@ -29,6 +29,8 @@ pub struct Network {
     /// One message in so many is late by up to `late`; 0: none.
     pub late_one_in: u64,
     pub late: Time,
+    /// Every other datagram takes up to so long; 0: no longer than everything else.
+    pub late_datagrams: Time,
     /// The usual way takes this long.
     pub usual: (Time, Time),
 }
@@ -36,7 +38,7 @@ pub struct Network {
 impl Network {
     pub fn new(n: usize) -> Self {
         let cut = vec![false; 3 * n * n];
-        Self { n, cut, loss: 0, doubled: 0, late_one_in: 0, late: 0, usual: (MS / 10, MS) }
+        Self { n, cut, loss: 0, doubled: 0, late_one_in: 0, late: 0, late_datagrams: 0, usual: (MS / 10, MS) }
     }
 
     fn slot(&self, channel: Channel, from: usize, to: usize) -> usize {
@@ -83,6 +85,9 @@ impl Network {
         }
         if self.is_cut(Channel::Lease, from, to) || dice.permille(self.loss) {
             return [None, None];
+        }
+        if self.late_datagrams > 0 && dice.one_in(2) {
+            return [Some(dice.between(self.usual.0, self.late_datagrams)), None];
         }
         let again = dice.permille(self.doubled).then(|| self.delay(dice));
         [Some(self.delay(dice)), again]

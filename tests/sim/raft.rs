@@ -14,6 +14,9 @@ use crate::{
     dice::Dice,
 };
 
+/// There are at most so many.
+const NODES_MAX: usize = 7;
+
 /// One entry; its index is its place in the log plus one.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -31,7 +34,7 @@ pub enum Msg {
     PreVoteReply { term: u64, granted: bool },
     Vote { term: u64, last: Last },
     VoteReply { term: u64, granted: bool },
-    Append { term: u64, prev: (u64, u64), entries: Rc<[Entry]>, commit: u64, sent: Time },
+    Append { term: u64, prev: (u64, u64), entries: Vec<Entry>, commit: u64, sent: Time },
     AppendReply { term: u64, success: bool, matched: u64, sent: Time },
 }
 
@@ -161,7 +164,9 @@ impl Raft {
         if self.role != Role::Leader {
             return None;
         }
-        let mut acked: Vec<Option<Time>> = self.peers().map(|p| self.acked[p]).collect();
+        // None is below every time, and this node's own place holds none.
+        let mut acked = [None; NODES_MAX];
+        acked[..self.n].copy_from_slice(&self.acked);
         acked.sort_unstable_by(|a, b| b.cmp(a));
         match self.n / 2 {
             0 => Some(0),
@@ -212,7 +217,7 @@ impl Raft {
     fn replicate(&mut self, to: usize, now: Time, out: &mut Vec<Out>) {
         let next = self.next[to];
         let from = usize::try_from(next - 1).unwrap();
-        let entries: Rc<[Entry]> = self.log[from..].iter().take(300).cloned().collect();
+        let entries: Vec<Entry> = self.log[from..].iter().take(300).cloned().collect();
         let prev = (next - 1, self.term_at(next - 1));
         out.push(Out::Send(to, Msg::Append { term: self.term, prev, entries, commit: self.committed, sent: now }));
     }
@@ -368,7 +373,7 @@ impl Raft {
         &mut self,
         from: usize,
         (term, prev, commit, sent): (u64, (u64, u64), u64, Time),
-        entries: &Rc<[Entry]>,
+        entries: &[Entry],
         (now, dice): (Time, &mut Dice),
         out: &mut Vec<Out>,
     ) {
@@ -433,9 +438,10 @@ impl Raft {
 
     /// Commits what a majority has on disk, once an entry of this term is among it.
     fn advance(&mut self, now: Time, out: &mut Vec<Out>) {
-        let mut have: Vec<u64> = self.peers().map(|p| self.matched[p]).collect();
-        have.push(self.synced);
-        have.sort_unstable_by(|a, b| b.cmp(a));
+        let mut have = [0; NODES_MAX];
+        have[..self.n].copy_from_slice(&self.matched);
+        have[self.me] = self.synced;
+        have[..self.n].sort_unstable_by(|a, b| b.cmp(a));
         let index = have[self.n / 2];
         if index > self.committed && self.term_at(index) == self.term {
             self.committed = index;

@@ -3,7 +3,7 @@
 //! One event at a time, in the order of virtual time; equal times in the order in which they were made.
 //! Nothing else moves, so a seed always gives the same run.
 
-use std::{cmp::Ordering, collections::BinaryHeap, rc::Rc};
+use std::{cmp::Reverse, collections::BinaryHeap, rc::Rc};
 
 use matriarch::domain::{MemberId, Timings};
 
@@ -62,36 +62,50 @@ impl What {
 /// One event: for which host, and for which life of the process, so that news for the dead are dropped.
 #[derive(Debug)]
 pub struct Due {
-    pub at: Time,
-    seq: u64,
     pub host: usize,
     pub life: u32,
     pub what: What,
 }
 
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // The heap gives the greatest first.
-        (other.at, other.seq).cmp(&(self.at, self.seq))
+/// So many events may wait at once, as a power of two.
+const PLACE_BITS: u32 = 20;
+
+/// Events in the order of their times; equal times in the order in which they were put in.
+#[derive(Default)]
+struct Queue {
+    /// When; then the how-manieth it is, and in the lowest bits where in `events`.
+    order: BinaryHeap<Reverse<(Time, u64)>>,
+    events: Vec<Option<Due>>,
+    free: Vec<usize>,
+    seq: u64,
+}
+
+impl Queue {
+    fn push(&mut self, at: Time, due: Due) {
+        let place = self.free.pop().unwrap_or(self.events.len());
+        match self.events.get_mut(place) {
+            Some(empty) => *empty = Some(due),
+            None => self.events.push(Some(due)),
+        }
+        self.seq += 1;
+        debug_assert!(place < 1 << PLACE_BITS);
+        self.order.push(Reverse((at, self.seq << PLACE_BITS | place as u64)));
+    }
+
+    /// The next event, if it happens by `until`.
+    fn pop(&mut self, until: Time) -> Option<(Time, Due)> {
+        let Reverse((at, which)) = *self.order.peek().filter(|next| next.0.0 <= until)?;
+        self.order.pop();
+        let place = usize::try_from(which & ((1 << PLACE_BITS) - 1)).unwrap();
+        self.free.push(place);
+        Some((at, self.events[place].take()?))
     }
 }
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Due {}
 
 /// What all hosts share: time, chance, the network, and the book of what happened.
 pub struct Sky {
     pub now: Time,
-    queue: BinaryHeap<Due>,
-    seq: u64,
+    queue: Queue,
     pub events: u64,
     pub dice: Dice,
     pub timings: Timings,
@@ -113,9 +127,8 @@ impl Sky {
         told: Chronicle,
         mutation: Mutation,
     ) -> Self {
-        let queue = BinaryHeap::new();
-        let (now, seq, events, branches, rough) = (0, 0, 0, Branches::default(), false);
-        Self { now, queue, seq, events, dice, timings, names, net, told, branches, mutation, rough }
+        let (now, queue, events, branches, rough) = (0, Queue::default(), 0, Branches::default(), false);
+        Self { now, queue, events, dice, timings, names, net, told, branches, mutation, rough }
     }
 
     pub fn n(&self) -> usize {
@@ -127,8 +140,7 @@ impl Sky {
     }
 
     pub fn at(&mut self, at: Time, host: usize, life: u32, what: What) {
-        self.seq += 1;
-        self.queue.push(Due { at, seq: self.seq, host, life, what });
+        self.queue.push(at, Due { host, life, what });
     }
 
     pub fn after(&mut self, delay: Time, host: usize, life: u32, what: What) {
@@ -136,10 +148,8 @@ impl Sky {
     }
 
     /// Puts back an event that a frozen process could not take.
-    pub fn put_back(&mut self, at: Time, mut due: Due) {
-        self.seq += 1;
-        (due.at, due.seq) = (at, self.seq);
-        self.queue.push(due);
+    pub fn put_back(&mut self, at: Time, due: Due) {
+        self.queue.push(at, due);
     }
 
     /// A message over a connection. In a cut it is lost with the connection, or waits in it.
@@ -147,8 +157,7 @@ impl Sky {
         match self.net.stream(&mut self.dice, channel, from, to) {
             Some(delay) => self.after(delay, to, life, what),
             None if self.dice.one_in(4) => {
-                self.seq += 1;
-                let due = Due { at: 0, seq: self.seq, host: to, life, what };
+                let due = Due { host: to, life, what };
                 let wait = self.dice.between(100_000, 2_000_000);
                 self.after(wait, to, 0, What::Parcel(Box::new((channel, from, 6, due))));
             }
@@ -175,9 +184,8 @@ pub struct World {
 impl World {
     /// Runs until `until`, until a promise is broken, or until `stop` says so after an event.
     pub fn run(&mut self, until: Time, mut stop: impl FnMut(&mut World) -> bool) {
-        while self.sky.queue.peek().is_some_and(|due| due.at <= until) {
-            let Some(due) = self.sky.queue.pop() else { break };
-            self.sky.now = due.at;
+        while let Some((at, due)) = self.sky.queue.pop(until) {
+            self.sky.now = at;
             self.sky.events += 1;
             self.dispatch(due);
             invariants::after_an_event(self);

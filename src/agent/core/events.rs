@@ -160,6 +160,8 @@ pub struct DiskFacts {
     pub history: TimelineHistory,
     /// A rewind was cut off.
     pub rewind_unfinished: bool,
+    /// A start has to replay at least so far (`minRecoveryPoint`); `None` on a primary.
+    pub required: Option<WalPosition>,
 }
 
 /// Work that takes longer than a step.

@@ -213,6 +213,9 @@ impl Core {
             Some(Disk::Present(f)) if f.rewind_unfinished && what == "start" => {
                 Err("can't start: a rewind was cut off; rewind again or clone".to_owned())
             }
+            Some(Disk::Present(_)) if self.is_out_of_reach() && what == "start" => {
+                Err("can't start: it would have to replay WAL past the end of a timeline; clone".to_owned())
+            }
             Some(Disk::Present(_)) => Ok(()),
             // It runs, or has just ended and is being read.
             None => Ok(()),

@@ -282,6 +282,29 @@ fn a_stop_for_good_gives_a_proven_end() {
     assert_eq!(effects, [Effect::Persist, Effect::Release, Effect::Persist, Effect::Notice(told)]);
 }
 
+/// Its copy of timeline 2 has to reach 2:900, and 3, on which its WAL ends, left 2 at 800.
+#[test]
+fn a_directory_that_no_start_can_bring_up_is_said_to_be_no_better_than_half_rewound() {
+    let core_at = |required| {
+        let disk = Disk::Present(DiskFacts { system_identifier: SYSTEM, required, ..DiskFacts::default() });
+        let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(disk.clone()));
+        core.step(Event::Surveyed { life: 1, disk }, now(10));
+        let switches = vec![TimelineSwitch { timeline: TimelineId(2), end: Lsn(800) }];
+        let history = TimelineHistory { timeline: TimelineId(3), switches };
+        core.step(Event::WalEndRead { life: 1, end: at(3, 950), history }, now(20));
+        core
+    };
+    let start = || order(4, Action::StartStandby(None));
+    let mut broken = core_at(Some(at(2, 900)));
+    assert!(broken.is_out_of_reach() && broken.problem().is_some_and(|why| why.contains("copied anew")));
+    let effects = broken.step(start(), now(30));
+    assert!(matches!(effects.last(), Some(Effect::Reply(Err(_)))), "{effects:?}");
+    for fine in [None, Some(at(2, 800)), Some(at(3, 950))] {
+        let effects = core_at(fine).step(start(), now(30));
+        assert_eq!(effects.last(), Some(&Effect::Reply(Ok(()))), "{fine:?}");
+    }
+}
+
 #[test]
 fn the_way_back_among_the_standbys_ends_the_epoch_first() {
     let mut core = primary();

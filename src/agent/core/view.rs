@@ -12,6 +12,10 @@ use crate::{
     },
 };
 
+/// See [`Core::is_out_of_reach`].
+const OUT_OF_REACH: &str = "the data directory has to replay WAL past the end of a timeline of its own history, so \
+     PostgreSQL refuses to start; it is copied anew from the primary";
+
 impl Core {
     /// What PostgreSQL does, as others see it.
     pub fn state(&self) -> PostgresState {
@@ -122,10 +126,20 @@ impl Core {
         self.checkpoints_done
     }
 
+    /// PostgreSQL refuses every start from this directory ("requested timeline does not contain minimum recovery
+    /// point"): it has to reach a point past the end that its own history knows of that timeline. A rewind leaves that
+    /// whose source was promoted on the way and had not made its first checkpoint. Only another copy helps.
+    pub fn is_out_of_reach(&self) -> bool {
+        let Some(Disk::Present(facts)) = &self.disk else { return false };
+        let past_the_end = |point: WalPosition| self.history.end_of(point.timeline).is_some_and(|end| point.lsn > end);
+        self.tree == Tree::Empty && self.wal_end_known && facts.required.is_some_and(past_the_end)
+    }
+
     /// Why it isn't healthy.
     pub fn problem(&self) -> Option<&str> {
         match &self.disk {
             Some(Disk::Unusable(why)) => Some(why),
+            Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH),
             _ => self.problem.as_deref(),
         }
     }

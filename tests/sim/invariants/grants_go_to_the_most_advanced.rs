@@ -30,7 +30,9 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         let Some(agent) = seal.agent.as_ref().filter(|a| can(s, a)) else { continue };
         // One whose clocks are off must hold no lease, whatever it has.
         let clock_unfit = seal.promise.clock_off_ppm != 0 || agent.clock.own_off;
-        let passed_over = clock_unfit || failed(agent) || (last == Some(other) && failed(agent));
+        // After a grant in vain one that is stopped still comes last, too (`policy::failover::successor`).
+        let in_vain = last == Some(other) && agent.state == PostgresState::Stopped;
+        let passed_over = clock_unfit || failed(agent) || in_vain;
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");

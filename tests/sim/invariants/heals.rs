@@ -32,13 +32,13 @@ pub fn open_primary(world: &World) -> Option<usize> {
     (writes && alone && state.operation.is_none()).then_some(i)
 }
 
-/// The last primary has the only data on the cluster's history, and its manager lost its directory: nobody can be promoted
-/// until somebody takes that manager in.
-pub fn waits_for_a_lost_manager(world: &World) -> bool {
-    let Some(state) = world.sky.told.state() else { return false };
-    let Lock::Fenced { previous: Some((_, last)), .. } = &state.lock else { return false };
-    let behind = |hold: &Hold| hold.to_string().matches("is not on the cluster's history").count();
+/// Nobody can be promoted before an operator does something: everybody's WAL, data or clocks are unfit, or their manager
+/// lost its directory and waits to be taken in. Such a run is counted, and L1 asks nothing of it.
+pub fn waits_for_an_operator(world: &World) -> bool {
+    let unfit = ["is not on the cluster's history", "a rewind was cut off", "it has no data", "its clocks "];
+    let count = |hold: &Hold| unfit.iter().map(|why| hold.to_string().matches(why).count()).sum::<usize>();
+    let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
+    let nobody = |hold: &&Hold| matches!(hold, Hold::NoSuccessor { .. });
     let leader = world.hosts.iter().filter_map(|h| h.manager.as_ref()).find(|m| m.leads());
-    let all_others = leader.is_some_and(|m| m.holds.iter().any(|hold| behind(hold) == world.hosts.len() - 1));
-    world.hosts[world.sky.index(last)].disks.manager_lost && all_others
+    leader.is_some_and(|m| m.holds.iter().filter(nobody).any(|hold| count(hold) + lost >= world.hosts.len()))
 }

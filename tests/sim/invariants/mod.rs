@@ -15,6 +15,7 @@ pub mod apply_is_deterministic;
 pub mod by_hand_acknowledges_nothing;
 pub mod copies_need_a_source;
 pub mod deadline_from_a_send_time;
+pub mod ended_epochs_stay_ended;
 pub mod epochs_are_unique;
 pub mod everyone_rejoins;
 pub mod fenced_means_empty;

@@ -5,7 +5,7 @@ use std::{collections::btree_map::Entry, rc::Rc};
 use matriarch::{
     agent::order::Address,
     domain::{Epoch, PostgresState, Promise, observation::AgentView, observation::Notice},
-    manager::view::seen_by_leader,
+    manager::view::primary_ready,
 };
 
 use super::{ManagerEvent, lease_side::Item};
@@ -98,7 +98,7 @@ impl Host {
                 let agent = view.map(|(view, age)| (AgentView::clone(&view), age));
                 manager.board.observe(&member, agent, promise, now);
                 let situation = manager.board.situation(&manager.state, &sky.timings, now);
-                let (ready, _) = seen_by_leader(&situation);
+                let ready = primary_ready(&situation);
                 let reply = Reply::Report { ready, epoch: manager.state.epoch };
                 self.board_changed(sky);
                 self.reply(sky, from, number, reply);

@@ -83,6 +83,7 @@ impl Place {
             proven_end: None,
             history: TimelineHistory::default(),
             rewind_unfinished: self.rewinding,
+            required: data.min_recovery.map(|(timeline, lsn)| WalPosition { timeline, lsn: Lsn(lsn) }),
         })
     }
 
