@@ -133,9 +133,21 @@ impl Node {
         self.memory.lost()
     }
 
-    /// How far each node is known to have come.
+    /// How far each node is known to have come, this one included: nobody else takes note of what a leader has.
     pub fn floors(&self) -> BTreeMap<NodeId, Floor> {
-        self.memory.floors()
+        let mut floors = self.memory.floors();
+        let durable = *self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        let applied = self.raft.metrics().borrow_watched().last_applied;
+        // A leader may apply what a majority has and its own disk has not yet; what is applied is never cut off.
+        let kept = durable.last.min(applied);
+        let own = Floor {
+            term: durable.vote.map_or(0, |v| v.leader_id.term),
+            last_term: kept.map_or(0, |id| id.leader_id.term),
+            last_index: kept.map_or(0, |id| id.index + 1),
+        };
+        let known = floors.entry(self.options.node).or_default();
+        *known = known.raised(own);
+        floors
     }
 
     /// What another manager knows of a node.

@@ -118,6 +118,8 @@ pub struct LogStore {
     now: Mark,
     /// The same, for others to read.
     here: Arc<Mutex<Mark>>,
+    /// With everything that is durable.
+    durable: Arc<Mutex<Mark>>,
     /// The id of the newest membership in the log, 0 for none.
     membership: Arc<AtomicU64>,
     gauge: Arc<SyncGauge>,
@@ -217,14 +219,19 @@ impl LogStore {
         let membership = Arc::new(AtomicU64::new(newest_membership(backend.as_ref())?));
         let (failure, failed) = watch::channel(None);
         let gauge = Arc::new(SyncGauge::new());
-        let syncs = Syncs { gauge: Arc::clone(&gauge), failure, marker, broken: None };
-        let here = Arc::new(Mutex::new(now));
-        Ok((Self { backend, queue, now, here, membership, gauge, failed }, waiting, syncs))
+        let (here, durable) = (Arc::new(Mutex::new(now)), Arc::new(Mutex::new(now)));
+        let syncs = Syncs { gauge: Arc::clone(&gauge), failure, marker, durable: Arc::clone(&durable), broken: None };
+        Ok((Self { backend, queue, now, here, durable, membership, gauge, failed }, waiting, syncs))
     }
 
     /// How far the log has come, durable or not.
     pub(super) fn here(&self) -> Arc<Mutex<Mark>> {
         Arc::clone(&self.here)
+    }
+
+    /// How far it has come with what is durable.
+    pub(super) fn synced(&self) -> Arc<Mutex<Mark>> {
+        Arc::clone(&self.durable)
     }
 
     /// The id of the newest membership in the log, 0 when the log has none (then a snapshot has it).
@@ -264,6 +271,7 @@ struct Syncs {
     gauge: Arc<SyncGauge>,
     failure: watch::Sender<Option<String>>,
     marker: Option<Marker>,
+    durable: Arc<Mutex<Mark>>,
     /// Why nothing is synced any more.
     broken: Option<String>,
 }
@@ -280,8 +288,11 @@ impl Syncs {
     }
 
     fn answer(&self, group: Vec<Waiting>) {
-        if let (Some(marker), Some((_, mark)), None) = (&self.marker, group.last(), &self.broken) {
-            marker.put(*mark);
+        if let (Some((_, mark)), None) = (group.last(), &self.broken) {
+            *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = *mark;
+            if let Some(marker) = &self.marker {
+                marker.put(*mark);
+            }
         }
         for (waiter, _) in group {
             waiter.done(self.broken.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone()))));

@@ -157,6 +157,7 @@ pub struct Node {
     pub(super) memory: Memory,
     pub(super) group: watch::Receiver<Group>,
     pub(super) here: Arc<Mutex<Mark>>,
+    pub(super) durable: Arc<Mutex<Mark>>,
     log_membership: Arc<AtomicU64>,
     identity: Identity,
     contact: Contact,
@@ -237,7 +238,7 @@ impl Node {
         let config = library_config(&options, &ground)?;
         let Ground { dialer, log, machine, clock, .. } = ground;
         let (state, gauge, disk_failed) = (machine.watch(), log.gauge(), log.failed());
-        let (log_membership, here) = (log.membership(), log.here());
+        let (log_membership, here, durable) = (log.membership(), log.here(), log.synced());
         let identity = Identity::new(options.member.clone(), options.node);
         let (contact, silence, memory) = (Contact::new(clock), Silence::default(), Memory::default());
         let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
@@ -265,6 +266,7 @@ impl Node {
             memory,
             group,
             here,
+            durable,
             log_membership,
             identity,
             contact,
