@@ -226,6 +226,8 @@ pub fn as_child(seed: u64) {
             println!("{line}");
         }
     }
+    // The runner has begun a line of its own.
+    println!();
     for (what, n) in &report.counts {
         println!("count\t{what}\t{n}");
     }
