@@ -140,7 +140,11 @@ pub enum OpenError {
         marked: String,
     },
     /// It was written by another node.
-    #[error("{} belongs to node {node} ({member}), not to node {expected}", path.display())]
+    #[error(
+        "{} belongs to node {node} ({member}), not to node {expected}; if the identity.toml beside it was lost, move \
+         the directory away and start again: this manager is then taken in as a new node",
+        path.display()
+    )]
     Foreign {
         /// The directory.
         path: PathBuf,

@@ -11,9 +11,17 @@ use matriarch::{
     rpc::v1::StatusReply,
 };
 
-use crate::stage::{HEAL, Promise, SOON, Step, others, until};
+use crate::{
+    quorum::an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember,
+    stage::{HEAL, Promise, SOON, Step, others, until},
+};
 
 pub const STEPS: &[Step] = &[
+    // First: a log of a node that is not the configuration's is refused without its identity.
+    (
+        "an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember",
+        an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember,
+    ),
     ("agent_killed_under_load_no_failed_write", agent_killed_under_load_no_failed_write),
     ("manager_killed_under_load_no_failed_write", manager_killed_under_load_no_failed_write),
     (

@@ -27,10 +27,6 @@ pub const STEPS: &[Step] = &[
         "two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew",
         two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew,
     ),
-    (
-        "an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember",
-        an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember,
-    ),
 ];
 
 /// Acknowledgements of writes that began after `moment`, the direct probes' included.
@@ -145,7 +141,10 @@ fn two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew(
 }
 
 /// Neither identity nor mark tell that it is old: only the others can, and they are silent when it starts, twice.
-fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(rig: &Rig, before: &StatusReply) -> Promise {
+pub fn an_older_copy_in_an_empty_state_directory_waits_for_those_who_remember(
+    rig: &Rig,
+    before: &StatusReply,
+) -> Promise {
     let host = &others(rig, &[&before.primary])[0];
     rig.take_down(host, Role::Manager).unwrap();
     let raft = rig.dir(host).unwrap().join("manager/raft");
