@@ -49,14 +49,6 @@ fn one_of_three_is_replaced() {
     replace(&[]).holds();
 }
 
-/// Every state, in a release build: SHRINK_WHOLE=1.
-#[test]
-#[ignore = "long"]
-fn five_voters_become_three() {
-    let model = Change::<5> { elections: false, restarts: false, ..Change::through(&SHRINK, &[]) };
-    check("5 to 3", model).holds();
-}
-
 #[test]
 #[ignore = "long"]
 fn five_voters_become_three_as_far_as_it_was_looked() {
