@@ -141,7 +141,7 @@ pub enum OpenError {
     },
     /// It was written by another node.
     #[error(
-        "{} belongs to node {node} ({member}), not to node {expected}; if the identity.toml beside it was lost, move \
+        "{} belongs to node {node} ({member}), not to node {expected}; if the identity beside it was lost, move \
          the directory away and start again: this manager is then taken in as a new node",
         path.display()
     )]
