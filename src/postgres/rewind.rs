@@ -1,9 +1,10 @@
 //! Takes a diverged data directory back to where it parted from another member's, with `pg_rewind`.
 //!
 //! While `<data_dir>.rewinding` exists the directory may be half rewound: it is never started, and only
-//! another rewind or a clone removes the marker.
+//! another rewind or a clone removes the marker. Nor does PostgreSQL itself start in it when somebody tries by
+//! hand: while pg_rewind works, the directory has permissions that PostgreSQL refuses.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use super::{
     command::{HelperError, OnProgress, Progress},
@@ -87,6 +88,7 @@ impl Instance {
         // A failure before the first changed page leaves the directory as startable as it was.
         if result.is_ok() || !touched {
             self.set_standby_signal(true)?;
+            self.bar_starts(false)?;
             files::remove(&self.rewind_marker())?;
         }
         result
@@ -105,10 +107,14 @@ impl Instance {
         self.set_wal_aside(!*touched).await?;
         self.set_standby_signal(false)?;
         files::remove(&self.data_dir().join("recovery.signal"))?;
+        self.bar_starts(false)?;
         if !control.state.is_clean() {
             on_progress(Progress::phase("crash recovery"));
             self.recover_single_user().await?;
         }
+        // Without its signal file a server would come up as a primary, and pg_rewind would not notice what it wrote.
+        self.bar_starts(true)?;
+        self.demand_stopped()?;
         self.put_back_wal().await?;
         self.check_checkpoint()?;
         on_progress(Progress::phase("pg_rewind"));
@@ -142,6 +148,21 @@ impl Instance {
     fn check_checkpoint(&self) -> Result<(), RewindError> {
         if self.version()? < 160_000 && self.control_data()?.outran_its_checkpoint() {
             return Err(RewindError::OutranItsCheckpoint(self.data_dir().to_owned()));
+        }
+        Ok(())
+    }
+
+    /// PostgreSQL starts in no directory that others may write to (`checkDataDir` in its miscinit.c; pg_rewind has
+    /// no such check). They still can't, without the right to search it.
+    fn bar_starts(&self, barred: bool) -> Result<(), PostgresError> {
+        const OTHERS_WRITE: u32 = 0o002;
+        let dir = self.data_dir();
+        let mode = fs::metadata(dir).map_err(PostgresError::file("reading", dir))?.permissions().mode();
+        let wanted = if barred { mode | OTHERS_WRITE } else { mode & !OTHERS_WRITE };
+        if wanted != mode {
+            let wanted = fs::Permissions::from_mode(wanted);
+            fs::set_permissions(dir, wanted).map_err(PostgresError::file("changing the permissions of", dir))?;
+            files::sync_dir(dir)?;
         }
         Ok(())
     }
