@@ -111,7 +111,7 @@ fn last_acknowledgement_of_a_primary_that_is_cut_off() {
     for run in 0..runs {
         let status = hosts.rig.healthy(HEAL).unwrap();
         let primary = &status.primary;
-        let workload = Workload::start_with(&hosts.rig, primary, busy(primary, SESSIONS)).unwrap();
+        let workload = Workload::start_with(&hosts.rig, primary, busy(primary, SESSIONS, run)).unwrap();
         workload.begin(run as u64);
         let all_write = workload.wait_for(HEAL, |attempts| {
             let acked = attempts.iter().filter(|a| matches!(a.outcome, Outcome::Acked { .. }));
@@ -120,7 +120,15 @@ fn last_acknowledgement_of_a_primary_that_is_cut_off() {
             seen.dedup();
             (seen.len() == SESSIONS).then_some(())
         });
-        all_write.expect("every session is acknowledged");
+        if all_write.is_none() {
+            let to = log().with_file_name("last-acknowledgement");
+            crate::rounds::keep_logs(&hosts, &to);
+            panic!(
+                "run {run}: not every session is acknowledged: {:#?}; logs are kept in {}",
+                workload.errors(),
+                to.display()
+            );
+        }
         thread::sleep(Duration::from_secs(1));
 
         let fault = Fault { kind: Kind::CutBoth, target: Target::Primary, hold: Duration::ZERO };

@@ -127,10 +127,11 @@ pub fn clients(members: &[String]) -> Vec<Client> {
     all
 }
 
-/// So many sessions on one member's unix socket that write one row after the other without a pause.
-pub fn busy(member: &str, count: usize) -> Vec<Client> {
+/// So many sessions on one member's unix socket that write one row after the other without a pause. Names hold the
+/// run's number, for each workload counts its rows from the start, and the rows of an earlier run may be there.
+pub fn busy(member: &str, count: usize, run: usize) -> Vec<Client> {
     let one = |n| Client {
-        name: format!("busy-{n}-{member}"),
+        name: format!("busy-{run}-{n}-{member}"),
         route: Route::Local,
         host: member.to_owned(),
         commit: Commit::On,
