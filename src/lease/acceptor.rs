@@ -89,8 +89,9 @@ impl Acceptor {
     /// An acceptor that starts `now`, with the T_grant of its host's file and what an earlier
     /// start left behind. It may have acked a moment ago, so it promises anew.
     pub fn new(grant: Duration, durable: Durable, now: TwoClocks) -> Self {
+        // What is waited for now; what is durable stays as it was read, so that a longer promise is made durable
+        // before it is given.
         let longest = if durable.oldest == TimingsId::FILES { durable.grant.max(grant) } else { durable.grant };
-        let durable = Durable { grant: longest, ..durable };
         Self {
             grant,
             timings: TimingsInUse { oldest: durable.oldest, committed: Vec::new() },

@@ -320,6 +320,22 @@ fn a_longer_promise_is_durable_before_the_first_ack_that_gives_it() {
     assert_eq!(second.persist, None, "and then no renewal needs the disk");
 }
 
+/// The file of a host was changed and changed back, with restarts: what it promised meanwhile is still waited for.
+#[test]
+fn a_longer_promise_of_a_changed_file_is_durable_before_the_first_ack_that_gives_it() {
+    let safe = Timings::of(Profile::Safe).grant;
+    let shorter = Durable { sealed: Epoch(7), grant: GRANT, ..Durable::default() };
+    let mut acceptor = Acceptor::new(safe, shorter, at(0));
+    acceptor.set_membership(voters(), at(0));
+    acceptor.set_applied(Epoch(7));
+    let first = acceptor.receive(&member("a"), asks(7, 1, TimingsId::FILES, safe), at(30_000));
+    let durable = first.persist.expect("nothing that long is promised before it is on disk");
+    assert_eq!(durable.grant, safe);
+    acceptor.persisted(durable);
+    assert_eq!(acceptor.receive(&member("a"), asks(7, 2, TimingsId::FILES, safe), at(30_300)).persist, None);
+    assert_eq!(Acceptor::new(GRANT, durable, at(0)).until(), at(safe.as_millis() as u64));
+}
+
 #[test]
 fn quarantines_use_the_largest_t_grant_still_in_use() {
     let mut acceptor = ready(7);
