@@ -61,7 +61,11 @@ pub(crate) fn two_writers(attempts: &[Attempt]) -> Duration {
     let mut overlap = Duration::ZERO;
     for (i, a) in lives.iter().enumerate() {
         for b in &lives[i + 1..] {
-            overlap += a.1.min(b.1).saturating_duration_since(a.0.max(b.0));
+            let (from, to) = (a.0.max(b.0), a.1.min(b.1));
+            // A single acknowledgement within the other's life takes no time, and is an overlap all the same.
+            if to >= from {
+                overlap += (to - from).max(Duration::from_millis(1));
+            }
         }
     }
     overlap
@@ -196,6 +200,8 @@ mod tests {
             &[(ROUTED, 0, 10, "a"), (ROUTED, 20, 30, "b"), ("probe-n1", 40, 75, "a"), (ROUTED, 80, 90, "b")],
         );
         assert_eq!(two_writers(&both), Duration::from_millis(45));
+        let once = attempts(zero, &[(ROUTED, 0, 10, "a"), (ROUTED, 20, 20, "b"), (ROUTED, 30, 40, "a")]);
+        assert_eq!(two_writers(&once), Duration::from_millis(1));
         // One server in two lives, another in between: nobody wrote beside another.
         let back = attempts(zero, &[(ROUTED, 0, 10, "a 1"), (ROUTED, 11, 12, "b 1"), (ROUTED, 13, 14, "a 2")]);
         assert_eq!(two_writers(&back), Duration::ZERO);
