@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -576,11 +577,22 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
 
-        // One that was cut off: it is never started, and rewound again.
+        // One that was cut off: it is never started, not by hand either, and rewound again.
+        let data_dir = one.instance.data_dir();
         fs::write(root.path().join("n1/data.rewinding"), "").unwrap();
+        fs::set_permissions(data_dir, fs::Permissions::from_mode(0o702)).unwrap();
         assert!(matches!(one.instance.postmaster_command(), Err(PostgresError::HalfRewound { .. })));
-        assert_eq!(one.instance.rewind(&two.upstream(), &quiet).await.unwrap(), RewindOutcome::Rewound);
+        let refused = AtomicU32::new(0);
+        let by_hand = |progress: Progress| {
+            if progress.phase == "pg_rewind" {
+                start_by_hand_is_refused(data_dir);
+                refused.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        assert_eq!(one.instance.rewind(&two.upstream(), &by_hand).await.unwrap(), RewindOutcome::Rewound);
+        assert!(refused.into_inner() > 1, "before pg_rewind, and while it copies");
         assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
+        assert_eq!(fs::metadata(data_dir).unwrap().permissions().mode() & 0o777, 0o700);
         assert!(root.path().join("n1/data.wal-aside").exists());
         let port = format!("port = '{}'", one.member.postgres_port);
         assert!(fs::read_to_string(one.instance.data_dir().join("postgresql.conf")).unwrap().contains(&port));
@@ -593,6 +605,60 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         one.instance.discard_old().unwrap();
         assert!(!root.path().join("n1/data.wal-aside").exists());
     });
+}
+
+/// Both take the next number from the same position: the histories are equal, and the bytes are not.
+#[test]
+fn two_promotions_to_one_number_differ_in_their_first_record() {
+    as_postgres("two_promotions_to_one_number_differ_in_their_first_record", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 4);
+        let [one, two, three, four] = &mut all[..] else { panic!("four hosts") };
+        let session = primary(one).await;
+        let (two_session, three_session) = (standby(two, one).await, standby(three, one).await);
+        let four_session = standby(four, one).await;
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        one.stop(Signal::SIGINT);
+        for host in [&*two, three, four] {
+            host.follow(None);
+        }
+        for session in [&two_session, &three_session, &four_session] {
+            session.reload().await.unwrap();
+            session.await_severed(DEADLINE).await.unwrap();
+        }
+        let ends = [two.probe().await.wal_end, three.probe().await.wal_end, four.probe().await.wal_end];
+        assert!(ends.iter().all(|end| *end == ends[0]), "{ends:?}");
+        promote(two, &two_session, TimelineId(3)).await;
+        promote(three, &three_session, TimelineId(3)).await;
+
+        let lineage = |host: &Host, end| host.instance.lineage(end).unwrap();
+        let ours = lineage(two, two.probe().await.wal_end);
+        let theirs = lineage(three, three.probe().await.wal_end);
+        assert_eq!(ours.switches, theirs.switches);
+        assert!(ours.is_mistaken_for(&theirs), "{ours:?} {theirs:?}");
+        assert_eq!(ours.fork_from(&theirs).map(|f| f.timeline), Some(TimelineId(2)));
+
+        // Who follows has the same record; so has whoever began it, when it has crashed.
+        four.follow(Some(two));
+        four_session.reload().await.unwrap();
+        let seen =
+            four.probe_until("on the new timeline", |p| p.streaming && p.wal_end.timeline == TimelineId(3)).await;
+        assert_eq!(
+            lineage(four, seen.wal_end).first_records.get(&TimelineId(3)),
+            ours.first_records.get(&TimelineId(3))
+        );
+        two.stop(Signal::SIGKILL);
+        let end = two.instance.wal_end_on_disk().await.unwrap();
+        assert_eq!(lineage(two, end).first_records.get(&TimelineId(3)), ours.first_records.get(&TimelineId(3)));
+    });
+}
+
+/// As an operator would start it, past the agent.
+fn start_by_hand_is_refused(data_dir: &Path) {
+    let mut postgres = Command::new(bin_dir().join("postgres"));
+    let output = postgres.arg("-D").arg(data_dir).args(["-p", &free_port().to_string()]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("has invalid permissions"), "{text}");
 }
 
 /// pg_rewind keeps the segments that it read. They would pass for WAL of whoever is granted that timeline next.

@@ -209,7 +209,7 @@ impl World {
             Kind::RecordSystem { system_identifier: 7 },
             Kind::Fence { reason: "the cluster is founded".into() },
             Kind::Grant { member: first.clone(), floor: switch },
-            Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch },
+            Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch, first_record: None },
             Kind::Open { member: first.clone() },
         ] {
             let expected = self.state.epoch;
@@ -594,10 +594,10 @@ fn describe(command: &Command) -> String {
         Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
         Kind::Fence { reason } => format!("end epoch {}: {reason}", command.expected),
         Kind::Grant { member, floor } => format!("grant to {member} at {floor}"),
-        Kind::PromotionComplete { member, timeline, switch } => {
+        Kind::PromotionComplete { member, timeline, switch, .. } => {
             format!("{member} is promoted on timeline {timeline} from {switch}")
         }
-        Kind::AdoptTimeline { member, timeline, switch } => {
+        Kind::AdoptTimeline { member, timeline, switch, .. } => {
             format!("timeline {timeline} of {member}, which left ours at {switch}, is the cluster's")
         }
         Kind::Open { member } => format!("open {member}"),

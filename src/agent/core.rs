@@ -461,7 +461,7 @@ impl Core {
         self.durable.ended = self.durable.ended.max(tenure.epoch);
         self.durable.fenced = self.durable.fenced.max(tenure.epoch);
         let notice = self.notice(tenure.epoch, true, false);
-        out.extend([Effect::Persist, Effect::Release, Effect::Notice(notice)]);
+        out.extend([Effect::Release, Effect::Persist, Effect::Notice(notice)]);
         // PostgreSQL may have ended meanwhile, and its directory been read.
         self.seek_the_end(out);
     }
@@ -566,15 +566,15 @@ impl Core {
         }
     }
 
-    /// Ends the epoch on this host for good: fence first, then persist, and only
-    /// when both the disk and the empty tree say so the notice.
+    /// Ends the epoch on this host for good: fence and renew no more, for neither may wait for a disk, then persist,
+    /// and only when both the disk and the empty tree say so the notice.
     fn end_tenure_of(&mut self, tenure: Tenure, why: &str, now: Now, out: &mut Vec<Effect>) {
         tracing::warn!(epoch = %tenure.epoch, why, "the epoch ends on this host");
         self.fence(now, out);
         self.durable.tenure = None;
         self.durable.ended = self.durable.ended.max(tenure.epoch);
         self.idle_since = None;
-        out.extend([Effect::Persist, Effect::Release]);
+        out.extend([Effect::Release, Effect::Persist]);
         self.tree_is_empty(out);
         if self.tree == Tree::Empty && self.disk.is_some() && !self.wal_end_known {
             self.survey(true, out);

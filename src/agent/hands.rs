@@ -219,7 +219,7 @@ impl Hands {
         {
             // Only the shutdown checkpoint is to be read, which takes milliseconds.
             let end = self.instance.wal_end_on_disk().await;
-            let end = end.and_then(|end| Ok((end, self.instance.history(end.timeline)?)));
+            let end = end.and_then(|end| Ok((end, self.instance.lineage(end)?)));
             match end {
                 Ok((end, history)) => (facts.proven_end, facts.history) = (Some(end), history),
                 Err(error) => tracing::warn!(error = chain(&error), "failed to read the shutdown checkpoint"),
@@ -240,7 +240,7 @@ impl Hands {
             if self.life.load(Ordering::SeqCst) != life || self.wakes.is_closed() {
                 return;
             }
-            let read = read.and_then(|end| Ok((end, self.instance.history(end.timeline)?)));
+            let read = read.and_then(|end| Ok((end, self.instance.lineage(end)?)));
             match read {
                 Ok((end, history)) => {
                     let _ = self.wakes.send(Wake::Core(Event::WalEndRead { life, end, history }));

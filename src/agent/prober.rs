@@ -7,9 +7,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::{core::Sight, process::Wake};
 use crate::{
-    domain::{TimelineHistory, TimelineId},
+    domain::{TimelineHistory, WalPosition},
     postgres::{Instance, Probe, ProbeError, Session},
 };
+
+/// So many bytes from its beginning the first record of a timeline is looked for.
+const SOUGHT: u64 = 1 << 20;
 
 /// What to probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +63,21 @@ impl Prober {
             (self.life, self.session, self.history) = (life, None, None);
         }
         let probe = self.instance.probe(&mut self.session, deadline).await.map_err(|e| words(&e))?;
-        let history = self.history(probe.wal_end.timeline)?;
+        let history = self.history(probe.wal_end)?;
         Ok(Box::new(sight(probe, history)))
     }
 
-    fn history(&mut self, timeline: TimelineId) -> Result<TimelineHistory, String> {
-        if let Some(known) = self.history.as_ref().filter(|h| h.timeline == timeline) {
+    /// The first record of a timeline that was just gone over to may not be there yet. Far from its beginning it is not
+    /// looked for any more: what a copy didn't bring along won't come.
+    fn history(&mut self, end: WalPosition) -> Result<TimelineHistory, String> {
+        let complete = |h: &TimelineHistory| {
+            let began = h.switches.last().map_or(end.lsn, |s| s.end);
+            h.first_records.contains_key(&h.timeline) || h.switches.is_empty() || end.lsn.bytes_past(began) > SOUGHT
+        };
+        if let Some(known) = self.history.as_ref().filter(|h| h.timeline == end.timeline && complete(h)) {
             return Ok(known.clone());
         }
-        let history = self.instance.history(timeline).map_err(|e| e.to_string())?;
+        let history = self.instance.lineage(end).map_err(|e| e.to_string())?;
         self.history = Some(history.clone());
         Ok(history)
     }

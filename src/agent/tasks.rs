@@ -195,7 +195,7 @@ impl Job {
     async fn look(&self, session: &mut Option<Session>) -> Result<Sight, String> {
         let instance = &self.hands.instance;
         let probe = instance.probe(session, self.hands.timings.probe).await.map_err(said)?;
-        let history = instance.history(probe.wal_end.timeline).map_err(said)?;
+        let history = instance.lineage(probe.wal_end).map_err(said)?;
         Ok(sight(probe, history))
     }
 

@@ -1,6 +1,6 @@
 //! Positions in WAL and the history of timelines (PostgreSQL manual, 26.3.6 "Timelines").
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// A byte position in WAL, written `X/X` as PostgreSQL writes `pg_lsn`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -95,12 +95,16 @@ pub struct TimelineHistory {
     pub timeline: TimelineId,
     /// Its ancestors and where each of them ended.
     pub switches: Vec<TimelineSwitch>,
+    /// CRC of the first WAL record of each of these timelines, as far as it is known. A promotion writes the time
+    /// into that record (`xl_end_of_recovery`), so timelines of one number that were begun by two promotions differ
+    /// in it, also when they began at one position.
+    pub first_records: BTreeMap<TimelineId, u32>,
 }
 
 impl TimelineHistory {
     /// A timeline without ancestors.
     pub fn root(timeline: TimelineId) -> Self {
-        Self { timeline, switches: Vec::new() }
+        Self { timeline, ..Self::default() }
     }
 
     /// Reads the text of the history file of `timeline`. A comment or an empty line is passed over.
@@ -116,7 +120,7 @@ impl TimelineHistory {
             let end = words.next().and_then(|w| w.parse().ok()).ok_or_else(fail)?;
             switches.push(TimelineSwitch { timeline: TimelineId(id), end });
         }
-        Ok(Self { timeline, switches })
+        Ok(Self { timeline, switches, ..Self::default() })
     }
 
     /// Where `timeline` ended in this history; `None` for the current timeline
@@ -143,12 +147,30 @@ impl TimelineHistory {
     /// Both are walked from the oldest timeline; they part where the timelines
     /// differ, or where the same timeline ended at different positions.
     pub fn fork_from(&self, other: &TimelineHistory) -> Option<WalPosition> {
+        self.fork(other, |timeline| self.is_another(other, timeline))
+    }
+
+    /// By its numbers and positions it has more in common with `other` than it has by its bytes. PostgreSQL and
+    /// pg_rewind look at the numbers only.
+    pub fn is_mistaken_for(&self, other: &TimelineHistory) -> bool {
+        self.fork(other, |_| false) != self.fork_from(other)
+    }
+
+    /// Both have a timeline of that number, and not the same one.
+    fn is_another(&self, other: &TimelineHistory, timeline: TimelineId) -> bool {
+        match (self.first_records.get(&timeline), other.first_records.get(&timeline)) {
+            (Some(ours), Some(theirs)) => ours != theirs,
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    fn fork(&self, other: &TimelineHistory, is_another: impl Fn(TimelineId) -> bool) -> Option<WalPosition> {
         let mut shared = None;
         let mut ours = self.steps();
         let mut theirs = other.steps();
         loop {
             let (Some((a, a_end)), Some((b, b_end))) = (ours.next(), theirs.next()) else { return shared };
-            if a != b {
+            if a != b || is_another(a) {
                 return shared;
             }
             let end = match (a_end, b_end) {
@@ -176,7 +198,7 @@ mod tests {
     fn history(timeline: u32, switches: &[(u32, u64)]) -> TimelineHistory {
         let switches =
             switches.iter().map(|&(t, end)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) }).collect();
-        TimelineHistory { timeline: TimelineId(timeline), switches }
+        TimelineHistory { timeline: TimelineId(timeline), switches, ..Default::default() }
     }
 
     fn at(timeline: u32, lsn: u64) -> WalPosition {
@@ -215,6 +237,24 @@ mod tests {
         assert_eq!(history(3, &[(1, 80)]).fork_from(&two), Some(at(1, 80)));
         assert_eq!(history(3, &[(1, 100), (2, 150)]).fork_from(&two), Some(at(2, 150)));
         assert_eq!(history(9, &[]).fork_from(&two), None);
+    }
+
+    #[test]
+    fn timelines_of_one_number_that_began_with_other_records_are_not_one() {
+        let begun = |crc: &[(u32, u32)]| TimelineHistory {
+            first_records: crc.iter().map(|&(t, crc)| (TimelineId(t), crc)).collect(),
+            ..history(3, &[(1, 100), (2, 150)])
+        };
+        let ours = begun(&[(2, 7), (3, 8)]);
+        let another = begun(&[(2, 7), (3, 9)]);
+        assert_eq!(ours.fork_from(&another), Some(at(2, 150)));
+        assert!(ours.is_mistaken_for(&another));
+        assert_eq!(ours.fork_from(&begun(&[(2, 6), (3, 8)])), Some(at(1, 100)));
+        // What is not known is not held against it.
+        for same in [begun(&[]), begun(&[(3, 8)]), begun(&[(2, 7), (3, 8)])] {
+            assert_eq!(ours.fork_from(&same), Some(at(3, u64::MAX)));
+            assert!(!ours.is_mistaken_for(&same));
+        }
     }
 
     #[test]

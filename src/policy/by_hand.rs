@@ -12,6 +12,7 @@ struct Foreign<'a> {
     timeline: TimelineId,
     switch: WalPosition,
     end: WalPosition,
+    first_record: Option<u32>,
 }
 
 /// Rule 407. Somebody started and promoted the primary by hand, and the standbys followed: the right to be
@@ -38,7 +39,7 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(m)?.agent.as_ref()?));
     let best = foreign.max_by(|a, b| (a.switch.lsn, a.end, b.member).cmp(&(b.switch.lsn, b.end, a.member)))?;
     let (member, timeline, switch) = (best.member.clone(), best.timeline, best.switch);
-    Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch }))
+    Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch, first_record: best.first_record }))
 }
 
 /// Waiting for this member would not make it fit.
@@ -68,7 +69,8 @@ fn foreign<'a>(s: &Situation<'_>, member: &'a MemberId, agent: &AgentView) -> Op
     let mut later = agent.history.switches.iter().skip_while(|step| step.timeline != lineage.timeline).skip(1);
     let timeline = later.next().map_or(agent.history.timeline, |step| step.timeline);
     let free = timeline > s.state.highest_timeline() && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
-    free.then_some(Foreign { member, timeline, switch, end: agent.wal_end })
+    let first_record = agent.history.first_records.get(&timeline).copied();
+    free.then_some(Foreign { member, timeline, switch, end: agent.wal_end, first_record })
 }
 
 #[cfg(test)]
@@ -87,8 +89,11 @@ mod tests {
     fn seal(bench: Bench, member: &str, words: &str, switches: &[(u32, u64)], timeline: u32) -> Bench {
         let mut bench = bench.seal(member, words);
         let switch = |(timeline, end): &(u32, u64)| TimelineSwitch { timeline: TimelineId(*timeline), end: Lsn(*end) };
-        let history =
-            TimelineHistory { timeline: TimelineId(timeline), switches: switches.iter().map(switch).collect() };
+        let history = TimelineHistory {
+            timeline: TimelineId(timeline),
+            switches: switches.iter().map(switch).collect(),
+            ..Default::default()
+        };
         let id = member.parse::<MemberId>().unwrap();
         let agent = bench.seals.get_mut(&id).and_then(|seal| seal.agent.as_mut()).unwrap();
         agent.history = history;
@@ -102,7 +107,7 @@ mod tests {
         let bench = seal(fenced(), "a", "standby 7:900", less, 7);
         let bench = seal(bench, "b", "standby 3:600", ours, 3);
         let bench = seal(bench, "c", "standby 3:700", ours, 3);
-        let Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch })) =
+        let Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch, .. })) =
             adopt_timeline(&bench.situation())
         else {
             panic!("{:?}", adopt_timeline(&bench.situation()))
@@ -128,6 +133,7 @@ mod tests {
             timeline: TimelineId(3),
             epoch: crate::domain::Epoch(0),
             switch: Some(position("2:500")),
+            first_record: None,
         });
         bench.state.by_hand.insert(TimelineId(3), "b".parse().unwrap());
         let Some(Verdict::Propose(Kind::Grant { member, .. })) = failover::grant(&bench.situation()) else {
@@ -143,6 +149,7 @@ mod tests {
             timeline: TimelineId(3),
             epoch: crate::domain::Epoch(2),
             switch: None,
+            first_record: None,
         });
         let bench = bench.seal("c", "failed");
         assert!(adopt_timeline(&bench.situation()).is_none(), "its number is reserved");

@@ -22,6 +22,7 @@ pub fn complete(s: &Situation<'_>) -> Option<Verdict> {
                 member: member.clone(),
                 timeline: *timeline,
                 switch,
+                first_record: a.history.first_records.get(timeline).copied(),
             }));
         }
     }
@@ -58,17 +59,18 @@ pub fn complete_late(s: &Situation<'_>) -> Option<Verdict> {
         return None;
     }
     let followers = s.state.members.keys().filter_map(said).filter(|a| a.upstream.as_ref() == Some(holder));
-    let switch = itself.into_iter().chain(followers).find_map(|agent| began(s, agent, reserved))?;
-    let complete = Kind::PromotionComplete { member: holder.clone(), timeline: reserved, switch };
+    let (switch, first_record) = itself.into_iter().chain(followers).find_map(|agent| began(s, agent, reserved))?;
+    let complete = Kind::PromotionComplete { member: holder.clone(), timeline: reserved, switch, first_record };
     Some(Verdict::Propose(complete))
 }
 
-/// Where `timeline` left the cluster's last one, when this member's WAL ends on it.
-fn began(s: &Situation<'_>, agent: &AgentView, timeline: TimelineId) -> Option<WalPosition> {
+/// Where `timeline` left the cluster's last one, and its first record, when this member's WAL ends on it.
+fn began(s: &Situation<'_>, agent: &AgentView, timeline: TimelineId) -> Option<(WalPosition, Option<u32>)> {
     let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
     let there = agent.wal_end_known && agent.wal_end.timeline == timeline && agent.history.timeline == timeline;
     let last = agent.history.switches.last().filter(|_| ours && there)?;
     let switch = WalPosition { timeline: last.timeline, lsn: last.end };
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    (agent.history.fork_from(&lineage) == Some(switch)).then_some(switch)
+    let first_record = agent.history.first_records.get(&timeline).copied();
+    (agent.history.fork_from(&lineage) == Some(switch)).then_some((switch, first_record))
 }

@@ -46,6 +46,7 @@ pub fn state(spec: &str) -> ClusterState {
         timeline: TimelineId(timeline),
         epoch: Epoch(epoch),
         switch: switch.map(position),
+        first_record: None,
     };
     let mut state = ClusterState {
         identity: Some(Identity {

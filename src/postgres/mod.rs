@@ -11,6 +11,7 @@ pub mod conf;
 pub mod controldata;
 pub mod error;
 mod files;
+mod first_record;
 mod history;
 mod initdb;
 pub mod instance;

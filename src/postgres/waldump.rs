@@ -108,11 +108,11 @@ enum Found {
 
 /// One line of pg_waldump, as far as it is needed.
 #[derive(Debug, PartialEq, Eq)]
-struct Record {
-    lsn: Lsn,
-    bytes: u64,
+pub(super) struct Record {
+    pub(super) lsn: Lsn,
+    pub(super) bytes: u64,
     /// The rest of its segment is void.
-    switches_segment: bool,
+    pub(super) switches_segment: bool,
 }
 
 impl Record {
@@ -125,7 +125,7 @@ impl Record {
     }
 
     /// The position after it, as PostgreSQL counts it: aligned to 8 bytes, with the headers of the pages it crosses.
-    fn end(&self, page: u64, segment: u64) -> Lsn {
+    pub(super) fn end(&self, page: u64, segment: u64) -> Lsn {
         let (mut at, mut left) = (self.lsn.0, self.bytes);
         loop {
             let room = page - at % page;

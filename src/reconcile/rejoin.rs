@@ -28,6 +28,10 @@ pub enum Rejoin {
 /// the primary has too, but which ended there before our WAL does, is diverged.
 pub fn rejoin(ours: &TimelineHistory, end: WalPosition, primary: &TimelineHistory) -> Rejoin {
     let Some(fork) = ours.fork_from(primary) else { return Rejoin::Reclone };
+    // A rewind would take the fork to lie where the numbers part, and keep what was written before that.
+    if ours.is_mistaken_for(primary) {
+        return Rejoin::Reclone;
+    }
     // All of ours is shared when the fork lies on our own, last timeline, at or past its end.
     if fork.timeline == end.timeline && end.lsn <= fork.lsn { Rejoin::Follow } else { Rejoin::Rewind { fork } }
 }
@@ -41,7 +45,7 @@ mod tests {
         let (last, _) = steps[steps.len() - 1];
         let switches =
             steps.windows(2).map(|w| TimelineSwitch { timeline: TimelineId(w[0].0), end: Lsn(w[1].1) }).collect();
-        TimelineHistory { timeline: TimelineId(last), switches }
+        TimelineHistory { timeline: TimelineId(last), switches, ..Default::default() }
     }
 
     /// Steps are (timeline, where it began).
@@ -53,6 +57,15 @@ mod tests {
 
     fn from(timeline: u32, lsn: u64) -> Rejoin {
         Rejoin::Rewind { fork: WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) } }
+    }
+
+    #[test]
+    fn a_timeline_of_the_same_number_that_another_promotion_began_is_copied_anew() {
+        let begun =
+            |crc| TimelineHistory { first_records: [(TimelineId(2), crc)].into(), ..history(&[(1, 0), (2, 80)]) };
+        let end = WalPosition { timeline: TimelineId(2), lsn: Lsn(95) };
+        assert_eq!(rejoin(&begun(1), end, &begun(1)), Rejoin::Follow);
+        assert_eq!(rejoin(&begun(1), end, &begun(2)), Rejoin::Reclone);
     }
 
     #[test]

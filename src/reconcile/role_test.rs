@@ -112,6 +112,7 @@ fn history_is_that_of_the_granted_timeline() {
     let expected = TimelineHistory {
         timeline: TimelineId(2),
         switches: vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }],
+        ..TimelineHistory::default()
     };
     assert_eq!(state.history_of(TimelineId(2)), expected);
 }

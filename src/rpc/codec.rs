@@ -41,15 +41,19 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::Grant { member, floor } => {
             c::Kind::Grant(c::Grant { member: member.to_string(), floor: Some(position(*floor)) })
         }
-        Kind::PromotionComplete { member, timeline, switch } => c::Kind::PromotionComplete(c::PromotionComplete {
+        Kind::PromotionComplete { member, timeline, switch, first_record } => {
+            c::Kind::PromotionComplete(c::PromotionComplete {
+                member: member.to_string(),
+                timeline: timeline.0,
+                switch: Some(position(*switch)),
+                first_record: *first_record,
+            })
+        }
+        Kind::AdoptTimeline { member, timeline, switch, first_record } => c::Kind::AdoptTimeline(c::AdoptTimeline {
             member: member.to_string(),
             timeline: timeline.0,
             switch: Some(position(*switch)),
-        }),
-        Kind::AdoptTimeline { member, timeline, switch } => c::Kind::AdoptTimeline(c::AdoptTimeline {
-            member: member.to_string(),
-            timeline: timeline.0,
-            switch: Some(position(*switch)),
+            first_record: *first_record,
         }),
         Kind::Open { member } => c::Kind::OpenPrimary(c::OpenPrimary { member: member.to_string() }),
         Kind::Release { member, end, clean } => {
@@ -131,11 +135,13 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
             switch: position_of(p.switch),
+            first_record: p.first_record,
         },
         K::AdoptTimeline(a) => Kind::AdoptTimeline {
             member: member_id(&a.member)?,
             timeline: TimelineId(a.timeline),
             switch: position_of(a.switch),
+            first_record: a.first_record,
         },
         K::OpenPrimary(o) => Kind::Open { member: member_id(&o.member)? },
         K::Release(r) => Kind::Release { member: member_id(&r.member)?, end: position_of(r.end), clean: r.clean },
@@ -374,12 +380,14 @@ fn encode_record(record: &TimelineRecord, by_hand: Option<&MemberId>) -> v1::Tim
         epoch: record.epoch.0,
         member: optional_text(by_hand),
         complete: record.switch.is_some(),
+        first_record: record.first_record,
     }
 }
 
 fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
     let switch = raw.complete.then_some(WalPosition { timeline: TimelineId(raw.parent), lsn: Lsn(raw.switch_lsn) });
-    TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch }
+    let first_record = raw.first_record;
+    TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch, first_record }
 }
 
 fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
@@ -468,7 +476,7 @@ mod tests {
             Kind::RecordSystem { system_identifier: 99 },
             Kind::Fence { reason: "why".into() },
             Kind::Grant { member: id("a"), floor: at(1, 5) },
-            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6) },
+            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
             Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") },
             Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },
@@ -480,7 +488,7 @@ mod tests {
             Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe) },
             Kind::SettleTimings { id: TimingsId(2) },
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
-            Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7) },
+            Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
             Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
             Kind::RemoveMember { member: id("b") },
         ]

@@ -210,6 +210,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             .iter()
             .map(|s| v1::TimelineSwitch { timeline: s.timeline.0, end: s.end.0 })
             .collect(),
+        first_records: view.history.first_records.iter().map(|(timeline, crc)| (timeline.0, *crc)).collect(),
         lease: Some(v1::LeaseStatus {
             epoch: view.lease.epoch.0,
             held: view.lease.held,
@@ -313,6 +314,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
                 .iter()
                 .map(|s| TimelineSwitch { timeline: TimelineId(s.timeline), end: Lsn(s.end) })
                 .collect(),
+            first_records: raw.first_records.iter().map(|(timeline, crc)| (TimelineId(*timeline), *crc)).collect(),
         },
         lease: LeaseView {
             epoch: Epoch(lease.epoch),

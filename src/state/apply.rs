@@ -10,6 +10,9 @@ use super::{
 };
 use crate::domain::{Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
 
+/// Where a timeline began, and the CRC of its first WAL record as far as it is known.
+type Beginning = (WalPosition, Option<u32>);
+
 impl ClusterState {
     /// Applies one committed command. The same on every node, for ever.
     pub fn apply(&mut self, command: &Command) -> Applied {
@@ -49,8 +52,12 @@ impl ClusterState {
             Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
             Kind::Fence { reason } => self.fence(reason),
             Kind::Grant { member, floor } => self.grant(member, *floor),
-            Kind::PromotionComplete { member, timeline, switch } => self.promoted(member, *timeline, *switch),
-            Kind::AdoptTimeline { member, timeline, switch } => self.adopt_timeline(member, *timeline, *switch),
+            Kind::PromotionComplete { member, timeline, switch, first_record } => {
+                self.promoted(member, *timeline, (*switch, *first_record))
+            }
+            Kind::AdoptTimeline { member, timeline, switch, first_record } => {
+                self.adopt_timeline(member, *timeline, (*switch, *first_record))
+            }
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean } => self.release(member, *end, *clean),
             Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
@@ -87,7 +94,12 @@ impl ClusterState {
             return Err(format!("system identifier {known} is recorded"));
         }
         self.system_identifier = Some(system_identifier);
-        self.lineage.push(TimelineRecord { timeline: TimelineId(1), epoch: self.epoch, switch: None });
+        self.lineage.push(TimelineRecord {
+            timeline: TimelineId(1),
+            epoch: self.epoch,
+            switch: None,
+            first_record: None,
+        });
         Ok(None)
     }
 
@@ -113,7 +125,7 @@ impl ClusterState {
             return Err(format!("{member} is no member"));
         }
         let timeline = self.highest_timeline().next();
-        self.lineage.push(TimelineRecord { timeline, epoch, switch: None });
+        self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
         self.roster.grant();
         self.keep_newest_timings();
         self.lock = Lock::Granted {
@@ -127,10 +139,10 @@ impl ClusterState {
         Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
     }
 
-    fn promoted(&mut self, by: &MemberId, on: TimelineId, at: WalPosition) -> Result<Option<String>, String> {
+    fn promoted(&mut self, by: &MemberId, on: TimelineId, began: Beginning) -> Result<Option<String>, String> {
         if let Lock::Fenced { previous, .. } = &self.lock {
             let theirs = previous.as_ref().filter(|(_, holder)| holder == by).map(|(epoch, _)| *epoch);
-            return self.promoted_late(by, theirs, on, at);
+            return self.promoted_late(by, theirs, on, began);
         }
         let Lock::Granted { epoch, member, phase, timeline, switch_lsn, .. } = &mut self.lock else {
             return Err("nothing is granted".to_owned());
@@ -139,12 +151,13 @@ impl ClusterState {
             return Err(format!("{member} is {phase:?} on timeline {timeline}"));
         }
         *phase = GrantPhase::Promoted;
+        let (at, first_record) = began;
         *switch_lsn = at.lsn;
         let epoch = *epoch;
         self.roster.taken();
         for record in &mut self.lineage {
             if record.timeline == on {
-                record.switch = Some(at);
+                (record.switch, record.first_record) = (Some(at), first_record);
             }
         }
         Ok(Some(format!("{by} is primary of epoch {epoch} on timeline {on} from {at}")))
@@ -156,13 +169,13 @@ impl ClusterState {
         by: &MemberId,
         in_epoch: Option<Epoch>,
         on: TimelineId,
-        at: WalPosition,
+        (at, first_record): Beginning,
     ) -> Result<Option<String>, String> {
         let unknown = |r: &&mut TimelineRecord| r.timeline == on && Some(r.epoch) == in_epoch && r.switch.is_none();
         let Some(record) = self.lineage.iter_mut().find(unknown) else {
             return Err("nothing is granted".to_owned());
         };
-        record.switch = Some(at);
+        (record.switch, record.first_record) = (Some(at), first_record);
         Ok(Some(format!("{by} had begun timeline {on} at {at} before its epoch ended")))
     }
 
@@ -171,7 +184,7 @@ impl ClusterState {
         &mut self,
         by: &MemberId,
         timeline: TimelineId,
-        at: WalPosition,
+        (at, first_record): Beginning,
     ) -> Result<Option<String>, String> {
         if !matches!(self.lock, Lock::Fenced { .. }) {
             return Err("a timeline is adopted between two epochs only".to_owned());
@@ -180,7 +193,7 @@ impl ClusterState {
         if timeline <= highest || at.timeline != last {
             return Err(format!("timeline {timeline} from {at} does not go on from {last}, or {highest} is used"));
         }
-        self.lineage.push(TimelineRecord { timeline, epoch: Epoch(0), switch: Some(at) });
+        self.lineage.push(TimelineRecord { timeline, epoch: Epoch(0), switch: Some(at), first_record });
         self.by_hand.insert(timeline, by.clone());
         Ok(Some(format!("timeline {timeline}, begun by hand at {at}, is the cluster's: {by} has no other WAL")))
     }
@@ -387,7 +400,12 @@ mod tests {
         for kind in [
             Kind::Fence { reason: "first".into() },
             Kind::Grant { member: id("a"), floor: at(1, 50) },
-            Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 60) },
+            Kind::PromotionComplete {
+                member: id("a"),
+                timeline: TimelineId(2),
+                switch: at(1, 60),
+                first_record: Some(5),
+            },
             Kind::Open { member: id("a") },
         ] {
             assert_eq!(run(&mut state, kind), Applied::Changed);
@@ -451,7 +469,8 @@ mod tests {
         let mut state = opened();
         run(&mut state, Kind::Fence { reason: "x".into() });
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
-        let wrong = Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71) };
+        let wrong =
+            Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71), first_record: None };
         assert!(is_stale(&run(&mut state, wrong)));
     }
 
@@ -465,12 +484,15 @@ mod tests {
             member: id(member),
             timeline: TimelineId(timeline),
             switch: at(2, 70),
+            first_record: Some(6),
         };
         assert!(is_stale(&run(&mut state, late("c", 3))), "not the holder");
         assert!(is_stale(&run(&mut state, late("b", 2))), "not its timeline");
         assert_eq!(run(&mut state, late("b", 3)), Applied::Changed);
         assert!(is_stale(&run(&mut state, late("b", 3))), "known already");
-        assert_eq!(state.history_of(TimelineId(3)).switches.len(), 2);
+        let history = state.history_of(TimelineId(3));
+        assert_eq!(history.switches.len(), 2);
+        assert_eq!(history.first_records, [(TimelineId(2), 5), (TimelineId(3), 6)].into());
         assert!(matches!(state.lock, Lock::Fenced { .. }));
     }
 

@@ -141,6 +141,9 @@ pub struct TimelineRecord {
     pub epoch: Epoch,
     /// Where it began, once the promotion was complete.
     pub switch: Option<WalPosition>,
+    /// CRC of its first WAL record, when it was known at the end of the promotion (see
+    /// [`TimelineHistory::first_records`]).
+    pub first_record: Option<u32>,
 }
 
 /// What an operator asked for.
@@ -263,17 +266,16 @@ impl ClusterState {
     /// The ancestry of `timeline` as the log recorded it; a timeline whose
     /// promotion was never completed has no known parent.
     pub fn history_of(&self, timeline: TimelineId) -> TimelineHistory {
-        let mut switches = Vec::new();
+        let (mut switches, mut first_records) = (Vec::new(), BTreeMap::new());
         let mut current = timeline;
-        while let Some(switch) = self.lineage.iter().find(|r| r.timeline == current).and_then(|r| r.switch) {
-            if switch.timeline >= current {
-                break;
-            }
+        while let Some(record) = self.lineage.iter().find(|r| r.timeline == current) {
+            first_records.extend(record.first_record.map(|crc| (current, crc)));
+            let Some(switch) = record.switch.filter(|s| s.timeline < current) else { break };
             switches.push(TimelineSwitch { timeline: switch.timeline, end: switch.lsn });
             current = switch.timeline;
         }
         switches.reverse();
-        TimelineHistory { timeline, switches }
+        TimelineHistory { timeline, switches, first_records }
     }
 
     /// WAL of this member that ends there is the cluster's, as far as its number says: two members that were both

@@ -72,6 +72,8 @@ pub enum Kind {
         timeline: TimelineId,
         /// The position on the parent timeline where it began.
         switch: WalPosition,
+        /// CRC of its first WAL record, as far as it is known.
+        first_record: Option<u32>,
     },
     /// Clients may be routed to the primary.
     Open {
@@ -136,6 +138,8 @@ pub enum Kind {
         timeline: TimelineId,
         /// Where it left the cluster's last one.
         switch: WalPosition,
+        /// CRC of its first WAL record, as far as it is known.
+        first_record: Option<u32>,
     },
     /// The operation is over.
     EndOperation {

@@ -50,7 +50,7 @@ impl ClusterState {
         }
         let highest = self.highest_timeline().max(data.map_or(TimelineId(0), |d| d.timeline));
         let reserved = TimelineId(u32::try_from(after(highest.0.into(), JUMP_TIMELINES, place)).ok()?);
-        state.lineage.push(TimelineRecord { timeline: reserved, epoch: state.epoch, switch: None });
+        state.lineage.push(TimelineRecord { timeline: reserved, epoch: state.epoch, switch: None, first_record: None });
         if let Some(operation) = state.operation.take() {
             let reason = "the cluster was recovered".to_owned();
             state.last_operation = Some(FinishedOperation { operation, succeeded: false, reason });
@@ -70,9 +70,16 @@ impl ClusterState {
         let children = history.switches.iter().skip(1).map(|s| s.timeline).chain([history.timeline]);
         for (parent, child) in history.switches.iter().zip(children) {
             let switch = Some(WalPosition { timeline: parent.timeline, lsn: parent.end });
+            let first_record = history.first_records.get(&child).copied();
             match self.lineage.iter_mut().find(|r| r.timeline == child) {
-                Some(record) => record.switch = switch,
-                None => self.lineage.push(TimelineRecord { timeline: child, epoch: Epoch(0), switch }),
+                // What this host doesn't know any more may be known from its promotion.
+                Some(record) => {
+                    record.switch = switch;
+                    record.first_record = first_record.or(record.first_record);
+                }
+                None => {
+                    self.lineage.push(TimelineRecord { timeline: child, epoch: Epoch(0), switch, first_record });
+                }
             }
             // Whose it was before counts no more: this host's WAL is the one that is gone on with.
             self.by_hand.remove(&child);
@@ -105,7 +112,12 @@ mod tests {
             postgres: format!("h{n}:2"),
             agent: String::new(),
         };
-        let record = |t: u32, epoch, switch| TimelineRecord { timeline: TimelineId(t), epoch: Epoch(epoch), switch };
+        let record = |t: u32, epoch, switch| TimelineRecord {
+            timeline: TimelineId(t),
+            epoch: Epoch(epoch),
+            switch,
+            first_record: None,
+        };
         ClusterState {
             identity: Some(Identity { cluster_id: ClusterId("c".into()), generation: Generation(1), name: "x".into() }),
             members: [(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))].into(),
@@ -130,7 +142,11 @@ mod tests {
 
     fn history(timeline: u32, switches: &[(u32, u64)]) -> TimelineHistory {
         let switch = |&(t, end): &(u32, u64)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) };
-        TimelineHistory { timeline: TimelineId(timeline), switches: switches.iter().map(switch).collect() }
+        TimelineHistory {
+            timeline: TimelineId(timeline),
+            switches: switches.iter().map(switch).collect(),
+            ..Default::default()
+        }
     }
 
     #[test]

@@ -80,13 +80,6 @@ pub const FAULTS: [Fault; 31] = [
     Fault::PromoteByHand,
 ];
 
-/// Left out of the usual runs, because the code is known not to stand them yet; `WORLD_FAULTS=all` has them.
-pub const NOT_STOOD_YET: &[(Fault, &str)] = &[(
-    Fault::PromoteByHand,
-    "a promotion by hand can take the number that the next grant reserves, from the same position; the histories are \
-         equal then, and the member follows with bytes of its own",
-)];
-
 /// What of it a run has.
 #[derive(Debug, Clone, Default)]
 pub struct Chaos {

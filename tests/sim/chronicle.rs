@@ -20,7 +20,7 @@ use crate::{
     raft::Entry,
 };
 
-/// So many lines of a run are kept for a failure.
+/// So many lines of a run are kept for a failure; `WORLD_LINES` keeps more.
 const LINES: usize = 400;
 
 /// How often what happened; a batch in which something never did has tested too little.
@@ -110,6 +110,7 @@ pub enum Moment {
 #[derive(Default)]
 pub struct Chronicle {
     tracing: bool,
+    kept: usize,
     lines: VecDeque<String>,
     /// Broken promises, by their names.
     pub broken: Vec<String>,
@@ -146,12 +147,13 @@ pub struct Chronicle {
 
 impl Chronicle {
     pub fn new(tracing: bool) -> Self {
-        Self { tracing, ..Self::default() }
+        let kept = crate::number("WORLD_LINES").map_or(LINES, |n| n as usize);
+        Self { tracing, kept, ..Self::default() }
     }
 
     pub fn trace(&mut self, now: Time, line: impl FnOnce() -> String) {
         if self.tracing {
-            if self.lines.len() == LINES {
+            if self.lines.len() == self.kept {
                 self.lines.pop_front();
             }
             self.lines.push_back(format!("{:>12.6}  {}", now as f64 / 1e6, line()));

@@ -10,6 +10,7 @@ use crate::{
     manager::Manager,
     postgres::{PgEvent, Postgres, dir::Place},
     raft,
+    tasks::TaskRun,
     world::{Due, PROCS, Proc, What, World},
 };
 
@@ -325,7 +326,10 @@ impl World {
     /// A server is started by hand, without a guard and with what the data directory says.
     pub fn start_by_hand(&mut self, i: usize) {
         let host = &self.hosts[i];
-        if host.power && host.postgres.is_none() && host.disks.place.data.is_some() {
+        // What recovers alone holds postmaster.pid.
+        let taken = host.agent.as_ref().and_then(|a| a.task.as_ref()).is_some_and(TaskRun::recovers_alone);
+        let startable = host.disks.place.data.as_ref().is_some_and(|d| !d.barred);
+        if host.power && host.postgres.is_none() && startable && !taken {
             self.sky.told.trace(self.sky.now, || format!("{i}: PostgreSQL started by hand"));
             self.sky.told.cover.starts_by_hand += 1;
             self.start_postgres(i, None);

@@ -26,4 +26,6 @@ pub enum Mutation {
     GuardSleeps,
     /// A stopped or crashed data directory is left without its signal file.
     NoDormantCatch,
+    /// Nobody looks at the first record of a timeline: equal numbers are taken for equal bytes.
+    NumbersOnly,
 }

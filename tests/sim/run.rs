@@ -5,7 +5,7 @@ use std::{fmt, rc::Rc};
 use matriarch::domain::{MemberId, Profile, Timings};
 
 use crate::{
-    chaos::{Chaos, FAULTS, Fault, NOT_STOOD_YET},
+    chaos::{Chaos, FAULTS, Fault},
     chronicle::{Chronicle, Cover},
     clock::{Clock, MS, SECOND, Time, micros},
     dice::Dice,
@@ -25,8 +25,6 @@ pub struct Plan {
     pub small: bool,
     /// These faults; empty: the seed chooses.
     pub faults: Vec<Fault>,
-    /// Also those that are not stood yet.
-    pub all: bool,
     /// The names of faults to leave out, for whoever looks for the cause of a failure.
     pub without: String,
     /// Faults follow each other within a small part of a lease.
@@ -44,7 +42,6 @@ impl Plan {
             mutation: Mutation::None,
             small: false,
             faults: Vec::new(),
-            all: false,
             without: String::new(),
             hasty: false,
             late: false,
@@ -142,7 +139,6 @@ fn choose_faults(world: &mut World, plan: &Plan) {
     // Some of all kinds: what always comes together hides what comes alone.
     let share = [3, 5, 9][dice.below(3)];
     let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.roll(10) < share).collect();
-    faults.retain(|fault| plan.all || NOT_STOOD_YET.iter().all(|(f, _)| f != fault));
     faults.retain(|fault| !plan.without.contains(&format!("{fault:?}")));
     if !plan.faults.is_empty() {
         faults.clone_from(&plan.faults);

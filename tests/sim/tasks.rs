@@ -88,6 +88,11 @@ impl TaskRun {
     pub fn kind(&self) -> &'static str {
         self.task.kind()
     }
+
+    /// A server in single-user mode works in the data directory.
+    pub fn recovers_alone(&self) -> bool {
+        matches!(self.task, Task::Rewind(_)) && self.step == Step::Recover
+    }
 }
 
 /// Why a task failed.

@@ -149,6 +149,7 @@ fn the_end_of_wal_is_compared_along_the_history() {
     let two = TimelineHistory {
         timeline: TimelineId(2),
         switches: vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(100) }],
+        ..TimelineHistory::default()
     };
     assert!(covers(&two, at(2, 50), at(1, 100)));
     assert!(!covers(&two, at(2, 50), at(1, 101)), "WAL past the switch is on another branch");
@@ -161,7 +162,7 @@ fn a_lost_lease_fences_first_persists_next_and_tells_last() {
     let mut core = primary();
     let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Superseded, ..LeaseSight::default() };
     let effects = core.step(Event::Lease(lost), now(100));
-    assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+    assert_eq!(effects, [Effect::Fence, Effect::Release, Effect::Persist]);
     assert_eq!(core.durable().ended, Epoch(4));
     assert_eq!(core.durable().fenced, Epoch(0));
     assert_eq!(core.state(), PostgresState::Stopping);
@@ -243,7 +244,7 @@ fn nobody_orders_the_restart_so_the_epoch_ends_in_time() {
     core.step(Event::Surveyed { life: 1, disk: facts(false) }, now(110));
     assert_eq!(core.step(Event::Tick, now(60_099)), []);
     let effects = core.step(Event::Tick, now(60_100));
-    assert_eq!(effects[..2], [Effect::Persist, Effect::Release]);
+    assert_eq!(effects[..2], [Effect::Release, Effect::Persist]);
     assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
     assert!(effects.contains(&Effect::Survey { wal_end: true }));
 }
@@ -279,7 +280,7 @@ fn a_stop_for_good_gives_a_proven_end() {
     core.step(Event::Done(TaskEnd::Succeeded), now(201));
     let effects = core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(210));
     let told = Notice { member: "n1".parse().unwrap(), epoch: Epoch(4), fenced: true, end: at(2, 500), clean: true };
-    assert_eq!(effects, [Effect::Persist, Effect::Release, Effect::Persist, Effect::Notice(told)]);
+    assert_eq!(effects, [Effect::Release, Effect::Persist, Effect::Persist, Effect::Notice(told)]);
 }
 
 /// Its copy of timeline 2 has to reach 2:900, and 3, on which its WAL ends, left 2 at 800.
@@ -290,7 +291,7 @@ fn a_directory_that_no_start_can_bring_up_is_said_to_be_no_better_than_half_rewo
         let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(disk.clone()));
         core.step(Event::Surveyed { life: 1, disk }, now(10));
         let switches = vec![TimelineSwitch { timeline: TimelineId(2), end: Lsn(800) }];
-        let history = TimelineHistory { timeline: TimelineId(3), switches };
+        let history = TimelineHistory { timeline: TimelineId(3), switches, ..TimelineHistory::default() };
         core.step(Event::WalEndRead { life: 1, end: at(3, 950), history }, now(20));
         core
     };
@@ -332,7 +333,7 @@ fn an_order_from_before_the_grant_does_not_stop_the_primary() {
 fn a_higher_epoch_fences_a_running_primary_before_it_is_started_as_a_standby() {
     let mut core = primary();
     let effects = core.step(order(5, Action::StartStandby(None)), now(60));
-    assert_eq!(effects[..4], [Effect::Persist, Effect::Fence, Effect::Persist, Effect::Release]);
+    assert_eq!(effects[..4], [Effect::Persist, Effect::Fence, Effect::Release, Effect::Persist]);
     assert!(effects.contains(&Effect::Begin(Task::Start(None))), "not a mere change of upstream: {effects:?}");
 }
 
@@ -354,7 +355,7 @@ fn a_promotion_that_went_wrong_under_the_lease_is_fenced() {
     core.step(held(4, 10_000), now(30));
     let failed = TaskEnd::Failed { error: "took timeline 3, the grant reserved 2".into(), harmless: false };
     let effects = core.step(Event::Done(failed), now(300));
-    assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+    assert_eq!(effects, [Effect::Fence, Effect::Release, Effect::Persist]);
 }
 
 /// Found by the simulation: PostgreSQL ends during its promotion, whose failure is heard before the directory was read.
@@ -407,7 +408,7 @@ fn writable_without_a_lease_is_fenced_at_once() {
 fn a_dead_guard_costs_the_epoch() {
     let mut core = primary();
     let effects = core.step(Event::GuardDied { life: 1 }, now(100));
-    assert_eq!(effects, [Effect::KillTree, Effect::Fence, Effect::Persist, Effect::Release]);
+    assert_eq!(effects, [Effect::KillTree, Effect::Fence, Effect::Release, Effect::Persist]);
     let effects = core.step(Event::TreeKilled { life: 1 }, now(150));
     assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)));
 }
@@ -608,7 +609,7 @@ fn a_restarted_agent_does_not_go_on_past_the_deadline_or_under_another_epoch() {
     for (armed, left) in [(4, 0), (3, 1_000)] {
         let found = Found::Running { pid: 42, armed: Epoch(armed), remaining: Duration::from_millis(left) };
         let (core, effects) = agent(kept(Phase::Primary), found, None);
-        assert_eq!(effects, [Effect::Fence, Effect::Persist, Effect::Release]);
+        assert_eq!(effects, [Effect::Fence, Effect::Release, Effect::Persist]);
         assert_eq!(core.durable().ended, Epoch(4));
     }
 }
@@ -653,6 +654,7 @@ fn a_standby_that_went_on_to_a_newer_timeline_is_not_what_was_granted() {
     let history = |timeline: u32, switches: &[(u32, u64)]| TimelineHistory {
         timeline: TimelineId(timeline),
         switches: switches.iter().map(|&(t, end)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) }).collect(),
+        ..TimelineHistory::default()
     };
     let seen = |history: TimelineHistory, wal_end| Sight { in_recovery: true, history, wal_end, ..Sight::default() };
     let granted = seen(history(7, &[(6, 80)]), at(7, 100));

@@ -47,5 +47,8 @@ fn can(s: &Situation<'_>, agent: &AgentView) -> bool {
     let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
     let newest = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.timeline).max();
     let lineage = s.state.history_of(newest.unwrap_or(matriarch::domain::TimelineId(1)));
-    there && ours && agent.wal_end_known && !agent.rewind_unfinished && lineage.includes(agent.wal_end)
+    // What another promotion began under a number of ours is not ours.
+    let known = &agent.history.first_records;
+    let same = lineage.first_records.iter().all(|(t, crc)| known.get(t).is_none_or(|c| c == crc));
+    there && ours && agent.wal_end_known && !agent.rewind_unfinished && lineage.includes(agent.wal_end) && same
 }

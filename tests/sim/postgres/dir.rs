@@ -9,6 +9,7 @@ use matriarch::{
 };
 
 use super::wal::{Branches, Content, whole};
+use crate::{mutation::Mutation, world::Sky};
 
 /// "Database cluster state" of `pg_control`, as far as it is told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,11 @@ pub struct DataDir {
     /// The bytes in `pg_wal`.
     pub wal: Content,
     pub histories: BTreeMap<TimelineId, HistoryFile>,
+    /// `pg_wal` has no segment from before: what began earlier has no first record here.
+    pub kept_from: u64,
     pub standby_signal: bool,
+    /// Has permissions that PostgreSQL doesn't start with: a rewind works here, or was cut off.
+    pub barred: bool,
     pub backup_label: bool,
     pub conf: Conf,
     /// A rewind has overwritten pages that its WAL doesn't tell about. Only a bug gets there.
@@ -107,7 +112,9 @@ impl DataDir {
             min_recovery: None,
             wal,
             histories: BTreeMap::new(),
+            kept_from: 0,
             standby_signal: true,
+            barred: false,
             backup_label: false,
             conf: Conf::Standby(None),
             corrupt: false,
@@ -132,9 +139,11 @@ impl DataDir {
         for timeline in (2..below.0).map(TimelineId).filter(|t| *t != own) {
             let until = history.switches.iter().position(|s| s.timeline == timeline);
             let file = match until {
-                Some(until) => {
-                    HistoryFile::Real(TimelineHistory { timeline, switches: history.switches[..until].to_vec() })
-                }
+                Some(until) => HistoryFile::Real(TimelineHistory {
+                    timeline,
+                    switches: history.switches[..until].to_vec(),
+                    ..Default::default()
+                }),
                 None => HistoryFile::Stub,
             };
             self.histories.entry(timeline).or_insert(file);
@@ -166,6 +175,17 @@ impl DataDir {
         // A newer timeline whose history file is not there is not looked for.
         let known = branches.history(branch).end_of(self.checkpoint.0);
         WalPosition { timeline: self.checkpoint.0, lsn: known.unwrap_or(Lsn(self.checkpoint.1)) }
+    }
+
+    /// `Instance::lineage`: the history of the timeline of `end`, with the first records that are there.
+    pub fn lineage(&self, end: WalPosition, sky: &Sky) -> Result<TimelineHistory, String> {
+        let (mut history, branches) = (self.history(end.timeline)?, &sky.branches);
+        if sky.mutation == Mutation::NumbersOnly {
+            return Ok(history);
+        }
+        let first = branches.first_records(self.wal, self.kept_from);
+        history.first_records = first.into_iter().filter(|(timeline, _)| history.contains(*timeline)).collect();
+        Ok(history)
     }
 
     /// Which timeline a start recovers along, or why PostgreSQL refuses (`StartupXLOG`).

@@ -183,11 +183,12 @@ impl World {
         let branches = &self.sky.branches;
         if !postgres.in_recovery {
             let timeline = branches.timeline(data.wal.branch);
+            let wal_end = WalPosition { timeline, lsn: Lsn(data.wal.end) };
             return Ok(Sight {
                 in_recovery: false,
-                wal_end: WalPosition { timeline, lsn: Lsn(data.wal.end) },
+                wal_end,
                 wal_end_known: true,
-                history: data.history(timeline)?,
+                history: data.lineage(wal_end, &self.sky)?,
                 replay_lsn: Lsn(data.wal.end),
                 checkpoint_timeline: data.checkpoint.0,
                 ..Sight::default()
@@ -201,11 +202,12 @@ impl World {
             Some(r) if data.wal.end >= branches.begin(r.branch) => branches.timeline(r.branch),
             Some(_) | None => branches.timeline(branches.branch_at(data.wal.branch, end)),
         });
+        let wal_end = WalPosition { timeline, lsn: Lsn(end) };
         Ok(Sight {
             in_recovery: true,
-            wal_end: WalPosition { timeline, lsn: Lsn(end) },
+            wal_end,
             wal_end_known: postgres.received || postgres.at_end,
-            history: data.history(timeline)?,
+            history: data.lineage(wal_end, &self.sky)?,
             replay_lsn: Lsn(replay),
             streaming: postgres.receiver.is_some(),
             upstream: postgres.receiver.as_ref().map(|r| self.sky.names[r.sender].clone()),

@@ -5,6 +5,8 @@
 //! that the simulation always knows what a data directory truly contains: all bytes up to `end` of one
 //! branch, and below its beginning those of its parents.
 
+use std::collections::BTreeMap;
+
 use matriarch::domain::{Epoch, Lsn, TimelineHistory, TimelineId, TimelineSwitch};
 
 /// Records are this long, so that a stream can be cut in the middle of one.
@@ -67,14 +69,15 @@ impl Branches {
         self.0[id].checkpoint = Some(at);
     }
 
-    /// The last checkpoint at or before `lsn`: where a standby that replayed so far would restart.
+    /// The last checkpoint before `lsn`: where a standby that replayed so far would restart.
     pub fn last_checkpoint(&self, id: BranchId, lsn: u64) -> Option<(TimelineId, u64)> {
-        let mut branch = self.branch_at(id, lsn);
+        let (mut branch, mut end) = (self.branch_at(id, lsn), lsn);
         loop {
-            if let Some(at) = self.0[branch].checkpoint.filter(|at| *at <= lsn) {
+            if let Some(at) = self.0[branch].checkpoint.filter(|at| *at < end) {
                 return Some((self.timeline(branch), at));
             }
-            branch = self.0[branch].parent?.0;
+            let (parent, begin) = self.0[branch].parent?;
+            (branch, end) = (parent, end.min(begin));
         }
     }
 
@@ -104,7 +107,19 @@ impl Branches {
         let steps = path.windows(2).filter(|pair| self.timeline(pair[0]) != self.timeline(pair[1]));
         let switch =
             |pair: &[BranchId]| TimelineSwitch { timeline: self.timeline(pair[0]), end: Lsn(self.begin(pair[1])) };
-        TimelineHistory { timeline: self.timeline(id), switches: steps.map(switch).collect() }
+        TimelineHistory { timeline: self.timeline(id), switches: steps.map(switch).collect(), ..Default::default() }
+    }
+
+    /// Each promotion's first record, known by its branch, as far as `content` has it and it is not from before `kept`.
+    pub fn first_records(&self, content: Content, kept: u64) -> BTreeMap<TimelineId, u32> {
+        let mut found = BTreeMap::new();
+        for branch in self.path(content.branch) {
+            let begin = self.begin(branch);
+            if self.0[branch].parent.is_some() && begin >= kept && begin + RECORD <= content.end {
+                found.entry(self.timeline(branch)).or_insert(branch as u32);
+            }
+        }
+        found
     }
 
     /// Up to where two contents are the same bytes.

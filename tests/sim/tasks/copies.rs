@@ -28,6 +28,7 @@ impl World {
                 // A failure before the first changed page leaves the directory as startable as it was.
                 if !run.touched && run.step != Step::Prepare {
                     self.put_signal_back(i)?;
+                    self.data_mut(i)?.barred = false;
                     self.place(i).rewinding = false;
                 }
                 Err(error.into())
@@ -52,6 +53,7 @@ impl World {
                 data.remove_stubs();
                 data.standby_signal = false;
                 let clean = data.state.is_clean();
+                data.barred = clean;
                 self.place(i).rewinding = true;
                 run.touched = again;
                 run.step = if clean { Step::Connect } else { Step::Recover };
@@ -66,6 +68,7 @@ impl World {
                 let data = self.data_mut(i)?;
                 data.checkpoint = (timeline, wal.end - RECORD);
                 data.min_recovery = None;
+                data.barred = true;
                 run.step = Step::Connect;
                 Ok(Some(10 * MS))
             }
@@ -141,6 +144,7 @@ impl World {
             ours.wal = theirs.wal;
             // Files that the source doesn't have are removed, those of pg_wal too.
             ours.histories = theirs.histories;
+            ours.kept_from = ours.kept_from.max(theirs.kept_from);
             ours.checkpoint = theirs.checkpoint;
             ours.min_recovery = Some((theirs.checkpoint.0, theirs.wal.end));
             ours.state = ControlState::InArchiveRecovery;
@@ -151,6 +155,7 @@ impl World {
         }
         let ours = self.data_mut(i)?;
         ours.conf = Conf::Standby(None);
+        ours.barred = false;
         self.put_signal_back(i)?;
         self.place(i).rewinding = false;
         Ok(())
@@ -185,8 +190,10 @@ impl World {
                 new.histories.retain(|timeline, _| *timeline == own);
                 new.state = ControlState::InProduction;
                 new.min_recovery = Some((own, whole(new.wal.end)));
+                new.kept_from = new.checkpoint.1;
                 new.backup_label = true;
                 new.standby_signal = true;
+                new.barred = false;
                 new.conf = Conf::Standby(None);
                 self.place(i).new = Some(new);
                 run.step = Step::Swap;

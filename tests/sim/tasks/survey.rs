@@ -32,7 +32,7 @@ impl World {
             && facts.clean_shutdown
         {
             let end = data.wal_end(&self.sky.branches);
-            if let Ok(history) = data.history(end.timeline) {
+            if let Ok(history) = data.lineage(end, &self.sky) {
                 (facts.proven_end, facts.history) = (Some(end), history);
             }
         }
@@ -64,7 +64,7 @@ impl World {
         let runs = host.postgres.is_some();
         let read = host.disks.place.data.as_ref().filter(|_| !runs).and_then(|data| {
             let end = data.wal_end(&self.sky.branches);
-            data.history(end.timeline).ok().map(|history| (end, history))
+            data.lineage(end, &self.sky).ok().map(|history| (end, history))
         });
         match read {
             Some((end, history)) => self.wake_agent(i, Wake::Core(Event::WalEndRead { life, end, history })),
