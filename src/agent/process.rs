@@ -364,12 +364,17 @@ impl Agent {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
                     self.hear_guard()?;
                 }
-                if ends_the_tree(&self.core, &event) {
+                let ended = ends_the_tree(&self.core, &event);
+                if ended {
                     self.hands.sink_to_nobody();
                 }
                 let event = with_last_words(event, &self.hands);
                 let effects = self.step(event)?;
                 self.perform(effects, None)?;
+                if ended {
+                    // One that was started by hand may be why ours has ended.
+                    self.look_for_strangers();
+                }
             }
             Wake::Probed { life, asked, result } => {
                 let failed = result.as_ref().err().cloned();
