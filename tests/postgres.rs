@@ -322,6 +322,61 @@ fn stubs_decide_the_timeline_of_a_promotion() {
     });
 }
 
+/// Timeline 3 was promoted from some position and lost at once. Whoever is promoted next, with less WAL than that,
+/// as much, or more, waits long beside the stub of 3 and then takes 4, from where its own WAL ends.
+#[test]
+fn candidates_behind_at_and_ahead_of_a_lost_fork_take_the_reserved_number() {
+    as_postgres("candidates_behind_at_and_ahead_of_a_lost_fork_take_the_reserved_number", || async {
+        const RETRY: Duration = Duration::from_millis(200);
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 5);
+        let [one, lost, behind, at, ahead] = &mut all[..] else { panic!("five hosts") };
+        let session = primary(one).await;
+        let mut sessions = Vec::new();
+        for host in [&mut *lost, behind, at, ahead] {
+            host.reconfigure("wal_retrieve_retry_interval", &format!("{}ms", RETRY.as_millis()));
+            sessions.push(standby(host, one).await);
+        }
+        let [of_lost, of_behind, of_at, of_ahead] = &sessions[..] else { panic!("four sessions") };
+        let write = async |x: i32, readers: &[&Session]| {
+            run(&session, &format!("INSERT INTO t VALUES ({x})")).await;
+            for reader in readers {
+                await_row(reader, x).await;
+            }
+        };
+        let sever = async |host: &Host, session: &Session| {
+            host.follow(None);
+            session.reload().await.unwrap();
+            session.await_severed(DEADLINE).await.unwrap();
+            host.probe().await.wal_end
+        };
+        write(1, &[of_lost, of_behind, of_at, of_ahead]).await;
+        let first = sever(behind, of_behind).await;
+        write(2, &[of_lost, of_at, of_ahead]).await;
+        let fork = sever(lost, of_lost).await;
+        let second = sever(at, of_at).await;
+        write(3, &[of_ahead]).await;
+        let third = sever(ahead, of_ahead).await;
+        assert!(first < fork && second == fork && fork < third, "{first} {second} {fork} {third}");
+        one.stop(Signal::SIGINT);
+        promote(lost, of_lost, TimelineId(3)).await;
+        lost.stop(Signal::SIGKILL);
+
+        for (host, session, end) in [(&*behind, of_behind, first), (&*at, of_at, second), (&*ahead, of_ahead, third)] {
+            host.instance.place_stubs(TimelineId(2), TimelineId(4)).unwrap();
+            // It looks for newer timelines each time it retries.
+            tokio::time::sleep(RETRY * 3).await;
+            let waiting = host.probe().await;
+            assert!(waiting.in_recovery && waiting.wal_end == end, "{waiting:?}");
+            promote(host, session, TimelineId(4)).await;
+            let history = host.instance.history(TimelineId(4)).unwrap();
+            let last = history.switches.last().unwrap();
+            assert_eq!((last.timeline, last.end), (TimelineId(2), end.lsn), "{history:?}");
+            assert!(!history.contains(TimelineId(3)));
+        }
+    });
+}
+
 /// A standby asks its primary for the history files of all timelines in between, those that never were included.
 #[test]
 fn a_standby_follows_over_gaps_in_the_timelines() {
