@@ -97,6 +97,8 @@ pub enum Kind {
     Switchover,
     /// A change of primary by command.
     Failover,
+    /// The same, and the host of the new primary loses power as soon as that is promoted; later it boots.
+    LosePromoted,
 }
 
 /// What the cluster may do about its primary.
@@ -151,6 +153,7 @@ impl fmt::Display for Fault {
             Kind::HandStartPromote => "hand-start-promote".to_owned(),
             Kind::Switchover => "switchover".to_owned(),
             Kind::Failover => "failover".to_owned(),
+            Kind::LosePromoted => "lose-promoted".to_owned(),
         };
         f.pad(&format!("{kind}/{}", self.target))
     }
@@ -227,7 +230,7 @@ impl Fault {
             Kind::Kill(list) if hits_primary && list.contains(&Proc::Postmaster) => Change::May,
             Kind::KillBackend | Kind::KillManagers(_) => Change::May,
             Kind::Lose if hits_primary => Change::Must,
-            Kind::LoseOthers | Kind::Cold | Kind::Switchover | Kind::Failover => Change::Must,
+            Kind::LoseOthers | Kind::Cold | Kind::Switchover | Kind::Failover | Kind::LosePromoted => Change::Must,
             Kind::HandStart | Kind::HandStartPromote if hits_primary => Change::Must,
             Kind::HandRestart | Kind::HandStop if hits_primary => Change::May,
             _ => Change::MustNot,
@@ -340,6 +343,7 @@ pub fn catalogue() -> Vec<Fault> {
     add(Kind::HandPromote, Standby, 6.0);
     add(Kind::Switchover, Primary, 3.0);
     add(Kind::Failover, Primary, 3.0);
+    add(Kind::LosePromoted, Primary, 8.0);
     all
 }
 
@@ -454,6 +458,7 @@ impl Fault {
             }
             Kind::HandStart => self.start_by_hand(hosts, host, false),
             Kind::HandStartPromote => self.start_by_hand(hosts, host, true),
+            Kind::LosePromoted => self.lose_promoted(hosts, dice.shuffled(hosts.others(host)).swap_remove(0)),
             Kind::Switchover | Kind::Failover => {
                 // A failover by command must say to whom.
                 let candidate = dice.shuffled(hosts.others(host)).swap_remove(0);
@@ -509,6 +514,17 @@ impl Fault {
             hosts.rig.kill_host(host)?;
         }
         Ok((format!("no process of {} is left", which.join(", ")), Undo::Boot(which)))
+    }
+
+    /// Nobody but that host may know that it was promoted; the next primary begins from the same position.
+    fn lose_promoted(&self, hosts: &Hosts, candidate: String) -> Result<(String, Undo)> {
+        let reply = hosts.rig.failover(&candidate)?;
+        ensure!(reply.accepted, "refused: {}", reply.reason);
+        let began = Instant::now();
+        while hosts.as_superuser(&candidate, "select pg_is_in_recovery()").map_or(true, |answer| answer != "f") {
+            ensure!(began.elapsed() < Duration::from_secs(60), "{candidate} is not promoted");
+        }
+        self.lose(hosts, vec![candidate])
     }
 
     /// The host is down and nobody of ours runs there; its network is up, and somebody starts PostgreSQL.

@@ -413,8 +413,11 @@ fn gap(acks: &[Ack]) -> Micros {
     received.windows(2).map(|w| w[1] - w[0]).max().unwrap_or_default()
 }
 
-/// Version and profile of what is tested.
+/// What is tested: `NEMESIS_BUILD`, or the version and profile of the tests, which is not always that of `MATRIARCH`.
 pub fn build() -> String {
+    if let Ok(named) = std::env::var("NEMESIS_BUILD") {
+        return named;
+    }
     format!("{} {}", env!("CARGO_PKG_VERSION"), if cfg!(debug_assertions) { "debug" } else { "release" })
 }
 
