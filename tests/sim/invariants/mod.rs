@@ -7,8 +7,8 @@
 //! | --- | --- | --- |
 //! | I7 | a commit acknowledged in a sync mode is in every later epoch | there are no sync modes: the configured standby names are empty or the placeholder |
 //! | I8 | `k + r > \|N ∪ V\|` at every step of a sync-set change | there is no sync set |
-//! | I16 | an agent that acknowledged failsafe blocks promotions for T_grant | there is no failsafe |
-//! | I17 | a lower generation never influences a higher | no command makes a second generation |
+//! | I16 | an agent that acknowledged failsafe blocks promotions for T_grant | not modelled here: `tests/failsafe_sim.rs` and the model check of failsafe |
+//! | I17 | a lower generation never influences a higher | not modelled here: `lease::wire`, `agent::core` `admit`, and the cluster step of `recover` |
 //! | I20 | the sync names in force are never weaker than the committed set allows | no sync set; what is there of it, the placeholder, is in [`by_hand_acknowledges_nothing`] |
 
 pub mod apply_is_deterministic;
