@@ -11,6 +11,7 @@ pub mod membership;
 pub mod moment;
 pub mod observation;
 pub mod secret;
+pub mod settings;
 pub mod timings;
 pub mod wal;
 
@@ -20,5 +21,6 @@ pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
+pub use settings::{OnPrimaryCrash, Settings};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

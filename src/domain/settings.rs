@@ -1,0 +1,191 @@
+//! What an operator may change on a running cluster, beside the timings: one
+//! document for all hosts, changed by compare-and-set on its version.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+
+/// What follows when the primary's PostgreSQL ends by itself while its host is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnPrimaryCrash {
+    /// Restart in place, until the crash budget is spent; then fail over.
+    #[default]
+    Auto,
+    /// Always restart in place.
+    Restart,
+    /// Fail over at once, when a standby streams.
+    Failover,
+}
+
+impl FromStr for OnPrimaryCrash {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "restart" => Ok(Self::Restart),
+            "failover" => Ok(Self::Failover),
+            _ => Err("auto, restart or failover".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for OnPrimaryCrash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Restart => "restart",
+            Self::Failover => "failover",
+        })
+    }
+}
+
+/// A key that is none, or a value that it can't have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadSetting {
+    /// There is no such key.
+    #[error("`{0}` is no setting")]
+    Unknown(String),
+    /// The key can't have this value.
+    #[error("{key} = `{value}` is not possible: {wanted}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What it may be.
+        wanted: String,
+    },
+}
+
+/// A text and back, within limits.
+trait Setting: Sized {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String>;
+    fn write(&self) -> String;
+}
+
+impl Setting for OnPrimaryCrash {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for u32 {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        let number = text.parse().ok().filter(|n| (least..=most).contains(&u64::from(*n)));
+        number.ok_or_else(|| format!("a whole number from {least} to {most}"))
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// In whole milliseconds.
+impl Setting for Duration {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        let ms = text.parse().ok().filter(|ms| (least..=most).contains(ms));
+        ms.map(Duration::from_millis).ok_or_else(|| format!("milliseconds, {least} to {most}"))
+    }
+    fn write(&self) -> String {
+        self.as_millis().to_string()
+    }
+}
+
+macro_rules! settings {
+    ($($(#[$doc:meta])* $field:ident: $kind:ty = $key:literal, $default:expr, $least:literal..=$most:literal, $help:literal;)*) => {
+        /// Every setting with its value in force.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct Settings {
+            $($(#[$doc])* pub $field: $kind,)*
+        }
+
+        impl Default for Settings {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+
+        impl Settings {
+            /// Every key, and one line of what it does.
+            pub const KEYS: &[(&str, &str)] = &[$(($key, $help),)*];
+
+            /// Every value under its key.
+            pub fn values(&self) -> BTreeMap<&'static str, String> {
+                [$(($key, self.$field.write()),)*].into()
+            }
+
+            /// Sets the value under `key`.
+            ///
+            /// # Errors
+            /// There is no such key, or it can't have this value; nothing is changed then.
+            pub fn set(&mut self, key: &str, value: &str) -> Result<(), BadSetting> {
+                match key {
+                    $($key => {
+                        self.$field = Setting::read(value, $least, $most).map_err(|wanted| BadSetting::Value {
+                            key: $key,
+                            value: value.to_owned(),
+                            wanted,
+                        })?;
+                    })*
+                    _ => return Err(BadSetting::Unknown(key.to_owned())),
+                }
+                Ok(())
+            }
+        }
+    };
+}
+
+settings! {
+    /// What follows when the primary's PostgreSQL ends by itself.
+    on_primary_crash: OnPrimaryCrash = "on_primary_crash", OnPrimaryCrash::Auto, 0..=0,
+        "when the primary's PostgreSQL ends by itself: auto (restart in place within the crash budget), restart, failover";
+    /// So many crashes of a primary within `crash_window` are answered by a restart in place.
+    crash_budget: u32 = "crash_budget", 3, 0..=1000,
+        "so many crashes of a primary within crash_window_ms are answered by a restart in place, the next by a failover";
+    /// A crash this long ago counts no more.
+    crash_window: Duration = "crash_window_ms", Duration::from_secs(60), 1000..=86_400_000,
+        "a crash this long ago counts no more";
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_written_as_it_is_read() {
+        let mut changed = Settings::default();
+        changed.set("on_primary_crash", "failover").unwrap();
+        changed.set("crash_budget", "0").unwrap();
+        changed.set("crash_window_ms", "5000").unwrap();
+        assert_eq!(changed.crash_window, Duration::from_secs(5));
+        let mut again = Settings::default();
+        for (key, value) in changed.values() {
+            again.set(key, &value).unwrap();
+        }
+        assert_eq!(again, changed);
+        let keys: Vec<&str> = Settings::KEYS.iter().map(|(key, _)| *key).collect();
+        assert!(keys.iter().all(|key| changed.values().contains_key(key)) && keys.len() == changed.values().len());
+    }
+
+    #[test]
+    fn what_is_not_possible_says_what_would_be_and_changes_nothing() {
+        let mut settings = Settings::default();
+        let refused =
+            |settings: &mut Settings, key: &str, value: &str| settings.set(key, value).unwrap_err().to_string();
+        assert_eq!(refused(&mut settings, "colour", "red"), "`colour` is no setting");
+        assert_eq!(
+            refused(&mut settings, "on_primary_crash", "panic"),
+            "on_primary_crash = `panic` is not possible: auto, restart or failover"
+        );
+        assert_eq!(
+            refused(&mut settings, "crash_budget", "-1"),
+            "crash_budget = `-1` is not possible: a whole number from 0 to 1000"
+        );
+        assert_eq!(
+            refused(&mut settings, "crash_window_ms", "5s"),
+            "crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000"
+        );
+        assert_eq!(settings, Settings::default());
+    }
+}
