@@ -6,6 +6,8 @@
 
 #[path = "agent/guarding.rs"]
 mod guarding;
+#[path = "agent/health.rs"]
+mod health;
 mod support;
 
 use std::{
@@ -345,12 +347,17 @@ impl Host {
 
     /// A client with a password over TCP.
     async fn client(&self) -> tokio_postgres::Client {
+        self.try_client().await.unwrap()
+    }
+
+    /// The same, unless nobody is let in.
+    async fn try_client(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(self.local().postgresql.port);
         config.user("postgres").password(PASSWORD).dbname("postgres");
-        let (client, connection) = config.connect(NoTls).await.unwrap();
+        let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(connection);
-        client
+        Ok(client)
     }
 
     async fn rows(&self) -> i64 {

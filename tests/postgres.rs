@@ -19,8 +19,8 @@ use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
     postgres::{
-        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, PostgresError, Probe, ProbeError, Progress,
-        RewindError, RewindOutcome, Session, Upstream,
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, PostgresError, Probe, ProbeError,
+        Progress, RewindError, RewindOutcome, Session, Upstream,
     },
 };
 use nix::{
@@ -810,9 +810,9 @@ fn the_probe_tells_dead_from_frozen_from_full() {
         let pid = Pid::from_raw(host.postmaster.as_ref().unwrap().id().cast_signed());
         kill(pid, Signal::SIGSTOP).unwrap();
         host.instance.probe(&mut session, DEADLINE).await.unwrap();
-        let frozen = host.instance.probe_new_connection(short).await;
+        let frozen = host.instance.knock(short).await;
         kill(pid, Signal::SIGCONT).unwrap();
-        assert!(matches!(frozen, Err(ProbeError::Timeout(_))), "{frozen:?}");
+        assert_eq!(frozen, Knock::Silent);
 
         // Full for users: the superuser's reserve still lets the probe in.
         let mut clients = Vec::new();
@@ -820,18 +820,22 @@ fn the_probe_tells_dead_from_frozen_from_full() {
             clients.push(client);
         }
         assert!(clients.len() > 10);
-        host.instance.probe_new_connection(DEADLINE).await.unwrap();
+        host.instance.probe(&mut None, DEADLINE).await.unwrap();
         while let Ok(client) = host.client("postgres", r"su'p:er\").await {
             clients.push(client);
         }
-        let full = host.instance.probe_new_connection(DEADLINE).await;
+        let full = host.instance.probe(&mut None, DEADLINE).await;
         assert!(matches!(&full, Err(ProbeError::AnsweredOther { sqlstate, .. }) if sqlstate == "53300"), "{full:?}");
+        assert_eq!(host.instance.knock(DEADLINE).await, Knock::Answered);
 
         // A session whose server was replaced gets a new connection without a word.
         host.stop(Signal::SIGKILL);
         assert!(matches!(host.instance.probe(&mut session, short).await, Err(ProbeError::Refused)));
+        assert_eq!(host.instance.knock(short).await, Knock::Refused);
         host.start().await;
         host.instance.probe(&mut session, DEADLINE).await.unwrap();
+        let log = fs::read_to_string(host.instance.log_file()).unwrap();
+        assert!(!log.contains("startup packet"), "{log}");
         let end: WalPosition = host.probe().await.wal_end;
         assert!(end.lsn > Lsn(0));
     });

@@ -322,6 +322,7 @@ impl World {
             rewind_unfinished: false,
             rewind_failures: 0,
             clone_failures: 0,
+            unsteady: false,
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),

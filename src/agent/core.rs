@@ -5,6 +5,8 @@
 //! before anyone is told, and a reply comes last.
 
 mod events;
+#[cfg(test)]
+mod hung_test;
 mod lists;
 #[cfg(test)]
 mod lists_test;
@@ -18,18 +20,19 @@ mod walk_test;
 use std::time::Duration;
 
 pub use events::{
-    Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start,
-    Task, TaskEnd, Tree,
+    Disk, DiskFacts, Effect, Event, Found, Knock, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
+    Start, Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
 
 use super::{
+    crashes::{After, Crashes},
     order::Address,
     store::{Durable, Phase, Tenure},
 };
 use crate::{
     domain::{
-        Epoch, MemberId, MemberList, Moment, TimelineHistory, TimingsInUse, WalPosition,
+        Epoch, MemberId, MemberList, Moment, Settings, TimelineHistory, TimingsInUse, WalPosition,
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
@@ -74,6 +77,12 @@ pub struct Core {
     unusable: Option<Moment>,
     /// The newest postmaster answered a probe.
     answered: bool,
+    /// It hangs and is being ended; what follows is what follows a crash.
+    hung: Option<String>,
+    /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
+    followed: Option<Moment>,
+    crashes: Crashes,
+    settings: Settings,
     checkpoints_done: u64,
     problem: Option<String>,
     system: Option<u64>,
@@ -113,6 +122,10 @@ impl Core {
             clone_failed: None,
             unusable: None,
             answered: false,
+            hung: None,
+            followed: None,
+            crashes: Crashes::default(),
+            settings: Settings::default(),
             checkpoints_done: 0,
             problem: None,
             system,
@@ -175,6 +188,9 @@ impl Core {
             Event::Clocks(clock) => self.on_clocks(clock),
             Event::Briefed(briefing) => self.on_briefed(briefing, &mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
+            Event::Knocked { life, knock, waited } if life == self.life => {
+                self.on_knocked(knock, waited, now, &mut out)
+            }
             Event::Probed { life, result } if life == self.life => self.on_probed(result, now, &mut out),
             Event::Order(order) => self.on_order(order, now, &mut out),
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
@@ -185,6 +201,7 @@ impl Core {
             Event::Guard { .. }
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }
+            | Event::Knocked { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
             | Event::WalEndRead { .. } => {}
@@ -197,6 +214,7 @@ impl Core {
         self.life = life;
         self.sight = None;
         self.answered = false;
+        self.hung = None;
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
@@ -231,11 +249,13 @@ impl Core {
         let task = self.work.as_ref().map(|w| &w.task);
         let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
         let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
+        let hung = self.hung.take();
         if !expected && !fenced {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
             self.note_failed_start();
         }
         match self.durable.tenure {
+            Some(tenure) if hung.is_some() => self.crash(tenure, now, out),
             Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
             Some(tenure) if handled_by_task => {
                 tracing::info!(epoch = %tenure.epoch, "postgresql ended during a task");
@@ -262,14 +282,22 @@ impl Core {
         dead.then(|| self.problem.clone().unwrap_or_else(|| "PostgreSQL ended before it answered".to_owned()))
     }
 
-    /// The postmaster ended by itself: with time enough left it may be restarted in place.
+    /// The postmaster ended by itself, or because it hung: with time enough left it may be restarted in place.
     fn crash(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Effect>) {
         if tenure.phase == Phase::Granted || self.lease_left(now) < self.limits.hold / 2 {
             return self.end_tenure_of(tenure, "PostgreSQL ended and too little of the lease was left", now, out);
         }
+        if let After::FailOver(why) = self.note_crash(now) {
+            return self.end_tenure_of(tenure, &why, now, out);
+        }
         self.set_phase(Phase::Crashed);
         self.idle_since = Some(now.moment);
         out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+    }
+
+    fn note_crash(&mut self, now: Now) -> After {
+        let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);
+        self.crashes.note(&self.settings, followed, now.moment)
     }
 
     fn on_guard_died(&mut self, now: Now, out: &mut Vec<Effect>) {
@@ -319,10 +347,30 @@ impl Core {
         }
         self.problem = None;
         self.answered = true;
+        if sight.standbys.iter().any(|s| s.state == "streaming") {
+            self.followed = Some(now.moment);
+        }
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
         self.sight = Some(sight);
+    }
+
+    /// Users can't get in. While something works on it, or before it ever answered, that is nothing unusual.
+    fn on_knocked(&mut self, knock: Knock, waited: Duration, now: Now, out: &mut Vec<Effect>) {
+        let settled = matches!(self.tree, Tree::Running { .. }) && self.answered && self.work.is_none();
+        if !settled || self.is_fencing() {
+            return;
+        }
+        let why = match knock {
+            Knock::Answered => return,
+            Knock::Silent => format!("PostgreSQL answered no new connection for {} ms", waited.as_millis()),
+            Knock::Refused => "PostgreSQL runs and takes no connections".to_owned(),
+        };
+        tracing::warn!(why, "postgresql hangs and is ended");
+        self.hung = Some(why.clone());
+        self.problem = Some(why);
+        self.fence(now, out);
     }
 
     fn on_progress(&mut self, phase: String, done: u64, total: u64) {
@@ -480,6 +528,9 @@ impl Core {
                 if still_ours {
                     self.set_phase(Phase::Crashed);
                     self.idle_since.get_or_insert(now.moment);
+                    if let After::FailOver(why) = self.note_crash(now) {
+                        self.end_tenure_of(tenure, &why, now, out);
+                    }
                 }
                 if self.tree != Tree::Empty {
                     // The task could not even end what it had started.
@@ -488,7 +539,7 @@ impl Core {
                 } else {
                     self.tree_is_empty(out);
                     // Puts the signal file back and clears the intent.
-                    self.survey(!still_ours, out);
+                    self.survey(self.durable.tenure.is_none(), out);
                 }
             }
         }
@@ -531,6 +582,10 @@ impl Core {
         {
             self.fencing_since = Some(now.moment);
             out.push(Effect::KillTree);
+            if let (Some(why), Some(tenure)) = (self.hung.take(), self.durable.tenure) {
+                // What can't be killed is not restarted either; its disk may hang.
+                self.end_tenure_of(tenure, &why, now, out);
+            }
         }
         if let Some(tenure) = self.durable.tenure
             && tenure.phase == Phase::Granted

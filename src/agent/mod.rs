@@ -21,6 +21,7 @@
 //! Read [`core`] first: its events and effects are all that can happen here.
 
 pub mod core;
+mod crashes;
 mod failsafe;
 mod guarding;
 mod hands;

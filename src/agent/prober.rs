@@ -1,14 +1,18 @@
 //! Asks PostgreSQL how it is, as often as the rules want to know, over one
-//! connection that stays.
+//! connection that stays, and knocks with a new one beside that: a server that
+//! takes nobody any more may go on answering whoever is in.
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{core::Sight, process::Wake};
+use super::{
+    core::{Event, Knock, Sight},
+    process::Wake,
+};
 use crate::{
     domain::{TimelineHistory, WalPosition},
-    postgres::{Instance, Probe, ProbeError, Session},
+    postgres::{self, Instance, Probe, ProbeError, Session},
 };
 
 /// So many bytes from its beginning the first record of a timeline is looked for.
@@ -47,6 +51,33 @@ pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, wa
         if let Ok(Err(_)) = tokio::time::timeout(current.interval, plan.changed()).await {
             return;
         }
+    }
+}
+
+/// Of the time that one knock may take, so much lies between two.
+const KNOCKS: u32 = 3;
+
+/// Knocks by `plan` until its sender is gone. One at a time, each until its deadline: a server that froze is found out
+/// between one deadline and one and a third after that.
+pub async fn knock(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
+    loop {
+        let current = *plan.borrow_and_update();
+        let Some(Plan { life, deadline, .. }) = current else {
+            if plan.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let next = tokio::time::Instant::now() + deadline / KNOCKS;
+        let knock = match instance.knock(deadline).await {
+            postgres::Knock::Answered => Knock::Answered,
+            postgres::Knock::Refused => Knock::Refused,
+            postgres::Knock::Silent => Knock::Silent,
+        };
+        if wakes.send(Wake::Core(Event::Knocked { life, knock, waited: deadline })).is_err() {
+            return;
+        }
+        tokio::time::sleep_until(next).await;
     }
 }
 

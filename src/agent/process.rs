@@ -245,8 +245,8 @@ impl Agent {
         let fence = guarding::fence_view(&hands, guard.as_ref());
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
-        let prober = prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone());
-        tokio::spawn(prober);
+        tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone()));
         Agent {
             core,
             store,

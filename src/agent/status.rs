@@ -86,6 +86,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished) || core.is_out_of_reach(),
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
+        unsteady: core.is_unsteady(now),
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: core.clock().clone(),

@@ -185,6 +185,8 @@ pub struct AgentView {
     pub rewind_failures: u64,
     /// Failed clones in a row.
     pub clone_failures: u64,
+    /// It crashed out of the lock not long ago: whoever else can is to be primary.
+    pub unsteady: bool,
     /// How this host fences.
     pub fence: FenceView,
     /// The layers of this host; none from an agent that has none.

@@ -188,7 +188,7 @@ fn settled(agent: Option<&AgentView>) -> bool {
 /// The member to be primary next, and where its WAL ends.
 ///
 /// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One whose last start failed, or that failed or is stopped still after a grant in vain, is taken
+/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a grant in vain, is taken
 /// only when nobody else can; an older promotion that failed decides only among
 /// equals, for WAL nobody else has is worth a second try.
 pub fn successor(
@@ -281,7 +281,8 @@ fn fitness(
         running,
         // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
         // which may be nobody else's, is worth a second try.
-        passed_over: failed_at(agent, &["restart", "start"])
+        passed_over: agent.unsteady
+            || failed_at(agent, &["restart", "start"])
             || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
     })

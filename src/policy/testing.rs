@@ -169,6 +169,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         rewind_unfinished: false,
         rewind_failures: 0,
         clone_failures: 0,
+        unsteady: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

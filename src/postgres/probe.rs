@@ -125,15 +125,6 @@ impl Instance {
         result.map_err(|error| ProbeError::from_sql(error, deadline))
     }
 
-    /// Makes a new connection and closes it: a frozen postmaster leaves old connections alive.
-    ///
-    /// # Errors
-    /// See [`ProbeError`].
-    pub async fn probe_new_connection(&self, deadline: Duration) -> Result<(), ProbeError> {
-        let connected = self.connect_within(deadline).await;
-        connected.map(drop).map_err(|error| ProbeError::from_sql(error, deadline))
-    }
-
     /// `None` when there is no session, or it turned out to be closed.
     async fn ask(&self, session: &mut Option<Session>) -> Option<Result<Probe, SqlError>> {
         let open = session.as_mut().filter(|s| !s.is_closed())?;

@@ -180,6 +180,7 @@ fn blank(me: &MemberId) -> AgentView {
         rewind_unfinished: false,
         rewind_failures: 0,
         clone_failures: 0,
+        unsteady: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

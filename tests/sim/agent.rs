@@ -96,6 +96,7 @@ pub enum AgentEvent {
     },
     ProbeNow,
     ProbeDone,
+    Knock,
     Task {
         number: u32,
     },
@@ -165,6 +166,10 @@ struct Prober {
     life: u64,
     reached_end: bool,
     began: Time,
+    /// A new connection is begun now and then.
+    knocks: bool,
+    /// The one that nobody answers yet: to which postmaster, and since when.
+    unanswered: Option<(u64, Time)>,
 }
 
 /// One life of the agent.
@@ -362,6 +367,7 @@ impl World {
             AgentEvent::Lease { from, letter } => self.holder_hears(i, from, letter),
             AgentEvent::ProbeNow => self.probe_begins(i),
             AgentEvent::ProbeDone => self.probe_ends(i),
+            AgentEvent::Knock => self.knock(i),
             AgentEvent::Task { number } => self.task_step(i, number),
             AgentEvent::Survey { life, wal_end, locked } => self.survey(i, life, wal_end, locked),
             AgentEvent::WalEnd { life } => self.read_wal_end(i, life),

@@ -82,7 +82,16 @@ fn every_promise_holds_in_every_seed_and_the_cluster_heals() {
     if number("WORLD_RUNS").is_none() {
         let often = [("failovers", 30), ("fences at deadline", 15), ("clones", 60), ("seals", 200)];
         demand(&batch, &often);
-        demand(&batch, &[("rewinds", 3), ("restarts in place", 1), ("promotions by hand", 3), ("starts by hand", 3)]);
+        demand(
+            &batch,
+            &[
+                ("rewinds", 3),
+                ("restarts in place", 1),
+                ("hangs", 10),
+                ("promotions by hand", 3),
+                ("starts by hand", 3),
+            ],
+        );
     }
 }
 

@@ -50,6 +50,7 @@ pub fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F)
         let output = again.current_dir("/").output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{out}{err}");
+        assert!(out.contains("ok. 1 passed"), "{test}: no test has that name, modules included\n{out}");
         return;
     }
     tokio::runtime::Runtime::new().unwrap().block_on(body());

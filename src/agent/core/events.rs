@@ -109,6 +109,17 @@ pub struct LeaseSight {
     pub confirmed: Option<TwoClocks>,
 }
 
+/// What became of a new connection to PostgreSQL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    /// A server process said something, whatever it was.
+    Answered,
+    /// Nobody listens, though a postmaster runs.
+    Refused,
+    /// Nothing came in time.
+    Silent,
+}
+
 /// What a successful probe saw.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sight {
@@ -250,6 +261,15 @@ pub enum Event {
         from: MemberId,
         /// What it asks.
         letter: Letter,
+    },
+    /// A new connection was begun.
+    Knocked {
+        /// To which postmaster.
+        life: u64,
+        /// What became of it.
+        knock: Knock,
+        /// How long it was waited.
+        waited: Duration,
     },
     /// A probe answered, or why it didn't.
     Probed {

@@ -37,7 +37,7 @@ pub(super) fn agent(durable: Durable, found: Found, disk: Option<Disk>) -> (Core
     Core::begin(Start { me, timings, durable, found, disk, system: Some(SYSTEM) }, now(0))
 }
 
-fn order(epoch: u64, action: Action) -> Event {
+pub(super) fn order(epoch: u64, action: Action) -> Event {
     Event::Order(Order { id: 9, rule: 1, epoch: Epoch(epoch), system_identifier: Some(SYSTEM), action, briefing: None })
 }
 
@@ -51,13 +51,13 @@ pub(super) fn sight(in_recovery: bool, end: WalPosition) -> Event {
     Event::Probed { life: 1, result }
 }
 
-fn held(epoch: u64, until_ms: u64) -> Event {
+pub(super) fn held(epoch: u64, until_ms: u64) -> Event {
     let d = Duration::from_millis(until_ms);
     let deadline = TwoClocks { boot: d, raw: d };
     Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Held, deadline, ..LeaseSight::default() })
 }
 
-fn gone(fenced: bool) -> Event {
+pub(super) fn gone(fenced: bool) -> Event {
     let exit = "killed by signal 9".to_owned();
     Event::Guard { life: 1, postmaster: Postmaster::Gone { tree_empty: true, fenced, exit } }
 }

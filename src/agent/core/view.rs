@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Disk, LeaseSight, Sight, Task, Tree};
+use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
@@ -162,6 +162,11 @@ impl Core {
     pub fn upstream(&self) -> Option<&MemberId> {
         let sight = self.sight.as_ref().filter(|s| s.in_recovery)?;
         self.follows.as_ref().or(sight.upstream.as_ref())
+    }
+
+    /// Another member is to be preferred as primary, for this one crashed out of the lock not long ago.
+    pub fn is_unsteady(&self, now: Now) -> bool {
+        self.crashes.unsteady(self.settings.crash_window, now.moment)
     }
 
     /// How often to probe: news are awaited while something starts or stops.

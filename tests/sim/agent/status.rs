@@ -2,7 +2,13 @@
 
 use std::rc::Rc;
 
-use matriarch::{agent::status::view, domain::observation::AgentView};
+use matriarch::{
+    agent::{
+        core::{Event, Knock},
+        status::view,
+    },
+    domain::observation::AgentView,
+};
 
 use super::{AgentEvent, DEBOUNCE, Plan, Wake};
 use crate::{
@@ -86,6 +92,7 @@ impl World {
             (prober.session, prober.next) = (None, None);
             return;
         };
+        let knocks = std::mem::replace(&mut prober.knocks, true);
         if prober.life != plan.life {
             (prober.life, prober.session, prober.reached_end) = (plan.life, None, false);
         }
@@ -93,6 +100,34 @@ impl World {
         prober.began = now;
         let wait = self.sky.dice.lag(MS / 2, 5 * MS, 30, 80 * MS);
         self.agent_after(i, wait, AgentEvent::ProbeDone);
+        if !knocks {
+            self.agent_after(i, wait, AgentEvent::Knock);
+        }
+    }
+
+    /// `prober::knock`. What is answered changes nothing, so only silence becomes an event of the rules.
+    pub(super) fn knock(&mut self, i: usize) {
+        let (now, probe) = (self.sky.now, self.sky.timings.probe);
+        let host = &mut self.hosts[i];
+        let stuck = host.is_frozen(Proc::Postgres) || host.postgres.as_ref().is_some_and(|p| p.postmaster_frozen);
+        let Some(agent) = &mut host.agent else { return };
+        let Some(plan) = agent.plan else {
+            (agent.prober.knocks, agent.prober.unanswered) = (false, None);
+            return;
+        };
+        let last = agent.prober.unanswered.filter(|(life, _)| *life == plan.life);
+        agent.prober.unanswered = stuck.then(|| last.unwrap_or((plan.life, now)));
+        let wait = match agent.prober.unanswered {
+            None => micros(probe / 3),
+            Some((life, since)) if now >= since + micros(probe) => {
+                agent.prober.unanswered = None;
+                self.sky.told.cover.hangs += 1;
+                self.wake_agent(i, Wake::Core(Event::Knocked { life, knock: Knock::Silent, waited: probe }));
+                micros(probe / 3)
+            }
+            Some(_) => 100 * MS,
+        };
+        self.agent_after(i, wait, AgentEvent::Knock);
     }
 
     pub(super) fn probe_ends(&mut self, i: usize) {

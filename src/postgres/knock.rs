@@ -1,0 +1,88 @@
+//! Whether PostgreSQL lets anybody in: a connection that is begun and not finished.
+//!
+//! The postmaster has to accept it and to start a process, and that process has to find the role: so much and no more
+//! says that the server lives. Without a password and a query it costs one fork, and no exchange of hashes. What is
+//! answered, be it "too many clients" (53300) or "starting up" (57P03), comes from a living server.
+//! Messages: PostgreSQL manual, 55.7 "Message Formats", StartupMessage.
+
+use std::{io, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+    time::{sleep, timeout},
+};
+
+use super::instance::Instance;
+
+/// Protocol 3.0.
+const PROTOCOL: u32 = 196_608;
+/// While the queue of a postmaster that takes nobody is full, the next connection is tried again after this.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What became of a new connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Knock {
+    /// A server process said something.
+    Answered,
+    /// Nobody listens.
+    Refused,
+    /// Nothing came in time.
+    Silent,
+}
+
+impl Instance {
+    /// Begins a new connection to the local server and waits for its first word, for no longer than `deadline`: a
+    /// frozen postmaster leaves old connections alive.
+    pub async fn knock(&self, deadline: Duration) -> Knock {
+        timeout(deadline, self.await_first_word()).await.unwrap_or(Knock::Silent)
+    }
+
+    async fn await_first_word(&self) -> Knock {
+        let cfg = self.config();
+        let socket = cfg.socket_dir.join(format!(".s.PGSQL.{}", cfg.port));
+        loop {
+            let answer = async {
+                let mut stream = UnixStream::connect(&socket).await?;
+                stream.write_all(&startup(&cfg.superuser)).await?;
+                stream.read_u8().await
+            };
+            match answer.await {
+                Ok(_) => return Knock::Answered,
+                // Its queue is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(AGAIN).await,
+                Err(error) if is_nobody(error.kind()) => return Knock::Refused,
+                // Closed without a word: whoever was to answer ended. The next one may.
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+}
+
+fn is_nobody(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
+}
+
+fn startup(user: &str) -> Vec<u8> {
+    let mut body = PROTOCOL.to_be_bytes().to_vec();
+    for text in ["user", user, "database", "postgres", "application_name", "matriarch"] {
+        body.extend(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    let length = u32::try_from(body.len() + 4).unwrap_or(u32::MAX);
+    [length.to_be_bytes().as_slice(), &body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_message_names_its_length_the_protocol_and_the_role() {
+        let message = startup("postgres");
+        assert_eq!(message[..4], u32::try_from(message.len()).unwrap_or(0).to_be_bytes());
+        assert_eq!(message[4..8], [0, 3, 0, 0]);
+        assert!(message[8..].starts_with(b"user\0postgres\0") && message.ends_with(b"\0\0"));
+    }
+}
