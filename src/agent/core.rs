@@ -77,6 +77,8 @@ pub struct Core {
     unusable: Option<Moment>,
     /// The newest postmaster answered a probe.
     answered: bool,
+    /// It was writable without a lease, and what it wrote has not been read yet.
+    strayed: bool,
     /// It hangs and is being ended; what follows is what follows a crash.
     hung: Option<String>,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -122,6 +124,7 @@ impl Core {
             clone_failed: None,
             unusable: None,
             answered: false,
+            strayed: false,
             hung: None,
             followed: None,
             crashes: Crashes::default(),
@@ -340,6 +343,7 @@ impl Core {
         if !sight.in_recovery {
             if self.durable.tenure.is_none() {
                 self.problem = Some("PostgreSQL was writable without a lease".to_owned());
+                self.strayed = true;
                 self.fence(now, out);
                 return;
             }
@@ -396,6 +400,7 @@ impl Core {
             self.system = Some(facts.system_identifier);
         }
         self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
+        self.strayed &= !self.wal_end_known;
         self.disk = Some(disk);
         // The survey put the signal file back, unless a restart in place is what runs.
         if !self.restarts() && self.durable.restart_intent.take().is_some() {
@@ -429,6 +434,7 @@ impl Core {
         let news = !self.wal_end_known && self.durable.ended > Epoch(0) && self.durable.ended == self.durable.fenced;
         self.wal_end = end;
         self.wal_end_known = true;
+        self.strayed = false;
         self.history = history;
         let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
         // The first notice came with what was known then; this one has the position itself.

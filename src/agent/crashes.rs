@@ -67,7 +67,10 @@ mod tests {
     }
 
     fn with(on_primary_crash: OnPrimaryCrash) -> Settings {
-        Settings { on_primary_crash, crash_budget: 2, crash_window: Duration::from_secs(60), ..Settings::default() }
+        let mut settings = Settings::default();
+        settings.on_primary_crash = on_primary_crash;
+        settings.crash_budget = 2;
+        settings
     }
 
     #[test]

@@ -171,6 +171,8 @@ impl Job {
         let harmless = |error| failed_before_the_lease(error, armed, Some(&before));
         if before.in_recovery {
             is_as_granted(&before, tenure.floor).map_err(harmless)?;
+        } else if !armed {
+            return Err(harmless(BY_HAND.to_owned()));
         }
         self.hands.progress("lease", 0, 0);
         if let Err(error) = self.take_lease(tenure, &guard).await {
@@ -188,8 +190,12 @@ impl Job {
         if before.in_recovery {
             self.open(tenure, &before, &session).await?;
         }
-        drop(session);
-        self.verify(tenure, &before).await.map_err(Failure::from)
+        self.verify(tenure, &before).await?;
+        if !before.in_recovery {
+            // It may have been promoted before that try had come to the live names.
+            self.go_live(&session).await?;
+        }
+        Ok(())
     }
 
     async fn look(&self, session: &mut Option<Session>) -> Result<Sight, String> {
@@ -234,16 +240,18 @@ impl Job {
     async fn open(&self, tenure: &Tenure, before: &Sight, session: &Session) -> Result<(), String> {
         let hands = &self.hands;
         hands.progress("sever", 0, 0);
-        let instance = hands.instance.clone();
-        let prepare = move || {
-            instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
-            instance.write_live("").map_err(said)
-        };
-        blocking(prepare).await??;
-        session.reload().await.map_err(said)?;
+        // With the live names it acknowledges as soon as it is writable, and the lease may have taken its time.
+        if !session.is_standby().await.map_err(said)? {
+            return Err(BY_HAND.to_owned());
+        }
+        self.go_live(session).await?;
         session.await_severed(hands.timings.promote).await.map_err(said)?;
         // What was received in the meantime may have brought a newer timeline.
-        let own = hands.instance.probe(&mut None, hands.timings.probe).await.map_err(said)?.wal_end.timeline;
+        let probe = hands.instance.probe(&mut None, hands.timings.probe).await.map_err(said)?;
+        if !probe.in_recovery {
+            return Err(BY_HAND.to_owned());
+        }
+        let own = probe.wal_end.timeline;
         if own != before.wal_end.timeline {
             return Err(format!("its timeline became {own} on the way"));
         }
@@ -253,6 +261,16 @@ impl Job {
         hands.progress("promote", 0, 0);
         session.promote().await.map_err(said)?;
         session.await_primary(hands.timings.promote).await.map_err(said)
+    }
+
+    async fn go_live(&self, session: &Session) -> Result<(), String> {
+        let instance = self.hands.instance.clone();
+        let prepare = move || {
+            instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
+            instance.write_live("").map_err(said)
+        };
+        blocking(prepare).await??;
+        session.reload().await.map_err(said)
     }
 
     fn still_held(&self, tenure: &Tenure) -> Result<(), String> {
@@ -398,6 +416,9 @@ impl Job {
 
 /// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
 /// something can have been written, and nothing short of a fence is harmless.
+/// What is promoted without the lease may have taken any timeline.
+const BY_HAND: &str = "somebody promoted it by hand";
+
 fn failed_before_the_lease(error: String, armed: bool, before: Option<&Sight>) -> Failure {
     let writable = before.is_some_and(|b| !b.in_recovery);
     Failure { error, harmless: !armed && !writable }

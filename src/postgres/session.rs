@@ -168,6 +168,15 @@ impl Session {
         }
     }
 
+    /// The server is in recovery.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn is_standby(&self) -> Result<bool, SqlError> {
+        let rows = self.query("asking whether it is a standby", "SELECT pg_is_in_recovery()", SHORT).await?;
+        Ok(rows.first().and_then(|row| row.get(0)) == Some("t"))
+    }
+
     /// Asks for the promotion and returns at once; see [`Session::await_primary`].
     ///
     /// # Errors

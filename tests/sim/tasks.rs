@@ -89,6 +89,12 @@ impl TaskRun {
         self.task.kind()
     }
 
+    /// A grant is being carried out, and has come as far as the live names.
+    pub fn promotes(&self) -> bool {
+        let step = matches!(self.step, Step::AwaitSevered | Step::Stubs | Step::AwaitPrimary | Step::Verify);
+        matches!(self.task, Task::Promote(_)) && step
+    }
+
     /// A server in single-user mode works in the data directory.
     pub fn recovers_alone(&self) -> bool {
         matches!(self.task, Task::Rewind(_)) && self.step == Step::Recover

@@ -118,6 +118,10 @@ impl Core {
         if source.as_ref().is_some_and(|s| s.member == self.me) {
             return Err("a member can't follow itself".to_owned());
         }
+        if self.strayed && source.is_some() {
+            // Whoever ordered this did not know; it may have taken the number of the timeline that it is to follow.
+            return Err("PostgreSQL was writable without a lease; what it has is read first".to_owned());
+        }
         let follows = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         if follows {
             return Ok(Task::Follow(source));

@@ -404,6 +404,21 @@ fn writable_without_a_lease_is_fenced_at_once() {
     assert_eq!(core.step(sight(false, at(2, 1)), now(20)), [Effect::Fence]);
 }
 
+/// Found by the simulation: the order was made before anybody knew that PostgreSQL had been promoted by hand.
+#[test]
+fn what_strayed_follows_nobody_before_it_is_read() {
+    let mut core = standby();
+    core.step(sight(false, at(2, 200)), now(20));
+    let follow = || order(3, Action::StartStandby(Some(source())));
+    assert!(refusal(&core.step(follow(), now(25))).reason.contains("read first"));
+    core.step(gone(true), now(30));
+    core.step(Event::Surveyed { life: 1, disk: facts(false) }, now(40));
+    assert!(refusal(&core.step(follow(), now(45))).reason.contains("read first"));
+    let history = TimelineHistory::root(TimelineId(2));
+    core.step(Event::WalEndRead { life: 1, end: at(2, 300), history }, now(50));
+    assert!(core.step(follow(), now(60)).contains(&Effect::Reply(Ok(()))));
+}
+
 #[test]
 fn a_dead_guard_costs_the_epoch() {
     let mut core = primary();

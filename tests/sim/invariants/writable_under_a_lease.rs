@@ -26,8 +26,8 @@ pub fn opened(world: &mut World, i: usize) {
     acknowledged(world, i);
 }
 
-/// A commit was acknowledged: the guard's deadline has not passed by more than T_kill. What was sent to a frozen guard
-/// it doesn't know yet; then the deadline is the one that the agent's own watch has.
+/// A commit was acknowledged: the guard's deadline has not passed by more than T_kill. What was sent to a guard that is
+/// or was frozen it doesn't know yet; then the deadline is the one that the agent's own watch has.
 pub fn acknowledged(world: &mut World, i: usize) {
     let now = world.sky.now;
     let host = &world.hosts[i];
@@ -35,7 +35,7 @@ pub fn acknowledged(world: &mut World, i: usize) {
     let epoch = postgres.epoch.unwrap_or_default();
     let guard = host.guard.as_ref().filter(|g| postgres.guard == Some(g.life));
     let known = guard.filter(|g| g.deadline.epoch() == epoch).and_then(|g| g.deadline.at());
-    let sent = guard.filter(|_| host.is_frozen(Proc::Guard)).and_then(|g| {
+    let sent = guard.filter(|_| host.acts(Proc::Agent)).and_then(|g| {
         let sentry = host.agent.as_ref()?.sentry.as_ref()?;
         sentry.deadline_of(g.life, epoch)
     });

@@ -22,6 +22,7 @@ use self::{
 use crate::{
     clock::{MS, SECOND, Time},
     invariants,
+    tasks::TaskRun,
     world::{What, World},
 };
 
@@ -231,9 +232,15 @@ impl World {
             PgEvent::StopCheck => self.check_stop(i),
             PgEvent::Ended { clean } => self.stop_ends(i, clean),
             PgEvent::OrphansEnded => self.tree_dies(i, false),
+            // By hand on a member that its agent promotes at this moment: it is as good as that.
+            PgEvent::Promoted { epoch: None } if self.is_being_promoted(i) => {}
             PgEvent::Promoted { epoch } => self.promoted(i, epoch),
             PgEvent::Checkpoint { again } => self.checkpoint(i, again),
         }
+    }
+
+    fn is_being_promoted(&self, i: usize) -> bool {
+        self.hosts[i].agent.as_ref().and_then(|a| a.task.as_ref()).is_some_and(TaskRun::promotes)
     }
 
     // ------------------------------------------------------------ commits

@@ -60,6 +60,10 @@ impl World {
         let at = Content { branch: ours.wal.branch, end: whole(ours.wal.end) };
         let from = branches.timeline(branches.branch_at(at.branch, at.end));
         let history = shown_history(&theirs, branches)?;
+        if postgres.guard.is_none() && !branches.is_prefix(at, theirs.wal) {
+            // Started by hand, nobody has compared first records. It stumbles over the first record that it gets.
+            return Err("invalid record length".to_owned());
+        }
         serves(&history, theirs.wal.end, WalPosition { timeline: from, lsn: Lsn(at.end) })?;
         fetch_histories(ours, &theirs, from, history.timeline)?;
         rescan(ours, &mut postgres.target, WalPosition { timeline: from, lsn: Lsn(at.end) });

@@ -37,6 +37,8 @@ impl World {
                 run.began |= !before.in_recovery;
                 if before.in_recovery {
                     is_as_granted(&before, tenure.floor).map_err(harmless(run.began))?;
+                } else if self.hosts[i].armed() != Some(tenure.epoch) {
+                    return Err("somebody promoted it by hand".into());
                 }
                 run.before = Some(Box::new(before));
                 run.step = Step::Hold;
@@ -116,6 +118,7 @@ impl World {
         let life = server.ok_or("the session ended")?;
         match run.step {
             Step::Sever => {
+                self.still_a_standby(i)?;
                 self.data_mut(i)?.conf = Conf::DormantPrimary;
                 self.hosts[i].live = true;
                 self.sky.after(MS, i, life, What::Postgres(PgEvent::Reload));
@@ -137,7 +140,7 @@ impl World {
                 Ok(Some(self.sky.dice.between(2 * MS, 10 * MS)))
             }
             Step::Stubs => {
-                let own = self.probe(i)?.wal_end.timeline;
+                let own = self.still_a_standby(i)?.wal_end.timeline;
                 let before = run.before.as_ref().map(|b| b.wal_end.timeline);
                 if Some(own) != before {
                     return Err(format!("its timeline became {own} on the way").into());
@@ -162,6 +165,14 @@ impl World {
                 }
                 if self.sky.now < run.until { Ok(Some(15 * MS)) } else { Err("not promoted in time".into()) }
             }
+        }
+    }
+
+    fn still_a_standby(&mut self, i: usize) -> Result<Sight, String> {
+        let seen = self.probe(i)?;
+        match seen.in_recovery {
+            true => Ok(seen),
+            false => Err("somebody promoted it by hand".to_owned()),
         }
     }
 
