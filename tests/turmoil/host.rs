@@ -13,7 +13,7 @@ use matriarch::{
     domain::{
         ClusterId, Generation, Group, GroupNode, GroupStep, MemberId, NodeId, Profile, Timings, membership::GroupView,
     },
-    raft::{Ground, LogStore, Node, NodeOptions, ProposeError, StateMachine},
+    raft::{Ground, LogStore, Node, NodeOptions, ProposeError, RaftError, StateMachine},
     state::{ClusterState, Command, Kind, Member, OperationKind, RuleId},
 };
 use tokio::time::sleep;
@@ -197,8 +197,10 @@ pub async fn run(shared: Arc<Shared>, seat: Arc<Seat>) -> turmoil::Result {
 }
 
 async fn found(shared: Arc<Shared>, node: Node) {
-    if let Err(e) = node.initialize(shared.members()).await {
-        shared.break_with(format!("the group can't be founded: {e}"));
+    match node.initialize(shared.members()).await {
+        // A start after that; the group may have other members by now.
+        Ok(()) | Err(RaftError::AlreadyFounded { .. }) => {}
+        Err(e) => shared.break_with(format!("the group can't be founded: {e}")),
     }
 }
 
