@@ -816,6 +816,37 @@ fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
     });
 }
 
+/// One that stands still for much longer can't be ordered to stop or be replaced: its lease ends, and PostgreSQL with it.
+#[test]
+fn an_agent_that_stands_still_for_good_loses_its_lease() {
+    as_postgres("an_agent_that_stands_still_for_good_loses_its_lease", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        let pid = host.status().await.postgres_pid;
+        let order = v1::Order {
+            to: host.to(1),
+            id: 77,
+            rule: 1,
+            briefing: None,
+            action: Some(Action::Checkpoint(v1::Checkpoint {})),
+        };
+        let mut agent = host.agent.clone();
+        let stalled = STALLED.lock().unwrap();
+        let asked = tokio::spawn(async move { agent.execute(order).await });
+        let (began, alive) = (Instant::now(), PathBuf::from(format!("/proc/{pid}")));
+        while exists(&alive) {
+            assert!(began.elapsed() < DEADLINE, "it goes on renewing for ever");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let timings = Timings::of(Profile::Fast);
+        assert!(began.elapsed() > timings.agent_patience(), "{:?}", began.elapsed());
+        drop(stalled);
+        drop(asked);
+        let ended = host.until("it has ended its epoch", |s| s.ended_epoch == 1).await;
+        assert_eq!(ended.fenced_epoch, 1);
+    });
+}
+
 #[test]
 fn a_start_that_fails_is_told_in_the_words_of_postgresql() {
     as_postgres("a_start_that_fails_is_told_in_the_words_of_postgresql", || async {

@@ -126,6 +126,7 @@ pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receive
     let mut server = tokio::spawn(listener.serve(Service::new(ask_sender)));
     tracing::info!(member = %local.id, state = ?agent.core.state(), "agent started");
     loop {
+        agent.hands.holder.vouch();
         let pause = agent.pause();
         tokio::select! {
             biased;

@@ -368,6 +368,12 @@ impl Timings {
         self.hold.as_secs_f64() / (1.0 - rho) + granularity.as_secs_f64() <= self.grant.as_secs_f64() / (1.0 + rho)
     }
 
+    /// An agent whose loop stands still for longer has its lease renewed no more. Longer than anything that a healthy one
+    /// waits for in between: its guard, its disk, a probe.
+    pub fn agent_patience(&self) -> Duration {
+        self.hold * 2 + self.probe
+    }
+
     /// Checks the inequalities between timings.
     ///
     /// # Errors

@@ -164,6 +164,8 @@ pub struct Holder {
     flush: WalPosition,
     tenure: Option<Tenure>,
     notices: Vec<PendingNotice>,
+    /// When the agent's loop was last at work; `None` before it has begun.
+    vouched: Option<Duration>,
 }
 
 impl Holder {
@@ -182,6 +184,7 @@ impl Holder {
             flush: WalPosition::default(),
             tenure: None,
             notices: Vec::new(),
+            vouched: None,
         }
     }
 
@@ -318,6 +321,18 @@ impl Holder {
             }
             tenure.stalled = !taken;
         }
+    }
+
+    /// The agent's loop was at work at that moment (`CLOCK_BOOTTIME`). One that has not been for
+    /// [`Timings::agent_patience`] can be given no order and can't be replaced, so nothing is renewed for it any more.
+    pub fn vouch(&mut self, at: Duration) {
+        self.vouched = self.vouched.max(Some(at));
+    }
+
+    /// Nobody has vouched for too long.
+    pub fn is_neglected(&self, now: TwoClocks) -> bool {
+        let patience = self.config.timings.agent_patience();
+        self.vouched.is_some_and(|at| now.boot.saturating_sub(at) > patience)
     }
 
     /// What others may see.
@@ -495,7 +510,12 @@ impl Holder {
 
     fn send_renewal(&mut self, now: TwoClocks, out: &mut Vec<Output>) {
         let Timings { renew, rpc, .. } = self.config.timings;
+        let neglected = self.is_neglected(now);
         let Some(tenure) = self.tenure.as_mut().filter(|t| t.is_active() && is_due(t.next, now)) else { return };
+        if neglected {
+            (tenure.next, tenure.answered) = (now.plus(renew), true);
+            return;
+        }
         if let Some(deadline) = tenure.deadline.filter(|_| tenure.stalled) {
             tenure.next = now.plus(renew);
             out.push(Output::Deadline(tenure.epoch, deadline));

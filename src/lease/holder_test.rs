@@ -404,6 +404,23 @@ fn a_guard_that_stalls_stops_the_renewals_until_it_answers() {
 }
 
 #[test]
+fn an_agent_whose_loop_stands_still_has_its_lease_renewed_no_more() {
+    let mut bench = Bench::held(7);
+    bench.holder.vouch(at(900).boot - timings().agent_patience());
+    bench.go(600);
+    assert_eq!(bench.sent().len(), 3, "that may yet be a slow disk");
+    for ms in [901, 1_200, 1_500] {
+        bench.go(ms);
+        assert_eq!(bench.sent(), Vec::<&str>::new(), "{ms}");
+    }
+    // It goes on, and so does the lease, which is still there.
+    bench.holder.vouch(at(1_600).boot);
+    bench.go(1_900);
+    assert_eq!(bench.sent().len(), 3);
+    assert_eq!(bench.phase(), Phase::Held);
+}
+
+#[test]
 fn a_restarted_agent_goes_on_until_the_guards_deadline_and_not_past_it() {
     let mut bench = Bench::new();
     bench.holder.resume(Epoch(7), TimelineId(1), at(1_000), at(0), &mut bench.out);

@@ -5,8 +5,12 @@ use std::{
     collections::BTreeMap,
     io,
     net::{SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -83,6 +87,9 @@ struct Shared {
     postman: Postman<Command>,
     view: watch::Receiver<HolderView>,
     counters: Arc<Counters>,
+    /// `CLOCK_BOOTTIME` in microseconds when the agent's loop was last at work; 0 before that. Not a command, for it
+    /// would wake the thread each time.
+    vouched: Arc<AtomicU64>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -100,6 +107,7 @@ impl HolderThread {
         let (postman, mailbox) = mailbox()?;
         let (view_sender, view) = watch::channel(HolderView::default());
         let counters = Arc::new(Counters::default());
+        let vouched = Arc::new(AtomicU64::new(0));
         let members = peers.into_iter().map(|(member, _)| member).collect();
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let mut holder = Holder::new(HolderConfig { session, peers: members, timings });
@@ -118,12 +126,13 @@ impl HolderThread {
             postman: postman.clone(),
             view: view_sender,
             counters: counters.clone(),
+            vouched: vouched.clone(),
             out: Vec::new(),
             send_errors: BTreeMap::new(),
         };
         let thread = thread::Builder::new().name("lease-holder".to_owned()).spawn(move || run.run())?;
         let thread = Mutex::new(Some(thread));
-        Ok(HolderHandle { shared: Arc::new(Shared { postman, view, counters, thread }) })
+        Ok(HolderHandle { shared: Arc::new(Shared { postman, view, counters, vouched, thread }) })
     }
 }
 
@@ -141,6 +150,12 @@ impl HolderHandle {
     /// Gives the lease up; nothing of its epoch is renewed again.
     pub fn release(&self) {
         self.send(Command::Release);
+    }
+
+    /// The agent's loop is at work (see [`Holder::vouch`]).
+    pub fn vouch(&self) {
+        let now = u64::try_from(two_clocks().boot.as_micros()).unwrap_or(u64::MAX);
+        self.shared.vouched.store(now, Ordering::Relaxed);
     }
 
     /// What PostgreSQL has flushed.
@@ -226,6 +241,7 @@ struct Run {
     postman: Postman<Command>,
     view: watch::Sender<HolderView>,
     counters: Arc<Counters>,
+    vouched: Arc<AtomicU64>,
     out: Vec<Output>,
     /// The last error for each address, so that a lasting one is logged once.
     send_errors: BTreeMap<SocketAddr, io::ErrorKind>,
@@ -242,6 +258,7 @@ impl Run {
                 self.perform();
             }
             self.read_socket();
+            self.hear_the_agent();
             self.holder.tick(two_clocks(), &mut self.out);
             self.perform();
             self.publish();
@@ -276,6 +293,14 @@ impl Run {
             Command::Resolved(Book::Managers, member, found) => self.addresses.resolved(&member, found),
             Command::Resolved(Book::Agents, member, found) => self.agents.resolved(&member, found),
             Command::Stop => {}
+        }
+    }
+
+    fn hear_the_agent(&mut self) {
+        let at = self.vouched.load(Ordering::Relaxed);
+        // Nothing is logged here: what holds that loop up may be the log.
+        if at > 0 {
+            self.holder.vouch(Duration::from_micros(at));
         }
     }
 
