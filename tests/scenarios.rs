@@ -436,7 +436,10 @@ impl World {
     }
 
     fn notice(&mut self, member: &MemberId, end: &str, clean: bool) {
-        let epoch = self.state.epoch;
+        let epoch = match &self.state.lock {
+            Lock::Fenced { previous: Some((last, _)), .. } => *last,
+            _ => self.state.epoch,
+        };
         let notice = Notice { member: member.clone(), epoch, fenced: true, end: position(end), clean };
         self.notices.insert(member.clone(), notice);
     }

@@ -25,6 +25,14 @@ pub fn released_by_holder(s: &Situation<'_>) -> Option<Verdict> {
     Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
 }
 
+/// Rule 335. A holder whose epoch was ended by command, or that lost its lease a moment after, may have fenced itself long
+/// before the promises to it run out: then nobody needs to wait for them.
+pub fn released_while_fenced(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Fenced { previous: Some((epoch, member)), released: None, .. } = &s.state.lock else { return None };
+    let notice = s.fenced_notice(member, *epoch)?;
+    Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
+}
+
 /// Rule 310.
 pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
     let operation = s.state.operation.as_ref()?;

@@ -43,6 +43,11 @@ pub const RULES: &[Rule] = &[
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },
     Rule {
+        id: 335,
+        name: "the fenced holder says its process tree is empty: wait for no promise to it",
+        decide: failover::released_while_fenced,
+    },
+    Rule {
         id: 405,
         name: "the last holder had left recovery before its epoch ended: record its timeline",
         decide: promotion::complete_late,

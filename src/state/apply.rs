@@ -219,6 +219,13 @@ impl ClusterState {
                 self.lock = Lock::Released(release);
                 Ok(Some(what))
             }
+            // Its epoch was ended before its word came; the word is worth the same.
+            Lock::Fenced { epoch, previous: Some((last, member)), released: None } if member == who => {
+                let (epoch, last, member) = (*epoch, *last, member.clone());
+                let release = Release { epoch: last, member: member.clone(), end, clean };
+                self.lock = Lock::Fenced { epoch, previous: Some((last, member)), released: Some(release) };
+                Ok(Some(format!("{who} has ended epoch {last}, its WAL ends at {end}")))
+            }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
                 Err(format!("{who} does not hold the lock"))
             }
@@ -504,6 +511,18 @@ mod tests {
         run(&mut state, Kind::Fence { reason: "released".into() });
         let Lock::Fenced { released: Some(release), .. } = &state.lock else { panic!() };
         assert_eq!((release.member.clone(), release.end, release.clean), (id("a"), at(2, 90), true));
+    }
+
+    #[test]
+    fn a_holder_whose_epoch_was_ended_may_still_say_that_it_is_over() {
+        let mut state = opened();
+        run(&mut state, Kind::Fence { reason: "by command".into() });
+        let said = |who: &str| Kind::Release { member: id(who), end: at(2, 90), clean: false };
+        assert!(is_stale(&run(&mut state, said("b"))), "it held nothing");
+        assert_eq!(run(&mut state, said("a")), Applied::Changed);
+        let Lock::Fenced { epoch, released: Some(release), .. } = &state.lock else { panic!() };
+        assert_eq!((*epoch, release.epoch, release.end), (Epoch(2), Epoch(1), at(2, 90)));
+        assert!(is_stale(&run(&mut state, said("a"))), "once is enough");
     }
 
     #[test]
