@@ -323,6 +323,7 @@ impl World {
             rewind_failures: 0,
             clone_failures: 0,
             unsteady: false,
+            never_streamed: false,
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),
@@ -351,6 +352,8 @@ impl World {
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
             "unknown" => view.wal_end_known = false,
+            "never-streamed" => view.never_streamed = true,
+            "unsteady" => view.unsteady = true,
             "failed" => {
                 let kind = value.to_owned();
                 view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });

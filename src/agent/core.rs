@@ -341,16 +341,25 @@ impl Core {
             }
         };
         if !sight.in_recovery {
-            if self.durable.tenure.is_none() {
+            let granted = self.durable.tenure.filter(|t| t.phase == Phase::Granted);
+            if self.durable.tenure.is_none() || (granted.is_some() && self.lease_left(now).is_zero()) {
                 self.problem = Some("PostgreSQL was writable without a lease".to_owned());
                 self.strayed = true;
-                self.fence(now, out);
-                return;
+                return match granted {
+                    None => self.fence(now, out),
+                    // The lease was not reached: somebody else promoted it.
+                    Some(t) => self.end_tenure_of(t, "PostgreSQL was writable before the lease was held", now, out),
+                };
             }
             out.push(Effect::SetWal(sight.wal_end));
         }
         self.problem = None;
         self.answered = true;
+        // As a primary it is nobody's copy any more.
+        if self.durable.fresh_copy && (sight.streaming || !sight.in_recovery) {
+            self.durable.fresh_copy = false;
+            out.push(Effect::Persist);
+        }
         if sight.standbys.iter().any(|s| s.state == "streaming") {
             self.followed = Some(now.moment);
         }
@@ -469,6 +478,7 @@ impl Core {
                 (self.durable.clone_failures, self.clone_failed) = (0, None);
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
+                self.durable.fresh_copy = true;
             }
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;

@@ -87,6 +87,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
         unsteady: core.is_unsteady(now),
+        never_streamed: durable.fresh_copy,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: core.clock().clone(),

@@ -103,6 +103,8 @@ pub struct Durable {
     pub timings: TimingsInUse,
     /// A promise of failsafe may be running, and is at most this long.
     pub failsafe: Option<Duration>,
+    /// The data directory was copied, and nothing has been streamed into it yet.
+    pub fresh_copy: bool,
 }
 
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
@@ -125,6 +127,8 @@ struct Raw {
     timings: RawTimings,
     #[serde(default)]
     failsafe_ms: Option<u64>,
+    #[serde(default)]
+    fresh_copy: bool,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -188,6 +192,7 @@ impl From<&Durable> for Raw {
             },
             // Rounded up: a promise is never remembered shorter than it was.
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
+            fresh_copy: d.fresh_copy,
         }
     }
 }
@@ -238,6 +243,7 @@ impl TryFrom<Raw> for Durable {
                 committed: committed.collect::<Result<_, String>>()?,
             },
             failsafe: r.failsafe_ms.map(Duration::from_millis),
+            fresh_copy: r.fresh_copy,
         })
     }
 }
@@ -334,6 +340,7 @@ mod tests {
         let (store, empty) = Store::open(&state, &data).unwrap();
         assert_eq!(empty, Durable::default());
         let full = Durable {
+            fresh_copy: true,
             cluster_id: ClusterId("c".into()),
             generation: Generation(1),
             accepted: Epoch(7),

@@ -187,6 +187,8 @@ pub struct AgentView {
     pub clone_failures: u64,
     /// It crashed out of the lock not long ago: whoever else can is to be primary.
     pub unsteady: bool,
+    /// A copy into which nothing has been streamed yet: what its source acknowledged since may be missing.
+    pub never_streamed: bool,
     /// How this host fences.
     pub fence: FenceView,
     /// The layers of this host; none from an agent that has none.

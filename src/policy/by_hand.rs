@@ -58,6 +58,7 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
+        | Unfit::NeverStreamed
         | Unfit::Behind { .. } => false,
     }
 }

@@ -208,7 +208,7 @@ pub fn successor(
     let mut fit = Vec::new();
     let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
     for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
-        match fitness(s, member, released, planned) {
+        match fitness(s, member, released, planned).and_then(|c| accepted(s, member, c, forced.is_some())) {
             Ok(candidate) => fit.push((member, candidate)),
             Err(unfit) => why.push((member.clone(), unfit)),
         }
@@ -238,6 +238,15 @@ pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Op
     }
     let left = agent.failsafe.promise_left_ms;
     (left > 0).then(|| Unfit::Promised { left: Duration::from_millis(left) })
+}
+
+/// What only an operator may choose: a copy that hasn't streamed yet lacks what its source has acknowledged since.
+fn accepted(s: &Situation<'_>, member: &MemberId, candidate: Candidate, forced: bool) -> Result<Candidate, Unfit> {
+    let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
+    match agent.is_some_and(|a| a.never_streamed) && !forced {
+        true => Err(Unfit::NeverStreamed),
+        false => Ok(candidate),
+    }
 }
 
 fn fitness(

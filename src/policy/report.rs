@@ -216,6 +216,8 @@ pub enum Unfit {
         /// The error.
         error: String,
     },
+    /// A copy that has not followed anybody yet.
+    NeverStreamed,
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -256,6 +258,7 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }
     }

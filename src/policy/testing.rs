@@ -170,6 +170,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         unsteady: false,
+        never_streamed: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

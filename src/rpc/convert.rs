@@ -257,6 +257,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         rewind_failures: view.rewind_failures,
         clone_failures: view.clone_failures,
         unsteady: view.unsteady,
+        never_streamed: view.never_streamed,
         fence: Some(fence(&view.fence)),
         layers: view.layers.iter().map(layer).collect(),
         clock: Some(v1::ClockStatus {
@@ -365,6 +366,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         rewind_failures: raw.rewind_failures,
         clone_failures: raw.clone_failures,
         unsteady: raw.unsteady,
+        never_streamed: raw.never_streamed,
         fence: fence_view(raw.fence.unwrap_or_default()),
         layers: raw.layers.into_iter().map(|l| LayerView { name: l.name, state: l.state }).collect(),
         clock: clock_of(raw.clock.unwrap_or_default())?,

@@ -181,6 +181,7 @@ fn blank(me: &MemberId) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         unsteady: false,
+        never_streamed: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

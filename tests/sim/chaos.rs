@@ -227,7 +227,8 @@ impl World {
     fn strike_dead(&mut self, fault: Fault, i: usize) {
         // The supervisor starts a process again at once, or somebody does later.
         let soon = self.sky.dice.between(100 * MS, 700 * MS);
-        let down = if self.sky.dice.one_in(4) { self.lasts() } else { soon };
+        let lossy = self.chaos.one_at_a_time && self.sky.net.loss > 0;
+        let down = if self.sky.dice.one_in(4) && !lossy { self.lasts() } else { soon };
         match fault {
             // Two of three managers gone is no small thing.
             Fault::KillManager if self.chaos.one_at_a_time && self.hosts.iter().any(|h| h.manager.is_none()) => {}
@@ -268,7 +269,9 @@ impl World {
             time = self.sky.dice.between(10 * MS, self.chaos.longest_freeze);
         }
         if self.chaos.one_at_a_time {
-            if self.sky.now < self.chaos.frozen_until {
+            // With a manager of three gone every answer is needed.
+            let waits = self.hosts.iter().any(|h| h.manager.is_none());
+            if waits || self.sky.now < self.chaos.frozen_until {
                 return;
             }
             // Time to catch up before the next one.

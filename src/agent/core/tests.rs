@@ -404,6 +404,21 @@ fn writable_without_a_lease_is_fenced_at_once() {
     assert_eq!(core.step(sight(false, at(2, 1)), now(20)), [Effect::Fence]);
 }
 
+/// Found by the simulation: the lease may take long to be had, and somebody promotes meanwhile.
+#[test]
+fn writable_before_the_lease_is_held_is_fenced_and_ends_the_grant() {
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    let effects = core.step(sight(false, at(2, 200)), now(40));
+    assert_eq!(effects, [Effect::Fence, Effect::Release, Effect::Persist]);
+    assert_eq!(core.durable().ended, Epoch(4));
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    core.step(held(4, 2_500), now(30));
+    let effects = core.step(sight(false, at(2, 200)), now(40));
+    assert!(!effects.contains(&Effect::Fence), "our own promotion is seen before its task has ended: {effects:?}");
+}
+
 /// Found by the simulation: the order was made before anybody knew that PostgreSQL had been promoted by hand.
 #[test]
 fn what_strayed_follows_nobody_before_it_is_read() {

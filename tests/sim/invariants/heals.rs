@@ -35,7 +35,13 @@ pub fn open_primary(world: &World) -> Option<usize> {
 /// Nobody can be promoted before an operator does something: everybody's WAL, data or clocks are unfit, or their manager
 /// lost its directory and waits to be taken in. Such a run is counted, and L1 asks nothing of it.
 pub fn waits_for_an_operator(world: &World) -> bool {
-    let unfit = ["is not on the cluster's history", "a rewind was cut off", "it has no data", "its clocks "];
+    let unfit = [
+        "is not on the cluster's history",
+        "a rewind was cut off",
+        "it has no data",
+        "its clocks ",
+        "has not streamed yet",
+    ];
     let count = |hold: &Hold| unfit.iter().map(|why| hold.to_string().matches(why).count()).sum::<usize>();
     let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
     let nobody = |hold: &&Hold| matches!(hold, Hold::NoSuccessor { .. });
