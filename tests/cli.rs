@@ -15,12 +15,12 @@ use std::{
 use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
-    domain::{Profile, Timings},
+    domain::{Profile, Settings, Timings},
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
         Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
-        TransferLeaderRequest,
+        RecoverRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest,
+        StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -70,7 +70,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               recover     Begin a new generation with what this host has, when a majority of the hosts is gone
                           for good
               preflight   Check whether this host is fit to run what its configuration asks for
-              config      Work with the configuration file
+              config      Check the configuration file; show or change the settings of the cluster
               demo        Run a whole cluster in a temporary directory and break it
 
             Options:
@@ -576,6 +576,30 @@ impl Admin for Manager {
         }))
     }
 
+    async fn settings(&self, _: Request<SettingsRequest>) -> Result<Response<SettingsReply>, Status> {
+        Ok(Response::new(settings(4, &[])))
+    }
+
+    /// Of version 4, and keys and values are whatever they like, but for `colour`.
+    async fn set_settings(&self, request: Request<SetSettingsRequest>) -> Result<Response<SetSettingsReply>, Status> {
+        let request = request.into_inner();
+        assert!(!request.request_id.is_empty());
+        let (outcome, reason) = match self.refusal {
+            Some(refusal) => (SettingsOutcome::Refused, refusal.to_owned()),
+            None if request.version != 4 => {
+                let reason = format!("the settings are of version 4 now, not of {}", request.version);
+                (SettingsOutcome::Stale, reason)
+            }
+            None if request.set.contains_key("colour") => {
+                (SettingsOutcome::Impossible, "`colour` is no setting, there is crash_budget".to_owned())
+            }
+            None => (SettingsOutcome::InForce, String::new()),
+        };
+        let set: Vec<(&str, &str)> = request.set.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let settings = Some(settings(5, &set));
+        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings }))
+    }
+
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {
         Err(Status::unavailable("no leader"))
     }
@@ -753,6 +777,202 @@ fn a_profile_is_shown_and_changed() {
     });
 }
 
+/// Two keys and one of a newer version.
+fn settings(version: u64, set: &[(&str, &str)]) -> SettingsReply {
+    let one = |key: &str, default: &str, help: &str| {
+        let value = set.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned());
+        Setting {
+            key: key.to_owned(),
+            is_set: value.is_some(),
+            value: value.unwrap_or_else(|| default.to_owned()),
+            default: default.to_owned(),
+            help: help.to_owned(),
+            problem: String::new(),
+        }
+    };
+    let newer = Setting {
+        key: "a_newer_one".to_owned(),
+        value: "x".to_owned(),
+        is_set: true,
+        problem: "this version does not know it".to_owned(),
+        ..Setting::default()
+    };
+    let settings =
+        vec![newer, one("crash_budget", "3", "so many crashes"), one("on_primary_crash", "auto", "what then")];
+    SettingsReply { version, settings, answered_by: "n1".to_owned() }
+}
+
+#[test]
+fn settings_are_shown() {
+    with_manager(Ok(()), None, |address| {
+        let manager = address.to_string();
+        check(
+            &["config", "show", "--manager", &manager],
+            expect![[r#"
+            exit 0
+            settings of version 4 (answered by n1)
+
+              a_newer_one = x  (set; this version does not know it)
+
+              crash_budget = 3  (default)
+                  so many crashes
+
+              on_primary_crash = auto  (default)
+                  what then
+        "#]],
+        );
+        check(
+            &["config", "show", "--json", "--manager", &manager],
+            expect![[r#"
+            exit 0
+            {
+              "version": 4,
+              "settings": {
+                "a_newer_one": {
+                  "value": "x",
+                  "default": null,
+                  "set": true,
+                  "help": null,
+                  "problem": "this version does not know it"
+                },
+                "crash_budget": {
+                  "value": "3",
+                  "default": "3",
+                  "set": false,
+                  "help": "so many crashes",
+                  "problem": null
+                },
+                "on_primary_crash": {
+                  "value": "auto",
+                  "default": "auto",
+                  "set": false,
+                  "help": "what then",
+                  "problem": null
+                }
+              },
+              "answered_by": "n1"
+            }
+        "#]],
+        );
+    });
+}
+
+#[test]
+fn settings_are_changed_or_the_reason_is_given() {
+    with_manager(Ok(()), None, |address| {
+        let manager = address.to_string();
+        let set = |args: &[&str], expected: Expect| {
+            check(&[&["config", "set", "--manager", &manager], args].concat(), expected)
+        };
+        set(
+            &["crash_budget=5", "--unset", "on_primary_crash"],
+            expect![[r#"
+            exit 0
+            settings of version 5 (answered by n1)
+
+              a_newer_one = x  (set; this version does not know it)
+
+              crash_budget = 5  (set; default 3)
+                  so many crashes
+
+              on_primary_crash = auto  (default)
+                  what then
+        "#]],
+        );
+        set(
+            &["crash_budget=5", "--if-version", "3"],
+            expect![[r#"
+                exit 1
+                matriarch: config set: the settings are of version 4 now, not of 3; nothing was changed; look at them (`matriarch config show`) and set again
+            "#]],
+        );
+        set(
+            &["crash_budget=5", "colour=red"],
+            expect![[r#"
+                exit 2
+                matriarch: config set: `colour` is no setting, there is crash_budget; nothing was changed
+            "#]],
+        );
+        set(
+            &["crash_budget=5", "--unset", "crash_budget"],
+            expect![[r#"
+            exit 2
+            matriarch: crash_budget is given a value and unset
+        "#]],
+        );
+        set(
+            &["crash_budget=5", "crash_budget=6"],
+            expect![[r#"
+            exit 2
+            matriarch: crash_budget is given twice
+        "#]],
+        );
+        set(
+            &["crash_budget="],
+            expect![[r#"
+            exit 2
+            matriarch: crash_budget=: write KEY=VALUE, e.g. crash_budget=5; `--unset KEY` brings a default back
+        "#]],
+        );
+        set(
+            &[],
+            expect![[r#"
+            exit 2
+            error: the following required arguments were not provided:
+              <KEY=VALUE>...
+
+            Usage: matriarch config set --manager <HOST:PORT> <KEY=VALUE>...
+
+            For more information, try '--help'.
+        "#]],
+        );
+    });
+    with_manager(Ok(()), Some("n3 runs a version that knows format 1"), |address| {
+        check(
+            &["config", "set", "crash_budget=5", "--manager", &address.to_string()],
+            expect![[r#"
+                exit 1
+                matriarch: config set: n3 runs a version that knows format 1; nothing was changed
+            "#]],
+        );
+    });
+}
+
+#[test]
+fn help_of_config_set() {
+    check(
+        &["config", "set", "--help"],
+        expect![[r#"
+        exit 0
+        Change settings of the cluster, all that are given or none; no host is restarted
+
+        Usage: matriarch config set [OPTIONS] [KEY=VALUE]...
+
+        Arguments:
+          [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the
+                          keys
+
+        Options:
+              --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
+                                     configuration file]
+              --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
+                                     /etc/matriarch/matriarch.toml]
+              --unset <KEY>          Bring the default of a key back; may be given several times
+              --if-version <N>       Change nothing unless the settings are of this version [default: the
+                                     one they have when asked]
+              --json                 Print JSON
+          -h, --help                 Print help
+
+        Exit codes:
+          0  done; status: every member is healthy and the primary is open
+          1  failed or refused; the reason was printed
+          2  wrong usage or configuration; nothing was changed
+          3  no manager could be reached
+          4  status: the cluster answers and is degraded
+    "#]],
+    );
+}
+
 #[test]
 fn status_exits_0_when_healthy() {
     with_manager(Ok(()), None, |address| {
@@ -785,6 +1005,17 @@ fn install_blocks(wanted: impl Fn(&str) -> bool) -> String {
         }
     }
     script
+}
+
+/// The table of docs/settings.md: key, default, effect.
+#[test]
+fn the_page_of_settings_has_every_key_as_it_is_compiled() {
+    let defaults = Settings::default().values();
+    let row = |(key, help): &(&str, &str)| format!("| `{key}` | `{}` | {help} |\n", defaults[key]);
+    let compiled: String = Settings::KEYS.iter().map(row).collect();
+    let page = repository("docs/settings.md");
+    let written: String = page.lines().filter(|l| l.starts_with("| `")).map(|l| format!("{l}\n")).collect();
+    assert_eq!(written, compiled, "docs/settings.md is out of date");
 }
 
 #[test]

@@ -17,6 +17,8 @@
 //! | `leader` | another manager leads: it has heard nothing, its clocks start over |
 //! | `switchover b` · `failover b` | an operator asks |
 //! | `timings fast` | an operator asks for other timings |
+//! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
+//! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -32,8 +34,8 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, GroupNode, GroupStep, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
-        Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
+        ClusterId, Epoch, Format, GroupNode, GroupStep, Lsn, MemberId, Moment, NodeId, Observation, PostgresState,
+        Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
         membership::GroupView,
         observation::{AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
     },
@@ -48,6 +50,14 @@ struct Voice {
     promise: Promise,
     manager_heard: bool,
     agent_heard: bool,
+    format: Format,
+}
+
+impl Default for Voice {
+    fn default() -> Self {
+        let (agent, promise) = (None, Promise::default());
+        Self { agent, promise, manager_heard: true, agent_heard: true, format: Format::FIRST }
+    }
 }
 
 #[derive(Default)]
@@ -129,6 +139,8 @@ impl World {
             ["switchover", to] => self.ask(OperationKind::Switchover, to),
             ["failover", to] => self.ask(OperationKind::Failover, to),
             ["timings", profile] => self.change_timings(profile.parse().unwrap()),
+            ["formats", format, members @ ..] => self.formats(Format(format.parse().unwrap()), members),
+            ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -186,7 +198,7 @@ impl World {
             initializer: id(names[0]),
         });
         for name in names {
-            let voice = Voice { agent: None, promise: Promise::default(), manager_heard: true, agent_heard: true };
+            let voice = Voice::default();
             self.voices.insert(id(name), voice);
             self.report(&id(name), &["nodata"]);
         }
@@ -229,7 +241,7 @@ impl World {
 
     fn member(&mut self, kind: Kind) {
         if let Kind::AddMember { member, .. } = &kind {
-            let voice = Voice { agent: None, promise: Promise::default(), manager_heard: true, agent_heard: true };
+            let voice = Voice::default();
             self.voices.insert(member.clone(), voice);
         }
         let expected = self.state.epoch;
@@ -391,10 +403,28 @@ impl World {
         self.hear_all();
     }
 
+    fn formats(&mut self, format: Format, members: &[&str]) {
+        for member in members {
+            self.voices.get_mut(&id(member)).unwrap().format = format;
+        }
+        self.hear_all();
+    }
+
+    fn change_settings(&mut self, version: u64, assignment: &str) {
+        let (key, value) = assignment.split_once('=').unwrap();
+        let changes = [(key.to_owned(), Some(value.to_owned()))].into();
+        let admitted = self.look(|s| policy::settings::admit(s, version, &changes, ""));
+        self.ask_for(admitted.map_err(|why| why.to_string()));
+    }
+
     /// As the leader does it for an operator: asked of the policy, committed, applied.
     fn change_timings(&mut self, profile: Profile) {
         let file = Timings::of(Profile::Normal);
         let admitted = self.look(|s| policy::timings::admit(s, &file, profile, &BTreeMap::new()));
+        self.ask_for(admitted);
+    }
+
+    fn ask_for(&mut self, admitted: Result<Option<Kind>, String>) {
         match admitted {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(None) => self.say("in force already"),
@@ -418,7 +448,7 @@ impl World {
         for (member, voice) in self.voices.iter().filter(|(_, v)| v.manager_heard) {
             let entry = self.seen.entry(member.clone()).or_default();
             entry.at = now;
-            entry.promise = voice.promise;
+            (entry.promise, entry.format) = (voice.promise, voice.format);
             let agent = voice.agent.clone().filter(|_| voice.agent_heard);
             if agent.is_some() {
                 entry.agent_at = now;
@@ -621,6 +651,8 @@ fn describe(command: &Command) -> String {
         Kind::ReplaceNode { member, node, .. } => format!("{member} takes part as node {node}"),
         Kind::AddMember { member, .. } => format!("add {member}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
+        Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
+        Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)
 }

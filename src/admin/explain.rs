@@ -78,6 +78,7 @@ fn way_out(hold: &Hold) -> Option<String> {
              or bring another member up"
                 .to_owned()
         }
+        Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();
             format!("look at the manager's log on {}: it is to vote and can't yet", who.join(", "))

@@ -3,6 +3,7 @@
 
 mod explain;
 mod profile;
+mod settings;
 mod status;
 
 use std::time::Duration;
@@ -170,6 +171,36 @@ impl v1::admin_server::Admin for AdminService {
             return client.profile(passed_on(v1::ProfileRequest { to, ..asked })).await;
         }
         profile::of(&self.manager, asked).await.map(Response::new)
+    }
+
+    async fn settings(&self, request: Request<v1::SettingsRequest>) -> Result<Response<v1::SettingsReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        // What was applied here may be older; whoever changes it names its version.
+        Ok(Response::new(settings::of(&self.manager)))
+    }
+
+    async fn set_settings(
+        &self,
+        request: Request<v1::SetSettingsRequest>,
+    ) -> Result<Response<v1::SetSettingsReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.set_settings(passed_on(v1::SetSettingsRequest { to, ..asked })).await;
+        }
+        Ok(Response::new(settings::set(&self.manager, asked).await))
     }
 
     async fn change_member(

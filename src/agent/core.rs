@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Epoch, MemberId, MemberList, Moment, Settings, TimelineHistory, TimingsInUse, WalPosition,
+        Epoch, MemberId, MemberList, Moment, Settings, SettingsDocument, TimelineHistory, TimingsInUse, WalPosition,
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
@@ -84,6 +84,7 @@ pub struct Core {
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
     crashes: Crashes,
+    /// What operators have set, as this version reads `durable.settings`.
     settings: Settings,
     checkpoints_done: u64,
     problem: Option<String>,
@@ -106,6 +107,7 @@ impl Core {
             promiser: Promiser::new(timings.grant, durable.failsafe, now.clocks),
             briefed: Epoch(0),
             clock: ClockView::default(),
+            settings: durable.settings.settings(),
             durable,
             tree: Tree::Empty,
             life: 1,
@@ -128,7 +130,6 @@ impl Core {
             hung: None,
             followed: None,
             crashes: Crashes::default(),
-            settings: Settings::default(),
             checkpoints_done: 0,
             problem: None,
             system,
@@ -742,6 +743,8 @@ impl Core {
         // Their numbers begin anew: what counts as newer is not to be told from those of the generation before.
         self.durable.members = MemberList::default();
         self.durable.timings = TimingsInUse::default();
+        self.durable.settings = SettingsDocument::default();
+        self.settings = Settings::default();
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }
 }

@@ -67,10 +67,7 @@ mod tests {
     }
 
     fn with(on_primary_crash: OnPrimaryCrash) -> Settings {
-        let mut settings = Settings::default();
-        settings.on_primary_crash = on_primary_crash;
-        settings.crash_budget = 2;
-        settings
+        Settings { on_primary_crash, crash_budget: 2, ..Settings::default() }
     }
 
     #[test]

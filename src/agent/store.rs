@@ -15,8 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, TimelineId, Timings, TimingsId, TimingsInUse,
-    WalPosition,
+    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, SettingsDocument, TimelineId, Timings, TimingsId,
+    TimingsInUse, WalPosition,
 };
 
 const FILE: &str = "agent.json";
@@ -101,6 +101,8 @@ pub struct Durable {
     pub members: MemberList,
     /// The timings as last told. What a lease was counted by is never older.
     pub timings: TimingsInUse,
+    /// The settings as last told.
+    pub settings: SettingsDocument,
     /// A promise of failsafe may be running, and is at most this long.
     pub failsafe: Option<Duration>,
     /// The data directory was copied, and nothing has been streamed into it yet.
@@ -125,6 +127,9 @@ struct Raw {
     members: RawMembers,
     #[serde(default)]
     timings: RawTimings,
+    /// Only when something was ever set: a version that doesn't know of settings refuses the file with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<RawSettings>,
     #[serde(default)]
     failsafe_ms: Option<u64>,
     #[serde(default)]
@@ -143,6 +148,13 @@ struct RawMembers {
 struct RawTimings {
     oldest: u64,
     committed: Vec<RawCommitted>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSettings {
+    version: u64,
+    values: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -190,6 +202,8 @@ impl From<&Durable> for Raw {
                 oldest: d.timings.oldest.0,
                 committed: d.timings.committed.iter().map(RawCommitted::from).collect(),
             },
+            settings: (d.settings.version > 0)
+                .then(|| RawSettings { version: d.settings.version, values: d.settings.values.clone() }),
             // Rounded up: a promise is never remembered shorter than it was.
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
@@ -242,6 +256,9 @@ impl TryFrom<Raw> for Durable {
                 oldest: TimingsId(r.timings.oldest),
                 committed: committed.collect::<Result<_, String>>()?,
             },
+            settings: r
+                .settings
+                .map_or_else(SettingsDocument::default, |s| SettingsDocument { version: s.version, values: s.values }),
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
         })
@@ -362,6 +379,7 @@ mod tests {
                     .map(|(id, profile)| CommittedTimings { id: TimingsId(id), profile, timings: Timings::of(profile) })
                     .into(),
             },
+            settings: SettingsDocument { version: 2, values: [("a_newer_one".into(), "x".into())].into() },
             failsafe: Some(Duration::from_millis(3_200)),
         };
         store.save(&full).unwrap();
@@ -377,6 +395,15 @@ mod tests {
         fs::write(dir.path().join(FILE), text).unwrap();
         let durable = Store::open(dir.path(), &dir.path().join("pgdata")).unwrap().1;
         assert_eq!((durable.accepted, durable.timings, durable.failsafe), (Epoch(7), TimingsInUse::default(), None));
+    }
+
+    #[test]
+    fn settings_are_in_the_file_only_when_something_was_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, durable) = Store::open(dir.path(), &dir.path().join("pgdata")).unwrap();
+        store.save(&durable).unwrap();
+        let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(!text.contains("settings"), "the version before refuses what it does not know: {text}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub enum Command {
     Recover(RecoverArgs),
     /// Check whether this host is fit to run what its configuration asks for
     Preflight(PreflightArgs),
-    /// Work with the configuration file
+    /// Check the configuration file; show or change the settings of the cluster
     Config(ConfigArgs),
     /// Run a whole cluster in a temporary directory and break it
     Demo(DemoArgs),
@@ -261,4 +261,37 @@ pub enum ConfigCommand {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
+    /// Show the settings of the cluster: each key, its value, its default, what it does
+    Show(ConfigShowArgs),
+    /// Change settings of the cluster, all that are given or none; no host is restarted
+    Set(ConfigSetArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ConfigShowArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ConfigSetArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
+    #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
+    pub assignments: Vec<String>,
+    /// Bring the default of a key back; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub unset: Vec<String>,
+    /// Change nothing unless the settings are of this version [default: the one they have when asked]
+    #[arg(long, value_name = "N")]
+    pub if_version: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }

@@ -13,8 +13,9 @@ use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
-        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, StatusReply, StatusRequest, SwitchoverRequest,
-        Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply, SetSettingsRequest,
+        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
+        TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -123,6 +124,23 @@ impl Client {
     pub async fn profile(&self, request: ProfileRequest) -> Result<ProfileReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.profile(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for what operators have set.
+    pub async fn settings(&self) -> Result<SettingsReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = SettingsRequest { to: Some(target("", 0)) };
+            admin.settings(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Changes settings. A second try after an unknown first one finds them as asked.
+    pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

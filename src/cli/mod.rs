@@ -10,6 +10,7 @@ mod preflight;
 mod processes;
 mod profile;
 pub mod render;
+mod settings;
 mod wiring;
 
 use std::{
@@ -68,6 +69,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
         Command::Config(args) => match args.command {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),
+            ConfigCommand::Show(args) => with_runtime(settings::show(args)),
+            ConfigCommand::Set(args) => with_runtime(settings::set(args)),
         },
     }
 }

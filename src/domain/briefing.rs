@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Epoch, MemberId, TimingsInUse};
+use super::{Epoch, MemberId, SettingsDocument, TimingsInUse};
 
 /// Who belongs to the cluster, as committed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,4 +23,6 @@ pub struct Briefing {
     pub members: MemberList,
     /// Which timings a lease may be held under.
     pub timings: TimingsInUse,
+    /// What an operator has set.
+    pub settings: SettingsDocument,
 }

@@ -6,21 +6,25 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod briefing;
+pub mod format;
 pub mod ids;
 pub mod membership;
 pub mod moment;
 pub mod observation;
 pub mod secret;
 pub mod settings;
+pub mod settings_document;
 pub mod timings;
 pub mod wal;
 
 pub use briefing::{Briefing, MemberList};
+pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
 pub use settings::{OnPrimaryCrash, Settings};
+pub use settings_document::{SettingChanges, SettingsDocument};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Epoch, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
+use super::{Epoch, Format, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
 /// What an agent says of its PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -265,4 +265,6 @@ pub struct Observation {
     pub agent_at: Moment,
     /// What the host's lease acceptor has promised.
     pub promise: Promise,
+    /// What its manager can apply.
+    pub format: Format,
 }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::{
     config::Config,
     domain::{
-        ClusterId, Epoch, GroupNode, MemberId, Moment, Observation, Promise, Timings,
+        ClusterId, Epoch, Format, GroupNode, MemberId, Moment, Observation, Promise, Timings,
         membership::GroupView,
         observation::{AgentView, Notice},
     },
@@ -99,6 +99,11 @@ impl Facts {
                 entry.agent = Some(view);
             }
         }
+    }
+
+    /// What the manager of a host that was just heard of can apply.
+    pub fn knows(&mut self, member: &MemberId, format: Format) {
+        self.seen.entry(member.clone()).or_default().format = format;
     }
 
     /// An agent's word about the end of an epoch. A later epoch, or the word that
@@ -258,10 +263,13 @@ impl Board {
         self.update(Facts::allow_founding);
     }
 
-    /// Puts up what was heard of a host.
-    pub fn observe(&self, member: &MemberId, agent: Option<(AgentView, Duration)>, promise: Promise) {
+    /// Puts up what was heard of a host, and what its manager can apply.
+    pub fn observe(&self, member: &MemberId, format: Format, agent: Option<(AgentView, Duration)>, promise: Promise) {
         let at = self.now();
-        self.update(|f| f.observe(member, agent, promise, at));
+        self.update(|f| {
+            f.observe(member, agent, promise, at);
+            f.knows(member, format);
+        });
     }
 
     /// Puts up an agent's word about the end of an epoch.

@@ -140,11 +140,13 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::RecordStonith { .. } => events::STONITH,
         Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
+        Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
         | Kind::AdvanceOperation { .. }
-        | Kind::SettleTimings { .. } => events::COMMITTED,
+        | Kind::SettleTimings { .. }
+        | Kind::NoteFormat { .. } => events::COMMITTED,
     }
 }
 
@@ -167,6 +169,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::AdvanceOperation { .. }
         | Kind::EndOperation { .. }
         | Kind::SetTimings { .. }
-        | Kind::SettleTimings { .. } => None,
+        | Kind::SettleTimings { .. }
+        | Kind::SetSettings { .. }
+        | Kind::NoteFormat { .. } => None,
     }
 }

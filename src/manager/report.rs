@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Manager, peers::timed};
 use crate::{
-    domain::{Epoch, MemberId, observation::Notice},
+    domain::{Epoch, Format, MemberId, observation::Notice},
     guard::sys::two_clocks,
     rpc::{convert, v1},
 };
@@ -62,7 +62,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let said = inner.link.said();
     let age = |at: Duration| two_clocks().boot.saturating_sub(at);
     let agent = said.as_ref().map(|s| (s.view.clone(), age(s.at)));
-    inner.board.observe(&inner.me, agent, promise);
+    inner.board.observe(&inner.me, Format::NEWEST, agent, promise);
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
@@ -86,6 +86,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
         promise: without_log.is_none().then(|| convert::promise(&promise)),
         age_ms: said.as_ref().map_or(0, |s| u64::try_from(age(s.at).as_millis()).unwrap_or(u64::MAX)),
         notices: heard.iter().map(convert::notice).collect(),
+        format: Format::NEWEST.0,
     };
     let limit = manager.timings().rpc.max(Duration::from_millis(250));
     let Ok(mut peer) = inner.peers.peer(leader) else { return false };

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
 use super::{Manager, founding, rejoin, seal, view};
 use crate::{
-    domain::{Epoch, Generation, MemberId},
+    domain::{Epoch, Format, Generation, MemberId},
     rpc::{convert, v1},
     state::ClusterState,
 };
@@ -104,7 +104,7 @@ impl v1::peer_server::Peer for PeerService {
                 Err(error) => tracing::warn!(member = %sender, error = %error, "a notice can't be read"),
             }
         }
-        board.observe(&sender, agent, convert::promise_of(report.promise));
+        board.observe(&sender, Format::from(report.format), agent, convert::promise_of(report.promise));
         let state = self.manager.inner.node.state().borrow().clone();
         let (primary_ready, standbys) = board.situation(&state, &self.manager.timings(), view::seen_by_leader);
         let standbys = standbys

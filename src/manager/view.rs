@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, recover};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, Profile, observation::AgentView},
+    domain::{Epoch, MemberId, PostgresState, Profile, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
-    policy::{self, Plan, Situation, switchover},
-    raft::Leadership,
+    policy::{self, Plan, Situation, settings::Refused, switchover},
+    raft::{Leadership, ProposeError},
     rpc::v1,
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
 };
@@ -239,6 +239,33 @@ impl ManagerHandle {
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
             Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
             Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Changes what operators have set, if it is of `version` still; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn set_settings(
+        &self,
+        version: u64,
+        changes: &SettingChanges,
+        (by, request_id): (&str, String),
+    ) -> Result<(), Refused> {
+        let (inner, state) = (&self.manager.inner, self.state());
+        if !self.leadership().am_leader {
+            // Only a leader hears what the hosts can apply.
+            return Err(Refused::NotNow("no Raft leader answers: bring a majority of managers up".to_owned()));
+        }
+        let admit = |s: &Situation<'_>| policy::settings::admit(s, version, changes, by);
+        let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        match inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(Refused::Stale(format!("the cluster has changed meanwhile: {why}"))),
+            Ok(Applied::Nothing) => Err(Refused::NotNow("nothing was proposed".to_owned())),
+            Err(error @ ProposeError::Unknown) => Err(Refused::Unknown(error.to_string())),
+            Err(error) => Err(Refused::NotNow(error.to_string())),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Seal, Situation, Verdict, report::Unfit};
 use crate::{
     domain::{
-        Epoch, MemberId, Membership, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
+        Epoch, Format, MemberId, Membership, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
         membership::Count,
         observation::{AgentView, Promise},
     },
@@ -29,6 +29,10 @@ pub fn released_by_holder(s: &Situation<'_>) -> Option<Verdict> {
 /// before the promises to it run out: then nobody needs to wait for them.
 pub fn released_while_fenced(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Fenced { previous: Some((epoch, member)), released: None, .. } = &s.state.lock else { return None };
+    // Before that a release of a fenced epoch was stale, and counted as no change.
+    if s.state.format < Format::SETTINGS {
+        return None;
+    }
     let notice = s.fenced_notice(member, *epoch)?;
     Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
 }

@@ -9,11 +9,13 @@
 
 pub mod by_hand;
 mod failover;
+pub mod format;
 pub mod genesis;
 pub mod membership;
 pub mod promotion;
 pub mod report;
 pub mod rules;
+pub mod settings;
 pub mod stonith;
 pub mod switchover;
 #[cfg(test)]

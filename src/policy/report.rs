@@ -3,6 +3,7 @@
 
 use std::{fmt, time::Duration};
 
+use super::format::TooOld;
 use crate::{
     domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
     state::{Command, OperationPhase, RuleId},
@@ -100,6 +101,8 @@ pub enum Hold {
         /// Why not, member by member.
         why: Vec<(MemberId, NotReady)>,
     },
+    /// A host might end when it reads what would be proposed.
+    TooOld(TooOld),
 }
 
 /// What a changed Raft group still waits for.
@@ -323,6 +326,7 @@ impl fmt::Display for Hold {
             }
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
+            Self::TooOld(old) => old.fmt(f),
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
                 for (i, (member, reason)) in why.iter().enumerate() {

@@ -2,7 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Plan, Situation, Verdict, by_hand, failover, genesis, membership, promotion, stonith, switchover, timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, membership, promotion, stonith, switchover,
+    timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -66,6 +67,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: 470, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
     Rule { id: 480, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
+    Rule { id: 495, name: "every host can apply a later format: note it in the log", decide: format::note },
 ];
 
 /// What the leader should propose now, a command or a change of the Raft group, and why not more.
@@ -83,6 +85,11 @@ pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
                 return plan;
             }
             Some(Verdict::Propose(kind)) => {
+                // No rule has to remember that there may be older hosts.
+                if let Err(old) = format::gate(situation, kind.format()) {
+                    plan.holds.push(Hold::TooOld(old));
+                    continue;
+                }
                 plan.command = Some(Command {
                     request_id: request.to_owned(),
                     expected: situation.state.epoch,

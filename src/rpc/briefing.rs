@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{Malformed, convert::member_id, v1};
-use crate::domain::{Briefing, CommittedTimings, Epoch, MemberList, Profile, Timings, TimingsId, TimingsInUse};
+use crate::domain::{
+    Briefing, CommittedTimings, Epoch, MemberList, Profile, SettingsDocument, Timings, TimingsId, TimingsInUse,
+};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -66,11 +68,23 @@ pub fn member_list_of(raw: Option<v1::MemberList>) -> Result<MemberList> {
 }
 
 /// To the wire.
+pub fn settings(settings: &SettingsDocument) -> v1::Settings {
+    v1::Settings { version: settings.version, values: settings.values.clone() }
+}
+
+/// From the wire, with keys this version doesn't know; absent: nothing was set.
+pub fn settings_of(raw: Option<v1::Settings>) -> SettingsDocument {
+    let raw = raw.unwrap_or_default();
+    SettingsDocument { version: raw.version, values: raw.values }
+}
+
+/// To the wire.
 pub fn briefing(briefing: &Briefing) -> v1::Briefing {
     v1::Briefing {
         epoch: briefing.epoch.0,
         members: Some(member_list(&briefing.members)),
         timings: Some(timings_in_use(&briefing.timings)),
+        settings: Some(settings(&briefing.settings)),
     }
 }
 
@@ -83,6 +97,7 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         epoch: Epoch(raw.epoch),
         members: member_list_of(raw.members)?,
         timings: timings_in_use_of(raw.timings)?,
+        settings: settings_of(raw.settings),
     })
 }
 
@@ -102,6 +117,7 @@ mod tests {
             epoch: Epoch(7),
             members: MemberList { version: 2, agents: agents.into() },
             timings: TimingsInUse { oldest: TimingsId(3), committed: committed.into() },
+            settings: SettingsDocument { version: 9, values: [("a_newer_one".into(), "x".into())].into() },
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

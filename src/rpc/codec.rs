@@ -6,20 +6,19 @@ use prost::Message as _;
 
 use super::{
     Malformed,
-    briefing::{profile, timings, timings_in_use, timings_in_use_of, values},
+    briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, values},
     convert::{member_id, optional_member, optional_text, position, position_of},
     v1,
 };
 use crate::{
-    domain::{ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineId, TimingsId, WalPosition},
+    domain::{
+        ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId, WalPosition,
+    },
     state::{
         ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
-
-/// The format this version writes. A higher one is refused, never guessed at.
-pub const STATE_FORMAT: u32 = 1;
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -92,6 +91,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             postgres: postgres.clone(),
         }),
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
+        Kind::SetSettings { version, changes, by } => c::Kind::SetSettings(encode_changes(*version, changes, by)),
+        Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -171,13 +172,27 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
+        K::SetSettings(s) => Kind::SetSettings { version: s.version, changes: changes(s.set, s.unset), by: s.by },
+        K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
     })
+}
+
+fn encode_changes(version: u64, changes: &SettingChanges, by: &str) -> v1::command::SetSettings {
+    let set = changes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+    let unset = changes.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone());
+    v1::command::SetSettings { version, set: set.collect(), unset: unset.collect(), by: by.to_owned() }
+}
+
+/// Changes of settings from the wire; what is in both gets its default.
+pub fn changes(set: BTreeMap<String, String>, unset: Vec<String>) -> SettingChanges {
+    let set = set.into_iter().map(|(key, value)| (key, Some(value)));
+    set.chain(unset.into_iter().map(|key| (key, None))).collect()
 }
 
 /// The state as snapshot bytes.
 pub fn encode_state(state: &ClusterState) -> Vec<u8> {
     v1::ClusterState {
-        format: STATE_FORMAT,
+        format: state.format.0,
         cluster_id: state.cluster_id().0,
         generation: state.generation().0,
         name: state.identity.as_ref().map(|i| i.name.clone()).unwrap_or_default(),
@@ -201,6 +216,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
             .collect(),
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
+        settings: Some(settings(&state.settings)),
         roster: Some(encode_roster(&state.roster)),
         last_node: state.last_node.0,
     }
@@ -213,8 +229,9 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
 /// Bytes that are no state, or one of a newer format.
 pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
     let raw = v1::ClusterState::decode(bytes).map_err(|e| Malformed::new("state", e.to_string()))?;
-    if raw.format > STATE_FORMAT {
-        let problem = format!("format {}, this version reads up to {STATE_FORMAT}", raw.format);
+    let format = Format::from(raw.format);
+    if format > Format::NEWEST {
+        let problem = format!("format {format}, this version reads up to {}", Format::NEWEST);
         return Err(Malformed::new("state", problem));
     }
     let founded = !raw.cluster_id.is_empty();
@@ -263,6 +280,8 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .collect(),
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
+        settings: settings_of(raw.settings),
+        format,
         roster,
         last_node: NodeId(raw.last_node),
         by_hand,
@@ -491,6 +510,13 @@ mod tests {
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
             Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
             Kind::RemoveMember { member: id("b") },
+            Kind::SetSettings {
+                version: 0,
+                changes: [("crash_budget".into(), Some("5".into())), ("a_newer_one".into(), Some("x".into()))].into(),
+                by: "kim".into(),
+            },
+            Kind::SetSettings { version: 1, changes: [("crash_budget".into(), None)].into(), by: String::new() },
+            Kind::NoteFormat { format: Format(3) },
         ]
     }
 
@@ -501,14 +527,23 @@ mod tests {
             let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(120), kind };
             assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
             assert_eq!(state.apply(&command), crate::state::Applied::Changed, "{command}");
-            assert_eq!(decode_state(&encode_state(&state)).unwrap(), state, "after {command}");
+            if state.format <= Format::NEWEST {
+                assert_eq!(decode_state(&encode_state(&state)).unwrap(), state, "after {command}");
+            }
         }
     }
 
     #[test]
     fn a_state_of_a_newer_format_is_refused() {
-        let newer = v1::ClusterState { format: STATE_FORMAT + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 2"));
+        let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 3, this version reads up to 2"));
+    }
+
+    #[test]
+    fn a_state_without_anything_new_is_one_that_older_versions_read() {
+        let written = |state: &ClusterState| v1::ClusterState::decode(&*encode_state(state)).unwrap().format;
+        assert_eq!(written(&ClusterState::default()), 1);
+        assert_eq!(written(&ClusterState { format: Format::SETTINGS, ..ClusterState::default() }), 2);
     }
 
     #[test]

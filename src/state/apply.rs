@@ -26,6 +26,7 @@ impl ClusterState {
             Ok(incident) => {
                 self.revision += 1;
                 self.roster.follow(&before, &self.members);
+                self.format = self.format.max(command.kind.format());
                 if let Some(what) = incident {
                     self.remember(what, command.because.0);
                 }
@@ -72,6 +73,8 @@ impl ClusterState {
             Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
             Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
             Kind::RemoveMember { member } => self.remove_member(member),
+            Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
+            Kind::NoteFormat { format } => self.note_format(*format),
         }
     }
 

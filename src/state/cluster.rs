@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::roster::Roster;
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, TimingsInUse,
-    WalPosition,
+    ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory, TimelineId,
+    TimelineSwitch, TimingsInUse, WalPosition,
 };
 
 /// How many incidents the state remembers.
@@ -41,6 +41,10 @@ pub struct ClusterState {
     pub revision: u64,
     /// Which timings a lease may be held under.
     pub timings: TimingsInUse,
+    /// What operators have set.
+    pub settings: SettingsDocument,
+    /// What it takes to read this state and the log that led to it. Never goes back.
+    pub format: Format,
     /// How the list of members came to be.
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.

@@ -5,7 +5,8 @@ use std::fmt;
 
 use super::cluster::{Member, OperationKind, OperationPhase};
 use crate::domain::{
-    ClusterId, Epoch, Generation, MemberId, NodeId, Profile, TimelineId, Timings, TimingsId, WalPosition,
+    ClusterId, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, TimelineId, Timings, TimingsId,
+    WalPosition,
 };
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
@@ -174,6 +175,20 @@ pub enum Kind {
         /// The newest timings, as the proposer knew them.
         id: TimingsId,
     },
+    /// Some settings have other values from now on.
+    SetSettings {
+        /// The version of the settings it was decided on; of another one nothing is changed.
+        version: u64,
+        /// What changes. Every value was checked by whoever proposes it.
+        changes: SettingChanges,
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
+    /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
+    NoteFormat {
+        /// Which.
+        format: Format,
+    },
 }
 
 impl Kind {
@@ -197,6 +212,33 @@ impl Kind {
             Self::AddMember { .. } => "add-member",
             Self::RemoveMember { .. } => "remove-member",
             Self::AdoptTimeline { .. } => "adopt-timeline",
+            Self::SetSettings { .. } => "set-settings",
+            Self::NoteFormat { .. } => "note-format",
+        }
+    }
+
+    /// The least format that can apply it.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Genesis { .. }
+            | Self::RecordSystem { .. }
+            | Self::Fence { .. }
+            | Self::Grant { .. }
+            | Self::PromotionComplete { .. }
+            | Self::Open { .. }
+            | Self::Release { .. }
+            | Self::BeginOperation { .. }
+            | Self::AdvanceOperation { .. }
+            | Self::EndOperation { .. }
+            | Self::RecordStonith { .. }
+            | Self::SetTimings { .. }
+            | Self::SettleTimings { .. }
+            | Self::ReplaceNode { .. }
+            | Self::AddMember { .. }
+            | Self::RemoveMember { .. }
+            | Self::AdoptTimeline { .. } => Format::FIRST,
+            Self::SetSettings { .. } => Format::SETTINGS,
+            Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod command;
 mod recover;
 pub mod roster;
+mod settings;
 pub mod timings;
 
 pub use cluster::{

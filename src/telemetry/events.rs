@@ -45,6 +45,8 @@ pub const RELEASED: &str = "epoch.released";
 pub const STONITH: &str = "host.stonith";
 /// A command was committed that has no event of its own. Fields: `command`, `epoch`, `rule`.
 pub const COMMITTED: &str = "decision.committed";
+/// Operators have set something. Fields: `command`, `epoch`, `rule`.
+pub const SETTINGS_CHANGED: &str = "settings.changed";
 /// Other timings are in force. Fields: `timings`, `profile`.
 pub const TIMINGS_CHANGED: &str = "timings.changed";
 /// Nothing is done though something should be. Fields: `reason`.

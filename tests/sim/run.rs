@@ -123,7 +123,7 @@ fn choose_faults(world: &mut World, plan: &Plan) {
     if plan.small {
         let longest = hold - 2 * micros(world.sky.timings.renew);
         // With a manager of three away for long every answer is needed: then nothing may be lost.
-        world.sky.net.loss = if plan.seed % 2 == 0 { 100 } else { 0 };
+        world.sky.net.loss = if plan.seed.is_multiple_of(2) { 100 } else { 0 };
         let faults = vec![Fault::KillManager, Fault::FreezeManager, Fault::FreezeAgent, Fault::FreezePostmaster];
         let until = world.sky.now + 60 * hold;
         world.chaos = Chaos {

@@ -1,9 +1,9 @@
 //! What the manager tells of the committed state, and what is promised on it:
-//! members, timings, and the promise of failsafe not to be promoted.
+//! members, timings, settings, and the promise of failsafe not to be promoted.
 
 use super::{Core, Effect, Now};
 use crate::{
-    domain::{Briefing, Epoch, MemberId, observation::ClockView},
+    domain::{Briefing, Epoch, MemberId, Settings, SettingsDocument, observation::ClockView},
     lease::{
         failsafe::{Knowledge, Promiser},
         message::Letter,
@@ -24,7 +24,8 @@ impl Core {
         if other_timings {
             self.durable.timings = briefing.timings;
         }
-        if other_members || other_timings {
+        let other_settings = self.take_settings(briefing.settings);
+        if other_members || other_timings || other_settings {
             out.push(Effect::Persist);
         }
         if other_members {
@@ -34,6 +35,19 @@ impl Core {
             self.limits = super::Limits::of(&in_force.timings);
             out.push(Effect::Timings(*in_force));
         }
+    }
+
+    /// True when they are newer.
+    fn take_settings(&mut self, told: SettingsDocument) -> bool {
+        if told.version <= self.durable.settings.version {
+            return false;
+        }
+        let (settings, bad) = told.read();
+        for problem in bad {
+            tracing::warn!(problem = %problem, "a setting that this version can't read has its default here");
+        }
+        (self.durable.settings, self.settings) = (told, settings);
+        true
     }
 
     /// A holder that has lost the managers asks whether it may go on.
@@ -83,6 +97,11 @@ impl Core {
             self.durable.failsafe = None;
             out.push(Effect::Persist);
         }
+    }
+
+    /// What operators have set.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// What is known of clocks.

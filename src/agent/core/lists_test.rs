@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::{tests::*, *};
 use crate::{
-    domain::{Briefing, CommittedTimings, MemberList, Profile, Timings, TimingsId, TimingsInUse},
+    domain::{
+        Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, Profile, Settings,
+        SettingsDocument, Timings, TimingsId, TimingsInUse,
+    },
     lease::message::{Body, Letter, Terms, Ticket},
 };
 
@@ -22,7 +25,13 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
             agents: ["n1", "n2", "n3"].map(|n| (n.parse().unwrap(), format!("{n}:7401"))).into(),
         },
         timings: TimingsInUse { oldest, committed: committed.collect() },
+        settings: SettingsDocument::default(),
     }
+}
+
+fn settings(version: u64, values: &[(&str, &str)]) -> Event {
+    let values = values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Event::Briefed(Briefing { settings: SettingsDocument { version, values }, ..briefing(3, 0, &[]) })
 }
 
 /// n2's holder, in failsafe, asks for a promise.
@@ -63,6 +72,40 @@ fn what_the_manager_tells_is_on_disk_before_the_lease_counts_by_it_and_never_goe
     let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
     let (core, _) = agent(durable, found, None);
     assert_eq!(core.limits.hold, Timings::of(Profile::Slow).hold, "a restarted agent does not fall back on its file");
+}
+
+#[test]
+fn the_newest_settings_count_also_after_a_restart_of_the_agent() {
+    let mut core = standby();
+    assert_eq!(core.settings(), &Settings::default());
+    let told = [("on_primary_crash", "failover"), ("a_newer_one", "x")];
+    assert_eq!(core.step(settings(4, &told), now(20)), [Effect::Persist]);
+    assert_eq!(core.settings().on_primary_crash, OnPrimaryCrash::Failover);
+    for older in [settings(3, &[("on_primary_crash", "restart")]), settings(4, &told)] {
+        assert_eq!(core.step(older, now(30)), []);
+    }
+    let found = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+    let (mut core, _) = agent(core.durable().clone(), found, None);
+    assert_eq!(core.settings().on_primary_crash, OnPrimaryCrash::Failover);
+    assert_eq!(core.durable().settings.values["a_newer_one"], "x", "kept for the version that knows it");
+    assert_eq!(core.step(settings(5, &[]), now(40)), [Effect::Persist]);
+    assert_eq!(core.settings(), &Settings::default());
+}
+
+#[test]
+fn settings_of_the_generation_before_count_no_more_whatever_their_version() {
+    let to = |generation: u64| Address {
+        cluster_id: ClusterId("a".into()),
+        generation: Generation(generation),
+        target: "n1".into(),
+    };
+    let mut core = standby();
+    core.admit(&to(1)).unwrap();
+    core.step(settings(9, &[("on_primary_crash", "failover")]), now(20));
+    core.admit(&to(11)).unwrap();
+    assert_eq!(core.settings(), &Settings::default());
+    core.step(settings(7, &[("on_primary_crash", "restart")]), now(30));
+    assert_eq!(core.settings().on_primary_crash, OnPrimaryCrash::Restart);
 }
 
 #[test]

@@ -1,0 +1,36 @@
+//! What a version of this program can apply.
+
+use std::fmt;
+
+/// Which commands, and which parts of the state, a version knows: each format includes all before it. A manager
+/// ends when it has to apply a command it doesn't know, so none is proposed before every host has told that it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Format(pub u32);
+
+impl Format {
+    /// Of versions that say nothing of it: everything up to the adoption of a timeline.
+    pub const FIRST: Format = Format(1);
+    /// Settings, and that the format itself is in the log.
+    pub const SETTINGS: Format = Format(2);
+    /// What this version can apply. One more with each version that has new commands or new parts of the state.
+    pub const NEWEST: Format = Format::SETTINGS;
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl From<u32> for Format {
+    /// From the wire, where versions of the first format say nothing.
+    fn from(raw: u32) -> Self {
+        Self::FIRST.max(Self(raw))
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}

@@ -1,0 +1,125 @@
+//! How the settings change, and how the state keeps what it takes to read them.
+
+use super::cluster::ClusterState;
+use crate::domain::{Format, SettingChanges};
+
+impl ClusterState {
+    /// Values are not looked at here: a later version may know others, and every node has to come to the same state.
+    pub(super) fn set_settings(
+        &mut self,
+        version: u64,
+        changes: &SettingChanges,
+        by: &str,
+    ) -> Result<Option<String>, String> {
+        if self.identity.is_none() {
+            return Err("the cluster is not founded".to_owned());
+        }
+        let known = &mut self.settings;
+        if known.version != version {
+            return Err(format!("the settings are of version {}, not of {version}", known.version));
+        }
+        let values = known.after(changes);
+        if values == known.values {
+            return Err("these settings are in force".to_owned());
+        }
+        let told = |(key, change): (&String, &Option<String>)| {
+            let was = known.values.get(key);
+            (was != change.as_ref()).then(|| tell(key, was, change.as_ref()))
+        };
+        let told: Vec<String> = changes.iter().filter_map(told).collect();
+        known.version += 1;
+        known.values = values;
+        let asked = if by.is_empty() { String::new() } else { format!(" by {by}") };
+        Ok(Some(format!("settings of version {}{asked}: {}", known.version, told.join(", "))))
+    }
+
+    pub(super) fn note_format(&mut self, format: Format) -> Result<Option<String>, String> {
+        if format <= self.format {
+            return Err(format!("format {} is in use", self.format));
+        }
+        self.format = format;
+        Ok(Some(format!("every member can apply format {format}: versions that can't take no part any more")))
+    }
+}
+
+fn tell(key: &str, was: Option<&String>, is: Option<&String>) -> String {
+    let is = is.map_or_else(|| "default".to_owned(), String::clone);
+    let was = was.map_or_else(|| "default".to_owned(), String::clone);
+    format!("{key} = {is} (was {was})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{ClusterId, Epoch, Generation, Settings},
+        state::{Applied, Command, Identity, Kind, RuleId},
+    };
+
+    fn founded() -> ClusterState {
+        let identity = Identity { cluster_id: ClusterId("x".into()), generation: Generation(1), name: "x".into() };
+        ClusterState { identity: Some(identity), ..ClusterState::default() }
+    }
+
+    fn run(state: &mut ClusterState, kind: Kind) -> Applied {
+        state.apply(&Command { request_id: "r".into(), expected: state.epoch, because: RuleId(2), kind })
+    }
+
+    fn set(version: u64, changes: &[(&str, Option<&str>)]) -> Kind {
+        let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)));
+        Kind::SetSettings { version, changes: changes.collect(), by: "kim".into() }
+    }
+
+    fn last(state: &ClusterState) -> &str {
+        &state.incidents.back().unwrap().what
+    }
+
+    #[test]
+    fn settings_are_changed_by_whoever_knows_their_version() {
+        let mut state = founded();
+        assert_eq!(run(&mut state, set(0, &[("crash_budget", Some("5")), ("new_key", Some("x"))])), Applied::Changed);
+        assert_eq!(
+            last(&state),
+            "settings of version 1 by kim: crash_budget = 5 (was default), new_key = x (was default)"
+        );
+        assert_eq!((state.settings.version, state.settings.settings().crash_budget), (1, 5));
+
+        let before = state.clone();
+        let Applied::Stale { why, .. } = run(&mut state, set(0, &[("crash_budget", Some("9"))])) else { panic!() };
+        assert_eq!(why, "the settings are of version 1, not of 0");
+        let Applied::Stale { why, .. } = run(&mut state, set(1, &[("crash_budget", Some("5"))])) else { panic!() };
+        assert_eq!(why, "these settings are in force");
+        assert_eq!(state, before);
+
+        let changes = [("crash_budget", None), ("crash_window_ms", None), ("on_primary_crash", Some("failover"))];
+        assert_eq!(run(&mut state, set(1, &changes)), Applied::Changed);
+        assert_eq!(
+            last(&state),
+            "settings of version 2 by kim: crash_budget = default (was 5), on_primary_crash = failover (was default)"
+        );
+        assert_eq!(state.settings.settings().crash_budget, Settings::default().crash_budget);
+        assert_eq!(state.settings.values["new_key"], "x", "what a newer version has set stays");
+        assert_eq!(state.briefing().settings, state.settings);
+    }
+
+    #[test]
+    fn a_cluster_that_is_not_founded_has_no_settings() {
+        let mut state = ClusterState::default();
+        assert!(matches!(run(&mut state, set(0, &[("crash_budget", Some("5"))])), Applied::Stale { .. }));
+        assert_eq!(state, ClusterState::default());
+    }
+
+    #[test]
+    fn the_format_rises_with_what_was_applied_and_with_what_every_host_has_told() {
+        let mut state = founded();
+        assert_eq!(run(&mut state, Kind::Fence { reason: "x".into() }), Applied::Changed);
+        assert_eq!((state.format, state.epoch), (Format::FIRST, Epoch(1)));
+        assert!(matches!(run(&mut state, set(7, &[("crash_budget", Some("5"))])), Applied::Stale { .. }));
+        assert_eq!(state.format, Format::FIRST, "a stale command changes nothing");
+        assert_eq!(run(&mut state, set(0, &[("crash_budget", Some("5"))])), Applied::Changed);
+        assert_eq!(state.format, Format::SETTINGS);
+        assert!(matches!(run(&mut state, Kind::NoteFormat { format: Format::SETTINGS }), Applied::Stale { .. }));
+        assert_eq!(run(&mut state, Kind::NoteFormat { format: Format(7) }), Applied::Changed);
+        assert_eq!(state.format, Format(7));
+    }
+}
