@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use matriarch::{
     agent::order::{Action as Ordered, Order, Source, StopMode as OrderedStop},
-    domain::observation::AgentView,
+    domain::{Format, observation::AgentView},
     manager::{
         host::{CATCHING_UP, EFFECT, is_target},
         view::seen_by_leader,
@@ -269,6 +269,7 @@ impl Host {
         let said = manager.said.clone().map(|(view, at)| (view, boot.saturating_sub(at)));
         let agent = said.as_ref().map(|(view, age)| (AgentView::clone(view), *age));
         manager.board.observe(&me, agent, promise, moment);
+        manager.board.knows(&me, Format::NEWEST);
         let leader = manager.leadership.0;
         self.board_changed(sky);
         match leader {

@@ -4,7 +4,7 @@ use std::{collections::btree_map::Entry, rc::Rc};
 
 use matriarch::{
     agent::order::Address,
-    domain::{Epoch, PostgresState, Promise, observation::AgentView, observation::Notice},
+    domain::{Epoch, Format, PostgresState, Promise, observation::AgentView, observation::Notice},
     manager::view::primary_ready,
 };
 
@@ -97,6 +97,7 @@ impl Host {
                 notices.into_iter().for_each(|n| manager.board.notice(n));
                 let agent = view.map(|(view, age)| (AgentView::clone(&view), age));
                 manager.board.observe(&member, agent, promise, now);
+                manager.board.knows(&member, Format::NEWEST);
                 let situation = manager.board.situation(&manager.state, &sky.timings, now);
                 let ready = primary_ready(&situation);
                 let reply = Reply::Report { ready, epoch: manager.state.epoch };
