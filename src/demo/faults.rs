@@ -16,7 +16,7 @@ pub enum Fault {
     KillHost,
     /// The postmaster is killed.
     KillPostgres,
-    /// The postmaster is stopped (SIGSTOP) and stays so.
+    /// The postmaster is stopped (SIGSTOP) and stays so: sessions go on, nobody new gets in.
     StopPostgres,
     /// The agent is killed.
     KillAgent,
@@ -55,7 +55,7 @@ impl Fault {
     /// The server that is primary must end or be demoted: only another one, or the
     /// same after a new start, can be the recovery.
     pub(crate) fn ends_the_server(self) -> bool {
-        matches!(self, Fault::KillHost | Fault::KillPostgres | Fault::Switchover)
+        matches!(self, Fault::KillHost | Fault::KillPostgres | Fault::StopPostgres | Fault::Switchover)
     }
 
     /// Does it. Returns the moment it began.

@@ -17,6 +17,8 @@ use super::instance::Instance;
 
 /// Protocol 3.0.
 const PROTOCOL: u32 = 196_608;
+/// No first message is longer.
+const WORDS_MAX: usize = 16 * 1024;
 /// While the queue of a postmaster that takes nobody is full, the next connection is tried again after this.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -45,10 +47,10 @@ impl Instance {
             let answer = async {
                 let mut stream = UnixStream::connect(&socket).await?;
                 stream.write_all(&startup(&cfg.superuser)).await?;
-                stream.read_u8().await
+                hear_out(&mut stream).await
             };
             match answer.await {
-                Ok(_) => return Knock::Answered,
+                Ok(()) => return Knock::Answered,
                 // Its queue is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(AGAIN).await,
                 Err(error) if is_nobody(error.kind()) => return Knock::Refused,
@@ -57,6 +59,18 @@ impl Instance {
             }
         }
     }
+}
+
+/// One whole message, for the server logs a connection that is closed before all it sent was read. At its end the server
+/// finds the connection closed, and says nothing.
+async fn hear_out(stream: &mut UnixStream) -> io::Result<()> {
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).await?;
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    let mut rest = vec![0; usize::try_from(length).unwrap_or(0).saturating_sub(4).min(WORDS_MAX)];
+    // A server that ends in the middle of it has answered all the same.
+    let _ = stream.read_exact(&mut rest).await;
+    Ok(())
 }
 
 fn is_nobody(kind: io::ErrorKind) -> bool {
