@@ -12,6 +12,8 @@ mod lists;
 mod lists_test;
 mod orders;
 #[cfg(test)]
+mod stray_test;
+#[cfg(test)]
 mod tests;
 mod view;
 #[cfg(test)]
@@ -493,6 +495,11 @@ impl Core {
         }
         if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
             out.push(Effect::Persist);
+            // It could not even be stopped, for its guard is silent. What has WAL of its own streams no further, from
+            // whomever it follows: a fence ends it whatever the guard does.
+            if self.tree != Tree::Empty && work.epoch == self.durable.accepted && self.durable.tenure.is_none() {
+                self.fence(now, out);
+            }
         }
         let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
@@ -690,6 +697,10 @@ impl Core {
     }
 
     fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {
+        if matches!(task, Task::Start(_) | Task::Follow(_)) {
+            // One that fails half-way leaves it pointed at either: what it really follows is seen then.
+            self.follows = None;
+        }
         let shown =
             Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
         out.push(Effect::Begin(task.clone()));

@@ -89,6 +89,8 @@ pub struct Order {
     pub system_identifier: Option<u64>,
     /// What to do.
     pub action: Action,
+    /// The timeline of the end of this member's WAL that it was decided on, for a standby that is to follow somebody.
+    pub own_timeline: Option<TimelineId>,
     /// The state it was decided on, as far as it concerns an agent.
     pub briefing: Option<Briefing>,
 }
@@ -122,10 +124,15 @@ pub fn order(message: v1::Order) -> Result<(Address, Order), String> {
     let address = address(message.to.as_ref())?;
     let epoch = Epoch(message.to.map(|t| t.epoch).unwrap_or_default());
     let action = message.action.ok_or("the order names no action (or one this version doesn't know)")?;
+    let own_timeline = match &action {
+        v1::order::Action::StartStandby(a) => Some(TimelineId(a.own_timeline)).filter(|t| t.0 != 0),
+        _ => None,
+    };
     let (system_identifier, action) = read_action(action)?;
     let system_identifier = Some(system_identifier).filter(|id| *id != 0);
     let briefing = message.briefing.map(briefing::briefing_of).transpose().map_err(|e| e.to_string())?;
-    Ok((address, Order { id: message.id, rule: message.rule, epoch, system_identifier, action, briefing }))
+    let (id, rule) = (message.id, message.rule);
+    Ok((address, Order { id, rule, epoch, system_identifier, action, own_timeline, briefing }))
 }
 
 fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {

@@ -547,6 +547,7 @@ impl Agent {
             hands: self.hands.clone(),
             task,
             guard: self.guard.clone(),
+            timeline: self.core.sight().map(|s| s.wal_end.timeline),
             epoch: self.core.durable().accepted,
             generation: self.core.durable().generation,
         };

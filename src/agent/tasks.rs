@@ -12,7 +12,7 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, moment::TwoClocks},
+    domain::{Epoch, Generation, TimelineId, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Progress, Session, Upstream},
@@ -31,6 +31,8 @@ pub struct Job {
     pub task: Task,
     /// The guard of the postmaster that runs or has just ended.
     pub guard: Option<GuardHandle>,
+    /// The timeline that a server which answers was on when the task was decided.
+    pub timeline: Option<TimelineId>,
     /// Highest epoch accepted.
     pub epoch: Epoch,
     /// Of the cluster.
@@ -112,6 +114,9 @@ impl Job {
 
     async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
         let guard = self.running_guard()?;
+        if let (Some(_), Some(timeline)) = (source, self.timeline) {
+            self.is_still_on(timeline).await?;
+        }
         let role = standby_role(source, self.epoch, self.generation);
         let instance = self.hands.instance.clone();
         let point = move || {
@@ -119,6 +124,18 @@ impl Job {
             guard.signal(PostmasterSignal::Reload).map_err(said)
         };
         blocking(point).await?
+    }
+
+    /// Since the last probe it may have gone over to a timeline that somebody began by hand on the server it follows,
+    /// and that may be of the number of the timeline it is to follow now: other bytes, and PostgreSQL would not notice.
+    async fn is_still_on(&self, timeline: TimelineId) -> Result<(), String> {
+        let seen = self.look(&mut None).await?;
+        let on = seen.wal_end.timeline;
+        self.report(seen);
+        match on == timeline {
+            true => Ok(()),
+            false => Err(format!("its WAL is on timeline {on}, it was to follow from {timeline} on")),
+        }
     }
 
     fn running_guard(&self) -> Result<GuardHandle, String> {
@@ -171,6 +188,7 @@ impl Job {
         let harmless = |error| failed_before_the_lease(error, armed, Some(&before));
         if before.in_recovery {
             is_as_granted(&before, tenure.floor).map_err(harmless)?;
+            self.is_free(tenure.timeline).await.map_err(harmless)?;
         } else if !armed {
             return Err(harmless(BY_HAND.to_owned()));
         }
@@ -255,12 +273,24 @@ impl Job {
         if own != before.wal_end.timeline {
             return Err(format!("its timeline became {own} on the way"));
         }
+        self.is_free(tenure.timeline).await?;
         let (instance, below) = (hands.instance.clone(), tenure.timeline);
         blocking(move || instance.place_stubs(own, below).map_err(said)).await??;
         self.still_held(tenure)?;
         hands.progress("promote", 0, 0);
         session.promote().await.map_err(said)?;
         session.await_primary(hands.timings.promote).await.map_err(said)
+    }
+
+    /// The reserved number was taken by nobody whose history file came here: PostgreSQL would take the next one, and that
+    /// timeline is not the cluster's. It may count from that file already, so to remove it would not help; the next grant
+    /// reserves another number.
+    async fn is_free(&self, timeline: TimelineId) -> Result<(), String> {
+        let instance = self.hands.instance.clone();
+        match blocking(move || instance.has_history_file(timeline).map_err(said)).await?? {
+            true => Err(format!("its pg_wal has a history file of timeline {timeline}, which is reserved for it")),
+            false => Ok(()),
+        }
     }
 
     async fn go_live(&self, session: &Session) -> Result<(), String> {

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Epoch, Format, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
+/// Rewinds that may fail in a row before the member is cloned anew.
+pub const REWINDS_TRIED: u64 = 2;
+
 /// What an agent says of its PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PostgresState {

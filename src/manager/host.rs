@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Manager, link::Said};
 use crate::{
-    domain::{MemberId, Moment},
+    domain::{MemberId, Moment, TimelineId, observation::AgentView},
     guard::sys::two_clocks,
     reconcile::{self, Action, Host, Next, StopMode, Upstream},
     rpc::{self, convert, v1},
@@ -36,7 +36,7 @@ pub(super) async fn run(manager: Manager) {
                 pause = match desk.due(&next, view.last_order.as_ref(), inner.board.now()) {
                     Some(wait) => wait,
                     None => {
-                        give(&manager, &mut desk, &next).await;
+                        give(&manager, &mut desk, &next, view).await;
                         EFFECT
                     }
                 };
@@ -125,7 +125,7 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(500 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(10))
 }
 
-async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
+async fn give(manager: &Manager, desk: &mut Desk, next: &Next, view: &AgentView) {
     let inner = &manager.inner;
     let now = inner.board.now();
     let id = desk.order(next, two_clocks().boot, now);
@@ -133,7 +133,7 @@ async fn give(manager: &Manager, desk: &mut Desk, next: &Next) {
     to.epoch = next.epoch.0;
     let state = inner.node.state().borrow().clone();
     let briefing = Some(rpc::briefing::briefing(&state.briefing()));
-    let action = Some(encode(&next.action, &state));
+    let action = Some(encode(&next.action, &state, view.wal_end.timeline));
     let order = v1::Order { to: Some(to), id, rule: next.because.0, briefing, action };
     tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
     let refused = match inner.link.execute(order).await {
@@ -170,7 +170,7 @@ fn split(postgres: &str) -> (String, u32) {
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(5432))
 }
 
-fn encode(action: &Action, state: &ClusterState) -> v1::order::Action {
+fn encode(action: &Action, state: &ClusterState, own: TimelineId) -> v1::order::Action {
     use v1::order::Action as A;
     let system_identifier = state.system_identifier.unwrap_or(0);
     let place = |upstream: &Upstream| {
@@ -181,7 +181,13 @@ fn encode(action: &Action, state: &ClusterState) -> v1::order::Action {
         Action::Initdb => A::Initdb(v1::Initdb {}),
         Action::StartStandby { upstream } => {
             let (upstream, upstream_host, upstream_port) = upstream.as_ref().map(place).unwrap_or_default();
-            A::StartStandby(v1::StartStandby { upstream, upstream_host, upstream_port, system_identifier })
+            A::StartStandby(v1::StartStandby {
+                upstream,
+                upstream_host,
+                upstream_port,
+                system_identifier,
+                own_timeline: own.0,
+            })
         }
         Action::Promote { timeline, floor } => A::Promote(v1::Promote {
             expected_timeline: timeline.0,

@@ -23,13 +23,23 @@ pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
 }
 
 /// Rule 460.
+///
+/// Before the first epoch, too: the founder may lose its log before it has made the first data directory, and without
+/// the log it is never told to. Who only gets the log counts for nothing, and no lease has been counted by anybody yet.
 pub fn add_learner(s: &Situation<'_>) -> Option<Verdict> {
-    at_rest(s).filter(|()| !s.group.group.is_joint())?;
+    let founding = s.state.lock == Lock::Free && s.group.committed;
+    if !founding {
+        at_rest(s)?;
+    }
+    if s.group.group.is_joint() {
+        return None;
+    }
     let missing =
         |(_, m): &(&MemberId, &crate::state::Member)| m.node != NodeId(0) && !s.group.group.nodes.contains_key(&m.node);
     let (member, wanted) = s.state.members.iter().find(missing)?;
     let of = crate::domain::GroupNode { member: member.clone(), address: wanted.manager.clone() };
-    Some(step(s, GroupStep::AddLearner { node: wanted.node, of }))
+    let change = GroupStep::AddLearner { node: wanted.node, of };
+    Some(if founding { Verdict::Change(change) } else { step(s, change) })
 }
 
 /// Rule 470.

@@ -185,3 +185,15 @@ fn nothing_moves_while_a_change_is_uncommitted_or_something_else_is_under_way() 
     bench.state.members.get_mut(&id("b")).unwrap().node = NodeId(4);
     assert_eq!(decide(&bench.situation(), "r").step, None);
 }
+
+/// Found by the simulation: the founder had lost its log before initdb, and nobody else may make the first data directory.
+#[test]
+fn a_founder_that_lost_its_log_gets_it_again_before_there_is_any_epoch() {
+    let mut bench = Bench::new("free");
+    bench.state.system_identifier = None;
+    bench.state.members.get_mut(&id("a")).unwrap().node = NodeId(4);
+    let of = GroupNode { member: id("a"), address: "a:7400".into() };
+    assert_eq!(step_of(&bench), Ok((460, GroupStep::AddLearner { node: NodeId(4), of })));
+    node(&mut bench, 4, "a");
+    assert!(step_of(&bench).is_err(), "who votes does not change before an epoch was sealed");
+}

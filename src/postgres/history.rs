@@ -48,6 +48,15 @@ impl Instance {
         Ok(())
     }
 
+    /// A history file of that number lies in `pg_wal`, be it a stub.
+    ///
+    /// # Errors
+    /// It can't be looked for.
+    pub fn has_history_file(&self, timeline: TimelineId) -> Result<bool, PostgresError> {
+        let path = self.pg_wal().join(timeline.history_file());
+        path.try_exists().map_err(PostgresError::file("looking for", &path))
+    }
+
     /// Removes every stub, and nothing but stubs.
     ///
     /// # Errors

@@ -3,8 +3,6 @@
 
 use crate::domain::{TimelineHistory, WalPosition};
 
-/// Rewinds that may fail in a row before the member is cloned anew.
-pub const REWINDS_TRIED: u64 = 2;
 /// Clones that may fail in a row; the agent forgets one of them every ten minutes, and so another is tried.
 pub const CLONES_TRIED: u64 = 5;
 

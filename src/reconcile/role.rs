@@ -1,8 +1,11 @@
 //! The rules that lead a host to its role, in order; the first match wins.
 
-use super::rejoin::{CLONES_TRIED, REWINDS_TRIED, Rejoin, rejoin};
+use super::rejoin::{CLONES_TRIED, Rejoin, rejoin};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
+    domain::{
+        Epoch, MemberId, PostgresState, TimelineId, WalPosition,
+        observation::{AgentView, REWINDS_TRIED},
+    },
     state::{ClusterState, GrantPhase, Lock, OperationKind, OperationPhase, RuleId},
 };
 
@@ -263,15 +266,17 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
     if agent.state == PostgresState::NoData {
         return Some((upstream, Rejoin::Reclone));
     }
+    let lineage = host.state.history_of(timeline);
     // What a rewind that was cut off left behind has no end that could be read.
     let way = if agent.rewind_unfinished {
-        Rejoin::Rewind { fork: agent.wal_end }
+        let mistaken = agent.wal_end_known && agent.history.is_mistaken_for(&lineage);
+        if mistaken { Rejoin::Reclone } else { Rejoin::Rewind { fork: agent.wal_end } }
     } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
     } else if !host.state.is_known_wal(&agent.member, agent.wal_end) {
         Rejoin::Reclone
     } else {
-        rejoin(&agent.history, agent.wal_end, &host.state.history_of(timeline))
+        rejoin(&agent.history, agent.wal_end, &lineage)
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))

@@ -116,3 +116,19 @@ fn history_is_that_of_the_granted_timeline() {
     };
     assert_eq!(state.history_of(TimelineId(2)), expected);
 }
+
+/// A directory whose start PostgreSQL refuses counts as half rewound, and can be read.
+#[test]
+fn what_is_mistaken_for_the_primarys_is_cloned_also_when_it_counts_as_half_rewound() {
+    let mut state = testing::state("granted b open 2");
+    let mut agent = testing::agent("a", "stopped 2:150 half-rewound");
+    let next = |state: &ClusterState, agent: &AgentView| {
+        let host = Host { state, me: &agent.member.clone(), agent, primary_ready: true };
+        next_action(&host).map(|n| n.because.0)
+    };
+    state.lineage.iter_mut().for_each(|r| r.first_record = Some(1));
+    agent.history.first_records = [(TimelineId(2), 1)].into();
+    assert_eq!(next(&state, &agent), Some(560));
+    agent.history.first_records = [(TimelineId(2), 2)].into();
+    assert_eq!(next(&state, &agent), Some(550));
+}

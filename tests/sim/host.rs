@@ -278,7 +278,10 @@ impl World {
         }
         match proc {
             Proc::Manager => self.start_manager(i),
-            Proc::Agent => self.start_agent(i),
+            Proc::Agent => {
+                self.hosts[i].disturbed[proc as usize] = self.sky.now;
+                self.start_agent(i);
+            }
             // Nobody starts these but an agent.
             Proc::Guard | Proc::Postgres => {}
         }

@@ -72,6 +72,8 @@ pub struct TaskRun {
     step: Step,
     /// Of the server that runs, or has just ended.
     guard: Option<u32>,
+    /// The timeline that a server which answers was on when the task was decided.
+    timeline: Option<TimelineId>,
     epoch: Epoch,
     until: Time,
     holds_lock: bool,
@@ -138,6 +140,7 @@ impl World {
             task,
             step: Step::Begin,
             guard: agent.guard.map(|(guard, _)| guard),
+            timeline: agent.core.sight().map(|s| s.wal_end.timeline),
             epoch: agent.core.durable().accepted,
             until: 0,
             holds_lock: false,
@@ -327,6 +330,19 @@ impl World {
 
     fn follow_other(&mut self, i: usize, run: &mut TaskRun, source: Option<&Source>) -> Progress {
         self.handle(i, run)?;
+        if let (Some(_), Some(timeline)) = (source, run.timeline) {
+            if run.step == Step::Begin {
+                run.until = self.local(i, self.sky.timings.probe);
+                run.step = Step::Look;
+            }
+            let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
+            let seen = seen?;
+            let on = seen.wal_end.timeline;
+            self.report(i, seen);
+            if on != timeline {
+                return Err(format!("its WAL is on timeline {on}").into());
+            }
+        }
         let upstream = source.map(|s| self.sky.index(&s.member));
         self.data_mut(i)?.conf = Conf::Standby(upstream);
         self.tell_guard(i, run, Request::Signal(Signal::Reload))?;

@@ -6,7 +6,10 @@ use crate::{
         order::{Action, Order, Source},
         store::{Phase, Tenure},
     },
-    domain::{Epoch, Moment, TimelineHistory, TimelineId, WalPosition, observation::OrderResult},
+    domain::{
+        Epoch, Moment, TimelineHistory, TimelineId, WalPosition,
+        observation::{OrderResult, REWINDS_TRIED},
+    },
 };
 
 /// `Ok(true)`: accepted and something begins; `Ok(false)`: accepted, nothing is left to do.
@@ -38,6 +41,7 @@ impl Core {
         }
         if order.epoch > accepted {
             self.durable.accepted = order.epoch;
+            self.give_up_rewinding();
             out.push(Effect::Persist);
             if let Some(tenure) = self.durable.tenure.filter(|t| t.epoch < order.epoch) {
                 self.end_tenure_of(tenure, "an order came with a higher epoch", now, out);
@@ -45,6 +49,23 @@ impl Core {
             self.drop_overtaken_work(order.epoch, out);
         }
         Ok(())
+    }
+
+    /// A rewind that was cut off, or goes on while the epoch changes, was decided for the primary of an earlier epoch. The
+    /// present one may have begun a timeline of a number that this directory has from elsewhere, and what could tell them
+    /// apart may be overwritten already. It is cloned, unless that rewind still succeeds.
+    fn give_up_rewinding(&mut self) {
+        let under_way = self.work.as_ref().is_some_and(|w| matches!(w.task, Task::Rewind(_)));
+        let cut_off = self.tree == Tree::Empty
+            && match &self.disk {
+                Some(Disk::Present(facts)) => facts.rewind_unfinished,
+                Some(Disk::NoData | Disk::Unusable(_)) => false,
+                // It is being read.
+                None => self.durable.rewind_failures > 0,
+            };
+        if under_way || cut_off {
+            self.durable.rewind_failures = self.durable.rewind_failures.max(REWINDS_TRIED);
+        }
     }
 
     /// A copy of a source that is primary no more would only be thrown away.
@@ -63,7 +84,7 @@ impl Core {
         }
         let task = match &order.action {
             Action::Initdb => self.initdb()?,
-            Action::StartStandby(source) => self.start_standby(source.clone(), now, out)?,
+            Action::StartStandby(source) => self.start_standby(source.clone(), order.own_timeline, now, out)?,
             Action::Promote { timeline, floor } => match self.promote((order.epoch, *timeline), *floor, now, out)? {
                 Some(task) => task,
                 None => return Ok(false),
@@ -78,6 +99,7 @@ impl Core {
             Action::Rewind(source) => {
                 self.give_up_idle_tenure("rewind", now, out)?;
                 self.complete_data("rewind")?;
+                self.may_rewind()?;
                 Task::Rewind(source.clone())
             }
             Action::Clone(source) => {
@@ -113,7 +135,13 @@ impl Core {
         }
     }
 
-    fn start_standby(&mut self, source: Option<Source>, now: Now, out: &mut Vec<Effect>) -> Result<Task, String> {
+    fn start_standby(
+        &mut self,
+        source: Option<Source>,
+        decided_on: Option<TimelineId>,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) -> Result<Task, String> {
         self.give_up_idle_tenure("start as a standby", now, out)?;
         if source.as_ref().is_some_and(|s| s.member == self.me) {
             return Err("a member can't follow itself".to_owned());
@@ -124,6 +152,12 @@ impl Core {
         }
         let follows = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         if follows {
+            let on = self.sight.as_ref().map(|s| s.wal_end.timeline);
+            if let (Some(_), Some(on), Some(decided_on)) = (&source, on, decided_on)
+                && on != decided_on
+            {
+                return Err(format!("its WAL is on timeline {on}, the order was made when it was on {decided_on}"));
+            }
             return Ok(Task::Follow(source));
         }
         self.complete_data("start")?;
@@ -207,6 +241,15 @@ impl Core {
                 Ok(())
             }
             Some(t) => Err(format!("won't {what}: it holds epoch {}", t.epoch)),
+        }
+    }
+
+    /// Half of a rewind is undone by another one only in the epoch it was begun in, and not for ever.
+    fn may_rewind(&self) -> Result<(), String> {
+        let half = matches!(&self.disk, Some(Disk::Present(facts)) if facts.rewind_unfinished);
+        match half && self.durable.rewind_failures >= REWINDS_TRIED {
+            true => Err("a rewind was cut off, of an earlier epoch or more than once; clone".to_owned()),
+            false => Ok(()),
         }
     }
 

@@ -38,7 +38,15 @@ pub(super) fn agent(durable: Durable, found: Found, disk: Option<Disk>) -> (Core
 }
 
 pub(super) fn order(epoch: u64, action: Action) -> Event {
-    Event::Order(Order { id: 9, rule: 1, epoch: Epoch(epoch), system_identifier: Some(SYSTEM), action, briefing: None })
+    Event::Order(Order {
+        id: 9,
+        rule: 1,
+        epoch: Epoch(epoch),
+        system_identifier: Some(SYSTEM),
+        action,
+        own_timeline: None,
+        briefing: None,
+    })
 }
 
 pub(super) fn promote(epoch: u64) -> Event {
@@ -130,7 +138,15 @@ fn one_thing_at_a_time() {
 fn another_clusters_data_is_not_touched() {
     let mut core = standby();
     let action = Action::Promote { timeline: TimelineId(2), floor: at(1, 100) };
-    let order = Order { id: 1, rule: 1, epoch: Epoch(4), system_identifier: Some(5), action, briefing: None };
+    let order = Order {
+        id: 1,
+        rule: 1,
+        epoch: Epoch(4),
+        system_identifier: Some(5),
+        action,
+        own_timeline: None,
+        briefing: None,
+    };
     let effects = core.step(Event::Order(order), now(20));
     assert!(refusal(&effects).reason.contains("is of system 77, the cluster's is 5"));
 }
@@ -563,7 +579,7 @@ fn a_lease_lost_during_a_restart_in_place_is_told_when_the_restart_has_ended() {
     assert!(told(&effects), "{effects:?}");
 }
 
-fn source() -> Source {
+pub(super) fn source() -> Source {
     Source { member: "n2".parse().unwrap(), host: "h2".into(), port: 5432 }
 }
 

@@ -209,7 +209,15 @@ impl Walk {
             5 => Action::StartStandby(None),
             _ => Action::Checkpoint,
         };
-        Event::Order(Order { id: 1, rule: 1, epoch, system_identifier: Some(SYSTEM), action, briefing: None })
+        Event::Order(Order {
+            id: 1,
+            rule: 1,
+            epoch,
+            system_identifier: Some(SYSTEM),
+            action,
+            own_timeline: None,
+            briefing: None,
+        })
     }
 
     fn failsafe(&mut self) -> Event {

@@ -38,8 +38,9 @@ fn ended(world: &mut World, i: usize, since: Time) {
     let (now, host) = (world.sky.now, &world.hosts[i]);
     let calm =
         [Proc::Agent, Proc::Guard, Proc::Postgres].iter().all(|p| host.disturbed[*p as usize] + 3 * SECOND < since);
-    let busy = host.agent.as_ref().is_none_or(|a| a.is_held_up());
-    if host.power && calm && !busy && now > since + limit(world) {
+    // Without an agent nobody looks (docs/guarantees.md): neither before it was started nor while it is frozen.
+    let looks = host.acts(Proc::Agent) && host.agent.as_ref().is_some_and(|a| !a.is_held_up());
+    if host.power && calm && looks && now > since + limit(world) {
         let ms = (now - since) / 1_000;
         world.sky.told.broke("by_hand_acknowledges_nothing", || format!("{i} was writable by hand for {ms} ms"));
     }

@@ -32,9 +32,19 @@ pub fn open_primary(world: &World) -> Option<usize> {
     (writes && alone && state.operation.is_none()).then_some(i)
 }
 
+/// The founder's manager lost its directory before there was any data. The real group takes it in again (rule 460), the
+/// modelled one never changes.
+fn founder_is_lost(world: &World) -> bool {
+    let Some(state) = world.sky.told.state().filter(|s| s.system_identifier.is_none()) else { return false };
+    state.initializer.as_ref().is_some_and(|m| world.hosts[world.sky.index(m)].disks.manager_lost)
+}
+
 /// Nobody can be promoted before an operator does something: everybody's WAL, data or clocks are unfit, or their manager
 /// lost its directory and waits to be taken in. Such a run is counted, and L1 asks nothing of it.
 pub fn waits_for_an_operator(world: &World) -> bool {
+    if founder_is_lost(world) {
+        return true;
+    }
     let unfit = [
         "is not on the cluster's history",
         "a rewind was cut off",

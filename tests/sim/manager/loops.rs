@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use matriarch::{
     agent::order::{Action as Ordered, Order, Source, StopMode as OrderedStop},
-    domain::{Format, observation::AgentView},
+    domain::{Format, TimelineId, observation::AgentView},
     manager::{
         host::{CATCHING_UP, EFFECT, is_target},
         view::seen_by_leader,
@@ -178,7 +178,7 @@ impl Host {
                 let moment = self.board_now(sky);
                 match self.m().desk.due(&next, view.last_order.as_ref(), moment) {
                     Some(later) => wait = self.pause(sky, later),
-                    None => return self.give(sky, &next, &state),
+                    None => return self.give(sky, &next, &state, view.wal_end.timeline),
                 }
             }
             if is_target(&state, me) {
@@ -188,7 +188,7 @@ impl Host {
         self.wake_host(sky, wait);
     }
 
-    fn give(&mut self, sky: &mut Sky, next: &Next, state: &ClusterState) {
+    fn give(&mut self, sky: &mut Sky, next: &Next, state: &ClusterState, own: TimelineId) {
         let moment = self.board_now(sky);
         let boot = self.clock.boot(sky.now);
         let id = self.m().desk.order(next, boot, moment);
@@ -203,7 +203,9 @@ impl Host {
         self.m().ordered = Some((number, moment));
         let (action, known) = ordered(&next.action);
         let system_identifier = state.system_identifier.filter(|_| known);
-        let order = Order { id, rule: next.because.0, epoch: next.epoch, system_identifier, action, briefing: None };
+        let own_timeline = matches!(action, Ordered::StartStandby(_)).then_some(own).filter(|own| own.0 != 0);
+        let (rule, epoch) = (next.because.0, next.epoch);
+        let order = Order { id, rule, epoch, system_identifier, action, own_timeline, briefing: None };
         let ask = AgentEvent::Ask(Ask::Execute(self.address(), order, number));
         sky.after(150, self.index, life, What::Agent(ask));
     }

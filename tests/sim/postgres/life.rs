@@ -87,7 +87,8 @@ impl World {
         let clean = data.state.is_clean();
         let read = Content { branch: data.wal.branch, end: whole(data.wal.end) };
         let mut wal = self.sky.branches.up_to_timeline(read, postgres.target);
-        let armed = host.guard.as_ref().filter(|g| g.alive && postgres.guard == Some(g.life));
+        // Also of a guard that was killed meanwhile: SIGQUIT is on its way, and until then it was started under that lease.
+        let armed = host.guard.as_ref().filter(|g| postgres.guard == Some(g.life));
         let epoch = armed.filter(|g| g.deadline.at().is_some()).map(|g| g.deadline.epoch());
         let forked = !self.sky.branches.may_continue(i, wal);
         if forked {

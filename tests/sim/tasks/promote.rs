@@ -37,6 +37,7 @@ impl World {
                 run.began |= !before.in_recovery;
                 if before.in_recovery {
                     is_as_granted(&before, tenure.floor).map_err(harmless(run.began))?;
+                    self.is_free(i, tenure).map_err(harmless(run.began))?;
                 } else if self.hosts[i].armed() != Some(tenure.epoch) {
                     return Err("somebody promoted it by hand".into());
                 }
@@ -145,6 +146,7 @@ impl World {
                 if Some(own) != before {
                     return Err(format!("its timeline became {own} on the way").into());
                 }
+                self.is_free(i, tenure)?;
                 if self.sky.mutation != Mutation::TimelineNotReserved {
                     self.data_mut(i)?.place_stubs(own, tenure.timeline)?;
                 }
@@ -165,6 +167,13 @@ impl World {
                 }
                 if self.sky.now < run.until { Ok(Some(15 * MS)) } else { Err("not promoted in time".into()) }
             }
+        }
+    }
+
+    fn is_free(&mut self, i: usize, tenure: &Tenure) -> Result<(), String> {
+        match self.data_mut(i)?.histories.contains_key(&tenure.timeline) {
+            true => Err(format!("it has a history file of timeline {}", tenure.timeline)),
+            false => Ok(()),
         }
     }
 
