@@ -50,7 +50,7 @@ const UNANSWERED: u64 = 2;
 /// A request of the manager; its answer names the number.
 #[derive(Debug)]
 pub enum Ask {
-    Execute(Address, Order, u64),
+    Execute(Address, Box<Order>, u64),
     Probe(Address, u64),
     Watch(Address),
 }
@@ -524,7 +524,7 @@ impl World {
                 agent.look_up_the_lease(now);
                 let accepted = agent.core.durable().accepted;
                 let epoch = order.epoch;
-                let effects = agent.core.step(Event::Order(order), now);
+                let effects = agent.core.step(Event::Order(*order), now);
                 invariants::stale_orders_are_refused::looked_at(&mut self.sky.told, epoch, accepted, &effects);
                 if let Some(agent) = self.agent(i) {
                     agent.effects.extend(effects);

@@ -206,7 +206,7 @@ impl Host {
         let own_timeline = matches!(action, Ordered::StartStandby(_)).then_some(own).filter(|own| own.0 != 0);
         let (rule, epoch) = (next.because.0, next.epoch);
         let order = Order { id, rule, epoch, system_identifier, action, own_timeline, briefing: None };
-        let ask = AgentEvent::Ask(Ask::Execute(self.address(), order, number));
+        let ask = AgentEvent::Ask(Ask::Execute(self.address(), Box::new(order), number));
         sky.after(150, self.index, life, What::Agent(ask));
     }
 
