@@ -15,7 +15,10 @@ use std::{
 use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
-    domain::{Profile, Settings, Timings},
+    domain::{
+        Profile, Settings, Timings,
+        rto::{Latencies, Spread, figures, patroni::Class},
+    },
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
         Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
@@ -64,6 +67,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               switchover  Make a standby the primary with the old primary's help; nothing is lost
               failover    Make a standby the primary without the old primary's help
               profile     Show the timings, or put those of another profile in force
+              rto         Say how long writes stop, for each way to fail, by the timings in force
               explain     Say what the cluster considered, what holds it up, and what can be done
               raft        Work with the managers' Raft group
               member      Show, add, remove or replace members
@@ -974,6 +978,60 @@ fn help_of_config_set() {
 }
 
 #[test]
+fn rto_asks_for_the_timings_in_force() {
+    with_manager(Ok(()), None, |address| {
+        let manager = address.to_string();
+        let shown = matriarch(&["rto", "--manager", &manager]);
+        assert_eq!(shown.status.code(), Some(0), "{shown:?}");
+        assert_eq!(lines(&shown)[0], "profile normal, from the files of the hosts (that of n#)");
+        let of_profile = matriarch(&["rto", "--profile", "normal"]);
+        let table = |output: &Output| lines(output).split_off(1);
+        assert_eq!(table(&shown), table(&of_profile));
+        let json = matriarch(&["rto", "--json", "--manager", &manager]);
+        let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!((&json["profile"], &json["paths"][0]["path"]), (&"normal".into(), &"host-loss".into()));
+    });
+}
+
+#[test]
+fn rto_of_a_file_counts_its_overrides_and_asks_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.toml");
+    let member = |id| format!("[[cluster.members]]\nid = \"n{id}\"\nhost = \"10.0.0.{id}\"\n");
+    let timings = "[cluster.timings]\ngrant_ms = 2650\n";
+    let cluster = format!("[cluster]\nname = \"demo\"\ninsecure = true\nprofile = \"fast\"\n{timings}");
+    std::fs::write(&file, format!("{cluster}{}{}{}", member(1), member(2), member(3))).unwrap();
+    let file = file.to_str().unwrap();
+    let host_loss = |args: &[&str]| {
+        let output = matriarch(&[&["rto", "--json"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        json["paths"][0]["times"]["average_ms"].as_f64().unwrap()
+    };
+    let (plain, longer) = (host_loss(&["--profile", "fast"]), host_loss(&["--offline", "--config", file]));
+    assert!((longer - plain - 1_000.0).abs() < 1.0, "{plain} and {longer}");
+    assert!((host_loss(&["--profile", "fast", "--set", "grant_ms=2650"]) - longer).abs() < 1e-6);
+}
+
+#[test]
+fn rto_without_a_source_or_with_a_wrong_one_is_exit_code_2() {
+    for args in [
+        &["rto"][..],
+        &["rto", "--offline"],
+        &["rto", "--offline", "--profile", "fast"],
+        &["rto", "--set", "grant_ms=2000"],
+        &["rto", "--profile", "wide"],
+        &["rto", "--profile", "fast", "--manager", "10.0.0.1:7400"],
+        &["rto", "--profile", "fast", "--set", "grant_ms=1300"],
+    ] {
+        let output = matriarch(args);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{args:?}: {output:?}");
+    }
+    let nobody = matriarch(&["rto", "--manager", "127.0.0.1:1"]);
+    assert_eq!(nobody.status.code(), Some(3), "{nobody:?}");
+}
+
+#[test]
 fn status_exits_0_when_healthy() {
     with_manager(Ok(()), None, |address| {
         let output = matriarch(&["status", "--json", "--manager", &address.to_string()]);
@@ -988,6 +1046,48 @@ fn status_exits_0_when_healthy() {
 fn repository(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// `page` with `text` between its markers called `name`.
+fn between(page: &str, name: &str, text: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+    let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no `{end}`"));
+    format!("{before}{begin}{text}{end}{after}")
+}
+
+/// The tables of docs/rto.md are what the command prints, and its times of the machine those it computes with.
+#[test]
+fn the_page_of_rto_is_what_the_command_says() {
+    let page = repository("docs/rto.md");
+    let mut written = page.clone();
+    for profile in ["fast", "normal", "slow", "safe"] {
+        let output = matriarch(&["rto", "--profile", profile]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        written = between(&written, profile, &format!("```text\n{text}```\n"));
+    }
+    let ms = |d: std::time::Duration| d.as_secs_f64() * 1_000.0;
+    let part = |(name, spread, source): (&str, Spread, &str)| {
+        let [best, average, worst] = [spread.best, spread.average, spread.worst].map(ms);
+        format!("| {name} | {best} / {average} / {worst} | {source} |\n")
+    };
+    let parts: String = Latencies::QUIET_MACHINE.parts().into_iter().map(part).collect();
+    written = between(&written, "machine", &format!("| part | ms | from |\n| --- | --- | --- |\n{parts}"));
+    let rows = figures(Profile::Fast, &Timings::of(Profile::Fast), &Settings::default(), &Latencies::QUIET_MACHINE);
+    let class = |class: Class| {
+        let paths: Vec<String> =
+            rows.iter().filter(|f| f.classes.contains(&class)).map(|f| format!("`{}`", f.path)).collect();
+        format!("| {} {class} | {} | {} |\n", class.number(), class.detection(), paths.join(", "))
+    };
+    let classes: String = Class::ALL.into_iter().map(class).collect();
+    let head = "| class | its path there | ours |\n| --- | --- | --- |\n";
+    written = between(&written, "classes", &format!("{head}{classes}"));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rto.md"), &written).unwrap();
+    } else {
+        assert!(written == page, "docs/rto.md is out of date: UPDATE_EXPECT=1 cargo test --test cli writes it");
+    }
 }
 
 /// The blocks of docs/install.md by label, as a script takes them out.

@@ -34,6 +34,8 @@ pub enum Command {
     Failover(FailoverArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
+    /// Say how long writes stop, for each way to fail, by the timings in force
+    Rto(RtoArgs),
     /// Say what the cluster considered, what holds it up, and what can be done
     Explain(ExplainArgs),
     /// Work with the managers' Raft group
@@ -147,6 +149,28 @@ pub struct ProfileArgs {
     #[arg(long, short)]
     pub yes: bool,
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct RtoArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Of a profile, without a cluster: fast, normal, slow or safe [default: the timings in force]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["managers", "config"])]
+    pub profile: Option<String>,
+    /// Another value for one timing of the profile, e.g. grant_ms=2000; may be given several times
+    #[arg(long, value_name = "KEY=VALUE", requires = "profile")]
+    pub set: Vec<String>,
+    /// Of the configuration file as it is, without a cluster
+    #[arg(long, conflicts_with_all = ["managers", "profile"])]
+    pub offline: bool,
+    /// Show the phases of each, and how they come about
+    #[arg(long)]
+    pub phases: bool,
+    /// Print JSON, with the phases
     #[arg(long)]
     pub json: bool,
 }

@@ -10,6 +10,7 @@ mod preflight;
 mod processes;
 mod profile;
 pub mod render;
+mod rto;
 mod settings;
 mod wiring;
 
@@ -58,6 +59,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Demo(args) => wiring::demo(args),
         Command::Status(args) => with_runtime(status(args)),
         Command::Profile(args) => with_runtime(profile::run(args)),
+        Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),

@@ -66,7 +66,7 @@ pub(super) async fn run(args: ProfileArgs) -> Exit {
     }
 }
 
-fn overrides(set: &[String]) -> Result<BTreeMap<String, u64>, String> {
+pub(super) fn overrides(set: &[String]) -> Result<BTreeMap<String, u64>, String> {
     let one = |word: &String| {
         let parts =
             word.split_once('=').and_then(|(key, value)| Some((key.trim().to_owned(), value.trim().parse().ok()?)));

@@ -19,7 +19,7 @@ pub enum Style {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tone {
+pub(super) enum Tone {
     Plain,
     Good,
     Warn,
@@ -28,7 +28,7 @@ enum Tone {
 }
 
 impl Style {
-    fn paint(self, tone: Tone, text: &str) -> String {
+    pub(super) fn paint(self, tone: Tone, text: &str) -> String {
         let code = match tone {
             _ if self == Style::Plain => return text.to_owned(),
             Tone::Plain => return text.to_owned(),
@@ -43,27 +43,27 @@ impl Style {
 
 // ---- tables --------------------------------------------------------------------------------------------------
 
-struct Cell {
+pub(super) struct Cell {
     text: String,
     tone: Tone,
 }
 
 impl Cell {
-    fn new(text: impl Into<String>) -> Cell {
+    pub(super) fn new(text: impl Into<String>) -> Cell {
         Cell::toned(text, Tone::Plain)
     }
 
-    fn toned(text: impl Into<String>, tone: Tone) -> Cell {
+    pub(super) fn toned(text: impl Into<String>, tone: Tone) -> Cell {
         let text: String = text.into();
         Cell { text: if text.is_empty() { "-".to_owned() } else { text }, tone }
     }
 }
 
 /// A column: its head, and whether it holds numbers (aligned right).
-type Column = (&'static str, bool);
+pub(super) type Column = (&'static str, bool);
 
 /// Columns two spaces apart, as wide as their widest cell; no blanks at the end of a line.
-fn table(columns: &[Column], rows: &[Vec<Cell>], style: Style) -> String {
+pub(super) fn table(columns: &[Column], rows: &[Vec<Cell>], style: Style) -> String {
     let wide = |index: usize, head: &str| {
         rows.iter().map(|row| row[index].text.chars().count()).chain([head.chars().count()]).max().unwrap_or(0)
     };

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod membership;
 pub mod moment;
 pub mod observation;
+pub mod rto;
 pub mod secret;
 pub mod settings;
 pub mod settings_document;
