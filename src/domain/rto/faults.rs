@@ -391,7 +391,6 @@ pub(super) const ROWS: &[Row] = &[
         classes: &[Class::Manual],
         detection: Some(Detection::Manual),
         note: "it ends at its next renewal and says so; a group that has not noted the format of settings waits for T_grant",
-        ..ROW
     },
     Row {
         path: "cold-start",
