@@ -531,6 +531,13 @@ impl World {
 
     fn plan(&mut self) -> Plan {
         let plan = self.look(|s| policy::decide(s, "request"));
+        if let Some(command) = &plan.command {
+            let (rule, name) = (command.because, command.kind.name());
+            assert!(policy::proposals::may_propose(rule, &command.kind), "{rule} proposes {name}: policy/proposals.rs");
+        }
+        if let Some((rule, step)) = &plan.step {
+            assert!(policy::proposals::may_change(*rule, step), "{rule} asks for {step:?}: policy/proposals.rs");
+        }
         self.decided.clone_from(&plan.command);
         plan
     }

@@ -13,6 +13,7 @@ pub mod format;
 pub mod genesis;
 pub mod membership;
 pub mod promotion;
+pub mod proposals;
 pub mod report;
 pub mod rules;
 pub mod settings;
@@ -24,6 +25,7 @@ pub mod timings;
 
 use std::collections::BTreeMap;
 
+pub use proposals::PROPOSALS;
 pub use report::{Hold, Plan};
 pub use rules::{RULES, decide};
 
