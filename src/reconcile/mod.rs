@@ -3,11 +3,13 @@
 //!
 //! Rules have numbers and an order; the first that matches wins, and its number
 //! goes into the order it causes. [`role`] has the rules, [`rejoin`] the sum
-//! that must not be wrong: follow, rewind or reclone.
+//! that must not be wrong: follow, rewind or reclone; [`states`] what is asked of a
+//! member, and that there is a way to it.
 
 #![deny(clippy::disallowed_methods)]
 
 pub mod rejoin;
 pub mod role;
+pub mod states;
 
 pub use role::{Action, Host, Next, RULES, StopMode, Upstream, next_action};

@@ -122,12 +122,17 @@ pub const RULES: &[Rule] = &[
 
 /// The next action of a host, `None` when it is where it should be or has work under way.
 pub fn next_action(host: &Host<'_>) -> Option<Next> {
+    first_match(RULES, host)
+}
+
+/// The first of `rules` that matches. The rules are given, so that a test can leave one out.
+pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &Host<'_>) -> Option<Next> {
     let agent = host.agent;
     let busy = agent.work.is_some() || matches!(agent.state, PostgresState::Busy | PostgresState::Failed);
     if host.state.identity.is_none() || busy || !same_system(host) {
         return None;
     }
-    RULES.iter().find_map(|rule| {
+    rules.into_iter().find_map(|rule| {
         let action = (rule.decide)(host)?;
         Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
     })

@@ -6,12 +6,21 @@ use std::time::Duration;
 use super::{lists_test::briefing, tests::*, *};
 use crate::{
     agent::{
-        order::{Action, Order, StopMode},
+        order::{Action, Order, Source, StopMode},
         store::Durable,
     },
-    domain::{MemberId, Profile, TimelineId, Timings, TimingsId, moment::TwoClocks},
+    domain::{MemberId, PostgresState, Profile, TimelineId, Timings, TimingsId, moment::TwoClocks},
     lease::message::{Body, Letter, Terms, Ticket},
+    reconcile::states::{BEGINNINGS, Cause, EDGES},
 };
+
+/// Whether a rule of reconcile gives this order in this state.
+fn is_given(state: PostgresState, action: &Action) -> bool {
+    EDGES.iter().any(|edge| match edge.cause {
+        Cause::Order(kind, _) => edge.from == state && kind.to_string() == action.kind(),
+        Cause::Awaited(..) | Cause::Event(_) => false,
+    })
+}
 
 struct Dice(u64);
 
@@ -40,6 +49,14 @@ struct Walk {
     fenced_notices: u32,
     promotions: u32,
     answers: u32,
+    /// Nothing comes that the rest of the agent, its manager and its guard don't say then.
+    tame: bool,
+    /// From which state to which, without restarts.
+    changes: Vec<(PostgresState, PostgresState)>,
+    /// The end of the newest postmaster was told.
+    gone: bool,
+    /// The directory is being read.
+    surveys: bool,
 }
 
 impl Walk {
@@ -56,24 +73,87 @@ impl Walk {
             fenced_notices: 0,
             promotions: 0,
             answers: 0,
+            tame: false,
+            changes: Vec::new(),
+            gone: false,
+            surveys: false,
         }
+    }
+
+    /// A tame walk, from a primary on when `seed` is odd: few come so far by chance.
+    fn tame(seed: u64) -> Walk {
+        let walk = Walk { tame: true, ..Walk::new(seed) };
+        if seed.is_multiple_of(2) {
+            return walk;
+        }
+        let core = primary();
+        Walk { on_disk: core.durable().clone(), core, ms: 50, asked: Some(Epoch(4)), held: [Epoch(4)].into(), ..walk }
     }
 
     fn run(&mut self, steps: u32) {
         for _ in 0..steps {
-            self.ms += self.dice.below(600);
-            if self.dice.chance(3) {
+            self.ms += self.pause();
+            if self.dice.chance(3) && (!self.tame || self.dice.chance(20)) {
                 self.restart();
                 continue;
             }
             let event = self.event();
+            if self.tame && !self.can_be(&event) {
+                continue;
+            }
             let before = self.core.durable().clone();
             let promised = !self.core.promiser().left(now(self.ms).clocks).is_zero();
             if let Event::Lease(LeaseSight { epoch, phase: LeasePhase::Held, .. }) = &event {
                 self.held.insert(*epoch);
             }
+            let from = self.core.state();
             let effects = self.core.step(event, now(self.ms));
+            if !self.changes.contains(&(from, self.core.state())) {
+                self.changes.push((from, self.core.state()));
+            }
             self.judge(&effects, &before, promised);
+        }
+    }
+
+    /// A tame walk leaves time for what has to come in time, and waits now and then.
+    fn pause(&mut self) -> u64 {
+        match self.tame {
+            true if self.dice.below(300) == 0 => 31_000,
+            true => self.dice.below(100),
+            false => self.dice.below(600),
+        }
+    }
+
+    /// Whether this event can come now.
+    fn can_be(&mut self, event: &Event) -> bool {
+        let (tree, state) = (self.core.tree(), self.core.state());
+        let work = self.core.work().map(|work| work.kind.clone()).unwrap_or_default();
+        match event {
+            Event::Spawned { .. } if state == PostgresState::Starting && tree == Tree::Empty => {
+                self.gone = false;
+                true
+            }
+            Event::Spawned { .. } => false,
+            Event::Guard { postmaster: Postmaster::Running { .. }, .. } => !self.gone && tree == Tree::Ending,
+            Event::Guard { .. } | Event::GuardDied { .. } => {
+                self.gone |= tree != Tree::Empty;
+                tree != Tree::Empty
+            }
+            Event::TreeKilled { .. } => self.core.is_fencing(),
+            // It says nothing of PostgreSQL, and keeps promotions away.
+            Event::Failsafe { .. } => false,
+            Event::Surveyed { .. } => tree == Tree::Empty && std::mem::take(&mut self.surveys),
+            // The start is done as soon as there is a postmaster.
+            Event::Probed { .. } => work != "start",
+            // What the guard says first is heard together with the news of the postmaster.
+            Event::Done(_) if tree == Tree::Ending && !self.gone => false,
+            // These look at what they have brought about, and tell.
+            Event::Done(TaskEnd::Succeeded) => {
+                !["promote", "restart"].contains(&work.as_str()) || self.core.sight().is_some_and(|s| !s.in_recovery)
+            }
+            // By a rule of reconcile.
+            Event::Order(order) => is_given(state, &order.action),
+            _ => true,
         }
     }
 
@@ -95,6 +175,7 @@ impl Walk {
         let (core, effects) = Core::begin(start, now(self.ms));
         self.core = core;
         self.asked = None;
+        (self.gone, self.surveys) = (false, false);
         if let Some(promise) = before.failsafe {
             assert!(self.core.promiser().left(now(self.ms).clocks) >= promise, "a promise was forgotten");
         }
@@ -108,6 +189,7 @@ impl Walk {
             match effect {
                 // As the loop does it: what is written is what the rules know after the step.
                 Effect::Persist => self.on_disk = durable.clone(),
+                Effect::Survey { .. } => self.surveys = true,
                 Effect::Notice(notice) if notice.fenced => {
                     self.fenced_notices += 1;
                     assert!(self.on_disk.ended >= notice.epoch, "told before it was on disk: {notice:?}");
@@ -148,6 +230,9 @@ impl Walk {
 
     fn epoch(&mut self) -> u64 {
         let top = self.core.durable().accepted.0;
+        if self.tame && self.core.durable().tenure.is_some() && self.dice.chance(90) {
+            return top;
+        }
         (top + self.dice.below(3)).saturating_sub(1).max(1)
     }
 
@@ -164,6 +249,7 @@ impl Walk {
             }
             4 if self.dice.chance(10) => Event::GuardDied { life },
             4 if self.dice.chance(10) => Event::TreeKilled { life },
+            4 if self.dice.chance(10) => Event::Knocked { life, knock: Knock::Silent, waited: Duration::from_secs(3) },
             5 | 6 => self.lease(),
             3 | 4 | 7 => {
                 let primary = self.core.durable().tenure.is_some() && self.dice.chance(70);
@@ -180,7 +266,7 @@ impl Walk {
                     false => Event::Done(TaskEnd::Failed { error: "no".into(), harmless }),
                 }
             }
-            11 => Event::Surveyed { life, disk: facts(self.dice.chance(50)) },
+            11 => Event::Surveyed { life, disk: self.disk() },
             12 => Event::Briefed(briefing(self.epoch(), 4, &[(1 + self.dice.below(3), Profile::Fast)])),
             // A promise of failsafe keeps promotions away for seconds.
             _ if self.dice.chance(20) => self.failsafe(),
@@ -188,27 +274,38 @@ impl Walk {
         }
     }
 
+    /// A directory that is good, or not there, stays so by itself.
+    fn disk(&mut self) -> Disk {
+        match self.dice.below(20) {
+            _ if matches!(self.core.disk(), Some(Disk::NoData)) => Disk::NoData,
+            _ if matches!(self.core.disk(), Some(Disk::Present(_))) => facts(self.dice.chance(50)),
+            0 => Disk::NoData,
+            1 => Disk::Unusable("no PG_VERSION".to_owned()),
+            _ => facts(self.dice.chance(50)),
+        }
+    }
+
     fn lease(&mut self) -> Event {
         let Some(epoch) = self.asked else { return Event::Tick };
         let phase = match self.dice.below(10) {
-            0 => LeasePhase::Expired,
-            1 => LeasePhase::Superseded,
+            0 if !self.tame || self.dice.chance(30) => LeasePhase::Expired,
+            1 if !self.tame || self.dice.chance(20) => LeasePhase::Superseded,
             2 => LeasePhase::Seeking,
             _ => LeasePhase::Held,
         };
-        let deadline = TwoClocks::default().plus(Duration::from_millis(self.ms + self.dice.below(2_500)));
+        let at_least = if self.tame { 1_000 } else { 0 };
+        let deadline = TwoClocks::default().plus(Duration::from_millis(self.ms + at_least + self.dice.below(2_500)));
         Event::Lease(LeaseSight { epoch, phase, deadline, ..LeaseSight::default() })
     }
 
     fn order(&mut self) -> Event {
         let epoch = Epoch(self.epoch());
-        let action = match self.dice.below(7) {
-            0..3 => Action::Promote { timeline: TimelineId(2), floor: at(1, 100) },
-            3 => Action::RestartInPlace { timeline: TimelineId(2) },
-            4 => Action::Stop { mode: StopMode::Fast, keep_lease: self.dice.chance(50) },
-            5 => Action::StartStandby(None),
-            _ => Action::Checkpoint,
-        };
+        let mut action = self.action();
+        for _ in 0..20 {
+            if self.tame && !is_given(self.core.state(), &action) {
+                action = self.action();
+            }
+        }
         Event::Order(Order {
             id: 1,
             rule: 1,
@@ -218,6 +315,20 @@ impl Walk {
             own_timeline: None,
             briefing: None,
         })
+    }
+
+    fn action(&mut self) -> Action {
+        let source = || Source { member: "n2".parse().unwrap(), host: "n2".to_owned(), port: 5432 };
+        match self.dice.below(10) {
+            0..3 => Action::Promote { timeline: TimelineId(2), floor: at(1, 100) },
+            3 => Action::RestartInPlace { timeline: TimelineId(2) },
+            4 => Action::Stop { mode: StopMode::Fast, keep_lease: self.dice.chance(50) },
+            5 => Action::StartStandby(None),
+            6 => Action::Initdb,
+            7 => Action::Rewind(source()),
+            8 => Action::Clone(source()),
+            _ => Action::Checkpoint,
+        }
     }
 
     fn failsafe(&mut self) -> Event {
@@ -249,4 +360,35 @@ fn an_ended_epoch_is_on_disk_before_anybody_hears_of_it_and_never_used_again() {
         println!("{counts:?} notices, promotions, answers in failsafe");
         assert!(notices > 200 && promotions > 200 && answers > 200, "it walked too little: {counts:?}");
     }
+}
+
+/// What `reconcile::states` says of the agent is what the agent does: no other change, and none that there is not.
+#[test]
+fn the_changes_of_state_are_the_edges_of_the_drawing() {
+    let mut changes = Vec::new();
+    for seed in 0..1_000 {
+        let mut walk = Walk::tame(seed);
+        walk.run(500);
+        let new: Vec<_> = walk.changes.into_iter().filter(|change| !changes.contains(change)).collect();
+        changes.extend(new);
+    }
+    changes.retain(|(from, to)| from != to);
+    let drawn = |change: &(PostgresState, PostgresState)| EDGES.iter().any(|e| (e.from, e.to) == *change);
+    let missing: Vec<_> = changes.iter().filter(|change| !drawn(change)).collect();
+    let walked = |(from, to): (PostgresState, PostgresState)| from == to || changes.contains(&(from, to));
+    let vain: Vec<_> = EDGES.iter().filter(|e| !walked((e.from, e.to))).collect();
+    assert!(missing.is_empty() && vain.is_empty(), "not drawn: {missing:?}\ndrawn and never seen: {vain:?}");
+}
+
+#[test]
+fn an_agent_begins_where_the_drawing_begins() {
+    let running = Found::Running { pid: 42, armed: Epoch(0), remaining: Duration::ZERO };
+    let begun = [
+        (Found::Nothing, Some(Disk::NoData)),
+        (Found::Nothing, Some(facts(true))),
+        (running, None),
+        (Found::Nothing, Some(Disk::Unusable("no PG_VERSION".to_owned()))),
+    ];
+    let states = begun.map(|(found, disk)| agent(Durable::default(), found, disk).0.state());
+    assert_eq!(states, BEGINNINGS);
 }

@@ -1,0 +1,597 @@
+//! Every state that the log can come to, every word an agent can say, and what the rules make of
+//! them: that they only order what [`EDGES`] has a way for, that each goal can be reached, and
+//! that nobody is left where nothing goes on without a reason that is named here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
+};
+
+use super::*;
+use crate::{
+    domain::{
+        Epoch, Lsn, TimelineHistory, TimelineId, WalPosition,
+        observation::{AgentView, REWINDS_TRIED},
+    },
+    policy::{PROPOSALS, testing},
+    reconcile::{Host, RULES, rejoin::CLONES_TRIED, role::first_match},
+    state::{Applied, Command, Kind, RuleId},
+};
+
+const ALL_STATES: [PostgresState; 10] =
+    [NoData, Stopped, Starting, Standby, Promoting, Primary, Stopping, Crashed, Busy, Failed];
+
+// ---- what the log can come to --------------------------------------------------------------------------------
+
+/// A committed state and the member it is looked at for.
+struct Committed {
+    state: ClusterState,
+    me: MemberId,
+}
+
+/// Proposals that ask nothing of any member's PostgreSQL.
+const ASIDE: [&str; 7] =
+    ["settle-timings", "adopt-timeline", "note-format", "settle-group", "add-learner", "join-voters", "drop-node"];
+
+/// All that matters to a member: two states that are alike in it ask the same of it.
+fn shape(state: &ClusterState, me: &MemberId) -> String {
+    let who = |member: &MemberId| if member == me { "me" } else { "another" };
+    let lock = match &state.lock {
+        Lock::Free => "free".to_owned(),
+        Lock::Granted { member, phase, .. } => format!("granted to {}, {phase:?}", who(member)),
+        Lock::Released(_) => "released".to_owned(),
+        Lock::Fenced { .. } => "fenced".to_owned(),
+    };
+    let operation = state.operation.as_ref().map(|o| (o.kind, o.from.as_ref().map(who), who(&o.to), o.phase));
+    let initdb = state.system_identifier.is_none() && state.initializer.as_ref() == Some(me);
+    format!("{} {initdb} {} {lock} {operation:?}", state.identity.is_some(), state.system_identifier.is_some())
+}
+
+/// Everything that the commands of the policy's rules and of operators lead to, from nothing on, a
+/// state for each shape. Of what a rule asks of hosts nothing is asked here, so there are more than
+/// there can be.
+fn committed() -> Vec<Committed> {
+    let mut all = Vec::new();
+    for me in [testing::id("a"), testing::id("b")] {
+        let mut found = BTreeMap::from([(shape(&ClusterState::default(), &me), ClusterState::default())]);
+        let mut open = vec![ClusterState::default()];
+        while let Some(state) = open.pop() {
+            for kind in proposals(&state) {
+                let mut next = state.clone();
+                let request_id = state.operations.to_string();
+                let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind };
+                if next.apply(&command) == Applied::Changed && !found.contains_key(&shape(&next, &me)) {
+                    found.insert(shape(&next, &me), next.clone());
+                    open.push(next);
+                }
+            }
+        }
+        all.extend(found.into_values().map(|state| Committed { state, me: me.clone() }));
+    }
+    let mut seen = BTreeSet::new();
+    all.retain(|c| seen.insert(shape(&c.state, &c.me)));
+    all
+}
+
+/// Commands that some rule may propose, or an operator ask for.
+fn proposals(state: &ClusterState) -> Vec<Kind> {
+    let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+    let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
+    asked.chain(["begin-operation"]).flat_map(|name| commands(name, state)).collect()
+}
+
+fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
+    let members = ["a", "b", "c"].map(testing::id);
+    let holder = state.holder().map(|(_, member)| member.clone());
+    let of_holder = |make: fn(MemberId) -> Kind| holder.clone().map(make).into_iter().collect();
+    let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(100) };
+    match name {
+        "genesis" => vec![genesis()],
+        "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7 }],
+        "fence-epoch" if state.system_identifier.is_some() => vec![Kind::Fence { reason: String::new() }],
+        "grant-primary" => successors(state, &members).map(|member| Kind::Grant { member, floor: end }).collect(),
+        "promotion-complete" => match &state.lock {
+            Lock::Granted { member, timeline, .. } => vec![Kind::PromotionComplete {
+                member: member.clone(),
+                timeline: *timeline,
+                switch: end,
+                first_record: None,
+            }],
+            Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => vec![],
+        },
+        "primary-open" => of_holder(|member| Kind::Open { member }),
+        "release-primary" => of_holder(|member| Kind::Release { member, end: WalPosition::default(), clean: true }),
+        "begin-operation" => members.iter().flat_map(|to| beginnings(holder.as_ref(), to)).collect(),
+        "advance-operation" => operation(state, |id| {
+            use OperationPhase::{HoldWrites, RollBack, Stop, Transfer};
+            [HoldWrites, Stop, Transfer, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
+        }),
+        "end-operation" => {
+            operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
+        }
+        "record-system" | "fence-epoch" => vec![],
+        other => panic!("a rule proposes {other}: make such a command here, or say that it asks nothing of hosts"),
+    }
+}
+
+fn genesis() -> Kind {
+    let founded = testing::state("free");
+    let identity = founded.identity.expect("a founded cluster");
+    Kind::Genesis {
+        cluster_id: identity.cluster_id,
+        generation: identity.generation,
+        name: identity.name,
+        members: founded.members.into_iter().collect(),
+        initializer: testing::id("a"),
+    }
+}
+
+/// Beyond the point of no return the target alone is granted (rule 410).
+fn successors<'a>(state: &'a ClusterState, members: &'a [MemberId]) -> impl Iterator<Item = MemberId> + 'a {
+    let forced = state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
+    members.iter().filter(move |member| forced.is_none_or(|to| to == *member)).cloned()
+}
+
+fn beginnings(holder: Option<&MemberId>, to: &MemberId) -> Vec<Kind> {
+    let begin = |kind| Kind::BeginOperation { kind, from: holder.cloned(), to: to.clone() };
+    vec![begin(OperationKind::Switchover), begin(OperationKind::Failover)]
+}
+
+fn operation(state: &ClusterState, make: impl Fn(u64) -> Vec<Kind>) -> Vec<Kind> {
+    state.operation.as_ref().map(|o| make(o.id)).unwrap_or_default()
+}
+
+// ---- what an agent can say -----------------------------------------------------------------------------------
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lease {
+    None,
+    Held,
+    OfAnEarlierEpoch,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wal {
+    /// All of it is the primary's, too.
+    Shared,
+    Diverged,
+    /// No history in common.
+    Foreign,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spent {
+    Nothing,
+    Rewinds,
+    Clones,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upstream {
+    Nobody,
+    Primary,
+    Another,
+}
+
+/// All that the rules read of a host.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    postgres: PostgresState,
+    lease: Lease,
+    /// The present epoch has ended here.
+    ended: bool,
+    end_known: bool,
+    half_rewound: bool,
+    wal: Wal,
+    spent: Spent,
+    upstream: Upstream,
+    primary_ready: bool,
+    checkpointed: bool,
+    other_system: bool,
+}
+
+const PLAIN: View = View {
+    postgres: Stopped,
+    lease: Lease::None,
+    ended: false,
+    end_known: true,
+    half_rewound: false,
+    wal: Wal::Shared,
+    spent: Spent::Nothing,
+    upstream: Upstream::Nobody,
+    primary_ready: false,
+    checkpointed: false,
+    other_system: false,
+};
+
+impl View {
+    /// What an agent does say: nothing of a directory while PostgreSQL runs, of a lease only where it may have one.
+    fn can_be(&self) -> bool {
+        let tenure = matches!(self.postgres, Stopped | Starting | Promoting | Primary | Stopping | Crashed);
+        let stopped = self.postgres == Stopped;
+        let data = matches!(self.postgres, Stopped | Standby);
+        (tenure || self.lease == Lease::None)
+            && !(self.ended && self.lease == Lease::Held)
+            && (stopped || (self.end_known && !self.half_rewound))
+            && (data || self.wal == Wal::Shared)
+            && (data || self.postgres == NoData || (self.spent == Spent::Nothing && !self.primary_ready))
+            && (self.postgres == Standby || self.upstream == Upstream::Nobody)
+            && (self.postgres == Primary || !self.checkpointed)
+            && (self.postgres != NoData || !self.other_system)
+    }
+
+    fn agent(&self, state: &ClusterState, me: &MemberId) -> AgentView {
+        let mut agent = testing::agent(me.as_str(), "stopped 1:50");
+        agent.state = self.postgres;
+        agent.system_identifier = (self.postgres != NoData).then_some(if self.other_system { 8 } else { 7 });
+        agent.lease.held = self.lease != Lease::None;
+        agent.lease.epoch = match self.lease {
+            Lease::None => Epoch(0),
+            Lease::Held => state.epoch,
+            Lease::OfAnEarlierEpoch => Epoch(state.epoch.0.saturating_sub(1).max(1)),
+        };
+        agent.ended_epoch = if self.ended { state.epoch } else { Epoch(0) };
+        agent.wal_end_known = self.end_known;
+        agent.rewind_unfinished = self.half_rewound;
+        match self.wal {
+            Wal::Shared => {}
+            // Every timeline of these states begins at 1:100.
+            Wal::Diverged => agent.wal_end.lsn = Lsn(150),
+            Wal::Foreign => agent.history = TimelineHistory::root(TimelineId(99)),
+        }
+        match self.spent {
+            Spent::Nothing => {}
+            Spent::Rewinds => agent.rewind_failures = REWINDS_TRIED,
+            Spent::Clones => agent.clone_failures = CLONES_TRIED,
+        }
+        let holder = state.holder().map(|(_, member)| member.clone());
+        agent.upstream = match self.upstream {
+            Upstream::Nobody => None,
+            Upstream::Primary => holder,
+            Upstream::Another => Some(testing::id("nobody")),
+        };
+        agent.checkpoints_done = if self.checkpointed { state.operations } else { 0 };
+        agent
+    }
+}
+
+/// Every combination that an agent can say.
+fn views() -> Vec<View> {
+    let mut all = vec![PLAIN];
+    vary(&mut all, ALL_STATES, |view, value| view.postgres = value);
+    vary(&mut all, [Lease::None, Lease::Held, Lease::OfAnEarlierEpoch], |view, value| view.lease = value);
+    vary(&mut all, [false, true], |view, value| view.ended = value);
+    vary(&mut all, [true, false], |view, value| view.end_known = value);
+    vary(&mut all, [false, true], |view, value| view.half_rewound = value);
+    vary(&mut all, [Wal::Shared, Wal::Diverged, Wal::Foreign], |view, value| view.wal = value);
+    vary(&mut all, [Spent::Nothing, Spent::Rewinds, Spent::Clones], |view, value| view.spent = value);
+    vary(&mut all, [Upstream::Nobody, Upstream::Primary, Upstream::Another], |view, value| view.upstream = value);
+    vary(&mut all, [false, true], |view, value| view.primary_ready = value);
+    vary(&mut all, [false, true], |view, value| view.checkpointed = value);
+    // Nothing else is asked about the data of another cluster.
+    let others = ALL_STATES.map(|postgres| View { postgres, other_system: true, ..PLAIN });
+    all.extend(others.into_iter().filter(View::can_be));
+    all
+}
+
+fn vary<T: Copy>(views: &mut Vec<View>, values: impl IntoIterator<Item = T>, set: fn(&mut View, T)) {
+    let values: Vec<T> = values.into_iter().collect();
+    let varied = views.iter().flat_map(|view| {
+        values.iter().map(|value| {
+            let mut view = *view;
+            set(&mut view, *value);
+            view
+        })
+    });
+    // Early, or there would be too many in between. `PLAIN` can be with each state and every flag after it.
+    *views = varied.filter(View::can_be).collect();
+}
+
+// ---- where a host is left as it is ---------------------------------------------------------------------------
+
+/// One host under one committed state.
+struct Case<'a> {
+    goal: Goal,
+    view: View,
+    committed: &'a Committed,
+}
+
+impl Case<'_> {
+    fn is_met(&self) -> bool {
+        let follows = self.view.upstream == Upstream::Primary && self.view.wal == Wal::Shared;
+        self.goal.met_in().contains(&self.view.postgres) && (self.goal != Goal::Follow || follows)
+    }
+
+    fn granted(&self) -> bool {
+        self.committed.state.holder().is_some_and(|(_, holder)| *holder == self.committed.me)
+    }
+
+    fn copies(&self) -> bool {
+        let view = self.view;
+        let rewinds = view.half_rewound || view.wal == Wal::Diverged;
+        self.goal == Goal::Follow && (rewinds || view.wal == Wal::Foreign || view.postgres == NoData)
+    }
+}
+
+/// Where PostgreSQL may stay; in every other state something has to go on.
+const AT_REST: [PostgresState; 4] = [NoData, Stopped, Standby, Primary];
+
+/// A reason to order nothing though the goal is not met, and when it is one.
+type Rest = (&'static str, fn(&Case<'_>) -> bool);
+
+/// The first that holds is the reason.
+const RESTS: [Rest; 9] = [
+    ("the cluster is not founded here: nothing is touched", |c| c.committed.state.identity.is_none()),
+    ("its data is of another cluster: an operator has to look", |c| c.view.other_system),
+    ("it has no data, and there is no primary to copy it from", |c| {
+        c.view.postgres == NoData && c.goal != Goal::Follow
+    }),
+    ("the end of its WAL is being read", |c| !c.view.end_known && !c.view.half_rewound),
+    ("the primary is not ready to be copied from", |c| c.copies() && !c.view.primary_ready),
+    ("five copies have failed: one more every ten minutes", |c| c.copies() && c.view.spent == Spent::Clones),
+    ("a rewind was cut off, and there is no primary to go on with", |c| c.view.half_rewound),
+    ("the epoch it was granted has ended here: rule 110 or 330 ends it for all", |c| c.granted() && c.view.ended),
+    ("it was granted what it can't be any more: the lease runs out (rule 330)", |c| {
+        c.granted() && c.view.lease != Lease::Held
+    }),
+];
+
+/// What the agent waits for without a limit: faults that are known. The list only gets shorter.
+const NO_LIMIT: [(PostgresState, &str); 2] =
+    [(Starting, "it answers, read-only"), (Stopping, "its processes end or are killed, the directory is read")];
+
+// ---- the check -----------------------------------------------------------------------------------------------
+
+/// What the rules order: under which goal, in which state, and by which rule.
+type Given = BTreeSet<(Goal, usize, ActionKind, u32)>;
+
+/// Cases that are alike for the check.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Kindred {
+    goal: Goal,
+    state: usize,
+    is_met: bool,
+    /// The first of [`RESTS`] that holds.
+    rest: Option<&'static str>,
+    /// What each rule that matches orders, in the order of the rules.
+    orders: Vec<(u32, ActionKind)>,
+}
+
+fn index(state: PostgresState) -> usize {
+    ALL_STATES.iter().position(|s| *s == state).expect("all states are listed")
+}
+
+/// Every case there is, each kind of them once, with one of it in words.
+static CASES: LazyLock<BTreeMap<Kindred, String>> = LazyLock::new(|| {
+    let (mut cases, views) = (BTreeMap::new(), views());
+    for committed in &committed() {
+        let goal = goal(&committed.state, &committed.me);
+        for view in &views {
+            let case = Case { goal, view: *view, committed };
+            let kindred = Kindred {
+                goal,
+                state: index(view.postgres),
+                is_met: case.is_met(),
+                rest: RESTS.iter().find(|(_, holds)| holds(&case)).map(|(why, _)| *why),
+                orders: orders(&case),
+            };
+            cases.entry(kindred).or_insert_with(|| format!("{view:?}, {:?}", committed.state.lock));
+        }
+    }
+    cases
+});
+
+fn orders(case: &Case<'_>) -> Vec<(u32, ActionKind)> {
+    let Committed { state, me } = case.committed;
+    let agent = case.view.agent(state, me);
+    let host = Host { state, me, agent: &agent, primary_ready: case.view.primary_ready };
+    let (mut orders, mut rules) = (Vec::new(), RULES);
+    while let Some(next) = first_match(rules, &host) {
+        orders.push((next.because.0, ActionKind::from(&next.action)));
+        rules = &rules[1 + rules.iter().position(|rule| rule.id == next.because.0).expect("one of them")..];
+    }
+    orders
+}
+
+/// All that is wrong with `edges` under the rules but `without`, in words.
+fn problems(without: u32, edges: &[Edge]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (mut goals, mut given, mut rests) = (BTreeSet::new(), Given::new(), BTreeSet::new());
+    for (case, example) in CASES.iter() {
+        goals.insert(case.goal);
+        let goes_on = edges.iter().any(|e| index(e.from) == case.state && matches!(e.cause, Cause::Awaited(..)));
+        match (case.orders.iter().find(|(rule, _)| *rule != without), case.rest) {
+            (Some((rule, kind)), _) => drop(given.insert((case.goal, case.state, *kind, *rule))),
+            (None, _) if case.is_met || goes_on => {}
+            (None, Some(why)) if AT_REST.contains(&ALL_STATES[case.state]) => drop(rests.insert(why)),
+            (None, _) => wrong.push(format!("{:?} is asked and nothing goes on: {example}", case.goal)),
+        }
+    }
+    let unasked = Goal::ALL.iter().filter(|goal| !goals.contains(goal));
+    wrong.extend(unasked.map(|goal| format!("nothing that is committed asks for {goal:?}")));
+    let unused = RESTS.iter().filter(|(why, _)| !rests.contains(why));
+    wrong.extend(unused.map(|(why, _)| format!("no reason to rest: {why}")));
+    wrong.extend(orders_without_an_edge(&given, edges));
+    wrong.extend(edges_without_an_order(&given, edges));
+    wrong.extend(goals_out_of_reach(&given, edges));
+    wrong.extend(waits_without_a_limit(edges));
+    wrong
+}
+
+/// Where `edges` lead from `state` by orders that are `given` and by what the agent waits for.
+fn reached(
+    edges: &[Edge],
+    from: PostgresState,
+    given: impl Fn(PostgresState, ActionKind) -> bool,
+) -> Vec<PostgresState> {
+    let mut reached = vec![from];
+    let mut next = 0;
+    while let Some(state) = reached.get(next).copied() {
+        next += 1;
+        for edge in edges.iter().filter(|e| e.from == state) {
+            let goes = match edge.cause {
+                Cause::Order(kind, _) => given(state, kind),
+                Cause::Awaited(..) => true,
+                Cause::Event(_) => false,
+            };
+            if goes && !reached.contains(&edge.to) {
+                reached.push(edge.to);
+            }
+        }
+    }
+    reached
+}
+
+fn orders_without_an_edge(given: &Given, edges: &[Edge]) -> Vec<String> {
+    let leads = |state: usize, kind: ActionKind, rule: u32| {
+        edges.iter().any(|e| {
+            index(e.from) == state && matches!(e.cause, Cause::Order(k, rules) if k == kind && rules.contains(&rule))
+        })
+    };
+    let missing = given.iter().filter(|(_, state, kind, rule)| !leads(*state, *kind, *rule));
+    missing
+        .map(|(_, state, kind, rule)| {
+            format!("rule {rule} orders {kind} of one that is {:?}: where to?", ALL_STATES[*state])
+        })
+        .collect()
+}
+
+fn edges_without_an_order(given: &Given, edges: &[Edge]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for edge in edges {
+        let Cause::Order(kind, rules) = edge.cause else { continue };
+        for rule in rules {
+            let is_given = given.iter().any(|(_, s, k, r)| (*s, *k, *r) == (index(edge.from), kind, *rule));
+            if !is_given {
+                wrong.push(format!("rule {rule} never orders {kind} of one that is {:?}", edge.from));
+            }
+        }
+    }
+    wrong
+}
+
+/// From every state each goal can be reached; and one that is ordered about under a goal gets there by what is
+/// ordered under that very goal.
+fn goals_out_of_reach(given: &Given, edges: &[Edge]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for goal in Goal::ALL {
+        let ordered = |state: PostgresState, kind: ActionKind| {
+            given.iter().any(|(g, s, k, _)| (*g, *s, *k) == (goal, index(state), kind))
+        };
+        for state in ALL_STATES {
+            let met = |reached: Vec<PostgresState>| reached.iter().any(|s| goal.met_in().contains(s));
+            if !met(reached(edges, state, |_, _| true)) {
+                wrong.push(format!("no way leads from {state:?} to {goal:?}"));
+            }
+            let is_ordered = given.iter().any(|(g, s, ..)| (*g, *s) == (goal, index(state)));
+            if is_ordered && !met(reached(edges, state, ordered)) {
+                wrong.push(format!("what is ordered of one that is {state:?} does not lead to {goal:?}"));
+            }
+        }
+    }
+    wrong
+}
+
+fn waits_without_a_limit(edges: &[Edge]) -> Vec<String> {
+    let endless = |edge: &&Edge| matches!(edge.cause, Cause::Awaited(_, Patience::Endless));
+    let found = edges.iter().filter(endless).map(|edge| match edge.cause {
+        Cause::Awaited(what, _) => (edge.from, what),
+        Cause::Order(..) | Cause::Event(_) => (edge.from, ""),
+    });
+    let found: Vec<(PostgresState, &str)> = found.collect();
+    let new = found.iter().filter(|wait| !NO_LIMIT.contains(wait));
+    let old = NO_LIMIT.iter().filter(|wait| !found.contains(wait));
+    new.map(|(state, what)| format!("{state:?} waits without a limit: {what}"))
+        .chain(old.map(|(state, what)| format!("{state:?} has a limit now, take it off the list: {what}")))
+        .collect()
+}
+
+/// No rule has this number.
+const NONE: u32 = 0;
+
+#[test]
+fn what_is_asked_of_a_member_can_be_reached_and_left() {
+    let wrong = problems(NONE, EDGES);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_edge_less_is_noticed() {
+    for (left_out, edge) in EDGES.iter().enumerate() {
+        let fewer: Vec<Edge> = (0..EDGES.len()).filter(|i| *i != left_out).map(|i| EDGES[i]).collect();
+        // What happens by itself no rule relies on: the walk of the agent's tests notices those.
+        let relied_on = !matches!(edge.cause, Cause::Event(_));
+        assert!(!relied_on || !problems(NONE, &fewer).is_empty(), "nobody misses {edge:?}");
+    }
+}
+
+#[test]
+fn a_rule_less_is_noticed() {
+    for rule in RULES {
+        assert!(!problems(rule.id, EDGES).is_empty(), "nobody misses rule {}", rule.id);
+    }
+}
+
+#[test]
+fn a_goal_is_read_from_lock_and_switchover() {
+    let table = [
+        ("free", "a", Goal::WaitAlone),
+        ("fenced", "a", Goal::WaitAlone),
+        ("released b", "a", Goal::WaitAlone),
+        ("granted a promoting 2", "a", Goal::Promote),
+        ("granted a promoting 2", "b", Goal::AwaitPrimary),
+        ("granted a promoted 2", "a", Goal::Primary),
+        ("granted a open 2", "b", Goal::Follow),
+        ("granted a open 2; switchover b hold", "a", Goal::Primary),
+        ("granted a open 2; switchover b stop", "a", Goal::StopKeepingLease),
+        ("granted a open 2; switchover b stop", "b", Goal::Follow),
+        ("granted a open 2; switchover b transfer", "a", Goal::StepDown),
+        ("granted a open 2; switchover b rollback", "a", Goal::Primary),
+        ("granted a open 2; failover b", "a", Goal::Primary),
+    ];
+    for (lock, me, expected) in table {
+        assert_eq!(goal(&testing::state(lock), &testing::id(me)), expected, "lock {lock}, {me}");
+    }
+    let mut unfounded = testing::state("free");
+    unfounded.system_identifier = None;
+    assert_eq!(goal(&unfounded, &testing::id("a")), Goal::Found);
+    assert_eq!(goal(&unfounded, &testing::id("b")), Goal::Nothing);
+    assert_eq!(goal(&ClusterState::default(), &testing::id("a")), Goal::Nothing);
+}
+
+// ---- the page ------------------------------------------------------------------------------------------------
+
+/// The parts of docs/states.md between markers are what is compiled.
+#[test]
+#[allow(clippy::disallowed_methods)]
+fn the_page_of_states_is_the_code() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/states.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let goal = |goal: &Goal| {
+        let met: Vec<String> = goal.met_in().iter().map(|state| format!("{state:?}")).collect();
+        format!("| {goal:?} | {} | {} |\n", goal.asked_when(), met.join(", "))
+    };
+    let goals: String = Goal::ALL.iter().map(goal).collect();
+    let rests: String = RESTS.iter().zip(1..).map(|((why, _), n)| format!("{n}. {why}\n")).collect();
+    let endless: String = NO_LIMIT.iter().map(|(state, what)| format!("- {state:?}: {what}\n")).collect();
+    let parts = [
+        ("goals", format!("| goal | asked when | done in |\n| --- | --- | --- |\n{goals}")),
+        ("drawing", format!("```mermaid\n{}```\n", mermaid())),
+        ("rests", rests),
+        ("endless", endless),
+    ];
+    let written = parts.iter().fold(page.clone(), |page, (name, text)| between(&page, name, text));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(&path, &written).unwrap();
+    } else {
+        assert!(written == page, "docs/states.md is out of date: UPDATE_EXPECT=1 writes it");
+    }
+}
+
+/// `page` with `text` between its markers called `name`.
+fn between(page: &str, name: &str, text: &str) -> String {
+    let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+    let (before, rest) = page.split_once(&begin).unwrap_or_else(|| panic!("no `{begin}`"));
+    let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("no `{end}`"));
+    format!("{before}{begin}{text}{end}{after}")
+}
