@@ -158,7 +158,7 @@ fn arrows() {
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
         agent -> config, domain, guard, layers, lease, postgres, rpc, telemetry
-        cli -> admin, agent, config, demo, domain, guard, manager, routing, rpc, telemetry
+        cli -> admin, agent, config, demo, domain, guard, manager, policy, reconcile, routing, rpc, telemetry
         config -> domain
         demo -> rpc, telemetry
         guard -> domain
@@ -175,6 +175,13 @@ fn arrows() {
         state -> domain
     "#]]
     .assert_eq(&drawn);
+
+    // `matriarch rules` prints the tables of both, offline; no other command may decide anything.
+    let decides = |s: &&Source| {
+        s.room == "cli" && rooms_used(&s.code, "crate::").iter().any(|r| ["policy", "reconcile"].contains(&r.as_str()))
+    };
+    let printers: Vec<&str> = sources.iter().filter(decides).map(|s| s.path.as_str()).collect();
+    assert_eq!(printers, ["cli/rules.rs"]);
 
     let may: [(&str, &[&str]); 4] = [
         ("domain", &[]),

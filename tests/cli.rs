@@ -69,6 +69,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               profile     Show the timings, or put those of another profile in force
               rto         Say how long writes stop, for each way to fail, by the timings in force
               explain     Say what the cluster considered, what holds it up, and what can be done
+              rules       Print the numbered rules by which the cluster decides and each host acts
               raft        Work with the managers' Raft group
               member      Show, add, remove or replace members
               recover     Begin a new generation with what this host has, when a majority of the hosts is gone
@@ -122,6 +123,45 @@ fn help_of_switchover() {
           4  status: the cluster answers and is degraded
     "#]],
     );
+}
+
+/// Offline: there is no configuration file here. The names of the rules stand in docs/rules.md.
+#[test]
+fn rules_are_printed_with_what_they_lead_to() {
+    let output = matriarch(&["rules"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let some =
+        |line: &&str| ["RULE", " 230", " 410", " 480", " 520", " 550"].iter().any(|start| line.starts_with(start));
+    let shown: Vec<String> = text.lines().filter(some).map(|line| format!("{line}\n")).collect();
+    expect![[r#"
+        RULE  WHEN, AND THEN WHAT                                                            PROPOSES
+         230  switchover: the primary has flushed, hold new writes                           advance-operation, end-operation
+         410  the old epoch is sealed and over: grant to the successor                       grant-primary
+         480  a node in the Raft group is nobody's: drop it                                  drop-node
+        RULE  WHEN, AND THEN WHAT                                          ORDERS
+         520  switchover: the primary flushes early                        checkpoint
+         550  no data, or a rejoin by copy is due: clone                   clone
+    "#]]
+    .assert_eq(&shown.concat());
+    let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
+    assert_eq!(rows, matriarch::policy::RULES.len() + matriarch::reconcile::RULES.len());
+}
+
+#[test]
+fn rules_as_json_and_as_a_drawing() {
+    let output = matriarch(&["rules", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let row =
+        |table: &str, rule: u32| told[table].as_array().unwrap().iter().find(|r| r["rule"] == rule).unwrap().clone();
+    assert_eq!(row("policy", 410)["then"], serde_json::json!(["grant-primary"]));
+    assert_eq!(row("reconcile", 530)["then"], serde_json::json!(["start", "promote"]));
+    let change = serde_json::json!({"from": "Standby", "to": "Promoting", "order": "promote", "rules": [530]});
+    assert!(told["states"].as_array().unwrap().contains(&change), "{told}");
+    let drawing = String::from_utf8(matriarch(&["rules", "--mermaid"]).stdout).unwrap();
+    assert!(drawing.starts_with("stateDiagram-v2\n"), "{drawing}");
+    assert!(drawing.contains("\n    Standby --> Promoting : promote (530)\n"), "{drawing}");
+    assert_eq!(matriarch(&["rules", "--mermaid", "--json"]).status.code(), Some(2));
 }
 
 #[test]

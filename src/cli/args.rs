@@ -38,6 +38,8 @@ pub enum Command {
     Rto(RtoArgs),
     /// Say what the cluster considered, what holds it up, and what can be done
     Explain(ExplainArgs),
+    /// Print the numbered rules by which the cluster decides and each host acts
+    Rules(RulesArgs),
     /// Work with the managers' Raft group
     Raft(RaftArgs),
     /// Show, add, remove or replace members
@@ -181,6 +183,17 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub client: ClientArgs,
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct RulesArgs {
+    /// Print a drawing of the states of a member's PostgreSQL instead, for Mermaid
+    #[arg(long, conflicts_with = "json")]
+    pub mermaid: bool,
+    /// Print JSON: the rules, and the states with what leads from one to the other
     #[arg(long)]
     pub json: bool,
 }

@@ -11,6 +11,7 @@ mod processes;
 mod profile;
 pub mod render;
 mod rto;
+mod rules;
 mod settings;
 mod wiring;
 
@@ -61,6 +62,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),
+        Command::Rules(args) => rules::run(&args).into(),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
         Command::Raft(args) => match args.command {
