@@ -517,6 +517,10 @@ impl Core {
             TaskEnd::Succeeded if still_ours => {
                 self.set_phase(Phase::Primary);
                 out.push(Effect::Persist);
+                if self.tree == Tree::Empty {
+                    // It ended after the task's last look, and was left to the task until now.
+                    return self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
+                }
                 out.push(Effect::CheckpointBeside);
             }
             // The lease was lost on the way; the fence is under way already.
@@ -546,6 +550,9 @@ impl Core {
                 self.set_phase(Phase::Primary);
                 self.idle_since = None;
                 out.push(Effect::Persist);
+                if self.tree == Tree::Empty {
+                    self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
+                }
             }
             TaskEnd::Succeeded => self.fence(now, out),
             TaskEnd::Failed { .. } => {

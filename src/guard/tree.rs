@@ -64,8 +64,6 @@ pub fn boot_id() -> io::Result<String> {
 
 /// The few fields of /proc/PID/stat that are needed here.
 struct Stat {
-    /// By the name it was started under.
-    postgres: bool,
     parent: u32,
     zombie: bool,
     start_ticks: u64,
@@ -94,30 +92,14 @@ impl Stat {
         if hidden { Ok(None) } else { Err(error) }
     }
 
-    /// A `postgres` of this user that doesn't let its program be read (a security module, say) may be any server: it
-    /// can't be told whether it is ours.
-    fn shows_its_program(&self, dir: &Path) -> io::Result<()> {
-        if !self.postgres || self.zombie {
-            return Ok(());
-        }
-        match fs::read_link(dir.join("exe")) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let ours = fs::metadata(dir).is_ok_and(|found| found.uid() == geteuid().as_raw());
-                if ours { Err(error) } else { Ok(()) }
-            }
-            Ok(_) | Err(_) => Ok(()),
-        }
-    }
-
     /// The name in parentheses may contain anything, so fields are counted after the last `)`.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
-        let postgres = bytes[..after_name].ends_with(b" (postgres)");
         let mut fields = std::str::from_utf8(&bytes[after_name..]).ok()?.split_ascii_whitespace();
         let zombie = matches!(fields.next()?, "Z" | "X" | "x");
         let parent = fields.next()?.parse().ok()?;
         let start_ticks = fields.nth(17)?.parse().ok()?;
-        Some(Self { postgres, parent, zombie, start_ticks })
+        Some(Self { parent, zombie, start_ticks })
     }
 }
 
@@ -148,10 +130,7 @@ impl Scan {
 
     fn add(&mut self, proc: &Path, entry: io::Result<fs::DirEntry>) {
         let looked = entry.and_then(|entry| match entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            Some(pid) => Ok(Stat::look(proc, pid)?.map(|stat| (pid, stat))).and_then(|seen| {
-                seen.iter().try_for_each(|(pid, stat)| stat.shows_its_program(&proc.join(pid.to_string())))?;
-                Ok(seen)
-            }),
+            Some(pid) => Ok(Stat::look(proc, pid)?.map(|stat| (pid, stat))),
             None => Ok(None),
         });
         match looked {
@@ -492,11 +471,7 @@ mod tests {
         let stat = b"71 (a) Z 1 (b) S 70 71 71 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 123456 99 1 ...";
         let stat = Stat::parse(stat).unwrap();
         assert_eq!((stat.parent, stat.zombie, stat.start_ticks), (70, false, 123_456));
-        assert!(!stat.postgres);
         assert!(Stat::parse(b"71 (postgres)").is_none());
-        assert!(
-            Stat::parse(b"71 (postgres) S 70 71 71 0 -1 4194304 1 0 0 0 1 2 3 4 20 0 1 0 9 99 1").unwrap().postgres
-        );
     }
 
     #[test]
@@ -528,7 +503,7 @@ mod tests {
 
     #[test]
     fn descendants_are_found_at_any_depth() {
-        let stat = |parent| Stat { postgres: false, parent, zombie: false, start_ticks: 0 };
+        let stat = |parent| Stat { parent, zombie: false, start_ticks: 0 };
         let all = HashMap::from([(10, stat(1)), (11, stat(10)), (12, stat(11)), (13, stat(10)), (20, stat(1))]);
         assert_eq!(with_descendants(&all, [10]), HashSet::from([10, 11, 12, 13]));
     }

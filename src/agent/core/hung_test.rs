@@ -137,3 +137,23 @@ fn on_primary_crash_failover_ends_the_epoch_at_once_when_somebody_streams() {
     alone.step(gone(false), now(100));
     assert_eq!((alone.state(), alone.durable().ended), (PostgresState::Crashed, Epoch(0)), "there is nobody else");
 }
+
+/// Found by the proof of states: the task has looked for the last time, PostgreSQL ends, and then the task is done.
+#[test]
+fn one_that_ends_before_its_promotion_or_restart_is_noted_has_crashed() {
+    let mut core = standby();
+    core.step(promote(4), now(20));
+    core.step(held(4, 100_000), now(30));
+    core.step(sight(false, at(2, 200)), now(40));
+    core.step(gone(false), now(50));
+    let effects = core.step(Event::Done(TaskEnd::Succeeded), now(51));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if !n.fenced)), "{effects:?}");
+    assert_eq!(core.state(), PostgresState::Crashed);
+
+    core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(60));
+    core.step(Event::Spawned { life: 2 }, now(61));
+    core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(62));
+    core.step(ends(2, false), now(63));
+    core.step(Event::Done(TaskEnd::Succeeded), now(64));
+    assert_eq!((core.state(), core.durable().ended), (PostgresState::Crashed, Epoch(0)));
+}
