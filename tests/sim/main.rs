@@ -205,6 +205,6 @@ fn a_seal_that_is_not_durable_is_found() {
 fn an_ended_epoch_that_is_forgotten_is_found() {
     use Fault::{KillAgent, KillAllManagers, KillGuard, Switchover};
     let faults = [Switchover, Switchover, Switchover, KillAgent, KillAgent, KillGuard, KillGuard, KillAllManagers];
-    let plan = Plan::mutated(96, Mutation::EndedEpochForgotten, &faults);
+    let plan = Plan::mutated(146, Mutation::EndedEpochForgotten, &faults);
     is_found_in(&Plan { hasty: true, aimed: true, ..plan }, 200);
 }
