@@ -838,8 +838,8 @@ fn an_agent_that_stands_still_for_good_loses_its_lease() {
             assert!(began.elapsed() < DEADLINE, "it goes on renewing for ever");
             thread::sleep(Duration::from_millis(10));
         }
-        let timings = Timings::of(Profile::Fast);
-        assert!(began.elapsed() > timings.agent_patience(), "{:?}", began.elapsed());
+        // The acceptors of this test share the log that stands still, so the lease may end for their sake, too.
+        assert!(began.elapsed() > Timings::of(Profile::Fast).hold, "{:?}", began.elapsed());
         drop(stalled);
         drop(asked);
         let ended = host.until("it has ended its epoch", |s| s.ended_epoch == 1).await;
