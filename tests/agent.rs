@@ -18,7 +18,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -44,7 +44,7 @@ use nix::{
     unistd::Pid,
 };
 use support::{bin_dir, free_port, secret_file};
-use tokio::{net::UnixStream, sync::watch};
+use tokio::{net::UnixStream, sync::watch, task::JoinHandle};
 use tokio_postgres::NoTls;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -345,6 +345,17 @@ impl Host {
         fs::read_to_string(self.local().agent.state_dir.join("postgres.log")).unwrap_or_default()
     }
 
+    /// The agent's loop hangs until the first is dropped: it says that it has received an order, and nobody takes that.
+    fn stands_still(
+        &self,
+    ) -> (MutexGuard<'static, ()>, JoinHandle<Result<tonic::Response<v1::OrderReply>, tonic::Status>>) {
+        let action = Some(Action::Checkpoint(v1::Checkpoint {}));
+        let order = v1::Order { to: self.to(1), id: 77, rule: 1, briefing: None, action };
+        let mut agent = self.agent.clone();
+        let stalled = STALLED.lock().unwrap();
+        (stalled, tokio::spawn(async move { agent.execute(order).await }))
+    }
+
     /// A client with a password over TCP.
     async fn client(&self) -> tokio_postgres::Client {
         self.try_client().await.unwrap()
@@ -370,7 +381,7 @@ impl Host {
     }
 
     /// A client whose one statement keeps a backend busy for seconds, then commits and acknowledges; and the backend.
-    async fn busy(&self) -> (tokio::task::JoinHandle<Result<(), tokio_postgres::Error>>, ProcessIdentity) {
+    async fn busy(&self) -> (JoinHandle<Result<(), tokio_postgres::Error>>, ProcessIdentity) {
         let client = self.client().await;
         let row = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap();
         let backend = ProcessIdentity::of(row.get::<_, i32>(0).cast_unsigned()).unwrap();
@@ -795,17 +806,7 @@ fn an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile() {
     as_postgres("an_agent_that_was_held_up_does_not_end_a_lease_that_was_renewed_meanwhile", || async {
         let cluster = Cluster::new();
         let mut host = cluster.primary().await;
-        let order = v1::Order {
-            to: host.to(1),
-            id: 77,
-            rule: 1,
-            briefing: None,
-            action: Some(Action::Checkpoint(v1::Checkpoint {})),
-        };
-        let mut agent = host.agent.clone();
-        let stalled = STALLED.lock().unwrap();
-        // It says that it has received the order, and nobody takes that.
-        let asked = tokio::spawn(async move { agent.execute(order).await });
+        let (stalled, asked) = host.stands_still();
         thread::sleep(Timings::of(Profile::Fast).hold * 2);
         drop(stalled);
         let outcome = asked.await.unwrap().unwrap().into_inner().outcome.unwrap();
@@ -823,16 +824,7 @@ fn an_agent_that_stands_still_for_good_loses_its_lease() {
         let cluster = Cluster::new();
         let mut host = cluster.primary().await;
         let pid = host.status().await.postgres_pid;
-        let order = v1::Order {
-            to: host.to(1),
-            id: 77,
-            rule: 1,
-            briefing: None,
-            action: Some(Action::Checkpoint(v1::Checkpoint {})),
-        };
-        let mut agent = host.agent.clone();
-        let stalled = STALLED.lock().unwrap();
-        let asked = tokio::spawn(async move { agent.execute(order).await });
+        let (stalled, asked) = host.stands_still();
         let (began, alive) = (Instant::now(), PathBuf::from(format!("/proc/{pid}")));
         while exists(&alive) {
             assert!(began.elapsed() < DEADLINE, "it goes on renewing for ever");

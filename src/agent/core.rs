@@ -22,8 +22,8 @@ mod walk_test;
 use std::time::Duration;
 
 pub use events::{
-    Disk, DiskFacts, Effect, Event, Found, Knock, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
-    Start, Task, TaskEnd, Tree,
+    Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start,
+    Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
 
@@ -38,6 +38,7 @@ use crate::{
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
+    postgres::Knock,
 };
 
 /// A clone that failed this long ago counts no more: five in a row stop the cloning, but not for ever.

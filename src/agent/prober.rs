@@ -7,12 +7,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    core::{Event, Knock, Sight},
+    core::{Event, Sight},
     process::Wake,
 };
 use crate::{
     domain::{TimelineHistory, WalPosition},
-    postgres::{self, Instance, Probe, ProbeError, Session},
+    postgres::{Instance, Probe, ProbeError, Session},
 };
 
 /// So many bytes from its beginning the first record of a timeline is looked for.
@@ -69,11 +69,7 @@ pub async fn knock(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, 
             continue;
         };
         let next = tokio::time::Instant::now() + deadline / KNOCKS;
-        let knock = match instance.knock(deadline).await {
-            postgres::Knock::Answered => Knock::Answered,
-            postgres::Knock::Refused => Knock::Refused,
-            postgres::Knock::Silent => Knock::Silent,
-        };
+        let knock = instance.knock(deadline).await;
         if wakes.send(Wake::Core(Event::Knocked { life, knock, waited: deadline })).is_err() {
             return;
         }

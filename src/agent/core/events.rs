@@ -14,6 +14,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
+    postgres::Knock,
 };
 
 /// Both kinds of time an event comes with.
@@ -107,17 +108,6 @@ pub struct LeaseSight {
     pub failsafe: bool,
     /// When that was asked for which it holds.
     pub confirmed: Option<TwoClocks>,
-}
-
-/// What became of a new connection to PostgreSQL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Knock {
-    /// A server process said something, whatever it was.
-    Answered,
-    /// Nobody listens, though a postmaster runs.
-    Refused,
-    /// Nothing came in time.
-    Silent,
 }
 
 /// What a successful probe saw.

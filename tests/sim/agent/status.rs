@@ -3,11 +3,9 @@
 use std::rc::Rc;
 
 use matriarch::{
-    agent::{
-        core::{Event, Knock},
-        status::view,
-    },
+    agent::{core::Event, status::view},
     domain::observation::AgentView,
+    postgres::Knock,
 };
 
 use super::{AgentEvent, DEBOUNCE, Plan, Wake};
