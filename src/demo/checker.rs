@@ -21,10 +21,10 @@ pub(crate) fn ms(d: Duration) -> f64 {
 }
 
 /// From the fault to the first acknowledgement of a write that began after it,
-/// by any server but the life `not_by`: where the fault ends a server's life,
+/// by any server but the lives that begin with `not_by`: where the fault ends a server's life,
 /// what its last processes still acknowledge while they die is no recovery.
 pub(crate) fn recovery(attempts: &[Attempt], writer: &str, fault: Instant, not_by: Option<&str>) -> Option<Duration> {
-    let by = |server: &str| not_by != Some(server);
+    let by = |server: &str| not_by.is_none_or(|lives| !server.starts_with(lives));
     let good = attempts.iter().filter(|a| &*a.writer == writer && a.begun >= fault && a.server().is_some_and(by));
     good.map(|a| a.ended - fault).min()
 }

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use super::{
     groups::Groups,
     layout::{Host, Layout, host_names},
-    netns::{self, Network},
+    netns::{self, Cut, Network},
     processes::{self, OsUser, Program},
     supervisor::{Role, Supervisor},
     transcript::Story,
@@ -164,7 +164,7 @@ impl Cluster {
         let victims = processes::belonging(&dir);
         let began = Instant::now();
         if let Some(network) = &self.network {
-            network.cut(host)?;
+            network.cut(host, Cut::BothWays)?;
         }
         processes::kill_all(&victims);
         processes::kill_until_none(|| processes::belonging(&dir), KILL_DEADLINE)
@@ -187,6 +187,30 @@ impl Cluster {
         let began = Instant::now();
         processes::signal(pid, signal)?;
         Ok(began)
+    }
+
+    /// Sends a signal to every process of the host's PostgreSQL, its postmaster first.
+    pub(crate) fn signal_postgres(&self, host: &str, signal: Signal) -> Result<Instant> {
+        let postmaster = self.postmaster(host)?;
+        let began = self.signal_postmaster(host, signal)?;
+        for pid in processes::children(postmaster) {
+            // One that ended in between is as good as stopped.
+            let _ = processes::signal(pid, signal);
+        }
+        Ok(began)
+    }
+
+    /// Cuts the host off, where hosts have a network of their own.
+    pub(crate) fn cut(&self, host: &str, how: Cut) -> Result<Instant> {
+        let network = self.network.as_ref().context("a host can be cut off with --netns only")?;
+        let began = Instant::now();
+        network.cut(host, how)?;
+        Ok(began)
+    }
+
+    /// The host is no longer cut off.
+    pub(crate) fn join(&self, host: &str) -> Result<()> {
+        self.network.as_ref().map_or(Ok(()), |network| network.join(host))
     }
 
     /// Starts one process of a host, if it doesn't run.

@@ -102,16 +102,20 @@ impl Driver {
         let postmaster = self.cluster.postmaster(&primary).ok();
         let old = checker::last_server(&self.workload.journal.since(Instant::now() - BEFORE));
         let old = old.filter(|_| fault.ends_the_server());
+        let old = old.as_deref().map(|life| fault.no_recovery(life));
         self.story.say(fault.sentence(&primary));
         let began = fault.inject(&self.cluster, &self.watcher, &before).await;
         let began = began.with_context(|| format!("inject {fault}"))?;
-        let resumed = self.wait_for_write(ROUTED, began, old.as_deref()).await;
+        let resumed = tokio::select! {
+            resumed = self.wait_for_write(ROUTED, began, old) => resumed,
+            never = fault.go_on(&self.cluster, &primary) => match never {},
+        };
         let marks = self.watcher.marks(began, before.epoch).earliest(self.logged_marks(began));
         match &resumed {
             Ok(rto) => self.story.say(format!("writes through the router go on {:.0} ms after the fault", ms(*rto))),
             Err(e) => self.story.say(format!("{e:#}")),
         }
-        let multi_host = self.wait_for_write(MULTI_HOST, began, old.as_deref()).await.ok();
+        let multi_host = self.wait_for_write(MULTI_HOST, began, old).await.ok();
         tokio::time::sleep_until((began + AFTER).into()).await;
 
         let (rejoin, mut outcome) = self.mend(fault, &primary, postmaster, began).await;
@@ -204,7 +208,7 @@ impl Driver {
         healthy(&self.cluster, &self.watcher, deadline).await
     }
 
-    /// Waits for the writer's first acknowledgement of a write begun after `since`, not by the server `not_by`.
+    /// Waits for the writer's first acknowledgement of a write begun after `since`, not by lives that begin with `not_by`.
     async fn wait_for_write(&self, writer: &str, since: Instant, not_by: Option<&str>) -> Result<Duration> {
         let deadline = WRITE_DEADLINE;
         loop {

@@ -1,13 +1,20 @@
 //! The faults a demo can inject, and what mends them.
 
-use std::{fmt, time::Instant};
+use std::{
+    convert::Infallible,
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
-use super::{cluster::Cluster, supervisor::Role, watcher::Watcher};
+use super::{cluster::Cluster, netns::Cut, supervisor::Role, watcher::Watcher};
 use crate::rpc::v1::StatusReply;
+
+/// How soon a postmaster that came back is killed again.
+const CRASH_PACE: Duration = Duration::from_millis(20);
 
 /// A fault, always of the primary's host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -18,6 +25,16 @@ pub enum Fault {
     KillPostgres,
     /// The postmaster is stopped (SIGSTOP) and stays so: sessions go on, nobody new gets in.
     StopPostgres,
+    /// Every process of PostgreSQL is stopped (SIGSTOP) and stays so.
+    StopTree,
+    /// The postmaster is killed whenever there is one, until another host is primary.
+    CrashLoop,
+    /// The host is cut off, both ways; its processes go on (--netns).
+    Cut,
+    /// Nothing that the host sends arrives (--netns).
+    CutOut,
+    /// Nothing arrives at the host (--netns).
+    CutIn,
     /// The agent is killed.
     KillAgent,
     /// The manager is killed.
@@ -32,6 +49,11 @@ impl fmt::Display for Fault {
             Fault::KillHost => "kill-host",
             Fault::KillPostgres => "kill-postgres",
             Fault::StopPostgres => "stop-postgres",
+            Fault::StopTree => "stop-tree",
+            Fault::CrashLoop => "crash-loop",
+            Fault::Cut => "cut",
+            Fault::CutOut => "cut-out",
+            Fault::CutIn => "cut-in",
             Fault::KillAgent => "kill-agent",
             Fault::KillManager => "kill-manager",
             Fault::Switchover => "switchover",
@@ -46,6 +68,17 @@ impl Fault {
             Fault::KillHost => format!("{primary}, the primary's host, loses power: every process of it is killed"),
             Fault::KillPostgres => format!("the postmaster of {primary}, the primary, is killed"),
             Fault::StopPostgres => format!("the postmaster of {primary}, the primary, is stopped and stays so"),
+            Fault::StopTree => {
+                format!("every process of PostgreSQL on {primary}, the primary, is stopped and stays so")
+            }
+            Fault::CrashLoop => {
+                format!(
+                    "the postmaster of {primary}, the primary, is killed whenever there is one, until another is primary"
+                )
+            }
+            Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
+            Fault::CutOut => format!("nothing that {primary}, the primary's host, sends arrives any more"),
+            Fault::CutIn => format!("nothing arrives at {primary}, the primary's host, any more"),
             Fault::KillAgent => format!("the agent of {primary}, the primary's host, is killed"),
             Fault::KillManager => format!("the manager of {primary}, the primary's host, is killed"),
             Fault::Switchover => format!("switchover away from {primary}"),
@@ -55,7 +88,28 @@ impl Fault {
     /// The server that is primary must end or be demoted: only another one, or the
     /// same after a new start, can be the recovery.
     pub(crate) fn ends_the_server(self) -> bool {
-        matches!(self, Fault::KillHost | Fault::KillPostgres | Fault::StopPostgres | Fault::Switchover)
+        !matches!(self, Fault::KillAgent | Fault::KillManager)
+    }
+
+    /// Which lives of servers are no recovery, if `life` was the one that took
+    /// writes before the fault: all that begin with this.
+    pub(crate) fn no_recovery(self, life: &str) -> &str {
+        match self {
+            // What a server does between two crashes is no recovery.
+            Fault::CrashLoop => life.split(" since ").next().unwrap_or(life),
+            _ => life,
+        }
+    }
+
+    /// Goes on with the fault until it is dropped.
+    pub(crate) async fn go_on(self, cluster: &Cluster, primary: &str) -> Infallible {
+        loop {
+            tokio::time::sleep(CRASH_PACE).await;
+            if self == Fault::CrashLoop {
+                // There may be no postmaster at this moment, or a dead one's file.
+                let _ = cluster.signal_postmaster(primary, Signal::SIGKILL);
+            }
+        }
     }
 
     /// Does it. Returns the moment it began.
@@ -63,8 +117,12 @@ impl Fault {
         let primary = before.primary.as_str();
         match self {
             Fault::KillHost => tokio::task::block_in_place(|| cluster.kill_host(primary)),
-            Fault::KillPostgres => cluster.signal_postmaster(primary, Signal::SIGKILL),
+            Fault::KillPostgres | Fault::CrashLoop => cluster.signal_postmaster(primary, Signal::SIGKILL),
             Fault::StopPostgres => cluster.signal_postmaster(primary, Signal::SIGSTOP),
+            Fault::StopTree => cluster.signal_postgres(primary, Signal::SIGSTOP),
+            Fault::Cut => cluster.cut(primary, Cut::BothWays),
+            Fault::CutOut => cluster.cut(primary, Cut::Sends),
+            Fault::CutIn => cluster.cut(primary, Cut::Receives),
             Fault::KillAgent => cluster.kill_process(primary, Role::Agent),
             Fault::KillManager => cluster.kill_process(primary, Role::Manager),
             Fault::Switchover => {
@@ -83,13 +141,21 @@ impl Fault {
                 tokio::task::block_in_place(|| cluster.boot_host(host))?;
                 Ok(Some(format!("{host} is started again")))
             }
-            Fault::StopPostgres => {
+            Fault::StopPostgres | Fault::StopTree => {
                 let same = cluster.postmaster(host).ok().filter(|pid| Some(*pid) == postmaster);
-                let Some(pid) = same else { return Ok(None) };
-                super::processes::signal(pid, Signal::SIGCONT)?;
-                Ok(Some(format!("nobody had replaced the stopped postmaster of {host}; it continues")))
+                if same.is_none() {
+                    return Ok(None);
+                }
+                cluster.signal_postgres(host, Signal::SIGCONT)?;
+                Ok(Some(format!("nobody had replaced the stopped PostgreSQL of {host}; it continues")))
             }
-            Fault::KillPostgres | Fault::KillAgent | Fault::KillManager | Fault::Switchover => Ok(None),
+            Fault::Cut | Fault::CutOut | Fault::CutIn => {
+                cluster.join(host)?;
+                Ok(Some(format!("{host} is connected again")))
+            }
+            Fault::KillPostgres | Fault::CrashLoop | Fault::KillAgent | Fault::KillManager | Fault::Switchover => {
+                Ok(None)
+            }
         }
     }
 }

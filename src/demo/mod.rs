@@ -80,6 +80,9 @@ pub struct Args {
     /// The OS user that everything runs as when started by root.
     #[arg(long, default_value = "postgres")]
     pub user: String,
+    /// Change this setting before the first fault, e.g. on_primary_crash=failover; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    pub set: Vec<(String, String)>,
     /// Directory of PostgreSQL's programs (initdb, postgres, pg_rewind, …).
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
@@ -89,6 +92,11 @@ pub struct Args {
     /// Internal: cleans up when the demo is killed.
     #[arg(long, hide = true)]
     pub warden: bool,
+}
+
+fn setting(word: &str) -> Result<(String, String), String> {
+    let (key, value) = word.split_once('=').ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Runs the demo to its end, or to a signal, and cleans up.
@@ -163,6 +171,7 @@ async fn unattended(
     records: &mut Vec<Record>,
 ) -> Result<()> {
     let mut driver = Driver::start(cluster, watcher, story, Writers::Write).await?;
+    driver.watcher.change_settings(&args.set).await?;
     for _ in 0..args.runs {
         let fault = args.fault.unwrap_or(Fault::KillHost);
         records.push(driver.run(fault, args.leader_host).await?);
@@ -187,6 +196,7 @@ async fn interactive(
         started = Driver::start(cluster, watcher, story, Writers::Write) => started?,
         () = until_quit(&mut wishes, story) => return Ok(()),
     };
+    driver.watcher.change_settings(&args.set).await?;
     show_journal.send_replace(Some(driver.workload.journal.clone()));
     story.say("in five seconds the primary's host will lose power; or press a key");
     let mut next = tokio::time::timeout(FIRST_FAULT, wishes.recv()).await.unwrap_or(Some(Wish::Fault(Fault::KillHost)));

@@ -15,6 +15,17 @@ use super::processes;
 const NAMES: &str = "mtr";
 const SWITCH: &str = "sw";
 
+/// What no longer passes between a host and all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// Neither what it sends nor what is sent to it.
+    BothWays,
+    /// What it sends.
+    Sends,
+    /// What is sent to it.
+    Receives,
+}
+
 /// The namespaces of one demo. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Network {
@@ -65,9 +76,31 @@ impl Network {
         "10.213.0.0/24"
     }
 
-    /// Takes the host's link down.
-    pub(crate) fn cut(&self, host: &str) -> Result<()> {
-        ip(&["-n", &self.netns(SWITCH), "link", "set", host, "down"])
+    /// Cuts the host off: both ways by taking its link down, one way by a rule on the bridge that drops everything
+    /// but ARP (a neighbour's stale entry would else make it a cut both ways).
+    pub(crate) fn cut(&self, host: &str, how: Cut) -> Result<()> {
+        let side = match how {
+            Cut::BothWays => return ip(&["-n", &self.netns(SWITCH), "link", "set", host, "down"]),
+            Cut::Sends => "iifname",
+            Cut::Receives => "oifname",
+        };
+        self.nft(&format!(
+            "add table bridge {NAMES}; \
+             add chain bridge {NAMES} forward {{ type filter hook forward priority 0; policy accept; }}; \
+             add rule bridge {NAMES} forward ether type arp accept; \
+             add rule bridge {NAMES} forward {side} {host} drop"
+        ))
+    }
+
+    /// Undoes every [`Network::cut`] of the host.
+    pub(crate) fn join(&self, host: &str) -> Result<()> {
+        ip(&["-n", &self.netns(SWITCH), "link", "set", host, "up"])?;
+        // Added first, so that it is no error when no packets are dropped.
+        self.nft(&format!("add table bridge {NAMES}; delete table bridge {NAMES}"))
+    }
+
+    fn nft(&self, script: &str) -> Result<()> {
+        ip(&["netns", "exec", &self.netns(SWITCH), "nft", script])
     }
 
     /// Gives the host a new, empty namespace: like a reboot it forgets every
@@ -170,7 +203,17 @@ mod tests {
         server.write_all(b"x").unwrap();
         client.read_exact(&mut [0]).unwrap();
 
-        network.cut("n1").unwrap();
+        server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        network.cut("n1", Cut::Receives).unwrap();
+        server.write_all(b"y").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        client.write_all(b"lost for now").unwrap();
+        server.read(&mut [0]).unwrap_err();
+        network.join("n1").unwrap();
+        server.set_read_timeout(None).unwrap();
+        server.read_exact(&mut [0; 12]).unwrap();
+
+        network.cut("n1", Cut::BothWays).unwrap();
         drop((server, listener));
         client.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let silence = client.read(&mut [0]).unwrap_err();

@@ -94,6 +94,12 @@ pub(crate) fn belonging(dir: &Path) -> Vec<i32> {
     alive(&table, found)
 }
 
+/// Living descendants of `pid`.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let table = table();
+    alive(&table, below(&table, pid))
+}
+
 /// Living descendants of this process but for `spare`.
 pub(crate) fn descendants(spare: &[i32]) -> Vec<i32> {
     let table = table();

@@ -15,8 +15,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{layout::Layout, phases::Marks};
 use crate::rpc::v1::{
-    RoutingRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderRequest,
-    admin_client::AdminClient, routing_client::RoutingClient,
+    RoutingRequest, SetSettingsRequest, SettingsOutcome, StatusReply, StatusRequest, SwitchoverRequest, Target,
+    TransferLeaderRequest, admin_client::AdminClient, routing_client::RoutingClient,
 };
 
 const CONNECT_DEADLINE: Duration = Duration::from_millis(500);
@@ -139,6 +139,29 @@ impl Watcher {
             }
         }
         bail!("no manager took the switchover: {}", refusals.join("; "))
+    }
+
+    /// Changes settings of the cluster through any manager.
+    pub(crate) async fn change_settings(&self, settings: &[(String, String)]) -> Result<()> {
+        if settings.is_empty() {
+            return Ok(());
+        }
+        let mut refusals = Vec::new();
+        for manager in &self.managers {
+            let request = SetSettingsRequest {
+                to: Some(target()),
+                set: settings.iter().cloned().collect(),
+                by: "demo".to_owned(),
+                request_id: uuid::Uuid::new_v4().to_string(),
+                ..SetSettingsRequest::default()
+            };
+            match AdminClient::new(manager.channel.clone()).set_settings(request).await {
+                Ok(reply) if reply.get_ref().outcome() == SettingsOutcome::InForce => return Ok(()),
+                Ok(reply) => refusals.push(format!("{}: {}", manager.name, reply.into_inner().reason)),
+                Err(e) => refusals.push(format!("{}: {}", manager.name, e.message())),
+            }
+        }
+        bail!("no manager changed the settings: {}", refusals.join("; "))
     }
 }
 

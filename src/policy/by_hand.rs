@@ -69,7 +69,11 @@ fn foreign<'a>(s: &Situation<'_>, member: &'a MemberId, agent: &AgentView) -> Op
     let switch = agent.history.fork_from(&lineage).filter(|fork| fork.timeline == lineage.timeline)?;
     let mut later = agent.history.switches.iter().skip_while(|step| step.timeline != lineage.timeline).skip(1);
     let timeline = later.next().map_or(agent.history.timeline, |step| step.timeline);
-    let free = timeline > s.state.highest_timeline() && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
+    // A copy may lack the beginning of the timeline, and is no candidate before it has streamed: with its number alone
+    // in the log nobody could ever be promoted, also not the server it was copied from.
+    let free = !agent.never_streamed
+        && timeline > s.state.highest_timeline()
+        && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
     let first_record = agent.history.first_records.get(&timeline).copied();
     free.then_some(Foreign { member, timeline, switch, end: agent.wal_end, first_record })
 }
@@ -141,6 +145,50 @@ mod tests {
             panic!("{:?}", failover::grant(&bench.situation()))
         };
         assert_eq!(member.as_str(), "b", "c has more, and it may be anything");
+    }
+
+    #[test]
+    fn the_first_record_tells_who_else_has_the_adopted_timeline() {
+        let ours = &[(1, 100), (2, 500)];
+        let mut bench = seal(seal(fenced(), "b", "standby 3:600", ours, 3), "c", "standby 3:700", ours, 3);
+        bench.state.lineage.push(crate::state::TimelineRecord {
+            timeline: TimelineId(3),
+            epoch: crate::domain::Epoch(0),
+            switch: Some(position("2:500")),
+            first_record: Some(5),
+        });
+        bench.state.by_hand.insert(TimelineId(3), "b".parse().unwrap());
+        let granted = |bench: &Bench| match failover::grant(&bench.situation()) {
+            Some(Verdict::Propose(Kind::Grant { member, .. })) => member.to_string(),
+            other => panic!("{other:?}"),
+        };
+        first_record(&mut bench, "c", 5);
+        assert_eq!(granted(&bench), "c", "it has the same bytes, and more of them");
+        first_record(&mut bench, "c", 6);
+        assert_eq!(granted(&bench), "b", "it was begun by another promotion");
+    }
+
+    fn first_record(bench: &mut Bench, member: &str, crc: u32) {
+        let id = member.parse::<MemberId>().unwrap();
+        let agent = bench.seals.get_mut(&id).and_then(|seal| seal.agent.as_mut()).unwrap();
+        agent.history.first_records = [(TimelineId(3), crc)].into();
+    }
+
+    #[test]
+    fn a_copy_that_has_not_streamed_is_not_adopted_from() {
+        let ours = &[(1, 100), (2, 500)];
+        let bench = seal(seal(fenced(), "b", "standby 3:600", ours, 3), "c", "standby 3:700", ours, 3);
+        let copy = |mut bench: Bench, member: &str| {
+            let id = member.parse::<MemberId>().unwrap();
+            bench.seals.get_mut(&id).and_then(|seal| seal.agent.as_mut()).unwrap().never_streamed = true;
+            bench
+        };
+        let bench = copy(bench, "c");
+        let Some(Verdict::Propose(Kind::AdoptTimeline { member, .. })) = adopt_timeline(&bench.situation()) else {
+            panic!("{:?}", adopt_timeline(&bench.situation()))
+        };
+        assert_eq!(member.as_str(), "b", "c has more, and could never be promoted");
+        assert!(adopt_timeline(&copy(bench, "b").situation()).is_none(), "the server they were copied from may come");
     }
 
     #[test]

@@ -289,7 +289,7 @@ fn fitness(
         return Err(Unfit::WalEndUnknown);
     }
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end) {
+    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end, &agent.history) {
         return Err(Unfit::Diverged { end: agent.wal_end });
     }
     // A switchover loses nothing: its target must have all the old primary wrote.

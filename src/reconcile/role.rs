@@ -278,7 +278,7 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
         if mistaken { Rejoin::Reclone } else { Rejoin::Rewind { fork: agent.wal_end } }
     } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
-    } else if !host.state.is_known_wal(&agent.member, agent.wal_end) {
+    } else if !host.state.is_known_wal(&agent.member, agent.wal_end, &agent.history) {
         Rejoin::Reclone
     } else {
         rejoin(&agent.history, agent.wal_end, &lineage)

@@ -282,10 +282,12 @@ impl ClusterState {
         TimelineHistory { timeline, switches, first_records }
     }
 
-    /// WAL of this member that ends there is the cluster's, as far as its number says: two members that were both
-    /// promoted by hand from the same position have equal histories and other bytes.
-    pub fn is_known_wal(&self, member: &MemberId, end: WalPosition) -> bool {
-        self.by_hand.get(&end.timeline).is_none_or(|begun_on| begun_on == member)
+    /// WAL of this member, which ends there, is the cluster's, as far as its number and its first record say: two
+    /// members that were both promoted by hand from the same position have equal histories and other bytes.
+    pub fn is_known_wal(&self, member: &MemberId, end: WalPosition, history: &TimelineHistory) -> bool {
+        let Some(begun_on) = self.by_hand.get(&end.timeline) else { return true };
+        let record = self.lineage.iter().find(|r| r.timeline == end.timeline).and_then(|r| r.first_record);
+        begun_on == member || (record.is_some() && record.as_ref() == history.first_records.get(&end.timeline))
     }
 
     /// The newest timeline whose promotion was completed, 1 before the first.
