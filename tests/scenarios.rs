@@ -15,6 +15,8 @@
 //! | `lose a` · `mute a` · `back a` | nothing is heard of a; only its manager is; all of it again |
 //! | `advance 9s` | time passes; who is not lost reports again |
 //! | `leader` | another manager leads: it has heard nothing, its clocks start over |
+//! | `leads b` | the manager of b is that leader |
+//! | `disk b 30ms` | a sync of b's Raft log takes so long |
 //! | `switchover b` · `failover b` | an operator asks |
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
@@ -51,12 +53,13 @@ struct Voice {
     manager_heard: bool,
     agent_heard: bool,
     format: Format,
+    disk: Option<Duration>,
 }
 
 impl Default for Voice {
     fn default() -> Self {
         let (agent, promise) = (None, Promise::default());
-        Self { agent, promise, manager_heard: true, agent_heard: true, format: Format::FIRST }
+        Self { agent, promise, manager_heard: true, agent_heard: true, format: Format::FIRST, disk: None }
     }
 }
 
@@ -140,6 +143,8 @@ impl World {
             ["failover", to] => self.ask(OperationKind::Failover, to),
             ["timings", profile] => self.change_timings(profile.parse().unwrap()),
             ["formats", format, members @ ..] => self.formats(Format(format.parse().unwrap()), members),
+            ["disk", member, time] => self.disk(&id(member), duration(time)),
+            ["leads", member] => self.group.leader = self.state.members.get(&id(member)).map(|m| m.node),
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
@@ -410,6 +415,11 @@ impl World {
         self.hear_all();
     }
 
+    fn disk(&mut self, member: &MemberId, sync: Duration) {
+        self.voices.get_mut(member).unwrap().disk = Some(sync);
+        self.hear_all();
+    }
+
     fn change_settings(&mut self, version: u64, assignment: &str) {
         let (key, value) = assignment.split_once('=').unwrap();
         let changes = [(key.to_owned(), Some(value.to_owned()))].into();
@@ -448,7 +458,7 @@ impl World {
         for (member, voice) in self.voices.iter().filter(|(_, v)| v.manager_heard) {
             let entry = self.seen.entry(member.clone()).or_default();
             entry.at = now;
-            (entry.promise, entry.format) = (voice.promise, voice.format);
+            (entry.promise, entry.format, entry.disk) = (voice.promise, voice.format, voice.disk);
             let agent = voice.agent.clone().filter(|_| voice.agent_heard);
             if agent.is_some() {
                 entry.agent_at = now;
@@ -489,6 +499,7 @@ impl World {
         self.lock_seen = None;
         self.operation_seen = None;
         self.since.start = self.now;
+        self.since.lead = self.now;
     }
 
     // ------------------------------------------------------------ decisions
@@ -538,6 +549,9 @@ impl World {
         if let Some((rule, step)) = &plan.step {
             assert!(policy::proposals::may_change(*rule, step), "{rule} asks for {step:?}: policy/proposals.rs");
         }
+        if let Some((rule, _)) = &plan.lead {
+            assert_eq!(policy::proposals::of(rule.0), ["lead-elsewhere"], "policy/proposals.rs");
+        }
         self.decided.clone_from(&plan.command);
         plan
     }
@@ -548,6 +562,8 @@ impl World {
             self.say(&describe(command));
         } else if let Some((rule, step)) = &plan.step {
             self.say(&format!("change: {step} ({rule})"));
+        } else if let Some((rule, to)) = &plan.lead {
+            self.say(&format!("lead: {to} ({rule})"));
         } else if plan.holds.is_empty() {
             self.say("nothing to do");
         }

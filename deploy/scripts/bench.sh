@@ -8,9 +8,13 @@ runs=${RUNS:-5}
 out=target/bench
 mkdir -p "$out"
 network=()
-if [ "$(id -u)" = 0 ]; then network=(--netns); fi
+faults="kill-host kill-postgres stop-postgres stop-tree crash-loop kill-agent kill-manager switchover"
+if [ "$(id -u)" = 0 ]; then
+    network=(--netns)
+    faults="$faults cut cut-out cut-in"
+fi
 for profile in ${PROFILES:-fast normal}; do
-    for fault in ${FAULTS:-kill-host kill-postgres stop-postgres kill-agent kill-manager switchover}; do
+    for fault in ${FAULTS:-$faults}; do
         echo "bench: $fault, profile $profile, $runs runs"
         target/release/matriarch demo --fault "$fault" --profile "$profile" --runs "$runs" "${network[@]}" \
             --json "$out/$fault-$profile.json"

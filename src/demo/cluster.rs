@@ -184,6 +184,10 @@ impl Cluster {
     /// Sends a signal to the host's postmaster only.
     pub(crate) fn signal_postmaster(&self, host: &str, signal: Signal) -> Result<Instant> {
         let pid = self.postmaster(host)?;
+        // The file of a server that is gone may name a process of somebody else.
+        if !processes::belonging(&self.layout.member(host)?.dir).contains(&pid) {
+            bail!("process {pid} is no process of {host}");
+        }
         let began = Instant::now();
         processes::signal(pid, signal)?;
         Ok(began)

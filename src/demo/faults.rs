@@ -91,6 +91,11 @@ impl Fault {
         !matches!(self, Fault::KillAgent | Fault::KillManager)
     }
 
+    /// It cuts a host off that goes on running.
+    pub(crate) fn needs_network(self) -> bool {
+        matches!(self, Fault::Cut | Fault::CutOut | Fault::CutIn)
+    }
+
     /// Which lives of servers are no recovery, if `life` was the one that took
     /// writes before the fault: all that begin with this.
     pub(crate) fn no_recovery(self, life: &str) -> &str {

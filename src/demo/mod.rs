@@ -25,7 +25,7 @@ mod workload;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, thread, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc::UnboundedReceiver, watch},
@@ -104,6 +104,9 @@ fn setting(word: &str) -> Result<(String, String), String> {
 /// Call it outside any async runtime: with `--netns` it moves to the client's
 /// host by thread, and builds its runtime there.
 pub fn run(args: Args) -> Result<ExitCode> {
+    if let Some(fault) = args.fault.filter(|fault| fault.needs_network() && !args.netns && !args.warden) {
+        bail!("--fault {fault}: only a host with a network of its own can be cut off; add --netns (as root)");
+    }
     if args.warden {
         cluster::warden()?;
         return Ok(ExitCode::SUCCESS);

@@ -92,7 +92,7 @@ impl Network {
         ))
     }
 
-    /// Undoes every [`Network::cut`] of the host.
+    /// Undoes every [`Network::cut`] of the host, and those one way of any other.
     pub(crate) fn join(&self, host: &str) -> Result<()> {
         ip(&["-n", &self.netns(SWITCH), "link", "set", host, "up"])?;
         // Added first, so that it is no error when no packets are dropped.

@@ -1,7 +1,10 @@
 //! What was seen of a member, and when. Observations live in memory and travel
 //! by RPC; the log holds only what decisions must survive on.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{Epoch, Format, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
@@ -270,4 +273,6 @@ pub struct Observation {
     pub promise: Promise,
     /// What its manager can apply.
     pub format: Format,
+    /// What a sync of its Raft log takes, by those of the last minute; `None` when there were too few.
+    pub disk: Option<Duration>,
 }

@@ -106,6 +106,11 @@ impl Facts {
         self.seen.entry(member.clone()).or_default().format = format;
     }
 
+    /// What a sync of the Raft log takes on a host.
+    pub fn disk(&mut self, member: &MemberId, disk: Option<Duration>) {
+        self.seen.entry(member.clone()).or_default().disk = disk;
+    }
+
     /// An agent's word about the end of an epoch. A later epoch, or the word that
     /// the tree is empty, outranks what stands there.
     pub fn notice(&mut self, notice: Notice) {
@@ -118,6 +123,7 @@ impl Facts {
 
     /// Starts the leader's clocks over: this manager has just begun to lead.
     pub fn lead(&mut self, me: &MemberId, now: Moment) {
+        self.since.lead = now;
         self.since.lock = now;
         self.since.operation = now;
         self.since.timings = None;
@@ -264,11 +270,18 @@ impl Board {
     }
 
     /// Puts up what was heard of a host, and what its manager can apply.
-    pub fn observe(&self, member: &MemberId, format: Format, agent: Option<(AgentView, Duration)>, promise: Promise) {
+    pub fn observe(
+        &self,
+        member: &MemberId,
+        agent: Option<(AgentView, Duration)>,
+        promise: Promise,
+        (format, disk): (Format, Option<Duration>),
+    ) {
         let at = self.now();
         self.update(|f| {
             f.observe(member, agent, promise, at);
             f.knows(member, format);
+            f.disk(member, disk);
         });
     }
 

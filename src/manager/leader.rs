@@ -14,6 +14,8 @@ use crate::{
 
 /// Holds with a deadline are looked at again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A hand-over that failed is tried again after this.
+const HAND_OVER_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(manager: Manager) {
     let node = &manager.inner.node;
@@ -49,6 +51,10 @@ pub(super) async fn run(manager: Manager) {
             }
             if let Some((rule, step)) = plan.step.take() {
                 change(&manager, rule, &step).await;
+                continue;
+            }
+            if let Some((rule, to)) = plan.lead.take() {
+                hand_over(&manager, rule, &to).await;
                 continue;
             }
         }
@@ -124,6 +130,16 @@ async fn change(manager: &Manager, rule: RuleId, step: &GroupStep) {
             tracing::warn!(step = %step, error = %error, "the Raft group is not changed, or not known to be");
             tokio::time::sleep(LOOK_AGAIN).await;
         }
+    }
+}
+
+/// Lets another manager lead. A failure is looked at again: it may have died meanwhile.
+async fn hand_over(manager: &Manager, rule: RuleId, to: &MemberId) {
+    let why = policy::rules::name(rule);
+    tracing::warn!(event = events::LEADER_CHANGED, to = %to, rule = rule.0, why, "handing the Raft leadership over");
+    if let Err(error) = manager.inner.node.transfer_leader(to).await {
+        tracing::warn!(to = %to, error = %error, "the Raft leadership can't be moved");
+        tokio::time::sleep(HAND_OVER_AGAIN).await;
     }
 }
 

@@ -62,7 +62,8 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let said = inner.link.said();
     let age = |at: Duration| two_clocks().boot.saturating_sub(at);
     let agent = said.as_ref().map(|s| (s.view.clone(), age(s.at)));
-    inner.board.observe(&inner.me, Format::NEWEST, agent, promise);
+    let disk = inner.node.sync_gauge().typical();
+    inner.board.observe(&inner.me, agent, promise, (Format::NEWEST, disk));
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
@@ -87,6 +88,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
         age_ms: said.as_ref().map_or(0, |s| u64::try_from(age(s.at).as_millis()).unwrap_or(u64::MAX)),
         notices: heard.iter().map(convert::notice).collect(),
         format: Format::NEWEST.0,
+        disk_us: disk.map_or(0, |disk| u64::try_from(disk.as_micros()).unwrap_or(u64::MAX)),
     };
     let limit = manager.timings().rpc.max(Duration::from_millis(250));
     let Ok(mut peer) = inner.peers.peer(leader) else { return false };

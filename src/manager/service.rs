@@ -104,7 +104,9 @@ impl v1::peer_server::Peer for PeerService {
                 Err(error) => tracing::warn!(member = %sender, error = %error, "a notice can't be read"),
             }
         }
-        board.observe(&sender, Format::from(report.format), agent, convert::promise_of(report.promise));
+        let disk = (report.disk_us > 0).then(|| Duration::from_micros(report.disk_us));
+        let manager = (Format::from(report.format), disk);
+        board.observe(&sender, agent, convert::promise_of(report.promise), manager);
         let state = self.manager.inner.node.state().borrow().clone();
         let (primary_ready, standbys) = board.situation(&state, &self.manager.timings(), view::seen_by_leader);
         let standbys = standbys

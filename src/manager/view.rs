@@ -170,6 +170,10 @@ impl ManagerHandle {
                         Some(policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
                         Some(policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
                         Some(policy::Verdict::Change(step)) => format!("changes the Raft group: {step}"),
+                        Some(policy::Verdict::Lead { to, mine, theirs }) => {
+                            let (mine, theirs) = (mine.as_millis(), theirs.as_millis());
+                            format!("moves the Raft leadership to {to}: a sync takes {mine} ms here, {theirs} ms there")
+                        }
                     };
                     (rule.id, rule.name, says)
                 })

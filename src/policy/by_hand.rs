@@ -2,7 +2,7 @@
 
 use super::{Hold, Situation, Verdict, failover, report::Unfit};
 use crate::{
-    domain::{MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
+    domain::{Lsn, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
     state::Kind,
 };
 
@@ -13,6 +13,15 @@ struct Foreign<'a> {
     switch: WalPosition,
     end: WalPosition,
     first_record: Option<u32>,
+    copy: bool,
+}
+
+impl Foreign<'_> {
+    /// Whose timeline is taken: a server's that has streamed, the one with the most of ours, and one whose first record
+    /// is known, for by that everybody else who has the timeline is known, too.
+    fn rank(&self) -> (bool, Lsn, bool, WalPosition) {
+        (!self.copy, self.switch.lsn, self.first_record.is_some(), self.end)
+    }
 }
 
 /// Rule 407. Somebody started and promoted the primary by hand, and the standbys followed: the right to be
@@ -37,7 +46,7 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     }
     let diverged = why.iter().filter(|(_, unfit)| matches!(unfit, Unfit::Diverged { .. }));
     let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(m)?.agent.as_ref()?));
-    let best = foreign.max_by(|a, b| (a.switch.lsn, a.end, b.member).cmp(&(b.switch.lsn, b.end, a.member)))?;
+    let best = foreign.max_by(|a, b| a.rank().cmp(&b.rank()).then(b.member.cmp(a.member)))?;
     let (member, timeline, switch) = (best.member.clone(), best.timeline, best.switch);
     Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch, first_record: best.first_record }))
 }
@@ -50,6 +59,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::OtherSystem { .. }
         | Unfit::HalfRewound
         | Unfit::Diverged { .. }
+        // It streams from a primary only, and there is none.
+        | Unfit::NeverStreamed
         | Unfit::State(PostgresState::NoData | PostgresState::Failed) => true,
         Unfit::State(_)
         | Unfit::WalEndUnknown
@@ -58,7 +69,6 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
-        | Unfit::NeverStreamed
         | Unfit::Behind { .. } => false,
     }
 }
@@ -69,20 +79,19 @@ fn foreign<'a>(s: &Situation<'_>, member: &'a MemberId, agent: &AgentView) -> Op
     let switch = agent.history.fork_from(&lineage).filter(|fork| fork.timeline == lineage.timeline)?;
     let mut later = agent.history.switches.iter().skip_while(|step| step.timeline != lineage.timeline).skip(1);
     let timeline = later.next().map_or(agent.history.timeline, |step| step.timeline);
-    // A copy may lack the beginning of the timeline, and is no candidate before it has streamed: with its number alone
-    // in the log nobody could ever be promoted, also not the server it was copied from.
-    let free = !agent.never_streamed
-        && timeline > s.state.highest_timeline()
-        && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
+    let free = timeline > s.state.highest_timeline() && agent.history.end_of(lineage.timeline) == Some(switch.lsn);
     let first_record = agent.history.first_records.get(&timeline).copied();
-    free.then_some(Foreign { member, timeline, switch, end: agent.wal_end, first_record })
+    let copy = agent.never_streamed;
+    // A copy is no candidate before it has streamed: without the first record nobody could be promoted.
+    let of_use = free && (!copy || first_record.is_some());
+    of_use.then_some(Foreign { member, timeline, switch, end: agent.wal_end, first_record, copy })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        domain::{Lsn, TimelineHistory, TimelineSwitch},
+        domain::{TimelineHistory, TimelineSwitch},
         policy::testing::{Bench, position},
     };
 
@@ -188,7 +197,33 @@ mod tests {
             panic!("{:?}", adopt_timeline(&bench.situation()))
         };
         assert_eq!(member.as_str(), "b", "c has more, and could never be promoted");
-        assert!(adopt_timeline(&copy(bench, "b").situation()).is_none(), "the server they were copied from may come");
+        let mut copies = copy(bench, "b");
+        assert!(adopt_timeline(&copies.situation()).is_none(), "the server they were copied from may come");
+        first_record(&mut copies, "b", 5);
+        assert!(adopt_timeline(&copies.situation()).is_some(), "all who have the timeline are known by it");
+    }
+
+    #[test]
+    fn a_copy_of_ours_that_has_not_streamed_does_not_hold_it_up() {
+        let ours = &[(1, 100), (2, 500)];
+        let bench = seal(seal(fenced(), "a", "standby 3:900", ours, 3), "b", "standby 3:600", ours, 3);
+        let mut bench = bench.seal("c", "standby 2:400");
+        let id = "c".parse::<MemberId>().unwrap();
+        bench.seals.get_mut(&id).and_then(|seal| seal.agent.as_mut()).unwrap().never_streamed = true;
+        assert!(adopt_timeline(&bench.situation()).is_some(), "c waits for a primary that nobody can become");
+    }
+
+    #[test]
+    fn a_timeline_whose_first_record_is_known_is_taken_before_more_wal() {
+        let ours = &[(1, 100), (2, 500)];
+        let mut bench = seal(seal(fenced(), "b", "standby 3:600", ours, 3), "c", "standby 3:700", ours, 3);
+        first_record(&mut bench, "b", 5);
+        let Some(Verdict::Propose(Kind::AdoptTimeline { member, first_record, .. })) =
+            adopt_timeline(&bench.situation())
+        else {
+            panic!("{:?}", adopt_timeline(&bench.situation()))
+        };
+        assert_eq!((member.as_str(), first_record), ("b", Some(5)));
     }
 
     #[test]

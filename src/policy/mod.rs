@@ -11,6 +11,7 @@ pub mod by_hand;
 mod failover;
 pub mod format;
 pub mod genesis;
+pub mod leadership;
 pub mod membership;
 pub mod promotion;
 pub mod proposals;
@@ -23,7 +24,7 @@ pub mod switchover;
 pub mod testing;
 pub mod timings;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 pub use proposals::PROPOSALS;
 pub use report::{Hold, Plan};
@@ -66,6 +67,8 @@ pub struct Situation<'a> {
 pub struct Since {
     /// This process started.
     pub start: Moment,
+    /// It began to lead.
+    pub lead: Moment,
     /// The lock came into its present state and phase.
     pub lock: Moment,
     /// The operation under way came into its present phase.
@@ -105,6 +108,15 @@ pub enum Verdict {
     Propose(Kind),
     /// Change the Raft group by this one entry.
     Change(GroupStep),
+    /// Another manager should lead, for syncs of the log take this long here, and that long there.
+    Lead {
+        /// Whose.
+        to: MemberId,
+        /// Here.
+        mine: Duration,
+        /// There.
+        theirs: Duration,
+    },
     /// Nothing can be done yet, and this is why.
     Hold(Hold),
 }

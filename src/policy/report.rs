@@ -16,6 +16,8 @@ pub struct Plan {
     pub command: Option<Command>,
     /// The change of the Raft group to propose, when there is no command.
     pub step: Option<(RuleId, GroupStep)>,
+    /// Who should lead in this manager's place, when there is nothing else to do.
+    pub lead: Option<(RuleId, MemberId)>,
     /// Why not more is done, the one that matters first.
     pub holds: Vec<Hold>,
 }

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, membership, promotion, stonith, switchover,
-    timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, stonith,
+    switchover, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -67,6 +67,11 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: 470, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
     Rule { id: 480, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
+    Rule {
+        id: 490,
+        name: "syncs of the log take long here and another voter's don't: it leads",
+        decide: leadership::lead_elsewhere,
+    },
     Rule { id: 495, name: "every host can apply a later format: note it in the log", decide: format::note },
 ];
 
@@ -82,6 +87,10 @@ pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
             Some(Verdict::Hold(hold)) => plan.holds.push(hold),
             Some(Verdict::Change(step)) => {
                 plan.step = Some((RuleId(rule.id), step));
+                return plan;
+            }
+            Some(Verdict::Lead { to, .. }) => {
+                plan.lead = Some((RuleId(rule.id), to));
                 return plan;
             }
             Some(Verdict::Propose(kind)) => {

@@ -4,7 +4,7 @@
 //! `fenced`; after `;` an operation: `switchover TO PHASE` or `failover TO`.
 //! An agent: `STATE [TIMELINE:LSN] [key=value …]`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Seal, Since, Situation};
 use crate::{
@@ -259,6 +259,24 @@ impl Bench {
     /// The lock came into its present phase just now.
     pub fn at_lock_change(mut self) -> Self {
         self.since.lock = self.now;
+        self
+    }
+
+    /// The manager of `member` leads.
+    pub fn led_by(mut self, member: &str) -> Self {
+        self.group.leader = self.state.members.get(&id(member)).map(|m| m.node);
+        self
+    }
+
+    /// The leader has just begun to lead.
+    pub fn leads_since_now(mut self) -> Self {
+        self.since.lead = self.now;
+        self
+    }
+
+    /// What the disk of `member` takes for a sync.
+    pub fn disk(mut self, member: &str, sync: Duration) -> Self {
+        self.seen.entry(id(member)).or_default().disk = Some(sync);
         self
     }
 

@@ -9,7 +9,7 @@ use std::{
     ops::{Bound, RangeBounds},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -64,12 +64,44 @@ pub struct SyncGauge {
     running_since: AtomicU64,
     last_micros: AtomicU64,
     syncs: AtomicU64,
+    recent: Mutex<Recent>,
 }
 
+/// Syncs of late.
+#[derive(Debug, Default)]
+struct Recent {
+    /// When the last one ended, from the gauge's origin.
+    ended: Duration,
+    /// How many of them followed each other without a pause of [`FORGOTTEN`].
+    count: u32,
+    /// Their mean, the latest ones for the most part.
+    mean: Duration,
+}
+
+impl Recent {
+    fn note(&mut self, took: Duration, now: Duration) {
+        if now.saturating_sub(self.ended) > FORGOTTEN {
+            *self = Self::default();
+        }
+        self.mean = if self.count == 0 { took } else { (self.mean * (SHARE - 1) + took) / SHARE };
+        (self.ended, self.count) = (now, self.count.saturating_add(1));
+    }
+
+    fn typical(&self, now: Duration) -> Option<Duration> {
+        (self.count >= SHARE && now.saturating_sub(self.ended) <= FORGOTTEN).then_some(self.mean)
+    }
+}
+
+/// A sync says nothing of the disk any more after this.
+const FORGOTTEN: Duration = Duration::from_secs(60);
+/// One sync moves the mean by one part in so many; fewer syncs make none.
+const SHARE: u32 = 8;
+
 impl SyncGauge {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { origin: Instant::now(), running_since: zero(), last_micros: zero(), syncs: zero() }
+        let recent = Mutex::default();
+        Self { origin: Instant::now(), running_since: zero(), last_micros: zero(), syncs: zero(), recent }
     }
 
     /// A sync begins.
@@ -82,8 +114,27 @@ impl SyncGauge {
     /// The sync that began at `start` has ended.
     fn end(&self, start: Duration) {
         self.running_since.store(0, Ordering::Relaxed);
-        self.last_micros.store(micros(self.origin.elapsed().saturating_sub(start)), Ordering::Relaxed);
+        let now = self.origin.elapsed();
+        let took = now.saturating_sub(start);
+        self.last_micros.store(micros(took), Ordering::Relaxed);
         self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.recent().note(took, now);
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file beside the log was synced, for there was nothing to sync in the log.
+    pub(super) fn probed(&self, took: Duration) {
+        let now = self.origin.elapsed();
+        self.recent().note(took, now);
+    }
+
+    /// What a sync takes: the mean of those of late; `None` when there were fewer than eight.
+    pub fn typical(&self) -> Option<Duration> {
+        let now = self.origin.elapsed();
+        self.recent().typical(now)
     }
 
     /// How long the sync that runs now has been running; `None` when none runs.

@@ -24,6 +24,7 @@
 mod alone;
 mod backend;
 mod convert;
+mod disk;
 mod group;
 mod identity;
 mod leadership;

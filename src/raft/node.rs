@@ -18,7 +18,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     backend::OpenError,
-    group,
+    disk, group,
     identity::Identity,
     leadership::{self, Leadership, Monitor, Silence},
     log_store::{self, LogStore, SyncGauge},
@@ -227,7 +227,10 @@ impl Node {
             Ok::<_, OpenError>((log, StateMachine::open(&dir)?))
         });
         let (log, machine) = opened.await.map_err(stopped)??;
-        Self::over(options, Ground::real(dialer, log, machine)).await
+        let dir = options.dir.clone();
+        let node = Self::over(options, Ground::real(dialer, log, machine)).await?;
+        tokio::spawn(disk::probe(Arc::clone(&node.gauge), dir, node.stop.subscribe()));
+        Ok(node)
     }
 
     /// A node on other ground than the real one.

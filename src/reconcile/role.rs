@@ -281,7 +281,11 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
     } else if !host.state.is_known_wal(&agent.member, agent.wal_end, &agent.history) {
         Rejoin::Reclone
     } else {
-        rejoin(&agent.history, agent.wal_end, &lineage)
+        match rejoin(&agent.history, agent.wal_end, &lineage) {
+            // What it would keep of a timeline begun by hand may be another's.
+            Rejoin::Rewind { fork } if !host.state.is_known_wal(&agent.member, fork, &agent.history) => Rejoin::Reclone,
+            way => way,
+        }
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))

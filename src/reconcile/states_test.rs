@@ -30,8 +30,16 @@ struct Committed {
 }
 
 /// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 7] =
-    ["settle-timings", "adopt-timeline", "note-format", "settle-group", "add-learner", "join-voters", "drop-node"];
+const ASIDE: [&str; 8] = [
+    "settle-timings",
+    "adopt-timeline",
+    "note-format",
+    "settle-group",
+    "add-learner",
+    "join-voters",
+    "drop-node",
+    "lead-elsewhere",
+];
 
 /// All that matters to a member: two states that are alike in it ask the same of it.
 fn shape(state: &ClusterState, me: &MemberId) -> String {

@@ -323,7 +323,7 @@ impl Toy {
         self.seals.clear();
         self.lock_seen = None;
         self.operation_seen = None;
-        self.since = Since { start: now, lock: now, operation: now, timings: None };
+        self.since = Since { start: now, lead: now, lock: now, operation: now, timings: None };
     }
 
     fn follow_the_log(&mut self) {

@@ -174,6 +174,9 @@ pub struct Limits {
     pub kernel_lease: bool,
 }
 
+/// `pg_promote` takes no longer.
+const PROMOTES: Duration = Duration::from_secs(1);
+
 /// When a server that was replaced may still acknowledge: nobody is there to stop it, and the documentation
 /// says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,9 +203,11 @@ impl Fault {
             // All go on at once: the guard kills, but a backend may be faster.
             Kind::Freeze if hits_primary => all((to.saturating_sub(1), to + micros(limits.kill))),
             // No lease was ever held. The placeholder holds back whoever waits for standbys; the agent finds it.
-            Kind::HandPromote | Kind::HandStartPromote => {
-                Holes { own: Some((from, to + micros(limits.probe))), ..Holes::default() }
+            // Where only the server was touched the agent looks all the time; elsewhere it is down until the fault is undone.
+            Kind::HandPromote => {
+                Holes { own: Some((from, from + micros(PROMOTES + limits.probe))), ..Holes::default() }
             }
+            Kind::HandStartPromote => Holes { own: Some((from, to + micros(limits.probe))), ..Holes::default() },
             _ => Holes::default(),
         }
     }

@@ -10,6 +10,11 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    faults::Fault,
+    rounds::{Place, build},
+};
+
 /// How a round ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -145,6 +150,38 @@ pub fn append<T: Serialize>(file: &Path, record: &T) -> Result<()> {
         .map_err(|e| anyhow::anyhow!("{e}"))
         .and_then(|f| Ok(f.write_all(line.as_bytes())?))
         .with_context(|| format!("append to {}", file.display()))
+}
+
+/// A round that came to no verdict. It is played again when the run goes on; its line stays.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Broken {
+    /// Version and profile of the build.
+    pub build: String,
+    /// See [`Record`].
+    pub run: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Number of the round in the run, from 0.
+    pub round: u64,
+    /// Name of the fault.
+    pub fault: String,
+    /// Why.
+    pub broken: String,
+}
+
+impl Broken {
+    /// What to append when a round ends with an error.
+    pub fn new(place: &Place, fault: &Fault, error: &anyhow::Error) -> Broken {
+        let (run, fault, broken) = (place.run.clone(), fault.to_string(), format!("{error:#}"));
+        Broken { build: build(), run, seed: place.seed, round: place.round, fault, broken }
+    }
+}
+
+/// The rounds of that run and seed that came to no verdict.
+pub fn broken(file: &Path, run: &str, seed: u64) -> Vec<Broken> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let broken = text.lines().filter_map(|l| serde_json::from_str::<Broken>(l).ok());
+    broken.filter(|r| r.run == run && r.seed == seed).collect()
 }
 
 /// The rounds of that run and seed that are in the file already.

@@ -19,7 +19,7 @@ use matriarch::{
 use crate::{
     checker::{self, Ack, Excuse, Overlap},
     dice::Dice,
-    faults::{Change, Done, Fault, Limits},
+    faults::{Change, Done, Fault, Kind, Limits},
     hosts::{Hosts, Wanted},
     report::{Record, Verdict},
     workload::{Attempt, Commit, Micros, Outcome, Route, Workload, now},
@@ -79,6 +79,19 @@ struct Seen {
     complaints: Vec<String>,
     log_problems: Vec<String>,
     phases: Vec<String>,
+}
+
+/// An acknowledgement of the host's server in the life, or on the timeline, that was begun by hand, to a session that
+/// leaves synchronous_commit as it is. Until the fault is undone nobody else starts or promotes that server.
+fn by_hand<'a>(fault: &Fault, seen: &Seen, acks: &'a [Ack<'a>]) -> Option<&'a Ack<'a>> {
+    if !matches!(fault.kind, Kind::HandStart | Kind::HandStartPromote | Kind::HandPromote) {
+        return None;
+    }
+    let (from, to) = (seen.done.at, seen.undone_at);
+    let of_host = |a: &&Ack<'_>| a.client.host == seen.done.host && a.client.route != Route::Router;
+    let before: BTreeSet<_> = acks.iter().filter(of_host).filter(|a| a.received < from).map(|a| &a.life).collect();
+    let waits = |a: &&Ack<'_>| a.client.commit == Commit::On && (from..to).contains(&a.received);
+    acks.iter().filter(of_host).filter(waits).find(|a| !before.contains(&a.life))
 }
 
 /// What a server acknowledged in a documented hole while another one did.
@@ -264,6 +277,10 @@ impl Stage {
         for one in lost.iter().filter_map(|l| Some((l.ack, l.unexcused?))).take(1) {
             let all = lost.iter().filter(|l| l.unexcused.is_some()).count();
             failures.push(format!("{all} acknowledged rows are lost that must not be ({}): first {:?}", one.1, one.0));
+        }
+        if let Some(ack) = by_hand(fault, &seen, &acks).filter(|_| !(changed && fault.kind == Kind::HandPromote)) {
+            failures
+                .push(format!("a server started or promoted by hand acknowledged to a session that waits: {ack:?}"));
         }
         match (fault.change(*hold, &self.limits), changed) {
             (Change::Must, false) => failures.push("the epoch did not rise".to_owned()),

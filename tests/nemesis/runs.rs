@@ -12,7 +12,7 @@ use crate::{
     dice::Dice,
     faults::{Fault, Kind, Target, catalogue},
     hosts::{Proc, Wanted},
-    report::{self, Record, Verdict},
+    report::{self, Broken, Record, Verdict},
     rounds::{Place, Stage, keep_logs},
 };
 
@@ -127,6 +127,7 @@ impl Player {
             }
             Err(e) => {
                 let text = format!("{round} {fault} for {hold:?}: BROKEN: {e:#}");
+                report::append(&log(), &Broken::new(&place, fault, &e)).unwrap();
                 say(&text);
                 self.broken.push(text);
                 false
@@ -152,6 +153,11 @@ impl Player {
         let bad: Vec<String> =
             self.records.iter().filter(|r| r.verdict != Verdict::Pass).map(Record::sentence).collect();
         let count = self.records.len() + self.broken.len();
+        assert!(count > 0, "no round was played");
+        for earlier in report::broken(&log(), self.run, self.seed) {
+            let (round, fault) = (earlier.round, &earlier.fault);
+            say(format!("round {round}, {fault}, was broken with {}: {}", earlier.build, earlier.broken));
+        }
         assert!(
             bad.is_empty() && self.broken.is_empty(),
             "SEED={}: {} of {count} rounds did not pass\n{}\n{}",
