@@ -16,7 +16,7 @@ use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     domain::{
-        Profile, Settings, Timings,
+        MemberSettings, Profile, Settings, Timings,
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
@@ -938,6 +938,13 @@ fn settings_are_changed_or_the_reason_is_given() {
             "#]],
         );
         set(
+            &["n1.priority=5", "--member", "n1"],
+            expect![[r#"
+            exit 2
+            matriarch: n1.priority names a member, and so does --member
+        "#]],
+        );
+        set(
             &["crash_budget=5", "--unset", "crash_budget"],
             expect![[r#"
             exit 2
@@ -1001,6 +1008,7 @@ fn help_of_config_set() {
                                      configuration file]
               --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                      /etc/matriarch/matriarch.toml]
+              --member <MEMBER>      Of this member only: priority, failover, site
               --unset <KEY>          Bring the default of a key back; may be given several times
               --if-version <N>       Change nothing unless the settings are of this version [default: the
                                      one they have when asked]
@@ -1150,9 +1158,14 @@ fn install_blocks(wanted: impl Fn(&str) -> bool) -> String {
 /// The table of docs/settings.md: key, default, effect.
 #[test]
 fn the_page_of_settings_has_every_key_as_it_is_compiled() {
-    let defaults = Settings::default().values();
-    let row = |(key, help): &(&str, &str)| format!("| `{key}` | `{}` | {help} |\n", defaults[key]);
-    let compiled: String = Settings::KEYS.iter().map(row).collect();
+    let (defaults, of_member) = (Settings::default().values(), MemberSettings::default().values());
+    let row = |key: &str, default: &str, help: &str| match default {
+        "" => format!("| `{key}` |  | {help} |\n"),
+        default => format!("| `{key}` | `{default}` | {help} |\n"),
+    };
+    let cluster = Settings::KEYS.iter().map(|(key, help)| row(key, &defaults[key], help));
+    let member = MemberSettings::KEYS.iter().map(|(key, help)| row(key, &of_member[key], help));
+    let compiled: String = cluster.chain(member).collect();
     let page = repository("docs/settings.md");
     let written: String = page.lines().filter(|l| l.starts_with("| `")).map(|l| format!("{l}\n")).collect();
     assert_eq!(written, compiled, "docs/settings.md is out of date");

@@ -322,6 +322,9 @@ pub struct ConfigSetArgs {
     /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     pub assignments: Vec<String>,
+    /// Of this member only: priority, failover, site
+    #[arg(long, value_name = "MEMBER")]
+    pub member: Option<String>,
     /// Bring the default of a key back; may be given several times
     #[arg(long, value_name = "KEY")]
     pub unset: Vec<String>,

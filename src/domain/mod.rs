@@ -25,7 +25,7 @@ pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
-pub use settings::{OnPrimaryCrash, Settings};
+pub use settings::{MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

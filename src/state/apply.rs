@@ -359,6 +359,7 @@ impl ClusterState {
         // The number of a member that is gone is not given again.
         self.last_node = NodeId(self.next_node().0 - 1);
         self.members.remove(who);
+        self.settings.forget(who);
         Ok(Some(format!("{who} is no member any more")))
     }
 }
