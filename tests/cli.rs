@@ -20,10 +20,11 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
-        Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest,
-        StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverLossReply,
+        FailoverRequest, Fence, Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply,
+        ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome,
+        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
+        TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -601,6 +602,11 @@ impl Admin for Manager {
             }
         }
         Ok(Response::new(reply))
+    }
+
+    async fn failover_loss(&self, _: Request<FailoverRequest>) -> Result<Response<FailoverLossReply>, Status> {
+        let says = "it lacks 2048 bytes".to_owned();
+        Ok(Response::new(FailoverLossReply { bytes: Some(2048), transactions: Some(2), says, reason: String::new() }))
     }
 
     async fn profile(&self, request: Request<ProfileRequest>) -> Result<Response<ProfileReply>, Status> {

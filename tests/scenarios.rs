@@ -10,6 +10,7 @@
 //! | `cluster a b c` | founded; a open in epoch 1 on timeline 2 since 1:100, b and c stream from it, all at 2:1000 |
 //! | `report b standby 2:5000 upstream=a …` | what b's agent says, now and until told otherwise |
 //! | `renew a b` · `lapse b c` · `restarted b` | the promises of these voters: running, run out, run out after a restart |
+//! | `told b 2:5000` | b's voter has heard of a's WAL up to there |
 //! | `seal b c` | durable seals of these voters for the fenced epoch, with what their agents say |
 //! | `notice a 2:6000 clean` | a's word that its process tree of the last epoch is empty |
 //! | `lose a` · `mute a` · `back a` | nothing is heard of a; only its manager is; all of it again |
@@ -17,7 +18,7 @@
 //! | `leader` | another manager leads: it has heard nothing, its clocks start over |
 //! | `leads b` | the manager of b is that leader |
 //! | `disk b 30ms` | a sync of b's Raft log takes so long |
-//! | `switchover b` · `failover b` | an operator asks |
+//! | `switchover b` · `failover b [--allow-data-loss]` | an operator asks |
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
@@ -132,6 +133,10 @@ impl World {
                 self.promise(members, |epoch| Promise { epoch, renewed: true, lapsed: true, ..Promise::default() });
             }
             ["restarted", members @ ..] => self.promise(members, |_| Promise { lapsed: true, ..Promise::default() }),
+            ["told", member, end] => {
+                self.voices.get_mut(&id(member)).unwrap().promise.highest = position(end);
+                self.hear_all();
+            }
             ["seal", members @ ..] => members.iter().for_each(|m| self.seal(&id(m))),
             ["notice", member, end, clean @ ..] => self.notice(&id(member), end, !clean.is_empty()),
             ["lose", member] => self.hear(&id(member), false, false),
@@ -140,7 +145,8 @@ impl World {
             ["advance", time] => self.advance(duration(time)),
             ["leader"] => self.lead(),
             ["switchover", to] => self.ask(OperationKind::Switchover, to),
-            ["failover", to] => self.ask(OperationKind::Failover, to),
+            ["failover", to] => self.ask(OperationKind::Failover, to, false),
+            ["failover", to, "--allow-data-loss"] => self.ask(OperationKind::Failover, to, true),
             ["timings", profile] => self.change_timings(profile.parse().unwrap()),
             ["formats", format, members @ ..] => self.formats(Format(format.parse().unwrap()), members),
             ["disk", member, time] => self.disk(&id(member), duration(time)),
@@ -593,8 +599,8 @@ impl World {
         panic!("the policy does not come to rest");
     }
 
-    fn ask(&mut self, kind: OperationKind, to: &str) {
-        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)))) {
+    fn ask(&mut self, kind: OperationKind, to: &str, allow_loss: bool) {
+        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss)) {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(kind) => {
                 let expected = self.state.epoch;

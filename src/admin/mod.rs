@@ -43,11 +43,11 @@ impl AdminService {
         &self,
         kind: OperationKind,
         candidate: &str,
-        request_id: String,
+        (request_id, allow_loss): (String, bool),
     ) -> Result<Response<v1::OperationReply>, Status> {
         let wanted = convert::optional_member(candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let request_id = if request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { request_id };
-        let reply = match self.manager.begin(kind, wanted.as_ref(), request_id).await {
+        let reply = match self.manager.begin(kind, wanted.as_ref(), (request_id, allow_loss)).await {
             Ok(operation) => accepted(&operation),
             Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
         };
@@ -127,7 +127,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Switchover, &asked.candidate, asked.request_id).await
+        self.operate(OperationKind::Switchover, &asked.candidate, (asked.request_id, false)).await
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
@@ -139,7 +139,31 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Failover, &asked.candidate, asked.request_id).await
+        self.operate(OperationKind::Failover, &asked.candidate, (asked.request_id, asked.allow_data_loss)).await
+    }
+
+    async fn failover_loss(
+        &self,
+        request: Request<v1::FailoverRequest>,
+    ) -> Result<Response<v1::FailoverLossReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.failover_loss(passed_on(v1::FailoverRequest { to, ..asked })).await;
+        }
+        let candidate = convert::member_id(&asked.candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(match self.manager.would_lose(&candidate) {
+            Ok(loss) => v1::FailoverLossReply {
+                bytes: loss.bytes,
+                transactions: loss.transactions(),
+                says: loss.to_string(),
+                reason: String::new(),
+            },
+            Err(reason) => v1::FailoverLossReply { reason, ..Default::default() },
+        }))
     }
 
     async fn transfer_leader(

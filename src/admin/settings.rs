@@ -99,6 +99,7 @@ mod tests {
             "a_newer_one=x default  set true this version does not know it",
             "crash_budget=3 default 3 set true crash_budget = `many` is not possible: a whole number from 0 to 1000",
             "crash_window_ms=60000 default 60000 set false ",
+            "maximum_lag_on_failover=off default off set false ",
             "on_primary_crash=restart default auto set true ",
             "site_failover=any default any set false ",
             "n1.failover=true default true set false ",

@@ -115,6 +115,9 @@ pub struct FailoverArgs {
     /// Who becomes primary
     #[arg(long, value_name = "MEMBER")]
     pub candidate: String,
+    /// Though it lacks WAL the old primary had, or may not become primary by itself; shows what would be lost
+    #[arg(long)]
+    pub allow_data_loss: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
 }
@@ -131,6 +134,9 @@ pub struct OperationArgs {
     /// Wait until it is done
     #[arg(long)]
     pub wait: bool,
+    /// Print JSON when it is done, and nothing before
+    #[arg(long)]
+    pub json: bool,
     /// How long to wait, in seconds; the operation itself goes on
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     pub timeout: u64,

@@ -12,10 +12,10 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
-        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply, SetSettingsRequest,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest,
+        OperationReply, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply,
+        SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
+        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -107,6 +107,14 @@ impl Client {
     pub async fn failover(&self, request: FailoverRequest) -> Result<OperationReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.failover(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks what a failover would lose.
+    pub async fn failover_loss(&self, request: FailoverRequest) -> Result<FailoverLossReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.failover_loss(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

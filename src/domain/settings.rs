@@ -37,6 +37,10 @@ impl fmt::Display for OnPrimaryCrash {
     }
 }
 
+/// How many bytes of the last primary's WAL its successor may lack; `None`: that is not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct MaximumLag(pub Option<u64>);
+
 /// Whether the next primary has to be at the site of the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SiteFailover {
@@ -143,6 +147,20 @@ impl Setting for SiteFailover {
     }
 }
 
+impl Setting for MaximumLag {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        let bytes = text.parse().ok().filter(|bytes| (least..=most).contains(bytes));
+        match (text, bytes) {
+            ("off", _) => Ok(Self(None)),
+            (_, Some(bytes)) => Ok(Self(Some(bytes))),
+            (_, None) => Err(format!("off, or bytes, {least} to {most}")),
+        }
+    }
+    fn write(&self) -> String {
+        self.0.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string())
+    }
+}
+
 /// In whole milliseconds.
 impl Setting for Duration {
     fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
@@ -214,6 +232,9 @@ settings! {
     site_failover: SiteFailover = "site_failover", SiteFailover::Any, 0..=0,
         "who follows a primary that is lost: any; prefer (somebody at its site, also with less WAL, if anybody there can); \
          same (nobody else by itself)";
+    /// How many bytes of the last primary's WAL its successor may lack.
+    maximum_lag_on_failover: MaximumLag = "maximum_lag_on_failover", MaximumLag(None), 0..=1_099_511_627_776,
+        "off, or the bytes of a lost primary's WAL that its successor may lack; more, or nobody knows how much: an operator decides";
 }
 
 settings! {

@@ -8,10 +8,12 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod by_hand;
+pub mod candidates;
 mod failover;
 pub mod format;
 pub mod genesis;
 pub mod leadership;
+pub mod loss;
 pub mod membership;
 pub mod promotion;
 pub mod proposals;

@@ -75,6 +75,13 @@ pub enum Hold {
         /// Why not, member by member.
         why: Vec<(MemberId, Unfit)>,
     },
+    /// Somebody could be promoted, and nobody who knows where the last primary's WAL ended has answered.
+    LagUnknown {
+        /// How many bytes of it may be missing.
+        limit: u64,
+        /// Who could.
+        would_be: Vec<MemberId>,
+    },
     /// An operation waits for a host.
     Operation {
         /// Which.
@@ -223,6 +230,27 @@ pub enum Unfit {
     },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
+    /// Operators have set that it becomes primary only when one of them names it.
+    NoFailover {
+        /// 0: never by itself.
+        priority: u32,
+        /// False: never by itself.
+        failover: bool,
+    },
+    /// The next primary has to be at the site of the last one.
+    OtherSite {
+        /// Where it is; empty: nobody has said.
+        site: String,
+        /// Where the last primary is.
+        wanted: String,
+    },
+    /// It lacks more of the last primary's WAL than may be lost.
+    TooFar {
+        /// Bytes, at least.
+        behind: u64,
+        /// Bytes that may be.
+        limit: u64,
+    },
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -264,6 +292,16 @@ impl fmt::Display for Unfit {
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
+            Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
+            Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),
+            Self::OtherSite { site, wanted } => {
+                let site = if site.is_empty() { "none" } else { site };
+                write!(f, "its site is {site}, the last primary's is {wanted}, and site_failover = same")
+            }
+            Self::TooFar { behind, limit } => write!(
+                f,
+                "it lacks at least {behind} bytes of the last primary's WAL, maximum_lag_on_failover is {limit}"
+            ),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }
     }
@@ -322,6 +360,15 @@ impl fmt::Display for Hold {
                     write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
                 }
                 Ok(())
+            }
+            Self::LagUnknown { limit, would_be } => {
+                let names: Vec<&str> = would_be.iter().map(MemberId::as_str).collect();
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "nobody who knows where the last primary's WAL ended has answered, so whether {names} lacks more of it \
+                     than maximum_lag_on_failover = {limit} is not known"
+                )
             }
             Self::Operation { id, phase, waits_for, remaining } => {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))

@@ -171,7 +171,8 @@ mod tests {
         let Err(Refused::Impossible(why)) = ask(&bench(), 4, &asked) else { panic!() };
         assert_eq!(
             why,
-            "`colour` is no setting, there are on_primary_crash, crash_budget, crash_window_ms, site_failover; \
+            "`colour` is no setting, there are on_primary_crash, crash_budget, crash_window_ms, site_failover, \
+             maximum_lag_on_failover; \
              crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000; \
              `x` is no setting"
         );

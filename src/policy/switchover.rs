@@ -4,9 +4,13 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, failover};
+use super::{
+    Hold, Situation, Verdict,
+    candidates::{Wishes, unfit_host},
+    loss::{self, Loss},
+};
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView},
+    domain::{MemberId, MemberSettings, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
 };
 
@@ -130,15 +134,21 @@ fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
 /// Why its host would be granted nothing once the primary is stopped.
 fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
     let seen = s.fresh(to)?;
-    let unfit = failover::unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
+    let unfit = unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
     Some(format!("{to} can't be granted the lock: {unfit}"))
 }
 
-/// What an operator's request becomes, checked against what is known now.
+/// What an operator's request becomes, checked against what is known now. `allow_loss`: a failover may lose WAL, and
+/// take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
-pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) -> Result<Kind, String> {
+pub fn admit(
+    s: &Situation<'_>,
+    kind: OperationKind,
+    wanted: Option<&MemberId>,
+    allow_loss: bool,
+) -> Result<Kind, String> {
     if let Some(running) = &s.state.operation {
         return Err(format!("operation {} to {} is under way", running.id, running.to));
     }
@@ -153,7 +163,7 @@ pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) 
     }
     let to = match (kind, wanted) {
         (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
-        (OperationKind::Failover, Some(to)) => failover_target(s, to)?,
+        (OperationKind::Failover, Some(to)) => failover_target(s, to, allow_loss)?,
         (OperationKind::Failover, None) => return Err("a failover by command needs --candidate".to_owned()),
     };
     Ok(Kind::BeginOperation { kind, from: holder, to })
@@ -172,21 +182,75 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
         request_id: String::new(),
     };
     if let Some(to) = wanted {
+        if !s.state.settings.of_member(to).failover {
+            return Err(format!("{to} has failover = false; first `matriarch config set failover=true --member {to}`"));
+        }
         return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
     }
+    let wishes = Wishes::of(s);
     let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
+    let (forbidden, fit): (Vec<_>, Vec<_>) =
+        fit.map(|member| (member, s.state.settings.of_member(member))).partition(|(_, of)| wishes.forbid(of).is_some());
+    // Each has all WAL before it is granted, so bytes of the moment come last.
     let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
-    let best = fit.max_by(|a, b| end(a).cmp(&end(b)).then_with(|| b.cmp(a)));
-    best.cloned().ok_or_else(|| format!("no standby streams from {from} closely enough"))
+    let rank = |m: &MemberId, of: &MemberSettings| (wishes.prefers(of), of.priority, end(m));
+    let best = fit.iter().max_by(|(a, of_a), (b, of_b)| rank(a, of_a).cmp(&rank(b, of_b)).then_with(|| b.cmp(a)));
+    best.map(|(member, _)| (*member).clone()).ok_or_else(|| {
+        let why: Vec<String> = forbidden
+            .iter()
+            .filter_map(|(member, of)| Some(format!("; {member} does: {}", wishes.forbid(of)?)))
+            .collect();
+        let hint = if why.is_empty() { "" } else { " (name one with --candidate)" };
+        format!("no standby that may become primary streams from {from} closely enough{}{hint}", why.concat())
+    })
 }
 
-fn failover_target(s: &Situation<'_>, to: &MemberId) -> Result<MemberId, String> {
+fn failover_target(s: &Situation<'_>, to: &MemberId, allow_loss: bool) -> Result<MemberId, String> {
+    let agent = promotable(s, to)?;
+    if allow_loss {
+        return Ok(to.clone());
+    }
+    let mut why = Vec::new();
+    if !s.state.settings.of_member(to).failover {
+        why.push("it has failover = false".to_owned());
+    }
+    if agent.never_streamed {
+        why.push("it is a copy that has not streamed yet".to_owned());
+    }
+    let loss = loss::of(s, agent.wal_end);
+    if !loss.is_none() {
+        why.push(loss.to_string());
+    }
+    if why.is_empty() {
+        return Ok(to.clone());
+    }
+    let gentle = match s.state.open_primary() {
+        Some((_, primary)) if s.agent(primary).is_some() => "; `matriarch switchover` loses nothing",
+        Some(_) | None => "",
+    };
+    let command = format!("`matriarch failover --candidate {to} --allow-data-loss`");
+    Err(format!("{to}: {}; to accept that: {command}{gentle}", why.join("; ")))
+}
+
+/// What a failover by command to this member would lose.
+///
+/// # Errors
+/// It can't be promoted at all.
+pub fn would_lose(s: &Situation<'_>, to: &MemberId) -> Result<Loss, String> {
+    if s.state.holder().is_some_and(|(_, holder)| holder == to) {
+        return Err(format!("{to} is the primary already"));
+    }
+    Ok(loss::of(s, promotable(s, to)?.wal_end))
+}
+
+/// What no operator overrules.
+fn promotable<'a>(s: &Situation<'a>, to: &MemberId) -> Result<&'a AgentView, String> {
     let Some(agent) = s.agent(to) else { return Err(format!("{to} does not answer")) };
     if let Some(why) = host_unfit(s, to) {
         return Err(why);
     }
     match agent.state {
-        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(to.clone()),
+        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(agent),
         other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
     }
 }

@@ -444,7 +444,7 @@ impl Toy {
     pub fn ask(&mut self, kind: OperationKind, to: &str) -> Result<(), String> {
         let to = to.parse().unwrap();
         let none = BTreeMap::new();
-        let kind = policy::switchover::admit(&self.situation(&none), kind, Some(&to))?;
+        let kind = policy::switchover::admit(&self.situation(&none), kind, Some(&to), true)?;
         let expected = self.state.epoch;
         self.commit(Command {
             request_id: format!("operator {}", self.state.operations),
