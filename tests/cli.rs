@@ -112,6 +112,7 @@ fn help_of_switchover() {
           -y, --yes                  Don't ask for confirmation
               --no-wait              Don't wait until it is done (waiting is the default)
               --wait                 Wait until it is done
+              --json                 Print JSON when it is done, and nothing before
               --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
                                      180]
           -h, --help                 Print help
