@@ -21,6 +21,7 @@
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
+//! | `pause` · `resume` | an operator asks |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -146,6 +147,8 @@ impl World {
             ["disk", member, time] => self.disk(&id(member), duration(time)),
             ["leads", member] => self.group.leader = self.state.members.get(&id(member)).map(|m| m.node),
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
+            ["pause"] => self.pause(true),
+            ["resume"] => self.pause(false),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -341,6 +344,8 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             never_streamed: false,
+            paused: false,
+            stopped_by_hand: false,
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),
@@ -368,6 +373,7 @@ impl World {
             "checkpointed" => view.checkpoints_done = number(),
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
+            "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
@@ -425,6 +431,11 @@ impl World {
         let changes = [(key.to_owned(), Some(value.to_owned()))].into();
         let admitted = self.look(|s| policy::settings::admit(s, version, &changes, ""));
         self.ask_for(admitted.map_err(|why| why.to_string()));
+    }
+
+    fn pause(&mut self, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit(s, on, "new kernel", "kim"));
+        self.ask_for(admitted);
     }
 
     /// As the leader does it for an operator: asked of the policy, committed, applied.
@@ -675,6 +686,8 @@ fn describe(command: &Command) -> String {
         Kind::AddMember { member, .. } => format!("add {member}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
+        Kind::Pause { .. } => "pause".to_owned(),
+        Kind::Resume { .. } => "resume".to_owned(),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

@@ -35,6 +35,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
         holds: unfounded.into_iter().chain(plan.holds.iter().map(ToString::to_string)).collect(),
         next,
+        banners: super::status::banners(&state),
         answered_by: manager.me().to_string(),
         incidents: state
             .incidents
@@ -77,6 +78,9 @@ fn way_out(hold: &Hold) -> Option<String> {
             "repair the clocks (time keeping, virtual machine), then restart manager and agent of that member; \
              or bring another member up"
                 .to_owned()
+        }
+        Hold::Paused { .. } => {
+            "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
         }
         Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {

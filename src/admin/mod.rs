@@ -46,13 +46,17 @@ impl AdminService {
         request_id: String,
     ) -> Result<Response<v1::OperationReply>, Status> {
         let wanted = convert::optional_member(candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let request_id = if request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { request_id };
-        let reply = match self.manager.begin(kind, wanted.as_ref(), request_id).await {
+        let reply = match self.manager.begin(kind, wanted.as_ref(), self::request_id(request_id)).await {
             Ok(operation) => accepted(&operation),
             Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
         };
         Ok(Response::new(reply))
     }
+}
+
+/// That of the request, or a new one.
+fn request_id(asked: String) -> String {
+    if asked.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked }
 }
 
 fn accepted(operation: &Operation) -> v1::OperationReply {
@@ -201,6 +205,21 @@ impl v1::admin_server::Admin for AdminService {
             return client.set_settings(passed_on(v1::SetSettingsRequest { to, ..asked })).await;
         }
         Ok(Response::new(settings::set(&self.manager, asked).await))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.pause(passed_on(v1::PauseRequest { to, ..asked })).await;
+        }
+        let done = self.manager.pause(asked.on, (&asked.reason, &asked.by), request_id(asked.request_id)).await;
+        let reason = done.as_ref().err().cloned().unwrap_or_default();
+        let paused = self.manager.state().paused.is_some();
+        Ok(Response::new(v1::PauseReply { done: done.is_ok(), reason, paused }))
     }
 
     async fn change_member(

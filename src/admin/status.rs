@@ -56,8 +56,18 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         system_identifier: state.system_identifier.unwrap_or(0),
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
+        banners: banners(&state),
         voters: voters(&manager.group()),
     }
+}
+
+/// What operators have put aside, and how it is taken up again.
+pub(super) fn banners(state: &ClusterState) -> Vec<String> {
+    let paused = state
+        .paused
+        .as_ref()
+        .map(|asked| format!("the cluster is paused{asked}: no automatic failover until `matriarch resume`"));
+    paused.into_iter().collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.
@@ -194,6 +204,7 @@ fn member(
     out.fence = Some(crate::rpc::convert::fence(&agent.fence));
     out.lease_remaining_ms = agent.lease.remaining_ms;
     out.server_version = agent.server_version;
+    out.paused = agent.paused;
     out.layers = agent.layers.iter().map(crate::rpc::convert::layer).collect();
     if let Some(work) = &agent.work {
         out.progress = match work.total_bytes {

@@ -32,6 +32,10 @@ pub enum Command {
     Switchover(SwitchoverArgs),
     /// Make a standby the primary without the old primary's help
     Failover(FailoverArgs),
+    /// Stop all decisions of the cluster, for work on it; the lease and what it protects go on
+    Pause(PauseArgs),
+    /// Let a paused cluster decide again
+    Resume(ResumeArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -134,6 +138,41 @@ pub struct OperationArgs {
     /// How long to wait, in seconds; the operation itself goes on
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Why, for everybody who looks at the cluster meanwhile
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Wait until every member's agent has been told
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds; the pause itself stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Wait until every member is healthy and the primary is open
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds; the cluster itself goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub timeout: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,9 +13,9 @@ use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
-        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply, SetSettingsRequest,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply,
+        SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
+        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -141,6 +141,14 @@ impl Client {
     pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Pauses the cluster, or lets it go on. A second try finds it so.
+    pub async fn pause(&self, request: PauseRequest) -> Result<PauseReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.pause(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

@@ -157,6 +157,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
+        Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -187,6 +188,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::SetTimings { .. }
         | Kind::SettleTimings { .. }
         | Kind::SetSettings { .. }
+        | Kind::Pause { .. }
+        | Kind::Resume { .. }
         | Kind::NoteFormat { .. } => None,
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Seal, Situation, Verdict, report::Unfit};
+use super::{Hold, Seal, Situation, Verdict, pause, report::Unfit};
 use crate::{
     domain::{
         Epoch, Format, MemberId, Membership, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
@@ -52,7 +52,11 @@ pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
 pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
     match &s.state.lock {
         Lock::Released(r) => {
-            Some(Verdict::Propose(Kind::Fence { reason: format!("{} released epoch {}", r.member, r.epoch) }))
+            let reason = format!("{} released epoch {}", r.member, r.epoch);
+            Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+                Some(hold) => Verdict::Hold(hold),
+                None => Verdict::Propose(Kind::Fence { reason }),
+            })
         }
         Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
     }
@@ -80,7 +84,10 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
             format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
         };
-        return Some(Verdict::Propose(Kind::Fence { reason }));
+        return Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+            Some(hold) => Verdict::Hold(hold),
+            None => Verdict::Propose(Kind::Fence { reason }),
+        });
     }
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
@@ -115,6 +122,9 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         Ok(ground) => ground,
         Err(hold) => return Some(Verdict::Hold(hold)),
     };
+    if let Some(hold) = pause::holds(s, || "grant the lock to a successor".to_owned()) {
+        return Some(Verdict::Hold(hold));
+    }
     Some(match successor(s, ground.released, ground.forced) {
         Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
         Err(hold) => Verdict::Hold(hold),

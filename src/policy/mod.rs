@@ -13,6 +13,7 @@ pub mod format;
 pub mod genesis;
 pub mod leadership;
 pub mod membership;
+pub mod pause;
 pub mod promotion;
 pub mod proposals;
 pub mod report;

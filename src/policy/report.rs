@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use super::format::TooOld;
 use crate::{
     domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
-    state::{Command, OperationPhase, RuleId},
+    state::{Asked, Command, OperationPhase, RuleId},
 };
 
 /// What the leader decided.
@@ -105,6 +105,13 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// The cluster is paused, and this is not done.
+    Paused {
+        /// Who asked for the pause, and why.
+        asked: Asked,
+        /// What would be done.
+        undone: String,
+    },
 }
 
 /// What a changed Raft group still waits for.
@@ -329,6 +336,7 @@ impl fmt::Display for Hold {
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
                 for (i, (member, reason)) in why.iter().enumerate() {

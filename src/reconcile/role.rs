@@ -129,13 +129,24 @@ pub fn next_action(host: &Host<'_>) -> Option<Next> {
 pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &Host<'_>) -> Option<Next> {
     let agent = host.agent;
     let busy = agent.work.is_some() || matches!(agent.state, PostgresState::Busy | PostgresState::Failed);
-    if host.state.identity.is_none() || busy || !same_system(host) {
+    if host.state.identity.is_none() || busy || !same_system(host) || is_left_alone(host) {
         return None;
     }
     rules.into_iter().find_map(|rule| {
         let action = (rule.decide)(host)?;
         Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
     })
+}
+
+/// Somebody stopped it while the cluster is paused, and may be at work on it. What the log asks of it in a pause an
+/// operator has asked for: a grant, or that it gives its lease up.
+fn is_left_alone(host: &Host<'_>) -> bool {
+    let stopped = host.agent.stopped_by_hand && host.agent.state == PostgresState::Stopped;
+    let asked = match my_grant(host) {
+        Some((_, phase, ..)) => phase == GrantPhase::Promoting,
+        None => host.agent.lease.epoch > Epoch(0),
+    };
+    host.state.paused.is_some() && stopped && !asked
 }
 
 /// Data of another cluster is never touched.

@@ -15,7 +15,7 @@ use crate::{
         ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId, WalPosition,
     },
     state::{
-        ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
+        Asked, ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
@@ -93,6 +93,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
         Kind::SetSettings { version, changes, by } => c::Kind::SetSettings(encode_changes(*version, changes, by)),
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
+        Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
+        Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -174,6 +176,8 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
         K::SetSettings(s) => Kind::SetSettings { version: s.version, changes: changes(s.set, s.unset), by: s.by },
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
+        K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
+        K::Resume(r) => Kind::Resume { by: r.by },
     })
 }
 
@@ -219,6 +223,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         settings: Some(settings(&state.settings)),
         roster: Some(encode_roster(&state.roster)),
         last_node: state.last_node.0,
+        paused: state.paused.as_ref().map(encode_asked),
+        pauses: state.pauses,
     }
     .encode_to_vec()
 }
@@ -284,8 +290,18 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         format,
         roster,
         last_node: NodeId(raw.last_node),
+        paused: raw.paused.map(decode_asked),
+        pauses: raw.pauses,
         by_hand,
     })
+}
+
+fn encode_asked(asked: &Asked) -> v1::Asked {
+    v1::Asked { reason: asked.reason.clone(), by: asked.by.clone() }
+}
+
+fn decode_asked(raw: v1::Asked) -> Asked {
+    Asked { reason: raw.reason, by: raw.by }
 }
 
 fn encode_roster(roster: &Roster) -> v1::Roster {
@@ -516,6 +532,8 @@ mod tests {
                 by: "kim".into(),
             },
             Kind::SetSettings { version: 1, changes: [("crash_budget".into(), None)].into(), by: String::new() },
+            Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
+            Kind::Resume { by: "kim".into() },
             Kind::NoteFormat { format: Format(3) },
         ]
     }

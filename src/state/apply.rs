@@ -75,6 +75,8 @@ impl ClusterState {
             Kind::RemoveMember { member } => self.remove_member(member),
             Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
             Kind::NoteFormat { format } => self.note_format(*format),
+            Kind::Pause { reason, by } => self.pause(reason, by),
+            Kind::Resume { by } => self.resume(by),
         }
     }
 

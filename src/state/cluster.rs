@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::roster::Roster;
+use super::{pause::Asked, roster::Roster};
 use crate::domain::{
     ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory, TimelineId,
     TimelineSwitch, TimingsInUse, WalPosition,
@@ -45,6 +45,10 @@ pub struct ClusterState {
     pub settings: SettingsDocument,
     /// What it takes to read this state and the log that led to it. Never goes back.
     pub format: Format,
+    /// The cluster decides nothing by itself: who asked for that, and why.
+    pub paused: Option<Asked>,
+    /// Counts pauses and their ends.
+    pub pauses: u64,
     /// How the list of members came to be.
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.

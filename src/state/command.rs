@@ -184,6 +184,18 @@ pub enum Kind {
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
     },
+    /// The cluster decides nothing by itself until an operator lets it go on.
+    Pause {
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
+    /// The pause is over.
+    Resume {
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -214,6 +226,8 @@ impl Kind {
             Self::AdoptTimeline { .. } => "adopt-timeline",
             Self::SetSettings { .. } => "set-settings",
             Self::NoteFormat { .. } => "note-format",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
         }
     }
 
@@ -237,7 +251,7 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
-            Self::SetSettings { .. } => Format::SETTINGS,
+            Self::SetSettings { .. } | Self::Pause { .. } | Self::Resume { .. } => Format::SETTINGS,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

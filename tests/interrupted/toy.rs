@@ -182,6 +182,8 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        paused: false,
+        stopped_by_hand: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),
