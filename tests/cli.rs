@@ -21,9 +21,10 @@ use matriarch::{
     },
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
-        Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest,
-        StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus, OperationReply, OperationStatus,
+        PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, RestartRequest,
+        SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply,
+        StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -529,6 +530,7 @@ fn json_says_null_for_what_is_not_known() {
 #[test]
 fn explain_lists_holds_first() {
     let reply = ExplainReply {
+        banners: vec![],
         considered: vec!["rule 210 failover: primary n1 is silent for 4.2 s".to_owned()],
         holds: vec!["promises of n1, n3 end in 1.2 s".to_owned()],
         next: Vec::new(),
@@ -673,6 +675,29 @@ impl Admin for Manager {
         Ok(Response::new(TransferLeaderReply { done, leader, reason }))
     }
 
+    async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseReply>, Status> {
+        let request = request.into_inner();
+        assert!(!request.request_id.is_empty());
+        let done = !request.on || request.reason == "new kernel";
+        let reason = if done { String::new() } else { "n3 runs a version that knows format 1".to_owned() };
+        Ok(Response::new(PauseReply { done, reason, paused: request.on && done }))
+    }
+
+    async fn maintenance(&self, request: Request<MaintenanceRequest>) -> Result<Response<MaintenanceReply>, Status> {
+        let request = request.into_inner();
+        let done = !request.on || request.member != "n1";
+        let refusal = "n1 is the primary: `matriarch switchover` moves it first";
+        let reason = if done { String::new() } else { refusal.to_owned() };
+        Ok(Response::new(MaintenanceReply { done, reason }))
+    }
+
+    async fn restart(&self, request: Request<RestartRequest>) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
+        let (from, to) = ("n1".to_owned(), request.member);
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason }))
+    }
+
     async fn change_member(
         &self,
         request: Request<ChangeMemberRequest>,
@@ -723,6 +748,68 @@ fn the_raft_leader_is_moved_or_the_reason_is_given() {
         let refused = transfer("n7");
         let expected = vec!["matriarch: the Raft leader was not moved to n#: it is no voter: n#".to_owned()];
         assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
+    });
+}
+
+#[test]
+fn a_pause_says_how_it_ends_and_a_refusal_why() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let call = |words: &[&str]| matriarch(&[words, &["--manager", &address]].concat());
+        let paused = call(&["pause", "--reason", "new kernel"]);
+        let expected = ["the cluster is paused; `matriarch resume` lets it decide again"];
+        assert_eq!((lines(&paused).as_slice(), paused.status.code()), (&expected.map(str::to_owned)[..], Some(0)));
+        let refused = call(&["pause"]);
+        let expected = ["matriarch: pause refused: n# runs a version that knows format #"];
+        assert_eq!((lines(&refused).as_slice(), refused.status.code()), (&expected.map(str::to_owned)[..], Some(1)));
+        let late = call(&["pause", "--reason", "new kernel", "--wait", "--timeout", "0"]);
+        assert_eq!(late.status.code(), Some(1));
+        assert!(lines(&late)[0].contains("not told: n#, n#, n#"), "{:?}", lines(&late));
+        let resumed = call(&["resume", "--json"]);
+        let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+        assert_eq!(told, serde_json::json!({"paused": false, "everywhere": null}));
+        assert_eq!(matriarch(&["pause", "--manager", "127.0.0.1:1"]).status.code(), Some(3));
+    });
+}
+
+#[test]
+fn a_member_is_left_alone_unless_it_is_the_primary() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let call = |words: &[&str]| matriarch(&[&["maintenance"], words, &["--manager", &address]].concat());
+        let done = call(&["on", "n2", "--reason", "new disk"]);
+        assert_eq!(done.status.code(), Some(0));
+        assert!(
+            lines(&done)[0].contains("`matriarch maintenance off n#` lets it take part again"),
+            "{:?}",
+            lines(&done)
+        );
+        let refused = call(&["on", "n1"]);
+        let expected =
+            ["matriarch: maintenance on n# refused: n# is the primary: `matriarch switchover` moves it first"];
+        assert_eq!((lines(&refused).as_slice(), refused.status.code()), (&expected.map(str::to_owned)[..], Some(1)));
+        let off = call(&["off", "n2", "--json"]);
+        let told: serde_json::Value = serde_json::from_slice(&off.stdout).unwrap();
+        assert_eq!(told, serde_json::json!({"member": "n2", "maintenance": false}));
+    });
+}
+
+#[test]
+fn a_restart_is_watched_to_its_end_and_told_to_programs() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let output = matriarch(&["restart", "n2", "--yes", "--manager", &address]);
+        let said = lines(&output);
+        assert_eq!(said[0], "restart # of n# accepted");
+        assert!(said.last().unwrap().starts_with("restart # done: n# runs again ("), "{said:?}");
+        assert_eq!(output.status.code(), Some(0));
+    });
+    with_manager(Err("n2 did not stop in time"), None, |address| {
+        let output = matriarch(&["restart", "n2", "--yes", "--json", "--manager", &address.to_string()]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let expected = (&"n2".into(), &false.into(), &"n2 did not stop in time".into());
+        assert_eq!((&told["member"], &told["succeeded"], &told["reason"]), expected, "{told}");
+        assert_eq!(output.status.code(), Some(1));
     });
 }
 

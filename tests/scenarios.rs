@@ -21,7 +21,7 @@
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
-//! | `pause` · `resume` | an operator asks |
+//! | `pause` · `resume` · `maintenance on b` · `restart b` | an operator asks |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -149,6 +149,8 @@ impl World {
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
             ["pause"] => self.pause(true),
             ["resume"] => self.pause(false),
+            ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
+            ["restart", to] => self.ask(OperationKind::Restart, to),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -433,6 +435,11 @@ impl World {
         self.ask_for(admitted.map_err(|why| why.to_string()));
     }
 
+    fn maintain(&mut self, member: &MemberId, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit_maintenance(s, member, on, "new disk", "kim"));
+        self.ask_for(admitted);
+    }
+
     fn pause(&mut self, on: bool) {
         let admitted = self.look(|s| policy::pause::admit(s, on, "new kernel", "kim"));
         self.ask_for(admitted);
@@ -688,6 +695,7 @@ fn describe(command: &Command) -> String {
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
         Kind::Pause { .. } => "pause".to_owned(),
         Kind::Resume { .. } => "resume".to_owned(),
+        Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

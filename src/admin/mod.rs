@@ -222,6 +222,37 @@ impl v1::admin_server::Admin for AdminService {
         Ok(Response::new(v1::PauseReply { done: done.is_ok(), reason, paused }))
     }
 
+    async fn maintenance(
+        &self,
+        request: Request<v1::MaintenanceRequest>,
+    ) -> Result<Response<v1::MaintenanceReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.maintenance(passed_on(v1::MaintenanceRequest { to, ..asked })).await;
+        }
+        let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let words = (asked.reason.as_str(), asked.by.as_str());
+        let done = self.manager.maintain((&member, asked.on), words, request_id(asked.request_id)).await;
+        let reason = done.as_ref().err().cloned().unwrap_or_default();
+        Ok(Response::new(v1::MaintenanceReply { done: done.is_ok(), reason }))
+    }
+
+    async fn restart(&self, request: Request<v1::RestartRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.restart(passed_on(v1::RestartRequest { to, ..asked })).await;
+        }
+        self.operate(OperationKind::Restart, &asked.member, asked.request_id).await
+    }
+
     async fn change_member(
         &self,
         request: Request<v1::ChangeMemberRequest>,

@@ -67,7 +67,12 @@ pub(super) fn banners(state: &ClusterState) -> Vec<String> {
         .paused
         .as_ref()
         .map(|asked| format!("the cluster is paused{asked}: no automatic failover until `matriarch resume`"));
-    paused.into_iter().collect()
+    let put_aside = state.maintenance.iter().map(|(member, asked)| {
+        format!(
+            "{member} is in maintenance{asked}: left alone and no candidate until `matriarch maintenance off {member}`"
+        )
+    });
+    paused.into_iter().chain(put_aside).collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.
@@ -112,6 +117,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
         kind: match o.kind {
             OperationKind::Switchover => "switchover",
             OperationKind::Failover => "failover",
+            OperationKind::Restart => "restart",
         }
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),
@@ -122,6 +128,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationPhase::Stop => "stop",
             OperationPhase::Transfer => "transfer",
             OperationPhase::RollBack => "roll back",
+            OperationPhase::Start => "start",
         }
         .to_owned(),
         finished: end.is_some(),

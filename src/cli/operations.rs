@@ -1,21 +1,24 @@
-//! Switchover and failover: ask once, then watch until it is finished.
+//! Switchover, failover and restart: ask once, then watch until it is finished.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     time::Duration,
 };
 
+use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{ClientArgs, FailoverArgs, OperationArgs, SwitchoverArgs},
+    args::{ClientArgs, FailoverArgs, OperationArgs, RestartArgs, SwitchoverArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
-    print,
+    print, render,
 };
-use crate::rpc::v1::{FailoverRequest, OperationReply, OperationStatus, StatusReply, SwitchoverRequest};
+use crate::rpc::v1::{
+    FailoverRequest, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
+};
 
 /// Between two looks at a running operation.
 const POLL: Duration = Duration::from_millis(200);
@@ -51,6 +54,61 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
     let request = FailoverRequest { to, candidate, request_id: Uuid::now_v7().to_string() };
     let reply = client.failover(request).await;
     follow(&client, "failover", reply, &args.operation).await
+}
+
+pub(super) async fn restart(args: RestartArgs) -> Exit {
+    let member = args.member;
+    let question = |status: &StatusReply| match status.primary == member {
+        true => format!(
+            "Restart PostgreSQL of {member}, the primary? Its sessions end, and writes wait until it runs again."
+        ),
+        false => format!("Restart PostgreSQL of {member}? Its sessions end."),
+    };
+    let (client, status) = match prepare(&args.client, &args.operation, question).await {
+        Ok(prepared) => prepared,
+        Err(exit) => return exit,
+    };
+    let to = Some(target(&status.cluster_id, status.generation));
+    let request = RestartRequest { to, member, request_id: Uuid::now_v7().to_string() };
+    let reply = client.restart(request).await;
+    if !args.json {
+        return follow(&client, "restart", reply, &args.operation).await;
+    }
+    let reply = match accepted("restart", reply) {
+        Ok(reply) => reply,
+        Err(exit) => return exit,
+    };
+    let (started, patience) = (Instant::now(), Duration::from_secs(args.operation.timeout));
+    let ending = match args.operation.no_wait {
+        true => None,
+        false => wait(&client, &reply, started, (patience, true)).await,
+    };
+    print(&restart_json(&reply, ending.as_ref(), started.elapsed()));
+    match ending {
+        Some(Ending::Succeeded(_)) => exit::OK,
+        None if args.operation.no_wait => exit::OK,
+        Some(Ending::Failed(_) | Ending::Replaced) | None => exit::FAILED,
+    }
+}
+
+fn restart_json(reply: &OperationReply, ending: Option<&Ending>, took: Duration) -> String {
+    #[derive(Serialize)]
+    struct Json<'a> {
+        operation: u64,
+        member: &'a str,
+        /// Absent: it goes on, or its outcome can't be told any more.
+        succeeded: Option<bool>,
+        reason: Option<&'a str>,
+        took_ms: u64,
+    }
+    let (succeeded, reason) = match ending {
+        Some(Ending::Succeeded(_)) => (Some(true), None),
+        Some(Ending::Failed(why)) => (Some(false), Some(why.as_str())),
+        Some(Ending::Replaced) => (None, Some("it is over and a later operation too")),
+        None => (None, Some("it goes on")),
+    };
+    let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    render::json(&Json { operation: reply.id, member: &reply.to, succeeded, reason, took_ms })
 }
 
 /// Moves the Raft leader. Harmless, so nobody is asked.
@@ -99,28 +157,41 @@ pub(super) fn confirmed(question: &str) -> bool {
     read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, ClientError>, args: &OperationArgs) -> Exit {
-    let reply = match reply {
-        Ok(reply) => reply,
+fn accepted(kind: &str, reply: Result<OperationReply, ClientError>) -> Result<OperationReply, Exit> {
+    match reply {
+        Ok(reply) if reply.accepted => Ok(reply),
+        Ok(reply) => Err(complain(&format!("{kind} refused: {}", reply.reason), exit::FAILED)),
         Err(ClientError::NobodyReached { tried, maybe_received: true }) => {
             let tried = tried.join("; ");
             let what = format!("nobody confirmed the {kind}, it may still happen; see `matriarch status` ({tried})");
-            return complain(&what, exit::UNREACHABLE);
+            Err(complain(&what, exit::UNREACHABLE))
         }
-        Err(error) => return complain_client(&error),
-    };
-    if !reply.accepted {
-        return complain(&format!("{kind} refused: {}", reply.reason), exit::FAILED);
+        Err(error) => Err(complain_client(&error)),
     }
-    print(&format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to)));
+}
+
+async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, ClientError>, args: &OperationArgs) -> Exit {
+    let reply = match accepted(kind, reply) {
+        Ok(reply) => reply,
+        Err(exit) => return exit,
+    };
+    let restarts = kind == "restart";
+    print(&match restarts {
+        true => format!("restart {} of {} accepted\n", reply.id, reply.to),
+        false => {
+            format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to))
+        }
+    });
     if args.no_wait {
         return exit::OK;
     }
     let started = Instant::now();
-    let ending = wait(client, &reply, started, Duration::from_secs(args.timeout)).await;
+    let ending = wait(client, &reply, started, (Duration::from_secs(args.timeout), false)).await;
     match ending {
         Some(Ending::Succeeded(to)) => {
-            print(&format!("{kind} {} done: {to} is primary ({:.1} s)\n", reply.id, started.elapsed().as_secs_f64()));
+            let now = if restarts { "runs again" } else { "is primary" };
+            let took = started.elapsed().as_secs_f64();
+            print(&format!("{kind} {} done: {to} {now} ({took:.1} s)\n", reply.id));
             exit::OK
         }
         Some(Ending::Failed(reason)) => complain(&format!("{kind} {} failed: {reason}", reply.id), exit::FAILED),
@@ -147,7 +218,13 @@ enum Ending {
     Replaced,
 }
 
-async fn wait(client: &Client, reply: &OperationReply, started: Instant, patience: Duration) -> Option<Ending> {
+/// Until it ends, at most so long; its phases are printed unless it is to be `quiet`.
+async fn wait(
+    client: &Client,
+    reply: &OperationReply,
+    started: Instant,
+    (patience, quiet): (Duration, bool),
+) -> Option<Ending> {
     let mut shown = String::new();
     while started.elapsed() < patience {
         // Whoever is asked may be dying right now; the next one knows.
@@ -156,7 +233,7 @@ async fn wait(client: &Client, reply: &OperationReply, started: Instant, patienc
                 return Some(ending);
             }
             let phase = status.operation.filter(|o| o.id == reply.id).map(|o| o.phase).unwrap_or_default();
-            if !phase.is_empty() && phase != shown {
+            if !quiet && !phase.is_empty() && phase != shown {
                 print(&format!("  {:5.1} s  {phase}\n", started.elapsed().as_secs_f64()));
                 shown = phase;
             }

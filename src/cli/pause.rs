@@ -1,4 +1,5 @@
-//! `matriarch pause` and `resume`: the decisions of the cluster stop, or go on.
+//! `matriarch pause`, `resume` and `maintenance`: the decisions of the cluster stop, or go on; a member is left alone,
+//! or takes part.
 
 use std::time::Duration;
 
@@ -7,14 +8,14 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{ClientArgs, PauseArgs, ResumeArgs},
+    args::{ClientArgs, MaintenanceCommand, PauseArgs, ResumeArgs},
     client::{Client, target},
     complain, complain_client,
     exit::{self, Exit},
     print, render,
     settings::who,
 };
-use crate::rpc::v1::{PauseRequest, StatusReply};
+use crate::rpc::v1::{MaintenanceRequest, PauseRequest, StatusReply};
 
 /// Between two looks at the cluster.
 const POLL: Duration = Duration::from_millis(200);
@@ -27,6 +28,45 @@ pub(super) async fn pause(args: PauseArgs) -> Exit {
 pub(super) async fn resume(args: ResumeArgs) -> Exit {
     let (wait, json) = (args.wait.then_some(args.timeout), args.json);
     change(&args.client, false, String::new(), wait, json).await
+}
+
+pub(super) async fn maintenance(command: MaintenanceCommand) -> Exit {
+    let (client, member, on, reason, json) = match command {
+        MaintenanceCommand::On(args) => (args.client, args.member, true, args.reason, args.json),
+        MaintenanceCommand::Off(args) => (args.client, args.member, false, String::new(), args.json),
+    };
+    let client = match Client::new(&client) {
+        Ok(client) => client,
+        Err(error) => return complain_client(&error),
+    };
+    let (to, request_id) = (Some(target("", 0)), Uuid::now_v7().to_string());
+    let request = MaintenanceRequest { to, member: member.clone(), on, reason, by: who(), request_id };
+    match client.maintenance(request).await {
+        Ok(reply) if reply.done => {
+            print(&maintained(&member, on, json));
+            exit::OK
+        }
+        Ok(reply) => {
+            let word = if on { "on" } else { "off" };
+            complain(&format!("maintenance {word} {member} refused: {}", reply.reason), exit::FAILED)
+        }
+        Err(error) => complain_client(&error),
+    }
+}
+
+fn maintained(member: &str, on: bool, as_json: bool) -> String {
+    #[derive(Serialize)]
+    struct Json<'a> {
+        member: &'a str,
+        maintenance: bool,
+    }
+    match (as_json, on) {
+        (true, _) => render::json(&Json { member, maintenance: on }),
+        (false, true) => format!(
+            "{member} is left alone and is no candidate; `matriarch maintenance off {member}` lets it take part again\n"
+        ),
+        (false, false) => format!("{member} takes part again\n"),
+    }
 }
 
 /// Asks for it, and waits for so many seconds, if at all, until it is so everywhere.

@@ -231,6 +231,9 @@ fn footer(reply: &StatusReply, style: Style) -> String {
 
 fn operation_text(operation: &OperationStatus) -> String {
     let OperationStatus { id, kind, from, to, .. } = operation;
+    if kind == "restart" {
+        return format!("restart {id} of {}", or(to, "nobody"));
+    }
     format!("{} {id} from {} to {}", or(kind, "operation"), or(from, "nobody"), or(to, "nobody"))
 }
 

@@ -158,6 +158,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
+        Kind::Maintenance { .. } => events::MAINTENANCE,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -178,6 +179,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::RecordStonith { member, .. }
         | Kind::ReplaceNode { member, .. }
         | Kind::AddMember { member, .. }
+        | Kind::Maintenance { member, .. }
         | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),

@@ -254,6 +254,19 @@ impl ManagerHandle {
         self.put(request_id, |s| policy::pause::admit(s, on, reason, by)).await
     }
 
+    /// Leaves a member alone, or does so no more; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn maintain(
+        &self,
+        (member, on): (&MemberId, bool),
+        (reason, by): (&str, &str),
+        request_id: String,
+    ) -> Result<(), String> {
+        self.put(request_id, |s| policy::pause::admit_maintenance(s, member, on, reason, by)).await
+    }
+
     /// Proposes what an operator's request becomes; nothing when all is as asked.
     async fn put(
         &self,

@@ -69,6 +69,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
+        // All WAL there is may be there.
+        | Unfit::Maintenance(_)
         | Unfit::Behind { .. } => false,
     }
 }

@@ -168,7 +168,13 @@ fn still_collecting(
     if forced.is_some_and(|m| answered.contains(m)) {
         return None;
     }
-    let missing: Vec<MemberId> = s.state.members.keys().filter(|m| !answered.contains(m)).cloned().collect();
+    let missing: Vec<MemberId> = s
+        .state
+        .members
+        .keys()
+        .filter(|m| !answered.contains(m) && !s.state.maintenance.contains_key(m))
+        .cloned()
+        .collect();
     let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
     let starting = previous.is_some_and(|e| !lived(e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));
@@ -269,6 +275,9 @@ fn fitness(
     released: Option<&Release>,
     planned: bool,
 ) -> Result<Candidate, Unfit> {
+    if let Some(asked) = s.state.maintenance.get(member) {
+        return Err(Unfit::Maintenance(asked.clone()));
+    }
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
     if let Some(unfit) = unfit_host(&seal.promise, agent, s.timings) {

@@ -17,6 +17,7 @@ pub mod pause;
 pub mod promotion;
 pub mod proposals;
 pub mod report;
+mod restart;
 pub mod rules;
 pub mod settings;
 pub mod stonith;

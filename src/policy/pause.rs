@@ -1,8 +1,9 @@
 //! Pause: nothing is decided but what an operator asked for. The lease goes on, and whatever it protects with it.
+//! Maintenance: a member is left alone, and chosen for nothing.
 
 use super::{Hold, Situation, format};
 use crate::{
-    domain::Format,
+    domain::{Format, MemberId},
     state::{Kind, OperationPhase},
 };
 
@@ -33,6 +34,37 @@ pub fn admit(s: &Situation<'_>, on: bool, reason: &str, by: &str) -> Result<Opti
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
     Ok(Some(Kind::Pause { reason: words(reason), by: words(by) }))
+}
+
+/// What an operator's request to leave `member` alone, or not any more, becomes; `None`: it is so already.
+///
+/// # Errors
+/// Why it is refused, in words for the operator.
+pub fn admit_maintenance(
+    s: &Situation<'_>,
+    member: &MemberId,
+    on: bool,
+    reason: &str,
+    by: &str,
+) -> Result<Option<Kind>, String> {
+    if !s.state.members.contains_key(member) {
+        return Err(format!("{member} is no member of this cluster"));
+    }
+    if s.state.maintenance.contains_key(member) == on {
+        return Ok(None);
+    }
+    let kind = Kind::Maintenance { member: member.clone(), on, reason: words(reason), by: words(by) };
+    if !on {
+        return Ok(Some(kind));
+    }
+    if s.state.holder().is_some_and(|(_, holder)| holder == member) {
+        return Err(format!("{member} is the primary: `matriarch switchover` moves it first"));
+    }
+    if let Some(running) = s.state.operation.as_ref().filter(|o| o.to == *member) {
+        return Err(format!("operation {} is about {member}: wait until it is over", running.id));
+    }
+    format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
+    Ok(Some(kind))
 }
 
 /// It stands in texts for people: one line, not long.
@@ -75,6 +107,18 @@ mod tests {
         assert!(admit(&older.situation(), true, "", "").unwrap_err().starts_with("b runs a version"));
         older.state.identity = None;
         assert!(admit(&older.situation(), true, "", "").unwrap_err().contains("not founded"));
+    }
+
+    #[test]
+    fn the_primary_is_moved_before_it_is_left_alone() {
+        let mut bench = bench("granted a open 2");
+        let ask = |bench: &Bench, member: &str| admit_maintenance(&bench.situation(), &id(member), true, "disk", "kim");
+        let refused = ask(&bench, "a").unwrap_err();
+        assert_eq!(refused, "a is the primary: `matriarch switchover` moves it first");
+        assert!(ask(&bench, "x").unwrap_err().contains("no member"));
+        assert!(matches!(ask(&bench, "b"), Ok(Some(Kind::Maintenance { on: true, .. }))));
+        bench.state.maintenance.insert(id("b"), Asked::default());
+        assert_eq!(ask(&bench, "b"), Ok(None), "it is so already");
     }
 
     #[test]

@@ -230,6 +230,8 @@ pub enum Unfit {
     },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
+    /// An operator has put it aside.
+    Maintenance(Asked),
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -270,6 +272,7 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::Maintenance(asked) => write!(f, "it is in maintenance{asked}"),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }

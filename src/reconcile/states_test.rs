@@ -54,7 +54,8 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     let initdb = state.system_identifier.is_none() && state.initializer.as_ref() == Some(me);
     let paused = state.paused.is_some();
     let (founded, system) = (state.identity.is_some(), state.system_identifier.is_some());
-    format!("{founded} {initdb} {system} {lock} {operation:?} {paused}")
+    let put_aside = state.maintenance.contains_key(me);
+    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside}")
 }
 
 /// Everything that the commands of the policy's rules and of operators lead to, from nothing on, a
@@ -87,7 +88,7 @@ fn committed() -> Vec<Committed> {
 fn proposals(state: &ClusterState) -> Vec<Kind> {
     let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
     let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
-    asked.chain(["begin-operation", "pause", "resume"]).flat_map(|name| commands(name, state)).collect()
+    asked.chain(["begin-operation", "pause", "resume", "maintenance"]).flat_map(|name| commands(name, state)).collect()
 }
 
 fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
@@ -112,11 +113,15 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "primary-open" => of_holder(|member| Kind::Open { member }),
         "release-primary" => of_holder(|member| Kind::Release { member, end: WalPosition::default(), clean: true }),
         "pause" => vec![Kind::Pause { reason: String::new(), by: String::new() }],
+        "maintenance" => members.iter().flat_map(|member| [true, false].map(|on| maintenance(member, on))).collect(),
         "resume" => vec![Kind::Resume { by: String::new() }],
         "begin-operation" => members.iter().flat_map(|to| beginnings(holder.as_ref(), to)).collect(),
         "advance-operation" => operation(state, |id| {
-            use OperationPhase::{HoldWrites, RollBack, Stop, Transfer};
-            [HoldWrites, Stop, Transfer, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
+            use OperationPhase::{HoldWrites, RollBack, Start, Stop, Transfer};
+            let restart = state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart);
+            // Rule 264 transfers nothing.
+            let last = if restart { Start } else { Transfer };
+            [HoldWrites, Stop, last, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
         }),
         "end-operation" => {
             operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
@@ -146,7 +151,11 @@ fn successors<'a>(state: &'a ClusterState, members: &'a [MemberId]) -> impl Iter
 
 fn beginnings(holder: Option<&MemberId>, to: &MemberId) -> Vec<Kind> {
     let begin = |kind| Kind::BeginOperation { kind, from: holder.cloned(), to: to.clone() };
-    vec![begin(OperationKind::Switchover), begin(OperationKind::Failover)]
+    [OperationKind::Switchover, OperationKind::Failover, OperationKind::Restart].map(begin).to_vec()
+}
+
+fn maintenance(member: &MemberId, on: bool) -> Kind {
+    Kind::Maintenance { member: member.clone(), on, reason: String::new(), by: String::new() }
 }
 
 fn operation(state: &ClusterState, make: impl Fn(u64) -> Vec<Kind>) -> Vec<Kind> {

@@ -95,6 +95,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
+        Kind::Maintenance { member, on, reason, by } => c::Kind::Maintenance(c::Maintenance {
+            member: member.to_string(),
+            on: *on,
+            reason: reason.clone(),
+            by: by.clone(),
+        }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -178,6 +184,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
+        K::Maintenance(m) => Kind::Maintenance { member: member_id(&m.member)?, on: m.on, reason: m.reason, by: m.by },
     })
 }
 
@@ -225,6 +232,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         last_node: state.last_node.0,
         paused: state.paused.as_ref().map(encode_asked),
         pauses: state.pauses,
+        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
     }
     .encode_to_vec()
 }
@@ -292,6 +300,11 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         last_node: NodeId(raw.last_node),
         paused: raw.paused.map(decode_asked),
         pauses: raw.pauses,
+        maintenance: raw
+            .maintenance
+            .into_iter()
+            .map(|(id, asked)| Ok((member_id(&id)?, decode_asked(asked))))
+            .collect::<Result<_>>()?,
         by_hand,
     })
 }
@@ -429,6 +442,7 @@ fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
     match kind {
         OperationKind::Switchover => v1::OperationKind::Switchover,
         OperationKind::Failover => v1::OperationKind::Failover,
+        OperationKind::Restart => v1::OperationKind::Restart,
     }
 }
 
@@ -436,6 +450,7 @@ fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
     match v1::OperationKind::try_from(raw) {
         Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
         Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
+        Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
         Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
     }
 }
@@ -447,6 +462,7 @@ fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
         OperationPhase::Stop => v1::OperationPhase::Stop,
         OperationPhase::Transfer => v1::OperationPhase::Transfer,
         OperationPhase::RollBack => v1::OperationPhase::RollBack,
+        OperationPhase::Start => v1::OperationPhase::Start,
     }
 }
 
@@ -457,6 +473,7 @@ fn decode_phase(raw: i32) -> Result<OperationPhase> {
         Ok(v1::OperationPhase::Stop) => Ok(OperationPhase::Stop),
         Ok(v1::OperationPhase::Transfer) => Ok(OperationPhase::Transfer),
         Ok(v1::OperationPhase::RollBack) => Ok(OperationPhase::RollBack),
+        Ok(v1::OperationPhase::Start) => Ok(OperationPhase::Start),
         Ok(v1::OperationPhase::Unspecified) | Err(_) => {
             Err(Malformed::new("operation", format!("unknown phase {raw}")))
         }
@@ -534,6 +551,10 @@ mod tests {
             Kind::SetSettings { version: 1, changes: [("crash_budget".into(), None)].into(), by: String::new() },
             Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
             Kind::Resume { by: "kim".into() },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
+            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
+            Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a") },
+            Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::NoteFormat { format: Format(3) },
         ]
     }
@@ -541,8 +562,8 @@ mod tests {
     #[test]
     fn every_command_and_every_state_on_the_way_survives_the_log_and_a_snapshot() {
         let mut state = ClusterState::default();
-        for kind in every_kind() {
-            let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(120), kind };
+        for (n, kind) in every_kind().into_iter().enumerate() {
+            let command = Command { request_id: format!("r{n}"), expected: state.epoch, because: RuleId(120), kind };
             assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
             assert_eq!(state.apply(&command), crate::state::Applied::Changed, "{command}");
             if state.format <= Format::NEWEST {

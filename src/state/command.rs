@@ -196,6 +196,17 @@ pub enum Kind {
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
     },
+    /// A member is left alone and chosen for nothing, or is so no more.
+    Maintenance {
+        /// Which.
+        member: MemberId,
+        /// It begins.
+        on: bool,
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -228,21 +239,24 @@ impl Kind {
             Self::NoteFormat { .. } => "note-format",
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
+            Self::Maintenance { .. } => "maintenance",
         }
     }
 
     /// The least format that can apply it.
     pub fn format(&self) -> Format {
         match self {
-            Self::Genesis { .. }
+            Self::BeginOperation { kind: OperationKind::Restart, .. }
+            | Self::AdvanceOperation { phase: OperationPhase::Start, .. } => Format::SETTINGS,
+            Self::BeginOperation { .. }
+            | Self::AdvanceOperation { .. }
+            | Self::Genesis { .. }
             | Self::RecordSystem { .. }
             | Self::Fence { .. }
             | Self::Grant { .. }
             | Self::PromotionComplete { .. }
             | Self::Open { .. }
             | Self::Release { .. }
-            | Self::BeginOperation { .. }
-            | Self::AdvanceOperation { .. }
             | Self::EndOperation { .. }
             | Self::RecordStonith { .. }
             | Self::SetTimings { .. }
@@ -251,7 +265,9 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
-            Self::SetSettings { .. } | Self::Pause { .. } | Self::Resume { .. } => Format::SETTINGS,
+            Self::SetSettings { .. } | Self::Pause { .. } | Self::Resume { .. } | Self::Maintenance { .. } => {
+                Format::SETTINGS
+            }
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -1,9 +1,9 @@
-//! What operators put aside for a while: the decisions of the whole cluster.
+//! What operators put aside for a while: the decisions of the whole cluster, or one member.
 
 use std::fmt;
 
 use super::cluster::ClusterState;
-use crate::domain::PauseWord;
+use crate::domain::{MemberId, PauseWord};
 
 /// Why something is as it is, in an operator's words.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,6 +48,37 @@ impl ClusterState {
         self.pauses += 1;
         let asked = Asked { reason: String::new(), by: by.to_owned() };
         Ok(Some(format!("the cluster decides again, resumed{asked}")))
+    }
+
+    pub(super) fn maintain(
+        &mut self,
+        member: &MemberId,
+        on: bool,
+        reason: &str,
+        by: &str,
+    ) -> Result<Option<String>, String> {
+        if !self.members.contains_key(member) {
+            return Err(format!("{member} is no member"));
+        }
+        if !on {
+            let was = self.maintenance.remove(member);
+            was.ok_or_else(|| format!("{member} is not in maintenance"))?;
+            let asked = Asked { reason: String::new(), by: by.to_owned() };
+            return Ok(Some(format!("the maintenance of {member} is ended{asked}")));
+        }
+        if let Some(asked) = self.maintenance.get(member) {
+            return Err(format!("{member} is in maintenance{asked}"));
+        }
+        if self.holder().is_some_and(|(_, holder)| holder == member) {
+            return Err(format!("{member} holds the lock"));
+        }
+        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *member) {
+            return Err(format!("operation {} is about {member}", running.id));
+        }
+        let asked = Asked { reason: reason.to_owned(), by: by.to_owned() };
+        let what = format!("{member} is in maintenance{asked}");
+        self.maintenance.insert(member.clone(), asked);
+        Ok(Some(what))
     }
 
     /// What agents are told of it.

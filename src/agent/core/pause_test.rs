@@ -17,8 +17,9 @@ fn surveyed(clean: bool) -> Event {
 
 /// Renewals go on meanwhile.
 fn at_time(core: &mut Core, ms: u64) -> Vec<Effect> {
-    core.step(held(4, ms + 2_500), now(ms));
-    core.step(Event::Tick, now(ms))
+    let mut effects = core.step(held(4, ms + 2_500), now(ms));
+    effects.extend(core.step(Event::Tick, now(ms)));
+    effects
 }
 
 fn ends(effects: &[Effect]) -> bool {
