@@ -61,23 +61,28 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
             Usage: matriarch <COMMAND>
 
             Commands:
-              manager     Run the manager of this host: it decides together with the others
-              agent       Run the agent of this host: it controls PostgreSQL and holds the lease
-              router      Run a router: it leads clients to the primary
-              status      Show members, primary, lag, and why something is not healthy
-              switchover  Make a standby the primary with the old primary's help; nothing is lost
-              failover    Make a standby the primary without the old primary's help
-              profile     Show the timings, or put those of another profile in force
-              rto         Say how long writes stop, for each way to fail, by the timings in force
-              explain     Say what the cluster considered, what holds it up, and what can be done
-              rules       Print the numbered rules by which the cluster decides and each host acts
-              raft        Work with the managers' Raft group
-              member      Show, add, remove or replace members
-              recover     Begin a new generation with what this host has, when a majority of the hosts is gone
-                          for good
-              preflight   Check whether this host is fit to run what its configuration asks for
-              config      Check the configuration file; show or change the settings of the cluster
-              demo        Run a whole cluster in a temporary directory and break it
+              manager      Run the manager of this host: it decides together with the others
+              agent        Run the agent of this host: it controls PostgreSQL and holds the lease
+              router       Run a router: it leads clients to the primary
+              status       Show members, primary, lag, and why something is not healthy
+              switchover   Make a standby the primary with the old primary's help; nothing is lost
+              failover     Make a standby the primary without the old primary's help
+              pause        Stop all decisions of the cluster, for work on it; the lease and what it protects go
+                           on
+              resume       Let a paused cluster decide again
+              maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
+              restart      Stop and start PostgreSQL of a member; that of the primary stays primary
+              profile      Show the timings, or put those of another profile in force
+              rto          Say how long writes stop, for each way to fail, by the timings in force
+              explain      Say what the cluster considered, what holds it up, and what can be done
+              rules        Print the numbered rules by which the cluster decides and each host acts
+              raft         Work with the managers' Raft group
+              member       Show, add, remove or replace members
+              recover      Begin a new generation with what this host has, when a majority of the hosts is gone
+                           for good
+              preflight    Check whether this host is fit to run what its configuration asks for
+              config       Check the configuration file; show or change the settings of the cluster
+              demo         Run a whole cluster in a temporary directory and break it
 
             Options:
               -h, --help     Print help
@@ -140,9 +145,9 @@ fn rules_are_printed_with_what_they_lead_to() {
          230  switchover: the primary has flushed, hold new writes                           advance-operation, end-operation
          410  the old epoch is sealed and over: grant to the successor                       grant-primary
          480  a node in the Raft group is nobody's: drop it                                  drop-node
-        RULE  WHEN, AND THEN WHAT                                          ORDERS
-         520  switchover: the primary flushes early                        checkpoint
-         550  no data, or a rejoin by copy is due: clone                   clone
+        RULE  WHEN, AND THEN WHAT                                           ORDERS
+         520  switchover or restart: the primary flushes early              checkpoint
+         550  no data, or a rejoin by copy is due: clone                    clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
@@ -495,6 +500,7 @@ fn json_says_null_for_what_is_not_known() {
               "layers": {}
             }
           ],
+          "banners": [],
           "holds": [
             "promises of n1, n3 end in 1.2 s"
           ],
