@@ -22,6 +22,7 @@
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
+//! | `pause` · `resume` · `maintenance on b` · `restart b` | an operator asks |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -144,7 +145,7 @@ impl World {
             ["back", member] => self.hear(&id(member), true, true),
             ["advance", time] => self.advance(duration(time)),
             ["leader"] => self.lead(),
-            ["switchover", to] => self.ask(OperationKind::Switchover, to),
+            ["switchover", to] => self.ask(OperationKind::Switchover, to, false),
             ["failover", to] => self.ask(OperationKind::Failover, to, false),
             ["failover", to, "--allow-data-loss"] => self.ask(OperationKind::Failover, to, true),
             ["timings", profile] => self.change_timings(profile.parse().unwrap()),
@@ -152,6 +153,10 @@ impl World {
             ["disk", member, time] => self.disk(&id(member), duration(time)),
             ["leads", member] => self.group.leader = self.state.members.get(&id(member)).map(|m| m.node),
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
+            ["pause"] => self.pause(true),
+            ["resume"] => self.pause(false),
+            ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
+            ["restart", to] => self.ask(OperationKind::Restart, to, false),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -347,6 +352,8 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             never_streamed: false,
+            paused: false,
+            stopped_by_hand: false,
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),
@@ -374,6 +381,7 @@ impl World {
             "checkpointed" => view.checkpoints_done = number(),
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
+            "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
@@ -431,6 +439,16 @@ impl World {
         let changes = [(key.to_owned(), Some(value.to_owned()))].into();
         let admitted = self.look(|s| policy::settings::admit(s, version, &changes, ""));
         self.ask_for(admitted.map_err(|why| why.to_string()));
+    }
+
+    fn maintain(&mut self, member: &MemberId, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit_maintenance(s, member, on, "new disk", "kim"));
+        self.ask_for(admitted);
+    }
+
+    fn pause(&mut self, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit(s, on, "new kernel", "kim"));
+        self.ask_for(admitted);
     }
 
     /// As the leader does it for an operator: asked of the policy, committed, applied.
@@ -681,6 +699,9 @@ fn describe(command: &Command) -> String {
         Kind::AddMember { member, .. } => format!("add {member}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
+        Kind::Pause { .. } => "pause".to_owned(),
+        Kind::Resume { .. } => "resume".to_owned(),
+        Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

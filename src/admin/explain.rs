@@ -40,6 +40,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
         holds: unfounded.into_iter().chain(plan.holds.iter().map(ToString::to_string)).collect(),
         next,
+        banners: super::status::banners(&state),
         answered_by: manager.me().to_string(),
         incidents: state
             .incidents
@@ -81,6 +82,9 @@ fn ways_out(hold: &Hold) -> Vec<String> {
              `matriarch recover`"
                 .to_owned()
         }
+        Hold::Paused { .. } => {
+            "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
+        }
         Hold::Collecting { remaining, .. } => wait(*remaining, "it goes on without them then"),
         Hold::Operation { remaining, .. } => wait(*remaining, "the operation ends or is rolled back then"),
         Hold::GroupUnsettled { unsettled: Unsettled::NotRenewed { holder, .. }, .. } => {
@@ -121,6 +125,7 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
     let take = |loses: &str| format!("`matriarch failover --candidate {member}{loses}`");
     match unfit {
         Unfit::NotSealed => format!("start the manager of {member}"),
+        Unfit::Maintenance(_) => format!("`matriarch maintenance off {member}`"),
         Unfit::AgentSilent => format!("start the agent of {member}"),
         Unfit::OtherSystem { found: Some(_) } => {
             format!("set postgresql.data_dir of {member} to the right or an empty place, and restart its agent")

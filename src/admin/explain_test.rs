@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     domain::{Epoch, Format, GroupStep, Lsn, TimelineId, WalPosition},
     policy::{format::TooOld, report::NotReady},
-    state::OperationPhase,
+    state::{Asked, OperationPhase},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,6 +18,7 @@ fn every_unfit() -> Vec<Unfit> {
     let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(5) };
     let all = vec![
         Unfit::NotSealed,
+        Unfit::Maintenance(Asked::default()),
         Unfit::AgentSilent,
         Unfit::OtherSystem { found: None },
         Unfit::OtherSystem { found: Some(7) },
@@ -42,6 +43,7 @@ fn every_unfit() -> Vec<Unfit> {
     for one in &all {
         match one {
             Unfit::NotSealed
+            | Unfit::Maintenance(_)
             | Unfit::AgentSilent
             | Unfit::OtherSystem { .. }
             | Unfit::State(_)
@@ -78,6 +80,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::LagUnknown { limit: 1, would_be: vec![n1()] },
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
+        Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
         Hold::TooOld(TooOld { member: n1(), knows: None, needed: Format::SETTINGS }),
     ];
@@ -94,6 +97,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::NoSuccessor { .. }
             | Hold::Operation { .. }
             | Hold::NotOpen { .. }
+            | Hold::Paused { .. }
             | Hold::GroupUnsettled { .. }
             | Hold::NewVotersNotReady { .. }
             | Hold::TooOld(_) => {}

@@ -13,9 +13,10 @@ use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest,
-        OperationReply, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply,
-        SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
-        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
+        RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
+        TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -149,6 +150,30 @@ impl Client {
     pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Pauses the cluster, or lets it go on. A second try finds it so.
+    pub async fn pause(&self, request: PauseRequest) -> Result<PauseReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.pause(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Leaves a member alone, or does so no more. A second try finds it so.
+    pub async fn maintenance(&self, request: MaintenanceRequest) -> Result<MaintenanceReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.maintenance(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a restart. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn restart(&self, request: RestartRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.restart(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

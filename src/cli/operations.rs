@@ -1,4 +1,4 @@
-//! Switchover and failover: ask once, then watch until it is finished.
+//! Switchover, failover and restart: ask once, then watch until it is finished.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
@@ -10,13 +10,15 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{ClientArgs, FailoverArgs, OperationArgs, SwitchoverArgs},
+    args::{ClientArgs, FailoverArgs, OperationArgs, RestartArgs, SwitchoverArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
     print, render,
 };
-use crate::rpc::v1::{FailoverRequest, OperationReply, OperationStatus, StatusReply, SwitchoverRequest};
+use crate::rpc::v1::{
+    FailoverRequest, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
+};
 
 /// Between two looks at a running operation.
 const POLL: Duration = Duration::from_millis(200);
@@ -78,6 +80,24 @@ fn accepted(primary: &str, candidate: &str, loss: &str) -> bool {
          Type {candidate} to accept that: "
     );
     typed().is_some_and(|answer| answer == candidate)
+}
+
+pub(super) async fn restart(args: RestartArgs) -> Exit {
+    let member = args.member;
+    let question = |status: &StatusReply| match status.primary == member {
+        true => format!(
+            "Restart PostgreSQL of {member}, the primary? Its sessions end, and writes wait until it runs again."
+        ),
+        false => format!("Restart PostgreSQL of {member}? Its sessions end."),
+    };
+    let (client, status) = match prepare(&args.client, &args.operation, question).await {
+        Ok(prepared) => prepared,
+        Err(exit) => return exit,
+    };
+    let to = Some(target(&status.cluster_id, status.generation));
+    let request = RestartRequest { to, member, request_id: Uuid::now_v7().to_string() };
+    let reply = client.restart(request).await;
+    follow(&client, "restart", reply, &args.operation).await
 }
 
 /// Moves the Raft leader. Harmless, so nobody is asked.
@@ -155,7 +175,13 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
     if args.json {
         return follow_in_json(client, kind, &reply, args).await;
     }
-    print(&format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to)));
+    let restarts = kind == "restart";
+    print(&match restarts {
+        true => format!("restart {} of {} accepted\n", reply.id, reply.to),
+        false => {
+            format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to))
+        }
+    });
     if args.no_wait {
         return exit::OK;
     }
@@ -163,7 +189,9 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
     let ending = wait(client, &reply, started, (Duration::from_secs(args.timeout), false)).await;
     match ending {
         Some(Ending::Succeeded(to)) => {
-            print(&format!("{kind} {} done: {to} is primary ({:.1} s)\n", reply.id, started.elapsed().as_secs_f64()));
+            let now = if restarts { "runs again" } else { "is primary" };
+            let took = started.elapsed().as_secs_f64();
+            print(&format!("{kind} {} done: {to} {now} ({took:.1} s)\n", reply.id));
             exit::OK
         }
         Some(Ending::Failed(reason)) => complain(&format!("{kind} {} failed: {reason}", reply.id), exit::FAILED),
@@ -232,6 +260,7 @@ enum Ending {
     Replaced,
 }
 
+/// Until it ends, at most so long; its phases are printed unless it is to be `quiet`.
 async fn wait(
     client: &Client,
     reply: &OperationReply,

@@ -78,7 +78,7 @@ fn request(args: &ConfigSetArgs) -> Result<SetSettingsRequest, String> {
 }
 
 /// Who asks, for those who read of it in `matriarch explain`. Nothing rests on it.
-fn who() -> String {
+pub(super) fn who() -> String {
     let names = ["SUDO_USER", "USER", "LOGNAME"].map(env::var);
     names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default()
 }

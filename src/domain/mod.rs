@@ -18,7 +18,7 @@ pub mod settings_document;
 pub mod timings;
 pub mod wal;
 
-pub use briefing::{Briefing, MemberList};
+pub use briefing::{Briefing, MemberList, PauseWord};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};

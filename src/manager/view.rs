@@ -259,6 +259,48 @@ impl ManagerHandle {
         }
     }
 
+    /// Pauses the cluster, or lets it go on; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn pause(&self, on: bool, (reason, by): (&str, &str), request_id: String) -> Result<(), String> {
+        self.put(request_id, |s| policy::pause::admit(s, on, reason, by)).await
+    }
+
+    /// Leaves a member alone, or does so no more; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn maintain(
+        &self,
+        (member, on): (&MemberId, bool),
+        (reason, by): (&str, &str),
+        request_id: String,
+    ) -> Result<(), String> {
+        self.put(request_id, |s| policy::pause::admit_maintenance(s, member, on, reason, by)).await
+    }
+
+    /// Proposes what an operator's request becomes; nothing when all is as asked.
+    async fn put(
+        &self,
+        request_id: String,
+        admit: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,
+    ) -> Result<(), String> {
+        let (inner, state) = (&self.manager.inner, self.state());
+        if !self.leadership().am_leader {
+            // Only a leader hears of all hosts.
+            return Err("no Raft leader answers: bring a majority of managers up".to_owned());
+        }
+        let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        match inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Changes what operators have set, if it is of `version` still; only the Raft leader can.
     ///
     /// # Errors

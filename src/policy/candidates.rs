@@ -145,6 +145,9 @@ fn fitness(
     released: Option<&Release>,
     planned: bool,
 ) -> Result<Candidate, Unfit> {
+    if let Some(asked) = s.state.maintenance.get(member) {
+        return Err(Unfit::Maintenance(asked.clone()));
+    }
     let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
     let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
     if let Some(unfit) = unfit_host(&seal.promise, agent, s.timings) {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Hold, Seal, Situation, Verdict, candidates::successor};
+use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
 use crate::{
     domain::{Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count, observation::AgentView},
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
@@ -48,7 +48,11 @@ pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
 pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
     match &s.state.lock {
         Lock::Released(r) => {
-            Some(Verdict::Propose(Kind::Fence { reason: format!("{} released epoch {}", r.member, r.epoch) }))
+            let reason = format!("{} released epoch {}", r.member, r.epoch);
+            Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+                Some(hold) => Verdict::Hold(hold),
+                None => Verdict::Propose(Kind::Fence { reason }),
+            })
         }
         Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
     }
@@ -76,7 +80,10 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
             format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
         };
-        return Some(Verdict::Propose(Kind::Fence { reason }));
+        return Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+            Some(hold) => Verdict::Hold(hold),
+            None => Verdict::Propose(Kind::Fence { reason }),
+        });
     }
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
@@ -111,6 +118,9 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         Ok(ground) => ground,
         Err(hold) => return Some(Verdict::Hold(hold)),
     };
+    if let Some(hold) = pause::holds(s, || "grant the lock to a successor".to_owned()) {
+        return Some(Verdict::Hold(hold));
+    }
     Some(match successor(s, ground.released, ground.forced) {
         Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
         Err(hold) => Verdict::Hold(hold),
@@ -154,7 +164,13 @@ fn still_collecting(
     if forced.is_some_and(|m| answered.contains(m)) {
         return None;
     }
-    let missing: Vec<MemberId> = s.state.members.keys().filter(|m| !answered.contains(m)).cloned().collect();
+    let missing: Vec<MemberId> = s
+        .state
+        .members
+        .keys()
+        .filter(|m| !answered.contains(m) && !s.state.maintenance.contains_key(m))
+        .cloned()
+        .collect();
     let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
     let starting = previous.is_some_and(|e| !lived(e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));

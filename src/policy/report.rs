@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use super::format::TooOld;
 use crate::{
     domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
-    state::{Command, OperationPhase, RuleId},
+    state::{Asked, Command, OperationPhase, RuleId},
 };
 
 /// What the leader decided.
@@ -112,6 +112,13 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// The cluster is paused, and this is not done.
+    Paused {
+        /// Who asked for the pause, and why.
+        asked: Asked,
+        /// What would be done.
+        undone: String,
+    },
 }
 
 /// What a changed Raft group still waits for.
@@ -251,6 +258,8 @@ pub enum Unfit {
         /// Bytes that may be.
         limit: u64,
     },
+    /// An operator has put it aside.
+    Maintenance(Asked),
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -291,6 +300,7 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::Maintenance(asked) => write!(f, "it is in maintenance{asked}"),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
             Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),
@@ -376,6 +386,7 @@ impl fmt::Display for Hold {
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
                 for (i, (member, reason)) in why.iter().enumerate() {

@@ -8,6 +8,7 @@ use super::{
     Hold, Situation, Verdict,
     candidates::{Wishes, unfit_host},
     loss::{self, Loss},
+    restart,
 };
 use crate::{
     domain::{MemberId, MemberSettings, PostgresState, observation::AgentView},
@@ -23,26 +24,26 @@ fn running<'a>(s: &Situation<'a>, phase: OperationPhase) -> Option<&'a Operation
     (operation.kind == OperationKind::Switchover && operation.phase == phase).then_some(operation)
 }
 
-fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
+pub(super) fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
     limit.saturating_sub(s.now.since(s.since.operation))
 }
 
-fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
+pub(super) fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
     Verdict::Propose(Kind::AdvanceOperation { id: operation.id, phase })
 }
 
-fn waits(s: &Situation<'_>, operation: &Operation, limit: Duration, waits_for: String) -> Option<Verdict> {
+pub(super) fn waits(s: &Situation<'_>, operation: &Operation, limit: Duration, waits_for: String) -> Option<Verdict> {
     let (id, phase) = (operation.id, operation.phase);
     Some(Verdict::Hold(Hold::Operation { id, phase, waits_for, remaining: remaining(s, limit) }))
 }
 
-fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
+pub(super) fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
     Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: false, reason: reason.into() })
 }
 
 /// Rule 210.
 pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref()?;
+    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
     match &s.state.lock {
         Lock::Granted { member, phase: GrantPhase::Open, epoch, .. } if *member == operation.to => {
             let reason = format!("{member} is primary of epoch {epoch}");
@@ -54,7 +55,7 @@ pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
 
 /// Rule 220.
 pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref()?;
+    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
     let holder = s.state.holder().map(|(_, m)| m);
     let at_the_old = operation.from.is_some() && holder == operation.from.as_ref();
     match operation.phase {
@@ -68,7 +69,7 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
             target_unfit(s, operation).map(|why| end(operation, why))
         }
-        OperationPhase::Stop => None,
+        OperationPhase::Stop | OperationPhase::Start => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
         OperationPhase::Transfer => transfer_failed(s, operation),
     }
@@ -80,7 +81,7 @@ fn unheard(s: &Situation<'_>, member: &MemberId) -> bool {
 }
 
 /// Not heard of for so long that waiting any longer only keeps clients out.
-fn gone(s: &Situation<'_>, member: &MemberId) -> bool {
+pub(super) fn gone(s: &Situation<'_>, member: &MemberId) -> bool {
     s.agent(member).is_none() && !unheard(s, member)
 }
 
@@ -133,6 +134,9 @@ fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
 
 /// Why its host would be granted nothing once the primary is stopped.
 fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
+    if let Some(asked) = s.state.maintenance.get(to) {
+        return Some(format!("{to} is in maintenance{asked}; `matriarch maintenance off {to}` ends it"));
+    }
     let seen = s.fresh(to)?;
     let unfit = unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
     Some(format!("{to} can't be granted the lock: {unfit}"))
@@ -150,9 +154,14 @@ pub fn admit(
     allow_loss: bool,
 ) -> Result<Kind, String> {
     if let Some(running) = &s.state.operation {
-        return Err(format!("operation {} to {} is under way", running.id, running.to));
+        let of = if running.kind == OperationKind::Restart { "of" } else { "to" };
+        return Err(format!("operation {} {of} {} is under way", running.id, running.to));
     }
     let holder = s.state.holder().map(|(_, m)| m.clone());
+    if kind == OperationKind::Restart {
+        let member = wanted.ok_or("a restart needs the name of a member")?;
+        return restart::admit(s, member);
+    }
     if let Some(to) = wanted {
         if !s.state.members.contains_key(to) {
             return Err(format!("{to} is no member of this cluster"));
@@ -163,8 +172,10 @@ pub fn admit(
     }
     let to = match (kind, wanted) {
         (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
-        (OperationKind::Failover, Some(to)) => failover_target(s, to, allow_loss)?,
-        (OperationKind::Failover, None) => return Err("a failover by command needs --candidate".to_owned()),
+        (OperationKind::Failover | OperationKind::Restart, Some(to)) => failover_target(s, to, allow_loss)?,
+        (OperationKind::Failover | OperationKind::Restart, None) => {
+            return Err("a failover by command needs --candidate".to_owned());
+        }
     };
     Ok(Kind::BeginOperation { kind, from: holder, to })
 }
