@@ -240,7 +240,7 @@ fn tell(kind: &str, reply: &OperationReply, succeeded: Option<bool>, reason: &st
         operation: kind,
         accepted: reply.accepted,
         id: reply.accepted.then_some(reply.id),
-        from: given(&reply.from).filter(|_| reply.accepted),
+        from: given(&reply.from).filter(|_| reply.accepted && kind != "restart"),
         to: given(&reply.to).filter(|_| reply.accepted),
         succeeded: succeeded.filter(|_| reply.accepted),
         reason: given(reason),

@@ -40,7 +40,7 @@ fn run(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
 
 fn restart(rig: &Rig, member: &str) {
     let told = run(rig, &["restart", member, "--yes", "--timeout", "60"]).unwrap();
-    assert_eq!((&told["succeeded"], &told["member"]), (&true.into(), &member.into()), "{told}");
+    assert_eq!((&told["succeeded"], &told["to"]), (&true.into(), &member.into()), "{told}");
 }
 
 fn pause(rig: &Rig) {
