@@ -201,8 +201,10 @@ fn a_member_in_maintenance_is_no_candidate(rig: &Rig, before: &StatusReply) -> P
     assert_eq!(rig.local_status(&rest[1]).unwrap().primary, rest[1]);
     rig.boot_host(&before.primary).unwrap();
     until("nobody starts it", SOON, || {
-        assert_eq!(member(rig, &rest[0]).state, "stopped");
-        member(rig, &before.primary).state == "streaming"
+        let state = member(rig, &rest[0]).state;
+        // The manager that answers may have heard of nobody yet.
+        assert!(["stopped", "silent", ""].contains(&state.as_str()), "{state}");
+        member(rig, &before.primary).state == "streaming" && state == "stopped"
     });
     run(rig, &["maintenance", "off", &rest[0]]).unwrap();
     let after = rig.healthy(HEAL).unwrap();
