@@ -16,14 +16,16 @@ use expect_test::{Expect, expect};
 use matriarch::{
     cli::render::{self, Check, Outcome, Style},
     domain::{
-        Profile, Settings, Timings,
+        MemberSettings, Profile, Settings, Timings,
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverRequest, Fence,
-        Layer, MemberChange, MemberStatus, OperationReply, OperationStatus, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest,
-        StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverLossReply,
+        FailoverRequest, Fence, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
+        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
+        RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
+        TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
     },
 };
@@ -60,23 +62,28 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
             Usage: matriarch <COMMAND>
 
             Commands:
-              manager     Run the manager of this host: it decides together with the others
-              agent       Run the agent of this host: it controls PostgreSQL and holds the lease
-              router      Run a router: it leads clients to the primary
-              status      Show members, primary, lag, and why something is not healthy
-              switchover  Make a standby the primary with the old primary's help; nothing is lost
-              failover    Make a standby the primary without the old primary's help
-              profile     Show the timings, or put those of another profile in force
-              rto         Say how long writes stop, for each way to fail, by the timings in force
-              explain     Say what the cluster considered, what holds it up, and what can be done
-              rules       Print the numbered rules by which the cluster decides and each host acts
-              raft        Work with the managers' Raft group
-              member      Show, add, remove or replace members
-              recover     Begin a new generation with what this host has, when a majority of the hosts is gone
-                          for good
-              preflight   Check whether this host is fit to run what its configuration asks for
-              config      Check the configuration file; show or change the settings of the cluster
-              demo        Run a whole cluster in a temporary directory and break it
+              manager      Run the manager of this host: it decides together with the others
+              agent        Run the agent of this host: it controls PostgreSQL and holds the lease
+              router       Run a router: it leads clients to the primary
+              status       Show members, primary, lag, and why something is not healthy
+              switchover   Make a standby the primary with the old primary's help; nothing is lost
+              failover     Make a standby the primary without the old primary's help
+              pause        Stop all decisions of the cluster, for work on it; the lease and what it protects go
+                           on
+              resume       Let a paused cluster decide again
+              maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
+              restart      Stop and start PostgreSQL of a member; that of the primary stays primary
+              profile      Show the timings, or put those of another profile in force
+              rto          Say how long writes stop, for each way to fail, by the timings in force
+              explain      Say what the cluster considered, what holds it up, and what can be done
+              rules        Print the numbered rules by which the cluster decides and each host acts
+              raft         Work with the managers' Raft group
+              member       Show, add, remove or replace members
+              recover      Begin a new generation with what this host has, when a majority of the hosts is gone
+                           for good
+              preflight    Check whether this host is fit to run what its configuration asks for
+              config       Check the configuration file; show or change the settings of the cluster
+              demo         Run a whole cluster in a temporary directory and break it
 
             Options:
               -h, --help     Print help
@@ -111,6 +118,7 @@ fn help_of_switchover() {
           -y, --yes                  Don't ask for confirmation
               --no-wait              Don't wait until it is done (waiting is the default)
               --wait                 Wait until it is done
+              --json                 Print JSON when it is done, and nothing before
               --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
                                      180]
           -h, --help                 Print help
@@ -139,9 +147,9 @@ fn rules_are_printed_with_what_they_lead_to() {
          230  switchover: the primary has flushed, hold new writes                           advance-operation, end-operation
          410  the old epoch is sealed and over: grant to the successor                       grant-primary
          480  a node in the Raft group is nobody's: drop it                                  drop-node
-        RULE  WHEN, AND THEN WHAT                                          ORDERS
-         520  switchover: the primary flushes early                        checkpoint
-         550  no data, or a rejoin by copy is due: clone                   clone
+        RULE  WHEN, AND THEN WHAT                                           ORDERS
+         520  switchover or restart: the primary flushes early              checkpoint
+         550  no data, or a rejoin by copy is due: clone                    clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
@@ -494,6 +502,7 @@ fn json_says_null_for_what_is_not_known() {
               "layers": {}
             }
           ],
+          "banners": [],
           "holds": [
             "promises of n1, n3 end in 1.2 s"
           ],
@@ -529,6 +538,7 @@ fn json_says_null_for_what_is_not_known() {
 #[test]
 fn explain_lists_holds_first() {
     let reply = ExplainReply {
+        banners: vec![],
         considered: vec!["rule 210 failover: primary n1 is silent for 4.2 s".to_owned()],
         holds: vec!["promises of n1, n3 end in 1.2 s".to_owned()],
         next: Vec::new(),
@@ -603,6 +613,11 @@ impl Admin for Manager {
         Ok(Response::new(reply))
     }
 
+    async fn failover_loss(&self, _: Request<FailoverRequest>) -> Result<Response<FailoverLossReply>, Status> {
+        let says = "it lacks 2048 bytes".to_owned();
+        Ok(Response::new(FailoverLossReply { bytes: Some(2048), transactions: Some(2), says, reason: String::new() }))
+    }
+
     async fn profile(&self, request: Request<ProfileRequest>) -> Result<Response<ProfileReply>, Status> {
         let request = request.into_inner();
         let set = |id, values| CommittedTimings { id, profile: "fast".to_owned(), values };
@@ -673,6 +688,29 @@ impl Admin for Manager {
         Ok(Response::new(TransferLeaderReply { done, leader, reason }))
     }
 
+    async fn pause(&self, request: Request<PauseRequest>) -> Result<Response<PauseReply>, Status> {
+        let request = request.into_inner();
+        assert!(!request.request_id.is_empty());
+        let done = !request.on || request.reason == "new kernel";
+        let reason = if done { String::new() } else { "n3 runs a version that knows format 1".to_owned() };
+        Ok(Response::new(PauseReply { done, reason, paused: request.on && done }))
+    }
+
+    async fn maintenance(&self, request: Request<MaintenanceRequest>) -> Result<Response<MaintenanceReply>, Status> {
+        let request = request.into_inner();
+        let done = !request.on || request.member != "n1";
+        let refusal = "n1 is the primary: `matriarch switchover` moves it first";
+        let reason = if done { String::new() } else { refusal.to_owned() };
+        Ok(Response::new(MaintenanceReply { done, reason }))
+    }
+
+    async fn restart(&self, request: Request<RestartRequest>) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
+        let (from, to) = ("n1".to_owned(), request.member);
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason }))
+    }
+
     async fn change_member(
         &self,
         request: Request<ChangeMemberRequest>,
@@ -723,6 +761,68 @@ fn the_raft_leader_is_moved_or_the_reason_is_given() {
         let refused = transfer("n7");
         let expected = vec!["matriarch: the Raft leader was not moved to n#: it is no voter: n#".to_owned()];
         assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
+    });
+}
+
+#[test]
+fn a_pause_says_how_it_ends_and_a_refusal_why() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let call = |words: &[&str]| matriarch(&[words, &["--manager", &address]].concat());
+        let paused = call(&["pause", "--reason", "new kernel"]);
+        let expected = ["the cluster is paused; `matriarch resume` lets it decide again"];
+        assert_eq!((lines(&paused).as_slice(), paused.status.code()), (&expected.map(str::to_owned)[..], Some(0)));
+        let refused = call(&["pause"]);
+        let expected = ["matriarch: pause refused: n# runs a version that knows format #"];
+        assert_eq!((lines(&refused).as_slice(), refused.status.code()), (&expected.map(str::to_owned)[..], Some(1)));
+        let late = call(&["pause", "--reason", "new kernel", "--wait", "--timeout", "0"]);
+        assert_eq!(late.status.code(), Some(1));
+        assert!(lines(&late)[0].contains("not told: n#, n#, n#"), "{:?}", lines(&late));
+        let resumed = call(&["resume", "--json"]);
+        let told: serde_json::Value = serde_json::from_slice(&resumed.stdout).unwrap();
+        assert_eq!(told, serde_json::json!({"paused": false, "everywhere": null}));
+        assert_eq!(matriarch(&["pause", "--manager", "127.0.0.1:1"]).status.code(), Some(3));
+    });
+}
+
+#[test]
+fn a_member_is_left_alone_unless_it_is_the_primary() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let call = |words: &[&str]| matriarch(&[&["maintenance"], words, &["--manager", &address]].concat());
+        let done = call(&["on", "n2", "--reason", "new disk"]);
+        assert_eq!(done.status.code(), Some(0));
+        assert!(
+            lines(&done)[0].contains("`matriarch maintenance off n#` lets it take part again"),
+            "{:?}",
+            lines(&done)
+        );
+        let refused = call(&["on", "n1"]);
+        let expected =
+            ["matriarch: maintenance on n# refused: n# is the primary: `matriarch switchover` moves it first"];
+        assert_eq!((lines(&refused).as_slice(), refused.status.code()), (&expected.map(str::to_owned)[..], Some(1)));
+        let off = call(&["off", "n2", "--json"]);
+        let told: serde_json::Value = serde_json::from_slice(&off.stdout).unwrap();
+        assert_eq!(told, serde_json::json!({"member": "n2", "maintenance": false}));
+    });
+}
+
+#[test]
+fn a_restart_is_watched_to_its_end_and_told_to_programs() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let output = matriarch(&["restart", "n2", "--yes", "--manager", &address]);
+        let said = lines(&output);
+        assert_eq!(said[0], "restart # of n# accepted");
+        assert!(said.last().unwrap().starts_with("restart # done: n# runs again ("), "{said:?}");
+        assert_eq!(output.status.code(), Some(0));
+    });
+    with_manager(Err("n2 did not stop in time"), None, |address| {
+        let output = matriarch(&["restart", "n2", "--yes", "--json", "--manager", &address.to_string()]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let expected = (&"n2".into(), &false.into(), &"n2 did not stop in time".into());
+        assert_eq!((&told["to"], &told["succeeded"], &told["reason"]), expected, "{told}");
+        assert_eq!(output.status.code(), Some(1));
     });
 }
 
@@ -938,6 +1038,13 @@ fn settings_are_changed_or_the_reason_is_given() {
             "#]],
         );
         set(
+            &["n1.priority=5", "--member", "n1"],
+            expect![[r#"
+            exit 2
+            matriarch: n1.priority names a member, and so does --member
+        "#]],
+        );
+        set(
             &["crash_budget=5", "--unset", "crash_budget"],
             expect![[r#"
             exit 2
@@ -1001,6 +1108,7 @@ fn help_of_config_set() {
                                      configuration file]
               --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                      /etc/matriarch/matriarch.toml]
+              --member <MEMBER>      Of this member only: priority, failover, site
               --unset <KEY>          Bring the default of a key back; may be given several times
               --if-version <N>       Change nothing unless the settings are of this version [default: the
                                      one they have when asked]
@@ -1150,9 +1258,14 @@ fn install_blocks(wanted: impl Fn(&str) -> bool) -> String {
 /// The table of docs/settings.md: key, default, effect.
 #[test]
 fn the_page_of_settings_has_every_key_as_it_is_compiled() {
-    let defaults = Settings::default().values();
-    let row = |(key, help): &(&str, &str)| format!("| `{key}` | `{}` | {help} |\n", defaults[key]);
-    let compiled: String = Settings::KEYS.iter().map(row).collect();
+    let (defaults, of_member) = (Settings::default().values(), MemberSettings::default().values());
+    let row = |key: &str, default: &str, help: &str| match default {
+        "" => format!("| `{key}` |  | {help} |\n"),
+        default => format!("| `{key}` | `{default}` | {help} |\n"),
+    };
+    let cluster = Settings::KEYS.iter().map(|(key, help)| row(key, &defaults[key], help));
+    let member = MemberSettings::KEYS.iter().map(|(key, help)| row(key, &of_member[key], help));
+    let compiled: String = cluster.chain(member).collect();
     let page = repository("docs/settings.md");
     let written: String = page.lines().filter(|l| l.starts_with("| `")).map(|l| format!("{l}\n")).collect();
     assert_eq!(written, compiled, "docs/settings.md is out of date");

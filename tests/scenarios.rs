@@ -10,6 +10,7 @@
 //! | `cluster a b c` | founded; a open in epoch 1 on timeline 2 since 1:100, b and c stream from it, all at 2:1000 |
 //! | `report b standby 2:5000 upstream=a …` | what b's agent says, now and until told otherwise |
 //! | `renew a b` · `lapse b c` · `restarted b` | the promises of these voters: running, run out, run out after a restart |
+//! | `told b 2:5000` | b's voter has heard of a's WAL up to there |
 //! | `seal b c` | durable seals of these voters for the fenced epoch, with what their agents say |
 //! | `notice a 2:6000 clean` | a's word that its process tree of the last epoch is empty |
 //! | `lose a` · `mute a` · `back a` | nothing is heard of a; only its manager is; all of it again |
@@ -17,10 +18,11 @@
 //! | `leader` | another manager leads: it has heard nothing, its clocks start over |
 //! | `leads b` | the manager of b is that leader |
 //! | `disk b 30ms` | a sync of b's Raft log takes so long |
-//! | `switchover b` · `failover b` | an operator asks |
+//! | `switchover b` · `failover b [--allow-data-loss]` | an operator asks |
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
+//! | `pause` · `resume` · `maintenance on b` · `restart b` | an operator asks |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -132,6 +134,10 @@ impl World {
                 self.promise(members, |epoch| Promise { epoch, renewed: true, lapsed: true, ..Promise::default() });
             }
             ["restarted", members @ ..] => self.promise(members, |_| Promise { lapsed: true, ..Promise::default() }),
+            ["told", member, end] => {
+                self.voices.get_mut(&id(member)).unwrap().promise.highest = position(end);
+                self.hear_all();
+            }
             ["seal", members @ ..] => members.iter().for_each(|m| self.seal(&id(m))),
             ["notice", member, end, clean @ ..] => self.notice(&id(member), end, !clean.is_empty()),
             ["lose", member] => self.hear(&id(member), false, false),
@@ -139,13 +145,18 @@ impl World {
             ["back", member] => self.hear(&id(member), true, true),
             ["advance", time] => self.advance(duration(time)),
             ["leader"] => self.lead(),
-            ["switchover", to] => self.ask(OperationKind::Switchover, to),
-            ["failover", to] => self.ask(OperationKind::Failover, to),
+            ["switchover", to] => self.ask(OperationKind::Switchover, to, false),
+            ["failover", to] => self.ask(OperationKind::Failover, to, false),
+            ["failover", to, "--allow-data-loss"] => self.ask(OperationKind::Failover, to, true),
             ["timings", profile] => self.change_timings(profile.parse().unwrap()),
             ["formats", format, members @ ..] => self.formats(Format(format.parse().unwrap()), members),
             ["disk", member, time] => self.disk(&id(member), duration(time)),
             ["leads", member] => self.group.leader = self.state.members.get(&id(member)).map(|m| m.node),
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
+            ["pause"] => self.pause(true),
+            ["resume"] => self.pause(false),
+            ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
+            ["restart", to] => self.ask(OperationKind::Restart, to, false),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -341,6 +352,8 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             never_streamed: false,
+            paused: false,
+            stopped_by_hand: false,
             fence: FenceView::default(),
             layers: Vec::new(),
             clock: Default::default(),
@@ -368,6 +381,7 @@ impl World {
             "checkpointed" => view.checkpoints_done = number(),
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
+            "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
@@ -425,6 +439,16 @@ impl World {
         let changes = [(key.to_owned(), Some(value.to_owned()))].into();
         let admitted = self.look(|s| policy::settings::admit(s, version, &changes, ""));
         self.ask_for(admitted.map_err(|why| why.to_string()));
+    }
+
+    fn maintain(&mut self, member: &MemberId, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit_maintenance(s, member, on, "new disk", "kim"));
+        self.ask_for(admitted);
+    }
+
+    fn pause(&mut self, on: bool) {
+        let admitted = self.look(|s| policy::pause::admit(s, on, "new kernel", "kim"));
+        self.ask_for(admitted);
     }
 
     /// As the leader does it for an operator: asked of the policy, committed, applied.
@@ -593,8 +617,8 @@ impl World {
         panic!("the policy does not come to rest");
     }
 
-    fn ask(&mut self, kind: OperationKind, to: &str) {
-        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)))) {
+    fn ask(&mut self, kind: OperationKind, to: &str, allow_loss: bool) {
+        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss)) {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(kind) => {
                 let expected = self.state.epoch;
@@ -675,6 +699,9 @@ fn describe(command: &Command) -> String {
         Kind::AddMember { member, .. } => format!("add {member}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
+        Kind::Pause { .. } => "pause".to_owned(),
+        Kind::Resume { .. } => "resume".to_owned(),
+        Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

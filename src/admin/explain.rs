@@ -1,9 +1,14 @@
 //! Why the cluster does what it does, and what an operator can do about it.
 
+use std::time::Duration;
+
 use crate::{
-    domain::MemberId,
+    domain::{MemberId, PostgresState},
     manager::{ManagerHandle, view::SeenMember},
-    policy::{Hold, report::Unfit},
+    policy::{
+        Hold,
+        report::{Unfit, Unsettled},
+    },
     rpc::v1,
 };
 
@@ -12,7 +17,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let state = manager.state();
     let plan = manager.plan();
     let leads = manager.leadership().am_leader;
-    let mut next: Vec<String> = plan.holds.iter().filter_map(way_out).collect();
+    let mut next: Vec<String> = plan.holds.iter().flat_map(ways_out).collect();
     next.extend(foreign_data(manager));
     let unfounded = manager.waits_to_be_founded();
     if manager.has_lost_its_log() {
@@ -35,6 +40,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
         holds: unfounded.into_iter().chain(plan.holds.iter().map(ToString::to_string)).collect(),
         next,
+        banners: super::status::banners(&state),
         answered_by: manager.me().to_string(),
         incidents: state
             .incidents
@@ -60,9 +66,9 @@ fn foreign_data(manager: &ManagerHandle) -> Vec<String> {
     manager.seen().iter().filter_map(theirs).collect()
 }
 
-/// What an operator can do about a hold, `None` when waiting is right.
-fn way_out(hold: &Hold) -> Option<String> {
-    Some(match hold {
+/// What an operator can do about a hold, or until when it is waited.
+fn ways_out(hold: &Hold) -> Vec<String> {
+    let one = match hold {
         Hold::WaitingForInitdb { member, .. } => format!("look at the agent's log on {member}: it runs initdb"),
         Hold::LeaseHeld { member, .. } => format!(
             "if {member} is dead for good, wait until its lease has run out; if it lives and should not be primary, \
@@ -71,18 +77,102 @@ fn way_out(hold: &Hold) -> Option<String> {
         Hold::Promoting { member, .. } | Hold::NotOpen { member } => {
             format!("look at the agent's log on {member}; another member follows by itself when the promotion fails")
         }
-        Hold::TooFewSeals { .. } => "bring up more managers: a majority must seal the old epoch".to_owned(),
-        Hold::Collecting { .. } | Hold::Operation { .. } | Hold::GroupUnsettled { .. } => return None,
-        Hold::NoSuccessor { why } if why.iter().any(|(_, unfit)| matches!(unfit, Unfit::ClockOff { .. })) => {
-            "repair the clocks (time keeping, virtual machine), then restart manager and agent of that member; \
-             or bring another member up"
+        Hold::TooFewSeals { .. } => {
+            "bring up more managers: a majority must seal the old epoch; if a majority is lost for good, \
+             `matriarch recover`"
                 .to_owned()
+        }
+        Hold::Paused { .. } => {
+            "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
+        }
+        Hold::Collecting { remaining, .. } => wait(*remaining, "it goes on without them then"),
+        Hold::Operation { remaining, .. } => wait(*remaining, "the operation ends or is rolled back then"),
+        Hold::GroupUnsettled { unsettled: Unsettled::NotRenewed { holder, .. }, .. } => {
+            format!("nothing, the next renewal settles it; if it stays, look at the agent's log on {holder}")
+        }
+        Hold::GroupUnsettled { unsettled: Unsettled::NotSealed { .. }, .. } => {
+            "bring up more managers: a majority must seal the epoch under the present membership".to_owned()
         }
         Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();
             format!("look at the manager's log on {}: it is to vote and can't yet", who.join(", "))
         }
-        Hold::NoSuccessor { .. } => "bring one of these members up, or `matriarch failover --candidate …`".to_owned(),
-    })
+        Hold::LagUnknown { would_be, .. } => {
+            let who = would_be.first().map_or("…", MemberId::as_str);
+            format!(
+                "bring the last primary's host up, it knows; or accept the loss: \
+                 `matriarch failover --candidate {who} --allow-data-loss`; or \
+                 `matriarch config set maximum_lag_on_failover=off`"
+            )
+        }
+        Hold::NoSuccessor { why } => {
+            let mut ways: Vec<String> = why.iter().map(|(member, unfit)| way_out(member, unfit)).collect();
+            ways.sort();
+            ways.dedup();
+            return ways;
+        }
+    };
+    vec![one]
 }
+
+fn wait(remaining: Duration, then: &str) -> String {
+    format!("wait {:.1} s: {then}", remaining.as_secs_f64())
+}
+
+/// What makes this member fit, or takes it as it is.
+fn way_out(member: &MemberId, unfit: &Unfit) -> String {
+    let take = |loses: &str| format!("`matriarch failover --candidate {member}{loses}`");
+    match unfit {
+        Unfit::NotSealed => format!("start the manager of {member}"),
+        Unfit::Maintenance(_) => format!("`matriarch maintenance off {member}`"),
+        Unfit::AgentSilent => format!("start the agent of {member}"),
+        Unfit::OtherSystem { found: Some(_) } => {
+            format!("set postgresql.data_dir of {member} to the right or an empty place, and restart its agent")
+        }
+        Unfit::OtherSystem { found: None } | Unfit::State(PostgresState::NoData) => {
+            format!("bring a member with data up: {member} is cloned when there is a primary")
+        }
+        Unfit::State(PostgresState::Failed) | Unfit::FailedBefore { .. } => {
+            format!("look at the agent's log on {member}, repair it and restart its agent")
+        }
+        Unfit::State(_) | Unfit::WalEndUnknown => {
+            format!(
+                "wait for PostgreSQL on {member} to be a standby or stopped; if it stays so, look at the agent's log there"
+            )
+        }
+        Unfit::HalfRewound | Unfit::Diverged { .. } => {
+            format!(
+                "bring another member up: {member} is rewound or cloned when there is a primary; if none is left, `matriarch recover`"
+            )
+        }
+        Unfit::ClockOff { .. } => format!(
+            "repair the clocks of {member} (time keeping, virtual machine), then restart its manager and agent; \
+             or bring another member up"
+        ),
+        Unfit::SlowFence { .. } => {
+            format!("restart the agent of {member}, or put a slower profile in force: `matriarch profile NAME`")
+        }
+        Unfit::Promised { left } => wait(*left, &format!("the promise of {member} ends then")),
+        Unfit::NotAsked { .. } => {
+            format!("bring the last primary's host up, it says whether it knew {member}; or another member")
+        }
+        Unfit::NeverStreamed | Unfit::TooFar { .. } => {
+            format!("bring the last primary's host up; or accept the loss: {}", take(" --allow-data-loss"))
+        }
+        Unfit::NoFailover { failover: false, .. } => {
+            format!("`matriarch config set failover=true --member {member}`, or {}", take(" --allow-data-loss"))
+        }
+        Unfit::NoFailover { .. } => {
+            format!("`matriarch config set priority=100 --member {member}`, or {}", take(""))
+        }
+        Unfit::OtherSite { .. } => format!("`matriarch config set site_failover=any`, or {}", take("")),
+        Unfit::Behind { .. } => {
+            format!("the switchover ends by its deadline; to lose what {member} lacks: {}", take(" --allow-data-loss"))
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "explain_test.rs"]
+mod tests;

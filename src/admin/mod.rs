@@ -43,16 +43,20 @@ impl AdminService {
         &self,
         kind: OperationKind,
         candidate: &str,
-        request_id: String,
+        (request_id, allow_loss): (String, bool),
     ) -> Result<Response<v1::OperationReply>, Status> {
         let wanted = convert::optional_member(candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let request_id = if request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { request_id };
-        let reply = match self.manager.begin(kind, wanted.as_ref(), request_id).await {
+        let reply = match self.manager.begin(kind, wanted.as_ref(), (self::request_id(request_id), allow_loss)).await {
             Ok(operation) => accepted(&operation),
             Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
         };
         Ok(Response::new(reply))
     }
+}
+
+/// That of the request, or a new one.
+fn request_id(asked: String) -> String {
+    if asked.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked }
 }
 
 fn accepted(operation: &Operation) -> v1::OperationReply {
@@ -127,7 +131,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Switchover, &asked.candidate, asked.request_id).await
+        self.operate(OperationKind::Switchover, &asked.candidate, (asked.request_id, false)).await
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
@@ -139,7 +143,31 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Failover, &asked.candidate, asked.request_id).await
+        self.operate(OperationKind::Failover, &asked.candidate, (asked.request_id, asked.allow_data_loss)).await
+    }
+
+    async fn failover_loss(
+        &self,
+        request: Request<v1::FailoverRequest>,
+    ) -> Result<Response<v1::FailoverLossReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.failover_loss(passed_on(v1::FailoverRequest { to, ..asked })).await;
+        }
+        let candidate = convert::member_id(&asked.candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(match self.manager.would_lose(&candidate) {
+            Ok(loss) => v1::FailoverLossReply {
+                bytes: loss.bytes,
+                transactions: loss.transactions(),
+                says: loss.to_string(),
+                reason: String::new(),
+            },
+            Err(reason) => v1::FailoverLossReply { reason, ..Default::default() },
+        }))
     }
 
     async fn transfer_leader(
@@ -201,6 +229,52 @@ impl v1::admin_server::Admin for AdminService {
             return client.set_settings(passed_on(v1::SetSettingsRequest { to, ..asked })).await;
         }
         Ok(Response::new(settings::set(&self.manager, asked).await))
+    }
+
+    async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.pause(passed_on(v1::PauseRequest { to, ..asked })).await;
+        }
+        let done = self.manager.pause(asked.on, (&asked.reason, &asked.by), request_id(asked.request_id)).await;
+        let reason = done.as_ref().err().cloned().unwrap_or_default();
+        let paused = self.manager.state().paused.is_some();
+        Ok(Response::new(v1::PauseReply { done: done.is_ok(), reason, paused }))
+    }
+
+    async fn maintenance(
+        &self,
+        request: Request<v1::MaintenanceRequest>,
+    ) -> Result<Response<v1::MaintenanceReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.maintenance(passed_on(v1::MaintenanceRequest { to, ..asked })).await;
+        }
+        let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let words = (asked.reason.as_str(), asked.by.as_str());
+        let done = self.manager.maintain((&member, asked.on), words, request_id(asked.request_id)).await;
+        let reason = done.as_ref().err().cloned().unwrap_or_default();
+        Ok(Response::new(v1::MaintenanceReply { done: done.is_ok(), reason }))
+    }
+
+    async fn restart(&self, request: Request<v1::RestartRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.restart(passed_on(v1::RestartRequest { to, ..asked })).await;
+        }
+        self.operate(OperationKind::Restart, &asked.member, (asked.request_id, false)).await
     }
 
     async fn change_member(

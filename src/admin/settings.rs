@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    domain::{Settings, SettingsDocument},
+    domain::{
+        MemberId, MemberSettings, Settings, SettingsDocument,
+        settings::BadSetting,
+        settings_document::{member_key, member_of},
+    },
     manager::ManagerHandle,
     policy::settings::Refused,
     rpc::{codec, v1},
@@ -11,39 +15,48 @@ use crate::{
 
 /// Every key of this version and every other that was set.
 pub(super) fn of(manager: &ManagerHandle) -> v1::SettingsReply {
-    let document = &manager.state().settings;
-    v1::SettingsReply { version: document.version, settings: list(document), answered_by: manager.me().to_string() }
+    let state = manager.state();
+    let settings = list(&state.settings, state.members.keys());
+    v1::SettingsReply { version: state.settings.version, settings, answered_by: manager.me().to_string() }
 }
 
-fn list(document: &SettingsDocument) -> Vec<v1::Setting> {
+/// Those of the whole cluster first.
+fn list<'a>(document: &SettingsDocument, members: impl Iterator<Item = &'a MemberId>) -> Vec<v1::Setting> {
+    let row = |whole: &str, help: &str, default: String, bad: &dyn Fn(&str) -> Option<BadSetting>| {
+        known((whole, help), default, document.values.get(whole).map(|set| (set.clone(), bad(set))))
+    };
     let defaults = Settings::default().values();
-    let known = Settings::KEYS.iter().map(|(key, help)| {
-        let default = defaults.get(key).cloned().unwrap_or_default();
-        known(key, help, default, document.values.get(*key))
+    let of_cluster = Settings::KEYS
+        .iter()
+        .map(|(key, help)| row(key, help, defaults[key].clone(), &|value| Settings::default().set(key, value).err()));
+    let defaults = MemberSettings::default().values();
+    let of_members = members.flat_map(|member| MemberSettings::KEYS.iter().map(move |key| (member, key)));
+    let of_members = of_members.map(|(member, (key, help))| {
+        let whole = member_key(member.as_str(), key);
+        row(&whole, help, defaults[key].clone(), &|value| MemberSettings::default().set(key, value).err())
     });
-    let others = document.values.iter().filter(|(key, _)| !defaults.contains_key(key.as_str()));
-    let others = others.map(|(key, value)| v1::Setting {
-        key: key.clone(),
-        value: value.clone(),
-        is_set: true,
-        problem: "this version does not know it".to_owned(),
-        ..v1::Setting::default()
-    });
-    let by_key: BTreeMap<String, v1::Setting> = known.chain(others).map(|s| (s.key.clone(), s)).collect();
-    by_key.into_values().collect()
+    let mut by_key: BTreeMap<String, v1::Setting> = of_cluster.chain(of_members).map(|s| (s.key.clone(), s)).collect();
+    for (key, value) in &document.values {
+        by_key.entry(key.clone()).or_insert_with(|| v1::Setting {
+            key: key.clone(),
+            value: value.clone(),
+            is_set: true,
+            problem: "this version does not know it".to_owned(),
+            ..v1::Setting::default()
+        });
+    }
+    let (of_all, of_one): (Vec<_>, Vec<_>) = by_key.into_values().partition(|s| member_of(&s.key).is_none());
+    of_all.into_iter().chain(of_one).collect()
 }
 
-fn known(key: &str, help: &str, default: String, set: Option<&String>) -> v1::Setting {
-    let bad = set.and_then(|value| Settings::default().set(key, value).err());
-    let value = set.filter(|_| bad.is_none()).unwrap_or(&default).clone();
-    v1::Setting {
-        key: key.to_owned(),
-        value,
-        default,
-        is_set: set.is_some(),
-        help: help.to_owned(),
-        problem: bad.map(|bad| bad.to_string()).unwrap_or_default(),
-    }
+fn known((key, help): (&str, &str), default: String, set: Option<(String, Option<BadSetting>)>) -> v1::Setting {
+    let is_set = set.is_some();
+    let (value, problem) = match set {
+        Some((value, None)) => (value, String::new()),
+        Some((_, Some(bad))) => (default.clone(), bad.to_string()),
+        None => (default.clone(), String::new()),
+    };
+    v1::Setting { key: key.to_owned(), value, default, is_set, help: help.to_owned(), problem }
 }
 
 /// Changes what is asked for, all of it or nothing.
@@ -68,9 +81,16 @@ mod tests {
 
     #[test]
     fn every_key_is_shown_and_what_was_set_that_this_version_cannot_read() {
-        let set = [("a_newer_one", "x"), ("crash_budget", "many"), ("on_primary_crash", "restart")];
+        let set = [
+            ("a_newer_one", "x"),
+            ("crash_budget", "many"),
+            ("on_primary_crash", "restart"),
+            ("n1.priority", "x"),
+            ("n1.site", "east"),
+            ("n9.z", "y"),
+        ];
         let values = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let shown = list(&SettingsDocument { version: 3, values });
+        let shown = list(&SettingsDocument { version: 3, values }, ["n1".parse().unwrap()].iter());
         let shown: Vec<String> = shown
             .iter()
             .map(|s| format!("{}={} default {} set {} {}", s.key, s.value, s.default, s.is_set, s.problem))
@@ -79,7 +99,13 @@ mod tests {
             "a_newer_one=x default  set true this version does not know it",
             "crash_budget=3 default 3 set true crash_budget = `many` is not possible: a whole number from 0 to 1000",
             "crash_window_ms=60000 default 60000 set false ",
+            "maximum_lag_on_failover=off default off set false ",
             "on_primary_crash=restart default auto set true ",
+            "site_failover=any default any set false ",
+            "n1.failover=true default true set false ",
+            "n1.priority=100 default 100 set true priority = `x` is not possible: a whole number from 0 to 1000000",
+            "n1.site=east default  set true ",
+            "n9.z=y default  set true this version does not know it",
         ];
         assert_eq!(shown, expected);
     }

@@ -56,8 +56,23 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         system_identifier: state.system_identifier.unwrap_or(0),
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
+        banners: banners(&state),
         voters: voters(&manager.group()),
     }
+}
+
+/// What operators have put aside, and how it is taken up again.
+pub(super) fn banners(state: &ClusterState) -> Vec<String> {
+    let paused = state
+        .paused
+        .as_ref()
+        .map(|asked| format!("the cluster is paused{asked}: no automatic failover until `matriarch resume`"));
+    let put_aside = state.maintenance.iter().map(|(member, asked)| {
+        format!(
+            "{member} is in maintenance{asked}: left alone and no candidate until `matriarch maintenance off {member}`"
+        )
+    });
+    paused.into_iter().chain(put_aside).collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.
@@ -102,6 +117,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
         kind: match o.kind {
             OperationKind::Switchover => "switchover",
             OperationKind::Failover => "failover",
+            OperationKind::Restart => "restart",
         }
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),
@@ -112,6 +128,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationPhase::Stop => "stop",
             OperationPhase::Transfer => "transfer",
             OperationPhase::RollBack => "roll back",
+            OperationPhase::Start => "start",
         }
         .to_owned(),
         finished: end.is_some(),
@@ -194,6 +211,7 @@ fn member(
     out.fence = Some(crate::rpc::convert::fence(&agent.fence));
     out.lease_remaining_ms = agent.lease.remaining_ms;
     out.server_version = agent.server_version;
+    out.paused = agent.paused;
     out.layers = agent.layers.iter().map(crate::rpc::convert::layer).collect();
     if let Some(work) = &agent.work {
         out.progress = match work.total_bytes {

@@ -11,6 +11,7 @@ mod lists;
 #[cfg(test)]
 mod lists_test;
 mod orders;
+mod pause;
 #[cfg(test)]
 mod stray_test;
 #[cfg(test)]
@@ -87,6 +88,12 @@ pub struct Core {
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
     crashes: Crashes,
+    /// When the manager last told that the cluster is paused.
+    paused: Option<Moment>,
+    /// Of the newest word about that.
+    pauses: u64,
+    /// PostgreSQL ended without an order; whether it was stopped is in what is being read.
+    left: bool,
     /// What operators have set, as this version reads `durable.settings`.
     settings: Settings,
     checkpoints_done: u64,
@@ -133,6 +140,9 @@ impl Core {
             hung: None,
             followed: None,
             crashes: Crashes::default(),
+            paused: None,
+            pauses: 0,
+            left: false,
             checkpoints_done: 0,
             problem: None,
             system,
@@ -193,7 +203,8 @@ impl Core {
             Event::TreeKilled { life } if life == self.life => self.on_tree_killed(now, &mut out),
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Clocks(clock) => self.on_clocks(clock),
-            Event::Briefed(briefing) => self.on_briefed(briefing, &mut out),
+            Event::Briefed(briefing) => self.on_briefed(briefing, now, &mut out),
+            Event::StrayEnded => self.on_stray_ended(&mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
             Event::Knocked { life, knock, waited } if life == self.life => {
                 self.on_knocked(knock, waited, now, &mut out)
@@ -257,6 +268,7 @@ impl Core {
         let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
         let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
         let hung = self.hung.take();
+        self.left = !expected && !fenced && !handled_by_task && hung.is_none() && self.answered;
         if !expected && !fenced {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
             self.note_failed_start();
@@ -303,6 +315,9 @@ impl Core {
     }
 
     fn note_crash(&mut self, now: Now) -> After {
+        if self.paused.is_some() {
+            return After::Restart;
+        }
         let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);
         self.crashes.note(&self.settings, followed, now.moment)
     }
@@ -415,6 +430,7 @@ impl Core {
         self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
         self.strayed &= !self.wal_end_known;
         self.disk = Some(disk);
+        self.note_stop_by_hand(out);
         // The survey put the signal file back, unless a restart in place is what runs.
         if !self.restarts() && self.durable.restart_intent.take().is_some() {
             out.push(Effect::Persist);
@@ -596,6 +612,7 @@ impl Core {
     /// Rules that only time can wake.
     fn keep_time(&mut self, now: Now, out: &mut Vec<Effect>) {
         self.forget_promise(now, out);
+        self.forget_pause(now);
         if let Some(tenure) = self.durable.tenure
             && self.lease.epoch == tenure.epoch
             && self.lease.phase == LeasePhase::Held
@@ -604,6 +621,7 @@ impl Core {
             self.end_tenure_of(tenure, "the lease's deadline passed", now, out);
         }
         if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
+            && self.paused.is_none()
             && now.moment.since(since) >= self.limits.primary_start
         {
             self.end_tenure_of(tenure, "no order to start it again came in time", now, out);
@@ -709,6 +727,9 @@ impl Core {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;
         }
+        if !matches!(task, Task::Stop { .. } | Task::Checkpoint) && std::mem::take(&mut self.durable.stopped_by_hand) {
+            out.push(Effect::Persist);
+        }
         let shown =
             Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
         out.push(Effect::Begin(task.clone()));
@@ -764,6 +785,7 @@ impl Core {
         self.durable.timings = TimingsInUse::default();
         self.durable.settings = SettingsDocument::default();
         self.settings = Settings::default();
+        (self.paused, self.pauses) = (None, 0);
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }
 }

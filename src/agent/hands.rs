@@ -289,8 +289,8 @@ impl Hands {
     }
 
     /// A postmaster that no guard of ours watches was started by hand or left by a
-    /// dead guard: it must not run beside the one that is about to start.
-    pub fn kill_foreign(&self) -> Result<(), String> {
+    /// dead guard: it must not run beside the one that is about to start. True when there was one.
+    pub fn kill_foreign(&self) -> Result<bool, String> {
         let pid = self.instance.running_pid().map_or(0, i32::unsigned_abs);
         let killed = self.kill_unguarded(pid)?;
         if killed > 0 {
@@ -300,7 +300,7 @@ impl Hands {
                 "processes of PostgreSQL without a guard ran in the data directory and were killed"
             );
         }
-        Ok(())
+        Ok(killed > 0)
     }
 }
 

@@ -605,8 +605,12 @@ impl Agent {
                 return;
             }
             let at_work = hands.clone();
-            if let Ok(Err(error)) | Err(error) = blocking(move || at_work.kill_foreign()).await {
-                tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
+            match blocking(move || at_work.kill_foreign()).await {
+                Ok(Ok(true)) => drop(hands.wakes.send(Wake::Core(Event::StrayEnded))),
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) | Err(error) => {
+                    tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
+                }
             }
         });
     }

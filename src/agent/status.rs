@@ -88,6 +88,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         clone_failures: durable.clone_failures,
         unsteady: core.is_unsteady(now),
         never_streamed: durable.fresh_copy,
+        paused: core.is_paused(),
+        stopped_by_hand: core.is_stopped_by_hand(),
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: core.clock().clone(),

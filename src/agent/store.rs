@@ -107,6 +107,8 @@ pub struct Durable {
     pub failsafe: Option<Duration>,
     /// The data directory was copied, and nothing has been streamed into it yet.
     pub fresh_copy: bool,
+    /// Somebody stopped PostgreSQL while the cluster was paused, and nothing was ordered since.
+    pub stopped_by_hand: bool,
 }
 
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
@@ -134,6 +136,9 @@ struct Raw {
     failsafe_ms: Option<u64>,
     #[serde(default)]
     fresh_copy: bool,
+    /// Only when it is so, for a version that doesn't know of it refuses the file.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    stopped_by_hand: bool,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -207,6 +212,7 @@ impl From<&Durable> for Raw {
             // Rounded up: a promise is never remembered shorter than it was.
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
+            stopped_by_hand: d.stopped_by_hand,
         }
     }
 }
@@ -261,6 +267,7 @@ impl TryFrom<Raw> for Durable {
                 .map_or_else(SettingsDocument::default, |s| SettingsDocument { version: s.version, values: s.values }),
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
+            stopped_by_hand: r.stopped_by_hand,
         })
     }
 }
@@ -358,6 +365,7 @@ mod tests {
         assert_eq!(empty, Durable::default());
         let full = Durable {
             fresh_copy: true,
+            stopped_by_hand: true,
             cluster_id: ClusterId("c".into()),
             generation: Generation(1),
             accepted: Epoch(7),

@@ -32,6 +32,14 @@ pub enum Command {
     Switchover(SwitchoverArgs),
     /// Make a standby the primary without the old primary's help
     Failover(FailoverArgs),
+    /// Stop all decisions of the cluster, for work on it; the lease and what it protects go on
+    Pause(PauseArgs),
+    /// Let a paused cluster decide again
+    Resume(ResumeArgs),
+    /// Leave a member alone, so that it is chosen for nothing, or do so no more
+    Maintenance(MaintenanceArgs),
+    /// Stop and start PostgreSQL of a member; that of the primary stays primary
+    Restart(RestartArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -115,6 +123,9 @@ pub struct FailoverArgs {
     /// Who becomes primary
     #[arg(long, value_name = "MEMBER")]
     pub candidate: String,
+    /// Though it lacks WAL the old primary had, or may not become primary by itself; shows what would be lost
+    #[arg(long)]
+    pub allow_data_loss: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
 }
@@ -131,9 +142,102 @@ pub struct OperationArgs {
     /// Wait until it is done
     #[arg(long)]
     pub wait: bool,
+    /// Print JSON when it is done, and nothing before
+    #[arg(long)]
+    pub json: bool,
     /// How long to wait, in seconds; the operation itself goes on
     #[arg(long, value_name = "SECONDS", default_value_t = 180)]
     pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct PauseArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Why, for everybody who looks at the cluster meanwhile
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Wait until every member's agent has been told
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds; the pause itself stays
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub timeout: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct ResumeArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Wait until every member is healthy and the primary is open
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, in seconds; the cluster itself goes on
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub timeout: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MaintenanceArgs {
+    #[command(subcommand)]
+    pub command: MaintenanceCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MaintenanceCommand {
+    /// Leave a member alone: it gets no orders and is no candidate
+    On(MaintenanceOnArgs),
+    /// The member takes part again
+    Off(MaintenanceOffArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct MaintenanceOnArgs {
+    /// Which; not the primary
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Why, for everybody who looks at the cluster meanwhile
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct MaintenanceOffArgs {
+    /// Which
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct RestartArgs {
+    /// Whose PostgreSQL
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub operation: OperationArgs,
 }
 
 #[derive(Debug, Args)]
@@ -322,6 +426,9 @@ pub struct ConfigSetArgs {
     /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     pub assignments: Vec<String>,
+    /// Of this member only: priority, failover, site
+    #[arg(long, value_name = "MEMBER")]
+    pub member: Option<String>,
     /// Bring the default of a key back; may be given several times
     #[arg(long, value_name = "KEY")]
     pub unset: Vec<String>,

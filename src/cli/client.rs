@@ -12,9 +12,10 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverRequest, OperationReply,
-        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, SetSettingsReply, SetSettingsRequest,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
+        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest,
+        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
+        RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
         TransferLeaderRequest, admin_client::AdminClient,
     },
 };
@@ -111,6 +112,14 @@ impl Client {
         .await
     }
 
+    /// Asks what a failover would lose.
+    pub async fn failover_loss(&self, request: FailoverRequest) -> Result<FailoverLossReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.failover_loss(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
     /// Asks for a move of the Raft leader; a second try after an unknown first one does no harm.
     pub async fn transfer_leader(&self, member: &str) -> Result<TransferLeaderReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
@@ -141,6 +150,30 @@ impl Client {
     pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Pauses the cluster, or lets it go on. A second try finds it so.
+    pub async fn pause(&self, request: PauseRequest) -> Result<PauseReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.pause(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Leaves a member alone, or does so no more. A second try finds it so.
+    pub async fn maintenance(&self, request: MaintenanceRequest) -> Result<MaintenanceReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.maintenance(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a restart. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn restart(&self, request: RestartRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.restart(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

@@ -6,6 +6,7 @@ mod client;
 pub mod exit;
 mod members;
 mod operations;
+mod pause;
 mod preflight;
 mod processes;
 mod profile;
@@ -63,6 +64,10 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),
         Command::Rules(args) => rules::run(&args).into(),
+        Command::Pause(args) => with_runtime(pause::pause(args)),
+        Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
+        Command::Restart(args) => with_runtime(operations::restart(args)),
+        Command::Resume(args) => with_runtime(pause::resume(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
         Command::Raft(args) => match args.command {

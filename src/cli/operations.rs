@@ -1,21 +1,24 @@
-//! Switchover and failover: ask once, then watch until it is finished.
+//! Switchover, failover and restart: ask once, then watch until it is finished.
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Write as _},
     time::Duration,
 };
 
+use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{ClientArgs, FailoverArgs, OperationArgs, SwitchoverArgs},
+    args::{ClientArgs, FailoverArgs, OperationArgs, RestartArgs, SwitchoverArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
-    print,
+    print, render,
 };
-use crate::rpc::v1::{FailoverRequest, OperationReply, OperationStatus, StatusReply, SwitchoverRequest};
+use crate::rpc::v1::{
+    FailoverRequest, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
+};
 
 /// Between two looks at a running operation.
 const POLL: Duration = Duration::from_millis(200);
@@ -35,22 +38,66 @@ pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
 }
 
 pub(super) async fn failover(args: FailoverArgs) -> Exit {
-    let candidate = args.candidate;
-    let question = |status: &StatusReply| {
-        let primary = primary(status);
-        format!(
-            "Fail over from {primary} to {candidate}? What only {primary} has is lost to the cluster; \
-             when {primary} is well, `matriarch switchover` loses nothing."
-        )
+    let candidate = args.candidate.clone();
+    let ask = |status: &StatusReply, request_id| FailoverRequest {
+        to: Some(target(&status.cluster_id, status.generation)),
+        candidate: candidate.clone(),
+        request_id,
+        allow_data_loss: args.allow_data_loss,
+    };
+    let (client, status) = match reach(&args.client, &args.operation).await {
+        Ok(reached) => reached,
+        Err(exit) => return exit,
+    };
+    if !args.operation.yes {
+        let agreed = match args.allow_data_loss {
+            false => confirmed(&failover_question(primary(&status), &candidate)),
+            true => match client.failover_loss(ask(&status, String::new())).await {
+                Ok(loss) if loss.reason.is_empty() => accepted(primary(&status), &candidate, &loss.says),
+                Ok(loss) => return complain(&format!("failover refused: {}", loss.reason), exit::FAILED),
+                Err(error) => return complain_client(&error),
+            },
+        };
+        if !agreed {
+            return complain("not confirmed; nothing was changed", exit::FAILED);
+        }
+    }
+    let reply = client.failover(ask(&status, Uuid::now_v7().to_string())).await;
+    follow(&client, "failover", reply, &args.operation).await
+}
+
+fn failover_question(primary: &str, candidate: &str) -> String {
+    format!(
+        "Fail over from {primary} to {candidate}? What only {primary} has is lost to the cluster; \
+         when {primary} is well, `matriarch switchover` loses nothing."
+    )
+}
+
+/// A word that nobody types by habit.
+fn accepted(primary: &str, candidate: &str, loss: &str) -> bool {
+    eprint!(
+        "Fail over from {primary} to {candidate}: {loss}. What {candidate} lacks is lost to the cluster.\n\
+         Type {candidate} to accept that: "
+    );
+    typed().is_some_and(|answer| answer == candidate)
+}
+
+pub(super) async fn restart(args: RestartArgs) -> Exit {
+    let member = args.member;
+    let question = |status: &StatusReply| match status.primary == member {
+        true => format!(
+            "Restart PostgreSQL of {member}, the primary? Its sessions end, and writes wait until it runs again."
+        ),
+        false => format!("Restart PostgreSQL of {member}? Its sessions end."),
     };
     let (client, status) = match prepare(&args.client, &args.operation, question).await {
         Ok(prepared) => prepared,
         Err(exit) => return exit,
     };
     let to = Some(target(&status.cluster_id, status.generation));
-    let request = FailoverRequest { to, candidate, request_id: Uuid::now_v7().to_string() };
-    let reply = client.failover(request).await;
-    follow(&client, "failover", reply, &args.operation).await
+    let request = RestartRequest { to, member, request_id: Uuid::now_v7().to_string() };
+    let reply = client.restart(request).await;
+    follow(&client, "restart", reply, &args.operation).await
 }
 
 /// Moves the Raft leader. Harmless, so nobody is asked.
@@ -79,24 +126,34 @@ async fn prepare(
     operation: &OperationArgs,
     question: impl FnOnce(&StatusReply) -> String,
 ) -> Result<(Client, StatusReply), Exit> {
-    let client = Client::new(client).map_err(|error| complain_client(&error))?;
-    if !operation.yes && !io::stdin().is_terminal() {
-        return Err(complain("there is no terminal to ask for confirmation; use --yes", exit::USAGE));
-    }
-    let status = client.status(false).await.map_err(|error| complain_client(&error))?;
+    let (client, status) = reach(client, operation).await?;
     if !operation.yes && !confirmed(&question(&status)) {
         return Err(complain("not confirmed; nothing was changed", exit::FAILED));
     }
     Ok((client, status))
 }
 
+/// Finds the cluster, if somebody is there to confirm what changes it.
+async fn reach(client: &ClientArgs, operation: &OperationArgs) -> Result<(Client, StatusReply), Exit> {
+    let client = Client::new(client).map_err(|error| complain_client(&error))?;
+    if !operation.yes && !io::stdin().is_terminal() {
+        return Err(complain("there is no terminal to ask for confirmation; use --yes", exit::USAGE));
+    }
+    let status = client.status(false).await.map_err(|error| complain_client(&error))?;
+    Ok((client, status))
+}
+
 pub(super) fn confirmed(question: &str) -> bool {
     eprint!("{question} [y/N] ");
+    typed().is_some_and(|answer| matches!(answer.as_str(), "y" | "Y" | "yes"))
+}
+
+/// A line from the terminal; an unreadable answer is none.
+fn typed() -> Option<String> {
     let _ = io::stderr().flush();
     let mut answer = String::new();
-    // An unreadable answer is no.
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+    io::stdin().lock().read_line(&mut answer).ok()?;
+    Some(answer.trim().to_owned())
 }
 
 async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, ClientError>, args: &OperationArgs) -> Exit {
@@ -109,18 +166,32 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
         }
         Err(error) => return complain_client(&error),
     };
+    if !reply.accepted && args.json {
+        return tell(kind, &reply, Some(false), &reply.reason);
+    }
     if !reply.accepted {
         return complain(&format!("{kind} refused: {}", reply.reason), exit::FAILED);
     }
-    print(&format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to)));
+    if args.json {
+        return follow_in_json(client, kind, &reply, args).await;
+    }
+    let restarts = kind == "restart";
+    print(&match restarts {
+        true => format!("restart {} of {} accepted\n", reply.id, reply.to),
+        false => {
+            format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to))
+        }
+    });
     if args.no_wait {
         return exit::OK;
     }
     let started = Instant::now();
-    let ending = wait(client, &reply, started, Duration::from_secs(args.timeout)).await;
+    let ending = wait(client, &reply, started, (Duration::from_secs(args.timeout), false)).await;
     match ending {
         Some(Ending::Succeeded(to)) => {
-            print(&format!("{kind} {} done: {to} is primary ({:.1} s)\n", reply.id, started.elapsed().as_secs_f64()));
+            let now = if restarts { "runs again" } else { "is primary" };
+            let took = started.elapsed().as_secs_f64();
+            print(&format!("{kind} {} done: {to} {now} ({took:.1} s)\n", reply.id));
             exit::OK
         }
         Some(Ending::Failed(reason)) => complain(&format!("{kind} {} failed: {reason}", reply.id), exit::FAILED),
@@ -138,6 +209,48 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
     }
 }
 
+async fn follow_in_json(client: &Client, kind: &str, reply: &OperationReply, args: &OperationArgs) -> Exit {
+    if args.no_wait {
+        return tell(kind, reply, None, "");
+    }
+    match wait(client, reply, Instant::now(), (Duration::from_secs(args.timeout), true)).await {
+        Some(Ending::Succeeded(_)) => tell(kind, reply, Some(true), ""),
+        Some(Ending::Failed(reason)) => tell(kind, reply, Some(false), &reason),
+        Some(Ending::Replaced) => tell(kind, reply, None, "it is over and a later operation too"),
+        None => tell(kind, reply, None, "it is not finished and goes on"),
+    }
+}
+
+/// `succeeded` is absent when nobody can say yet, or any more.
+fn tell(kind: &str, reply: &OperationReply, succeeded: Option<bool>, reason: &str) -> Exit {
+    #[derive(Serialize)]
+    struct Json<'a> {
+        operation: &'a str,
+        accepted: bool,
+        id: Option<u64>,
+        from: Option<&'a str>,
+        to: Option<&'a str>,
+        succeeded: Option<bool>,
+        reason: Option<&'a str>,
+    }
+    fn given(text: &str) -> Option<&str> {
+        Some(text).filter(|t| !t.is_empty())
+    }
+    print(&render::json(&Json {
+        operation: kind,
+        accepted: reply.accepted,
+        id: reply.accepted.then_some(reply.id),
+        from: given(&reply.from).filter(|_| reply.accepted && kind != "restart"),
+        to: given(&reply.to).filter(|_| reply.accepted),
+        succeeded: succeeded.filter(|_| reply.accepted),
+        reason: given(reason),
+    }));
+    match (succeeded, reason) {
+        (Some(true), _) | (None, "") => exit::OK,
+        (Some(false) | None, _) => exit::FAILED,
+    }
+}
+
 /// How an operation ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Ending {
@@ -147,7 +260,13 @@ enum Ending {
     Replaced,
 }
 
-async fn wait(client: &Client, reply: &OperationReply, started: Instant, patience: Duration) -> Option<Ending> {
+/// Until it ends, at most so long; its phases are printed unless it is to be `quiet`.
+async fn wait(
+    client: &Client,
+    reply: &OperationReply,
+    started: Instant,
+    (patience, quiet): (Duration, bool),
+) -> Option<Ending> {
     let mut shown = String::new();
     while started.elapsed() < patience {
         // Whoever is asked may be dying right now; the next one knows.
@@ -156,7 +275,7 @@ async fn wait(client: &Client, reply: &OperationReply, started: Instant, patienc
                 return Some(ending);
             }
             let phase = status.operation.filter(|o| o.id == reply.id).map(|o| o.phase).unwrap_or_default();
-            if !phase.is_empty() && phase != shown {
+            if !quiet && !phase.is_empty() && phase != shown {
                 print(&format!("  {:5.1} s  {phase}\n", started.elapsed().as_secs_f64()));
                 shown = phase;
             }

@@ -100,6 +100,9 @@ pub fn is_healthy(reply: &StatusReply) -> bool {
 /// The table of `matriarch status`.
 pub fn status(reply: &StatusReply, style: Style) -> String {
     let mut text = header(reply, style);
+    for banner in &reply.banners {
+        let _ = writeln!(text, "  {}", style.paint(Tone::Warn, &format!("*** {banner} ***")));
+    }
     text.push('\n');
     let columns: &[Column] = &[
         ("MEMBER", false),
@@ -228,6 +231,9 @@ fn footer(reply: &StatusReply, style: Style) -> String {
 
 fn operation_text(operation: &OperationStatus) -> String {
     let OperationStatus { id, kind, from, to, .. } = operation;
+    if kind == "restart" {
+        return format!("restart {id} of {}", or(to, "nobody"));
+    }
     format!("{} {id} from {} to {}", or(kind, "operation"), or(from, "nobody"), or(to, "nobody"))
 }
 
@@ -276,6 +282,9 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
 /// The text of `matriarch explain`.
 pub fn explain(reply: &ExplainReply) -> String {
     let mut text = String::new();
+    for banner in &reply.banners {
+        let _ = writeln!(text, "*** {banner} ***");
+    }
     let parts = [
         ("What holds it up", &reply.holds, "nothing"),
         ("What was considered", &reply.considered, "nothing"),
@@ -331,6 +340,7 @@ struct StatusJson<'a> {
     raft_leader: Option<&'a str>,
     answered_by: &'a str,
     members: Vec<MemberJson<'a>>,
+    banners: &'a [String],
     holds: &'a [String],
     warnings: &'a [String],
     operation: Option<OperationJson<'a>>,
@@ -383,6 +393,7 @@ struct OperationJson<'a> {
 
 #[derive(Serialize)]
 struct ExplainJson<'a> {
+    banners: &'a [String],
     holds: &'a [String],
     considered: &'a [String],
     next: &'a [String],
@@ -464,6 +475,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         members: reply.members.iter().map(member_json).collect(),
         holds: &reply.holds,
         warnings: &reply.warnings,
+        banners: &reply.banners,
         operation: reply.operation.as_ref().map(operation_json),
         last_operation: reply.last_operation.as_ref().map(operation_json),
         layers: layers_json(&reply.layers),
@@ -473,6 +485,7 @@ pub fn status_json(reply: &StatusReply) -> String {
 /// `matriarch explain --json`.
 pub fn explain_json(reply: &ExplainReply) -> String {
     json(&ExplainJson {
+        banners: &reply.banners,
         holds: &reply.holds,
         considered: &reply.considered,
         next: &reply.next,

@@ -13,6 +13,7 @@ use super::{
     exit::{self, Exit},
     print, render,
 };
+use crate::domain::settings_document::{member_key, member_of};
 use crate::rpc::v1::{SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply};
 
 pub(super) async fn show(args: ConfigShowArgs) -> Exit {
@@ -58,18 +59,26 @@ fn request(args: &ConfigSetArgs) -> Result<SetSettingsRequest, String> {
     if let Some(key) = args.unset.iter().find(|key| set.contains_key(*key)) {
         return Err(format!("{key} is given a value and unset"));
     }
+    // A key may name its member itself, as it is shown.
+    let of = |key: &String| match &args.member {
+        Some(member) => member_key(member, key),
+        None => key.clone(),
+    };
+    if let Some(key) = set.keys().chain(&args.unset).find(|key| args.member.is_some() && member_of(key).is_some()) {
+        return Err(format!("{key} names a member, and so does --member"));
+    }
     Ok(SetSettingsRequest {
         to: Some(target("", 0)),
         version: args.if_version.unwrap_or_default(),
-        set,
-        unset: args.unset.clone(),
+        set: set.iter().map(|(key, value)| (of(key), value.clone())).collect(),
+        unset: args.unset.iter().map(of).collect(),
         by: who(),
         request_id: Uuid::now_v7().to_string(),
     })
 }
 
 /// Who asks, for those who read of it in `matriarch explain`. Nothing rests on it.
-fn who() -> String {
+pub(super) fn who() -> String {
     let names = ["SUDO_USER", "USER", "LOGNAME"].map(env::var);
     names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default()
 }
@@ -104,21 +113,43 @@ fn told(reply: &SetSettingsReply, as_json: bool) -> Exit {
 
 fn text(reply: &SettingsReply) -> String {
     let mut out = format!("settings of version {} (answered by {})\n", reply.version, reply.answered_by);
-    for setting in &reply.settings {
+    let (of_all, of_one): (Vec<_>, Vec<_>) = reply.settings.iter().partition(|s| member_of(&s.key).is_none());
+    for setting in of_all {
         // Writing to a String can't fail.
         let _ = writeln!(out, "\n  {} = {}  ({})", setting.key, setting.value, origin(setting));
         if !setting.help.is_empty() {
             let _ = writeln!(out, "      {}", setting.help);
         }
     }
+    members(&mut out, &of_one);
     out
+}
+
+/// One line each: what a key does is said once.
+fn members(out: &mut String, settings: &[&Setting]) {
+    let mut explained: Vec<&str> = Vec::new();
+    if !settings.is_empty() {
+        out.push_str("\nof each member (config set KEY=VALUE --member MEMBER)\n");
+    }
+    for setting in settings {
+        // Writing to a String can't fail.
+        let _ = writeln!(out, "  {} = {}  ({})", setting.key, setting.value, origin(setting));
+    }
+    for setting in settings {
+        let key = member_of(&setting.key).map_or("", |(_, key)| key);
+        if !setting.help.is_empty() && !explained.contains(&key) {
+            let _ = writeln!(out, "      {key}: {}", setting.help);
+            explained.push(key);
+        }
+    }
 }
 
 fn origin(setting: &Setting) -> String {
     match (setting.is_set, setting.problem.as_str()) {
         (false, _) => "default".to_owned(),
         (true, "") => format!("set; default {}", setting.default),
-        (true, problem) if setting.default.is_empty() => format!("set; {problem}"),
+        // Of a key that the answering version doesn't know.
+        (true, problem) if setting.help.is_empty() => format!("set; {problem}"),
         (true, problem) => format!("default, for what is set can't be read: {problem}"),
     }
 }

@@ -13,6 +13,15 @@ pub struct MemberList {
     pub agents: BTreeMap<MemberId, String>,
 }
 
+/// Whether the cluster is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PauseWord {
+    /// Rises with each pause and each end of one; 0 before the first.
+    pub version: u64,
+    /// It is.
+    pub on: bool,
+}
+
 /// What an agent needs to know of the state its manager has applied. Everything
 /// in it only ever goes up, so that an old one changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,4 +34,6 @@ pub struct Briefing {
     pub timings: TimingsInUse,
     /// What an operator has set.
     pub settings: SettingsDocument,
+    /// Whether the cluster is paused.
+    pub pause: PauseWord,
 }

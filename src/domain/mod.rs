@@ -18,14 +18,14 @@ pub mod settings_document;
 pub mod timings;
 pub mod wal;
 
-pub use briefing::{Briefing, MemberList};
+pub use briefing::{Briefing, MemberList, PauseWord};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use secret::Secret;
-pub use settings::{OnPrimaryCrash, Settings};
+pub use settings::{MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

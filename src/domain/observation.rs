@@ -195,6 +195,10 @@ pub struct AgentView {
     pub unsteady: bool,
     /// A copy into which nothing has been streamed yet: what its source acknowledged since may be missing.
     pub never_streamed: bool,
+    /// Its agent was told that the cluster is paused, and minds it.
+    pub paused: bool,
+    /// It ended cleanly without an order while the cluster was paused: somebody stopped it, and may be at work on it.
+    pub stopped_by_hand: bool,
     /// How this host fences.
     pub fence: FenceView,
     /// The layers of this host; none from an agent that has none.

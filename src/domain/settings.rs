@@ -37,6 +37,44 @@ impl fmt::Display for OnPrimaryCrash {
     }
 }
 
+/// How many bytes of the last primary's WAL its successor may lack; `None`: that is not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct MaximumLag(pub Option<u64>);
+
+/// Whether the next primary has to be at the site of the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum SiteFailover {
+    /// Sites don't count.
+    #[default]
+    Any,
+    /// Whoever is at that site is taken first, also with less WAL; somebody else when nobody there can.
+    Prefer,
+    /// Nobody else without an operator's word.
+    Same,
+}
+
+impl FromStr for SiteFailover {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "any" => Ok(Self::Any),
+            "prefer" => Ok(Self::Prefer),
+            "same" => Ok(Self::Same),
+            _ => Err("any, prefer or same".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for SiteFailover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Any => "any",
+            Self::Prefer => "prefer",
+            Self::Same => "same",
+        })
+    }
+}
+
 /// A key that is none, or a value that it can't have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSetting {
@@ -80,6 +118,49 @@ impl Setting for u32 {
     }
 }
 
+impl Setting for bool {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse().map_err(|_| "true or false".to_owned())
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// One line for people, so many characters long.
+impl Setting for String {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        let fits = (least..=most).contains(&(text.chars().count() as u64)) && !text.chars().any(char::is_control);
+        fits.then(|| text.to_owned()).ok_or_else(|| format!("a text of {least} to {most} characters"))
+    }
+    fn write(&self) -> String {
+        self.clone()
+    }
+}
+
+impl Setting for SiteFailover {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for MaximumLag {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        let bytes = text.parse().ok().filter(|bytes| (least..=most).contains(bytes));
+        match (text, bytes) {
+            ("off", _) => Ok(Self(None)),
+            (_, Some(bytes)) => Ok(Self(Some(bytes))),
+            (_, None) => Err(format!("off, or bytes, {least} to {most}")),
+        }
+    }
+    fn write(&self) -> String {
+        self.0.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string())
+    }
+}
+
 /// In whole milliseconds.
 impl Setting for Duration {
     fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
@@ -92,20 +173,20 @@ impl Setting for Duration {
 }
 
 macro_rules! settings {
-    ($($(#[$doc:meta])* $field:ident: $kind:ty = $key:literal, $default:expr, $least:literal..=$most:literal, $help:literal;)*) => {
-        /// Every setting with its value in force.
+    ($(#[$all:meta])* $name:ident: $($(#[$doc:meta])* $field:ident: $kind:ty = $key:literal, $default:expr, $least:literal..=$most:literal, $help:literal;)*) => {
+        $(#[$all])*
         #[derive(Debug, Clone, PartialEq, Eq)]
-        pub struct Settings {
+        pub struct $name {
             $($(#[$doc])* pub $field: $kind,)*
         }
 
-        impl Default for Settings {
+        impl Default for $name {
             fn default() -> Self {
                 Self { $($field: $default,)* }
             }
         }
 
-        impl Settings {
+        impl $name {
             /// Every key, and one line of what it does.
             pub const KEYS: &[(&str, &str)] = &[$(($key, $help),)*];
 
@@ -136,6 +217,8 @@ macro_rules! settings {
 }
 
 settings! {
+    /// Every setting of the whole cluster with its value in force.
+    Settings:
     /// What follows when the primary's PostgreSQL ends by itself.
     on_primary_crash: OnPrimaryCrash = "on_primary_crash", OnPrimaryCrash::Auto, 0..=0,
         "when the primary's PostgreSQL ends by itself: auto (restart in place within the crash budget), restart, failover";
@@ -145,6 +228,34 @@ settings! {
     /// A crash this long ago counts no more.
     crash_window: Duration = "crash_window_ms", Duration::from_secs(60), 1000..=86_400_000,
         "a crash this long ago counts no more";
+    /// Whether the next primary has to be at the site of the last one.
+    site_failover: SiteFailover = "site_failover", SiteFailover::Any, 0..=0,
+        "who follows a primary that is lost: any; prefer (somebody at its site, also with less WAL, if anybody there can); \
+         same (nobody else by itself)";
+    /// How many bytes of the last primary's WAL its successor may lack.
+    maximum_lag_on_failover: MaximumLag = "maximum_lag_on_failover", MaximumLag(None), 0..=1_099_511_627_776,
+        "off, or the bytes of a lost primary's WAL that its successor may lack; more, or nobody knows how much: an operator decides";
+}
+
+settings! {
+    /// Every setting of one member with its value in force.
+    MemberSettings:
+    /// Decides among members with equal WAL, the higher first; 0: never primary by itself.
+    priority: u32 = "priority", 100, 0..=1_000_000,
+        "the higher is primary first among members with equal WAL; 0: never, unless an operator names it";
+    /// Whether it may become primary.
+    failover: bool = "failover", true, 0..=0,
+        "whether it may become primary; false wins over any priority (nofailover=true means the same)";
+    /// Where it is.
+    site: String = "site", String::new(), 0..=63,
+        "where it is, any text; site_failover compares it";
+}
+
+impl MemberSettings {
+    /// It may become primary without an operator who names it.
+    pub fn eligible(&self) -> bool {
+        self.failover && self.priority > 0
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +297,28 @@ mod tests {
             refused(&mut settings, "crash_window_ms", "5s"),
             "crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000"
         );
+        assert_eq!(
+            refused(&mut settings, "site_failover", "near"),
+            "site_failover = `near` is not possible: any, prefer or same"
+        );
         assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn a_member_is_never_primary_by_itself_with_priority_0_or_without_failover() {
+        let mut of = MemberSettings::default();
+        assert!(of.eligible());
+        of.set("priority", "0").unwrap();
+        assert!(!of.eligible());
+        of.set("priority", "200").unwrap();
+        of.set("failover", "false").unwrap();
+        assert!(!of.eligible(), "it wins over any priority");
+        let refused = |of: &mut MemberSettings, key: &str, value: &str| of.set(key, value).unwrap_err().to_string();
+        assert_eq!(refused(&mut of, "failover", "no"), "failover = `no` is not possible: true or false");
+        assert_eq!(
+            refused(&mut of, "site", &"x".repeat(64)),
+            format!("site = `{}` is not possible: a text of 0 to 63 characters", "x".repeat(64))
+        );
+        assert_eq!(of.site, "");
     }
 }

@@ -11,6 +11,8 @@ use crate::{
 
 /// Between two tries to reach an agent that did not take a briefing.
 const AGAIN: Duration = Duration::from_millis(200);
+/// How often a pause is confirmed: an agent that hears nothing of it any more has to act by itself.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(manager: Manager) {
     let mut said = manager.inner.link.watch();
@@ -37,6 +39,7 @@ pub(super) async fn run(manager: Manager) {
             changed = said.changed() => if changed.is_err() { return },
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN), if failed => {}
+            () = tokio::time::sleep(CONFIRM), if state.paused.is_some() => told = None,
         }
     }
 }

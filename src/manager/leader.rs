@@ -157,6 +157,8 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
+        Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
+        Kind::Maintenance { .. } => events::MAINTENANCE,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -177,6 +179,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::RecordStonith { member, .. }
         | Kind::ReplaceNode { member, .. }
         | Kind::AddMember { member, .. }
+        | Kind::Maintenance { member, .. }
         | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),
@@ -187,6 +190,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::SetTimings { .. }
         | Kind::SettleTimings { .. }
         | Kind::SetSettings { .. }
+        | Kind::Pause { .. }
+        | Kind::Resume { .. }
         | Kind::NoteFormat { .. } => None,
     }
 }

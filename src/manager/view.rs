@@ -6,7 +6,7 @@ use super::{Manager, recover};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, Profile, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
-    policy::{self, Plan, Situation, settings::Refused, switchover},
+    policy::{self, Plan, Situation, loss::Loss, settings::Refused, switchover},
     raft::{Leadership, ProposeError},
     rpc::v1,
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
@@ -189,7 +189,7 @@ impl ManagerHandle {
         &self,
         kind: OperationKind,
         wanted: Option<&MemberId>,
-        request_id: String,
+        (request_id, allow_loss): (String, bool),
     ) -> Result<crate::state::Operation, String> {
         let state = self.state();
         if let Some(known) = state.operation_of(&request_id) {
@@ -199,7 +199,7 @@ impl ManagerHandle {
             .manager
             .inner
             .board
-            .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted))?;
+            .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted, allow_loss))?;
         let expected = state.epoch;
         let command = Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted };
         let proposed = self.manager.inner.node.propose(command).await;
@@ -213,6 +213,19 @@ impl ManagerHandle {
             Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
             Err(error) => Err(error.to_string()),
         }
+    }
+
+    /// What a failover by command to `candidate` would lose, as this manager knows it; only the Raft leader hears all.
+    ///
+    /// # Errors
+    /// Why the candidate can't be promoted at all, or that nobody leads.
+    pub fn would_lose(&self, candidate: &MemberId) -> Result<Loss, String> {
+        if !self.leadership().am_leader {
+            return Err("no Raft leader answers: bring a majority of managers up".to_owned());
+        }
+        let state = self.state();
+        let board = &self.manager.inner.board;
+        board.situation(&state, &self.manager.timings(), |s| switchover::would_lose(s, candidate))
     }
 
     /// Moves the Raft leader from here to another member.
@@ -236,6 +249,48 @@ impl ManagerHandle {
         let (inner, state) = (&self.manager.inner, self.state());
         let file = inner.config.cluster.timings;
         let admit = |s: &Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
+        let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        match inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Pauses the cluster, or lets it go on; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn pause(&self, on: bool, (reason, by): (&str, &str), request_id: String) -> Result<(), String> {
+        self.put(request_id, |s| policy::pause::admit(s, on, reason, by)).await
+    }
+
+    /// Leaves a member alone, or does so no more; only the Raft leader can.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn maintain(
+        &self,
+        (member, on): (&MemberId, bool),
+        (reason, by): (&str, &str),
+        request_id: String,
+    ) -> Result<(), String> {
+        self.put(request_id, |s| policy::pause::admit_maintenance(s, member, on, reason, by)).await
+    }
+
+    /// Proposes what an operator's request becomes; nothing when all is as asked.
+    async fn put(
+        &self,
+        request_id: String,
+        admit: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,
+    ) -> Result<(), String> {
+        let (inner, state) = (&self.manager.inner, self.state());
+        if !self.leadership().am_leader {
+            // Only a leader hears of all hosts.
+            return Err("no Raft leader answers: bring a majority of managers up".to_owned());
+        }
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
         let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
         match inner.node.propose(command).await {

@@ -1,6 +1,6 @@
 //! What to do when all WAL that is left goes on from a promotion by hand.
 
-use super::{Hold, Situation, Verdict, failover, report::Unfit};
+use super::{Hold, Situation, Verdict, candidates, failover, report::Unfit};
 use crate::{
     domain::{Lsn, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
     state::Kind,
@@ -40,7 +40,7 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     if ground.forced.is_some() {
         return None;
     }
-    let Err(Hold::NoSuccessor { why }) = failover::successor(s, ground.released, None) else { return None };
+    let Err(Hold::NoSuccessor { why }) = candidates::successor(s, ground.released, None) else { return None };
     if !why.iter().all(|(_, unfit)| is_final(unfit)) {
         return None;
     }
@@ -69,6 +69,11 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
+        | Unfit::NoFailover { .. }
+        | Unfit::OtherSite { .. }
+        | Unfit::TooFar { .. }
+        // All WAL there is may be there.
+        | Unfit::Maintenance(_)
         | Unfit::Behind { .. } => false,
     }
 }

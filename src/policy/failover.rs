@@ -1,4 +1,4 @@
-//! The end of an epoch and the choice of the next primary.
+//! The end of an epoch and when the next may be granted. Who gets it: [`super::candidates`].
 //!
 //! Suspicion alone never ends an epoch, for a refusal with a higher epoch fences
 //! the holder at once. An epoch ends when its holder released it, when a
@@ -6,15 +6,11 @@
 //! asked. No grant precedes the end of the promises (DESIGN: "When FenceEpoch
 //! may be proposed").
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use super::{Hold, Seal, Situation, Verdict, report::Unfit};
+use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
 use crate::{
-    domain::{
-        Epoch, Format, MemberId, Membership, Moment, PostgresState, TimelineHistory, Timings, WalPosition,
-        membership::Count,
-        observation::{AgentView, Promise},
-    },
+    domain::{Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count, observation::AgentView},
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
@@ -52,7 +48,11 @@ pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
 pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
     match &s.state.lock {
         Lock::Released(r) => {
-            Some(Verdict::Propose(Kind::Fence { reason: format!("{} released epoch {}", r.member, r.epoch) }))
+            let reason = format!("{} released epoch {}", r.member, r.epoch);
+            Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+                Some(hold) => Verdict::Hold(hold),
+                None => Verdict::Propose(Kind::Fence { reason }),
+            })
         }
         Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
     }
@@ -80,7 +80,10 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
             format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
         };
-        return Some(Verdict::Propose(Kind::Fence { reason }));
+        return Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
+            Some(hold) => Verdict::Hold(hold),
+            None => Verdict::Propose(Kind::Fence { reason }),
+        });
     }
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
@@ -115,6 +118,9 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         Ok(ground) => ground,
         Err(hold) => return Some(Verdict::Hold(hold)),
     };
+    if let Some(hold) = pause::holds(s, || "grant the lock to a successor".to_owned()) {
+        return Some(Verdict::Hold(hold));
+    }
     Some(match successor(s, ground.released, ground.forced) {
         Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
         Err(hold) => Verdict::Hold(hold),
@@ -158,7 +164,13 @@ fn still_collecting(
     if forced.is_some_and(|m| answered.contains(m)) {
         return None;
     }
-    let missing: Vec<MemberId> = s.state.members.keys().filter(|m| !answered.contains(m)).cloned().collect();
+    let missing: Vec<MemberId> = s
+        .state
+        .members
+        .keys()
+        .filter(|m| !answered.contains(m) && !s.state.maintenance.contains_key(m))
+        .cloned()
+        .collect();
     let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
     let starting = previous.is_some_and(|e| !lived(e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));
@@ -195,159 +207,6 @@ fn settled(agent: Option<&AgentView>) -> bool {
         PostgresState::NoData | PostgresState::Busy | PostgresState::Failed | PostgresState::Crashed => true,
         PostgresState::Starting | PostgresState::Stopping | PostgresState::Promoting | PostgresState::Primary => false,
     })
-}
-
-/// The member to be primary next, and where its WAL ends.
-///
-/// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a grant in vain, is taken
-/// only when nobody else can; an older promotion that failed decides only among
-/// equals, for WAL nobody else has is worth a second try.
-pub fn successor(
-    s: &Situation<'_>,
-    released: Option<&Release>,
-    forced: Option<&MemberId>,
-) -> Result<(MemberId, WalPosition), Hold> {
-    let mut why = Vec::new();
-    let mut fit = Vec::new();
-    let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
-    for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
-        match fitness(s, member, released, planned).and_then(|c| accepted(s, member, c, forced.is_some())) {
-            Ok(candidate) => fit.push((member, candidate)),
-            Err(unfit) => why.push((member.clone(), unfit)),
-        }
-    }
-    let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
-        let rank = |c: &Candidate| (!c.passed_over, c.end, !c.failed_to_promote, c.running);
-        rank(a).cmp(&rank(b)).then_with(|| b_name.cmp(a_name))
-    });
-    best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
-}
-
-struct Candidate {
-    end: WalPosition,
-    running: bool,
-    passed_over: bool,
-    failed_to_promote: bool,
-}
-
-/// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
-pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Option<Unfit> {
-    let ppm = promise.clock_off_ppm;
-    if ppm != 0 || agent.clock.own_off {
-        return Some(Unfit::ClockOff { ppm });
-    }
-    if let Some((took, allowed)) = super::timings::slow_fence(agent, timings) {
-        return Some(Unfit::SlowFence { took, allowed });
-    }
-    let left = agent.failsafe.promise_left_ms;
-    (left > 0).then(|| Unfit::Promised { left: Duration::from_millis(left) })
-}
-
-/// What only an operator may choose: a copy that hasn't streamed yet lacks what its source has acknowledged since.
-fn accepted(s: &Situation<'_>, member: &MemberId, candidate: Candidate, forced: bool) -> Result<Candidate, Unfit> {
-    let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
-    match agent.is_some_and(|a| a.never_streamed) && !forced {
-        true => Err(Unfit::NeverStreamed),
-        false => Ok(candidate),
-    }
-}
-
-fn fitness(
-    s: &Situation<'_>,
-    member: &MemberId,
-    released: Option<&Release>,
-    planned: bool,
-) -> Result<Candidate, Unfit> {
-    let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
-    let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
-    if let Some(unfit) = unfit_host(&seal.promise, agent, s.timings) {
-        return Err(unfit);
-    }
-    if released.is_none() {
-        asked_by_the_last_holder(s, member)?;
-    }
-    if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
-        return Err(Unfit::OtherSystem { found: agent.system_identifier });
-    }
-    let running = match agent.state {
-        PostgresState::Standby => true,
-        PostgresState::Stopped => false,
-        other @ (PostgresState::NoData
-        | PostgresState::Starting
-        | PostgresState::Promoting
-        | PostgresState::Primary
-        | PostgresState::Stopping
-        | PostgresState::Crashed
-        | PostgresState::Busy
-        | PostgresState::Failed) => return Err(Unfit::State(other)),
-    };
-    if agent.rewind_unfinished {
-        return Err(Unfit::HalfRewound);
-    }
-    if !agent.wal_end_known {
-        return Err(Unfit::WalEndUnknown);
-    }
-    let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end, &agent.history) {
-        return Err(Unfit::Diverged { end: agent.wal_end });
-    }
-    // A switchover loses nothing: its target must have all the old primary wrote.
-    if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
-        return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
-    }
-    let failed_to_promote = failed_at(agent, &["promote"]);
-    Ok(Candidate {
-        end: agent.wal_end,
-        running,
-        // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
-        // which may be nobody else's, is worth a second try.
-        passed_over: agent.unsteady
-            || failed_at(agent, &["restart", "start"])
-            || (granted_in_vain(s, member) && (failed_to_promote || !running)),
-        failed_to_promote,
-    })
-}
-
-/// A holder that has lost the managers goes on while all the members it knows agree. One that it
-/// does not know of has promised it nothing, and must not follow it before it is over by itself.
-fn asked_by_the_last_holder(s: &Situation<'_>, member: &MemberId) -> Result<(), Unfit> {
-    let Lock::Fenced { previous: Some((last, holder)), .. } = &s.state.lock else { return Ok(()) };
-    let roster = &s.state.roster;
-    let named = s.seals.values().map(|seal| seal.promise).filter(|p| p.epoch == *last).map(|p| p.members);
-    let known = named.max().unwrap_or(0).max(roster.at_grant);
-    let over = s.seals.iter().any(|(who, seal)| {
-        let Some(agent) = &seal.agent else { return false };
-        match who == holder {
-            true => agent.fenced_epoch >= *last,
-            // All have to agree. This one takes no part in that, and has promised nothing before it was restarted.
-            false => roster.is_asked(who, known) && !agent.failsafe.enabled && agent.failsafe.promise_left_ms == 0,
-        }
-    });
-    match roster.since.get(member) {
-        _ if over => Ok(()),
-        Some(since) if !roster.is_asked(member, known) => Err(Unfit::NotAsked { since: *since, known }),
-        Some(_) | None => Ok(()),
-    }
-}
-
-/// All WAL of this member is on `lineage`. Equal numbers of timelines are not
-/// equal histories: one promoted by hand may have taken a number that is ours.
-fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
-    let fork = agent.history.fork_from(lineage);
-    fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
-}
-
-/// The last grant was this member's and nothing came of it.
-fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
-    let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
-    let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
-    last == member && !promoted
-}
-
-/// Its last order was one of these, and failed.
-fn failed_at(agent: &AgentView, kinds: &[&str]) -> bool {
-    agent.last_order.as_ref().is_some_and(|o| o.error.is_some() && kinds.contains(&o.kind.as_str()))
 }
 
 #[cfg(test)]

@@ -29,7 +29,8 @@ pub fn lead_elsewhere(s: &Situation<'_>) -> Option<Verdict> {
     let me = s.group.leader.map(|node| s.group.group.name_of(node))?;
     let mine = s.seen.get(&me)?.disk.filter(|disk| *disk > SLOW)?;
     let voters = s.membership();
-    let others = s.state.members.keys().filter(|m| **m != me && voters.halves.iter().all(|half| half.contains(*m)));
+    let votes = |m: &&MemberId| voters.halves.iter().all(|half| half.contains(*m));
+    let others = s.state.members.keys().filter(|m| **m != me && votes(m) && !s.state.maintenance.contains_key(*m));
     let faster = others.filter_map(|m| Some((m, s.fresh(m)?.disk.filter(|disk| mine > *disk * TIMES)?)));
     let best: Option<(&MemberId, Duration)> = faster.min_by_key(|(m, disk)| (*m == holder, *disk, *m));
     best.map(|(member, disk)| Verdict::Lead { to: member.clone(), mine, theirs: disk })

@@ -8,14 +8,18 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod by_hand;
+pub mod candidates;
 mod failover;
 pub mod format;
 pub mod genesis;
 pub mod leadership;
+pub mod loss;
 pub mod membership;
+pub mod pause;
 pub mod promotion;
 pub mod proposals;
 pub mod report;
+mod restart;
 pub mod rules;
 pub mod settings;
 pub mod stonith;

@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use super::format::TooOld;
 use crate::{
     domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
-    state::{Command, OperationPhase, RuleId},
+    state::{Asked, Command, OperationPhase, RuleId},
 };
 
 /// What the leader decided.
@@ -75,6 +75,13 @@ pub enum Hold {
         /// Why not, member by member.
         why: Vec<(MemberId, Unfit)>,
     },
+    /// Somebody could be promoted, and nobody who knows where the last primary's WAL ended has answered.
+    LagUnknown {
+        /// How many bytes of it may be missing.
+        limit: u64,
+        /// Who could.
+        would_be: Vec<MemberId>,
+    },
     /// An operation waits for a host.
     Operation {
         /// Which.
@@ -105,6 +112,13 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// The cluster is paused, and this is not done.
+    Paused {
+        /// Who asked for the pause, and why.
+        asked: Asked,
+        /// What would be done.
+        undone: String,
+    },
 }
 
 /// What a changed Raft group still waits for.
@@ -223,6 +237,29 @@ pub enum Unfit {
     },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
+    /// Operators have set that it becomes primary only when one of them names it.
+    NoFailover {
+        /// 0: never by itself.
+        priority: u32,
+        /// False: never by itself.
+        failover: bool,
+    },
+    /// The next primary has to be at the site of the last one.
+    OtherSite {
+        /// Where it is; empty: nobody has said.
+        site: String,
+        /// Where the last primary is.
+        wanted: String,
+    },
+    /// It lacks more of the last primary's WAL than may be lost.
+    TooFar {
+        /// Bytes, at least.
+        behind: u64,
+        /// Bytes that may be.
+        limit: u64,
+    },
+    /// An operator has put it aside.
+    Maintenance(Asked),
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -263,7 +300,18 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::Maintenance(asked) => write!(f, "it is in maintenance{asked}"),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
+            Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
+            Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),
+            Self::OtherSite { site, wanted } => {
+                let site = if site.is_empty() { "none" } else { site };
+                write!(f, "its site is {site}, the last primary's is {wanted}, and site_failover = same")
+            }
+            Self::TooFar { behind, limit } => write!(
+                f,
+                "it lacks at least {behind} bytes of the last primary's WAL, maximum_lag_on_failover is {limit}"
+            ),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }
     }
@@ -323,12 +371,22 @@ impl fmt::Display for Hold {
                 }
                 Ok(())
             }
+            Self::LagUnknown { limit, would_be } => {
+                let names: Vec<&str> = would_be.iter().map(MemberId::as_str).collect();
+                let names = names.join(", ");
+                write!(
+                    f,
+                    "nobody who knows where the last primary's WAL ended has answered, so whether {names} lacks more of it \
+                     than maximum_lag_on_failover = {limit} is not known"
+                )
+            }
             Self::Operation { id, phase, waits_for, remaining } => {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))
             }
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
                 for (i, (member, reason)) in why.iter().enumerate() {

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, stonith,
-    switchover, timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, restart,
+    stonith, switchover, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -40,6 +40,8 @@ pub const RULES: &[Rule] = &[
         name: "switchover: the stop took too long or its target is gone, roll back",
         decide: switchover::roll_back,
     },
+    Rule { id: 262, name: "restart: it runs again, or can't any more: end it", decide: restart::over },
+    Rule { id: 264, name: "restart: flushed, writes held or stopped: the next step", decide: restart::go_on },
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },

@@ -2,7 +2,10 @@
 
 use super::{Situation, format};
 use crate::{
-    domain::{Format, SettingChanges, Settings},
+    domain::{
+        Format, MemberId, MemberSettings, SettingChanges, Settings, SettingsDocument,
+        settings_document::{member_key, member_of},
+    },
     state::Kind,
 };
 
@@ -38,7 +41,12 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     }
     let known = &s.state.settings;
     let changes = checked(s, asked).map_err(Refused::Impossible)?;
-    let in_force = known.after(&changes) == known.values;
+    let after = SettingsDocument { version, values: known.after(&changes) };
+    if !asked.is_empty() && eligible(s, &after).is_empty() {
+        let nobody = "no member could become primary any more: each would have failover = false or priority = 0";
+        return Err(Refused::Impossible(nobody.to_owned()));
+    }
+    let in_force = after.values == known.values;
     if in_force && (known.version == version || known.version == version + 1) {
         return Ok(None);
     }
@@ -50,30 +58,76 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     Ok(Some(Kind::SetSettings { version, changes, by: name(by) }))
 }
 
+/// Members that may become primary without an operator who names one, by these settings.
+pub fn eligible<'a>(s: &Situation<'a>, settings: &SettingsDocument) -> Vec<&'a MemberId> {
+    s.state.members.keys().filter(|member| settings.of_member(member).eligible()).collect()
+}
+
 /// The changes with each value as it is written by us; or all that is wrong with them.
 fn checked(s: &Situation<'_>, asked: &SettingChanges) -> Result<SettingChanges, String> {
-    let mut settings = Settings::default();
     let (mut changes, mut wrong) = (SettingChanges::new(), Vec::new());
     for (key, value) in asked {
-        let is_key = Settings::KEYS.iter().any(|(known, _)| known == key);
-        let problem = match value {
-            // What a newer version has set is taken back by any.
-            None if is_key || s.state.settings.values.contains_key(key) => None,
-            None => Some(format!("`{key}` is no setting")),
-            Some(value) => settings.set(key, value).err().map(|bad| bad.to_string()),
+        let one = match member_of(key) {
+            Some((member, key)) => of_member(s, member, key, value.as_deref()),
+            None => of_cluster(s, key, value.as_deref()),
         };
-        match problem {
-            Some(problem) if is_key => wrong.push(problem),
-            Some(problem) => wrong.push(format!("{problem}, there are {}", names())),
-            None => drop(changes.insert(key.clone(), value.as_ref().map(|_| settings.values()[key.as_str()].clone()))),
+        match one {
+            Err(problem) => wrong.push(problem),
+            Ok((key, value)) if changes.contains_key(&key) => {
+                let value = value.map_or_else(|| "its default".to_owned(), |v| format!("`{v}`"));
+                wrong.push(format!("{key} is given twice, also as {value}"));
+            }
+            Ok((key, value)) => drop(changes.insert(key, value)),
         }
     }
     if wrong.is_empty() { Ok(changes) } else { Err(wrong.join("; ")) }
 }
 
-fn names() -> String {
-    let names: Vec<&str> = Settings::KEYS.iter().map(|(key, _)| *key).collect();
-    names.join(", ")
+type Change = (String, Option<String>);
+
+fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Change, String> {
+    let is_key = Settings::KEYS.iter().any(|(known, _)| *known == key);
+    let Some(value) = value else {
+        // What a newer version has set is taken back by any.
+        let known = is_key || s.state.settings.values.contains_key(key);
+        return known.then(|| (key.to_owned(), None)).ok_or_else(|| format!("`{key}` is no setting"));
+    };
+    if MemberSettings::KEYS.iter().any(|(known, _)| *known == key) || key == "nofailover" {
+        return Err(format!("`{key}` is a setting of one member: say whose (--member)"));
+    }
+    let mut settings = Settings::default();
+    settings.set(key, value).map_err(|bad| if is_key { bad.to_string() } else { there_are(&bad, Settings::KEYS) })?;
+    Ok((key.to_owned(), settings.values().get(key).cloned()))
+}
+
+/// `nofailover` is what others call the opposite of `failover`.
+fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) -> Result<Change, String> {
+    if !s.state.members.keys().any(|known| known.as_str() == member) {
+        let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
+        return Err(format!("{member} is no member of this cluster, there are {}", known.join(", ")));
+    }
+    let (key, value) = match (key, value) {
+        ("nofailover", Some("true")) => ("failover", Some("false")),
+        ("nofailover", Some("false")) => ("failover", Some("true")),
+        ("nofailover", None) => ("failover", None),
+        other => other,
+    };
+    let (whole, is_key) = (member_key(member, key), MemberSettings::KEYS.iter().any(|(known, _)| *known == key));
+    let Some(value) = value else {
+        let known = is_key || s.state.settings.values.contains_key(&whole);
+        return known.then_some((whole, None)).ok_or_else(|| format!("`{key}` is no setting of a member"));
+    };
+    let mut settings = MemberSettings::default();
+    settings.set(key, value).map_err(|bad| match is_key {
+        true => format!("{member}: {bad}"),
+        false => there_are(&format!("{bad} of a member"), MemberSettings::KEYS),
+    })?;
+    Ok((whole, settings.values().get(key).cloned()))
+}
+
+fn there_are(problem: &impl ToString, keys: &[(&str, &str)]) -> String {
+    let names: Vec<&str> = keys.iter().map(|(key, _)| *key).collect();
+    format!("{}, there are {}", problem.to_string(), names.join(", "))
 }
 
 /// It stands in texts for people: one line, not long.
@@ -117,9 +171,10 @@ mod tests {
         let Err(Refused::Impossible(why)) = ask(&bench(), 4, &asked) else { panic!() };
         assert_eq!(
             why,
-            "`colour` is no setting, there are on_primary_crash, crash_budget, crash_window_ms; \
+            "`colour` is no setting, there are on_primary_crash, crash_budget, crash_window_ms, site_failover, \
+             maximum_lag_on_failover; \
              crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000; \
-             `x` is no setting, there are on_primary_crash, crash_budget, crash_window_ms"
+             `x` is no setting"
         );
     }
 
@@ -146,6 +201,43 @@ mod tests {
         bench.state.settings.values.insert("a_newer_one".to_owned(), "x".to_owned());
         assert!(matches!(ask(&bench, 4, &[("a_newer_one", None)]), Ok(Some(_))));
         assert!(matches!(ask(&bench, 4, &[("a_newer_one", Some("y"))]), Err(Refused::Impossible(_))));
+    }
+
+    #[test]
+    fn settings_of_a_member_are_checked_and_a_member_there_is_not_is_named() {
+        let set = |changes: &[(&str, Option<&str>)]| match ask(&bench(), 4, changes) {
+            Ok(Some(Kind::SetSettings { changes, .. })) => Ok(changes),
+            Ok(other) => panic!("{other:?}"),
+            Err(why) => Err(why.to_string()),
+        };
+        let asked = [("b.priority", Some("050")), ("c.nofailover", Some("true")), ("a.site", None)];
+        let expected = [("b.priority", Some("50")), ("c.failover", Some("false")), ("a.site", None)];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.map(str::to_owned)));
+        assert_eq!(set(&asked), Ok(expected.into()));
+        let refused = [
+            ([("n9.priority", Some("5"))], "n9 is no member of this cluster, there are a, b, c"),
+            ([("b.priority", Some("-1"))], "b: priority = `-1` is not possible: a whole number from 0 to 1000000"),
+            ([("b.colour", Some("red"))], "`colour` is no setting of a member, there are priority, failover, site"),
+            (
+                [("b.nofailover", Some("no"))],
+                "`nofailover` is no setting of a member, there are priority, failover, site",
+            ),
+            ([("priority", Some("5"))], "`priority` is a setting of one member: say whose (--member)"),
+        ];
+        for (asked, why) in refused {
+            assert_eq!(set(&asked), Err(why.to_owned()));
+        }
+        let twice = set(&[("b.failover", Some("true")), ("b.nofailover", Some("true"))]);
+        assert_eq!(twice, Err("b.failover is given twice, also as `false`".to_owned()));
+    }
+
+    #[test]
+    fn somebody_has_to_be_left_who_may_be_primary() {
+        let asked = [("a.failover", Some("false")), ("b.priority", Some("0"))];
+        assert!(matches!(ask(&bench(), 4, &asked), Ok(Some(_))), "c is left");
+        let asked = [asked[0], asked[1], ("c.nofailover", Some("true"))];
+        let Err(Refused::Impossible(why)) = ask(&bench(), 4, &asked) else { panic!() };
+        assert!(why.starts_with("no member could become primary any more"), "{why}");
     }
 
     #[test]

@@ -4,9 +4,14 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, failover};
+use super::{
+    Hold, Situation, Verdict,
+    candidates::{Wishes, unfit_host},
+    loss::{self, Loss},
+    restart,
+};
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView},
+    domain::{MemberId, MemberSettings, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
 };
 
@@ -19,26 +24,26 @@ fn running<'a>(s: &Situation<'a>, phase: OperationPhase) -> Option<&'a Operation
     (operation.kind == OperationKind::Switchover && operation.phase == phase).then_some(operation)
 }
 
-fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
+pub(super) fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
     limit.saturating_sub(s.now.since(s.since.operation))
 }
 
-fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
+pub(super) fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
     Verdict::Propose(Kind::AdvanceOperation { id: operation.id, phase })
 }
 
-fn waits(s: &Situation<'_>, operation: &Operation, limit: Duration, waits_for: String) -> Option<Verdict> {
+pub(super) fn waits(s: &Situation<'_>, operation: &Operation, limit: Duration, waits_for: String) -> Option<Verdict> {
     let (id, phase) = (operation.id, operation.phase);
     Some(Verdict::Hold(Hold::Operation { id, phase, waits_for, remaining: remaining(s, limit) }))
 }
 
-fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
+pub(super) fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
     Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: false, reason: reason.into() })
 }
 
 /// Rule 210.
 pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref()?;
+    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
     match &s.state.lock {
         Lock::Granted { member, phase: GrantPhase::Open, epoch, .. } if *member == operation.to => {
             let reason = format!("{member} is primary of epoch {epoch}");
@@ -50,7 +55,7 @@ pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
 
 /// Rule 220.
 pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref()?;
+    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
     let holder = s.state.holder().map(|(_, m)| m);
     let at_the_old = operation.from.is_some() && holder == operation.from.as_ref();
     match operation.phase {
@@ -64,7 +69,7 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
             target_unfit(s, operation).map(|why| end(operation, why))
         }
-        OperationPhase::Stop => None,
+        OperationPhase::Stop | OperationPhase::Start => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
         OperationPhase::Transfer => transfer_failed(s, operation),
     }
@@ -76,7 +81,7 @@ fn unheard(s: &Situation<'_>, member: &MemberId) -> bool {
 }
 
 /// Not heard of for so long that waiting any longer only keeps clients out.
-fn gone(s: &Situation<'_>, member: &MemberId) -> bool {
+pub(super) fn gone(s: &Situation<'_>, member: &MemberId) -> bool {
     s.agent(member).is_none() && !unheard(s, member)
 }
 
@@ -129,20 +134,34 @@ fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
 
 /// Why its host would be granted nothing once the primary is stopped.
 fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
+    if let Some(asked) = s.state.maintenance.get(to) {
+        return Some(format!("{to} is in maintenance{asked}; `matriarch maintenance off {to}` ends it"));
+    }
     let seen = s.fresh(to)?;
-    let unfit = failover::unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
+    let unfit = unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
     Some(format!("{to} can't be granted the lock: {unfit}"))
 }
 
-/// What an operator's request becomes, checked against what is known now.
+/// What an operator's request becomes, checked against what is known now. `allow_loss`: a failover may lose WAL, and
+/// take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
-pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) -> Result<Kind, String> {
+pub fn admit(
+    s: &Situation<'_>,
+    kind: OperationKind,
+    wanted: Option<&MemberId>,
+    allow_loss: bool,
+) -> Result<Kind, String> {
     if let Some(running) = &s.state.operation {
-        return Err(format!("operation {} to {} is under way", running.id, running.to));
+        let of = if running.kind == OperationKind::Restart { "of" } else { "to" };
+        return Err(format!("operation {} {of} {} is under way", running.id, running.to));
     }
     let holder = s.state.holder().map(|(_, m)| m.clone());
+    if kind == OperationKind::Restart {
+        let member = wanted.ok_or("a restart needs the name of a member")?;
+        return restart::admit(s, member);
+    }
     if let Some(to) = wanted {
         if !s.state.members.contains_key(to) {
             return Err(format!("{to} is no member of this cluster"));
@@ -153,8 +172,10 @@ pub fn admit(s: &Situation<'_>, kind: OperationKind, wanted: Option<&MemberId>) 
     }
     let to = match (kind, wanted) {
         (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
-        (OperationKind::Failover, Some(to)) => failover_target(s, to)?,
-        (OperationKind::Failover, None) => return Err("a failover by command needs --candidate".to_owned()),
+        (OperationKind::Failover | OperationKind::Restart, Some(to)) => failover_target(s, to, allow_loss)?,
+        (OperationKind::Failover | OperationKind::Restart, None) => {
+            return Err("a failover by command needs --candidate".to_owned());
+        }
     };
     Ok(Kind::BeginOperation { kind, from: holder, to })
 }
@@ -172,21 +193,75 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
         request_id: String::new(),
     };
     if let Some(to) = wanted {
+        if !s.state.settings.of_member(to).failover {
+            return Err(format!("{to} has failover = false; first `matriarch config set failover=true --member {to}`"));
+        }
         return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
     }
+    let wishes = Wishes::of(s);
     let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
+    let (forbidden, fit): (Vec<_>, Vec<_>) =
+        fit.map(|member| (member, s.state.settings.of_member(member))).partition(|(_, of)| wishes.forbid(of).is_some());
+    // Each has all WAL before it is granted, so bytes of the moment come last.
     let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
-    let best = fit.max_by(|a, b| end(a).cmp(&end(b)).then_with(|| b.cmp(a)));
-    best.cloned().ok_or_else(|| format!("no standby streams from {from} closely enough"))
+    let rank = |m: &MemberId, of: &MemberSettings| (wishes.prefers(of), of.priority, end(m));
+    let best = fit.iter().max_by(|(a, of_a), (b, of_b)| rank(a, of_a).cmp(&rank(b, of_b)).then_with(|| b.cmp(a)));
+    best.map(|(member, _)| (*member).clone()).ok_or_else(|| {
+        let why: Vec<String> = forbidden
+            .iter()
+            .filter_map(|(member, of)| Some(format!("; {member} does: {}", wishes.forbid(of)?)))
+            .collect();
+        let hint = if why.is_empty() { "" } else { " (name one with --candidate)" };
+        format!("no standby that may become primary streams from {from} closely enough{}{hint}", why.concat())
+    })
 }
 
-fn failover_target(s: &Situation<'_>, to: &MemberId) -> Result<MemberId, String> {
+fn failover_target(s: &Situation<'_>, to: &MemberId, allow_loss: bool) -> Result<MemberId, String> {
+    let agent = promotable(s, to)?;
+    if allow_loss {
+        return Ok(to.clone());
+    }
+    let mut why = Vec::new();
+    if !s.state.settings.of_member(to).failover {
+        why.push("it has failover = false".to_owned());
+    }
+    if agent.never_streamed {
+        why.push("it is a copy that has not streamed yet".to_owned());
+    }
+    let loss = loss::of(s, agent.wal_end);
+    if !loss.is_none() {
+        why.push(loss.to_string());
+    }
+    if why.is_empty() {
+        return Ok(to.clone());
+    }
+    let gentle = match s.state.open_primary() {
+        Some((_, primary)) if s.agent(primary).is_some() => "; `matriarch switchover` loses nothing",
+        Some(_) | None => "",
+    };
+    let command = format!("`matriarch failover --candidate {to} --allow-data-loss`");
+    Err(format!("{to}: {}; to accept that: {command}{gentle}", why.join("; ")))
+}
+
+/// What a failover by command to this member would lose.
+///
+/// # Errors
+/// It can't be promoted at all.
+pub fn would_lose(s: &Situation<'_>, to: &MemberId) -> Result<Loss, String> {
+    if s.state.holder().is_some_and(|(_, holder)| holder == to) {
+        return Err(format!("{to} is the primary already"));
+    }
+    Ok(loss::of(s, promotable(s, to)?.wal_end))
+}
+
+/// What no operator overrules.
+fn promotable<'a>(s: &Situation<'a>, to: &MemberId) -> Result<&'a AgentView, String> {
     let Some(agent) = s.agent(to) else { return Err(format!("{to} does not answer")) };
     if let Some(why) = host_unfit(s, to) {
         return Err(why);
     }
     match agent.state {
-        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(to.clone()),
+        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(agent),
         other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
     }
 }

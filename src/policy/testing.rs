@@ -171,6 +171,8 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        paused: false,
+        stopped_by_hand: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

@@ -106,14 +106,18 @@ pub struct Rule {
     decide: fn(&Host<'_>) -> Option<Action>,
 }
 
+/// What nobody is spared, whatever is at work on a host.
+const STEP_DOWN: u32 = 540;
+
 /// The rules in order. The first that matches wins.
 pub const RULES: &[Rule] = &[
     Rule { id: 510, name: "the initializer of a founded cluster has no data: initdb", decide: initdb },
-    Rule { id: 520, name: "switchover: the primary flushes early", decide: checkpoint },
-    Rule { id: 525, name: "switchover: the primary stops and keeps its lease", decide: stop_for_switchover },
+    Rule { id: 520, name: "switchover or restart: the primary flushes early", decide: checkpoint },
+    Rule { id: 525, name: "switchover or restart: the primary stops and keeps its lease", decide: stop_for_switchover },
+    Rule { id: 527, name: "restart: the standby stops", decide: stop_for_restart },
     Rule { id: 530, name: "granted here: promote the standby", decide: promote },
     Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
-    Rule { id: 540, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
+    Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
     Rule { id: 550, name: "no data, or a rejoin by copy is due: clone", decide: clone },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
     Rule { id: 570, name: "a standby follows the primary", decide: follow },
@@ -129,13 +133,25 @@ pub fn next_action(host: &Host<'_>) -> Option<Next> {
 pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &Host<'_>) -> Option<Next> {
     let agent = host.agent;
     let busy = agent.work.is_some() || matches!(agent.state, PostgresState::Busy | PostgresState::Failed);
-    if host.state.identity.is_none() || busy || !same_system(host) {
+    if host.state.identity.is_none() || busy || !same_system(host) || is_left_alone(host) {
         return None;
     }
-    rules.into_iter().find_map(|rule| {
+    let put_aside = host.state.maintenance.contains_key(host.me);
+    rules.into_iter().filter(|rule| !put_aside || rule.id == STEP_DOWN).find_map(|rule| {
         let action = (rule.decide)(host)?;
         Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
     })
+}
+
+/// Somebody stopped it while the cluster is paused, and may be at work on it. What the log asks of it in a pause an
+/// operator has asked for: a restart, a grant, or that it gives its lease up.
+fn is_left_alone(host: &Host<'_>) -> bool {
+    let stopped = host.agent.stopped_by_hand && host.agent.state == PostgresState::Stopped;
+    let asked = match my_grant(host) {
+        Some((_, phase, ..)) => phase == GrantPhase::Promoting,
+        None => host.agent.lease.epoch > Epoch(0),
+    };
+    host.state.paused.is_some() && stopped && !asked && my_restart(host).is_none()
 }
 
 /// Data of another cluster is never touched.
@@ -168,18 +184,35 @@ fn my_switchover(host: &Host<'_>) -> Option<(u64, OperationPhase)> {
     mine.then_some((operation.id, operation.phase))
 }
 
+/// The restart of this host, and its phase.
+fn my_restart(host: &Host<'_>) -> Option<(u64, OperationPhase)> {
+    let operation = host.state.operation.as_ref()?;
+    let mine = operation.kind == OperationKind::Restart && operation.to == *host.me;
+    mine.then_some((operation.id, operation.phase))
+}
+
+/// It is being stopped for a restart, and stays down until that is seen.
+fn stops_for_restart(host: &Host<'_>) -> bool {
+    my_restart(host).is_some_and(|(_, phase)| phase == OperationPhase::Stop)
+}
+
 fn checkpoint(host: &Host<'_>) -> Option<Action> {
     my_grant(host)?;
-    let (operation, phase) = my_switchover(host)?;
+    let (operation, phase) = my_switchover(host).or_else(|| my_restart(host))?;
     let due = phase == OperationPhase::Checkpoint && host.agent.checkpoints_done < operation;
     (due && host.agent.state == PostgresState::Primary).then_some(Action::Checkpoint { operation })
 }
 
 fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
     my_grant(host)?;
-    let (_, phase) = my_switchover(host)?;
+    let (_, phase) = my_switchover(host).or_else(|| my_restart(host))?;
     let due = phase == OperationPhase::Stop && host.agent.state == PostgresState::Primary;
     due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: true })
+}
+
+fn stop_for_restart(host: &Host<'_>) -> Option<Action> {
+    let due = stops_for_restart(host) && my_grant(host).is_none() && host.agent.state == PostgresState::Standby;
+    due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
 }
 
 fn promote(host: &Host<'_>) -> Option<Action> {
@@ -208,12 +241,12 @@ fn restart(host: &Host<'_>) -> Option<Action> {
     if !lease.held || lease.epoch != epoch {
         return None;
     }
-    let phase = my_switchover(host).map(|(_, phase)| phase);
+    let phase = my_switchover(host).or_else(|| my_restart(host)).map(|(_, phase)| phase);
     let transferred = phase == Some(OperationPhase::Transfer);
     let rolled_back = !transferred && phase != Some(OperationPhase::Stop);
     match host.agent.state {
         PostgresState::Crashed if !transferred => Some(Action::RestartInPlace { timeline }),
-        // A stopped primary that kept its lease stays so only while a switchover wants it.
+        // A stopped primary that kept its lease stays so only while a switchover or a restart wants it.
         PostgresState::Stopped if rolled_back => Some(Action::RestartInPlace { timeline }),
         PostgresState::Stopped
         | PostgresState::NoData
@@ -310,7 +343,7 @@ fn rewind(host: &Host<'_>) -> Option<Action> {
 
 fn follow(host: &Host<'_>) -> Option<Action> {
     let (upstream, way) = way_back(host)?;
-    if way != Rejoin::Follow {
+    if way != Rejoin::Follow || stops_for_restart(host) {
         return None;
     }
     let follows = host.agent.upstream.as_ref() == Some(upstream.member);
@@ -340,7 +373,7 @@ fn start_alone(host: &Host<'_>) -> Option<Action> {
         Lock::Fenced { .. } | Lock::Released(_) => true,
         Lock::Granted { epoch, member, .. } => member == host.me && agent.ended_epoch >= *epoch,
     };
-    (ready && undecided).then_some(Action::StartStandby { upstream: None })
+    (ready && undecided && !stops_for_restart(host)).then_some(Action::StartStandby { upstream: None })
 }
 
 #[cfg(test)]

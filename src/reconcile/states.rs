@@ -30,7 +30,7 @@ pub enum Goal {
     Promote,
     /// Stay primary.
     Primary,
-    /// Stop for a switchover, and keep the lease: it may have to go on.
+    /// Stop for a switchover or a restart, and keep the lease: it may have to go on.
     StopKeepingLease,
     /// Give the lease up: the switchover away from it is beyond the point of no return.
     StepDown,
@@ -40,11 +40,15 @@ pub enum Goal {
     AwaitPrimary,
     /// Be read-only and ready to be chosen: nobody holds the lock.
     WaitAlone,
+    /// Stop, to be started again.
+    Stop,
+    /// Be as it is, but for being primary: an operator has put it aside.
+    Rest,
 }
 
 impl Goal {
     /// All of them.
-    pub const ALL: [Goal; 9] = [
+    pub const ALL: [Goal; 11] = [
         Goal::Nothing,
         Goal::Found,
         Goal::Promote,
@@ -54,16 +58,18 @@ impl Goal {
         Goal::Follow,
         Goal::AwaitPrimary,
         Goal::WaitAlone,
+        Goal::Stop,
+        Goal::Rest,
     ];
 
     /// The states in which a member has done what is asked. One that follows has to follow the
     /// right one, too, with no WAL of its own.
     pub fn met_in(self) -> &'static [PostgresState] {
         match self {
-            Goal::Nothing | Goal::AwaitPrimary => &[NoData, Stopped, Standby],
+            Goal::Nothing | Goal::AwaitPrimary | Goal::Rest => &[NoData, Stopped, Standby],
             Goal::Found => &[Stopped, Standby],
             Goal::Promote | Goal::Primary => &[Primary],
-            Goal::StopKeepingLease => &[Stopped],
+            Goal::StopKeepingLease | Goal::Stop => &[Stopped],
             Goal::StepDown | Goal::Follow | Goal::WaitAlone => &[Standby],
         }
     }
@@ -75,7 +81,9 @@ impl Goal {
             Goal::Found => "it is to run initdb, and no system identifier is recorded",
             Goal::Promote => "the lock is granted to it, promoting",
             Goal::Primary => "the lock is granted to it, promoted or open",
-            Goal::StopKeepingLease => "a switchover away from it is to stop it",
+            Goal::StopKeepingLease => "a switchover away from it, or its restart as primary, is to stop it",
+            Goal::Stop => "a restart of it, which is no primary, is to stop it",
+            Goal::Rest => "it is in maintenance, and the lock is not its own",
             Goal::StepDown => "a switchover away from it is transferred, the lock is still its own",
             Goal::Follow => "the lock is granted to another member, promoted or open",
             Goal::AwaitPrimary => "the lock is granted to another member, promoting",
@@ -92,13 +100,31 @@ pub fn goal(state: &ClusterState, me: &MemberId) -> Goal {
     if state.system_identifier.is_none() {
         return if state.initializer.as_ref() == Some(me) { Goal::Found } else { Goal::Nothing };
     }
+    let holds = state.holder().is_some_and(|(_, holder)| holder == me);
+    if state.maintenance.contains_key(me) && !holds {
+        return Goal::Rest;
+    }
+    let restart = state.operation.as_ref().filter(|o| o.kind == OperationKind::Restart && o.to == *me);
+    if !holds && restart.is_some_and(|o| o.phase == OperationPhase::Stop) {
+        return Goal::Stop;
+    }
     match &state.lock {
         Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => Goal::WaitAlone,
         Lock::Granted { member, phase, .. } if member == me => match leaving(state, me) {
             Some(OperationPhase::Stop) => Goal::StopKeepingLease,
             Some(OperationPhase::Transfer) => Goal::StepDown,
-            Some(OperationPhase::Checkpoint | OperationPhase::HoldWrites | OperationPhase::RollBack) | None => {
-                if *phase == GrantPhase::Promoting { Goal::Promote } else { Goal::Primary }
+            Some(
+                OperationPhase::Checkpoint
+                | OperationPhase::HoldWrites
+                | OperationPhase::RollBack
+                | OperationPhase::Start,
+            )
+            | None => {
+                if *phase == GrantPhase::Promoting {
+                    Goal::Promote
+                } else {
+                    Goal::Primary
+                }
             }
         },
         Lock::Granted { phase: GrantPhase::Promoting, .. } => Goal::AwaitPrimary,
@@ -106,11 +132,12 @@ pub fn goal(state: &ClusterState, me: &MemberId) -> Goal {
     }
 }
 
-/// How far the switchover away from `me` is.
+/// How far the switchover away from `me`, or the restart of it as primary, is.
 fn leaving(state: &ClusterState, me: &MemberId) -> Option<OperationPhase> {
     let operation = state.operation.as_ref()?;
-    let mine = operation.kind == OperationKind::Switchover && operation.from.as_ref() == Some(me);
-    mine.then_some(operation.phase)
+    let switchover = operation.kind == OperationKind::Switchover && operation.from.as_ref() == Some(me);
+    let restart = operation.kind == OperationKind::Restart && operation.to == *me;
+    (switchover || restart).then_some(operation.phase)
 }
 
 /// An [`Action`] without its particulars.
@@ -222,6 +249,7 @@ pub const EDGES: &[Edge] = &[
     order(Stopped, ActionKind::Stop, &[540], Stopped),
     order(Stopped, ActionKind::Clone, &[550], Busy),
     order(Stopped, ActionKind::Rewind, &[560], Busy),
+    order(Standby, ActionKind::Stop, &[527], Stopping),
     order(Standby, ActionKind::Promote, &[530], Promoting),
     order(Standby, ActionKind::Clone, &[550], Busy),
     order(Standby, ActionKind::Rewind, &[560], Busy),
@@ -252,6 +280,7 @@ pub const EDGES: &[Edge] = &[
     event(Primary, Stopping, "the lease is lost, it hangs, or its guard died"),
     event(Stopping, Starting, "fenced during a restart in place, whose work has not ended yet"),
     event(Stopping, Crashed, "it hung or did not stop cleanly, the lease is still held"),
+    event(Stopping, Standby, "a standby could not be stopped, it goes on"),
     event(Stopping, NoData, "the directory is gone"),
     event(Stopping, Failed, "the directory can't be used as it is"),
     event(Failed, NoData, "the directory is gone"),

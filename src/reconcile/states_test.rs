@@ -52,7 +52,10 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     };
     let operation = state.operation.as_ref().map(|o| (o.kind, o.from.as_ref().map(who), who(&o.to), o.phase));
     let initdb = state.system_identifier.is_none() && state.initializer.as_ref() == Some(me);
-    format!("{} {initdb} {} {lock} {operation:?}", state.identity.is_some(), state.system_identifier.is_some())
+    let paused = state.paused.is_some();
+    let (founded, system) = (state.identity.is_some(), state.system_identifier.is_some());
+    let put_aside = state.maintenance.contains_key(me);
+    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside}")
 }
 
 /// Everything that the commands of the policy's rules and of operators lead to, from nothing on, a
@@ -85,7 +88,7 @@ fn committed() -> Vec<Committed> {
 fn proposals(state: &ClusterState) -> Vec<Kind> {
     let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
     let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
-    asked.chain(["begin-operation"]).flat_map(|name| commands(name, state)).collect()
+    asked.chain(["begin-operation", "pause", "resume", "maintenance"]).flat_map(|name| commands(name, state)).collect()
 }
 
 fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
@@ -109,10 +112,16 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         },
         "primary-open" => of_holder(|member| Kind::Open { member }),
         "release-primary" => of_holder(|member| Kind::Release { member, end: WalPosition::default(), clean: true }),
+        "pause" => vec![Kind::Pause { reason: String::new(), by: String::new() }],
+        "maintenance" => members.iter().flat_map(|member| [true, false].map(|on| maintenance(member, on))).collect(),
+        "resume" => vec![Kind::Resume { by: String::new() }],
         "begin-operation" => members.iter().flat_map(|to| beginnings(holder.as_ref(), to)).collect(),
         "advance-operation" => operation(state, |id| {
-            use OperationPhase::{HoldWrites, RollBack, Stop, Transfer};
-            [HoldWrites, Stop, Transfer, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
+            use OperationPhase::{HoldWrites, RollBack, Start, Stop, Transfer};
+            let restart = state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart);
+            // Rule 264 transfers nothing.
+            let last = if restart { Start } else { Transfer };
+            [HoldWrites, Stop, last, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
         }),
         "end-operation" => {
             operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
@@ -142,7 +151,11 @@ fn successors<'a>(state: &'a ClusterState, members: &'a [MemberId]) -> impl Iter
 
 fn beginnings(holder: Option<&MemberId>, to: &MemberId) -> Vec<Kind> {
     let begin = |kind| Kind::BeginOperation { kind, from: holder.cloned(), to: to.clone() };
-    vec![begin(OperationKind::Switchover), begin(OperationKind::Failover)]
+    [OperationKind::Switchover, OperationKind::Failover, OperationKind::Restart].map(begin).to_vec()
+}
+
+fn maintenance(member: &MemberId, on: bool) -> Kind {
+    Kind::Maintenance { member: member.clone(), on, reason: String::new(), by: String::new() }
 }
 
 fn operation(state: &ClusterState, make: impl Fn(u64) -> Vec<Kind>) -> Vec<Kind> {
@@ -195,6 +208,7 @@ struct View {
     upstream: Upstream,
     primary_ready: bool,
     checkpointed: bool,
+    by_hand: bool,
     other_system: bool,
 }
 
@@ -209,6 +223,7 @@ const PLAIN: View = View {
     upstream: Upstream::Nobody,
     primary_ready: false,
     checkpointed: false,
+    by_hand: false,
     other_system: false,
 };
 
@@ -225,6 +240,7 @@ impl View {
             && (data || self.postgres == NoData || (self.spent == Spent::Nothing && !self.primary_ready))
             && (self.postgres == Standby || self.upstream == Upstream::Nobody)
             && (self.postgres == Primary || !self.checkpointed)
+            && (stopped || !self.by_hand)
             && (self.postgres != NoData || !self.other_system)
     }
 
@@ -258,6 +274,7 @@ impl View {
             Upstream::Primary => holder,
             Upstream::Another => Some(testing::id("nobody")),
         };
+        agent.stopped_by_hand = self.by_hand;
         agent.checkpoints_done = if self.checkpointed { state.operations } else { 0 };
         agent
     }
@@ -276,6 +293,7 @@ fn views() -> Vec<View> {
     vary(&mut all, [Upstream::Nobody, Upstream::Primary, Upstream::Another], |view, value| view.upstream = value);
     vary(&mut all, [false, true], |view, value| view.primary_ready = value);
     vary(&mut all, [false, true], |view, value| view.checkpointed = value);
+    vary(&mut all, [false, true], |view, value| view.by_hand = value);
     // Nothing else is asked about the data of another cluster.
     let others = ALL_STATES.map(|postgres| View { postgres, other_system: true, ..PLAIN });
     all.extend(others.into_iter().filter(View::can_be));
@@ -328,9 +346,12 @@ const AT_REST: [PostgresState; 4] = [NoData, Stopped, Standby, Primary];
 type Rest = (&'static str, fn(&Case<'_>) -> bool);
 
 /// The first that holds is the reason.
-const RESTS: [Rest; 9] = [
+const RESTS: [Rest; 10] = [
     ("the cluster is not founded here: nothing is touched", |c| c.committed.state.identity.is_none()),
     ("its data is of another cluster: an operator has to look", |c| c.view.other_system),
+    ("somebody stopped it while the cluster is paused: `matriarch restart`, or `matriarch resume`", |c| {
+        c.view.by_hand && c.committed.state.paused.is_some()
+    }),
     ("it has no data, and there is no primary to copy it from", |c| {
         c.view.postgres == NoData && c.goal != Goal::Follow
     }),

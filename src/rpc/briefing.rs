@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Malformed, convert::member_id, v1};
 use crate::domain::{
-    Briefing, CommittedTimings, Epoch, MemberList, Profile, SettingsDocument, Timings, TimingsId, TimingsInUse,
+    Briefing, CommittedTimings, Epoch, MemberList, PauseWord, Profile, SettingsDocument, Timings, TimingsId,
+    TimingsInUse,
 };
 
 type Result<T> = std::result::Result<T, Malformed>;
@@ -85,6 +86,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
         members: Some(member_list(&briefing.members)),
         timings: Some(timings_in_use(&briefing.timings)),
         settings: Some(settings(&briefing.settings)),
+        pause: Some(v1::PauseWord { version: briefing.pause.version, on: briefing.pause.on }),
     }
 }
 
@@ -93,11 +95,13 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
 /// # Errors
 /// A name that is no member id, or timings this version can't read.
 pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
+    let pause = raw.pause.unwrap_or_default();
     Ok(Briefing {
         epoch: Epoch(raw.epoch),
         members: member_list_of(raw.members)?,
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
+        pause: PauseWord { version: pause.version, on: pause.on },
     })
 }
 
@@ -118,6 +122,7 @@ mod tests {
             members: MemberList { version: 2, agents: agents.into() },
             timings: TimingsInUse { oldest: TimingsId(3), committed: committed.into() },
             settings: SettingsDocument { version: 9, values: [("a_newer_one".into(), "x".into())].into() },
+            pause: PauseWord { version: 3, on: true },
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

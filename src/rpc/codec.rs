@@ -15,7 +15,7 @@ use crate::{
         ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId, WalPosition,
     },
     state::{
-        ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
+        Asked, ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
@@ -93,6 +93,14 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
         Kind::SetSettings { version, changes, by } => c::Kind::SetSettings(encode_changes(*version, changes, by)),
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
+        Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
+        Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
+        Kind::Maintenance { member, on, reason, by } => c::Kind::Maintenance(c::Maintenance {
+            member: member.to_string(),
+            on: *on,
+            reason: reason.clone(),
+            by: by.clone(),
+        }),
     };
     v1::Command {
         request_id: command.request_id.clone(),
@@ -174,6 +182,9 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
         K::SetSettings(s) => Kind::SetSettings { version: s.version, changes: changes(s.set, s.unset), by: s.by },
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
+        K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
+        K::Resume(r) => Kind::Resume { by: r.by },
+        K::Maintenance(m) => Kind::Maintenance { member: member_id(&m.member)?, on: m.on, reason: m.reason, by: m.by },
     })
 }
 
@@ -219,6 +230,9 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         settings: Some(settings(&state.settings)),
         roster: Some(encode_roster(&state.roster)),
         last_node: state.last_node.0,
+        paused: state.paused.as_ref().map(encode_asked),
+        pauses: state.pauses,
+        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
     }
     .encode_to_vec()
 }
@@ -284,8 +298,23 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         format,
         roster,
         last_node: NodeId(raw.last_node),
+        paused: raw.paused.map(decode_asked),
+        pauses: raw.pauses,
+        maintenance: raw
+            .maintenance
+            .into_iter()
+            .map(|(id, asked)| Ok((member_id(&id)?, decode_asked(asked))))
+            .collect::<Result<_>>()?,
         by_hand,
     })
+}
+
+fn encode_asked(asked: &Asked) -> v1::Asked {
+    v1::Asked { reason: asked.reason.clone(), by: asked.by.clone() }
+}
+
+fn decode_asked(raw: v1::Asked) -> Asked {
+    Asked { reason: raw.reason, by: raw.by }
 }
 
 fn encode_roster(roster: &Roster) -> v1::Roster {
@@ -413,6 +442,7 @@ fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
     match kind {
         OperationKind::Switchover => v1::OperationKind::Switchover,
         OperationKind::Failover => v1::OperationKind::Failover,
+        OperationKind::Restart => v1::OperationKind::Restart,
     }
 }
 
@@ -420,6 +450,7 @@ fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
     match v1::OperationKind::try_from(raw) {
         Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
         Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
+        Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
         Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
     }
 }
@@ -431,6 +462,7 @@ fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
         OperationPhase::Stop => v1::OperationPhase::Stop,
         OperationPhase::Transfer => v1::OperationPhase::Transfer,
         OperationPhase::RollBack => v1::OperationPhase::RollBack,
+        OperationPhase::Start => v1::OperationPhase::Start,
     }
 }
 
@@ -441,6 +473,7 @@ fn decode_phase(raw: i32) -> Result<OperationPhase> {
         Ok(v1::OperationPhase::Stop) => Ok(OperationPhase::Stop),
         Ok(v1::OperationPhase::Transfer) => Ok(OperationPhase::Transfer),
         Ok(v1::OperationPhase::RollBack) => Ok(OperationPhase::RollBack),
+        Ok(v1::OperationPhase::Start) => Ok(OperationPhase::Start),
         Ok(v1::OperationPhase::Unspecified) | Err(_) => {
             Err(Malformed::new("operation", format!("unknown phase {raw}")))
         }
@@ -516,6 +549,12 @@ mod tests {
                 by: "kim".into(),
             },
             Kind::SetSettings { version: 1, changes: [("crash_budget".into(), None)].into(), by: String::new() },
+            Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
+            Kind::Resume { by: "kim".into() },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
+            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
+            Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a") },
+            Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::NoteFormat { format: Format(3) },
         ]
     }
@@ -523,8 +562,8 @@ mod tests {
     #[test]
     fn every_command_and_every_state_on_the_way_survives_the_log_and_a_snapshot() {
         let mut state = ClusterState::default();
-        for kind in every_kind() {
-            let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(120), kind };
+        for (n, kind) in every_kind().into_iter().enumerate() {
+            let command = Command { request_id: format!("r{n}"), expected: state.epoch, because: RuleId(120), kind };
             assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
             assert_eq!(state.apply(&command), crate::state::Applied::Changed, "{command}");
             if state.format <= Format::NEWEST {

@@ -258,6 +258,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         clone_failures: view.clone_failures,
         unsteady: view.unsteady,
         never_streamed: view.never_streamed,
+        paused: view.paused,
+        stopped_by_hand: view.stopped_by_hand,
         fence: Some(fence(&view.fence)),
         layers: view.layers.iter().map(layer).collect(),
         clock: Some(v1::ClockStatus {
@@ -367,6 +369,8 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         clone_failures: raw.clone_failures,
         unsteady: raw.unsteady,
         never_streamed: raw.never_streamed,
+        paused: raw.paused,
+        stopped_by_hand: raw.stopped_by_hand,
         fence: fence_view(raw.fence.unwrap_or_default()),
         layers: raw.layers.into_iter().map(|l| LayerView { name: l.name, state: l.state }).collect(),
         clock: clock_of(raw.clock.unwrap_or_default())?,

@@ -75,6 +75,9 @@ impl ClusterState {
             Kind::RemoveMember { member } => self.remove_member(member),
             Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
             Kind::NoteFormat { format } => self.note_format(*format),
+            Kind::Pause { reason, by } => self.pause(reason, by),
+            Kind::Resume { by } => self.resume(by),
+            Kind::Maintenance { member, on, reason, by } => self.maintain(member, *on, reason, by),
         }
     }
 
@@ -126,6 +129,9 @@ impl ClusterState {
         let epoch = *epoch;
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
+        }
+        if self.maintenance.contains_key(member) {
+            return Err(format!("{member} is in maintenance"));
         }
         let timeline = self.highest_timeline().next();
         self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
@@ -251,13 +257,17 @@ impl ClusterState {
         if self.holder().map(|(_, m)| m) != from {
             return Err("the primary has changed".to_owned());
         }
-        if !self.members.contains_key(to) || from == Some(to) {
+        let to_itself = from == Some(to) && kind != OperationKind::Restart;
+        if !self.members.contains_key(to) || to_itself || self.maintenance.contains_key(to) {
             return Err(format!("{to} can't be the target"));
         }
         self.operations += 1;
         let phase = match kind {
             OperationKind::Switchover => OperationPhase::Checkpoint,
             OperationKind::Failover => OperationPhase::Transfer,
+            OperationKind::Restart if from == Some(to) => OperationPhase::Checkpoint,
+            // Nobody waits for a standby.
+            OperationKind::Restart => OperationPhase::Stop,
         };
         self.operation = Some(Operation {
             id: self.operations,
@@ -267,11 +277,12 @@ impl ClusterState {
             phase,
             request_id: request_id.to_owned(),
         });
-        let name = match kind {
-            OperationKind::Switchover => "switchover",
-            OperationKind::Failover => "failover by command",
-        };
-        Ok(Some(format!("{name} {} to {to} begins", self.operations)))
+        let id = self.operations;
+        Ok(Some(match kind {
+            OperationKind::Switchover => format!("switchover {id} to {to} begins"),
+            OperationKind::Failover => format!("failover by command {id} to {to} begins"),
+            OperationKind::Restart => format!("restart {id} of {to} begins"),
+        }))
     }
 
     fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
@@ -359,6 +370,8 @@ impl ClusterState {
         // The number of a member that is gone is not given again.
         self.last_node = NodeId(self.next_node().0 - 1);
         self.members.remove(who);
+        self.settings.forget(who);
+        self.maintenance.remove(who);
         Ok(Some(format!("{who} is no member any more")))
     }
 }

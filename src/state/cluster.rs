@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::roster::Roster;
+use super::{pause::Asked, roster::Roster};
 use crate::domain::{
     ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory, TimelineId,
     TimelineSwitch, TimingsInUse, WalPosition,
@@ -45,6 +45,12 @@ pub struct ClusterState {
     pub settings: SettingsDocument,
     /// What it takes to read this state and the log that led to it. Never goes back.
     pub format: Format,
+    /// The cluster decides nothing by itself: who asked for that, and why.
+    pub paused: Option<Asked>,
+    /// Counts pauses and their ends.
+    pub pauses: u64,
+    /// Members that are left alone and chosen for nothing: who asked for that, and why.
+    pub maintenance: BTreeMap<MemberId, Asked>,
     /// How the list of members came to be.
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.
@@ -157,6 +163,8 @@ pub enum OperationKind {
     Switchover,
     /// A change of primary without the old one's help, by command.
     Failover,
+    /// PostgreSQL of one member is stopped and started again, that of the primary under its lease.
+    Restart,
 }
 
 /// Where an operation is. Persisted before acting: a new leader goes on from here.
@@ -172,6 +180,8 @@ pub enum OperationPhase {
     Transfer,
     /// The old primary is opened again.
     RollBack,
+    /// A restart: it is stopped, and to be started again.
+    Start,
 }
 
 /// An operation under way.
@@ -183,12 +193,19 @@ pub struct Operation {
     pub kind: OperationKind,
     /// The primary when it began.
     pub from: Option<MemberId>,
-    /// Who shall be primary.
+    /// Who shall be primary, or is restarted.
     pub to: MemberId,
     /// Where it is.
     pub phase: OperationPhase,
     /// The operator's request: the same one asked again means this operation.
     pub request_id: String,
+}
+
+impl Operation {
+    /// PostgreSQL of the primary is restarted, which stays primary.
+    pub fn restarts_primary(&self) -> bool {
+        self.kind == OperationKind::Restart && self.from.as_ref() == Some(&self.to)
+    }
 }
 
 /// How an operation ended.
@@ -240,18 +257,15 @@ impl ClusterState {
         }
     }
 
-    /// A switchover has asked routers to hold new connections.
+    /// A switchover, or a restart of the primary, has asked routers to hold new connections.
     pub fn holds_writes(&self) -> bool {
-        self.operation.as_ref().is_some_and(|o| {
-            o.kind == OperationKind::Switchover
-                && matches!(
-                    o.phase,
-                    OperationPhase::HoldWrites
-                        | OperationPhase::Stop
-                        | OperationPhase::Transfer
-                        | OperationPhase::RollBack
-                )
-        }) && !self.transferred()
+        let Some(operation) = &self.operation else { return false };
+        match operation.kind {
+            _ if operation.phase == OperationPhase::Checkpoint => false,
+            OperationKind::Switchover => !self.transferred(),
+            OperationKind::Restart => operation.restarts_primary(),
+            OperationKind::Failover => false,
+        }
     }
 
     /// The target of the operation under way holds the lock.

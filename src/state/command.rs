@@ -184,6 +184,29 @@ pub enum Kind {
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
     },
+    /// The cluster decides nothing by itself until an operator lets it go on.
+    Pause {
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
+    /// The pause is over.
+    Resume {
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
+    /// A member is left alone and chosen for nothing, or is so no more.
+    Maintenance {
+        /// Which.
+        member: MemberId,
+        /// It begins.
+        on: bool,
+        /// Why, in the operator's words; may be empty.
+        reason: String,
+        /// Who asked, as they call themselves; empty when they don't.
+        by: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -214,21 +237,26 @@ impl Kind {
             Self::AdoptTimeline { .. } => "adopt-timeline",
             Self::SetSettings { .. } => "set-settings",
             Self::NoteFormat { .. } => "note-format",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Maintenance { .. } => "maintenance",
         }
     }
 
     /// The least format that can apply it.
     pub fn format(&self) -> Format {
         match self {
-            Self::Genesis { .. }
+            Self::BeginOperation { kind: OperationKind::Restart, .. }
+            | Self::AdvanceOperation { phase: OperationPhase::Start, .. } => Format::SETTINGS,
+            Self::BeginOperation { .. }
+            | Self::AdvanceOperation { .. }
+            | Self::Genesis { .. }
             | Self::RecordSystem { .. }
             | Self::Fence { .. }
             | Self::Grant { .. }
             | Self::PromotionComplete { .. }
             | Self::Open { .. }
             | Self::Release { .. }
-            | Self::BeginOperation { .. }
-            | Self::AdvanceOperation { .. }
             | Self::EndOperation { .. }
             | Self::RecordStonith { .. }
             | Self::SetTimings { .. }
@@ -237,7 +265,9 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
-            Self::SetSettings { .. } => Format::SETTINGS,
+            Self::SetSettings { .. } | Self::Pause { .. } | Self::Resume { .. } | Self::Maintenance { .. } => {
+                Format::SETTINGS
+            }
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -10,6 +10,7 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+pub mod pause;
 mod recover;
 pub mod roster;
 mod settings;
@@ -20,4 +21,5 @@ pub use cluster::{
     OperationPhase, Release, TimelineRecord,
 };
 pub use command::{Applied, Command, Kind, RuleId};
+pub use pause::Asked;
 pub use roster::Roster;

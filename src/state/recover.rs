@@ -55,6 +55,8 @@ impl ClusterState {
             let reason = "the cluster was recovered".to_owned();
             state.last_operation = Some(FinishedOperation { operation, succeeded: false, reason });
         }
+        // Whoever recovers wants a primary.
+        state.paused = None;
         state.revision += 1;
         let what = format!("generation {generation} begins on {me} by command, epoch {}", state.epoch);
         state.incidents.push_back(Incident { revision: state.revision, epoch: state.epoch, what, rule: 0 });

@@ -80,7 +80,8 @@ impl ClusterState {
     pub fn briefing(&self) -> Briefing {
         let agents = self.members.iter().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
         let members = MemberList { version: self.roster.version, agents };
-        Briefing { epoch: self.epoch, members, timings: self.timings.clone(), settings: self.settings.clone() }
+        let (timings, settings) = (self.timings.clone(), self.settings.clone());
+        Briefing { epoch: self.epoch, members, timings, settings, pause: self.pause_word() }
     }
 }
 

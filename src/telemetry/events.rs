@@ -49,6 +49,10 @@ pub const COMMITTED: &str = "decision.committed";
 pub const SETTINGS_CHANGED: &str = "settings.changed";
 /// Other timings are in force. Fields: `timings`, `profile`.
 pub const TIMINGS_CHANGED: &str = "timings.changed";
+/// The cluster is paused, or decides again. Fields: `reason`.
+pub const PAUSED: &str = "cluster.paused";
+/// A member is in maintenance, or is so no more. Fields: `member`.
+pub const MAINTENANCE: &str = "member.maintenance";
 /// Nothing is done though something should be. Fields: `reason`.
 pub const HOLD: &str = "decision.hold";
 

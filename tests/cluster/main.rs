@@ -20,6 +20,7 @@ mod failovers;
 mod failsafe;
 mod layers;
 mod members;
+mod pauses;
 mod processes;
 mod quorum;
 mod stage;
@@ -75,6 +76,11 @@ fn what_breaks_heals_by_itself() {
 #[test]
 fn what_an_operator_asks_for() {
     stage::play(commands::STEPS);
+}
+
+#[test]
+fn what_is_put_aside_or_restarted() {
+    stage::play(pauses::STEPS);
 }
 
 #[test]

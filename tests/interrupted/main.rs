@@ -12,7 +12,7 @@ mod toy;
 
 use std::env;
 
-use matriarch::state::OperationKind;
+use matriarch::{domain::Format, state::OperationKind};
 use toy::{TICK_MS, Toy};
 
 /// Runs until the cluster is healthy, `limit_s` of virtual time at most.
@@ -111,6 +111,18 @@ fn a_switchover_is_finished_by_any_leader() {
 fn a_failover_by_command_is_finished_by_any_leader() {
     let start = |toy: &mut Toy| toy.ask(OperationKind::Failover, "c").unwrap();
     interrupt_everywhere(start, "c in epoch 2 on timeline 3, operation ok");
+}
+
+#[test]
+fn a_restart_is_finished_by_any_leader_and_nobody_else_is_primary_by_it() {
+    for member in ["a", "b"] {
+        let start = |toy: &mut Toy| {
+            toy.format = Format::SETTINGS;
+            (0..30).for_each(|_| step(toy).unwrap());
+            toy.ask(OperationKind::Restart, member).unwrap();
+        };
+        interrupt_everywhere(start, "a in epoch 1 on timeline 2, operation ok");
+    }
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile, Promise,
-        TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
+        ClusterId, Epoch, Format, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
+        Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
         membership::GroupView,
         observation::{AgentView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
     },
@@ -143,6 +143,8 @@ pub struct Toy {
     since: Since,
     lock_seen: Option<Lock>,
     operation_seen: Option<(u64, OperationPhase)>,
+    /// What every manager can apply.
+    pub format: Format,
     in_flight: Vec<(u64, Command)>,
     founding: Founding,
     group: GroupView,
@@ -182,6 +184,8 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        paused: false,
+        stopped_by_hand: false,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),
@@ -236,6 +240,7 @@ impl Toy {
             since: Since::default(),
             lock_seen: None,
             operation_seen: None,
+            format: Format::FIRST,
             in_flight: Vec::new(),
             group: GroupView::settled(
                 0,
@@ -444,7 +449,7 @@ impl Toy {
     pub fn ask(&mut self, kind: OperationKind, to: &str) -> Result<(), String> {
         let to = to.parse().unwrap();
         let none = BTreeMap::new();
-        let kind = policy::switchover::admit(&self.situation(&none), kind, Some(&to))?;
+        let kind = policy::switchover::admit(&self.situation(&none), kind, Some(&to), true)?;
         let expected = self.state.epoch;
         self.commit(Command {
             request_id: format!("operator {}", self.state.operations),
@@ -466,6 +471,7 @@ impl Toy {
             let host = &self.hosts[i];
             let entry = self.seen.entry(host.me.clone()).or_default();
             entry.at = moment;
+            entry.format = self.format;
             entry.promise = host.promise(now);
             if host.agent {
                 entry.agent = Some(host.view.clone());
@@ -617,6 +623,10 @@ impl Toy {
             }
             Action::RestartInPlace { .. } => PostgresState::Starting,
             Action::Stop { keep_lease: true, .. } => PostgresState::Stopping,
+            Action::Stop { keep_lease: false, .. } if host.view.state == PostgresState::Standby => {
+                (host.view.upstream, host.view.streaming) = (None, false);
+                PostgresState::Stopping
+            }
             Action::Stop { keep_lease: false, .. } => {
                 let clean = host.view.clean_shutdown && host.view.state == PostgresState::Stopped;
                 self.end_epoch(i, PostgresState::Stopped, clean);
@@ -648,6 +658,7 @@ impl Toy {
                 Some(_) if !fails && now <= task.deadline => self.settle(i, PostgresState::Primary, None),
                 Some(_) | None => self.give_up(i, "restart"),
             },
+            Action::Stop { keep_lease: false, .. } => self.settle(i, PostgresState::Stopped, None),
             Action::Stop { .. } => self.stopped_cleanly(i),
             Action::Rewind { source } => self.copied(i, &source.member, fails, true),
             Action::Clone { source } => self.copied(i, &source.member, fails, false),

@@ -226,6 +226,8 @@ impl Chronicle {
         let what = match (ended.kind, succeeded) {
             (OperationKind::Switchover, true) => "switchovers",
             (OperationKind::Switchover, false) => "switchovers failed",
+            (OperationKind::Restart, true) => "restarts",
+            (OperationKind::Restart, false) => "restarts failed",
             (OperationKind::Failover, true) => "failovers by command",
             (OperationKind::Failover, false) => "failovers by command failed",
         };

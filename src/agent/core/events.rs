@@ -245,6 +245,8 @@ pub enum Event {
     Clocks(ClockView),
     /// The manager tells what it has applied.
     Briefed(Briefing),
+    /// A PostgreSQL that somebody had started without a guard was killed.
+    StrayEnded,
     /// Another member's holder has lost the managers and asks whether it may go on.
     Failsafe {
         /// Whose.

@@ -13,7 +13,7 @@ use crate::{
 impl Core {
     /// Takes what is newer than what is known: on disk first, for a restart must not count by less,
     /// and then to the lease.
-    pub(super) fn on_briefed(&mut self, briefing: Briefing, out: &mut Vec<Effect>) {
+    pub(super) fn on_briefed(&mut self, briefing: Briefing, now: Now, out: &mut Vec<Effect>) {
         self.briefed = self.briefed.max(briefing.epoch);
         let other_members = briefing.members.version > self.durable.members.version;
         let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
@@ -25,6 +25,7 @@ impl Core {
             self.durable.timings = briefing.timings;
         }
         let other_settings = self.take_settings(briefing.settings);
+        self.take_pause(briefing.pause, now);
         if other_members || other_timings || other_settings {
             out.push(Effect::Persist);
         }

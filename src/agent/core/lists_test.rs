@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{tests::*, *};
 use crate::{
     domain::{
-        Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, Profile, Settings,
+        Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, PauseWord, Profile, Settings,
         SettingsDocument, Timings, TimingsId, TimingsInUse,
     },
     lease::message::{Body, Letter, Terms, Ticket},
@@ -26,6 +26,7 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         },
         timings: TimingsInUse { oldest, committed: committed.collect() },
         settings: SettingsDocument::default(),
+        pause: PauseWord::default(),
     }
 }
 

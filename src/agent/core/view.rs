@@ -56,7 +56,9 @@ impl Core {
         if matches!(task, Some(Task::Start(_) | Task::Restart { .. })) {
             return PostgresState::Starting;
         }
-        if self.durable.tenure.is_some_and(|t| t.phase == Phase::Crashed) {
+        // In a pause it matters whether it crashed or was stopped: that is being read.
+        let unread = self.paused.is_some() && self.left && self.disk.is_none();
+        if self.durable.tenure.is_some_and(|t| t.phase == Phase::Crashed) && !unread {
             return PostgresState::Crashed;
         }
         match &self.disk {

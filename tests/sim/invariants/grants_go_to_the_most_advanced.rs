@@ -2,7 +2,7 @@
 //! another that answered (reliability notes §1.11 and §2.1). Written without the policy's own code.
 
 use matriarch::{
-    domain::{PostgresState, observation::AgentView},
+    domain::{PostgresState, SiteFailover, observation::AgentView},
     policy::Situation,
     state::{Command, Kind, Lock},
 };
@@ -30,9 +30,14 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         let Some(agent) = seal.agent.as_ref().filter(|a| can(s, a)) else { continue };
         // One whose clocks are off must hold no lease, whatever it has.
         let clock_unfit = seal.promise.clock_off_ppm != 0 || agent.clock.own_off;
-        // After a grant in vain one that is stopped still comes last, too (`policy::failover::successor`).
+        // After a grant in vain one that is stopped still comes last, too (`policy::candidates::successor`).
         let in_vain = last == Some(other) && agent.state == PostgresState::Stopped;
-        let passed_over = clock_unfit || failed(agent) || in_vain;
+        // What operators have set: never by itself, or not before those at another place.
+        let of = s.state.settings.of_member(other);
+        let sites = s.state.settings.settings().site_failover != SiteFailover::Any;
+        let elsewhere = sites && of.site != s.state.settings.of_member(member).site;
+        let set_aside = !of.failover || of.priority == 0 || elsewhere;
+        let passed_over = clock_unfit || failed(agent) || in_vain || set_aside;
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");

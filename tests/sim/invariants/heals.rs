@@ -51,10 +51,18 @@ pub fn waits_for_an_operator(world: &World) -> bool {
         "it has no data",
         "its clocks ",
         "has not streamed yet",
+        "it has failover = false",
+        "it has priority = 0",
+        "site_failover = same",
+        "maximum_lag_on_failover is",
     ];
     let count = |hold: &Hold| unfit.iter().map(|why| hold.to_string().matches(why).count()).sum::<usize>();
     let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
-    let nobody = |hold: &&Hold| matches!(hold, Hold::NoSuccessor { .. });
+    let waits = |hold: &Hold| match hold {
+        Hold::NoSuccessor { .. } => count(hold) + lost >= world.hosts.len(),
+        Hold::LagUnknown { .. } => true,
+        _ => false,
+    };
     let leader = world.hosts.iter().filter_map(|h| h.manager.as_ref()).find(|m| m.leads());
-    leader.is_some_and(|m| m.holds.iter().filter(nobody).any(|hold| count(hold) + lost >= world.hosts.len()))
+    leader.is_some_and(|m| m.holds.iter().any(waits))
 }

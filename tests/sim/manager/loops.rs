@@ -150,7 +150,7 @@ impl Host {
         let manager = self.manager.as_mut().ok_or("no manager runs")?;
         let state = Rc::clone(&manager.state);
         let situation = manager.board.situation(&state, &sky.timings, moment);
-        let kind = policy::switchover::admit(&situation, kind, Some(&wanted))?;
+        let kind = policy::switchover::admit(&situation, kind, Some(&wanted), true)?;
         let request_id = format!("o{}", manager.number());
         let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind });
         self.with_raft(sky, |raft, now, _, out| {

@@ -1,0 +1,244 @@
+//! Who may be primary next, and who of them is. Pure.
+//!
+//! Members are compared by where their WAL ends, timeline first, never by a bare LSN; what operators have set
+//! (priority, failover, site, how much may be lost) comes on top, and only an operator who names a member overrules it.
+
+use std::time::Duration;
+
+use super::{Hold, Situation, loss, report::Unfit};
+use crate::{
+    domain::{
+        MemberId, MemberSettings, PostgresState, Settings, SiteFailover, TimelineHistory, Timings, WalPosition,
+        observation::{AgentView, Promise},
+    },
+    state::{Lock, OperationKind, Release},
+};
+
+/// The member to be primary next, and where its WAL ends.
+///
+/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
+/// grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
+/// WAL nobody else has is worth a second try; priority decides only among what is equal then.
+///
+/// # Errors
+/// Why nobody can be, member by member, or that nobody knows how much would be lost.
+pub fn successor(
+    s: &Situation<'_>,
+    released: Option<&Release>,
+    forced: Option<&MemberId>,
+) -> Result<(MemberId, WalPosition), Hold> {
+    let mut why = Vec::new();
+    let mut fit = Vec::new();
+    let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
+    let wishes = Wishes::of(s);
+    for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
+        let accepted = |candidate| match forced {
+            Some(_) => Ok(candidate),
+            None => wishes.accept(s, member, candidate),
+        };
+        match fitness(s, member, released, planned).and_then(accepted) {
+            Ok(candidate) => fit.push((member, candidate)),
+            Err(unfit) => why.push((member.clone(), unfit)),
+        }
+    }
+    if let (None, false, Some(limit), None) = (forced, fit.is_empty(), wishes.limit, wishes.known) {
+        let would_be = fit.into_iter().map(|(member, _)| member.clone()).collect();
+        return Err(Hold::LagUnknown { limit, would_be });
+    }
+    let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
+        let rank = |name: &MemberId, c: &Candidate| {
+            let of = s.state.settings.of_member(name);
+            (!c.passed_over, wishes.prefers(&of), c.end, !c.failed_to_promote, of.priority, c.running)
+        };
+        rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
+    });
+    best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
+}
+
+/// What operators have set for such a choice.
+pub struct Wishes {
+    settings: Settings,
+    /// Of the last primary; empty: it has none, and sites don't count.
+    site: String,
+    /// How much of the last primary's WAL may be missing, in bytes.
+    limit: Option<u64>,
+    /// Where that WAL ended at least.
+    known: Option<WalPosition>,
+}
+
+impl Wishes {
+    /// For whoever follows the present or the last primary.
+    pub fn of(s: &Situation<'_>) -> Self {
+        let settings = s.state.settings.settings();
+        let last = match &s.state.lock {
+            Lock::Granted { member, .. } => Some(member),
+            Lock::Released(release) => Some(&release.member),
+            Lock::Fenced { previous, .. } => previous.as_ref().map(|(_, member)| member),
+            Lock::Free => None,
+        };
+        let site = last.map(|member| s.state.settings.of_member(member).site).unwrap_or_default();
+        // Nobody has lost anything before there was a primary.
+        let limit = settings.maximum_lag_on_failover.0.filter(|_| last.is_some());
+        Self { settings, site, limit, known: loss::known_end(s) }
+    }
+
+    fn at_its_site(&self, of: &MemberSettings) -> bool {
+        self.site.is_empty() || of.site == self.site
+    }
+
+    /// Whether it goes before others, whatever their WAL.
+    pub fn prefers(&self, of: &MemberSettings) -> bool {
+        self.settings.site_failover != SiteFailover::Prefer || self.at_its_site(of)
+    }
+
+    /// Why it may not become primary without an operator who names it.
+    pub fn forbid(&self, of: &MemberSettings) -> Option<Unfit> {
+        if !of.eligible() {
+            return Some(Unfit::NoFailover { priority: of.priority, failover: of.failover });
+        }
+        let elsewhere = self.settings.site_failover == SiteFailover::Same && !self.at_its_site(of);
+        elsewhere.then(|| Unfit::OtherSite { site: of.site.clone(), wanted: self.site.clone() })
+    }
+
+    /// What only an operator may choose: a copy that hasn't streamed yet lacks what its source has acknowledged since.
+    fn accept(&self, s: &Situation<'_>, member: &MemberId, candidate: Candidate) -> Result<Candidate, Unfit> {
+        let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
+        if let Some(unfit) = self.forbid(&s.state.settings.of_member(member)) {
+            return Err(unfit);
+        }
+        if agent.is_some_and(|a| a.never_streamed) {
+            return Err(Unfit::NeverStreamed);
+        }
+        if let (Some(limit), Some(known)) = (self.limit, self.known) {
+            let behind = known.lsn.bytes_past(candidate.end.lsn);
+            if behind > limit {
+                return Err(Unfit::TooFar { behind, limit });
+            }
+        }
+        Ok(candidate)
+    }
+}
+
+struct Candidate {
+    end: WalPosition,
+    running: bool,
+    passed_over: bool,
+    failed_to_promote: bool,
+}
+
+/// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
+pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Option<Unfit> {
+    let ppm = promise.clock_off_ppm;
+    if ppm != 0 || agent.clock.own_off {
+        return Some(Unfit::ClockOff { ppm });
+    }
+    if let Some((took, allowed)) = super::timings::slow_fence(agent, timings) {
+        return Some(Unfit::SlowFence { took, allowed });
+    }
+    let left = agent.failsafe.promise_left_ms;
+    (left > 0).then(|| Unfit::Promised { left: Duration::from_millis(left) })
+}
+
+fn fitness(
+    s: &Situation<'_>,
+    member: &MemberId,
+    released: Option<&Release>,
+    planned: bool,
+) -> Result<Candidate, Unfit> {
+    if let Some(asked) = s.state.maintenance.get(member) {
+        return Err(Unfit::Maintenance(asked.clone()));
+    }
+    let seal = s.seals.get(member).ok_or(Unfit::NotSealed)?;
+    let agent = seal.agent.as_ref().ok_or(Unfit::AgentSilent)?;
+    if let Some(unfit) = unfit_host(&seal.promise, agent, s.timings) {
+        return Err(unfit);
+    }
+    if released.is_none() {
+        asked_by_the_last_holder(s, member)?;
+    }
+    if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
+        return Err(Unfit::OtherSystem { found: agent.system_identifier });
+    }
+    let running = match agent.state {
+        PostgresState::Standby => true,
+        PostgresState::Stopped => false,
+        other @ (PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed) => return Err(Unfit::State(other)),
+    };
+    if agent.rewind_unfinished {
+        return Err(Unfit::HalfRewound);
+    }
+    if !agent.wal_end_known {
+        return Err(Unfit::WalEndUnknown);
+    }
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end, &agent.history) {
+        return Err(Unfit::Diverged { end: agent.wal_end });
+    }
+    // A switchover loses nothing: its target must have all the old primary wrote.
+    if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
+        return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
+    }
+    let failed_to_promote = failed_at(agent, &["promote"]);
+    Ok(Candidate {
+        end: agent.wal_end,
+        running,
+        // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
+        // which may be nobody else's, is worth a second try.
+        passed_over: agent.unsteady
+            || failed_at(agent, &["restart", "start"])
+            || (granted_in_vain(s, member) && (failed_to_promote || !running)),
+        failed_to_promote,
+    })
+}
+
+/// A holder that has lost the managers goes on while all the members it knows agree. One that it
+/// does not know of has promised it nothing, and must not follow it before it is over by itself.
+fn asked_by_the_last_holder(s: &Situation<'_>, member: &MemberId) -> Result<(), Unfit> {
+    let Lock::Fenced { previous: Some((last, holder)), .. } = &s.state.lock else { return Ok(()) };
+    let roster = &s.state.roster;
+    let named = s.seals.values().map(|seal| seal.promise).filter(|p| p.epoch == *last).map(|p| p.members);
+    let known = named.max().unwrap_or(0).max(roster.at_grant);
+    let over = s.seals.iter().any(|(who, seal)| {
+        let Some(agent) = &seal.agent else { return false };
+        match who == holder {
+            true => agent.fenced_epoch >= *last,
+            // All have to agree. This one takes no part in that, and has promised nothing before it was restarted.
+            false => roster.is_asked(who, known) && !agent.failsafe.enabled && agent.failsafe.promise_left_ms == 0,
+        }
+    });
+    match roster.since.get(member) {
+        _ if over => Ok(()),
+        Some(since) if !roster.is_asked(member, known) => Err(Unfit::NotAsked { since: *since, known }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// All WAL of this member is on `lineage`. Equal numbers of timelines are not
+/// equal histories: one promoted by hand may have taken a number that is ours.
+fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
+    let fork = agent.history.fork_from(lineage);
+    fork.is_some_and(|f| f.timeline == agent.wal_end.timeline && agent.wal_end.lsn <= f.lsn)
+}
+
+/// The last grant was this member's and nothing came of it.
+fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
+    let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
+    let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
+    last == member && !promoted
+}
+
+/// Its last order was one of these, and failed.
+fn failed_at(agent: &AgentView, kinds: &[&str]) -> bool {
+    agent.last_order.as_ref().is_some_and(|o| o.error.is_some() && kinds.contains(&o.kind.as_str()))
+}
+
+#[cfg(test)]
+#[path = "candidates_test.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+//! One case a test: seals and settings, and who is chosen.
+
+use super::*;
+use crate::{
+    domain::Epoch,
+    policy::{
+        Verdict,
+        failover::grant,
+        testing::{Bench, id, position},
+    },
+    state::Kind,
+};
+
+/// a held epoch 1 and is lost; what each of the others says when it has sealed.
+fn fenced(settings: &[(&str, &str)], seals: &[(&str, &str)]) -> Bench {
+    let mut bench = seals.iter().fold(Bench::new("fenced"), |bench, (member, spec)| bench.seal(member, spec));
+    let set = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    bench.state.settings.values = set.collect();
+    bench
+}
+
+/// What the voter of `member` remembers of the last primary's WAL.
+fn told(mut bench: Bench, member: &str, end: &str) -> Bench {
+    bench.seals.get_mut(&id(member)).unwrap().promise.highest = position(end);
+    bench
+}
+
+fn chosen(bench: &Bench) -> String {
+    match successor(&bench.situation(), None, None) {
+        Ok((member, _)) => member.to_string(),
+        Err(hold) => hold.to_string(),
+    }
+}
+
+fn named(bench: &Bench, member: &str) -> Result<MemberId, Hold> {
+    successor(&bench.situation(), None, Some(&id(member))).map(|(member, _)| member)
+}
+
+const EQUAL: &[(&str, &str)] = &[("b", "standby 2:80"), ("c", "standby 2:80")];
+const C_HAS_MORE: &[(&str, &str)] = &[("b", "standby 2:80"), ("c", "standby 2:81")];
+
+#[test]
+fn priority_decides_among_equals_and_never_costs_wal() {
+    assert_eq!(chosen(&fenced(&[], EQUAL)), "b");
+    assert_eq!(chosen(&fenced(&[("c.priority", "101")], EQUAL)), "c");
+    assert_eq!(chosen(&fenced(&[("b.priority", "101")], C_HAS_MORE)), "c");
+}
+
+#[test]
+fn an_older_promotion_that_failed_counts_before_priority_so_that_the_next_one_follows() {
+    let seals = [("b", "standby 2:80"), ("c", "standby 2:80 failed=promote")];
+    assert_eq!(chosen(&fenced(&[("c.priority", "101")], &seals)), "b");
+}
+
+#[test]
+fn whom_operators_forbid_is_not_chosen_whatever_its_wal_and_is_when_one_names_it() {
+    for (key, value, why) in
+        [("failover", "false", "it has failover = false"), ("priority", "0", "it has priority = 0")]
+    {
+        let bench = fenced(&[(&format!("c.{key}"), value)], C_HAS_MORE);
+        assert_eq!(chosen(&bench), "b");
+        assert_eq!(named(&bench, "c"), Ok(id("c")));
+        let alone = fenced(&[(&format!("c.{key}"), value)], &C_HAS_MORE[1..]);
+        assert!(chosen(&alone).ends_with(&format!("c: {why}")), "{}", chosen(&alone));
+    }
+    let both = fenced(&[("c.failover", "false"), ("c.priority", "200")], C_HAS_MORE);
+    assert_eq!(chosen(&both), "b", "no priority makes up for it");
+}
+
+#[test]
+fn sites_count_when_the_last_primary_has_one() {
+    let sites = [("a.site", "east"), ("b.site", "east"), ("c.site", "west")];
+    let with = |rule: &str, seals: &[(&str, &str)]| {
+        let mut all = sites.to_vec();
+        all.push(("site_failover", rule));
+        fenced(&all, seals)
+    };
+    assert_eq!(chosen(&with("any", C_HAS_MORE)), "c");
+    assert_eq!(chosen(&with("prefer", C_HAS_MORE)), "b");
+    assert_eq!(chosen(&with("same", C_HAS_MORE)), "b");
+    let only_c = &C_HAS_MORE[1..];
+    assert_eq!(chosen(&with("prefer", only_c)), "c", "better than nobody");
+    let nobody = with("same", only_c);
+    let why = "c: its site is west, the last primary's is east, and site_failover = same";
+    assert!(chosen(&nobody).ends_with(why), "{}", chosen(&nobody));
+    assert_eq!(named(&nobody, "c"), Ok(id("c")));
+    for rule in ["prefer", "same"] {
+        let unset = fenced(&[("site_failover", rule), ("c.site", "west")], C_HAS_MORE);
+        assert_eq!(chosen(&unset), "c", "nobody has said where the last primary was");
+    }
+}
+
+#[test]
+fn a_member_that_lacks_more_than_may_be_lost_waits_for_an_operator() {
+    let limit = |bytes: &str| told(fenced(&[("maximum_lag_on_failover", bytes)], EQUAL), "b", "2:90");
+    assert_eq!(chosen(&limit("10")), "b");
+    let too_far = limit("9");
+    let why = "b: it lacks at least 10 bytes of the last primary's WAL, maximum_lag_on_failover is 9";
+    assert!(chosen(&too_far).contains(why), "{}", chosen(&too_far));
+    assert_eq!(named(&too_far, "b"), Ok(id("b")));
+    assert_eq!(chosen(&limit("off")), "b");
+    let ahead = told(fenced(&[("maximum_lag_on_failover", "5")], C_HAS_MORE), "b", "2:86");
+    assert_eq!(chosen(&ahead), "c", "one is near enough");
+}
+
+#[test]
+fn with_a_limit_nobody_is_promoted_while_nobody_knows_what_is_lost() {
+    let set = [("maximum_lag_on_failover", "1000")];
+    let unknown = fenced(&set, EQUAL);
+    assert!(matches!(successor(&unknown.situation(), None, None), Err(Hold::LagUnknown { limit: 1000, .. })));
+    assert_eq!(named(&unknown, "c"), Ok(id("c")), "an operator decides");
+    let known: [(&str, Bench); 2] = [
+        ("a renewal told it", told(fenced(&set, EQUAL), "c", "2:85")),
+        ("the old primary's host says it", fenced(&set, &[("a", "failed 2:85"), EQUAL[0], EQUAL[1]])),
+    ];
+    for (how, bench) in known {
+        assert_eq!(chosen(&bench), "b", "{how}");
+    }
+    let older = told(fenced(&set, EQUAL), "c", "1:85");
+    assert!(matches!(successor(&older.situation(), None, None), Err(Hold::LagUnknown { .. })), "of an older timeline");
+    let release = Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: false };
+    let mut released = fenced(&set, EQUAL);
+    if let Lock::Fenced { released, .. } = &mut released.state.lock {
+        *released = Some(release.clone());
+    }
+    assert_eq!(successor(&released.situation(), Some(&release), None).map(|(m, _)| m), Ok(id("b")));
+    let mut first = fenced(&set, EQUAL);
+    if let Lock::Fenced { previous, .. } = &mut first.state.lock {
+        *previous = None;
+    }
+    assert_eq!(chosen(&first), "b", "before the first primary there is nothing to lose");
+}
+
+#[test]
+fn what_protects_the_data_itself_no_operator_overrules() {
+    for spec in ["standby 2:80 system=9", "standby 2:80 half-rewound", "standby 2:80 unknown", "standby 2:80 clock-off"]
+    {
+        assert!(matches!(named(&fenced(&[], &[("b", spec)]), "b"), Err(Hold::NoSuccessor { .. })), "{spec}");
+    }
+}
+
+#[test]
+fn a_member_that_the_last_holder_may_not_have_asked_is_granted_only_when_failsafe_can_not_go_on() {
+    let bench = |failsafe: bool| {
+        let mut bench = Bench::new("fenced").seal("b", "standby 2:80").seal("c", "standby 2:90");
+        bench.state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released: None };
+        bench.state.roster.since = [("a", 1), ("b", 1), ("c", 2)].map(|(m, since)| (id(m), since)).into();
+        (bench.state.roster.version, bench.state.roster.at_grant) = (2, 1);
+        let agents = bench.seals.values_mut().filter_map(|seal| seal.agent.as_mut());
+        agents.for_each(|agent| agent.failsafe.enabled = failsafe);
+        bench
+    };
+    let chosen = |bench: &Bench| match grant(&bench.situation()) {
+        Some(Verdict::Propose(Kind::Grant { member, .. })) => Some(member.to_string()),
+        _ => None,
+    };
+    let fit = |bench: &Bench| fitness(&bench.situation(), &id("c"), None, false).map(|_| ());
+    assert_eq!(fit(&bench(true)).unwrap_err(), Unfit::NotAsked { since: 2, known: 1 });
+    assert_eq!(chosen(&bench(false)).as_deref(), Some("c"), "b would have had to agree, and does not take part");
+
+    // The holder has named the newer list in a renewal.
+    let mut named = bench(true);
+    let promise = &mut named.seals.get_mut(&id("b")).unwrap().promise;
+    (promise.epoch, promise.members) = (Epoch(1), 2);
+    assert_eq!(chosen(&named).as_deref(), Some("c"));
+
+    // b was restarted without failsafe, and may have agreed before.
+    let mut before = bench(false);
+    let agents = before.seals.values_mut().filter_map(|seal| seal.agent.as_mut());
+    agents.for_each(|agent| agent.failsafe.promise_left_ms = 900);
+    before.seals.get_mut(&id("c")).unwrap().agent.as_mut().unwrap().failsafe.promise_left_ms = 0;
+    assert!(matches!(fit(&before), Err(Unfit::NotAsked { .. })), "{:?}", fit(&before));
+}

@@ -1,0 +1,85 @@
+//! How much a failover would lose. Pure.
+//!
+//! WAL positions go on along a history, so what a member lacks of another's WAL is the difference of the two, also
+//! when the one is on an earlier timeline.
+
+use std::fmt;
+
+use super::Situation;
+use crate::{
+    domain::{Epoch, MemberId, PostgresState, WalPosition},
+    state::Lock,
+};
+
+/// WAL that a small transaction writes, roughly: a row changed and its commit record. For an estimate only.
+const TRANSACTION_BYTES: u64 = 1024;
+
+/// What would be lost to the cluster if this member were primary next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Bytes of WAL that the last primary had and this one doesn't; `None`: nobody knows.
+    pub bytes: Option<u64>,
+    /// Whose WAL it was.
+    pub last: Option<MemberId>,
+}
+
+impl Loss {
+    /// Nothing is lost, as far as anybody can know.
+    pub fn is_none(&self) -> bool {
+        self.last.is_none() || self.bytes == Some(0)
+    }
+
+    /// How many transactions that may be. An estimate.
+    pub fn transactions(&self) -> Option<u64> {
+        self.bytes.map(|bytes| bytes.div_ceil(TRANSACTION_BYTES))
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = self.last.as_ref().map_or("the last primary", MemberId::as_str);
+        match (self.bytes, self.transactions()) {
+            (Some(0), _) => write!(f, "it has all WAL that {last} is known to have had"),
+            (Some(bytes), Some(transactions)) => write!(
+                f,
+                "it lacks {bytes} bytes of the WAL of {last} as of the last reports (by estimate up to {transactions} \
+                 transactions of {TRANSACTION_BYTES} bytes)"
+            ),
+            _ => write!(f, "nobody knows how much of the WAL of {last} it lacks"),
+        }
+    }
+}
+
+/// What would be lost if `to`, whose WAL ends at `end`, were primary next.
+pub fn of(s: &Situation<'_>, end: WalPosition) -> Loss {
+    let last = last_holder(s).map(|(_, member)| member.clone());
+    Loss { bytes: known_end(s).map(|known| known.lsn.bytes_past(end.lsn)), last }
+}
+
+fn last_holder<'a>(s: &Situation<'a>) -> Option<(Epoch, &'a MemberId)> {
+    match &s.state.lock {
+        Lock::Granted { epoch, member, .. } => Some((*epoch, member)),
+        Lock::Released(release) => Some((release.epoch, &release.member)),
+        Lock::Fenced { previous, .. } => previous.as_ref().map(|(epoch, member)| (*epoch, member)),
+        Lock::Free => None,
+    }
+}
+
+/// Where the WAL of the last primary ended, at least: by what it told the voters with its renewals, by its own word
+/// at the end, and by its agent. `None`: nobody who knows has answered.
+pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
+    let (_, holder) = last_holder(s)?;
+    let released = match &s.state.lock {
+        Lock::Released(release) | Lock::Fenced { released: Some(release), .. } => Some(release.end),
+        Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
+    };
+    // What a voter remembers of an earlier timeline may be WAL that was left behind with it.
+    let timeline = s.state.newest_complete_timeline();
+    let told = |p: &crate::domain::Promise| Some(p.highest).filter(|end| end.timeline == timeline);
+    let promised = s.seals.values().filter_map(|seal| told(&seal.promise));
+    let promised = promised.chain(s.seen.values().filter_map(|seen| told(&seen.promise)));
+    let own = s.seals.get(holder).and_then(|seal| seal.agent.as_ref()).or_else(|| s.agent(holder));
+    let own = own.filter(|a| a.wal_end_known || a.state == PostgresState::Primary);
+    let own = own.map(|a| a.wal_end).filter(|end| end.timeline == timeline);
+    promised.chain(released).chain(own).max()
+}

@@ -1,0 +1,165 @@
+//! A restart that an operator asked for: of a standby stop and start, of the primary checkpoint, hold new writes, stop
+//! with the lease kept, start again in place. Nobody else becomes primary by it; when the stop takes too long, or the
+//! lease is lost on the way, the operation ends and the other rules go on.
+
+use super::{
+    Situation, Verdict, format,
+    switchover::{advance, end, gone, remaining, waits},
+};
+use crate::{
+    domain::{Format, MemberId, PostgresState, observation::AgentView},
+    state::{Kind, Operation, OperationKind, OperationPhase},
+};
+
+fn under_way<'a>(s: &Situation<'a>) -> Option<&'a Operation> {
+    s.state.operation.as_ref().filter(|o| o.kind == OperationKind::Restart)
+}
+
+/// What an operator's request becomes.
+///
+/// # Errors
+/// Why it is refused, in words for the operator.
+pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String> {
+    if !s.state.members.contains_key(member) {
+        return Err(format!("{member} is no member of this cluster"));
+    }
+    if let Some(asked) = s.state.maintenance.get(member) {
+        return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
+    }
+    let from = s.state.holder().map(|(_, holder)| holder.clone());
+    let agent = s.agent(member).ok_or_else(|| format!("{member} does not answer"))?;
+    if let Some(work) = &agent.work {
+        return Err(format!("{member} is at work ({} {}): try again when it is done", work.kind, work.phase));
+    }
+    let fit = match from.as_ref() == Some(member) {
+        true if s.state.open_primary().is_none() => {
+            return Err(format!("{member} is not open as primary yet; see `matriarch explain`"));
+        }
+        true => agent.lease.held && matches!(agent.state, PostgresState::Primary | PostgresState::Stopped),
+        false => matches!(agent.state, PostgresState::Standby | PostgresState::Stopped),
+    };
+    if !fit {
+        return Err(format!("PostgreSQL on {member} is {}", super::report::state_word(agent.state)));
+    }
+    format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
+    Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone() })
+}
+
+/// Rule 262.
+pub fn over(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = under_way(s)?;
+    let (who, of_primary) = (&operation.to, operation.restarts_primary());
+    let holds = s.state.holder().is_some_and(|(_, holder)| holder == who);
+    match (of_primary, holds) {
+        (true, false) => return Some(end(operation, format!("{who} has lost its lease"))),
+        (false, true) => return Some(end(operation, format!("{who} is to be primary"))),
+        (true, true) | (false, false) => {}
+    }
+    if gone(s, who) {
+        return Some(end(operation, format!("the manager or the agent of {who} does not answer")));
+    }
+    let agent = s.agent(who);
+    let late = |limit| remaining(s, limit).is_zero();
+    match operation.phase {
+        OperationPhase::Checkpoint if agent.is_some_and(|a| flushed(a, operation) || is_down(a)) => None,
+        OperationPhase::Checkpoint if late(s.timings.stop) => {
+            Some(end(operation, format!("{who} did not finish a checkpoint in time")))
+        }
+        OperationPhase::Checkpoint => waits(s, operation, s.timings.stop, format!("a checkpoint on {who}")),
+        OperationPhase::Start if agent.is_some_and(|a| runs_again(a, of_primary)) => {
+            let reason = format!("PostgreSQL on {who} runs again");
+            Some(Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: true, reason }))
+        }
+        OperationPhase::Start if late(s.timings.primary_start) => {
+            Some(end(operation, format!("PostgreSQL on {who} was stopped and does not run again in time")))
+        }
+        OperationPhase::Start => waits(s, operation, s.timings.primary_start, format!("{who} to run again")),
+        OperationPhase::RollBack if agent.is_some_and(|a| runs_again(a, of_primary)) => {
+            Some(end(operation, format!("rolled back: {who} did not stop in time, and goes on")))
+        }
+        OperationPhase::RollBack if late(s.timings.primary_start) => {
+            Some(end(operation, format!("rolling back failed: {who} did not stop in time, and does not run")))
+        }
+        OperationPhase::RollBack => waits(s, operation, s.timings.primary_start, format!("{who} to go on")),
+        OperationPhase::HoldWrites | OperationPhase::Stop | OperationPhase::Transfer => None,
+    }
+}
+
+/// Rule 264.
+pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
+    let operation = under_way(s)?;
+    let agent = s.agent(&operation.to)?;
+    let next = match operation.phase {
+        // Somebody was faster.
+        OperationPhase::Checkpoint if is_down(agent) => OperationPhase::Start,
+        OperationPhase::Checkpoint if flushed(agent, operation) => OperationPhase::HoldWrites,
+        OperationPhase::HoldWrites => OperationPhase::Stop,
+        OperationPhase::Stop if is_down(agent) => OperationPhase::Start,
+        OperationPhase::Stop if remaining(s, s.timings.stop).is_zero() => OperationPhase::RollBack,
+        OperationPhase::Stop => {
+            return waits(s, operation, s.timings.stop, format!("PostgreSQL on {} to stop", operation.to));
+        }
+        OperationPhase::Checkpoint | OperationPhase::Transfer | OperationPhase::RollBack | OperationPhase::Start => {
+            return None;
+        }
+    };
+    Some(advance(operation, next))
+}
+
+fn flushed(agent: &AgentView, operation: &Operation) -> bool {
+    agent.checkpoints_done >= operation.id
+}
+
+/// Nothing of it runs: it was stopped, or has ended by itself, which serves as well.
+fn is_down(agent: &AgentView) -> bool {
+    agent.work.is_none() && matches!(agent.state, PostgresState::Stopped | PostgresState::Crashed)
+}
+
+fn runs_again(agent: &AgentView, as_primary: bool) -> bool {
+    let wanted = if as_primary { PostgresState::Primary } else { PostgresState::Standby };
+    agent.state == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        policy::testing::{Bench, id},
+        state::Asked,
+    };
+
+    fn bench(primary: &str, standby: &str) -> Bench {
+        let mut bench = Bench::new("granted a open 2").says("a", primary).says("b", standby).says("c", "standby 2:80");
+        for member in ["a", "b", "c"] {
+            bench.seen.get_mut(&id(member)).unwrap().format = Format::NEWEST;
+        }
+        bench
+    }
+
+    fn ask(bench: &Bench, member: &str) -> Result<Kind, String> {
+        admit(&bench.situation(), &id(member))
+    }
+
+    #[test]
+    fn what_runs_or_was_stopped_is_restarted_and_what_is_at_work_is_not() {
+        let running = bench("primary 2:90 lease=1", "standby 2:80");
+        for member in ["a", "b"] {
+            let Ok(Kind::BeginOperation { kind, from, to }) = ask(&running, member) else { panic!() };
+            assert_eq!((kind, from, to), (OperationKind::Restart, Some(id("a")), id(member)));
+        }
+        let stopped = bench("stopped 2:90 lease=1", "stopped 2:80");
+        assert!(ask(&stopped, "a").is_ok() && ask(&stopped, "b").is_ok(), "stopped by hand in a pause");
+        assert_eq!(ask(&bench("primary 2:90", "failed"), "b").unwrap_err(), "PostgreSQL on b is failed");
+        assert_eq!(ask(&bench("primary 2:90", "nodata"), "a").unwrap_err(), "PostgreSQL on a is running as primary");
+        assert!(ask(&running, "x").unwrap_err().contains("no member"));
+    }
+
+    #[test]
+    fn what_is_left_alone_or_being_changed_is_not_restarted() {
+        let mut bench = bench("primary 2:90 lease=1", "standby 2:80");
+        bench.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), by: String::new() });
+        assert_eq!(ask(&bench, "b").unwrap_err(), "b is in maintenance: disk; `matriarch maintenance off b` ends it");
+        bench.seen.get_mut(&id("c")).unwrap().format = Format::FIRST;
+        assert!(ask(&bench, "a").unwrap_err().starts_with("c runs a version"));
+    }
+}
