@@ -305,20 +305,21 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
         return Some((upstream, Rejoin::Reclone));
     }
     let lineage = host.state.history_of(timeline);
+    let known = |at: WalPosition| host.state.is_known_wal(&agent.member, at, &agent.history);
+    // What it would keep of a timeline begun by hand may be another's.
+    let forks_off_unknown = |way| matches!(way, Rejoin::Rewind { fork } if !known(fork));
     // What a rewind that was cut off left behind has no end that could be read.
     let way = if agent.rewind_unfinished {
-        let mistaken = agent.wal_end_known && agent.history.is_mistaken_for(&lineage);
-        if mistaken { Rejoin::Reclone } else { Rejoin::Rewind { fork: agent.wal_end } }
+        let another = || agent.history.is_mistaken_for(&lineage) || !known(agent.wal_end);
+        let foreign = || another() || forks_off_unknown(rejoin(&agent.history, agent.wal_end, &lineage));
+        if agent.wal_end_known && foreign() { Rejoin::Reclone } else { Rejoin::Rewind { fork: agent.wal_end } }
     } else if agent.state == PostgresState::Stopped && !agent.wal_end_known {
         return None;
-    } else if !host.state.is_known_wal(&agent.member, agent.wal_end, &agent.history) {
+    } else if !known(agent.wal_end) {
         Rejoin::Reclone
     } else {
-        match rejoin(&agent.history, agent.wal_end, &lineage) {
-            // What it would keep of a timeline begun by hand may be another's.
-            Rejoin::Rewind { fork } if !host.state.is_known_wal(&agent.member, fork, &agent.history) => Rejoin::Reclone,
-            way => way,
-        }
+        let way = rejoin(&agent.history, agent.wal_end, &lineage);
+        if forks_off_unknown(way) { Rejoin::Reclone } else { way }
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     domain::{Lsn, TimelineHistory, TimelineSwitch},
     policy::testing,
+    state::TimelineRecord,
 };
 
 /// `spec` is a scenario prefix (see `policy::testing`); `agent` is what n1's agent says.
@@ -131,4 +132,86 @@ fn what_is_mistaken_for_the_primarys_is_cloned_also_when_it_counts_as_half_rewou
     assert_eq!(next(&state, &agent), Some(560));
     agent.history.first_records = [(TimelineId(2), 2)].into();
     assert_eq!(next(&state, &agent), Some(550));
+}
+
+/// Timeline 3 was begun by hand on the host of `by`, from 2:500, and adopted; b is primary on 4, begun at 3:600.
+fn adopted(by: &str, first_record: Option<u32>) -> ClusterState {
+    let record = |timeline: u32, switch: Option<&str>, first_record| TimelineRecord {
+        timeline: TimelineId(timeline),
+        epoch: Epoch(0),
+        switch: switch.map(testing::position),
+        first_record,
+    };
+    let mut state = testing::state("granted b open 4");
+    state.lineage = vec![
+        record(1, None, None),
+        record(2, Some("1:100"), Some(2)),
+        record(3, Some("2:500"), first_record),
+        record(4, Some("3:600"), Some(4)),
+    ];
+    state.by_hand.insert(TimelineId(3), testing::id(by));
+    state
+}
+
+/// What n1's host does whose WAL ends there, and whose timeline 3 begins with that record.
+fn way_of_adopted(state: &ClusterState, agent: &str, first_record: Option<u32>) -> Option<(u32, Action)> {
+    let mut agent = testing::agent("a", agent);
+    let switches =
+        [(1, 100), (2, 500), (3, 550)].map(|(t, end)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) });
+    let timeline = agent.wal_end.timeline;
+    agent.history.switches = switches.into_iter().filter(|s| s.timeline < timeline).collect();
+    agent.history.first_records = first_record.map(|crc| (TimelineId(3), crc)).into_iter().collect();
+    let host = Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true };
+    next_action(&host).map(|n| (n.because.0, n.action))
+}
+
+fn from_b() -> Upstream {
+    Upstream { member: testing::id("b"), postgres: "b:5432".into() }
+}
+
+/// Two members promoted by hand from the same position have equal histories and other bytes.
+#[test]
+fn who_ends_on_a_timeline_begun_by_hand_follows_only_when_it_begins_with_the_same_record() {
+    let follow = || Some((570, Action::StartStandby { upstream: Some(from_b()) }));
+    let clone = || Some((550, Action::Clone { source: from_b() }));
+    for state in ["stopped", "standby"] {
+        let at = |end: &str| format!("{state} {end}");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), &at("3:550"), Some(5)), follow(), "the same");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), &at("3:550"), Some(6)), clone(), "another");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), &at("3:550"), None), clone(), "its own is not known");
+        assert_eq!(way_of_adopted(&adopted("c", None), &at("3:550"), Some(5)), clone(), "the cluster's is not known");
+        assert_eq!(way_of_adopted(&adopted("c", None), &at("3:550"), None), clone(), "unknown is not equal");
+        assert_eq!(way_of_adopted(&adopted("a", None), &at("3:550"), None), follow(), "it was begun here");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), &at("2:450"), None), follow(), "it has nothing of it");
+    }
+}
+
+#[test]
+fn what_forks_off_a_timeline_begun_by_hand_is_rewound_only_when_that_is_the_clusters() {
+    let rewind = || Some((560, Action::Rewind { source: from_b() }));
+    let clone = || Some((550, Action::Clone { source: from_b() }));
+    // Past the end of 3, and on a timeline of its own that began at 3:550.
+    for end in ["stopped 3:650", "standby 3:650", "stopped 5:570", "standby 5:570"] {
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), end, Some(5)), rewind(), "{end}: the same");
+        assert_eq!(way_of_adopted(&adopted("a", None), end, None), rewind(), "{end}: it was begun here");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), end, None), clone(), "{end}: its own is not known");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), end, Some(6)), clone(), "{end}: another");
+        assert_eq!(way_of_adopted(&adopted("c", None), end, Some(5)), clone(), "{end}: the cluster's is not known");
+    }
+    // The fork lies before it: nothing of it is kept.
+    assert_eq!(way_of_adopted(&adopted("c", Some(5)), "stopped 2:550", None), rewind());
+}
+
+/// A directory that PostgreSQL refuses to start on counts as half rewound, though no rewind has begun.
+#[test]
+fn a_half_rewound_directory_that_can_be_read_is_judged_by_the_first_record_too() {
+    let rewind = || Some((560, Action::Rewind { source: from_b() }));
+    let clone = || Some((550, Action::Clone { source: from_b() }));
+    for end in ["stopped 3:550 half-rewound", "stopped 3:650 half-rewound", "stopped 5:570 half-rewound"] {
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), end, Some(5)), rewind(), "{end}: the same");
+        assert_eq!(way_of_adopted(&adopted("c", Some(5)), end, None), clone(), "{end}: its own is not known");
+        assert_eq!(way_of_adopted(&adopted("c", None), end, Some(5)), clone(), "{end}: the cluster's is not known");
+    }
+    // What a rewind that was cut off left has no end, and was judged before that began.
+    assert_eq!(way_of_adopted(&adopted("c", Some(5)), "stopped 3:550 half-rewound unknown", None), rewind());
 }
