@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Manager;
 use crate::{
     domain::Briefing,
@@ -19,6 +21,9 @@ pub(super) async fn run(manager: Manager) {
     let mut states = manager.inner.node.state();
     // Which start of the agent was told what.
     let mut told: Option<(u64, Briefing)> = None;
+    // Outside the loop, which turns with every word of the agent.
+    let mut confirmed = Instant::now();
+    let leadership = manager.inner.node.leadership();
     loop {
         let state = states.borrow_and_update().clone();
         let session = said.borrow_and_update().as_ref().map(|s| s.view.session);
@@ -27,7 +32,10 @@ pub(super) async fn run(manager: Manager) {
             let news = (session, state.briefing());
             if told.as_ref() != Some(&news) {
                 match tell(&manager, &news.1).await {
-                    Ok(()) => told = Some(news),
+                    Ok(()) => {
+                        told = Some(news);
+                        confirmed = Instant::now();
+                    }
                     Err(status) => {
                         tracing::debug!(error = %status.message(), "the agent was not told of the committed state");
                         failed = true;
@@ -39,7 +47,13 @@ pub(super) async fn run(manager: Manager) {
             changed = said.changed() => if changed.is_err() { return },
             changed = states.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN), if failed => {}
-            () = tokio::time::sleep(CONFIRM), if state.paused.is_some() => told = None,
+            () = tokio::time::sleep_until(confirmed + CONFIRM), if state.paused.is_some() => {
+                confirmed = Instant::now();
+                // Who hears no leader may not have heard that the pause is over.
+                if leadership.borrow().leader.is_some() {
+                    told = None;
+                }
+            }
         }
     }
 }

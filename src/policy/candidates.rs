@@ -139,6 +139,31 @@ pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Op
     (left > 0).then(|| Unfit::Promised { left: Duration::from_millis(left) })
 }
 
+fn same_system(s: &Situation<'_>, agent: &AgentView) -> Result<(), Unfit> {
+    let found = agent.system_identifier;
+    let same = found.is_some() && found == s.state.system_identifier;
+    if same { Ok(()) } else { Err(Unfit::OtherSystem { found }) }
+}
+
+/// Why what is in this member's data directory can't be primary, whoever wishes it.
+///
+/// # Errors
+/// It is another cluster's, half rewound, of unknown end, or not on the cluster's history.
+pub fn unfit_data(s: &Situation<'_>, member: &MemberId, agent: &AgentView) -> Result<(), Unfit> {
+    same_system(s, agent)?;
+    if agent.rewind_unfinished {
+        return Err(Unfit::HalfRewound);
+    }
+    if !agent.wal_end_known {
+        return Err(Unfit::WalEndUnknown);
+    }
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end, &agent.history) {
+        return Err(Unfit::Diverged { end: agent.wal_end });
+    }
+    Ok(())
+}
+
 fn fitness(
     s: &Situation<'_>,
     member: &MemberId,
@@ -156,9 +181,7 @@ fn fitness(
     if released.is_none() {
         asked_by_the_last_holder(s, member)?;
     }
-    if agent.system_identifier.is_none() || agent.system_identifier != s.state.system_identifier {
-        return Err(Unfit::OtherSystem { found: agent.system_identifier });
-    }
+    same_system(s, agent)?;
     let running = match agent.state {
         PostgresState::Standby => true,
         PostgresState::Stopped => false,
@@ -171,16 +194,7 @@ fn fitness(
         | PostgresState::Busy
         | PostgresState::Failed) => return Err(Unfit::State(other)),
     };
-    if agent.rewind_unfinished {
-        return Err(Unfit::HalfRewound);
-    }
-    if !agent.wal_end_known {
-        return Err(Unfit::WalEndUnknown);
-    }
-    let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    if !on_history(agent, &lineage) || !s.state.is_known_wal(member, agent.wal_end, &agent.history) {
-        return Err(Unfit::Diverged { end: agent.wal_end });
-    }
+    unfit_data(s, member, agent)?;
     // A switchover loses nothing: its target must have all the old primary wrote.
     if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });

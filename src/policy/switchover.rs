@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Hold, Situation, Verdict,
-    candidates::{Wishes, unfit_host},
+    candidates::{Wishes, unfit_data, unfit_host},
     loss::{self, Loss},
     restart,
 };
@@ -261,7 +261,11 @@ fn promotable<'a>(s: &Situation<'a>, to: &MemberId) -> Result<&'a AgentView, Str
         return Err(why);
     }
     match agent.state {
-        PostgresState::Standby | PostgresState::Stopped if !agent.rewind_unfinished => Ok(agent),
+        // The epoch of a primary that is well must not end for one who is refused the next.
+        PostgresState::Standby | PostgresState::Stopped => match unfit_data(s, to, agent) {
+            Ok(()) => Ok(agent),
+            Err(unfit) => Err(format!("{to}: {unfit}")),
+        },
         other => Err(format!("PostgreSQL on {to} is {}", super::report::state_word(other))),
     }
 }
