@@ -171,3 +171,18 @@ fn a_member_that_the_last_holder_may_not_have_asked_is_granted_only_when_failsaf
     before.seals.get_mut(&id("c")).unwrap().agent.as_mut().unwrap().failsafe.promise_left_ms = 0;
     assert!(matches!(fit(&before), Err(Unfit::NotAsked { .. })), "{:?}", fit(&before));
 }
+
+/// The epoch of a primary that is well must not end for one who would be refused the next, whatever is accepted.
+#[test]
+fn what_could_never_be_granted_is_refused_at_the_command() {
+    let asked = |of_b: &str| {
+        let bench = Bench::new("granted a open 2").says("a", "primary 2:200").says("b", of_b);
+        let b = id("b");
+        crate::policy::switchover::admit(&bench.situation(), OperationKind::Failover, Some(&b), true)
+    };
+    asked("standby 2:150").unwrap();
+    let refused = asked("standby 3:900").unwrap_err();
+    assert!(refused.contains("not on the cluster's history"), "{refused}");
+    let refused = asked("standby 2:150 system=77").unwrap_err();
+    assert!(refused.starts_with("b: "), "{refused}");
+}
