@@ -78,6 +78,10 @@ fn way_out(hold: &Hold) -> Option<String> {
              or bring another member up"
                 .to_owned()
         }
+        Hold::NoRoom { member, .. } => format!(
+            "free space on {member} or make its volume larger; or give a standby more room than the first threshold \
+             (`matriarch config show`), then the primary moves there by itself; or move it now: `matriarch switchover --candidate …`"
+        ),
         Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();

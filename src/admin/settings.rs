@@ -79,7 +79,12 @@ mod tests {
             "a_newer_one=x default  set true this version does not know it",
             "crash_budget=3 default 3 set true crash_budget = `many` is not possible: a whole number from 0 to 1000",
             "crash_window_ms=60000 default 60000 set false ",
+            "data_room_act=2% default 2% set false ",
+            "data_room_warn=10% default 10% set false ",
+            "disk_reserve=64MB default 64MB set false ",
             "on_primary_crash=restart default auto set true ",
+            "wal_room_act=2% default 2% set false ",
+            "wal_room_warn=10% default 10% set false ",
         ];
         assert_eq!(shown, expected);
     }

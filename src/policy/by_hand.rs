@@ -69,6 +69,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
+        | Unfit::NoRoom { .. }
+        | Unfit::NoTarget { .. }
         | Unfit::Behind { .. } => false,
     }
 }

@@ -200,7 +200,7 @@ fn settled(agent: Option<&AgentView>) -> bool {
 /// The member to be primary next, and where its WAL ends.
 ///
 /// Members are compared by WAL position, timeline first, never by a bare LSN.
-/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a grant in vain, is taken
+/// One that crashed out of the lock not long ago, that is stopped on a full disk, whose last start failed, or that failed or is stopped still after a grant in vain, is taken
 /// only when nobody else can; an older promotion that failed decides only among
 /// equals, for WAL nobody else has is worth a second try.
 pub fn successor(
@@ -218,7 +218,7 @@ pub fn successor(
         }
     }
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
-        let rank = |c: &Candidate| (!c.passed_over, c.end, !c.failed_to_promote, c.running);
+        let rank = |c: &Candidate| (!c.passed_over, c.end, !c.short, !c.failed_to_promote, c.running);
         rank(a).cmp(&rank(b)).then_with(|| b_name.cmp(a_name))
     });
     best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
@@ -229,6 +229,7 @@ struct Candidate {
     running: bool,
     passed_over: bool,
     failed_to_promote: bool,
+    short: bool,
 }
 
 /// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
@@ -297,15 +298,19 @@ fn fitness(
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
     let failed_to_promote = failed_at(agent, &["promote"]);
+    let short = super::room::is_short(agent.room.as_ref());
     Ok(Candidate {
         end: agent.wal_end,
         running,
         // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
         // which may be nobody else's, is worth a second try.
         passed_over: agent.unsteady
+            || (short && !running)
             || failed_at(agent, &["restart", "start"])
             || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
+        // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270).
+        short,
     })
 }
 

@@ -16,6 +16,7 @@ pub mod membership;
 pub mod promotion;
 pub mod proposals;
 pub mod report;
+pub mod room;
 pub mod rules;
 pub mod settings;
 pub mod stonith;

@@ -23,6 +23,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (240, &["advance-operation"]),
     (250, &["advance-operation"]),
     (260, &["advance-operation"]),
+    (270, &["begin-operation"]),
+    (272, &["begin-operation"]),
     (310, &["fence-epoch"]),
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),

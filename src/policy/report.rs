@@ -105,6 +105,17 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// The primary's disk is nearly full, and it stays where it is.
+    NoRoom {
+        /// The primary.
+        member: MemberId,
+        /// Its volumes that are short.
+        volumes: Vec<String>,
+        /// Why nobody else takes over, member by member.
+        why: Vec<(MemberId, Unfit)>,
+        /// Until it is tried again after a switchover that failed; zero when none did.
+        remaining: Duration,
+    },
 }
 
 /// What a changed Raft group still waits for.
@@ -221,6 +232,16 @@ pub enum Unfit {
         /// The error.
         error: String,
     },
+    /// It has no room for a primary, or none is known of.
+    NoRoom {
+        /// Its volumes that are short; empty when its agent doesn't tell.
+        volumes: Vec<String>,
+    },
+    /// It can't take over from a primary that lives.
+    NoTarget {
+        /// Why.
+        why: String,
+    },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
     /// It lacks WAL that is known to exist.
@@ -263,6 +284,11 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
+            Self::NoRoom { volumes } if volumes.is_empty() => {
+                f.write_str("its agent doesn't tell how much room it has")
+            }
+            Self::NoRoom { volumes } => f.write_str(&volumes.join(", ")),
+            Self::NoTarget { why } => f.write_str(why),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
         }
@@ -287,6 +313,13 @@ pub fn state_word(state: PostgresState) -> &'static str {
 
 fn seconds(d: &Duration) -> String {
     format!("{:.1} s", d.as_secs_f64())
+}
+
+fn list<W: fmt::Display>(f: &mut fmt::Formatter<'_>, why: &[(MemberId, W)]) -> fmt::Result {
+    for (i, (member, reason)) in why.iter().enumerate() {
+        write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for Hold {
@@ -318,10 +351,7 @@ impl fmt::Display for Hold {
             }
             Self::NoSuccessor { why } => {
                 f.write_str("nobody can be promoted:")?;
-                for (i, (member, reason)) in why.iter().enumerate() {
-                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
-                }
-                Ok(())
+                list(f, why)
             }
             Self::Operation { id, phase, waits_for, remaining } => {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))
@@ -329,12 +359,16 @@ impl fmt::Display for Hold {
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::NoRoom { member, volumes, why, remaining } => {
+                write!(f, "{member} stays primary though {}:", volumes.join(" and "))?;
+                if !remaining.is_zero() {
+                    return write!(f, " a switchover failed, the next is tried in {}", seconds(remaining));
+                }
+                list(f, why)
+            }
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
-                for (i, (member, reason)) in why.iter().enumerate() {
-                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
-                }
-                Ok(())
+                list(f, why)
             }
         }
     }

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, stonith,
-    switchover, timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, room,
+    stonith, switchover, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -39,6 +39,16 @@ pub const RULES: &[Rule] = &[
         id: 260,
         name: "switchover: the stop took too long or its target is gone, roll back",
         decide: switchover::roll_back,
+    },
+    Rule {
+        id: 270,
+        name: "the primary is short of room for WAL, a standby has room: switch over",
+        decide: room::wal_is_short,
+    },
+    Rule {
+        id: 272,
+        name: "the primary is short of room for data, a standby has room: switch over",
+        decide: room::data_is_short,
     },
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, failover};
+use super::{Hold, Situation, Verdict, failover, room};
 use crate::{
     domain::{MemberId, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
@@ -114,8 +114,11 @@ fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> 
 
 /// Why the target can't take over soon, `None` when it can.
 fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
-    let from = operation.from.as_ref()?;
-    let to = &operation.to;
+    unfit(s, operation.from.as_ref()?, &operation.to)
+}
+
+/// Why `to` can't take over from `from` soon, `None` when it can.
+pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
     let Some(agent) = s.agent(to) else { return Some(format!("{to} does not answer")) };
     if agent.state != PostgresState::Standby || !agent.streaming || agent.upstream.as_ref() != Some(from) {
         return Some(format!("{to} does not stream from {from}"));
@@ -163,20 +166,13 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
     let Some((_, from)) = s.state.open_primary() else {
         return Err("there is no open primary to switch over from; see `matriarch explain`".to_owned());
     };
-    let probe = |to: &MemberId| Operation {
-        id: 0,
-        kind: OperationKind::Switchover,
-        from: Some(from.clone()),
-        to: to.clone(),
-        phase: OperationPhase::Checkpoint,
-        request_id: String::new(),
-    };
     if let Some(to) = wanted {
-        return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
+        return unfit(s, from, to).map_or_else(|| Ok(to.clone()), Err);
     }
-    let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
-    let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
-    let best = fit.max_by(|a, b| end(a).cmp(&end(b)).then_with(|| b.cmp(a)));
+    let fit = s.state.members.keys().filter(|m| *m != from && unfit(s, from, m).is_none());
+    // Whoever has no room would be left again soon.
+    let rank = |m: &MemberId| s.agent(m).map(|a| (!room::is_short(a.room.as_ref()), a.wal_end));
+    let best = fit.max_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| b.cmp(a)));
     best.cloned().ok_or_else(|| format!("no standby streams from {from} closely enough"))
 }
 
@@ -196,8 +192,12 @@ pub fn hold_writes(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Checkpoint)?;
     let from = operation.from.as_ref()?;
     let flushed = s.agent(from).is_some_and(|a| a.checkpoints_done >= operation.id);
-    if flushed {
+    let hurry = room::hurry(s, from).map(|limit| limit.min(s.timings.stop));
+    if flushed || hurry.is_some_and(|limit| remaining(s, limit).is_zero()) {
         return Some(advance(operation, OperationPhase::HoldWrites));
+    }
+    if let Some(limit) = hurry {
+        return waits(s, operation, limit, format!("a checkpoint on {from}, which is short of room"));
     }
     if remaining(s, s.timings.stop).is_zero() {
         return Some(end(operation, format!("{from} did not finish a checkpoint in time")));

@@ -182,6 +182,7 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        room: None,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),
