@@ -499,7 +499,8 @@ fn json_says_null_for_what_is_not_known() {
               "postgres": "n1:5432",
               "manager": "",
               "server_version": null,
-              "layers": {}
+              "layers": {},
+              "room": null
             }
           ],
           "banners": [],

@@ -38,8 +38,9 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, Format, GroupNode, GroupStep, Lsn, MemberId, Moment, NodeId, Observation, PostgresState,
-        Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId, WalPosition,
+        ClusterId, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
+        PostgresState, Profile, Promise, RoomView, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId,
+        Volume, WalPosition,
         membership::GroupView,
         observation::{AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
     },
@@ -106,6 +107,24 @@ fn postgres_state(word: &str) -> PostgresState {
         "busy" => PostgresState::Busy,
         "failed" => PostgresState::Failed,
         other => panic!("`{other}` is no state of PostgreSQL"),
+    }
+}
+
+/// `wal:LEVEL` or `data:LEVEL` of two volumes, the other one fine; LEVEL: fine, low, short, spent.
+fn room(text: &str) -> RoomView {
+    let (volume, level) = text.split_once(':').unwrap();
+    let fine = Volume { free: 500 << 20, size: 1_000 << 20, reserve: 64 << 20, ..Volume::default() };
+    let full = match level {
+        "fine" => fine,
+        "low" => Volume { free: 90 << 20, level: Level::Low, ..fine },
+        "short" => Volume { free: 9 << 20, level: Level::Short, ..fine },
+        "spent" => Volume { free: 70 << 20, level: Level::Low, reserve: 0, spent: true, ..fine },
+        other => panic!("`{other}` is no level"),
+    };
+    match volume {
+        "wal" => RoomView { data: fine, wal: Some(full) },
+        "data" => RoomView { data: full, wal: Some(fine) },
+        other => panic!("`{other}` is no volume"),
     }
 }
 
@@ -358,6 +377,7 @@ impl World {
             layers: Vec::new(),
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
+            room: None,
         };
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view
@@ -385,6 +405,7 @@ impl World {
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
+            "room" => view.room = Some(room(value)),
             "failed" => {
                 let kind = value.to_owned();
                 view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });

@@ -93,6 +93,14 @@ fn ways_out(hold: &Hold) -> Vec<String> {
         Hold::GroupUnsettled { unsettled: Unsettled::NotSealed { .. }, .. } => {
             "bring up more managers: a majority must seal the epoch under the present membership".to_owned()
         }
+        Hold::NoRoom { member, remaining, .. } => {
+            let make_room = format!(
+                "make room on {member}; or give a standby more room than the first threshold (`matriarch config show`), then \
+                 the primary moves there by itself; or `matriarch switchover --candidate …`"
+            );
+            let again = (!remaining.is_zero()).then(|| wait(*remaining, "a switchover is tried again then"));
+            return again.into_iter().chain([make_room]).collect();
+        }
         Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();
@@ -153,6 +161,8 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
         Unfit::SlowFence { .. } => {
             format!("restart the agent of {member}, or put a slower profile in force: `matriarch profile NAME`")
         }
+        Unfit::NoRoom { .. } => format!("`matriarch status` says how much room {member} has; make more"),
+        Unfit::NoTarget { .. } => format!("look at the agent's log on {member}, if it should stream"),
         Unfit::Promised { left } => wait(*left, &format!("the promise of {member} ends then")),
         Unfit::NotAsked { .. } => {
             format!("bring the last primary's host up, it says whether it knew {member}; or another member")

@@ -39,6 +39,8 @@ fn every_unfit() -> Vec<Unfit> {
         Unfit::OtherSite { site: String::new(), wanted: "east".into() },
         Unfit::TooFar { behind: 2, limit: 1 },
         Unfit::Behind { end, needed: end },
+        Unfit::NoRoom { volumes: vec![] },
+        Unfit::NoTarget { why: "x".into() },
     ];
     for one in &all {
         match one {
@@ -59,7 +61,9 @@ fn every_unfit() -> Vec<Unfit> {
             | Unfit::NoFailover { .. }
             | Unfit::OtherSite { .. }
             | Unfit::TooFar { .. }
-            | Unfit::Behind { .. } => {}
+            | Unfit::Behind { .. }
+            | Unfit::NoRoom { .. }
+            | Unfit::NoTarget { .. } => {}
         }
     }
     all
@@ -81,6 +85,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
+        Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
         Hold::TooOld(TooOld { member: n1(), knows: None, needed: Format::SETTINGS }),
     ];
@@ -98,6 +103,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::Operation { .. }
             | Hold::NotOpen { .. }
             | Hold::Paused { .. }
+            | Hold::NoRoom { .. }
             | Hold::GroupUnsettled { .. }
             | Hold::NewVotersNotReady { .. }
             | Hold::TooOld(_) => {}

@@ -221,7 +221,9 @@ fn member(
     }
     out.problems = problems(state, id, agent, holds);
     out.problems.extend(clock(seen.clock_off_ppm, agent));
-    out.healthy = out.problems.is_empty();
+    out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
+    out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
+    out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out
 }
 

@@ -4,6 +4,7 @@
 //! part of the rule: what protects comes first, what must survive is persisted
 //! before anyone is told, and a reply comes last.
 
+mod ended;
 mod events;
 #[cfg(test)]
 mod hung_test;
@@ -12,6 +13,8 @@ mod lists;
 mod lists_test;
 mod orders;
 mod pause;
+#[cfg(test)]
+mod room_test;
 #[cfg(test)]
 mod stray_test;
 #[cfg(test)]
@@ -29,8 +32,9 @@ pub use events::{
 pub use orders::{covers, grows_from, is_as_granted};
 
 use super::{
-    crashes::{After, Crashes},
+    crashes::{After, Cause, Crashes},
     order::Address,
+    room::Room,
     store::{Durable, Phase, Tenure},
 };
 use crate::{
@@ -39,7 +43,7 @@ use crate::{
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
-    postgres::Knock,
+    postgres::{Knock, Space},
 };
 
 /// A clone that failed this long ago counts no more: five in a row stop the cloning, but not for ever.
@@ -94,6 +98,7 @@ pub struct Core {
     pauses: u64,
     /// PostgreSQL ended without an order; whether it was stopped is in what is being read.
     left: bool,
+    room: Room,
     /// What operators have set, as this version reads `durable.settings`.
     settings: Settings,
     checkpoints_done: u64,
@@ -143,6 +148,7 @@ impl Core {
             paused: None,
             pauses: 0,
             left: false,
+            room: Room::default(),
             checkpoints_done: 0,
             problem: None,
             system,
@@ -213,6 +219,7 @@ impl Core {
             Event::Order(order) => self.on_order(order, now, &mut out),
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
+            Event::Room(space) => self.on_room(space, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
@@ -254,72 +261,6 @@ impl Core {
             }
             Postmaster::Gone { tree_empty: true, fenced, exit } => self.on_gone(fenced, &exit, now, out),
         }
-    }
-
-    fn on_gone(&mut self, fenced: bool, exit: &str, now: Now, out: &mut Vec<Effect>) {
-        if self.tree == Tree::Empty {
-            return;
-        }
-        self.tree = Tree::Empty;
-        self.sight = None;
-        self.fencing_since = None;
-        self.wal_end_known = false;
-        let task = self.work.as_ref().map(|w| &w.task);
-        let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
-        let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
-        let hung = self.hung.take();
-        self.left = !expected && !fenced && !handled_by_task && hung.is_none() && self.answered;
-        if !expected && !fenced {
-            self.problem = Some(format!("PostgreSQL ended: {exit}"));
-            self.note_failed_start();
-        }
-        match self.durable.tenure {
-            Some(tenure) if hung.is_some() => self.crash(tenure, now, out),
-            Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
-            Some(tenure) if handled_by_task => {
-                tracing::info!(epoch = %tenure.epoch, "postgresql ended during a task");
-            }
-            Some(tenure) => self.crash(tenure, now, out),
-            None => {}
-        }
-        self.tree_is_empty(out);
-        self.survey(self.durable.tenure.is_none(), out);
-    }
-
-    /// A start is reported as done when the postmaster runs, for recovery may take long. One
-    /// that ends before it ever answers has failed all the same: it is tried again later and
-    /// later, and another member is preferred as successor.
-    fn note_failed_start(&mut self) {
-        let Some(why) = self.failed_start() else { return };
-        if let Some(last) = self.last_order.as_mut().filter(|o| o.kind == "start" && o.error.is_none()) {
-            last.error = Some(why);
-        }
-    }
-
-    fn failed_start(&self) -> Option<String> {
-        let dead = self.tree == Tree::Empty && !self.answered;
-        dead.then(|| self.problem.clone().unwrap_or_else(|| "PostgreSQL ended before it answered".to_owned()))
-    }
-
-    /// The postmaster ended by itself, or because it hung: with time enough left it may be restarted in place.
-    fn crash(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Effect>) {
-        if tenure.phase == Phase::Granted || self.lease_left(now) < self.limits.hold / 2 {
-            return self.end_tenure_of(tenure, "PostgreSQL ended and too little of the lease was left", now, out);
-        }
-        if let After::FailOver(why) = self.note_crash(now) {
-            return self.end_tenure_of(tenure, &why, now, out);
-        }
-        self.set_phase(Phase::Crashed);
-        self.idle_since = Some(now.moment);
-        out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
-    }
-
-    fn note_crash(&mut self, now: Now) -> After {
-        if self.paused.is_some() {
-            return After::Restart;
-        }
-        let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);
-        self.crashes.note(&self.settings, followed, now.moment)
     }
 
     fn on_guard_died(&mut self, now: Now, out: &mut Vec<Effect>) {
@@ -403,6 +344,12 @@ impl Core {
         self.hung = Some(why.clone());
         self.problem = Some(why);
         self.fence(now, out);
+    }
+
+    fn on_room(&mut self, space: Space, now: Now, out: &mut Vec<Effect>) {
+        let occupied = self.tree != Tree::Empty || matches!(self.disk, Some(Disk::Present(_)));
+        let todo = self.room.see(space, &self.settings, occupied, now.moment);
+        out.extend(todo.into_iter().map(Effect::Reserve));
     }
 
     fn on_progress(&mut self, phase: String, done: u64, total: u64) {
@@ -557,40 +504,6 @@ impl Core {
         out.extend([Effect::Release, Effect::Persist, Effect::Notice(notice)]);
         // PostgreSQL may have ended meanwhile, and its directory been read.
         self.seek_the_end(out);
-    }
-
-    fn restarted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
-        let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
-        match end {
-            TaskEnd::Succeeded if still_ours => {
-                self.durable.restart_intent = None;
-                self.set_phase(Phase::Primary);
-                self.idle_since = None;
-                out.push(Effect::Persist);
-                if self.tree == Tree::Empty {
-                    self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
-                }
-            }
-            TaskEnd::Succeeded => self.fence(now, out),
-            TaskEnd::Failed { .. } => {
-                if still_ours {
-                    self.set_phase(Phase::Crashed);
-                    self.idle_since.get_or_insert(now.moment);
-                    if let After::FailOver(why) = self.note_crash(now) {
-                        self.end_tenure_of(tenure, &why, now, out);
-                    }
-                }
-                if self.tree != Tree::Empty {
-                    // The task could not even end what it had started.
-                    self.fence(now, out);
-                    self.end_tenure("the restart in place failed and left processes", now, out);
-                } else {
-                    self.tree_is_empty(out);
-                    // Puts the signal file back and clears the intent.
-                    self.survey(self.durable.tenure.is_none(), out);
-                }
-            }
-        }
     }
 
     fn stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) {

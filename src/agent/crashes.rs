@@ -11,6 +11,25 @@ pub struct Crashes {
     at: VecDeque<Moment>,
     /// The last one was answered by a failover.
     given_up: bool,
+    /// When it was restarted last though there had been no room.
+    no_space: Option<Moment>,
+}
+
+/// Why PostgreSQL ended, as far as that changes what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// There was no room for what it had to write.
+    NoSpace,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    /// By its last words. They are English, for it runs with `LC_ALL=C`.
+    pub fn of(words: &str) -> Cause {
+        let says = |part: &str| words.contains(part);
+        if says("No space left on device") || says("Disk quota exceeded") { Cause::NoSpace } else { Cause::Other }
+    }
 }
 
 /// What follows from a crash.
@@ -24,13 +43,22 @@ pub enum After {
 
 impl Crashes {
     /// Notes one more. `followed`: a standby streamed when it was last looked at, so there is somebody to take over.
-    pub fn note(&mut self, settings: &Settings, followed: bool, now: Moment) -> After {
+    /// Want of room is answered by one restart, with the reserve freed; then whoever else has room is to go on.
+    pub fn note(&mut self, settings: &Settings, cause: Cause, followed: bool, now: Moment) -> After {
         self.forget(settings.crash_window, now);
+        let no_space = cause == Cause::NoSpace;
+        let again = no_space && self.no_space.is_some_and(|at| now.since(at) < settings.crash_window);
+        if no_space {
+            self.no_space = Some(now);
+        }
         self.at.push_back(now);
         let count = self.at.len();
         let spent = count > settings.crash_budget as usize;
         let after = match settings.on_primary_crash {
             OnPrimaryCrash::Failover if followed => After::FailOver("PostgreSQL ended by itself".to_owned()),
+            OnPrimaryCrash::Auto if again && followed => {
+                After::FailOver("PostgreSQL found no room for its WAL again after its reserve was freed".to_owned())
+            }
             OnPrimaryCrash::Auto if spent && followed => After::FailOver(format!(
                 "PostgreSQL ended by itself for the {count}. time in {} s, {} are answered by a restart",
                 settings.crash_window.as_secs(),
@@ -73,10 +101,12 @@ mod tests {
     #[test]
     fn the_budget_is_answered_by_restarts_and_the_next_by_a_failover() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
-        assert_eq!(crashes.note(&auto, true, at(0)), After::Restart);
-        assert_eq!(crashes.note(&auto, true, at(1)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, true, at(0)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, true, at(1)), After::Restart);
         assert!(!crashes.unsteady(auto.crash_window, at(1)));
-        let After::FailOver(why) = crashes.note(&auto, true, at(2)) else { panic!("the budget is spent") };
+        let After::FailOver(why) = crashes.note(&auto, Cause::Other, true, at(2)) else {
+            panic!("the budget is spent")
+        };
         assert_eq!(why, "PostgreSQL ended by itself for the 3. time in 60 s, 2 are answered by a restart");
         assert!(crashes.unsteady(auto.crash_window, at(61)));
         assert!(!crashes.unsteady(auto.crash_window, at(62)), "that was long ago");
@@ -86,7 +116,7 @@ mod tests {
     fn a_crash_that_is_long_ago_counts_no_more() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
         for minute in 0..10 {
-            assert_eq!(crashes.note(&auto, true, at(minute * 31)), After::Restart);
+            assert_eq!(crashes.note(&auto, Cause::Other, true, at(minute * 31)), After::Restart);
         }
     }
 
@@ -95,7 +125,7 @@ mod tests {
         let mut crashes = Crashes::default();
         for policy in [OnPrimaryCrash::Auto, OnPrimaryCrash::Failover] {
             for second in 0..5 {
-                assert_eq!(crashes.note(&with(policy), false, at(second)), After::Restart);
+                assert_eq!(crashes.note(&with(policy), Cause::Other, false, at(second)), After::Restart);
             }
         }
     }
@@ -104,10 +134,29 @@ mod tests {
     fn the_other_policies_don_t_count() {
         let mut crashes = Crashes::default();
         for second in 0..5 {
-            assert_eq!(crashes.note(&with(OnPrimaryCrash::Restart), true, at(second)), After::Restart);
+            assert_eq!(crashes.note(&with(OnPrimaryCrash::Restart), Cause::Other, true, at(second)), After::Restart);
         }
         assert!(!crashes.unsteady(Duration::from_secs(60), at(5)));
-        assert!(matches!(crashes.note(&with(OnPrimaryCrash::Failover), true, at(6)), After::FailOver(_)));
+        assert!(matches!(crashes.note(&with(OnPrimaryCrash::Failover), Cause::Other, true, at(6)), After::FailOver(_)));
         assert!(crashes.unsteady(Duration::from_secs(60), at(6)));
+    }
+
+    #[test]
+    fn want_of_room_is_answered_by_one_restart() {
+        let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
+        assert_eq!(crashes.note(&auto, Cause::NoSpace, true, at(0)), After::Restart);
+        assert!(matches!(crashes.note(&auto, Cause::NoSpace, true, at(1)), After::FailOver(_)));
+        assert!(crashes.unsteady(auto.crash_window, at(2)));
+        let mut alone = Crashes::default();
+        assert_eq!(alone.note(&auto, Cause::NoSpace, false, at(0)), After::Restart);
+        assert_eq!(alone.note(&auto, Cause::NoSpace, false, at(1)), After::Restart, "there is nobody else");
+        assert_eq!(alone.note(&auto, Cause::NoSpace, true, at(70)), After::Restart, "that was long ago");
+    }
+
+    #[test]
+    fn the_last_words_tell_want_of_room_from_the_rest() {
+        let full = "exit code 1, PANIC:  could not write to file \"pg_wal/xlogtemp.42\": No space left on device";
+        assert_eq!(Cause::of(full), Cause::NoSpace);
+        assert_eq!(Cause::of("exit code 1, PANIC:  stuck spinlock detected"), Cause::Other);
     }
 }

@@ -304,18 +304,25 @@ impl Hands {
     }
 }
 
-/// The last FATAL or PANIC near the end of a log.
+/// So much of the log's end is searched for the last words; those who were turned away meanwhile fill it, too.
+const LAST_WORDS: u64 = 64 * 1024;
+
+/// Why the last PostgreSQL to write a log ended: its last PANIC, or else its last FATAL.
 pub fn last_words(log: &Path) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(8192))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS))).ok()?;
     let mut bytes = Vec::new();
-    file.take(8192).read_to_end(&mut bytes).ok()?;
-    let text = String::from_utf8_lossy(&bytes);
-    let cry = |line: &&str| line.contains(" FATAL: ") || line.contains(" PANIC: ");
-    let line = text.lines().rev().find(cry)?;
-    let from = line.find(" FATAL: ").or_else(|| line.find(" PANIC: "))?;
-    Some(line[from + 1..].to_owned())
+    file.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
+    telling(&String::from_utf8_lossy(&bytes))
+}
+
+/// After a PANIC those who wait or come are turned away with a FATAL, which says nothing. What was written before the
+/// last start is of another life.
+fn telling(text: &str) -> Option<String> {
+    let life = text.rfind(" LOG:  starting PostgreSQL ").map_or(text, |at| &text[at..]);
+    let last = |cry: &str| life.lines().rev().find_map(|line| line.find(cry).map(|from| line[from + 1..].to_owned()));
+    last(" PANIC: ").or_else(|| last(" FATAL: "))
 }
 
 async fn signal(guard: &GuardHandle, signal: PostmasterSignal) -> Result<(), String> {
@@ -380,4 +387,23 @@ pub fn read_disk(instance: &Instance) -> Disk {
 /// The configuration of a standby.
 pub fn standby_role(upstream: Option<&Source>, epoch: Epoch, generation: Generation) -> crate::postgres::ConfigRole {
     crate::postgres::ConfigRole::Standby { upstream: upstream.map(Upstream::from), epoch, generation }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_of_the_last_life_and_say_most() {
+        let log = "t [1] PANIC:  an older one\nt [1] LOG:  starting PostgreSQL 15.1\n\
+                   t [2] PANIC:  could not write to file \"x\": No space left on device\n\
+                   t [3] FATAL:  the database system is in recovery mode\nt [1] LOG:  shut down\n";
+        let panic = "PANIC:  could not write to file \"x\": No space left on device";
+        assert_eq!(telling(log).as_deref(), Some(panic));
+        let (older, _) = log.split_once("t [2]").unwrap_or_default();
+        assert_eq!(telling(older), None, "what ended the life before is no reason of this one");
+        let refused = format!("{older}t [4] FATAL:  no such thing\n");
+        assert_eq!(telling(&refused).as_deref(), Some("FATAL:  no such thing"));
+        assert_eq!(telling("t [2] FATAL:  only its end is left\n").as_deref(), Some("FATAL:  only its end is left"));
+    }
 }

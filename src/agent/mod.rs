@@ -29,6 +29,8 @@ mod lease_news;
 pub mod order;
 mod prober;
 mod process;
+mod publish;
+mod room;
 mod service;
 mod start;
 pub mod status;

@@ -3,10 +3,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -23,6 +20,7 @@ use super::{
     hands::{Hands, blocking, chain, last_words, read_disk, said},
     lease_news,
     prober::{self, Plan},
+    room,
     service::{Ask, Listener, Service},
     start,
     status::{Identity, essence, reached, status},
@@ -40,13 +38,13 @@ use crate::{
 };
 
 /// Between two looks at what only time can change.
-const TICK: Duration = Duration::from_millis(450);
+pub(super) const TICK: Duration = Duration::from_millis(450);
 /// The same while a fence is to be seen through.
 const TICK_URGENT: Duration = Duration::from_millis(50);
 /// Changes that come together are told together.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 /// A watcher hears at least this often.
-const AT_LEAST: Duration = Duration::from_millis(900);
+pub(super) const AT_LEAST: Duration = Duration::from_millis(900);
 
 /// Everything that can wake this agent. A closed list: to know what it reacts to, read this.
 pub enum Wake {
@@ -73,31 +71,31 @@ pub enum Wake {
 }
 
 /// The agent's own side of the world.
-struct Agent {
-    core: Core,
-    store: Store,
-    hands: Hands,
-    identity: Identity,
-    guard: Option<GuardHandle>,
-    task: Option<JoinHandle<()>>,
-    plan: watch::Sender<Option<Plan>>,
-    asked: u64,
-    probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
-    statuses: watch::Sender<v1::AgentStatus>,
-    sequence: u64,
-    essence: v1::AgentStatus,
-    published: Instant,
+pub(super) struct Agent {
+    pub(super) core: Core,
+    pub(super) store: Store,
+    pub(super) hands: Hands,
+    pub(super) identity: Identity,
+    pub(super) guard: Option<GuardHandle>,
+    pub(super) task: Option<JoinHandle<()>>,
+    pub(super) plan: watch::Sender<Option<Plan>>,
+    pub(super) asked: u64,
+    pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
+    pub(super) statuses: watch::Sender<v1::AgentStatus>,
+    pub(super) sequence: u64,
+    pub(super) essence: v1::AgentStatus,
+    pub(super) published: Instant,
     /// When a PostgreSQL that no guard watches was looked for last.
-    looked: Instant,
-    publish_at: Option<Instant>,
-    discarded_life: u64,
+    pub(super) looked: Instant,
+    pub(super) publish_at: Option<Instant>,
+    pub(super) discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
-    layers_stand: bool,
+    pub(super) layers_stand: bool,
     /// Where holders in failsafe ask; `None` when this host takes no part in that.
-    door: Option<Door>,
+    pub(super) door: Option<Door>,
     /// The question that is being answered.
-    question: Option<Question>,
-    began: Instant,
+    pub(super) question: Option<Question>,
+    pub(super) began: Instant,
 }
 
 /// Runs the agent of this host until `shutdown`. PostgreSQL and its guard go on
@@ -247,6 +245,7 @@ impl Agent {
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone()));
         Agent {
             core,
@@ -502,6 +501,14 @@ impl Agent {
             Effect::Survey { wal_end } => {
                 tokio::spawn(hands.clone().survey(self.core.life(), wal_end));
             }
+            Effect::Reserve(what) => {
+                let hands = hands.clone();
+                tokio::spawn(async move {
+                    let _works = hands.data_dir.lock().await;
+                    // What it could not do was told.
+                    let _ = blocking(move || room::carry_out(&hands.instance, what)).await;
+                });
+            }
             Effect::Cancel => self.cancel(),
             Effect::Reply(_) => {}
         }
@@ -581,58 +588,6 @@ impl Agent {
         }
     }
 
-    /// A PostgreSQL that somebody started by hand is nobody's standby and nobody's primary.
-    fn look_for_strangers_if_due(&mut self) {
-        if self.looked.elapsed() >= TICK {
-            self.looked = Instant::now();
-            self.look_for_strangers();
-        }
-    }
-
-    fn look_for_strangers(&self) {
-        let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
-        if !quiet || self.hands.instance.running_pid().is_none() {
-            return;
-        }
-        if start::is_stranger(&self.hands.instance, self.core.durable()) {
-            // Somebody else's, and in nobody's way: whatever would start here is refused as long as it runs.
-            return;
-        }
-        let (hands, life) = (self.hands.clone(), self.core.life());
-        tokio::spawn(async move {
-            let _works = hands.data_dir.lock().await;
-            if hands.life.load(Ordering::SeqCst) != life {
-                return;
-            }
-            let at_work = hands.clone();
-            match blocking(move || at_work.kill_foreign()).await {
-                Ok(Ok(true)) => drop(hands.wakes.send(Wake::Core(Event::StrayEnded))),
-                Ok(Ok(false)) => {}
-                Ok(Err(error)) | Err(error) => {
-                    tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
-                }
-            }
-        });
-    }
-
-    /// Answers every request that the probe began after.
-    fn answer_probes(&mut self, asked: u64, stale: Option<String>) {
-        if !self.probes_wanted.iter().any(|(number, _)| *number <= asked) {
-            return;
-        }
-        self.publish();
-        let fresh = match stale {
-            None => Ok(self.statuses.borrow().clone()),
-            Some(why) => Err(why),
-        };
-        let (due, later) = self.probes_wanted.drain(..).partition(|(number, _)| *number <= asked);
-        self.probes_wanted = later;
-        let due: Vec<_> = due;
-        for (_, reply) in due {
-            let _ = reply.send(fresh.clone());
-        }
-    }
-
     /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
     fn mind_layers(&mut self) {
         let needed = self.core.needs_layers();
@@ -667,7 +622,7 @@ impl Agent {
         }
     }
 
-    fn status(&self) -> v1::AgentStatus {
+    pub(super) fn status(&self) -> v1::AgentStatus {
         let adopted = self.guard.as_ref().is_some_and(|g| g.state().borrow().adopted);
         let fence = guarding::fence_view(&self.hands, self.guard.as_ref());
         let layers = self.hands.layers.views();
@@ -682,23 +637,6 @@ impl Agent {
             Some(at) => at.saturating_duration_since(Instant::now()).min(tick),
             None => tick,
         }
-    }
-
-    fn publish_if_due(&mut self) {
-        let due = self.publish_at.is_some_and(|at| at <= Instant::now());
-        if due || self.published.elapsed() >= AT_LEAST {
-            self.publish();
-        }
-    }
-
-    fn publish(&mut self) {
-        self.sequence += 1;
-        let mut status = self.status();
-        self.essence = essence(&status);
-        status.sequence = self.sequence;
-        self.publish_at = None;
-        self.published = Instant::now();
-        self.statuses.send_replace(status);
     }
 }
 

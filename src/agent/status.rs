@@ -94,6 +94,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         layers: Vec::new(),
         clock: core.clock().clone(),
         failsafe: failsafe(core, identity.failsafe, now),
+        room: core.room(),
     }
 }
 
@@ -163,6 +164,11 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     if let Some(work) = &mut calm.work {
         work.done_bytes = 0;
         work.total_bytes = 0;
+    }
+    if let Some(room) = &mut calm.room {
+        for volume in room.data.iter_mut().chain(&mut room.wal) {
+            (volume.free_bytes, volume.size_bytes, volume.reserve_bytes) = (0, 0, 0);
+        }
     }
     for standby in &mut calm.standbys {
         standby.flush_lsn = 0;

@@ -1,5 +1,7 @@
 //! Answers as text for people and as JSON for programs. Pure.
 
+mod room;
+
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
@@ -131,6 +133,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
     }
     text.push_str(&fences(&reply.members));
+    text.push_str(&room::lines(&reply.members));
     text.push_str(&layers(reply));
     text.push_str(&footer(reply, style));
     text
@@ -368,6 +371,7 @@ struct MemberJson<'a> {
     manager: &'a str,
     server_version: Option<u32>,
     layers: BTreeMap<&'a str, &'a str>,
+    room: Option<room::RoomJson>,
 }
 
 #[derive(Serialize)]
@@ -425,6 +429,7 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         manager: &member.manager,
         server_version: Some(member.server_version).filter(|v| *v != 0),
         layers: layers_json(&member.layers),
+        room: member.room.as_ref().map(room::json),
     }
 }
 

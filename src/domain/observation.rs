@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Epoch, Format, Lsn, MemberId, Moment, TimelineHistory, TimelineId, TimingsId, WalPosition};
+use super::{Epoch, Format, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId, WalPosition};
 
 /// Rewinds that may fail in a row before the member is cloned anew.
 pub const REWINDS_TRIED: u64 = 2;
@@ -207,6 +207,8 @@ pub struct AgentView {
     pub clock: ClockView,
     /// Failsafe.
     pub failsafe: FailsafeView,
+    /// Free space; `None` until it was looked at, and from an agent that doesn't look.
+    pub room: Option<RoomView>,
 }
 
 /// How a host ends a PostgreSQL that must not write, in words for people.

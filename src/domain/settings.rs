@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
+use super::room::{Least, Thresholds};
+
 /// What follows when the primary's PostgreSQL ends by itself while its host is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OnPrimaryCrash {
@@ -172,6 +174,28 @@ impl Setting for Duration {
     }
 }
 
+impl Setting for Least {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// In bytes, with a unit or none.
+impl Setting for u64 {
+    fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
+        match text.parse() {
+            Ok(Least::Bytes(bytes)) if (least..=most).contains(&bytes) => Ok(bytes),
+            _ => Err(format!("bytes (kB, MB, GB, TB), {} to {}", Least::Bytes(least), Least::Bytes(most))),
+        }
+    }
+    fn write(&self) -> String {
+        Least::Bytes(*self).to_string()
+    }
+}
+
 macro_rules! settings {
     ($(#[$all:meta])* $name:ident: $($(#[$doc:meta])* $field:ident: $kind:ty = $key:literal, $default:expr, $least:literal..=$most:literal, $help:literal;)*) => {
         $(#[$all])*
@@ -235,6 +259,21 @@ settings! {
     /// How many bytes of the last primary's WAL its successor may lack.
     maximum_lag_on_failover: MaximumLag = "maximum_lag_on_failover", MaximumLag(None), 0..=1_099_511_627_776,
         "off, or the bytes of a lost primary's WAL that its successor may lack; more, or nobody knows how much: an operator decides";
+    /// Less free space where WAL is written is told …
+    wal_room_warn: Least = "wal_room_warn", Least::Percent(10), 0..=0,
+        "less free space on the volume of WAL is shown, and no primary moves there for want of room: a share (10%) or bytes (5GB)";
+    /// … and less than this is acted on.
+    wal_room_act: Least = "wal_room_act", Least::Percent(2), 0..=0,
+        "with less free space on the volume of WAL the reserve is freed and the primary moves to a standby with room";
+    /// Less free space where the data directory is is told …
+    data_room_warn: Least = "data_room_warn", Least::Percent(10), 0..=0,
+        "less free space on the volume of the data directory is shown, and no primary moves there for want of room";
+    /// … and less than this is acted on.
+    data_room_act: Least = "data_room_act", Least::Percent(2), 0..=0,
+        "with less free space on the volume of the data directory the primary moves to a standby with room";
+    /// What is kept back on each volume, to be freed when it is full.
+    disk_reserve: u64 = "disk_reserve", 64 << 20, 0..=1_099_511_627_776,
+        "bytes kept back in a file on each volume and freed when it is full, so that PostgreSQL can start and stop; 0: none";
 }
 
 settings! {
@@ -258,6 +297,31 @@ impl MemberSettings {
     }
 }
 
+impl Settings {
+    /// Those of the volume that WAL is written to.
+    pub fn wal_room(&self) -> Thresholds {
+        Thresholds { warn: self.wal_room_warn, act: self.wal_room_act }
+    }
+
+    /// Those of the volume of the data directory.
+    pub fn data_room(&self) -> Thresholds {
+        Thresholds { warn: self.data_room_warn, act: self.data_room_act }
+    }
+
+    /// What can't be together, for people. A share and bytes can't be compared without the volume, and so are taken.
+    pub fn contradiction(&self) -> Option<String> {
+        let both = [("wal_room", self.wal_room()), ("data_room", self.data_room())];
+        both.into_iter().find_map(|(name, Thresholds { warn, act })| {
+            let wrong = match (warn, act) {
+                (Least::Percent(warn), Least::Percent(act)) => warn < act,
+                (Least::Bytes(warn), Least::Bytes(act)) => warn < act,
+                (Least::Percent(_), Least::Bytes(_)) | (Least::Bytes(_), Least::Percent(_)) => false,
+            };
+            wrong.then(|| format!("{name}_warn = {warn} is less than {name}_act = {act}"))
+        })
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -269,6 +333,8 @@ mod tests {
         changed.set("on_primary_crash", "failover").unwrap();
         changed.set("crash_budget", "0").unwrap();
         changed.set("crash_window_ms", "5000").unwrap();
+        changed.set("wal_room_act", "512MB").unwrap();
+        changed.set("disk_reserve", "0").unwrap();
         assert_eq!(changed.crash_window, Duration::from_secs(5));
         let mut again = Settings::default();
         for (key, value) in changed.values() {
@@ -301,7 +367,25 @@ mod tests {
             refused(&mut settings, "site_failover", "near"),
             "site_failover = `near` is not possible: any, prefer or same"
         );
+        assert_eq!(
+            refused(&mut settings, "data_room_warn", "much"),
+            "data_room_warn = `much` is not possible: a share of the volume from 0% to 90%, or bytes (kB, MB, GB, TB)"
+        );
+        assert_eq!(
+            refused(&mut settings, "disk_reserve", "5%"),
+            "disk_reserve = `5%` is not possible: bytes (kB, MB, GB, TB), 0 to 1TB"
+        );
         assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn room_is_shown_to_be_low_before_it_is_acted_on() {
+        let mut settings = Settings::default();
+        assert_eq!(settings.contradiction(), None);
+        settings.set("data_room_act", "11%").unwrap();
+        assert_eq!(settings.contradiction().as_deref(), Some("data_room_warn = 10% is less than data_room_act = 11%"));
+        settings.set("data_room_act", "1GB").unwrap();
+        assert_eq!(settings.contradiction(), None, "that depends on the volume");
     }
 
     #[test]

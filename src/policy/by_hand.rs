@@ -74,6 +74,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::TooFar { .. }
         // All WAL there is may be there.
         | Unfit::Maintenance(_)
+        | Unfit::NoRoom { .. }
+        | Unfit::NoTarget { .. }
         | Unfit::Behind { .. } => false,
     }
 }

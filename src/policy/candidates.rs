@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, loss, report::Unfit};
+use super::{Hold, Situation, loss, report::Unfit, room};
 use crate::{
     domain::{
         MemberId, MemberSettings, PostgresState, Settings, SiteFailover, TimelineHistory, Timings, WalPosition,
@@ -16,8 +16,8 @@ use crate::{
 
 /// The member to be primary next, and where its WAL ends.
 ///
-/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
-/// grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
+/// One that crashed out of the lock not long ago, that is stopped on a full disk, whose last start failed, or that failed
+/// or is stopped still after a grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
 /// WAL nobody else has is worth a second try; priority decides only among what is equal then.
 ///
 /// # Errors
@@ -48,7 +48,7 @@ pub fn successor(
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
-            (!c.passed_over, wishes.prefers(&of), c.end, !c.failed_to_promote, of.priority, c.running)
+            (!c.passed_over, wishes.prefers(&of), c.end, !c.short, !c.failed_to_promote, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });
@@ -124,6 +124,7 @@ struct Candidate {
     running: bool,
     passed_over: bool,
     failed_to_promote: bool,
+    short: bool,
 }
 
 /// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
@@ -200,15 +201,19 @@ fn fitness(
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
     let failed_to_promote = failed_at(agent, &["promote"]);
+    let short = room::is_short(agent.room.as_ref());
     Ok(Candidate {
         end: agent.wal_end,
         running,
         // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
         // which may be nobody else's, is worth a second try.
         passed_over: agent.unsteady
+            || (short && !running)
             || failed_at(agent, &["restart", "start"])
             || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
+        // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270).
+        short,
     })
 }
 

@@ -20,6 +20,7 @@ pub mod promotion;
 pub mod proposals;
 pub mod report;
 mod restart;
+pub mod room;
 pub mod rules;
 pub mod settings;
 pub mod stonith;

@@ -25,6 +25,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (260, &["advance-operation"]),
     (262, &["end-operation"]),
     (264, &["advance-operation"]),
+    (270, &["begin-operation"]),
+    (272, &["begin-operation"]),
     (310, &["fence-epoch"]),
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),

@@ -119,6 +119,17 @@ pub enum Hold {
         /// What would be done.
         undone: String,
     },
+    /// The primary's disk is nearly full, and it stays where it is.
+    NoRoom {
+        /// The primary.
+        member: MemberId,
+        /// Its volumes that are short.
+        volumes: Vec<String>,
+        /// Why nobody else takes over, member by member.
+        why: Vec<(MemberId, Unfit)>,
+        /// Until it is tried again after a switchover that failed; zero when none did.
+        remaining: Duration,
+    },
 }
 
 /// What a changed Raft group still waits for.
@@ -235,6 +246,16 @@ pub enum Unfit {
         /// The error.
         error: String,
     },
+    /// It has no room for a primary, or none is known of.
+    NoRoom {
+        /// Its volumes that are short; empty when its agent doesn't tell.
+        volumes: Vec<String>,
+    },
+    /// It can't take over from a primary that lives.
+    NoTarget {
+        /// Why.
+        why: String,
+    },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
     /// Operators have set that it becomes primary only when one of them names it.
@@ -301,6 +322,11 @@ impl fmt::Display for Unfit {
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
             Self::Maintenance(asked) => write!(f, "it is in maintenance{asked}"),
+            Self::NoRoom { volumes } if volumes.is_empty() => {
+                f.write_str("its agent doesn't tell how much room it has")
+            }
+            Self::NoRoom { volumes } => f.write_str(&volumes.join(", ")),
+            Self::NoTarget { why } => f.write_str(why),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
             Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),
@@ -337,6 +363,13 @@ fn seconds(d: &Duration) -> String {
     format!("{:.1} s", d.as_secs_f64())
 }
 
+fn list<W: fmt::Display>(f: &mut fmt::Formatter<'_>, why: &[(MemberId, W)]) -> fmt::Result {
+    for (i, (member, reason)) in why.iter().enumerate() {
+        write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
+    }
+    Ok(())
+}
+
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -366,10 +399,7 @@ impl fmt::Display for Hold {
             }
             Self::NoSuccessor { why } => {
                 f.write_str("nobody can be promoted:")?;
-                for (i, (member, reason)) in why.iter().enumerate() {
-                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
-                }
-                Ok(())
+                list(f, why)
             }
             Self::LagUnknown { limit, would_be } => {
                 let names: Vec<&str> = would_be.iter().map(MemberId::as_str).collect();
@@ -387,12 +417,16 @@ impl fmt::Display for Hold {
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
             Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
+            Self::NoRoom { member, volumes, why, remaining } => {
+                write!(f, "{member} stays primary though {}:", volumes.join(" and "))?;
+                if !remaining.is_zero() {
+                    return write!(f, " a switchover failed, the next is tried in {}", seconds(remaining));
+                }
+                list(f, why)
+            }
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
-                for (i, (member, reason)) in why.iter().enumerate() {
-                    write!(f, "{} {member}: {reason}", if i == 0 { "" } else { ";" })?;
-                }
-                Ok(())
+                list(f, why)
             }
         }
     }

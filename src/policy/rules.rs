@@ -3,7 +3,7 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, restart,
-    stonith, switchover, timings,
+    room, stonith, switchover, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -42,6 +42,16 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: 262, name: "restart: it runs again, or can't any more: end it", decide: restart::over },
     Rule { id: 264, name: "restart: flushed, writes held or stopped: the next step", decide: restart::go_on },
+    Rule {
+        id: 270,
+        name: "the primary is short of room for WAL, a standby has room: switch over",
+        decide: room::wal_is_short,
+    },
+    Rule {
+        id: 272,
+        name: "the primary is short of room for data, a standby has room: switch over",
+        decide: room::data_is_short,
+    },
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },

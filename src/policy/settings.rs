@@ -42,6 +42,9 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     let known = &s.state.settings;
     let changes = checked(s, asked).map_err(Refused::Impossible)?;
     let after = SettingsDocument { version, values: known.after(&changes) };
+    if let Some(why) = after.settings().contradiction().filter(|_| !asked.is_empty()) {
+        return Err(Refused::Impossible(why));
+    }
     if !asked.is_empty() && eligible(s, &after).is_empty() {
         let nobody = "no member could become primary any more: each would have failover = false or priority = 0";
         return Err(Refused::Impossible(nobody.to_owned()));
@@ -169,13 +172,22 @@ mod tests {
         let asked =
             [("crash_budget", Some("7")), ("crash_window_ms", Some("5s")), ("colour", Some("red")), ("x", None)];
         let Err(Refused::Impossible(why)) = ask(&bench(), 4, &asked) else { panic!() };
+        let all = Settings::KEYS.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", ");
+        assert!(all.contains("crash_budget, crash_window_ms"), "{all}");
         assert_eq!(
             why,
-            "`colour` is no setting, there are on_primary_crash, crash_budget, crash_window_ms, site_failover, \
-             maximum_lag_on_failover; \
-             crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000; \
-             `x` is no setting"
+            format!(
+                "`colour` is no setting, there are {all}; \
+                 crash_window_ms = `5s` is not possible: milliseconds, 1000 to 86400000; \
+                 `x` is no setting"
+            )
         );
+    }
+
+    #[test]
+    fn what_contradicts_each_other_is_refused() {
+        let Err(Refused::Impossible(why)) = ask(&bench(), 4, &[("wal_room_act", Some("20%"))]) else { panic!() };
+        assert_eq!(why, "wal_room_warn = 10% is less than wal_room_act = 20%");
     }
 
     #[test]

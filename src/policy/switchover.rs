@@ -8,10 +8,10 @@ use super::{
     Hold, Situation, Verdict,
     candidates::{Wishes, unfit_data, unfit_host},
     loss::{self, Loss},
-    restart,
+    restart, room,
 };
 use crate::{
-    domain::{MemberId, MemberSettings, PostgresState, observation::AgentView},
+    domain::{MemberId, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
 };
 
@@ -119,8 +119,11 @@ fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> 
 
 /// Why the target can't take over soon, `None` when it can.
 fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
-    let from = operation.from.as_ref()?;
-    let to = &operation.to;
+    unfit(s, operation.from.as_ref()?, &operation.to)
+}
+
+/// Why `to` can't take over from `from` soon, `None` when it can.
+pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
     let Some(agent) = s.agent(to) else { return Some(format!("{to} does not answer")) };
     if agent.state != PostgresState::Standby || !agent.streaming || agent.upstream.as_ref() != Some(from) {
         return Some(format!("{to} does not stream from {from}"));
@@ -184,36 +187,38 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
     let Some((_, from)) = s.state.open_primary() else {
         return Err("there is no open primary to switch over from; see `matriarch explain`".to_owned());
     };
-    let probe = |to: &MemberId| Operation {
-        id: 0,
-        kind: OperationKind::Switchover,
-        from: Some(from.clone()),
-        to: to.clone(),
-        phase: OperationPhase::Checkpoint,
-        request_id: String::new(),
-    };
     if let Some(to) = wanted {
         if !s.state.settings.of_member(to).failover {
             return Err(format!("{to} has failover = false; first `matriarch config set failover=true --member {to}`"));
         }
-        return target_unfit(s, &probe(to)).map_or_else(|| Ok(to.clone()), Err);
+        return unfit(s, from, to).map_or_else(|| Ok(to.clone()), Err);
     }
     let wishes = Wishes::of(s);
-    let fit = s.state.members.keys().filter(|m| *m != from && target_unfit(s, &probe(m)).is_none());
-    let (forbidden, fit): (Vec<_>, Vec<_>) =
-        fit.map(|member| (member, s.state.settings.of_member(member))).partition(|(_, of)| wishes.forbid(of).is_some());
-    // Each has all WAL before it is granted, so bytes of the moment come last.
-    let end = |m: &MemberId| s.agent(m).map(|a| a.wal_end);
-    let rank = |m: &MemberId, of: &MemberSettings| (wishes.prefers(of), of.priority, end(m));
-    let best = fit.iter().max_by(|(a, of_a), (b, of_b)| rank(a, of_a).cmp(&rank(b, of_b)).then_with(|| b.cmp(a)));
-    best.map(|(member, _)| (*member).clone()).ok_or_else(|| {
-        let why: Vec<String> = forbidden
-            .iter()
-            .filter_map(|(member, of)| Some(format!("; {member} does: {}", wishes.forbid(of)?)))
-            .collect();
+    let fit: Vec<_> = s.state.members.keys().filter(|m| *m != from && unfit(s, from, m).is_none()).collect();
+    let forbidden = |m: &MemberId| wishes.forbid(&s.state.settings.of_member(m));
+    // Whoever has no room would be left again soon.
+    let has_room = |m: &MemberId| !room::is_short(s.agent(m).and_then(|a| a.room.as_ref()));
+    let allowed = fit.iter().copied().filter(|m| forbidden(m).is_none());
+    best(s, &wishes, allowed, has_room).cloned().ok_or_else(|| {
+        let why: Vec<String> = fit.iter().filter_map(|m| Some(format!("; {m} does: {}", forbidden(m)?))).collect();
         let hint = if why.is_empty() { "" } else { " (name one with --candidate)" };
         format!("no standby that may become primary streams from {from} closely enough{}{hint}", why.concat())
     })
+}
+
+/// Whom a switchover goes to of those that could take over: at the preferred site, then whoever is `better`, then by
+/// priority. Each has all WAL before it is granted, so bytes of the moment come last.
+pub fn best<'a>(
+    s: &Situation<'_>,
+    wishes: &Wishes,
+    fit: impl Iterator<Item = &'a MemberId>,
+    better: impl Fn(&MemberId) -> bool,
+) -> Option<&'a MemberId> {
+    let rank = |m: &MemberId| {
+        let of = s.state.settings.of_member(m);
+        (wishes.prefers(&of), better(m), of.priority, s.agent(m).map(|a| a.wal_end))
+    };
+    fit.max_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| b.cmp(a)))
 }
 
 fn failover_target(s: &Situation<'_>, to: &MemberId, allow_loss: bool) -> Result<MemberId, String> {
@@ -275,8 +280,12 @@ pub fn hold_writes(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Checkpoint)?;
     let from = operation.from.as_ref()?;
     let flushed = s.agent(from).is_some_and(|a| a.checkpoints_done >= operation.id);
-    if flushed {
+    let hurry = room::hurry(s, from).map(|limit| limit.min(s.timings.stop));
+    if flushed || hurry.is_some_and(|limit| remaining(s, limit).is_zero()) {
         return Some(advance(operation, OperationPhase::HoldWrites));
+    }
+    if let Some(limit) = hurry {
+        return waits(s, operation, limit, format!("a checkpoint on {from}, which is short of room"));
     }
     if remaining(s, s.timings.stop).is_zero() {
         return Some(end(operation, format!("{from} did not finish a checkpoint in time")));

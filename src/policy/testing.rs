@@ -177,6 +177,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         layers: Vec::new(),
         clock: Default::default(),
         failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
+        room: None,
     };
     for word in words {
         apply_word(&mut view, word);

@@ -19,6 +19,7 @@ mod knock;
 pub mod probe;
 pub mod rewind;
 pub mod session;
+mod space;
 mod waldump;
 
 pub use basebackup::CloneError;
@@ -32,3 +33,4 @@ pub use knock::Knock;
 pub use probe::{Probe, ProbeError};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
+pub use space::{Place, Space, VolumeSpace};

@@ -88,7 +88,7 @@ fn committed() -> Vec<Committed> {
 fn proposals(state: &ClusterState) -> Vec<Kind> {
     let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
     let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
-    asked.chain(["begin-operation", "pause", "resume", "maintenance"]).flat_map(|name| commands(name, state)).collect()
+    asked.chain(["pause", "resume", "maintenance"]).flat_map(|name| commands(name, state)).collect()
 }
 
 fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {

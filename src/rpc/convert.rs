@@ -2,8 +2,8 @@
 
 use super::{Malformed, v1};
 use crate::domain::{
-    ClusterId, Epoch, Generation, Lsn, MemberId, NodeId, TimelineHistory, TimelineId, TimelineSwitch, TimingsId,
-    WalPosition,
+    ClusterId, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId, TimelineSwitch,
+    TimingsId, Volume, WalPosition,
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
@@ -273,7 +273,36 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             confirmed_epoch: view.failsafe.confirmed.0,
             confirmed_age_ms: view.failsafe.confirmed_age_ms,
         }),
+        room: view.room.as_ref().map(room),
     }
+}
+
+/// To the wire.
+pub fn room(view: &RoomView) -> v1::Room {
+    let volume = |v: &Volume| v1::Volume {
+        free_bytes: v.free,
+        size_bytes: v.size,
+        low: v.level >= Level::Low,
+        short: v.level == Level::Short,
+        reserve_bytes: v.reserve,
+        spent: v.spent,
+    };
+    v1::Room { data: Some(volume(&view.data)), wal: view.wal.as_ref().map(volume) }
+}
+
+fn room_view(raw: v1::Room) -> RoomView {
+    let volume = |v: v1::Volume| Volume {
+        free: v.free_bytes,
+        size: v.size_bytes,
+        level: match (v.short, v.low) {
+            (true, _) => Level::Short,
+            (false, true) => Level::Low,
+            (false, false) => Level::Fine,
+        },
+        reserve: v.reserve_bytes,
+        spent: v.spent,
+    };
+    RoomView { data: raw.data.map(volume).unwrap_or_default(), wal: raw.wal.map(volume) }
 }
 
 /// To the wire.
@@ -381,6 +410,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             confirmed: Epoch(failsafe.confirmed_epoch),
             confirmed_age_ms: failsafe.confirmed_age_ms,
         },
+        room: raw.room.map(room_view),
     })
 }
 

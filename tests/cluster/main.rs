@@ -23,6 +23,7 @@ mod members;
 mod pauses;
 mod processes;
 mod quorum;
+mod room;
 mod stage;
 
 use std::time::Duration;
@@ -71,6 +72,15 @@ fn genesis_with_members_started_in_any_order_and_at_once() {
 #[test]
 fn what_breaks_heals_by_itself() {
     stage::play(failovers::STEPS);
+}
+
+#[test]
+fn a_disk_that_is_full() {
+    if !room::has_own_mounts() {
+        stage::say("skipped: only root can mount a small disk".to_owned());
+        return;
+    }
+    stage::play(room::STEPS);
 }
 
 #[test]

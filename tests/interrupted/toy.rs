@@ -186,6 +186,7 @@ fn blank(me: &MemberId) -> AgentView {
         never_streamed: false,
         paused: false,
         stopped_by_hand: false,
+        room: None,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

@@ -617,6 +617,8 @@ impl World {
                 let life = agent.core.life();
                 self.agent_after(i, MS, AgentEvent::Survey { life, wal_end, locked: false });
             }
+            // The simulation has no disks that fill up.
+            Effect::Reserve(_) => {}
             Effect::Cancel => self.cancel_task(i),
             Effect::Reply(result) => {
                 if let Some(number) = agent.reply_to.take() {

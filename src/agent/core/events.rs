@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::{
     agent::{
         order::{Order, Source, StopMode},
+        room::Reserve,
         store::{Durable, Tenure},
     },
     domain::{
@@ -14,7 +15,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
-    postgres::Knock,
+    postgres::{Knock, Space},
 };
 
 /// Both kinds of time an event comes with.
@@ -270,6 +271,8 @@ pub enum Event {
         /// What it saw.
         result: Result<Box<Sight>, String>,
     },
+    /// How much room there is.
+    Room(Space),
     /// An order for this very agent.
     Order(Order),
     /// A task goes on.
@@ -335,6 +338,8 @@ pub enum Effect {
         /// Reading it may take a while, and a restart in place is not to wait for it.
         wal_end: bool,
     },
+    /// Keep something back on a volume, or free it. A task that begins after this finds it done.
+    Reserve(Reserve),
     /// Drop the running task: its order was overtaken.
     Cancel,
     /// Answer the order.

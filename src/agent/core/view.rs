@@ -7,7 +7,7 @@ use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        MemberId, PostgresState, TimelineHistory, WalPosition,
+        MemberId, PostgresState, RoomView, TimelineHistory, WalPosition,
         observation::{OrderResult, Work},
     },
 };
@@ -169,6 +169,11 @@ impl Core {
     /// Another member is to be preferred as primary, for this one crashed out of the lock not long ago.
     pub fn is_unsteady(&self, now: Now) -> bool {
         self.crashes.unsteady(self.settings.crash_window, now.moment)
+    }
+
+    /// How much room there is, by the settings in force; `None` until that was looked at.
+    pub fn room(&self) -> Option<RoomView> {
+        self.room.view(&self.settings)
     }
 
     /// How often to probe: news are awaited while something starts or stops.

@@ -1,0 +1,114 @@
+//! What follows when nothing of PostgreSQL is left: a crash, a restart that did or didn't succeed.
+
+use super::*;
+
+impl Core {
+    pub(super) fn on_gone(&mut self, fenced: bool, exit: &str, now: Now, out: &mut Vec<Effect>) {
+        if self.tree == Tree::Empty {
+            return;
+        }
+        self.tree = Tree::Empty;
+        self.sight = None;
+        self.fencing_since = None;
+        self.wal_end_known = false;
+        let task = self.work.as_ref().map(|w| &w.task);
+        let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
+        let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
+        let hung = self.hung.take();
+        self.left = !expected && !fenced && !handled_by_task && hung.is_none() && self.answered;
+        if !expected && !fenced {
+            self.problem = Some(format!("PostgreSQL ended: {exit}"));
+            self.note_failed_start();
+        }
+        match self.durable.tenure {
+            Some(tenure) if hung.is_some() => self.crash(tenure, now, out),
+            Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
+            Some(tenure) if handled_by_task => {
+                tracing::info!(epoch = %tenure.epoch, "postgresql ended during a task");
+            }
+            Some(tenure) => self.crash(tenure, now, out),
+            None => {}
+        }
+        self.tree_is_empty(out);
+        self.survey(self.durable.tenure.is_none(), out);
+    }
+
+    /// A start is reported as done when the postmaster runs, for recovery may take long. One
+    /// that ends before it ever answers has failed all the same: it is tried again later and
+    /// later, and another member is preferred as successor.
+    fn note_failed_start(&mut self) {
+        let Some(why) = self.failed_start() else { return };
+        if let Some(last) = self.last_order.as_mut().filter(|o| o.kind == "start" && o.error.is_none()) {
+            last.error = Some(why);
+        }
+    }
+
+    pub(super) fn failed_start(&self) -> Option<String> {
+        let dead = self.tree == Tree::Empty && !self.answered;
+        dead.then(|| self.problem.clone().unwrap_or_else(|| "PostgreSQL ended before it answered".to_owned()))
+    }
+
+    /// The postmaster ended by itself, or because it hung: with time enough left it may be restarted in place.
+    pub(super) fn crash(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Effect>) {
+        if tenure.phase == Phase::Granted || self.lease_left(now) < self.limits.hold / 2 {
+            return self.end_tenure_of(tenure, "PostgreSQL ended and too little of the lease was left", now, out);
+        }
+        if let After::FailOver(why) = self.note_crash(now, out) {
+            return self.end_tenure_of(tenure, &why, now, out);
+        }
+        self.set_phase(Phase::Crashed);
+        self.idle_since = Some(now.moment);
+        out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+    }
+
+    fn note_crash(&mut self, now: Now, out: &mut Vec<Effect>) -> After {
+        let cause = self.cause();
+        if cause == Cause::NoSpace {
+            out.extend(self.room.ran_out().map(Effect::Reserve));
+        }
+        if self.paused.is_some() {
+            return After::Restart;
+        }
+        let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);
+        self.crashes.note(&self.settings, cause, followed, now.moment)
+    }
+
+    /// Why PostgreSQL ended, by what it said last.
+    fn cause(&self) -> Cause {
+        self.problem.as_deref().map_or(Cause::Other, Cause::of)
+    }
+
+    pub(super) fn restarted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
+        let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
+        match end {
+            TaskEnd::Succeeded if still_ours => {
+                self.durable.restart_intent = None;
+                self.set_phase(Phase::Primary);
+                self.idle_since = None;
+                out.push(Effect::Persist);
+                if self.tree == Tree::Empty {
+                    self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
+                }
+            }
+            TaskEnd::Succeeded => self.fence(now, out),
+            TaskEnd::Failed { .. } => {
+                if still_ours {
+                    self.set_phase(Phase::Crashed);
+                    self.idle_since.get_or_insert(now.moment);
+                    if let After::FailOver(why) = self.note_crash(now, out) {
+                        self.end_tenure_of(tenure, &why, now, out);
+                    }
+                }
+                if self.tree != Tree::Empty {
+                    // The task could not even end what it had started.
+                    self.fence(now, out);
+                    self.end_tenure("the restart in place failed and left processes", now, out);
+                } else {
+                    self.tree_is_empty(out);
+                    // Puts the signal file back and clears the intent.
+                    self.survey(self.durable.tenure.is_none(), out);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! Free space: looked at once a second beside everything else, and judged. The rules are pure, [`watch`] is not.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{core::Event, hands::blocking, process::Wake};
+use crate::{
+    domain::{Level, Moment, RoomView, Settings, Thresholds, Volume},
+    postgres::{Instance, Place, Space, VolumeSpace},
+};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// A reserve that could not be made or freed, or not yet, is tried again this much later.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// What is to be done with a reserve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reserve {
+    /// Keep so many bytes back.
+    Make(Place, u64),
+    /// Free what is kept back.
+    Free(Place),
+}
+
+/// What is known of the room PostgreSQL has.
+#[derive(Debug, Clone, Default)]
+pub struct Room {
+    seen: Option<Space>,
+    data: Kept,
+    wal: Kept,
+}
+
+/// The reserve of one volume.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    /// It was freed because the volume was full.
+    spent: bool,
+    /// It was last to be made …
+    made: Option<Moment>,
+    /// … and freed.
+    freed: Option<Moment>,
+}
+
+impl Room {
+    /// A new look, and what is to be done about it. `occupied`: there is a database, without one nothing is kept back.
+    pub fn see(&mut self, space: Space, settings: &Settings, occupied: bool, now: Moment) -> Vec<Reserve> {
+        self.seen = Some(space);
+        let mut out = Vec::new();
+        let volumes = [(Place::Data, Some(space.data)), (Place::Wal, space.wal)];
+        for (place, volume) in volumes.into_iter().filter_map(|(place, volume)| Some((place, volume?))) {
+            let level = |free| level(place, free, &volume, &space, settings);
+            let kept = self.kept(place);
+            out.extend(kept.mind(place, &volume, level, settings.disk_reserve, occupied, now));
+        }
+        out
+    }
+
+    /// PostgreSQL ended because there was no room for its WAL. Whether something was kept back that is free now.
+    pub fn ran_out(&mut self) -> Option<Reserve> {
+        let seen = self.seen?;
+        let (place, volume) = match seen.wal {
+            Some(wal) => (Place::Wal, wal),
+            None => (Place::Data, seen.data),
+        };
+        let first = volume.reserve > 0 && !self.kept(place).spent;
+        self.kept(place).spent = true;
+        first.then_some(Reserve::Free(place))
+    }
+
+    fn kept(&mut self, place: Place) -> &mut Kept {
+        match place {
+            Place::Data => &mut self.data,
+            Place::Wal => &mut self.wal,
+        }
+    }
+
+    /// As others see it.
+    pub fn view(&self, settings: &Settings) -> Option<RoomView> {
+        let space = self.seen?;
+        let volume = |place, v: VolumeSpace, spent| Volume {
+            free: v.free,
+            size: v.size,
+            level: level(place, v.free, &v, &space, settings),
+            reserve: v.reserve,
+            spent,
+        };
+        let wal = space.wal.map(|v| volume(Place::Wal, v, self.wal.spent));
+        Some(RoomView { data: volume(Place::Data, space.data, self.data.spent), wal })
+    }
+}
+
+impl Kept {
+    fn mind(
+        &mut self,
+        place: Place,
+        volume: &VolumeSpace,
+        level: impl Fn(u64) -> Level,
+        wanted: u64,
+        occupied: bool,
+        now: Moment,
+    ) -> Option<Reserve> {
+        // Whatever the thresholds are, no more is kept back than is left besides.
+        let ample = |free| level(free) == Level::Fine && free >= wanted;
+        let due = |asked: Option<Moment>| asked.is_none_or(|at| now.since(at) >= AGAIN);
+        if volume.reserve > 0 {
+            let short = level(volume.free) == Level::Short;
+            self.spent = short || (self.spent && !ample(volume.free));
+            let free = (short || volume.reserve != wanted) && due(self.freed);
+            self.freed = if free { Some(now) } else { self.freed };
+            return free.then_some(Reserve::Free(place));
+        }
+        self.freed = None;
+        if wanted == 0 {
+            // Nobody wants one: then only the room itself says when it is back.
+            self.spent &= !ample(volume.free);
+            return None;
+        }
+        let room = volume.free.checked_sub(wanted).is_some_and(|rest| match self.spent {
+            true => ample(rest),
+            false => level(rest) <= Level::Low,
+        });
+        let make = room && occupied && due(self.made);
+        self.made = if make { Some(now) } else { self.made };
+        make.then_some(Reserve::Make(place, wanted))
+    }
+}
+
+/// Of data and WAL together the worse verdict counts.
+fn level(place: Place, free: u64, volume: &VolumeSpace, space: &Space, settings: &Settings) -> Level {
+    let by = |thresholds: Thresholds| thresholds.level(free, volume.size);
+    match place {
+        Place::Wal => by(settings.wal_room()),
+        Place::Data if space.wal.is_some() => by(settings.data_room()),
+        Place::Data => by(settings.data_room()).max(by(settings.wal_room())),
+    }
+}
+
+/// Looks until nobody listens any more. A file system that hangs holds up nothing but this.
+pub async fn watch(instance: Instance, wakes: mpsc::UnboundedSender<Wake>) {
+    let mut told = false;
+    loop {
+        let at_work = instance.clone();
+        match blocking(move || at_work.space().map_err(|e| e.to_string())).await {
+            Ok(Ok(space)) => {
+                told = false;
+                if wakes.send(Wake::Core(Event::Room(space))).is_err() {
+                    return;
+                }
+            }
+            Ok(Err(error)) | Err(error) if !told => {
+                told = true;
+                tracing::warn!(error, "failed to look how much room the disks have");
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Makes or frees a reserve; waits for the file system.
+pub fn carry_out(instance: &Instance, what: Reserve) {
+    let done = match what {
+        Reserve::Make(place, bytes) => instance.make_reserve(place, bytes).map(|()| true),
+        Reserve::Free(place) => instance.free_reserve(place),
+    };
+    match done {
+        Ok(true) => tracing::info!(?what, "changed what is kept back on a volume"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(error = super::hands::chain(&error), ?what, "failed to change what is kept back"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn volume(free: u64, reserve: u64) -> VolumeSpace {
+        VolumeSpace { free: free * MIB, size: 1_000 * MIB, reserve: reserve * MIB }
+    }
+
+    fn apart(free: u64, reserve: u64) -> Space {
+        Space { data: volume(500, 64), wal: Some(volume(free, reserve)) }
+    }
+
+    fn at(seconds: u64) -> Moment {
+        Moment(Duration::from_secs(seconds))
+    }
+
+    fn wal(room: &Room) -> (Level, bool) {
+        let view = room.view(&Settings::default()).unwrap_or_default();
+        (view.of_wal().level, view.of_wal().spent)
+    }
+
+    #[test]
+    fn the_reserve_is_freed_when_room_is_short_and_made_again_when_it_is_back() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        let see = |room: &mut Room, space, second| room.see(space, &settings, true, at(second));
+        assert_eq!(see(&mut room, apart(900, 0), 0), [Reserve::Make(Place::Wal, 64 * MIB)]);
+        assert_eq!(see(&mut room, apart(900, 0), 1), [], "it was asked for a moment ago");
+        assert_eq!(see(&mut room, apart(836, 64), 2), []);
+        assert_eq!(see(&mut room, apart(50, 64), 3), []);
+        assert_eq!(wal(&room), (Level::Low, false));
+        assert_eq!(see(&mut room, apart(19, 64), 4), [Reserve::Free(Place::Wal)]);
+        assert_eq!(see(&mut room, apart(83, 0), 70), []);
+        assert_eq!(wal(&room), (Level::Low, true), "what is left is what was the reserve");
+        assert_eq!(see(&mut room, apart(160, 0), 71), [], "it would not be fine with the reserve made");
+        assert_eq!(see(&mut room, apart(170, 0), 72), [Reserve::Make(Place::Wal, 64 * MIB)]);
+        assert_eq!(wal(&room), (Level::Fine, true));
+        assert_eq!(see(&mut room, apart(106, 64), 73), []);
+        assert_eq!(wal(&room), (Level::Fine, false));
+    }
+
+    #[test]
+    fn what_ran_out_of_room_had_a_reserve_once() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        assert_eq!(room.ran_out(), None, "nothing was seen yet");
+        room.see(apart(100, 64), &settings, true, at(0));
+        assert_eq!(room.ran_out(), Some(Reserve::Free(Place::Wal)));
+        assert_eq!(room.ran_out(), None);
+        assert!(wal(&room).1);
+        let mut shared = Room::default();
+        shared.see(Space { data: volume(100, 64), wal: None }, &settings, true, at(0));
+        assert_eq!(shared.ran_out(), Some(Reserve::Free(Place::Data)));
+    }
+
+    #[test]
+    fn another_size_is_freed_first_and_none_is_kept_where_no_database_is() {
+        let mut room = Room::default();
+        let half = Settings { disk_reserve: 32 * MIB, ..Settings::default() };
+        let shared = |reserve| Space { data: volume(500, reserve), wal: None };
+        assert_eq!(room.see(shared(64), &half, true, at(0)), [Reserve::Free(Place::Data)]);
+        assert_eq!(room.see(shared(0), &half, false, at(1)), []);
+        assert_eq!(room.see(shared(0), &half, true, at(2)), [Reserve::Make(Place::Data, 32 * MIB)]);
+        let none = Settings { disk_reserve: 0, ..Settings::default() };
+        assert_eq!(room.see(shared(32), &none, true, at(3)), [Reserve::Free(Place::Data)]);
+        assert_eq!(room.see(shared(32), &none, true, at(4)), [], "it was to be freed a moment ago");
+        assert_eq!(room.see(shared(0), &none, true, at(5)), []);
+        assert_eq!(room.view(&none).map(|v| v.is_fine()), Some(true));
+    }
+
+    #[test]
+    fn without_thresholds_what_was_freed_is_not_taken_for_room() {
+        let mut room = Room::default();
+        let none = crate::domain::Least::Bytes(0);
+        let settings = Settings { wal_room_act: none, wal_room_warn: none, ..Settings::default() };
+        room.see(apart(0, 64), &settings, true, at(0));
+        assert_eq!(room.ran_out(), Some(Reserve::Free(Place::Wal)));
+        assert_eq!(room.see(apart(0, 64), &settings, true, at(1)), [], "looked at before it was freed");
+        assert_eq!(room.see(apart(64, 0), &settings, true, at(2)), [], "just freed");
+        assert!(wal(&room).1);
+        assert_eq!(room.see(apart(128, 0), &settings, true, at(3)), [Reserve::Make(Place::Wal, 64 * MIB)]);
+    }
+
+    #[test]
+    fn on_one_volume_the_stricter_threshold_counts() {
+        let mut room = Room::default();
+        let settings = Settings { wal_room_act: crate::domain::Least::Percent(8), ..Settings::default() };
+        room.see(Space { data: volume(70, 0), wal: None }, &settings, true, at(0));
+        assert_eq!(room.view(&settings).map(|v| v.is_short()), Some(true));
+        room.see(apart(90, 64), &settings, true, at(1));
+        assert_eq!(room.view(&settings).map(|v| v.is_short()), Some(false));
+    }
+}
