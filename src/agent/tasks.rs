@@ -348,7 +348,14 @@ impl Job {
             Ok(guard) => guard,
             Err(error) => return Err(self.take_back(None, error).await),
         };
-        match self.opened(tenure, &guard).await {
+        let open = async {
+            // An agent that goes on with it has asked for the lease a moment ago.
+            if resume {
+                self.await_lease(tenure).await?;
+            }
+            self.opened(tenure, &guard).await
+        };
+        match open.await {
             Ok(sight) => {
                 let (instance, own) = (self.hands.instance.clone(), tenure.timeline);
                 let close = move || {
@@ -444,11 +451,11 @@ impl Job {
     }
 }
 
-/// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
-/// something can have been written, and nothing short of a fence is harmless.
 /// What is promoted without the lease may have taken any timeline.
 const BY_HAND: &str = "somebody promoted it by hand";
 
+/// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
+/// something can have been written, and nothing short of a fence is harmless.
 fn failed_before_the_lease(error: String, armed: bool, before: Option<&Sight>) -> Failure {
     let writable = before.is_some_and(|b| !b.in_recovery);
     Failure { error, harmless: !armed && !writable }
