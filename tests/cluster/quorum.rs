@@ -152,6 +152,7 @@ fn a_majority_with_its_logs_intact_gives_way_to_the_recovered_generation(rig: &R
     let nodes: Vec<u64> = off.iter().map(|host| node_of(rig, host)).collect();
     let fault = rig.kill_host(&off[0]).unwrap();
     rig.kill_host(&off[1]).unwrap();
+    until("the survivor is alone", SOON, || rig.local_status(survivor).is_ok_and(|s| s.leader.is_empty()));
     let back = Instant::now();
     let done = recover(rig, survivor, &before.cluster);
     assert!(done.status.success(), "{}", said(&done));
