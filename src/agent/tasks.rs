@@ -1,7 +1,7 @@
 //! The tasks: long work, one at a time. Each step can be cut off at any moment;
 //! what it leaves behind is an ordinary state for the survey or the next order.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
@@ -20,8 +20,6 @@ use crate::{
 
 /// How often a task asks a server that is about to open.
 const POLL: Duration = Duration::from_millis(20);
-/// A checkpoint by order may write everything that is in memory.
-const CHECKPOINT: Duration = Duration::from_secs(3600);
 
 /// One task with what it needs to know.
 pub struct Job {
@@ -78,7 +76,7 @@ impl Job {
             Task::Stop { mode, .. } => self.stop(*mode).await?,
             Task::Rewind(source) => self.rewind(source).await?,
             Task::Clone(source) => self.copy(source).await?,
-            Task::Checkpoint => checkpoint(&self.hands.instance, CHECKPOINT).await?,
+            Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
         }
         Ok(())
     }
@@ -332,7 +330,7 @@ impl Job {
 
     /// The rules learn what was seen here before they learn that the task is done.
     fn report(&self, sight: Sight) {
-        let life = self.hands.life.load(std::sync::atomic::Ordering::SeqCst);
+        let life = self.hands.life.load(Ordering::SeqCst);
         let result = Ok(Box::new(sight));
         let _ = self.hands.wakes.send(Wake::Core(Event::Probed { life, result }));
     }
@@ -424,7 +422,7 @@ impl Job {
                     false => Err(format!("it came up on timeline {}", sight.wal_end.timeline)),
                 };
             }
-            if tokio::time::Instant::now() >= until {
+            if tokio::time::Instant::now() >= until && !self.hands.paused.load(Ordering::Relaxed) {
                 return Err("it did not accept writes in time".to_owned());
             }
             tokio::time::sleep(POLL).await;
