@@ -72,6 +72,7 @@ async fn one_run(leader: &Node, commits: u64) -> [f64; 3] {
         expected: Epoch(9),
         because: RuleId(0),
         kind: Kind::Fence { reason: "x".repeat(120) },
+        evidence: None,
     };
     let mut times = Vec::new();
     for _ in 0..commits {

@@ -20,13 +20,14 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, ExplainReply, ExplainRequest, FailoverLossReply,
-        FailoverRequest, Fence, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
-        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
-        TransferLeaderRequest,
+        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest,
+        FailoverLossReply, FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Layer, MaintenanceReply,
+        MaintenanceRequest, MemberChange, MemberStatus, OperationReply, OperationStatus, PauseReply, PauseRequest,
+        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply,
+        SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
+        event::{self, What},
     },
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -597,6 +598,10 @@ impl Manager {
     }
 }
 
+fn founded() -> Incident {
+    Incident { revision: 3, epoch: 0, what: "founded".into(), rule: 10, evidence: None }
+}
+
 #[tonic::async_trait]
 impl Admin for Manager {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -612,6 +617,21 @@ impl Admin for Manager {
             }
         }
         Ok(Response::new(reply))
+    }
+
+    async fn history(&self, _: Request<HistoryRequest>) -> Result<Response<HistoryReply>, Status> {
+        let reign = Reign { epoch: 1, member: "n1".into(), timeline: 2, opened_ms: Some(1), ..Reign::default() };
+        let (reigns, incidents) = (vec![reign], vec![founded()]);
+        Ok(Response::new(HistoryReply { reigns, incidents, answered_by: "n1".into(), revision: 4 }))
+    }
+
+    type EventsStream = tokio_stream::Iter<std::vec::IntoIter<Result<Event, Status>>>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let missed = request.into_inner().after.map(|after| What::Missed(event::Missed { after, before: 3 }));
+        let told = missed.into_iter().chain([What::Decision(founded())]);
+        let events: Vec<_> = told.map(|what| Ok(Event { what: Some(what) })).collect();
+        Ok(Response::new(tokio_stream::iter(events)))
     }
 
     async fn failover_loss(&self, _: Request<FailoverRequest>) -> Result<Response<FailoverLossReply>, Status> {
@@ -897,6 +917,33 @@ fn a_failed_and_a_refused_operation_are_exit_code_1_with_the_reason() {
         let output = matriarch(&["switchover", "--manager", &address]);
         assert_eq!(output.status.code(), Some(2), "no terminal to ask: {output:?}");
     });
+}
+
+#[test]
+fn history_events_and_what_a_decision_went_by() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let says = |words: &[&str]| {
+            let output = matriarch(&[words, &["--manager", &address]].concat());
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            (text, output.status.code())
+        };
+        let (text, code) = says(&["history"]);
+        assert!(text.contains("epoch 1  n1  timeline 2  open 1970-01-01T00:00:00.001Z: is primary"), "{text}");
+        assert_eq!(code, Some(0));
+        assert_eq!(says(&["events"]), ("revision 3 epoch 0 rule 10: founded\n".to_owned(), Some(0)));
+        let (text, code) = says(&["events", "--after", "1", "--json"]);
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!((&lines[0]["event"], &lines[0]["before"]), (&"missed".into(), &3.into()));
+        assert_eq!((&lines[1]["decision"]["what"], code), (&"founded".into(), Some(0)));
+        let (text, code) = says(&["explain", "--incident", "3"]);
+        assert!(text.starts_with("revision 3") && text.contains("was not recorded"), "{text}");
+        assert_eq!(code, Some(0));
+        let kept = "matriarch: no decision of revision 9 is kept; 1 are, from revision 3 to 3: `matriarch history`\n";
+        assert_eq!(says(&["explain", "--incident", "9"]), (kept.to_owned(), Some(1)));
+    });
+    let output = matriarch(&["events", "--follow", "--manager", "127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(3), "nobody was ever there: {output:?}");
 }
 
 #[test]

@@ -278,7 +278,14 @@ fn a_fenced_notice_reaches_every_manager_once() {
     holder.hold(Epoch(7), TimelineId(1));
     phase(&holder, Phase::Held);
     let end = WalPosition { timeline: TimelineId(2), lsn: Lsn(800) };
-    let notice = Notice { member: member("n1"), epoch: Epoch(7), fenced: true, end, clean: true };
+    let notice = Notice {
+        member: member("n1"),
+        epoch: Epoch(7),
+        fenced: true,
+        end,
+        clean: true,
+        cause: matriarch::domain::EndCause::Unknown,
+    };
     holder.send_notice(notice.clone());
     phase(&holder, Phase::Idle);
     for inbox in &mut boxes {

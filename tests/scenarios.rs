@@ -260,7 +260,7 @@ impl World {
             Kind::Open { member: first.clone() },
         ] {
             let expected = self.state.epoch;
-            let command = Command { request_id: String::new(), expected, because: RuleId(0), kind };
+            let command = Command { request_id: String::new(), expected, because: RuleId(0), kind, evidence: None };
             assert_eq!(self.state.apply(&command), Applied::Changed);
         }
         self.advance(Duration::from_secs(60));
@@ -280,7 +280,7 @@ impl World {
             self.voices.insert(member.clone(), voice);
         }
         let expected = self.state.epoch;
-        self.commit(&Command { request_id: "operator".into(), expected, because: RuleId(1), kind });
+        self.commit(&Command { request_id: "operator".into(), expected, because: RuleId(1), kind, evidence: None });
     }
 
     /// Its manager asks for a node, as one does that has no log.
@@ -371,6 +371,7 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             never_streamed: false,
+            ended_by: matriarch::domain::EndCause::Unknown,
             paused: false,
             stopped_by_hand: false,
             fence: FenceView::default(),
@@ -484,8 +485,13 @@ impl World {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(None) => self.say("in force already"),
             Ok(Some(kind)) => {
-                let command =
-                    Command { request_id: "operator".into(), expected: self.state.epoch, because: RuleId(2), kind };
+                let command = Command {
+                    request_id: "operator".into(),
+                    expected: self.state.epoch,
+                    because: RuleId(2),
+                    kind,
+                    evidence: None,
+                };
                 self.commit(&command);
             }
         }
@@ -528,7 +534,14 @@ impl World {
             Lock::Fenced { previous: Some((last, _)), .. } => *last,
             _ => self.state.epoch,
         };
-        let notice = Notice { member: member.clone(), epoch, fenced: true, end: position(end), clean };
+        let notice = Notice {
+            member: member.clone(),
+            epoch,
+            fenced: true,
+            end: position(end),
+            clean,
+            cause: matriarch::domain::EndCause::Unknown,
+        };
         self.notices.insert(member.clone(), notice);
     }
 
@@ -648,6 +661,7 @@ impl World {
                     expected,
                     because: RuleId(0),
                     kind,
+                    evidence: None,
                 });
             }
         }
@@ -706,7 +720,7 @@ fn describe(command: &Command) -> String {
             format!("timeline {timeline} of {member}, which left ours at {switch}, is the cluster's")
         }
         Kind::Open { member } => format!("open {member}"),
-        Kind::Release { member, end, clean } => {
+        Kind::Release { member, end, clean, .. } => {
             format!("{member} releases at {end}{}", if *clean { ", cleanly" } else { "" })
         }
         Kind::BeginOperation { kind, to, .. } => format!("begin {kind:?} to {to}"),

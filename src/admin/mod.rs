@@ -2,6 +2,7 @@
 //! where only that one knows, answer in the operator's words. No decisions.
 
 mod explain;
+mod history;
 mod profile;
 mod settings;
 mod status;
@@ -117,6 +118,28 @@ impl v1::admin_server::Admin for AdminService {
             }
         }
         Ok(Response::new(explain::of(&self.manager)))
+    }
+
+    async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::HistoryRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.history(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(history::of(&self.manager)))
+    }
+
+    type EventsStream = history::Events;
+
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<history::Events>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        Ok(Response::new(history::events(&self.manager, asked.after, asked.follow)))
     }
 
     async fn switchover(

@@ -39,7 +39,8 @@ use super::{
 };
 use crate::{
     domain::{
-        Epoch, MemberId, MemberList, Moment, Settings, SettingsDocument, TimelineHistory, TimingsInUse, WalPosition,
+        EndCause, Epoch, MemberId, MemberList, Moment, Settings, SettingsDocument, TimelineHistory, TimingsInUse,
+        WalPosition,
         observation::{ClockView, Notice, OrderResult, Work},
     },
     lease::failsafe::Promiser,
@@ -89,6 +90,8 @@ pub struct Core {
     strayed: bool,
     /// It hangs and is being ended; what follows is what follows a crash.
     hung: Option<String>,
+    /// Why the last epoch ended here; this start of the agent may not know.
+    ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
     crashes: Crashes,
@@ -143,6 +146,7 @@ impl Core {
             answered: false,
             strayed: false,
             hung: None,
+            ended_by: EndCause::Unknown,
             followed: None,
             crashes: Crashes::default(),
             paused: None,
@@ -167,7 +171,7 @@ impl Core {
     fn adopt(&mut self, found: Found, now: Now, out: &mut Vec<Effect>) {
         match found {
             Found::Nothing => {
-                self.end_tenure("nothing of it was left when the agent started", now, out);
+                self.end_tenure((EndCause::Restarted, "nothing of it was left when the agent started"), now, out);
                 self.tree_is_empty(out);
                 // An intent that was left over: the survey put the signal file back.
                 if self.durable.restart_intent.take().is_some() {
@@ -190,7 +194,9 @@ impl Core {
                     Some(tenure) if tenure.phase == Phase::Granted && armed == Epoch(0) => {
                         out.push(Effect::Hold(tenure));
                     }
-                    Some(_) => self.end_tenure("its guard is not armed for it any more", now, out),
+                    Some(_) => {
+                        self.end_tenure((EndCause::Restarted, "its guard is not armed for it any more"), now, out)
+                    }
                     None if armed != Epoch(0) => self.fence(now, out),
                     None => {}
                 }
@@ -272,7 +278,7 @@ impl Core {
         self.problem = Some("the guard ended, its postmaster is no longer guarded".to_owned());
         self.fencing_since = Some(now.moment);
         out.push(Effect::KillTree);
-        self.end_tenure("the guard ended", now, out);
+        self.end_tenure((EndCause::GuardDied, "the guard ended"), now, out);
     }
 
     fn on_tree_killed(&mut self, now: Now, out: &mut Vec<Effect>) {
@@ -283,8 +289,10 @@ impl Core {
         self.lease = sight;
         let Some(tenure) = self.durable.tenure.filter(|t| t.epoch == sight.epoch) else { return };
         match sight.phase {
-            LeasePhase::Expired => self.end_tenure_of(tenure, "the lease ran out", now, out),
-            LeasePhase::Superseded => self.end_tenure_of(tenure, "a higher epoch was committed", now, out),
+            LeasePhase::Expired => self.end_tenure_of(tenure, (EndCause::Lease, "the lease ran out"), now, out),
+            LeasePhase::Superseded => {
+                self.end_tenure_of(tenure, (EndCause::Superseded, "a higher epoch was committed"), now, out)
+            }
             LeasePhase::Idle | LeasePhase::Seeking | LeasePhase::Held => {}
         }
     }
@@ -308,7 +316,12 @@ impl Core {
                 return match granted {
                     None => self.fence(now, out),
                     // The lease was not reached: somebody else promoted it.
-                    Some(t) => self.end_tenure_of(t, "PostgreSQL was writable before the lease was held", now, out),
+                    Some(t) => self.end_tenure_of(
+                        t,
+                        (EndCause::PromotionFailed, "PostgreSQL was writable before the lease was held"),
+                        now,
+                        out,
+                    ),
                 };
             }
             out.push(Effect::SetWal(sight.wal_end));
@@ -484,20 +497,21 @@ impl Core {
                 out.push(Effect::Persist);
                 if self.tree == Tree::Empty {
                     // It ended after the task's last look, and was left to the task until now.
-                    return self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
+                    return self.crash(Tenure { phase: Phase::Primary, ..tenure }, false, now, out);
                 }
                 out.push(Effect::CheckpointBeside);
             }
             // The lease was lost on the way; the fence is under way already.
             TaskEnd::Succeeded => self.fence(now, out),
             TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
-            TaskEnd::Failed { .. } => self.end_tenure("the promotion failed", now, out),
+            TaskEnd::Failed { .. } => self.end_tenure((EndCause::PromotionFailed, "the promotion failed"), now, out),
         }
     }
 
     /// A promotion that never held the lease: the standby goes on as a standby.
     fn give_back(&mut self, tenure: Tenure, error: &str, out: &mut Vec<Effect>) {
         tracing::warn!(epoch = %tenure.epoch, error, "the lease was not reached, the grant is given back");
+        self.ended_by = EndCause::PromotionFailed;
         self.durable.tenure = None;
         self.durable.ended = self.durable.ended.max(tenure.epoch);
         self.durable.fenced = self.durable.fenced.max(tenure.epoch);
@@ -510,10 +524,10 @@ impl Core {
     fn stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) {
         let Some(tenure) = self.durable.tenure else { return };
         if self.tree != Tree::Empty {
-            return self.end_tenure_of(tenure, "it could not be stopped", now, out);
+            return self.end_tenure_of(tenure, (EndCause::Stuck, "it could not be stopped"), now, out);
         }
         if !keep_lease {
-            return self.end_tenure_of(tenure, "it was stopped by an order", now, out);
+            return self.end_tenure_of(tenure, (EndCause::Ordered, "it was stopped by an order"), now, out);
         }
         let clean = matches!(&self.disk, Some(Disk::Present(f)) if f.clean_shutdown);
         self.set_phase(if clean { Phase::Stopped } else { Phase::Crashed });
@@ -532,13 +546,13 @@ impl Core {
             && self.lease.phase == LeasePhase::Held
             && self.lease_left(now).is_zero()
         {
-            self.end_tenure_of(tenure, "the lease's deadline passed", now, out);
+            self.end_tenure_of(tenure, (EndCause::Lease, "the lease's deadline passed"), now, out);
         }
         if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
             && self.paused.is_none()
             && now.moment.since(since) >= self.limits.primary_start
         {
-            self.end_tenure_of(tenure, "no order to start it again came in time", now, out);
+            self.end_tenure_of(tenure, (EndCause::Crash, "no order to start it again came in time"), now, out);
         }
         if let Some(since) = self.fencing_since
             && self.tree != Tree::Empty
@@ -548,7 +562,7 @@ impl Core {
             out.push(Effect::KillTree);
             if let (Some(why), Some(tenure)) = (self.hung.take(), self.durable.tenure) {
                 // What can't be killed is not restarted either; its disk may hang.
-                self.end_tenure_of(tenure, &why, now, out);
+                self.end_tenure_of(tenure, (EndCause::Hung, &why), now, out);
             }
         }
         if let Some(tenure) = self.durable.tenure
@@ -579,7 +593,7 @@ impl Core {
         }
     }
 
-    fn end_tenure(&mut self, why: &str, now: Now, out: &mut Vec<Effect>) {
+    fn end_tenure(&mut self, why: (EndCause, &str), now: Now, out: &mut Vec<Effect>) {
         if let Some(tenure) = self.durable.tenure {
             self.end_tenure_of(tenure, why, now, out);
         }
@@ -587,8 +601,9 @@ impl Core {
 
     /// Ends the epoch on this host for good: fence and renew no more, for neither may wait for a disk, then persist,
     /// and only when both the disk and the empty tree say so the notice.
-    fn end_tenure_of(&mut self, tenure: Tenure, why: &str, now: Now, out: &mut Vec<Effect>) {
-        tracing::warn!(epoch = %tenure.epoch, why, "the epoch ends on this host");
+    fn end_tenure_of(&mut self, tenure: Tenure, (cause, why): (EndCause, &str), now: Now, out: &mut Vec<Effect>) {
+        self.ended_by = cause;
+        tracing::warn!(epoch = %tenure.epoch, cause = cause.name(), why, "the epoch ends on this host");
         self.fence(now, out);
         self.durable.tenure = None;
         self.durable.ended = self.durable.ended.max(tenure.epoch);
@@ -622,7 +637,8 @@ impl Core {
     }
 
     fn notice(&self, epoch: Epoch, fenced: bool, clean: bool) -> Notice {
-        Notice { member: self.me.clone(), epoch, fenced, end: self.wal_end, clean }
+        let cause = if epoch == self.durable.ended { self.ended_by } else { EndCause::Unknown };
+        Notice { member: self.me.clone(), epoch, fenced, end: self.wal_end, clean, cause }
     }
 
     fn set_phase(&mut self, phase: Phase) {

@@ -89,6 +89,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         unsteady: core.is_unsteady(now),
         never_streamed: durable.fresh_copy,
         paused: core.is_paused(),
+        ended_by: core.ended_by(),
         stopped_by_hand: core.is_stopped_by_hand(),
         fence: FenceView::default(),
         layers: Vec::new(),

@@ -46,6 +46,10 @@ pub enum Command {
     Rto(RtoArgs),
     /// Say what the cluster considered, what holds it up, and what can be done
     Explain(ExplainArgs),
+    /// Show who was primary from when to when and why it ended, and the last decisions
+    History(HistoryArgs),
+    /// Show decisions as they are made, with what holds the cluster up
+    Events(EventsArgs),
     /// Print the numbered rules by which the cluster decides and each host acts
     Rules(RulesArgs),
     /// Work with the managers' Raft group
@@ -287,6 +291,38 @@ pub struct ExplainArgs {
     #[command(flatten)]
     pub client: ClientArgs,
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Say what a past decision went by; its revision is in `matriarch history`
+    #[arg(long, value_name = "REVISION")]
+    pub incident: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct HistoryArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// So many decisions at most
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub last: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Go on with what happens, until interrupted; another manager is asked when one falls silent
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Only what came after this revision of the cluster's state [default: all that is kept]
+    #[arg(long, value_name = "REVISION")]
+    pub after: Option<u64>,
+    /// Print one JSON object a line
     #[arg(long)]
     pub json: bool,
 }

@@ -4,7 +4,7 @@ use std::{error::Error, fmt::Write as _, time::Duration};
 
 use tokio::time::timeout;
 use tonic::{
-    Code, Status,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -12,11 +12,11 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest,
-        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
-        RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
+        FailoverRequest, HistoryReply, HistoryRequest, MaintenanceReply, MaintenanceRequest, OperationReply,
+        PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, RestartRequest,
+        SetSettingsReply, SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -94,6 +94,28 @@ impl Client {
             admin.explain(request).await.map(tonic::Response::into_inner)
         })
         .await
+    }
+
+    pub async fn history(&self) -> Result<HistoryReply, ClientError> {
+        self.ask(PATIENCE, async |mut admin| {
+            let request = HistoryRequest { to: Some(target("", 0)) };
+            admin.history(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Begins to listen, to the Raft leader where it is known which that is: only that one tells of holds.
+    pub async fn events(&self, after: Option<u64>, follow: bool) -> Result<Streaming<Event>, ClientError> {
+        let leader = self.status(false).await?.members.into_iter().find(|m| m.raft_role == "leader").map(|m| m.manager);
+        let mut managers: Vec<String> = leader.into_iter().collect();
+        managers.extend(self.managers.iter().cloned());
+        let client = Client { managers };
+        client
+            .ask(PATIENCE, async |mut admin| {
+                let request = EventsRequest { to: Some(target("", 0)), after, follow };
+                admin.events(request).await.map(tonic::Response::into_inner)
+            })
+            .await
     }
 
     /// Asks for a switchover. The same `request_id` goes to every manager tried, so it happens once.

@@ -4,6 +4,7 @@
 mod args;
 mod client;
 pub mod exit;
+mod history;
 mod members;
 mod operations;
 mod pause;
@@ -63,6 +64,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),
+        Command::History(args) => with_runtime(history::history(args)),
+        Command::Events(args) => with_runtime(history::events(args)),
         Command::Rules(args) => rules::run(&args).into(),
         Command::Pause(args) => with_runtime(pause::pause(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
@@ -162,6 +165,9 @@ async fn status(args: StatusArgs) -> Exit {
 }
 
 async fn explain(args: ExplainArgs) -> Exit {
+    if let Some(revision) = args.incident {
+        return history::incident(&args, revision).await;
+    }
     let answer = match Client::new(&args.client) {
         Ok(client) => client.explain().await,
         Err(error) => Err(error),

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod briefing;
+pub mod cause;
 pub mod format;
 pub mod ids;
 pub mod membership;
@@ -20,6 +21,7 @@ pub mod timings;
 pub mod wal;
 
 pub use briefing::{Briefing, MemberList, PauseWord};
+pub use cause::EndCause;
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};

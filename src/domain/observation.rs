@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Epoch, Format, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId, WalPosition};
+use super::{
+    EndCause, Epoch, Format, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId, WalPosition,
+};
 
 /// Rewinds that may fail in a row before the member is cloned anew.
 pub const REWINDS_TRIED: u64 = 2;
@@ -139,6 +141,8 @@ pub struct AgentView {
     pub member: MemberId,
     /// Changes with each start of the agent.
     pub session: u64,
+    /// Why the highest epoch that ended here did, as far as this start of the agent knows.
+    pub ended_by: EndCause,
     /// What PostgreSQL does.
     pub state: PostgresState,
     /// `server_version_num`, 0 unknown.
@@ -264,6 +268,8 @@ pub struct Notice {
     pub end: WalPosition,
     /// A clean shutdown: `end` is proven.
     pub clean: bool,
+    /// Why it ended.
+    pub cause: EndCause,
 }
 
 /// The last the leader heard of one host.

@@ -220,8 +220,8 @@ impl Acceptor {
                 self.renew(from, epoch, ticket, Said { flush, terms, members, rate }, now)
             }
             Body::Probe { ticket } => self.probe(epoch, ticket),
-            Body::Notice { fenced, end, clean } => {
-                self.notice(Notice { member: from.clone(), epoch, fenced, end, clean })
+            Body::Notice { fenced, end, clean, cause } => {
+                self.notice(Notice { member: from.clone(), epoch, fenced, end, clean, cause })
             }
             Body::Ack { .. }
             | Body::Nack { .. }

@@ -406,7 +406,10 @@ fn what_the_holder_says_of_our_clocks_and_of_its_list_is_handed_on() {
 
 #[test]
 fn a_notice_is_handed_on_once() {
-    let letter = |fenced| Letter { epoch: Epoch(7), body: Body::Notice { fenced, end: wal(2, 9), clean: false } };
+    let letter = |fenced| Letter {
+        epoch: Epoch(7),
+        body: Body::Notice { fenced, end: wal(2, 9), clean: false, cause: crate::domain::EndCause::Unknown },
+    };
     let mut acceptor = ready(7);
     let notice = acceptor.receive(&member("a"), letter(true), at(1)).notice.unwrap();
     assert_eq!((notice.member.as_str(), notice.epoch, notice.fenced), ("a", Epoch(7), true));

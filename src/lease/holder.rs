@@ -604,8 +604,8 @@ impl Holder {
     fn send_notices(&mut self, now: TwoClocks, out: &mut Vec<Output>) {
         let renew = self.config.timings.renew;
         for pending in self.notices.iter_mut().filter(|p| is_due(p.next, now)) {
-            let Notice { epoch, fenced, end, clean, .. } = pending.notice;
-            let letter = Letter { epoch, body: Body::Notice { fenced, end, clean } };
+            let Notice { epoch, fenced, end, clean, cause, .. } = pending.notice;
+            let letter = Letter { epoch, body: Body::Notice { fenced, end, clean, cause } };
             out.extend(self.config.peers.iter().map(|peer| Output::Send(peer.clone(), letter.clone())));
             pending.left -= 1;
             pending.next = now.plus(renew);

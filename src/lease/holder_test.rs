@@ -435,7 +435,14 @@ fn a_restarted_agent_goes_on_until_the_guards_deadline_and_not_past_it() {
 
 fn notice(epoch: u64, fenced: bool) -> Notice {
     let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(5) };
-    Notice { member: member("a"), epoch: Epoch(epoch), fenced, end, clean: false }
+    Notice {
+        member: member("a"),
+        epoch: Epoch(epoch),
+        fenced,
+        end,
+        clean: false,
+        cause: crate::domain::EndCause::Unknown,
+    }
 }
 
 #[test]
@@ -461,7 +468,7 @@ fn a_crash_that_may_still_be_restarted_in_place_does_not_end_the_epoch() {
     assert_eq!(bench.sent(), ["notice", "notice", "notice", "renew", "renew", "renew"]);
     bench.out.clear();
     bench.holder.notice(notice(7, true), at(310), &mut bench.out);
-    let fenced = |o: &Output| matches!(o, Output::Send(_, l) if l.body == Body::Notice { fenced: true, end: notice(7, true).end, clean: false });
+    let fenced = |o: &Output| matches!(o, Output::Send(_, l) if l.body == Body::Notice { fenced: true, end: notice(7, true).end, clean: false, cause: crate::domain::EndCause::Unknown });
     assert!(bench.out.iter().all(fenced), "the later word replaces the earlier one");
 }
 

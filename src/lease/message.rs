@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 pub use crate::domain::Membership;
-use crate::domain::{ClusterId, Epoch, Generation, MemberId, TimingsId, WalPosition, moment::TwoClocks};
+use crate::domain::{ClusterId, EndCause, Epoch, Generation, MemberId, TimingsId, WalPosition, moment::TwoClocks};
 
 /// One message with what a receiver checks before looking at its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,8 @@ pub enum Body {
         end: WalPosition,
         /// After a clean shutdown.
         clean: bool,
+        /// Why.
+        cause: EndCause,
     },
     /// Holder: can we talk? Moves no promise.
     Probe {

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ClusterId, Epoch, Generation, Lsn, MemberId, Secret, TimelineId, TimingsId, WalPosition, moment::TwoClocks,
+        ClusterId, EndCause, Epoch, Generation, Lsn, MemberId, Secret, TimelineId, TimingsId, WalPosition,
+        moment::TwoClocks,
     },
     rpc::v1::{LeaseMessage, Target, WalPosition as WirePosition, lease_message as wire},
 };
@@ -128,10 +129,11 @@ fn to_wire(envelope: &Envelope) -> LeaseMessage {
         Body::Nack { ticket, sealed } => {
             wire::Body::Nack(wire::Nack { session: ticket.session, seq: ticket.seq, sealed_epoch: sealed.0 })
         }
-        Body::Notice { fenced, end, clean } => wire::Body::Notice(wire::Notice {
+        Body::Notice { fenced, end, clean, cause } => wire::Body::Notice(wire::Notice {
             fenced: *fenced,
             end: Some(WirePosition { timeline: end.timeline.0, lsn: end.lsn.0 }),
             clean: *clean,
+            cause: cause.code(),
         }),
         Body::Probe { ticket } => wire::Body::Probe(wire::Probe { session: ticket.session, seq: ticket.seq }),
         Body::ProbeAck { ticket } => wire::Body::ProbeAck(wire::ProbeAck { session: ticket.session, seq: ticket.seq }),
@@ -209,7 +211,7 @@ fn from_wire(message: LeaseMessage) -> Option<Envelope> {
         wire::Body::Notice(m) => {
             let end = m.end.unwrap_or_default();
             let end = WalPosition { timeline: TimelineId(end.timeline), lsn: Lsn(end.lsn) };
-            Body::Notice { fenced: m.fenced, end, clean: m.clean }
+            Body::Notice { fenced: m.fenced, end, clean: m.clean, cause: EndCause::of_code(m.cause) }
         }
         wire::Body::Probe(m) => Body::Probe { ticket: Ticket { session: m.session, seq: m.seq } },
         wire::Body::ProbeAck(m) => Body::ProbeAck { ticket: Ticket { session: m.session, seq: m.seq } },
@@ -280,7 +282,7 @@ mod tests {
             Body::Failsafe { ticket: TICKET, members: 12, terms: Some(terms) },
             Body::FailsafeAck { ticket: TICKET, members: 12, promised: true },
             Body::Nack { ticket: TICKET, sealed: Epoch(9) },
-            Body::Notice { fenced: true, end: at(3, 100), clean: true },
+            Body::Notice { fenced: true, end: at(3, 100), clean: true, cause: EndCause::Hung },
             Body::Probe { ticket: TICKET },
             Body::ProbeAck { ticket: TICKET },
         ] {

@@ -1,17 +1,23 @@
 //! Decides, while this manager leads Raft: situation in, proposal out, again
 //! whenever something changed. Everything it does is a committed command.
 
-use std::time::Duration;
+use std::{
+    mem::{Discriminant, discriminant},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use super::Manager;
 use crate::{
-    domain::{GroupStep, MemberId},
+    domain::{GroupStep, MemberId, Moment},
     policy::{self, Hold, Plan},
     raft::ProposeError,
     state::{Applied, Command, Kind, RuleId},
     telemetry::events,
 };
 
+/// More of them than one failover has.
+const HOLDS_KEPT: usize = 16;
 /// Holds with a deadline are looked at again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -22,7 +28,7 @@ pub(super) async fn run(manager: Manager) {
     let mut states = node.state();
     let mut changes = board.changes();
     let mut led = false;
-    let mut told: Vec<Hold> = Vec::new();
+    let mut told = Told::default();
     loop {
         let leads = leadership.borrow_and_update().am_leader;
         if leads && !led {
@@ -40,11 +46,17 @@ pub(super) async fn run(manager: Manager) {
             board.keep_group(node.group_view());
             let request = uuid::Uuid::now_v7().to_string();
             plan = board.situation(&state, &manager.timings(), |s| policy::decide(s, &request));
-            tell(&mut told, &plan);
+            told.tell(&plan, board.now());
             // No tick here: the plan itself must not wake this loop.
             board.keep_plan(plan.clone());
             if let Some(command) = plan.command.take() {
-                propose(&manager, command).await;
+                let held = told.so_far(board.now());
+                let evidence = board.situation(&state, &manager.timings(), |s| {
+                    policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), &held)
+                });
+                if propose(&manager, Command { evidence: Some(Arc::new(evidence)), ..command }).await {
+                    told.forget(board.now());
+                }
                 continue;
             }
             if let Some((rule, step)) = plan.step.take() {
@@ -66,18 +78,54 @@ pub(super) async fn run(manager: Manager) {
     }
 }
 
-/// Holds are logged when they change, not each time they are found again.
-fn tell(told: &mut Vec<Hold>, plan: &Plan) {
-    let same = |a: &Hold, b: &Hold| std::mem::discriminant(a) == std::mem::discriminant(b);
-    for hold in &plan.holds {
-        if !told.iter().any(|t| same(t, hold)) {
-            tracing::info!(event = events::HOLD, hold = %hold, "holding");
-        }
-    }
-    told.clone_from(&plan.holds);
+/// Nothing is decided by it.
+fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-async fn propose(manager: &Manager, command: Command) {
+/// What has held this leader up since its last command.
+#[derive(Default)]
+struct Told {
+    present: Vec<(Discriminant<Hold>, String, Moment)>,
+    over: Vec<(String, Duration)>,
+}
+
+impl Told {
+    /// Holds are logged when they change, not each time they are found again.
+    fn tell(&mut self, plan: &Plan, now: Moment) {
+        let mut before = std::mem::take(&mut self.present);
+        for hold in &plan.holds {
+            let kind = discriminant(hold);
+            let since = match before.iter().position(|(known, ..)| *known == kind) {
+                Some(known) => before.swap_remove(known).2,
+                None => {
+                    tracing::info!(event = events::HOLD, hold = %hold, "holding");
+                    now
+                }
+            };
+            self.present.push((kind, hold.to_string(), since));
+        }
+        self.over.extend(before.into_iter().map(|(_, what, since)| (what, now.since(since))));
+        // A leader that proposes nothing for days has nothing to tell of most of it.
+        let surplus = self.over.len().saturating_sub(HOLDS_KEPT);
+        self.over.drain(..surplus);
+    }
+
+    fn so_far(&self, now: Moment) -> Vec<(String, Duration)> {
+        let present = self.present.iter().map(|(_, what, since)| (what.clone(), now.since(*since)));
+        self.over.iter().cloned().chain(present).collect()
+    }
+
+    /// They are told with a command; what goes on counts anew.
+    fn forget(&mut self, now: Moment) {
+        self.over.clear();
+        self.present.iter_mut().for_each(|(_, _, since)| *since = now);
+    }
+}
+
+/// True when it is committed.
+async fn propose(manager: &Manager, command: Command) -> bool {
     let rule = command.because;
     let what = command.kind.name();
     let event = event_of(&command.kind);
@@ -86,6 +134,7 @@ async fn propose(manager: &Manager, command: Command) {
     match manager.inner.node.propose(command).await {
         Ok(Applied::Changed) => {
             tracing::info!(event, command = what, member, epoch = %epoch, rule = rule.0, why = policy::rules::name(rule), "committed");
+            return true;
         }
         Ok(Applied::Stale { current, why }) => {
             tracing::info!(command = what, epoch = %epoch, current = %current, why, "lost a race, nothing changed");
@@ -100,6 +149,7 @@ async fn propose(manager: &Manager, command: Command) {
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     }
+    false
 }
 
 /// Changes the Raft group by one entry.

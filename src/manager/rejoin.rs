@@ -328,7 +328,7 @@ async fn try_give(manager: &Manager, request: &v1::RejoinRequest) -> Result<Node
     let node = state.next_node();
     let kind = Kind::ReplaceNode { member, old: known.node, node, reason: request.evidence.clone() };
     let request_id = uuid::Uuid::now_v7().to_string();
-    let command = Command { request_id, expected: state.epoch, because: ASKED, kind };
+    let command = Command { request_id, expected: state.epoch, because: ASKED, kind, evidence: None };
     match inner.node.propose(command).await {
         Ok(Applied::Changed) => Ok(node),
         Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),

@@ -110,6 +110,11 @@ impl ManagerHandle {
         self.manager.inner.node.state().borrow().clone()
     }
 
+    /// The committed state, and its changes.
+    pub fn states(&self) -> tokio::sync::watch::Receiver<std::sync::Arc<ClusterState>> {
+        self.manager.inner.node.state()
+    }
+
     /// What keeps this manager from founding or joining a cluster; empty once it has.
     pub fn waits_to_be_founded(&self) -> Vec<String> {
         self.manager.inner.gate.waits_for()
@@ -201,7 +206,8 @@ impl ManagerHandle {
             .board
             .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted, allow_loss))?;
         let expected = state.epoch;
-        let command = Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted };
+        let command =
+            Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted, evidence: None };
         let proposed = self.manager.inner.node.propose(command).await;
         // The same request may have reached another manager a moment ago: then that is the answer.
         if let Some(known) = self.state().operation_of(&request_id) {
@@ -250,7 +256,7 @@ impl ManagerHandle {
         let file = inner.config.cluster.timings;
         let admit = |s: &Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
@@ -292,7 +298,7 @@ impl ManagerHandle {
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
@@ -318,7 +324,7 @@ impl ManagerHandle {
         }
         let admit = |s: &Situation<'_>| policy::settings::admit(s, version, changes, by);
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(Refused::Stale(format!("the cluster has changed meanwhile: {why}"))),
@@ -384,7 +390,7 @@ impl ManagerHandle {
             }
         };
         let request_id = uuid::Uuid::now_v7().to_string();
-        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind };
+        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None };
         match self.manager.inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(why),

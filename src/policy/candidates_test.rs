@@ -118,7 +118,13 @@ fn with_a_limit_nobody_is_promoted_while_nobody_knows_what_is_lost() {
     }
     let older = told(fenced(&set, EQUAL), "c", "1:85");
     assert!(matches!(successor(&older.situation(), None, None), Err(Hold::LagUnknown { .. })), "of an older timeline");
-    let release = Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: false };
+    let release = Release {
+        epoch: Epoch(1),
+        member: id("a"),
+        end: position("2:90"),
+        clean: false,
+        cause: crate::domain::EndCause::Unknown,
+    };
     let mut released = fenced(&set, EQUAL);
     if let Lock::Fenced { released, .. } = &mut released.state.lock {
         *released = Some(release.clone());

@@ -18,7 +18,12 @@ use crate::{
 pub fn released_by_holder(s: &Situation<'_>) -> Option<Verdict> {
     let (epoch, member) = s.state.holder()?;
     let notice = s.fenced_notice(member, epoch)?;
-    Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
+    Some(Verdict::Propose(Kind::Release {
+        member: member.clone(),
+        end: notice.end,
+        clean: notice.clean,
+        cause: notice.cause,
+    }))
 }
 
 /// Rule 335. A holder whose epoch was ended by command, or that lost its lease a moment after, may have fenced itself long
@@ -30,7 +35,12 @@ pub fn released_while_fenced(s: &Situation<'_>) -> Option<Verdict> {
         return None;
     }
     let notice = s.fenced_notice(member, *epoch)?;
-    Some(Verdict::Propose(Kind::Release { member: member.clone(), end: notice.end, clean: notice.clean }))
+    Some(Verdict::Propose(Kind::Release {
+        member: member.clone(),
+        end: notice.end,
+        clean: notice.clean,
+        cause: notice.cause,
+    }))
 }
 
 /// Rule 310.

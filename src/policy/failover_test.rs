@@ -28,7 +28,13 @@ fn a_grant_whose_lease_was_never_seen_is_left_alone_until_it_is_overdue() {
 
 #[test]
 fn a_switchover_never_loses_what_the_old_primary_wrote_but_a_failover_by_command_may() {
-    let released = Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: true };
+    let released = Release {
+        epoch: Epoch(1),
+        member: id("a"),
+        end: position("2:90"),
+        clean: true,
+        cause: crate::domain::EndCause::Unknown,
+    };
     let choice = |operation: &str| {
         let mut bench = Bench::new(&format!("fenced; {operation}")).seal("b", "standby 2:80").seal("c", "standby 2:80");
         bench.state.lock =

@@ -9,6 +9,7 @@
 
 pub mod by_hand;
 pub mod candidates;
+pub mod evidence;
 mod failover;
 pub mod format;
 pub mod genesis;
@@ -37,7 +38,7 @@ pub use rules::{RULES, decide};
 
 use crate::{
     domain::{
-        Epoch, GroupStep, MemberId, Membership, Moment, Observation, Promise, Timings, TimingsId,
+        EndCause, Epoch, GroupStep, MemberId, Membership, Moment, Observation, Promise, Timings, TimingsId,
         membership::GroupView, observation::AgentView, observation::Notice,
     },
     state::{ClusterState, Kind, Member},
@@ -166,6 +167,7 @@ impl<'a> Situation<'a> {
                 fenced: true,
                 end: agent.wal_end,
                 clean: agent.clean_shutdown,
+                cause: if agent.ended_epoch == epoch { agent.ended_by } else { EndCause::Unknown },
             })
         })
     }

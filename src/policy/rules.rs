@@ -116,6 +116,7 @@ pub fn decide(situation: &Situation<'_>, request: &str) -> Plan {
                     expected: situation.state.epoch,
                     because: RuleId(rule.id),
                     kind,
+                    evidence: None,
                 });
                 return plan;
             }

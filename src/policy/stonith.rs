@@ -43,7 +43,7 @@ pub fn has_cleared_itself(s: &Situation<'_>, suspect: &Suspect) -> bool {
 /// The entry that tells how it ended.
 pub fn record(suspect: &Suspect, now: Epoch, request_id: String, succeeded: bool, how: String) -> Command {
     let kind = Kind::RecordStonith { member: suspect.member.clone(), epoch: suspect.held, succeeded, how };
-    Command { request_id, expected: now, because: RULE, kind }
+    Command { request_id, expected: now, because: RULE, kind, evidence: None }
 }
 
 #[cfg(test)]
@@ -68,7 +68,8 @@ mod tests {
         assert_eq!(suspect(&state("free")), None);
         let mut released = state("released a");
         let fence = Kind::Fence { reason: "released".into() };
-        let fence = Command { request_id: "r".into(), expected: Epoch(1), because: RuleId(320), kind: fence };
+        let fence =
+            Command { request_id: "r".into(), expected: Epoch(1), because: RuleId(320), kind: fence, evidence: None };
         assert_eq!(released.apply(&fence), Applied::Changed);
         assert_eq!(suspect(&released), None, "its tree is empty by its own word");
     }
@@ -95,6 +96,7 @@ mod tests {
             fenced,
             end: WalPosition::default(),
             clean: false,
+            cause: crate::domain::EndCause::Unknown,
         };
         let cleared = |notice: Notice| {
             let notices = BTreeMap::from([(id("a"), notice)]);

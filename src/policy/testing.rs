@@ -100,7 +100,13 @@ pub fn state(spec: &str) -> ClusterState {
 }
 
 fn release(who: &str) -> Release {
-    Release { epoch: Epoch(1), member: id(who), end: position("2:90"), clean: false }
+    Release {
+        epoch: Epoch(1),
+        member: id(who),
+        end: position("2:90"),
+        clean: false,
+        cause: crate::domain::EndCause::Unknown,
+    }
 }
 
 fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
@@ -171,6 +177,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        ended_by: crate::domain::EndCause::Unknown,
         paused: false,
         stopped_by_hand: false,
         fence: FenceView::default(),

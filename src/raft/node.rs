@@ -524,6 +524,7 @@ mod tests {
             expected: Epoch(0),
             because: RuleId(0),
             kind: Kind::Fence { reason: "test".to_owned() },
+            evidence: None,
         }
     }
 

@@ -70,7 +70,7 @@ fn committed() -> Vec<Committed> {
             for kind in proposals(&state) {
                 let mut next = state.clone();
                 let request_id = state.operations.to_string();
-                let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind };
+                let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None };
                 if next.apply(&command) == Applied::Changed && !found.contains_key(&shape(&next, &me)) {
                     found.insert(shape(&next, &me), next.clone());
                     open.push(next);
@@ -111,7 +111,12 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
             Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => vec![],
         },
         "primary-open" => of_holder(|member| Kind::Open { member }),
-        "release-primary" => of_holder(|member| Kind::Release { member, end: WalPosition::default(), clean: true }),
+        "release-primary" => of_holder(|member| Kind::Release {
+            member,
+            end: WalPosition::default(),
+            clean: true,
+            cause: crate::domain::EndCause::Unknown,
+        }),
         "pause" => vec![Kind::Pause { reason: String::new(), by: String::new() }],
         "maintenance" => members.iter().flat_map(|member| [true, false].map(|on| maintenance(member, on))).collect(),
         "resume" => vec![Kind::Resume { by: String::new() }],

@@ -8,14 +8,15 @@ use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, values},
     convert::{member_id, optional_member, optional_text, position, position_of},
-    v1,
+    history, v1,
 };
 use crate::{
     domain::{
-        ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId, WalPosition,
+        ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId,
+        WalPosition,
     },
     state::{
-        Asked, ClusterState, Command, FinishedOperation, GrantPhase, Identity, Incident, Kind, Lock, Member, Operation,
+        Asked, ClusterState, Command, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
@@ -55,9 +56,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             first_record: *first_record,
         }),
         Kind::Open { member } => c::Kind::OpenPrimary(c::OpenPrimary { member: member.to_string() }),
-        Kind::Release { member, end, clean } => {
-            c::Kind::Release(c::Release { member: member.to_string(), end: Some(position(*end)), clean: *clean })
-        }
+        Kind::Release { member, end, clean, cause } => c::Kind::Release(c::Release {
+            member: member.to_string(),
+            end: Some(position(*end)),
+            clean: *clean,
+            cause: cause.code(),
+        }),
         Kind::BeginOperation { kind, from, to } => c::Kind::BeginOperation(c::BeginOperation {
             kind: encode_operation_kind(*kind) as i32,
             from: optional_text(from.as_ref()),
@@ -107,6 +111,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         expected_epoch: command.expected.0,
         rule: command.because.0,
         kind: Some(kind),
+        evidence: command.evidence.as_deref().map(history::evidence),
     }
     .encode_to_vec()
 }
@@ -124,6 +129,7 @@ pub fn decode_command(bytes: &[u8]) -> Result<Command> {
         expected: Epoch(raw.expected_epoch),
         because: RuleId(raw.rule),
         kind: decode_kind(kind)?,
+        evidence: raw.evidence.map(history::evidence_of),
     })
 }
 
@@ -153,7 +159,12 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             first_record: a.first_record,
         },
         K::OpenPrimary(o) => Kind::Open { member: member_id(&o.member)? },
-        K::Release(r) => Kind::Release { member: member_id(&r.member)?, end: position_of(r.end), clean: r.clean },
+        K::Release(r) => Kind::Release {
+            member: member_id(&r.member)?,
+            end: position_of(r.end),
+            clean: r.clean,
+            cause: EndCause::of_code(r.cause),
+        },
         K::BeginOperation(b) => Kind::BeginOperation {
             kind: decode_operation_kind(b.kind)?,
             from: optional_member(&b.from)?,
@@ -220,11 +231,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
             reason: f.reason.clone(),
         }),
         operations: state.operations,
-        incidents: state
-            .incidents
-            .iter()
-            .map(|i| v1::Incident { revision: i.revision, epoch: i.epoch.0, what: i.what.clone(), rule: i.rule })
-            .collect(),
+        incidents: state.incidents.iter().map(history::incident).collect(),
+        reigns: state.reigns.iter().map(history::reign).collect(),
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
         settings: Some(settings(&state.settings)),
@@ -287,11 +295,8 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         operation: raw.operation.map(decode_operation).transpose()?,
         last_operation,
         operations: raw.operations,
-        incidents: raw
-            .incidents
-            .into_iter()
-            .map(|i| Incident { revision: i.revision, epoch: Epoch(i.epoch), what: i.what, rule: i.rule })
-            .collect(),
+        incidents: raw.incidents.into_iter().map(history::incident_of).collect(),
+        reigns: raw.reigns.into_iter().map(history::reign_of).collect::<Result<_>>()?,
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
@@ -408,6 +413,7 @@ fn encode_release(release: &Release) -> v1::lock::Released {
         member: release.member.to_string(),
         end: Some(position(release.end)),
         clean: release.clean,
+        cause: release.cause.code(),
     }
 }
 
@@ -417,6 +423,7 @@ fn decode_release(raw: v1::lock::Released) -> Result<Release> {
         member: member_id(&raw.member)?,
         end: position_of(raw.end),
         clean: raw.clean,
+        cause: EndCause::of_code(raw.cause),
     })
 }
 
@@ -515,6 +522,17 @@ mod tests {
         WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) }
     }
 
+    fn evidence() -> std::sync::Arc<crate::state::Evidence> {
+        let lasts = |what: &str| crate::state::Lasted { what: what.into(), ms: 5 };
+        std::sync::Arc::new(crate::state::Evidence {
+            at_ms: 1_790_000_000_000,
+            leader: "b".into(),
+            seen: vec!["a: never heard".into()],
+            held: vec![lasts("a wait")],
+            phases: vec![lasts("a is primary")],
+        })
+    }
+
     fn every_kind() -> Vec<Kind> {
         let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into(), agent: "h:3".into() };
         vec![
@@ -532,7 +550,7 @@ mod tests {
             Kind::Open { member: id("a") },
             Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") },
             Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },
-            Kind::Release { member: id("a"), end: at(2, 8), clean: true },
+            Kind::Release { member: id("a"), end: at(2, 8), clean: true, cause: EndCause::Crash },
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into() },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
@@ -563,7 +581,13 @@ mod tests {
     fn every_command_and_every_state_on_the_way_survives_the_log_and_a_snapshot() {
         let mut state = ClusterState::default();
         for (n, kind) in every_kind().into_iter().enumerate() {
-            let command = Command { request_id: format!("r{n}"), expected: state.epoch, because: RuleId(120), kind };
+            let command = Command {
+                request_id: format!("r{n}"),
+                expected: state.epoch,
+                because: RuleId(120),
+                kind,
+                evidence: Some(evidence()),
+            };
             assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
             assert_eq!(state.apply(&command), crate::state::Applied::Changed, "{command}");
             if state.format <= Format::NEWEST {

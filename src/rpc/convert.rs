@@ -2,8 +2,8 @@
 
 use super::{Malformed, v1};
 use crate::domain::{
-    ClusterId, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId, TimelineSwitch,
-    TimingsId, Volume, WalPosition,
+    ClusterId, EndCause, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId,
+    TimelineSwitch, TimingsId, Volume, WalPosition,
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
@@ -159,6 +159,7 @@ pub fn notice(n: &Notice) -> v1::Notice {
         fenced: n.fenced,
         end: Some(position(n.end)),
         clean: n.clean,
+        cause: n.cause.code(),
     }
 }
 
@@ -170,6 +171,7 @@ pub fn notice_of(n: v1::Notice) -> Result<Notice> {
         fenced: n.fenced,
         end: position_of(n.end),
         clean: n.clean,
+        cause: EndCause::of_code(n.cause),
     })
 }
 
@@ -274,6 +276,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         never_streamed: view.never_streamed,
         paused: view.paused,
         stopped_by_hand: view.stopped_by_hand,
+        ended_by: view.ended_by.code(),
         fence: Some(fence(&view.fence)),
         layers: view.layers.iter().map(layer).collect(),
         clock: Some(v1::ClockStatus {
@@ -414,6 +417,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         never_streamed: raw.never_streamed,
         paused: raw.paused,
         stopped_by_hand: raw.stopped_by_hand,
+        ended_by: EndCause::of_code(raw.ended_by),
         fence: fence_view(raw.fence.unwrap_or_default()),
         layers: raw.layers.into_iter().map(|l| LayerView { name: l.name, state: l.state }).collect(),
         clock: clock_of(raw.clock.unwrap_or_default())?,

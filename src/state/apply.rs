@@ -8,7 +8,7 @@ use super::{
     },
     command::{Applied, Command, Kind},
 };
-use crate::domain::{Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
+use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
 
 /// Where a timeline began, and the CRC of its first WAL record as far as it is known.
 type Beginning = (WalPosition, Option<u32>);
@@ -27,8 +27,9 @@ impl ClusterState {
                 self.revision += 1;
                 self.roster.follow(&before, &self.members);
                 self.format = self.format.max(command.kind.format());
+                self.chronicle(command);
                 if let Some(what) = incident {
-                    self.remember(what, command.because.0);
+                    self.remember(what, command);
                 }
                 Applied::Changed
             }
@@ -39,8 +40,14 @@ impl ClusterState {
         Applied::Stale { current: self.epoch, why }
     }
 
-    fn remember(&mut self, what: String, rule: u32) {
-        self.incidents.push_back(Incident { revision: self.revision, epoch: self.epoch, what, rule });
+    fn remember(&mut self, what: String, command: &Command) {
+        self.incidents.push_back(Incident {
+            revision: self.revision,
+            epoch: self.epoch,
+            what,
+            rule: command.because.0,
+            evidence: command.evidence.clone(),
+        });
         while self.incidents.len() > INCIDENTS_KEPT {
             self.incidents.pop_front();
         }
@@ -60,7 +67,7 @@ impl ClusterState {
                 self.adopt_timeline(member, *timeline, (*switch, *first_record))
             }
             Kind::Open { member } => self.open(member),
-            Kind::Release { member, end, clean } => self.release(member, *end, *clean),
+            Kind::Release { member, end, clean, cause } => self.release(member, *end, *clean, *cause),
             Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
@@ -219,21 +226,27 @@ impl ClusterState {
         }
     }
 
-    fn release(&mut self, who: &MemberId, end: WalPosition, clean: bool) -> Result<Option<String>, String> {
+    fn release(
+        &mut self,
+        who: &MemberId,
+        end: WalPosition,
+        clean: bool,
+        cause: EndCause,
+    ) -> Result<Option<String>, String> {
         match &self.lock {
             Lock::Granted { epoch, member, .. } if member == who => {
-                let release = Release { epoch: *epoch, member: member.clone(), end, clean };
+                let release = Release { epoch: *epoch, member: member.clone(), end, clean, cause };
                 let how = if clean { "cleanly" } else { "after a crash or a fence" };
-                let what = format!("{who} released epoch {epoch} {how}, its WAL ends at {end}");
+                let what = format!("{who} released epoch {epoch} {how}, its WAL ends at {end}{}", told(cause));
                 self.lock = Lock::Released(release);
                 Ok(Some(what))
             }
             // Its epoch was ended before its word came; the word is worth the same.
             Lock::Fenced { epoch, previous: Some((last, member)), released: None } if member == who => {
                 let (epoch, last, member) = (*epoch, *last, member.clone());
-                let release = Release { epoch: last, member: member.clone(), end, clean };
+                let release = Release { epoch: last, member: member.clone(), end, clean, cause };
                 self.lock = Lock::Fenced { epoch, previous: Some((last, member)), released: Some(release) };
-                Ok(Some(format!("{who} has ended epoch {last}, its WAL ends at {end}")))
+                Ok(Some(format!("{who} has ended epoch {last}, its WAL ends at {end}{}", told(cause))))
             }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
                 Err(format!("{who} does not hold the lock"))
@@ -306,6 +319,11 @@ impl ClusterState {
         self.last_operation = Some(FinishedOperation { operation, succeeded, reason: reason.to_owned() });
         Ok(Some(what))
     }
+}
+
+/// `: PostgreSQL let nobody in`, or nothing when nobody said why.
+fn told(cause: EndCause) -> String {
+    if cause == EndCause::Unknown { String::new() } else { format!(": {cause}") }
 }
 
 /// Who belongs to the cluster, and by which node.
@@ -393,7 +411,8 @@ mod tests {
     }
 
     fn run(state: &mut ClusterState, kind: Kind) -> Applied {
-        let command = Command { request_id: "r".into(), expected: state.epoch, because: RuleId(1), kind };
+        let command =
+            Command { request_id: "r".into(), expected: state.epoch, because: RuleId(1), kind, evidence: None };
         state.apply(&command)
     }
 
@@ -464,6 +483,7 @@ mod tests {
             expected: Epoch(0),
             because: RuleId(1),
             kind: Kind::Fence { reason: "late".into() },
+            evidence: None,
         };
         assert!(is_stale(&state.apply(&late)));
         assert_eq!(state, before);
@@ -522,8 +542,11 @@ mod tests {
     #[test]
     fn only_the_holder_releases_and_the_fence_keeps_its_word() {
         let mut state = opened();
-        assert!(is_stale(&run(&mut state, Kind::Release { member: id("b"), end: at(2, 9), clean: true })));
-        run(&mut state, Kind::Release { member: id("a"), end: at(2, 90), clean: true });
+        assert!(is_stale(&run(
+            &mut state,
+            Kind::Release { member: id("b"), end: at(2, 9), clean: true, cause: EndCause::Unknown }
+        )));
+        run(&mut state, Kind::Release { member: id("a"), end: at(2, 90), clean: true, cause: EndCause::Crash });
         run(&mut state, Kind::Fence { reason: "released".into() });
         let Lock::Fenced { released: Some(release), .. } = &state.lock else { panic!() };
         assert_eq!((release.member.clone(), release.end, release.clean), (id("a"), at(2, 90), true));
@@ -533,7 +556,8 @@ mod tests {
     fn a_holder_whose_epoch_was_ended_may_still_say_that_it_is_over() {
         let mut state = opened();
         run(&mut state, Kind::Fence { reason: "by command".into() });
-        let said = |who: &str| Kind::Release { member: id(who), end: at(2, 90), clean: false };
+        let said =
+            |who: &str| Kind::Release { member: id(who), end: at(2, 90), clean: false, cause: EndCause::Unknown };
         assert!(is_stale(&run(&mut state, said("b"))), "it held nothing");
         assert_eq!(run(&mut state, said("a")), Applied::Changed);
         let Lock::Fenced { epoch, released: Some(release), .. } = &state.lock else { panic!() };
@@ -560,7 +584,7 @@ mod tests {
         let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
         let ask = |state: &mut ClusterState, request_id: &str| {
             let (request_id, expected) = (request_id.to_owned(), state.epoch);
-            state.apply(&Command { request_id, expected, because: RuleId(1), kind: kind.clone() })
+            state.apply(&Command { request_id, expected, because: RuleId(1), kind: kind.clone(), evidence: None })
         };
         assert_eq!(ask(&mut state, "first"), Applied::Changed);
         assert!(is_stale(&ask(&mut state, "first")));

@@ -1,12 +1,19 @@
 //! What every node knows: who belongs to the cluster, who holds the primary's
 //! lock, which timelines there have been, and which operation is under way.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use super::{pause::Asked, roster::Roster};
+use super::{
+    history::{Evidence, Reign},
+    pause::Asked,
+    roster::Roster,
+};
 use crate::domain::{
-    ClusterId, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory, TimelineId,
-    TimelineSwitch, TimingsInUse, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory,
+    TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
 /// How many incidents the state remembers.
@@ -37,6 +44,8 @@ pub struct ClusterState {
     pub operations: u64,
     /// The last changes of primary and what caused them.
     pub incidents: VecDeque<Incident>,
+    /// The last primaries, oldest first.
+    pub reigns: VecDeque<Reign>,
     /// Counts the commands that changed this state.
     pub revision: u64,
     /// Which timings a lease may be held under.
@@ -128,6 +137,8 @@ pub struct Release {
     pub end: WalPosition,
     /// After a clean shutdown: `end` is proven.
     pub clean: bool,
+    /// Why it ended.
+    pub cause: EndCause,
 }
 
 /// How far a promotion is.
@@ -230,6 +241,8 @@ pub struct Incident {
     pub what: String,
     /// The rule that asked for it.
     pub rule: u32,
+    /// What it was decided on.
+    pub evidence: Option<Arc<Evidence>>,
 }
 
 impl ClusterState {

@@ -1,12 +1,15 @@
 //! What may be proposed. Every command names the epoch it expects and the rule
 //! that asked for it; one that lost a race is [`Applied::Stale`] and changes nothing.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::cluster::{Member, OperationKind, OperationPhase};
+use super::{
+    cluster::{Member, OperationKind, OperationPhase},
+    history::Evidence,
+};
 use crate::domain::{
-    ClusterId, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, TimelineId, Timings, TimingsId,
-    WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, TimelineId, Timings,
+    TimingsId, WalPosition,
 };
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
@@ -30,6 +33,8 @@ pub struct Command {
     pub because: RuleId,
     /// What it changes.
     pub kind: Kind,
+    /// What it was decided on. For people.
+    pub evidence: Option<Arc<Evidence>>,
 }
 
 /// What a command changes.
@@ -89,6 +94,8 @@ pub enum Kind {
         end: WalPosition,
         /// After a clean shutdown.
         clean: bool,
+        /// Why it ended.
+        cause: EndCause,
     },
     /// An operator's request begins.
     BeginOperation {

@@ -10,6 +10,7 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+pub mod history;
 pub mod pause;
 mod recover;
 pub mod roster;
@@ -21,5 +22,6 @@ pub use cluster::{
     OperationPhase, Release, TimelineRecord,
 };
 pub use command::{Applied, Command, Kind, RuleId};
+pub use history::{Evidence, Lasted, Reign};
 pub use pause::Asked;
 pub use roster::Roster;

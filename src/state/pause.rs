@@ -97,7 +97,7 @@ mod tests {
 
     fn run(state: &mut ClusterState, kind: Kind) -> Applied {
         let expected = state.epoch;
-        state.apply(&Command { request_id: "r".into(), expected, because: RuleId(2), kind })
+        state.apply(&Command { request_id: "r".into(), expected, because: RuleId(2), kind, evidence: None })
     }
 
     fn pause() -> Kind {

@@ -60,7 +60,13 @@ impl ClusterState {
         state.maintenance.remove(me);
         state.revision += 1;
         let what = format!("generation {generation} begins on {me} by command, epoch {}", state.epoch);
-        state.incidents.push_back(Incident { revision: state.revision, epoch: state.epoch, what, rule: 0 });
+        state.incidents.push_back(Incident {
+            revision: state.revision,
+            epoch: state.epoch,
+            what,
+            rule: 0,
+            evidence: None,
+        });
         while state.incidents.len() > INCIDENTS_KEPT {
             state.incidents.pop_front();
         }

@@ -62,7 +62,13 @@ mod tests {
     }
 
     fn run(state: &mut ClusterState, kind: Kind) -> Applied {
-        state.apply(&Command { request_id: "r".into(), expected: state.epoch, because: RuleId(2), kind })
+        state.apply(&Command {
+            request_id: "r".into(),
+            expected: state.epoch,
+            because: RuleId(2),
+            kind,
+            evidence: None,
+        })
     }
 
     fn set(version: u64, changes: &[(&str, Option<&str>)]) -> Kind {

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     failovers::STREAMED,
+    history::{self, Listener},
     stage::{EXE, HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
@@ -84,6 +85,7 @@ fn switchover_to_a_target_that_hangs_is_rolled_back(rig: &Rig, before: &StatusRe
 
 fn failover_by_command(rig: &Rig, before: &StatusReply) -> Promise {
     let candidate = &others(rig, &[&before.primary])[1];
+    let listener = Listener::begins(rig);
     let (fault, server) = (Instant::now(), rig.server().unwrap());
     let reply = rig.failover(candidate).unwrap();
     assert!(reply.accepted, "{reply:?}");
@@ -92,6 +94,8 @@ fn failover_by_command(rig: &Rig, before: &StatusReply) -> Promise {
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!(after.primary, *candidate);
     assert!(after.epoch > before.epoch);
+    let opened = listener.hears(after.epoch, &format!("{candidate} is open for clients"));
+    history::is_on_record(rig, before, &after, opened);
     Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 

@@ -18,6 +18,7 @@ mod clocks;
 mod commands;
 mod failovers;
 mod failsafe;
+mod history;
 mod layers;
 mod members;
 mod pauses;

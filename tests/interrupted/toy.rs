@@ -184,6 +184,7 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         never_streamed: false,
+        ended_by: matriarch::domain::EndCause::Unknown,
         paused: false,
         stopped_by_hand: false,
         room: None,
@@ -457,6 +458,7 @@ impl Toy {
             expected,
             because: Default::default(),
             kind,
+            evidence: None,
         });
         Ok(())
     }
@@ -542,7 +544,14 @@ impl Toy {
         let Some(epoch) = self.hosts[i].tenure else { return };
         self.hosts[i].end_tenure(state, clean);
         let view = &self.hosts[i].view;
-        let notice = Notice { member: view.member.clone(), epoch, fenced: true, end: view.wal_end, clean };
+        let notice = Notice {
+            member: view.member.clone(),
+            epoch,
+            fenced: true,
+            end: view.wal_end,
+            clean,
+            cause: matriarch::domain::EndCause::Unknown,
+        };
         if self.hosts[i].agent {
             for j in self.voters_with(i) {
                 if !self.rough || !self.dice.one_in(3) {

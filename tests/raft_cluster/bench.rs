@@ -313,7 +313,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 }
 
 pub fn command(expected: Epoch, kind: Kind) -> Command {
-    Command { request_id: uuid::Uuid::now_v7().to_string(), expected, because: RuleId(1), kind }
+    Command { request_id: uuid::Uuid::now_v7().to_string(), expected, because: RuleId(1), kind, evidence: None }
 }
 
 pub fn genesis(cluster: &Cluster) -> Command {

@@ -587,7 +587,18 @@ impl World {
                     let end = agent.core.wal_end().0;
                     let member = self.sky.names[i].clone();
                     self.with_holder(i, |holder, now, out| {
-                        holder.notice(Notice { member, epoch, fenced: true, end, clean: false }, now, out);
+                        holder.notice(
+                            Notice {
+                                member,
+                                epoch,
+                                fenced: true,
+                                end,
+                                clean: false,
+                                cause: matriarch::domain::EndCause::Unknown,
+                            },
+                            now,
+                            out,
+                        );
                     });
                 }
                 self.with_holder(i, |holder, _, _| holder.release());

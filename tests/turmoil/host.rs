@@ -211,7 +211,7 @@ fn next_command(shared: &Shared, state: &ClusterState, request: &str) -> Command
         Some(running) => Kind::EndOperation { id: running.id, succeeded: true, reason: request.to_owned() },
         None => Kind::BeginOperation { kind: OperationKind::Failover, from: None, to: member(2) },
     };
-    Command { request_id: request.to_owned(), expected: state.epoch, because: RuleId(1), kind }
+    Command { request_id: request.to_owned(), expected: state.epoch, because: RuleId(1), kind, evidence: None }
 }
 
 fn genesis(shared: &Shared) -> Kind {

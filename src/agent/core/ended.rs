@@ -21,12 +21,14 @@ impl Core {
             self.note_failed_start();
         }
         match self.durable.tenure {
-            Some(tenure) if hung.is_some() => self.crash(tenure, now, out),
-            Some(tenure) if fenced => self.end_tenure_of(tenure, "the guard ended PostgreSQL", now, out),
+            Some(tenure) if hung.is_some() => self.crash(tenure, true, now, out),
+            Some(tenure) if fenced => {
+                self.end_tenure_of(tenure, (EndCause::Lease, "the guard ended PostgreSQL"), now, out)
+            }
             Some(tenure) if handled_by_task => {
                 tracing::info!(epoch = %tenure.epoch, "postgresql ended during a task");
             }
-            Some(tenure) => self.crash(tenure, now, out),
+            Some(tenure) => self.crash(tenure, false, now, out),
             None => {}
         }
         self.tree_is_empty(out);
@@ -49,16 +51,25 @@ impl Core {
     }
 
     /// The postmaster ended by itself, or because it hung: with time enough left it may be restarted in place.
-    pub(super) fn crash(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Effect>) {
+    pub(super) fn crash(&mut self, tenure: Tenure, hung: bool, now: Now, out: &mut Vec<Effect>) {
         if tenure.phase == Phase::Granted || self.lease_left(now) < self.limits.hold / 2 {
-            return self.end_tenure_of(tenure, "PostgreSQL ended and too little of the lease was left", now, out);
+            let why = "PostgreSQL ended and too little of the lease was left";
+            return self.end_tenure_of(tenure, (EndCause::Crash, why), now, out);
         }
+        let cause = if hung { EndCause::Hung } else { self.crash_cause() };
         if let After::FailOver(why) = self.note_crash(now, out) {
-            return self.end_tenure_of(tenure, &why, now, out);
+            return self.end_tenure_of(tenure, (cause, &why), now, out);
         }
         self.set_phase(Phase::Crashed);
         self.idle_since = Some(now.moment);
         out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+    }
+
+    fn crash_cause(&self) -> EndCause {
+        match self.cause() {
+            Cause::NoSpace => EndCause::NoSpace,
+            Cause::Other => EndCause::Crash,
+        }
     }
 
     fn note_crash(&mut self, now: Now, out: &mut Vec<Effect>) -> After {
@@ -87,7 +98,7 @@ impl Core {
                 self.idle_since = None;
                 out.push(Effect::Persist);
                 if self.tree == Tree::Empty {
-                    self.crash(Tenure { phase: Phase::Primary, ..tenure }, now, out);
+                    self.crash(Tenure { phase: Phase::Primary, ..tenure }, false, now, out);
                 }
             }
             TaskEnd::Succeeded => self.fence(now, out),
@@ -95,14 +106,15 @@ impl Core {
                 if still_ours {
                     self.set_phase(Phase::Crashed);
                     self.idle_since.get_or_insert(now.moment);
+                    let cause = self.crash_cause();
                     if let After::FailOver(why) = self.note_crash(now, out) {
-                        self.end_tenure_of(tenure, &why, now, out);
+                        self.end_tenure_of(tenure, (cause, &why), now, out);
                     }
                 }
                 if self.tree != Tree::Empty {
                     // The task could not even end what it had started.
                     self.fence(now, out);
-                    self.end_tenure("the restart in place failed and left processes", now, out);
+                    self.end_tenure((EndCause::Crash, "the restart in place failed and left processes"), now, out);
                 } else {
                     self.tree_is_empty(out);
                     // Puts the signal file back and clears the intent.

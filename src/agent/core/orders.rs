@@ -7,7 +7,7 @@ use crate::{
         store::{Phase, Tenure},
     },
     domain::{
-        Epoch, Moment, TimelineHistory, TimelineId, WalPosition,
+        EndCause, Epoch, Moment, TimelineHistory, TimelineId, WalPosition,
         observation::{OrderResult, REWINDS_TRIED},
     },
 };
@@ -44,7 +44,7 @@ impl Core {
             self.give_up_rewinding();
             out.push(Effect::Persist);
             if let Some(tenure) = self.durable.tenure.filter(|t| t.epoch < order.epoch) {
-                self.end_tenure_of(tenure, "an order came with a higher epoch", now, out);
+                self.end_tenure_of(tenure, (EndCause::Superseded, "an order came with a higher epoch"), now, out);
             }
             self.drop_overtaken_work(order.epoch, out);
         }
@@ -225,7 +225,7 @@ impl Core {
     /// A stop of what doesn't run: at most the lease is to be given up.
     fn stop_what_is_stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) -> bool {
         if !keep_lease {
-            self.end_tenure("it was ordered to stop", now, out);
+            self.end_tenure((EndCause::Ordered, "it was ordered to stop"), now, out);
         }
         false
     }
@@ -237,7 +237,7 @@ impl Core {
         match self.durable.tenure {
             None => Ok(()),
             Some(t) if matches!(t.phase, Phase::Crashed | Phase::Stopped) && self.tree == Tree::Empty => {
-                self.end_tenure_of(t, "it was ordered back among the standbys", now, out);
+                self.end_tenure_of(t, (EndCause::Ordered, "it was ordered back among the standbys"), now, out);
                 Ok(())
             }
             Some(t) => Err(format!("won't {what}: it holds epoch {}", t.epoch)),

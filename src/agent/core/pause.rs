@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use super::{Core, Disk, Effect, Now};
-use crate::{agent::store::Phase, domain::PauseWord};
+use crate::{
+    agent::store::Phase,
+    domain::{EndCause, PauseWord},
+};
 
 /// A pause that the manager hasn't confirmed for so long counts no more; it says so every two seconds.
 const FORGET: Duration = Duration::from_secs(20);
@@ -64,6 +67,11 @@ impl Core {
             self.problem = Some(format!("PostgreSQL was started by hand; use `matriarch restart {}`", self.me));
             out.push(Effect::Persist);
         }
+    }
+
+    /// Why the highest epoch that ended here did.
+    pub fn ended_by(&self) -> EndCause {
+        self.ended_by
     }
 
     /// The manager has told of a pause, and lately.

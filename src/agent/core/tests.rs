@@ -295,7 +295,14 @@ fn a_stop_for_good_gives_a_proven_end() {
     core.step(gone(false), now(200));
     core.step(Event::Done(TaskEnd::Succeeded), now(201));
     let effects = core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(210));
-    let told = Notice { member: "n1".parse().unwrap(), epoch: Epoch(4), fenced: true, end: at(2, 500), clean: true };
+    let told = Notice {
+        member: "n1".parse().unwrap(),
+        epoch: Epoch(4),
+        fenced: true,
+        end: at(2, 500),
+        clean: true,
+        cause: EndCause::Ordered,
+    };
     assert_eq!(effects, [Effect::Release, Effect::Persist, Effect::Persist, Effect::Notice(told)]);
 }
 

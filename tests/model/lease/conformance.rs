@@ -199,7 +199,14 @@ impl World {
         let now = self.holder_now();
         let agent = self.agent(epoch);
         let (member, e) = (agent.me.clone(), Epoch(u64::from(epoch)));
-        let notice = Notice { member, epoch: e, fenced: true, end: WalPosition::default(), clean: false };
+        let notice = Notice {
+            member,
+            epoch: e,
+            fenced: true,
+            end: WalPosition::default(),
+            clean: false,
+            cause: matriarch::domain::EndCause::Unknown,
+        };
         agent.holder.notice(notice, now, &mut Vec::new());
         agent.holder.hold(e, TimelineId(1), now, &mut Vec::new());
         assert_eq!(agent.holder.view().phase, RealPhase::Expired, "an ended epoch is never sought again");

@@ -152,7 +152,7 @@ impl Host {
         let situation = manager.board.situation(&state, &sky.timings, moment);
         let kind = policy::switchover::admit(&situation, kind, Some(&wanted), true)?;
         let request_id = format!("o{}", manager.number());
-        let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind });
+        let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None });
         self.with_raft(sky, |raft, now, _, out| {
             let _ = raft.propose(command, now, out);
         });
