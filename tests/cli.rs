@@ -77,6 +77,8 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               profile      Show the timings, or put those of another profile in force
               rto          Say how long writes stop, for each way to fail, by the timings in force
               explain      Say what the cluster considered, what holds it up, and what can be done
+              history      Show who was primary from when to when and why it ended, and the last decisions
+              events       Show decisions as they are made, with what holds the cluster up
               rules        Print the numbered rules by which the cluster decides and each host acts
               raft         Work with the managers' Raft group
               member       Show, add, remove or replace members
