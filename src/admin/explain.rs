@@ -82,6 +82,11 @@ fn ways_out(hold: &Hold) -> Vec<String> {
              `matriarch recover`"
                 .to_owned()
         }
+        Hold::StaysPut { .. } => {
+            "find what ends PostgreSQL (its log on the hosts that were primary; perhaps one query); `matriarch acknowledge` lets it fail \
+             over again, `matriarch failover --candidate …` moves it now"
+                .to_owned()
+        }
         Hold::Paused { .. } => {
             "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
         }

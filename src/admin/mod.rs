@@ -269,6 +269,24 @@ impl v1::admin_server::Admin for AdminService {
         Ok(Response::new(v1::PauseReply { done: done.is_ok(), reason, paused }))
     }
 
+    async fn acknowledge(
+        &self,
+        request: Request<v1::AcknowledgeRequest>,
+    ) -> Result<Response<v1::AcknowledgeReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.acknowledge(passed_on(v1::AcknowledgeRequest { to, ..asked })).await;
+        }
+        Ok(Response::new(match self.manager.acknowledge(&asked.by, request_id(asked.request_id)).await {
+            Ok(failovers) => v1::AcknowledgeReply { done: true, failovers, reason: String::new() },
+            Err(reason) => v1::AcknowledgeReply { reason, ..Default::default() },
+        }))
+    }
+
     async fn maintenance(
         &self,
         request: Request<v1::MaintenanceRequest>,

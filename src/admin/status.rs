@@ -72,7 +72,11 @@ pub(super) fn banners(state: &ClusterState) -> Vec<String> {
             "{member} is in maintenance{asked}: left alone and no candidate until `matriarch maintenance off {member}`"
         )
     });
-    paused.into_iter().chain(put_aside).collect()
+    let stays = state.stays_put().then(|| {
+        let failovers = state.crash_failovers;
+        format!("{failovers} failovers followed crashes: the next crash is answered by a restart in place, until `matriarch acknowledge`")
+    });
+    paused.into_iter().chain(put_aside).chain(stays).collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.

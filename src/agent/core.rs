@@ -95,6 +95,8 @@ pub struct Core {
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
     crashes: Crashes,
+    /// When the manager last told that a crashed primary stays primary, for too many failovers followed crashes.
+    stays: Option<Moment>,
     /// When the manager last told that the cluster is paused.
     paused: Option<Moment>,
     /// Of the newest word about that.
@@ -150,6 +152,7 @@ impl Core {
             followed: None,
             crashes: Crashes::default(),
             paused: None,
+            stays: None,
             pauses: 0,
             left: false,
             room: Room::default(),
@@ -719,7 +722,7 @@ impl Core {
         self.durable.timings = TimingsInUse::default();
         self.durable.settings = SettingsDocument::default();
         self.settings = Settings::default();
-        (self.paused, self.pauses) = (None, 0);
+        (self.paused, self.stays, self.pauses) = (None, None, 0);
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }
 }

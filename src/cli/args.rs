@@ -36,6 +36,8 @@ pub enum Command {
     Pause(PauseArgs),
     /// Let a paused cluster decide again
     Resume(ResumeArgs),
+    /// Let a cluster fail over again that has stopped to, after too many crashes in a row
+    Acknowledge(AcknowledgeArgs),
     /// Leave a member alone, so that it is chosen for nothing, or do so no more
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
@@ -296,6 +298,16 @@ pub struct ExplainArgs {
     /// Say what a past decision went by; its revision is in `matriarch history`
     #[arg(long, value_name = "REVISION")]
     pub incident: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct AcknowledgeArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

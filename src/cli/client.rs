@@ -12,7 +12,7 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
+        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
         FailoverRequest, HistoryReply, HistoryRequest, MaintenanceReply, MaintenanceRequest, OperationReply,
         PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, RestartRequest,
         SetSettingsReply, SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
@@ -180,6 +180,14 @@ impl Client {
     pub async fn pause(&self, request: PauseRequest) -> Result<PauseReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.pause(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Makes failovers after crashes count no more. A second try finds none.
+    pub async fn acknowledge(&self, request: AcknowledgeRequest) -> Result<AcknowledgeReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.acknowledge(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

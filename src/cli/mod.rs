@@ -68,6 +68,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Events(args) => with_runtime(history::events(args)),
         Command::Rules(args) => rules::run(&args).into(),
         Command::Pause(args) => with_runtime(pause::pause(args)),
+        Command::Acknowledge(args) => with_runtime(pause::acknowledge(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
         Command::Restart(args) => with_runtime(operations::restart(args)),
         Command::Resume(args) => with_runtime(pause::resume(args)),

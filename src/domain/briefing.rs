@@ -13,13 +13,15 @@ pub struct MemberList {
     pub agents: BTreeMap<MemberId, String>,
 }
 
-/// Whether the cluster is paused.
+/// Whether the cluster is paused, and what else keeps it from failing over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PauseWord {
-    /// Rises with each pause and each end of one; 0 before the first.
+    /// Rises with each change of it; 0 before the first.
     pub version: u64,
     /// It is.
     pub on: bool,
+    /// A primary that crashes is restarted in place, however often: too many failovers followed crashes.
+    pub stays: bool,
 }
 
 /// What an agent needs to know of the state its manager has applied. Everything

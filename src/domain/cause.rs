@@ -53,6 +53,12 @@ impl EndCause {
         EndCause::Restarted,
     ];
 
+    /// PostgreSQL or what it stands on failed, so that the next primary may fail of the same; not a lost host or lease, and
+    /// nobody asked for it.
+    pub fn is_postgresqls(self) -> bool {
+        matches!(self, Self::Crash | Self::Hung | Self::Storage | Self::NoSpace | Self::Stuck)
+    }
+
     /// Its number on the wire.
     pub fn code(self) -> u32 {
         self as u32

@@ -252,6 +252,13 @@ settings! {
     /// A crash this long ago counts no more.
     crash_window: Duration = "crash_window_ms", Duration::from_secs(60), 1000..=86_400_000,
         "a crash this long ago counts no more";
+    /// So many failovers after crashes, one after the other, happen by themselves.
+    failover_limit: u32 = "failover_limit", 3, 0..=1000,
+        "so many failovers after crashes of PostgreSQL in a row happen by themselves, then it is restarted in place until a primary lasts or \
+         somebody acknowledges them; 0: no limit. A lost host is always failed over";
+    /// A primary that lasts so long ends such a row.
+    failover_calm: Duration = "failover_calm_ms", Duration::from_secs(600), 1000..=86_400_000,
+        "a primary that is open this long, and steady, ends such a row";
     /// Whether the next primary has to be at the site of the last one.
     site_failover: SiteFailover = "site_failover", SiteFailover::Any, 0..=0,
         "who follows a primary that is lost: any; prefer (somebody at its site, also with less WAL, if anybody there can); \

@@ -208,6 +208,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
         Kind::Maintenance { .. } => events::MAINTENANCE,
+        Kind::Acknowledge { .. } => events::ACKNOWLEDGED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }

@@ -273,6 +273,15 @@ impl ManagerHandle {
         self.put(request_id, |s| policy::pause::admit(s, on, reason, by)).await
     }
 
+    /// Makes failovers after crashes count no more; only the Raft leader can. Says how many there were.
+    ///
+    /// # Errors
+    /// Why it is refused, or that its fate is unknown.
+    pub async fn acknowledge(&self, by: &str, request_id: String) -> Result<u32, String> {
+        let failovers = self.state().crash_failovers;
+        self.put(request_id, |s| policy::flaps::admit(s, by)).await.map(|()| failovers)
+    }
+
     /// Leaves a member alone, or does so no more; only the Raft leader can.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ pub mod by_hand;
 pub mod candidates;
 pub mod evidence;
 mod failover;
+pub mod flaps;
 pub mod format;
 pub mod genesis;
 pub mod leadership;

@@ -17,6 +17,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (120, &["promotion-complete"]),
     (130, &["primary-open"]),
     (140, &["settle-timings"]),
+    (150, &["acknowledge"]),
     (210, &["end-operation"]),
     (220, &["end-operation"]),
     (230, &["advance-operation", "end-operation"]),

@@ -416,6 +416,13 @@ impl fmt::Display for Hold {
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::StaysPut { member, failovers, remaining } => {
+                write!(f, "{failovers} failovers followed crashes of PostgreSQL: {member} is restarted in place if it crashes, ")?;
+                match remaining.is_zero() {
+                    true => f.write_str("until it has been steady for a while"),
+                    false => write!(f, "for {}", seconds(remaining)),
+                }
+            }
             Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::NoRoom { member, volumes, why, remaining } => {
                 write!(f, "{member} stays primary though {}:", volumes.join(" and "))?;

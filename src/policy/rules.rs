@@ -2,7 +2,7 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, format, genesis, leadership, membership, promotion, restart,
+    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion, restart,
     room, stonith, switchover, timings,
 };
 use crate::state::{Command, RuleId};
@@ -29,6 +29,11 @@ pub const RULES: &[Rule] = &[
         id: 140,
         name: "the holder counts by the newest timings, older promises are over: settle",
         decide: timings::settle,
+    },
+    Rule {
+        id: 150,
+        name: "failovers followed crashes and the primary has lasted: they count no more",
+        decide: flaps::calm,
     },
     Rule { id: 210, name: "the target of the operation is primary: it succeeded", decide: switchover::succeeded },
     Rule { id: 220, name: "the operation can't succeed any more: end it", decide: switchover::failed },

@@ -86,7 +86,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
         members: Some(member_list(&briefing.members)),
         timings: Some(timings_in_use(&briefing.timings)),
         settings: Some(settings(&briefing.settings)),
-        pause: Some(v1::PauseWord { version: briefing.pause.version, on: briefing.pause.on }),
+        pause: Some(v1::PauseWord { version: briefing.pause.version, on: briefing.pause.on, stays: briefing.pause.stays }),
     }
 }
 
@@ -101,7 +101,7 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         members: member_list_of(raw.members)?,
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
-        pause: PauseWord { version: pause.version, on: pause.on },
+        pause: PauseWord { version: pause.version, on: pause.on, stays: pause.stays },
     })
 }
 
@@ -122,7 +122,7 @@ mod tests {
             members: MemberList { version: 2, agents: agents.into() },
             timings: TimingsInUse { oldest: TimingsId(3), committed: committed.into() },
             settings: SettingsDocument { version: 9, values: [("a_newer_one".into(), "x".into())].into() },
-            pause: PauseWord { version: 3, on: true },
+            pause: PauseWord { version: 3, on: true, stays: true },
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

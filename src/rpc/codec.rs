@@ -99,6 +99,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
+        Kind::Acknowledge { by } => c::Kind::Acknowledge(c::Acknowledge { by: by.clone() }),
         Kind::Maintenance { member, on, reason, by } => c::Kind::Maintenance(c::Maintenance {
             member: member.to_string(),
             on: *on,
@@ -195,6 +196,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
+        K::Acknowledge(a) => Kind::Acknowledge { by: a.by },
         K::Maintenance(m) => Kind::Maintenance { member: member_id(&m.member)?, on: m.on, reason: m.reason, by: m.by },
     })
 }
@@ -240,6 +242,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         last_node: state.last_node.0,
         paused: state.paused.as_ref().map(encode_asked),
         pauses: state.pauses,
+        crash_failovers: state.crash_failovers,
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
     }
     .encode_to_vec()
@@ -305,6 +308,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         last_node: NodeId(raw.last_node),
         paused: raw.paused.map(decode_asked),
         pauses: raw.pauses,
+        crash_failovers: raw.crash_failovers,
         maintenance: raw
             .maintenance
             .into_iter()
@@ -573,6 +577,7 @@ mod tests {
             Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a") },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
+            Kind::Acknowledge { by: "kim".into() },
             Kind::NoteFormat { format: Format(3) },
         ]
     }

@@ -19,12 +19,13 @@ impl ClusterState {
         if command.expected != self.epoch {
             return self.stale(format!("decided in epoch {}", command.expected));
         }
-        let before = self.members.clone();
+        let (before, stayed) = (self.members.clone(), self.stays_put());
         let done = self.change(command);
         match done {
             Err(why) => self.stale(why),
             Ok(incident) => {
                 self.revision += 1;
+                self.pauses += u64::from(self.stays_put() != stayed);
                 self.roster.follow(&before, &self.members);
                 self.format = self.format.max(command.kind.format());
                 self.chronicle(command);
@@ -84,6 +85,7 @@ impl ClusterState {
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
+            Kind::Acknowledge { by } => self.acknowledge(by),
             Kind::Maintenance { member, on, reason, by } => self.maintain(member, *on, reason, by),
         }
     }
@@ -239,6 +241,7 @@ impl ClusterState {
                 let how = if clean { "cleanly" } else { "after a crash or a fence" };
                 let what = format!("{who} released epoch {epoch} {how}, its WAL ends at {end}{}", told(cause));
                 self.lock = Lock::Released(release);
+                self.count_crash(cause);
                 Ok(Some(what))
             }
             // Its epoch was ended before its word came; the word is worth the same.
@@ -246,6 +249,7 @@ impl ClusterState {
                 let (epoch, last, member) = (*epoch, *last, member.clone());
                 let release = Release { epoch: last, member: member.clone(), end, clean, cause };
                 self.lock = Lock::Fenced { epoch, previous: Some((last, member)), released: Some(release) };
+                self.count_crash(cause);
                 Ok(Some(format!("{who} has ended epoch {last}, its WAL ends at {end}{}", told(cause))))
             }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {

@@ -56,7 +56,9 @@ pub struct ClusterState {
     pub format: Format,
     /// The cluster decides nothing by itself: who asked for that, and why.
     pub paused: Option<Asked>,
-    /// Counts pauses and their ends.
+    /// Failovers that followed crashes of PostgreSQL, since a primary lasted or an operator acknowledged them.
+    pub crash_failovers: u32,
+    /// Counts the changes of what agents mind: pauses, and whether a crashed primary stays.
     pub pauses: u64,
     /// Members that are left alone and chosen for nothing: who asked for that, and why.
     pub maintenance: BTreeMap<MemberId, Asked>,

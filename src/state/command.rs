@@ -214,6 +214,11 @@ pub enum Kind {
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
     },
+    /// Failovers that followed crashes count no more.
+    Acknowledge {
+        /// Who said so, as they call themselves; empty for the rule.
+        by: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -247,6 +252,7 @@ impl Kind {
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
             Self::Maintenance { .. } => "maintenance",
+            Self::Acknowledge { .. } => "acknowledge",
         }
     }
 
@@ -272,9 +278,11 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
-            Self::SetSettings { .. } | Self::Pause { .. } | Self::Resume { .. } | Self::Maintenance { .. } => {
-                Format::SETTINGS
-            }
+            Self::SetSettings { .. }
+            | Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Maintenance { .. }
+            | Self::Acknowledge { .. } => Format::SETTINGS,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

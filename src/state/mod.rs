@@ -10,6 +10,7 @@
 mod apply;
 pub mod cluster;
 pub mod command;
+mod flaps;
 pub mod history;
 pub mod pause;
 mod recover;

@@ -83,7 +83,7 @@ impl ClusterState {
 
     /// What agents are told of it.
     pub(super) fn pause_word(&self) -> PauseWord {
-        PauseWord { version: self.pauses, on: self.paused.is_some() }
+        PauseWord { version: self.pauses, on: self.paused.is_some(), stays: self.stays_put() }
     }
 }
 
@@ -112,10 +112,10 @@ mod tests {
         assert!(matches!(run(&mut state, resume()), Applied::Stale { .. }), "it is not paused");
         assert_eq!(run(&mut state, pause()), Applied::Changed);
         assert!(matches!(run(&mut state, pause()), Applied::Stale { .. }), "it is paused");
-        assert_eq!(state.pause_word(), PauseWord { version: 1, on: true });
+        assert_eq!(state.pause_word(), PauseWord { version: 1, on: true, stays: false });
         assert_eq!(state.incidents.back().unwrap().what, "the cluster is paused by kim: new kernel");
         assert_eq!(run(&mut state, resume()), Applied::Changed);
-        assert_eq!(state.pause_word(), PauseWord { version: 2, on: false });
+        assert_eq!(state.pause_word(), PauseWord { version: 2, on: false, stays: false });
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Core {
         if cause == Cause::NoSpace {
             out.extend(self.room.ran_out().map(Effect::Reserve));
         }
-        if self.paused.is_some() {
+        if self.paused.is_some() || self.stays.is_some() {
             return After::Restart;
         }
         let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);

@@ -18,6 +18,7 @@ impl Core {
             return;
         }
         self.pauses = told.version;
+        self.stays = told.stays.then_some(now.moment);
         match told.on {
             true => self.paused = Some(now.moment),
             false => self.end_pause(now),
@@ -36,6 +37,7 @@ impl Core {
         if self.paused.is_some_and(|told| now.moment.since(told) >= FORGET) {
             self.end_pause(now);
         }
+        self.stays.take_if(|told| now.moment.since(*told) >= FORGET);
     }
 
     /// The directory of a PostgreSQL that ended without an order was read: it was shut down, and so by somebody.

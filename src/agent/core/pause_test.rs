@@ -7,7 +7,7 @@ use crate::{
 };
 
 fn paused(version: u64, on: bool) -> Event {
-    Event::Briefed(Briefing { pause: PauseWord { version, on }, ..briefing(4, 0, &[]) })
+    Event::Briefed(Briefing { pause: PauseWord { version, on, stays: false }, ..briefing(4, 0, &[]) })
 }
 
 fn surveyed(clean: bool) -> Event {

@@ -1,0 +1,94 @@
+//! Failovers after crashes, one after the other: a query that kills each new primary must not walk through the cluster.
+
+use super::cluster::{ClusterState, Lock};
+use crate::domain::EndCause;
+
+impl ClusterState {
+    /// So many failovers followed crashes since the last time a primary lasted or an operator acknowledged them that the
+    /// next crash is answered by a restart in place, however often. A lost host or lease is failed over all the same.
+    pub fn stays_put(&self) -> bool {
+        let limit = self.settings.settings().failover_limit;
+        limit > 0 && self.crash_failovers >= limit
+    }
+
+    /// The holder's own word why its epoch ended.
+    pub(super) fn count_crash(&mut self, cause: EndCause) {
+        if cause.is_postgresqls() {
+            self.crash_failovers = self.crash_failovers.saturating_add(1);
+        }
+    }
+
+    /// They count no more.
+    pub(super) fn acknowledge(&mut self, by: &str) -> Result<Option<String>, String> {
+        let (count, open) = (self.crash_failovers, matches!(self.lock, Lock::Granted { .. }));
+        if count == 0 {
+            return Err("there is no failover to acknowledge".to_owned());
+        }
+        self.crash_failovers = 0;
+        let lasted = if open { ", the primary has lasted" } else { "" };
+        Ok(Some(match by {
+            "" => format!("{count} failovers after crashes count no more{lasted}"),
+            by => format!("{count} failovers after crashes are acknowledged by {by}"),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{Epoch, Lsn, MemberId, NodeId, PauseWord, TimelineId, WalPosition},
+        state::{Applied, Command, Kind, Member, RuleId},
+    };
+
+    fn id(name: &str) -> MemberId {
+        name.parse().unwrap()
+    }
+
+    fn run(state: &mut ClusterState, kind: Kind) -> Applied {
+        let expected = state.epoch;
+        state.apply(&Command { request_id: "r".into(), expected, because: RuleId(1), kind, evidence: None })
+    }
+
+    fn reign_ends(state: &mut ClusterState, cause: EndCause) {
+        let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
+        for kind in [
+            Kind::Fence { reason: String::new() },
+            Kind::Grant { member: id("a"), floor: at },
+            Kind::Release { member: id("a"), end: at, clean: false, cause },
+        ] {
+            assert_eq!(run(state, kind), Applied::Changed);
+        }
+    }
+
+    #[test]
+    fn crashes_of_postgresql_count_and_nothing_else_does() {
+        let member = Member { node: NodeId(1), manager: String::new(), postgres: String::new(), agent: String::new() };
+        let mut state = ClusterState { members: [(id("a"), member)].into(), epoch: Epoch(1), ..Default::default() };
+        for cause in [EndCause::Lease, EndCause::Ordered, EndCause::PromotionFailed, EndCause::Unknown] {
+            reign_ends(&mut state, cause);
+        }
+        assert_eq!((state.crash_failovers, state.pause_word()), (0, PauseWord::default()));
+        reign_ends(&mut state, EndCause::Crash);
+        reign_ends(&mut state, EndCause::Hung);
+        assert!(!state.stays_put());
+        reign_ends(&mut state, EndCause::NoSpace);
+        assert_eq!((state.crash_failovers, state.stays_put()), (3, true));
+        // The agents learn it with the word of a pause, which only ever goes up.
+        assert_eq!(state.pause_word(), PauseWord { version: 1, on: false, stays: true });
+
+        assert_eq!(run(&mut state, Kind::Acknowledge { by: "kim".into() }), Applied::Changed);
+        assert_eq!((state.crash_failovers, state.stays_put()), (0, false));
+        assert_eq!(state.incidents.back().unwrap().what, "3 failovers after crashes are acknowledged by kim");
+        assert_eq!(state.pause_word(), PauseWord { version: 2, on: false, stays: false });
+        assert!(matches!(run(&mut state, Kind::Acknowledge { by: String::new() }), Applied::Stale { .. }));
+    }
+
+    #[test]
+    fn without_a_limit_nothing_stays_put() {
+        let mut state = ClusterState { crash_failovers: 99, ..Default::default() };
+        assert!(state.stays_put());
+        state.settings.values.insert("failover_limit".into(), "0".into());
+        assert!(!state.stays_put());
+    }
+}
