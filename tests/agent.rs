@@ -592,6 +592,8 @@ fn a_higher_epoch_at_the_voters_fences_at_once() {
         let mut host = cluster.primary().await;
         let pid = host.status().await.postgres_pid;
         let mut notices = cluster.notice(0);
+        let stub = host.local().postgresql.data_dir.join("pg_wal/00000009.history");
+        fs::write(&stub, "# matriarch stub\n").unwrap();
         for voter in &cluster.voters {
             voter.seal(Epoch(2)).unwrap();
         }
@@ -610,7 +612,7 @@ fn a_higher_epoch_at_the_voters_fences_at_once() {
         let fenced = host.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
         assert_eq!((fenced.ended_epoch, fenced.fenced_epoch), (1, 1));
         assert!(fenced.was_primary && !fenced.clean_shutdown);
-        assert!(host.has_signal_file());
+        assert!(host.has_signal_file() && !stub.exists());
         let again = v1::RestartInPlace { timeline: 2, system_identifier: host.system };
         let refused = host.execute(1, Action::RestartInPlace(again)).await.unwrap_err();
         assert_eq!(refused.reason, "this host doesn't hold epoch 1");
