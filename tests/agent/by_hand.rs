@@ -152,8 +152,15 @@ fn a_superuser_of_the_database_who_stops_the_guard_gains_what_is_left_of_the_lea
         let mut host = cluster.primary().await;
         let writer = Writer::start(&host, "on");
         let (client, guard) = (host.client().await, host.guard_pid());
+        // Whether its answer comes is a race.
+        let stops = format!("COPY (SELECT 1) TO PROGRAM 'kill -STOP {guard}'");
+        tokio::spawn(async move { client.batch_execute(&stops).await });
+        let until = Instant::now() + DEADLINE;
+        while !fs::read_to_string(format!("/proc/{guard}/stat")).unwrap().contains(") T ") {
+            assert!(Instant::now() < until, "it was not stopped");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         let began = Instant::now();
-        client.batch_execute(&format!("COPY (SELECT 1) TO PROGRAM 'kill -STOP {guard}'")).await.unwrap();
         host.until_gone().await;
         let acknowledged = writer.acknowledged().await;
         let last = acknowledged.last().unwrap().duration_since(began);
