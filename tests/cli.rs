@@ -20,12 +20,13 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest,
-        FailoverLossReply, FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Layer, MaintenanceReply,
-        MaintenanceRequest, MemberChange, MemberStatus, OperationReply, OperationStatus, PauseReply, PauseRequest,
-        ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply,
-        SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
-        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
+        EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
+        HistoryRequest, Incident, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
+        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
+        RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome,
+        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
+        TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -72,6 +73,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               pause        Stop all decisions of the cluster, for work on it; the lease and what it protects go
                            on
               resume       Let a paused cluster decide again
+              acknowledge  Let a cluster fail over again that has stopped to, after too many crashes in a row
               maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
               restart      Stop and start PostgreSQL of a member; that of the primary stays primary
               profile      Show the timings, or put those of another profile in force
@@ -636,6 +638,11 @@ impl Admin for Manager {
         Ok(Response::new(tokio_stream::iter(events)))
     }
 
+    async fn acknowledge(&self, _: Request<AcknowledgeRequest>) -> Result<Response<AcknowledgeReply>, Status> {
+        let reason = self.refusal.unwrap_or_default().to_owned();
+        Ok(Response::new(AcknowledgeReply { done: self.refusal.is_none(), failovers: 3, reason }))
+    }
+
     async fn failover_loss(&self, _: Request<FailoverRequest>) -> Result<Response<FailoverLossReply>, Status> {
         let says = "it lacks 2048 bytes".to_owned();
         Ok(Response::new(FailoverLossReply { bytes: Some(2048), transactions: Some(2), says, reason: String::new() }))
@@ -918,6 +925,24 @@ fn a_failed_and_a_refused_operation_are_exit_code_1_with_the_reason() {
         assert_eq!(output.status.code(), Some(3));
         let output = matriarch(&["switchover", "--manager", &address]);
         assert_eq!(output.status.code(), Some(2), "no terminal to ask: {output:?}");
+    });
+}
+
+#[test]
+fn failovers_are_acknowledged() {
+    with_manager(Ok(()), None, |address| {
+        let output = matriarch(&["acknowledge", "--manager", &address.to_string()]);
+        assert_eq!(
+            lines(&output),
+            ["failovers after crashes count no more, there were #; the next crash may be failed over again"]
+        );
+        let output = matriarch(&["acknowledge", "--json", "--manager", &address.to_string()]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "{\n  \"acknowledged\": 3\n}\n");
+    });
+    with_manager(Ok(()), Some("no Raft leader answers"), |address| {
+        let output = matriarch(&["acknowledge", "--manager", &address.to_string()]);
+        assert_eq!(lines(&output), ["matriarch: acknowledge refused: no Raft leader answers"]);
+        assert_eq!(output.status.code(), Some(1));
     });
 }
 

@@ -158,7 +158,7 @@ impl World {
                 self.hear_all();
             }
             ["seal", members @ ..] => members.iter().for_each(|m| self.seal(&id(m))),
-            ["notice", member, end, clean @ ..] => self.notice(&id(member), end, !clean.is_empty()),
+            ["notice", member, end, how @ ..] => self.notice(&id(member), end, how),
             ["lose", member] => self.hear(&id(member), false, false),
             ["mute", member] => self.hear(&id(member), true, false),
             ["back", member] => self.hear(&id(member), true, true),
@@ -529,7 +529,8 @@ impl World {
         self.seals.insert(member.clone(), Seal { promise, at: self.now, agent });
     }
 
-    fn notice(&mut self, member: &MemberId, end: &str, clean: bool) {
+    fn notice(&mut self, member: &MemberId, end: &str, how: &[&str]) {
+        let cause = |c: &&matriarch::domain::EndCause| how.contains(&c.name());
         let epoch = match &self.state.lock {
             Lock::Fenced { previous: Some((last, _)), .. } => *last,
             _ => self.state.epoch,
@@ -539,8 +540,8 @@ impl World {
             epoch,
             fenced: true,
             end: position(end),
-            clean,
-            cause: matriarch::domain::EndCause::Unknown,
+            clean: how.contains(&"clean"),
+            cause: matriarch::domain::EndCause::ALL.iter().find(cause).copied().unwrap_or_default(),
         };
         self.notices.insert(member.clone(), notice);
     }
@@ -736,6 +737,7 @@ fn describe(command: &Command) -> String {
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
         Kind::Pause { .. } => "pause".to_owned(),
         Kind::Resume { .. } => "resume".to_owned(),
+        Kind::Acknowledge { .. } => "failovers after crashes count no more".to_owned(),
         Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

@@ -84,6 +84,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::LagUnknown { limit: 1, would_be: vec![n1()] },
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
+        Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
@@ -102,6 +103,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::NoSuccessor { .. }
             | Hold::Operation { .. }
             | Hold::NotOpen { .. }
+            | Hold::StaysPut { .. }
             | Hold::Paused { .. }
             | Hold::NoRoom { .. }
             | Hold::GroupUnsettled { .. }

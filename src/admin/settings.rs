@@ -102,6 +102,8 @@ mod tests {
             "data_room_act=2% default 2% set false ",
             "data_room_warn=10% default 10% set false ",
             "disk_reserve=64MB default 64MB set false ",
+            "failover_calm_ms=600000 default 600000 set false ",
+            "failover_limit=3 default 3 set false ",
             "maximum_lag_on_failover=off default off set false ",
             "on_primary_crash=restart default auto set true ",
             "site_failover=any default any set false ",

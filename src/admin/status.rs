@@ -74,7 +74,7 @@ pub(super) fn banners(state: &ClusterState) -> Vec<String> {
     });
     let stays = state.stays_put().then(|| {
         let failovers = state.crash_failovers;
-        format!("{failovers} failovers followed crashes: the next crash is answered by a restart in place, until `matriarch acknowledge`")
+        format!("failovers after crashes in a row: {failovers}; the next crash is answered by a restart in place, until `matriarch acknowledge`")
     });
     paused.into_iter().chain(put_aside).chain(stays).collect()
 }

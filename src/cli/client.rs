@@ -12,11 +12,12 @@ use super::{args::ClientArgs, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
-        FailoverRequest, HistoryReply, HistoryRequest, MaintenanceReply, MaintenanceRequest, OperationReply,
-        PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, RestartRequest,
-        SetSettingsReply, SetSettingsRequest, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
-        SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest,
+        ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
+        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
+        RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
+        TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 

@@ -8,14 +8,14 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
-    args::{ClientArgs, MaintenanceCommand, PauseArgs, ResumeArgs},
+    args::{AcknowledgeArgs, ClientArgs, MaintenanceCommand, PauseArgs, ResumeArgs},
     client::{Client, target},
     complain, complain_client,
     exit::{self, Exit},
     print, render,
     settings::who,
 };
-use crate::rpc::v1::{MaintenanceRequest, PauseRequest, StatusReply};
+use crate::rpc::v1::{AcknowledgeRequest, MaintenanceRequest, PauseRequest, StatusReply};
 
 /// Between two looks at the cluster.
 const POLL: Duration = Duration::from_millis(200);
@@ -50,6 +50,36 @@ pub(super) async fn maintenance(command: MaintenanceCommand) -> Exit {
             let word = if on { "on" } else { "off" };
             complain(&format!("maintenance {word} {member} refused: {}", reply.reason), exit::FAILED)
         }
+        Err(error) => complain_client(&error),
+    }
+}
+
+/// `matriarch acknowledge`.
+pub(super) async fn acknowledge(args: AcknowledgeArgs) -> Exit {
+    #[derive(Serialize)]
+    struct Json {
+        acknowledged: u32,
+    }
+    let client = match Client::new(&args.client) {
+        Ok(client) => client,
+        Err(error) => return complain_client(&error),
+    };
+    let request = AcknowledgeRequest { to: Some(target("", 0)), by: who(), request_id: Uuid::now_v7().to_string() };
+    match client.acknowledge(request).await {
+        Ok(reply) if reply.done => {
+            let acknowledged = reply.failovers;
+            print(&match (args.json, acknowledged) {
+                (true, _) => render::json(&Json { acknowledged }),
+                (false, 0) => "no failover followed a crash lately: there is nothing to acknowledge\n".to_owned(),
+                (false, n) => {
+                    format!(
+                        "failovers after crashes count no more, there were {n}; the next crash may be failed over again\n"
+                    )
+                }
+            });
+            exit::OK
+        }
+        Ok(reply) => complain(&format!("acknowledge refused: {}", reply.reason), exit::FAILED),
         Err(error) => complain_client(&error),
     }
 }

@@ -242,6 +242,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::SetSettings { .. }
         | Kind::Pause { .. }
         | Kind::Resume { .. }
+        | Kind::Acknowledge { .. }
         | Kind::NoteFormat { .. } => None,
     }
 }

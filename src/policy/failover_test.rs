@@ -89,7 +89,13 @@ fn no_grant_precedes_the_end_of_the_promises_unless_the_holder_released() {
         bench
     };
     assert_eq!(missing(&bound(None)), Some((2, 1)));
-    let released = Release { epoch: Epoch(1), member: id("a"), end: position("2:80"), clean: true };
+    let released = Release {
+        epoch: Epoch(1),
+        member: id("a"),
+        end: position("2:80"),
+        clean: true,
+        cause: crate::domain::EndCause::Unknown,
+    };
     let mut released = bound(Some(released));
     assert!(matches!(grant(&released.situation()), Some(Verdict::Propose(Kind::Grant { .. }))));
     // The durable seals of a majority are needed all the same.

@@ -43,7 +43,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::policy::testing::{Bench, id};
+    use crate::{
+        domain::Observation,
+        policy::testing::{Bench, id},
+    };
 
     fn bench(failovers: u32) -> Bench {
         let mut bench = Bench::new("granted b open 2").says("b", "primary 2:200");
@@ -51,30 +54,30 @@ mod tests {
         bench
     }
 
-    fn after(seconds: u64, mut bench: Bench) -> Option<Verdict> {
-        bench.now = bench.since.lock + Duration::from_secs(seconds);
-        let now = bench.now;
-        if let Some(seen) = bench.seen.get_mut(&id("b")) {
-            (seen.at, seen.agent_at) = (now, now);
-        }
-        calm(&bench.situation())
+    fn after(seconds: u64, bench: &Bench) -> Option<Verdict> {
+        let mut s = bench.situation();
+        let now = s.since.lock + Duration::from_secs(seconds);
+        let heard = |seen: &Observation| Observation { at: now, agent_at: now, ..seen.clone() };
+        let seen = bench.seen.iter().map(|(member, seen)| (member.clone(), heard(seen))).collect();
+        (s.now, s.seen) = (now, &seen);
+        calm(&s)
     }
 
     #[test]
     fn a_primary_that_lasts_ends_the_count() {
-        assert_eq!(after(10_000, bench(0)), None);
-        assert_eq!(after(599, bench(2)), None, "fewer than the limit hold nothing up");
+        assert_eq!(after(10_000, &bench(0)), None);
+        assert_eq!(after(599, &bench(2)), None, "fewer than the limit hold nothing up");
         let forgotten = Some(Verdict::Propose(Kind::Acknowledge { by: String::new() }));
-        assert_eq!(after(600, bench(2)), forgotten);
+        assert_eq!(after(600, &bench(2)), forgotten);
         let member = id("b");
         let remaining = Duration::from_secs(1);
         let hold = Some(Verdict::Hold(Hold::StaysPut { member: member.clone(), failovers: 3, remaining }));
-        assert_eq!(after(599, bench(3)), hold);
-        assert_eq!(after(600, bench(3)), forgotten);
+        assert_eq!(after(599, &bench(3)), hold);
+        assert_eq!(after(600, &bench(3)), forgotten);
 
         let mut shaky = bench(3);
         shaky.seen.get_mut(&member).unwrap().agent.as_mut().unwrap().unsteady = true;
         let hold = Some(Verdict::Hold(Hold::StaysPut { member, failovers: 3, remaining: Duration::ZERO }));
-        assert_eq!(after(10_000, shaky), hold, "it crashes in place");
+        assert_eq!(after(10_000, &shaky), hold, "it crashes in place");
     }
 }

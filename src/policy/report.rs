@@ -112,6 +112,15 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// Too many failovers followed crashes: a crashed primary is restarted in place.
+    StaysPut {
+        /// The primary.
+        member: MemberId,
+        /// So many failovers.
+        failovers: u32,
+        /// Until they count no more, if it is steady then.
+        remaining: Duration,
+    },
     /// The cluster is paused, and this is not done.
     Paused {
         /// Who asked for the pause, and why.
@@ -417,7 +426,10 @@ impl fmt::Display for Hold {
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
             Self::StaysPut { member, failovers, remaining } => {
-                write!(f, "{failovers} failovers followed crashes of PostgreSQL: {member} is restarted in place if it crashes, ")?;
+                write!(
+                    f,
+                    "failovers after crashes of PostgreSQL in a row: {failovers}; {member} is restarted in place if it crashes, "
+                )?;
                 match remaining.is_zero() {
                     true => f.write_str("until it has been steady for a while"),
                     false => write!(f, "for {}", seconds(remaining)),

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion, restart,
-    room, stonith, switchover, timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion,
+    restart, room, stonith, switchover, timings,
 };
 use crate::state::{Command, RuleId};
 

@@ -30,7 +30,8 @@ struct Committed {
 }
 
 /// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 8] = [
+const ASIDE: [&str; 9] = [
+    "acknowledge",
     "settle-timings",
     "adopt-timeline",
     "note-format",

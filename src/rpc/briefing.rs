@@ -86,7 +86,11 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
         members: Some(member_list(&briefing.members)),
         timings: Some(timings_in_use(&briefing.timings)),
         settings: Some(settings(&briefing.settings)),
-        pause: Some(v1::PauseWord { version: briefing.pause.version, on: briefing.pause.on, stays: briefing.pause.stays }),
+        pause: Some(v1::PauseWord {
+            version: briefing.pause.version,
+            on: briefing.pause.on,
+            stays: briefing.pause.stays,
+        }),
     }
 }
 

@@ -27,8 +27,8 @@ impl ClusterState {
         self.crash_failovers = 0;
         let lasted = if open { ", the primary has lasted" } else { "" };
         Ok(Some(match by {
-            "" => format!("{count} failovers after crashes count no more{lasted}"),
-            by => format!("{count} failovers after crashes are acknowledged by {by}"),
+            "" => format!("failovers after crashes count no more, there were {count}{lasted}"),
+            by => format!("failovers after crashes, {count} in a row, are acknowledged by {by}"),
         }))
     }
 }
@@ -79,7 +79,10 @@ mod tests {
 
         assert_eq!(run(&mut state, Kind::Acknowledge { by: "kim".into() }), Applied::Changed);
         assert_eq!((state.crash_failovers, state.stays_put()), (0, false));
-        assert_eq!(state.incidents.back().unwrap().what, "3 failovers after crashes are acknowledged by kim");
+        assert_eq!(
+            state.incidents.back().unwrap().what,
+            "failovers after crashes, 3 in a row, are acknowledged by kim"
+        );
         assert_eq!(state.pause_word(), PauseWord { version: 2, on: false, stays: false });
         assert!(matches!(run(&mut state, Kind::Acknowledge { by: String::new() }), Applied::Stale { .. }));
     }

@@ -52,6 +52,8 @@ pub const TIMINGS_CHANGED: &str = "timings.changed";
 /// The cluster is paused, or decides again. Fields: `reason`.
 pub const PAUSED: &str = "cluster.paused";
 /// A member is in maintenance, or is so no more. Fields: `member`.
+pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
+/// A member is left alone, or takes part again.
 pub const MAINTENANCE: &str = "member.maintenance";
 /// Nothing is done though something should be. Fields: `reason`.
 pub const HOLD: &str = "decision.hold";

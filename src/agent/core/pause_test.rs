@@ -6,6 +6,11 @@ use crate::{
     reconcile::states::{Cause, EDGES},
 };
 
+/// Too many failovers followed crashes, or no more.
+fn stays(version: u64, stays: bool) -> Event {
+    Event::Briefed(Briefing { pause: PauseWord { version, on: false, stays }, ..briefing(4, 0, &[]) })
+}
+
 fn paused(version: u64, on: bool) -> Event {
     Event::Briefed(Briefing { pause: PauseWord { version, on, stays: false }, ..briefing(4, 0, &[]) })
 }
@@ -70,6 +75,28 @@ fn a_crash_in_a_pause_is_restarted_in_place_however_often_and_whatever_is_set() 
     let effects = core.step(surveyed(false), now(80));
     assert!(!ends(&effects));
     assert_eq!((core.state(), core.is_stopped_by_hand()), (PostgresState::Crashed, false));
+}
+
+#[test]
+fn after_too_many_failovers_a_crash_is_restarted_in_place_until_that_is_over_or_nobody_says_so_any_more() {
+    let crashes = |words: &[Event], ms| {
+        let mut core = primary();
+        core.settings.on_primary_crash = OnPrimaryCrash::Failover;
+        core.step(held(4, 100_000_000), now(51));
+        core.followed = Some(Moment::from_millis(50));
+        for word in words {
+            core.step(word.clone(), now(60));
+        }
+        at_time(&mut core, ms);
+        core.followed = Some(Moment::from_millis(ms));
+        let effects = core.step(gone(false), now(ms + 10));
+        !ends(&effects) && core.state() == PostgresState::Crashed
+    };
+    assert!(!crashes(&[], 70), "it is failed over as it is set");
+    assert!(crashes(&[stays(1, true)], 70));
+    assert!(!crashes(&[stays(1, true), stays(2, false)], 70), "acknowledged");
+    assert!(crashes(&[stays(2, true), stays(1, false)], 70), "an older word");
+    assert!(!crashes(&[stays(1, true)], 60 + 20_000), "nobody has confirmed it for long");
 }
 
 #[test]
