@@ -90,7 +90,8 @@ pub(crate) fn mount(host_dir: &Path, user: Option<&OsUser>) -> Result<()> {
 
 /// Takes all disks below `root` away.
 pub(crate) fn unmount(root: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    // The namespace is the thread's, and the process's first thread may be in another.
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
     let dirs = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
     for dir in dirs.filter(|dir| dir.starts_with(root)) {
         // What is left of it goes with this process.

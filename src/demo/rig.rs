@@ -278,6 +278,14 @@ impl Rig {
         disk.fill(&self.host(host)?.dir, leave)
     }
 
+    /// PostgreSQL of this host goes on to the next segment of WAL.
+    ///
+    /// # Errors
+    /// It doesn't answer, or has no room for another.
+    pub fn switch_wal(&self, host: &str) -> Result<()> {
+        self.runtime.block_on(workload::switch_wal(&self.driver.cluster.layout, host))
+    }
+
     /// Gives back what [`Rig::fill`] took.
     ///
     /// # Errors

@@ -79,7 +79,7 @@ fn a_wal_volume_that_is_full_at_once_loses_nothing(rig: &Rig, before: &StatusRep
     let fault = rig.fill(host, Disk::Wal, 0).unwrap();
     // The segment that is written now has room, and so have those that are made already.
     until("PostgreSQL finds no room", SOON, || {
-        let _ = rig.query(host, "select pg_switch_wal()");
+        let _ = rig.switch_wal(host);
         rig.server().is_some_and(|now| now != server)
     });
     moved_once(rig, before, fault);
