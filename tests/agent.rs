@@ -8,6 +8,8 @@
 mod guarding;
 #[path = "agent/health.rs"]
 mod health;
+#[path = "agent/interrupted.rs"]
+mod interrupted;
 mod support;
 
 use std::{
@@ -363,12 +365,7 @@ impl Host {
 
     /// The same, unless nobody is let in.
     async fn try_client(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-        let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(self.local().postgresql.port);
-        config.user("postgres").password(PASSWORD).dbname("postgres");
-        let (client, connection) = config.connect(NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
+        connect(self.local().postgresql.port).await
     }
 
     async fn rows(&self) -> i64 {
@@ -440,6 +437,22 @@ impl Drop for Host {
             let _ = left.bye();
         }
     }
+}
+
+/// Over TCP to this host, with the password.
+async fn connect(port: u16) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(port).user("postgres").password(PASSWORD).dbname("postgres");
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Every live process that works in the directory.
+fn working_in(dir: &Path) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let alive = |pid: &u32| ProcessIdentity::of(*pid).is_some();
+    pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|d| d == dir)).filter(alive).collect()
 }
 
 fn send(pid: u32, signal: Signal) {

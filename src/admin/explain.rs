@@ -151,7 +151,8 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
         }
         Unfit::HalfRewound | Unfit::Diverged { .. } => {
             format!(
-                "bring another member up: {member} is rewound or cloned when there is a primary; if none is left, `matriarch recover`"
+                "bring another member up: {member} is rewound or cloned when there is a primary; if none is left, \
+                 stop the other managers and `matriarch recover` on the host whose data is to be kept"
             )
         }
         Unfit::ClockOff { .. } => format!(

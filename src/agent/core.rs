@@ -331,7 +331,9 @@ impl Core {
 
     /// Users can't get in. While something works on it, or before it ever answered, that is nothing unusual.
     fn on_knocked(&mut self, knock: Knock, waited: Duration, now: Now, out: &mut Vec<Effect>) {
-        let settled = matches!(self.tree, Tree::Running { .. }) && self.answered && self.work.is_none();
+        // A checkpoint keeps nobody out.
+        let at_work = self.work.as_ref().is_some_and(|work| work.task != Task::Checkpoint);
+        let settled = matches!(self.tree, Tree::Running { .. }) && self.answered && !at_work;
         if !settled || self.is_fencing() {
             return;
         }
@@ -445,7 +447,6 @@ impl Core {
                 (self.durable.clone_failures, self.clone_failed) = (0, None);
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
-                self.durable.fresh_copy = true;
             }
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
@@ -641,6 +642,10 @@ impl Core {
             self.follows = None;
         }
         if !matches!(task, Task::Stop { .. } | Task::Checkpoint) && std::mem::take(&mut self.durable.stopped_by_hand) {
+            out.push(Effect::Persist);
+        }
+        if matches!(task, Task::Clone(_)) && !std::mem::replace(&mut self.durable.fresh_copy, true) {
+            // From here on the directory may be the copy, and whoever finds it must know that.
             out.push(Effect::Persist);
         }
         let shown =

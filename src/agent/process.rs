@@ -192,6 +192,7 @@ impl Agent {
             runtime_dir: local.agent.runtime_dir.clone(),
             wakes: wake_sender,
             life: Arc::new(AtomicU64::new(1)),
+            paused: Arc::default(),
             data_dir: Arc::new(Mutex::new(())),
             gate: Arc::default(),
             group: guarding::group_use(local),
@@ -311,7 +312,9 @@ impl Agent {
             let effects = self.core.step(Event::Lease(newest), now(self.began));
             self.perform(effects, None)?;
         }
-        Ok(self.core.step(event, now(self.began)))
+        let effects = self.core.step(event, now(self.began));
+        self.hands.paused.store(self.core.is_paused(), Ordering::Relaxed);
+        Ok(effects)
     }
 
     /// The first news are taken at once, so that what follows a start sees it running.

@@ -1,7 +1,7 @@
 //! The tasks: long work, one at a time. Each step can be cut off at any moment;
 //! what it leaves behind is an ordinary state for the survey or the next order.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
@@ -20,8 +20,6 @@ use crate::{
 
 /// How often a task asks a server that is about to open.
 const POLL: Duration = Duration::from_millis(20);
-/// A checkpoint by order may write everything that is in memory.
-const CHECKPOINT: Duration = Duration::from_secs(3600);
 
 /// One task with what it needs to know.
 pub struct Job {
@@ -78,7 +76,7 @@ impl Job {
             Task::Stop { mode, .. } => self.stop(*mode).await?,
             Task::Rewind(source) => self.rewind(source).await?,
             Task::Clone(source) => self.copy(source).await?,
-            Task::Checkpoint => checkpoint(&self.hands.instance, CHECKPOINT).await?,
+            Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
         }
         Ok(())
     }
@@ -332,7 +330,7 @@ impl Job {
 
     /// The rules learn what was seen here before they learn that the task is done.
     fn report(&self, sight: Sight) {
-        let life = self.hands.life.load(std::sync::atomic::Ordering::SeqCst);
+        let life = self.hands.life.load(Ordering::SeqCst);
         let result = Ok(Box::new(sight));
         let _ = self.hands.wakes.send(Wake::Core(Event::Probed { life, result }));
     }
@@ -348,7 +346,14 @@ impl Job {
             Ok(guard) => guard,
             Err(error) => return Err(self.take_back(None, error).await),
         };
-        match self.opened(tenure, &guard).await {
+        let open = async {
+            // An agent that goes on with it has asked for the lease a moment ago.
+            if resume {
+                self.await_lease(tenure).await?;
+            }
+            self.opened(tenure, &guard).await
+        };
+        match open.await {
             Ok(sight) => {
                 let (instance, own) = (self.hands.instance.clone(), tenure.timeline);
                 let close = move || {
@@ -417,7 +422,7 @@ impl Job {
                     false => Err(format!("it came up on timeline {}", sight.wal_end.timeline)),
                 };
             }
-            if tokio::time::Instant::now() >= until {
+            if tokio::time::Instant::now() >= until && !self.hands.paused.load(Ordering::Relaxed) {
                 return Err("it did not accept writes in time".to_owned());
             }
             tokio::time::sleep(POLL).await;
@@ -444,11 +449,11 @@ impl Job {
     }
 }
 
-/// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
-/// something can have been written, and nothing short of a fence is harmless.
 /// What is promoted without the lease may have taken any timeline.
 const BY_HAND: &str = "somebody promoted it by hand";
 
+/// A promotion that got no lease. Where an earlier try held it, or where PostgreSQL is writable already, be it by hand,
+/// something can have been written, and nothing short of a fence is harmless.
 fn failed_before_the_lease(error: String, armed: bool, before: Option<&Sight>) -> Failure {
     let writable = before.is_some_and(|b| !b.in_recovery);
     Failure { error, harmless: !armed && !writable }

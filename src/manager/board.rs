@@ -296,6 +296,12 @@ impl Board {
         self.update(|f| f.lead(me, now));
     }
 
+    /// This manager did not get rid of the leadership: as if it had just got it.
+    pub fn stays_leader(&self) {
+        let now = self.now();
+        self.update(|f| f.since.lead = now);
+    }
+
     /// See [`Facts::keep_time`]. Only the leader's loop calls it, with states that never go back.
     pub fn keep_time(&self, state: &ClusterState) {
         let now = self.now();

@@ -14,8 +14,6 @@ use crate::{
 
 /// Holds with a deadline are looked at again at least this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// A hand-over that failed is tried again after this.
-const HAND_OVER_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(manager: Manager) {
     let node = &manager.inner.node;
@@ -133,13 +131,14 @@ async fn change(manager: &Manager, rule: RuleId, step: &GroupStep) {
     }
 }
 
-/// Lets another manager lead. A failure is looked at again: it may have died meanwhile.
+/// Lets another manager lead. Nothing can be committed here until somebody leads anew, this one perhaps, and then nobody
+/// is asked for as long as after any other change.
 async fn hand_over(manager: &Manager, rule: RuleId, to: &MemberId) {
     let why = policy::rules::name(rule);
     tracing::warn!(event = events::LEADER_CHANGED, to = %to, rule = rule.0, why, "handing the Raft leadership over");
     if let Err(error) = manager.inner.node.transfer_leader(to).await {
         tracing::warn!(to = %to, error = %error, "the Raft leadership can't be moved");
-        tokio::time::sleep(HAND_OVER_AGAIN).await;
+        manager.inner.board.stays_leader();
     }
 }
 

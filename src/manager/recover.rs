@@ -133,6 +133,12 @@ fn words(manager: &Manager, old: &ClusterState, new: &ClusterState, agent: Optio
         None => says.push(format!("the agent of {me} doesn't answer: what its PostgreSQL has is unknown")),
     }
     says.push(loss(manager, old, agent));
+    if !new.settings.of_member(me).eligible() {
+        says.push(format!(
+            "{me} may not become primary by its settings (failover, priority): nobody is promoted before \
+             `matriarch config set failover=true --member {me}`"
+        ));
+    }
     says
 }
 

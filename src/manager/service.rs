@@ -155,7 +155,7 @@ impl v1::routing_server::Routing for RoutingService {
     async fn watch(&self, request: Request<v1::RoutingRequest>) -> Result<Response<RoutingStream>, Status> {
         let state = self.manager.inner.node.state().borrow().clone();
         let (me, cluster) = (self.manager.inner.me.as_str(), state.cluster_id());
-        convert::check_target(request.into_inner().to.as_ref(), me, &cluster, state.generation())?;
+        convert::check_cluster(request.into_inner().to.as_ref(), me, &cluster)?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         tokio::spawn(follow(self.manager.clone(), sender));
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))))

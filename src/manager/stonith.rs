@@ -48,7 +48,9 @@ impl Stonith {
     /// one, for only it proposes the grant that follows.
     pub(super) fn consider(&self, manager: &Manager, state: &ClusterState) {
         let Some(config) = manager.inner.config.layers.stonith.clone() else { return };
-        let Some(suspect) = suspect(state) else { return };
+        // In a pause somebody may be at work on that host; unless a successor is asked for, none is to be protected.
+        let wanted = state.paused.is_none() || state.operation.is_some();
+        let Some(suspect) = suspect(state).filter(|_| wanted) else { return };
         let wait = {
             let mut known = self.lock();
             if suspect.fenced <= known.considered {

@@ -1,6 +1,6 @@
 //! What to do when all WAL that is left goes on from a promotion by hand.
 
-use super::{Hold, Situation, Verdict, candidates, failover, report::Unfit};
+use super::{Hold, Situation, Verdict, candidates, failover, pause, report::Unfit};
 use crate::{
     domain::{Lsn, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
     state::Kind,
@@ -29,7 +29,7 @@ impl Foreign<'_> {
 /// not the cluster's, and nobody has a copy that could be taken back to. The member with the most WAL of the cluster's
 /// own last timeline is what any other failover would choose; its timeline becomes part of the history.
 ///
-/// Nothing when anybody can be promoted without it, when an operator named the successor, when a member's answer is
+/// Nothing in a pause, when anybody can be promoted without it, when an operator named the successor, when a member's answer is
 /// still to come, or when the number is one the cluster has used or reserved: equal numbers are not equal WAL.
 pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     let highest = s.state.highest_timeline();
@@ -37,7 +37,7 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
         return None; // nearly always, and for less than what follows
     }
     let Ok(ground) = failover::ready_to_grant(s)? else { return None };
-    if ground.forced.is_some() {
+    if ground.forced.is_some() || pause::holds(s, String::new).is_some() {
         return None;
     }
     let Err(Hold::NoSuccessor { why }) = candidates::successor(s, ground.released, None) else { return None };

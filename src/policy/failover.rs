@@ -49,16 +49,14 @@ pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
     match &s.state.lock {
         Lock::Released(r) => {
             let reason = format!("{} released epoch {}", r.member, r.epoch);
-            Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
-                Some(hold) => Verdict::Hold(hold),
-                None => Verdict::Propose(Kind::Fence { reason }),
-            })
+            Some(Verdict::Propose(Kind::Fence { reason }))
         }
         Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
     }
 }
 
-/// Rule 330.
+/// Rule 330. In a pause as well, and so rule 320: this gives nothing to anybody, and only in an epoch whose seals count
+/// can the group of managers be changed.
 pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Granted { epoch, member, phase, .. } = &s.state.lock else { return None };
     let overdue = *phase == GrantPhase::Promoting && s.now.since(s.since.lock) > s.timings.promote;
@@ -80,10 +78,7 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
             format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
         };
-        return Some(match pause::holds(s, || format!("{reason}: end the epoch")) {
-            Some(hold) => Verdict::Hold(hold),
-            None => Verdict::Propose(Kind::Fence { reason }),
-        });
+        return Some(Verdict::Propose(Kind::Fence { reason }));
     }
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))

@@ -35,19 +35,33 @@ pub fn check_target(
     cluster: &ClusterId,
     generation: Generation,
 ) -> std::result::Result<v1::Target, tonic::Status> {
+    let to = check_cluster(to, me, cluster)?;
+    if !to.cluster_id.is_empty() && !cluster.0.is_empty() && to.generation != generation.0 {
+        let asked = to.generation;
+        return Err(tonic::Status::failed_precondition(format!(
+            "the request is for generation {asked}, this is {generation}"
+        )));
+    }
+    Ok(to)
+}
+
+/// [`check_target`] in any generation, for those who only listen: a router that knew the generation before a recovery
+/// must hear of the new one, and goes by no older one itself.
+///
+/// # Errors
+/// `FAILED_PRECONDITION` that names what differs.
+pub fn check_cluster(
+    to: Option<&v1::Target>,
+    me: &str,
+    cluster: &ClusterId,
+) -> std::result::Result<v1::Target, tonic::Status> {
     let refuse = |what: String| Err(tonic::Status::failed_precondition(what));
     let Some(to) = to else { return refuse("the request names no target".to_owned()) };
     if !to.target.is_empty() && to.target != me {
         return refuse(format!("the request is for {}, this is {me}", to.target));
     }
-    if to.cluster_id.is_empty() || cluster.0.is_empty() {
-        return Ok(to.clone());
-    }
-    if to.cluster_id != cluster.0 {
+    if !to.cluster_id.is_empty() && !cluster.0.is_empty() && to.cluster_id != cluster.0 {
         return refuse(format!("the request is for cluster {}, this is {cluster}", to.cluster_id));
-    }
-    if to.generation != generation.0 {
-        return refuse(format!("the request is for generation {}, this is {generation}", to.generation));
     }
     Ok(to.clone())
 }
@@ -440,6 +454,8 @@ mod tests {
         assert_eq!(check(to("d", 1, "n1")).unwrap_err(), "the request is for cluster d, this is c");
         assert_eq!(check(to("c", 2, "n1")).unwrap_err(), "the request is for generation 2, this is 1");
         assert!(check_target(None, "n1", &cluster, generation).is_err());
+        assert!(check_cluster(Some(&to("c", 2, "n1")), "n1", &cluster).is_ok(), "a router of another generation");
+        assert!(check_cluster(Some(&to("d", 1, "n1")), "n1", &cluster).is_err());
         let nameless = v1::Target { target: "n1".into(), ..Default::default() };
         let member = |cluster: &ClusterId| check_member_target(Some(&nameless), "n1", cluster, generation).is_ok();
         assert_eq!((member(&cluster), member(&ClusterId::default())), (false, true), "only before genesis");

@@ -57,6 +57,7 @@ impl ClusterState {
         }
         // Whoever recovers wants a primary.
         state.paused = None;
+        state.maintenance.remove(me);
         state.revision += 1;
         let what = format!("generation {generation} begins on {me} by command, epoch {}", state.epoch);
         state.incidents.push_back(Incident { revision: state.revision, epoch: state.epoch, what, rule: 0 });
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{ClusterId, Lsn, TimelineSwitch},
-        state::{GrantPhase, Identity, Member},
+        state::{Asked, GrantPhase, Identity, Member},
     };
 
     fn id(name: &str) -> MemberId {
@@ -153,7 +154,12 @@ mod tests {
 
     #[test]
     fn a_new_generation_goes_on_beyond_every_number_the_lost_hosts_may_have_used() {
-        let after = before().recovered(&id("a"), None).unwrap();
+        let mut old = before();
+        for member in ["a", "b"] {
+            old.maintenance.insert(id(member), Asked::default());
+        }
+        let after = old.recovered(&id("a"), None).unwrap();
+        assert_eq!(after.maintenance.keys().collect::<Vec<_>>(), [&id("b")], "who recovers wants a primary here");
         assert_eq!(after.generation(), Generation(11), "the first jump, on the first member");
         assert_eq!(after.cluster_id(), ClusterId("c".into()), "it is the same cluster");
         assert_eq!(after.epoch, Epoch(11_000));

@@ -18,7 +18,7 @@ use matriarch::{
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::{Cluster, DEADLINE, Host, as_postgres, run_agent_of, send, support::bin_dir};
+use super::{Cluster, DEADLINE, Host, as_postgres, run_agent_of, send, support::bin_dir, working_in};
 
 impl Host {
     /// By the guard's own record, for it may not answer.
@@ -29,10 +29,7 @@ impl Host {
 
     /// Everything that works in the data directory.
     fn processes(&self) -> Vec<u32> {
-        let data = self.local().postgresql.data_dir.clone();
-        let pids = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-        let alive = |pid: &u32| ProcessIdentity::of(*pid).is_some();
-        pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|d| d == data)).filter(alive).collect()
+        working_in(&self.local().postgresql.data_dir)
     }
 
     async fn until_gone(&self) -> Duration {

@@ -172,7 +172,8 @@ fn a_lost_primary_is_replaced_when_the_pause_is_over(rig: &Rig, before: &StatusR
                 .any(|hold| hold.contains("the cluster is paused: a test") || hold.contains("the cluster is paused by"))
         })
     });
-    assert_eq!(status().unwrap().epoch, before.epoch);
+    let held = status().unwrap();
+    assert_eq!((held.epoch, held.lock.as_str(), held.primary.as_str()), (before.epoch + 1, "fenced", ""));
     let contacts = rest.iter().map(|name| rig.config(name).unwrap());
     let config = contacts.last().unwrap();
     let output = Command::new(EXE).args(["resume", "--config"]).arg(config).output().unwrap();

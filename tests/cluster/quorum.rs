@@ -1,12 +1,13 @@
 //! Two of three managers are gone: nobody may write, and nobody is promoted.
 
 use std::{
+    collections::BTreeSet,
     fs, thread,
     time::{Duration, Instant},
 };
 
 use matriarch::{
-    demo::rig::{ROUTED, Rig, Role},
+    demo::rig::{Attempt, ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
 use nix::sys::signal::Signal;
@@ -26,6 +27,10 @@ pub const STEPS: &[Step] = &[
     (
         "two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew",
         two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew,
+    ),
+    (
+        "a_majority_with_its_logs_intact_gives_way_to_the_recovered_generation",
+        a_majority_with_its_logs_intact_gives_way_to_the_recovered_generation,
     ),
 ];
 
@@ -137,6 +142,39 @@ fn two_of_three_raft_directories_lost_found_nothing_and_recover_begins_anew(
     assert_eq!(after.cluster_id, before.cluster_id);
     assert!(after.epoch >= 1_000 && after.timeline > before.timeline + 10, "{after:?}");
     until("all three vote again", HEAL, || rig.status().is_some_and(|s| s.voters.len() == 3));
+    Promise::asynchronous(back, fault - STREAMED)
+}
+
+/// The two that were off come back at the same moment with everything they had: a majority of the old members.
+fn a_majority_with_its_logs_intact_gives_way_to_the_recovered_generation(rig: &Rig, before: &StatusReply) -> Promise {
+    let survivor = &others(rig, &[&before.primary])[0];
+    let off = others(rig, &[survivor]);
+    let nodes: Vec<u64> = off.iter().map(|host| node_of(rig, host)).collect();
+    let fault = rig.kill_host(&off[0]).unwrap();
+    rig.kill_host(&off[1]).unwrap();
+    until("the survivor is alone", SOON, || rig.local_status(survivor).is_ok_and(|s| s.leader.is_empty()));
+    let back = Instant::now();
+    let done = recover(rig, survivor, &before.cluster);
+    assert!(done.status.success(), "{}", said(&done));
+    rig.wait_for_write(ROUTED, back, None, SOON).unwrap();
+    let recovered = rig.local_status(survivor).unwrap();
+    assert_eq!(&recovered.primary, survivor);
+    assert!(recovered.generation > before.generation + 9, "{} {}", recovered.generation, before.generation);
+
+    let returned = Instant::now();
+    for host in &off {
+        rig.boot_host(host).unwrap();
+    }
+    for (host, node) in off.iter().zip(nodes) {
+        taken_in(rig, host, node);
+        let aside = rig.dir(host).unwrap().join(format!("manager/raft.before-node-{node}"));
+        assert!(aside.is_dir(), "{host}: its old log is kept");
+    }
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch, after.generation), (survivor, recovered.epoch, recovered.generation));
+    let writes = rig.writes(returned);
+    let servers: BTreeSet<_> = writes.iter().filter(|w| w.begun >= returned).filter_map(Attempt::server).collect();
+    assert_eq!(servers.len(), 1, "only the recovered primary acknowledges: {servers:?}");
     Promise::asynchronous(back, fault - STREAMED)
 }
 

@@ -46,7 +46,7 @@ pub fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F)
     if geteuid().is_root() {
         let mut again = Command::new("setpriv");
         again.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]);
-        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
+        again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--include-ignored", "--nocapture"]);
         let output = again.current_dir("/").output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{out}{err}");

@@ -85,6 +85,9 @@ fn silence_before_the_first_answer_or_while_something_is_done_means_nothing() {
     core.step(Event::Done(TaskEnd::Succeeded), now(122));
     assert_eq!(core.step(knocked(2, Knock::Silent), now(200)), [], "it has never answered");
     assert_eq!(core.step(knocked(1, Knock::Silent), now(201)), [], "that was the one before");
+    let mut core = followed();
+    core.step(order(4, Action::Checkpoint), now(100));
+    assert_eq!(core.step(knocked(1, Knock::Silent), now(1_000)), [Effect::Fence], "a checkpoint keeps nobody out");
 }
 
 #[test]

@@ -608,7 +608,10 @@ fn failed_clones_are_forgotten_one_by_one_so_that_nobody_waits_for_ever() {
 fn a_copy_ends_the_count_of_failed_rewinds() {
     let durable = Durable { rewind_failures: 2, clone_failures: 1, ..Durable::default() };
     let (mut core, _) = agent(durable, Found::Nothing, Some(facts(true)));
-    core.step(order(1, Action::Clone(source())), now(10));
+    let effects = core.step(order(1, Action::Clone(source())), now(10));
+    // Whoever dies with the copy in place and finds it again knows that it has not streamed.
+    assert!(core.durable().fresh_copy);
+    assert!(position(&effects, |e| *e == Effect::Persist) < position(&effects, |e| matches!(e, Effect::Begin(_))));
     core.step(Event::Done(TaskEnd::Succeeded), now(20));
     assert_eq!((core.durable().rewind_failures, core.durable().clone_failures), (0, 0));
 }
