@@ -278,6 +278,7 @@ fn processes_are_started_where_it_is_expected() {
     expect![[r#"
         cli/preflight/postgres.rs
         demo/cluster.rs
+        demo/disks.rs
         demo/netns.rs
         demo/processes.rs
         guard/link.rs

@@ -105,6 +105,8 @@ impl Kept {
         let ample = |free| level(free) == Level::Fine && free >= wanted;
         let due = |asked: Option<Moment>| asked.is_none_or(|at| now.since(at) >= AGAIN);
         if volume.reserve > 0 {
+            // It was made, so the next one doesn't repeat a failure.
+            self.made = None;
             let short = level(volume.free) == Level::Short;
             self.spent = short || (self.spent && !ample(volume.free));
             let free = (short || volume.reserve != wanted) && due(self.freed);
@@ -212,6 +214,12 @@ mod tests {
         assert_eq!(wal(&room), (Level::Fine, true));
         assert_eq!(see(&mut room, apart(106, 64), 73), []);
         assert_eq!(wal(&room), (Level::Fine, false));
+        assert_eq!(see(&mut room, apart(19, 64), 74), [Reserve::Free(Place::Wal)]);
+        assert_eq!(
+            see(&mut room, apart(900, 0), 75),
+            [Reserve::Make(Place::Wal, 64 * MIB)],
+            "no sooner than it can be"
+        );
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn history_text(reply: &HistoryReply, last: usize) -> String {
     }
     for (n, reign) in reply.reigns.iter().enumerate() {
         let before = n.checked_sub(1).and_then(|n| reply.reigns.get(n));
-        let opened = reign.opened_ms.map_or("never open".to_owned(), |ms| format!("open {}", time_of(ms)));
+        let opened = reign.opened_ms.map_or_else(|| "never open".to_owned(), |ms| format!("open {}", time_of(ms)));
         let ended = reign.ended_ms.map(|ms| format!(", ended {}", time_of(ms))).unwrap_or_default();
         let gap = gap(before, reign).map(|ms| format!(" ({} after the one before)", lasted(ms))).unwrap_or_default();
         let (epoch, member, timeline) = (reign.epoch, &reign.member, reign.timeline);

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{
+    disks::{self, Disk},
     groups::Groups,
     layout::{Host, Layout, host_names},
     netns::{self, Cut, Network},
@@ -53,6 +54,8 @@ pub(crate) struct Wanted {
     pub(crate) cgroups: Option<PathBuf>,
     /// As systemd's units have it: these groups are delegated, and the agent has its capabilities.
     pub(crate) as_units: bool,
+    /// Small disks for each host's PostgreSQL ([`disks::own_mounts`] was called).
+    pub(crate) disks: bool,
 }
 
 /// Those of deploy/systemd/matriarch-agent.service, with their bits (capabilities(7), linux/capability.h).
@@ -100,12 +103,17 @@ impl Cluster {
         let mut layout = Layout::plan(&root, wanted.members, network.as_ref())?;
         layout.user = user;
         layout.bin_dir = bin_dir;
+        layout.members.iter_mut().for_each(|host| host.disks = wanted.disks);
         layout.profile.clone_from(&wanted.profile);
         fs::create_dir(&root).with_context(|| format!("make directory {}", root.display()))?;
         let prefix = network.as_ref().map(|n| n.prefix().to_owned());
         let warden = Warden::start(&wanted.exe, &layout, prefix.as_deref(), wanted.keep)?;
         let supervisor = Supervisor::new(story)?;
-        let cluster = Cluster { layout, network, groups, supervisor, warden, keep: wanted.keep, story: story.clone() };
+        let mut cluster =
+            Cluster { layout, network, groups, supervisor, warden, keep: wanted.keep, story: story.clone() };
+        if wanted.disks {
+            cluster.layout.bin_dir = disks::programs(&cluster.layout.bin_dir, &root)?;
+        }
         cluster.layout.write()?;
         cluster.add_services(wanted)?;
         Ok(cluster)
@@ -217,6 +225,16 @@ impl Cluster {
         self.network.as_ref().map_or(Ok(()), |network| network.join(host))
     }
 
+    /// Takes all room of a host's disk, where hosts have disks of their own.
+    pub(crate) fn fill(&self, host: &str, disk: Disk) -> Result<Instant> {
+        disk.fill(&self.layout.member(host)?.dir, 0)
+    }
+
+    /// Gives it back.
+    pub(crate) fn empty(&self, host: &str, disk: Disk) -> Result<()> {
+        disk.empty(&self.layout.member(host)?.dir)
+    }
+
     /// Starts one process of a host, if it doesn't run.
     pub(crate) fn start_process(&self, host: &str, role: Role) -> Result<()> {
         self.supervisor.start_process(host, role)
@@ -289,6 +307,7 @@ impl Drop for Cluster {
         }
         self.network = None;
         self.groups = None;
+        disks::unmount(&self.layout.root);
         if self.keep {
             self.story.say(format!("files are kept in {}", self.layout.root.display()));
         } else if let Err(e) = fs::remove_dir_all(&self.layout.root) {
@@ -382,6 +401,7 @@ pub(crate) fn warden() -> Result<()> {
     if !prefix.is_empty() {
         netns::remove(&prefix);
     }
+    disks::unmount(&root);
     if !keep {
         fs::remove_dir_all(&root).with_context(|| format!("remove {}", root.display()))?;
     }

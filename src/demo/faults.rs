@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
-use super::{cluster::Cluster, netns::Cut, supervisor::Role, watcher::Watcher};
+use super::{cluster::Cluster, disks::Disk, netns::Cut, supervisor::Role, watcher::Watcher, workload};
 use crate::rpc::v1::StatusReply;
 
 /// How soon a postmaster that came back is killed again.
@@ -35,6 +35,10 @@ pub enum Fault {
     CutOut,
     /// Nothing arrives at the host (--netns).
     CutIn,
+    /// The volume of its WAL has no room left, and WAL is written on (root).
+    WalFull,
+    /// The volume of its data has no room left (root).
+    DataFull,
     /// The agent is killed.
     KillAgent,
     /// The manager is killed.
@@ -54,6 +58,8 @@ impl fmt::Display for Fault {
             Fault::Cut => "cut",
             Fault::CutOut => "cut-out",
             Fault::CutIn => "cut-in",
+            Fault::WalFull => "wal-full",
+            Fault::DataFull => "data-full",
             Fault::KillAgent => "kill-agent",
             Fault::KillManager => "kill-manager",
             Fault::Switchover => "switchover",
@@ -79,6 +85,8 @@ impl Fault {
             Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
             Fault::CutOut => format!("nothing that {primary}, the primary's host, sends arrives any more"),
             Fault::CutIn => format!("nothing arrives at {primary}, the primary's host, any more"),
+            Fault::WalFull => format!("the volume of WAL of {primary}, the primary, has no room left"),
+            Fault::DataFull => format!("the volume of data of {primary}, the primary, has no room left"),
             Fault::KillAgent => format!("the agent of {primary}, the primary's host, is killed"),
             Fault::KillManager => format!("the manager of {primary}, the primary's host, is killed"),
             Fault::Switchover => format!("switchover away from {primary}"),
@@ -96,6 +104,11 @@ impl Fault {
         matches!(self, Fault::Cut | Fault::CutOut | Fault::CutIn)
     }
 
+    /// It fills a disk, which no other host may share.
+    pub(crate) fn needs_disks(self) -> bool {
+        matches!(self, Fault::WalFull | Fault::DataFull)
+    }
+
     /// Which lives of servers are no recovery, if `life` was the one that took
     /// writes before the fault: all that begin with this.
     pub(crate) fn no_recovery(self, life: &str) -> &str {
@@ -110,9 +123,12 @@ impl Fault {
     pub(crate) async fn go_on(self, cluster: &Cluster, primary: &str) -> Infallible {
         loop {
             tokio::time::sleep(CRASH_PACE).await;
-            if self == Fault::CrashLoop {
+            match self {
                 // There may be no postmaster at this moment, or a dead one's file.
-                let _ = cluster.signal_postmaster(primary, Signal::SIGKILL);
+                Fault::CrashLoop => drop(cluster.signal_postmaster(primary, Signal::SIGKILL)),
+                // The segment that is written has room still, and so have those that were made ahead.
+                Fault::WalFull => drop(workload::switch_wal(&cluster.layout, primary).await),
+                _ => {}
             }
         }
     }
@@ -128,6 +144,8 @@ impl Fault {
             Fault::Cut => cluster.cut(primary, Cut::BothWays),
             Fault::CutOut => cluster.cut(primary, Cut::Sends),
             Fault::CutIn => cluster.cut(primary, Cut::Receives),
+            Fault::WalFull => cluster.fill(primary, Disk::Wal),
+            Fault::DataFull => cluster.fill(primary, Disk::Data),
             Fault::KillAgent => cluster.kill_process(primary, Role::Agent),
             Fault::KillManager => cluster.kill_process(primary, Role::Manager),
             Fault::Switchover => {
@@ -157,6 +175,11 @@ impl Fault {
             Fault::Cut | Fault::CutOut | Fault::CutIn => {
                 cluster.join(host)?;
                 Ok(Some(format!("{host} is connected again")))
+            }
+            Fault::WalFull | Fault::DataFull => {
+                let disk = if self == Fault::WalFull { Disk::Wal } else { Disk::Data };
+                cluster.empty(host, disk)?;
+                Ok(Some(format!("the volume of {disk} of {host} has room again")))
             }
             Fault::KillPostgres | Fault::CrashLoop | Fault::KillAgent | Fault::KillManager | Fault::Switchover => {
                 Ok(None)

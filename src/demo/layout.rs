@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::{netns::Network, processes::OsUser};
+use super::{
+    disks::{self, Disk},
+    netns::Network,
+    processes::OsUser,
+};
 
 /// Name and password role of the workload.
 pub(crate) const WORKLOAD_USER: &str = "demo";
@@ -43,6 +47,8 @@ pub(crate) struct Host {
     pub(crate) read_only_port: u16,
     /// Its network namespace.
     pub(crate) netns: Option<String>,
+    /// Its PostgreSQL has disks of its own.
+    pub(crate) disks: bool,
 }
 
 impl Host {
@@ -58,7 +64,7 @@ impl Host {
 
     /// PostgreSQL's data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        if self.disks { Disk::Data.dir(&self.dir).join("data") } else { self.dir.join("data") }
     }
 
     /// Where the log of a process is.
@@ -105,6 +111,7 @@ impl Layout {
                 read_write_port: port(6432)?,
                 read_only_port: port(6433)?,
                 netns: network.map(|n| n.netns(name)),
+                disks: false,
             });
         }
         let client = hosts.pop().context("the client is the last host")?;
@@ -145,6 +152,9 @@ impl Layout {
         for host in self.members.iter().chain([&self.client]) {
             self.make_dir(&host.dir)?;
             self.make_dir(&host.runtime_dir())?;
+            if host.disks {
+                disks::mount(&host.dir, self.user.as_ref())?;
+            }
             self.secret(&host.dir.join("secret"), &secret)?;
             self.secret(&host.dir.join("superuser.pass"), &self.superuser_password)?;
             self.secret(&host.dir.join("replication.pass"), &replication)?;

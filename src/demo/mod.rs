@@ -7,6 +7,7 @@
 
 mod checker;
 mod cluster;
+mod disks;
 mod driver;
 mod faults;
 mod groups;
@@ -111,6 +112,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
         cluster::warden()?;
         return Ok(ExitCode::SUCCESS);
     }
+    let disks = args.fault.is_some_and(Fault::needs_disks);
+    if disks {
+        disks::own_mounts().context("a disk that can be filled")?;
+    }
     let body = move || {
         let shows = args.fault.is_none() && !args.plain && std::io::stdout().is_terminal();
         let story = Story::new(!shows);
@@ -126,6 +131,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             env: Vec::new(),
             cgroups: None,
             as_units: false,
+            disks,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

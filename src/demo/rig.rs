@@ -30,6 +30,7 @@ use super::{
     workload,
 };
 pub use super::{
+    disks::{Disk, own_mounts},
     supervisor::Role,
     workload::{Attempt, MULTI_HOST, Outcome, ROUTED},
 };
@@ -61,6 +62,8 @@ pub struct Ground {
     pub as_units: bool,
     /// The demo's own clients don't write: the caller has others.
     pub quiet: bool,
+    /// Small disks for each host's PostgreSQL; [`own_mounts`] comes first.
+    pub disks: bool,
 }
 
 /// Where clients reach a host, and as whom.
@@ -118,6 +121,7 @@ impl Unstarted {
             env: ground.env,
             cgroups: ground.cgroups,
             as_units: ground.as_units,
+            disks: ground.disks,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;
@@ -264,6 +268,30 @@ impl Rig {
     /// Data directory of a host.
     pub fn data_dir(&self, host: &str) -> Result<PathBuf> {
         Ok(self.host(host)?.data_dir())
+    }
+
+    /// Takes the room of a host's disk but for so many bytes.
+    ///
+    /// # Errors
+    /// It has no such disk.
+    pub fn fill(&self, host: &str, disk: Disk, leave: u64) -> Result<Instant> {
+        disk.fill(&self.host(host)?.dir, leave)
+    }
+
+    /// PostgreSQL of this host goes on to the next segment of WAL.
+    ///
+    /// # Errors
+    /// It doesn't answer, or has no room for another.
+    pub fn switch_wal(&self, host: &str) -> Result<()> {
+        self.runtime.block_on(workload::switch_wal(&self.driver.cluster.layout, host))
+    }
+
+    /// Gives back what [`Rig::fill`] took.
+    ///
+    /// # Errors
+    /// Nothing was taken.
+    pub fn empty(&self, host: &str, disk: Disk) -> Result<()> {
+        disk.empty(&self.host(host)?.dir)
     }
 
     /// Log file of a process.

@@ -34,6 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 const ROUTED_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// A server in the multi-host string that doesn't answer within this is passed over.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
+/// A server that goes on to the next segment does so within this.
+const SWITCH: Duration = Duration::from_millis(500);
 
 const INSERT: &str = "insert into demo_writes (writer, seq) values ($1, $2) returning server";
 const TABLE: &str = "create table if not exists demo_writes (
@@ -250,6 +252,18 @@ pub(crate) async fn prepare(layout: &Layout, primary: &str) -> Result<()> {
     }
     let session = connect_member(layout, primary).await?;
     session.client.batch_execute(TABLE).await.context("create the workload's table")
+}
+
+/// Goes on to the next segment of WAL. It waits for nobody who doesn't answer.
+pub(crate) async fn switch_wal(layout: &Layout, host: &str) -> Result<()> {
+    let host = layout.member(host)?;
+    let mut admin = base(SUPERUSER, &layout.superuser_password);
+    admin.dbname("postgres").host_path(host.runtime_dir()).port(host.postgres_port);
+    let switch = async {
+        let admin = connect(&admin).await?;
+        admin.client.batch_execute("select pg_switch_wal()").await.context("switch to another segment")
+    };
+    timeout(SWITCH, switch).await.context("switch to another segment")?
 }
 
 struct Writer {

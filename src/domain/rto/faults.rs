@@ -3,10 +3,10 @@
 use super::{
     FailureDomain, Noticed, Scope, Statistics,
     paths::{
-        agent_livelock, agent_loss, cold_start, crash_failed_over, crash_loop, deaf, deaf_with_leader, disk_hangs,
-        failover_by_command, guard_hangs, hangs, host_loss, host_loss_with_leader, nobody_restarts, promotion_fails,
-        promotion_hangs, refuses, restart_fails, restart_hangs, restart_in_place, successor_lost, successor_lost_early,
-        switchover,
+        agent_livelock, agent_loss, cold_start, crash_failed_over, crash_loop, data_full, deaf, deaf_with_leader,
+        disk_hangs, failover_by_command, guard_hangs, hangs, host_loss, host_loss_with_leader, nobody_restarts,
+        promotion_fails, promotion_hangs, refuses, restart_fails, restart_hangs, restart_in_place, successor_lost,
+        successor_lost_early, switchover, wal_full,
     },
     patroni::{Class, Detection},
 };
@@ -233,15 +233,20 @@ pub(super) const ROWS: &[Row] = &[
         path: "wal-volume-full",
         name: "the volume of the WAL is full",
         domain: FailureDomain::Disk,
+        statistics: Statistics::AnyMoment,
+        noticed: Noticed::Yes(wal_full),
         classes: &[Class::StorageLoss],
         detection: Some(Detection::Active),
-        note: "nothing looks at free space; once PostgreSQL panics it is `restart-fails` or `crash-loop`",
+        note: "where a standby has room; best: it moves before anything fails",
         ..ROW
     },
     Row {
         path: "data-volume-full",
         name: "the volume of the data is full",
         domain: FailureDomain::Disk,
+        statistics: Statistics::AnyMoment,
+        noticed: Noticed::Yes(data_full),
+        note: "where a standby has room; full at once, mostly it moves before",
         classes: &[Class::StorageLoss],
         detection: Some(Detection::Active),
         ..ROW

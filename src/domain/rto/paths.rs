@@ -21,6 +21,10 @@ const EFFECT: Duration = Duration::from_millis(300);
 const BACKOFF: Duration = Duration::from_millis(500);
 /// At most this.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Free space is looked at this often (`agent::room`).
+const LOOK: Duration = Duration::from_secs(1);
+/// A primary whose disk is full does not wait longer for a checkpoint (`policy::room`).
+const HURRY: Duration = Duration::from_secs(3);
 /// A hold is looked at again after this long (`manager::leader`).
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -357,6 +361,24 @@ pub(super) fn switchover(s: &Sums<'_>) -> Vec<Phase> {
         phase("transfer", commit.plus(s.round_trips(3)), "one commit, and the order to give the lease up"),
     ];
     joined(first, s.handed_over())
+}
+
+/// At best it moves before anything fails (rule 270). A volume that is full between two looks ends PostgreSQL, which is
+/// restarted with the reserve freed, and then moves.
+pub(super) fn wal_full(s: &Sums<'_>) -> Vec<Phase> {
+    let once = joined([s.kill()], restarted(s).to_vec()).iter().fold(Spread::default(), |sum, p| sum.plus(p.spread));
+    let crash = Spread { best: Duration::ZERO, ..once.plus(Spread::up_to(LOOK)) };
+    joined(
+        [phase("restart", crash, "a restart in place, and up to 1 s until it is seen; 0 where that saw it before")],
+        switchover(s),
+    )
+}
+
+/// Writes fail from when it is full; the checkpoint is not waited for any longer than that (rules 230 and 272).
+pub(super) fn data_full(s: &Sums<'_>) -> Vec<Phase> {
+    let look = phase("look", Spread::up_to(LOOK), "free space is looked at every second");
+    let flush = phase("checkpoint", Spread::up_to(HURRY), "at most 3 s");
+    joined([look, flush], switchover(s))
 }
 
 /// The voters have sealed, so its next renewal is refused with the higher epoch; its notice ends the wait (rule 335).
