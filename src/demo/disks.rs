@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    errno::Errno,
+    fcntl::posix_fallocate,
     sched::{CloneFlags, unshare},
     sys::statvfs::statvfs,
 };
@@ -21,6 +23,8 @@ use super::processes::OsUser;
 const SIZE: &str = "1g";
 /// In a disk's directory, whatever fills it.
 const BALLAST: &str = "ballast";
+/// PostgreSQL doesn't take room as often as that.
+const TRIES: u32 = 100;
 
 /// One of a host's disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +56,20 @@ impl Disk {
     /// Takes all its room but for so many bytes.
     pub(crate) fn fill(self, host_dir: &Path, leave: u64) -> Result<Instant> {
         let dir = self.dir(host_dir);
-        let stat = statvfs(&dir).with_context(|| format!("ask for the room in {}", dir.display()))?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let began = Instant::now();
-        let ballast = dir.join(BALLAST);
-        run(Command::new("fallocate").args(["-l", &free.saturating_sub(leave).max(1).to_string()]).arg(ballast))?;
-        Ok(began)
+        let what = || format!("fill {}", dir.display());
+        let ballast = fs::File::create(dir.join(BALLAST)).with_context(what)?;
+        let mut tries = 1;
+        loop {
+            let stat = statvfs(&dir).with_context(what)?;
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
+            let began = Instant::now();
+            match posix_fallocate(&ballast, 0, i64::try_from(free.saturating_sub(leave).max(1))?) {
+                Ok(()) => return Ok(began),
+                // PostgreSQL took some of it in between.
+                Err(Errno::ENOSPC) if tries < TRIES => tries += 1,
+                Err(error) => return Err(error).with_context(what),
+            }
+        }
     }
 
     /// Gives it back.
