@@ -23,7 +23,9 @@ use super::processes::OsUser;
 const SIZE: &str = "1g";
 /// In a disk's directory, whatever fills it.
 const BALLAST: &str = "ballast";
-/// PostgreSQL doesn't take room as often as that.
+/// So much is taken last, at once.
+const REST: u64 = 1 << 20;
+/// PostgreSQL doesn't take of the rest as often as that.
 const TRIES: u32 = 100;
 
 /// One of a host's disks.
@@ -58,14 +60,18 @@ impl Disk {
         let dir = self.dir(host_dir);
         let what = || format!("fill {}", dir.display());
         let ballast = fs::File::create(dir.join(BALLAST)).with_context(what)?;
-        let mut tries = 1;
+        let (mut length, mut tries, mut began) = (0, 1, Instant::now());
         loop {
             let stat = statvfs(&dir).with_context(what)?;
-            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-            let began = Instant::now();
-            match posix_fallocate(&ballast, 0, i64::try_from(free.saturating_sub(leave).max(1))?) {
-                Ok(()) => return Ok(began),
-                // PostgreSQL took some of it in between.
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size()).saturating_sub(leave);
+            if free == 0 {
+                return Ok(began);
+            }
+            // The most of it takes a while, in which PostgreSQL takes some, too; the rest doesn't.
+            let step = i64::try_from(if free > REST { free - REST } else { free })?;
+            began = Instant::now();
+            match posix_fallocate(&ballast, length, step) {
+                Ok(()) => length += step,
                 Err(Errno::ENOSPC) if tries < TRIES => tries += 1,
                 Err(error) => return Err(error).with_context(what),
             }
