@@ -4,6 +4,8 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "agent/by_hand.rs"]
+mod by_hand;
 #[path = "agent/guarding.rs"]
 mod guarding;
 #[path = "agent/health.rs"]
@@ -561,6 +563,28 @@ fn a_killed_postmaster_is_restarted_in_place() {
     });
 }
 
+/// Somebody wrote another timeline into `pg_control` while it was down.
+#[test]
+fn a_restart_in_place_finds_the_timeline_of_its_grant_or_is_taken_back() {
+    as_postgres("a_restart_in_place_finds_the_timeline_of_its_grant_or_is_taken_back", || async {
+        let cluster = Cluster::new();
+        let mut host = cluster.primary().await;
+        send(host.status().await.postgres_pid, Signal::SIGKILL);
+        host.until("it crashed", |s| s.state() == State::Crashed).await;
+        host.until_gone().await;
+        let mut resetwal = Command::new(bin_dir().join("pg_resetwal"));
+        resetwal.args(["-f", "-l", "0000000500000000000000A0", "-D"]).arg(&host.local().postgresql.data_dir);
+        // It takes the lock file for that of a running server.
+        let _ = fs::remove_file(host.local().postgresql.data_dir.join("postmaster.pid"));
+        let output = resetwal.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        host.restart_in_place(1, 2).await;
+        let refused = host.until("the restart failed", |s| s.last_order.as_ref().is_some_and(|o| !o.ok)).await;
+        assert_eq!(refused.last_order.unwrap().error, "pg_control is on timeline 5, the grant on 2");
+        assert!(host.has_signal_file() && host.processes().is_empty());
+    });
+}
+
 #[test]
 fn a_higher_epoch_at_the_voters_fences_at_once() {
     as_postgres("a_higher_epoch_at_the_voters_fences_at_once", || async {
@@ -568,6 +592,8 @@ fn a_higher_epoch_at_the_voters_fences_at_once() {
         let mut host = cluster.primary().await;
         let pid = host.status().await.postgres_pid;
         let mut notices = cluster.notice(0);
+        let stub = host.local().postgresql.data_dir.join("pg_wal/00000009.history");
+        fs::write(&stub, "# matriarch stub\n").unwrap();
         for voter in &cluster.voters {
             voter.seal(Epoch(2)).unwrap();
         }
@@ -586,7 +612,7 @@ fn a_higher_epoch_at_the_voters_fences_at_once() {
         let fenced = host.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
         assert_eq!((fenced.ended_epoch, fenced.fenced_epoch), (1, 1));
         assert!(fenced.was_primary && !fenced.clean_shutdown);
-        assert!(host.has_signal_file());
+        assert!(host.has_signal_file() && !stub.exists());
         let again = v1::RestartInPlace { timeline: 2, system_identifier: host.system };
         let refused = host.execute(1, Action::RestartInPlace(again)).await.unwrap_err();
         assert_eq!(refused.reason, "this host doesn't hold epoch 1");

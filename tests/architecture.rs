@@ -5,6 +5,9 @@
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+#[path = "architecture/pages.rs"]
+mod pages;
+
 use std::{
     collections::BTreeSet,
     fs,

@@ -299,11 +299,44 @@ fn a_promotion_by_hand_acknowledges_nothing() {
     });
 }
 
+/// What our placeholder can't keep from happening: PostgreSQL acknowledges a commit whose wait is cancelled, here as
+/// everywhere. One whose session is ended it does not.
+#[test]
+fn a_wait_for_the_placeholder_is_acknowledged_when_it_is_cancelled_and_not_when_its_session_is_ended() {
+    as_postgres(
+        "a_wait_for_the_placeholder_is_acknowledged_when_it_is_cancelled_and_not_when_its_session_is_ended",
+        || async {
+            let root = tempfile::tempdir().unwrap();
+            let host = &mut hosts(root.path(), 1)[0];
+            host.instance.initdb(&quiet).await.unwrap();
+            let session = host.start().await;
+            session.promote().await.unwrap();
+            session.await_primary(DEADLINE).await.unwrap();
+            run(&session, "CREATE TABLE t (x int)").await;
+            for (x, ends) in [(1, "pg_cancel_backend"), (2, "pg_terminate_backend")] {
+                let client = host.client("postgres", r"su'p:er\").await.unwrap();
+                let insert = format!("INSERT INTO t VALUES ({x})");
+                let waits = tokio::spawn(async move { client.simple_query(&insert).await });
+                let until = Instant::now() + DEADLINE;
+                while run(&session, &format!("SELECT {ends}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
+                    .await
+                    .is_empty()
+                {
+                    assert!(Instant::now() < until && !waits.is_finished(), "{x}: it never waited");
+                }
+                assert_eq!(waits.await.unwrap().is_ok(), x == 1, "{ends}");
+            }
+        },
+    );
+}
+
 #[test]
 fn stubs_decide_the_timeline_of_a_promotion() {
     as_postgres("stubs_decide_the_timeline_of_a_promotion", || async {
         let root = tempfile::tempdir().unwrap();
         let host = &mut hosts(root.path(), 1)[0];
+        host.reconfigure("archive_mode", "on");
+        host.reconfigure("archive_command", "true");
         host.instance.initdb(&quiet).await.unwrap();
         let session = host.start().await;
         promote(host, &session, TimelineId(5)).await;
@@ -312,6 +345,11 @@ fn stubs_decide_the_timeline_of_a_promotion() {
         let wal = fs::read_dir(host.instance.data_dir().join("pg_wal")).unwrap();
         let left: Vec<_> = wal.filter_map(|e| e.unwrap().file_name().into_string().ok()).collect();
         assert_eq!(left.iter().filter(|name| name.ends_with(".history")).count(), 4, "{left:?}");
+        // PostgreSQL archives its own history file, and never a stub.
+        let status = fs::read_dir(host.instance.data_dir().join("pg_wal/archive_status")).unwrap();
+        let archived: Vec<_> = status.filter_map(|e| e.unwrap().file_name().into_string().ok()).collect();
+        let histories: Vec<_> = archived.iter().filter(|name| name.contains(".history.")).collect();
+        assert!(histories.len() == 1 && histories[0].starts_with("00000005.history."), "{archived:?}");
         // The catch: a restart by hand comes up read-only, on the same timeline.
         host.stop(Signal::SIGINT);
         host.instance.remove_live().unwrap();

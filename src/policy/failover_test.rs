@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    domain::Promise,
+    domain::{GroupNode, NodeId, Promise},
     policy::testing::{Bench, id, position},
 };
 
@@ -37,4 +37,69 @@ fn a_switchover_never_loses_what_the_old_primary_wrote_but_a_failover_by_command
     };
     assert!(matches!(choice("switchover b transfer"), Some(Verdict::Hold(Hold::NoSuccessor { .. }))));
     assert!(matches!(choice("failover b"), Some(Verdict::Propose(Kind::Grant { .. }))));
+}
+
+/// Epoch 2 begins; a, b and c vote, a is gone.
+fn fenced() -> Bench {
+    let mut bench = Bench::new("fenced").seal("b", "standby 2:80").seal("c", "standby 2:80");
+    bench.state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released: None };
+    bench.state.epoch = Epoch(2);
+    for voter in ["b", "c"] {
+        bench.seals.get_mut(&id(voter)).unwrap().promise.sealed = Epoch(2);
+    }
+    bench
+}
+
+/// How many voters count as sealed, and how many of them as free, when that isn't enough.
+fn missing(bench: &Bench) -> Option<(usize, usize)> {
+    match grant(&bench.situation()) {
+        Some(Verdict::Hold(Hold::TooFewSeals { sealed, free, .. })) => Some((sealed, free)),
+        _ => None,
+    }
+}
+
+#[test]
+fn seals_of_another_membership_do_not_count_for_a_grant() {
+    assert!(matches!(grant(&fenced().situation()), Some(Verdict::Propose(Kind::Grant { .. }))));
+    for voter in ["b", "c"] {
+        for other in [0, 7] {
+            let mut bench = fenced();
+            bench.seals.get_mut(&id(voter)).unwrap().promise.membership = other;
+            assert_eq!(missing(&bench), Some((1, 1)), "{voter} sealed under {other}");
+        }
+    }
+    // The leader's own membership is the newest in its log, also before that is committed.
+    let mut bench = fenced();
+    bench.group.group.id += 1;
+    assert_eq!(missing(&bench), Some((0, 0)));
+}
+
+#[test]
+fn no_grant_precedes_the_end_of_the_promises_unless_the_holder_released() {
+    let bound = |released: Option<Release>| {
+        let mut bench = fenced();
+        bench.seals.get_mut(&id("c")).unwrap().promise.lapsed = false;
+        bench.state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released };
+        bench
+    };
+    assert_eq!(missing(&bound(None)), Some((2, 1)));
+    let released = Release { epoch: Epoch(1), member: id("a"), end: position("2:80"), clean: true };
+    let mut released = bound(Some(released));
+    assert!(matches!(grant(&released.situation()), Some(Verdict::Propose(Kind::Grant { .. }))));
+    // The durable seals of a majority are needed all the same.
+    released.seals.get_mut(&id("c")).unwrap().promise.sealed = Epoch(1);
+    assert_eq!(missing(&released), Some((1, 1)));
+}
+
+#[test]
+fn a_grant_under_a_joint_membership_needs_the_seals_of_both_halves() {
+    let mut bench = fenced();
+    bench.group.group.voters.push([NodeId(3), NodeId(4), NodeId(5)].into());
+    for (node, member) in [(4, "d"), (5, "e")] {
+        let of = GroupNode { member: id(member), address: format!("{member}:7400") };
+        bench.group.group.nodes.insert(NodeId(node), of);
+    }
+    assert!(missing(&bench).is_some(), "c alone is no majority of c, d, e");
+    let bench = bench.seal("d", "standby 2:80");
+    assert!(missing(&bench).is_none());
 }

@@ -22,17 +22,17 @@ use super::{Cluster, DEADLINE, Host, as_postgres, run_agent_of, send, support::b
 
 impl Host {
     /// By the guard's own record, for it may not answer.
-    fn guard_pid(&self) -> u32 {
+    pub(super) fn guard_pid(&self) -> u32 {
         let record = fs::read_to_string(self.local().agent.runtime_dir.join("guard.lock")).unwrap();
         record.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
     /// Everything that works in the data directory.
-    fn processes(&self) -> Vec<u32> {
+    pub(super) fn processes(&self) -> Vec<u32> {
         working_in(&self.local().postgresql.data_dir)
     }
 
-    async fn until_gone(&self) -> Duration {
+    pub(super) async fn until_gone(&self) -> Duration {
         let began = Instant::now();
         while !self.processes().is_empty() {
             assert!(began.elapsed() < DEADLINE, "{:?} left", self.processes());
@@ -42,7 +42,7 @@ impl Host {
     }
 
     /// A primary whose voters have sealed the next epoch comes back as a standby.
-    async fn comes_back(&mut self, cluster: &Cluster) {
+    pub(super) async fn comes_back(&mut self, cluster: &Cluster) {
         for voter in &cluster.voters {
             voter.seal(Epoch(2)).unwrap();
         }
@@ -53,7 +53,7 @@ impl Host {
     }
 }
 
-fn fast() -> Timings {
+pub(super) fn fast() -> Timings {
     Timings::of(Profile::Fast)
 }
 

@@ -52,6 +52,33 @@ fn the_deadline_kills_the_whole_tree_and_takes_the_live_names() {
     assert_eq!(state(&handle).epoch, Epoch(2));
 }
 
+/// A smart or a fast shutdown, and an immediate one too, would be acted on at leisure: while it is, sessions are answered.
+#[test]
+fn a_fence_asks_for_no_shutdown() {
+    let asked = r#"
+        for s in TERM INT QUIT HUP; do trap "echo $s >> $BENCH/asked" $s; done
+        echo $$ > $BENCH/parent
+        while :; do sleep 0.01; done
+    "#;
+    for by_deadline in [true, false] {
+        let mut bench = Bench::new();
+        let handle = bench.spawn(asked);
+        let tree = bench.tree(&["parent"]);
+        // It hears and writes down what it is asked …
+        handle.signal(PostmasterSignal::Fast).unwrap();
+        eventually("the trap works", || fs::read_to_string(bench.path("asked")).is_ok_and(|text| text == "INT\n"));
+        // … and is killed without a word.
+        if by_deadline {
+            assert!(handle.arm(Epoch(2), in_ms(100)));
+        } else {
+            handle.fence().unwrap();
+        }
+        eventually("fenced", || state(&handle).postmaster == FENCED);
+        assert!(!any_alive(&tree));
+        assert_eq!(fs::read_to_string(bench.path("asked")).unwrap(), "INT\n");
+    }
+}
+
 #[test]
 fn a_deadline_that_moves_forward_keeps_the_tree_alive() {
     let mut bench = Bench::new();

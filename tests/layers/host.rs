@@ -74,6 +74,11 @@ impl Cluster {
 
     /// The agent of `n{index + 1}` with this `[layers]`.
     pub async fn host(&self, index: usize, layers: &str) -> Host {
+        self.host_with(index, layers, Vec::new()).await
+    }
+
+    /// The same with an environment of its own, which its guard inherits.
+    pub async fn host_with(&self, index: usize, layers: &str, env: Vec<(&'static str, PathBuf)>) -> Host {
         let dir = self.root.path().join(format!("n{}", index + 1));
         fs::create_dir_all(dir.join("state")).unwrap();
         for (name, text) in [("secret", SECRET), ("super", PASSWORD), ("repl", "replicate")] {
@@ -81,7 +86,7 @@ impl Cluster {
             fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o600)).unwrap();
         }
         let mut host =
-            Host { dir, index, port: self.ports[index].1, system: 0, orders: 0, process: None, client: None };
+            Host { dir, index, port: self.ports[index].1, system: 0, orders: 0, env, process: None, client: None };
         fs::write(host.dir.join("matriarch.toml"), self.config(&host, layers)).unwrap();
         host.start_agent().await;
         host
@@ -149,6 +154,7 @@ pub struct Host {
     pub port: u16,
     pub system: u64,
     orders: u64,
+    env: Vec<(&'static str, PathBuf)>,
     process: Option<Child>,
     client: Option<AgentClient<Channel>>,
 }
@@ -166,7 +172,7 @@ impl Host {
         let log = File::options().create(true).append(true).open(self.dir.join("agent.log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_matriarch"));
         command.args(["agent", "--config"]).arg(self.dir.join("matriarch.toml")).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).envs(self.env.iter().cloned());
         self.process = Some(command.spawn().unwrap());
         let socket = self.dir.join("run/agent.sock");
         let until = Instant::now() + DEADLINE;

@@ -2,6 +2,10 @@
 //! could fence it is stopped, and what they don't notice.
 
 use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +13,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use matriarch::rpc::v1::{self, PostgresState as State, order::Action};
+use matriarch::{
+    lease::AcceptorHandle,
+    rpc::v1::{self, PostgresState as State, order::Action},
+};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -106,7 +113,7 @@ async fn stopped(cluster: &Cluster, host: &mut Host, for_long: Duration) -> Stop
     let stopped = wall();
     let renewed = stopped - cluster.last_renewal().elapsed().as_secs_f64();
     tokio::time::sleep(for_long).await;
-    let alive = std::fs::read_dir("/proc").unwrap().flatten().filter(is_postgres).count();
+    let alive = fs::read_dir("/proc").unwrap().flatten().filter(is_postgres).count();
     assert!(alive > WRITERS, "PostgreSQL is to run on: only {alive} of its processes do");
     let thawed = wall();
     signal(guard, Signal::SIGCONT);
@@ -122,8 +129,8 @@ async fn stopped(cluster: &Cluster, host: &mut Host, for_long: Duration) -> Stop
     }
 }
 
-fn is_postgres(entry: &std::fs::DirEntry) -> bool {
-    std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "postgres")
+fn is_postgres(entry: &fs::DirEntry) -> bool {
+    fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == "postgres")
 }
 
 async fn table(host: &Host) {
@@ -183,6 +190,89 @@ fn with_everything_stopped_and_no_kernel_lease_clients_are_answered_past_every_p
     });
 }
 
+/// The clocks of a virtual machine, which stand still while it is paused.
+struct Clocks(tempfile::TempDir);
+
+impl Clocks {
+    fn new() -> Clocks {
+        let clocks = Clocks(tempfile::tempdir().unwrap());
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/layers/pausedclock.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"]).arg(clocks.library()).arg(source);
+        assert!(cc.status().unwrap().success());
+        clocks.stood_still_for(Duration::ZERO);
+        clocks
+    }
+
+    fn library(&self) -> PathBuf {
+        self.0.path().join("pausedclock.so")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("missing")
+    }
+
+    fn env(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![("LD_PRELOAD", self.library()), ("PAUSED_CLOCK", self.file())]
+    }
+
+    /// In place: it is mapped.
+    fn stood_still_for(&self, pause: Duration) {
+        let mut file = fs::File::options().create(true).truncate(false).write(true).open(self.file()).unwrap();
+        file.write_all(&i64::try_from(pause.as_nanos()).unwrap().to_ne_bytes()).unwrap();
+    }
+}
+
+/// A process and all that descend from it.
+fn tree(root: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+    };
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let pairs: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&of) = found.get(next) {
+        found.extend(pairs.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found
+}
+
+/// What no rule of the lease can cover: the clocks stood still with everything else, so nothing inside can know. It has an
+/// end all the same: what was left of the lease, for nobody renews it.
+#[test]
+fn a_paused_virtual_machine_goes_on_for_what_was_left_of_its_lease_and_no_longer() {
+    let name = "primary::a_paused_virtual_machine_goes_on_for_what_was_left_of_its_lease_and_no_longer";
+    with_postgres(name, Privilege::None, || async {
+        let (cluster, clocks) = (Cluster::new(), Clocks::new());
+        let mut host = cluster.host_with(0, "kernel_lease = \"off\"", clocks.env()).await;
+        host.become_primary(1, 2).await;
+        table(&host).await;
+        let writers = Writers::start(&host).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        let all: Vec<u32> = [host.agent_pid(), host.guard_pid()].into_iter().flat_map(tree).collect();
+        assert!(all.len() > WRITERS, "PostgreSQL is among them");
+        all.iter().for_each(|pid| signal(*pid, Signal::SIGSTOP));
+        let paused = Instant::now();
+        // When it goes on, it reaches nobody: the worst, for a Nack would end it at once.
+        cluster.voters.iter().for_each(AcceptorHandle::stop);
+        tokio::time::sleep(timings().grant).await;
+        let before = writers.acknowledged.lock().unwrap().len();
+        clocks.stood_still_for(paused.elapsed());
+        let thawed = wall();
+        all.iter().for_each(|pid| signal(*pid, Signal::SIGCONT));
+        host.until("it is fenced", |s| s.fenced_epoch == 1).await;
+        let acknowledged = writers.acknowledged().await;
+        let last = acknowledged.last().unwrap().received - thawed;
+        let after = acknowledged.len() - before;
+        eprintln!("figure: {after} acknowledgements after the pause, the last {:.0} ms after it", last * 1e3);
+        assert!(after > 0, "no hole: its clocks did not stand still");
+        assert!(last <= (timings().hold + timings().kill).as_secs_f64(), "{last:.3} s after the pause");
+    });
+}
+
 #[test]
 fn clients_of_a_healthy_primary_do_not_notice_it() {
     with_postgres("primary::clients_of_a_healthy_primary_do_not_notice_it", Privilege::NetAdmin, || async {
@@ -196,7 +286,7 @@ fn clients_of_a_healthy_primary_do_not_notice_it() {
         host.kill_agent();
         host.start_agent().await;
         host.until("it has taken over", |s| s.state() == State::Primary && layer(s, "kernel lease") == "active").await;
-        let flushed = std::process::Command::new("/usr/sbin/nft").args(["flush", "ruleset"]).status().unwrap();
+        let flushed = Command::new("/usr/sbin/nft").args(["flush", "ruleset"]).status().unwrap();
         assert!(flushed.success());
         tokio::time::sleep(timings().hold * 2).await;
         let shown = ruleset();
@@ -270,7 +360,7 @@ fn without_the_privilege_the_rest_works_and_the_status_says_so() {
         let status = host.until("it is primary", |s| s.state() == State::Primary).await;
         assert_eq!(layer(&status, "kernel lease"), "unavailable: needs CAP_NET_ADMIN");
         assert_eq!(layer(&status, "client reset"), "unavailable: needs CAP_NET_ADMIN");
-        if !std::path::Path::new("/dev/watchdog").exists() {
+        if !Path::new("/dev/watchdog").exists() {
             assert_eq!(layer(&status, "watchdog"), "unavailable: there is no /dev/watchdog");
         }
     });

@@ -1,12 +1,12 @@
 //! What promotions by hand, frozen guards and orders that come late make of a member. Found by the simulation.
 
 use super::{
-    tests::{SYSTEM, agent, at, facts, now, order, refusal, sight, source, standby},
+    tests::{SYSTEM, agent, at, facts, gone, now, order, primary, refusal, sight, source, standby},
     *,
 };
 use crate::{
     agent::order::{Action, Order},
-    domain::{TimelineId, observation::REWINDS_TRIED},
+    domain::{Lsn, TimelineId, TimelineSwitch, observation::REWINDS_TRIED},
 };
 
 /// Found by the simulation: the guard was silent, the order to follow failed, and the server went over later all the same.
@@ -74,4 +74,49 @@ fn what_is_to_be_cloned_and_can_not_be_stopped_is_fenced() {
     core.step(order(3, Action::Clone(source())), now(20));
     core.step(order(4, Action::Checkpoint), now(25));
     assert!(!core.step(failed(), now(30)).contains(&Effect::Fence));
+}
+
+#[test]
+fn a_restart_in_place_is_for_the_timeline_and_the_system_of_its_grant() {
+    let in_place = |timeline: u32, system: u64| {
+        let mut crashed = primary();
+        crashed.step(gone(false), now(100));
+        let restart = order(4, Action::RestartInPlace { timeline: TimelineId(timeline) });
+        let Event::Order(order) = restart else { unreachable!() };
+        crashed.step(Event::Order(Order { system_identifier: Some(system), ..order }), now(110))
+    };
+    assert_eq!(refusal(&in_place(3, SYSTEM)).reason, "its grant is for timeline 2, not 3");
+    assert!(refusal(&in_place(2, 5)).reason.contains("is of system 77, the cluster's is 5"));
+    assert_eq!(*in_place(2, SYSTEM).last().unwrap(), Effect::Reply(Ok(())));
+}
+
+/// What it was when the lease was held, the switch at which it was promoted, and nothing else.
+#[test]
+fn the_history_after_a_promotion_is_compared_with_the_lineage_of_the_grant() {
+    let history = |timeline: u32, switches: &[(u32, u64)]| TimelineHistory {
+        timeline: TimelineId(timeline),
+        switches: switches.iter().map(|&(t, end)| TimelineSwitch { timeline: TimelineId(t), end: Lsn(end) }).collect(),
+        ..TimelineHistory::default()
+    };
+    let before = Sight {
+        in_recovery: true,
+        history: history(4, &[(1, 30), (2, 80)]),
+        wal_end: at(4, 100),
+        replay_lsn: Lsn(95),
+        ..Sight::default()
+    };
+    let tenure = Tenure { epoch: Epoch(9), timeline: TimelineId(7), floor: at(4, 90), phase: Phase::Granted };
+    let grown = |switches: &[(u32, u64)]| grows_from(&history(7, switches), &before, &tenure);
+    assert!(grown(&[(1, 30), (2, 80), (4, 100)]));
+    assert!(grown(&[(1, 30), (2, 80), (4, 95)]), "the last record it had was torn");
+    assert!(!grown(&[(1, 30), (2, 80), (4, 94)]), "less than it had replayed");
+    assert!(!grown(&[(1, 30), (2, 80), (4, 100), (6, 110)]), "another promotion in between");
+    assert!(!grown(&[(1, 30), (2, 80), (5, 100)]), "from a timeline it was not on");
+    assert!(!grown(&[(1, 30), (2, 81), (4, 100)]) && !grown(&[(1, 30), (4, 100)]), "its own past became another");
+    assert!(!grown(&[]), "a stub was taken for its history");
+    // Promoted by an agent that is no more: the floor of the grant must be in it.
+    let promoted = Sight { in_recovery: false, history: history(7, &[]), wal_end: at(7, 120), ..before.clone() };
+    assert!(grows_from(&history(7, &[(1, 30), (2, 80), (4, 90)]), &promoted, &tenure));
+    assert!(!grows_from(&history(7, &[(1, 30), (2, 80), (4, 89)]), &promoted, &tenure));
+    assert!(!grows_from(&history(7, &[(1, 30), (2, 80)]), &promoted, &tenure));
 }
