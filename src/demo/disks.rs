@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    errno::Errno,
+    fcntl::posix_fallocate,
     sched::{CloneFlags, unshare},
     sys::statvfs::statvfs,
 };
@@ -21,6 +23,10 @@ use super::processes::OsUser;
 const SIZE: &str = "1g";
 /// In a disk's directory, whatever fills it.
 const BALLAST: &str = "ballast";
+/// So much is taken last, at once.
+const REST: u64 = 1 << 20;
+/// PostgreSQL doesn't take of the rest as often as that.
+const TRIES: u32 = 100;
 
 /// One of a host's disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,12 +58,24 @@ impl Disk {
     /// Takes all its room but for so many bytes.
     pub(crate) fn fill(self, host_dir: &Path, leave: u64) -> Result<Instant> {
         let dir = self.dir(host_dir);
-        let stat = statvfs(&dir).with_context(|| format!("ask for the room in {}", dir.display()))?;
-        let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-        let began = Instant::now();
-        let ballast = dir.join(BALLAST);
-        run(Command::new("fallocate").args(["-l", &free.saturating_sub(leave).max(1).to_string()]).arg(ballast))?;
-        Ok(began)
+        let what = || format!("fill {}", dir.display());
+        let ballast = fs::File::create(dir.join(BALLAST)).with_context(what)?;
+        let (mut length, mut tries, mut began) = (0, 1, Instant::now());
+        loop {
+            let stat = statvfs(&dir).with_context(what)?;
+            let free = stat.blocks_available().saturating_mul(stat.fragment_size()).saturating_sub(leave);
+            if free == 0 {
+                return Ok(began);
+            }
+            // The most of it takes a while, in which PostgreSQL takes some, too; the rest doesn't.
+            let step = i64::try_from(if free > REST { free - REST } else { free })?;
+            began = Instant::now();
+            match posix_fallocate(&ballast, length, step) {
+                Ok(()) => length += step,
+                Err(Errno::ENOSPC) if tries < TRIES => tries += 1,
+                Err(error) => return Err(error).with_context(what),
+            }
+        }
     }
 
     /// Gives it back.
