@@ -370,6 +370,7 @@ impl World {
             rewind_failures: 0,
             clone_failures: 0,
             unsteady: false,
+            crashed_lately: false,
             never_streamed: false,
             ended_by: matriarch::domain::EndCause::Unknown,
             paused: false,
@@ -406,6 +407,7 @@ impl World {
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
+            "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
             "failed" => {
                 let kind = value.to_owned();

@@ -62,12 +62,17 @@ async fn tell(
     let mut last = after;
     let mut held = Held::default();
     let mut look = tokio::time::interval(HOLDS);
+    let led = manager.leadership().am_leader;
     loop {
         let state = states.borrow_and_update().clone();
         let mut news = since(&state, last);
         last = Some(state.revision.max(last.unwrap_or(0)));
         if follow {
             let leads = manager.leadership().am_leader;
+            if led && !leads {
+                // Another manager knows what holds the cluster up now; whoever listens comes back and is led there.
+                return Ok(());
+            }
             let holds = if leads { manager.plan().holds } else { Vec::new() };
             news.extend(held.changes(&holds, manager.me().as_str()));
         }

@@ -552,7 +552,7 @@ impl Core {
             self.end_tenure_of(tenure, (EndCause::Lease, "the lease's deadline passed"), now, out);
         }
         if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
-            && self.paused.is_none()
+            && !self.waits_for_ever()
             && now.moment.since(since) >= self.limits.primary_start
         {
             self.end_tenure_of(tenure, (EndCause::Crash, "no order to start it again came in time"), now, out);

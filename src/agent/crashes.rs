@@ -11,6 +11,8 @@ pub struct Crashes {
     at: VecDeque<Moment>,
     /// The last one was answered by a failover.
     given_up: bool,
+    /// The last, whatever followed.
+    last: Option<Moment>,
     /// When it was restarted last though there had been no room.
     no_space: Option<Moment>,
 }
@@ -72,6 +74,16 @@ impl Crashes {
             self.at.pop_front();
         }
         after
+    }
+
+    /// One happened, be it one that nothing but a restart can follow.
+    pub fn happened(&mut self, now: Moment) {
+        self.last = Some(now);
+    }
+
+    /// One happened less than `window` ago, as far as this agent has seen.
+    pub fn lately(&self, window: Duration, now: Moment) -> bool {
+        self.last.is_some_and(|last| now.since(last) < window)
     }
 
     /// Another member is to be preferred as primary: this one crashed out of the lock not long ago.

@@ -47,8 +47,8 @@ pub struct Hands {
     pub wakes: mpsc::UnboundedSender<Wake>,
     /// The number of the newest postmaster.
     pub life: Arc<AtomicU64>,
-    /// The cluster is paused: nobody would take over, so a restart takes as long as it takes.
-    pub paused: Arc<AtomicBool>,
+    /// Nobody would take over: a restart takes as long as it takes.
+    pub patient: Arc<AtomicBool>,
     /// Held by whoever works in the data directory.
     pub data_dir: Arc<Mutex<()>>,
     /// Held by whoever starts a postmaster or kills one without its guard, on a thread that may block:

@@ -195,7 +195,7 @@ impl Agent {
             runtime_dir: local.agent.runtime_dir.clone(),
             wakes: wake_sender,
             life: Arc::new(AtomicU64::new(1)),
-            paused: Arc::default(),
+            patient: Arc::default(),
             data_dir: Arc::new(Mutex::new(())),
             gate: Arc::default(),
             group: guarding::group_use(local),
@@ -316,7 +316,7 @@ impl Agent {
             self.perform(effects, None)?;
         }
         let effects = self.core.step(event, now(self.began));
-        self.hands.paused.store(self.core.is_paused(), Ordering::Relaxed);
+        self.hands.patient.store(self.core.waits_for_ever(), Ordering::Relaxed);
         Ok(effects)
     }
 

@@ -87,6 +87,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,
         unsteady: core.is_unsteady(now),
+        crashed_lately: core.has_crashed_lately(now),
         never_streamed: durable.fresh_copy,
         paused: core.is_paused(),
         ended_by: core.ended_by(),

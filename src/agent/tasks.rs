@@ -422,7 +422,7 @@ impl Job {
                     false => Err(format!("it came up on timeline {}", sight.wal_end.timeline)),
                 };
             }
-            if tokio::time::Instant::now() >= until && !self.hands.paused.load(Ordering::Relaxed) {
+            if tokio::time::Instant::now() >= until && !self.hands.patient.load(Ordering::Relaxed) {
                 return Err("it did not accept writes in time".to_owned());
             }
             tokio::time::sleep(POLL).await;

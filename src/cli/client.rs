@@ -282,6 +282,8 @@ fn told(status: &Status) -> String {
 
 async fn connect(manager: &str) -> Result<AdminClient<Channel>, String> {
     let endpoint = Endpoint::from_shared(format!("http://{manager}")).map_err(|e| root_cause(&e))?;
+    // A stream of events is silent for hours; a host without power is, too.
+    let endpoint = endpoint.http2_keep_alive_interval(PATIENCE).keep_alive_timeout(PATIENCE);
     match timeout(PATIENCE, endpoint.connect()).await {
         Ok(Ok(channel)) => Ok(AdminClient::new(channel)),
         Ok(Err(error)) => Err(root_cause(&error)),

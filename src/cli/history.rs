@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub(super) async fn history(args: HistoryArgs) -> Exit {
     match ask(&args.client).await {
         Ok(reply) => {
-            print(&if args.json { history_json(&reply) } else { history_text(&reply, args.last) });
+            print(&if args.json { history_json(&reply, args.last) } else { history_text(&reply, args.last) });
             exit::OK
         }
         Err(error) => complain_client(&error),
@@ -129,7 +129,8 @@ fn history_text(reply: &HistoryReply, last: usize) -> String {
     for (n, reign) in reply.reigns.iter().enumerate() {
         let before = n.checked_sub(1).and_then(|n| reply.reigns.get(n));
         let opened = reign.opened_ms.map_or_else(|| "never open".to_owned(), |ms| format!("open {}", time_of(ms)));
-        let ended = reign.ended_ms.map(|ms| format!(", ended {}", time_of(ms))).unwrap_or_default();
+        let ended = reign.ended_ms.filter(|ms| *ms != 0);
+        let ended = ended.map(|ms| format!(", ended {}", time_of(ms))).unwrap_or_default();
         let gap = gap(before, reign).map(|ms| format!(" ({} after the one before)", lasted(ms))).unwrap_or_default();
         let (epoch, member, timeline) = (reign.epoch, &reign.member, reign.timeline);
         let _ =
@@ -270,18 +271,19 @@ fn reign_json<'a>(before: Option<&Reign>, reign: &'a Reign) -> ReignJson<'a> {
         timeline: reign.timeline,
         granted: time_of(reign.granted_ms),
         opened: reign.opened_ms.map(time_of),
-        ended: reign.ended_ms.map(time_of),
+        ended: reign.ended_ms.filter(|ms| *ms != 0).map(time_of),
         cause: reign.ended_ms.map(|_| EndCause::of_code(reign.cause).name()),
         reason: &reign.reason,
         gap_ms: gap(before, reign),
     }
 }
 
-fn history_json(reply: &HistoryReply) -> String {
+fn history_json(reply: &HistoryReply, last: usize) -> String {
+    let decisions = reply.incidents.iter().skip(reply.incidents.len().saturating_sub(last));
     let before = |n: usize| n.checked_sub(1).and_then(|n| reply.reigns.get(n));
     render::json(&HistoryJson {
         reigns: reply.reigns.iter().enumerate().map(|(n, reign)| reign_json(before(n), reign)).collect(),
-        decisions: reply.incidents.iter().map(DecisionJson::of).collect(),
+        decisions: decisions.map(DecisionJson::of).collect(),
         revision: reply.revision,
         answered_by: &reply.answered_by,
     })
@@ -381,7 +383,7 @@ Decisions:
 
     #[test]
     fn json_has_all_of_it_and_an_event_is_one_line() {
-        let json: serde_json::Value = serde_json::from_str(&history_json(&reply())).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&history_json(&reply(), 20)).unwrap();
         assert_eq!(json["reigns"][1]["gap_ms"], 700);
         assert_eq!(json["reigns"][1]["cause"], "hung");
         assert_eq!(json["decisions"][0]["held"][0]["ms"], 1_204);

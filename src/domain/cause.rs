@@ -17,8 +17,6 @@ pub enum EndCause {
     Crash,
     /// PostgreSQL let nobody in.
     Hung,
-    /// The storage failed or stood still.
-    Storage,
     /// There was no room on a disk for what PostgreSQL had to write.
     NoSpace,
     /// The guard of PostgreSQL died.
@@ -27,8 +25,6 @@ pub enum EndCause {
     Stuck,
     /// The promotion failed.
     PromotionFailed,
-    /// The promotion did not end in time.
-    PromotionLate,
     /// An operator or an operation asked for it.
     Ordered,
     /// The agent started anew and found nothing of it.
@@ -37,18 +33,16 @@ pub enum EndCause {
 
 impl EndCause {
     /// All of them, by their numbers on the wire.
-    pub const ALL: [EndCause; 13] = [
+    pub const ALL: [EndCause; 11] = [
         EndCause::Unknown,
         EndCause::Lease,
         EndCause::Superseded,
         EndCause::Crash,
         EndCause::Hung,
-        EndCause::Storage,
         EndCause::NoSpace,
         EndCause::GuardDied,
         EndCause::Stuck,
         EndCause::PromotionFailed,
-        EndCause::PromotionLate,
         EndCause::Ordered,
         EndCause::Restarted,
     ];
@@ -56,7 +50,7 @@ impl EndCause {
     /// PostgreSQL or what it stands on failed, so that the next primary may fail of the same; not a lost host or lease, and
     /// nobody asked for it.
     pub fn is_postgresqls(self) -> bool {
-        matches!(self, Self::Crash | Self::Hung | Self::Storage | Self::NoSpace | Self::Stuck)
+        matches!(self, Self::Crash | Self::Hung | Self::NoSpace | Self::Stuck)
     }
 
     /// Its number on the wire.
@@ -77,12 +71,10 @@ impl EndCause {
             Self::Superseded => "superseded",
             Self::Crash => "crash",
             Self::Hung => "hung",
-            Self::Storage => "storage",
             Self::NoSpace => "no-space",
             Self::GuardDied => "guard-died",
             Self::Stuck => "stuck",
             Self::PromotionFailed => "promotion-failed",
-            Self::PromotionLate => "promotion-late",
             Self::Ordered => "ordered",
             Self::Restarted => "restarted",
         }
@@ -97,12 +89,10 @@ impl fmt::Display for EndCause {
             Self::Superseded => "a higher epoch was committed",
             Self::Crash => "PostgreSQL ended by itself and was not, or not again, restarted in place",
             Self::Hung => "PostgreSQL let nobody in",
-            Self::Storage => "its storage failed or stood still",
             Self::NoSpace => "a disk was full",
             Self::GuardDied => "its guard died",
             Self::Stuck => "PostgreSQL could not be stopped",
             Self::PromotionFailed => "its promotion failed",
-            Self::PromotionLate => "its promotion did not end in time",
             Self::Ordered => "somebody asked for it",
             Self::Restarted => "its agent started anew and found nothing of it",
         })

@@ -197,6 +197,8 @@ pub struct AgentView {
     pub clone_failures: u64,
     /// It crashed out of the lock not long ago: whoever else can is to be primary.
     pub unsteady: bool,
+    /// PostgreSQL crashed there less than `failover_calm` ago, whatever followed.
+    pub crashed_lately: bool,
     /// A copy into which nothing has been streamed yet: what its source acknowledged since may be missing.
     pub never_streamed: bool,
     /// Its agent was told that the cluster is paused, and minds it.

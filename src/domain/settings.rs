@@ -258,7 +258,7 @@ settings! {
          somebody acknowledges them; 0: no limit. A lost host is always failed over";
     /// A primary that lasts so long ends such a row.
     failover_calm: Duration = "failover_calm_ms", Duration::from_secs(600), 1000..=86_400_000,
-        "a primary that is open this long, and steady, ends such a row";
+        "a primary that is open this long, without a crash, ends such a row";
     /// Whether the next primary has to be at the site of the last one.
     site_failover: SiteFailover = "site_failover", SiteFailover::Any, 0..=0,
         "who follows a primary that is lost: any; prefer (somebody at its site, also with less WAL, if anybody there can); \

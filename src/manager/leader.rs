@@ -12,7 +12,7 @@ use crate::{
     domain::{GroupStep, MemberId, Moment},
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{Applied, Command, Kind, RuleId},
+    state::{Applied, ClusterState, Command, Evidence, Kind, RuleId},
     telemetry::events,
 };
 
@@ -51,10 +51,7 @@ pub(super) async fn run(manager: Manager) {
             board.keep_plan(plan.clone());
             if let Some(command) = plan.command.take() {
                 let held = told.so_far(board.now());
-                let evidence = board.situation(&state, &manager.timings(), |s| {
-                    policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), &held)
-                });
-                if propose(&manager, Command { evidence: Some(Arc::new(evidence)), ..command }).await {
+                if propose(&manager, Command { evidence: evidence(&manager, &state, &held), ..command }).await {
                     told.forget(board.now());
                 }
                 continue;
@@ -76,6 +73,12 @@ pub(super) async fn run(manager: Manager) {
             () = tokio::time::sleep(pause), if leads => {}
         }
     }
+}
+
+/// What this manager goes by at the moment.
+pub(super) fn evidence(manager: &Manager, state: &ClusterState, held: &[(String, Duration)]) -> Option<Arc<Evidence>> {
+    let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), held);
+    Some(Arc::new(manager.inner.board.situation(state, &manager.timings(), of)))
 }
 
 /// Nothing is decided by it.

@@ -12,6 +12,7 @@ use super::{
     entry::{self, Standing},
     founding::{self, LIMIT, ask_all},
     identity::{self, Identity},
+    leader,
     peers::timed,
 };
 use crate::{
@@ -328,7 +329,13 @@ async fn try_give(manager: &Manager, request: &v1::RejoinRequest) -> Result<Node
     let node = state.next_node();
     let kind = Kind::ReplaceNode { member, old: known.node, node, reason: request.evidence.clone() };
     let request_id = uuid::Uuid::now_v7().to_string();
-    let command = Command { request_id, expected: state.epoch, because: ASKED, kind, evidence: None };
+    let command = Command {
+        request_id,
+        expected: state.epoch,
+        because: ASKED,
+        kind,
+        evidence: leader::evidence(manager, &state, &[]),
+    };
     match inner.node.propose(command).await {
         Ok(Applied::Changed) => Ok(node),
         Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),

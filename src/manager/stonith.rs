@@ -7,13 +7,13 @@ use std::{
     time::Duration,
 };
 
-use super::Manager;
+use super::{Manager, leader};
 use crate::{
     config::StonithConfig,
     domain::{Epoch, Moment},
     layers::stonith::{self, Outcome, Target},
     policy::stonith::{Suspect, has_cleared_itself, record, suspect},
-    state::{Applied, ClusterState},
+    state::{Applied, ClusterState, Command},
     telemetry::events,
 };
 
@@ -106,9 +106,10 @@ async fn commit(manager: &Manager, suspect: &Suspect, outcome: Outcome) {
     let request = uuid::Uuid::now_v7().to_string();
     let node = &manager.inner.node;
     for _ in 0..TRIES {
-        let now = node.state().borrow().epoch;
-        let command = record(suspect, now, request.clone(), outcome.succeeded, outcome.how.clone());
-        match node.propose(command).await {
+        let state = node.state().borrow().clone();
+        let command = record(suspect, state.epoch, request.clone(), outcome.succeeded, outcome.how.clone());
+        let evidence = leader::evidence(manager, &state, &[]);
+        match node.propose(Command { evidence, ..command }).await {
             Ok(Applied::Changed | Applied::Nothing) => return,
             Ok(Applied::Stale { .. }) | Err(_) => tokio::time::sleep(AGAIN).await,
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Manager, recover};
+use super::{Manager, leader, recover};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, Profile, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
@@ -206,8 +206,13 @@ impl ManagerHandle {
             .board
             .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted, allow_loss))?;
         let expected = state.epoch;
-        let command =
-            Command { request_id: request_id.clone(), expected, because: RuleId(1), kind: admitted, evidence: None };
+        let command = Command {
+            request_id: request_id.clone(),
+            expected,
+            because: RuleId(1),
+            kind: admitted,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
         let proposed = self.manager.inner.node.propose(command).await;
         // The same request may have reached another manager a moment ago: then that is the answer.
         if let Some(known) = self.state().operation_of(&request_id) {
@@ -256,7 +261,13 @@ impl ManagerHandle {
         let file = inner.config.cluster.timings;
         let admit = |s: &Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
+        let command = Command {
+            request_id,
+            expected: state.epoch,
+            because: RuleId(2),
+            kind,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
@@ -307,7 +318,13 @@ impl ManagerHandle {
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
+        let command = Command {
+            request_id,
+            expected: state.epoch,
+            because: RuleId(2),
+            kind,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
@@ -333,7 +350,13 @@ impl ManagerHandle {
         }
         let admit = |s: &Situation<'_>| policy::settings::admit(s, version, changes, by);
         let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command { request_id, expected: state.epoch, because: RuleId(2), kind, evidence: None };
+        let command = Command {
+            request_id,
+            expected: state.epoch,
+            because: RuleId(2),
+            kind,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
         match inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(Refused::Stale(format!("the cluster has changed meanwhile: {why}"))),
@@ -399,7 +422,13 @@ impl ManagerHandle {
             }
         };
         let request_id = uuid::Uuid::now_v7().to_string();
-        let command = Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None };
+        let command = Command {
+            request_id,
+            expected: state.epoch,
+            because: RuleId(1),
+            kind,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
         match self.manager.inner.node.propose(command).await {
             Ok(Applied::Changed) => Ok(()),
             Ok(Applied::Stale { why, .. }) => Err(why),

@@ -208,11 +208,11 @@ fn fitness(
         // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
         // which may be nobody else's, is worth a second try.
         passed_over: agent.unsteady
-            || (short && !running)
             || failed_at(agent, &["restart", "start"])
             || (granted_in_vain(s, member) && (failed_to_promote || !running)),
         failed_to_promote,
-        // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270).
+        // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270), and one
+        // that can't even start is passed over for that.
         short,
     })
 }

@@ -7,7 +7,7 @@ use crate::{
     state::{GrantPhase, Kind, Lock},
 };
 
-/// Rule 150. A primary that has been open for `failover_calm`, and steady, proves that what ended the ones before is
+/// Rule 150. A primary that has been open for `failover_calm`, and hasn't crashed for as long, proves that what ended the ones before is
 /// over. Until then too many of them are a hold: the agents restart a crashed primary in place.
 pub fn calm(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Granted { member, phase: GrantPhase::Open, .. } = &s.state.lock else { return None };
@@ -16,7 +16,7 @@ pub fn calm(s: &Situation<'_>) -> Option<Verdict> {
     }
     let settings = s.state.settings.settings();
     let remaining = settings.failover_calm.saturating_sub(s.now.since(s.since.lock));
-    let steady = s.agent(member).is_some_and(|a| a.state == PostgresState::Primary && !a.unsteady);
+    let steady = s.agent(member).is_some_and(|a| a.state == PostgresState::Primary && !a.crashed_lately);
     if remaining.is_zero() && steady {
         return Some(Verdict::Propose(Kind::Acknowledge { by: String::new() }));
     }
@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(after(600, &bench(3)), forgotten);
 
         let mut shaky = bench(3);
-        shaky.seen.get_mut(&member).unwrap().agent.as_mut().unwrap().unsteady = true;
+        shaky.seen.get_mut(&member).unwrap().agent.as_mut().unwrap().crashed_lately = true;
         let hold = Some(Verdict::Hold(Hold::StaysPut { member, failovers: 3, remaining: Duration::ZERO }));
         assert_eq!(after(10_000, &shaky), hold, "it crashes in place");
     }

@@ -176,6 +176,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         unsteady: false,
+        crashed_lately: false,
         never_streamed: false,
         ended_by: crate::domain::EndCause::Unknown,
         paused: false,

@@ -77,10 +77,19 @@ impl ClusterState {
             Kind::Fence { reason } => {
                 if let Some(reign) = self.reigns.back_mut() {
                     reign.ended_ms.get_or_insert(at);
-                    reign.reason.clone_from(reason);
+                    if reign.reason.is_empty() {
+                        reign.reason.clone_from(reason);
+                    }
                 }
             }
             _ => {}
+        }
+    }
+
+    /// A new generation begins, and nobody notes when.
+    pub(super) fn end_reigns(&mut self) {
+        if let Some(reign) = self.reigns.back_mut().filter(|r| r.ended_ms.is_none()) {
+            (reign.ended_ms, reign.reason) = (Some(0), "the cluster was recovered without it".to_owned());
         }
     }
 

@@ -58,6 +58,7 @@ impl ClusterState {
         // Whoever recovers wants a primary.
         state.paused = None;
         state.maintenance.remove(me);
+        state.end_reigns();
         state.revision += 1;
         let what = format!("generation {generation} begins on {me} by command, epoch {}", state.epoch);
         state.incidents.push_back(Incident {

@@ -51,9 +51,9 @@ pub const SETTINGS_CHANGED: &str = "settings.changed";
 pub const TIMINGS_CHANGED: &str = "timings.changed";
 /// The cluster is paused, or decides again. Fields: `reason`.
 pub const PAUSED: &str = "cluster.paused";
-/// A member is in maintenance, or is so no more. Fields: `member`.
+/// Failovers after crashes count no more. Fields: `command`, `epoch`, `rule`.
 pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
-/// A member is left alone, or takes part again.
+/// A member is in maintenance, or is so no more. Fields: `member`.
 pub const MAINTENANCE: &str = "member.maintenance";
 /// Nothing is done though something should be. Fields: `reason`.
 pub const HOLD: &str = "decision.hold";

@@ -12,7 +12,9 @@ use matriarch::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    dice, shuffled,
+    dice,
+    history::asks,
+    shuffled,
     stage::{HEAL, Promise, REFUSES, SOON, Step, grant, others, seen_down, tasks_done},
 };
 
@@ -20,6 +22,10 @@ pub const STEPS: &[Step] = &[
     ("kill_host_fails_over_and_the_host_rejoins", kill_host_fails_over_and_the_host_rejoins),
     ("kill_postgres_restarts_in_place_without_loss", kill_postgres_restarts_in_place_without_loss),
     ("a_postmaster_that_does_not_come_back_is_failed_over", a_postmaster_that_does_not_come_back_is_failed_over),
+    (
+        "failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged",
+        failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged,
+    ),
     ("an_old_primary_with_diverged_wal_is_rewound", an_old_primary_with_diverged_wal_is_rewound),
     ("a_member_that_lost_its_data_is_cloned", a_member_that_lost_its_data_is_cloned),
     ("cold_start_of_the_whole_cluster", cold_start_of_the_whole_cluster),
@@ -86,6 +92,35 @@ fn a_postmaster_that_does_not_come_back_is_failed_over(rig: &Rig, before: &Statu
     assert_ne!(after.primary, *old);
     assert!(after.epoch > before.epoch);
     Promise::asynchronous(fault, fault - STREAMED).ended(server)
+}
+
+/// A query that kills each new primary must not walk through the cluster.
+fn failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged(rig: &Rig, before: &StatusReply) -> Promise {
+    let crash = |primary: &str| {
+        let server = rig.server().unwrap();
+        let fault = rig.signal(rig.postmaster(primary).unwrap(), Signal::SIGKILL).unwrap();
+        rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+        (fault, rig.healthy(HEAL).unwrap())
+    };
+    let stays = |status: &StatusReply| status.banners.iter().any(|b| b.contains("`matriarch acknowledge`"));
+    asks(rig, &["config", "set", "on_primary_crash=failover", "failover_limit=1"]);
+    let (first, moved) = crash(&before.primary);
+    assert_ne!(moved.primary, before.primary);
+    assert!(stays(&moved), "{:?}", moved.banners);
+    let (fault, stayed) = crash(&moved.primary);
+    assert_eq!((&stayed.primary, stayed.epoch, stayed.timeline), (&moved.primary, moved.epoch, moved.timeline));
+    let history = asks(rig, &["history"]);
+    let crashed = history["reigns"].as_array().unwrap().iter().rev().nth(1).unwrap();
+    assert_eq!(
+        (&crashed["member"], &crashed["cause"]),
+        (&before.primary.as_str().into(), &"crash".into()),
+        "{crashed}"
+    );
+
+    assert_eq!(asks(rig, &["acknowledge"])["acknowledged"], 1);
+    asks(rig, &["config", "set", "--unset", "on_primary_crash", "--unset", "failover_limit"]);
+    assert!(!stays(&rig.healthy(HEAL).unwrap()));
+    Promise::asynchronous(fault, first - STREAMED)
 }
 
 /// The standbys stop receiving, the primary goes on: when its host dies, it has

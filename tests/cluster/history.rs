@@ -55,7 +55,8 @@ impl Drop for Listener {
     }
 }
 
-fn asks(rig: &Rig, words: &[&str]) -> Value {
+/// What a command says as JSON.
+pub fn asks(rig: &Rig, words: &[&str]) -> Value {
     let config = rig.config("n1").unwrap();
     let output = Command::new(EXE).args(words).arg("--json").arg("--config").arg(config).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -183,6 +183,7 @@ fn blank(me: &MemberId) -> AgentView {
         rewind_failures: 0,
         clone_failures: 0,
         unsteady: false,
+        crashed_lately: false,
         never_streamed: false,
         ended_by: matriarch::domain::EndCause::Unknown,
         paused: false,

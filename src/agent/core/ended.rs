@@ -73,11 +73,12 @@ impl Core {
     }
 
     fn note_crash(&mut self, now: Now, out: &mut Vec<Effect>) -> After {
+        self.crashes.happened(now.moment);
         let cause = self.cause();
         if cause == Cause::NoSpace {
             out.extend(self.room.ran_out().map(Effect::Reserve));
         }
-        if self.paused.is_some() || self.stays.is_some() {
+        if self.waits_for_ever() {
             return After::Restart;
         }
         let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);

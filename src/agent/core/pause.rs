@@ -76,6 +76,11 @@ impl Core {
         self.ended_by
     }
 
+    /// Nobody is to take over by itself: a restart takes as long, and is tried as often, as it takes.
+    pub fn waits_for_ever(&self) -> bool {
+        self.paused.is_some() || self.stays.is_some()
+    }
+
     /// The manager has told of a pause, and lately.
     pub fn is_paused(&self) -> bool {
         self.paused.is_some()

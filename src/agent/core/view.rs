@@ -171,6 +171,11 @@ impl Core {
         self.crashes.unsteady(self.settings.crash_window, now.moment)
     }
 
+    /// PostgreSQL crashed here less than `failover_calm` ago.
+    pub fn has_crashed_lately(&self, now: Now) -> bool {
+        self.crashes.lately(self.settings.failover_calm, now.moment)
+    }
+
     /// How much room there is, by the settings in force; `None` until that was looked at.
     pub fn room(&self) -> Option<RoomView> {
         self.room.view(&self.settings)
