@@ -302,6 +302,8 @@ fn genesis_was_right(rig: &Rig) {
         let member = status.members.iter().find(|m| m.member == host).unwrap();
         assert_eq!(member.timeline, 2, "{host}");
         initdbs += tasks_done(rig, &host, "initdb");
+        // A standby may not have replayed the birth of the database yet.
+        until("the workload's database is there", SOON, || rig.query(&host, "select 1").is_ok());
         let show = |name: &str| rig.query(&host, &format!("show {name}")).unwrap().concat();
         assert_eq!((show("data_checksums"), show("wal_log_hints")), ("on".to_owned(), "on".to_owned()), "{host}");
         assert_eq!(show("password_encryption"), "scram-sha-256", "{host}");
