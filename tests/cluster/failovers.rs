@@ -15,7 +15,7 @@ use crate::{
     dice,
     history::asks,
     shuffled,
-    stage::{HEAL, Promise, REFUSES, SOON, Step, grant, others, seen_down, tasks_done},
+    stage::{HEAL, Promise, REFUSES, SOON, Step, grant, others, seen_down, tasks_done, until},
 };
 
 pub const STEPS: &[Step] = &[
@@ -104,6 +104,9 @@ fn failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged(rig: &Ri
     };
     let stays = |status: &StatusReply| status.banners.iter().any(|b| b.contains("`matriarch acknowledge`"));
     asks(rig, &["config", "set", "on_primary_crash=failover", "failover_limit=1"]);
+    // The agent has them on disk before it goes by them.
+    let kept = rig.dir(&before.primary).unwrap().join("agent/agent.json");
+    until("the agent was told", SOON, || fs::read_to_string(&kept).is_ok_and(|text| text.contains("failover_limit")));
     let (first, moved) = crash(&before.primary);
     assert_ne!(moved.primary, before.primary);
     assert!(stays(&moved), "{:?}", moved.banners);
