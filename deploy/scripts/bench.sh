@@ -16,7 +16,8 @@ fi
 for profile in ${PROFILES:-fast normal}; do
     for fault in ${FAULTS:-$faults}; do
         echo "bench: $fault, profile $profile, $runs runs"
-        target/release/matriarch demo --fault "$fault" --profile "$profile" --runs "$runs" "${network[@]}" \
+        # The runs follow each other faster than crashes should be followed by failovers.
+        target/release/matriarch demo --fault "$fault" --profile "$profile" --runs "$runs" "${network[@]}" --set failover_limit=0 \
             --json "$out/$fault-$profile.json"
     done
 done
