@@ -18,6 +18,8 @@ use crate::{
 
 /// As many processes as a busy PostgreSQL has.
 const TREE: usize = 100;
+/// So often a fence is tried out before an agent refuses to start.
+const TRIES: usize = 3;
 
 /// The guard that an earlier agent has left, if its PostgreSQL still runs. One that doesn't
 /// answer is frozen, and nobody knows its deadline, which may have passed: then
@@ -81,8 +83,18 @@ impl Measurement {
         Self { config, exe: hands.exe.clone(), runtime_dir: hands.runtime_dir.clone(), group: hands.group, measured }
     }
 
+    fn try_out(&self) -> Result<Measured, GuardError> {
+        guard::measure_kill(&self.exe, &self.runtime_dir, self.group, TREE)
+    }
+
     fn take(&self) -> Result<(), ConfigError> {
-        let measured = guard::measure_kill(&self.exe, &self.runtime_dir, self.group, TREE);
+        let mut measured = self.try_out();
+        for _ in 1..TRIES {
+            let Err(error @ GuardError::Silent { .. }) = &measured else { break };
+            // All of a host starts at once after a boot, and a guard may be late then.
+            tracing::warn!(error = chain(error), "a fence could not be tried out, it is tried again");
+            measured = self.try_out();
+        }
         let measured = measured.map_err(|error| {
             let key = if self.group == GroupUse::Required { "agent.cgroup" } else { "agent.runtime_dir" };
             let problem = format!("a fence could not be tried out: {}", chain(&error));
