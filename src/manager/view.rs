@@ -257,23 +257,8 @@ impl ManagerHandle {
         overrides: &BTreeMap<String, u64>,
         request_id: String,
     ) -> Result<(), String> {
-        let (inner, state) = (&self.manager.inner, self.state());
-        let file = inner.config.cluster.timings;
-        let admit = |s: &Situation<'_>| policy::timings::admit(s, &file, profile, overrides);
-        let Some(kind) = inner.board.situation(&state, &self.manager.timings(), admit)? else { return Ok(()) };
-        let command = Command {
-            request_id,
-            expected: state.epoch,
-            because: RuleId(2),
-            kind,
-            evidence: leader::evidence(&self.manager, &state, &[]),
-        };
-        match inner.node.propose(command).await {
-            Ok(Applied::Changed) => Ok(()),
-            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
-            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        let file = self.manager.inner.config.cluster.timings;
+        self.put(request_id, |s| policy::timings::admit(s, &file, profile, overrides)).await
     }
 
     /// Pauses the cluster, or lets it go on; only the Raft leader can.

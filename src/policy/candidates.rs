@@ -16,8 +16,8 @@ use crate::{
 
 /// The member to be primary next, and where its WAL ends.
 ///
-/// One that crashed out of the lock not long ago, that is stopped on a full disk, whose last start failed, or that failed
-/// or is stopped still after a grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
+/// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
+/// grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
 /// WAL nobody else has is worth a second try; priority decides only among what is equal then.
 ///
 /// # Errors
