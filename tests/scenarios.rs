@@ -42,7 +42,9 @@ use matriarch::{
         PostgresState, Profile, Promise, RoomView, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId,
         Volume, WalPosition,
         membership::GroupView,
-        observation::{AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
+        observation::{
+            AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult, StandbyProgress,
+        },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
@@ -381,6 +383,15 @@ impl World {
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
         };
+        if state == PostgresState::Primary {
+            let sent_to = |m: &MemberId| StandbyProgress {
+                member: m.clone(),
+                state: "streaming".to_owned(),
+                flush_lsn: Lsn(0),
+                lag_bytes: 0,
+            };
+            view.standbys = self.voices.keys().filter(|m| *m != member).map(sent_to).collect();
+        }
         spec[1..].iter().for_each(|word| self.apply_word(&mut view, word));
         view
     }
@@ -403,6 +414,7 @@ impl World {
             "checkpointed" => view.checkpoints_done = number(),
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
+            "alone" => view.standbys.clear(),
             "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,

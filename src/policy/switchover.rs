@@ -19,6 +19,10 @@ use crate::{
 /// take as long as it needs to catch up.
 pub const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
 
+/// A target that streams no more gets this long to do so again before its switchover ends: a primary that crashed is up
+/// again and its standbys have come back.
+const RECONNECT: Duration = Duration::from_secs(5);
+
 fn running<'a>(s: &Situation<'a>, phase: OperationPhase) -> Option<&'a Operation> {
     let operation = s.state.operation.as_ref()?;
     (operation.kind == OperationKind::Switchover && operation.phase == phase).then_some(operation)
@@ -67,7 +71,15 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
             waits(s, operation, s.timings.silent, format!("a word from {}", operation.to))
         }
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
-            target_unfit(s, operation).map(|why| end(operation, why))
+            let from = operation.from.as_ref()?;
+            let comes_back = operation.phase == OperationPhase::Checkpoint
+                && not_following(s, from, &operation.to).is_some()
+                && host_unfit(s, &operation.to).is_none()
+                && !remaining(s, RECONNECT).is_zero();
+            if comes_back {
+                return waits(s, operation, RECONNECT, format!("{} to stream from {from}", operation.to));
+            }
+            unfit(s, from, &operation.to).map(|why| end(operation, why))
         }
         OperationPhase::Stop | OperationPhase::Start => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
@@ -117,22 +129,25 @@ fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> 
     waits(s, operation, limit, format!("{} to be primary", operation.to))
 }
 
-/// Why the target can't take over soon, `None` when it can.
-fn target_unfit(s: &Situation<'_>, operation: &Operation) -> Option<String> {
-    unfit(s, operation.from.as_ref()?, &operation.to)
-}
-
 /// Why `to` can't take over from `from` soon, `None` when it can.
 pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
     let Some(agent) = s.agent(to) else { return Some(format!("{to} does not answer")) };
-    if agent.state != PostgresState::Standby || !agent.streaming || agent.upstream.as_ref() != Some(from) {
-        return Some(format!("{to} does not stream from {from}"));
-    }
-    if let Some(why) = host_unfit(s, to) {
+    if let Some(why) = not_following(s, from, to).or_else(|| host_unfit(s, to)) {
         return Some(why);
     }
     let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));
     (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))
+}
+
+/// Both must say so. A primary waits with its end until every standby that it sends to has everything, and for no other:
+/// right after a restart it may have none yet, though the standby's last word is still of the time before.
+fn not_following(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
+    let sends = |p: &AgentView| p.standbys.iter().any(|standby| standby.member == *to && standby.state == "streaming");
+    let follows = |a: &AgentView| a.state == PostgresState::Standby && a.streaming && a.upstream.as_ref() == Some(from);
+    if !s.agent(to).is_some_and(follows) {
+        return Some(format!("{to} does not stream from {from}"));
+    }
+    (!s.agent(from).is_some_and(sends)).then(|| format!("{from} does not say that it streams to {to}"))
 }
 
 /// Why its host would be granted nothing once the primary is stopped.
@@ -310,6 +325,14 @@ pub fn transfer(s: &Situation<'_>) -> Option<Verdict> {
     (caught_up && host_unfit(s, &operation.to).is_none()).then(|| advance(operation, OperationPhase::Transfer))
 }
 
+/// The primary has ended without its target, which gets nothing more from it. After a few reports, that is: the last
+/// bytes and the last words cross each other, and an archive may have what is missing.
+fn left_behind(s: &Situation<'_>, operation: &Operation, from: &MemberId) -> bool {
+    let (Some(old), Some(new)) = (s.agent(from), s.agent(&operation.to)) else { return false };
+    let short = new.wal_end_known && new.wal_end < old.wal_end && !new.streaming;
+    stopped_cleanly(old) && short && s.now.since(s.since.operation) >= s.timings.report * 3
+}
+
 fn stopped_cleanly(agent: &AgentView) -> bool {
     agent.state == PostgresState::Stopped && agent.clean_shutdown && agent.wal_end_known && agent.lease.held
 }
@@ -318,7 +341,10 @@ fn stopped_cleanly(agent: &AgentView) -> bool {
 pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Stop)?;
     let from = operation.from.as_ref()?;
-    let hopeless = gone(s, &operation.to) || gone(s, from) || host_unfit(s, &operation.to).is_some();
+    let hopeless = gone(s, &operation.to)
+        || gone(s, from)
+        || host_unfit(s, &operation.to).is_some()
+        || left_behind(s, operation, from);
     if hopeless || remaining(s, s.timings.stop).is_zero() {
         return Some(advance(operation, OperationPhase::RollBack));
     }

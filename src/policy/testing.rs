@@ -12,7 +12,7 @@ use crate::{
         ClusterId, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
         Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, membership::GroupView,
         observation::AgentView, observation::FailsafeView, observation::FenceView, observation::LeaseReach,
-        observation::LeaseView, observation::OrderResult,
+        observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -187,16 +187,24 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
         room: None,
     };
+    if state == PostgresState::Primary {
+        view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();
+    }
     for word in words {
         apply_word(&mut view, word);
     }
     view
 }
 
+fn sent_to(member: &str) -> StandbyProgress {
+    StandbyProgress { member: id(member), state: "streaming".to_owned(), flush_lsn: Lsn(0), lag_bytes: 0 }
+}
+
 fn apply_word(view: &mut AgentView, word: &str) {
     let (key, value) = word.split_once('=').unwrap_or((word, ""));
     let number = || value.parse::<u64>().expect("a number");
     match key {
+        "alone" => view.standbys.clear(),
         "ended" => view.ended_epoch = Epoch(number()),
         "fenced" => view.fenced_epoch = Epoch(number()),
         "lease" => {

@@ -191,6 +191,7 @@ impl World {
                 wal_end_known: true,
                 history: data.lineage(wal_end, &self.sky)?,
                 replay_lsn: Lsn(data.wal.end),
+                standbys: self.sent_to(i),
                 checkpoint_timeline: data.checkpoint.0,
                 ..Sight::default()
             });

@@ -3,7 +3,7 @@
 
 use std::collections::btree_map::Entry;
 
-use matriarch::domain::{Lsn, TimelineHistory, TimelineId, WalPosition};
+use matriarch::domain::{Lsn, TimelineHistory, TimelineId, WalPosition, observation::StandbyProgress};
 
 use super::{
     PgEvent, Receiver,
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     clock::{MS, SECOND, Time},
+    host::Host,
     network::Channel,
     world::{What, World},
 };
@@ -168,6 +169,22 @@ impl World {
                 self.pg(i, wait, PgEvent::Disconnected { life });
             }
         }
+    }
+
+    /// What `pg_stat_replication` says on `sender`.
+    pub(super) fn sent_to(&self, sender: usize) -> Vec<StandbyProgress> {
+        let Some(life) = self.hosts[sender].postgres.as_ref().map(|p| p.life) else { return Vec::new() };
+        let follows = |(i, host): (usize, &Host)| {
+            let receiver = host.postgres.as_ref()?.receiver.as_ref()?;
+            let progress = StandbyProgress {
+                member: self.sky.names[i].clone(),
+                state: "streaming".to_owned(),
+                flush_lsn: Lsn(host.disks.place.data.as_ref()?.wal.end),
+                lag_bytes: 0,
+            };
+            (receiver.sender == sender && receiver.life == life).then_some(progress)
+        };
+        self.hosts.iter().enumerate().filter_map(follows).collect()
     }
 
     /// Everyone that follows `sender` has all its WAL, or has not been heard for too long.
