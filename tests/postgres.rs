@@ -17,7 +17,7 @@ use std::{
 
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
-    domain::{Epoch, Generation, Lsn, NodeId, TimelineId, WalPosition},
+    domain::{Epoch, Generation, Lsn, NodeId, Profile, TimelineId, Timings, WalPosition},
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, PostgresError, Probe, ProbeError,
         Progress, RewindError, RewindOutcome, Session, Upstream,
@@ -29,6 +29,8 @@ use nix::{
 };
 use support::{as_postgres, bin_dir, free_port, secret_file};
 use tokio_postgres::NoTls;
+
+const TIMINGS: Timings = Timings::of(Profile::Normal);
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -82,7 +84,7 @@ impl Host {
             runtime_dir: run,
             cgroup: CgroupUse::Auto,
         };
-        let instance = Instance::new(&postgresql, &member.id, members, &agent);
+        let instance = Instance::new(&postgresql, &member.id, members, &agent, &TIMINGS);
         Host { instance, member: member.clone(), agent, postmaster: None }
     }
 
@@ -90,7 +92,7 @@ impl Host {
     fn reconfigure(&mut self, parameter: &str, value: &str) {
         let mut config = self.instance.config().clone();
         config.parameters.insert(parameter.to_owned(), value.to_owned());
-        self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent);
+        self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent, &TIMINGS);
     }
 
     fn upstream(&self) -> Upstream {

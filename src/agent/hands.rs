@@ -105,6 +105,27 @@ impl Hands {
         Ok(handle)
     }
 
+    /// Gives PostgreSQL the timings in force, as soon as nobody works in its data directory.
+    pub fn refresh_timings(&self, guard: Option<GuardHandle>) {
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let _works = hands.data_dir.lock().await;
+            let refresh = move || {
+                let changed = hands.instance.refresh_timings().map_err(said)?;
+                match guard {
+                    Some(guard) if changed => guard.signal(PostmasterSignal::Reload).map_err(said),
+                    _ => Ok(()),
+                }
+            };
+            if let Err(error) = blocking(refresh).await.and_then(|done| done) {
+                tracing::warn!(
+                    error,
+                    "failed to give PostgreSQL its timings; it gets them with its next start or change of role"
+                );
+            }
+        });
+    }
+
     fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<(u64, GuardHandle), String> {
         let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         self.kill_foreign()?;

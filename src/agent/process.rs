@@ -160,7 +160,8 @@ impl Agent {
         local: &LocalMember,
         exe: PathBuf,
     ) -> anyhow::Result<(Agent, mpsc::UnboundedReceiver<Wake>)> {
-        let instance = Instance::new(&local.postgresql, &local.id, &config.cluster.members, &local.agent);
+        let (members, timings) = (&config.cluster.members, &config.cluster.timings);
+        let instance = Instance::new(&local.postgresql, &local.id, members, &local.agent, timings);
         let server_version = start::check(config, local, &instance)?;
         let (store, durable) = start::open_store(config, local)?;
         start::make_runtime_dir(config, local)?;
@@ -180,6 +181,7 @@ impl Agent {
         let in_force = durable.timings.in_force().copied();
         if let Some(in_force) = in_force {
             holder.set_timings(in_force.id, in_force.timings);
+            instance.set_timings(&in_force.timings);
         }
         // A fence must be as quick, and a layer end as early, as the timings in force want it, whatever the file says.
         let mut in_use = config.clone();
@@ -232,6 +234,8 @@ impl Agent {
         agent.watch_lease();
         if let Some(guard) = guard {
             agent.watch_guard(1, guard)?;
+            // The file may say otherwise than the one that this PostgreSQL was started with.
+            agent.hands.refresh_timings(agent.guard.clone());
         }
         Ok((agent, wakes))
     }
@@ -486,6 +490,8 @@ impl Agent {
                 tracing::info!(timings = %in_force.id, profile = %in_force.profile, "other timings are in force");
                 hands.holder.set_timings(in_force.id, in_force.timings);
                 hands.layers.set_timings(in_force.timings);
+                hands.instance.set_timings(&in_force.timings);
+                hands.refresh_timings(self.guard.clone());
                 self.hands.timings = in_force.timings;
             }
             Effect::Members(members) => hands.holder.set_members(members),

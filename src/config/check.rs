@@ -128,6 +128,8 @@ fn timings(profile: Profile, raw: &RawTimings) -> Result<Timings, Wrong> {
         collect = collect_ms,
         router_stale = router_stale_ms,
         router_hold = router_hold_ms,
+        replication = replication_ms,
+        tcp = tcp_ms,
     );
     if let Some(permille) = raw.drift_permille {
         if !(1..=100).contains(&permille) {

@@ -64,6 +64,8 @@ pub(super) struct RawTimings {
     pub collect_ms: Option<u64>,
     pub router_stale_ms: Option<u64>,
     pub router_hold_ms: Option<u64>,
+    pub replication_ms: Option<u64>,
+    pub tcp_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -104,6 +104,10 @@ pub struct Timings {
     pub router_stale: Duration,
     /// A router holds a new connection this long for a primary to open.
     pub router_hold: Duration,
+    /// PostgreSQL gives up a replication connection whose other end says nothing for this long.
+    pub replication: Duration,
+    /// PostgreSQL gives up a connection whose other end leaves what it sent unacknowledged for this long.
+    pub tcp: Duration,
 }
 
 /// A set of timings that was committed, and so is the same on all hosts.
@@ -248,6 +252,8 @@ times!(
     collect = "collect_ms",
     router_stale = "router_stale_ms",
     router_hold = "router_hold_ms",
+    replication = "replication_ms",
+    tcp = "tcp_ms",
 );
 
 impl Timings {
@@ -282,6 +288,8 @@ impl Timings {
                 collect: ms(100),
                 router_stale: ms(10_000),
                 router_hold: ms(15_000),
+                replication: ms(5_000),
+                tcp: ms(3_000),
             },
             Profile::Normal => Timings {
                 heartbeat: ms(150),
@@ -302,6 +310,8 @@ impl Timings {
                 collect: ms(150),
                 router_stale: ms(15_000),
                 router_hold: ms(20_000),
+                replication: ms(10_000),
+                tcp: ms(5_000),
             },
             Profile::Slow => Timings {
                 heartbeat: ms(500),
@@ -322,6 +332,8 @@ impl Timings {
                 collect: ms(500),
                 router_stale: ms(30_000),
                 router_hold: ms(40_000),
+                replication: ms(30_000),
+                tcp: ms(15_000),
             },
             Profile::Safe => Timings {
                 heartbeat: ms(1_000),
@@ -342,6 +354,8 @@ impl Timings {
                 collect: ms(1_000),
                 router_stale: ms(60_000),
                 router_hold: ms(90_000),
+                replication: ms(60_000),
+                tcp: ms(30_000),
             },
         }
     }
@@ -383,13 +397,16 @@ impl Timings {
         let s = |d: Duration| d.as_secs_f64();
         let least_grant = (1.0 + rho) * (s(self.hold) / (1.0 - rho) + s(self.kill));
         let least_hold = s(self.renew) * 4.0 + s(self.rpc);
-        let rules: [(&'static str, &'static str, f64, f64); 6] = [
+        let rules: [(&'static str, &'static str, f64, f64); 8] = [
             ("grant_ms", "T_grant >= (1+rho) * (T_hold/(1-rho) + T_kill)", s(self.grant), least_grant),
             ("grant_ms", "T_grant <= 600 s: no voter promises more", s(GRANT_MAX), s(self.grant)),
             ("hold_ms", "T_hold >= 4 * renew + T_rpc", s(self.hold), least_hold),
             ("election_min_ms", "election_min >= 3 * heartbeat", s(self.election_min), s(self.heartbeat) * 3.0),
             ("election_max_ms", "election_max > election_min", s(self.election_max), s(self.election_min) + 0.000_1),
             ("silent_ms", "silent >= 2 * report", s(self.silent), s(self.report) * 2.0),
+            // A standby answers once a second (wal_receiver_status_interval); the kernel counts whole seconds.
+            ("replication_ms", "replication >= 3 s: a standby answers once a second", s(self.replication), 3.0),
+            ("tcp_ms", "tcp >= 1 s: the kernel's probes come once a second at most", s(self.tcp), 1.0),
         ];
         for (key, inequality, left, least) in rules {
             if left + 1e-9 < least {

@@ -192,6 +192,8 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
             v1::routing_state::Standby { member: m.to_string(), address: address(m), streaming, lag_bytes }
         })
         .collect();
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let committed = state.timings.in_force().map(|c| c.timings);
     v1::RoutingState {
         cluster_id: state.cluster_id().0,
         generation: state.generation().0,
@@ -202,5 +204,7 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         standbys,
         confirmed_age_ms: u64::try_from(view::confirmed_age(manager, state).as_millis()).unwrap_or(u64::MAX),
         revision: state.revision,
+        stale_ms: committed.map_or(0, |t| ms(t.router_stale)),
+        hold_ms: committed.map_or(0, |t| ms(t.router_hold)),
     }
 }

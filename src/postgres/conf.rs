@@ -1,8 +1,8 @@
 //! The text of `postgresql.conf`, `pg_hba.conf` and the password file. Pure.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 
-use crate::domain::{Epoch, Generation, MemberId};
+use crate::domain::{Epoch, Generation, MemberId, Timings};
 
 /// A synchronous standby that nobody is: with it in the data directory's
 /// configuration a primary that was started or promoted by hand acknowledges nothing.
@@ -49,6 +49,35 @@ pub(super) struct Settings<'a> {
     pub(super) member_hosts: Vec<&'a str>,
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
+    pub(super) silence: Silence,
+}
+
+/// How soon PostgreSQL gives up a peer that says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// The other end of a replication connection: `wal_sender_timeout`, `wal_receiver_timeout` (manual, 20.6).
+    pub replication: Duration,
+    /// Any other end that leaves bytes unacknowledged: `tcp_user_timeout`, and the kernel's probes of an idle
+    /// connection come to the same time (manual, 20.3.2), in whole seconds.
+    pub tcp: Duration,
+}
+
+impl From<&Timings> for Silence {
+    fn from(timings: &Timings) -> Silence {
+        Silence { replication: timings.replication, tcp: timings.tcp }
+    }
+}
+
+impl Silence {
+    /// Unanswered probes of an idle connection.
+    const PROBES: u64 = 3;
+
+    /// Seconds until the first probe, and between two.
+    fn probes(&self) -> (u64, u64) {
+        let whole = self.tcp.as_secs().max(1);
+        let interval = (whole / 5).max(1);
+        (whole.saturating_sub(interval * Self::PROBES).max(1), interval)
+    }
 }
 
 /// Settings that Matriarch writes itself.
@@ -128,9 +157,12 @@ pub(super) fn conninfo(pairs: &[(&str, &str)]) -> String {
     Vec::from_iter(pairs.iter().map(one)).join(" ")
 }
 
-/// How a standby, a rewind and a clone reach another member. It notices a dead peer within seconds.
+/// How a standby, a rewind and a clone reach another member.
 pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream, dbname: Option<&str>) -> String {
     let port = upstream.port.to_string();
+    let (idle, interval) = settings.silence.probes();
+    let [idle, interval, count] = [idle, interval, Silence::PROBES].map(|n| n.to_string());
+    let unacknowledged = settings.silence.tcp.as_millis().to_string();
     let mut pairs = vec![
         ("host", upstream.host.as_str()),
         ("port", port.as_str()),
@@ -139,10 +171,10 @@ pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream,
         ("application_name", settings.application_name),
         ("connect_timeout", "3"),
         ("keepalives", "1"),
-        ("keepalives_idle", "2"),
-        ("keepalives_interval", "1"),
-        ("keepalives_count", "3"),
-        ("tcp_user_timeout", "5000"),
+        ("keepalives_idle", &idle),
+        ("keepalives_interval", &interval),
+        ("keepalives_count", &count),
+        ("tcp_user_timeout", &unacknowledged),
     ];
     if let Some(dbname) = dbname {
         pairs.push(("dbname", dbname));
@@ -195,8 +227,6 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         ("max_replication_slots", &senders),
         ("restart_after_crash", "off"),
         ("synchronous_standby_names", PLACEHOLDER),
-        ("wal_sender_timeout", "10s"),
-        ("wal_receiver_timeout", "10s"),
         ("wal_receiver_status_interval", "1s"),
         ("wal_retrieve_retry_interval", "500ms"),
         ("recovery_target_timeline", timeline),
@@ -208,6 +238,48 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         let _ = writeln!(text, "# generation {generation} epoch {epoch}");
     }
     text
+}
+
+/// The text of the file the postmaster is started with. A user may set the limits of clients' connections otherwise, not
+/// those of replication.
+pub(super) fn runtime_conf(silence: Silence, main: &str, live: &str) -> String {
+    let (idle, interval) = silence.probes();
+    let (main, live) = (quote(main), quote(live));
+    let [tcp, replication] = [silence.tcp, silence.replication].map(|d| d.as_millis());
+    format!(
+        "# Written by matriarch; the postmaster is started with this file.\n\
+         tcp_keepalives_idle = {idle}\ntcp_keepalives_interval = {interval}\ntcp_keepalives_count = {probes}\n\
+         tcp_user_timeout = {tcp}\n\
+         include {main}\n\
+         wal_sender_timeout = {replication}\nwal_receiver_timeout = {replication}\n\
+         include_if_exists {live}\n",
+        probes = Silence::PROBES
+    )
+}
+
+/// The text of `postgresql.conf` with other limits in a standby's connection to the primary; `None`: they are the same, or
+/// it has none.
+pub(super) fn other_conninfo(text: &str, silence: Silence) -> Option<String> {
+    let line =
+        text.lines().find(|line| line.starts_with("primary_conninfo = ") && line.contains("tcp_user_timeout="))?;
+    let (idle, interval) = silence.probes();
+    let mut new = line.to_owned();
+    for (key, value) in [
+        ("keepalives_idle", u128::from(idle)),
+        ("keepalives_interval", u128::from(interval)),
+        ("tcp_user_timeout", silence.tcp.as_millis()),
+    ] {
+        new = with_value(&new, key, value)?;
+    }
+    (new != line).then(|| text.replacen(line, &new, 1))
+}
+
+/// A quoted connection string with another number under `key`.
+fn with_value(line: &str, key: &str, value: u128) -> Option<String> {
+    let opening = format!(" {key}=''");
+    let start = line.find(&opening)? + opening.len();
+    let length = line[start..].find('\'')?;
+    Some(format!("{}{value}{}", &line[..start], &line[start + length..]))
 }
 
 fn senders(settings: &Settings<'_>) -> u64 {
@@ -308,6 +380,7 @@ mod tests {
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
             hba,
             parameters,
+            silence: Silence { replication: Duration::from_secs(10), tcp: Duration::from_secs(5) },
         }
     }
 
@@ -344,6 +417,48 @@ mod tests {
         assert_eq!(value(&conf, "restore_command"), None);
         assert_eq!(value(&conf, "synchronous_standby_names"), Some("'matriarch_placeholder'"));
         assert_eq!(value(&conf, "restart_after_crash"), Some("'off'"));
+    }
+
+    #[test]
+    fn other_timings_change_the_connection_of_a_standby_and_nothing_else() {
+        let role = ConfigRole::Standby { upstream: Some(upstream()), epoch: Epoch(7), generation: Generation(1) };
+        let parameters = BTreeMap::new();
+        let was = settings(&parameters, &[]);
+        let silence = Silence { replication: Duration::from_secs(30), tcp: Duration::from_millis(15_500) };
+        let now = Settings { silence, ..was.clone() };
+        let text = postgresql_conf(&was, &role);
+        assert!(text.contains(
+            "keepalives_idle=''2'' keepalives_interval=''1'' keepalives_count=''3'' tcp_user_timeout=''5000''"
+        ));
+        assert_eq!(other_conninfo(&text, silence), Some(postgresql_conf(&now, &role)));
+        assert_eq!(other_conninfo(&text, was.silence), None);
+        assert_eq!(other_conninfo(&postgresql_conf(&was, &ConfigRole::DormantPrimary), silence), None);
+    }
+
+    #[test]
+    fn an_idle_connection_is_given_up_in_the_time_of_a_busy_one() {
+        for (tcp, expected) in [(1_000, (1, 1)), (3_000, (1, 1)), (5_000, (2, 1)), (15_000, (6, 3)), (30_000, (12, 6))]
+        {
+            let silence = Silence { replication: Duration::ZERO, tcp: Duration::from_millis(tcp) };
+            assert_eq!(silence.probes(), expected, "{tcp} ms");
+        }
+    }
+
+    #[test]
+    fn the_file_a_postmaster_is_started_with() {
+        let silence = Silence { replication: Duration::from_secs(10), tcp: Duration::from_secs(5) };
+        expect_test::expect![[r#"
+            # Written by matriarch; the postmaster is started with this file.
+            tcp_keepalives_idle = 2
+            tcp_keepalives_interval = 1
+            tcp_keepalives_count = 3
+            tcp_user_timeout = 5000
+            include '/data/postgresql.conf'
+            wal_sender_timeout = 10000
+            wal_receiver_timeout = 10000
+            include_if_exists '/run/live.conf'
+        "#]]
+        .assert_eq(&runtime_conf(silence, "/data/postgresql.conf", "/run/live.conf"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,14 +14,14 @@ use nix::unistd::{AccessFlags, Uid, access};
 
 use super::{
     command::{Helper, HelperError},
-    conf::{self, ConfigRole, Settings, Upstream},
+    conf::{self, ConfigRole, Settings, Silence, Upstream},
     controldata::ControlData,
     error::PostgresError,
     files,
 };
 use crate::{
     config::{AgentConfig, MemberConfig, PostgresqlConfig},
-    domain::MemberId,
+    domain::{MemberId, Timings},
 };
 
 /// The oldest version that is managed: 13 has `primary_conninfo` by reload, `wal_keep_size` and backup manifests.
@@ -71,11 +71,18 @@ struct Inner {
     runtime_dir: PathBuf,
     passfile: PathBuf,
     log_file: PathBuf,
+    silence: Mutex<Silence>,
 }
 
 impl Instance {
     /// Nothing is touched or checked yet; see [`Instance::preflight`].
-    pub fn new(cfg: &PostgresqlConfig, me: &MemberId, members: &[MemberConfig], agent: &AgentConfig) -> Self {
+    pub fn new(
+        cfg: &PostgresqlConfig,
+        me: &MemberId,
+        members: &[MemberConfig],
+        agent: &AgentConfig,
+        timings: &Timings,
+    ) -> Self {
         Self(Arc::new(Inner {
             cfg: cfg.clone(),
             me: me.clone(),
@@ -84,7 +91,40 @@ impl Instance {
             passfile: agent.state_dir.join("pgpass"),
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
+            silence: Mutex::new(Silence::from(timings)),
         }))
+    }
+
+    /// From the next writing of a configuration on, these are in it.
+    pub fn set_timings(&self, timings: &Timings) {
+        *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner) = Silence::from(timings);
+    }
+
+    fn silence(&self) -> Silence {
+        *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the timings into what the running server was configured with; true: something changed, and takes effect
+    /// with a reload. Whoever calls works alone in the data directory.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn refresh_timings(&self) -> Result<bool, PostgresError> {
+        let (runtime, main) = (self.runtime_conf_path(), self.data_dir().join("postgresql.conf"));
+        // Without the first nothing was started since the host was; the next start writes it.
+        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(false) };
+        let mut changed = false;
+        let now = self.runtime_conf();
+        if was != now {
+            files::replace(&runtime, &now)?;
+            changed = true;
+        }
+        let text = fs::read_to_string(&main).unwrap_or_default();
+        if let Some(other) = conf::other_conninfo(&text, self.silence()) {
+            files::replace(&main, &other)?;
+            changed = true;
+        }
+        Ok(changed)
     }
 
     /// The data directory.
@@ -268,7 +308,8 @@ impl Instance {
         }
         self.remove_stubs()?;
         self.write_passfile(None)?;
-        let runtime = self.write_runtime_conf()?;
+        let runtime = self.runtime_conf_path();
+        files::replace(&runtime, &self.runtime_conf())?;
         let mut config_file = OsString::from("config_file=");
         config_file.push(&runtime);
         let mut args: Vec<OsString> = vec!["-D".into(), self.data_dir().into()];
@@ -289,15 +330,13 @@ impl Instance {
         })
     }
 
-    fn write_runtime_conf(&self) -> Result<PathBuf, PostgresError> {
-        let runtime = self.0.runtime_dir.join("postgresql.conf");
-        let include = conf::quote(&self.data_dir().join("postgresql.conf").to_string_lossy());
-        let live = conf::quote(&self.live_path().to_string_lossy());
-        let text = format!(
-            "# Written by matriarch; the postmaster is started with this file.\ninclude {include}\ninclude_if_exists {live}\n"
-        );
-        files::replace(&runtime, &text)?;
-        Ok(runtime)
+    fn runtime_conf_path(&self) -> PathBuf {
+        self.0.runtime_dir.join("postgresql.conf")
+    }
+
+    fn runtime_conf(&self) -> String {
+        let main = self.data_dir().join("postgresql.conf");
+        conf::runtime_conf(self.silence(), &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 
     /// Writes the live configuration: the names of the synchronous standbys, '' for none. Takes effect with a
@@ -420,6 +459,7 @@ impl Instance {
             member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
             hba: &cfg.hba,
             parameters: &cfg.parameters,
+            silence: self.silence(),
         }
     }
 }

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Status,
-    table::{Cut, Heard, Port, Stamp, Table, Verdict, View},
+    table::{Bounds, Cut, Heard, Port, Stamp, Table, Verdict, View},
 };
 use crate::domain::{ClusterId, MemberId, Moment};
 
@@ -38,8 +38,6 @@ pub struct Desk {
     views: watch::Sender<Arc<View>>,
     /// Permits for repeated attempts, by port.
     knocking: [Semaphore; 2],
-    /// How long a new connection is held.
-    pub hold: Duration,
     turn: AtomicUsize,
     held: AtomicUsize,
     cut: AtomicU64,
@@ -77,8 +75,8 @@ pub struct Held<'a>(&'a AtomicUsize);
 
 impl Desk {
     /// A desk that knows nothing yet.
-    pub fn new(managers: usize, stale_after: Duration, hold: Duration) -> Self {
-        let table = Table::new(managers, stale_after);
+    pub fn new(managers: usize, own: Bounds) -> Self {
+        let table = Table::new(managers, own);
         Self {
             views: watch::Sender::new(Arc::new(table.view().clone())),
             inner: Mutex::new(Inner {
@@ -89,7 +87,6 @@ impl Desk {
                 strangers: HashSet::new(),
             }),
             knocking: [Semaphore::new(KNOCKING), Semaphore::new(KNOCKING)],
-            hold,
             turn: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             cut: AtomicU64::new(0),

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, RouterConfig};
 use desk::Desk;
-use table::{Backend, Port, Version};
+use table::{Backend, Bounds, Port, Version};
 
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
@@ -151,7 +151,8 @@ impl Router {
             return Err(RouterError::NotConfigured { file: config.file.display().to_string() });
         };
         let timings = config.cluster.timings;
-        let desk = Arc::new(Desk::new(config.cluster.members.len(), timings.router_stale, timings.router_hold));
+        let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
+        let desk = Arc::new(Desk::new(config.cluster.members.len(), own));
         let read_write = listen(read_write, READ_WRITE).await?;
         let read_only = match read_only {
             Some(address) => Some(listen(address, READ_ONLY).await?),

@@ -167,6 +167,7 @@ impl Guest {
     /// Finds a backend that takes the packet, within the bound.
     async fn admit(&mut self, packet: &[u8], expect: Expect, kept: Option<Link>) -> Result<Link, End> {
         let start = Instant::now();
+        let hold = self.desk.views().borrow().bounds.hold;
         let mut why = String::new();
         let _held = self.desk.hold_one();
         let search = Search { desk: &self.desk, port: self.port, packet, expect };
@@ -174,7 +175,7 @@ impl Guest {
             biased;
             link = search.run(kept, &mut why) => Ok(link),
             error = gone(&self.client) => Err(End::ClientGone(error)),
-            () = sleep_until(start + self.desk.hold) => Err(End::Slow),
+            () = sleep_until(start + hold) => Err(End::Slow),
         };
         // The reason is borrowed by the search until here.
         link.map_err(|end| match end {

@@ -2,7 +2,7 @@
 //! and the time come in as values.
 //!
 //! Three rules. The highest (generation, epoch, revision) ever heard counts and
-//! nothing below it. Knowledge counts for `stale_after` since a manager last
+//! nothing below it. Knowledge counts for [`Bounds::stale`] since a manager last
 //! confirmed it. A session outlives the state it was opened in only as long as
 //! that state names the same primary in the same epoch.
 
@@ -44,6 +44,15 @@ pub struct Version {
     pub revision: u64,
 }
 
+/// How long a router goes on by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// How long a confirmation counts.
+    pub stale: Duration,
+    /// How long a new connection is held.
+    pub hold: Duration,
+}
+
 /// One message of one manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heard {
@@ -59,6 +68,8 @@ pub struct Heard {
     pub standbys: Vec<Standby>,
     /// How long before the receipt the manager itself was last sure of its state.
     pub confirmed_age: Duration,
+    /// As committed in that state; `None`: the router's own counts.
+    pub bounds: Option<Bounds>,
 }
 
 /// What became of a message.
@@ -160,8 +171,8 @@ pub struct View {
     pub standbys: Vec<(Backend, u64)>,
     /// When a manager was last sure of this state.
     pub confirmed_at: Moment,
-    /// How long a confirmation counts.
-    pub stale_after: Duration,
+    /// As of that state.
+    pub bounds: Bounds,
 }
 
 impl View {
@@ -179,12 +190,12 @@ impl View {
 
     /// The confirmation is too old to lead anybody by it.
     pub fn is_stale(&self, now: Moment) -> bool {
-        self.version.is_some() && now.since(self.confirmed_at) > self.stale_after
+        self.version.is_some() && now.since(self.confirmed_at) > self.bounds.stale
     }
 
     /// Time until the state goes stale without a further confirmation.
     pub fn until_stale(&self, now: Moment) -> Option<Duration> {
-        self.version.map(|_| now.until(self.confirmed_at + self.stale_after))
+        self.version.map(|_| now.until(self.confirmed_at + self.bounds.stale))
     }
 
     /// Whether a session opened in the state of `stamp` must end.
@@ -251,6 +262,8 @@ pub struct Table {
     cluster: Option<ClusterId>,
     /// The last message of each manager.
     sources: Vec<Option<Source>>,
+    /// As long as none was committed.
+    own: Bounds,
     view: View,
 }
 
@@ -263,8 +276,9 @@ struct Source {
 
 impl Table {
     /// An empty table for that many managers.
-    pub fn new(managers: usize, stale_after: Duration) -> Self {
-        Self { cluster: None, sources: vec![None; managers], view: View { stale_after, ..View::default() } }
+    pub fn new(managers: usize, own: Bounds) -> Self {
+        let view = View { bounds: own, ..View::default() };
+        Self { cluster: None, sources: vec![None; managers], own, view }
     }
 
     /// The state as it stands.
@@ -306,6 +320,7 @@ impl Table {
         };
         if verdict != Verdict::Older {
             self.view.version = Some(heard.version);
+            self.view.bounds = heard.bounds.unwrap_or(self.own);
             self.view.primary.clone_from(&heard.primary);
             self.view.open = heard.open && heard.primary.is_some();
         }

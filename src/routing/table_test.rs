@@ -1,6 +1,7 @@
 use super::*;
 
 const STALE: Duration = Duration::from_secs(15);
+const OWN: Bounds = Bounds { stale: STALE, hold: Duration::from_secs(20) };
 
 fn backend(member: &str) -> Backend {
     Backend { member: member.parse().unwrap(), address: format!("{member}:5432") }
@@ -24,6 +25,7 @@ fn heard(epoch: u64, revision: u64, primary: &str) -> Heard {
         primary: (!name.is_empty()).then(|| backend(name)),
         standbys: Vec::new(),
         confirmed_age: Duration::ZERO,
+        bounds: None,
     }
 }
 
@@ -40,7 +42,7 @@ fn with_standbys(mut heard: Heard, standbys: &[(&str, u64)]) -> Heard {
 }
 
 fn table() -> Table {
-    Table::new(3, STALE)
+    Table::new(3, OWN)
 }
 
 fn read_write(table: &Table, now: Moment) -> Result<String, Closed> {
@@ -116,6 +118,20 @@ fn a_newer_state_of_a_manager_without_contact_is_taken_and_its_age_too() {
     t.hear(0, heard(1, 1, "a"), at(0));
     t.hear(1, Heard { confirmed_age: Duration::from_secs(20), ..heard(2, 2, "b") }, at(1));
     assert!(t.view().is_stale(at(1)), "epoch 1 was confirmed a second ago, epoch 2 was not");
+}
+
+#[test]
+fn committed_timings_count_for_as_long_as_there_are_any() {
+    let shorter = Bounds { stale: Duration::from_secs(10), hold: Duration::from_secs(8) };
+    let mut t = table();
+    assert_eq!(t.view().bounds, OWN);
+    t.hear(0, Heard { bounds: Some(shorter), ..heard(1, 2, "a") }, at(0));
+    assert_eq!((t.view().bounds, t.view().is_stale(at(11))), (shorter, true));
+    // An older word changes nothing.
+    t.hear(1, heard(1, 1, "a"), at(1));
+    assert_eq!(t.view().bounds, shorter);
+    t.hear(1, heard(1, 3, "a"), at(1));
+    assert_eq!((t.view().bounds, t.view().is_stale(at(12))), (OWN, false));
 }
 
 #[test]

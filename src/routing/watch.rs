@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     desk::Desk,
-    table::{Backend, Heard, Standby, Version},
+    table::{Backend, Bounds, Heard, Standby, Version},
 };
 use crate::{
     config::{Config, MemberConfig},
@@ -51,13 +51,10 @@ pub fn managers(config: &Config) -> Vec<MemberConfig> {
 
 /// Follows one manager for ever.
 pub async fn follow(desk: Arc<Desk>, source: usize, manager: MemberConfig) {
-    // A stream that says nothing for this long is asked anew; the answer is a confirmation of its own.
-    let stale_after = desk.views().borrow().stale_after;
-    let silence = (stale_after / 3).max(Duration::from_millis(100));
     let mut failures = 0;
     loop {
         let mut heard_any = false;
-        let Err(error) = stream(&desk, source, &manager, silence, &mut heard_any).await;
+        let Err(error) = stream(&desk, source, &manager, &mut heard_any).await;
         desk.lose(source);
         let error = anyhow::Error::new(error);
         if heard_any {
@@ -76,24 +73,29 @@ pub async fn follow(desk: Arc<Desk>, source: usize, manager: MemberConfig) {
     }
 }
 
+/// A stream that says nothing for this long is asked anew; the answer is a confirmation of its own.
+fn silence_of(desk: &Desk) -> Duration {
+    (desk.views().borrow().bounds.stale / 3).max(Duration::from_millis(100))
+}
+
 async fn stream(
     desk: &Desk,
     source: usize,
     manager: &MemberConfig,
-    silence: Duration,
     heard_any: &mut bool,
 ) -> Result<std::convert::Infallible, FollowError> {
     let address = || manager.manager();
-    let silent = |_| FollowError::Silent { address: address(), silence };
+    let mut silence = silence_of(desk);
+    let silent = |silence| move |_| FollowError::Silent { address: address(), silence };
     let connect = |source| FollowError::Connect { address: address(), source };
     let ask = |source| FollowError::Ask { address: address(), source };
     let endpoint = Endpoint::from_shared(format!("http://{}", address())).map_err(connect)?.connect_timeout(CONNECT);
-    let channel = timeout(silence.max(CONNECT), endpoint.connect()).await.map_err(silent)?.map_err(connect)?;
+    let channel = timeout(silence.max(CONNECT), endpoint.connect()).await.map_err(silent(silence))?.map_err(connect)?;
     let mut client = RoutingClient::new(channel);
     let request = request(desk, &manager.id);
-    let mut states = timeout(silence, client.watch(request)).await.map_err(silent)?.map_err(ask)?.into_inner();
+    let mut states = timeout(silence, client.watch(request)).await.map_err(silent(silence))?.map_err(ask)?.into_inner();
     loop {
-        let state = timeout(silence, states.message()).await.map_err(silent)?.map_err(ask)?;
+        let state = timeout(silence, states.message()).await.map_err(silent(silence))?.map_err(ask)?;
         let state = state.ok_or_else(|| FollowError::Ended { address: address() })?;
         let heard = heard(state).map_err(|source| FollowError::Member { address: address(), source })?;
         if !*heard_any {
@@ -101,6 +103,8 @@ async fn stream(
             info!(manager = %manager.id, "following a manager");
         }
         desk.hear(source, &manager.id, heard);
+        // It may have brought other timings.
+        silence = silence_of(desk);
     }
 }
 
@@ -138,5 +142,9 @@ fn heard(state: v1::RoutingState) -> Result<Heard, BadMemberId> {
         primary,
         standbys: state.standbys.into_iter().map(standby).collect::<Result<_, _>>()?,
         confirmed_age: Duration::from_millis(state.confirmed_age_ms),
+        bounds: (state.stale_ms > 0).then(|| Bounds {
+            stale: Duration::from_millis(state.stale_ms),
+            hold: Duration::from_millis(state.hold_ms),
+        }),
     })
 }

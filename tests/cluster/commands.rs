@@ -1,6 +1,6 @@
 //! Switchovers, failovers and other timings that an operator asks for.
 
-use std::{process::Command, time::Instant};
+use std::{fs, process::Command, time::Instant};
 
 use matriarch::{
     demo::rig::{ROUTED, Rig, Role},
@@ -112,6 +112,20 @@ fn profile(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
 
 /// Longer promises and shorter ones again, while clients write. One manager is stopped for the way to the longer ones: it
 /// acks nothing that it hasn't applied, and catches up.
+/// PostgreSQL goes by the profile, on every member and without a restart.
+fn postgresql_gives_up_after(rig: &Rig, before: &StatusReply, replication: &str, tcp_ms: u32) {
+    let given_up =
+        |member: &str| rig.query(member, "show wal_receiver_timeout").is_ok_and(|rows| rows == [replication]);
+    // Only a superuser is shown the connection string; it is loaded with the rest.
+    let conninfo = format!(" tcp_user_timeout=''{tcp_ms}''");
+    let config = |member: &str| rig.data_dir(member).unwrap().join("postgresql.conf");
+    let streams = |member: &str| fs::read_to_string(config(member)).is_ok_and(|text| text.contains(&conninfo));
+    let standbys = others(rig, &[&before.primary]);
+    until("PostgreSQL has the timings of the profile", HEAL, || {
+        rig.members().iter().all(|m| given_up(m)) && standbys.iter().all(|m| streams(m))
+    });
+}
+
 fn other_profiles_there_and_back_no_failed_write(rig: &Rig, before: &StatusReply) -> Promise {
     let began = Instant::now();
     let refused = profile(rig, &["fast", "--yes", "--set", "hold_ms=9000"]).unwrap_err();
@@ -128,6 +142,7 @@ fn other_profiles_there_and_back_no_failed_write(rig: &Rig, before: &StatusReply
     rig.signal(manager, Signal::SIGCONT).unwrap();
     let between = rig.healthy(HEAL).unwrap();
     assert_eq!((&between.primary, between.epoch, &*between.profile), (&before.primary, before.epoch, "slow"));
+    postgresql_gives_up_after(rig, before, "30s", 15_000);
 
     let normal = put("normal");
     assert_eq!(
@@ -137,5 +152,6 @@ fn other_profiles_there_and_back_no_failed_write(rig: &Rig, before: &StatusReply
     until("normal is settled", HEAL, || profile(rig, &[]).unwrap()["settled"] == true);
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch, &*after.profile), (&before.primary, before.epoch, "normal"));
+    postgresql_gives_up_after(rig, before, "10s", 5_000);
     Promise::no_failed_write(began)
 }

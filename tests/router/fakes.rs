@@ -46,6 +46,8 @@ pub fn state(epoch: u64, revision: u64, open: bool, primary: Option<&Backend>) -
         standbys: Vec::new(),
         confirmed_age_ms: 0,
         revision,
+        stale_ms: 0,
+        hold_ms: 0,
     }
 }
 

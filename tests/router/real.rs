@@ -83,6 +83,8 @@ impl Server {
             standbys: Vec::new(),
             confirmed_age_ms: 0,
             revision: 1,
+            stale_ms: 0,
+            hold_ms: 0,
         }
     }
 }
