@@ -480,6 +480,9 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         assert!(probe.wal_end_known && probe.in_recovery);
         let ahead =
             one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
+        let told = |p: &Probe| p.upstream_end.is_some_and(|(end, age)| end == ahead.wal_end.lsn && age < DEADLINE);
+        two.probe_until("told where the primary's WAL ends", told).await;
+        assert_eq!(ahead.upstream_end, None);
         assert_eq!(ahead.standbys[0].member.as_str(), "n2");
         assert_eq!(ahead.wal_end.timeline, TimelineId(2));
         assert_eq!(two.instance.history(TimelineId(2)).unwrap(), one.instance.history(TimelineId(2)).unwrap());
@@ -489,7 +492,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         reader.reload().await.unwrap();
         reader.await_severed(DEADLINE).await.unwrap();
         let cut = two.probe().await;
-        assert!(!cut.streaming && !cut.has_receiver && cut.wal_end_known);
+        assert!(!cut.streaming && !cut.has_receiver && cut.wal_end_known && cut.upstream_end.is_none());
         run(&session, "INSERT INTO t VALUES (2)").await;
         assert_eq!(two.probe().await.wal_end, cut.wal_end);
 

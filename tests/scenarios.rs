@@ -43,7 +43,8 @@ use matriarch::{
         Volume, WalPosition,
         membership::GroupView,
         observation::{
-            AgentView, FailsafeView, FenceView, LeaseReach, LeaseView, Notice, OrderResult, StandbyProgress,
+            AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult,
+            StandbyProgress,
         },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
@@ -353,6 +354,7 @@ impl World {
             replay_lsn: Lsn(0),
             streaming: false,
             upstream: None,
+            heard: HeardOfPrimary::default(),
             history: TimelineHistory::default(),
             lease: LeaseView::default(),
             reach: LeaseReach::default(),
@@ -415,6 +417,8 @@ impl World {
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
             "alone" => view.standbys.clear(),
+            "complete-ago" => view.heard.complete_ago_ms = Some(number()),
+            "heard" => view.heard.end = position(value),
             "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
             "never-streamed" => view.never_streamed = true,
@@ -540,7 +544,7 @@ impl World {
         let voice = &self.voices[member];
         let promise = Promise { sealed: self.state.epoch, ..voice.promise };
         let agent = voice.agent.clone().filter(|_| voice.agent_heard);
-        self.seals.insert(member.clone(), Seal { promise, at: self.now, agent });
+        self.seals.insert(member.clone(), Seal { promise, at: self.now, told_at: self.now, agent });
     }
 
     fn notice(&mut self, member: &MemberId, end: &str, how: &[&str]) {

@@ -173,7 +173,7 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
         Unfit::NotAsked { .. } => {
             format!("bring the last primary's host up, it says whether it knew {member}; or another member")
         }
-        Unfit::NeverStreamed | Unfit::TooFar { .. } => {
+        Unfit::NeverStreamed | Unfit::TooFar { .. } | Unfit::TooOld { .. } | Unfit::AgeUnknown { .. } => {
             format!("bring the last primary's host up; or accept the loss: {}", take(" --allow-data-loss"))
         }
         Unfit::NoFailover { failover: false, .. } => {

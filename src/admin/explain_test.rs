@@ -38,6 +38,8 @@ fn every_unfit() -> Vec<Unfit> {
         Unfit::NoFailover { priority: 1, failover: false },
         Unfit::OtherSite { site: String::new(), wanted: "east".into() },
         Unfit::TooFar { behind: 2, limit: 1 },
+        Unfit::TooOld { behind: Duration::from_secs(3), limit: Duration::from_secs(2) },
+        Unfit::AgeUnknown { limit: Duration::from_secs(2) },
         Unfit::Behind { end, needed: end },
         Unfit::NoRoom { volumes: vec![] },
         Unfit::NoTarget { why: "x".into() },
@@ -61,6 +63,8 @@ fn every_unfit() -> Vec<Unfit> {
             | Unfit::NoFailover { .. }
             | Unfit::OtherSite { .. }
             | Unfit::TooFar { .. }
+            | Unfit::TooOld { .. }
+            | Unfit::AgeUnknown { .. }
             | Unfit::Behind { .. }
             | Unfit::NoRoom { .. }
             | Unfit::NoTarget { .. } => {}

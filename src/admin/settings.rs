@@ -105,6 +105,7 @@ mod tests {
             "failover_calm_ms=600000 default 600000 set false ",
             "failover_limit=3 default 3 set false ",
             "maximum_lag_on_failover=off default off set false ",
+            "maximum_lag_on_failover_ms=off default off set false ",
             "on_primary_crash=restart default auto set true ",
             "site_failover=any default any set false ",
             "wal_room_act=2% default 2% set false ",

@@ -33,6 +33,7 @@ pub use orders::{covers, grows_from, is_as_granted};
 
 use super::{
     crashes::{After, Cause, Crashes},
+    freshness::Freshness,
     order::Address,
     room::Room,
     store::{Durable, Phase, Tenure},
@@ -104,6 +105,8 @@ pub struct Core {
     /// PostgreSQL ended without an order; whether it was stopped is in what is being read.
     left: bool,
     room: Room,
+    /// What the primary has said of its WAL, while this was a standby.
+    freshness: Freshness,
     /// What operators have set, as this version reads `durable.settings`.
     settings: Settings,
     checkpoints_done: u64,
@@ -127,6 +130,7 @@ impl Core {
             promiser: Promiser::new(timings.grant, durable.failsafe, now.clocks),
             briefed: Epoch(0),
             clock: ClockView::default(),
+            freshness: Freshness::default(),
             settings: durable.settings.settings(),
             durable,
             tree: Tree::Empty,
@@ -338,6 +342,9 @@ impl Core {
         }
         if sight.standbys.iter().any(|s| s.state == "streaming") {
             self.followed = Some(now.moment);
+        }
+        if let Some((end, age)) = sight.upstream_end {
+            self.freshness.note(Moment(now.moment.0.saturating_sub(age)), end);
         }
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;

@@ -23,6 +23,7 @@
 pub mod core;
 mod crashes;
 mod failsafe;
+mod freshness;
 mod guarding;
 mod hands;
 mod lease_news;

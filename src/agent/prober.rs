@@ -128,6 +128,7 @@ pub fn sight(probe: Probe, history: TimelineHistory) -> Sight {
         replay_lsn: probe.replay_lsn,
         streaming: probe.streaming,
         upstream: probe.upstream,
+        upstream_end: probe.upstream_end,
         standbys: probe.standbys,
         checkpoint_timeline: probe.checkpoint_timeline,
     }

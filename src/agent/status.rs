@@ -67,6 +67,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         replay_lsn: sight.map(|s| s.replay_lsn).unwrap_or_default(),
         streaming: sight.is_some_and(|s| s.streaming),
         upstream: core.upstream().cloned(),
+        heard: core.heard_of_primary(now),
         history: core.history().clone(),
         lease: lease(core, now),
         // Put in by who knows the holder.
@@ -172,6 +173,7 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
             (volume.free_bytes, volume.size_bytes, volume.reserve_bytes) = (0, 0, 0);
         }
     }
+    (calm.heard_end, calm.heard_complete_ago_ms) = (None, None);
     for standby in &mut calm.standbys {
         standby.flush_lsn = 0;
         standby.lag_bytes = 0;

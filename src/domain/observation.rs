@@ -134,6 +134,15 @@ pub struct LeaseReach {
     pub answering: BTreeSet<MemberId>,
 }
 
+/// What a standby has heard from the primary it streams or streamed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct HeardOfPrimary {
+    /// Where the primary's WAL ended when it was heard last; zero: unknown.
+    pub end: WalPosition,
+    /// All that the primary had written this long ago is here, in milliseconds; `None`: nobody knows.
+    pub complete_ago_ms: Option<u64>,
+}
+
 /// What an agent says of itself and its PostgreSQL at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
@@ -159,6 +168,8 @@ pub struct AgentView {
     pub streaming: bool,
     /// Standby: whom it follows.
     pub upstream: Option<MemberId>,
+    /// Standby, or what was one: what it knows of the primary's WAL.
+    pub heard: HeardOfPrimary,
     /// Ancestry of the timeline of `wal_end`.
     pub history: TimelineHistory,
     /// The lease.
@@ -247,6 +258,8 @@ pub struct Promise {
     pub highest: WalPosition,
     /// The epoch was renewed here at least once since the acceptor started.
     pub renewed: bool,
+    /// How long ago any epoch was renewed here last, in milliseconds; `None`: not since the acceptor started.
+    pub renewed_ago_ms: Option<u64>,
     /// The newest list of members that the holder of `epoch` named; 0: none.
     pub members: u64,
     /// This host's clocks are off against the holder's that measured them last, by at least so many

@@ -151,15 +151,15 @@ impl Setting for SiteFailover {
 
 impl Setting for MaximumLag {
     fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
-        let bytes = text.parse().ok().filter(|bytes| (least..=most).contains(bytes));
-        match (text, bytes) {
+        let limit = text.parse().ok().filter(|limit| (least..=most).contains(limit));
+        match (text, limit) {
             ("off", _) => Ok(Self(None)),
-            (_, Some(bytes)) => Ok(Self(Some(bytes))),
-            (_, None) => Err(format!("off, or bytes, {least} to {most}")),
+            (_, Some(limit)) => Ok(Self(Some(limit))),
+            (_, None) => Err(format!("off, or a number, {least} to {most}")),
         }
     }
     fn write(&self) -> String {
-        self.0.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string())
+        self.0.map_or_else(|| "off".to_owned(), |limit| limit.to_string())
     }
 }
 
@@ -266,6 +266,10 @@ settings! {
     /// How many bytes of the last primary's WAL its successor may lack.
     maximum_lag_on_failover: MaximumLag = "maximum_lag_on_failover", MaximumLag(None), 0..=1_099_511_627_776,
         "off, or the bytes of a lost primary's WAL that its successor may lack; more, or nobody knows how much: an operator decides";
+    /// How long before the last primary's end what its successor lacks may have been written.
+    maximum_lag_on_failover_ms: MaximumLag = "maximum_lag_on_failover_ms", MaximumLag(None), 2000..=86_400_000,
+        "off, or the time before its end from which a lost primary's WAL may be missing on its successor; all that is older is there. A \
+         member that lacks nothing as far as is known may follow anyway; one of unknown age may not";
     /// Less free space where WAL is written is told …
     wal_room_warn: Least = "wal_room_warn", Least::Percent(10), 0..=0,
         "less free space on the volume of WAL is shown, and no primary moves there for want of room: a share (10%) or bytes (5GB)";

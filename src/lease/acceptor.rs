@@ -73,6 +73,8 @@ pub struct Acceptor {
     sealed: Epoch,
     durable: Durable,
     until: TwoClocks,
+    /// When a renewal was acked last, of whatever epoch.
+    renewed_at: Option<TwoClocks>,
     tenure: Tenure,
     highest: WalPosition,
     /// The newest list of members that a holder of the tenure's epoch named.
@@ -98,6 +100,7 @@ impl Acceptor {
             sealed: durable.sealed,
             durable,
             until: now.plus(longest),
+            renewed_at: None,
             tenure: Tenure::default(),
             highest: WalPosition::default(),
             members: 0,
@@ -111,7 +114,7 @@ impl Acceptor {
 
     /// The promise as others may rely on it: `sealed` is what is durable.
     pub fn promise(&self, now: TwoClocks) -> Promise {
-        promise_until(&self.view(), self.until, now)
+        promise_at(&self.view(), self.until, self.renewed_at, now)
     }
 
     /// Everything in the promise that does not depend on the clock.
@@ -127,6 +130,7 @@ impl Acceptor {
             remaining_ms: 0,
             highest: self.highest,
             renewed: self.tenure.holder().is_some(),
+            renewed_ago_ms: None,
             members: self.members,
             clock_off_ppm: off(self.rate),
             membership: self.effective().map_or(0, |m| m.id),
@@ -142,6 +146,11 @@ impl Acceptor {
     /// When the promise ends, on both clocks.
     pub fn until(&self) -> TwoClocks {
         self.until
+    }
+
+    /// When it acked a renewal last, of whatever epoch.
+    pub fn renewed_at(&self) -> Option<TwoClocks> {
+        self.renewed_at
     }
 
     /// The membership that acks carry.
@@ -251,6 +260,7 @@ impl Acceptor {
             Err(refusal) => return Response::refused(refusal),
         };
         self.until = self.until.later(now.plus(grant));
+        self.renewed_at = Some(now);
         self.highest = self.highest.max(said.flush);
         self.members = if epoch == of_before { self.members.max(said.members) } else { said.members };
         self.rate = if said.rate == Rate::Unknown { self.rate } else { said.rate };
@@ -310,10 +320,16 @@ pub(super) fn promised(timings: &TimingsInUse, terms: Terms, file: Duration) -> 
 }
 
 /// Fills in what depends on the clock. Milliseconds are rounded up, so that 0 means lapsed.
-pub(super) fn promise_until(promise: &Promise, until: TwoClocks, now: TwoClocks) -> Promise {
+pub(super) fn promise_at(
+    promise: &Promise,
+    until: TwoClocks,
+    renewed_at: Option<TwoClocks>,
+    now: TwoClocks,
+) -> Promise {
+    let ago = |at: TwoClocks| u64::try_from(now.boot.saturating_sub(at.boot).as_millis()).unwrap_or(u64::MAX);
     let left = until.acceptor_remaining(now);
     let remaining_ms = u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
-    Promise { lapsed: left.is_zero(), remaining_ms, ..*promise }
+    Promise { lapsed: left.is_zero(), remaining_ms, renewed_ago_ms: renewed_at.map(ago), ..*promise }
 }
 
 #[cfg(test)]

@@ -169,7 +169,7 @@ impl Facts {
         if self.sealing == epoch {
             // The wait for more WAL counts from the first answer, not from its repetitions.
             let at = self.seals.get(member).map_or(now, |first| first.at);
-            self.seals.insert(member.clone(), Seal { promise, at, agent });
+            self.seals.insert(member.clone(), Seal { promise, at, told_at: now, agent });
         }
     }
 

@@ -72,6 +72,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::NoFailover { .. }
         | Unfit::OtherSite { .. }
         | Unfit::TooFar { .. }
+        | Unfit::TooOld { .. }
+        | Unfit::AgeUnknown { .. }
         // All WAL there is may be there.
         | Unfit::Maintenance(_)
         | Unfit::NoRoom { .. }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Hold, Situation, loss, report::Unfit, room};
 use crate::{
     domain::{
-        MemberId, MemberSettings, PostgresState, Settings, SiteFailover, TimelineHistory, Timings, WalPosition,
+        MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, TimelineHistory, Timings, WalPosition,
         observation::{AgentView, Promise},
     },
     state::{Lock, OperationKind, Release},
@@ -64,6 +64,10 @@ pub struct Wishes {
     limit: Option<u64>,
     /// Where that WAL ended at least.
     known: Option<WalPosition>,
+    /// From how long before its end it may be missing, in milliseconds.
+    limit_ms: Option<u64>,
+    /// When any voter acked its last renewal; `None`: nobody who knows has answered.
+    renewed_at: Option<Moment>,
 }
 
 impl Wishes {
@@ -79,7 +83,27 @@ impl Wishes {
         let site = last.map(|member| s.state.settings.of_member(member).site).unwrap_or_default();
         // Nobody has lost anything before there was a primary.
         let limit = settings.maximum_lag_on_failover.0.filter(|_| last.is_some());
-        Self { settings, site, limit, known: loss::known_end(s) }
+        let limit_ms = settings.maximum_lag_on_failover_ms.0.filter(|_| last.is_some());
+        Self { settings, site, limit, known: loss::known_end(s), limit_ms, renewed_at: renewed_at(s) }
+    }
+
+    /// Whether what it lacks was written too long before the last primary's end.
+    fn too_old(&self, s: &Situation<'_>, member: &MemberId, end: WalPosition) -> Option<Unfit> {
+        let limit = Duration::from_millis(self.limit_ms?);
+        if self.known.is_some_and(|known| known.lsn <= end.lsn) {
+            return None;
+        }
+        let seal = s.seals.get(member)?;
+        let ago = seal.agent.as_ref().and_then(|a| a.heard.complete_ago_ms);
+        // A voter's clock and an agent's are one: both told how long ago, in one answer.
+        let complete = ago.map(|ago| before(seal.told_at, ago));
+        match (self.renewed_at, complete) {
+            (Some(renewed), Some(complete)) => {
+                let behind = renewed.since(complete);
+                (behind > limit).then_some(Unfit::TooOld { behind, limit })
+            }
+            (None, _) | (_, None) => Some(Unfit::AgeUnknown { limit }),
+        }
     }
 
     fn at_its_site(&self, of: &MemberSettings) -> bool {
@@ -115,8 +139,22 @@ impl Wishes {
                 return Err(Unfit::TooFar { behind, limit });
             }
         }
+        if let Some(unfit) = self.too_old(s, member, candidate.end) {
+            return Err(unfit);
+        }
         Ok(candidate)
     }
+}
+
+/// Renewals are acked by the voters that reach the holder, at least once in each T_hold by most of them.
+fn renewed_at(s: &Situation<'_>) -> Option<Moment> {
+    let sealed = s.seals.values().map(|seal| (seal.told_at, seal.promise.renewed_ago_ms));
+    let seen = s.seen.values().map(|seen| (seen.at, seen.promise.renewed_ago_ms));
+    sealed.chain(seen).filter_map(|(told, ago)| Some(before(told, ago?))).max()
+}
+
+fn before(at: Moment, ms: u64) -> Moment {
+    Moment(at.0.saturating_sub(Duration::from_millis(ms)))
 }
 
 struct Candidate {

@@ -103,6 +103,48 @@ fn a_member_that_lacks_more_than_may_be_lost_waits_for_an_operator() {
     assert_eq!(chosen(&ahead), "c", "one is near enough");
 }
 
+/// Both standbys lack 5 bytes of what the primary had; the last renewal was 10 s ago.
+fn aged(b: &str) -> Bench {
+    let set = [("maximum_lag_on_failover_ms", "3000")];
+    let mut bench = told(fenced(&set, &[("b", b), ("c", "standby 2:80")]), "b", "2:90");
+    bench.seals.get_mut(&id("b")).unwrap().promise.renewed_ago_ms = Some(12_000);
+    bench.seals.get_mut(&id("c")).unwrap().promise.renewed_ago_ms = Some(10_000);
+    bench
+}
+
+#[test]
+fn what_is_missing_may_be_limited_by_when_it_was_written() {
+    assert_eq!(chosen(&aged("standby 2:85 complete-ago=13000")), "b");
+    let too_old = aged("standby 2:85 complete-ago=13001");
+    let why = "b: what it lacks was written up to 3.0 s before the last primary's end, maximum_lag_on_failover_ms allows 3.0 s";
+    assert!(chosen(&too_old).contains(why), "{}", chosen(&too_old));
+    assert_eq!(named(&too_old, "b"), Ok(id("b")));
+    assert_eq!(chosen(&aged("standby 2:90 complete-ago=13001")), "b", "it lacks nothing that is known of");
+    assert_eq!(chosen(&aged("standby 2:90")), "b");
+    let unknown = aged("standby 2:85");
+    assert!(chosen(&unknown).contains("b: nobody knows how old its WAL was"), "{}", chosen(&unknown));
+
+    // No voter remembers a renewal: they all were started anew.
+    let mut unheard = aged("standby 2:85 complete-ago=100");
+    unheard.seals.values_mut().for_each(|seal| seal.promise.renewed_ago_ms = None);
+    assert!(chosen(&unheard).contains("b: nobody knows how old"), "{}", chosen(&unheard));
+    // An answer that came earlier was as old as it said when it came.
+    let mut earlier = aged("standby 2:85 complete-ago=13001");
+    let seal = earlier.seals.get_mut(&id("b")).unwrap();
+    seal.told_at = seal.told_at + Duration::from_secs(1);
+    assert_eq!(chosen(&earlier), "b");
+}
+
+#[test]
+fn what_standbys_heard_of_the_primarys_end_counts_like_its_own_word() {
+    let limit = |heard: &str| fenced(&[("maximum_lag_on_failover", "4")], &[("b", heard), ("c", "standby 2:85")]);
+    assert_eq!(chosen(&limit("standby 2:85 heard=2:89")), "b");
+    let ahead = limit("standby 2:85 heard=2:90");
+    assert!(chosen(&ahead).contains("it lacks at least 5 bytes"), "{}", chosen(&ahead));
+    let other = limit("standby 2:85 heard=1:90");
+    assert!(matches!(successor(&other.situation(), None, None), Err(Hold::LagUnknown { .. })), "of an older timeline");
+}
+
 #[test]
 fn with_a_limit_nobody_is_promoted_while_nobody_knows_what_is_lost() {
     let set = [("maximum_lag_on_failover", "1000")];

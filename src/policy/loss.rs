@@ -65,8 +65,8 @@ fn last_holder<'a>(s: &Situation<'a>) -> Option<(Epoch, &'a MemberId)> {
     }
 }
 
-/// Where the WAL of the last primary ended, at least: by what it told the voters with its renewals, by its own word
-/// at the end, and by its agent. `None`: nobody who knows has answered.
+/// Where the WAL of the last primary ended, at least: by what it told the voters with its renewals, by what it told the
+/// standbys that streamed from it, by its own word at the end, and by its agent. `None`: nobody who knows has answered.
 pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
     let (_, holder) = last_holder(s)?;
     let released = match &s.state.lock {
@@ -78,8 +78,11 @@ pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
     let told = |p: &crate::domain::Promise| Some(p.highest).filter(|end| end.timeline == timeline);
     let promised = s.seals.values().filter_map(|seal| told(&seal.promise));
     let promised = promised.chain(s.seen.values().filter_map(|seen| told(&seen.promise)));
+    let agents = s.seals.values().filter_map(|seal| seal.agent.as_ref());
+    let agents = agents.chain(s.state.members.keys().filter_map(|m| s.agent(m)));
+    let streamed = agents.map(|agent| agent.heard.end).filter(|end| end.timeline == timeline);
     let own = s.seals.get(holder).and_then(|seal| seal.agent.as_ref()).or_else(|| s.agent(holder));
     let own = own.filter(|a| a.wal_end_known || a.state == PostgresState::Primary);
     let own = own.map(|a| a.wal_end).filter(|end| end.timeline == timeline);
-    promised.chain(released).chain(own).max()
+    promised.chain(streamed).chain(released).chain(own).max()
 }

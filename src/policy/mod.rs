@@ -91,6 +91,8 @@ pub struct Seal {
     pub promise: Promise,
     /// When its first reply arrived, on this leader's clock.
     pub at: Moment,
+    /// When its last one did.
+    pub told_at: Moment,
     /// What its agent said after the seal was durable; `None` when it did not answer.
     pub agent: Option<AgentView>,
 }

@@ -281,6 +281,18 @@ pub enum Unfit {
         /// Where the last primary is.
         wanted: String,
     },
+    /// What it lacks was written too long before the last primary's end.
+    TooOld {
+        /// How long before the last primary's end.
+        behind: Duration,
+        /// What operators allow.
+        limit: Duration,
+    },
+    /// Nobody knows how long before the last primary's end what it lacks was written.
+    AgeUnknown {
+        /// What operators allow.
+        limit: Duration,
+    },
     /// It lacks more of the last primary's WAL than may be lost.
     TooFar {
         /// Bytes, at least.
@@ -343,6 +355,17 @@ impl fmt::Display for Unfit {
                 let site = if site.is_empty() { "none" } else { site };
                 write!(f, "its site is {site}, the last primary's is {wanted}, and site_failover = same")
             }
+            Self::TooOld { behind, limit } => write!(
+                f,
+                "what it lacks was written up to {} before the last primary's end, maximum_lag_on_failover_ms allows {}",
+                seconds(behind),
+                seconds(limit)
+            ),
+            Self::AgeUnknown { limit } => write!(
+                f,
+                "nobody knows how old its WAL was when the last primary ended, maximum_lag_on_failover_ms allows {}",
+                seconds(limit)
+            ),
             Self::TooFar { behind, limit } => write!(
                 f,
                 "it lacks at least {behind} bytes of the last primary's WAL, maximum_lag_on_failover is {limit}"

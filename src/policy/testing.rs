@@ -11,8 +11,8 @@ use crate::{
     domain::{
         ClusterId, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
         Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, membership::GroupView,
-        observation::AgentView, observation::FailsafeView, observation::FenceView, observation::LeaseReach,
-        observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
+        observation::AgentView, observation::FailsafeView, observation::FenceView, observation::HeardOfPrimary,
+        observation::LeaseReach, observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
@@ -157,6 +157,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         replay_lsn: Lsn(0),
         streaming: false,
         upstream: None,
+        heard: HeardOfPrimary::default(),
         history: TimelineHistory::default(),
         lease: LeaseView::default(),
         reach: LeaseReach::default(),
@@ -205,6 +206,8 @@ fn apply_word(view: &mut AgentView, word: &str) {
     let number = || value.parse::<u64>().expect("a number");
     match key {
         "alone" => view.standbys.clear(),
+        "complete-ago" => view.heard.complete_ago_ms = Some(number()),
+        "heard" => view.heard.end = position(value),
         "ended" => view.ended_epoch = Epoch(number()),
         "fenced" => view.fenced_epoch = Epoch(number()),
         "lease" => {
@@ -318,7 +321,7 @@ impl Bench {
     pub fn seal(mut self, member: &str, spec: &str) -> Self {
         let membership = self.group.group.id;
         let promise = Promise { sealed: self.state.epoch, lapsed: true, membership, ..Promise::default() };
-        let seal = Seal { promise, at: Moment::default(), agent: Some(agent(member, spec)) };
+        let seal = Seal { promise, at: Moment::default(), told_at: self.now, agent: Some(agent(member, spec)) };
         self.seals.insert(id(member), seal);
         self
     }

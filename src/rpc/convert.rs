@@ -6,8 +6,8 @@ use crate::domain::{
     TimelineSwitch, TimingsId, Volume, WalPosition,
     membership::Floor,
     observation::{
-        AgentView, ClockView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
-        PostgresState, Promise, StandbyProgress, Work,
+        AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
+        OrderResult, PostgresState, Promise, StandbyProgress, Work,
     },
 };
 
@@ -119,6 +119,7 @@ pub fn promise(p: &Promise) -> v1::Promise {
         highest_lsn: p.highest.lsn.0,
         highest_timeline: p.highest.timeline.0,
         renewed: p.renewed,
+        renewed_ago_ms: p.renewed_ago_ms,
         members: p.members,
         clock_off_ppm: p.clock_off_ppm,
         membership: p.membership,
@@ -134,6 +135,7 @@ pub fn promise_of(p: Option<v1::Promise>) -> Promise {
         remaining_ms: p.remaining_ms,
         highest: WalPosition { timeline: TimelineId(p.highest_timeline), lsn: Lsn(p.highest_lsn) },
         renewed: p.renewed,
+        renewed_ago_ms: p.renewed_ago_ms,
         members: p.members,
         clock_off_ppm: p.clock_off_ppm,
         membership: p.membership,
@@ -292,6 +294,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             confirmed_age_ms: view.failsafe.confirmed_age_ms,
         }),
         room: view.room.as_ref().map(room),
+        heard_end: Some(position(view.heard.end)),
+        heard_complete_ago_ms: view.heard.complete_ago_ms,
     }
 }
 
@@ -431,6 +435,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             confirmed_age_ms: failsafe.confirmed_age_ms,
         },
         room: raw.room.map(room_view),
+        heard: HeardOfPrimary { end: position_of(raw.heard_end), complete_ago_ms: raw.heard_complete_ago_ms },
     })
 }
 

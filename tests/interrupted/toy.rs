@@ -8,7 +8,7 @@ use matriarch::{
         ClusterId, Epoch, Format, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
         Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
         membership::GroupView,
-        observation::{AgentView, FenceView, LeaseReach, LeaseView, Notice, OrderResult},
+        observation::{AgentView, FenceView, LeaseReach, LeaseView, Notice, OrderResult, StandbyProgress},
     },
     policy::{self, Founding, Seal, Since, Situation},
     reconcile::{
@@ -164,6 +164,7 @@ fn blank(me: &MemberId) -> AgentView {
         replay_lsn: Lsn(0),
         streaming: false,
         upstream: None,
+        heard: Default::default(),
         history: TimelineHistory::default(),
         lease: LeaseView::default(),
         reach: LeaseReach::default(),
@@ -472,6 +473,7 @@ impl Toy {
                 continue;
             }
             let (now, moment) = (self.now, self.moment());
+            self.hosts[i].view.standbys = self.sent_to(i);
             let host = &self.hosts[i];
             let entry = self.seen.entry(host.me.clone()).or_default();
             entry.at = moment;
@@ -484,6 +486,22 @@ impl Toy {
         }
     }
 
+    /// What `pg_stat_replication` says on `i`.
+    fn sent_to(&self, i: usize) -> Vec<StandbyProgress> {
+        let follows = |j: &usize| {
+            let view = &self.hosts[*j].view;
+            self.hosts[*j].power && view.streaming && view.upstream.as_ref() == Some(&self.hosts[i].me)
+        };
+        let standbys = (0..self.hosts.len()).filter(|j| *j != i && self.reach(i, *j)).filter(follows);
+        let progress = |j: usize| StandbyProgress {
+            member: self.hosts[j].me.clone(),
+            state: "streaming".to_owned(),
+            flush_lsn: self.hosts[j].view.wal_end.lsn,
+            lag_bytes: 0,
+        };
+        standbys.map(progress).collect()
+    }
+
     fn seal(&mut self) {
         let (Some(leader), Lock::Fenced { epoch, .. }) = (self.leader, &self.state.lock) else { return };
         let epoch = *epoch;
@@ -492,7 +510,7 @@ impl Toy {
             let host = &mut self.hosts[i];
             host.sealed = host.sealed.max(epoch);
             let agent = host.agent.then(|| host.view.clone());
-            let seal = Seal { promise: host.promise(now), at, agent };
+            let seal = Seal { promise: host.promise(now), at, told_at: at, agent };
             let first = self.seals.get(&host.me).map_or(at, |s| s.at);
             self.seals.insert(host.me.clone(), Seal { at: first, ..seal });
         }

@@ -8,7 +8,7 @@ use crate::{
     agent::store::{Durable, Phase},
     domain::{
         MemberId, PostgresState, RoomView, TimelineHistory, WalPosition,
-        observation::{OrderResult, Work},
+        observation::{HeardOfPrimary, OrderResult, Work},
     },
 };
 
@@ -174,6 +174,15 @@ impl Core {
     /// PostgreSQL crashed here less than `failover_calm` ago.
     pub fn has_crashed_lately(&self, now: Now) -> bool {
         self.crashes.lately(self.settings.failover_calm, now.moment)
+    }
+
+    /// What is known of the primary's WAL here, and how old this copy of it is.
+    pub fn heard_of_primary(&self, now: Now) -> HeardOfPrimary {
+        let lsn = self.freshness.latest();
+        let end = lsn.map_or_else(WalPosition::default, |lsn| WalPosition { timeline: self.wal_end.timeline, lsn });
+        let complete = self.freshness.complete_at(self.wal_end.lsn).filter(|_| self.wal_end_known);
+        let ago = |at| u64::try_from(now.moment.since(at).as_millis()).unwrap_or(u64::MAX);
+        HeardOfPrimary { end, complete_ago_ms: complete.map(ago) }
     }
 
     /// How much room there is, by the settings in force; `None` until that was looked at.

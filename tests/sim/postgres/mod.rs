@@ -213,6 +213,7 @@ impl World {
             replay_lsn: Lsn(replay),
             streaming: postgres.receiver.is_some(),
             upstream: postgres.receiver.as_ref().map(|r| self.sky.names[r.sender].clone()),
+            upstream_end: None,
             standbys: Vec::new(),
             checkpoint_timeline: data.checkpoint.0,
         })
