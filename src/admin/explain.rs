@@ -83,7 +83,7 @@ fn ways_out(hold: &Hold) -> Vec<String> {
                 .to_owned()
         }
         Hold::StaysPut { .. } => {
-            "find what ends PostgreSQL (its log on the hosts that were primary; perhaps one query); `matriarch acknowledge` lets it fail \
+            "find what ends PostgreSQL (its log on the hosts that were primary; perhaps one query), or make room; `matriarch acknowledge` lets it fail \
              over again, `matriarch failover --candidate …` moves it now"
                 .to_owned()
         }

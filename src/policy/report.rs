@@ -451,7 +451,8 @@ impl fmt::Display for Hold {
             Self::StaysPut { member, failovers, remaining } => {
                 write!(
                     f,
-                    "failovers after crashes of PostgreSQL in a row: {failovers}; {member} is restarted in place if it crashes, "
+                    "failovers after crashes of PostgreSQL, and moves for want of room, in a row: {failovers}; {member} is restarted in \
+                     place if it crashes and does not move, "
                 )?;
                 match remaining.is_zero() {
                     true => f.write_str("until it has been steady for a while"),

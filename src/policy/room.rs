@@ -1,7 +1,8 @@
 //! A primary whose disk is full moves to a standby that has room, before it has to end.
 //!
 //! Only to a member with more room than the first threshold, and away only below the second, or when the reserve had to
-//! be used: so nothing goes to and fro. The step is a switchover like any other and loses nothing.
+//! be used: so nothing goes to and fro, unless there is too little on every host; moves count as failovers after crashes do,
+//! and end like them. The step is a switchover like any other and loses nothing.
 
 use std::time::Duration;
 
@@ -32,6 +33,10 @@ fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdi
         let (member, volumes) = (primary.clone(), room.complaints());
         Some(Verdict::Hold(Hold::NoRoom { member, volumes, why, remaining }))
     };
+    // Rule 150 says so.
+    if s.state.stays_put() {
+        return None;
+    }
     let left = pause_left(s, primary);
     if !left.is_zero() {
         return hold(Vec::new(), left);

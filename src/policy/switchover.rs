@@ -294,6 +294,10 @@ fn promotable<'a>(s: &Situation<'a>, to: &MemberId) -> Result<&'a AgentView, Str
 pub fn hold_writes(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Checkpoint)?;
     let from = operation.from.as_ref()?;
+    // Rule 220 says what is waited for.
+    if not_following(s, from, &operation.to).is_some() {
+        return None;
+    }
     let flushed = s.agent(from).is_some_and(|a| a.checkpoints_done >= operation.id);
     let hurry = room::hurry(s, from).map(|limit| limit.min(s.timings.stop));
     if flushed || hurry.is_some_and(|limit| remaining(s, limit).is_zero()) {

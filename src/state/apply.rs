@@ -69,7 +69,11 @@ impl ClusterState {
             }
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean, cause } => self.release(member, *end, *clean, *cause),
-            Kind::BeginOperation { kind, from, to } => self.begin(*kind, from.as_ref(), to, &command.request_id),
+            Kind::BeginOperation { kind, from, to } => {
+                let begun = self.begin(*kind, from.as_ref(), to, &command.request_id)?;
+                self.count_move(command.because);
+                Ok(begun)
+            }
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
             Kind::RecordStonith { member, epoch, succeeded, how } => {

@@ -1,10 +1,16 @@
 //! Failovers after crashes, one after the other: a query that kills each new primary must not walk through the cluster.
 
-use super::cluster::{ClusterState, Lock};
+use super::{
+    RuleId,
+    cluster::{ClusterState, Lock},
+};
 use crate::domain::EndCause;
 
+/// The rules that move a primary for want of room.
+const MOVES: [RuleId; 2] = [RuleId(270), RuleId(272)];
+
 impl ClusterState {
-    /// So many failovers followed crashes since the last time a primary lasted or an operator acknowledged them that the
+    /// So many failovers followed crashes, or moves want of room, since the last time a primary lasted or an operator acknowledged them that the
     /// next crash is answered by a restart in place, however often. A lost host or lease is failed over all the same.
     pub fn stays_put(&self) -> bool {
         let limit = self.settings.settings().failover_limit;
@@ -14,6 +20,13 @@ impl ClusterState {
     /// The holder's own word why its epoch ended.
     pub(super) fn count_crash(&mut self, cause: EndCause) {
         if cause.is_postgresqls() {
+            self.crash_failovers = self.crash_failovers.saturating_add(1);
+        }
+    }
+
+    /// A primary that moves for want of room, again and again: with too little on every host it would never rest.
+    pub(super) fn count_move(&mut self, because: RuleId) {
+        if MOVES.contains(&because) {
             self.crash_failovers = self.crash_failovers.saturating_add(1);
         }
     }
@@ -38,7 +51,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{Epoch, Lsn, MemberId, NodeId, PauseWord, TimelineId, WalPosition},
-        state::{Applied, Command, Kind, Member, RuleId},
+        state::{Applied, Command, Kind, Member, OperationKind},
     };
 
     fn id(name: &str) -> MemberId {
@@ -58,6 +71,31 @@ mod tests {
             Kind::Release { member: id("a"), end: at, clean: false, cause },
         ] {
             assert_eq!(run(state, kind), Applied::Changed);
+        }
+    }
+
+    #[test]
+    fn moves_for_want_of_room_count_like_failovers_after_crashes() {
+        let member = Member { node: NodeId(1), manager: String::new(), postgres: String::new(), agent: String::new() };
+        let members = [(id("a"), member.clone()), (id("b"), member)].into();
+        let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
+        let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
+        run(&mut state, Kind::Fence { reason: String::new() });
+        run(&mut state, Kind::Grant { member: id("a"), floor: at });
+        for (rule, request, counted) in [(270, "x", 1), (272, "y", 2), (0, "z", 2)] {
+            let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+            let begin = Command {
+                request_id: request.into(),
+                expected: state.epoch,
+                because: RuleId(rule),
+                kind,
+                evidence: None,
+            };
+            assert_eq!(state.apply(&begin), Applied::Changed);
+            assert!(!matches!(state.apply(&begin), Applied::Changed), "heard twice");
+            assert_eq!(state.crash_failovers, counted, "rule {rule}");
+            let id = state.operations;
+            run(&mut state, Kind::EndOperation { id, succeeded: false, reason: "rolled back".into() });
         }
     }
 
