@@ -7,6 +7,8 @@
 mod ended;
 mod events;
 #[cfg(test)]
+mod heard_test;
+#[cfg(test)]
 mod hung_test;
 mod lists;
 #[cfg(test)]
@@ -344,7 +346,7 @@ impl Core {
             self.followed = Some(now.moment);
         }
         if let Some((end, age)) = sight.upstream_end {
-            self.freshness.note(Moment(now.moment.0.saturating_sub(age)), end);
+            self.freshness.note(Moment(now.clocks.boot.saturating_sub(age)), end);
         }
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;

@@ -12,7 +12,7 @@ use crate::domain::{Lsn, Moment};
 /// With a look a second this is an hour. What is further behind is of unknown age.
 const KEPT: usize = 3600;
 
-/// What the primary has said of its end, oldest first. In memory: an agent that is started again knows nothing of
+/// What the primary has said of its end, oldest first; moments are of CLOCK_BOOTTIME. In memory: an agent that is started again knows nothing of
 /// the time before.
 #[derive(Debug, Clone, Default)]
 pub struct Freshness {

@@ -620,7 +620,8 @@ impl Agent {
     fn look_around(&mut self) {
         self.mind_layers();
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
-        let plan = self.core.probe_interval().map(|interval| Plan { life, interval, deadline, asked });
+        let interval = self.core.probe_interval(now(self.began));
+        let plan = interval.map(|interval| Plan { life, interval, deadline, asked });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;

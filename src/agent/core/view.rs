@@ -7,10 +7,13 @@ use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        MemberId, PostgresState, RoomView, TimelineHistory, WalPosition,
+        MemberId, Moment, PostgresState, RoomView, TimelineHistory, WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
 };
+
+/// Standbys that were cut off by a restart are back within a few of their retries, or stay away for longer.
+const COME_BACK: Duration = Duration::from_secs(5);
 
 /// See [`Core::is_out_of_reach`].
 const OUT_OF_REACH: &str = "the data directory has to replay WAL past the end of a timeline of its own history, so \
@@ -181,7 +184,8 @@ impl Core {
         let lsn = self.freshness.latest();
         let end = lsn.map_or_else(WalPosition::default, |lsn| WalPosition { timeline: self.wal_end.timeline, lsn });
         let complete = self.freshness.complete_at(self.wal_end.lsn).filter(|_| self.wal_end_known);
-        let ago = |at| u64::try_from(now.moment.since(at).as_millis()).unwrap_or(u64::MAX);
+        // A host that was suspended has missed that time too.
+        let ago = |at| u64::try_from(Moment(now.clocks.boot).since(at).as_millis()).unwrap_or(u64::MAX);
         HeardOfPrimary { end, complete_ago_ms: complete.map(ago) }
     }
 
@@ -190,10 +194,15 @@ impl Core {
         self.room.view(&self.settings)
     }
 
-    /// How often to probe: news are awaited while something starts or stops.
-    pub fn probe_interval(&self) -> Option<Duration> {
+    /// How often to probe: news are awaited while something starts or stops, and while the standbys of a primary that was
+    /// restarted come back.
+    pub fn probe_interval(&self, now: Now) -> Option<Duration> {
         let Tree::Running { .. } = self.tree else { return None };
-        let settled = self.work.is_none() && self.sight.is_some();
+        let left = |sight: &Sight| {
+            let lately = self.followed.is_some_and(|at| now.moment.since(at) < COME_BACK);
+            !sight.in_recovery && lately && sight.standbys.iter().all(|s| s.state != "streaming")
+        };
+        let settled = self.work.is_none() && self.sight.as_ref().is_some_and(|sight| !left(sight));
         Some(if settled { Duration::from_secs(1) } else { Duration::from_millis(100) })
     }
 }

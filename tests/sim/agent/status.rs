@@ -20,7 +20,7 @@ impl World {
         let now = self.sky.now;
         let clocks = self.agent_now(i);
         let Some(agent) = self.agent(i) else { return };
-        let plan = agent.core.probe_interval().map(|interval| Plan {
+        let plan = agent.core.probe_interval(clocks).map(|interval| Plan {
             life: agent.core.life(),
             interval: micros(interval),
             asked: agent.asked,
