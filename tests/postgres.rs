@@ -480,7 +480,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         assert!(probe.wal_end_known && probe.in_recovery);
         let ahead =
             one.probe_until("with a standby that has all", |p| p.standbys.iter().any(|s| s.lag_bytes == 0)).await;
-        let told = |p: &Probe| p.upstream_end.is_some_and(|(end, age)| end == ahead.wal_end.lsn && age < DEADLINE);
+        let told = |p: &Probe| p.upstream_end.is_some_and(|(end, age)| end == ahead.wal_end && age < DEADLINE);
         two.probe_until("told where the primary's WAL ends", told).await;
         assert_eq!(ahead.upstream_end, None);
         assert_eq!(ahead.standbys[0].member.as_str(), "n2");

@@ -111,11 +111,9 @@ impl Hands {
         tokio::spawn(async move {
             let _works = hands.data_dir.lock().await;
             let refresh = move || {
-                let changed = hands.instance.refresh_timings().map_err(said)?;
-                match guard {
-                    Some(guard) if changed => guard.signal(PostmasterSignal::Reload).map_err(said),
-                    _ => Ok(()),
-                }
+                hands.instance.refresh_timings().map_err(said)?;
+                // Also when nothing had to be written: an agent that was killed may have written it and no more.
+                guard.map_or(Ok(()), |guard| guard.signal(PostmasterSignal::Reload).map_err(said))
             };
             if let Err(error) = blocking(refresh).await.and_then(|done| done) {
                 tracing::warn!(

@@ -219,7 +219,7 @@ impl From<&Durable> for Raw {
 
 impl From<&CommittedTimings> for RawCommitted {
     fn from(c: &CommittedTimings) -> RawCommitted {
-        let values = c.timings.values().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let values = c.timings.told(c.profile).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         RawCommitted { id: c.id.0, profile: c.profile.to_string(), values }
     }
 }

@@ -12,8 +12,11 @@ impl Format {
     pub const FIRST: Format = Format(1);
     /// Settings, and that the format itself is in the log.
     pub const SETTINGS: Format = Format(2);
-    /// What this version can apply. One more with each version that has new commands or new parts of the state.
-    pub const NEWEST: Format = Format::SETTINGS;
+    /// Moves of the primary for want of room count as failovers after crashes do, and PostgreSQL has timings of its own.
+    pub const MOVES: Format = Format(3);
+    /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
+    /// something else of a command that was there.
+    pub const NEWEST: Format = Format::MOVES;
 }
 
 impl Default for Format {

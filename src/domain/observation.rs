@@ -258,7 +258,8 @@ pub struct Promise {
     pub highest: WalPosition,
     /// The epoch was renewed here at least once since the acceptor started.
     pub renewed: bool,
-    /// How long ago any epoch was renewed here last, in milliseconds; `None`: not since the acceptor started.
+    /// How long ago a holder with an open PostgreSQL renewed here last, in milliseconds; `None`: none has since the
+    /// acceptor started.
     pub renewed_ago_ms: Option<u64>,
     /// The newest list of members that the holder of `epoch` named; 0: none.
     pub members: u64,

@@ -267,7 +267,7 @@ settings! {
     maximum_lag_on_failover: MaximumLag = "maximum_lag_on_failover", MaximumLag(None), 0..=1_099_511_627_776,
         "off, or the bytes of a lost primary's WAL that its successor may lack; more, or nobody knows how much: an operator decides";
     /// How long before the last primary's end what its successor lacks may have been written.
-    maximum_lag_on_failover_ms: MaximumLag = "maximum_lag_on_failover_ms", MaximumLag(None), 2000..=86_400_000,
+    maximum_lag_on_failover_ms: MaximumLag = "maximum_lag_on_failover_ms", MaximumLag(None), 2000..=3_600_000,
         "off, or the time before its end from which a lost primary's WAL may be missing on its successor; all that is older is there. A \
          member that lacks nothing as far as is known may follow anyway; one of unknown age may not";
     /// Less free space where WAL is written is told …

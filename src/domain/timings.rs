@@ -106,7 +106,7 @@ pub struct Timings {
     pub router_hold: Duration,
     /// PostgreSQL gives up a replication connection whose other end says nothing for this long.
     pub replication: Duration,
-    /// PostgreSQL gives up a connection whose other end leaves what it sent unacknowledged for this long.
+    /// PostgreSQL gives up a connection whose other end's host doesn't answer for this long.
     pub tcp: Duration,
 }
 
@@ -256,7 +256,21 @@ times!(
     tcp = "tcp_ms",
 );
 
+/// Keys that versions before [`super::Format::MOVES`] don't know.
+const NEWER: [&str; 2] = ["replication_ms", "tcp_ms"];
+
 impl Timings {
+    /// The values that others are told: all but those that older versions don't know and that are the profile's.
+    pub fn told(&self, profile: Profile) -> Vec<(&'static str, u64)> {
+        let usual = Timings::of(profile).values();
+        self.values().into_iter().filter(|value| !NEWER.contains(&value.0) || !usual.contains(value)).collect()
+    }
+
+    /// Only versions from [`super::Format::MOVES`] on can take them in.
+    pub fn are_newer(&self, profile: Profile) -> bool {
+        self.told(profile).iter().any(|(key, _)| NEWER.contains(key))
+    }
+
     /// The kernel keeps the end of a set element to two of its ticks, of at most 10 ms each.
     pub const KERNEL_TICKS: Duration = ms(20);
 
@@ -441,6 +455,18 @@ mod tests {
         assert_eq!(copy.set("hold_ms", 0), Err(BadTiming::Range { key: "hold_ms", value: 0 }));
         assert_eq!(copy.set("drift_permille", 101), Err(BadTiming::Drift(101)));
         assert_eq!(copy, safe);
+    }
+
+    #[test]
+    fn older_versions_are_told_only_what_they_know() {
+        let fast = Timings::of(Profile::Fast);
+        let keys = |t: &Timings| Vec::from_iter(t.told(Profile::Fast).into_iter().map(|(key, _)| key));
+        assert_eq!(keys(&fast).len() + NEWER.len(), fast.values().len());
+        assert!(!fast.are_newer(Profile::Fast) && !keys(&fast).contains(&"tcp_ms"));
+        let own = Timings { tcp: ms(9_000), hold: ms(1_299), ..fast };
+        assert!(
+            own.are_newer(Profile::Fast) && keys(&own).contains(&"tcp_ms") && !keys(&own).contains(&"replication_ms")
+        );
     }
 
     #[test]

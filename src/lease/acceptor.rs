@@ -73,7 +73,7 @@ pub struct Acceptor {
     sealed: Epoch,
     durable: Durable,
     until: TwoClocks,
-    /// When a renewal was acked last, of whatever epoch.
+    /// When a renewal was acked last whose holder had an open PostgreSQL.
     renewed_at: Option<TwoClocks>,
     tenure: Tenure,
     highest: WalPosition,
@@ -148,7 +148,7 @@ impl Acceptor {
         self.until
     }
 
-    /// When it acked a renewal last, of whatever epoch.
+    /// When it acked a renewal last whose holder had an open PostgreSQL.
     pub fn renewed_at(&self) -> Option<TwoClocks> {
         self.renewed_at
     }
@@ -260,7 +260,10 @@ impl Acceptor {
             Err(refusal) => return Response::refused(refusal),
         };
         self.until = self.until.later(now.plus(grant));
-        self.renewed_at = Some(now);
+        // Before a promotion is through, and while a crashed one is restarted, nothing is written.
+        if said.flush != WalPosition::default() {
+            self.renewed_at = Some(now);
+        }
         self.highest = self.highest.max(said.flush);
         self.members = if epoch == of_before { self.members.max(said.members) } else { said.members };
         self.rate = if said.rate == Rate::Unknown { self.rate } else { said.rate };

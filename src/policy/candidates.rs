@@ -66,7 +66,7 @@ pub struct Wishes {
     known: Option<WalPosition>,
     /// From how long before its end it may be missing, in milliseconds.
     limit_ms: Option<u64>,
-    /// When any voter acked its last renewal; `None`: nobody who knows has answered.
+    /// When any voter acked its last renewal with an open PostgreSQL; `None`: nobody who knows has answered.
     renewed_at: Option<Moment>,
 }
 
@@ -94,7 +94,10 @@ impl Wishes {
             return None;
         }
         let seal = s.seals.get(member)?;
-        let ago = seal.agent.as_ref().and_then(|a| a.heard.complete_ago_ms);
+        // What was said on another timeline was not said of the last primary's end.
+        let timeline = s.state.newest_complete_timeline();
+        let heard = seal.agent.as_ref().map(|a| a.heard).filter(|heard| heard.end.timeline == timeline);
+        let ago = heard.and_then(|heard| heard.complete_ago_ms);
         // A voter's clock and an agent's are one: both told how long ago, in one answer.
         let complete = ago.map(|ago| before(seal.told_at, ago));
         match (self.renewed_at, complete) {

@@ -114,22 +114,25 @@ fn aged(b: &str) -> Bench {
 
 #[test]
 fn what_is_missing_may_be_limited_by_when_it_was_written() {
-    assert_eq!(chosen(&aged("standby 2:85 complete-ago=13000")), "b");
-    let too_old = aged("standby 2:85 complete-ago=13001");
+    assert_eq!(chosen(&aged("standby 2:85 complete-ago=13000 heard=2:86")), "b");
+    let too_old = aged("standby 2:85 complete-ago=13001 heard=2:86");
     let why = "b: what it lacks was written up to 3.0 s before the last primary's end, maximum_lag_on_failover_ms allows 3.0 s";
     assert!(chosen(&too_old).contains(why), "{}", chosen(&too_old));
     assert_eq!(named(&too_old, "b"), Ok(id("b")));
-    assert_eq!(chosen(&aged("standby 2:90 complete-ago=13001")), "b", "it lacks nothing that is known of");
+    assert_eq!(chosen(&aged("standby 2:90 complete-ago=13001 heard=2:86")), "b", "it lacks nothing that is known of");
     assert_eq!(chosen(&aged("standby 2:90")), "b");
     let unknown = aged("standby 2:85");
     assert!(chosen(&unknown).contains("b: nobody knows how old its WAL was"), "{}", chosen(&unknown));
 
+    let elsewhere = aged("standby 2:85 complete-ago=13000 heard=1:86");
+    assert!(chosen(&elsewhere).contains("b: nobody knows how old"), "of an older timeline: {}", chosen(&elsewhere));
+
     // No voter remembers a renewal: they all were started anew.
-    let mut unheard = aged("standby 2:85 complete-ago=100");
+    let mut unheard = aged("standby 2:85 complete-ago=100 heard=2:86");
     unheard.seals.values_mut().for_each(|seal| seal.promise.renewed_ago_ms = None);
     assert!(chosen(&unheard).contains("b: nobody knows how old"), "{}", chosen(&unheard));
     // An answer that came earlier was as old as it said when it came.
-    let mut earlier = aged("standby 2:85 complete-ago=13001");
+    let mut earlier = aged("standby 2:85 complete-ago=13001 heard=2:86");
     let seal = earlier.seals.get_mut(&id("b")).unwrap();
     seal.told_at = seal.told_at + Duration::from_secs(1);
     assert_eq!(chosen(&earlier), "b");

@@ -19,8 +19,8 @@ use crate::{
 /// take as long as it needs to catch up.
 pub const CATCH_UP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A target that streams no more gets this long to do so again before its switchover ends: a primary that crashed is up
-/// again and its standbys have come back.
+/// A target that doesn't stream gets this long from the begin of the checkpoint: a primary that crashed is up again and its
+/// standbys have come back.
 const RECONNECT: Duration = Duration::from_secs(5);
 
 fn running<'a>(s: &Situation<'a>, phase: OperationPhase) -> Option<&'a Operation> {
@@ -67,8 +67,11 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
             Some(end(operation, "the primary lost its lease before it was stopped"))
         }
         // A new leader has not heard of anybody yet: the target gets as long as anybody to be heard of.
-        OperationPhase::Checkpoint | OperationPhase::HoldWrites if unheard(s, &operation.to) => {
-            waits(s, operation, s.timings.silent, format!("a word from {}", operation.to))
+        OperationPhase::Checkpoint | OperationPhase::HoldWrites
+            if let Some(who) =
+                [Some(&operation.to), operation.from.as_ref()].into_iter().flatten().find(|who| unheard(s, who)) =>
+        {
+            waits(s, operation, s.timings.silent, format!("a word from {who}"))
         }
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => {
             let from = operation.from.as_ref()?;

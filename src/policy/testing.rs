@@ -15,7 +15,7 @@ use crate::{
         observation::LeaseReach, observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
     },
     state::{
-        ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release,
+        ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,
         TimelineRecord,
     },
 };
@@ -127,7 +127,7 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
         }
         other => panic!("no operation: {other:?}"),
     };
-    Some(Operation { id: 1, kind, from, to: id(to), phase, request_id: "r".to_owned() })
+    Some(Operation { id: 1, kind, from, to: id(to), phase, request_id: "r".to_owned(), because: RuleId(0) })
 }
 
 /// What the agent of `member` says.

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Situation, Verdict};
+use super::{Situation, Verdict, format};
 use crate::{
     domain::{MemberId, Profile, Timings, observation::AgentView},
     state::Kind,
@@ -58,7 +58,9 @@ pub fn admit(
     if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
         return Err(problem);
     }
-    Ok(Some(Kind::SetTimings { profile, timings }))
+    let kind = Kind::SetTimings { profile, timings };
+    format::gate(s, kind.format()).map_err(|old| old.to_string())?;
+    Ok(Some(kind))
 }
 
 /// What a member that was seen at least once says against these timings.

@@ -57,8 +57,9 @@ pub(super) struct Settings<'a> {
 pub struct Silence {
     /// The other end of a replication connection: `wal_sender_timeout`, `wal_receiver_timeout` (manual, 20.6).
     pub replication: Duration,
-    /// Any other end that leaves bytes unacknowledged: `tcp_user_timeout`, and the kernel's probes of an idle
-    /// connection come to the same time (manual, 20.3.2), in whole seconds.
+    /// Any other end whose host doesn't answer: the kernel's probes of an idle connection (manual, 20.3.2) come to this
+    /// time, in whole seconds; a standby's own connection has `tcp_user_timeout` as well. A server has none, for that
+    /// would end every session whose client takes its time to read (tcp(7)).
     pub tcp: Duration,
 }
 
@@ -240,16 +241,15 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
     text
 }
 
-/// The text of the file the postmaster is started with. A user may set the limits of clients' connections otherwise, not
-/// those of replication.
+/// The text of the file the postmaster is started with. A user may set the probes of clients' connections otherwise, not
+/// the limits of replication.
 pub(super) fn runtime_conf(silence: Silence, main: &str, live: &str) -> String {
     let (idle, interval) = silence.probes();
     let (main, live) = (quote(main), quote(live));
-    let [tcp, replication] = [silence.tcp, silence.replication].map(|d| d.as_millis());
+    let replication = silence.replication.as_millis();
     format!(
         "# Written by matriarch; the postmaster is started with this file.\n\
          tcp_keepalives_idle = {idle}\ntcp_keepalives_interval = {interval}\ntcp_keepalives_count = {probes}\n\
-         tcp_user_timeout = {tcp}\n\
          include {main}\n\
          wal_sender_timeout = {replication}\nwal_receiver_timeout = {replication}\n\
          include_if_exists {live}\n",
@@ -452,7 +452,6 @@ mod tests {
             tcp_keepalives_idle = 2
             tcp_keepalives_interval = 1
             tcp_keepalives_count = 3
-            tcp_user_timeout = 5000
             include '/data/postgresql.conf'
             wal_sender_timeout = 10000
             wal_receiver_timeout = 10000

@@ -72,6 +72,8 @@ struct Inner {
     passfile: PathBuf,
     log_file: PathBuf,
     silence: Mutex<Silence>,
+    /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
+    writing: Mutex<()>,
 }
 
 impl Instance {
@@ -92,6 +94,7 @@ impl Instance {
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
             silence: Mutex::new(Silence::from(timings)),
+            writing: Mutex::new(()),
         }))
     }
 
@@ -104,27 +107,24 @@ impl Instance {
         *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the timings into what the running server was configured with; true: something changed, and takes effect
-    /// with a reload. Whoever calls works alone in the data directory.
+    /// Writes the timings into what the running server was configured with; they take effect with a reload.
     ///
     /// # Errors
     /// A file can't be written.
-    pub fn refresh_timings(&self) -> Result<bool, PostgresError> {
+    pub fn refresh_timings(&self) -> Result<(), PostgresError> {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (runtime, main) = (self.runtime_conf_path(), self.data_dir().join("postgresql.conf"));
         // Without the first nothing was started since the host was; the next start writes it.
-        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(false) };
-        let mut changed = false;
+        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(()) };
         let now = self.runtime_conf();
         if was != now {
             files::replace(&runtime, &now)?;
-            changed = true;
         }
         let text = fs::read_to_string(&main).unwrap_or_default();
-        if let Some(other) = conf::other_conninfo(&text, self.silence()) {
-            files::replace(&main, &other)?;
-            changed = true;
+        match conf::other_conninfo(&text, self.silence()) {
+            Some(other) => files::replace(&main, &other),
+            None => Ok(()),
         }
-        Ok(changed)
     }
 
     /// The data directory.
@@ -265,6 +265,7 @@ impl Instance {
             ConfigRole::DormantPrimary => None,
         };
         self.write_passfile(upstream)?;
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let paths = self.paths();
         let settings = self.settings(&paths);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;

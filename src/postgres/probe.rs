@@ -27,7 +27,7 @@ pub struct Probe {
     /// Standby: a WAL receiver runs, streaming or not.
     pub has_receiver: bool,
     /// Standby: where the primary's WAL ended when it was heard last, and how long ago that is.
-    pub upstream_end: Option<(Lsn, Duration)>,
+    pub upstream_end: Option<(WalPosition, Duration)>,
     /// Standby: whom the WAL receiver is connected to, when it is a member.
     pub upstream: Option<MemberId>,
     /// Standbys connected to this server.
@@ -94,7 +94,8 @@ SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_flush_lsn()) END AS walfile,
   c.timeline_id AS checkpoint_timeline, r.min_recovery_end_timeline AS recovery_timeline,
   s.system_identifier, w.pid AS receiver, w.status AS receiver_status, w.received_tli,
-  w.sender_host, w.sender_port, w.latest_end_lsn AS upstream_end,
+  w.sender_host, w.sender_port,
+  CASE WHEN w.last_msg_send_time <> w.last_msg_receipt_time THEN w.latest_end_lsn END AS upstream_end,
   (extract(epoch FROM clock_timestamp() - w.last_msg_receipt_time) * 1000)::bigint AS upstream_age_ms,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) AS startup_wait,
   current_setting('server_version_num') AS version,
@@ -179,10 +180,12 @@ impl Instance {
             replay_lsn,
             streaming,
             has_receiver: text("receiver").is_some(),
-            // The age is by the wall clock: one that was set in between makes no word come from the future.
-            upstream_end: lsn("upstream_end").filter(|_| streaming).map(|end| {
-                let age = u64::try_from(number("upstream_age_ms").unwrap_or_default()).unwrap_or_default();
-                (end, Duration::from_millis(age))
+            // A receiver that has just connected shows the end of an earlier one, and two equal times. The age is by the
+            // wall clock: a word from the future is none.
+            upstream_end: lsn("upstream_end").filter(|_| streaming).and_then(|lsn| {
+                let age = number("upstream_age_ms").and_then(|ms| u64::try_from(ms).ok())?;
+                let end = WalPosition { timeline: timeline("received_tli")?, lsn };
+                Some((end, Duration::from_millis(age)))
             }),
             upstream: self.member_at(text("sender_host"), text("sender_port")),
             standbys: text("standbys").map(|t| standbys(t, wal_end.lsn)).unwrap_or_default(),

@@ -15,6 +15,11 @@ pub fn values(timings: &Timings) -> BTreeMap<String, u64> {
     timings.values().into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// To the wire, of a profile. A key that older versions don't know is told only when it is not the profile's.
+pub fn told(profile: Profile, timings: &Timings) -> BTreeMap<String, u64> {
+    timings.told(profile).into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
 /// From the wire: what is not given is that of the profile, so that a newer
 /// version may add a key. One this version does not know is refused: it might
 /// be one that safety rests on.
@@ -39,7 +44,7 @@ pub fn timings_in_use(timings: &TimingsInUse) -> v1::TimingsInUse {
     let committed = timings.committed.iter().map(|c| v1::CommittedTimings {
         id: c.id.0,
         profile: c.profile.to_string(),
-        values: values(&c.timings),
+        values: told(c.profile, &c.timings),
     });
     v1::TimingsInUse { oldest: timings.oldest.0, committed: committed.collect() }
 }

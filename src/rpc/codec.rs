@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::{
     Malformed,
-    briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, values},
+    briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     convert::{member_id, optional_member, optional_text, position, position_of},
     history, v1,
 };
@@ -80,7 +80,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             how: how.clone(),
         }),
         Kind::SetTimings { profile, timings } => {
-            c::Kind::SetTimings(c::SetTimings { profile: profile.to_string(), values: values(timings) })
+            c::Kind::SetTimings(c::SetTimings { profile: profile.to_string(), values: told(*profile, timings) })
         }
         Kind::SettleTimings { id } => c::Kind::SettleTimings(c::SettleTimings { id: id.0 }),
         Kind::ReplaceNode { member, old, node, reason } => c::Kind::ReplaceNode(c::ReplaceNode {
@@ -499,6 +499,7 @@ fn encode_operation(operation: &Operation) -> v1::Operation {
         to: operation.to.to_string(),
         phase: encode_phase(operation.phase) as i32,
         request_id: operation.request_id.clone(),
+        because: operation.because.0,
     }
 }
 
@@ -510,6 +511,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
         to: member_id(&raw.to)?,
         phase: decode_phase(raw.phase)?,
         request_id: raw.request_id,
+        because: RuleId(raw.because),
     })
 }
 
@@ -578,7 +580,7 @@ mod tests {
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a") },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::Acknowledge { by: "kim".into() },
-            Kind::NoteFormat { format: Format(3) },
+            Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },
         ]
     }
 
@@ -604,7 +606,7 @@ mod tests {
     #[test]
     fn a_state_of_a_newer_format_is_refused() {
         let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 3, this version reads up to 2"));
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 4, this version reads up to 3"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
         ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, TimelineRecord,
     },
-    command::{Applied, Command, Kind},
+    command::{Applied, Command, Kind, RuleId},
 };
 use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
 
@@ -70,9 +70,7 @@ impl ClusterState {
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean, cause } => self.release(member, *end, *clean, *cause),
             Kind::BeginOperation { kind, from, to } => {
-                let begun = self.begin(*kind, from.as_ref(), to, &command.request_id)?;
-                self.count_move(command.because);
-                Ok(begun)
+                self.begin(*kind, from.as_ref(), to, (&command.request_id, command.because))
             }
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
@@ -267,7 +265,7 @@ impl ClusterState {
         kind: OperationKind,
         from: Option<&MemberId>,
         to: &MemberId,
-        request_id: &str,
+        (request_id, because): (&str, RuleId),
     ) -> Result<Option<String>, String> {
         if let Some(known) = self.operation_of(request_id) {
             return Err(format!("this request began operation {}", known.id));
@@ -297,6 +295,7 @@ impl ClusterState {
             to: to.clone(),
             phase,
             request_id: request_id.to_owned(),
+            because,
         });
         let id = self.operations;
         Ok(Some(match kind {
@@ -324,6 +323,9 @@ impl ClusterState {
         };
         let how = if succeeded { "succeeded" } else { "failed" };
         let what = format!("operation {id} {how}: {reason}");
+        if succeeded {
+            self.count_move(operation.because);
+        }
         self.last_operation = Some(FinishedOperation { operation, succeeded, reason: reason.to_owned() });
         Ok(Some(what))
     }

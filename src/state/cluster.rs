@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    command::RuleId,
     history::{Evidence, Reign},
     pause::Asked,
     roster::Roster,
@@ -212,6 +213,8 @@ pub struct Operation {
     pub phase: OperationPhase,
     /// The operator's request: the same one asked again means this operation.
     pub request_id: String,
+    /// The rule that began it; the zero rule for an operator's.
+    pub because: RuleId,
 }
 
 impl Operation {

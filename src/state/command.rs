@@ -272,12 +272,13 @@ impl Kind {
             | Self::Release { .. }
             | Self::EndOperation { .. }
             | Self::RecordStonith { .. }
-            | Self::SetTimings { .. }
             | Self::SettleTimings { .. }
             | Self::ReplaceNode { .. }
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
+            Self::SetTimings { profile, timings } if timings.are_newer(*profile) => Format::MOVES,
+            Self::SetTimings { .. } => Format::FIRST,
             Self::SetSettings { .. }
             | Self::Pause { .. }
             | Self::Resume { .. }

@@ -110,8 +110,6 @@ fn profile(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
     }
 }
 
-/// Longer promises and shorter ones again, while clients write. One manager is stopped for the way to the longer ones: it
-/// acks nothing that it hasn't applied, and catches up.
 /// PostgreSQL goes by the profile, on every member and without a restart.
 fn postgresql_gives_up_after(rig: &Rig, before: &StatusReply, replication: &str, tcp_ms: u32) {
     let given_up =
@@ -126,6 +124,8 @@ fn postgresql_gives_up_after(rig: &Rig, before: &StatusReply, replication: &str,
     });
 }
 
+/// Longer promises and shorter ones again, while clients write. One manager is stopped for the way to the longer ones: it
+/// acks nothing that it hasn't applied, and catches up.
 fn other_profiles_there_and_back_no_failed_write(rig: &Rig, before: &StatusReply) -> Promise {
     let began = Instant::now();
     let refused = profile(rig, &["fast", "--yes", "--set", "hold_ms=9000"]).unwrap_err();

@@ -63,6 +63,8 @@ impl Core {
         self.set_phase(Phase::Crashed);
         self.idle_since = Some(now.moment);
         out.push(Effect::Notice(self.notice(tenure.epoch, false, false)));
+        // The voters remember how far it came; that it writes no more is news.
+        out.push(Effect::SetWal(WalPosition::default()));
     }
 
     fn crash_cause(&self) -> EndCause {

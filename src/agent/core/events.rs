@@ -129,7 +129,7 @@ pub struct Sight {
     /// Standby: whom it follows.
     pub upstream: Option<MemberId>,
     /// Standby: where the primary's WAL ended when it was heard last, and how long ago that is.
-    pub upstream_end: Option<(Lsn, Duration)>,
+    pub upstream_end: Option<(WalPosition, Duration)>,
     /// Primary: who follows it.
     pub standbys: Vec<StandbyProgress>,
     /// Timeline of the last checkpoint.

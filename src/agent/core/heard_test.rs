@@ -6,7 +6,7 @@ use super::{
     Event, Now, Sight,
     tests::{at, now, standby},
 };
-use crate::domain::{Lsn, observation::HeardOfPrimary};
+use crate::domain::observation::HeardOfPrimary;
 
 fn told(end: u64, primary: u64) -> Event {
     let sight = Sight {
@@ -14,7 +14,7 @@ fn told(end: u64, primary: u64) -> Event {
         streaming: true,
         wal_end: at(2, end),
         wal_end_known: true,
-        upstream_end: Some((Lsn(primary), Duration::from_millis(40))),
+        upstream_end: Some((at(2, primary), Duration::from_millis(40))),
         ..Sight::default()
     };
     Event::Probed { life: 1, result: Ok(Box::new(sight)) }

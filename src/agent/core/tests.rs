@@ -223,7 +223,7 @@ fn a_crash_with_lease_left_waits_for_its_restart_in_place() {
     let mut core = primary();
     let effects = core.step(gone(false), now(100));
     assert!(matches!(&effects[0], Effect::Notice(n) if !n.fenced), "{effects:?}");
-    assert_eq!(effects[1..], [Effect::Survey { wal_end: false }]);
+    assert_eq!(effects[1..], [Effect::SetWal(WalPosition::default()), Effect::Survey { wal_end: false }]);
     assert_eq!(core.state(), PostgresState::Crashed);
     assert_eq!(core.durable().ended, Epoch(0));
 

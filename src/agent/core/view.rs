@@ -181,8 +181,7 @@ impl Core {
 
     /// What is known of the primary's WAL here, and how old this copy of it is.
     pub fn heard_of_primary(&self, now: Now) -> HeardOfPrimary {
-        let lsn = self.freshness.latest();
-        let end = lsn.map_or_else(WalPosition::default, |lsn| WalPosition { timeline: self.wal_end.timeline, lsn });
+        let end = self.freshness.latest().unwrap_or_default();
         let complete = self.freshness.complete_at(self.wal_end.lsn).filter(|_| self.wal_end_known);
         // A host that was suspended has missed that time too.
         let ago = |at| u64::try_from(Moment(now.clocks.boot).since(at).as_millis()).unwrap_or(u64::MAX);
