@@ -19,6 +19,7 @@ mod pause;
 mod room_test;
 #[cfg(test)]
 mod stray_test;
+mod stuck;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -61,6 +62,7 @@ struct Running {
     epoch: Epoch,
     task: Task,
     shown: Work,
+    began: Moment,
 }
 
 /// All that the agent knows.
@@ -196,7 +198,7 @@ impl Core {
                     Some(tenure) if tenure.epoch == armed && !remaining.is_zero() => {
                         out.push(Effect::Hold(tenure));
                         if self.durable.restart_intent.is_some() {
-                            self.start_work(0, tenure.epoch, Task::Restart { tenure, resume: true }, out);
+                            self.start_work((0, tenure.epoch), Task::Restart { tenure, resume: true }, now, out);
                         }
                     }
                     // Granted, never held: it is still a standby.
@@ -491,7 +493,9 @@ impl Core {
                 self.fence(now, out);
             }
         }
-        let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
+        // A promotion that ended late may have written its files after they were last made safe.
+        let late = matches!((&work.task, &end), (Task::Promote(_), TaskEnd::Failed { .. }));
+        let touched = late || matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
             self.disk = None;
@@ -516,7 +520,10 @@ impl Core {
             // The lease was lost on the way; the fence is under way already.
             TaskEnd::Succeeded => self.fence(now, out),
             TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
-            TaskEnd::Failed { .. } => self.end_tenure((EndCause::PromotionFailed, "the promotion failed"), now, out),
+            TaskEnd::Failed { error, .. } => {
+                let why = format!("the promotion failed: {error}");
+                self.end_tenure((EndCause::PromotionFailed, &why), now, out);
+            }
         }
     }
 
@@ -577,13 +584,14 @@ impl Core {
                 self.end_tenure_of(tenure, (EndCause::Hung, &why), now, out);
             }
         }
+        self.end_late_promotion(now, out);
         if let Some(tenure) = self.durable.tenure
             && tenure.phase == Phase::Granted
             && self.work.is_none()
             && self.lease_left(now) > Duration::ZERO
         {
             // Granted to an agent that was restarted on the way: go on from where it was.
-            self.start_work(0, tenure.epoch, Task::Promote(tenure), out);
+            self.start_work((0, tenure.epoch), Task::Promote(tenure), now, out);
         }
         self.try_again(now, out);
     }
@@ -664,7 +672,7 @@ impl Core {
         matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
     }
 
-    fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {
+    fn start_work(&mut self, (order, epoch): (u64, Epoch), task: Task, now: Now, out: &mut Vec<Effect>) {
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;
@@ -679,7 +687,7 @@ impl Core {
         let shown =
             Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
         out.push(Effect::Begin(task.clone()));
-        self.work = Some(Running { epoch, task, shown });
+        self.work = Some(Running { epoch, task, shown, began: now.moment });
     }
 
     /// Time left of the lease this host's tenure rests on.

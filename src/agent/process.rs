@@ -646,6 +646,8 @@ impl Agent {
 
     fn pause(&self) -> Duration {
         let tick = if self.core.is_fencing() { TICK_URGENT } else { TICK };
+        let late = self.core.promotion_left(now(self.began)).filter(|left| !left.is_zero());
+        let tick = late.map_or(tick, |left| tick.min(left + Duration::from_millis(1)));
         match self.publish_at {
             Some(at) => at.saturating_duration_since(Instant::now()).min(tick),
             None => tick,

@@ -220,7 +220,7 @@ fn closed() -> SqlError {
 }
 
 /// The startup process has read all local WAL and waits for more.
-fn waits_at_the_end(wait_event: &str) -> bool {
+pub(super) fn waits_at_the_end(wait_event: &str) -> bool {
     matches!(wait_event, "RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
 }
 

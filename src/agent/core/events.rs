@@ -36,12 +36,15 @@ pub struct Limits {
     pub kill: Duration,
     /// How long a crashed or stopped primary may keep its lease.
     pub primary_start: Duration,
+    /// How long a promotion may take, from its order to its end.
+    pub promote: Duration,
 }
 
 impl Limits {
     /// Those among all timings.
     pub fn of(timings: &Timings) -> Limits {
-        Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start }
+        let Timings { hold, kill, primary_start, promote, .. } = *timings;
+        Limits { hold, kill, primary_start, promote }
     }
 }
 
