@@ -384,6 +384,7 @@ impl World {
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
+            redo: None,
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {

@@ -21,6 +21,8 @@ mod room_test;
 mod stray_test;
 mod stuck;
 #[cfg(test)]
+mod stuck_test;
+#[cfg(test)]
 mod tests;
 mod view;
 #[cfg(test)]
@@ -33,6 +35,7 @@ pub use events::{
     Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
+use stuck::Stuck;
 
 use super::{
     crashes::{After, Cause, Crashes},
@@ -95,6 +98,9 @@ pub struct Core {
     strayed: bool,
     /// It hangs and is being ended; what follows is what follows a crash.
     hung: Option<String>,
+    /// Why the restart in place under way was ended.
+    stalled: Option<String>,
+    stuck: Stuck,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -156,6 +162,8 @@ impl Core {
             answered: false,
             strayed: false,
             hung: None,
+            stalled: None,
+            stuck: Stuck::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             crashes: Crashes::default(),
@@ -237,6 +245,7 @@ impl Core {
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
             Event::Room(space) => self.on_room(space, now, &mut out),
+            Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
@@ -244,6 +253,7 @@ impl Core {
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }
             | Event::Knocked { .. }
+            | Event::Redo { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
             | Event::WalEndRead { .. } => {}
@@ -257,6 +267,7 @@ impl Core {
         self.sight = None;
         self.answered = false;
         self.hung = None;
+        self.stuck.begin();
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
@@ -316,6 +327,7 @@ impl Core {
             Ok(sight) => *sight,
             Err(why) => {
                 self.problem = Some(why);
+                self.name_what_is_stuck(now);
                 return;
             }
         };
@@ -353,7 +365,9 @@ impl Core {
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
+        self.stuck.answered(&sight, now.moment);
         self.sight = Some(sight);
+        self.name_what_is_stuck(now);
     }
 
     /// Users can't get in. While something works on it, or before it ever answered, that is nothing unusual.
@@ -453,7 +467,7 @@ impl Core {
         let error = match &end {
             TaskEnd::Succeeded if matches!(work.task, Task::Start(_)) => self.failed_start(),
             TaskEnd::Succeeded => None,
-            TaskEnd::Failed { error, .. } => Some(error.clone()),
+            TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
@@ -493,14 +507,17 @@ impl Core {
                 self.fence(now, out);
             }
         }
-        // A promotion that ended late may have written its files after they were last made safe.
-        let late = matches!((&work.task, &end), (Task::Promote(_), TaskEnd::Failed { .. }));
-        let touched = late || matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
+        let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
             self.disk = None;
             self.wal_end_known = false;
             self.survey(true, out);
+        }
+        let late = matches!(work.task, Task::Promote(_)) && self.ended_by == EndCause::PromotionLate;
+        if late && self.tree == Tree::Empty {
+            // It may have written its files after they were made safe.
+            self.survey(!self.wal_end_known, out);
         }
         self.last_order = Some(OrderResult { order: work.shown.order, kind: work.shown.kind, error });
     }
@@ -673,6 +690,9 @@ impl Core {
     }
 
     fn start_work(&mut self, (order, epoch): (u64, Epoch), task: Task, now: Now, out: &mut Vec<Effect>) {
+        if matches!(task, Task::Promote(_) | Task::Restart { .. }) {
+            self.stuck.forget_redo();
+        }
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;

@@ -332,18 +332,27 @@ const LAST_WORDS: u64 = 64 * 1024;
 
 /// Why the last PostgreSQL to write a log ended: its last PANIC, or else its last FATAL.
 pub fn last_words(log: &Path) -> Option<String> {
+    telling(&end_of(log)?)
+}
+
+/// The end of a log.
+pub fn end_of(log: &Path) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS))).ok()?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
-    telling(&String::from_utf8_lossy(&bytes))
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// After a PANIC those who wait or come are turned away with a FATAL, which says nothing. What was written before the
-/// last start is of another life.
+/// What was written before the last start is of another life.
+pub fn last_life(text: &str) -> &str {
+    text.rfind(" LOG:  starting PostgreSQL ").map_or(text, |at| &text[at..])
+}
+
+/// After a PANIC those who wait or come are turned away with a FATAL, which says nothing.
 fn telling(text: &str) -> Option<String> {
-    let life = text.rfind(" LOG:  starting PostgreSQL ").map_or(text, |at| &text[at..]);
+    let life = last_life(text);
     let last = |cry: &str| life.lines().rev().find_map(|line| line.find(cry).map(|from| line[from + 1..].to_owned()));
     last(" PANIC: ").or_else(|| last(" FATAL: "))
 }

@@ -87,7 +87,9 @@ impl Fault {
                 )
             }
             Fault::StuckPromotion => {
-                format!("{primary}, the primary's host, loses power, and replay stands still at the standby that is chosen")
+                format!(
+                    "{primary}, the primary's host, loses power, and replay stands still at the standby that is chosen"
+                )
             }
             Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
             Fault::CutOut => format!("nothing that {primary}, the primary's host, sends arrives any more"),

@@ -15,7 +15,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
-    postgres::{Knock, Space},
+    postgres::{Knock, Space, Vitals},
 };
 
 /// Both kinds of time an event comes with.
@@ -137,6 +137,10 @@ pub struct Sight {
     pub standbys: Vec<StandbyProgress>,
     /// Timeline of the last checkpoint.
     pub checkpoint_timeline: TimelineId,
+    /// Standby: what replay waits for now, in PostgreSQL's word.
+    pub replay_waits: String,
+    /// Standby: replay is paused.
+    pub replay_paused: bool,
 }
 
 /// What lies in the data directory of a stopped instance.
@@ -278,6 +282,15 @@ pub enum Event {
     },
     /// How much room there is.
     Room(Space),
+    /// A look at recovery or replay.
+    Redo {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        vitals: Vitals,
+        /// What PostgreSQL said last of what keeps it.
+        words: Option<String>,
+    },
     /// An order for this very agent.
     Order(Order),
     /// A task goes on.
