@@ -345,14 +345,12 @@ pub fn end_of(log: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What was written before the last start is of another life.
-pub fn last_life(text: &str) -> &str {
-    text.rfind(" LOG:  starting PostgreSQL ").map_or(text, |at| &text[at..])
-}
+/// A postmaster writes this first; what stands before it is of another life.
+pub const BEGINS: &str = " LOG:  starting PostgreSQL ";
 
 /// After a PANIC those who wait or come are turned away with a FATAL, which says nothing.
 fn telling(text: &str) -> Option<String> {
-    let life = last_life(text);
+    let life = text.rfind(BEGINS).map_or(text, |at| &text[at..]);
     let last = |cry: &str| life.lines().rev().find_map(|line| line.find(cry).map(|from| line[from + 1..].to_owned()));
     last(" PANIC: ").or_else(|| last(" FATAL: "))
 }

@@ -70,7 +70,7 @@ pub async fn watch(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, 
             continue;
         };
         let at = instance.clone();
-        let look = move || (at.vitals(postmaster), complaint(at.log_file()));
+        let look = move || (at.vitals(postmaster), complaint(at.log_file(), postmaster));
         if let Ok((vitals, words)) = blocking(look).await
             && wakes.send(Wake::Core(Event::Redo { life, vitals, words })).is_err()
         {
@@ -81,16 +81,21 @@ pub async fn watch(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, 
 }
 
 /// What PostgreSQL says in its log of not getting on.
-fn complaint(log: &Path) -> Option<String> {
-    complaint_in(&hands::end_of(log)?)
+fn complaint(log: &Path, postmaster: u32) -> Option<String> {
+    complaint_in(&hands::end_of(log)?, postmaster)
 }
 
 /// Whoever is turned away meanwhile fills the log, which says nothing; a newer complaint of another kind says more than
 /// an older one. English, for PostgreSQL runs with `LC_ALL=C`.
-fn complaint_in(text: &str) -> Option<String> {
+fn complaint_in(text: &str, postmaster: u32) -> Option<String> {
     const TURNED_AWAY: [&str; 3] =
         ["the database system is", "terminating connection", "terminating walreceiver process"];
-    let life = hands::last_life(text);
+    let life = match text.rfind(hands::BEGINS) {
+        // Another's: this one has not written anything yet.
+        Some(at) if !text[..at].ends_with(&format!("[{postmaster}]")) => return None,
+        Some(at) => &text[at..],
+        None => text,
+    };
     let telling = |line: &&str| {
         let cries = [" FATAL: ", " ERROR: ", " PANIC: ", " WARNING: "].iter().any(|cry| line.contains(cry));
         let reason = line.contains("is a lower setting than on the primary");
@@ -159,13 +164,14 @@ mod tests {
                    t [3] DETAIL:  Consistent recovery state has not been yet reached.\n";
         let removed =
             "could not receive data from WAL stream: ERROR:  requested WAL segment 03 has already been removed";
-        assert_eq!(complaint_in(log).as_deref(), Some(removed));
+        assert_eq!(complaint_in(log, 1).as_deref(), Some(removed));
+        assert_eq!(complaint_in(log, 7), None, "7 has not begun to write");
         let paused = format!(
             "{log}t [2] WARNING:  hot standby is not possible because of insufficient parameter settings\n\
              t [2] DETAIL:  max_connections = 50 is a lower setting than on the primary server, where its value was 100.\n"
         );
         let lower = "max_connections = 50 is a lower setting than on the primary server, where its value was 100.";
-        assert_eq!(complaint_in(&paused).as_deref(), Some(lower));
-        assert_eq!(complaint_in("t [1] LOG:  starting PostgreSQL 15.1\nt [1] LOG:  all is well\n"), None);
+        assert_eq!(complaint_in(&paused, 1).as_deref(), Some(lower));
+        assert_eq!(complaint_in("t [1] LOG:  starting PostgreSQL 15.1\nt [1] LOG:  all is well\n", 1), None);
     }
 }

@@ -48,7 +48,7 @@ async fn copy_of(first: &Host, cluster: &Cluster) -> Host {
     second
 }
 
-/// PostgreSQL's programs, but `postgres` hangs while there is a file.
+/// PostgreSQL's programs, but a postmaster hangs while there is a file.
 fn programs(dir: &Path) -> (PathBuf, PathBuf) {
     let (bin, hold) = (dir.join("bin"), dir.join("hold"));
     fs::create_dir(&bin).unwrap();
@@ -58,7 +58,10 @@ fn programs(dir: &Path) -> (PathBuf, PathBuf) {
         }
     }
     let (real, hold_path) = (bin_dir().join("postgres"), hold.display().to_string());
-    let script = format!("#!/bin/sh\n[ -e '{hold_path}' ] && exec sleep 1000\nexec '{}' \"$@\"\n", real.display());
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = -D ] && [ -e '{hold_path}' ] && exec sleep 1000\nexec '{}' \"$@\"\n",
+        real.display()
+    );
     fs::write(bin.join("postgres"), script).unwrap();
     fs::set_permissions(bin.join("postgres"), fs::Permissions::from_mode(0o755)).unwrap();
     (bin, hold)
