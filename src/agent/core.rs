@@ -696,6 +696,7 @@ impl Core {
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;
+            self.stuck.follow();
         }
         if !matches!(task, Task::Stop { .. } | Task::Checkpoint) && std::mem::take(&mut self.durable.stopped_by_hand) {
             out.push(Effect::Persist);

@@ -42,6 +42,11 @@ impl Stuck {
         self.redo.forget();
     }
 
+    /// It is to follow somebody: from now on it may be expected to stream.
+    pub(super) fn follow(&mut self) {
+        self.unstreamed = None;
+    }
+
     /// The server answered.
     pub(super) fn answered(&mut self, sight: &Sight, now: Moment) {
         self.ended = false;

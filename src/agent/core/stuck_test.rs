@@ -205,4 +205,9 @@ fn a_standby_that_does_not_stream_is_named_after_a_while() {
     assert_eq!(core.problem(), None);
     core.step(idle(), now(11_000));
     assert_eq!(core.problem(), Some("it does not stream from n2 for more than 10 s: it said so"));
+    // Told to follow again, it gets as long again.
+    core.step(follow(), now(12_000));
+    core.step(Event::Done(TaskEnd::Succeeded), now(12_010));
+    core.step(idle(), now(12_020));
+    assert_eq!(core.problem(), None);
 }
