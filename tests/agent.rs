@@ -12,6 +12,8 @@ mod guarding;
 mod health;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
+#[path = "agent/stuck.rs"]
+mod stuck;
 mod support;
 
 use std::{
@@ -185,15 +187,7 @@ impl Cluster {
 
     /// A standby of nobody on timeline 1, and where its WAL ends.
     async fn standby(&self) -> (Host, v1::WalPosition) {
-        let mut host = self.host(0).await;
-        assert_eq!(host.status().await.state(), State::NoData);
-        host.execute(0, Action::Initdb(v1::Initdb {})).await.unwrap();
-        let stopped = host.until("initdb is done", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        assert_ne!(stopped.system_identifier, 0);
-        host.system = stopped.system_identifier;
-        host.follow(0, None).await;
-        let standby = host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
-        (host, standby.wal_end.unwrap())
+        self.host(0).await.into_standby().await
     }
 
     /// A primary in epoch 1 on timeline 2 with a table `t`.
@@ -257,6 +251,27 @@ impl Host {
         let running = Some(run_agent(config.clone()));
         let agent = dial(socket(&config)).await;
         Host { config, system: 0, running, agent, orders: 0 }
+    }
+
+    /// From nothing to a standby of nobody on timeline 1, and where its WAL ends.
+    async fn into_standby(self) -> (Host, v1::WalPosition) {
+        let mut host = self;
+        assert_eq!(host.status().await.state(), State::NoData);
+        host.execute(0, Action::Initdb(v1::Initdb {})).await.unwrap();
+        let stopped = host.until("initdb is done", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert_ne!(stopped.system_identifier, 0);
+        host.system = stopped.system_identifier;
+        host.follow(0, None).await;
+        let standby = host.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
+        (host, standby.wal_end.unwrap())
+    }
+
+    /// The next that it says by itself.
+    async fn agent_says(&mut self) -> v1::AgentStatus {
+        let request = v1::AgentWatchRequest { to: self.to(0) };
+        let mut stream = self.agent.watch(request).await.unwrap().into_inner();
+        stream.message().await.unwrap();
+        stream.message().await.unwrap().unwrap()
     }
 
     fn local(&self) -> &LocalMember {

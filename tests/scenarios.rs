@@ -43,7 +43,7 @@ use matriarch::{
         Volume, WalPosition,
         membership::GroupView,
         observation::{
-            AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult,
+            AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
             StandbyProgress,
         },
     },
@@ -384,6 +384,7 @@ impl World {
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
+            redo: None,
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {
@@ -425,6 +426,7 @@ impl World {
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
+            "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
             "failed" => {
                 let kind = value.to_owned();
                 view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });

@@ -74,6 +74,11 @@ fn ways_out(hold: &Hold) -> Vec<String> {
             "if {member} is dead for good, wait until its lease has run out; if it lives and should not be primary, \
              `matriarch switchover` or `matriarch failover --candidate …`"
         ),
+        Hold::AgentSlow { member, .. } => format!(
+            "look at the load of {member} and at its agent's log; an agent that hangs loses its lease by itself, and another \
+             member follows; to go ahead: restart the agent of {member} (its PostgreSQL goes on), or \
+             `matriarch failover --candidate …`"
+        ),
         Hold::Promoting { member, .. } | Hold::NotOpen { member } => {
             format!("look at the agent's log on {member}; another member follows by itself when the promotion fails")
         }

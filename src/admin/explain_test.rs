@@ -82,6 +82,7 @@ fn every_hold() -> Vec<Hold> {
     let mut all = vec![
         Hold::WaitingForInitdb { member: n1(), state: None },
         Hold::LeaseHeld { member: n1(), epoch: Epoch(1), lapsed: 0, needed: 2 },
+        Hold::AgentSlow { member: n1(), epoch: Epoch(1), silent: SECOND },
         Hold::Promoting { member: n1(), state: None, remaining: SECOND },
         Hold::TooFewSeals { epoch: Epoch(1), sealed: 0, free: 0, needed: 2 },
         Hold::Collecting { missing: vec![n1()], remaining: SECOND },
@@ -100,6 +101,7 @@ fn every_hold() -> Vec<Hold> {
         match one {
             Hold::WaitingForInitdb { .. }
             | Hold::LeaseHeld { .. }
+            | Hold::AgentSlow { .. }
             | Hold::Promoting { .. }
             | Hold::TooFewSeals { .. }
             | Hold::Collecting { .. }

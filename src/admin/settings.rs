@@ -107,6 +107,7 @@ mod tests {
             "maximum_lag_on_failover=off default off set false ",
             "maximum_lag_on_failover_ms=off default off set false ",
             "on_primary_crash=restart default auto set true ",
+            "redo_stall_ms=10000 default 10000 set false ",
             "site_failover=any default any set false ",
             "wal_room_act=2% default 2% set false ",
             "wal_room_warn=10% default 10% set false ",

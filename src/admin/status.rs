@@ -223,6 +223,15 @@ fn member(
             total => format!("{} {} {} %", work.kind, work.phase, work.done_bytes.saturating_mul(100) / total),
         };
     }
+    if let Some(redo) = &agent.redo {
+        let recovery = if agent.state == PostgresState::Standby { "replay" } else { "recovery" };
+        let still = format!("{recovery} at {}, unmoved for {} s", redo.at, redo.still_ms / 1_000);
+        out.progress = [std::mem::take(&mut out.progress), still]
+            .into_iter()
+            .filter(|p| !p.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
+    }
     out.problems = problems(state, id, agent, holds);
     out.problems.extend(clock(seen.clock_off_ppm, agent));
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());

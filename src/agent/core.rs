@@ -19,6 +19,9 @@ mod pause;
 mod room_test;
 #[cfg(test)]
 mod stray_test;
+mod stuck;
+#[cfg(test)]
+mod stuck_test;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -32,6 +35,7 @@ pub use events::{
     Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
+use stuck::Stuck;
 
 use super::{
     crashes::{After, Cause, Crashes},
@@ -61,6 +65,7 @@ struct Running {
     epoch: Epoch,
     task: Task,
     shown: Work,
+    began: Moment,
 }
 
 /// All that the agent knows.
@@ -93,6 +98,9 @@ pub struct Core {
     strayed: bool,
     /// It hangs and is being ended; what follows is what follows a crash.
     hung: Option<String>,
+    /// Why the restart in place under way was ended.
+    stalled: Option<String>,
+    stuck: Stuck,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -154,6 +162,8 @@ impl Core {
             answered: false,
             strayed: false,
             hung: None,
+            stalled: None,
+            stuck: Stuck::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             crashes: Crashes::default(),
@@ -196,7 +206,7 @@ impl Core {
                     Some(tenure) if tenure.epoch == armed && !remaining.is_zero() => {
                         out.push(Effect::Hold(tenure));
                         if self.durable.restart_intent.is_some() {
-                            self.start_work(0, tenure.epoch, Task::Restart { tenure, resume: true }, out);
+                            self.start_work((0, tenure.epoch), Task::Restart { tenure, resume: true }, now, out);
                         }
                     }
                     // Granted, never held: it is still a standby.
@@ -235,6 +245,7 @@ impl Core {
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
             Event::Room(space) => self.on_room(space, now, &mut out),
+            Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
@@ -242,6 +253,7 @@ impl Core {
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }
             | Event::Knocked { .. }
+            | Event::Redo { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
             | Event::WalEndRead { .. } => {}
@@ -255,6 +267,7 @@ impl Core {
         self.sight = None;
         self.answered = false;
         self.hung = None;
+        self.stuck.begin();
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
@@ -314,6 +327,7 @@ impl Core {
             Ok(sight) => *sight,
             Err(why) => {
                 self.problem = Some(why);
+                self.name_what_is_stuck(now);
                 return;
             }
         };
@@ -351,7 +365,9 @@ impl Core {
         self.wal_end = sight.wal_end;
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
+        self.stuck.answered(&sight, now.moment);
         self.sight = Some(sight);
+        self.name_what_is_stuck(now);
     }
 
     /// Users can't get in. While something works on it, or before it ever answered, that is nothing unusual.
@@ -451,7 +467,7 @@ impl Core {
         let error = match &end {
             TaskEnd::Succeeded if matches!(work.task, Task::Start(_)) => self.failed_start(),
             TaskEnd::Succeeded => None,
-            TaskEnd::Failed { error, .. } => Some(error.clone()),
+            TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
@@ -498,6 +514,11 @@ impl Core {
             self.wal_end_known = false;
             self.survey(true, out);
         }
+        let late = matches!(work.task, Task::Promote(_)) && self.ended_by == EndCause::PromotionLate;
+        if late && self.tree == Tree::Empty {
+            // It may have written its files after they were made safe.
+            self.survey(!self.wal_end_known, out);
+        }
         self.last_order = Some(OrderResult { order: work.shown.order, kind: work.shown.kind, error });
     }
 
@@ -516,7 +537,10 @@ impl Core {
             // The lease was lost on the way; the fence is under way already.
             TaskEnd::Succeeded => self.fence(now, out),
             TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
-            TaskEnd::Failed { .. } => self.end_tenure((EndCause::PromotionFailed, "the promotion failed"), now, out),
+            TaskEnd::Failed { error, .. } => {
+                let why = format!("the promotion failed: {error}");
+                self.end_tenure((EndCause::PromotionFailed, &why), now, out);
+            }
         }
     }
 
@@ -577,13 +601,14 @@ impl Core {
                 self.end_tenure_of(tenure, (EndCause::Hung, &why), now, out);
             }
         }
+        self.end_late_promotion(now, out);
         if let Some(tenure) = self.durable.tenure
             && tenure.phase == Phase::Granted
             && self.work.is_none()
             && self.lease_left(now) > Duration::ZERO
         {
             // Granted to an agent that was restarted on the way: go on from where it was.
-            self.start_work(0, tenure.epoch, Task::Promote(tenure), out);
+            self.start_work((0, tenure.epoch), Task::Promote(tenure), now, out);
         }
         self.try_again(now, out);
     }
@@ -664,10 +689,14 @@ impl Core {
         matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
     }
 
-    fn start_work(&mut self, order: u64, epoch: Epoch, task: Task, out: &mut Vec<Effect>) {
+    fn start_work(&mut self, (order, epoch): (u64, Epoch), task: Task, now: Now, out: &mut Vec<Effect>) {
+        if matches!(task, Task::Promote(_) | Task::Restart { .. }) {
+            self.stuck.forget_redo();
+        }
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;
+            self.stuck.follow();
         }
         if !matches!(task, Task::Stop { .. } | Task::Checkpoint) && std::mem::take(&mut self.durable.stopped_by_hand) {
             out.push(Effect::Persist);
@@ -679,7 +708,7 @@ impl Core {
         let shown =
             Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
         out.push(Effect::Begin(task.clone()));
-        self.work = Some(Running { epoch, task, shown });
+        self.work = Some(Running { epoch, task, shown, began: now.moment });
     }
 
     /// Time left of the lease this host's tenure rests on.

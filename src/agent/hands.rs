@@ -330,18 +330,25 @@ const LAST_WORDS: u64 = 64 * 1024;
 
 /// Why the last PostgreSQL to write a log ended: its last PANIC, or else its last FATAL.
 pub fn last_words(log: &Path) -> Option<String> {
+    telling(&end_of(log)?)
+}
+
+/// The end of a log.
+pub fn end_of(log: &Path) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS))).ok()?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
-    telling(&String::from_utf8_lossy(&bytes))
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// After a PANIC those who wait or come are turned away with a FATAL, which says nothing. What was written before the
-/// last start is of another life.
+/// A postmaster writes this first; what stands before it is of another life.
+pub const BEGINS: &str = " LOG:  starting PostgreSQL ";
+
+/// After a PANIC those who wait or come are turned away with a FATAL, which says nothing.
 fn telling(text: &str) -> Option<String> {
-    let life = text.rfind(" LOG:  starting PostgreSQL ").map_or(text, |at| &text[at..]);
+    let life = text.rfind(BEGINS).map_or(text, |at| &text[at..]);
     let last = |cry: &str| life.lines().rev().find_map(|line| line.find(cry).map(|from| line[from + 1..].to_owned()));
     last(" PANIC: ").or_else(|| last(" FATAL: "))
 }

@@ -31,6 +31,7 @@ pub mod order;
 mod prober;
 mod process;
 mod publish;
+mod redo;
 mod room;
 mod service;
 mod start;

@@ -29,6 +29,8 @@ pub struct Plan {
     pub deadline: Duration,
     /// Counts requests for a probe now.
     pub asked: u64,
+    /// The postmaster whose recovery or replay is to be watched.
+    pub redo: Option<u32>,
 }
 
 /// Probes by `plan` until its sender is gone.
@@ -131,5 +133,7 @@ pub fn sight(probe: Probe, history: TimelineHistory) -> Sight {
         upstream_end: probe.upstream_end,
         standbys: probe.standbys,
         checkpoint_timeline: probe.checkpoint_timeline,
+        replay_waits: probe.replay_waits,
+        replay_paused: probe.replay_paused,
     }
 }

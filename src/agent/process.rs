@@ -23,7 +23,7 @@ use super::{
     hands::{Hands, blocking, chain, last_words, read_disk, said},
     lease_news,
     prober::{self, Plan},
-    room,
+    redo, room,
     service::{Ask, Listener, Service},
     start,
     status::{Identity, essence, reached, status},
@@ -254,6 +254,7 @@ impl Agent {
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
+        tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone()));
         Agent {
             core,
@@ -320,7 +321,8 @@ impl Agent {
             self.perform(effects, None)?;
         }
         let effects = self.core.step(event, now(self.began));
-        self.hands.patient.store(self.core.waits_for_ever(), Ordering::Relaxed);
+        let patient = self.core.waits_for_ever() || self.core.waits_for_redo(now(self.began));
+        self.hands.patient.store(patient, Ordering::Relaxed);
         Ok(effects)
     }
 
@@ -620,8 +622,9 @@ impl Agent {
     fn look_around(&mut self) {
         self.mind_layers();
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
-        let interval = self.core.probe_interval(now(self.began));
-        let plan = interval.map(|interval| Plan { life, interval, deadline, asked });
+        let now = now(self.began);
+        let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
+        let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo });
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;
@@ -646,6 +649,8 @@ impl Agent {
 
     fn pause(&self) -> Duration {
         let tick = if self.core.is_fencing() { TICK_URGENT } else { TICK };
+        let late = self.core.promotion_left(now(self.began)).filter(|left| !left.is_zero());
+        let tick = late.map_or(tick, |left| tick.min(left + Duration::from_millis(1)));
         match self.publish_at {
             Some(at) => at.saturating_duration_since(Instant::now()).min(tick),
             None => tick,

@@ -98,6 +98,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         clock: core.clock().clone(),
         failsafe: failsafe(core, identity.failsafe, now),
         room: core.room(),
+        redo: core.redo(now),
     }
 }
 
@@ -167,6 +168,9 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     if let Some(work) = &mut calm.work {
         work.done_bytes = 0;
         work.total_bytes = 0;
+    }
+    if let Some(redo) = &mut calm.redo {
+        redo.still_ms = 0;
     }
     if let Some(room) = &mut calm.room {
         for volume in room.data.iter_mut().chain(&mut room.wal) {

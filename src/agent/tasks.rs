@@ -20,6 +20,8 @@ use crate::{
 
 /// How often a task asks a server that is about to open.
 const POLL: Duration = Duration::from_millis(20);
+/// So many looks in a row must find that replay waits for more WAL: the first may be from before the last was received.
+const LOOKS_AT_THE_END: u32 = 2;
 
 /// One task with what it needs to know.
 pub struct Job {
@@ -141,7 +143,7 @@ impl Job {
     }
 
     async fn stop(&self, mode: StopMode) -> Result<(), String> {
-        let patience = (mode == StopMode::Fast).then_some(self.hands.timings.stop);
+        let patience = (mode == StopMode::Fast).then_some(self.hands.timings.stop_patience());
         self.hands.stop_postmaster(&self.running_guard()?, patience).await
     }
 
@@ -174,8 +176,10 @@ impl Job {
         copied.map(|_| ()).map_err(said)
     }
 
-    /// Lease first, guard armed, and only then anything that could become writable.
+    /// Lease first, guard armed, and only then anything that could become writable. All of it within one deadline, which
+    /// the rules keep as well.
     async fn promote(&self, tenure: &Tenure) -> Result<(), Failure> {
+        let until = tokio::time::Instant::now() + self.hands.timings.promote;
         let guard = self.running_guard()?;
         let handle = guard.clone();
         let state = blocking(move || handle.refresh().map_err(said)).await??;
@@ -204,7 +208,7 @@ impl Job {
         }
         let Some(session) = session else { return Err("the probe left no session".to_owned().into()) };
         if before.in_recovery {
-            self.open(tenure, &before, &session).await?;
+            self.open(tenure, &before, &session, until).await?;
         }
         self.verify(tenure, &before).await?;
         if !before.in_recovery {
@@ -253,7 +257,13 @@ impl Job {
     }
 
     /// From the held lease to writable.
-    async fn open(&self, tenure: &Tenure, before: &Sight, session: &Session) -> Result<(), String> {
+    async fn open(
+        &self,
+        tenure: &Tenure,
+        before: &Sight,
+        session: &Session,
+        until: tokio::time::Instant,
+    ) -> Result<(), String> {
         let hands = &self.hands;
         hands.progress("sever", 0, 0);
         // With the live names it acknowledges as soon as it is writable, and the lease may have taken its time.
@@ -261,7 +271,7 @@ impl Job {
             return Err(BY_HAND.to_owned());
         }
         self.go_live(session).await?;
-        session.await_severed(hands.timings.promote).await.map_err(said)?;
+        session.await_severed(left(until)).await.map_err(said)?;
         // What was received in the meantime may have brought a newer timeline.
         let probe = hands.instance.probe(&mut None, hands.timings.probe).await.map_err(said)?;
         if !probe.in_recovery {
@@ -271,13 +281,35 @@ impl Job {
         if own != before.wal_end.timeline {
             return Err(format!("its timeline became {own} on the way"));
         }
+        self.await_replay(session, until).await?;
         self.is_free(tenure.timeline).await?;
         let (instance, below) = (hands.instance.clone(), tenure.timeline);
         blocking(move || instance.place_stubs(own, below).map_err(said)).await??;
         self.still_held(tenure)?;
         hands.progress("promote", 0, 0);
         session.promote().await.map_err(said)?;
-        session.await_primary(hands.timings.promote).await.map_err(said)
+        session.await_primary(left(until)).await.map_err(said)
+    }
+
+    /// Nothing is received any more; what was is replayed before the promotion, so that everybody sees how far it is.
+    async fn await_replay(&self, session: &Session, until: tokio::time::Instant) -> Result<(), String> {
+        let mut at_its_end = 0;
+        let mut from = None;
+        while at_its_end < LOOKS_AT_THE_END {
+            let replay = session.replay(left(until)).await.map_err(said)?;
+            let begin = *from.get_or_insert(replay.replayed);
+            let (done, total) = (replay.replayed.bytes_past(begin), replay.received.bytes_past(begin));
+            self.hands.progress("replay", done, total);
+            if replay.is_through() {
+                return Ok(());
+            }
+            at_its_end = if replay.waits { at_its_end + 1 } else { 0 };
+            if left(until).is_zero() {
+                return Err(format!("WAL was replayed up to {} only, of {}", replay.replayed, replay.received));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
     }
 
     /// The reserved number was taken by nobody whose history file came here: PostgreSQL would take the next one, and that
@@ -447,6 +479,10 @@ impl Job {
             Ok(Err(also)) | Err(also) => format!("{error}; and standby.signal could not be put back: {also}"),
         }
     }
+}
+
+fn left(until: tokio::time::Instant) -> Duration {
+    until.saturating_duration_since(tokio::time::Instant::now())
 }
 
 /// What is promoted without the lease may have taken any timeline.

@@ -212,6 +212,21 @@ impl Cluster {
         Ok(began)
     }
 
+    /// The processes of the host's PostgreSQL that replay WAL: at most one, unless it changes just now.
+    pub(crate) fn startup_processes(&self, host: &str) -> Vec<i32> {
+        let Ok(postmaster) = self.postmaster(host) else { return Vec::new() };
+        let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut below = processes::children(postmaster);
+        below.retain(|pid| title(pid).contains(": startup"));
+        below
+    }
+
+    /// Names of the members that are none of `these`.
+    pub(crate) fn others_than(&self, these: &[&str]) -> impl Iterator<Item = &str> {
+        let names = self.layout.members.iter().map(|m| m.name.as_str());
+        names.filter(|name| !these.contains(name))
+    }
+
     /// Cuts the host off, where hosts have a network of their own.
     pub(crate) fn cut(&self, host: &str, how: Cut) -> Result<Instant> {
         let network = self.network.as_ref().context("a host can be cut off with --netns only")?;

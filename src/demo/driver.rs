@@ -108,7 +108,7 @@ impl Driver {
         let began = began.with_context(|| format!("inject {fault}"))?;
         let resumed = tokio::select! {
             resumed = self.wait_for_write(ROUTED, began, old) => resumed,
-            never = fault.go_on(&self.cluster, &primary) => match never {},
+            never = fault.go_on(&self.cluster, &self.watcher, &primary) => match never {},
         };
         let marks = self.watcher.marks(began, before.epoch).earliest(self.logged_marks(began));
         match &resumed {

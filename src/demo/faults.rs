@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
-use super::{cluster::Cluster, disks::Disk, netns::Cut, supervisor::Role, watcher::Watcher, workload};
+use super::{cluster::Cluster, disks::Disk, netns::Cut, processes, supervisor::Role, watcher::Watcher, workload};
 use crate::rpc::v1::StatusReply;
 
 /// How soon a postmaster that came back is killed again.
@@ -29,6 +29,9 @@ pub enum Fault {
     StopTree,
     /// The postmaster is killed whenever there is one, until another host is primary.
     CrashLoop,
+    /// Replay stands still on every standby, then the host loses power: whoever is chosen can't be promoted, and replay
+    /// goes on at the others.
+    StuckPromotion,
     /// The host is cut off, both ways; its processes go on (--netns).
     Cut,
     /// Nothing that the host sends arrives (--netns).
@@ -55,6 +58,7 @@ impl fmt::Display for Fault {
             Fault::StopPostgres => "stop-postgres",
             Fault::StopTree => "stop-tree",
             Fault::CrashLoop => "crash-loop",
+            Fault::StuckPromotion => "stuck-promotion",
             Fault::Cut => "cut",
             Fault::CutOut => "cut-out",
             Fault::CutIn => "cut-in",
@@ -80,6 +84,11 @@ impl Fault {
             Fault::CrashLoop => {
                 format!(
                     "the postmaster of {primary}, the primary, is killed whenever there is one, until another is primary"
+                )
+            }
+            Fault::StuckPromotion => {
+                format!(
+                    "{primary}, the primary's host, loses power, and replay stands still at the standby that is chosen"
                 )
             }
             Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
@@ -120,12 +129,19 @@ impl Fault {
     }
 
     /// Goes on with the fault until it is dropped.
-    pub(crate) async fn go_on(self, cluster: &Cluster, primary: &str) -> Infallible {
+    pub(crate) async fn go_on(self, cluster: &Cluster, watcher: &Watcher, primary: &str) -> Infallible {
+        let mut chosen = None;
         loop {
             tokio::time::sleep(CRASH_PACE).await;
             match self {
                 // There may be no postmaster at this moment, or a dead one's file.
                 Fault::CrashLoop => drop(cluster.signal_postmaster(primary, Signal::SIGKILL)),
+                Fault::StuckPromotion if chosen.is_none() => {
+                    chosen = watcher.status().and_then(|status| promoted(&status));
+                    if let Some(chosen) = &chosen {
+                        cluster.others_than(&[primary, chosen]).for_each(|host| replay(cluster, host, Signal::SIGCONT));
+                    }
+                }
                 // The segment that is written has room still, and so have those that were made ahead.
                 Fault::WalFull => drop(workload::switch_wal(&cluster.layout, primary).await),
                 _ => {}
@@ -141,6 +157,10 @@ impl Fault {
             Fault::KillPostgres | Fault::CrashLoop => cluster.signal_postmaster(primary, Signal::SIGKILL),
             Fault::StopPostgres => cluster.signal_postmaster(primary, Signal::SIGSTOP),
             Fault::StopTree => cluster.signal_postgres(primary, Signal::SIGSTOP),
+            Fault::StuckPromotion => {
+                cluster.others_than(&[primary]).for_each(|host| replay(cluster, host, Signal::SIGSTOP));
+                tokio::task::block_in_place(|| cluster.kill_host(primary))
+            }
             Fault::Cut => cluster.cut(primary, Cut::BothWays),
             Fault::CutOut => cluster.cut(primary, Cut::Sends),
             Fault::CutIn => cluster.cut(primary, Cut::Receives),
@@ -164,6 +184,11 @@ impl Fault {
                 tokio::task::block_in_place(|| cluster.boot_host(host))?;
                 Ok(Some(format!("{host} is started again")))
             }
+            Fault::StuckPromotion => {
+                // One that nobody has chosen.
+                cluster.others_than(&[host]).for_each(|host| replay(cluster, host, Signal::SIGCONT));
+                Fault::KillHost.mend(cluster, host, postmaster)
+            }
             Fault::StopPostgres | Fault::StopTree => {
                 let same = cluster.postmaster(host).ok().filter(|pid| Some(*pid) == postmaster);
                 if same.is_none() {
@@ -185,5 +210,18 @@ impl Fault {
                 Ok(None)
             }
         }
+    }
+}
+
+/// The member that is being promoted.
+fn promoted(status: &StatusReply) -> Option<String> {
+    status.members.iter().find(|m| m.state == "promoting").map(|m| m.member.clone())
+}
+
+/// Sends a signal to the process that replays WAL, where one runs.
+fn replay(cluster: &Cluster, host: &str, signal: Signal) {
+    for pid in cluster.startup_processes(host) {
+        // It may have ended in between.
+        let _ = processes::signal(pid, signal);
     }
 }

@@ -29,11 +29,13 @@ pub enum EndCause {
     Ordered,
     /// The agent started anew and found nothing of it.
     Restarted,
+    /// The promotion did not come to its end in time.
+    PromotionLate,
 }
 
 impl EndCause {
     /// All of them, by their numbers on the wire.
-    pub const ALL: [EndCause; 11] = [
+    pub const ALL: [EndCause; 12] = [
         EndCause::Unknown,
         EndCause::Lease,
         EndCause::Superseded,
@@ -45,6 +47,7 @@ impl EndCause {
         EndCause::PromotionFailed,
         EndCause::Ordered,
         EndCause::Restarted,
+        EndCause::PromotionLate,
     ];
 
     /// PostgreSQL or what it stands on failed, so that the next primary may fail of the same; not a lost host or lease, and
@@ -77,6 +80,7 @@ impl EndCause {
             Self::PromotionFailed => "promotion-failed",
             Self::Ordered => "ordered",
             Self::Restarted => "restarted",
+            Self::PromotionLate => "promotion-late",
         }
     }
 }
@@ -95,6 +99,7 @@ impl fmt::Display for EndCause {
             Self::PromotionFailed => "its promotion failed",
             Self::Ordered => "somebody asked for it",
             Self::Restarted => "its agent started anew and found nothing of it",
+            Self::PromotionLate => "it was not promoted in time",
         })
     }
 }

@@ -226,6 +226,19 @@ pub struct AgentView {
     pub failsafe: FailsafeView,
     /// Free space; `None` until it was looked at, and from an agent that doesn't look.
     pub room: Option<RoomView>,
+    /// Recovery or replay, while it is watched; `None` when there is no need to.
+    pub redo: Option<RedoView>,
+}
+
+/// Where recovery or replay is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct RedoView {
+    /// What it is at: a segment of WAL, or a position.
+    pub at: String,
+    /// So long it has not got on, in milliseconds.
+    pub still_ms: u64,
+    /// That is too long.
+    pub stands: bool,
 }
 
 /// How a host ends a PostgreSQL that must not write, in words for people.

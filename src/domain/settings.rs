@@ -252,6 +252,9 @@ settings! {
     /// A crash this long ago counts no more.
     crash_window: Duration = "crash_window_ms", Duration::from_secs(60), 1000..=86_400_000,
         "a crash this long ago counts no more";
+    /// Recovery or replay that stands still this long is stuck.
+    redo_stall: Duration = "redo_stall_ms", Duration::from_secs(10), 1000..=86_400_000,
+        "recovery that gets no further for this long (segment, CPU, reads and writes, waits) is ended and begun again; replay that stands still as long is reported";
     /// So many failovers after crashes, one after the other, happen by themselves.
     failover_limit: u32 = "failover_limit", 3, 0..=1000,
         "so many failovers after crashes of PostgreSQL in a row happen by themselves, then it is restarted in place until a primary lasts or \

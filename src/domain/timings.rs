@@ -274,6 +274,12 @@ impl Timings {
     /// The kernel keeps the end of a set element to two of its ticks, of at most 10 ms each.
     pub const KERNEL_TICKS: Duration = ms(20);
 
+    /// How long an agent waits for a fast stop. Less than `stop`, so that the leader, who rolls a switchover back after
+    /// that, finds the stop ended one way or the other and not half-way.
+    pub fn stop_patience(&self) -> Duration {
+        self.stop - self.report.min(self.stop / 2)
+    }
+
     /// The timings with Raft's own taken from `started`: Raft can't change them while it runs.
     pub fn with_raft_of(self, started: &Timings) -> Timings {
         let Timings { heartbeat, election_min, election_max, .. } = *started;

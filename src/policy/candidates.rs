@@ -48,7 +48,8 @@ pub fn successor(
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
-            (!c.passed_over, wishes.prefers(&of), c.end, !c.short, !c.failed_to_promote, of.priority, c.running)
+            let steady = (!c.short, !c.stands, !c.failed_to_promote);
+            (!c.passed_over, wishes.prefers(&of), c.end, steady, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });
@@ -166,6 +167,7 @@ struct Candidate {
     passed_over: bool,
     failed_to_promote: bool,
     short: bool,
+    stands: bool,
 }
 
 /// Why nothing may be granted to this host, whatever its data is like. It holds before an operation as well as after.
@@ -255,6 +257,8 @@ fn fitness(
         // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270), and one
         // that can't even start is passed over for that.
         short,
+        // Its promotion would wait for replay to go on, perhaps until it is given up.
+        stands: agent.redo.as_ref().is_some_and(|redo| redo.stands),
     })
 }
 

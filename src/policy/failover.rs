@@ -6,7 +6,7 @@
 //! asked. No grant precedes the end of the promises (DESIGN: "When FenceEpoch
 //! may be proposed").
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
 use crate::{
@@ -90,8 +90,31 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
         };
         return Some(Verdict::Propose(Kind::Fence { reason }));
     }
+    if silent && let Some(silent) = renewed_by_a_silent_agent(s, *epoch, member) {
+        return Some(Verdict::Hold(Hold::AgentSlow { member: member.clone(), epoch: *epoch, silent }));
+    }
     (silent || have > 0)
         .then(|| Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: have, needed: need }))
+}
+
+/// How long the holder's agent has told its manager nothing, which is heard, while voters report a renewal from it that is
+/// too young for a dead one. Its lease thread is another than the one that tells.
+fn renewed_by_a_silent_agent(s: &Situation<'_>, epoch: Epoch, member: &MemberId) -> Option<Duration> {
+    let agent_at = s.fresh(member).filter(|o| o.agent.is_some())?.agent_at;
+    let membership = s.membership();
+    let lately = |m: &&MemberId| {
+        membership.has_voter(m)
+            && s.fresh(m).is_some_and(|o| {
+                // From its receipt on a promise runs for `grant`. A living agent tells at least once in `report`.
+                let age = s.timings.grant.saturating_sub(Duration::from_millis(o.promise.remaining_ms));
+                o.promise.epoch == epoch
+                    && !o.promise.lapsed
+                    && s.now.since(o.at) + age + s.timings.report < s.now.since(agent_at)
+            })
+    };
+    let renewed = s.seen.keys().filter(lately).cloned().collect();
+    let Count { have, need } = membership.count(&renewed);
+    (have >= need).then(|| s.now.since(agent_at))
 }
 
 /// Who reports no promise left for `epoch`, voter or not. One that does not know of a

@@ -115,3 +115,31 @@ fn a_grant_under_a_joint_membership_needs_the_seals_of_both_halves() {
     let bench = bench.seal("d", "standby 2:80");
     assert!(missing(&bench).is_none());
 }
+
+#[test]
+fn an_agent_that_says_nothing_and_renews_is_slow_and_one_that_is_dead_is_not() {
+    let hold = |left_ms: u64| {
+        let renewed = Promise { remaining_ms: left_ms, ..promise(1, false, true) };
+        let mut bench =
+            Bench::new("granted a open 2").promise("b", renewed).promise("c", renewed).says("a", "primary 2:200");
+        bench.seen.get_mut(&id("a")).unwrap().agent_at = Moment::from_millis(55_000);
+        match lease_ran_out(&bench.situation()) {
+            Some(Verdict::Hold(hold)) => hold,
+            other => panic!("{other:?}"),
+        }
+    };
+    let slow = Hold::AgentSlow { member: id("a"), epoch: Epoch(1), silent: Duration::from_secs(5) };
+    assert_eq!(hold(3_000), slow, "renewed 200 ms ago, 5 s after its last word");
+    assert!(matches!(hold(0), Hold::AgentSlow { .. }), "with `normal` a promise of 3.2 s is younger than that word");
+    let mut bench = Bench::new("granted a open 2").promise("b", promise(1, false, true)).says("a", "primary 2:200");
+    bench.seen.get_mut(&id("a")).unwrap().agent_at = Moment::from_millis(55_000);
+    let one = lease_ran_out(&bench.situation());
+    assert!(matches!(one, Some(Verdict::Hold(Hold::LeaseHeld { .. }))), "one voter is no majority: {one:?}");
+    let mut died = Bench::new("granted a open 2").says("a", "primary 2:200");
+    for voter in ["b", "c"] {
+        died = died.promise(voter, Promise { remaining_ms: 100, ..promise(1, false, true) });
+    }
+    died.seen.get_mut(&id("a")).unwrap().agent_at = Moment::from_millis(56_000);
+    let dead = lease_ran_out(&died.situation());
+    assert!(matches!(dead, Some(Verdict::Hold(Hold::LeaseHeld { .. }))), "renewed just after its last word: {dead:?}");
+}

@@ -43,6 +43,15 @@ pub enum Hold {
         /// Voters needed.
         needed: usize,
     },
+    /// The primary's agent tells its manager nothing, and renews its lease: it is slow, not dead.
+    AgentSlow {
+        /// The primary.
+        member: MemberId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// Since it was last heard of.
+        silent: Duration,
+    },
     /// A granted member has not finished its promotion.
     Promoting {
         /// Who.
@@ -417,6 +426,11 @@ impl fmt::Display for Hold {
                     "{member} holds the lease of epoch {epoch}: {lapsed} of {needed} voters needed report it run out"
                 )
             }
+            Self::AgentSlow { member, epoch, silent } => write!(
+                f,
+                "the agent of {member} has said nothing for {} and renews the lease of epoch {epoch}: it is slow or hangs, and is not dead",
+                seconds(silent)
+            ),
             Self::Promoting { member, state, remaining } => {
                 let state = state.map_or("not heard of", state_word);
                 write!(f, "{member} is granted and {state}, given up in {}", seconds(remaining))

@@ -344,6 +344,13 @@ fn stopped_cleanly(agent: &AgentView) -> bool {
     agent.state == PostgresState::Stopped && agent.clean_shutdown && agent.wal_end_known && agent.lease.held
 }
 
+/// The fast stop took too long for its agent, so that there is no shutdown checkpoint: it is started again, and not stopped
+/// once more in what time is left.
+fn stopped_the_hard_way(agent: &AgentView) -> bool {
+    let stopped = agent.last_order.as_ref().is_some_and(|order| order.kind == "stop");
+    stopped && matches!(agent.state, PostgresState::Crashed | PostgresState::Starting)
+}
+
 /// Rule 260.
 pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let operation = running(s, OperationPhase::Stop)?;
@@ -351,7 +358,8 @@ pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
     let hopeless = gone(s, &operation.to)
         || gone(s, from)
         || host_unfit(s, &operation.to).is_some()
-        || left_behind(s, operation, from);
+        || left_behind(s, operation, from)
+        || s.agent(from).is_some_and(stopped_the_hard_way);
     if hopeless || remaining(s, s.timings.stop).is_zero() {
         return Some(advance(operation, OperationPhase::RollBack));
     }

@@ -187,6 +187,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clock: Default::default(),
         failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
         room: None,
+        redo: None,
     };
     if state == PostgresState::Primary {
         view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();

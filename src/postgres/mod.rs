@@ -20,6 +20,7 @@ pub mod probe;
 pub mod rewind;
 pub mod session;
 mod space;
+mod vitals;
 mod waldump;
 
 pub use basebackup::CloneError;
@@ -30,7 +31,8 @@ pub use error::PostgresError;
 pub use initdb::InitdbError;
 pub use instance::{DataState, Instance, PostmasterCommand};
 pub use knock::Knock;
-pub use probe::{Probe, ProbeError};
+pub use probe::{Probe, ProbeError, waits_at_the_end};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
 pub use space::{Place, Space, VolumeSpace};
+pub use vitals::Vitals;

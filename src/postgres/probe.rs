@@ -34,6 +34,10 @@ pub struct Probe {
     pub standbys: Vec<StandbyProgress>,
     /// Timeline of the last checkpoint; a rewind from this server needs it to be the current one.
     pub checkpoint_timeline: TimelineId,
+    /// Standby: what replay waits for now (`wait_event` of the startup process); empty: it works, or nothing is known.
+    pub replay_waits: String,
+    /// Standby: replay is paused, by hand or by PostgreSQL itself.
+    pub replay_paused: bool,
     /// Drawn by initdb.
     pub system_identifier: u64,
     /// `server_version_num`.
@@ -90,6 +94,7 @@ const QUERY: &str = "\
 SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received,
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END AS replayed,
+  CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS paused,
   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS flushed,
   CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_flush_lsn()) END AS walfile,
   c.timeline_id AS checkpoint_timeline, r.min_recovery_end_timeline AS recovery_timeline,
@@ -190,6 +195,8 @@ impl Instance {
             upstream: self.member_at(text("sender_host"), text("sender_port")),
             standbys: text("standbys").map(|t| standbys(t, wal_end.lsn)).unwrap_or_default(),
             checkpoint_timeline,
+            replay_waits: text("startup_wait").unwrap_or_default().to_owned(),
+            replay_paused: text("paused") == Some("t"),
             // bigint in SQL, unsigned in pg_control.
             system_identifier: number("system_identifier").unwrap_or_default().cast_unsigned(),
             server_version: text("version").and_then(|t| t.parse().ok()).unwrap_or_default(),
@@ -223,7 +230,7 @@ fn closed() -> SqlError {
 }
 
 /// The startup process has read all local WAL and waits for more.
-fn waits_at_the_end(wait_event: &str) -> bool {
+pub fn waits_at_the_end(wait_event: &str) -> bool {
     matches!(wait_event, "RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
 }
 

@@ -5,7 +5,8 @@ use std::{error::Error as _, io, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
 
-use super::instance::Instance;
+use super::{instance::Instance, probe::waits_at_the_end};
+use crate::domain::Lsn;
 
 /// For calls that a healthy server answers at once.
 const SHORT: Duration = Duration::from_secs(5);
@@ -81,6 +82,26 @@ impl SqlError {
     /// The server says that it can't take connections now: it starts or shuts down.
     pub fn is_not_yet(&self) -> bool {
         matches!(self, SqlError::Database { sqlstate, .. } if sqlstate == SqlState::CANNOT_CONNECT_NOW.code())
+    }
+}
+
+/// How far replay has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replay {
+    /// Up to here.
+    pub replayed: Lsn,
+    /// What was received by streaming in this life of the server; zero: nothing.
+    pub received: Lsn,
+    /// All local WAL was read, more is waited for.
+    pub waits: bool,
+    /// It is paused or delayed, which a promotion ends.
+    pub held: bool,
+}
+
+impl Replay {
+    /// There is nothing left that a promotion would have to wait for.
+    pub fn is_through(&self) -> bool {
+        self.held || (self.received > Lsn(0) && self.replayed >= self.received)
     }
 }
 
@@ -206,6 +227,26 @@ impl Session {
         let sql = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
                    (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
         self.until("waiting for the WAL receiver to end", sql, deadline).await
+    }
+
+    /// How far replay has come on a standby.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn replay(&self, deadline: Duration) -> Result<Replay, SqlError> {
+        let sql = "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0'), coalesce(pg_last_wal_receive_lsn(), '0/0'), \
+                   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1)";
+        let rows = self.query("looking at replay", sql, deadline.min(SHORT)).await?;
+        let row = rows.first();
+        let lsn = |column| row.and_then(|r| r.get(column)).and_then(|t| t.parse().ok()).unwrap_or_default();
+        let event = row.and_then(|r| r.get(2)).unwrap_or_default();
+        Ok(Replay {
+            replayed: lsn(0),
+            received: lsn(1),
+            waits: waits_at_the_end(event),
+            // The promotion ends either of them.
+            held: matches!(event, "RecoveryPause" | "RecoveryApplyDelay"),
+        })
     }
 
     async fn until(&self, doing: &'static str, sql: &str, deadline: Duration) -> Result<(), SqlError> {

@@ -7,7 +7,7 @@ use crate::domain::{
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
-        OrderResult, PostgresState, Promise, StandbyProgress, Work,
+        OrderResult, PostgresState, Promise, RedoView, StandbyProgress, Work,
     },
 };
 
@@ -296,6 +296,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         room: view.room.as_ref().map(room),
         heard_end: Some(position(view.heard.end)),
         heard_complete_ago_ms: view.heard.complete_ago_ms,
+        redo: view.redo.clone().map(|RedoView { at, still_ms, stands }| v1::Redo { at, still_ms, stands }),
     }
 }
 
@@ -436,6 +437,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         },
         room: raw.room.map(room_view),
         heard: HeardOfPrimary { end: position_of(raw.heard_end), complete_ago_ms: raw.heard_complete_ago_ms },
+        redo: raw.redo.map(|v1::Redo { at, still_ms, stands }| RedoView { at, still_ms, stands }),
     })
 }
 

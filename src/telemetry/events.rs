@@ -75,6 +75,9 @@ pub const POSTGRES_CRASHED: &str = "postgres.crashed";
 /// PostgreSQL was promoted. Fields: `epoch`, `timeline`, `lsn`, `elapsed_ms`.
 pub const PROMOTED: &str = "postgres.promoted";
 
+/// Recovery, replay or streaming of this host stands still. Fields: `reason`.
+pub const STUCK: &str = "postgres.stuck";
+
 /// A member is coming back into line. Fields: `method` (follow, rewind, reclone), `from`.
 pub const REJOIN_STARTED: &str = "rejoin.started";
 /// It follows the primary again. Fields: `method`, `elapsed_ms`.

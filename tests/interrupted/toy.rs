@@ -190,6 +190,7 @@ fn blank(me: &MemberId) -> AgentView {
         paused: false,
         stopped_by_hand: false,
         room: None,
+        redo: None,
         fence: FenceView::default(),
         layers: Vec::new(),
         clock: Default::default(),

@@ -15,14 +15,19 @@ impl Core {
         let expected = matches!(task, Some(Task::Stop { .. } | Task::Rewind(_) | Task::Clone(_)));
         let handled_by_task = matches!(task, Some(Task::Stop { .. } | Task::Restart { .. } | Task::Promote(_)));
         let hung = self.hung.take();
+        let restarts = self.restarts();
+        if restarts {
+            // What follows from that is the task's end's to say.
+            self.stalled.clone_from(&hung);
+        }
         self.left = !expected && !fenced && !handled_by_task && hung.is_none() && self.answered;
         if !expected && !fenced {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
             self.note_failed_start();
         }
         match self.durable.tenure {
-            Some(tenure) if hung.is_some() => self.crash(tenure, true, now, out),
-            Some(tenure) if fenced => {
+            Some(tenure) if hung.is_some() && !restarts => self.crash(tenure, true, now, out),
+            Some(tenure) if fenced && hung.is_none() => {
                 self.end_tenure_of(tenure, (EndCause::Lease, "the guard ended PostgreSQL"), now, out)
             }
             Some(tenure) if handled_by_task => {
@@ -96,6 +101,7 @@ impl Core {
         let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
         match end {
             TaskEnd::Succeeded if still_ours => {
+                self.stalled = None;
                 self.durable.restart_intent = None;
                 self.set_phase(Phase::Primary);
                 self.idle_since = None;
@@ -106,10 +112,11 @@ impl Core {
             }
             TaskEnd::Succeeded => self.fence(now, out),
             TaskEnd::Failed { .. } => {
+                let stalled = self.stalled.take().is_some();
                 if still_ours {
                     self.set_phase(Phase::Crashed);
                     self.idle_since.get_or_insert(now.moment);
-                    let cause = self.crash_cause();
+                    let cause = if stalled { EndCause::Hung } else { self.crash_cause() };
                     if let After::FailOver(why) = self.note_crash(now, out) {
                         self.end_tenure_of(tenure, (cause, &why), now, out);
                     }

@@ -15,7 +15,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
-    postgres::{Knock, Space},
+    postgres::{Knock, Space, Vitals},
 };
 
 /// Both kinds of time an event comes with.
@@ -36,12 +36,15 @@ pub struct Limits {
     pub kill: Duration,
     /// How long a crashed or stopped primary may keep its lease.
     pub primary_start: Duration,
+    /// How long a promotion may take, from its order to its end.
+    pub promote: Duration,
 }
 
 impl Limits {
     /// Those among all timings.
     pub fn of(timings: &Timings) -> Limits {
-        Limits { hold: timings.hold, kill: timings.kill, primary_start: timings.primary_start }
+        let Timings { hold, kill, primary_start, promote, .. } = *timings;
+        Limits { hold, kill, primary_start, promote }
     }
 }
 
@@ -134,6 +137,10 @@ pub struct Sight {
     pub standbys: Vec<StandbyProgress>,
     /// Timeline of the last checkpoint.
     pub checkpoint_timeline: TimelineId,
+    /// Standby: what replay waits for now, in PostgreSQL's word.
+    pub replay_waits: String,
+    /// Standby: replay is paused.
+    pub replay_paused: bool,
 }
 
 /// What lies in the data directory of a stopped instance.
@@ -275,6 +282,15 @@ pub enum Event {
     },
     /// How much room there is.
     Room(Space),
+    /// A look at recovery or replay.
+    Redo {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        vitals: Vitals,
+        /// What PostgreSQL said last of what keeps it.
+        words: Option<String>,
+    },
     /// An order for this very agent.
     Order(Order),
     /// A task goes on.

@@ -113,7 +113,7 @@ impl Core {
                 Task::Checkpoint
             }
         };
-        self.start_work(order.id, order.epoch, task, out);
+        self.start_work((order.id, order.epoch), task, now, out);
         Ok(true)
     }
 

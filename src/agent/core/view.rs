@@ -145,7 +145,7 @@ impl Core {
         match &self.disk {
             Some(Disk::Unusable(why)) => Some(why),
             Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH),
-            _ => self.problem.as_deref(),
+            _ => self.stuck.said().or(self.problem.as_deref()),
         }
     }
 

@@ -122,7 +122,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(restart_in_place),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "a heavy load leaves more WAL to replay: up to primary_start, see the next row",
+        note: "a heavy load leaves more WAL to replay: up to primary_start if a standby could take over, as long as it gets on if not",
         ..ROW
     },
     Row {
@@ -163,7 +163,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(restart_hangs),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "worst: other tries fail first, and the last one begins just before primary_start is over",
+        note: "each try that stands still for redo_stall counts as a crash; with `restart` it is tried for ever",
         ..ROW
     },
     Row {
@@ -346,7 +346,7 @@ pub(super) const ROWS: &[Row] = &[
         domain: FailureDomain::TwoHosts,
         statistics: Statistics::Deadline,
         noticed: Noticed::Yes(promotion_hangs),
-        note: "worst: first the WAL receiver does not end, then the promotion",
+        note: "a successor that has to be started first may take as long for that as well",
         ..ROW
     },
     Row {

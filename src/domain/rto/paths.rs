@@ -21,7 +21,7 @@ const EFFECT: Duration = Duration::from_millis(300);
 const BACKOFF: Duration = Duration::from_millis(500);
 /// At most this.
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// Free space is looked at this often (`agent::room`).
+/// Free space, and recovery, are looked at this often (`agent::room`, `agent::redo`).
 const LOOK: Duration = Duration::from_secs(1);
 /// A primary whose disk is full does not wait longer for a checkpoint (`policy::room`).
 const HURRY: Duration = Duration::from_secs(3);
@@ -261,14 +261,21 @@ pub(super) fn restart_fails(s: &Sums<'_>) -> Vec<Phase> {
     joined([s.kill(), wait], s.handed_over())
 }
 
-/// The last try may begin just before `primary_start` is over, and has as long itself.
+/// A try that stands still is ended after `redo_stall` and counts like a crash (`agent::core::stuck`). None is begun once
+/// `primary_start` is over, and none takes longer than that.
 pub(super) fn restart_hangs(s: &Sums<'_>) -> Vec<Phase> {
     let Timings { primary_start, .. } = *s.timings;
-    let start = s.latencies.survey.plus(s.latencies.start);
-    let tries = Spread { worst: primary_start, ..Spread::default() };
-    let spread = Spread::of(primary_start).plus(tries).plus(start).plus(Spread::up_to(s.latencies.tick));
-    let wait = phase("restarts", spread, "primary_start from the crash, and a try that is under way");
-    joined([s.kill(), wait, s.kill()], s.handed_over())
+    let stall = s.settings.redo_stall.min(primary_start);
+    let in_time = u32::try_from(primary_start.as_millis().div_ceil(stall.as_millis())).unwrap_or(u32::MAX);
+    let tries = s.settings.crash_budget.min(in_time).max(1);
+    let found = Spread::of(stall).plus(Spread { best: Duration::ZERO, average: LOOK / 2, worst: LOOK * 2 });
+    let once = s.latencies.survey.plus(s.latencies.start).plus(found).plus(s.killed());
+    let pauses: Duration = (1..tries).map(|n| (BACKOFF * (1 << (n - 1).min(5))).min(BACKOFF_MAX)).sum();
+    let longest = primary_start + stall + LOOK * 2;
+    let spread = once.each(|d| (d * tries + pauses).min(longest));
+    let wait =
+        phase("restarts", spread, "redo_stall for each try, crash_budget of them, none begun after primary_start");
+    joined([s.kill(), wait], s.handed_over())
 }
 
 /// A knock is begun every third of the time it may take, one at a time.
@@ -333,8 +340,8 @@ pub(super) fn promotion_fails(s: &Sums<'_>) -> Vec<Phase> {
 
 pub(super) fn promotion_hangs(s: &Sums<'_>) -> Vec<Phase> {
     let promote = s.timings.promote;
-    let spread = Spread { best: promote, average: promote, worst: promote * 2 };
-    let hangs = phase("hangs", spread.plus(s.promote().spread), "promote for each of its two steps");
+    let spread = Spread::of(promote).plus(Spread::up_to(LOOK_AGAIN));
+    let hangs = phase("hangs", spread, "promote for all of it, from the order on");
     let first = joined([s.lease()], joined(s.choice(false), vec![hangs, s.kill()]));
     joined(first, s.handed_over())
 }

@@ -216,6 +216,7 @@ impl World {
             upstream_end: None,
             standbys: Vec::new(),
             checkpoint_timeline: data.checkpoint.0,
+            ..Sight::default()
         })
     }
 

@@ -154,7 +154,6 @@ impl World {
                 let wait = self.sky.dice.lag(40 * MS, 300 * MS, 25, 3 * SECOND);
                 let epoch = Some(tenure.epoch);
                 self.sky.after(wait, i, life, What::Postgres(PgEvent::Promoted { epoch }));
-                run.until = self.local(i, self.sky.timings.promote);
                 run.step = Step::AwaitPrimary;
                 Ok(Some(15 * MS))
             }

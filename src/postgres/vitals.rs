@@ -1,0 +1,109 @@
+//! What recovery does, seen from outside: a server that recovers answers nobody, and may do so for an hour for good
+//! reasons.
+//!
+//! Looked at are the startup process, which replays, and the checkpointer, which it waits for at the end of a primary's
+//! recovery: CPU time and voluntary switches from `/proc/PID/stat` and `status`, bytes read and written from
+//! `/proc/PID/io` (proc(5)), the segment from the title of the startup process, and when `pg_control` was written, for
+//! that has the minimum recovery point.
+
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
+
+use super::instance::Instance;
+
+/// `/proc/PID/stat` counts in hundredths of a second (USER_HZ) on every machine that PostgreSQL is packaged for.
+const TICK: Duration = Duration::from_millis(10);
+
+/// What recovery has come to, and has used up so far.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Vitals {
+    /// The startup process; 0: there is none.
+    pub pid: u32,
+    /// What it says it does, e.g. `recovering 000000010000000000000003`; empty: nothing.
+    pub doing: String,
+    /// When `pg_control` was last written; only whether it changed means something.
+    pub control: Option<SystemTime>,
+    /// CPU time.
+    pub cpu: Duration,
+    /// Bytes read and written, by system calls.
+    pub bytes: u64,
+    /// How often it waited for something and went on.
+    pub switches: u64,
+}
+
+impl Instance {
+    /// The vitals of recovery below this postmaster. Takes a few reads of `/proc`; what can't be read counts as nothing.
+    pub fn vitals(&self, postmaster: u32) -> Vitals {
+        let control = fs::metadata(self.data_dir().join("global/pg_control")).and_then(|m| m.modified());
+        let mut vitals = Vitals { control: control.ok(), ..Vitals::default() };
+        for (pid, title) in children(postmaster) {
+            let Some((who, doing)) = role(&title) else { continue };
+            if who == "startup" {
+                (vitals.pid, vitals.doing) = (pid, doing.to_owned());
+            }
+            let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            vitals.cpu += cpu(&read("stat"));
+            vitals.bytes += sum(&read("io"), &["rchar:", "wchar:"]);
+            vitals.switches += sum(&read("status"), &["voluntary_ctxt_switches:"]);
+        }
+        vitals
+    }
+}
+
+/// The children of the postmaster's main thread with their titles; it has no other thread.
+fn children(postmaster: u32) -> Vec<(u32, String)> {
+    let pids = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
+    let titled = |pid: &str| {
+        let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        Some((pid.parse().ok()?, title))
+    };
+    pids.split_whitespace().filter_map(titled).collect()
+}
+
+/// `postgres: startup recovering 0000…` is `startup`, and `recovering 0000…`.
+fn role(title: &str) -> Option<(&'static str, &str)> {
+    let said = title.trim_end_matches(['\0', ' ']).strip_prefix("postgres: ")?;
+    ["startup", "checkpointer"].into_iter().find_map(|who| {
+        let doing = said.strip_prefix(who)?;
+        (doing.is_empty() || doing.starts_with(' ')).then_some((who, doing.trim()))
+    })
+}
+
+/// Fields 14 and 15; the second one, the name, is in brackets and may have blanks.
+fn cpu(stat: &str) -> Duration {
+    let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let ticks: u32 = after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u32>().ok()).sum();
+    TICK * ticks
+}
+
+fn sum(text: &str, keys: &[&str]) -> u64 {
+    let value = |line: &str| keys.iter().find_map(|key| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+    text.lines().filter_map(value).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_title_tells_who_it_is_and_what_it_does() {
+        let recovering = "postgres: startup recovering 0000000100000000000000A5\0\0\0";
+        assert_eq!(role(recovering), Some(("startup", "recovering 0000000100000000000000A5")));
+        assert_eq!(role("postgres: startup \0"), Some(("startup", "")));
+        assert_eq!(role("postgres: checkpointer \0"), Some(("checkpointer", "")));
+        assert_eq!(role("postgres: startupper demo [local] idle"), None);
+        assert_eq!(role("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"), None);
+    }
+
+    #[test]
+    fn what_proc_says_is_added_up() {
+        let stat = "4242 (postgres: st)rtup) S 1 4242 4242 0 -1 4194560 900 0 0 0 150 25 0 0 20 0 1 0 8 9 10";
+        assert_eq!(cpu(stat), Duration::from_millis(1_750));
+        assert_eq!(cpu("gone"), Duration::ZERO);
+        assert_eq!(sum("rchar: 100\nwchar: 23\nsyscr: 7\n", &["rchar:", "wchar:"]), 123);
+        let status = "Threads:\t1\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t4\n";
+        assert_eq!(sum(status, &["voluntary_ctxt_switches:"]), 17);
+    }
+}
