@@ -33,6 +33,7 @@ mod process;
 mod publish;
 mod room;
 mod service;
+mod stall;
 mod start;
 pub mod status;
 pub mod store;

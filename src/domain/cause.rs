@@ -29,11 +29,13 @@ pub enum EndCause {
     Ordered,
     /// The agent started anew and found nothing of it.
     Restarted,
+    /// A disk under PostgreSQL finished no write, failed, or lost its files.
+    Storage,
 }
 
 impl EndCause {
     /// All of them, by their numbers on the wire.
-    pub const ALL: [EndCause; 11] = [
+    pub const ALL: [EndCause; 12] = [
         EndCause::Unknown,
         EndCause::Lease,
         EndCause::Superseded,
@@ -45,12 +47,13 @@ impl EndCause {
         EndCause::PromotionFailed,
         EndCause::Ordered,
         EndCause::Restarted,
+        EndCause::Storage,
     ];
 
     /// PostgreSQL or what it stands on failed, so that the next primary may fail of the same; not a lost host or lease, and
     /// nobody asked for it.
     pub fn is_postgresqls(self) -> bool {
-        matches!(self, Self::Crash | Self::Hung | Self::NoSpace | Self::Stuck)
+        matches!(self, Self::Crash | Self::Hung | Self::NoSpace | Self::Stuck | Self::Storage)
     }
 
     /// Its number on the wire.
@@ -77,6 +80,7 @@ impl EndCause {
             Self::PromotionFailed => "promotion-failed",
             Self::Ordered => "ordered",
             Self::Restarted => "restarted",
+            Self::Storage => "storage",
         }
     }
 }
@@ -95,6 +99,7 @@ impl fmt::Display for EndCause {
             Self::PromotionFailed => "its promotion failed",
             Self::Ordered => "somebody asked for it",
             Self::Restarted => "its agent started anew and found nothing of it",
+            Self::Storage => "a disk stood still or failed",
         })
     }
 }

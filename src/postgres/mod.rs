@@ -20,6 +20,7 @@ pub mod probe;
 pub mod rewind;
 pub mod session;
 mod space;
+mod touch;
 mod waldump;
 
 pub use basebackup::CloneError;
@@ -34,3 +35,4 @@ pub use probe::{Probe, ProbeError};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
 pub use space::{Place, Space, VolumeSpace};
+pub use touch::Touch;

@@ -15,7 +15,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
-    postgres::{Knock, Space},
+    postgres::{Knock, Place, Space, Touch},
 };
 
 /// Both kinds of time an event comes with.
@@ -272,6 +272,15 @@ pub enum Event {
         life: u64,
         /// What it saw.
         result: Result<Box<Sight>, String>,
+    },
+    /// A block was written to a volume, or is still being written.
+    Touched {
+        /// Which.
+        place: Place,
+        /// What became of it; `None`: it has not ended within `waited`.
+        touch: Option<Touch>,
+        /// How long it was waited.
+        waited: Duration,
     },
     /// How much room there is.
     Room(Space),

@@ -141,11 +141,11 @@ impl Core {
     }
 
     /// Why it isn't healthy.
-    pub fn problem(&self) -> Option<&str> {
+    pub fn problem(&self) -> Option<String> {
         match &self.disk {
-            Some(Disk::Unusable(why)) => Some(why),
-            Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH),
-            _ => self.problem.as_deref(),
+            Some(Disk::Unusable(why)) => Some(why.clone()),
+            Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH.to_owned()),
+            _ => self.storage_problem().or_else(|| self.problem.clone()),
         }
     }
 
