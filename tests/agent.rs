@@ -12,6 +12,8 @@ mod guarding;
 mod health;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
+#[path = "agent/stalled.rs"]
+mod stalled;
 mod support;
 
 use std::{
@@ -185,7 +187,11 @@ impl Cluster {
 
     /// A standby of nobody on timeline 1, and where its WAL ends.
     async fn standby(&self) -> (Host, v1::WalPosition) {
-        let mut host = self.host(0).await;
+        self.standby_of(self.config(0)).await
+    }
+
+    async fn standby_of(&self, config: Config) -> (Host, v1::WalPosition) {
+        let mut host = Host::start(config).await;
         assert_eq!(host.status().await.state(), State::NoData);
         host.execute(0, Action::Initdb(v1::Initdb {})).await.unwrap();
         let stopped = host.until("initdb is done", |s| s.state() == State::Stopped && s.wal_end_known).await;
@@ -198,7 +204,11 @@ impl Cluster {
 
     /// A primary in epoch 1 on timeline 2 with a table `t`.
     async fn primary(&self) -> Host {
-        let (mut host, end) = self.standby().await;
+        self.primary_of(self.config(0)).await
+    }
+
+    async fn primary_of(&self, config: Config) -> Host {
+        let (mut host, end) = self.standby_of(config).await;
         host.promote(1, 2, end).await;
         let primary = host.until("it is primary", |s| s.state() == State::Primary).await;
         assert_eq!(primary.wal_end.unwrap().timeline, 2);
