@@ -404,6 +404,7 @@ impl World {
         let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("`{word}` wants a number"));
         match key {
             "ended" => (view.ended_epoch, view.fenced_epoch) = (Epoch(number()), Epoch(number())),
+            "fenced" => view.fenced_epoch = Epoch(number()),
             "timings" => view.lease.timings = TimingsId(number()),
             "clock-off" => view.clock.own_off = true,
             "promised" => view.failsafe.promise_left_ms = number(),

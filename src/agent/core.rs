@@ -266,6 +266,7 @@ impl Core {
         self.sight = None;
         self.answered = false;
         self.hung = None;
+        self.volumes.found();
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;

@@ -71,6 +71,11 @@ impl Volumes {
         missing.or_else(|| of("data directory", &self.data)).or_else(|| of("WAL", &self.wal))
     }
 
+    /// A postmaster was started, so its files were there.
+    pub fn found(&mut self) {
+        self.missing = 0;
+    }
+
     fn is_missing(&self) -> bool {
         self.missing >= LOOKS
     }
@@ -183,5 +188,8 @@ mod tests {
         assert!(volumes.problem(true).is_some_and(|why| why.contains("is gone")));
         volumes.see(Place::Data, None, WAITED);
         assert!(volumes.problem(true).is_some_and(|why| why.contains("is gone")), "nobody has looked again");
+        volumes.see(Place::Data, Some(&Touch::Missing), WAITED);
+        volumes.found();
+        assert_eq!(volumes.problem(true), None);
     }
 }

@@ -126,7 +126,7 @@ fn a_data_directory_that_is_gone_ends_the_epoch_when_it_is_missed_twice() {
     assert_eq!(running.step(touched(Touch::Missing), now(2_000)), []);
     assert!(running.problem().is_some_and(|why| why.contains("is gone")), "it is named, and nothing is granted to it");
 
-    let mut fresh = super::tests::agent(Durable::default(), Found::Nothing, Some(Disk::NoData)).0;
+    let mut fresh = tests::agent(Durable::default(), Found::Nothing, Some(Disk::NoData)).0;
     fresh.step(touched(Touch::Missing), now(1_000));
     fresh.step(touched(Touch::Missing), now(2_000));
     assert_eq!(fresh.problem(), None, "there never was one");
