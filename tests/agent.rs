@@ -12,6 +12,8 @@ mod guarding;
 mod health;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
+#[path = "agent/stalled.rs"]
+mod stalled;
 #[path = "agent/stuck.rs"]
 mod stuck;
 mod support;
@@ -187,12 +189,20 @@ impl Cluster {
 
     /// A standby of nobody on timeline 1, and where its WAL ends.
     async fn standby(&self) -> (Host, v1::WalPosition) {
-        self.host(0).await.into_standby().await
+        self.standby_of(self.config(0)).await
+    }
+
+    async fn standby_of(&self, config: Config) -> (Host, v1::WalPosition) {
+        Host::start(config).await.into_standby().await
     }
 
     /// A primary in epoch 1 on timeline 2 with a table `t`.
     async fn primary(&self) -> Host {
-        let (mut host, end) = self.standby().await;
+        self.primary_of(self.config(0)).await
+    }
+
+    async fn primary_of(&self, config: Config) -> Host {
+        let (mut host, end) = self.standby_of(config).await;
         host.promote(1, 2, end).await;
         let primary = host.until("it is primary", |s| s.state() == State::Primary).await;
         assert_eq!(primary.wal_end.unwrap().timeline, 2);

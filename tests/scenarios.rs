@@ -38,7 +38,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
+        ClusterId, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
         PostgresState, Profile, Promise, RoomView, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId,
         Volume, WalPosition,
         membership::GroupView,
@@ -375,8 +375,9 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             crashed_lately: false,
+            storage: None,
             never_streamed: false,
-            ended_by: matriarch::domain::EndCause::Unknown,
+            ended_by: EndCause::Unknown,
             paused: false,
             stopped_by_hand: false,
             fence: FenceView::default(),
@@ -404,6 +405,7 @@ impl World {
         let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("`{word}` wants a number"));
         match key {
             "ended" => (view.ended_epoch, view.fenced_epoch) = (Epoch(number()), Epoch(number())),
+            "fenced" => view.fenced_epoch = Epoch(number()),
             "timings" => view.lease.timings = TimingsId(number()),
             "clock-off" => view.clock.own_off = true,
             "promised" => view.failsafe.promise_left_ms = number(),
@@ -422,6 +424,8 @@ impl World {
             "heard" => view.heard.end = position(value),
             "by-hand" => view.stopped_by_hand = true,
             "unknown" => view.wal_end_known = false,
+            "ended-by" => view.ended_by = EndCause::ALL.into_iter().find(|c| c.name() == value).unwrap(),
+            "storage" => view.storage = Some(value.replace('-', " ")),
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
@@ -550,7 +554,7 @@ impl World {
     }
 
     fn notice(&mut self, member: &MemberId, end: &str, how: &[&str]) {
-        let cause = |c: &&matriarch::domain::EndCause| how.contains(&c.name());
+        let cause = |c: &&EndCause| how.contains(&c.name());
         let epoch = match &self.state.lock {
             Lock::Fenced { previous: Some((last, _)), .. } => *last,
             _ => self.state.epoch,
@@ -561,7 +565,7 @@ impl World {
             fenced: true,
             end: position(end),
             clean: how.contains(&"clean"),
-            cause: matriarch::domain::EndCause::ALL.iter().find(cause).copied().unwrap_or_default(),
+            cause: EndCause::ALL.iter().find(cause).copied().unwrap_or_default(),
         };
         self.notices.insert(member.clone(), notice);
     }

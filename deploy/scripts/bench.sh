@@ -11,7 +11,7 @@ network=()
 faults="kill-host kill-postgres stop-postgres stop-tree crash-loop kill-agent kill-manager switchover"
 if [ "$(id -u)" = 0 ]; then
     network=(--netns)
-    faults="$faults cut cut-out cut-in wal-full data-full"
+    faults="$faults cut cut-out cut-in wal-full data-full freeze-disk"
 fi
 for profile in ${PROFILES:-fast normal}; do
     for fault in ${FAULTS:-$faults}; do

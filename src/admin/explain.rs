@@ -173,6 +173,9 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
             format!("restart the agent of {member}, or put a slower profile in force: `matriarch profile NAME`")
         }
         Unfit::NoRoom { .. } => format!("`matriarch status` says how much room {member} has; make more"),
+        Unfit::Storage { .. } => {
+            format!("repair the disk of {member}; it counts again once a write there ends")
+        }
         Unfit::NoTarget { .. } => format!("look at the agent's log on {member}, if it should stream"),
         Unfit::Promised { left } => wait(*left, &format!("the promise of {member} ends then")),
         Unfit::NotAsked { .. } => {

@@ -43,6 +43,7 @@ fn every_unfit() -> Vec<Unfit> {
         Unfit::Behind { end, needed: end },
         Unfit::NoRoom { volumes: vec![] },
         Unfit::NoTarget { why: "x".into() },
+        Unfit::Storage { why: "x".into() },
     ];
     for one in &all {
         match one {
@@ -67,7 +68,8 @@ fn every_unfit() -> Vec<Unfit> {
             | Unfit::AgeUnknown { .. }
             | Unfit::Behind { .. }
             | Unfit::NoRoom { .. }
-            | Unfit::NoTarget { .. } => {}
+            | Unfit::NoTarget { .. }
+            | Unfit::Storage { .. } => {}
         }
     }
     all

@@ -17,6 +17,9 @@ mod orders;
 mod pause;
 #[cfg(test)]
 mod room_test;
+mod stalled;
+#[cfg(test)]
+mod stalled_test;
 #[cfg(test)]
 mod stray_test;
 mod stuck;
@@ -42,6 +45,7 @@ use super::{
     freshness::Freshness,
     order::Address,
     room::Room,
+    stall::Volumes,
     store::{Durable, Phase, Tenure},
 };
 use crate::{
@@ -117,6 +121,10 @@ pub struct Core {
     room: Room,
     /// What the primary has said of its WAL, while this was a standby.
     freshness: Freshness,
+    /// Whether the disks under PostgreSQL take writes.
+    volumes: Volumes,
+    /// When a primary's flushed WAL was last seen to have grown.
+    flushed: Option<Moment>,
     /// What operators have set, as this version reads `durable.settings`.
     settings: Settings,
     checkpoints_done: u64,
@@ -172,6 +180,8 @@ impl Core {
             pauses: 0,
             left: false,
             room: Room::default(),
+            volumes: Volumes::default(),
+            flushed: None,
             checkpoints_done: 0,
             problem: None,
             system,
@@ -244,6 +254,7 @@ impl Core {
             Event::Order(order) => self.on_order(order, now, &mut out),
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
+            Event::Touched { place, touch, waited } => self.on_touched(place, touch, waited, now, &mut out),
             Event::Room(space) => self.on_room(space, now, &mut out),
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
@@ -268,6 +279,7 @@ impl Core {
         self.answered = false;
         self.hung = None;
         self.stuck.begin();
+        self.volumes.found();
         self.disk = None;
         self.follows = None;
         self.fencing_since = None;
@@ -346,6 +358,9 @@ impl Core {
                         out,
                     ),
                 };
+            }
+            if self.sight.as_ref().is_some_and(|last| !last.in_recovery && last.wal_end < sight.wal_end) {
+                self.flushed = Some(now.moment);
             }
             out.push(Effect::SetWal(sight.wal_end));
         }

@@ -22,6 +22,8 @@ pub struct Crashes {
 pub enum Cause {
     /// There was no room for what it had to write.
     NoSpace,
+    /// The disk failed: what it says to have on it may not be there.
+    Storage,
     /// Anything else.
     Other,
 }
@@ -30,7 +32,14 @@ impl Cause {
     /// By its last words. They are English, for it runs with `LC_ALL=C`.
     pub fn of(words: &str) -> Cause {
         let says = |part: &str| words.contains(part);
-        if says("No space left on device") || says("Disk quota exceeded") { Cause::NoSpace } else { Cause::Other }
+        let any = |parts: &[&str]| parts.iter().any(|part| says(part));
+        if any(&["No space left on device", "Disk quota exceeded"]) {
+            Cause::NoSpace
+        } else if any(&["could not fsync", "could not write", "Input/output error", "Read-only file system"]) {
+            Cause::Storage
+        } else {
+            Cause::Other
+        }
     }
 }
 
@@ -58,6 +67,9 @@ impl Crashes {
         let spent = count > settings.crash_budget as usize;
         let after = match settings.on_primary_crash {
             OnPrimaryCrash::Failover if followed => After::FailOver("PostgreSQL ended by itself".to_owned()),
+            OnPrimaryCrash::Auto if cause == Cause::Storage && followed => {
+                After::FailOver("PostgreSQL ended because a disk failed".to_owned())
+            }
             OnPrimaryCrash::Auto if again && followed => {
                 After::FailOver("PostgreSQL found no room for its WAL again after its reserve was freed".to_owned())
             }
@@ -74,6 +86,13 @@ impl Crashes {
             self.at.pop_front();
         }
         after
+    }
+
+    /// The lock was given up for what this host stands on: whoever else can is to be primary for a while.
+    pub fn gave_up(&mut self, now: Moment) {
+        self.at.push_back(now);
+        self.given_up = true;
+        self.happened(now);
     }
 
     /// One happened, be it one that nothing but a restart can follow.
@@ -166,9 +185,28 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_failed_is_not_trusted_again_while_somebody_else_can_go_on() {
+        for (policy, followed, given_up) in [
+            (OnPrimaryCrash::Auto, true, true),
+            (OnPrimaryCrash::Auto, false, false),
+            (OnPrimaryCrash::Restart, true, false),
+        ] {
+            let after = Crashes::default().note(&with(policy), Cause::Storage, followed, at(0));
+            assert_eq!(after != After::Restart, given_up, "{policy:?}, followed: {followed}");
+        }
+    }
+
+    #[test]
     fn the_last_words_tell_want_of_room_from_the_rest() {
         let full = "exit code 1, PANIC:  could not write to file \"pg_wal/xlogtemp.42\": No space left on device";
         assert_eq!(Cause::of(full), Cause::NoSpace);
         assert_eq!(Cause::of("exit code 1, PANIC:  stuck spinlock detected"), Cause::Other);
+        for broken in [
+            "PANIC:  could not fsync file \"pg_wal/000000010000000000000003\": Input/output error",
+            "PANIC:  could not write to log file 000000010000000000000003 at offset 0, length 8192: Input/output error",
+            "FATAL:  could not open file \"postmaster.pid\": Read-only file system",
+        ] {
+            assert_eq!(Cause::of(broken), Cause::Storage, "{broken}");
+        }
     }
 }

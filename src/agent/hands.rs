@@ -20,7 +20,7 @@ use super::{
     process::Wake,
 };
 use crate::{
-    domain::{Epoch, Generation, TimelineHistory, Timings, moment::TwoClocks},
+    domain::{Epoch, Generation, TimelineHistory, Timings, WalPosition, moment::TwoClocks},
     guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
     layers::Layers,
     lease::HolderHandle,
@@ -239,11 +239,9 @@ impl Hands {
             && facts.clean_shutdown
         {
             // Only the shutdown checkpoint is to be read, which takes milliseconds.
-            let end = self.instance.wal_end_on_disk().await;
-            let end = end.and_then(|end| Ok((end, self.instance.lineage(end)?)));
-            match end {
+            match self.end_and_history().await {
                 Ok((end, history)) => (facts.proven_end, facts.history) = (Some(end), history),
-                Err(error) => tracing::warn!(error = chain(&error), "failed to read the shutdown checkpoint"),
+                Err(error) => tracing::warn!(error, "failed to read the shutdown checkpoint"),
             }
         }
         let unread = matches!(&disk, Disk::Present(facts) if facts.proven_end.is_none());
@@ -257,22 +255,28 @@ impl Hands {
     /// know, so this is tried again until it succeeds or somebody starts it.
     async fn read_wal_end(&self, life: u64) {
         loop {
-            let read = self.instance.wal_end_on_disk().await;
+            let read = self.end_and_history().await;
             if self.life.load(Ordering::SeqCst) != life || self.wakes.is_closed() {
                 return;
             }
-            let read = read.and_then(|end| Ok((end, self.instance.lineage(end)?)));
             match read {
                 Ok((end, history)) => {
                     let _ = self.wakes.send(Wake::Core(Event::WalEndRead { life, end, history }));
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), "failed to find the end of WAL, trying again");
+                    tracing::warn!(error, "failed to find the end of WAL, trying again");
                     tokio::time::sleep(Duration::from_secs(5)).await;
                 }
             }
         }
+    }
+
+    async fn end_and_history(&self) -> Result<(WalPosition, TimelineHistory), String> {
+        let end = self.instance.wal_end_on_disk().await.map_err(said)?;
+        let instance = self.instance.clone();
+        let history = blocking(move || instance.lineage(end).map_err(said)).await??;
+        Ok((end, history))
     }
 
     /// Removes what a rewind or a clone has kept aside. That may take minutes, in which a crashed primary must be

@@ -34,6 +34,7 @@ mod publish;
 mod redo;
 mod room;
 mod service;
+mod stall;
 mod start;
 pub mod status;
 pub mod store;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     core::{Event, Sight},
+    hands::{blocking, said},
     process::Wake,
 };
 use crate::{
@@ -57,7 +58,7 @@ pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, wa
 }
 
 /// Of the time that one knock may take, so much lies between two.
-const KNOCKS: u32 = 3;
+pub(super) const KNOCKS: u32 = 3;
 
 /// Knocks by `plan` until its sender is gone. One at a time, each until its deadline: a server that froze is found out
 /// between one deadline and one and a third after that.
@@ -92,13 +93,13 @@ impl Prober {
             (self.life, self.session, self.history) = (life, None, None);
         }
         let probe = self.instance.probe(&mut self.session, deadline).await.map_err(|e| words(&e))?;
-        let history = self.history(probe.wal_end)?;
+        let history = self.history(probe.wal_end, deadline).await?;
         Ok(Box::new(sight(probe, history)))
     }
 
     /// The first record of a timeline that was just gone over to may not be there yet. Far from its beginning it is not
     /// looked for any more: what a copy didn't bring along won't come.
-    fn history(&mut self, end: WalPosition) -> Result<TimelineHistory, String> {
+    async fn history(&mut self, end: WalPosition, deadline: Duration) -> Result<TimelineHistory, String> {
         let complete = |h: &TimelineHistory| {
             let began = h.switches.last().map_or(end.lsn, |s| s.end);
             h.first_records.contains_key(&h.timeline) || h.switches.is_empty() || end.lsn.bytes_past(began) > SOUGHT
@@ -106,9 +107,19 @@ impl Prober {
         if let Some(known) = self.history.as_ref().filter(|h| h.timeline == end.timeline && complete(h)) {
             return Ok(known.clone());
         }
-        let history = self.instance.lineage(end).map_err(|e| e.to_string())?;
+        let history = lineage(&self.instance, end, deadline).await?;
         self.history = Some(history.clone());
         Ok(history)
+    }
+}
+
+/// See [`Instance::lineage`]; on a disk that stands still it takes no longer than `deadline`.
+pub async fn lineage(instance: &Instance, end: WalPosition, deadline: Duration) -> Result<TimelineHistory, String> {
+    let instance = instance.clone();
+    let read = blocking(move || instance.lineage(end).map_err(said));
+    match tokio::time::timeout(deadline, read).await {
+        Ok(read) => read?,
+        Err(_) => Err(format!("the history of timeline {} could not be read within {deadline:?}", end.timeline)),
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
     prober::{self, Plan},
     redo, room,
     service::{Ask, Listener, Service},
-    start,
+    stall, start,
     status::{Identity, essence, reached, status},
     store::Store,
     tasks::{self, Job},
@@ -36,7 +36,7 @@ use crate::{
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
     layers::Left,
     lease::{HolderOptions, HolderThread},
-    postgres::Instance,
+    postgres::{Instance, Place},
     rpc::v1,
 };
 
@@ -82,6 +82,12 @@ pub(super) struct Agent {
     pub(super) guard: Option<GuardHandle>,
     pub(super) task: Option<JoinHandle<()>>,
     pub(super) plan: watch::Sender<Option<Plan>>,
+    /// How long a write to a disk may take, and a probe.
+    pub(super) patience: watch::Sender<Duration>,
+    /// The last kill without the guard; one whose processes hang takes its time, and is not begun twice.
+    pub(super) killing: Option<(u64, JoinHandle<()>)>,
+    /// The last look for a PostgreSQL that no guard watches.
+    pub(super) looking: Option<JoinHandle<()>>,
     pub(super) asked: u64,
     pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
     pub(super) statuses: watch::Sender<v1::AgentStatus>,
@@ -255,6 +261,10 @@ impl Agent {
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        let (patience, _) = watch::channel(hands.timings.probe);
+        for place in [Place::Data, Place::Wal] {
+            tokio::spawn(stall::watch(hands.instance.clone(), place, patience.subscribe(), hands.wakes.clone()));
+        }
         tokio::spawn(prober::run(hands.instance.clone(), plan_receiver, hands.wakes.clone()));
         Agent {
             core,
@@ -263,6 +273,9 @@ impl Agent {
             guard,
             task: None,
             plan,
+            patience,
+            killing: None,
+            looking: None,
             asked: 0,
             probes_wanted: Vec::new(),
             statuses: watch::Sender::new(first.clone()),
@@ -531,7 +544,7 @@ impl Agent {
 
     /// Directly, not on another thread: nothing is more urgent, and it takes
     /// microseconds unless the guard is stalled; then the agent doesn't wait for it.
-    fn fence(&self) {
+    fn fence(&mut self) {
         let Some(guard) = &self.guard else { return };
         if let Err(error) = guard.fence() {
             tracing::error!(error = chain(&error), "the guard did not take the order to fence");
@@ -539,12 +552,16 @@ impl Agent {
         }
     }
 
-    fn kill_tree(&self) {
+    fn kill_tree(&mut self) {
+        let life = self.core.life();
+        if self.killing.as_ref().is_some_and(|(of, kill)| *of == life && !kill.is_finished()) {
+            return;
+        }
         let pid = match self.core.tree() {
             Tree::Running { pid } => pid,
             Tree::Empty | Tree::Ending => 0,
         };
-        tokio::spawn(self.hands.clone().kill_tree(self.core.life(), pid));
+        self.killing = Some((life, tokio::spawn(self.hands.clone().kill_tree(life, pid))));
     }
 
     /// After a restart of the agent: the guard still has the deadline of this epoch.
@@ -625,6 +642,7 @@ impl Agent {
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo });
+        self.patience.send_if_modified(|old| std::mem::replace(old, deadline) != deadline);
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;
             *old = plan;

@@ -19,17 +19,23 @@ impl Agent {
         }
     }
 
-    pub(super) fn look_for_strangers(&self) {
+    /// Beside the loop, for the data directory may be on a disk that stands still; no look is begun before the last one.
+    pub(super) fn look_for_strangers(&mut self) {
         let quiet = self.core.tree() == Tree::Empty && self.core.work().is_none();
-        if !quiet || self.hands.instance.running_pid().is_none() {
+        if !quiet || self.looking.as_ref().is_some_and(|look| !look.is_finished()) {
             return;
         }
-        if start::is_stranger(&self.hands.instance, self.core.durable()) {
-            // Somebody else's, and in nobody's way: whatever would start here is refused as long as it runs.
-            return;
-        }
-        let (hands, life) = (self.hands.clone(), self.core.life());
-        tokio::spawn(async move {
+        let (hands, life, known) = (self.hands.clone(), self.core.life(), self.core.durable().clone());
+        self.looking = Some(tokio::spawn(async move {
+            let at_work = hands.clone();
+            let found = blocking(move || {
+                let instance = &at_work.instance;
+                // Somebody else's is in nobody's way: whatever would start here is refused as long as it runs.
+                instance.running_pid().is_some() && !start::is_stranger(instance, &known)
+            });
+            if !found.await.unwrap_or(false) {
+                return;
+            }
             let _works = hands.data_dir.lock().await;
             if hands.life.load(Ordering::SeqCst) != life {
                 return;
@@ -42,7 +48,7 @@ impl Agent {
                     tracing::error!(error, "failed to end a PostgreSQL that no guard watches");
                 }
             }
-        });
+        }));
     }
 
     /// Answers every request that the probe began after.

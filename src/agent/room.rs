@@ -76,6 +76,11 @@ impl Room {
         }
     }
 
+    /// WAL is known to be on another volume than the data.
+    pub fn has_wal_apart(&self) -> bool {
+        self.seen.is_some_and(|space| space.wal.is_some())
+    }
+
     /// As others see it.
     pub fn view(&self, settings: &Settings) -> Option<RoomView> {
         let space = self.seen?;

@@ -7,7 +7,7 @@ use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode},
-    prober::sight,
+    prober::{lineage, sight},
     process::Wake,
     store::Tenure,
 };
@@ -220,8 +220,9 @@ impl Job {
 
     async fn look(&self, session: &mut Option<Session>) -> Result<Sight, String> {
         let instance = &self.hands.instance;
-        let probe = instance.probe(session, self.hands.timings.probe).await.map_err(said)?;
-        let history = instance.lineage(probe.wal_end).map_err(said)?;
+        let deadline = self.hands.timings.probe;
+        let probe = instance.probe(session, deadline).await.map_err(said)?;
+        let history = lineage(instance, probe.wal_end, deadline).await?;
         Ok(sight(probe, history))
     }
 

@@ -2,6 +2,7 @@
 //! and all gone at the end.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, Write as _},
     os::unix::{
@@ -10,6 +11,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::{
-    disks::{self, Disk},
+    disks::{self, Disk, Disks, Frozen},
     groups::Groups,
     layout::{Host, Layout, host_names},
     netns::{self, Cut, Network},
@@ -55,7 +57,7 @@ pub(crate) struct Wanted {
     /// As systemd's units have it: these groups are delegated, and the agent has its capabilities.
     pub(crate) as_units: bool,
     /// Small disks for each host's PostgreSQL ([`disks::own_mounts`] was called).
-    pub(crate) disks: bool,
+    pub(crate) disks: Option<Disks>,
 }
 
 /// Those of deploy/systemd/matriarch-agent.service, with their bits (capabilities(7), linux/capability.h).
@@ -80,6 +82,8 @@ pub(crate) struct Cluster {
     groups: Option<Groups>,
     supervisor: Supervisor,
     warden: Warden,
+    /// Hosts whose disk stands still.
+    frozen: Mutex<BTreeMap<String, Frozen>>,
     keep: bool,
     story: Story,
 }
@@ -109,9 +113,17 @@ impl Cluster {
         let prefix = network.as_ref().map(|n| n.prefix().to_owned());
         let warden = Warden::start(&wanted.exe, &layout, prefix.as_deref(), wanted.keep)?;
         let supervisor = Supervisor::new(story)?;
-        let mut cluster =
-            Cluster { layout, network, groups, supervisor, warden, keep: wanted.keep, story: story.clone() };
-        if wanted.disks {
+        let mut cluster = Cluster {
+            layout,
+            network,
+            groups,
+            supervisor,
+            warden,
+            frozen: Mutex::default(),
+            keep: wanted.keep,
+            story: story.clone(),
+        };
+        if wanted.disks == Some(Disks::Memory) {
             cluster.layout.bin_dir = disks::programs(&cluster.layout.bin_dir, &root)?;
         }
         cluster.layout.write()?;
@@ -245,6 +257,22 @@ impl Cluster {
         disk.fill(&self.layout.member(host)?.dir, 0)
     }
 
+    /// Lets no write to the host's disk end, where hosts have disks of their own.
+    pub(crate) fn freeze(&self, host: &str) -> Result<Instant> {
+        let (began, frozen) = Disk::Data.freeze(&self.layout.member(host)?.dir)?;
+        self.frozen().insert(host.to_owned(), frozen);
+        Ok(began)
+    }
+
+    /// The disk goes on.
+    pub(crate) fn thaw(&self, host: &str) {
+        drop(self.frozen().remove(host));
+    }
+
+    fn frozen(&self) -> MutexGuard<'_, BTreeMap<String, Frozen>> {
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives it back.
     pub(crate) fn empty(&self, host: &str, disk: Disk) -> Result<()> {
         disk.empty(&self.layout.member(host)?.dir)
@@ -315,6 +343,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // What hangs on a disk can't be killed.
+        self.frozen().clear();
         self.supervisor.stop();
         let spare = [self.warden.pid];
         if let Err(e) = processes::kill_until_none(|| processes::descendants(&spare), KILL_DEADLINE) {
@@ -411,6 +441,7 @@ pub(crate) fn warden() -> Result<()> {
     if next()? == "done" || !root.is_absolute() {
         return Ok(());
     }
+    disks::thaw(&root);
     let programs = [std::env::current_exe()?, root.clone(), bin];
     processes::kill_until_none(|| processes::running_in(&root, &programs), KILL_DEADLINE)?;
     if !prefix.is_empty() {

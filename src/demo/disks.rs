@@ -1,11 +1,13 @@
-//! Small disks for a host's PostgreSQL: one for its data, one for its WAL. They are in memory and in a mount namespace of
-//! this process, so that nothing is left of them whatever ends it; only root can have them.
+//! Small disks for a host's PostgreSQL: one for its data, one for its WAL, both in memory; or one for all, an image on a
+//! loop device, whose file system can be frozen. They are in a mount namespace of this process, so that nothing is left of
+//! them whatever ends it; only root can have them.
 
 use std::{
     fmt, fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
     time::Instant,
 };
 
@@ -21,6 +23,8 @@ use super::processes::OsUser;
 
 /// As much WAL as a primary keeps, twice.
 const SIZE: &str = "1g";
+/// Bytes of an image, of which most are never written.
+const IMAGE: u64 = 1 << 30;
 /// In a disk's directory, whatever fills it.
 const BALLAST: &str = "ballast";
 /// So much is taken last, at once.
@@ -85,6 +89,60 @@ impl Disk {
     }
 }
 
+/// What the disks of a host are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disks {
+    /// One for data and one for WAL, in memory: they can be filled.
+    Memory,
+    /// One for both, an image of a file system: it can be frozen.
+    Image,
+}
+
+/// The file system is frozen before it says so, and goes on when its standard input ends: with whoever holds that, however
+/// he ends. The directory is in its environment and not in its arguments, by which the demo knows what it has to kill.
+const FREEZE: &str =
+    "fsfreeze --freeze \"$DISK\" || exit 1; echo frozen; cat > /dev/null; fsfreeze --unfreeze \"$DISK\"";
+
+/// A disk that finishes no write, until this is dropped or this process ends.
+#[derive(Debug)]
+pub(crate) struct Frozen(Child);
+
+impl Disk {
+    /// Lets no write end any more.
+    pub(crate) fn freeze(self, host_dir: &Path) -> Result<(Instant, Frozen)> {
+        let dir = self.dir(host_dir);
+        // In a session of its own, for what ends our group must not end it.
+        let mut command = Command::new("setsid");
+        command.args(["sh", "-c", FREEZE]).env("DISK", &dir).current_dir("/");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let began = Instant::now();
+        let mut frozen = Frozen(command.spawn().with_context(|| format!("freeze {}", dir.display()))?);
+        let mut said = String::new();
+        if let Some(out) = frozen.0.stdout.take() {
+            BufReader::new(out).read_line(&mut said)?;
+        }
+        if said != "frozen\n" {
+            bail!("{} can't be frozen", dir.display());
+        }
+        Ok((began, frozen))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Lets every disk below `root` go on, whoever stopped it.
+pub(crate) fn thaw(root: &Path) {
+    for dir in mounted(root, Some("ext4")) {
+        // One that was not frozen says so.
+        let _ = run(Command::new("fsfreeze").arg("--unfreeze").arg(dir));
+    }
+}
+
 /// What this thread mounts, and whatever it starts from here on, nobody else sees.
 ///
 /// # Errors
@@ -95,7 +153,10 @@ pub fn own_mounts() -> Result<()> {
 }
 
 /// Gives a host its disks.
-pub(crate) fn mount(host_dir: &Path, user: Option<&OsUser>) -> Result<()> {
+pub(crate) fn mount(host_dir: &Path, user: Option<&OsUser>, disks: Disks) -> Result<()> {
+    if disks == Disks::Image {
+        return mount_image(host_dir, user);
+    }
     for disk in [Disk::Data, Disk::Wal] {
         let dir = disk.dir(host_dir);
         fs::create_dir(&dir).with_context(|| format!("make directory {}", dir.display()))?;
@@ -106,12 +167,34 @@ pub(crate) fn mount(host_dir: &Path, user: Option<&OsUser>) -> Result<()> {
     Ok(())
 }
 
-/// Takes all disks below `root` away.
-pub(crate) fn unmount(root: &Path) {
+fn mount_image(host_dir: &Path, user: Option<&OsUser>) -> Result<()> {
+    let (image, dir) = (host_dir.join("disk.img"), Disk::Data.dir(host_dir));
+    let what = || format!("make {}", image.display());
+    fs::create_dir(&dir).with_context(|| format!("make directory {}", dir.display()))?;
+    fs::File::create(&image).and_then(|file| file.set_len(IMAGE)).with_context(what)?;
+    run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image))?;
+    run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir))?;
+    if let Some(user) = user {
+        std::os::unix::fs::chown(&dir, Some(user.uid), Some(user.gid)).with_context(what)?;
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).with_context(what)
+}
+
+fn mounted(root: &Path, kind: Option<&str>) -> Vec<PathBuf> {
     // The namespace is the thread's, and the process's first thread may be in another.
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
-    let dirs = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-    for dir in dirs.filter(|dir| dir.starts_with(root)) {
+    let of = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let dir = PathBuf::from(fields.next()?);
+        let wanted = kind.is_none_or(|kind| fields.next() == Some(kind));
+        (wanted && dir.starts_with(root)).then_some(dir)
+    };
+    mounts.lines().filter_map(of).collect()
+}
+
+/// Takes all disks below `root` away.
+pub(crate) fn unmount(root: &Path) {
+    for dir in mounted(root, None) {
         // What is left of it goes with this process.
         let _ = run(Command::new("umount").arg("--lazy").arg(dir));
     }

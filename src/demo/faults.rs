@@ -10,7 +10,15 @@ use anyhow::Result;
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
 
-use super::{cluster::Cluster, disks::Disk, netns::Cut, processes, supervisor::Role, watcher::Watcher, workload};
+use super::{
+    cluster::Cluster,
+    disks::{Disk, Disks},
+    netns::Cut,
+    processes,
+    supervisor::Role,
+    watcher::Watcher,
+    workload,
+};
 use crate::rpc::v1::StatusReply;
 
 /// How soon a postmaster that came back is killed again.
@@ -42,6 +50,8 @@ pub enum Fault {
     WalFull,
     /// The volume of its data has no room left (root).
     DataFull,
+    /// No write to the disk of its PostgreSQL ends any more, and what waits for one can't be killed (root).
+    FreezeDisk,
     /// The agent is killed.
     KillAgent,
     /// The manager is killed.
@@ -64,6 +74,7 @@ impl fmt::Display for Fault {
             Fault::CutIn => "cut-in",
             Fault::WalFull => "wal-full",
             Fault::DataFull => "data-full",
+            Fault::FreezeDisk => "freeze-disk",
             Fault::KillAgent => "kill-agent",
             Fault::KillManager => "kill-manager",
             Fault::Switchover => "switchover",
@@ -96,6 +107,7 @@ impl Fault {
             Fault::CutIn => format!("nothing arrives at {primary}, the primary's host, any more"),
             Fault::WalFull => format!("the volume of WAL of {primary}, the primary, has no room left"),
             Fault::DataFull => format!("the volume of data of {primary}, the primary, has no room left"),
+            Fault::FreezeDisk => format!("the disk of {primary}, the primary, finishes no write any more"),
             Fault::KillAgent => format!("the agent of {primary}, the primary's host, is killed"),
             Fault::KillManager => format!("the manager of {primary}, the primary's host, is killed"),
             Fault::Switchover => format!("switchover away from {primary}"),
@@ -113,9 +125,24 @@ impl Fault {
         matches!(self, Fault::Cut | Fault::CutOut | Fault::CutIn)
     }
 
-    /// It fills a disk, which no other host may share.
-    pub(crate) fn needs_disks(self) -> bool {
-        matches!(self, Fault::WalFull | Fault::DataFull)
+    /// It fills or stops a disk, which no other host may share.
+    pub(crate) fn needs_disks(self) -> Option<Disks> {
+        match self {
+            Fault::WalFull | Fault::DataFull => Some(Disks::Memory),
+            Fault::FreezeDisk => Some(Disks::Image),
+            Fault::KillHost
+            | Fault::KillPostgres
+            | Fault::StopPostgres
+            | Fault::StopTree
+            | Fault::CrashLoop
+            | Fault::StuckPromotion
+            | Fault::Cut
+            | Fault::CutOut
+            | Fault::CutIn
+            | Fault::KillAgent
+            | Fault::KillManager
+            | Fault::Switchover => None,
+        }
     }
 
     /// Which lives of servers are no recovery, if `life` was the one that took
@@ -166,6 +193,7 @@ impl Fault {
             Fault::CutIn => cluster.cut(primary, Cut::Receives),
             Fault::WalFull => cluster.fill(primary, Disk::Wal),
             Fault::DataFull => cluster.fill(primary, Disk::Data),
+            Fault::FreezeDisk => cluster.freeze(primary),
             Fault::KillAgent => cluster.kill_process(primary, Role::Agent),
             Fault::KillManager => cluster.kill_process(primary, Role::Manager),
             Fault::Switchover => {
@@ -205,6 +233,10 @@ impl Fault {
                 let disk = if self == Fault::WalFull { Disk::Wal } else { Disk::Data };
                 cluster.empty(host, disk)?;
                 Ok(Some(format!("the volume of {disk} of {host} has room again")))
+            }
+            Fault::FreezeDisk => {
+                cluster.thaw(host);
+                Ok(Some(format!("the disk of {host} goes on")))
             }
             Fault::KillPostgres | Fault::CrashLoop | Fault::KillAgent | Fault::KillManager | Fault::Switchover => {
                 Ok(None)

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::{
-    disks::{self, Disk},
+    disks::{self, Disk, Disks},
     netns::Network,
     processes::OsUser,
 };
@@ -48,7 +48,7 @@ pub(crate) struct Host {
     /// Its network namespace.
     pub(crate) netns: Option<String>,
     /// Its PostgreSQL has disks of its own.
-    pub(crate) disks: bool,
+    pub(crate) disks: Option<Disks>,
 }
 
 impl Host {
@@ -64,7 +64,7 @@ impl Host {
 
     /// PostgreSQL's data directory.
     pub(crate) fn data_dir(&self) -> PathBuf {
-        if self.disks { Disk::Data.dir(&self.dir).join("data") } else { self.dir.join("data") }
+        if self.disks.is_some() { Disk::Data.dir(&self.dir).join("data") } else { self.dir.join("data") }
     }
 
     /// Where the log of a process is.
@@ -111,7 +111,7 @@ impl Layout {
                 read_write_port: port(6432)?,
                 read_only_port: port(6433)?,
                 netns: network.map(|n| n.netns(name)),
-                disks: false,
+                disks: None,
             });
         }
         let client = hosts.pop().context("the client is the last host")?;
@@ -152,8 +152,8 @@ impl Layout {
         for host in self.members.iter().chain([&self.client]) {
             self.make_dir(&host.dir)?;
             self.make_dir(&host.runtime_dir())?;
-            if host.disks {
-                disks::mount(&host.dir, self.user.as_ref())?;
+            if let Some(disks) = host.disks {
+                disks::mount(&host.dir, self.user.as_ref(), disks)?;
             }
             self.secret(&host.dir.join("secret"), &secret)?;
             self.secret(&host.dir.join("superuser.pass"), &self.superuser_password)?;

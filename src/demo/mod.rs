@@ -112,9 +112,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
         cluster::warden()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let disks = args.fault.is_some_and(Fault::needs_disks);
-    if disks {
-        disks::own_mounts().context("a disk that can be filled")?;
+    let disks = args.fault.and_then(Fault::needs_disks);
+    if disks.is_some() {
+        disks::own_mounts().context("a disk of its own for each host")?;
     }
     let body = move || {
         let shows = args.fault.is_none() && !args.plain && std::io::stdout().is_terminal();

@@ -30,7 +30,7 @@ use super::{
     workload,
 };
 pub use super::{
-    disks::{Disk, own_mounts},
+    disks::{Disk, Disks, own_mounts},
     supervisor::Role,
     workload::{Attempt, MULTI_HOST, Outcome, ROUTED},
 };
@@ -63,7 +63,7 @@ pub struct Ground {
     /// The demo's own clients don't write: the caller has others.
     pub quiet: bool,
     /// Small disks for each host's PostgreSQL; [`own_mounts`] comes first.
-    pub disks: bool,
+    pub disks: Option<Disks>,
 }
 
 /// Where clients reach a host, and as whom.
@@ -292,6 +292,19 @@ impl Rig {
     /// Nothing was taken.
     pub fn empty(&self, host: &str, disk: Disk) -> Result<()> {
         disk.empty(&self.host(host)?.dir)
+    }
+
+    /// Lets no write to the host's disk end.
+    ///
+    /// # Errors
+    /// It has no such disk.
+    pub fn freeze(&self, host: &str) -> Result<Instant> {
+        self.driver.cluster.freeze(host)
+    }
+
+    /// Lets what [`Rig::freeze`] stopped go on.
+    pub fn thaw(&self, host: &str) {
+        self.driver.cluster.thaw(host);
     }
 
     /// Log file of a process.

@@ -31,11 +31,13 @@ pub enum EndCause {
     Restarted,
     /// The promotion did not come to its end in time.
     PromotionLate,
+    /// A disk under PostgreSQL finished no write, failed, or lost its files.
+    Storage,
 }
 
 impl EndCause {
     /// All of them, by their numbers on the wire.
-    pub const ALL: [EndCause; 12] = [
+    pub const ALL: [EndCause; 13] = [
         EndCause::Unknown,
         EndCause::Lease,
         EndCause::Superseded,
@@ -48,12 +50,13 @@ impl EndCause {
         EndCause::Ordered,
         EndCause::Restarted,
         EndCause::PromotionLate,
+        EndCause::Storage,
     ];
 
     /// PostgreSQL or what it stands on failed, so that the next primary may fail of the same; not a lost host or lease, and
     /// nobody asked for it.
     pub fn is_postgresqls(self) -> bool {
-        matches!(self, Self::Crash | Self::Hung | Self::NoSpace | Self::Stuck)
+        matches!(self, Self::Crash | Self::Hung | Self::NoSpace | Self::Stuck | Self::Storage)
     }
 
     /// Its number on the wire.
@@ -81,6 +84,7 @@ impl EndCause {
             Self::Ordered => "ordered",
             Self::Restarted => "restarted",
             Self::PromotionLate => "promotion-late",
+            Self::Storage => "storage",
         }
     }
 }
@@ -100,6 +104,7 @@ impl fmt::Display for EndCause {
             Self::Ordered => "somebody asked for it",
             Self::Restarted => "its agent started anew and found nothing of it",
             Self::PromotionLate => "it was not promoted in time",
+            Self::Storage => "a disk stood still or failed",
         })
     }
 }

@@ -210,6 +210,9 @@ pub struct AgentView {
     pub unsteady: bool,
     /// PostgreSQL crashed there less than `failover_calm` ago, whatever followed.
     pub crashed_lately: bool,
+    /// What is wrong with the disks under PostgreSQL, for people: nothing can be granted to it. `None` when writes end, as
+    /// far as is known, and from an agent that doesn't look.
+    pub storage: Option<String>,
     /// A copy into which nothing has been streamed yet: what its source acknowledged since may be missing.
     pub never_streamed: bool,
     /// Its agent was told that the cluster is paused, and minds it.

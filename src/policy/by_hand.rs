@@ -66,6 +66,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::WalEndUnknown
         | Unfit::ClockOff { .. }
         | Unfit::SlowFence { .. }
+        // A disk that stands still may go on.
+        | Unfit::Storage { .. }
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }

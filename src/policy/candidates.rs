@@ -176,6 +176,9 @@ pub fn unfit_host(promise: &Promise, agent: &AgentView, timings: &Timings) -> Op
     if ppm != 0 || agent.clock.own_off {
         return Some(Unfit::ClockOff { ppm });
     }
+    if let Some(why) = &agent.storage {
+        return Some(Unfit::Storage { why: why.clone() });
+    }
     if let Some((took, allowed)) = super::timings::slow_fence(agent, timings) {
         return Some(Unfit::SlowFence { took, allowed });
     }

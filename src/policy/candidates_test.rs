@@ -47,6 +47,16 @@ fn priority_decides_among_equals_and_never_costs_wal() {
 }
 
 #[test]
+fn whose_disk_stands_still_is_not_chosen_nor_may_anybody_name_it() {
+    let mut bench = fenced(&[], C_HAS_MORE);
+    let agent = bench.seals.get_mut(&id("c")).unwrap().agent.as_mut().unwrap();
+    agent.storage = Some("the volume of its WAL has not finished a write for 3000 ms".to_owned());
+    assert_eq!(chosen(&bench), "b");
+    let Err(Hold::NoSuccessor { why }) = named(&bench, "c") else { panic!("it could not even be promoted") };
+    assert!(why[0].1.to_string().contains("has not finished a write"), "{why:?}");
+}
+
+#[test]
 fn an_older_promotion_that_failed_counts_before_priority_so_that_the_next_one_follows() {
     let seals = [("b", "standby 2:80"), ("c", "standby 2:80 failed=promote")];
     assert_eq!(chosen(&fenced(&[("c.priority", "101")], &seals)), "b");

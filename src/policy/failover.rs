@@ -10,7 +10,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
 use crate::{
-    domain::{Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count, observation::AgentView},
+    domain::{
+        EndCause, Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count, observation::AgentView,
+    },
     state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
@@ -86,7 +88,9 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
             format!("{member} was not promoted in time")
         } else {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
-            format!("the lease of {member} ran out: {} of {voters} voters report it", lapsed.len())
+            let told = s.agent(member).filter(|a| a.ended_epoch == *epoch && a.ended_by != EndCause::Unknown);
+            let why = told.map(|a| format!("; its agent: {}", a.ended_by)).unwrap_or_default();
+            format!("the lease of {member} ran out: {} of {voters} voters report it{why}", lapsed.len())
         };
         return Some(Verdict::Propose(Kind::Fence { reason }));
     }
@@ -231,6 +235,8 @@ fn heard_lately(s: &Situation<'_>, member: &MemberId) -> bool {
 /// An agent whose answer won't get better by waiting a moment.
 fn settled(agent: Option<&AgentView>) -> bool {
     agent.is_some_and(|a| match a.state {
+        // A disk that stands still tells nothing more.
+        _ if a.storage.is_some() => true,
         PostgresState::Standby | PostgresState::Stopped => a.wal_end_known,
         PostgresState::NoData | PostgresState::Busy | PostgresState::Failed | PostgresState::Crashed => true,
         PostgresState::Starting | PostgresState::Stopping | PostgresState::Promoting | PostgresState::Primary => false,

@@ -28,13 +28,8 @@ fn a_grant_whose_lease_was_never_seen_is_left_alone_until_it_is_overdue() {
 
 #[test]
 fn a_switchover_never_loses_what_the_old_primary_wrote_but_a_failover_by_command_may() {
-    let released = Release {
-        epoch: Epoch(1),
-        member: id("a"),
-        end: position("2:90"),
-        clean: true,
-        cause: crate::domain::EndCause::Unknown,
-    };
+    let released =
+        Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: true, cause: EndCause::Unknown };
     let choice = |operation: &str| {
         let mut bench = Bench::new(&format!("fenced; {operation}")).seal("b", "standby 2:80").seal("c", "standby 2:80");
         bench.state.lock =
@@ -89,13 +84,8 @@ fn no_grant_precedes_the_end_of_the_promises_unless_the_holder_released() {
         bench
     };
     assert_eq!(missing(&bound(None)), Some((2, 1)));
-    let released = Release {
-        epoch: Epoch(1),
-        member: id("a"),
-        end: position("2:80"),
-        clean: true,
-        cause: crate::domain::EndCause::Unknown,
-    };
+    let released =
+        Release { epoch: Epoch(1), member: id("a"), end: position("2:80"), clean: true, cause: EndCause::Unknown };
     let mut released = bound(Some(released));
     assert!(matches!(grant(&released.situation()), Some(Verdict::Propose(Kind::Grant { .. }))));
     // The durable seals of a majority are needed all the same.

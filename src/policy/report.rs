@@ -269,6 +269,11 @@ pub enum Unfit {
         /// Its volumes that are short; empty when its agent doesn't tell.
         volumes: Vec<String>,
     },
+    /// A disk under it finishes no write, fails, or has lost its files.
+    Storage {
+        /// Which, and how that was found.
+        why: String,
+    },
     /// It can't take over from a primary that lives.
     NoTarget {
         /// Why.
@@ -356,7 +361,7 @@ impl fmt::Display for Unfit {
                 f.write_str("its agent doesn't tell how much room it has")
             }
             Self::NoRoom { volumes } => f.write_str(&volumes.join(", ")),
-            Self::NoTarget { why } => f.write_str(why),
+            Self::NoTarget { why } | Self::Storage { why } => f.write_str(why),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
             Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
             Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),

@@ -178,6 +178,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         crashed_lately: false,
+        storage: None,
         never_streamed: false,
         ended_by: crate::domain::EndCause::Unknown,
         paused: false,

@@ -58,7 +58,7 @@ pub fn admit(
     if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
         return Err(problem);
     }
-    let kind = Kind::SetTimings { profile, timings };
+    let kind = Kind::SetTimings { profile, timings: timings.into() };
     format::gate(s, kind.format()).map_err(|old| old.to_string())?;
     Ok(Some(kind))
 }
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(no(&bench, &[("hld_ms", 50)]), "`hld_ms` is no timing");
         bench.state.timings = TimingsInUse {
             oldest: TimingsId(1),
-            committed: vec![CommittedTimings { id: TimingsId(1), profile: Profile::Fast, timings }],
+            committed: vec![CommittedTimings { id: TimingsId(1), profile: Profile::Fast, timings: *timings }],
         };
         assert_eq!(ask(&bench, Profile::Fast, &[]), Ok(None), "asked twice");
         let running = Bench::new("granted a open 2; switchover b stop");

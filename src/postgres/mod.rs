@@ -20,6 +20,7 @@ pub mod probe;
 pub mod rewind;
 pub mod session;
 mod space;
+mod touch;
 mod vitals;
 mod waldump;
 
@@ -35,4 +36,5 @@ pub use probe::{Probe, ProbeError, waits_at_the_end};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
 pub use space::{Place, Space, VolumeSpace};
+pub use touch::Touch;
 pub use vitals::Vitals;

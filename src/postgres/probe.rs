@@ -5,6 +5,7 @@ use std::{fs, time::Duration};
 use tokio_postgres::SimpleQueryRow;
 
 use super::{
+    files,
     instance::Instance,
     session::{Session, SqlError},
 };
@@ -139,7 +140,7 @@ impl Instance {
         let open = session.as_mut().filter(|s| !s.is_closed())?;
         for last_try in [false, true] {
             return match open.query("probing", QUERY, Duration::from_secs(3600)).await {
-                Ok(rows) => Some(self.read(open, rows.first())),
+                Ok(rows) => Some(self.read(open, rows.first()).await),
                 // A promotion between two of its functions fails the query once.
                 Err(SqlError::Database { sqlstate, .. }) if sqlstate == "55000" && !last_try => continue,
                 Err(SqlError::Broken { .. }) => None,
@@ -151,7 +152,7 @@ impl Instance {
         None
     }
 
-    fn read(&self, session: &mut Session, row: Option<&SimpleQueryRow>) -> Result<Probe, SqlError> {
+    async fn read(&self, session: &mut Session, row: Option<&SimpleQueryRow>) -> Result<Probe, SqlError> {
         let odd = |problem: String| SqlError::Unexpected { doing: "reading the probe's answer", problem };
         let row = row.ok_or_else(|| odd("no row".to_owned()))?;
         let text = |column: &str| row.try_get(column).ok().flatten();
@@ -171,7 +172,7 @@ impl Instance {
             let mut highest = known.into_iter().flatten().max().unwrap_or(checkpoint_timeline);
             if timeline("received_tli").is_none() {
                 let bytes = number("segment_bytes").and_then(|n| u64::try_from(n).ok()).unwrap_or(16 << 20);
-                highest = highest.max(self.segment_timeline(end, bytes).unwrap_or(highest));
+                highest = highest.max(self.newest_timeline(end, bytes).await.unwrap_or(highest));
             }
             (WalPosition { timeline: highest, lsn: end }, session.reached_wal_end)
         } else {
@@ -202,6 +203,12 @@ impl Instance {
             server_version: text("version").and_then(|t| t.parse().ok()).unwrap_or_default(),
             sync_names: text("sync_names").unwrap_or_default().to_owned(),
         })
+    }
+
+    /// [`Instance::segment_timeline`], on a thread that a disk may hold up.
+    async fn newest_timeline(&self, end: Lsn, segment_bytes: u64) -> Option<TimelineId> {
+        let instance = self.clone();
+        files::blocking(move || Ok(instance.segment_timeline(end, segment_bytes))).await.ok().flatten()
     }
 
     /// The highest timeline of which `pg_wal` has the segment that `end` lies in. `pg_control` lags behind

@@ -5,7 +5,7 @@ use std::{error::Error as _, io, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
 
-use super::{instance::Instance, probe::waits_at_the_end};
+use super::{files, instance::Instance, probe::waits_at_the_end};
 use crate::domain::Lsn;
 
 /// For calls that a healthy server answers at once.
@@ -136,13 +136,16 @@ impl Instance {
     pub async fn connect_within(&self, deadline: Duration) -> Result<Session, SqlError> {
         let doing = "connecting to the local server";
         let cfg = self.config();
-        let password = self.superuser_password().map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
         let mut target = Config::new();
-        target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).password(password).dbname("postgres");
+        target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).dbname("postgres");
         // A missing synchronous standby must not hold up the agent's own sessions.
         target.application_name("matriarch").options("-c synchronous_commit=local");
         let connect = async {
-            let (client, connection) = target.connect(NoTls).await?;
+            let instance = self.clone();
+            let password = files::blocking(move || instance.superuser_password()).await;
+            target.password(password.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
+            let connected = target.connect(NoTls).await;
+            let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;
             let connection = tokio::spawn(async move {
                 // Its error reaches the caller through the client.
                 let _ = connection.await;
@@ -150,7 +153,7 @@ impl Instance {
             Ok(Session { client, connection, reached_wal_end: false })
         };
         match tokio::time::timeout(deadline, connect).await {
-            Ok(result) => result.map_err(|error| SqlError::from_driver(doing, error)),
+            Ok(result) => result,
             Err(_) => Err(SqlError::Timeout { doing, after: deadline }),
         }
     }

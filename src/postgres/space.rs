@@ -61,7 +61,7 @@ impl Instance {
     }
 
     /// The real directory of WAL, when it is on another volume than the data directory.
-    fn wal_apart(&self) -> Option<PathBuf> {
+    pub(super) fn wal_apart(&self) -> Option<PathBuf> {
         let real = fs::canonicalize(self.pg_wal()).ok()?;
         let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
         (device(&real)? != device(self.data_dir())?).then_some(real)

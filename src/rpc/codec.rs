@@ -181,7 +181,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::SetTimings(s) => {
             let profile = profile(&s.profile)?;
-            Kind::SetTimings { profile, timings: timings(profile, &s.values)? }
+            Kind::SetTimings { profile, timings: timings(profile, &s.values)?.into() }
         }
         K::SettleTimings(s) => Kind::SettleTimings { id: TimingsId(s.id) },
         K::ReplaceNode(r) => Kind::ReplaceNode {
@@ -560,8 +560,8 @@ mod tests {
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into() },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
-            Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast) },
-            Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe) },
+            Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast).into() },
+            Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe).into() },
             Kind::SettleTimings { id: TimingsId(2) },
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },

@@ -78,7 +78,7 @@ impl ClusterState {
                 let outcome = if *succeeded { "succeeded" } else { "failed" };
                 Ok(Some(format!("STONITH of {member}, which held epoch {epoch}, {outcome}: {how}")))
             }
-            Kind::SetTimings { profile, timings } => self.set_timings(*profile, *timings),
+            Kind::SetTimings { profile, timings } => self.set_timings(*profile, **timings),
             Kind::SettleTimings { id } => self.settle_timings(*id),
             Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
             Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
@@ -615,7 +615,7 @@ mod tests {
     }
 
     fn of(profile: Profile) -> Kind {
-        Kind::SetTimings { profile, timings: Timings::of(profile) }
+        Kind::SetTimings { profile, timings: Timings::of(profile).into() }
     }
 
     #[test]

@@ -175,7 +175,7 @@ pub enum Kind {
         /// The profile they were made from.
         profile: Profile,
         /// Every value, the inequalities checked by whoever proposes it.
-        timings: Timings,
+        timings: Box<Timings>,
     },
     /// No lease is held, and no promise runs, under anything older.
     SettleTimings {

@@ -18,6 +18,7 @@ mod clocks;
 mod commands;
 mod failovers;
 mod failsafe;
+mod frozen;
 mod history;
 mod layers;
 mod members;
@@ -73,6 +74,11 @@ fn genesis_with_members_started_in_any_order_and_at_once() {
 #[test]
 fn what_breaks_heals_by_itself() {
     stage::play(failovers::STEPS);
+}
+
+#[test]
+fn a_disk_that_stands_still() {
+    frozen::play();
 }
 
 #[test]

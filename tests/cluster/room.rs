@@ -4,7 +4,7 @@
 use std::{fs, path::Path, process::Command, time::Instant};
 
 use matriarch::{
-    demo::rig::{self, Disk, Ground, MULTI_HOST, ROUTED, Rig},
+    demo::rig::{self, Disk, Disks, Ground, MULTI_HOST, ROUTED, Rig},
     rpc::v1::{MemberStatus, StatusReply, Volume},
 };
 
@@ -17,7 +17,7 @@ const STEPS: &[Step] = &[
 
 pub fn play() {
     match rig::own_mounts() {
-        Ok(()) => stage::play_as(Ground { disks: true, ..Ground::default() }, str::to_owned, STEPS),
+        Ok(()) => stage::play_as(Ground { disks: Some(Disks::Memory), ..Ground::default() }, str::to_owned, STEPS),
         Err(why) => stage::say(format!("skipped: {why:#}")),
     }
 }

@@ -185,6 +185,7 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         crashed_lately: false,
+        storage: None,
         never_streamed: false,
         ended_by: matriarch::domain::EndCause::Unknown,
         paused: false,

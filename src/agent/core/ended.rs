@@ -61,6 +61,9 @@ impl Core {
             let why = "PostgreSQL ended and too little of the lease was left";
             return self.end_tenure_of(tenure, (EndCause::Crash, why), now, out);
         }
+        if let Some(why) = self.must_give_way(now) {
+            return self.end_for_storage(tenure, &why, now, out);
+        }
         let cause = if hung { EndCause::Hung } else { self.crash_cause() };
         if let After::FailOver(why) = self.note_crash(now, out) {
             return self.end_tenure_of(tenure, (cause, &why), now, out);
@@ -72,9 +75,15 @@ impl Core {
         out.push(Effect::SetWal(WalPosition::default()));
     }
 
+    /// A standby streamed from here not long ago: there is somebody to take over.
+    pub(super) fn is_followed(&self, now: Now) -> bool {
+        self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window)
+    }
+
     fn crash_cause(&self) -> EndCause {
         match self.cause() {
             Cause::NoSpace => EndCause::NoSpace,
+            Cause::Storage => EndCause::Storage,
             Cause::Other => EndCause::Crash,
         }
     }
@@ -88,8 +97,7 @@ impl Core {
         if self.waits_for_ever() {
             return After::Restart;
         }
-        let followed = self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window);
-        self.crashes.note(&self.settings, cause, followed, now.moment)
+        self.crashes.note(&self.settings, cause, self.is_followed(now), now.moment)
     }
 
     /// Why PostgreSQL ended, by what it said last.

@@ -15,7 +15,7 @@ use crate::{
         observation::{ClockView, Notice, StandbyProgress},
     },
     lease::message::Letter,
-    postgres::{Knock, Space, Vitals},
+    postgres::{Knock, Place, Space, Touch, Vitals},
 };
 
 /// Both kinds of time an event comes with.
@@ -280,6 +280,15 @@ pub enum Event {
         /// What it saw.
         result: Result<Box<Sight>, String>,
     },
+    /// A block was written to a volume, or is still being written.
+    Touched {
+        /// Which.
+        place: Place,
+        /// What became of it; `None`: it has not ended within `waited`.
+        touch: Option<Touch>,
+        /// How long it was waited.
+        waited: Duration,
+    },
     /// How much room there is.
     Room(Space),
     /// A look at recovery or replay.
@@ -340,7 +349,7 @@ pub enum Effect {
     /// The lease datagrams carry this position from now on.
     SetWal(WalPosition),
     /// The lease is counted by these timings as soon as the acceptors have them.
-    Timings(CommittedTimings),
+    Timings(Box<CommittedTimings>),
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
     /// To the holder that asked in failsafe.

@@ -52,7 +52,7 @@ fn a_primary_that_lets_nobody_in_is_ended_and_then_treated_as_crashed() {
     let mut core = followed();
     assert_eq!(core.step(knocked(1, Knock::Answered), now(900)), []);
     assert_eq!(core.step(knocked(1, Knock::Silent), now(1_000)), [Effect::Fence]);
-    assert_eq!(core.problem(), Some("PostgreSQL answered no new connection for 5000 ms"));
+    assert_eq!(core.problem().as_deref(), Some("PostgreSQL answered no new connection for 5000 ms"));
     assert_eq!(core.step(knocked(1, Knock::Silent), now(1_010)), [], "once is enough");
     let effects = core.step(gone(true), now(1_100));
     assert!(matches!(&effects[0], Effect::Notice(n) if !n.fenced), "{effects:?}");

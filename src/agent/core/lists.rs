@@ -34,7 +34,7 @@ impl Core {
         }
         if let Some(in_force) = self.durable.timings.in_force().filter(|_| other_timings) {
             self.limits = super::Limits::of(&in_force.timings);
-            out.push(Effect::Timings(*in_force));
+            out.push(Effect::Timings((*in_force).into()));
         }
     }
 

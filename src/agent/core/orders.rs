@@ -217,6 +217,9 @@ impl Core {
         if left < self.limits.hold / 2 {
             return Err(format!("only {} ms of the lease are left", left.as_millis()));
         }
+        if let Some(why) = self.volumes.forbid_a_start() {
+            return Err(format!("PostgreSQL can't be started now: {why}"));
+        }
         self.durable.restart_intent = Some(epoch);
         out.push(Effect::Persist);
         Ok(Task::Restart { tenure, resume: false })

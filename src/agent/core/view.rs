@@ -141,11 +141,14 @@ impl Core {
     }
 
     /// Why it isn't healthy.
-    pub fn problem(&self) -> Option<&str> {
+    pub fn problem(&self) -> Option<String> {
         match &self.disk {
-            Some(Disk::Unusable(why)) => Some(why),
-            Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH),
-            _ => self.stuck.said().or(self.problem.as_deref()),
+            Some(Disk::Unusable(why)) => Some(why.clone()),
+            Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH.to_owned()),
+            _ => {
+                let named = || self.stuck.said().map(str::to_owned).or_else(|| self.problem.clone());
+                self.storage_problem().or_else(named)
+            }
         }
     }
 

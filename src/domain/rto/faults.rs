@@ -3,10 +3,10 @@
 use super::{
     FailureDomain, Noticed, Scope, Statistics,
     paths::{
-        agent_livelock, agent_loss, cold_start, crash_failed_over, crash_loop, data_full, deaf, deaf_with_leader,
-        disk_hangs, failover_by_command, guard_hangs, hangs, host_loss, host_loss_with_leader, nobody_restarts,
-        promotion_fails, promotion_hangs, refuses, restart_fails, restart_hangs, restart_in_place, successor_lost,
-        successor_lost_early, switchover, wal_full,
+        agent_livelock, agent_loss, cold_start, crash_failed_over, crash_loop, data_full, data_lost, deaf,
+        deaf_with_leader, disk_hangs, disk_stalls, failover_by_command, guard_hangs, hangs, host_loss,
+        host_loss_with_leader, nobody_restarts, promotion_fails, promotion_hangs, refuses, restart_fails,
+        restart_hangs, restart_in_place, successor_lost, successor_lost_early, switchover, wal_full,
     },
     patroni::{Class, Detection},
 };
@@ -225,8 +225,11 @@ pub(super) const ROWS: &[Row] = &[
         path: "disk-stalls",
         name: "the disk stalls, connections are taken",
         domain: FailureDomain::Disk,
+        statistics: Statistics::AnyMoment,
+        noticed: Noticed::Yes(disk_stalls),
         classes: &[Class::NodeZombie, Class::StorageLoss],
         detection: Some(Detection::Watchdog),
+        note: "where a standby streams; without one it stays primary, and its disk is named",
         ..ROW
     },
     Row {
@@ -255,9 +258,11 @@ pub(super) const ROWS: &[Row] = &[
         path: "data-lost",
         name: "the data directory is gone",
         domain: FailureDomain::Disk,
+        statistics: Statistics::AnyMoment,
+        noticed: Noticed::Yes(data_lost),
         classes: &[Class::StorageLoss],
         detection: Some(Detection::Active),
-        note: "PostgreSQL runs on until it needs a file",
+        note: "where a standby streams; PostgreSQL would run on until it needs a file",
         ..ROW
     },
     Row {

@@ -11,7 +11,7 @@ use crate::domain::{Settings, Timings};
 
 /// So many deadlines may be unanswered before a guard counts as stalled (`guard::link`).
 const DEADLINES_UNANSWERED: u32 = 2;
-/// A new connection is begun this often in the time that one may take (`agent::prober`).
+/// A new connection, and a write to each disk, is begun this often in the time that one may take (`agent::prober`).
 const KNOCKS: u32 = 3;
 /// An agent that has something to end looks this often whether it has (`agent::process`).
 const TICK_URGENT: Duration = Duration::from_millis(50);
@@ -304,6 +304,27 @@ pub(super) fn disk_hangs(s: &Sums<'_>) -> Vec<Phase> {
         s.lease(),
     ];
     joined(first, s.succession(true))
+}
+
+/// What waits for the disk can't be killed, so the promises have to end; where nothing does, the end is told.
+pub(super) fn disk_stalls(s: &Sums<'_>) -> Vec<Phase> {
+    let probe = s.timings.probe;
+    let found = Spread::of(probe).plus(Spread::up_to(probe / KNOCKS));
+    let told = s.killed().plus(s.release().spread);
+    let over = Spread { best: told.best, ..s.promises_end() };
+    let first = [
+        phase("detection", found, "a write of the agent's does not end within probe, begun every probe / 3"),
+        phase("lease", over, "T_grant, as of a lost host; best: nothing hangs in the kernel, killed and told"),
+    ];
+    joined(first, s.succession(true))
+}
+
+/// Missed twice (`agent::stall`).
+pub(super) fn data_lost(s: &Sums<'_>) -> Vec<Phase> {
+    let look = s.timings.probe / KNOCKS;
+    let found = Spread::of(look).plus(Spread::up_to(look));
+    let first = [phase("detection", found, "its files are missed twice, looked for every probe / 3")];
+    joined(first, crash_failed_over(s))
 }
 
 /// A loop that stands still vouches for nothing, and after a while its lease thread renews no more (`lease::holder`).
