@@ -581,6 +581,34 @@ fn the_end_of_wal_on_disk_is_what_the_server_had_flushed() {
     });
 }
 
+/// What a rewind leaves when its source goes on to another segment and makes a checkpoint meanwhile.
+#[test]
+fn the_end_of_wal_is_looked_for_from_the_label_when_the_last_checkpoint_is_not_there() {
+    as_postgres("the_end_of_wal_is_looked_for_from_the_label_when_the_last_checkpoint_is_not_there", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        run(&session, "CHECKPOINT").await;
+        let of_label = "SELECT redo_lsn || ' (file ' || redo_wal_file || E')\\nCHECKPOINT LOCATION: ' || checkpoint_lsn FROM \
+                        pg_control_checkpoint()";
+        let label = format!("START WAL LOCATION: {}\nBACKUP METHOD: pg_rewind\n", run(&session, of_label).await[0]);
+        run(&session, "INSERT INTO t SELECT generate_series(1, 1000)").await;
+        let switched: Lsn = run(&session, "SELECT pg_switch_wal()").await[0].parse().unwrap();
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        run(&session, "CHECKPOINT").await;
+        let newest = run(&session, "SELECT pg_walfile_name(checkpoint_lsn) FROM pg_control_checkpoint()").await;
+        host.stop(Signal::SIGKILL);
+        let data = host.instance.data_dir().to_owned();
+        fs::remove_file(data.join("pg_wal").join(&newest[0])).unwrap();
+        let error = host.instance.wal_end_on_disk().await.unwrap_err().to_string();
+        assert!(error.contains("no valid WAL record at the last checkpoint"), "{error}");
+        fs::write(data.join("backup_label"), label).unwrap();
+        let end = host.instance.wal_end_on_disk().await.unwrap();
+        // The switch fills its segment up.
+        assert_eq!(end.lsn, Lsn(switched.0.next_multiple_of(16 << 20)), "switched at {switched}");
+    });
+}
+
 /// Makes segment files that are all zeros, as a checkpoint makes them ahead and a rewind copies them, until the
 /// directory lists one of them first.
 fn segments_made_ahead(pg_wal: &Path) {

@@ -611,8 +611,12 @@ impl Core {
         {
             self.fencing_since = Some(now.moment);
             out.push(Effect::KillTree);
-            if let (Some(why), Some(tenure)) = (self.hung.take(), self.durable.tenure) {
-                // What can't be killed is not restarted either; its disk may hang.
+            // What can't be killed is not restarted either; its disk may hang. Where nobody would take over it is waited for.
+            if let Some(tenure) = self.durable.tenure
+                && self.is_followed(now)
+                && !self.waits_for_ever()
+                && let Some(why) = self.hung.take()
+            {
                 self.end_tenure_of(tenure, (EndCause::Hung, &why), now, out);
             }
         }

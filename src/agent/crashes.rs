@@ -35,7 +35,9 @@ impl Cause {
         let any = |parts: &[&str]| parts.iter().any(|part| says(part));
         if any(&["No space left on device", "Disk quota exceeded"]) {
             Cause::NoSpace
-        } else if any(&["could not fsync", "could not write", "Input/output error", "Read-only file system"]) {
+        } else if any(&[": Input/output error", ": Read-only file system"])
+            || (says("PANIC") && any(&["could not fsync", "could not write"]))
+        {
             Cause::Storage
         } else {
             Cause::Other
@@ -86,13 +88,6 @@ impl Crashes {
             self.at.pop_front();
         }
         after
-    }
-
-    /// The lock was given up for what this host stands on: whoever else can is to be primary for a while.
-    pub fn gave_up(&mut self, now: Moment) {
-        self.at.push_back(now);
-        self.given_up = true;
-        self.happened(now);
     }
 
     /// One happened, be it one that nothing but a restart can follow.
@@ -208,5 +203,7 @@ mod tests {
         ] {
             assert_eq!(Cause::of(broken), Cause::Storage, "{broken}");
         }
+        let of_a_client = "killed by signal 9, FATAL:  database \"could not write\" does not exist";
+        assert_eq!(Cause::of(of_a_client), Cause::Other);
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{
     core::{Event, Sight},
@@ -113,10 +113,20 @@ impl Prober {
     }
 }
 
+/// One at a time: on a disk under which reading hangs each would leave a thread behind.
+static READS: Semaphore = Semaphore::const_new(1);
+
 /// See [`Instance::lineage`]; on a disk that stands still it takes no longer than `deadline`.
 pub async fn lineage(instance: &Instance, end: WalPosition, deadline: Duration) -> Result<TimelineHistory, String> {
     let instance = instance.clone();
-    let read = blocking(move || instance.lineage(end).map_err(said));
+    let read = async {
+        let alone = READS.acquire().await.map_err(|e| e.to_string())?;
+        blocking(move || {
+            let _alone = alone;
+            instance.lineage(end).map_err(said)
+        })
+        .await
+    };
     match tokio::time::timeout(deadline, read).await {
         Ok(read) => read?,
         Err(_) => Err(format!("the history of timeline {} could not be read within {deadline:?}", end.timeline)),

@@ -24,15 +24,22 @@ const CPU: u32 = 3;
 pub struct Redo {
     /// When it last got on, and what there was to see then.
     mark: Option<(Moment, Vitals)>,
+    receives: bool,
 }
 
 impl Redo {
     /// A new look at the newest postmaster.
     pub fn see(&mut self, vitals: Vitals, now: Moment) {
         let still = self.mark.as_ref().is_some_and(|(at, last)| !gets_on(last, &vitals, now.since(*at)));
+        self.receives = vitals.receives;
         if !still {
             self.mark = Some((now, vitals));
         }
+    }
+
+    /// A WAL receiver ran at the last look.
+    pub fn receives(&self) -> bool {
+        self.receives
     }
 
     /// Another postmaster, or nothing to look at.
@@ -56,7 +63,15 @@ fn gets_on(last: &Vitals, now: &Vitals, elapsed: Duration) -> bool {
         let least = u128::from(each) * elapsed.as_millis() / 1_000;
         now > last && u128::from(now - last) >= least
     };
-    further || used || rate(now.bytes, last.bytes, BYTES) || rate(now.switches, last.switches, SWITCHES)
+    // A wait in the kernel is for a disk that works, if it finishes writes meanwhile: one flush of a full cache has no steps
+    // of its own.
+    let flushes = now.waits_for_disk && now.disk_writes > last.disk_writes;
+    flushes
+        || now.runs_a_command
+        || further
+        || used
+        || rate(now.bytes, last.bytes, BYTES)
+        || rate(now.switches, last.switches, SWITCHES)
 }
 
 /// Looks as long as the plan wants that, until its sender is gone.
@@ -71,7 +86,7 @@ pub async fn watch(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, 
         };
         let at = instance.clone();
         let look = move || (at.vitals(postmaster), complaint(at.log_file(), postmaster));
-        if let Ok((vitals, words)) = blocking(look).await
+        if let Ok((Some(vitals), words)) = blocking(look).await
             && wakes.send(Wake::Core(Event::Redo { life, vitals, words })).is_err()
         {
             return;
@@ -116,7 +131,7 @@ mod tests {
 
     fn vitals(doing: &str, cpu_ms: u64, bytes: u64, switches: u64) -> Vitals {
         let cpu = Duration::from_millis(cpu_ms);
-        Vitals { pid: 9, doing: doing.to_owned(), control: None, cpu, bytes, switches }
+        Vitals { pid: 9, doing: doing.to_owned(), cpu, bytes, switches, ..Vitals::default() }
     }
 
     fn still_after(looks: &[Vitals]) -> u64 {
@@ -136,6 +151,11 @@ mod tests {
         assert_eq!(ten(&|n| vitals("recovering 5", 100 * n, 9, 9)), 0, "it computes");
         assert_eq!(ten(&|n| vitals("recovering 5", 100, n << 20, 9)), 0, "it reads");
         assert_eq!(ten(&|n| vitals("recovering 5", 100, 9, 50 * n)), 0, "it waits for a disk again and again");
+        let flushes = |waits: bool, writes: u64| Vitals { waits_for_disk: waits, disk_writes: writes, ..same.clone() };
+        assert_eq!(ten(&|n| flushes(true, n)), 0, "one long flush");
+        assert_eq!(ten(&|_| flushes(true, 7)), 10, "the disk stands still");
+        assert_eq!(ten(&|n| flushes(false, n)), 10, "somebody else writes");
+        assert_eq!(ten(&|_| Vitals { runs_a_command: true, ..same.clone() }), 0, "it restores a segment");
     }
 
     #[test]

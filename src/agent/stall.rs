@@ -1,7 +1,7 @@
 //! Disks that stand still: each volume is written to all the time, a little, on a thread that nothing else waits for.
 //! The verdict is pure, [`watch`] is not.
 
-use std::{sync::mpsc as threads, thread, time::Duration};
+use std::{path::PathBuf, sync::mpsc as threads, thread, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{core::Event, prober::KNOCKS, process::Wake};
-use crate::postgres::{Instance, Place, Touch};
+use crate::postgres::{Instance, Place, Touch, writes_finished};
 
 /// What is known of the disks under PostgreSQL.
 #[derive(Debug, Clone, Default)]
@@ -87,8 +87,38 @@ impl Volumes {
     }
 }
 
+/// A disk that is busy has this many times the patience, as long as it finishes anything at all.
+const BUSY: u32 = 10;
+
+/// Whether a write is waited for in vain.
+struct Wait {
+    device: Option<PathBuf>,
+    began: Instant,
+    /// When the disk last had finished something, and what it counted then.
+    moved: Instant,
+    writes: Option<u64>,
+}
+
+impl Wait {
+    fn begin(device: Option<PathBuf>) -> Self {
+        let writes = device.as_deref().and_then(writes_finished);
+        let now = Instant::now();
+        Self { device, began: now, moved: now, writes }
+    }
+
+    /// The disk has finished nothing for `patience`, of whoever's, or too little for much longer.
+    fn is_in_vain(&mut self, patience: Duration) -> bool {
+        let writes = self.device.as_deref().and_then(writes_finished);
+        if writes > self.writes {
+            (self.writes, self.moved) = (writes, Instant::now());
+        }
+        self.moved.elapsed() >= patience || self.began.elapsed() >= patience * BUSY
+    }
+}
+
 /// Writes to one volume until nobody listens any more, as often in `patience` as a new connection is begun; a write that
-/// has not ended after `patience` is told of, and again for as long as it hangs. What is as it was is not told again.
+/// has not ended after `patience`, though the disk finished nothing else either, is told of, and again for as long as it
+/// hangs. What is as it was is not told again.
 pub async fn watch(
     instance: Instance,
     place: Place,
@@ -102,12 +132,20 @@ pub async fn watch(
         if ask.send(()).is_err() {
             return;
         }
-        let mut until = began + patience;
+        let mut wait = Wait::begin(None);
+        let mut until = began + patience / KNOCKS;
         let answer = loop {
             match timeout_at(until, answers.recv()).await {
-                Ok(Some(touch)) => break touch,
+                Ok(Some(Answer::On(device))) => {
+                    wait = Wait::begin(device);
+                    continue;
+                }
+                Ok(Some(Answer::Done(touch))) => break touch,
                 Ok(None) => return,
                 Err(_) => until += patience / KNOCKS,
+            }
+            if !wait.is_in_vain(patience) {
+                continue;
             }
             fine = false;
             if wakes.send(Wake::Core(Event::Touched { place, touch: None, waited: patience })).is_err() {
@@ -128,12 +166,23 @@ pub async fn watch(
     }
 }
 
+/// What the thread says.
+enum Answer {
+    /// It begins, on this disk.
+    On(Option<PathBuf>),
+    /// What became of it.
+    Done(Touch),
+}
+
 /// One that hangs in the kernel is left behind when the agent ends, and ends the process no sooner than the disk lets it.
-fn start_thread(instance: Instance, place: Place) -> Option<(threads::Sender<()>, mpsc::UnboundedReceiver<Touch>)> {
+fn start_thread(instance: Instance, place: Place) -> Option<(threads::Sender<()>, mpsc::UnboundedReceiver<Answer>)> {
     let (ask, asked) = threads::channel();
     let (tell, answers) = mpsc::unbounded_channel();
     let work = move || {
-        while asked.recv().is_ok() && tell.send(instance.touch(place)).is_ok() {}
+        while asked.recv().is_ok()
+            && tell.send(Answer::On(instance.device(place))).is_ok()
+            && tell.send(Answer::Done(instance.touch(place))).is_ok()
+        {}
     };
     let name = match place {
         Place::Data => "disk of data",
@@ -149,10 +198,36 @@ fn start_thread(instance: Instance, place: Place) -> Option<(threads::Sender<()>
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
     const WAITED: Duration = Duration::from_secs(3);
+
+    fn counts(writes: u64) -> String {
+        format!("1 2 3 4 {writes} 6 7 8 9 10 11\n")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_is_busy_has_more_patience_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let stat = dir.path().join("stat");
+        std::fs::write(&stat, counts(1)).unwrap();
+        let mut still = Wait::begin(Some(stat.clone()));
+        let mut untold = Wait::begin(None);
+        tokio::time::advance(WAITED).await;
+        assert!(still.is_in_vain(WAITED), "it finished nothing");
+        assert!(untold.is_in_vain(WAITED), "nobody knows what it finished");
+
+        let mut busy = Wait::begin(Some(stat.clone()));
+        for second in 1..=29 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            std::fs::write(&stat, counts(1 + second)).unwrap();
+            assert!(!busy.is_in_vain(WAITED), "after {second} s");
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(busy.is_in_vain(WAITED), "ten times as long");
+    }
 
     #[test]
     fn what_a_volume_said_last_counts() {

@@ -83,6 +83,7 @@ impl Silence {
 
 /// Settings that Matriarch writes itself.
 const OWNED: &[&str] = &[
+    "cluster_name",
     "config_file",
     "data_directory",
     "external_pid_file",

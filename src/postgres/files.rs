@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::Semaphore;
 
 use super::error::PostgresError;
 
@@ -69,6 +70,24 @@ pub(super) async fn remove_tree(path: &Path) -> Result<(), PostgresError> {
         Ok(()) => sync_parent(&path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(PostgresError::File { doing: "removing", path, source }),
+    })
+    .await
+}
+
+/// So many reads may hang at once on a disk under which reading hangs; each leaves a thread behind until it goes on.
+static READS: Semaphore = Semaphore::const_new(2);
+
+/// [`blocking`] for whoever may give up before it ends, and come again.
+pub(super) async fn reading<T, F>(work: F) -> Result<T, PostgresError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, PostgresError> + Send + 'static,
+{
+    // It is never closed.
+    let permit = READS.acquire().await.ok();
+    blocking(move || {
+        let _permit = permit;
+        work()
     })
     .await
 }

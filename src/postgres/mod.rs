@@ -37,4 +37,4 @@ pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
 pub use space::{Place, Space, VolumeSpace};
 pub use touch::Touch;
-pub use vitals::Vitals;
+pub use vitals::{Vitals, writes_finished};

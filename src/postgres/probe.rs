@@ -208,7 +208,7 @@ impl Instance {
     /// [`Instance::segment_timeline`], on a thread that a disk may hold up.
     async fn newest_timeline(&self, end: Lsn, segment_bytes: u64) -> Option<TimelineId> {
         let instance = self.clone();
-        files::blocking(move || Ok(instance.segment_timeline(end, segment_bytes))).await.ok().flatten()
+        files::reading(move || Ok(instance.segment_timeline(end, segment_bytes))).await.ok().flatten()
     }
 
     /// The highest timeline of which `pg_wal` has the segment that `end` lies in. `pg_control` lags behind

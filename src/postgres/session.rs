@@ -142,7 +142,7 @@ impl Instance {
         target.application_name("matriarch").options("-c synchronous_commit=local");
         let connect = async {
             let instance = self.clone();
-            let password = files::blocking(move || instance.superuser_password()).await;
+            let password = files::reading(move || instance.superuser_password()).await;
             target.password(password.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
             let connected = target.connect(NoTls).await;
             let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;

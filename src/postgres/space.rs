@@ -62,9 +62,14 @@ impl Instance {
 
     /// The real directory of WAL, when it is on another volume than the data directory.
     pub(super) fn wal_apart(&self) -> Option<PathBuf> {
-        let real = fs::canonicalize(self.pg_wal()).ok()?;
-        let device = |path: &Path| fs::metadata(path).map(|m| m.dev()).ok();
-        (device(&real)? != device(self.data_dir())?).then_some(real)
+        self.try_wal_apart().ok().flatten()
+    }
+
+    /// The same, for whoever has to know that it could not be told.
+    pub(super) fn try_wal_apart(&self) -> io::Result<Option<PathBuf>> {
+        let real = fs::canonicalize(self.pg_wal())?;
+        let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
+        Ok((device(&real)? != device(self.data_dir())?).then_some(real))
     }
 
     fn volume(&self, dir: &Path, place: Place) -> io::Result<VolumeSpace> {

@@ -11,7 +11,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use super::{files, instance::Instance, space::Place};
+use super::{files, instance::Instance, space::Place, vitals::device_of};
 
 /// As much as a page of most file systems: it is written over in place, so only the first one takes room.
 const BLOCK: usize = 4096;
@@ -49,7 +49,7 @@ impl Instance {
                 Err(error) => return Err(error),
             }
         }
-        if place == Place::Wal && self.wal_apart().is_none() {
+        if place == Place::Wal && self.try_wal_apart()?.is_none() {
             return Ok(Touch::Untried("WAL has no volume of its own".to_owned()));
         }
         let mut options = OpenOptions::new();
@@ -58,6 +58,14 @@ impl Instance {
         file.write_all_at(&[0; BLOCK], 0)?;
         file.sync_data()?;
         Ok(Touch::Written)
+    }
+
+    /// Where the kernel counts what the disk below this volume has done.
+    pub fn device(&self, place: Place) -> Option<PathBuf> {
+        match place {
+            Place::Data => device_of(self.data_dir()),
+            Place::Wal => device_of(&self.pg_wal()),
+        }
     }
 
     fn touched(&self, place: Place) -> PathBuf {

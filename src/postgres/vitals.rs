@@ -8,6 +8,8 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -31,44 +33,83 @@ pub struct Vitals {
     pub bytes: u64,
     /// How often it waited for something and went on.
     pub switches: u64,
+    /// One of the two waits in the kernel, for a disk most likely.
+    pub waits_for_disk: bool,
+    /// Writes that the disk below the data directory has finished, of whoever; 0: it does not tell.
+    pub disk_writes: u64,
+    /// A WAL receiver runs, so it streams.
+    pub receives: bool,
+    /// The startup process waits for a command, to restore a segment for instance.
+    pub runs_a_command: bool,
 }
 
 impl Instance {
     /// The vitals of recovery below this postmaster. Takes a few reads of `/proc`; what can't be read counts as nothing.
-    pub fn vitals(&self, postmaster: u32) -> Vitals {
+    /// `None`: it has processes, and none of them is known, so nothing can be said.
+    pub fn vitals(&self, postmaster: u32) -> Option<Vitals> {
         let control = fs::metadata(self.data_dir().join("global/pg_control")).and_then(|m| m.modified());
         let mut vitals = Vitals { control: control.ok(), ..Vitals::default() };
-        for (pid, title) in children(postmaster) {
+        let children = children(postmaster)?;
+        let others = !children.is_empty();
+        for (pid, title) in children {
             let Some((who, doing)) = role(&title) else { continue };
-            if who == "startup" {
-                (vitals.pid, vitals.doing) = (pid, doing.to_owned());
+            match who {
+                "startup" => {
+                    (vitals.pid, vitals.doing) = (pid, doing.to_owned());
+                    vitals.runs_a_command = self::children(pid).is_some_and(|commands| !commands.is_empty());
+                }
+                "walreceiver" => {
+                    vitals.receives = true;
+                    continue;
+                }
+                _ => {}
             }
             let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            vitals.cpu += cpu(&read("stat"));
+            let stat = read("stat");
+            vitals.cpu += cpu(&stat);
+            vitals.waits_for_disk |= stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('D'));
             vitals.bytes += sum(&read("io"), &["rchar:", "wchar:"]);
             vitals.switches += sum(&read("status"), &["voluntary_ctxt_switches:"]);
         }
-        vitals
+        vitals.disk_writes = device_of(self.data_dir()).and_then(|disk| writes_finished(&disk)).unwrap_or_default();
+        (vitals.pid != 0 || !others).then_some(vitals)
     }
 }
 
-/// The children of the postmaster's main thread with their titles; it has no other thread.
-fn children(postmaster: u32) -> Vec<(u32, String)> {
-    let pids = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap_or_default();
+/// Where the kernel counts what the disk below `path` has done; `None`: it is on no disk, or on several.
+pub fn device_of(path: &Path) -> Option<PathBuf> {
+    let device = fs::metadata(path).ok()?.dev();
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let counts = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
+    counts.exists().then_some(counts)
+}
+
+/// How many writes a disk has finished since it is there (Documentation/block/stat.rst, field 5).
+pub fn writes_finished(device: &Path) -> Option<u64> {
+    fs::read_to_string(device).ok()?.split_whitespace().nth(4)?.parse().ok()
+}
+
+/// The children of a process's main thread with their titles; PostgreSQL's have no other thread.
+fn children(parent: u32) -> Option<Vec<(u32, String)>> {
+    let pids = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     let titled = |pid: &str| {
         let title = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         Some((pid.parse().ok()?, title))
     };
-    pids.split_whitespace().filter_map(titled).collect()
+    Some(pids.split_whitespace().filter_map(titled).collect())
 }
 
-/// `postgres: startup recovering 0000…` is `startup`, and `recovering 0000…`.
+/// `postgres: startup recovering 0000…` is `startup`, and `recovering 0000…`; `cluster_name` may stand before that.
 fn role(title: &str) -> Option<(&'static str, &str)> {
     let said = title.trim_end_matches(['\0', ' ']).strip_prefix("postgres: ")?;
-    ["startup", "checkpointer"].into_iter().find_map(|who| {
-        let doing = said.strip_prefix(who)?;
-        (doing.is_empty() || doing.starts_with(' ')).then_some((who, doing.trim()))
-    })
+    let of = |said: &'_ str| {
+        ["startup", "checkpointer", "walreceiver"]
+            .into_iter()
+            .find(|who| said.strip_prefix(who).is_some_and(|doing| doing.is_empty() || doing.starts_with(' ')))
+    };
+    let named = said.split_once(": ").map_or(said, |(_, after)| after);
+    let said = if of(said).is_some() { said } else { named };
+    of(said).map(|who| (who, said[who.len()..].trim()))
 }
 
 /// Fields 14 and 15; the second one, the name, is in brackets and may have blanks.
@@ -84,6 +125,7 @@ fn sum(text: &str, keys: &[&str]) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -93,8 +135,25 @@ mod tests {
         assert_eq!(role(recovering), Some(("startup", "recovering 0000000100000000000000A5")));
         assert_eq!(role("postgres: startup \0"), Some(("startup", "")));
         assert_eq!(role("postgres: checkpointer \0"), Some(("checkpointer", "")));
+        assert_eq!(role("postgres: main: startup recovering 05\0"), Some(("startup", "recovering 05")), "cluster_name");
+        assert_eq!(role("postgres: walreceiver streaming 0/5\0"), Some(("walreceiver", "streaming 0/5")));
+        assert_eq!(role("postgres: main: demo demo [local] idle"), None);
         assert_eq!(role("postgres: startupper demo [local] idle"), None);
         assert_eq!(role("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"), None);
+    }
+
+    #[test]
+    fn a_disk_counts_what_it_has_finished() {
+        let dir = tempfile::tempdir().unwrap();
+        let counts = dir.path().join("stat");
+        fs::write(
+            &counts,
+            "     511        0     4096      120     9981      312   251904     8123        0     5000\n",
+        )
+        .unwrap();
+        assert_eq!(writes_finished(&counts), Some(9_981));
+        assert_eq!(writes_finished(&dir.path().join("none")), None);
+        assert_eq!(device_of(Path::new("/proc")), None, "no disk");
     }
 
     #[test]

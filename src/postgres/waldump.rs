@@ -16,17 +16,36 @@ impl Instance {
     pub async fn wal_end_on_disk(&self) -> Result<WalPosition, PostgresError> {
         self.demand_stopped()?;
         let control = self.control_data()?;
-        let start = control.checkpoint;
-        let mut lsn = match self.last_record_end(&control, control.timeline, start).await? {
-            Found::End(lsn) => lsn,
+        let (timeline, start) = (control.timeline, control.checkpoint);
+        match self.last_record_end(&control, timeline, start).await? {
+            Found::End(lsn) => self.with_descendants(&control, (timeline, start), lsn).await,
             Found::Nothing { words } => {
-                let timeline = control.timeline;
+                // A rewind takes `pg_control` last, and its checkpoint may be in a segment that came after the copy.
+                // PostgreSQL goes by the label then, and so does this.
+                if let Some(label) = self.backup_start()
+                    && let Found::End(lsn) = self.last_record_end(&control, label.timeline, label.lsn).await?
+                {
+                    return self.with_descendants(&control, (label.timeline, label.lsn), lsn).await;
+                }
                 let problem =
                     format!("no valid WAL record at the last checkpoint, {start} on timeline {timeline}: {words}");
-                return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
+                Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem })
             }
-        };
-        let mut timeline = control.timeline;
+        }
+    }
+
+    /// The checkpoint that recovery starts from, by `backup_label`; `None`: there is none, or it is not understood.
+    fn backup_start(&self) -> Option<WalPosition> {
+        checkpoint_of(&std::fs::read_to_string(self.data_dir().join("backup_label")).ok()?)
+    }
+
+    /// The end on the newest timeline that goes on from records on `timeline` after `start`, which end at `lsn`.
+    async fn with_descendants(
+        &self,
+        control: &ControlData,
+        (mut timeline, start): (TimelineId, Lsn),
+        mut lsn: Lsn,
+    ) -> Result<WalPosition, PostgresError> {
         // A switch after the checkpoint: the records of the new timeline are in files of its own.
         for history in self.descendants(timeline)? {
             let Some(switch) = history.end_of(timeline).filter(|end| history.contains(timeline) && *end >= start)
@@ -34,7 +53,7 @@ impl Instance {
                 continue;
             };
             let newest = history.switches.last().map_or(switch, |s| s.end.max(switch));
-            if let Found::End(end) = self.last_record_end(&control, history.timeline, newest).await? {
+            if let Found::End(end) = self.last_record_end(control, history.timeline, newest).await? {
                 (timeline, lsn) = (history.timeline, end);
             }
         }
@@ -141,10 +160,27 @@ impl Record {
     }
 }
 
+/// Of a `backup_label` (manual, 26.3): the checkpoint, on the timeline of the file it names.
+fn checkpoint_of(label: &str) -> Option<WalPosition> {
+    let value = |key: &str| label.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let lsn = value("CHECKPOINT LOCATION:")?.parse().ok()?;
+    let file = value("START WAL LOCATION:")?.split("(file ").nth(1)?;
+    let timeline = TimelineId(u32::from_str_radix(file.get(..8)?, 16).ok()?);
+    Some(WalPosition { timeline, lsn })
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_names_the_checkpoint_that_recovery_starts_from() {
+        let label = "START WAL LOCATION: 0/5651380 (file 0000000A0000000000000005)\nCHECKPOINT LOCATION: 0/5653A38\n\
+                     BACKUP METHOD: pg_rewind\nBACKUP FROM: standby\nSTART TIME: 2026-01-01 00:00:00 UTC\n";
+        assert_eq!(checkpoint_of(label), Some(WalPosition { timeline: TimelineId(10), lsn: Lsn(0x565_3A38) }));
+        assert_eq!(checkpoint_of("CHECKPOINT LOCATION: 0/5653A38\n"), None);
+    }
 
     const PAGE: u64 = 8192;
     const SEGMENT: u64 = 16 << 20;

@@ -26,6 +26,7 @@ mod pauses;
 mod processes;
 mod quorum;
 mod room;
+mod slow;
 mod stage;
 
 use std::time::Duration;
@@ -79,6 +80,13 @@ fn what_breaks_heals_by_itself() {
 #[test]
 fn a_disk_that_stands_still() {
     frozen::play();
+}
+
+/// Takes more than a minute: the leader stays so long.
+#[test]
+#[ignore = "long, `make proof`"]
+fn a_disk_that_is_slow() {
+    slow::play();
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Core {
     }
 
     pub(super) fn end_for_storage(&mut self, tenure: Tenure, why: &str, now: Now, out: &mut Vec<Effect>) {
-        self.crashes.gave_up(now.moment);
+        // It is no candidate while the disk stands still, and as good as any when it goes on: its WAL may be the most.
         self.end_tenure_of(tenure, (EndCause::Storage, why), now, out);
     }
 

@@ -109,7 +109,10 @@ impl Core {
         self.stuck.words = words;
         self.name_what_is_stuck(now);
         let stands = self.recovery_stands(now.moment).is_some();
-        let first = self.work.is_none() && self.durable.tenure.is_none() && !self.stuck.ended;
+        // One that streams serves its readers; one on a disk that stands still can't be helped by a kill.
+        let first =
+            self.work.is_none() && self.durable.tenure.is_none() && !self.stuck.ended && !self.stuck.redo.receives();
+        let stands = stands && self.storage_problem().is_none();
         if let (true, true, Some(why)) = (stands, first || self.restarts(), self.stuck.said.clone()) {
             tracing::warn!(why, "postgresql gets nowhere and is ended");
             self.stuck.ended |= !self.restarts();
