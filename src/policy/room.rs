@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Hold, Situation, Verdict, candidates::Wishes, pause, report::Unfit, switchover};
 use crate::{
     domain::{MemberId, PostgresState, RoomView},
-    state::{Kind, OperationKind},
+    state::{Kind, OperationKind, OperationPhase},
 };
 
 /// A switchover from here that failed is not tried again before this: each one holds up writes.
@@ -52,13 +52,14 @@ fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdi
     Some(Verdict::Propose(Kind::BeginOperation { kind: OperationKind::Switchover, from, to }))
 }
 
-/// How long nothing is tried after a switchover from `primary` failed. Counted from when this leader saw it end, so for
+/// How long nothing is tried after a switchover from `primary` failed; one that it crashed under has held nothing up. Counted from when this leader saw it end, so for
 /// a new leader it only gets longer.
 fn pause_left(s: &Situation<'_>, primary: &MemberId) -> Duration {
     let failed = s.state.last_operation.as_ref().filter(|last| {
         let was = &last.operation;
         !last.succeeded && was.kind == OperationKind::Switchover && was.from.as_ref() == Some(primary)
     });
+    let failed = failed.filter(|last| last.operation.phase != OperationPhase::Stop);
     failed.map_or(Duration::ZERO, |_| PAUSE.saturating_sub(s.now.since(s.since.operation)))
 }
 

@@ -84,7 +84,13 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
             }
             unfit(s, from, &operation.to).map(|why| end(operation, why))
         }
-        OperationPhase::Stop | OperationPhase::Start => None,
+        // Restarted and then stopped it would have WAL that the target can't get any more.
+        OperationPhase::Stop => {
+            let from = operation.from.as_ref()?;
+            let crashed = s.agent(from).is_some_and(|a| a.state == PostgresState::Crashed);
+            crashed.then(|| end(operation, format!("{from} crashed before it was stopped")))
+        }
+        OperationPhase::Start => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
         OperationPhase::Transfer => transfer_failed(s, operation),
     }
