@@ -11,7 +11,7 @@ use matriarch::{demo::rig::ROUTED, rpc::v1::StatusReply};
 
 use crate::stage::{self, HEAL, SOON, others, until};
 
-const DEADLINE: Duration = Duration::from_secs(25);
+const DEADLINE: Duration = Duration::from_secs(10);
 
 fn told(status: &StatusReply) -> String {
     status.layers.iter().find(|l| l.name == "stonith").map(|l| l.state.clone()).unwrap_or_default()

@@ -138,7 +138,12 @@ fn one_seed_gives_one_run() {
 
 /// A bug that is put in must be found, and by one of these promises, or the simulation proves nothing.
 fn is_found(mutation: Mutation, seeds: u64, promises: &[&str]) {
-    for seed in 1..=seeds {
+    is_found_from(1, mutation, seeds, promises);
+}
+
+/// The same, with the seed first that found it when this was written.
+fn is_found_from(first: u64, mutation: Mutation, seeds: u64, promises: &[&str]) {
+    for seed in (first..=seeds).chain(1..first) {
         let Some(broken) = run::one(Plan { mutation, ..Plan::chaos(seed) }).broken else { continue };
         let first = broken.lines().next().unwrap_or_default();
         if promises.iter().any(|promise| first.starts_with(promise)) {
@@ -160,7 +165,7 @@ fn a_disk_that_lies_about_its_syncs_is_found() {
 
 #[test]
 fn votes_that_are_not_synced_are_found() {
-    is_found(Mutation::VotesNotSynced, 20, &LOSSES[..2]);
+    is_found_from(8, Mutation::VotesNotSynced, 20, &LOSSES[..2]);
 }
 
 #[test]
