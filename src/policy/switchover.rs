@@ -87,8 +87,9 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
         // Restarted and then stopped it would have WAL that the target can't get any more.
         OperationPhase::Stop => {
             let from = operation.from.as_ref()?;
-            let crashed = s.agent(from).is_some_and(|a| a.state == PostgresState::Crashed);
-            crashed.then(|| end(operation, format!("{from} crashed before it was stopped")))
+            // One that had to be stopped the hard way held writes up: rule 260 rolls that back.
+            let crashed = |a: &AgentView| a.state == PostgresState::Crashed && !stopped_the_hard_way(a);
+            s.agent(from).is_some_and(crashed).then(|| end(operation, format!("{from} crashed before it was stopped")))
         }
         OperationPhase::Start => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
