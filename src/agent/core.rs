@@ -603,7 +603,7 @@ impl Core {
             && !self.waits_for_ever()
             && now.moment.since(since) >= self.limits.primary_start
         {
-            self.end_tenure_of(tenure, (EndCause::Crash, "no order to start it again came in time"), now, out);
+            self.end_tenure_of(tenure, (EndCause::Crash, "it did not run again within the time for a start"), now, out);
         }
         if let Some(since) = self.fencing_since
             && self.tree != Tree::Empty

@@ -177,6 +177,8 @@ fn row(figure: &Figure) -> Vec<Cell> {
         (_, Some(total)) => [total.best, total.average, total.worst].map(|d| Cell::new(seconds(d))),
         (Effect::NotNoticed, None) => ["", "", "not noticed"].map(|t| Cell::toned(t, Tone::Bad)),
         (Effect::UntilRepaired, None) => ["", "", "until back"].map(|t| Cell::toned(t, Tone::Warn)),
+        (Effect::Endless, None) => ["", "", "no end"].map(|t| Cell::toned(t, Tone::Bad)),
+        (Effect::RuledOut, None) => ["", "", "ruled out"].map(Cell::new),
         (Effect::Harmless | Effect::Outage(_), None) => ["", "", "none"].map(|t| Cell::toned(t, Tone::Good)),
     });
     cells.extend(match figure.patroni {
@@ -310,6 +312,8 @@ fn json_path(figure: &Figure) -> JsonPath {
             Effect::NotNoticed => "not-noticed",
             Effect::Harmless => "none",
             Effect::UntilRepaired => "until-repaired",
+            Effect::Endless => "endless",
+            Effect::RuledOut => "ruled-out",
         },
         times: figure.total().map(JsonSpread::from),
         phases: phases.iter().map(phase).collect(),

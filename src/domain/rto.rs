@@ -281,6 +281,8 @@ impl Latencies {
 enum Noticed {
     /// It is acted on; these are the phases until writes go on.
     Yes(fn(&paths::Sums<'_>) -> Vec<Phase>),
+    /// What is done depends on the settings, and it may be that writes don't go on.
+    BySettings(fn(&paths::Sums<'_>) -> Effect),
     /// Nothing looks for it today: writes may stop until a person acts.
     No,
     /// Nobody who writes is in its way.
@@ -300,6 +302,10 @@ pub enum Effect {
     Harmless,
     /// Writes stop until enough hosts are back.
     UntilRepaired,
+    /// It is tried again and again, until a person acts.
+    Endless,
+    /// By these settings it does not come to that.
+    RuledOut,
 }
 
 /// One way to fail, and its figures.
@@ -334,7 +340,7 @@ impl Figure {
     pub fn total(&self) -> Option<Spread> {
         match &self.effect {
             Effect::Outage(phases) => Some(phases.iter().fold(Spread::default(), |sum, phase| sum.plus(phase.spread))),
-            Effect::NotNoticed | Effect::Harmless | Effect::UntilRepaired => None,
+            Effect::NotNoticed | Effect::Harmless | Effect::UntilRepaired | Effect::Endless | Effect::RuledOut => None,
         }
     }
 }
@@ -355,6 +361,7 @@ pub fn figures(profile: Profile, timings: &Timings, settings: &Settings, latenci
         network,
         effect: match row.noticed {
             Noticed::Yes(phases) => Effect::Outage(phases(&sums)),
+            Noticed::BySettings(effect) => effect(&sums),
             Noticed::No => Effect::NotNoticed,
             Noticed::Harmless => Effect::Harmless,
             Noticed::UntilRepaired => Effect::UntilRepaired,

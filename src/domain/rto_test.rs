@@ -10,6 +10,8 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+use crate::domain::OnPrimaryCrash;
+
 fn all(profile: Profile, timings: &Timings) -> Vec<Figure> {
     figures(profile, timings, &Settings::default(), &Latencies::QUIET_MACHINE)
 }
@@ -177,6 +179,55 @@ fn a_larger_crash_budget_takes_longer_to_spend() {
     }
     assert_eq!(of(0, "crash-loop"), of(3, "postgres-crash-failover"), "with no budget the first crash fails over");
     assert!(of(1_000, "restart-fails").average < timings.primary_start + ms(1_000), "primary_start bounds it");
+}
+
+/// What `rto` computes under these settings, `fast`.
+fn under(on_primary_crash: OnPrimaryCrash, crash_budget: u32, path: &str) -> Figure {
+    let settings = Settings { on_primary_crash, crash_budget, ..Settings::default() };
+    let rows = figures(Profile::Fast, &Timings::of(Profile::Fast), &settings, &Latencies::QUIET_MACHINE);
+    let figure = rows.into_iter().find(|f| f.path == path).unwrap();
+    assert!(figure.total().is_none_or(ordered), "{path}: {:?}", figure.total());
+    figure
+}
+
+fn has_phase(figure: &Figure, name: &str) -> bool {
+    matches!(&figure.effect, Effect::Outage(phases) if phases.iter().any(|p| p.name == name))
+}
+
+#[test]
+fn what_follows_from_a_crash_is_computed_by_the_settings_in_force() {
+    use OnPrimaryCrash::{Auto, Failover, Restart};
+    let failed_over = of(Profile::Fast, "guard-loss");
+    // A failover from the first crash on: no row waits for a restart.
+    for (policy, budget) in [(Failover, 3), (Failover, 0), (Auto, 0)] {
+        for path in ["postgres-crash", "postgres-crash-failover", "crash-loop", "restart-fails", "restart-hangs"] {
+            assert_eq!(under(policy, budget, path).total(), Some(failed_over), "{path} with {policy}, {budget}");
+        }
+        assert_eq!(under(policy, budget, "crash-without-manager").total(), Some(failed_over), "{policy}, {budget}");
+        for path in ["connections-refused", "postmaster-hangs", "postgres-hangs"] {
+            let hang = under(policy, budget, path);
+            assert!(has_phase(&hang, "promote") && !has_phase(&hang, "replay"), "{path} with {policy}, {budget}");
+        }
+        assert!(!has_phase(&under(policy, budget, "wal-volume-full"), "restart"), "{policy}, {budget}");
+    }
+    for (policy, budget) in [(Auto, 1), (Auto, 3), (Restart, 0), (Restart, 3)] {
+        for path in ["postgres-crash", "connections-refused", "postmaster-hangs", "postgres-hangs"] {
+            let figure = under(policy, budget, path);
+            assert!(has_phase(&figure, "replay") && !has_phase(&figure, "promote"), "{path} with {policy}, {budget}");
+        }
+        assert!(has_phase(&under(policy, budget, "wal-volume-full"), "restart"), "{policy}, {budget}");
+    }
+    // A restart whatever happens ends where nothing has come up in time, and a loop that always comes up never.
+    for budget in [0, 3] {
+        assert_eq!(under(Restart, budget, "crash-loop").effect, Effect::Endless);
+        assert_eq!(under(Restart, budget, "postgres-crash-failover").effect, Effect::RuledOut);
+        let start = Timings::of(Profile::Fast).primary_start;
+        for path in ["restart-fails", "restart-hangs", "crash-without-manager"] {
+            let total = under(Restart, budget, path).total().unwrap();
+            assert!(total.best >= start && total.worst < start * 3 / 2 + ms(1_000), "{path}: {total:?}");
+        }
+    }
+    assert_eq!(under(Auto, 3, "crash-loop").total(), Some(of(Profile::Fast, "crash-loop")));
 }
 
 /// The session that a probe has already says nothing of it; a new connection does.

@@ -141,6 +141,39 @@ fn on_primary_crash_failover_ends_the_epoch_at_once_when_somebody_streams() {
     assert_eq!((alone.state(), alone.durable().ended), (PostgresState::Crashed, Epoch(0)), "there is nobody else");
 }
 
+/// `restart` has no budget and one deadline, counted from the crash: what has not come up by then is failed over.
+#[test]
+fn on_primary_crash_restart_tries_until_the_time_for_a_start_is_over() {
+    let mut core = followed();
+    core.settings.on_primary_crash = OnPrimaryCrash::Restart;
+    core.settings.crash_budget = 0;
+    let limit = u64::try_from(core.limits.primary_start.as_millis()).unwrap();
+    core.step(gone(false), now(1_000));
+    for try_number in 1..=20u64 {
+        let ms = 1_000 + try_number * limit / 21;
+        core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(ms));
+        let failed = TaskEnd::Failed { error: "PostgreSQL ended again".into(), harmless: false };
+        core.step(Event::Done(failed), now(ms + 100));
+        assert_eq!((core.state(), core.durable().ended), (PostgresState::Crashed, Epoch(0)), "after {try_number}");
+    }
+    core.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(limit));
+    core.step(Event::Tick, now(1_000 + limit + 500));
+    assert_eq!(core.durable().ended, Epoch(0), "a start that is under way is waited for");
+    let failed = TaskEnd::Failed { error: "PostgreSQL ended again".into(), harmless: false };
+    core.step(Event::Done(failed), now(1_000 + limit + 600));
+    core.step(Event::Tick, now(1_000 + limit + 700));
+    assert_eq!((core.durable().ended, core.ended_by()), (Epoch(4), EndCause::Crash));
+
+    // One that comes up each time is restarted for ever.
+    let mut core = followed();
+    core.settings.on_primary_crash = OnPrimaryCrash::Restart;
+    for life in 1..=20u64 {
+        core.step(ends(life, false), now(life * 1_000));
+        comes_back(&mut core, life + 1, life * 1_000 + 100);
+    }
+    assert_eq!(core.durable().ended, Epoch(0));
+}
+
 /// Found by the proof of states: the task has looked for the last time, PostgreSQL ends, and then the task is done.
 #[test]
 fn one_that_ends_before_its_promotion_or_restart_is_noted_has_crashed() {

@@ -3,10 +3,10 @@
 use super::{
     FailureDomain, Noticed, Scope, Statistics,
     paths::{
-        agent_livelock, agent_loss, cold_start, crash_failed_over, crash_loop, data_full, data_lost, deaf,
-        deaf_with_leader, disk_hangs, disk_stalls, failover_by_command, guard_hangs, hangs, host_loss,
+        agent_livelock, agent_loss, cold_start, crash, crash_failed_over, crash_loop, crash_that_fails_over, data_full,
+        data_lost, deaf, deaf_with_leader, disk_hangs, disk_stalls, failover_by_command, guard_hangs, hangs, host_loss,
         host_loss_with_leader, nobody_restarts, promotion_fails, promotion_hangs, refuses, restart_fails,
-        restart_hangs, restart_in_place, successor_lost, successor_lost_early, switchover, wal_full,
+        restart_hangs, successor_lost, successor_lost_early, switchover, wal_full,
     },
     patroni::{Class, Detection},
 };
@@ -117,32 +117,33 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         path: "postgres-crash",
-        name: "PostgreSQL crashes, restart in place",
+        name: "PostgreSQL crashes",
         domain: FailureDomain::Postgres,
-        noticed: Noticed::Yes(restart_in_place),
+        noticed: Noticed::Yes(crash),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "a heavy load leaves more WAL to replay: up to primary_start if a standby could take over, as long as it gets on if not",
+        note: "restarted in place with `auto` and `restart`, and where no standby streams; more WAL to replay takes longer, up to \
+               primary_start, or as long as it gets on (`restart`, no standby)",
         ..ROW
     },
     Row {
         path: "postgres-crash-failover",
-        name: "PostgreSQL crashes, failover",
+        name: "the same, answered by a failover",
         domain: FailureDomain::Postgres,
-        noticed: Noticed::Yes(crash_failed_over),
+        noticed: Noticed::BySettings(crash_that_fails_over),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "on_primary_crash = failover, and a standby streams",
+        note: "where a standby streams: `failover`, or `auto` and its disk failed or its budget is spent; never with `restart`",
         ..ROW
     },
     Row {
         path: "crash-loop",
         name: "PostgreSQL crashes again and again",
         domain: FailureDomain::Postgres,
-        noticed: Noticed::Yes(crash_loop),
+        noticed: Noticed::BySettings(crash_loop),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "without the time between; within crash_window; without a standby, or with `restart`, for ever",
+        note: "without the time between; within crash_window; restarted for ever with `restart`, or without a standby",
         ..ROW
     },
     Row {
@@ -152,7 +153,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(restart_fails),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "each counts as a crash; with `restart` it is primary_start, as in the next row",
+        note: "each counts as a crash; with `restart` it is tried until primary_start is over",
         ..ROW
     },
     Row {
@@ -163,7 +164,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(restart_hangs),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "each try that stands still for redo_stall counts as a crash; with `restart` it is tried for ever",
+        note: "each try that stands still for redo_stall counts as a crash; with `restart`: until primary_start is over",
         ..ROW
     },
     Row {
@@ -174,7 +175,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(nobody_restarts),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
-        note: "nobody orders the restart",
+        note: "nobody orders the restart; with `failover` none is needed",
         ..ROW
     },
     Row {
@@ -185,7 +186,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(refuses),
         classes: &[Class::ConnectionsRefused],
         detection: Some(Detection::Active),
-        note: "killed and restarted in place; an answer is life, also `too many clients`: nothing is done then",
+        note: "killed, then like a crash; an answer is life, also `too many clients`: nothing is done then",
         ..ROW
     },
     Row {
@@ -196,7 +197,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(hangs),
         classes: &[Class::PostgresZombie],
         detection: Some(Detection::Active),
-        note: "killed and restarted in place; old sessions go on until then",
+        note: "killed, then like a crash; old sessions go on until then",
         ..ROW
     },
     Row {
@@ -207,7 +208,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(hangs),
         classes: &[Class::PostgresZombie],
         detection: Some(Detection::Active),
-        note: "killed and restarted in place",
+        note: "killed, then like a crash",
         ..ROW
     },
     Row {

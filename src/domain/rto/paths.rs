@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::{Latencies, Network, Phase, Spread};
-use crate::domain::{Settings, Timings};
+use super::{Effect, Latencies, Network, Phase, Spread};
+use crate::domain::{OnPrimaryCrash, Settings, Timings};
 
 /// So many deadlines may be unanswered before a guard counts as stalled (`guard::link`).
 const DEADLINES_UNANSWERED: u32 = 2;
@@ -231,7 +231,7 @@ fn restarted(s: &Sums<'_>) -> [Phase; 3] {
     ]
 }
 
-pub(super) fn restart_in_place(s: &Sums<'_>) -> Vec<Phase> {
+fn restart_in_place(s: &Sums<'_>) -> Vec<Phase> {
     let mut phases = joined([s.kill()], restarted(s).to_vec());
     phases.push(s.route());
     phases
@@ -241,24 +241,80 @@ pub(super) fn crash_failed_over(s: &Sums<'_>) -> Vec<Phase> {
     joined([s.kill()], s.handed_over())
 }
 
+/// What answers a crash that no other was before, where a standby streams (`agent::crashes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    FailOver,
+    /// In place, so many times.
+    Restarts(u32),
+    /// In place, however often.
+    RestartsForEver,
+}
+
+fn answer(s: &Sums<'_>) -> Answer {
+    match (s.settings.on_primary_crash, s.settings.crash_budget) {
+        (OnPrimaryCrash::Failover, _) | (OnPrimaryCrash::Auto, 0) => Answer::FailOver,
+        (OnPrimaryCrash::Auto, budget) => Answer::Restarts(budget),
+        (OnPrimaryCrash::Restart, _) => Answer::RestartsForEver,
+    }
+}
+
+/// A crash, or a hang that was made one, by what the settings answer it with.
+pub(super) fn crash(s: &Sums<'_>) -> Vec<Phase> {
+    match answer(s) {
+        Answer::FailOver => crash_failed_over(s),
+        Answer::Restarts(_) | Answer::RestartsForEver => restart_in_place(s),
+    }
+}
+
+/// By `failover`, a disk that failed, or a budget that is spent; `restart` has none of these.
+pub(super) fn crash_that_fails_over(s: &Sums<'_>) -> Effect {
+    match answer(s) {
+        Answer::FailOver | Answer::Restarts(_) => Effect::Outage(crash_failed_over(s)),
+        Answer::RestartsForEver => Effect::RuledOut,
+    }
+}
+
+pub(super) fn crash_loop(s: &Sums<'_>) -> Effect {
+    match answer(s) {
+        Answer::FailOver => Effect::Outage(crash_failed_over(s)),
+        Answer::Restarts(budget) => Effect::Outage(budget_spent(s, budget)),
+        Answer::RestartsForEver => Effect::Endless,
+    }
+}
+
 /// So many crashes are answered by a restart in place, the next by a failover (`agent::crashes`).
-pub(super) fn crash_loop(s: &Sums<'_>) -> Vec<Phase> {
-    let budget = s.settings.crash_budget;
+fn budget_spent(s: &Sums<'_>, budget: u32) -> Vec<Phase> {
     let once = joined([s.kill()], restarted(s).to_vec()).iter().fold(Spread::default(), |sum, p| sum.plus(p.spread));
     let again = Spread { worst: EFFECT, ..Spread::default() };
     let restarts = once.plus(again).each(|d| d * budget);
     joined([phase("restarts", restarts, "crash_budget restarts in place")], crash_failed_over(s))
 }
 
-/// The crash and each failed start count alike, so that as many starts as the budget have to fail.
+/// The pauses between so many tries.
+fn pauses(tries: u32) -> Duration {
+    (1..tries).map(|n| (BACKOFF * (1 << (n - 1).min(5))).min(BACKOFF_MAX)).sum()
+}
+
+/// The crash and each failed start count alike, so that as many starts as the budget have to fail. With `restart` only
+/// `primary_start` ends it, and a try that is under way then is waited for (`agent::core::keep_time`).
 pub(super) fn restart_fails(s: &Sums<'_>) -> Vec<Phase> {
     let Timings { primary_start, .. } = *s.timings;
-    let budget = s.settings.crash_budget;
-    let pauses: Duration = (1..budget).map(|n| (BACKOFF * (1 << (n - 1).min(5))).min(BACKOFF_MAX)).sum();
-    let tries = s.latencies.survey.plus(s.latencies.start).each(|d| d * budget + pauses);
-    let spread = tries.each(|d| d.min(primary_start)).plus(Spread { worst: s.latencies.tick, ..Spread::default() });
-    let wait = phase("restarts", spread, "crash_budget starts and the pauses between; at most primary_start");
-    joined([s.kill(), wait], s.handed_over())
+    let once = s.latencies.survey.plus(s.latencies.start);
+    let tick = s.latencies.tick;
+    let (spread, formula) = match answer(s) {
+        Answer::FailOver => return crash_failed_over(s),
+        Answer::Restarts(budget) => {
+            let tries = once.each(|d| (d * budget + pauses(budget)).min(primary_start));
+            let late = Spread { worst: tick, ..Spread::default() };
+            (tries.plus(late), "crash_budget starts and the pauses between; at most primary_start")
+        }
+        Answer::RestartsForEver => {
+            let late = Spread { worst: tick + once.worst, ..Spread::up_to(tick) };
+            (Spread::of(primary_start).plus(late), "primary_start from the crash, and a start that is under way then")
+        }
+    };
+    joined([s.kill(), phase("restarts", spread, formula)], s.handed_over())
 }
 
 /// A try that stands still is ended after `redo_stall` and counts like a crash (`agent::core::stuck`). None is begun once
@@ -266,31 +322,36 @@ pub(super) fn restart_fails(s: &Sums<'_>) -> Vec<Phase> {
 pub(super) fn restart_hangs(s: &Sums<'_>) -> Vec<Phase> {
     let Timings { primary_start, .. } = *s.timings;
     let stall = s.settings.redo_stall.min(primary_start);
-    let in_time = u32::try_from(primary_start.as_millis().div_ceil(stall.as_millis())).unwrap_or(u32::MAX);
-    let tries = s.settings.crash_budget.min(in_time).max(1);
-    let found = Spread::of(stall).plus(Spread { best: Duration::ZERO, average: LOOK / 2, worst: LOOK * 2 });
-    let once = s.latencies.survey.plus(s.latencies.start).plus(found).plus(s.killed());
-    let pauses: Duration = (1..tries).map(|n| (BACKOFF * (1 << (n - 1).min(5))).min(BACKOFF_MAX)).sum();
     let longest = primary_start + stall + LOOK * 2;
-    let spread = once.each(|d| (d * tries + pauses).min(longest));
-    let wait =
-        phase("restarts", spread, "redo_stall for each try, crash_budget of them, none begun after primary_start");
-    joined([s.kill(), wait], s.handed_over())
+    let (spread, formula) = match answer(s) {
+        Answer::FailOver => return crash_failed_over(s),
+        Answer::Restarts(budget) => {
+            let in_time = u32::try_from(primary_start.as_millis().div_ceil(stall.as_millis())).unwrap_or(u32::MAX);
+            let tries = budget.min(in_time);
+            let found = Spread::of(stall).plus(Spread { best: Duration::ZERO, average: LOOK / 2, worst: LOOK * 2 });
+            let once = s.latencies.survey.plus(s.latencies.start).plus(found).plus(s.killed());
+            let spread = once.each(|d| (d * tries + pauses(tries)).min(longest));
+            (spread, "redo_stall for each try, crash_budget of them, none begun after primary_start")
+        }
+        Answer::RestartsForEver => {
+            let late = Spread { best: Duration::ZERO, average: stall / 2, worst: stall + LOOK * 2 };
+            let late = late.plus(Spread { worst: s.latencies.tick + s.killed().worst, ..Spread::default() });
+            (Spread::of(primary_start).plus(late), "tries of redo_stall each, none begun after primary_start")
+        }
+    };
+    joined([s.kill(), phase("restarts", spread, formula)], s.handed_over())
 }
 
 /// A knock is begun every third of the time it may take, one at a time.
 pub(super) fn hangs(s: &Sums<'_>) -> Vec<Phase> {
     let probe = s.timings.probe;
     let found = Spread::of(probe).plus(Spread::up_to(probe / KNOCKS));
-    joined(
-        [phase("detection", found, "a new connection gets no word for probe, begun every probe / 3")],
-        restart_in_place(s),
-    )
+    joined([phase("detection", found, "a new connection gets no word for probe, begun every probe / 3")], crash(s))
 }
 
 pub(super) fn refuses(s: &Sums<'_>) -> Vec<Phase> {
     let found = Spread::up_to(s.timings.probe / KNOCKS);
-    joined([phase("detection", found, "a new connection is begun every probe / 3")], restart_in_place(s))
+    joined([phase("detection", found, "a new connection is begun every probe / 3")], crash(s))
 }
 
 /// It can't be killed, so its holder gives the epoch up without being able to say that it is gone.
@@ -336,6 +397,9 @@ pub(super) fn agent_livelock(s: &Sums<'_>) -> Vec<Phase> {
 }
 
 pub(super) fn nobody_restarts(s: &Sums<'_>) -> Vec<Phase> {
+    if answer(s) == Answer::FailOver {
+        return crash_failed_over(s);
+    }
     let spread = Spread::of(s.timings.primary_start).plus(Spread::up_to(s.latencies.tick));
     let wait = phase("restarts", spread, "primary_start from the crash");
     joined([s.kill(), wait], s.handed_over())
@@ -381,19 +445,34 @@ pub(super) fn successor_lost_early(s: &Sums<'_>) -> Vec<Phase> {
     joined(first, s.succession(false))
 }
 
-pub(super) fn switchover(s: &Sums<'_>) -> Vec<Phase> {
+/// From the first write that is held until it gives its lease up.
+fn stopped_for_a_move(s: &Sums<'_>) -> [Phase; 3] {
     let Latencies { stop, catch_up, commit, .. } = *s.latencies;
-    let first = [
+    [
         phase("stop", stop, "a fast stop with its checkpoint, one was made just before"),
         phase("catch-up", catch_up.plus(s.round_trips(2)), "the standby has all of it, and both say so"),
         phase("transfer", commit.plus(s.round_trips(3)), "one commit, and the order to give the lease up"),
-    ];
-    joined(first, s.handed_over())
+    ]
+}
+
+pub(super) fn switchover(s: &Sums<'_>) -> Vec<Phase> {
+    joined(stopped_for_a_move(s), s.handed_over())
 }
 
 /// At best it moves before anything fails (rule 270). A volume that is full between two looks ends PostgreSQL, which is
-/// restarted with the reserve freed, and then moves.
+/// restarted with the reserve freed, and then moves; or fails over at once, where that is the answer to a crash.
 pub(super) fn wal_full(s: &Sums<'_>) -> Vec<Phase> {
+    if answer(s) == Answer::FailOver {
+        let (moved, killed) = (stopped_for_a_move(s), s.killed());
+        let moved = moved.iter().fold(Spread::default(), |sum, p| sum.plus(p.spread));
+        let ends = Spread {
+            best: moved.best.min(killed.best),
+            average: moved.average.max(killed.average),
+            worst: moved.worst.max(killed.worst),
+        };
+        let ended = phase("end", ends, "a crash ends its epoch at once, or it moves before anything fails");
+        return joined([ended], s.handed_over());
+    }
     let once = joined([s.kill()], restarted(s).to_vec()).iter().fold(Spread::default(), |sum, p| sum.plus(p.spread));
     let crash = Spread { best: Duration::ZERO, ..once.plus(Spread::up_to(LOOK)) };
     joined(
