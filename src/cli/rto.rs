@@ -183,6 +183,7 @@ fn row(figure: &Figure) -> Vec<Cell> {
     });
     cells.extend(match figure.patroni {
         Some(p) => [p.best, p.average, p.worst].map(|d| Cell::new(format!("{:.1}", d.as_secs_f64()))),
+        None if !figure.patroni_sees => ["", "", "unseen"].map(Cell::new),
         None => ["", "", ""].map(Cell::new),
     });
     let classes: Vec<String> = figure.classes.iter().map(|class| class.number().to_string()).collect();
@@ -196,7 +197,7 @@ fn phases(rows: &[Figure], style: Style) -> String {
     for figure in rows {
         let _ = write!(out, "\n{}: {}\n", figure.path, figure.name);
         if !figure.note.is_empty() {
-            let _ = writeln!(out, "  {}", figure.note);
+            let _ = writeln!(out, "  {}", wrapped(figure.note));
         }
         let Effect::Outage(phases) = &figure.effect else { continue };
         let _ =
@@ -270,6 +271,8 @@ struct JsonPart {
 #[derive(Serialize)]
 struct JsonPatroni {
     detection: String,
+    /// It does not: its figures would be of something else.
+    notices: bool,
     times: Option<JsonSpread>,
 }
 
@@ -320,6 +323,7 @@ fn json_path(figure: &Figure) -> JsonPath {
         classes: figure.classes.iter().map(|c| c.number()).collect(),
         patroni: figure.detection.map(|detection| JsonPatroni {
             detection: detection.to_string(),
+            notices: figure.patroni_sees,
             times: figure.patroni.map(JsonSpread::from),
         }),
         note: figure.note,

@@ -329,8 +329,10 @@ pub struct Figure {
     pub classes: &'static [Class],
     /// Which of Pigsty's paths its formula is taken from.
     pub detection: Option<Detection>,
-    /// What that formula gives for the same network; `None`: Pigsty has none.
+    /// What that formula gives for the same network; `None`: Pigsty has none, or Patroni does not notice it.
     pub patroni: Option<Spread>,
+    /// Patroni notices it.
+    pub patroni_sees: bool,
     /// What else one has to know; may be empty.
     pub note: &'static str,
 }
@@ -368,7 +370,11 @@ pub fn figures(profile: Profile, timings: &Timings, settings: &Settings, latenci
         },
         classes: row.classes,
         detection: row.detection,
-        patroni: row.detection.and_then(|detection| patroni::Parameters::of(profile).figure(detection)),
+        patroni: row
+            .detection
+            .filter(|_| row.patroni_sees)
+            .and_then(|detection| patroni::Parameters::of(profile).figure(detection)),
+        patroni_sees: row.patroni_sees,
         note: row.note,
     };
     faults::ROWS.iter().map(figure).collect()

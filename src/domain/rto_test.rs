@@ -262,7 +262,7 @@ fn what_nothing_looks_for_has_no_figure() {
 
 // ---- measured ------------------------------------------------------------------------------------------------
 
-/// Rows of the table in docs/benchmarks.md by how they begin, and the path they measure. A switchover is measured as its
+/// Rows of the first table in docs/benchmarks.md by how they begin, and the path they measure. A switchover is measured as its
 /// gap, the other faults from the fault.
 const MEASURED: &[(&str, Profile, &str)] = &[
     ("kill-host, `fast` | 5", Profile::Fast, "host-loss"),
@@ -316,6 +316,51 @@ fn what_was_measured_lies_between_best_and_worst() {
                 assert_eq!(figure.effect, Effect::Harmless, "{begin}");
                 assert!(most <= A_WRITE, "{begin}: {most:?}");
             }
+        }
+    }
+}
+
+/// A row of the tables of ways, with the path it names.
+struct Way {
+    line: &'static str,
+    path: &'static str,
+    superseded: bool,
+    rto: [Duration; 3],
+    gap: [Duration; 3],
+    bound: &'static str,
+}
+
+fn ways() -> Vec<Way> {
+    let tables = BENCHMARKS.split("| way | path | runs |").skip(1);
+    let rows = tables.flat_map(|table| table.lines().skip(2).take_while(|line| line.starts_with("| ")));
+    let way = |line: &'static str| {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, _, named, _, rto, gap, bound, ..] = cells[..] else { panic!("{line}") };
+        let path = named.split('`').nth(1).unwrap_or_else(|| panic!("no path: {line}"));
+        let superseded = named.starts_with("superseded: ");
+        assert!(superseded || named.starts_with('`'), "{line}");
+        let cell = |text: &str| cell(&text.replace("**", ""));
+        Way { line, path, superseded, rto: cell(rto), gap: cell(gap), bound }
+    };
+    rows.map(way).collect()
+}
+
+/// All rows are of `fast`. One that is superseded has a later one of the same path.
+#[test]
+fn each_way_that_was_measured_lies_between_best_and_worst() {
+    let ways = ways();
+    assert_eq!(ways.len(), BENCHMARKS.matches("| 10 |").count() + 2, "stuck-promotion seven times, wal-full twenty");
+    assert!(!BENCHMARKS.contains("| way | runs |"), "a table of ways names the path of each");
+    for (n, way) in ways.iter().enumerate() {
+        let computed = of(Profile::Fast, way.path);
+        if way.superseded {
+            assert!(ways[n + 1..].iter().any(|later| later.path == way.path && !later.superseded), "{}", way.line);
+            continue;
+        }
+        let [least, median, most] = if way.path == "switchover" { way.gap } else { way.rto };
+        assert!(least >= computed.best && most <= computed.worst, "{computed:?}: {}", way.line);
+        if let Some(seconds) = way.bound.trim_end_matches(" gap").strip_suffix(" s").and_then(|s| s.parse().ok()) {
+            assert!(median <= Duration::from_secs_f64(seconds), "{}", way.line);
         }
     }
 }

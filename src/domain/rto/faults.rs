@@ -21,6 +21,8 @@ pub(super) struct Row {
     pub noticed: Noticed,
     pub classes: &'static [Class],
     pub detection: Option<Detection>,
+    /// Patroni notices it, so that Pigsty's formula means something.
+    pub patroni_sees: bool,
     pub note: &'static str,
 }
 
@@ -34,6 +36,7 @@ const ROW: Row = Row {
     noticed: Noticed::No,
     classes: &[],
     detection: None,
+    patroni_sees: true,
     note: "",
 };
 
@@ -143,6 +146,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::BySettings(crash_loop),
         classes: &[Class::PostgresCrash],
         detection: Some(Detection::Active),
+        patroni_sees: false,
         note: "without the time between; within crash_window; restarted for ever with `restart`, or without a standby",
         ..ROW
     },
@@ -197,6 +201,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(hangs),
         classes: &[Class::PostgresZombie],
         detection: Some(Detection::Active),
+        patroni_sees: false,
         note: "killed, then like a crash; old sessions go on until then",
         ..ROW
     },
@@ -208,6 +213,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(hangs),
         classes: &[Class::PostgresZombie],
         detection: Some(Detection::Active),
+        patroni_sees: false,
         note: "killed, then like a crash",
         ..ROW
     },
@@ -241,6 +247,7 @@ pub(super) const ROWS: &[Row] = &[
         noticed: Noticed::Yes(wal_full),
         classes: &[Class::StorageLoss],
         detection: Some(Detection::Active),
+        patroni_sees: false,
         note: "where a standby has room; best: it moves before anything fails",
         ..ROW
     },
@@ -253,6 +260,7 @@ pub(super) const ROWS: &[Row] = &[
         note: "where a standby has room; full at once, mostly it moves before",
         classes: &[Class::StorageLoss],
         detection: Some(Detection::Active),
+        patroni_sees: false,
         ..ROW
     },
     Row {
@@ -402,6 +410,7 @@ pub(super) const ROWS: &[Row] = &[
         classes: &[Class::Manual],
         detection: Some(Detection::Manual),
         note: "it ends at its next renewal and says so; a group that has not noted the format of settings waits for T_grant",
+        ..ROW
     },
     Row {
         path: "cold-start",
