@@ -912,6 +912,17 @@ fn a_failed_and_a_refused_operation_are_exit_code_1_with_the_reason() {
         assert_eq!(lines(&output).last().unwrap(), "matriarch: failover # failed: n# lags");
         assert_eq!(output.status.code(), Some(1));
     });
+    with_manager(Ok(()), None, |address| {
+        let manager = address.to_string();
+        let accept = ["failover", "--candidate", "n2", "--yes", "--allow-data-loss", "--manager", &manager];
+        let output = matriarch(&accept);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("to n2: it lacks 2048 bytes. What n2 lacks is lost"),
+            "a script's log has it: {output:?}"
+        );
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    });
     with_manager(Ok(()), Some("n2 is not healthy"), |address| {
         let address = address.to_string();
         let output = matriarch(&["switchover", "--yes", "--manager", &address]);

@@ -49,18 +49,19 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
         Ok(reached) => reached,
         Err(exit) => return exit,
     };
-    if !args.operation.yes {
-        let agreed = match args.allow_data_loss {
-            false => confirmed(&failover_question(primary(&status), &candidate)),
-            true => match client.failover_loss(ask(&status, String::new())).await {
-                Ok(loss) if loss.reason.is_empty() => accepted(primary(&status), &candidate, &loss.says),
-                Ok(loss) => return complain(&format!("failover refused: {}", loss.reason), exit::FAILED),
-                Err(error) => return complain_client(&error),
-            },
-        };
-        if !agreed {
-            return complain("not confirmed; nothing was changed", exit::FAILED);
-        }
+    let agreed = match (args.allow_data_loss, args.operation.yes) {
+        (false, true) => true,
+        (false, false) => confirmed(&failover_question(primary(&status), &candidate)),
+        (true, yes) => match client.failover_loss(ask(&status, String::new())).await {
+            Ok(loss) if !loss.reason.is_empty() => {
+                return complain(&format!("failover refused: {}", loss.reason), exit::FAILED);
+            }
+            Ok(loss) => accepted((primary(&status), &candidate), &loss.says, yes),
+            Err(error) => return complain_client(&error),
+        },
+    };
+    if !agreed {
+        return complain("not confirmed; nothing was changed", exit::FAILED);
     }
     let reply = client.failover(ask(&status, Uuid::now_v7().to_string())).await;
     follow(&client, "failover", reply, &args.operation).await
@@ -73,12 +74,13 @@ fn failover_question(primary: &str, candidate: &str) -> String {
     )
 }
 
-/// A word that nobody types by habit.
-fn accepted(primary: &str, candidate: &str, loss: &str) -> bool {
-    eprint!(
-        "Fail over from {primary} to {candidate}: {loss}. What {candidate} lacks is lost to the cluster.\n\
-         Type {candidate} to accept that: "
-    );
+/// Says what is lost, and has it accepted by a word that nobody types by habit; `yes`: it is.
+fn accepted((primary, candidate): (&str, &str), loss: &str, yes: bool) -> bool {
+    eprintln!("Fail over from {primary} to {candidate}: {loss}. What {candidate} lacks is lost to the cluster.");
+    if yes {
+        return true;
+    }
+    eprint!("Type {candidate} to accept that: ");
     typed().is_some_and(|answer| answer == candidate)
 }
 

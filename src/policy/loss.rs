@@ -11,8 +11,10 @@ use crate::{
     state::Lock,
 };
 
-/// WAL that a small transaction writes, roughly: a row changed and its commit record. For an estimate only.
-const TRANSACTION_BYTES: u64 = 1024;
+/// WAL that a small transaction writes at least: one row of a table without an index and its commit record were 104 bytes
+/// (PostgreSQL 15, 1000 of them), with a primary key 195, an update 115, after a checkpoint a tenth more. Only one that writes
+/// no row takes less (40). So no more transactions of one row or more can be in as many bytes.
+const TRANSACTION_BYTES: u64 = 100;
 
 /// What would be lost to the cluster if this member were primary next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +31,7 @@ impl Loss {
         self.last.is_none() || self.bytes == Some(0)
     }
 
-    /// How many transactions that may be. An estimate.
+    /// How many transactions that may be at most, if each wrote a row. An estimate.
     pub fn transactions(&self) -> Option<u64> {
         self.bytes.map(|bytes| bytes.div_ceil(TRANSACTION_BYTES))
     }
@@ -43,7 +45,7 @@ impl fmt::Display for Loss {
             (Some(bytes), Some(transactions)) => write!(
                 f,
                 "it lacks {bytes} bytes of the WAL of {last} as of the last reports (by estimate up to {transactions} \
-                 transactions of {TRANSACTION_BYTES} bytes)"
+                 transactions; one that writes a row takes {TRANSACTION_BYTES} bytes at least)"
             ),
             _ => write!(f, "nobody knows how much of the WAL of {last} it lacks"),
         }
