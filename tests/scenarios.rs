@@ -500,7 +500,11 @@ impl World {
     /// As the leader does it for an operator: asked of the policy, committed, applied.
     fn change_timings(&mut self, profile: Profile) {
         let file = Timings::of(Profile::Normal);
-        let admitted = self.look(|s| policy::timings::admit(s, &file, profile, &BTreeMap::new()));
+        let admitted = self.look(|s| {
+            let overrides = &BTreeMap::new();
+            let asked = policy::timings::Asked { profile, overrides, reset: false, instead_of: None };
+            policy::timings::admit(s, (Profile::Normal, &file), asked)
+        });
         self.ask_for(admitted);
     }
 

@@ -3,7 +3,9 @@
 use tonic::Status;
 
 use crate::{
+    domain::TimingsId,
     manager::ManagerHandle,
+    policy::timings::Asked,
     rpc::{briefing, v1},
 };
 
@@ -15,7 +17,9 @@ pub(super) async fn of(manager: &ManagerHandle, asked: v1::ProfileRequest) -> Re
         name => {
             let profile = briefing::profile(name).map_err(|e| Status::invalid_argument(e.problem))?;
             let id = if asked.request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked.request_id };
-            manager.set_timings(profile, &asked.overrides, id).await.err()
+            let (overrides, reset) = (&asked.overrides, asked.reset);
+            let instead_of = asked.if_version.map(TimingsId);
+            manager.set_timings(Asked { profile, overrides, reset, instead_of }, id).await.err()
         }
     };
     let cluster = &manager.config().cluster;

@@ -257,6 +257,12 @@ pub struct ProfileArgs {
     /// Another value for one timing, e.g. promote_ms=20000; may be given several times
     #[arg(long, value_name = "KEY=VALUE", requires = "name")]
     pub set: Vec<String>,
+    /// Drop other values that were set before and are not given again
+    #[arg(long, requires = "name")]
+    pub reset: bool,
+    /// Change nothing unless the timings of this number are in force (0: those of the files)
+    #[arg(long, value_name = "NUMBER", requires = "name")]
+    pub if_version: Option<u64>,
     /// Don't ask for confirmation
     #[arg(long, short)]
     pub yes: bool,

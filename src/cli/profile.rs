@@ -47,6 +47,8 @@ pub(super) async fn run(args: ProfileArgs) -> Exit {
         to: Some(target("", 0)),
         profile: args.name.clone().unwrap_or_default(),
         overrides,
+        reset: args.reset,
+        if_version: args.if_version,
         request_id: Uuid::now_v7().to_string(),
     };
     let answer = match Client::new(&args.client) {
@@ -100,7 +102,8 @@ fn text(reply: &ProfileReply) -> String {
     if id > 0 && reply.file_values != *values {
         let _ = writeln!(
             out,
-            "the file of {} says something else; it counts for Raft and routers only (they keep what they start with)",
+            "the file of {} says something else; it counts for Raft only, which keeps what it starts with, and until a process \
+             has heard of the committed ones",
             reply.answered_by
         );
     }
@@ -177,7 +180,7 @@ mod tests {
         expect![[r#"
             profile fast, committed as timings 1
             older timings are still in use: waiting times are as long as the longest of them
-            the file of n1 says something else; it counts for Raft and routers only (they keep what they start with)
+            the file of n1 says something else; it counts for Raft only, which keeps what it starts with, and until a process has heard of the committed ones
 
                                 in force     fast   normal     slow     safe
             collect_ms               100      100      150      500     1000

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
-use super::room::{Least, Thresholds};
+use super::{
+    Timings,
+    room::{Least, Thresholds},
+    timings::Contradiction,
+};
 
 /// What follows when the primary's PostgreSQL ends by itself while its host is alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -322,6 +326,31 @@ impl Settings {
     /// Those of the volume of the data directory.
     pub fn data_room(&self) -> Thresholds {
         Thresholds { warn: self.data_room_warn, act: self.data_room_act }
+    }
+
+    /// The inequalities that fail between these and the timings, with both sides.
+    pub fn contradictions_with(&self, timings: &Timings) -> Vec<Contradiction> {
+        let lag = self.maximum_lag_on_failover_ms.0.map(Duration::from_millis);
+        let rules = [
+            (
+                "crash_window_ms",
+                "crash_window >= 2 * probe + T_kill: of hangs that take longer to end no two would count together",
+                self.crash_window,
+                timings.hang(),
+            ),
+            (
+                "maximum_lag_on_failover_ms",
+                "maximum_lag >= replication / 2 + 2 s: an idle primary says no sooner where its WAL ends",
+                lag.unwrap_or(Duration::MAX),
+                timings.replication / 2 + Duration::from_secs(2),
+            ),
+        ];
+        let failing = rules.into_iter().filter(|(_, _, left, least)| left < least);
+        let told = failing.map(|(key, inequality, left, least)| {
+            let numbers = format!("{:.3} s against {:.3} s", left.as_secs_f64(), least.as_secs_f64());
+            Contradiction { key, inequality, numbers }
+        });
+        told.collect()
     }
 
     /// What can't be together, for people. A share and bytes can't be compared without the volume, and so are taken.

@@ -408,6 +408,18 @@ impl Timings {
         self.hold * 2 + self.probe
     }
 
+    /// From when a PostgreSQL stops answering until it is found out, ended and reported as crashed, with room to spare: a
+    /// new connection is begun every third of `probe` and may take `probe`.
+    pub fn hang(&self) -> Duration {
+        self.probe * 2 + self.kill
+    }
+
+    /// The values that are another than those of `profile`, but for Raft's own.
+    pub fn overrides(&self, profile: Profile) -> Vec<(&'static str, u64)> {
+        let usual = Timings::of(profile).with_raft_of(self).values();
+        self.values().into_iter().filter(|value| !usual.contains(value)).collect()
+    }
+
     /// Checks the inequalities between timings.
     ///
     /// # Errors
@@ -417,12 +429,41 @@ impl Timings {
         let s = |d: Duration| d.as_secs_f64();
         let least_grant = (1.0 + rho) * (s(self.hold) / (1.0 - rho) + s(self.kill));
         let least_hold = s(self.renew) * 4.0 + s(self.rpc);
-        let rules: [(&'static str, &'static str, f64, f64); 8] = [
+        // Before it can do anything else a start or a promotion has or takes a lease.
+        let least_start = s(self.hold) + 1.0;
+        let rules: [(&'static str, &'static str, f64, f64); 14] = [
             ("grant_ms", "T_grant >= (1+rho) * (T_hold/(1-rho) + T_kill)", s(self.grant), least_grant),
             ("grant_ms", "T_grant <= 600 s: no voter promises more", s(GRANT_MAX), s(self.grant)),
             ("hold_ms", "T_hold >= 4 * renew + T_rpc", s(self.hold), least_hold),
             ("election_min_ms", "election_min >= 3 * heartbeat", s(self.election_min), s(self.heartbeat) * 3.0),
             ("election_max_ms", "election_max > election_min", s(self.election_max), s(self.election_min) + 0.000_1),
+            // What is shorter ends a primary that is well, or never lets anybody become one.
+            (
+                "probe_ms",
+                "probe >= 1 s: a busy host takes that long for a new connection, and without one it is killed",
+                s(self.probe),
+                1.0,
+            ),
+            (
+                "promote_ms",
+                "promote >= T_hold + 1 s: a promotion takes a lease and replays its WAL first",
+                s(self.promote),
+                least_start,
+            ),
+            (
+                "primary_start_ms",
+                "primary_start >= T_hold + 1 s: a start takes a lease and recovers first",
+                s(self.primary_start),
+                least_start,
+            ),
+            (
+                "stop_ms",
+                "stop >= 2 * report + 1 s: an agent gives up a report sooner, and a checkpoint takes its time",
+                s(self.stop),
+                s(self.report) * 2.0 + 1.0,
+            ),
+            ("collect_ms", "collect <= silent: who is silent is not waited for", s(self.silent), s(self.collect)),
+            ("report_ms", "report >= T_rpc: a report is not sent while one is on its way", s(self.report), s(self.rpc)),
             ("silent_ms", "silent >= 2 * report", s(self.silent), s(self.report) * 2.0),
             // A standby answers once a second (wal_receiver_status_interval); the kernel counts whole seconds.
             ("replication_ms", "replication >= 3 s: a standby answers once a second", s(self.replication), 3.0),
@@ -497,6 +538,35 @@ mod tests {
         let tight = Timings { kill: ms(1), ..Timings::of(Profile::Normal) };
         let tight = Timings { grant: ms(2_605), ..tight };
         assert!(tight.check().is_ok() && !tight.allows_kernel_lease(ms(20)));
+    }
+
+    /// Each is a slip of the pen that would end primaries that are well, or let nobody become one.
+    #[test]
+    fn what_would_destroy_a_cluster_is_refused_with_its_inequality() {
+        let cases = [
+            ("probe_ms", 3, "probe >= 1 s"),
+            ("promote_ms", 100, "promote >= T_hold + 1 s"),
+            ("primary_start_ms", 300, "primary_start >= T_hold + 1 s"),
+            ("stop_ms", 15, "stop >= 2 * report + 1 s"),
+            ("collect_ms", 100_000, "collect <= silent"),
+            ("report_ms", 1, "report >= T_rpc"),
+        ];
+        for profile in [Profile::Fast, Profile::Normal, Profile::Slow, Profile::Safe] {
+            for (key, value, inequality) in cases {
+                let mut timings = Timings::of(profile);
+                timings.set(key, value).unwrap();
+                let refused = timings.check().unwrap_err();
+                assert!(refused.key == key && refused.inequality.starts_with(inequality), "{profile}: {refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn overrides_are_what_the_profile_does_not_say() {
+        let fast = Timings::of(Profile::Fast);
+        assert_eq!(fast.overrides(Profile::Fast), []);
+        let own = Timings { promote: ms(20_000), ..fast }.with_raft_of(&Timings::of(Profile::Safe));
+        assert_eq!(own.overrides(Profile::Fast), [("promote_ms", 20_000)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, leader, recover};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, Profile, SettingChanges, observation::AgentView},
+    domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
     policy::{self, Plan, Situation, loss::Loss, settings::Refused, switchover},
     raft::{Leadership, ProposeError},
@@ -247,18 +247,15 @@ impl ManagerHandle {
         self.manager.inner.node.transfer_leader(to).await.map_err(|e| e.to_string())
     }
 
-    /// Puts other timings in force; only the Raft leader can.
+    /// Puts other timings in force; only the Raft leader can. One request after the other, so that none is admitted by
+    /// timings that another is about to replace.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
-    pub async fn set_timings(
-        &self,
-        profile: Profile,
-        overrides: &BTreeMap<String, u64>,
-        request_id: String,
-    ) -> Result<(), String> {
-        let file = self.manager.inner.config.cluster.timings;
-        self.put(request_id, |s| policy::timings::admit(s, &file, profile, overrides)).await
+    pub async fn set_timings(&self, asked: policy::timings::Asked<'_>, request_id: String) -> Result<(), String> {
+        let cluster = &self.manager.inner.config.cluster;
+        let _alone = self.manager.inner.retiming.lock().await;
+        self.put(request_id, |s| policy::timings::admit(s, (cluster.profile, &cluster.timings), asked)).await
     }
 
     /// Pauses the cluster, or lets it go on; only the Raft leader can.

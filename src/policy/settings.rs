@@ -45,6 +45,10 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     if let Some(why) = after.settings().contradiction().filter(|_| !asked.is_empty()) {
         return Err(Refused::Impossible(why));
     }
+    let all = after.settings().contradictions_with(&s.timings);
+    if let Some(contradiction) = all.iter().find(|contradiction| asked.contains_key(contradiction.key)) {
+        return Err(Refused::Impossible(contradiction.to_string()));
+    }
     if !asked.is_empty() && eligible(s, &after).is_empty() {
         let nobody = "no member could become primary any more: each would have failover = false or priority = 0";
         return Err(Refused::Impossible(nobody.to_owned()));
@@ -161,9 +165,9 @@ mod tests {
 
     #[test]
     fn values_are_proposed_as_we_write_them() {
-        let asked = [("crash_window_ms", Some("007000")), ("crash_budget", None)];
+        let asked = [("crash_window_ms", Some("0017000")), ("crash_budget", None)];
         let Ok(Some(Kind::SetSettings { version, changes, by })) = ask(&bench(), 4, &asked) else { panic!() };
-        let expected = [("crash_budget".to_owned(), None), ("crash_window_ms".to_owned(), Some("7000".to_owned()))];
+        let expected = [("crash_budget".to_owned(), None), ("crash_window_ms".to_owned(), Some("17000".to_owned()))];
         assert_eq!((version, changes, by.as_str()), (4, expected.into(), "kim"));
     }
 
@@ -188,6 +192,21 @@ mod tests {
     fn what_contradicts_each_other_is_refused() {
         let Err(Refused::Impossible(why)) = ask(&bench(), 4, &[("wal_room_act", Some("20%"))]) else { panic!() };
         assert_eq!(why, "wal_room_warn = 10% is less than wal_room_act = 20%");
+    }
+
+    #[test]
+    fn what_the_timings_do_not_allow_is_refused_with_the_inequality() {
+        let mut bench = bench();
+        let Err(Refused::Impossible(why)) = ask(&bench, 4, &[("crash_window_ms", Some("1000"))]) else { panic!() };
+        assert!(why.starts_with("crash_window_ms: crash_window >= 2 * probe + T_kill"), "{why}");
+        let lag = |ms| ask(&bench, 4, &[("maximum_lag_on_failover_ms", Some(ms))]);
+        let Err(Refused::Impossible(why)) = lag("6999") else { panic!() };
+        assert!(why.starts_with("maximum_lag_on_failover_ms: maximum_lag >= replication / 2 + 2 s"), "{why}");
+        assert!(matches!(lag("7000"), Ok(Some(_))) && matches!(lag("off"), Ok(Some(_))));
+        // What contradicts already, by a file, keeps nobody from changing something else.
+        bench.state.settings.values.insert("crash_window_ms".to_owned(), "1000".to_owned());
+        assert!(matches!(ask(&bench, 4, &[("crash_budget", Some("7"))]), Ok(Some(_))));
+        assert!(matches!(ask(&bench, 4, &[("crash_window_ms", None)]), Ok(Some(_))));
     }
 
     #[test]

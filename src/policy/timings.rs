@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Situation, Verdict, format};
 use crate::{
-    domain::{MemberId, Profile, Timings, observation::AgentView},
+    domain::{MemberId, Profile, Timings, TimingsId, observation::AgentView},
     state::Kind,
 };
 
@@ -27,16 +27,26 @@ pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
     (s.now.since(since) >= wait).then_some(Verdict::Propose(Kind::SettleTimings { id }))
 }
 
-/// What an operator's request for other timings becomes; `None`: they are in force. `file` are those this manager was started with.
+/// Other timings, as an operator asks for them.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Those of this profile.
+    pub profile: Profile,
+    /// But for these, by their keys.
+    pub overrides: &'a BTreeMap<String, u64>,
+    /// Other overrides that are in force may be dropped.
+    pub reset: bool,
+    /// Only if these are in force.
+    pub instead_of: Option<TimingsId>,
+}
+
+/// What an operator's request for other timings becomes; `None`: they are in force. `file` are those this manager was
+/// started with, and the profile they are of.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
-pub fn admit(
-    s: &Situation<'_>,
-    file: &Timings,
-    profile: Profile,
-    overrides: &BTreeMap<String, u64>,
-) -> Result<Option<Kind>, String> {
+pub fn admit(s: &Situation<'_>, file: (Profile, &Timings), asked: Asked<'_>) -> Result<Option<Kind>, String> {
+    let Asked { profile, overrides, reset, instead_of } = asked;
     if s.state.identity.is_none() {
         return Err("the cluster is not founded yet".to_owned());
     }
@@ -50,10 +60,24 @@ pub fn admit(
     for (key, value) in overrides {
         timings.set(key, *value).map_err(|e| e.to_string())?;
     }
-    let timings = timings.with_raft_of(file);
+    let timings = timings.with_raft_of(file.1);
     timings.check().map_err(|contradiction| contradiction.to_string())?;
-    if s.state.timings.in_force().is_some_and(|known| known.profile == profile && known.timings == timings) {
+    let known = s.state.timings.in_force();
+    if known.is_some_and(|known| known.profile == profile && known.timings == timings) {
+        // Heard twice, or by two who want the same.
         return Ok(None);
+    }
+    let newest = s.state.timings.newest();
+    if let Some(other) = instead_of.filter(|id| *id != newest) {
+        return Err(format!("timings {newest} are in force, not {other} (0: those of the files)"));
+    }
+    if let Some(contradiction) = s.state.settings.settings().contradictions_with(&timings).first() {
+        let key = contradiction.key;
+        return Err(format!("{contradiction}; it is a setting: `matriarch config set {key}=…` comes first"));
+    }
+    let before = known.map_or((file.0, *file.1), |known| (known.profile, known.timings));
+    if let Some(lost) = dropped(before, &timings, overrides).filter(|_| !reset) {
+        return Err(lost);
     }
     if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
         return Err(problem);
@@ -61,6 +85,26 @@ pub fn admit(
     let kind = Kind::SetTimings { profile, timings: timings.into() };
     format::gate(s, kind.format()).map_err(|old| old.to_string())?;
     Ok(Some(kind))
+}
+
+/// What would not be in force any more though somebody has set it and nobody has named it now.
+fn dropped((profile, before): (Profile, Timings), after: &Timings, named: &BTreeMap<String, u64>) -> Option<String> {
+    let after = after.values();
+    let mut lost = before.overrides(profile);
+    lost.retain(|value| !named.contains_key(value.0) && !after.contains(value));
+    let keep: Vec<String> = lost.iter().map(|(key, value)| format!("--set {key}={value}")).collect();
+    let changes = lost.iter().filter_map(|(key, value)| {
+        let (_, then) = after.iter().find(|(known, _)| known == key)?;
+        Some(format!("{key} from {value} to {then}"))
+    });
+    let changes: Vec<String> = changes.collect();
+    (!lost.is_empty()).then(|| {
+        format!(
+            "it would also change what was set beside profile {profile}: {}; keep it with {}, or drop it with --reset",
+            changes.join(", "),
+            keep.join(" ")
+        )
+    })
 }
 
 /// What a member that was seen at least once says against these timings.
@@ -146,7 +190,7 @@ mod tests {
         let file = Timings::of(Profile::Normal);
         let ask = |bench: &Bench, profile, overrides: &[(&str, u64)]| {
             let overrides = overrides.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
-            admit(&bench.situation(), &file, profile, &overrides)
+            admit(&bench.situation(), (Profile::Normal, &file), asked(profile, &overrides))
         };
         let Ok(Some(Kind::SetTimings { profile: Profile::Fast, timings })) = ask(&bench, Profile::Fast, &[]) else {
             panic!()
@@ -169,6 +213,61 @@ mod tests {
         assert_eq!(no(&running, &[]), "operation 1 to b is under way");
     }
 
+    fn asked(profile: Profile, overrides: &BTreeMap<String, u64>) -> Asked<'_> {
+        Asked { profile, overrides, reset: false, instead_of: None }
+    }
+
+    /// What asks for these becomes, beside committed timings 7: `fast` with another `promote`.
+    fn beside_an_override(change: &dyn Fn(&mut Bench, &mut Asked<'_>)) -> Result<Option<Kind>, String> {
+        let mut bench = Bench::new("granted a open 2");
+        for member in ["a", "b", "c"] {
+            bench.seen.entry(id(member)).or_default().agent = Some(agent(member, "standby 2:80"));
+        }
+        let file = Timings::of(Profile::Normal);
+        let timings = Timings { promote: Duration::from_secs(20), ..Timings::of(Profile::Fast) }.with_raft_of(&file);
+        let committed = vec![CommittedTimings { id: TimingsId(7), profile: Profile::Fast, timings }];
+        bench.state.timings = TimingsInUse { oldest: TimingsId(7), committed };
+        let none = BTreeMap::new();
+        let mut asked = asked(Profile::Slow, &none);
+        change(&mut bench, &mut asked);
+        admit(&bench.situation(), (Profile::Normal, &file), asked)
+    }
+
+    #[test]
+    fn an_override_is_dropped_only_by_somebody_who_says_so() {
+        let refused = beside_an_override(&|_, _| ()).unwrap_err();
+        assert_eq!(
+            refused,
+            "it would also change what was set beside profile fast: promote_ms from 20000 to 60000; keep it with \
+             --set promote_ms=20000, or drop it with --reset"
+        );
+        assert!(beside_an_override(&|_, asked| asked.profile = Profile::Fast).is_err(), "its own profile as well");
+        assert!(matches!(beside_an_override(&|_, asked| asked.reset = true), Ok(Some(_))));
+        // Raft's own are the file's in any case, and what is named is not dropped.
+        let file = Timings { tcp: Duration::from_secs(9), ..Timings::of(Profile::Normal) };
+        let all = Timings::of(Profile::Slow);
+        assert_eq!(dropped((Profile::Normal, file), &all, &[("tcp_ms".to_owned(), 1)].into()), None);
+        assert!(dropped((Profile::Normal, file), &all, &BTreeMap::new()).is_some(), "also what a file says");
+    }
+
+    #[test]
+    fn timings_are_changed_only_if_they_are_those_that_were_seen() {
+        let ask =
+            |seen: u64| beside_an_override(&|_, asked| (asked.reset, asked.instead_of) = (true, Some(TimingsId(seen))));
+        assert!(matches!(ask(7), Ok(Some(_))));
+        assert_eq!(ask(6).unwrap_err(), "timings 7 are in force, not 6 (0: those of the files)");
+    }
+
+    #[test]
+    fn timings_that_the_settings_do_not_go_with_are_refused() {
+        let refused = beside_an_override(&|bench, asked| {
+            asked.reset = true;
+            bench.state.settings.values.insert("crash_window_ms".to_owned(), "20000".to_owned());
+        });
+        let why = refused.unwrap_err();
+        assert!(why.starts_with("crash_window_ms: crash_window >= 2 * probe + T_kill"), "{why}");
+    }
+
     #[test]
     fn what_a_member_can_not_keep_up_with_is_refused() {
         let refused = |profile: Profile, change: &dyn Fn(&mut AgentView)| {
@@ -180,7 +279,8 @@ mod tests {
                 }
                 bench.seen.entry(id(member)).or_default().agent = Some(view);
             }
-            admit(&bench.situation(), &Timings::of(Profile::Normal), profile, &BTreeMap::new())
+            let file = Timings::of(Profile::Normal);
+            admit(&bench.situation(), (Profile::Normal, &file), asked(profile, &BTreeMap::new()))
         };
         let no = |profile, change: &dyn Fn(&mut AgentView)| refused(profile, change).unwrap_err();
         assert!(refused(Profile::Fast, &|_| ()).is_ok());
@@ -197,7 +297,8 @@ mod tests {
         assert!(refused(Profile::Fast, &|view| view.layers = vec![layer("kernel lease", "active")]).is_ok());
 
         let unseen = Bench::new("granted a open 2");
-        let text = admit(&unseen.situation(), &Timings::of(Profile::Normal), Profile::Fast, &BTreeMap::new());
+        let (file, none) = (Timings::of(Profile::Normal), BTreeMap::new());
+        let text = admit(&unseen.situation(), (Profile::Normal, &file), asked(Profile::Fast, &none));
         assert!(text.unwrap_err().contains("was not heard of"));
     }
 }

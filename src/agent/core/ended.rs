@@ -77,7 +77,13 @@ impl Core {
 
     /// A standby streamed from here not long ago: there is somebody to take over.
     pub(super) fn is_followed(&self, now: Now) -> bool {
-        self.followed.is_some_and(|at| now.moment.since(at) < self.settings.crash_window)
+        self.was_followed(now.moment)
+    }
+
+    /// Who streamed before a hang counts when that is over, however short the window is.
+    pub(super) fn was_followed(&self, at: Moment) -> bool {
+        let lately = self.settings.crash_window.max(self.limits.hang);
+        self.followed.is_some_and(|followed| at.since(followed) < lately)
     }
 
     fn crash_cause(&self) -> EndCause {

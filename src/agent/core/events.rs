@@ -38,13 +38,15 @@ pub struct Limits {
     pub primary_start: Duration,
     /// How long a promotion may take, from its order to its end.
     pub promote: Duration,
+    /// How long a hang may take until it is ended.
+    pub hang: Duration,
 }
 
 impl Limits {
     /// Those among all timings.
     pub fn of(timings: &Timings) -> Limits {
         let Timings { hold, kill, primary_start, promote, .. } = *timings;
-        Limits { hold, kill, primary_start, promote }
+        Limits { hold, kill, primary_start, promote, hang: timings.hang() }
     }
 }
 
@@ -284,10 +286,12 @@ pub enum Event {
     Touched {
         /// Which.
         place: Place,
-        /// What became of it; `None`: it has not ended within `waited`.
+        /// What became of it; `None`: it has not ended, and is waited for in vain.
         touch: Option<Touch>,
-        /// How long it was waited.
+        /// How long it had been waited for then.
         waited: Duration,
+        /// How long one may take on a disk that finishes nothing else.
+        patience: Duration,
     },
     /// How much room there is.
     Room(Space),

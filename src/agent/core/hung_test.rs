@@ -72,6 +72,17 @@ fn one_that_can_t_be_killed_loses_its_epoch() {
     assert!(effects.iter().any(|e| matches!(e, Effect::Notice(n) if n.fenced)), "and that is told when it is true");
 }
 
+/// What streams is not seen while nothing answers, and the window may be shorter than that takes.
+#[test]
+fn a_hang_is_failed_over_also_when_crashes_count_for_a_moment_only() {
+    let mut core = followed();
+    core.settings.crash_window = Duration::from_secs(1);
+    core.settings.crash_budget = 0;
+    core.step(knocked(1, Knock::Silent), now(70 + 6_600));
+    core.step(gone(true), now(70 + 6_900));
+    assert_eq!((core.durable().ended, core.ended_by()), (Epoch(4), EndCause::Hung));
+}
+
 #[test]
 fn silence_before_the_first_answer_or_while_something_is_done_means_nothing() {
     let mut core = standby();

@@ -185,7 +185,7 @@ impl Core {
     pub fn waits_for_redo(&self, now: Now) -> bool {
         let gets_on = self.stuck.redo.still(now.moment).is_some_and(|(_, still)| still < self.settings.redo_stall);
         let crashed = self.idle_since.unwrap_or(now.moment);
-        let followed = self.followed.is_some_and(|at| crashed.since(at) < self.settings.crash_window);
+        let followed = self.was_followed(crashed);
         let stays = self.settings.on_primary_crash == OnPrimaryCrash::Restart;
         self.restarts() && gets_on && (stays || !followed)
     }
