@@ -254,7 +254,9 @@ impl Core {
             Event::Order(order) => self.on_order(order, now, &mut out),
             Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
             Event::Done(end) => self.on_done(end, now, &mut out),
-            Event::Touched { place, touch, waited } => self.on_touched(place, touch, waited, now, &mut out),
+            Event::Touched { place, touch, waited, patience } => {
+                self.on_touched(place, touch, (waited, patience), now, &mut out);
+            }
             Event::Room(space) => self.on_room(space, now, &mut out),
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),

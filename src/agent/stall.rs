@@ -61,9 +61,10 @@ impl Volumes {
     pub fn problem(&self, lived_in: bool) -> Option<String> {
         let of = |name: &str, sign: &Sign| match sign {
             Sign::Fine => None,
-            Sign::Silent(waited) => {
-                Some(format!("the volume of its {name} has not finished a write for {} ms", waited.as_millis()))
-            }
+            Sign::Silent(waited) => Some(format!(
+                "the volume of its {name} has not finished a write for {} ms",
+                waited.as_millis() / 10 * 10
+            )),
             Sign::Failing(why) => Some(format!("the volume of its {name} fails: {why}")),
         };
         let gone = || "its data directory is gone: PG_VERSION or pg_control is missing".to_owned();
@@ -90,9 +91,19 @@ impl Volumes {
 /// A disk that is busy has this many times the patience, as long as it finishes anything at all.
 const BUSY: u32 = 10;
 
+/// What is known of the disk below a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Disk {
+    /// Where the kernel counts what it has finished; `None`: nobody can say.
+    counts: Option<PathBuf>,
+    /// Nothing else says that it is at work either, so it may be busy and not still.
+    unknown: bool,
+}
+
 /// Whether a write is waited for in vain.
 struct Wait {
-    device: Option<PathBuf>,
+    disk: Disk,
+    /// When the write was asked for.
     began: Instant,
     /// When the disk last had finished something, and what it counted then.
     moved: Instant,
@@ -100,19 +111,24 @@ struct Wait {
 }
 
 impl Wait {
-    fn begin(device: Option<PathBuf>) -> Self {
-        let writes = device.as_deref().and_then(writes_finished);
-        let now = Instant::now();
-        Self { device, began: now, moved: now, writes }
+    fn begin(disk: Disk, began: Instant) -> Self {
+        let writes = disk.counts.as_deref().and_then(writes_finished);
+        Self { disk, began, moved: began, writes }
+    }
+
+    /// When it is in vain if the disk finishes nothing until then.
+    fn due(&self, patience: Duration) -> Instant {
+        let longest = self.began + patience * BUSY;
+        if self.disk.unknown { longest } else { longest.min(self.moved + patience) }
     }
 
     /// The disk has finished nothing for `patience`, of whoever's, or too little for much longer.
     fn is_in_vain(&mut self, patience: Duration) -> bool {
-        let writes = self.device.as_deref().and_then(writes_finished);
+        let writes = self.disk.counts.as_deref().and_then(writes_finished);
         if writes > self.writes {
             (self.writes, self.moved) = (writes, Instant::now());
         }
-        self.moved.elapsed() >= patience || self.began.elapsed() >= patience * BUSY
+        Instant::now() >= self.due(patience)
     }
 }
 
@@ -126,39 +142,23 @@ pub async fn watch(
     wakes: mpsc::UnboundedSender<Wake>,
 ) {
     let Some((ask, mut answers)) = start_thread(instance, place) else { return };
-    let mut fine = false;
+    let (mut fine, mut disk) = (false, Disk::default());
     loop {
         let (began, patience) = (Instant::now(), *patience.borrow());
         if ask.send(()).is_err() {
             return;
         }
-        let mut wait = Wait::begin(None);
-        let mut until = began + patience / KNOCKS;
-        let answer = loop {
-            match timeout_at(until, answers.recv()).await {
-                Ok(Some(Answer::On(device))) => {
-                    wait = Wait::begin(device);
-                    continue;
-                }
-                Ok(Some(Answer::Done(touch))) => break touch,
-                Ok(None) => return,
-                Err(_) => until += patience / KNOCKS,
-            }
-            if !wait.is_in_vain(patience) {
-                continue;
-            }
+        let tell = |touch, waited| wakes.send(Wake::Core(Event::Touched { place, touch, waited, patience })).is_ok();
+        let in_vain = |waited| {
             fine = false;
-            if wakes.send(Wake::Core(Event::Touched { place, touch: None, waited: patience })).is_err() {
-                return;
-            }
+            tell(None, waited)
         };
+        let Some(answer) = outcome(&mut answers, &mut disk, (began, patience), in_vain).await else { return };
         let well = answer == Touch::Written;
         if let Touch::Untried(why) = &answer {
             tracing::debug!(?place, why, "a volume was not written to");
         }
-        if !(fine && well)
-            && wakes.send(Wake::Core(Event::Touched { place, touch: Some(answer), waited: patience })).is_err()
-        {
+        if !(fine && well) && !tell(Some(answer), began.elapsed()) {
             return;
         }
         fine = well;
@@ -166,12 +166,54 @@ pub async fn watch(
     }
 }
 
+/// What becomes of the write that was asked for at `began`. As soon as it is waited for in vain, and each time it is looked
+/// at again, `in_vain` is told for how long it was when it became so. `None`: nobody asks or answers any more.
+async fn outcome(
+    answers: &mut mpsc::UnboundedReceiver<Answer>,
+    disk: &mut Disk,
+    (began, patience): (Instant, Duration),
+    mut in_vain: impl FnMut(Duration) -> bool,
+) -> Option<Touch> {
+    let mut wait = Wait::begin(disk.clone(), began);
+    let mut look = began + patience / KNOCKS;
+    // The same words for as long as it hangs: they are compared.
+    let mut waited = None;
+    loop {
+        let due = Some(wait.due(patience)).filter(|due| *due > Instant::now());
+        match timeout_at(due.map_or(look, |due| due.min(look)), answers.recv()).await {
+            Ok(Some(Answer::On(found))) => {
+                if found != *disk {
+                    *disk = found;
+                    wait = Wait::begin(disk.clone(), began);
+                }
+                continue;
+            }
+            Ok(Some(Answer::Done(touch))) => return Some(touch),
+            Ok(None) => return None,
+            Err(_) => look = Instant::now() + patience / KNOCKS,
+        }
+        if !wait.is_in_vain(patience) {
+            waited = None;
+        } else if !in_vain(*waited.get_or_insert_with(|| began.elapsed())) {
+            return None;
+        }
+    }
+}
+
 /// What the thread says.
 enum Answer {
     /// It begins, on this disk.
-    On(Option<PathBuf>),
+    On(Disk),
     /// What became of it.
     Done(Touch),
+}
+
+/// What flushes its WAL is not still; a data volume has no WAL when that is apart. What the kernel can't count there has as
+/// long as a busy disk: three seconds for one flush over a network are no reason to change the primary.
+fn disk_of(instance: &Instance, place: Place) -> Disk {
+    let counts = instance.device(place);
+    let unknown = counts.is_none() && place == Place::Data && instance.has_wal_apart();
+    Disk { counts, unknown }
 }
 
 /// One that hangs in the kernel is left behind when the agent ends, and ends the process no sooner than the disk lets it.
@@ -180,7 +222,7 @@ fn start_thread(instance: Instance, place: Place) -> Option<(threads::Sender<()>
     let (tell, answers) = mpsc::unbounded_channel();
     let work = move || {
         while asked.recv().is_ok()
-            && tell.send(Answer::On(instance.device(place))).is_ok()
+            && tell.send(Answer::On(disk_of(&instance, place))).is_ok()
             && tell.send(Answer::Done(instance.touch(place))).is_ok()
         {}
     };
@@ -208,18 +250,27 @@ mod tests {
         format!("1 2 3 4 {writes} 6 7 8 9 10 11\n")
     }
 
+    fn counted(stat: &std::path::Path) -> Disk {
+        Disk { counts: Some(stat.to_owned()), unknown: false }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_disk_that_is_busy_has_more_patience_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
         let stat = dir.path().join("stat");
         std::fs::write(&stat, counts(1)).unwrap();
-        let mut still = Wait::begin(Some(stat.clone()));
-        let mut untold = Wait::begin(None);
+        let now = Instant::now();
+        let mut still = Wait::begin(counted(&stat), now);
+        let mut untold = Wait::begin(Disk::default(), now);
+        let mut unknown = Wait::begin(Disk { counts: None, unknown: true }, now);
         tokio::time::advance(WAITED).await;
         assert!(still.is_in_vain(WAITED), "it finished nothing");
-        assert!(untold.is_in_vain(WAITED), "nobody knows what it finished");
+        assert!(untold.is_in_vain(WAITED), "WAL that is flushed there would be seen");
+        assert!(!unknown.is_in_vain(WAITED), "nobody knows what it finished");
+        tokio::time::advance(WAITED * 9).await;
+        assert!(unknown.is_in_vain(WAITED), "ten times as long");
 
-        let mut busy = Wait::begin(Some(stat.clone()));
+        let mut busy = Wait::begin(counted(&stat), Instant::now());
         for second in 1..=29 {
             tokio::time::advance(Duration::from_secs(1)).await;
             std::fs::write(&stat, counts(1 + second)).unwrap();
@@ -227,6 +278,47 @@ mod tests {
         }
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(busy.is_in_vain(WAITED), "ten times as long");
+    }
+
+    /// When it was told of, and with which words, until the write ends after `ends`.
+    async fn told(disk: Disk, patience: Duration, ends: Duration) -> Vec<(Duration, Duration)> {
+        let (thread, mut answers) = mpsc::unbounded_channel();
+        let began = Instant::now();
+        let tells = std::cell::RefCell::new(Vec::new());
+        let work = async {
+            // The thread is held up before it begins.
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            thread.send(Answer::On(disk)).ok();
+            sleep_until(began + ends).await;
+            thread.send(Answer::Done(Touch::Written)).ok();
+        };
+        let (mut known, note) = (Disk::default(), |waited| {
+            tells.borrow_mut().push((began.elapsed(), waited));
+            true
+        });
+        let (touch, ()) = tokio::join!(outcome(&mut answers, &mut known, (began, patience), note), work);
+        assert_eq!(touch, Some(Touch::Written));
+        tells.into_inner()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_in_vain_when_the_patience_is_over_whenever_its_thread_began() {
+        let dir = tempfile::tempdir().unwrap();
+        let stat = dir.path().join("stat");
+        std::fs::write(&stat, counts(1)).unwrap();
+        let (tick, ms) = (Duration::from_millis(2), Duration::from_millis);
+        // Thirds of some have no end.
+        for patience in [WAITED, ms(5_000), ms(10_000)] {
+            let tells = told(counted(&stat), patience, patience * 2).await;
+            let (first, words) = tells[0];
+            assert!(first >= patience && first < patience + tick, "{patience:?}: {first:?}");
+            assert!(tells.len() >= 3 && tells.iter().all(|(_, waited)| *waited == words), "{tells:?}");
+            let unknown = told(Disk { counts: None, unknown: true }, patience, patience * 11).await;
+            let (first, words) = unknown[0];
+            assert!(first >= patience * 10 && first < patience * 10 + tick, "{patience:?}: {first:?}");
+            assert!(words >= patience * 10, "it says how long it was: {words:?}");
+        }
+        assert_eq!(told(counted(&stat), WAITED, ms(2_990)).await, []);
     }
 
     #[test]

@@ -65,6 +65,11 @@ impl Instance {
         self.try_wal_apart().ok().flatten()
     }
 
+    /// WAL is on another volume than the data directory, as far as can be told.
+    pub fn has_wal_apart(&self) -> bool {
+        self.wal_apart().is_some()
+    }
+
     /// The same, for whoever has to know that it could not be told.
     pub(super) fn try_wal_apart(&self) -> io::Result<Option<PathBuf>> {
         let real = fs::canonicalize(self.pg_wal())?;

@@ -8,7 +8,7 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -76,12 +76,54 @@ impl Instance {
     }
 }
 
-/// Where the kernel counts what the disk below `path` has done; `None`: it is on no disk, or on several.
+/// Where the kernel counts what the disk below `path` has done; `None`: it is on no disk, or on several, or the kernel
+/// doesn't know on which (ZFS, NFS, overlays).
+///
+/// Files of Btrfs are on a device of a number of its own, which is none; the disk is the one that was mounted.
 pub fn device_of(path: &Path) -> Option<PathBuf> {
-    let device = fs::metadata(path).ok()?.dev();
+    counts_of(fs::metadata(path).ok()?.dev()).or_else(|| {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let source = source_of(&mounts, &fs::canonicalize(path).ok()?)?;
+        let disk = fs::metadata(source).ok()?;
+        let counts = counts_of(disk.file_type().is_block_device().then(|| disk.rdev())?)?;
+        (!is_one_of_several(Path::new("/sys/fs/btrfs"), &fs::canonicalize(counts.parent()?).ok()?)).then_some(counts)
+    })
+}
+
+fn counts_of(device: u64) -> Option<PathBuf> {
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let counts = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
     counts.exists().then_some(counts)
+}
+
+/// The disk that is mounted where `path` is, of Btrfs (proc_pid_mountinfo(5): of mounts at one place the last counts).
+fn source_of(mounts: &str, path: &Path) -> Option<PathBuf> {
+    let mount = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let at = PathBuf::from(unescaped(before.split(' ').nth(4)?));
+        let mut after = after.split(' ');
+        let (kind, source) = (after.next()?, after.next()?);
+        path.starts_with(&at).then(|| (at.components().count(), kind == "btrfs", PathBuf::from(unescaped(source))))
+    };
+    let (_, btrfs, source) = mounts.lines().filter_map(mount).max_by_key(|(depth, ..)| *depth)?;
+    btrfs.then_some(source)
+}
+
+/// Blanks and the like stand there as three octal digits.
+fn unescaped(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .into_iter()
+        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+}
+
+/// A file system that stands on other disks as well says with this one's counts nothing of the others'. `all` has a
+/// directory for each of Btrfs, with its disks in `devices`.
+fn is_one_of_several(all: &Path, disk: &Path) -> bool {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries(all).any(|one| {
+        let disks: Vec<PathBuf> = entries(&one.join("devices")).filter_map(|d| fs::canonicalize(d).ok()).collect();
+        disks.len() > 1 && disks.iter().any(|one| one == disk)
+    })
 }
 
 /// How many writes a disk has finished since it is there (Documentation/block/stat.rst, field 5).
@@ -154,6 +196,41 @@ mod tests {
         assert_eq!(writes_finished(&counts), Some(9_981));
         assert_eq!(writes_finished(&dir.path().join("none")), None);
         assert_eq!(device_of(Path::new("/proc")), None, "no disk");
+    }
+
+    #[test]
+    fn the_disk_of_btrfs_is_the_one_that_was_mounted_last_where_the_path_is() {
+        let mounts = "22 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
+                      30 22 0:41 /@pg /srv/pg\\040data rw shared:5 - btrfs /dev/mapper/vg-pg rw,space_cache=v2\n\
+                      31 22 0:42 / /srv/pg\\040data/zfs rw - zfs tank/pg rw\n\
+                      32 22 0:43 / /srv/over rw - btrfs /dev/vdb rw\n\
+                      33 22 0:44 / /srv/over rw - btrfs /dev/vdc rw\n";
+        let of = |path: &str| source_of(mounts, Path::new(path));
+        assert_eq!(of("/srv/pg data/15/main"), Some("/dev/mapper/vg-pg".into()));
+        assert_eq!(of("/srv/over"), Some("/dev/vdc".into()));
+        for other in ["/srv/pg data/zfs/15", "/srv/pg database", "/"] {
+            assert_eq!(of(other), None, "{other}: another kind of file system has no disk to be found so");
+        }
+    }
+
+    #[test]
+    fn a_file_system_on_several_disks_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = |name: &str| {
+            let disk = dir.path().join(name);
+            fs::create_dir_all(&disk).unwrap();
+            fs::canonicalize(disk).unwrap()
+        };
+        let (a, b, c) = (disk("vda"), disk("vdb"), disk("vdc"));
+        for (system, disks) in [("one", vec![&a]), ("two", vec![&b, &c])] {
+            let devices = dir.path().join("btrfs").join(system).join("devices");
+            fs::create_dir_all(&devices).unwrap();
+            for (n, disk) in disks.into_iter().enumerate() {
+                std::os::unix::fs::symlink(disk, devices.join(n.to_string())).unwrap();
+            }
+        }
+        let all = dir.path().join("btrfs");
+        assert_eq!([&a, &b, &c].map(|disk| is_one_of_several(&all, disk)), [false, true, true]);
     }
 
     #[test]

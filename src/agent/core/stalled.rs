@@ -16,11 +16,11 @@ impl Core {
         &mut self,
         place: Place,
         touch: Option<Touch>,
-        waited: Duration,
+        (waited, patience): (Duration, Duration),
         now: Now,
         out: &mut Vec<Effect>,
     ) {
-        if touch.is_none() && self.takes_wal(place, waited, now) {
+        if touch.is_none() && self.takes_wal(place, patience, now) {
             return;
         }
         let before = self.storage_problem();
@@ -34,11 +34,11 @@ impl Core {
         self.give_way(now, out);
     }
 
-    /// The disk is slow and not still: since that write was begun PostgreSQL has flushed WAL to the same volume.
-    fn takes_wal(&self, place: Place, waited: Duration, now: Now) -> bool {
+    /// The disk is slow and not still: within its patience PostgreSQL has flushed WAL to the same volume.
+    fn takes_wal(&self, place: Place, patience: Duration, now: Now) -> bool {
         let of_wal = place == Place::Wal || !self.room.has_wal_apart();
         // What a look finds new may have been flushed since the look before.
-        of_wal && self.flushed.is_some_and(|at| now.moment.since(at) + LOOK < waited)
+        of_wal && self.flushed.is_some_and(|at| now.moment.since(at) + LOOK < patience)
     }
 
     fn give_way(&mut self, now: Now, out: &mut Vec<Effect>) {

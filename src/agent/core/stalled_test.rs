@@ -15,11 +15,11 @@ use crate::{
 const WAITED: Duration = Duration::from_secs(5);
 
 fn silent(place: Place) -> Event {
-    Event::Touched { place, touch: None, waited: WAITED }
+    Event::Touched { place, touch: None, waited: WAITED, patience: WAITED }
 }
 
 fn touched(touch: Touch) -> Event {
-    Event::Touched { place: Place::Data, touch: Some(touch), waited: WAITED }
+    Event::Touched { place: Place::Data, touch: Some(touch), waited: WAITED, patience: WAITED }
 }
 
 fn space(apart: bool) -> Event {
