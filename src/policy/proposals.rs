@@ -32,6 +32,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),
     (335, &["release-primary"]),
+    (337, &["release-primary"]),
     (405, &["promotion-complete"]),
     (407, &["adopt-timeline"]),
     (410, &["grant-primary"]),

@@ -66,6 +66,11 @@ pub const RULES: &[Rule] = &[
         decide: failover::released_while_fenced,
     },
     Rule {
+        id: 337,
+        name: "an earlier holder says that PostgreSQL or its disk failed: note it",
+        decide: failover::explained_late,
+    },
+    Rule {
         id: 405,
         name: "the last holder had left recovery before its epoch ended: record its timeline",
         decide: promotion::complete_late,
