@@ -40,6 +40,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (460, &["add-learner"]),
     (470, &["join-voters"]),
     (480, &["drop-node"]),
+    (485, &["lead-elsewhere"]),
     (490, &["lead-elsewhere"]),
     (495, &["note-format"]),
 ];
