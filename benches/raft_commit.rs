@@ -71,7 +71,7 @@ async fn one_run(leader: &Node, commits: u64) -> [f64; 3] {
         request_id: "bench".to_owned(),
         expected: Epoch(9),
         because: RuleId(0),
-        kind: Kind::Fence { reason: "x".repeat(120) },
+        kind: Kind::fence("x".repeat(120)),
         evidence: None,
     };
     let mut times = Vec::new();

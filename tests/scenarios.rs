@@ -257,7 +257,7 @@ impl World {
         for kind in [
             genesis,
             Kind::RecordSystem { system_identifier: 7 },
-            Kind::Fence { reason: "the cluster is founded".into() },
+            Kind::fence("the cluster is founded".into()),
             Kind::Grant { member: first.clone(), floor: switch },
             Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch, first_record: None },
             Kind::Open { member: first.clone() },
@@ -740,7 +740,7 @@ fn describe(command: &Command) -> String {
             format!("found {name} with {} members, {initializer} runs initdb", members.len())
         }
         Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
-        Kind::Fence { reason } => format!("end epoch {}: {reason}", command.expected),
+        Kind::Fence { reason, .. } => format!("end epoch {}: {reason}", command.expected),
         Kind::Grant { member, floor } => format!("grant to {member} at {floor}"),
         Kind::PromotionComplete { member, timeline, switch, .. } => {
             format!("{member} is promoted on timeline {timeline} from {switch}")

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::trouble;
 use crate::{
     domain::{MemberId, PostgresState},
     manager::{ManagerHandle, view::SeenMember},
@@ -18,6 +19,8 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let plan = manager.plan();
     let leads = manager.leadership().am_leader;
     let mut next: Vec<String> = plan.holds.iter().flat_map(ways_out).collect();
+    let trouble = if leads { manager.look(trouble::of) } else { None };
+    next.extend(trouble.iter().flat_map(|t| t.ways.clone()));
     next.extend(foreign_data(manager));
     let unfounded = manager.waits_to_be_founded();
     if manager.has_lost_its_log() {
@@ -38,7 +41,11 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     next.dedup();
     v1::ExplainReply {
         considered: manager.considered().into_iter().map(|(id, name, says)| format!("{id} {name}: {says}")).collect(),
-        holds: unfounded.into_iter().chain(plan.holds.iter().map(ToString::to_string)).collect(),
+        holds: unfounded
+            .into_iter()
+            .chain(plan.holds.iter().map(ToString::to_string))
+            .chain(trouble.map(|t| t.what))
+            .collect(),
         next,
         banners: super::status::banners(&state),
         answered_by: manager.me().to_string(),
@@ -67,7 +74,7 @@ fn foreign_data(manager: &ManagerHandle) -> Vec<String> {
 }
 
 /// What an operator can do about a hold, or until when it is waited.
-fn ways_out(hold: &Hold) -> Vec<String> {
+pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
     let one = match hold {
         Hold::WaitingForInitdb { member, .. } => format!("look at the agent's log on {member}: it runs initdb"),
         Hold::LeaseHeld { member, .. } => format!(

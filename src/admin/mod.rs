@@ -6,6 +6,7 @@ mod history;
 mod profile;
 mod settings;
 mod status;
+mod trouble;
 
 use std::time::Duration;
 

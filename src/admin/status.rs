@@ -20,6 +20,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
     let members = state.members.keys().map(|m| member(&state, m, &seen[m], primary.as_ref(), &leadership.leader));
     let state_of = if manager.has_lost_its_log() { "not taken in yet" } else { "not founded yet" };
     let unfounded = manager.waits_to_be_founded().into_iter().map(|why| format!("{state_of}: {why}"));
+    let trouble = if leadership.am_leader { manager.look(super::trouble::of).map(|t| t.what) } else { None };
     let mut warnings = manager.group_warnings();
     if config.cluster.insecure {
         warnings.push(
@@ -43,7 +44,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         lock: lock_word(&state.lock).to_owned(),
         profile: state.timings.in_force().map_or(config.cluster.profile, |c| c.profile).to_string(),
         members: members.collect(),
-        holds: unfounded.chain(manager.plan().holds.iter().map(ToString::to_string)).collect(),
+        holds: unfounded.chain(manager.plan().holds.iter().map(ToString::to_string)).chain(trouble).collect(),
         warnings,
         operation: state.operation.as_ref().map(|o| operation(o, None)),
         last_operation: state.last_operation.as_ref().map(|f| operation(&f.operation, Some((f.succeeded, &f.reason)))),

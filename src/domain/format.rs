@@ -16,7 +16,7 @@ impl Format {
     pub const MOVES: Format = Format(3);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::MOVES;
+    pub const NEWEST: Format = Format(4);
 }
 
 impl Default for Format {

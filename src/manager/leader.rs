@@ -12,7 +12,7 @@ use crate::{
     domain::{GroupStep, MemberId, Moment},
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{Applied, ClusterState, Command, Evidence, Kind, RuleId},
+    state::{Applied, ClusterState, Command, Evidence, Kind, OperationPhase, RuleId},
     telemetry::events,
 };
 
@@ -29,6 +29,7 @@ pub(super) async fn run(manager: Manager) {
     let mut changes = board.changes();
     let mut led = false;
     let mut told = Told::default();
+    let mut walked = Walked::default();
     loop {
         let leads = leadership.borrow_and_update().am_leader;
         if leads && !led {
@@ -36,12 +37,16 @@ pub(super) async fn run(manager: Manager) {
             manager.inner.stonith.lead(board.now());
             tracing::info!(member = %manager.inner.me, "this manager leads");
         }
+        if !leads {
+            walked = Walked::default();
+        }
         led = leads;
         let state = states.borrow_and_update().clone();
         changes.borrow_and_update();
         let mut plan = Plan::default();
         if leads {
             board.keep_time(&state);
+            walked.follow(&state, board.now());
             manager.inner.stonith.consider(&manager, &state);
             board.keep_group(node.group_view());
             let request = uuid::Uuid::now_v7().to_string();
@@ -51,7 +56,8 @@ pub(super) async fn run(manager: Manager) {
             board.keep_plan(plan.clone());
             if let Some(command) = plan.command.take() {
                 let held = told.so_far(board.now());
-                if propose(&manager, Command { evidence: evidence(&manager, &state, &held), ..command }).await {
+                let evidence = evidence_of(&manager, &state, (&held, &walked.past));
+                if propose(&manager, Command { evidence, ..command }).await {
                     told.forget(board.now());
                 }
                 continue;
@@ -77,7 +83,15 @@ pub(super) async fn run(manager: Manager) {
 
 /// What this manager goes by at the moment.
 pub(super) fn evidence(manager: &Manager, state: &ClusterState, held: &[(String, Duration)]) -> Option<Arc<Evidence>> {
-    let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), held);
+    evidence_of(manager, state, (held, &[]))
+}
+
+fn evidence_of(
+    manager: &Manager,
+    state: &ClusterState,
+    told: (&[(String, Duration)], &[(String, Duration)]),
+) -> Option<Arc<Evidence>> {
+    let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), told);
     Some(Arc::new(manager.inner.board.situation(state, &manager.timings(), of)))
 }
 
@@ -85,6 +99,31 @@ pub(super) fn evidence(manager: &Manager, state: &ClusterState, held: &[(String,
 fn wall_clock_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The phases that the operation under way has left behind while this manager led. An operation of seconds would push a
+/// week of incidents out if each of them were one; told with its end they cost nothing.
+#[derive(Default)]
+struct Walked {
+    present: Option<(u64, OperationPhase, Moment)>,
+    past: Vec<(String, Duration)>,
+}
+
+impl Walked {
+    fn follow(&mut self, state: &ClusterState, now: Moment) {
+        let present = state.operation.as_ref().map(|o| (o.id, o.phase));
+        let before = self.present;
+        if before.map(|(id, phase, _)| (id, phase)) == present {
+            return;
+        }
+        self.present = present.map(|(id, phase)| (id, phase, now));
+        match (before, present) {
+            (Some((was, phase, since)), Some((id, _))) if was == id => {
+                self.past.push((format!("operation {id} was in {phase:?}"), now.since(since)));
+            }
+            (Some(_) | None, Some(_) | None) => self.past.clear(),
+        }
+    }
 }
 
 /// What has held this leader up since its last command.
@@ -247,5 +286,28 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::Resume { .. }
         | Kind::Acknowledge { .. }
         | Kind::NoteFormat { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::testing;
+
+    #[test]
+    fn an_operation_ends_with_the_phases_it_has_left_behind() {
+        let mut walked = Walked::default();
+        let at = Moment::from_millis;
+        walked.follow(&testing::state("granted a open 2"), at(0));
+        for (phase, ms) in [("checkpoint", 10), ("hold", 510), ("hold", 511), ("stop", 512)] {
+            walked.follow(&testing::state(&format!("granted a open 2; switchover b {phase}")), at(ms));
+        }
+        let past = [
+            ("operation 1 was in Checkpoint".to_owned(), Duration::from_millis(500)),
+            ("operation 1 was in HoldWrites".to_owned(), Duration::from_millis(2)),
+        ];
+        assert_eq!(walked.past, past);
+        walked.follow(&testing::state("granted b open 3"), at(600));
+        assert_eq!(walked.past, [], "the next one begins anew");
     }
 }

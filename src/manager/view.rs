@@ -163,6 +163,12 @@ impl ManagerHandle {
         self.manager.inner.board.read(|f| f.plan.clone())
     }
 
+    /// Looks at all that this manager knows now.
+    pub fn look<T>(&self, look: impl FnOnce(&Situation<'_>) -> T) -> T {
+        let state = self.state();
+        self.manager.inner.board.situation(&state, &self.manager.timings(), look)
+    }
+
     /// Each rule and what it says of the situation now.
     pub fn considered(&self) -> Vec<(u32, &'static str, String)> {
         let state = self.state();
@@ -175,9 +181,8 @@ impl ManagerHandle {
                         Some(policy::Verdict::Hold(hold)) => format!("holds: {hold}"),
                         Some(policy::Verdict::Propose(kind)) => format!("proposes {}", kind.name()),
                         Some(policy::Verdict::Change(step)) => format!("changes the Raft group: {step}"),
-                        Some(policy::Verdict::Lead { to, mine, theirs }) => {
-                            let (mine, theirs) = (mine.as_millis(), theirs.as_millis());
-                            format!("moves the Raft leadership to {to}: a sync takes {mine} ms here, {theirs} ms there")
+                        Some(policy::Verdict::Lead { to, why }) => {
+                            format!("moves the Raft leadership to {to}: {why}")
                         }
                     };
                     (rule.id, rule.name, says)

@@ -13,15 +13,19 @@ const TEXT_MAX: usize = 240;
 /// More than the holds of one failover.
 const HELD_MAX: usize = 8;
 
-/// What this leader knows now. `held` is what has held it up since its last command.
-pub fn of(s: &Situation<'_>, leader: &MemberId, at_ms: u64, held: &[(String, Duration)]) -> Evidence {
-    let told = |(what, lasted): &(String, Duration)| lasts(short(what), *lasted);
+/// What has lasted how long.
+pub type Told = (String, Duration);
+
+/// What this leader knows now. `held` is what has held it up since its last command, `past` the phases that the operation
+/// under way has left behind.
+pub fn of(s: &Situation<'_>, leader: &MemberId, at_ms: u64, (held, past): (&[Told], &[Told])) -> Evidence {
+    let told = |(what, lasted): &Told| lasts(short(what), *lasted);
     Evidence {
         at_ms,
         leader: leader.to_string(),
         seen: s.state.members.keys().map(|m| short(&known(s, m))).collect(),
         held: held.iter().rev().take(HELD_MAX).rev().map(told).collect(),
-        phases: phases(s),
+        phases: past.iter().map(told).chain(phases(s)).collect(),
     }
 }
 
@@ -90,20 +94,22 @@ mod tests {
     fn it_says_what_was_known_of_everybody_and_how_long_it_took() {
         let bench = Bench::new("granted b open 2").says("a", "standby 2:200").says("b", "primary 2:200");
         let held = [("a long wait".repeat(100), Duration::from_millis(1_500))];
-        let evidence = of(&bench.situation(), &id("a"), 7, &held);
+        let past = [("operation 1 was in Checkpoint".to_owned(), Duration::from_millis(20))];
+        let evidence = of(&bench.situation(), &id("a"), 7, (&held, &past));
         assert_eq!((evidence.at_ms, evidence.leader.as_str()), (7, "a"));
         assert_eq!(evidence.seen.len(), 3, "{evidence:?}");
         assert!(evidence.seen[0].starts_with("a: heard 0 ms ago"), "{evidence:?}");
         assert!(evidence.seen[0].contains("running as a standby at 2:"), "{evidence:?}");
         assert_eq!(evidence.seen[2], "c: never heard");
         assert_eq!((evidence.held[0].what.len(), evidence.held[0].ms), (TEXT_MAX, 1_500));
-        assert_eq!(evidence.phases[0].what, "b is primary");
+        let phases: Vec<&str> = evidence.phases.iter().map(|phase| phase.what.as_str()).collect();
+        assert_eq!(phases, ["operation 1 was in Checkpoint", "b is primary"]);
     }
 
     #[test]
     fn it_stays_small_however_much_there_was() {
         let held = vec![("x".repeat(1_000), Duration::ZERO); 100];
-        let evidence = of(&Bench::new("fenced").situation(), &id("a"), 0, &held);
+        let evidence = of(&Bench::new("fenced").situation(), &id("a"), 0, (&held, &[]));
         let size: usize = evidence.held.iter().map(|h| h.what.len()).sum();
         assert_eq!((evidence.held.len(), size), (HELD_MAX, HELD_MAX * TEXT_MAX));
     }

@@ -11,21 +11,21 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
 use crate::{
     domain::{
-        EndCause, Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count, observation::AgentView,
+        EndCause, Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count,
+        observation::AgentView, observation::Notice,
     },
-    state::{GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
+    state::{ENDS, GrantPhase, Kind, Lock, OperationKind, OperationPhase, Release},
 };
 
 /// Rule 110.
 pub fn released_by_holder(s: &Situation<'_>) -> Option<Verdict> {
     let (epoch, member) = s.state.holder()?;
     let notice = s.fenced_notice(member, epoch)?;
-    Some(Verdict::Propose(Kind::Release {
-        member: member.clone(),
-        end: notice.end,
-        clean: notice.clean,
-        cause: notice.cause,
-    }))
+    Some(released(member, notice))
+}
+
+fn released(member: &MemberId, Notice { end, clean, cause, .. }: Notice) -> Verdict {
+    Verdict::Propose(Kind::Release { member: member.clone(), end, clean, cause })
 }
 
 /// Rule 335. A holder whose epoch was ended by command, or that lost its lease a moment after, may have fenced itself long
@@ -37,12 +37,21 @@ pub fn released_while_fenced(s: &Situation<'_>) -> Option<Verdict> {
         return None;
     }
     let notice = s.fenced_notice(member, *epoch)?;
-    Some(Verdict::Propose(Kind::Release {
-        member: member.clone(),
-        end: notice.end,
-        clean: notice.clean,
-        cause: notice.cause,
-    }))
+    Some(released(member, notice))
+}
+
+/// Rule 337. Another was granted before its word came: its agent hung with the disk. Only that PostgreSQL, or what it
+/// stands on, failed is of use to anybody still.
+pub fn explained_late(s: &Situation<'_>) -> Option<Verdict> {
+    s.state.unexplained.iter().find_map(|(member, epoch)| {
+        let notice = s.fenced_notice(member, *epoch).filter(|notice| notice.cause.is_postgresqls())?;
+        Some(released(member, notice))
+    })
+}
+
+/// What the holder's agent has said of the end of this epoch, whether anything of PostgreSQL is left or not.
+fn told_cause(s: &Situation<'_>, member: &MemberId, epoch: Epoch) -> EndCause {
+    s.agent(member).filter(|a| a.ended_epoch == epoch).map(|a| a.ended_by).unwrap_or_default()
 }
 
 /// Rule 310.
@@ -53,7 +62,7 @@ pub fn by_command(s: &Situation<'_>) -> Option<Verdict> {
         && operation.phase == OperationPhase::Transfer
         && operation.from.as_ref() == Some(holder);
     let reason = format!("failover {} to {} by command", operation.id, operation.to);
-    due.then_some(Verdict::Propose(Kind::Fence { reason }))
+    due.then_some(Verdict::Propose(Kind::fence(reason)))
 }
 
 /// Rule 320.
@@ -61,7 +70,7 @@ pub fn after_release(s: &Situation<'_>) -> Option<Verdict> {
     match &s.state.lock {
         Lock::Released(r) => {
             let reason = format!("{} released epoch {}", r.member, r.epoch);
-            Some(Verdict::Propose(Kind::Fence { reason }))
+            Some(Verdict::Propose(Kind::fence(reason)))
         }
         Lock::Free | Lock::Granted { .. } | Lock::Fenced { .. } => None,
     }
@@ -84,15 +93,16 @@ pub fn lease_ran_out(s: &Situation<'_>) -> Option<Verdict> {
     let lapsed = without.into_iter().filter(|m| membership.has_voter(m)).cloned().collect();
     let Count { have, need } = membership.count(&lapsed);
     if have >= need {
+        let told = told_cause(s, member, *epoch);
         let reason = if overdue {
             format!("{member} was not promoted in time")
         } else {
             let voters = membership.halves.iter().flatten().collect::<BTreeSet<_>>().len();
-            let told = s.agent(member).filter(|a| a.ended_epoch == *epoch && a.ended_by != EndCause::Unknown);
-            let why = told.map(|a| format!("; its agent: {}", a.ended_by)).unwrap_or_default();
+            let why = if told == EndCause::Unknown { String::new() } else { format!("; its agent: {told}") };
             format!("the lease of {member} ran out: {} of {voters} voters report it{why}", lapsed.len())
         };
-        return Some(Verdict::Propose(Kind::Fence { reason }));
+        let cause = if s.state.format >= ENDS { told } else { EndCause::Unknown };
+        return Some(Verdict::Propose(Kind::Fence { reason, cause }));
     }
     if silent && let Some(silent) = renewed_by_a_silent_agent(s, *epoch, member) {
         return Some(Verdict::Hold(Hold::AgentSlow { member: member.clone(), epoch: *epoch, silent }));

@@ -34,5 +34,5 @@ pub fn record_system(s: &Situation<'_>) -> Option<Verdict> {
 /// Rule 30.
 pub fn first_epoch(s: &Situation<'_>) -> Option<Verdict> {
     let due = s.state.lock == Lock::Free && s.state.system_identifier.is_some();
-    due.then(|| Verdict::Propose(Kind::Fence { reason: "the cluster is founded".to_owned() }))
+    due.then(|| Verdict::Propose(Kind::fence("the cluster is founded".to_owned())))
 }

@@ -31,7 +31,7 @@ pub mod switchover;
 pub mod testing;
 pub mod timings;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 pub use proposals::PROPOSALS;
 pub use report::{Hold, Plan};
@@ -117,14 +117,12 @@ pub enum Verdict {
     Propose(Kind),
     /// Change the Raft group by this one entry.
     Change(GroupStep),
-    /// Another manager should lead, for syncs of the log take this long here, and that long there.
+    /// Another manager should lead.
     Lead {
         /// Whose.
         to: MemberId,
-        /// Here.
-        mine: Duration,
-        /// There.
-        theirs: Duration,
+        /// Why.
+        why: leadership::LeadsWorse,
     },
     /// Nothing can be done yet, and this is why.
     Hold(Hold),

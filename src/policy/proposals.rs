@@ -32,6 +32,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),
     (335, &["release-primary"]),
+    (337, &["release-primary"]),
     (405, &["promotion-complete"]),
     (407, &["adopt-timeline"]),
     (410, &["grant-primary"]),
@@ -39,6 +40,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (460, &["add-learner"]),
     (470, &["join-voters"]),
     (480, &["drop-node"]),
+    (485, &["lead-elsewhere"]),
     (490, &["lead-elsewhere"]),
     (495, &["note-format"]),
 ];

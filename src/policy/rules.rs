@@ -66,6 +66,11 @@ pub const RULES: &[Rule] = &[
         decide: failover::released_while_fenced,
     },
     Rule {
+        id: 337,
+        name: "an earlier holder says that PostgreSQL or its disk failed: note it",
+        decide: failover::explained_late,
+    },
+    Rule {
         id: 405,
         name: "the last holder had left recovery before its epoch ended: record its timeline",
         decide: promotion::complete_late,
@@ -84,6 +89,11 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: 470, name: "voters and members differ: the old and the new have to agree", decide: membership::join },
     Rule { id: 480, name: "a node in the Raft group is nobody's: drop it", decide: membership::drop_node },
+    Rule {
+        id: 485,
+        name: "the leader's host is in maintenance, another voter's isn't: it leads",
+        decide: leadership::leave_maintenance,
+    },
     Rule {
         id: 490,
         name: "syncs of the log take long here and another voter's don't: it leads",

@@ -67,7 +67,7 @@ mod tests {
         assert_eq!(suspect(&state("granted a open 2")), None);
         assert_eq!(suspect(&state("free")), None);
         let mut released = state("released a");
-        let fence = Kind::Fence { reason: "released".into() };
+        let fence = Kind::fence("released".into());
         let fence =
             Command { request_id: "r".into(), expected: Epoch(1), because: RuleId(320), kind: fence, evidence: None };
         assert_eq!(released.apply(&fence), Applied::Changed);

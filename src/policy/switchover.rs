@@ -125,6 +125,13 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
     if gone(s, from) {
         return Some(end(operation, format!("rolled back: the manager or the agent of {from} does not answer")));
     }
+    // Clients are held up for it, and no other operation can begin: it has an end, whatever else becomes of that primary.
+    if s.agent(from).is_some_and(|a| a.stopped_by_hand && a.state == PostgresState::Stopped) {
+        return Some(end(operation, format!("rolled back: PostgreSQL on {from} was stopped by hand and stays down")));
+    }
+    if remaining(s, s.timings.primary_start).is_zero() {
+        return Some(end(operation, format!("rolling back failed: {from} is not primary again in time")));
+    }
     waits(s, operation, s.timings.primary_start, format!("{from} to be primary again"))
 }
 

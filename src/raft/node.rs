@@ -523,7 +523,7 @@ mod tests {
             request_id: "r".to_owned(),
             expected: Epoch(0),
             because: RuleId(0),
-            kind: Kind::Fence { reason: "test".to_owned() },
+            kind: Kind::fence("test".to_owned()),
             evidence: None,
         }
     }

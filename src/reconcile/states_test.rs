@@ -100,7 +100,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
     match name {
         "genesis" => vec![genesis()],
         "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7 }],
-        "fence-epoch" if state.system_identifier.is_some() => vec![Kind::Fence { reason: String::new() }],
+        "fence-epoch" if state.system_identifier.is_some() => vec![Kind::fence(String::new())],
         "grant-primary" => successors(state, &members).map(|member| Kind::Grant { member, floor: end }).collect(),
         "promotion-complete" => match &state.lock {
             Lock::Granted { member, timeline, .. } => vec![Kind::PromotionComplete {

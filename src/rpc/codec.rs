@@ -37,7 +37,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::RecordSystem { system_identifier } => {
             c::Kind::RecordSystem(c::RecordSystem { system_identifier: *system_identifier })
         }
-        Kind::Fence { reason } => c::Kind::Fence(c::Fence { reason: reason.clone() }),
+        Kind::Fence { reason, cause } => c::Kind::Fence(c::Fence { reason: reason.clone(), cause: cause.code() }),
         Kind::Grant { member, floor } => {
             c::Kind::Grant(c::Grant { member: member.to_string(), floor: Some(position(*floor)) })
         }
@@ -145,7 +145,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             initializer: member_id(&g.initializer)?,
         },
         K::RecordSystem(r) => Kind::RecordSystem { system_identifier: r.system_identifier },
-        K::Fence(f) => Kind::Fence { reason: f.reason },
+        K::Fence(f) => Kind::Fence { reason: f.reason, cause: EndCause::of_code(f.cause) },
         K::Grant(g) => Kind::Grant { member: member_id(&g.member)?, floor: position_of(g.floor) },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
@@ -243,6 +243,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         paused: state.paused.as_ref().map(encode_asked),
         pauses: state.pauses,
         crash_failovers: state.crash_failovers,
+        unexplained: state.unexplained.iter().map(|(id, epoch)| (id.to_string(), epoch.0)).collect(),
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
     }
     .encode_to_vec()
@@ -309,6 +310,11 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         paused: raw.paused.map(decode_asked),
         pauses: raw.pauses,
         crash_failovers: raw.crash_failovers,
+        unexplained: raw
+            .unexplained
+            .into_iter()
+            .map(|(id, epoch)| Ok((member_id(&id)?, Epoch(epoch))))
+            .collect::<Result<_>>()?,
         maintenance: raw
             .maintenance
             .into_iter()
@@ -550,7 +556,7 @@ mod tests {
                 initializer: id("a"),
             },
             Kind::RecordSystem { system_identifier: 99 },
-            Kind::Fence { reason: "why".into() },
+            Kind::fence("why".into()),
             Kind::Grant { member: id("a"), floor: at(1, 5) },
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
@@ -558,7 +564,7 @@ mod tests {
             Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },
             Kind::Release { member: id("a"), end: at(2, 8), clean: true, cause: EndCause::Crash },
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
-            Kind::Fence { reason: "again".into() },
+            Kind::Fence { reason: "again".into(), cause: EndCause::Storage },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
             Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast).into() },
             Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe).into() },
@@ -606,7 +612,7 @@ mod tests {
     #[test]
     fn a_state_of_a_newer_format_is_refused() {
         let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 4, this version reads up to 3"));
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 5, this version reads up to 4"));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl ClusterState {
         match kind {
             Kind::Genesis { .. } => self.genesis(kind),
             Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
-            Kind::Fence { reason } => self.fence(reason),
+            Kind::Fence { reason, cause } => self.fence(reason, *cause),
             Kind::Grant { member, floor } => self.grant(member, *floor),
             Kind::PromotionComplete { member, timeline, switch, first_record } => {
                 self.promoted(member, *timeline, (*switch, *first_record))
@@ -120,13 +120,16 @@ impl ClusterState {
         Ok(None)
     }
 
-    fn fence(&mut self, reason: &str) -> Result<Option<String>, String> {
+    fn fence(&mut self, reason: &str, cause: EndCause) -> Result<Option<String>, String> {
         let (previous, released) = match &self.lock {
             Lock::Free => (None, None),
             Lock::Granted { epoch, member, .. } => (Some((*epoch, member.clone())), None),
             Lock::Released(release) => (Some((release.epoch, release.member.clone())), Some(release.clone())),
             Lock::Fenced { .. } => return Err("the epoch is fenced".to_owned()),
         };
+        if let (Some((epoch, holder)), None) = (&previous, &released) {
+            self.ended_by_others(holder, *epoch, cause);
+        }
         self.epoch = self.epoch.next();
         let holder = previous.as_ref().map_or_else(|| "nobody".to_owned(), |(_, m)| m.to_string());
         self.lock = Lock::Fenced { epoch: self.epoch, previous, released };
@@ -148,6 +151,7 @@ impl ClusterState {
         self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
         self.roster.grant();
         self.keep_newest_timings();
+        self.unexplained.remove(member);
         self.lock = Lock::Granted {
             epoch,
             member: member.clone(),
@@ -251,11 +255,14 @@ impl ClusterState {
                 let (epoch, last, member) = (*epoch, *last, member.clone());
                 let release = Release { epoch: last, member: member.clone(), end, clean, cause };
                 self.lock = Lock::Fenced { epoch, previous: Some((last, member)), released: Some(release) };
-                self.count_crash(cause);
+                self.explained(who, last, cause);
                 Ok(Some(format!("{who} has ended epoch {last}, its WAL ends at {end}{}", told(cause))))
             }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
-                Err(format!("{who} does not hold the lock"))
+                // Somebody else has been granted since; that it is over matters to nobody any more, why it is does.
+                let last = *self.unexplained.get(who).ok_or_else(|| format!("{who} does not hold the lock"))?;
+                self.explained(who, last, cause);
+                Ok(Some(format!("{who} says why its epoch {last} ended{}", told(cause))))
             }
         }
     }
@@ -400,6 +407,7 @@ impl ClusterState {
         self.members.remove(who);
         self.settings.forget(who);
         self.maintenance.remove(who);
+        self.unexplained.remove(who);
         Ok(Some(format!("{who} is no member any more")))
     }
 }
@@ -450,7 +458,7 @@ mod tests {
     fn opened() -> ClusterState {
         let mut state = founded();
         for kind in [
-            Kind::Fence { reason: "first".into() },
+            Kind::fence("first".into()),
             Kind::Grant { member: id("a"), floor: at(1, 50) },
             Kind::PromotionComplete {
                 member: id("a"),
@@ -492,7 +500,7 @@ mod tests {
             request_id: "r".into(),
             expected: Epoch(0),
             because: RuleId(1),
-            kind: Kind::Fence { reason: "late".into() },
+            kind: Kind::fence("late".into()),
             evidence: None,
         };
         assert!(is_stale(&state.apply(&late)));
@@ -509,9 +517,9 @@ mod tests {
     #[test]
     fn each_grant_reserves_a_timeline_of_its_own_even_when_nothing_came_of_the_last() {
         let mut state = opened();
-        run(&mut state, Kind::Fence { reason: "a is lost".into() });
+        run(&mut state, Kind::fence("a is lost".into()));
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
-        run(&mut state, Kind::Fence { reason: "b is lost too".into() });
+        run(&mut state, Kind::fence("b is lost too".into()));
         run(&mut state, Kind::Grant { member: id("c"), floor: at(2, 70) });
         let Lock::Granted { timeline, epoch, .. } = state.lock else { panic!() };
         assert_eq!((timeline, epoch), (TimelineId(4), Epoch(3)));
@@ -520,7 +528,7 @@ mod tests {
     #[test]
     fn a_promotion_on_another_timeline_than_the_granted_one_is_stale() {
         let mut state = opened();
-        run(&mut state, Kind::Fence { reason: "x".into() });
+        run(&mut state, Kind::fence("x".into()));
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
         let wrong =
             Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71), first_record: None };
@@ -530,9 +538,9 @@ mod tests {
     #[test]
     fn a_promotion_nobody_was_told_of_is_recorded_while_nobody_else_is_granted() {
         let mut state = opened();
-        run(&mut state, Kind::Fence { reason: "a is lost".into() });
+        run(&mut state, Kind::fence("a is lost".into()));
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
-        run(&mut state, Kind::Fence { reason: "b is lost".into() });
+        run(&mut state, Kind::fence("b is lost".into()));
         let late = |member: &str, timeline: u32| Kind::PromotionComplete {
             member: id(member),
             timeline: TimelineId(timeline),
@@ -557,7 +565,7 @@ mod tests {
             Kind::Release { member: id("b"), end: at(2, 9), clean: true, cause: EndCause::Unknown }
         )));
         run(&mut state, Kind::Release { member: id("a"), end: at(2, 90), clean: true, cause: EndCause::Crash });
-        run(&mut state, Kind::Fence { reason: "released".into() });
+        run(&mut state, Kind::fence("released".into()));
         let Lock::Fenced { released: Some(release), .. } = &state.lock else { panic!() };
         assert_eq!((release.member.clone(), release.end, release.clean), (id("a"), at(2, 90), true));
     }
@@ -565,7 +573,7 @@ mod tests {
     #[test]
     fn a_holder_whose_epoch_was_ended_may_still_say_that_it_is_over() {
         let mut state = opened();
-        run(&mut state, Kind::Fence { reason: "by command".into() });
+        run(&mut state, Kind::fence("by command".into()));
         let said =
             |who: &str| Kind::Release { member: id(who), end: at(2, 90), clean: false, cause: EndCause::Unknown };
         assert!(is_stale(&run(&mut state, said("b"))), "it held nothing");
@@ -645,7 +653,7 @@ mod tests {
         let mut state = opened();
         run(&mut state, of(Profile::Slow));
         run(&mut state, of(Profile::Fast));
-        run(&mut state, Kind::Fence { reason: "x".into() });
+        run(&mut state, Kind::fence("x".into()));
         assert_eq!(state.timings.committed.len(), 2, "the old holder may still be there");
         run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
         assert!(state.timings.is_settled());
@@ -665,7 +673,7 @@ mod tests {
     fn the_list_of_members_has_a_version_that_the_grant_remembers() {
         let mut state = founded();
         assert_eq!((state.roster.version, state.roster.at_grant), (1, 0));
-        run(&mut state, Kind::Fence { reason: "first".into() });
+        run(&mut state, Kind::fence("first".into()));
         run(&mut state, Kind::Grant { member: id("a"), floor: at(1, 50) });
         assert_eq!((state.roster.version, state.roster.at_grant), (1, 1));
         assert_eq!(state.briefing().members.agents[&id("b")], "h2:7401");
@@ -714,7 +722,7 @@ mod tests {
     fn incidents_are_bounded() {
         let mut state = opened();
         for _ in 0..100 {
-            run(&mut state, Kind::Fence { reason: "x".into() });
+            run(&mut state, Kind::fence("x".into()));
             run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
         }
         assert_eq!(state.incidents.len(), INCIDENTS_KEPT);

@@ -59,6 +59,8 @@ pub struct ClusterState {
     pub paused: Option<Asked>,
     /// Failovers that followed crashes of PostgreSQL, since a primary lasted or an operator acknowledged them.
     pub crash_failovers: u32,
+    /// Who has not said yet why the last epoch it held ended, and which that was: its word still counts.
+    pub unexplained: BTreeMap<MemberId, Epoch>,
     /// Counts the changes of what agents mind: pauses, and whether a crashed primary stays.
     pub pauses: u64,
     /// Members that are left alone and chosen for nothing: who asked for that, and why.

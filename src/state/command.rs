@@ -62,6 +62,8 @@ pub enum Kind {
     Fence {
         /// Why, for people.
         reason: String,
+        /// Why, by the word of the holder's agent; unknown when it gave none, and while a host counts only what releases say.
+        cause: EndCause,
     },
     /// Gives the lock of the fenced epoch to a member.
     Grant {
@@ -227,6 +229,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The end of an epoch whose holder hasn't said why.
+    pub fn fence(reason: String) -> Self {
+        Self::Fence { reason, cause: EndCause::Unknown }
+    }
+
     /// Its name, for logs.
     pub fn name(&self) -> &'static str {
         match self {

@@ -4,7 +4,10 @@ use super::{
     RuleId,
     cluster::{ClusterState, Lock},
 };
-use crate::domain::{EndCause, Format};
+use crate::domain::{EndCause, Epoch, Format, MemberId};
+
+/// From then on an epoch's end counts by its holder's word however it is ended, and when the word comes late.
+pub const ENDS: Format = Format(4);
 
 /// The rules that move a primary for want of room.
 const MOVES: [RuleId; 2] = [RuleId(270), RuleId(272)];
@@ -24,6 +27,26 @@ impl ClusterState {
         }
     }
 
+    /// Others have ended the epoch; `cause` is what its holder's agent had said of it by then. What older versions make of
+    /// it, nothing, counts until all hosts have a newer one.
+    pub(super) fn ended_by_others(&mut self, holder: &MemberId, epoch: Epoch, cause: EndCause) {
+        if self.format < ENDS {
+            return;
+        }
+        match cause {
+            EndCause::Unknown => drop(self.unexplained.insert(holder.clone(), epoch)),
+            cause => self.count_crash(cause),
+        }
+    }
+
+    /// The holder's own word comes after others have ended its epoch: it counts unless it has.
+    pub(super) fn explained(&mut self, holder: &MemberId, epoch: Epoch, cause: EndCause) {
+        let open = self.unexplained.remove(holder) == Some(epoch);
+        if open || self.format < ENDS {
+            self.count_crash(cause);
+        }
+    }
+
     /// A primary that has moved for want of room, again and again: with too little on every host it would never rest. What
     /// older versions make of the command counts until all hosts have a newer one.
     pub(super) fn count_move(&mut self, because: RuleId) {
@@ -39,6 +62,7 @@ impl ClusterState {
             return Err("there is no failover to acknowledge".to_owned());
         }
         self.crash_failovers = 0;
+        self.unexplained.clear();
         let lasted = if open { ", the primary has lasted" } else { "" };
         Ok(Some(match by {
             "" => format!("failovers after crashes count no more, there were {count}{lasted}"),
@@ -51,7 +75,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::{
-        domain::{Epoch, Lsn, MemberId, NodeId, PauseWord, TimelineId, WalPosition},
+        domain::{Lsn, NodeId, PauseWord, TimelineId, WalPosition},
         state::{Applied, Command, Kind, Member, OperationKind},
     };
 
@@ -67,7 +91,7 @@ mod tests {
     fn reign_ends(state: &mut ClusterState, cause: EndCause) {
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
         for kind in [
-            Kind::Fence { reason: String::new() },
+            Kind::fence(String::new()),
             Kind::Grant { member: id("a"), floor: at },
             Kind::Release { member: id("a"), end: at, clean: false, cause },
         ] {
@@ -81,7 +105,7 @@ mod tests {
         let members = [(id("a"), member.clone()), (id("b"), member)].into();
         let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
-        run(&mut state, Kind::Fence { reason: String::new() });
+        run(&mut state, Kind::fence(String::new()));
         run(&mut state, Kind::Grant { member: id("a"), floor: at });
         for (rule, format, succeeded, counted) in [
             (270, Format::SETTINGS, true, 0),
@@ -125,6 +149,102 @@ mod tests {
         );
         assert_eq!(state.pause_word(), PauseWord { version: 2, on: false, stays: false });
         assert!(matches!(run(&mut state, Kind::Acknowledge { by: String::new() }), Applied::Stale { .. }));
+    }
+
+    /// Two members, a primary of epoch 2, in a state of that format.
+    fn granted(format: Format) -> ClusterState {
+        let member = Member { node: NodeId(1), manager: String::new(), postgres: String::new(), agent: String::new() };
+        let members = [(id("a"), member.clone()), (id("b"), member)].into();
+        let mut state = ClusterState { members, epoch: Epoch(1), format, ..Default::default() };
+        run(&mut state, Kind::fence(String::new()));
+        grant(&mut state, "a");
+        state
+    }
+
+    fn grant(state: &mut ClusterState, member: &str) {
+        let floor = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
+        assert_eq!(run(state, Kind::Grant { member: id(member), floor }), Applied::Changed);
+    }
+
+    fn says(state: &mut ClusterState, member: &str, cause: EndCause) -> Applied {
+        let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
+        run(state, Kind::Release { member: id(member), end, clean: false, cause })
+    }
+
+    fn ended(state: &mut ClusterState, cause: EndCause) {
+        assert_eq!(run(state, Kind::Fence { reason: "no promise is left".into(), cause }), Applied::Changed);
+    }
+
+    #[test]
+    fn an_end_that_others_made_counts_by_the_word_of_the_agent_and_once() {
+        let mut known = granted(ENDS);
+        ended(&mut known, EndCause::Storage);
+        assert_eq!((known.crash_failovers, known.reigns[0].cause), (1, EndCause::Storage));
+        assert_eq!(
+            says(&mut known, "a", EndCause::Storage),
+            Applied::Changed,
+            "nobody waits for its promises any more"
+        );
+        assert_eq!(known.crash_failovers, 1);
+        assert!(known.unexplained.is_empty());
+
+        let mut silent = granted(ENDS);
+        ended(&mut silent, EndCause::Unknown);
+        assert_eq!(silent.crash_failovers, 0);
+        says(&mut silent, "a", EndCause::Storage);
+        assert_eq!((silent.crash_failovers, silent.unexplained.len()), (1, 0));
+
+        let mut lost = granted(ENDS);
+        ended(&mut lost, EndCause::Lease);
+        assert_eq!((lost.crash_failovers, lost.unexplained.len()), (0, 0), "it has said why, and that is no crash");
+    }
+
+    #[test]
+    fn a_word_that_comes_after_the_next_grant_counts_once_and_takes_nothing_away() {
+        let mut state = granted(ENDS);
+        ended(&mut state, EndCause::Unknown);
+        grant(&mut state, "b");
+        let lock = state.lock.clone();
+        assert_eq!(says(&mut state, "a", EndCause::Hung), Applied::Changed);
+        assert_eq!((state.crash_failovers, &state.lock), (1, &lock));
+        let causes: Vec<EndCause> = state.reigns.iter().map(|reign| reign.cause).collect();
+        assert_eq!(causes, [EndCause::Hung, EndCause::Unknown]);
+        assert_eq!(state.incidents.back().unwrap().what, "a says why its epoch 2 ended: PostgreSQL let nobody in");
+        assert!(matches!(says(&mut state, "a", EndCause::Hung), Applied::Stale { .. }), "once is enough");
+    }
+
+    #[test]
+    fn whose_word_is_of_no_use_any_more_is_forgotten() {
+        for forget in [
+            |state: &mut ClusterState| grant(state, "a"),
+            |state: &mut ClusterState| assert_eq!(run(state, Kind::RemoveMember { member: id("a") }), Applied::Changed),
+            |state: &mut ClusterState| {
+                state.crash_failovers = 1;
+                run(state, Kind::Acknowledge { by: "kim".into() });
+            },
+        ] {
+            let mut state = granted(ENDS);
+            ended(&mut state, EndCause::Unknown);
+            assert_eq!(state.unexplained, [(id("a"), Epoch(2))].into());
+            forget(&mut state);
+            assert!(state.unexplained.is_empty());
+        }
+    }
+
+    /// The same entries lead to the same state as under the version before, until every host has told that it has this one.
+    #[test]
+    fn until_every_host_counts_it_an_end_that_others_made_counts_for_nobody() {
+        let mut state = granted(Format::MOVES);
+        // No leader proposes that; one that did would change nothing by it.
+        ended(&mut state, EndCause::Storage);
+        assert_eq!((state.crash_failovers, state.unexplained.len(), state.format), (0, 0, Format::MOVES));
+        says(&mut state, "a", EndCause::Storage);
+        assert_eq!(state.crash_failovers, 1, "as ever");
+        grant(&mut state, "b");
+        ended(&mut state, EndCause::Unknown);
+        grant(&mut state, "a");
+        assert!(matches!(says(&mut state, "b", EndCause::Crash), Applied::Stale { .. }));
+        assert_eq!(state.crash_failovers, 1);
     }
 
     #[test]

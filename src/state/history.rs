@@ -4,6 +4,7 @@
 use super::{
     cluster::{ClusterState, Lock},
     command::{Command, Kind},
+    flaps::ENDS,
 };
 use crate::domain::{EndCause, Epoch, MemberId, TimelineId, WalPosition};
 
@@ -69,13 +70,17 @@ impl ClusterState {
                 }
             }
             Kind::Release { member, end, cause, .. } => {
-                if let Some(reign) = self.reigns.back_mut().filter(|r| r.member == *member) {
+                if let Some(reign) = self.reigns.iter_mut().rev().find(|r| r.member == *member) {
                     reign.ended_ms.get_or_insert(at);
                     (reign.cause, reign.end) = (*cause, Some(*end));
                 }
             }
-            Kind::Fence { reason } => {
+            Kind::Fence { reason, cause } => {
                 if let Some(reign) = self.reigns.back_mut() {
+                    // Its own word about it has come already, or comes later.
+                    if *cause != EndCause::Unknown && self.format >= ENDS {
+                        reign.cause = *cause;
+                    }
                     reign.ended_ms.get_or_insert(at);
                     if reign.reason.is_empty() {
                         reign.reason.clone_from(reason);
@@ -143,7 +148,7 @@ mod tests {
     }
 
     fn reign(state: &mut ClusterState, member: &str, ms: u64) {
-        run(state, ms, Kind::Fence { reason: format!("the one before {member} is lost") });
+        run(state, ms, Kind::fence(format!("the one before {member} is lost")));
         run(state, ms + 1, Kind::Grant { member: id(member), floor: at(5) });
         let Lock::Granted { timeline, .. } = state.lock else { panic!() };
         let promoted = Kind::PromotionComplete { member: id(member), timeline, switch: at(6), first_record: None };
@@ -157,7 +162,7 @@ mod tests {
         reign(&mut state, "a", 100);
         reign(&mut state, "b", 200);
         run(&mut state, 300, Kind::Release { member: id("b"), end: at(9), clean: false, cause: EndCause::Hung });
-        run(&mut state, 301, Kind::Fence { reason: "b released it".into() });
+        run(&mut state, 301, Kind::fence("b released it".into()));
         let [a, b] = state.reigns.make_contiguous() else { panic!() };
         assert_eq!((a.opened_ms, a.ended_ms, a.cause), (Some(103), Some(200), EndCause::Unknown));
         assert_eq!((a.reason.as_str(), a.end), ("the one before b is lost", None));
@@ -169,9 +174,9 @@ mod tests {
     #[test]
     fn one_that_never_opened_is_told_as_that_and_old_ones_are_forgotten() {
         let mut state = founded();
-        run(&mut state, 1, Kind::Fence { reason: String::new() });
+        run(&mut state, 1, Kind::fence(String::new()));
         run(&mut state, 2, Kind::Grant { member: id("a"), floor: at(5) });
-        run(&mut state, 3, Kind::Fence { reason: "late".into() });
+        run(&mut state, 3, Kind::fence("late".into()));
         // Its word comes after the epoch was ended.
         run(
             &mut state,
@@ -182,7 +187,7 @@ mod tests {
         assert_eq!((first.opened_ms, first.ended_ms, first.cause), (None, Some(3), EndCause::PromotionFailed));
         for n in 1..=REIGNS_KEPT as u64 {
             run(&mut state, 0, Kind::Grant { member: id("b"), floor: at(5) });
-            run(&mut state, 0, Kind::Fence { reason: n.to_string() });
+            run(&mut state, 0, Kind::fence(n.to_string()));
         }
         assert_eq!(state.reigns.len(), REIGNS_KEPT);
         assert!(!state.reigns.contains(&first));

@@ -23,6 +23,7 @@ pub use cluster::{
     OperationPhase, Release, TimelineRecord,
 };
 pub use command::{Applied, Command, Kind, RuleId};
+pub use flaps::ENDS;
 pub use history::{Evidence, Lasted, Reign};
 pub use pause::Asked;
 pub use roster::Roster;

@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn the_format_rises_with_what_was_applied_and_with_what_every_host_has_told() {
         let mut state = founded();
-        assert_eq!(run(&mut state, Kind::Fence { reason: "x".into() }), Applied::Changed);
+        assert_eq!(run(&mut state, Kind::fence("x".into())), Applied::Changed);
         assert_eq!((state.format, state.epoch), (Format::FIRST, Epoch(1)));
         assert!(matches!(run(&mut state, set(7, &[("crash_budget", Some("5"))])), Applied::Stale { .. }));
         assert_eq!(state.format, Format::FIRST, "a stale command changes nothing");

@@ -60,7 +60,7 @@ async fn three_nodes_are_founded_and_agree() {
     let refused = cluster.node(follower).propose(next_command(&state)).await;
     assert_eq!(refused, Err(ProposeError::NotLeader { hint: Some(name(leader)) }));
     let reason = "x".repeat(matriarch::raft::COMMAND_MAX);
-    let huge = cluster.node(leader).propose(command(Epoch(0), Kind::Fence { reason })).await;
+    let huge = cluster.node(leader).propose(command(Epoch(0), Kind::fence(reason))).await;
     assert!(matches!(huge, Err(ProposeError::TooLarge(_))), "{huge:?}");
 }
 
@@ -254,7 +254,7 @@ async fn a_stopped_node_frees_its_directory_and_is_not_fatal() {
     std::fs::File::open(path.join("lock")).unwrap().try_lock().expect("the directory is free");
     assert!(!fatal.is_finished(), "an asked-for end is not fatal");
     fatal.abort();
-    let stopped = node.propose(command(Epoch(0), Kind::Fence { reason: String::new() })).await;
+    let stopped = node.propose(command(Epoch(0), Kind::fence(String::new()))).await;
     assert!(matches!(stopped, Err(ProposeError::Fatal(_))), "{stopped:?}");
     cluster.kill(follower);
     cluster.restart(follower).await;
