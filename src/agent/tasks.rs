@@ -15,7 +15,7 @@ use crate::{
     domain::{Epoch, Generation, TimelineId, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Progress, Session, Upstream},
+    postgres::{ConfigRole, Instance, Live, Progress, Session, Upstream},
 };
 
 /// How often a task asks a server that is about to open.
@@ -37,6 +37,8 @@ pub struct Job {
     pub epoch: Epoch,
     /// Of the cluster.
     pub generation: Generation,
+    /// By which rule a primary of this tenure acknowledges.
+    pub live: Live,
 }
 
 /// Why a task failed.
@@ -324,11 +326,12 @@ impl Job {
         }
     }
 
+    /// With the names of its first rule, before it can acknowledge anything.
     async fn go_live(&self, session: &Session) -> Result<(), String> {
-        let instance = self.hands.instance.clone();
+        let (instance, live) = (self.hands.instance.clone(), self.live.clone());
         let prepare = move || {
             instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
-            instance.write_live("").map_err(said)
+            instance.write_live(&live).map_err(said)
         };
         blocking(prepare).await??;
         session.reload().await.map_err(said)
@@ -414,11 +417,11 @@ impl Job {
             return Err(format!("pg_control is on timeline {timeline}, the grant on {}", tenure.timeline));
         }
         let deadline = self.deadline_with_time_left(tenure)?;
-        let instance = hands.instance.clone();
+        let (instance, live) = (hands.instance.clone(), self.live.clone());
         let prepare = move || {
             instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
             instance.set_standby_signal(false).map_err(said)?;
-            instance.write_live("").map_err(said)
+            instance.write_live(&live).map_err(said)
         };
         blocking(prepare).await??;
         hands.arm_layers(tenure.epoch, deadline).await?;

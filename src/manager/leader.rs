@@ -212,11 +212,13 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
         Kind::Maintenance { .. } => events::MAINTENANCE,
         Kind::Acknowledge { .. } => events::ACKNOWLEDGED,
+        Kind::SetSync { .. } => events::SYNC_CHANGED,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
         | Kind::AdvanceOperation { .. }
         | Kind::SettleTimings { .. }
+        | Kind::SettleSync { .. }
         | Kind::NoteFormat { .. } => events::COMMITTED,
     }
 }
@@ -242,6 +244,8 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::EndOperation { .. }
         | Kind::SetTimings { .. }
         | Kind::SettleTimings { .. }
+        | Kind::SetSync { .. }
+        | Kind::SettleSync { .. }
         | Kind::SetSettings { .. }
         | Kind::Pause { .. }
         | Kind::Resume { .. }

@@ -35,6 +35,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (405, &["promotion-complete"]),
     (407, &["adopt-timeline"]),
     (410, &["grant-primary"]),
+    (430, &["settle-sync"]),
+    (432, &["set-sync"]),
     (450, &["settle-group"]),
     (460, &["add-learner"]),
     (470, &["join-voters"]),

@@ -3,7 +3,7 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion,
-    restart, room, stonith, switchover, timings,
+    restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -76,6 +76,8 @@ pub const RULES: &[Rule] = &[
         decide: by_hand::adopt_timeline,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
+    Rule { id: 430, name: "the newest rule of commits is in effect: older ones go", decide: sync::settle },
+    Rule { id: 432, name: "other standbys are to confirm commits: the next rule", decide: sync::change },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {
         id: 460,

@@ -13,7 +13,7 @@ use super::{
     roster::Roster,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, SyncSet, TimelineHistory,
     TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
@@ -67,6 +67,8 @@ pub struct ClusterState {
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.
     pub last_node: NodeId,
+    /// The rules by which commits may have been acknowledged.
+    pub sync: SyncSet,
     /// Timelines that were begun by hand, and on whose host. Anybody else's WAL under that number may be other WAL.
     pub by_hand: BTreeMap<TimelineId, MemberId>,
 }
@@ -215,6 +217,8 @@ pub struct Operation {
     pub request_id: String,
     /// The rule that began it; the zero rule for an operator's.
     pub because: RuleId,
+    /// The operator accepts that acknowledged commits are lost.
+    pub accepts_loss: bool,
 }
 
 impl Operation {

@@ -8,8 +8,8 @@ use super::{
     history::Evidence,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, TimelineId, Timings,
-    TimingsId, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart, TimelineId,
+    Timings, TimingsId, WalPosition,
 };
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
@@ -69,6 +69,8 @@ pub enum Kind {
         member: MemberId,
         /// The WAL end the choice was made on.
         floor: WalPosition,
+        /// By which rule its commits are acknowledged; `None`: by none, and nothing is promised any more.
+        sync: Option<SyncStart>,
     },
     /// The promotion is done.
     PromotionComplete {
@@ -105,6 +107,8 @@ pub enum Kind {
         from: Option<MemberId>,
         /// To whom.
         to: MemberId,
+        /// The operator accepts that acknowledged commits are lost.
+        accepts_loss: bool,
     },
     /// The operation goes on to its next phase.
     AdvanceOperation {
@@ -219,6 +223,18 @@ pub enum Kind {
         /// Who said so, as they call themselves; empty for the rule.
         by: String,
     },
+    /// Commits are acknowledged by another rule from now on.
+    SetSync {
+        /// The number of the last change of them; after another one nothing is changed.
+        after: u64,
+        /// Who may confirm, and how many have to; `None`: nothing is promised any more.
+        rule: Option<(Vec<MemberId>, u32)>,
+    },
+    /// The newest rule is in effect: what was acknowledged under older ones is covered by it.
+    SettleSync {
+        /// Its number.
+        id: u64,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -253,6 +269,8 @@ impl Kind {
             Self::Resume { .. } => "resume",
             Self::Maintenance { .. } => "maintenance",
             Self::Acknowledge { .. } => "acknowledge",
+            Self::SetSync { .. } => "set-sync",
+            Self::SettleSync { .. } => "settle-sync",
         }
     }
 
@@ -266,7 +284,7 @@ impl Kind {
             | Self::Genesis { .. }
             | Self::RecordSystem { .. }
             | Self::Fence { .. }
-            | Self::Grant { .. }
+            | Self::Grant { sync: None, .. }
             | Self::PromotionComplete { .. }
             | Self::Open { .. }
             | Self::Release { .. }
@@ -284,6 +302,7 @@ impl Kind {
             | Self::Resume { .. }
             | Self::Maintenance { .. }
             | Self::Acknowledge { .. } => Format::SETTINGS,
+            Self::Grant { sync: Some(_), .. } | Self::SetSync { .. } | Self::SettleSync { .. } => Format::SYNC,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

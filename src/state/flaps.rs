@@ -68,7 +68,7 @@ mod tests {
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
         for kind in [
             Kind::Fence { reason: String::new() },
-            Kind::Grant { member: id("a"), floor: at },
+            Kind::Grant { member: id("a"), floor: at, sync: None },
             Kind::Release { member: id("a"), end: at, clean: false, cause },
         ] {
             assert_eq!(run(state, kind), Applied::Changed);
@@ -82,7 +82,7 @@ mod tests {
         let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
         run(&mut state, Kind::Fence { reason: String::new() });
-        run(&mut state, Kind::Grant { member: id("a"), floor: at });
+        run(&mut state, Kind::Grant { member: id("a"), floor: at, sync: None });
         for (rule, format, succeeded, counted) in [
             (270, Format::SETTINGS, true, 0),
             (270, Format::MOVES, false, 0),
@@ -91,7 +91,12 @@ mod tests {
             (0, Format::MOVES, true, 2),
         ] {
             state.format = format;
-            let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+            let kind = Kind::BeginOperation {
+                kind: OperationKind::Switchover,
+                from: Some(id("a")),
+                to: id("b"),
+                accepts_loss: false,
+            };
             let request_id = format!("r{}", state.operations);
             let begin = Command { request_id, expected: state.epoch, because: RuleId(rule), kind, evidence: None };
             assert_eq!(state.apply(&begin), Applied::Changed);

@@ -6,7 +6,7 @@ use super::{tests::*, *};
 use crate::{
     domain::{
         Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, PauseWord, Profile, Settings,
-        SettingsDocument, Timings, TimingsId, TimingsInUse,
+        SettingsDocument, SyncWord, Timings, TimingsId, TimingsInUse,
     },
     lease::message::{Body, Letter, Terms, Ticket},
 };
@@ -27,6 +27,7 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         timings: TimingsInUse { oldest, committed: committed.collect() },
         settings: SettingsDocument::default(),
         pause: PauseWord::default(),
+        sync: SyncWord::default(),
     }
 }
 

@@ -192,6 +192,7 @@ impl Core {
             }
             _ => return Err("only a running standby that answers is promoted".to_owned()),
         }
+        self.begin_sync(epoch)?;
         let tenure = Tenure { epoch, timeline, floor, phase: Phase::Granted };
         self.durable.tenure = Some(tenure);
         out.push(Effect::Persist);

@@ -1,0 +1,275 @@
+//! Who has to confirm commits. Pure.
+//!
+//! One step at a time: a rule is put on the list, the primary goes by it, and when it is in effect what stood before it
+//! goes from the list. Each look begins with what is on the list and what was seen, so it does not matter where an
+//! earlier leader, or the primary, stopped. What a rule and its list mean: [`crate::domain::sync`].
+
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
+
+use super::{Hold, Situation, Verdict};
+use crate::{
+    domain::{
+        Epoch, Format, MemberId, PostgresState, Settings, SyncMode, SyncRule, SyncStart, WalPosition,
+        observation::AgentView, sync::RULES_KEPT,
+    },
+    state::{GrantPhase, Kind, Lock, OperationKind, Release},
+};
+
+/// The primary that goes by the rules, and what its agent says.
+struct Primary<'a> {
+    epoch: Epoch,
+    member: &'a MemberId,
+    agent: &'a AgentView,
+}
+
+fn primary<'a>(s: &Situation<'a>) -> Option<Primary<'a>> {
+    let Lock::Granted { epoch, member, phase, .. } = &s.state.lock else { return None };
+    let agent = s.agent(member).filter(|a| a.state == PostgresState::Primary && a.lease.held)?;
+    (*phase != GrantPhase::Promoting).then_some(Primary { epoch: *epoch, member, agent })
+}
+
+/// How the primary is to replicate. Rules of acknowledgement need every host to know of them: until then it is async, for
+/// no grant may wait for an upgrade.
+fn mode(s: &Situation<'_>, settings: &Settings) -> SyncMode {
+    if s.state.format < Format::SYNC { SyncMode::Async } else { settings.replication_mode }
+}
+
+/// Rule 430.
+pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
+    let primary = primary(s)?;
+    let [.., last] = s.state.sync.rules.as_slice() else { return None };
+    let told = &primary.agent.sync;
+    let older = s.state.sync.rules.len() > 1 && last.epoch == primary.epoch;
+    (older && told.applied == last.id && told.effective).then(|| Verdict::Propose(Kind::SettleSync { id: last.id }))
+}
+
+/// Rule 432.
+pub fn change(s: &Situation<'_>) -> Option<Verdict> {
+    let primary = primary(s)?;
+    let settings = s.state.settings.settings();
+    let set = &s.state.sync;
+    let after = set.id;
+    if mode(s, &settings) == SyncMode::Async {
+        return (!set.rules.is_empty()).then_some(Verdict::Propose(Kind::SetSync { after, rule: None }));
+    }
+    let present = set.in_force(primary.epoch);
+    let wanted = wanted(s, &primary, &settings, present);
+    if present.is_some_and(|rule| (&rule.names, rule.count) == (&wanted.0, wanted.1)) {
+        return short(&settings, present?).map(Verdict::Hold);
+    }
+    if set.rules.len() >= RULES_KEPT {
+        let waits_for = present.map(SyncRule::words).unwrap_or_default();
+        return Some(Verdict::Hold(Hold::SyncUnsettled { rules: set.rules.len(), waits_for }));
+    }
+    Some(Verdict::Propose(Kind::SetSync { after, rule: Some(wanted) }))
+}
+
+/// Commits wait, or are on fewer standbys than was asked for.
+fn short(settings: &Settings, rule: &SyncRule) -> Option<Hold> {
+    let (have, wanted) = (rule.names.len(), settings.sync_count as usize);
+    (have < wanted).then(|| Hold::TooFewSync { have, wanted, strict: settings.sync_strict })
+}
+
+/// Who should confirm commits now, and how many of them.
+fn wanted(
+    s: &Situation<'_>,
+    primary: &Primary<'_>,
+    settings: &Settings,
+    present: Option<&SyncRule>,
+) -> (Vec<MemberId>, u32) {
+    let here = |member: &MemberId| present.is_some_and(|rule| rule.names.contains(member));
+    let others = s.state.members.keys().filter(|m| *m != primary.member && may_confirm(s, m));
+    let able: Vec<&MemberId> = others
+        .clone()
+        .filter(|m| match here(m) {
+            true => !is_lost(s, primary, m),
+            false => joins(s, primary, settings, m),
+        })
+        .collect();
+    let able = without_stragglers(primary, settings, able);
+    let lost = others.filter(|m| here(m) && !able.contains(m)).collect();
+    Choice { s, settings, site: &s.state.settings.of_member(primary.member).site, able, lost }.rule(here)
+}
+
+/// What the rule is made of.
+struct Choice<'a> {
+    s: &'a Situation<'a>,
+    settings: &'a Settings,
+    /// Of the primary.
+    site: &'a str,
+    /// Who can confirm.
+    able: Vec<&'a MemberId>,
+    /// Who is to confirm and can't. In a strict mode they are waited for.
+    lost: Vec<&'a MemberId>,
+}
+
+impl Choice<'_> {
+    /// `here`: it confirms already, and is not exchanged for an equal.
+    fn rule(mut self, here: impl Fn(&MemberId) -> bool) -> (Vec<MemberId>, u32) {
+        let count = self.settings.sync_count as usize;
+        let rank = |m: &&MemberId| {
+            let priority = self.s.state.settings.of_member(m).sync_priority;
+            (Reverse(priority), !here(m), (*m).clone())
+        };
+        self.able.sort_by_cached_key(rank);
+        if self.settings.replication_mode == SyncMode::Sync {
+            self.keep_best(count);
+        } else {
+            self.keep_elsewhere();
+        }
+        let mut names: Vec<MemberId> = self.able.iter().map(|m| (*m).clone()).collect();
+        let mut count = count;
+        if self.settings.sync_strict {
+            let missing = count.saturating_sub(names.len());
+            names.extend(self.lost.iter().take(missing).map(|m| (*m).clone()));
+        } else {
+            count = count.min(names.len());
+        }
+        if self.settings.replication_mode == SyncMode::Quorum {
+            names.sort();
+        }
+        (names, u32::try_from(count).unwrap_or(u32::MAX))
+    }
+
+    /// The mode sync: so many confirm, and each commit is on all of them.
+    fn keep_best(&mut self, count: usize) {
+        let elsewhere = |m: &&MemberId| self.s.state.settings.of_member(m).site != self.site;
+        let far = self.able.iter().position(elsewhere).filter(|_| self.settings.sync_other_site);
+        if let Some(far) = far.filter(|far| *far >= count && count > 0) {
+            let member = self.able.remove(far);
+            self.able.insert(count - 1, member);
+        }
+        self.able.truncate(count);
+    }
+
+    /// The mode quorum: PostgreSQL can't be told that one of several has to be from a group, so only that group confirms.
+    fn keep_elsewhere(&mut self) {
+        let (s, site) = (self.s, self.site);
+        let elsewhere = |m: &MemberId| s.state.settings.of_member(m).site != site;
+        if self.settings.sync_other_site && self.able.iter().any(|m| elsewhere(m)) {
+            self.able.retain(|m| elsewhere(m));
+        }
+    }
+}
+
+/// Operators have nothing against it.
+fn may_confirm(s: &Situation<'_>, member: &MemberId) -> bool {
+    s.state.settings.of_member(member).confirms() && !s.state.maintenance.contains_key(member)
+}
+
+/// It streams from this primary under its name of this epoch, and is close enough.
+fn joins(s: &Situation<'_>, primary: &Primary<'_>, settings: &Settings, member: &MemberId) -> bool {
+    let Some(agent) = s.agent(member) else { return false };
+    let streams = primary.agent.standbys.iter().find(|p| p.member == *member && p.state == "streaming");
+    let close = streams.is_some_and(|p| p.lag_bytes <= settings.lag_to_join());
+    let heard = primary.agent.sync.unheard_ms.get(member).is_some_and(|ms| *ms < millis(s.timings.hold));
+    close
+        && heard
+        && agent.state == PostgresState::Standby
+        && agent.follows_epoch == primary.epoch
+        && agent.storage.is_none()
+        && !leaves(s, member)
+}
+
+/// It is about to be stopped on purpose.
+fn leaves(s: &Situation<'_>, member: &MemberId) -> bool {
+    s.state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart && o.to == *member)
+}
+
+/// It confirms nothing any more, for certain: its PostgreSQL does not run, its disk takes no writes, its host answers
+/// neither its primary's lease nor the primary itself, or it has let the primary wait for as long as a connection may
+/// be silent.
+fn is_lost(s: &Situation<'_>, primary: &Primary<'_>, member: &MemberId) -> bool {
+    let unheard = primary.agent.sync.unheard_ms.get(member).copied().unwrap_or_default();
+    let told = s.agent(member);
+    let down = told.is_some_and(|a| a.state != PostgresState::Standby || a.storage.is_some());
+    let away = !primary.agent.reach.answering.contains(member);
+    leaves(s, member) || down || (away && unheard >= millis(s.timings.hold)) || unheard >= millis(s.timings.replication)
+}
+
+/// Whoever is too far behind confirms no more, as long as the others are enough.
+fn without_stragglers<'m>(primary: &Primary<'_>, settings: &Settings, able: Vec<&'m MemberId>) -> Vec<&'m MemberId> {
+    let Some(most) = settings.maximum_lag_on_syncnode.0 else { return able };
+    let near = |m: &&&MemberId| !primary.agent.standbys.iter().any(|p| p.member == ***m && p.lag_bytes > most);
+    let others: Vec<&MemberId> = able.iter().filter(near).copied().collect();
+    if others.len() < settings.sync_count as usize { able } else { others }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Members whose word counts for a promotion in the fenced epoch: each has given up the old primary on disk, follows
+/// nobody, and told after that where its WAL ends. Nothing it tells can be outrun by a commit it confirms later.
+pub fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
+    let Lock::Fenced { epoch, .. } = &s.state.lock else { return BTreeSet::new() };
+    let counts = |agent: &AgentView| {
+        let at_rest = matches!(agent.state, PostgresState::Standby | PostgresState::Stopped);
+        at_rest
+            && agent.severed
+            && agent.accepted_epoch >= *epoch
+            && agent.wal_end_known
+            && !agent.never_streamed
+            && !agent.rewind_unfinished
+    };
+    let told = s.seals.iter().filter(|(_, seal)| seal.agent.as_ref().is_some_and(counts));
+    told.map(|(member, _)| member.clone()).filter(|member| s.state.members.contains_key(member)).collect()
+}
+
+/// Where WAL has to reach to have everything that was acknowledged, as the members that have promised tell it; `None`:
+/// nothing was promised.
+///
+/// # Errors
+/// A commit may be on none of them: which rule says so, and who has promised.
+pub fn everything<'a>(
+    s: &'a Situation<'_>,
+    released: Option<&Release>,
+    on_history: impl Fn(&MemberId) -> bool,
+) -> Result<Option<WalPosition>, (&'a SyncRule, BTreeSet<MemberId>)> {
+    if s.state.sync.rules.is_empty() {
+        return Ok(None);
+    }
+    let promised: BTreeSet<MemberId> = promised(s).into_iter().filter(on_history).collect();
+    let end = |member: &MemberId| s.seals.get(member)?.agent.as_ref().map(|a| a.wal_end);
+    let farthest = promised.iter().filter_map(end).max();
+    // Whoever held the lock last has everything by itself: nothing was acknowledged that it doesn't have.
+    if let Lock::Fenced { previous: Some((_, last)), .. } = &s.state.lock
+        && promised.contains(last)
+    {
+        return Ok(farthest);
+    }
+    match (s.state.sync.unmet(&promised), released) {
+        (None, _) => Ok(farthest),
+        // It has told where its WAL ends, and nothing was acknowledged that is not in there.
+        (Some(_), Some(release)) => Ok(Some(release.end)),
+        (Some(rule), None) => Err((rule, promised)),
+    }
+}
+
+/// By which rule `member`, whose WAL ends at `end`, acknowledges its first commits. `None`: by none.
+pub fn start(s: &Situation<'_>, member: &MemberId, end: WalPosition) -> Option<SyncStart> {
+    let settings = s.state.settings.settings();
+    if mode(s, &settings) == SyncMode::Async {
+        return None;
+    }
+    let told = |m: &MemberId| s.seals.get(m).and_then(|seal| seal.agent.as_ref());
+    let promised = promised(s);
+    let has_all = |m: &&MemberId| *m == member || (promised.contains(*m) && told(m).is_some_and(|a| a.wal_end == end));
+    let holders = s.state.members.keys().filter(has_all).cloned().collect();
+    // One that is ahead has to be rewound first, and one that can't start confirms nothing.
+    let follows = |m: &MemberId| {
+        told(m).is_some_and(|a| {
+            let runs = matches!(a.state, PostgresState::Standby | PostgresState::Stopped);
+            runs && a.storage.is_none() && !a.rewind_unfinished && a.wal_end_known && a.wal_end <= end
+        })
+    };
+    let others = s.state.members.keys().filter(|m| *m != member && may_confirm(s, m));
+    let (able, lost) = others.partition(|m| follows(m));
+    let site = s.state.settings.of_member(member).site;
+    let (names, count) = Choice { s, settings: &settings, site: &site, able, lost }.rule(|_| false);
+    Some(SyncStart { holders, names, count })
+}
+
+#[cfg(test)]
+#[path = "sync_test.rs"]
+mod tests;
