@@ -148,10 +148,10 @@ fn rules_are_printed_with_what_they_lead_to() {
         |line: &&str| ["RULE", " 230", " 410", " 480", " 520", " 550"].iter().any(|start| line.starts_with(start));
     let shown: Vec<String> = text.lines().filter(some).map(|line| format!("{line}\n")).collect();
     expect![[r#"
-        RULE  WHEN, AND THEN WHAT                                                            PROPOSES
-         230  switchover: the primary has flushed, hold new writes                           advance-operation, end-operation
-         410  the old epoch is sealed and over: grant to the successor                       grant-primary
-         480  a node in the Raft group is nobody's: drop it                                  drop-node
+        RULE  WHEN, AND THEN WHAT                                                                     PROPOSES
+         230  switchover: the primary has flushed, hold new writes                                    advance-operation, end-operation
+         410  the old epoch is sealed and over: grant to the successor                                grant-primary
+         480  a node in the Raft group is nobody's: drop it                                           drop-node
         RULE  WHEN, AND THEN WHAT                                              ORDERS
          520  switchover or restart: the primary flushes early                 checkpoint
          550  no data, or a rejoin by copy is due: clone                       clone

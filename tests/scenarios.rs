@@ -39,8 +39,8 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 use matriarch::{
     domain::{
         ClusterId, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
-        PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId,
-        Volume, WalPosition,
+        PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId, TimelineSwitch, Timings,
+        TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
@@ -413,6 +413,7 @@ impl World {
             "clock-off" => view.clock.own_off = true,
             "promised" => view.failsafe.promise_left_ms = number(),
             "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000, ..view.lease },
+            "gated" => view.sync.gate_closed = true,
             "severed" => (view.severed, view.accepted_epoch) = (true, Epoch(number())),
             "follows" => view.follows_epoch = Epoch(number()),
             "applied" => view.sync.applied = number(),
@@ -785,6 +786,7 @@ fn describe(command: &Command) -> String {
             format!("commits are confirmed by {}", rule.words())
         }
         Kind::SetSync { rule: None, .. } => "commits are confirmed by nobody, nothing is promised".to_owned(),
+        Kind::KeepOut { on } => format!("clients are kept out: {on}"),
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

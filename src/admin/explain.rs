@@ -125,6 +125,9 @@ fn ways_out(hold: &Hold) -> Vec<String> {
                  `matriarch failover --candidate {who} --allow-data-loss`"
             )
         }
+        Hold::KeptOut { .. } => {
+            "bring those up who are to confirm; or let clients in without them: `matriarch config set sync_strict=false`".to_owned()
+        }
         Hold::TooFewSync { strict: true, .. } => {
             "bring a standby up that may confirm (`sync`, `sync_priority`); or let commits go on: `matriarch config set \
              sync_strict=false`"

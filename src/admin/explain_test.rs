@@ -99,6 +99,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::Unconfirmed { rule: "n2".into(), heard: vec![], needed: Some(1), last: Some(n1()) },
         Hold::Unconfirmed { rule: "nobody".into(), heard: vec![n1()], needed: None, last: None },
         Hold::TooFewSync { have: 0, wanted: 1, strict: false },
+        Hold::KeptOut { member: n1(), confirms: "n2".into() },
         Hold::TooFewSync { have: 1, wanted: 2, strict: true },
         Hold::SyncUnsettled { rules: 6, waits_for: "n2".into() },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
@@ -124,6 +125,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::GroupUnsettled { .. }
             | Hold::Unconfirmed { .. }
             | Hold::TooFewSync { .. }
+            | Hold::KeptOut { .. }
             | Hold::SyncUnsettled { .. }
             | Hold::NewVotersNotReady { .. }
             | Hold::TooOld(_) => {}

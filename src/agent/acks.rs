@@ -164,7 +164,8 @@ fn told(silence: Duration) -> u64 {
 pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>, wakes: mpsc::UnboundedSender<Wake>) {
     let (settling, ears) = (Settling::default(), Ears::default());
     let plans = plan.clone();
-    let mut keeper = Keeper { instance, plans, session: None, present: None, last: None, settling, ears, told: None };
+    let mut keeper =
+        Keeper { instance, plans, session: None, present: None, last: None, settling, ears, told: None, opened: None };
     loop {
         let current = plan.borrow_and_update().clone();
         let Some(current) = current else {
@@ -197,6 +198,8 @@ struct Keeper {
     settling: Settling,
     ears: Ears,
     told: Option<SyncView>,
+    /// Of which postmaster the gate is known to be open.
+    opened: Option<u64>,
 }
 
 impl Keeper {
@@ -242,9 +245,28 @@ impl Keeper {
         if self.settling.effective {
             self.last = Some((plan.life, plan.count()));
         }
+        let gate_closed = self.keep_gate(plan).await?;
         let unheard_ms = self.ears.look(plan, &seen, Instant::now());
         let applied = if seen.names == plan.live.names { plan.id } else { 0 };
-        Ok(SyncView { applied, effective: self.settling.effective, unheard_ms })
+        Ok(SyncView { applied, effective: self.settling.effective, gate_closed, unheard_ms })
+    }
+
+    /// After a restart in place clients are let in when everything that is there is where the rule says. True: they are not
+    /// yet.
+    async fn keep_gate(&mut self, plan: &SyncPlan) -> Result<bool, String> {
+        if self.opened == Some(plan.life) {
+            return Ok(false);
+        }
+        let instance = self.instance.clone();
+        if !self.settling.effective {
+            return blocking(move || instance.is_gate_closed()).await;
+        }
+        if blocking(move || instance.open_gate().map_err(said)).await?? {
+            tracing::info!("what this primary has after its crash is confirmed, clients are let in");
+            self.session(plan).await?.reload().await.map_err(said)?;
+        }
+        self.opened = Some(plan.life);
+        Ok(false)
     }
 
     async fn apply(&mut self, plan: &SyncPlan) -> Result<(), String> {
@@ -261,8 +283,10 @@ impl Keeper {
             self.last = None;
         }
         self.settling = Settling { same_count, ..Settling::default() };
-        let words = plan.rule.as_ref().map_or_else(|| "nobody".to_owned(), SyncRule::words);
-        tracing::info!(rule = plan.id, confirmed_by = words, "commits are acknowledged by this rule from now on");
+        if let Some(rule) = &plan.rule {
+            let confirmed_by = rule.words();
+            tracing::info!(rule = plan.id, confirmed_by, "commits are acknowledged by this rule from now on");
+        }
         // Also when the file was so already: an agent that is no more may have written it and no more.
         self.session(plan).await?.reload().await.map_err(said)
     }

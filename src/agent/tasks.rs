@@ -420,6 +420,10 @@ impl Job {
         let (instance, live) = (hands.instance.clone(), self.live.clone());
         let prepare = move || {
             instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
+            // Before it can be read: what it has beyond the last confirmed commit may vanish with it.
+            if live.waits() {
+                instance.close_gate().map_err(said)?;
+            }
             instance.set_standby_signal(false).map_err(said)?;
             instance.write_live(&live).map_err(said)
         };

@@ -141,6 +141,8 @@ pub struct SyncView {
     pub applied: u64,
     /// Everything that was acknowledged before is where this rule says, too.
     pub effective: bool,
+    /// It lets no clients in: it was restarted after a crash, and what it has is not confirmed yet.
+    pub gate_closed: bool,
     /// How long ago each standby that streams, or that the rule names, was last heard, in milliseconds.
     pub unheard_ms: BTreeMap<MemberId, u64>,
 }

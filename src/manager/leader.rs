@@ -213,6 +213,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Maintenance { .. } => events::MAINTENANCE,
         Kind::Acknowledge { .. } => events::ACKNOWLEDGED,
         Kind::SetSync { .. } => events::SYNC_CHANGED,
+        Kind::KeepOut { .. } => events::KEPT_OUT,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -246,6 +247,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::SettleTimings { .. }
         | Kind::SetSync { .. }
         | Kind::SettleSync { .. }
+        | Kind::KeepOut { .. }
         | Kind::SetSettings { .. }
         | Kind::Pause { .. }
         | Kind::Resume { .. }

@@ -16,6 +16,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (110, &["release-primary"]),
     (120, &["promotion-complete"]),
     (130, &["primary-open"]),
+    (132, &["keep-out"]),
+    (134, &["keep-out"]),
     (140, &["settle-timings"]),
     (150, &["acknowledge"]),
     (210, &["end-operation"]),

@@ -102,6 +102,13 @@ pub enum Hold {
         /// The last primary, whose word alone would do.
         last: Option<MemberId>,
     },
+    /// Clients are kept out of a primary that crashed.
+    KeptOut {
+        /// Which.
+        member: MemberId,
+        /// Who has to confirm what it has.
+        confirms: String,
+    },
     /// Fewer standbys confirm commits than was asked for.
     TooFewSync {
         /// How many there are.
@@ -512,6 +519,11 @@ impl fmt::Display for Hold {
                 }
                 Ok(())
             }
+            Self::KeptOut { member, confirms } => write!(
+                f,
+                "clients are kept out of {member}, which crashed: what it has is to be confirmed by {confirms}, or nobody could rely \
+                 on what is read there"
+            ),
             Self::TooFewSync { have, wanted, strict: true } => {
                 write!(f, "commits wait: {have} of {wanted} standbys can confirm them; `sync_strict=false` would let them go on")
             }

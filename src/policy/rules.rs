@@ -26,6 +26,12 @@ pub const RULES: &[Rule] = &[
     Rule { id: 120, name: "the promoted member is on its timeline: record it", decide: promotion::complete },
     Rule { id: 130, name: "the new primary accepts writes: open it", decide: promotion::open },
     Rule {
+        id: 132,
+        name: "the primary crashed where commits are confirmed: keep clients out until what it has is",
+        decide: sync::keep_out,
+    },
+    Rule { id: 134, name: "what the primary has after its crash is confirmed: let clients in", decide: sync::let_in },
+    Rule {
         id: 140,
         name: "the holder counts by the newest timings, older promises are over: settle",
         decide: timings::settle,

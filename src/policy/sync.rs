@@ -34,6 +34,32 @@ fn mode(s: &Situation<'_>, settings: &Settings) -> SyncMode {
     if s.state.format < Format::SYNC { SyncMode::Async } else { settings.replication_mode }
 }
 
+/// Rule 132. Its WAL may end with commits that were never acknowledged and that nobody else has: whoever reads them could see
+/// them vanish. Its agent lets nobody in by itself; routers are told so that they hold who comes.
+pub fn keep_out(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Granted { epoch, member, phase: GrantPhase::Open, .. } = &s.state.lock else { return None };
+    let confirmed = s.state.sync.in_force(*epoch).is_some_and(|rule| !rule.is_alone());
+    let crashed = s.agent(member).is_some_and(|a| a.sync.gate_closed || a.state == PostgresState::Crashed);
+    (confirmed && crashed && !s.state.kept_out).then_some(Verdict::Propose(Kind::KeepOut { on: true }))
+}
+
+/// Rule 134. An operator who will not wait for the standbys has them left out: `sync_strict=false`.
+pub fn let_in(s: &Situation<'_>) -> Option<Verdict> {
+    let Lock::Granted { epoch, member, phase: GrantPhase::Open, .. } = &s.state.lock else { return None };
+    if !s.state.kept_out {
+        return None;
+    }
+    let agent = s.agent(member)?;
+    let runs = agent.state == PostgresState::Primary && !agent.sync.gate_closed;
+    Some(match runs && agent.sync.effective {
+        true => Verdict::Propose(Kind::KeepOut { on: false }),
+        false => Verdict::Hold(Hold::KeptOut {
+            member: member.clone(),
+            confirms: s.state.sync.in_force(*epoch).map_or_else(|| "nobody".to_owned(), SyncRule::words),
+        }),
+    })
+}
+
 /// Rule 430.
 pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
     let primary = primary(s)?;

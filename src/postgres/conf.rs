@@ -310,8 +310,12 @@ pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)])
     floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
 }
 
-/// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines.
-pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
+/// How a `pg_hba.conf` that lets no client in says so.
+pub(super) const CLOSED: &str = "# Closed by matriarch: what this primary has after its crash is not confirmed yet.";
+
+/// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines, or with
+/// `closed` that nobody else comes in.
+pub(super) fn pg_hba(settings: &Settings<'_>, closed: bool) -> String {
     let mut text = String::from("# Written by matriarch; further lines come from its configuration file.\n");
     let _ = writeln!(text, "local all {} scram-sha-256", hba_quote(settings.superuser));
     let mut addresses = Vec::from_iter(settings.member_hosts.iter().map(|host| hba_address(host)));
@@ -322,6 +326,10 @@ pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
             let user = hba_quote(settings.replication_user);
             let _ = writeln!(text, "host {database} {user} {address} scram-sha-256");
         }
+    }
+    if closed {
+        let _ = writeln!(text, "{CLOSED}\nlocal all all reject\nhost all all all reject");
+        return text;
     }
     for line in settings.hba {
         let _ = writeln!(text, "{line}");
@@ -496,7 +504,7 @@ mod tests {
             host postgres "repl" fd00::1/128 scram-sha-256
             host all all 0.0.0.0/0 scram-sha-256
         "#]]
-        .assert_eq(&pg_hba(&settings(&parameters, &hba)));
+        .assert_eq(&pg_hba(&settings(&parameters, &hba), false));
     }
 
     #[test]

@@ -272,12 +272,24 @@ impl Instance {
         let paths = self.paths();
         let settings = self.settings(&paths);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
-        files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings))?;
+        files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings, false))?;
         let auto_conf = dir.join("postgresql.auto.conf");
         match fs::read_to_string(&auto_conf).ok().and_then(|text| conf::without_owned(&text)) {
             Some(kept) => files::replace(&auto_conf, &kept),
             None => Ok(()),
         }
+    }
+
+    /// `pg_hba.conf` of the data directory.
+    pub(super) fn hba_path(&self) -> PathBuf {
+        self.data_dir().join("pg_hba.conf")
+    }
+
+    /// Writes it anew; `closed`: for nobody but us.
+    pub(super) fn write_hba(&self, closed: bool) -> Result<(), PostgresError> {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = self.paths();
+        files::replace(&self.hba_path(), &conf::pg_hba(&self.settings(&paths), closed))
     }
 
     /// Whether we configured the data directory at any time. One that we didn't is

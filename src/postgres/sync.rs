@@ -31,6 +31,11 @@ impl Live {
         }
     }
 
+    /// Commits wait for somebody.
+    pub fn waits(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     fn text(&self) -> String {
         let mut text = format!("synchronous_standby_names = {}\n", conf::quote(&self.names));
         if let Some(confirms) = self.confirms {
@@ -115,6 +120,31 @@ fn senders(text: &str) -> Vec<Sender> {
 }
 
 impl Instance {
+    /// Lets no clients in from the next start or reload on.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn close_gate(&self) -> Result<(), PostgresError> {
+        self.write_hba(true)
+    }
+
+    /// Lets clients in again from the next reload on. True when they were kept out.
+    ///
+    /// # Errors
+    /// The file can't be read or written.
+    pub fn open_gate(&self) -> Result<bool, PostgresError> {
+        if !self.is_gate_closed() {
+            return Ok(false);
+        }
+        self.write_hba(false).map(|()| true)
+    }
+
+    /// Whether clients are kept out, or will be from the next reload on.
+    pub fn is_gate_closed(&self) -> bool {
+        let text = std::fs::read_to_string(self.hba_path());
+        text.is_ok_and(|text| text.lines().any(|line| line == conf::CLOSED))
+    }
+
     /// Writes the live configuration. Takes effect with a reload of a postmaster that was started by
     /// [`Instance::postmaster_command`].
     ///

@@ -30,8 +30,9 @@ struct Committed {
 }
 
 /// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 10] = [
+const ASIDE: [&str; 11] = [
     "settle-sync",
+    "keep-out",
     "acknowledge",
     "settle-timings",
     "adopt-timeline",

@@ -46,6 +46,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::SetSync { after, rule } => {
             c::Kind::SetSync(c::SetSync { after: *after, rule: rule.as_ref().map(sync::wanted) })
         }
+        Kind::KeepOut { on } => c::Kind::KeepOut(c::KeepOut { on: *on }),
         Kind::SettleSync { id } => c::Kind::SettleSync(c::SettleSync { id: *id }),
         Kind::PromotionComplete { member, timeline, switch, first_record } => {
             c::Kind::PromotionComplete(c::PromotionComplete {
@@ -159,6 +160,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             sync: g.sync.as_ref().map(sync::start_of).transpose()?,
         },
         K::SetSync(s) => Kind::SetSync { after: s.after, rule: s.rule.as_ref().map(sync::wanted_of).transpose()? },
+        K::KeepOut(k) => Kind::KeepOut { on: k.on },
         K::SettleSync(s) => Kind::SettleSync { id: s.id },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
@@ -259,6 +261,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         crash_failovers: state.crash_failovers,
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
+        kept_out: state.kept_out,
     }
     .encode_to_vec()
 }
@@ -331,6 +334,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .collect::<Result<_>>()?,
         by_hand,
         sync: sync::set_of(raw.sync)?,
+        kept_out: raw.kept_out,
     })
 }
 
@@ -576,6 +580,7 @@ mod tests {
             Kind::SetSync { after: 1, rule: Some((vec![], 0)) },
             Kind::SettleSync { id: 2 },
             Kind::SetSync { after: 2, rule: None },
+            Kind::KeepOut { on: true },
             Kind::BeginOperation {
                 kind: OperationKind::Switchover,
                 from: Some(id("a")),

@@ -87,6 +87,7 @@ pub fn view(view: &SyncView) -> v1::SyncStatus {
     v1::SyncStatus {
         applied: view.applied,
         effective: view.effective,
+        gate_closed: view.gate_closed,
         unheard_ms: view.unheard_ms.iter().map(|(name, ms)| (name.to_string(), *ms)).collect(),
     }
 }
@@ -99,5 +100,5 @@ pub fn view_of(raw: Option<v1::SyncStatus>) -> Result<SyncView> {
     let raw = raw.unwrap_or_default();
     let unheard = raw.unheard_ms.into_iter().map(|(name, ms)| Ok((member_id(&name)?, ms)));
     let unheard_ms = unheard.collect::<Result<BTreeMap<MemberId, u64>>>()?;
-    Ok(SyncView { applied: raw.applied, effective: raw.effective, unheard_ms })
+    Ok(SyncView { applied: raw.applied, effective: raw.effective, gate_closed: raw.gate_closed, unheard_ms })
 }

@@ -87,6 +87,7 @@ impl ClusterState {
             Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
             Kind::SetSync { after, rule } => self.set_sync(*after, rule.as_ref()),
             Kind::SettleSync { id } => self.settle_sync(*id),
+            Kind::KeepOut { on } => self.keep_out(*on),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
@@ -131,6 +132,7 @@ impl ClusterState {
             Lock::Fenced { .. } => return Err("the epoch is fenced".to_owned()),
         };
         self.epoch = self.epoch.next();
+        self.kept_out = false;
         let holder = previous.as_ref().map_or_else(|| "nobody".to_owned(), |(_, m)| m.to_string());
         self.lock = Lock::Fenced { epoch: self.epoch, previous, released };
         Ok(Some(format!("epoch {} begins, {holder} held the last one: {reason}", self.epoch)))

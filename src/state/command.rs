@@ -230,6 +230,11 @@ pub enum Kind {
         /// Who may confirm, and how many have to; `None`: nothing is promised any more.
         rule: Option<(Vec<MemberId>, u32)>,
     },
+    /// Clients are kept out of the primary until what it has is confirmed, or may come in again.
+    KeepOut {
+        /// They are.
+        on: bool,
+    },
     /// The newest rule is in effect: what was acknowledged under older ones is covered by it.
     SettleSync {
         /// Its number.
@@ -271,6 +276,7 @@ impl Kind {
             Self::Acknowledge { .. } => "acknowledge",
             Self::SetSync { .. } => "set-sync",
             Self::SettleSync { .. } => "settle-sync",
+            Self::KeepOut { .. } => "keep-out",
         }
     }
 
@@ -302,7 +308,10 @@ impl Kind {
             | Self::Resume { .. }
             | Self::Maintenance { .. }
             | Self::Acknowledge { .. } => Format::SETTINGS,
-            Self::Grant { sync: Some(_), .. } | Self::SetSync { .. } | Self::SettleSync { .. } => Format::SYNC,
+            Self::Grant { sync: Some(_), .. }
+            | Self::SetSync { .. }
+            | Self::SettleSync { .. }
+            | Self::KeepOut { .. } => Format::SYNC,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

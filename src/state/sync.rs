@@ -43,6 +43,22 @@ impl ClusterState {
         self.sync.settle(id).map(|()| None)
     }
 
+    /// Clients of an open primary wait for what it has to be confirmed, or no more.
+    pub(super) fn keep_out(&mut self, on: bool) -> Result<Option<String>, String> {
+        let Lock::Granted { member, phase: GrantPhase::Open, .. } = &self.lock else {
+            return Err("no primary is open".to_owned());
+        };
+        if self.kept_out == on {
+            return Err(if on { "they are kept out" } else { "nobody is kept out" }.to_owned());
+        }
+        let what = match on {
+            true => format!("clients are kept out of {member}, which crashed, until what it has is confirmed"),
+            false => format!("what {member} has is confirmed: clients may come in"),
+        };
+        self.kept_out = on;
+        Ok(Some(what))
+    }
+
     /// What `member` begins with when it is granted `epoch`.
     pub(super) fn start_sync(
         &mut self,
@@ -201,6 +217,23 @@ mod tests {
     fn the_first_primary_begins_with_its_rule_alone() {
         let state = granted(start("a", "b c", 1));
         assert_eq!(rules(&state), [(1, 1, "any 1 of b, c".to_owned())]);
+    }
+
+    #[test]
+    fn clients_are_kept_out_of_an_open_primary_of_this_epoch() {
+        let mut state = granted(start("a", "b c", 1));
+        promoted(&mut state, "a");
+        assert_eq!(stale(run(&mut state, Kind::KeepOut { on: true })), "no primary is open");
+        run(&mut state, Kind::Open { member: id("a") });
+        assert_eq!(stale(run(&mut state, Kind::KeepOut { on: false })), "nobody is kept out");
+        assert_eq!(run(&mut state, Kind::KeepOut { on: true }), Applied::Changed);
+        assert_eq!((state.open_primary(), state.holder().map(|(_, m)| m.clone())), (None, Some(id("a"))));
+        assert_eq!(stale(run(&mut state, Kind::KeepOut { on: true })), "they are kept out");
+        let mut opened = state.clone();
+        assert_eq!(run(&mut opened, Kind::KeepOut { on: false }), Applied::Changed);
+        assert!(opened.open_primary().is_some());
+        run(&mut state, Kind::Fence { reason: "lost".into() });
+        assert!(!state.kept_out, "of the next primary nobody is");
     }
 
     #[test]
