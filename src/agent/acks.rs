@@ -32,11 +32,17 @@ use crate::{
 
 /// Between two looks while a rule is coming into effect.
 const OFTEN: Duration = Duration::from_millis(20);
+/// The same when it takes its time, or the server can't be asked.
+const SELDOM: Duration = Duration::from_millis(300);
+/// So long a rule is expected to come into effect at any moment.
+const SOON: Duration = Duration::from_secs(3);
 /// A standby at rest answers once a second: silence is told from here on, in steps.
 const USUAL: Duration = Duration::from_millis(1_100);
 const STEP: Duration = Duration::from_millis(100);
 /// So many answers of a WAL sender's standby are processed before it is certain to go by the names read before the first.
 const ANSWERS: u32 = 2;
+/// The number of a postmaster that was there when the agent started; those it starts itself have higher ones.
+const ADOPTED: u64 = 1;
 /// In so many looks in a row the checkpointer has to listen.
 const LOOKS: u32 = 2;
 
@@ -73,11 +79,15 @@ impl SyncPlan {
 /// How far a rule has come into effect. One is begun for each.
 #[derive(Debug, Default)]
 struct Settling {
-    /// The rule before it wanted as many, and was in effect: only its names have changed.
-    same_count: bool,
+    /// Whoever still goes by what was in force before releases nothing that this rule would not: it wanted as many, and was in
+    /// effect, so that only names have changed; or the postmaster was started with this rule, and before, as a standby, it had
+    /// a name that nobody has.
+    none_weaker: bool,
     answers: BTreeMap<String, (String, u32)>,
     listened: u32,
-    /// What was flushed when everybody went by it.
+    /// Everybody goes by it.
+    all_go_by_it: bool,
+    /// What was flushed when that had been seen.
     past: Option<Lsn>,
     effective: bool,
 }
@@ -103,12 +113,16 @@ impl Settling {
         if !self.everybody_goes_by_it(&names, seen) {
             return;
         }
+        // Of the next look: in one and the same the position is read before the senders are.
         let Some(past) = self.past else {
-            self.past = Some(seen.flushed);
+            self.past = self.all_go_by_it.then_some(seen.flushed);
+            self.all_go_by_it = true;
             return;
         };
-        let confirmed = seen.senders.iter().filter(|s| names.contains(&s.name) && s.flush_lsn >= past);
-        self.effective = confirmed.count() >= count as usize;
+        // A standby that came again may have two senders for a while.
+        let confirmed = seen.senders.iter().filter(|s| s.streams && names.contains(&s.name) && s.flush_lsn >= past);
+        let confirmed: BTreeSet<&str> = confirmed.map(|s| s.name.as_str()).collect();
+        self.effective = confirmed.len() >= count as usize;
     }
 
     fn everybody_goes_by_it(&self, names: &BTreeSet<String>, seen: &SyncSight) -> bool {
@@ -118,7 +132,7 @@ impl Settling {
             let here = seen.senders.iter().filter(|s| names.contains(&s.name));
             here.map(|s| self.answers.get(&s.name).map_or(0, |(_, n)| *n)).all(|n| n >= ANSWERS)
         };
-        read && (self.same_count || (answered() && self.listened >= LOOKS))
+        read && (self.none_weaker || (answered() && self.listened >= LOOKS))
     }
 }
 
@@ -164,8 +178,20 @@ fn told(silence: Duration) -> u64 {
 pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>, wakes: mpsc::UnboundedSender<Wake>) {
     let (settling, ears) = (Settling::default(), Ears::default());
     let plans = plan.clone();
-    let mut keeper =
-        Keeper { instance, plans, session: None, present: None, last: None, settling, ears, told: None, opened: None };
+    let mut keeper = Keeper {
+        instance,
+        plans,
+        session: None,
+        present: None,
+        last: None,
+        settling,
+        ears,
+        told: None,
+        opened: None,
+        life: 0,
+        applied: Instant::now(),
+        failed: false,
+    };
     loop {
         let current = plan.borrow_and_update().clone();
         let Some(current) = current else {
@@ -200,6 +226,12 @@ struct Keeper {
     told: Option<SyncView>,
     /// Of which postmaster the gate is known to be open.
     opened: Option<u64>,
+    /// The last postmaster that a rule was applied to.
+    life: u64,
+    /// When the present rule was.
+    applied: Instant,
+    /// The last look failed.
+    failed: bool,
 }
 
 impl Keeper {
@@ -210,7 +242,10 @@ impl Keeper {
 
     fn pause(&self, plan: &SyncPlan) -> Duration {
         match plan.watch {
-            _ if !self.settling.effective => OFTEN,
+            _ if self.failed => SELDOM,
+            // One whose standbys are away may never come into effect.
+            _ if !self.settling.effective && self.applied.elapsed() < SOON => OFTEN,
+            _ if !self.settling.effective => plan.watch.unwrap_or(SELDOM),
             Some(watch) => watch,
             None => Duration::from_secs(3600),
         }
@@ -219,6 +254,7 @@ impl Keeper {
     /// One look; what is new of it.
     async fn go_by(&mut self, plan: &SyncPlan) -> Option<SyncView> {
         let result = self.try_to(plan).await;
+        self.failed = false;
         match result {
             Ok(view) if self.told.as_ref() != Some(&view) => {
                 self.told = Some(view.clone());
@@ -226,6 +262,7 @@ impl Keeper {
             }
             Ok(_) => None,
             Err(why) => {
+                self.failed = true;
                 tracing::debug!(why, "the primary could not be made to go by its rule of commits, or be asked");
                 self.session = None;
                 None
@@ -271,18 +308,24 @@ impl Keeper {
 
     async fn apply(&mut self, plan: &SyncPlan) -> Result<(), String> {
         let (instance, live, life) = (self.instance.clone(), plan.live.clone(), plan.life);
+        // An agent that is no more may have made this postmaster go by anything.
+        let first = life > ADOPTED && self.life != life;
+        self.life = life;
         let plans = self.plans.clone();
         let wanted = move || plans.borrow().as_ref().is_some_and(|plan| plan.life == life);
-        if !blocking(move || instance.write_live_while(&live, wanted).map_err(said)).await?? {
-            return Err("that primary is over".to_owned());
-        }
+        let write = move || {
+            let there = instance.has_live(&live);
+            instance.write_live_while(&live, wanted).map(|written| written.then_some(there)).map_err(said)
+        };
+        let Some(there) = blocking(write).await?? else { return Err("that primary is over".to_owned()) };
         let count = plan.count();
-        let same_count = count > 0 && self.last == Some((plan.life, count));
-        if !same_count {
+        let none_weaker = count > 0 && ((first && there) || self.last == Some((plan.life, count)));
+        if !none_weaker {
             // Should this one never be seen in effect, somebody may go by it all the same.
             self.last = None;
         }
-        self.settling = Settling { same_count, ..Settling::default() };
+        self.settling = Settling { none_weaker, ..Settling::default() };
+        self.applied = Instant::now();
         if let Some(rule) = &plan.rule {
             let confirmed_by = rule.words();
             tracing::info!(rule = plan.id, confirmed_by, "commits are acknowledged by this rule from now on");

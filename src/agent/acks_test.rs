@@ -23,6 +23,7 @@ fn sight(plan: &SyncPlan, flushed: u64, senders: &[&str]) -> SyncSight {
             name: format!("{}_g1e7", words[0]),
             priority: words[1].parse().unwrap(),
             flush_lsn: Lsn(words[2].parse().unwrap()),
+            streams: true,
             reply: words[3].to_owned(),
         }
     };
@@ -35,8 +36,8 @@ fn sight(plan: &SyncPlan, flushed: u64, senders: &[&str]) -> SyncSight {
 }
 
 /// In effect after each of these looks?
-fn settles(same_count: bool, plan: &SyncPlan, looks: &[SyncSight]) -> Vec<bool> {
-    let mut settling = Settling { same_count, ..Settling::default() };
+fn settles(none_weaker: bool, plan: &SyncPlan, looks: &[SyncSight]) -> Vec<bool> {
+    let mut settling = Settling { none_weaker, ..Settling::default() };
     let see = |look: &SyncSight| {
         settling.look(plan, look);
         settling.effective
@@ -50,11 +51,13 @@ fn other_names_are_in_effect_when_every_sender_goes_by_them_and_enough_have_what
     let looks = [
         SyncSight { names: "older".to_owned(), ..sight(&plan, 100, &["b 0 100 x", "c 1 100 x"]) },
         sight(&plan, 100, &["b 1 100 x", "c 1 100 x"]),
-        sight(&plan, 110, &["b 0 110 x", "c 1 100 x"]),
+        // What is flushed here was read before the senders were.
+        sight(&plan, 105, &["b 0 105 x", "c 1 105 x"]),
+        sight(&plan, 110, &["b 0 110 x", "c 1 105 x"]),
         sight(&plan, 120, &["b 0 120 x", "c 1 109 x"]),
         sight(&plan, 120, &["b 0 120 x", "c 1 110 x"]),
     ];
-    assert_eq!(settles(true, &plan, &looks), [false, false, false, false, true]);
+    assert_eq!(settles(true, &plan, &looks), [false, false, false, false, false, true]);
 }
 
 #[test]
@@ -62,18 +65,25 @@ fn another_count_is_in_effect_after_each_sender_has_gone_round_and_the_checkpoin
     let plan = plan(&["b", "c"], 2);
     let look = |b: &str, c: &str| sight(&plan, 100, &[&format!("b 1 100 {b}"), &format!("c 1 100 {c}")]);
     let deaf = |look: SyncSight| SyncSight { checkpointer_listens: false, ..look };
-    let looks = [look("1", "1"), look("2", "2"), look("3", "2"), look("3", "3"), look("3", "3")];
-    assert_eq!(settles(false, &plan, &looks), [false, false, false, false, true]);
-    let busy = [look("1", "1"), look("2", "2"), deaf(look("3", "3")), look("3", "3"), look("3", "3"), look("3", "3")];
-    assert_eq!(settles(false, &plan, &busy), [false, false, false, false, false, true]);
-    assert_eq!(settles(true, &plan, &[look("1", "1"), look("1", "1")]), [false, true]);
+    let looks = [look("1", "1"), look("2", "2"), look("3", "2"), look("3", "3"), look("3", "3"), look("3", "3")];
+    assert_eq!(settles(false, &plan, &looks), [false, false, false, false, false, true]);
+    let same = || look("3", "3");
+    let busy = [look("1", "1"), look("2", "2"), deaf(same()), same(), same(), same(), same()];
+    assert_eq!(settles(false, &plan, &busy), [false, false, false, false, false, false, true]);
+    assert_eq!(settles(true, &plan, &[same(), same(), same()]), [false, false, true]);
 }
 
 #[test]
 fn a_rule_of_two_needs_two_who_have_it() {
     let plan = plan(&["b", "c"], 2);
     let one = sight(&plan, 100, &["b 1 100 x"]);
-    assert_eq!(settles(true, &plan, &[one.clone(), one]), [false, false]);
+    assert_eq!(settles(true, &plan, &[one.clone(), one.clone(), one]), [false, false, false]);
+    let twice = sight(&plan, 100, &["b 1 100 x", "b 1 100 y"]);
+    assert_eq!(settles(true, &plan, &[twice.clone(), twice.clone(), twice]), [false, false, false], "it came again");
+    let mut catching_up = sight(&plan, 100, &["b 1 100 x", "c 1 100 x"]);
+    catching_up.senders[1].streams = false;
+    let looks = [catching_up.clone(), catching_up.clone(), catching_up];
+    assert_eq!(settles(true, &plan, &looks), [false, false, false]);
 }
 
 #[test]

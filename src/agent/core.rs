@@ -255,7 +255,7 @@ impl Core {
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Clocks(clock) => self.on_clocks(clock),
             Event::Acks { life, view } if life == self.life => self.on_acks(view),
-            Event::Briefed(briefing) => self.on_briefed(briefing, now, &mut out),
+            Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
             Event::Knocked { life, knock, waited } if life == self.life => {

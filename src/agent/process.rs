@@ -459,7 +459,7 @@ impl Agent {
             Ask::Brief(to, briefing, reply) => match self.core.admit(&to) {
                 Ok(learned) => {
                     self.perform(learned, None)?;
-                    let effects = self.step(Event::Briefed(briefing))?;
+                    let effects = self.step(Event::Briefed(briefing.into()))?;
                     self.perform(effects, None)?;
                     let _ = reply.send(Ok(()));
                 }

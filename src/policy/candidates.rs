@@ -3,7 +3,7 @@
 //! Members are compared by where their WAL ends, timeline first, never by a bare LSN; what operators have set
 //! (priority, failover, site, how much may be lost) comes on top, and only an operator who names a member overrules it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{Hold, Situation, loss, report::Unfit, room, sync};
 use crate::{
@@ -52,7 +52,7 @@ pub fn successor(
         return Err(Hold::LagUnknown { limit, would_be });
     }
     let start = |member: MemberId, end: WalPosition| {
-        let sync = sync::start(s, &member, end);
+        let sync = sync::start(s, (&member, end), everything, (released, &promised(s)));
         (member, end, sync)
     };
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
@@ -76,17 +76,23 @@ pub fn acknowledged(s: &Situation<'_>) -> Result<Option<WalPosition>, Hold> {
     if s.state.operation.as_ref().is_some_and(|o| o.accepts_loss && o.phase == OperationPhase::Transfer) {
         return Ok(None);
     }
+    let heard = promised(s);
+    sync::everything(s, released.as_ref(), &heard).map_err(|rule| Hold::Unconfirmed {
+        rule: rule.words(),
+        needed: rule.needed(),
+        last: previous.as_ref().map(|(_, member)| member.clone()),
+        heard: heard.into_iter().collect(),
+    })
+}
+
+/// Members whose word counts for a promotion, and whose WAL is the cluster's.
+fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
-    let told = |member: &MemberId| {
+    let on_history = |member: &MemberId| {
         let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
         agent.is_some_and(|a| on_history(a, &lineage) && s.state.is_known_wal(member, a.wal_end, &a.history))
     };
-    sync::everything(s, released.as_ref(), told).map_err(|(rule, heard)| Hold::Unconfirmed {
-        rule: rule.words(),
-        heard: heard.into_iter().collect(),
-        needed: rule.needed(),
-        last: previous.as_ref().map(|(_, member)| member.clone()),
-    })
+    sync::promised(s).into_iter().filter(on_history).collect()
 }
 
 /// What operators have set for such a choice.

@@ -66,7 +66,7 @@ pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
     let [.., last] = s.state.sync.rules.as_slice() else { return None };
     let told = &primary.agent.sync;
     let older = s.state.sync.rules.len() > 1 && last.epoch == primary.epoch;
-    (older && told.applied == last.id && told.effective).then(|| Verdict::Propose(Kind::SettleSync { id: last.id }))
+    (older && told.applied == last.id && told.effective).then_some(Verdict::Propose(Kind::SettleSync { id: last.id }))
 }
 
 /// Rule 432.
@@ -79,9 +79,17 @@ pub fn change(s: &Situation<'_>) -> Option<Verdict> {
         return (!set.rules.is_empty()).then_some(Verdict::Propose(Kind::SetSync { after, rule: None }));
     }
     let present = set.in_force(primary.epoch);
-    let wanted = wanted(s, &primary, &settings, present);
+    let (wanted, able) = wanted(s, &primary, &settings, present);
+    let too_few = (able < settings.sync_count as usize).then(|| {
+        let (wanted, strict) = (settings.sync_count as usize, settings.sync_strict);
+        Verdict::Hold(Hold::TooFewSync { have: able, wanted, strict })
+    });
     if present.is_some_and(|rule| (&rule.names, rule.count) == (&wanted.0, wanted.1)) {
-        return short(&settings, present?).map(Verdict::Hold);
+        return too_few;
+    }
+    // Commits that go on meanwhile are better than commits that wait for nobody in particular.
+    if present.is_none() && able == 0 && settings.sync_strict {
+        return too_few;
     }
     if set.rules.len() >= RULES_KEPT {
         let waits_for = present.map(SyncRule::words).unwrap_or_default();
@@ -90,19 +98,13 @@ pub fn change(s: &Situation<'_>) -> Option<Verdict> {
     Some(Verdict::Propose(Kind::SetSync { after, rule: Some(wanted) }))
 }
 
-/// Commits wait, or are on fewer standbys than was asked for.
-fn short(settings: &Settings, rule: &SyncRule) -> Option<Hold> {
-    let (have, wanted) = (rule.names.len(), settings.sync_count as usize);
-    (have < wanted).then(|| Hold::TooFewSync { have, wanted, strict: settings.sync_strict })
-}
-
-/// Who should confirm commits now, and how many of them.
+/// Who should confirm commits now, how many of them, and how many can.
 fn wanted(
     s: &Situation<'_>,
     primary: &Primary<'_>,
     settings: &Settings,
     present: Option<&SyncRule>,
-) -> (Vec<MemberId>, u32) {
+) -> ((Vec<MemberId>, u32), usize) {
     let here = |member: &MemberId| present.is_some_and(|rule| rule.names.contains(member));
     let others = s.state.members.keys().filter(|m| *m != primary.member && may_confirm(s, m));
     let able: Vec<&MemberId> = others
@@ -114,7 +116,9 @@ fn wanted(
         .collect();
     let able = without_stragglers(primary, settings, able);
     let lost = others.filter(|m| here(m) && !able.contains(m)).collect();
-    Choice { s, settings, site: &s.state.settings.of_member(primary.member).site, able, lost }.rule(here)
+    let count = able.len();
+    let site = s.state.settings.of_member(primary.member).site;
+    (Choice { s, settings, site: &site, able, lost }.rule(here), count)
 }
 
 /// What the rule is made of.
@@ -151,9 +155,8 @@ impl Choice<'_> {
         } else {
             count = count.min(names.len());
         }
-        if self.settings.replication_mode == SyncMode::Quorum {
-            names.sort();
-        }
+        // Any of them may confirm, so their order says nothing, and is always the same.
+        names.sort();
         (names, u32::try_from(count).unwrap_or(u32::MAX))
     }
 
@@ -202,14 +205,27 @@ fn leaves(s: &Situation<'_>, member: &MemberId) -> bool {
     s.state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart && o.to == *member)
 }
 
-/// It confirms nothing any more, for certain: its PostgreSQL does not run, its disk takes no writes, its host answers
-/// neither its primary's lease nor the primary itself, or it has let the primary wait for as long as a connection may
-/// be silent.
+/// It confirms nothing any more, for certain: its PostgreSQL does not run, its disk takes no writes, it was not heard for
+/// T_hold and is not connected or its host answers no renewal either, or it was not heard for as long as a connection may be
+/// silent.
 fn is_lost(s: &Situation<'_>, primary: &Primary<'_>, member: &MemberId) -> bool {
     let unheard = primary.agent.sync.unheard_ms.get(member).copied().unwrap_or_default();
-    let told = s.agent(member);
-    let down = told.is_some_and(|a| a.state != PostgresState::Standby || a.storage.is_some());
-    let away = !primary.agent.reach.answering.contains(member);
+    let connected = primary.agent.standbys.iter().any(|p| p.member == *member);
+    let down = s.agent(member).is_some_and(|a| match a.state {
+        _ if a.storage.is_some() => true,
+        PostgresState::Standby => false,
+        // An agent that was restarted says so until it has asked PostgreSQL.
+        PostgresState::Starting => !connected,
+        PostgresState::NoData
+        | PostgresState::Stopped
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => true,
+    });
+    let away = !connected || !primary.agent.reach.answering.contains(member);
     leaves(s, member) || down || (away && unheard >= millis(s.timings.hold)) || unheard >= millis(s.timings.replication)
 }
 
@@ -242,49 +258,83 @@ pub fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
     told.map(|(member, _)| member.clone()).filter(|member| s.state.members.contains_key(member)).collect()
 }
 
-/// Where WAL has to reach to have everything that was acknowledged, as the members that have promised tell it; `None`:
-/// nothing was promised.
+/// Where WAL has to reach to have everything that was acknowledged; `None`: nothing was promised. The least of what
+/// is known to be enough: a member that has more may be nobody who can be primary.
 ///
 /// # Errors
 /// A commit may be on none of them: which rule says so, and who has promised.
 pub fn everything<'a>(
     s: &'a Situation<'_>,
     released: Option<&Release>,
-    on_history: impl Fn(&MemberId) -> bool,
-) -> Result<Option<WalPosition>, (&'a SyncRule, BTreeSet<MemberId>)> {
+    promised: &BTreeSet<MemberId>,
+) -> Result<Option<WalPosition>, &'a SyncRule> {
     if s.state.sync.rules.is_empty() {
         return Ok(None);
     }
-    let promised: BTreeSet<MemberId> = promised(s).into_iter().filter(on_history).collect();
-    let end = |member: &MemberId| s.seals.get(member)?.agent.as_ref().map(|a| a.wal_end);
-    let farthest = promised.iter().filter_map(end).max();
-    // Whoever held the lock last has everything by itself: nothing was acknowledged that it doesn't have.
-    if let Lock::Fenced { previous: Some((_, last)), .. } = &s.state.lock
-        && promised.contains(last)
-    {
-        return Ok(farthest);
-    }
-    match (s.state.sync.unmet(&promised), released) {
-        (None, _) => Ok(farthest),
-        // It has told where its WAL ends, and nothing was acknowledged that is not in there.
-        (Some(_), Some(release)) => Ok(Some(release.end)),
-        (Some(rule), None) => Err((rule, promised)),
+    let by_rules = s.state.sync.rules.iter().map(|rule| reach(s, rule, promised).ok_or(rule));
+    let by_rules = by_rules.collect::<Result<Vec<_>, _>>().map(|reaches| reaches.into_iter().max().unwrap_or_default());
+    // Nothing was acknowledged that whoever held the lock last doesn't have: where its WAL ends is enough, by its own word of
+    // now, or by that of a clean end. After a crash its last word may be from before the last commits.
+    let last = match &s.state.lock {
+        Lock::Fenced { previous: Some((_, last)), .. } if promised.contains(last) => end_of(s, last),
+        Lock::Fenced { .. } | Lock::Free | Lock::Granted { .. } | Lock::Released(_) => None,
+    };
+    let released = released.filter(|release| release.clean).map(|release| release.end);
+    let by_itself = last.into_iter().chain(released).min();
+    match (by_rules, by_itself) {
+        (Ok(reach), itself) => Ok(Some(itself.map_or(reach, |end| end.min(reach)))),
+        (Err(_), Some(end)) => Ok(Some(end)),
+        (Err(rule), None) => Err(rule),
     }
 }
 
-/// By which rule `member`, whose WAL ends at `end`, acknowledges its first commits. `None`: by none.
-pub fn start(s: &Situation<'_>, member: &MemberId, end: WalPosition) -> Option<SyncStart> {
+fn end_of(s: &Situation<'_>, member: &MemberId) -> Option<WalPosition> {
+    s.seals.get(member)?.agent.as_ref().map(|agent| agent.wal_end)
+}
+
+/// Where WAL has to reach to have every commit of `rule`. Each is on `count` of its names; of those that were not heard
+/// none may have it, so at least `count - unheard` of the heard do, and all of them up to the end of the last of so many, the
+/// most advanced first. `None`: not enough were heard.
+fn reach(s: &Situation<'_>, rule: &SyncRule, promised: &BTreeSet<MemberId>) -> Option<WalPosition> {
+    let needed = rule.needed()?;
+    let heard = rule.names.iter().filter(|name| promised.contains(*name));
+    let mut ends: Vec<WalPosition> = heard.filter_map(|name| end_of(s, name)).collect();
+    if ends.len() < needed {
+        return None;
+    }
+    ends.sort_unstable_by(|a, b| b.cmp(a));
+    let unheard = rule.names.len() - ends.len();
+    // Nothing was acknowledged by a rule that wants more than there are.
+    let have = (rule.count as usize).saturating_sub(unheard);
+    Some(
+        ends.get(have.saturating_sub(1))
+            .copied()
+            .filter(|_| rule.count as usize <= rule.names.len())
+            .unwrap_or_default(),
+    )
+}
+
+/// By which rule `member`, whose WAL ends at `end`, acknowledges its first commits. `None`: by none. `everything`: where
+/// WAL has to reach to have what was acknowledged before.
+pub fn start(
+    s: &Situation<'_>,
+    (member, end): (&MemberId, WalPosition),
+    everything: Option<WalPosition>,
+    (released, promised): (Option<&Release>, &BTreeSet<MemberId>),
+) -> Option<SyncStart> {
     let settings = s.state.settings.settings();
     if mode(s, &settings) == SyncMode::Async {
         return None;
     }
-    let told = |m: &MemberId| s.seals.get(m).and_then(|seal| seal.agent.as_ref());
-    let promised = promised(s);
-    let has_all = |m: &&MemberId| *m == member || (promised.contains(*m) && told(m).is_some_and(|a| a.wal_end == end));
+    let ended_well = |m: &MemberId| released.is_some_and(|r| r.clean && r.member == *m);
+    let enough = everything.unwrap_or(end);
+    let has_all = |m: &&MemberId| {
+        *m == member || ended_well(m) || (promised.contains(*m) && end_of(s, m).is_some_and(|theirs| theirs >= enough))
+    };
     let holders = s.state.members.keys().filter(has_all).cloned().collect();
     // One that is ahead has to be rewound first, and one that can't start confirms nothing.
     let follows = |m: &MemberId| {
-        told(m).is_some_and(|a| {
+        s.seals.get(m).and_then(|seal| seal.agent.as_ref()).is_some_and(|a| {
             let runs = matches!(a.state, PostgresState::Standby | PostgresState::Stopped);
             runs && a.storage.is_none() && !a.rewind_unfinished && a.wal_end_known && a.wal_end <= end
         })
@@ -292,7 +342,8 @@ pub fn start(s: &Situation<'_>, member: &MemberId, end: WalPosition) -> Option<S
     let others = s.state.members.keys().filter(|m| *m != member && may_confirm(s, m));
     let (able, lost) = others.partition(|m| follows(m));
     let site = s.state.settings.of_member(member).site;
-    let (names, count) = Choice { s, settings: &settings, site: &site, able, lost }.rule(|_| false);
+    let choice = Choice { s, settings: &settings, site: &site, able, lost };
+    let (names, count) = choice.rule(|_| false);
     Some(SyncStart { holders, names, count })
 }
 

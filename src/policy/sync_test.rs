@@ -115,7 +115,7 @@ fn a_standby_that_is_down_is_replaced_or_dropped_and_waited_for_when_that_is_str
     assert_eq!(next(&down(&strict(SYNC), "b", 1)), rule("c", 1));
 
     let alone = |settings: &[(&str, &str)], of: &str, count| {
-        with(bench(settings).says("b", "stopped 2:200").says("c", "starting 2:200"), of, count)
+        with(bench(settings).says("b", "stopped 2:200").says("c", "stopped 2:200"), of, count)
     };
     assert_eq!(next(&alone(QUORUM, "c", 1)), rule("", 0));
     assert_eq!(next(&alone(QUORUM, "b c", 1)), rule("", 0));
@@ -137,6 +137,11 @@ fn what_is_less_than_was_asked_for_is_told() {
     let strict = [QUORUM, &[("sync_count", "3"), ("sync_strict", "true")]].concat();
     let waits = with(bench(&strict), "b c", 3);
     assert!(hold(&waits).starts_with("commits wait: 2 of 3 standbys can confirm them"));
+    let strict = [QUORUM, &[("sync_strict", "true")]].concat();
+    let waits = with(bench(&strict).says("b", "stopped 2:200").says("c", "stopped 2:200"), "c", 1);
+    assert!(hold(&waits).starts_with("commits wait: 0 of 1 standbys can confirm them"), "c is named and down");
+    let begins = bench(&strict).says("b", "standby 2:200 upstream=a").says("c", "standby 2:200 upstream=a");
+    assert!(hold(&begins).starts_with("commits wait: 0 of 1"), "no rule yet that would make all commits wait");
 }
 
 #[test]
@@ -147,6 +152,9 @@ fn a_silent_standby_confirms_until_its_loss_is_certain() {
     assert_eq!(next(&heard("unheard=c:2500 answering=a,b")), rule("b", 1), "its host doesn't answer the lease either");
     assert_eq!(next(&heard("unheard=c:2500 answering=a,b,c")), None, "its host is there");
     assert_eq!(next(&heard("unheard=c:10000 answering=a,b,c")), rule("b", 1), "as long as a connection may be silent");
+    assert_eq!(next(&heard("gone=c unheard=c:2500 answering=a,b,c")), rule("b", 1), "it is not connected");
+    let asks = |spec: &str| with(bench(QUORUM).says("c", spec), "b c", 1);
+    assert_eq!(next(&asks("starting 2:200")), None, "its agent was restarted, and it streams");
 }
 
 #[test]
@@ -156,7 +164,7 @@ fn the_mode_sync_prefers_by_priority_and_changes_nobody_for_an_equal() {
     assert_eq!(next(&with(bench(SYNC), "c", 1)), None, "b is no better");
     assert_eq!(next(&with(bench(&c_first), "b", 1)), rule("c", 1));
     let two = [&c_first[..], &[("sync_count", "2")]].concat();
-    assert_eq!(next(&bench(&two)), rule("c b", 2));
+    assert_eq!(next(&bench(&two)), rule("b c", 2));
 }
 
 #[test]
@@ -255,6 +263,21 @@ fn the_last_primary_has_everything_by_itself() {
     assert_eq!(who(&alone), "a acknowledged commits without a standby, so nobody else may have them");
     let back = lost("", 0).seal("a", "standby 2:160 severed=2").seal("b", "standby 2:150 severed=2");
     assert_eq!(who(&back), "a");
+    let crashed = |clean| {
+        let mut told = lost("b c", 1).seal("b", "standby 2:160 severed=2");
+        let release = Release {
+            epoch: Epoch(1),
+            member: id("a"),
+            end: crate::policy::testing::position("2:150"),
+            clean,
+            cause: crate::domain::EndCause::Crash,
+        };
+        let previous = Some((Epoch(1), id("a")));
+        told.state.lock = Lock::Fenced { epoch: Epoch(2), previous, released: Some(release) };
+        told
+    };
+    assert_eq!(who(&crashed(true)), "b");
+    assert!(matches!(granted(&crashed(false)), Err(Hold::Unconfirmed { .. })), "it may have written more than it told");
     let mut told = lost("", 0).seal("b", "standby 2:160 severed=2").seal("c", "standby 2:150 severed=2");
     let release = Release {
         epoch: Epoch(1),
@@ -265,6 +288,40 @@ fn the_last_primary_has_everything_by_itself() {
     };
     told.state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released: Some(release) };
     assert_eq!(who(&told), "b", "it has all that a had when it ended");
+}
+
+#[test]
+fn who_has_more_than_was_acknowledged_keeps_nobody_from_being_primary() {
+    let mut ahead = lost("b", 1).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:160 severed=2");
+    set(&mut ahead, &[("c.sync", "false"), ("c.failover", "false")]);
+    assert_eq!(who(&ahead), "b", "c confirmed nothing");
+    let mut second = lost("b c", 2).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:160 severed=2");
+    set(&mut second, &[("c.failover", "false")]);
+    assert_eq!(who(&second), "b", "each of both has every commit");
+    let mut tail = lost("b c", 1).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:140 severed=2");
+    tail = tail.seal("a", "standby 2:170 severed=2");
+    set(&mut tail, &[("a.failover", "false")]);
+    assert_eq!(who(&tail), "b", "what a has beyond that nobody confirmed");
+}
+
+#[test]
+fn how_far_wal_has_to_reach_is_counted_by_who_was_heard() {
+    let reaches = |of: &str, count: u32, heard: &[(&str, &str)]| {
+        let mut bench = lost(of, count);
+        bench.state.members.extend(["d", "e"].map(|m| (id(m), bench.state.members[&id("a")].clone())));
+        for (member, end) in heard {
+            bench = bench.seal(member, &format!("standby {end} severed=2"));
+        }
+        let s = bench.situation();
+        everything(&s, None, &promised(&s)).ok().map(|reach| reach.unwrap().lsn.0)
+    };
+    let ends = [("b", "2:110"), ("c", "2:120"), ("d", "2:130"), ("e", "2:140")];
+    assert_eq!(reaches("b c d e", 2, &ends), Some(130), "two have each commit: the second most advanced has all");
+    assert_eq!(reaches("b c d e", 2, &ends[..3]), Some(130), "e, which was not heard, may be one of the two");
+    assert_eq!(reaches("b c d e", 2, &ends[..2]), None);
+    assert_eq!(reaches("b c d e", 3, &ends[..3]), Some(120));
+    assert_eq!(reaches("b c d e", 3, &ends[..2]), Some(120));
+    assert_eq!(reaches("b c", 3, &ends[..2]), Some(0), "nothing was acknowledged");
 }
 
 #[test]
@@ -284,6 +341,12 @@ fn a_successor_begins_with_those_who_can_follow_it() {
     let start = |bench: &Bench| granted(bench).unwrap().1.unwrap();
     let both = lost("b c", 1).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:150 severed=2");
     assert_eq!(start(&both), SyncStart { holders: names("b c"), names: names("c"), count: 1 });
+    let each = lost("b c", 2).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:140 severed=2");
+    assert_eq!(
+        start(&each),
+        SyncStart { holders: names("b c"), names: names("c"), count: 1 },
+        "c has what was acknowledged"
+    );
     let behind = lost("b c", 1).seal("b", "standby 2:150 severed=2").seal("c", "standby 2:140 severed=2");
     assert_eq!(start(&behind), SyncStart { holders: names("b"), names: names("c"), count: 1 });
     let ahead = lost("b", 1).seal("b", "standby 2:150 severed=2");

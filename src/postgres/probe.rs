@@ -108,7 +108,8 @@ SELECT pg_is_in_recovery() AS in_recovery,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) AS startup_wait,
   current_setting('server_version_num') AS version,
   current_setting('synchronous_standby_names') AS sync_names,
-  current_setting('primary_conninfo') = '' AS follows_nobody,
+  current_setting('primary_conninfo') = ''
+    AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody,
   (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
   (SELECT string_agg(application_name || E'\\t' || coalesce(state, '') || E'\\t' || coalesce(flush_lsn, '0/0'), E'\\n')
    FROM pg_stat_replication) AS standbys

@@ -65,6 +65,8 @@ pub struct Sender {
     pub priority: u32,
     /// What it has flushed.
     pub flush_lsn: Lsn,
+    /// It has caught up and streams.
+    pub streams: bool,
     /// When its last answer was sent, as text; it differs with each answer.
     pub reply: String,
 }
@@ -78,7 +80,7 @@ pub struct SyncSight {
     pub flushed: Lsn,
     /// The checkpointer is where it takes a change of configuration at once. It tells all sessions whether commits wait.
     pub checkpointer_listens: bool,
-    /// Who is connected and streams.
+    /// Who is connected.
     pub senders: Vec<Sender>,
 }
 
@@ -86,8 +88,8 @@ const QUERY: &str = "\
 SELECT current_setting('synchronous_standby_names') AS names, pg_current_wal_flush_lsn() AS flushed,
   (SELECT coalesce(wait_event, '') IN ('CheckpointerMain', 'CheckpointWriteDelay')
    FROM pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1) AS listens,
-  (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), reply_time), E'\\n')
-   FROM pg_stat_replication WHERE state = 'streaming') AS senders";
+  (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), state, reply_time), E'\\n')
+   FROM pg_stat_replication) AS senders";
 
 impl Session {
     /// How a primary goes by its names.
@@ -113,6 +115,7 @@ fn senders(text: &str) -> Vec<Sender> {
             name: fields.next()?.to_owned(),
             priority: fields.next()?.parse().ok()?,
             flush_lsn: fields.next()?.parse().ok()?,
+            streams: fields.next()? == "streaming",
             reply: fields.next().unwrap_or_default().to_owned(),
         })
     };
@@ -152,6 +155,11 @@ impl Instance {
     /// The file can't be written.
     pub fn write_live(&self, live: &Live) -> Result<(), PostgresError> {
         self.write_live_while(live, || true).map(|_| ())
+    }
+
+    /// The live configuration says exactly this.
+    pub fn has_live(&self, live: &Live) -> bool {
+        std::fs::read_to_string(self.live_path()).is_ok_and(|there| there == live.text())
     }
 
     /// The same, unless `wanted` says that this is over: what was removed since must not come back. True when it was written.
@@ -196,9 +204,9 @@ mod tests {
 
     #[test]
     fn standbys_that_stream_are_read_with_their_last_answer() {
-        let seen = senders("n2_g1e7\t1\t0/3000060\t2026-11-26 22:00:00.1+00\nn3\t0\t0/0\t\n");
+        let seen = senders("n2_g1e7\t1\t0/3000060\tstreaming\t2026-11-26 22:00:00.1+00\nn3\t0\t0/0\tcatchup\t\n");
         assert_eq!(seen.len(), 2);
         assert_eq!((seen[0].name.as_str(), seen[0].priority, seen[0].flush_lsn), ("n2_g1e7", 1, Lsn(0x300_0060)));
-        assert_eq!((seen[1].priority, seen[1].reply.as_str()), (0, ""));
+        assert_eq!((seen[1].priority, seen[1].streams, seen[1].reply.as_str()), (0, false, ""));
     }
 }

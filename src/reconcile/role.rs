@@ -212,7 +212,10 @@ fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
 }
 
 fn stop_for_restart(host: &Host<'_>) -> Option<Action> {
-    let due = stops_for_restart(host) && my_grant(host).is_none() && host.agent.state == PostgresState::Standby;
+    // Who confirms commits is taken out of the rule first, so that none waits for it.
+    let confirms = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
+    let standby = host.agent.state == PostgresState::Standby;
+    let due = stops_for_restart(host) && my_grant(host).is_none() && standby && !confirms;
     due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
 }
 

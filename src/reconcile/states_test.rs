@@ -378,7 +378,7 @@ const AT_REST: [PostgresState; 4] = [NoData, Stopped, Standby, Primary];
 type Rest = (&'static str, fn(&Case<'_>) -> bool);
 
 /// The first that holds is the reason.
-const RESTS: [Rest; 10] = [
+const RESTS: [Rest; 11] = [
     ("the cluster is not founded here: nothing is touched", |c| c.committed.state.identity.is_none()),
     ("its data is of another cluster: an operator has to look", |c| c.view.other_system),
     ("somebody stopped it while the cluster is paused: `matriarch restart`, or `matriarch resume`", |c| {
@@ -391,6 +391,10 @@ const RESTS: [Rest; 10] = [
     ("the primary is not ready to be copied from", |c| c.copies() && !c.view.primary_ready),
     ("five copies have failed: one more every ten minutes", |c| c.copies() && c.view.spent == Spent::Clones),
     ("a rewind was cut off, and there is no primary to go on with", |c| c.view.half_rewound),
+    ("it confirms commits until the rule without it is in effect (rules 432, 430)", |c| {
+        let confirms = c.committed.state.sync.rules.iter().any(|rule| rule.names.contains(&c.committed.me));
+        c.goal == Goal::Stop && c.view.postgres == Standby && confirms
+    }),
     ("the epoch it was granted has ended here: rule 110 or 330 ends it for all", |c| c.granted() && c.view.ended),
     ("it was granted what it can't be any more: the lease runs out (rule 330)", |c| {
         c.granted() && c.view.lease != Lease::Held

@@ -263,7 +263,7 @@ pub enum Event {
         view: SyncView,
     },
     /// The manager tells what it has applied.
-    Briefed(Briefing),
+    Briefed(Box<Briefing>),
     /// A PostgreSQL that somebody had started without a guard was killed.
     StrayEnded,
     /// Another member's holder has lost the managers and asks whether it may go on.

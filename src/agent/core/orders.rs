@@ -18,7 +18,7 @@ type Verdict = Result<bool, String>;
 impl Core {
     pub(super) fn on_order(&mut self, order: Order, now: Now, out: &mut Vec<Effect>) {
         if let Some(briefing) = order.briefing.clone() {
-            self.on_briefed(briefing, now, out);
+            self.on_briefed(*briefing, now, out);
         }
         let result = self.pass_gate(&order, now, out).and_then(|()| {
             let verdict = self.carry_out(&order, now, out);
