@@ -115,7 +115,7 @@ impl Job {
     }
 
     async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
-        let guard = self.running_guard()?;
+        let (guard, hands) = (self.running_guard()?, &self.hands);
         if let (Some(_), Some(timeline)) = (source, self.timeline) {
             self.is_still_on(timeline).await?;
         }
@@ -125,7 +125,16 @@ impl Job {
             instance.write_config(&role).map_err(said)?;
             guard.signal(PostmasterSignal::Reload).map_err(said)
         };
-        blocking(point).await?
+        blocking(point).await??;
+        if source.is_none() {
+            // Whoever waits to hear that nothing is received any more is not to wait for replay. What can't be asked now ends
+            // its receiver by itself.
+            match hands.instance.connect().await {
+                Ok(session) => session.end_receiver().await.map_err(said)?,
+                Err(error) => tracing::debug!(error = chain(&error), "the WAL receiver could not be ended"),
+            }
+        }
+        Ok(())
     }
 
     /// Since the last probe it may have gone over to a timeline that somebody began by hand on the server it follows,
