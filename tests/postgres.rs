@@ -19,8 +19,8 @@ use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{Epoch, Generation, Lsn, NodeId, Profile, TimelineId, Timings, WalPosition},
     postgres::{
-        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, PostgresError, Probe, ProbeError,
-        Progress, RewindError, RewindOutcome, Session, Upstream,
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, Live, PostgresError, Probe,
+        ProbeError, Progress, RewindError, RewindOutcome, Session, Upstream,
     },
 };
 use nix::{
@@ -206,7 +206,7 @@ async fn primary(host: &mut Host) -> Session {
 async fn promote(host: &Host, session: &Session, timeline: TimelineId) {
     let own = host.probe_until("at the end of its WAL", |p| p.wal_end_known).await.wal_end.timeline;
     host.instance.place_stubs(own, timeline).unwrap();
-    host.instance.write_live("").unwrap();
+    host.instance.write_live(&Live::default()).unwrap();
     session.reload().await.unwrap();
     session.promote().await.unwrap();
     session.await_primary(DEADLINE).await.unwrap();
@@ -289,7 +289,7 @@ fn a_promotion_by_hand_acknowledges_nothing() {
         // The agent's own sessions don't wait, and neither does the write probe.
         session.probe_write(Duration::from_secs(3)).await.unwrap();
 
-        host.instance.write_live("").unwrap();
+        host.instance.write_live(&Live::default()).unwrap();
         session.reload().await.unwrap();
         let client = host.client("postgres", r"su'p:er\").await.unwrap();
         tokio::time::timeout(DEADLINE, client.simple_query("CREATE TABLE b (x int)")).await.unwrap().unwrap();
@@ -522,7 +522,7 @@ fn a_standby_that_changed_timeline_knows_it_before_pg_control_does() {
         three_session.reload().await.unwrap();
         // No checkpoint here: the standby's pg_control must still name the old timeline.
         two.instance.place_stubs(TimelineId(2), TimelineId(4)).unwrap();
-        two.instance.write_live("").unwrap();
+        two.instance.write_live(&Live::default()).unwrap();
         two_session.reload().await.unwrap();
         two_session.promote().await.unwrap();
         two_session.await_primary(DEADLINE).await.unwrap();

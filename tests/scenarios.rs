@@ -39,12 +39,12 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 use matriarch::{
     domain::{
         ClusterId, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
-        PostgresState, Profile, Promise, RoomView, TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId,
-        Volume, WalPosition,
+        PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId, TimelineSwitch, Timings,
+        TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
-            StandbyProgress,
+            StandbyProgress, SyncView,
         },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
@@ -258,7 +258,7 @@ impl World {
             genesis,
             Kind::RecordSystem { system_identifier: 7 },
             Kind::fence("the cluster is founded".into()),
-            Kind::Grant { member: first.clone(), floor: switch },
+            Kind::Grant { member: first.clone(), floor: switch, sync: None },
             Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch, first_record: None },
             Kind::Open { member: first.clone() },
         ] {
@@ -386,6 +386,9 @@ impl World {
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
             redo: None,
+            sync: SyncView::default(),
+            severed: false,
+            follows_epoch: Epoch(0),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {
@@ -410,6 +413,13 @@ impl World {
             "clock-off" => view.clock.own_off = true,
             "promised" => view.failsafe.promise_left_ms = number(),
             "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000, ..view.lease },
+            "gated" => view.sync.gate_closed = true,
+            "severed" => (view.severed, view.accepted_epoch) = (true, Epoch(number())),
+            "follows" => view.follows_epoch = Epoch(number()),
+            "applied" => view.sync.applied = number(),
+            "effective" => (view.sync.applied, view.sync.effective) = (number(), true),
+            "hears" => view.sync.unheard_ms = value.split(',').map(|m| (id(m), 0)).collect(),
+            "unheard" => drop(view.sync.unheard_ms.insert(id(value), 60_000)),
             "counted" => view.reach.counted = number(),
             "answering" => view.reach.answering = value.split(',').map(id).collect(),
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
@@ -741,7 +751,15 @@ fn describe(command: &Command) -> String {
         }
         Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
         Kind::Fence { reason, .. } => format!("end epoch {}: {reason}", command.expected),
-        Kind::Grant { member, floor } => format!("grant to {member} at {floor}"),
+        Kind::Grant { member, floor, sync: None } => format!("grant to {member} at {floor}"),
+        Kind::Grant { member, floor, sync: Some(start) } => {
+            let names = |of: &[MemberId]| Vec::from_iter(of.iter().map(MemberId::as_str)).join(", ");
+            let (holders, confirm) = (names(&start.holders), names(&start.names));
+            format!(
+                "grant to {member} at {floor}; {holders} have every commit; the first are confirmed by {} of {confirm}",
+                start.count
+            )
+        }
         Kind::PromotionComplete { member, timeline, switch, .. } => {
             format!("{member} is promoted on timeline {timeline} from {switch}")
         }
@@ -767,6 +785,13 @@ fn describe(command: &Command) -> String {
         Kind::Resume { .. } => "resume".to_owned(),
         Kind::Acknowledge { .. } => "failovers after crashes count no more".to_owned(),
         Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
+        Kind::SetSync { rule: Some((names, count)), .. } => {
+            let rule = SyncRule { id: 0, epoch: Epoch(0), names: names.clone(), count: *count };
+            format!("commits are confirmed by {}", rule.words())
+        }
+        Kind::SetSync { rule: None, .. } => "commits are confirmed by nobody, nothing is promised".to_owned(),
+        Kind::KeepOut { on } => format!("clients are kept out: {on}"),
+        Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

@@ -123,6 +123,29 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();
             format!("look at the manager's log on {}: it is to vote and can't yet", who.join(", "))
         }
+        Hold::Unconfirmed { last, heard, needed, .. } => {
+            let last = last.as_ref().map_or("the last primary", MemberId::as_str);
+            let others = if needed.is_some() { ", or more of those who confirmed" } else { "" };
+            let who = heard.first().map_or("NAME", MemberId::as_str);
+            format!(
+                "bring {last} up{others}: the next primary is granted then; or accept that acknowledged commits are lost: \
+                 `matriarch failover --candidate {who} --allow-data-loss`"
+            )
+        }
+        Hold::KeptOut { .. } => {
+            "bring those up who are to confirm; or let clients in without them: `matriarch config set sync_strict=false`".to_owned()
+        }
+        Hold::TooFewSync { strict: true, .. } => {
+            "bring a standby up that may confirm (`sync`, `sync_priority`); or let commits go on: `matriarch config set \
+             sync_strict=false`"
+                .to_owned()
+        }
+        Hold::TooFewSync { strict: false, .. } => {
+            "bring a standby up that may confirm (`sync`, `sync_priority`): it is taken in by itself".to_owned()
+        }
+        Hold::SyncUnsettled { .. } => {
+            "bring those up who are to confirm; or `matriarch config set replication_mode=async` until then".to_owned()
+        }
         Hold::LagUnknown { would_be, .. } => {
             let who = would_be.first().map_or("…", MemberId::as_str);
             format!(
@@ -198,6 +221,12 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
             format!("`matriarch config set priority=100 --member {member}`, or {}", take(""))
         }
         Unfit::OtherSite { .. } => format!("`matriarch config set site_failover=any`, or {}", take("")),
+        Unfit::LacksCommits { .. } => {
+            format!(
+                "bring up whoever has them, or allow who does to be primary; or lose them: {}",
+                take(" --allow-data-loss")
+            )
+        }
         Unfit::Behind { .. } => {
             format!("the switchover ends by its deadline; to lose what {member} lacks: {}", take(" --allow-data-loss"))
         }

@@ -41,6 +41,7 @@ fn every_unfit() -> Vec<Unfit> {
         Unfit::TooOld { behind: Duration::from_secs(3), limit: Duration::from_secs(2) },
         Unfit::AgeUnknown { limit: Duration::from_secs(2) },
         Unfit::Behind { end, needed: end },
+        Unfit::LacksCommits { end, needed: end },
         Unfit::NoRoom { volumes: vec![] },
         Unfit::NoTarget { why: "x".into() },
         Unfit::Storage { why: "x".into() },
@@ -67,6 +68,7 @@ fn every_unfit() -> Vec<Unfit> {
             | Unfit::TooOld { .. }
             | Unfit::AgeUnknown { .. }
             | Unfit::Behind { .. }
+            | Unfit::LacksCommits { .. }
             | Unfit::NoRoom { .. }
             | Unfit::NoTarget { .. }
             | Unfit::Storage { .. } => {}
@@ -94,6 +96,12 @@ fn every_hold() -> Vec<Hold> {
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
+        Hold::Unconfirmed { rule: "n2".into(), heard: vec![], needed: Some(1), last: Some(n1()) },
+        Hold::Unconfirmed { rule: "nobody".into(), heard: vec![n1()], needed: None, last: None },
+        Hold::TooFewSync { have: 0, wanted: 1, strict: false },
+        Hold::KeptOut { member: n1(), confirms: "n2".into() },
+        Hold::TooFewSync { have: 1, wanted: 2, strict: true },
+        Hold::SyncUnsettled { rules: 6, waits_for: "n2".into() },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
         Hold::TooOld(TooOld { member: n1(), knows: None, needed: Format::SETTINGS }),
     ];
@@ -115,6 +123,10 @@ fn every_hold() -> Vec<Hold> {
             | Hold::Paused { .. }
             | Hold::NoRoom { .. }
             | Hold::GroupUnsettled { .. }
+            | Hold::Unconfirmed { .. }
+            | Hold::TooFewSync { .. }
+            | Hold::KeptOut { .. }
+            | Hold::SyncUnsettled { .. }
             | Hold::NewVotersNotReady { .. }
             | Hold::TooOld(_) => {}
         }

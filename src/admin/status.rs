@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    domain::{Group, MemberId, NodeId, PostgresState, observation::AgentView, observation::LayerView},
+    domain::{Group, MemberId, NodeId, PostgresState, SyncRule, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
     rpc::v1,
     state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
@@ -58,7 +58,23 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
         banners: banners(&state),
+        commits: Some(commits(&state, primary.as_ref())),
         voters: voters(&manager.group()),
+    }
+}
+
+/// Who confirms commits, and whether PostgreSQL goes by it already.
+fn commits(state: &ClusterState, primary: Option<&AgentView>) -> v1::Commits {
+    let settings = state.settings.settings();
+    let in_force = state.sync.in_force(state.epoch);
+    let told = primary.map(|agent| &agent.sync);
+    v1::Commits {
+        mode: settings.replication_mode.to_string(),
+        strict: settings.sync_strict,
+        rules: state.sync.rules.iter().map(SyncRule::words).collect(),
+        in_effect: in_force.is_some_and(|rule| told.is_some_and(|t| t.applied == rule.id && t.effective)),
+        names: in_force.iter().flat_map(|rule| &rule.names).map(MemberId::to_string).collect(),
+        count: in_force.map_or(0, |rule| rule.count),
     }
 }
 

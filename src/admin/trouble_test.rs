@@ -90,6 +90,7 @@ fn with_operation(bench: &mut Bench, operation: Option<(OperationKind, Operation
         kind,
         from: Some(id("a")),
         to: id(if kind == OperationKind::Restart { "a" } else { "b" }),
+        accepts_loss: false,
         phase,
         request_id: "r".to_owned(),
         because: RuleId(0),

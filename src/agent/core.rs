@@ -4,6 +4,7 @@
 //! part of the rule: what protects comes first, what must survive is persisted
 //! before anyone is told, and a reply comes last.
 
+mod acks;
 mod ended;
 mod events;
 #[cfg(test)]
@@ -50,9 +51,9 @@ use super::{
 };
 use crate::{
     domain::{
-        EndCause, Epoch, MemberId, MemberList, Moment, Settings, SettingsDocument, TimelineHistory, TimingsInUse,
-        WalPosition,
-        observation::{ClockView, Notice, OrderResult, Work},
+        EndCause, Epoch, MemberId, MemberList, Moment, Settings, SettingsDocument, SyncWord, TimelineHistory,
+        TimingsInUse, WalPosition,
+        observation::{ClockView, Notice, OrderResult, SyncView, Work},
     },
     lease::failsafe::Promiser,
     postgres::{Knock, Space},
@@ -136,6 +137,12 @@ pub struct Core {
     briefed: Epoch,
     promiser: Promiser,
     clock: ClockView,
+    /// The newest word of a manager about rules of acknowledgement, of whatever epoch.
+    told_sync: SyncWord,
+    /// Who confirms, as it was seen last.
+    sync_view: SyncView,
+    /// The epoch of the order to follow whom it follows.
+    follows_epoch: Epoch,
 }
 
 impl Core {
@@ -186,6 +193,9 @@ impl Core {
             problem: None,
             system,
             follows: None,
+            follows_epoch: Epoch(0),
+            told_sync: SyncWord::default(),
+            sync_view: SyncView::default(),
             me,
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
@@ -244,7 +254,8 @@ impl Core {
             Event::TreeKilled { life } if life == self.life => self.on_tree_killed(now, &mut out),
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Clocks(clock) => self.on_clocks(clock),
-            Event::Briefed(briefing) => self.on_briefed(briefing, now, &mut out),
+            Event::Acks { life, view } if life == self.life => self.on_acks(view),
+            Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
             Event::Knocked { life, knock, waited } if life == self.life => {
@@ -262,7 +273,8 @@ impl Core {
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
-            Event::Guard { .. }
+            Event::Acks { .. }
+            | Event::Guard { .. }
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }
             | Event::Knocked { .. }
@@ -284,6 +296,7 @@ impl Core {
         self.volumes.found();
         self.disk = None;
         self.follows = None;
+        self.forget_acks();
         self.fencing_since = None;
         (self.wal_end_known, self.end_sought) = (false, false);
         self.problem = None;
@@ -513,6 +526,7 @@ impl Core {
             (Task::Checkpoint, TaskEnd::Succeeded) => self.checkpoints_done = work.shown.order,
             (Task::Start(source) | Task::Follow(source), TaskEnd::Succeeded) => {
                 self.follows = source.as_ref().map(|s| s.member.clone());
+                self.follows_epoch = work.epoch;
             }
             (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
         }
@@ -781,6 +795,7 @@ impl Core {
         self.durable.timings = TimingsInUse::default();
         self.durable.settings = SettingsDocument::default();
         self.settings = Settings::default();
+        (self.durable.sync, self.told_sync) = (SyncWord::default(), SyncWord::default());
         (self.paused, self.stays, self.pauses) = (None, None, 0);
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])
     }

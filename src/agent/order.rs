@@ -92,7 +92,7 @@ pub struct Order {
     /// The timeline of the end of this member's WAL that it was decided on, for a standby that is to follow somebody.
     pub own_timeline: Option<TimelineId>,
     /// The state it was decided on, as far as it concerns an agent.
-    pub briefing: Option<Briefing>,
+    pub briefing: Option<Box<Briefing>>,
 }
 
 /// For whom a request is, and from which life of which cluster.
@@ -130,7 +130,7 @@ pub fn order(message: v1::Order) -> Result<(Address, Order), String> {
     };
     let (system_identifier, action) = read_action(action)?;
     let system_identifier = Some(system_identifier).filter(|id| *id != 0);
-    let briefing = message.briefing.map(briefing::briefing_of).transpose().map_err(|e| e.to_string())?;
+    let briefing = message.briefing.map(briefing::briefing_of).transpose().map_err(|e| e.to_string())?.map(Box::new);
     let (id, rule) = (message.id, message.rule);
     Ok((address, Order { id, rule, epoch, system_identifier, action, own_timeline, briefing }))
 }

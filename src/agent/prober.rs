@@ -156,5 +156,6 @@ pub fn sight(probe: Probe, history: TimelineHistory) -> Sight {
         checkpoint_timeline: probe.checkpoint_timeline,
         replay_waits: probe.replay_waits,
         replay_paused: probe.replay_paused,
+        severed: probe.severed,
     }
 }

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{
+    acks::{self, SyncPlan},
     core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
     failsafe::{Door, Question},
     guarding,
@@ -82,6 +83,8 @@ pub(super) struct Agent {
     pub(super) guard: Option<GuardHandle>,
     pub(super) task: Option<JoinHandle<()>>,
     pub(super) plan: watch::Sender<Option<Plan>>,
+    /// By which rule the running primary is to acknowledge.
+    pub(super) acks: watch::Sender<Option<SyncPlan>>,
     /// How long a write to a disk may take, and a probe.
     pub(super) patience: watch::Sender<Duration>,
     /// The last kill without the guard; one whose processes hang takes its time, and is not begun twice.
@@ -261,6 +264,8 @@ impl Agent {
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        let (acks, acks_receiver) = watch::channel(None);
+        tokio::spawn(acks::run(hands.instance.clone(), acks_receiver, hands.wakes.clone()));
         let (patience, _) = watch::channel(hands.timings.probe);
         for place in [Place::Data, Place::Wal] {
             tokio::spawn(stall::watch(hands.instance.clone(), place, patience.subscribe(), hands.wakes.clone()));
@@ -273,6 +278,7 @@ impl Agent {
             guard,
             task: None,
             plan,
+            acks,
             patience,
             killing: None,
             looking: None,
@@ -453,7 +459,7 @@ impl Agent {
             Ask::Brief(to, briefing, reply) => match self.core.admit(&to) {
                 Ok(learned) => {
                     self.perform(learned, None)?;
-                    let effects = self.step(Event::Briefed(briefing))?;
+                    let effects = self.step(Event::Briefed(briefing.into()))?;
                     self.perform(effects, None)?;
                     let _ = reply.send(Ok(()));
                 }
@@ -588,6 +594,7 @@ impl Agent {
             timeline: self.core.sight().map(|s| s.wal_end.timeline),
             epoch: self.core.durable().accepted,
             generation: self.core.durable().generation,
+            live: self.core.live(),
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {
@@ -642,6 +649,12 @@ impl Agent {
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo });
+        let acks = self.core.sync_plan(self.hands.timings.renew, deadline);
+        self.acks.send_if_modified(|old| {
+            let changed = *old != acks;
+            *old = acks;
+            changed
+        });
         self.patience.send_if_modified(|old| std::mem::replace(old, deadline) != deadline);
         self.plan.send_if_modified(|old| {
             let changed = *old != plan;

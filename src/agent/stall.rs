@@ -158,7 +158,8 @@ pub async fn watch(
         if let Touch::Untried(why) = &answer {
             tracing::debug!(?place, why, "a volume was not written to");
         }
-        if !(fine && well) && !tell(Some(answer), began.elapsed()) {
+        let news = !fine || !well;
+        if news && !tell(Some(answer), began.elapsed()) {
             return;
         }
         fine = well;

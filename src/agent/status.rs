@@ -100,6 +100,9 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         failsafe: failsafe(core, identity.failsafe, now),
         room: core.room(),
         redo: core.redo(now),
+        sync: core.sync_view(),
+        severed: core.is_severed(),
+        follows_epoch: core.follows_epoch(),
     }
 }
 

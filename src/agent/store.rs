@@ -15,8 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, SettingsDocument, TimelineId, Timings, TimingsId,
-    TimingsInUse, WalPosition,
+    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, SettingsDocument, SyncRule, SyncWord, TimelineId,
+    Timings, TimingsId, TimingsInUse, WalPosition, ids::BadMemberId,
 };
 
 const FILE: &str = "agent.json";
@@ -103,6 +103,8 @@ pub struct Durable {
     pub timings: TimingsInUse,
     /// The settings as last told.
     pub settings: SettingsDocument,
+    /// By which rule the primary of the tenure acknowledges. It never goes by an older one.
+    pub sync: SyncWord,
     /// A promise of failsafe may be running, and is at most this long.
     pub failsafe: Option<Duration>,
     /// The data directory was copied, and nothing has been streamed into it yet.
@@ -132,6 +134,9 @@ struct Raw {
     /// Only when something was ever set: a version that doesn't know of settings refuses the file with them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     settings: Option<RawSettings>,
+    /// Only when there is a rule, for a version that doesn't know of them refuses the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sync: Option<RawSync>,
     #[serde(default)]
     failsafe_ms: Option<u64>,
     #[serde(default)]
@@ -160,6 +165,47 @@ struct RawTimings {
 struct RawSettings {
     version: u64,
     values: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSync {
+    id: u64,
+    epoch: u64,
+    rule: Option<RawRule>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRule {
+    id: u64,
+    epoch: u64,
+    names: Vec<String>,
+    count: u32,
+}
+
+impl From<&SyncWord> for RawSync {
+    fn from(word: &SyncWord) -> RawSync {
+        let rule = word.rule.as_ref().map(|rule| RawRule {
+            id: rule.id,
+            epoch: rule.epoch.0,
+            names: rule.names.iter().map(ToString::to_string).collect(),
+            count: rule.count,
+        });
+        RawSync { id: word.id, epoch: word.epoch.0, rule }
+    }
+}
+
+impl TryFrom<RawSync> for SyncWord {
+    type Error = String;
+    fn try_from(raw: RawSync) -> Result<SyncWord, String> {
+        let read = |rule: RawRule| {
+            let names = rule.names.iter().map(|name| name.parse()).collect::<Result<_, BadMemberId>>();
+            let names = names.map_err(|e| e.to_string())?;
+            Ok::<_, String>(SyncRule { id: rule.id, epoch: Epoch(rule.epoch), names, count: rule.count })
+        };
+        Ok(SyncWord { id: raw.id, epoch: Epoch(raw.epoch), rule: raw.rule.map(read).transpose()? })
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -209,6 +255,7 @@ impl From<&Durable> for Raw {
             },
             settings: (d.settings.version > 0)
                 .then(|| RawSettings { version: d.settings.version, values: d.settings.values.clone() }),
+            sync: (d.sync.id > 0).then(|| RawSync::from(&d.sync)),
             // Rounded up: a promise is never remembered shorter than it was.
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
@@ -240,7 +287,7 @@ impl TryFrom<Raw> for Durable {
     type Error = String;
     fn try_from(r: Raw) -> Result<Durable, String> {
         let agents = r.members.agents.into_iter().map(|(id, at)| Ok((id.parse()?, at)));
-        let agents = agents.collect::<Result<_, crate::domain::ids::BadMemberId>>().map_err(|e| e.to_string())?;
+        let agents = agents.collect::<Result<_, BadMemberId>>().map_err(|e| e.to_string())?;
         let committed = r.timings.committed.into_iter().map(CommittedTimings::try_from);
         Ok(Durable {
             cluster_id: ClusterId(r.cluster_id),
@@ -265,6 +312,7 @@ impl TryFrom<Raw> for Durable {
             settings: r
                 .settings
                 .map_or_else(SettingsDocument::default, |s| SettingsDocument { version: s.version, values: s.values }),
+            sync: r.sync.map(SyncWord::try_from).transpose()?.unwrap_or_default(),
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
             stopped_by_hand: r.stopped_by_hand,
@@ -388,6 +436,11 @@ mod tests {
                     .into(),
             },
             settings: SettingsDocument { version: 2, values: [("a_newer_one".into(), "x".into())].into() },
+            sync: SyncWord {
+                id: 9,
+                epoch: Epoch(7),
+                rule: Some(SyncRule { id: 9, epoch: Epoch(7), names: vec!["n2".parse().unwrap()], count: 1 }),
+            },
             failsafe: Some(Duration::from_millis(3_200)),
         };
         store.save(&full).unwrap();

@@ -15,7 +15,7 @@ use crate::{
     domain::{Epoch, Generation, TimelineId, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Progress, Session, Upstream},
+    postgres::{ConfigRole, Instance, Live, Progress, Session, Upstream},
 };
 
 /// How often a task asks a server that is about to open.
@@ -37,6 +37,8 @@ pub struct Job {
     pub epoch: Epoch,
     /// Of the cluster.
     pub generation: Generation,
+    /// By which rule a primary of this tenure acknowledges.
+    pub live: Live,
 }
 
 /// Why a task failed.
@@ -113,7 +115,7 @@ impl Job {
     }
 
     async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
-        let guard = self.running_guard()?;
+        let (guard, hands) = (self.running_guard()?, &self.hands);
         if let (Some(_), Some(timeline)) = (source, self.timeline) {
             self.is_still_on(timeline).await?;
         }
@@ -123,7 +125,16 @@ impl Job {
             instance.write_config(&role).map_err(said)?;
             guard.signal(PostmasterSignal::Reload).map_err(said)
         };
-        blocking(point).await?
+        blocking(point).await??;
+        if source.is_none() {
+            // Whoever waits to hear that nothing is received any more is not to wait for replay. What can't be asked now ends
+            // its receiver by itself.
+            match hands.instance.connect().await {
+                Ok(session) => session.end_receiver().await.map_err(said)?,
+                Err(error) => tracing::debug!(error = chain(&error), "the WAL receiver could not be ended"),
+            }
+        }
+        Ok(())
     }
 
     /// Since the last probe it may have gone over to a timeline that somebody began by hand on the server it follows,
@@ -324,11 +335,12 @@ impl Job {
         }
     }
 
+    /// With the names of its first rule, before it can acknowledge anything.
     async fn go_live(&self, session: &Session) -> Result<(), String> {
-        let instance = self.hands.instance.clone();
+        let (instance, live) = (self.hands.instance.clone(), self.live.clone());
         let prepare = move || {
             instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
-            instance.write_live("").map_err(said)
+            instance.write_live(&live).map_err(said)
         };
         blocking(prepare).await??;
         session.reload().await.map_err(said)
@@ -414,11 +426,15 @@ impl Job {
             return Err(format!("pg_control is on timeline {timeline}, the grant on {}", tenure.timeline));
         }
         let deadline = self.deadline_with_time_left(tenure)?;
-        let instance = hands.instance.clone();
+        let (instance, live) = (hands.instance.clone(), self.live.clone());
         let prepare = move || {
             instance.write_config(&ConfigRole::DormantPrimary).map_err(said)?;
+            // Before it can be read: what it has beyond the last confirmed commit may vanish with it.
+            if live.waits() {
+                instance.close_gate().map_err(said)?;
+            }
             instance.set_standby_signal(false).map_err(said)?;
-            instance.write_live("").map_err(said)
+            instance.write_live(&live).map_err(said)
         };
         blocking(prepare).await??;
         hands.arm_layers(tenure.epoch, deadline).await?;

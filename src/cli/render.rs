@@ -1,5 +1,6 @@
 //! Answers as text for people and as JSON for programs. Pure.
 
+mod commits;
 mod room;
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -200,6 +201,7 @@ fn header(reply: &StatusReply, style: Style) -> String {
         or(&reply.cluster_id, "(not founded yet)"),
         reply.generation,
     );
+    text.push_str(&commits::line(reply.commits.as_ref(), style));
     if !matches!(reply.failsafe.as_str(), "" | "off") {
         let tone = if reply.failsafe == "ready" { Tone::Good } else { Tone::Warn };
         let _ = writeln!(text, "  failsafe {}", style.paint(tone, &reply.failsafe));
@@ -340,6 +342,7 @@ struct StatusJson<'a> {
     timeline: u32,
     profile: &'a str,
     failsafe: Option<&'a str>,
+    commits: Option<commits::CommitsJson<'a>>,
     raft_leader: Option<&'a str>,
     answered_by: &'a str,
     members: Vec<MemberJson<'a>>,
@@ -475,6 +478,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         timeline: reply.timeline,
         profile: &reply.profile,
         failsafe: known(&reply.failsafe),
+        commits: reply.commits.as_ref().map(commits::CommitsJson::from),
         raft_leader: known(&reply.leader),
         answered_by: &reply.answered_by,
         members: reply.members.iter().map(member_json).collect(),

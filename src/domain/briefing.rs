@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Epoch, MemberId, SettingsDocument, TimingsInUse};
+use super::{Epoch, MemberId, SettingsDocument, SyncWord, TimingsInUse};
 
 /// Who belongs to the cluster, as committed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,4 +38,6 @@ pub struct Briefing {
     pub settings: SettingsDocument,
     /// Whether the cluster is paused.
     pub pause: PauseWord,
+    /// By which rule commits are acknowledged.
+    pub sync: SyncWord,
 }

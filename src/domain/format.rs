@@ -14,9 +14,12 @@ impl Format {
     pub const SETTINGS: Format = Format(2);
     /// Moves of the primary for want of room count as failovers after crashes do, and PostgreSQL has timings of its own.
     pub const MOVES: Format = Format(3);
+    /// Rules by which commits are acknowledged, standbys that follow under the name of an epoch, and ends of epochs that
+    /// count by the word of the holder's agent.
+    pub const SYNC: Format = Format(4);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format(4);
+    pub const NEWEST: Format = Format::SYNC;
 }
 
 impl Default for Format {

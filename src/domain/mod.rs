@@ -17,6 +17,7 @@ pub mod rto;
 pub mod secret;
 pub mod settings;
 pub mod settings_document;
+pub mod sync;
 pub mod timings;
 pub mod wal;
 
@@ -31,5 +32,6 @@ pub use room::{Least, Level, RoomView, Thresholds, Volume};
 pub use secret::Secret;
 pub use settings::{MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
 pub use settings_document::{SettingChanges, SettingsDocument};
+pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

@@ -134,6 +134,19 @@ pub struct LeaseReach {
     pub answering: BTreeSet<MemberId>,
 }
 
+/// By which rule a primary acknowledges commits, and whom it hears.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct SyncView {
+    /// The number of the last change of rules that PostgreSQL goes by; 0: none.
+    pub applied: u64,
+    /// Everything that was acknowledged before is where this rule says, too.
+    pub effective: bool,
+    /// It lets no clients in: it was restarted after a crash, and what it has is not confirmed yet.
+    pub gate_closed: bool,
+    /// How long ago each standby that streams, or that the rule names, was last heard, in milliseconds.
+    pub unheard_ms: BTreeMap<MemberId, u64>,
+}
+
 /// What a standby has heard from the primary it streams or streamed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct HeardOfPrimary {
@@ -231,6 +244,13 @@ pub struct AgentView {
     pub room: Option<RoomView>,
     /// Recovery or replay, while it is watched; `None` when there is no need to.
     pub redo: Option<RedoView>,
+    /// Primary: by which rule it acknowledges commits.
+    pub sync: SyncView,
+    /// It follows nobody, and won't before an order of an epoch it accepts then: with `accepted_epoch` a promise not to
+    /// confirm a commit of an earlier one any more.
+    pub severed: bool,
+    /// Standby: the epoch whose primary it follows, under the name of that epoch; 0: not known.
+    pub follows_epoch: Epoch,
 }
 
 /// Where recovery or replay is.

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use super::{
     Timings,
     room::{Least, Thresholds},
+    sync::{Confirms, SyncMode},
     timings::Contradiction,
 };
 
@@ -167,6 +168,24 @@ impl Setting for MaximumLag {
     }
 }
 
+impl Setting for SyncMode {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for Confirms {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
 /// In whole milliseconds.
 impl Setting for Duration {
     fn read(text: &str, least: u64, most: u64) -> Result<Self, String> {
@@ -294,6 +313,27 @@ settings! {
     /// What is kept back on each volume, to be freed when it is full.
     disk_reserve: u64 = "disk_reserve", 64 << 20, 0..=1_099_511_627_776,
         "bytes kept back in a file on each volume and freed when it is full, so that PostgreSQL can start and stop; 0: none";
+    /// Who has to confirm a commit before it is acknowledged.
+    replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
+        "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \
+         quorum (any sync_count of all)";
+    /// With fewer standbys than `sync_count` commits wait instead of going on with fewer.
+    sync_strict: bool = "sync_strict", false, 0..=0,
+        "with fewer standbys than sync_count: true: commits wait for them; false: the primary goes on with as many as there are, \
+         with none only it may be primary until one is back";
+    /// So many standbys confirm each commit.
+    sync_count: u32 = "sync_count", 1, 1..=16,
+        "so many standbys confirm each commit in the modes sync and quorum";
+    /// What a standby has done when it confirms.
+    synchronous_commit: Confirms = "synchronous_commit", Confirms::Flush, 0..=0,
+        "what a standby has done with a commit when it confirms it: on (flushed), remote_apply (replayed: whoever reads there sees it)";
+    /// One of the standbys that confirm is not at the primary's site.
+    sync_other_site: bool = "sync_other_site", false, 0..=0,
+        "whether one of the standbys that confirm has to be at another site than the primary, as long as one there can";
+    /// A standby that lacks more than this is no synchronous one.
+    maximum_lag_on_syncnode: MaximumLag = "maximum_lag_on_syncnode", MaximumLag(None), 1_048_576..=1_099_511_627_776,
+        "off, or the bytes of WAL by which a standby that confirms may be behind before it is one no more, if the others are enough. To \
+         become one it may lack 16MB, or this if it is less";
 }
 
 settings! {
@@ -307,10 +347,24 @@ settings! {
         "whether it may become primary; false wins over any priority (nofailover=true means the same)";
     /// Where it is.
     site: String = "site", String::new(), 0..=63,
-        "where it is, any text; site_failover compares it";
+        "where it is, any text; site_failover and sync_other_site compare it";
+    /// Whether it may confirm commits.
+    sync: bool = "sync", true, 0..=0,
+        "whether it may be one of the standbys that confirm commits (nosync=true means the opposite)";
+    /// Decides who confirms in the mode sync, the higher first.
+    sync_priority: u32 = "sync_priority", 100, 0..=1_000_000,
+        "in the mode sync the higher confirms commits first; 0: never";
 }
 
+/// One segment of WAL.
+const LAG_TO_JOIN: u64 = 16 << 20;
+
 impl MemberSettings {
+    /// It may be one of the standbys that confirm commits.
+    pub fn confirms(&self) -> bool {
+        self.sync && self.sync_priority > 0
+    }
+
     /// It may become primary without an operator who names it.
     pub fn eligible(&self) -> bool {
         self.failover && self.priority > 0
@@ -318,6 +372,11 @@ impl MemberSettings {
 }
 
 impl Settings {
+    /// How much of the primary's WAL a standby may lack to become one that confirms commits.
+    pub fn lag_to_join(&self) -> u64 {
+        self.maximum_lag_on_syncnode.0.map_or(LAG_TO_JOIN, |most| most.min(LAG_TO_JOIN))
+    }
+
     /// Those of the volume that WAL is written to.
     pub fn wal_room(&self) -> Thresholds {
         Thresholds { warn: self.wal_room_warn, act: self.wal_room_act }

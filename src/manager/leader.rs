@@ -86,10 +86,13 @@ pub(super) fn evidence(manager: &Manager, state: &ClusterState, held: &[(String,
     evidence_of(manager, state, (held, &[]))
 }
 
+/// What held the cluster up, or a phase, and for how long.
+type Lasted<'a> = &'a [(String, Duration)];
+
 fn evidence_of(
     manager: &Manager,
     state: &ClusterState,
-    told: (&[(String, Duration)], &[(String, Duration)]),
+    told: (Lasted<'_>, Lasted<'_>),
 ) -> Option<Arc<Evidence>> {
     let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), told);
     Some(Arc::new(manager.inner.board.situation(state, &manager.timings(), of)))
@@ -251,11 +254,14 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
         Kind::Maintenance { .. } => events::MAINTENANCE,
         Kind::Acknowledge { .. } => events::ACKNOWLEDGED,
+        Kind::SetSync { .. } => events::SYNC_CHANGED,
+        Kind::KeepOut { .. } => events::KEPT_OUT,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
         | Kind::AdvanceOperation { .. }
         | Kind::SettleTimings { .. }
+        | Kind::SettleSync { .. }
         | Kind::NoteFormat { .. } => events::COMMITTED,
     }
 }
@@ -281,6 +287,9 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::EndOperation { .. }
         | Kind::SetTimings { .. }
         | Kind::SettleTimings { .. }
+        | Kind::SetSync { .. }
+        | Kind::SettleSync { .. }
+        | Kind::KeepOut { .. }
         | Kind::SetSettings { .. }
         | Kind::Pause { .. }
         | Kind::Resume { .. }

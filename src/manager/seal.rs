@@ -71,8 +71,11 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
         match seal_of(&manager, &member, epoch).await {
             Ok((promise, agent)) => {
                 heard = manager.inner.board.now();
-                let done = promise.lapsed
-                    && agent.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
+                // Where commits were confirmed a word counts when it was given after the old primary was left.
+                let promises = !manager.inner.node.state().borrow().sync.rules.is_empty();
+                let left = |a: &AgentView| !promises || (a.severed && a.accepted_epoch >= epoch);
+                let settled = |a: &AgentView| a.state == PostgresState::Standby && a.wal_end_known && left(a);
+                let done = promise.lapsed && agent.as_ref().is_some_and(settled);
                 let wait = if done { Duration::from_millis(500) } else { AGAIN };
                 let at = manager.inner.board.now();
                 manager.inner.board.update(|facts| facts.seal(&member, epoch, (promise, agent), at));

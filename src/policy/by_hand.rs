@@ -80,6 +80,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Maintenance(_)
         | Unfit::NoRoom { .. }
         | Unfit::NoTarget { .. }
+        // Whoever has them may be heard of yet.
+        | Unfit::LacksCommits { .. }
         | Unfit::Behind { .. } => false,
     }
 }

@@ -3,18 +3,19 @@
 //! Members are compared by where their WAL ends, timeline first, never by a bare LSN; what operators have set
 //! (priority, failover, site, how much may be lost) comes on top, and only an operator who names a member overrules it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Situation, loss, report::Unfit, room};
+use super::{Hold, Situation, loss, report::Unfit, room, sync};
 use crate::{
     domain::{
-        MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, TimelineHistory, Timings, WalPosition,
+        MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory, Timings,
+        WalPosition,
         observation::{AgentView, Promise},
     },
-    state::{Lock, OperationKind, Release},
+    state::{Lock, OperationKind, OperationPhase, Release},
 };
 
-/// The member to be primary next, and where its WAL ends.
+/// The member to be primary next, where its WAL ends, and by which rule it acknowledges its first commits.
 ///
 /// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
 /// grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
@@ -26,7 +27,8 @@ pub fn successor(
     s: &Situation<'_>,
     released: Option<&Release>,
     forced: Option<&MemberId>,
-) -> Result<(MemberId, WalPosition), Hold> {
+) -> Result<(MemberId, WalPosition, Option<SyncStart>), Hold> {
+    let everything = acknowledged(s)?;
     let mut why = Vec::new();
     let mut fit = Vec::new();
     let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
@@ -36,7 +38,11 @@ pub fn successor(
             Some(_) => Ok(candidate),
             None => wishes.accept(s, member, candidate),
         };
-        match fitness(s, member, released, planned).and_then(accepted) {
+        let complete = |candidate: Candidate| match everything {
+            Some(needed) if candidate.end < needed => Err(Unfit::LacksCommits { end: candidate.end, needed }),
+            Some(_) | None => Ok(candidate),
+        };
+        match fitness(s, member, released, planned).and_then(complete).and_then(accepted) {
             Ok(candidate) => fit.push((member, candidate)),
             Err(unfit) => why.push((member.clone(), unfit)),
         }
@@ -45,6 +51,10 @@ pub fn successor(
         let would_be = fit.into_iter().map(|(member, _)| member.clone()).collect();
         return Err(Hold::LagUnknown { limit, would_be });
     }
+    let start = |member: MemberId, end: WalPosition| {
+        let sync = sync::start(s, (&member, end), everything, (released, &promised(s)));
+        (member, end, sync)
+    };
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
@@ -53,7 +63,36 @@ pub fn successor(
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });
-    best.map(|(member, candidate)| (member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
+    best.map(|(member, candidate)| start(member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
+}
+
+/// Where WAL has to reach to have every commit that was promised to be safe; `None`: nothing was, or an operator has
+/// accepted the loss.
+///
+/// # Errors
+/// Nobody can tell, and nobody may be promoted without such a word.
+pub fn acknowledged(s: &Situation<'_>) -> Result<Option<WalPosition>, Hold> {
+    let Lock::Fenced { previous, released, .. } = &s.state.lock else { return Ok(None) };
+    if s.state.operation.as_ref().is_some_and(|o| o.accepts_loss && o.phase == OperationPhase::Transfer) {
+        return Ok(None);
+    }
+    let heard = promised(s);
+    sync::everything(s, released.as_ref(), &heard).map_err(|rule| Hold::Unconfirmed {
+        rule: rule.words(),
+        needed: rule.needed(),
+        last: previous.as_ref().map(|(_, member)| member.clone()),
+        heard: heard.into_iter().collect(),
+    })
+}
+
+/// Members whose word counts for a promotion, and whose WAL is the cluster's.
+fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    let on_history = |member: &MemberId| {
+        let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
+        agent.is_some_and(|a| on_history(a, &lineage) && s.state.is_known_wal(member, a.wal_end, &a.history))
+    };
+    sync::promised(s).into_iter().filter(on_history).collect()
 }
 
 /// What operators have set for such a choice.

@@ -27,13 +27,13 @@ fn told(mut bench: Bench, member: &str, end: &str) -> Bench {
 
 fn chosen(bench: &Bench) -> String {
     match successor(&bench.situation(), None, None) {
-        Ok((member, _)) => member.to_string(),
+        Ok((member, ..)) => member.to_string(),
         Err(hold) => hold.to_string(),
     }
 }
 
 fn named(bench: &Bench, member: &str) -> Result<MemberId, Hold> {
-    successor(&bench.situation(), None, Some(&id(member))).map(|(member, _)| member)
+    successor(&bench.situation(), None, Some(&id(member))).map(|(member, ..)| member)
 }
 
 const EQUAL: &[(&str, &str)] = &[("b", "standby 2:80"), ("c", "standby 2:80")];
@@ -184,7 +184,7 @@ fn with_a_limit_nobody_is_promoted_while_nobody_knows_what_is_lost() {
     if let Lock::Fenced { released, .. } = &mut released.state.lock {
         *released = Some(release.clone());
     }
-    assert_eq!(successor(&released.situation(), Some(&release), None).map(|(m, _)| m), Ok(id("b")));
+    assert_eq!(successor(&released.situation(), Some(&release), None).map(|(m, ..)| m), Ok(id("b")));
     let mut first = fenced(&set, EQUAL);
     if let Lock::Fenced { previous, .. } = &mut first.state.lock {
         *previous = None;

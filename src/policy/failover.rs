@@ -164,7 +164,7 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         return Some(Verdict::Hold(hold));
     }
     Some(match successor(s, ground.released, ground.forced) {
-        Ok((member, floor)) => Verdict::Propose(Kind::Grant { member, floor }),
+        Ok((member, floor, sync)) => Verdict::Propose(Kind::Grant { member, floor, sync }),
         Err(hold) => Verdict::Hold(hold),
     })
 }

@@ -27,6 +27,7 @@ pub mod rules;
 pub mod settings;
 pub mod stonith;
 pub mod switchover;
+pub mod sync;
 #[cfg(test)]
 pub mod testing;
 pub mod timings;

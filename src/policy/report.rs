@@ -91,6 +91,40 @@ pub enum Hold {
         /// Who could.
         would_be: Vec<MemberId>,
     },
+    /// A commit that was acknowledged may be on none of the members that have answered.
+    Unconfirmed {
+        /// By which rule it was.
+        rule: String,
+        /// Who has given the old primary up, and told where its WAL ends.
+        heard: Vec<MemberId>,
+        /// How many of the rule's standbys have to; `None`: only the last primary will do.
+        needed: Option<usize>,
+        /// The last primary, whose word alone would do.
+        last: Option<MemberId>,
+    },
+    /// Clients are kept out of a primary that crashed.
+    KeptOut {
+        /// Which.
+        member: MemberId,
+        /// Who has to confirm what it has.
+        confirms: String,
+    },
+    /// Fewer standbys confirm commits than was asked for.
+    TooFewSync {
+        /// How many there are.
+        have: usize,
+        /// How many were asked for.
+        wanted: usize,
+        /// Commits wait for them.
+        strict: bool,
+    },
+    /// Rules of commits change faster than they come into effect.
+    SyncUnsettled {
+        /// How many are in use.
+        rules: usize,
+        /// What the last wants.
+        waits_for: String,
+    },
     /// An operation waits for a host.
     Operation {
         /// Which.
@@ -316,6 +350,13 @@ pub enum Unfit {
     },
     /// An operator has put it aside.
     Maintenance(Asked),
+    /// It lacks WAL that may have been acknowledged as safe.
+    LacksCommits {
+        /// Where its WAL ends.
+        end: WalPosition,
+        /// Where that of the most advanced member ends that can tell.
+        needed: WalPosition,
+    },
     /// It lacks WAL that is known to exist.
     Behind {
         /// Where its WAL ends.
@@ -385,6 +426,9 @@ impl fmt::Display for Unfit {
                 "it lacks at least {behind} bytes of the last primary's WAL, maximum_lag_on_failover is {limit}"
             ),
             Self::Behind { end, needed } => write!(f, "its WAL ends at {end}, {needed} is known to exist"),
+            Self::LacksCommits { end, needed } => {
+                write!(f, "its WAL ends at {end}, and commits up to {needed} may have been acknowledged")
+            }
         }
     }
 }
@@ -460,6 +504,37 @@ impl fmt::Display for Hold {
                     "nobody who knows where the last primary's WAL ended has answered, so whether {names} lacks more of it \
                      than maximum_lag_on_failover = {limit} is not known"
                 )
+            }
+            Self::Unconfirmed { rule, heard, needed, last } => {
+                let heard = Vec::from_iter(heard.iter().map(MemberId::as_str)).join(", ");
+                let heard = if heard.is_empty() { "nobody" } else { heard.as_str() };
+                let last = last.as_ref().map_or("the last primary", MemberId::as_str);
+                match needed {
+                    None => write!(f, "{last} acknowledged commits without a standby, so nobody else may have them")?,
+                    Some(needed) => write!(
+                        f,
+                        "commits were acknowledged that {rule} confirmed, so {needed} of these have to be heard (so far: {heard}), \
+                         or {last}, which has them all"
+                    )?,
+                }
+                Ok(())
+            }
+            Self::KeptOut { member, confirms } => write!(
+                f,
+                "clients are kept out of {member}, which crashed: what it has is to be confirmed by {confirms}, or nobody could rely \
+                 on what is read there"
+            ),
+            Self::TooFewSync { have, wanted, strict: true } => {
+                write!(f, "commits wait: {have} of {wanted} standbys can confirm them; `sync_strict=false` would let them go on")
+            }
+            Self::TooFewSync { have: 0, .. } => f.write_str(
+                "no standby confirms commits: if the primary is lost, nobody else becomes primary by itself until one is back",
+            ),
+            Self::TooFewSync { have, wanted, .. } => {
+                write!(f, "{have} of {wanted} standbys confirm commits, for there are no more")
+            }
+            Self::SyncUnsettled { rules, waits_for } => {
+                write!(f, "{rules} rules of commits are in use; the last waits until it is in effect: {waits_for}")
             }
             Self::Operation { id, phase, waits_for, remaining } => {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))

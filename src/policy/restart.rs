@@ -42,7 +42,7 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
         return Err(format!("PostgreSQL on {member} is {}", super::report::state_word(agent.state)));
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
-    Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone() })
+    Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone(), accepts_loss: false })
 }
 
 /// Rule 262.
@@ -144,7 +144,7 @@ mod tests {
     fn what_runs_or_was_stopped_is_restarted_and_what_is_at_work_is_not() {
         let running = bench("primary 2:90 lease=1", "standby 2:80");
         for member in ["a", "b"] {
-            let Ok(Kind::BeginOperation { kind, from, to }) = ask(&running, member) else { panic!() };
+            let Ok(Kind::BeginOperation { kind, from, to, .. }) = ask(&running, member) else { panic!() };
             assert_eq!((kind, from, to), (OperationKind::Restart, Some(id("a")), id(member)));
         }
         let stopped = bench("stopped 2:90 lease=1", "stopped 2:80");

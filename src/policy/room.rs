@@ -49,7 +49,7 @@ fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdi
         return Some(Verdict::Hold(paused));
     }
     let from = Some(primary.clone());
-    Some(Verdict::Propose(Kind::BeginOperation { kind: OperationKind::Switchover, from, to }))
+    Some(Verdict::Propose(Kind::BeginOperation { kind: OperationKind::Switchover, from, to, accepts_loss: false }))
 }
 
 /// How long nothing is tried after a switchover from `primary` failed; one that it crashed under has held nothing up. Counted from when this leader saw it end, so for

@@ -3,7 +3,7 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion,
-    restart, room, stonith, switchover, timings,
+    restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -25,6 +25,12 @@ pub const RULES: &[Rule] = &[
     Rule { id: 110, name: "the holder says its process tree is empty: release", decide: failover::released_by_holder },
     Rule { id: 120, name: "the promoted member is on its timeline: record it", decide: promotion::complete },
     Rule { id: 130, name: "the new primary accepts writes: open it", decide: promotion::open },
+    Rule {
+        id: 132,
+        name: "the primary crashed where commits are confirmed: keep clients out until what it has is",
+        decide: sync::keep_out,
+    },
+    Rule { id: 134, name: "what the primary has after its crash is confirmed: let clients in", decide: sync::let_in },
     Rule {
         id: 140,
         name: "the holder counts by the newest timings, older promises are over: settle",
@@ -81,6 +87,8 @@ pub const RULES: &[Rule] = &[
         decide: by_hand::adopt_timeline,
     },
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
+    Rule { id: 430, name: "the newest rule of commits is in effect: older ones go", decide: sync::settle },
+    Rule { id: 432, name: "other standbys are to confirm commits: the next rule", decide: sync::change },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {
         id: 460,

@@ -3,7 +3,7 @@
 use super::{Situation, format};
 use crate::{
     domain::{
-        Format, MemberId, MemberSettings, SettingChanges, Settings, SettingsDocument,
+        Format, MemberId, MemberSettings, SettingChanges, Settings, SettingsDocument, SyncMode,
         settings_document::{member_key, member_of},
     },
     state::Kind,
@@ -45,13 +45,16 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     if let Some(why) = after.settings().contradiction().filter(|_| !asked.is_empty()) {
         return Err(Refused::Impossible(why));
     }
-    let all = after.settings().contradictions_with(&s.timings);
+    let all = after.settings().contradictions_with(s.timings);
     if let Some(contradiction) = all.iter().find(|contradiction| asked.contains_key(contradiction.key)) {
         return Err(Refused::Impossible(contradiction.to_string()));
     }
     if !asked.is_empty() && eligible(s, &after).is_empty() {
         let nobody = "no member could become primary any more: each would have failover = false or priority = 0";
         return Err(Refused::Impossible(nobody.to_owned()));
+    }
+    if let Some(why) = too_few(s, &after).filter(|_| !asked.is_empty()) {
+        return Err(Refused::Impossible(why));
     }
     let in_force = after.values == known.values;
     if in_force && (known.version == version || known.version == version + 1) {
@@ -73,11 +76,15 @@ pub fn eligible<'a>(s: &Situation<'a>, settings: &SettingsDocument) -> Vec<&'a M
 /// The changes with each value as it is written by us; or all that is wrong with them.
 fn checked(s: &Situation<'_>, asked: &SettingChanges) -> Result<SettingChanges, String> {
     let (mut changes, mut wrong) = (SettingChanges::new(), Vec::new());
-    for (key, value) in asked {
-        let one = match member_of(key) {
+    let asked = asked.iter().flat_map(|(key, value)| match key.as_str() {
+        PROTECTION => preset(value.as_deref()),
+        _ => vec![Ok((key.clone(), value.clone()))],
+    });
+    for one in asked {
+        let one = one.and_then(|(key, value)| match member_of(&key) {
             Some((member, key)) => of_member(s, member, key, value.as_deref()),
-            None => of_cluster(s, key, value.as_deref()),
-        };
+            None => of_cluster(s, &key, value.as_deref()),
+        });
         match one {
             Err(problem) => wrong.push(problem),
             Ok((key, value)) if changes.contains_key(&key) => {
@@ -92,6 +99,49 @@ fn checked(s: &Situation<'_>, asked: &SettingChanges) -> Result<SettingChanges, 
 
 type Change = (String, Option<String>);
 
+/// The key of a preset: it sets the keys of [`PRESETS`] and stands in no document.
+const PROTECTION: &str = "protection";
+
+/// What each level of protection sets: its name, `replication_mode`, `sync_strict`, `sync_count`, `synchronous_commit`.
+const PRESETS: [(&str, [&str; 4]); 4] = [
+    ("max-performance", ["async", "false", "1", "on"]),
+    ("max-availability", ["quorum", "false", "1", "on"]),
+    ("max-protection", ["quorum", "true", "1", "on"]),
+    ("max-consistency", ["sync", "true", "2", "remote_apply"]),
+];
+const PRESET_KEYS: [&str; 4] = ["replication_mode", "sync_strict", "sync_count", "synchronous_commit"];
+
+fn preset(name: Option<&str>) -> Vec<Result<Change, String>> {
+    let keys = PRESET_KEYS.iter().map(|key| (*key).to_owned());
+    let Some(name) = name else { return keys.map(|key| Ok((key, None))).collect() };
+    match PRESETS.iter().find(|(preset, _)| *preset == name) {
+        Some((_, values)) => keys.zip(values).map(|(key, value)| Ok((key, Some((*value).to_owned())))).collect(),
+        None => {
+            let there_are = PRESETS.map(|(preset, _)| preset).join(", ");
+            vec![Err(format!("{PROTECTION} = `{name}` is not possible: {there_are}"))]
+        }
+    }
+}
+
+/// Why commits could wait for ever: with this member as primary there are fewer standbys that may confirm than have to.
+fn too_few(s: &Situation<'_>, after: &SettingsDocument) -> Option<String> {
+    let settings = after.settings();
+    if settings.replication_mode == SyncMode::Async || !settings.sync_strict {
+        return None;
+    }
+    let may = |primary: &MemberId| {
+        let others = s.state.members.keys().filter(|m| *m != primary);
+        others.filter(|m| after.of_member(m).confirms()).count()
+    };
+    let primaries = eligible(s, after).into_iter().map(|p| (may(p), p));
+    let (count, primary) = primaries.min().filter(|(count, _)| *count < settings.sync_count as usize)?;
+    Some(format!(
+        "sync_strict = true with sync_count = {}: with {primary} as primary there are {count} standbys that may confirm, and \
+         commits would wait for ever",
+        settings.sync_count
+    ))
+}
+
 fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Change, String> {
     let is_key = Settings::KEYS.iter().any(|(known, _)| *known == key);
     let Some(value) = value else {
@@ -99,7 +149,7 @@ fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Chang
         let known = is_key || s.state.settings.values.contains_key(key);
         return known.then(|| (key.to_owned(), None)).ok_or_else(|| format!("`{key}` is no setting"));
     };
-    if MemberSettings::KEYS.iter().any(|(known, _)| *known == key) || key == "nofailover" {
+    if MemberSettings::KEYS.iter().any(|(known, _)| *known == key) || ["nofailover", "nosync"].contains(&key) {
         return Err(format!("`{key}` is a setting of one member: say whose (--member)"));
     }
     let mut settings = Settings::default();
@@ -107,7 +157,7 @@ fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Chang
     Ok((key.to_owned(), settings.values().get(key).cloned()))
 }
 
-/// `nofailover` is what others call the opposite of `failover`.
+/// `nofailover` and `nosync` are what others call the opposites of `failover` and `sync`.
 fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) -> Result<Change, String> {
     if !s.state.members.keys().any(|known| known.as_str() == member) {
         let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
@@ -117,6 +167,9 @@ fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) ->
         ("nofailover", Some("true")) => ("failover", Some("false")),
         ("nofailover", Some("false")) => ("failover", Some("true")),
         ("nofailover", None) => ("failover", None),
+        ("nosync", Some("true")) => ("sync", Some("false")),
+        ("nosync", Some("false")) => ("sync", Some("true")),
+        ("nosync", None) => ("sync", None),
         other => other,
     };
     let (whole, is_key) = (member_key(member, key), MemberSettings::KEYS.iter().any(|(known, _)| *known == key));
@@ -248,10 +301,13 @@ mod tests {
         let refused = [
             ([("n9.priority", Some("5"))], "n9 is no member of this cluster, there are a, b, c"),
             ([("b.priority", Some("-1"))], "b: priority = `-1` is not possible: a whole number from 0 to 1000000"),
-            ([("b.colour", Some("red"))], "`colour` is no setting of a member, there are priority, failover, site"),
+            (
+                [("b.colour", Some("red"))],
+                "`colour` is no setting of a member, there are priority, failover, site, sync, sync_priority",
+            ),
             (
                 [("b.nofailover", Some("no"))],
-                "`nofailover` is no setting of a member, there are priority, failover, site",
+                "`nofailover` is no setting of a member, there are priority, failover, site, sync, sync_priority",
             ),
             ([("priority", Some("5"))], "`priority` is a setting of one member: say whose (--member)"),
         ];
@@ -260,6 +316,45 @@ mod tests {
         }
         let twice = set(&[("b.failover", Some("true")), ("b.nofailover", Some("true"))]);
         assert_eq!(twice, Err("b.failover is given twice, also as `false`".to_owned()));
+    }
+
+    #[test]
+    fn a_level_of_protection_sets_its_keys() {
+        let set = |changes: &[(&str, Option<&str>)]| match ask(&bench(), 4, changes) {
+            Ok(Some(Kind::SetSettings { changes, .. })) => Ok(changes),
+            Ok(other) => panic!("{other:?}"),
+            Err(why) => Err(why.to_string()),
+        };
+        let keys = |values: [&str; 4]| {
+            let both = PRESET_KEYS.into_iter().zip(values);
+            both.map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).collect::<SettingChanges>()
+        };
+        for (name, values) in PRESETS {
+            assert_eq!(set(&[("protection", Some(name))]), Ok(keys(values)), "{name}");
+        }
+        let none: SettingChanges = PRESET_KEYS.map(|key| (key.to_owned(), None)).into();
+        assert_eq!(set(&[("protection", None), ("crash_budget", None)]).map(|c| c.len()), Ok(none.len() + 1));
+        let refused =
+            "protection = `most` is not possible: max-performance, max-availability, max-protection, max-consistency";
+        assert_eq!(set(&[("protection", Some("most"))]), Err(refused.to_owned()));
+        let twice = set(&[("protection", Some("max-protection")), ("sync_count", Some("2"))]);
+        assert_eq!(twice, Err("sync_count is given twice, also as `2`".to_owned()));
+    }
+
+    #[test]
+    fn commits_that_would_wait_for_ever_are_refused() {
+        let strict = [("replication_mode", Some("quorum")), ("sync_strict", Some("true")), ("sync_count", Some("2"))];
+        assert!(matches!(ask(&bench(), 4, &strict), Ok(Some(_))));
+        let mut no_c = strict.to_vec();
+        no_c.push(("c.nosync", Some("true")));
+        let Err(Refused::Impossible(why)) = ask(&bench(), 4, &no_c) else { panic!() };
+        assert_eq!(
+            why,
+            "sync_strict = true with sync_count = 2: with a as primary there are 1 standbys that may confirm, and commits would wait \
+             for ever"
+        );
+        no_c[1].1 = Some("false");
+        assert!(matches!(ask(&bench(), 4, &no_c), Ok(Some(_))), "they go on with one");
     }
 
     #[test]

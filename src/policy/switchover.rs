@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{
     Hold, Situation, Verdict,
-    candidates::{Wishes, unfit_data, unfit_host},
+    candidates::{self, Wishes, unfit_data, unfit_host},
     loss::{self, Loss},
     restart, room,
 };
@@ -212,7 +212,7 @@ pub fn admit(
             return Err("a failover by command needs --candidate".to_owned());
         }
     };
-    Ok(Kind::BeginOperation { kind, from: holder, to })
+    Ok(Kind::BeginOperation { kind, from: holder, to, accepts_loss: allow_loss && kind == OperationKind::Failover })
 }
 
 fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<MemberId, String> {
@@ -268,6 +268,9 @@ fn failover_target(s: &Situation<'_>, to: &MemberId, allow_loss: bool) -> Result
     let loss = loss::of(s, agent.wal_end);
     if !loss.is_none() {
         why.push(loss.to_string());
+    }
+    if let Err(hold) = candidates::acknowledged(s) {
+        why.push(hold.to_string());
     }
     if why.is_empty() {
         return Ok(to.clone());

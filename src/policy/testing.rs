@@ -13,6 +13,7 @@ use crate::{
         Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, membership::GroupView,
         observation::AgentView, observation::FailsafeView, observation::FenceView, observation::HeardOfPrimary,
         observation::LeaseReach, observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
+        observation::SyncView,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,
@@ -127,7 +128,16 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
         }
         other => panic!("no operation: {other:?}"),
     };
-    Some(Operation { id: 1, kind, from, to: id(to), phase, request_id: "r".to_owned(), because: RuleId(0) })
+    Some(Operation {
+        id: 1,
+        kind,
+        from,
+        to: id(to),
+        phase,
+        request_id: "r".to_owned(),
+        because: RuleId(0),
+        accepts_loss: false,
+    })
 }
 
 /// What the agent of `member` says.
@@ -189,6 +199,9 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
         room: None,
         redo: None,
+        sync: SyncView::default(),
+        severed: false,
+        follows_epoch: Epoch(0),
     };
     if state == PostgresState::Primary {
         view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();
@@ -219,6 +232,23 @@ fn apply_word(view: &mut AgentView, word: &str) {
             view.upstream = Some(id(value));
             view.streaming = true;
         }
+        // The epoch it has promised: it follows nobody of an earlier one any more.
+        "severed" => (view.severed, view.accepted_epoch) = (true, Epoch(number())),
+        "follows" => view.follows_epoch = Epoch(number()),
+        "applied" => view.sync = SyncView { applied: number(), ..view.sync.clone() },
+        "effective" => view.sync = SyncView { applied: number(), effective: true, ..view.sync.clone() },
+        // `unheard=b:1500`, or `unheard=b` for just heard.
+        "unheard" => {
+            let (member, ms) = value.split_once(':').unwrap_or((value, "0"));
+            view.sync.unheard_ms.insert(id(member), ms.parse().expect("milliseconds"));
+        }
+        "gone" => view.standbys.retain(|p| p.member != id(value)),
+        "behind" => {
+            let (member, bytes) = value.split_once(':').expect("behind=MEMBER:BYTES");
+            let lag = bytes.parse().expect("bytes");
+            view.standbys.iter_mut().filter(|p| p.member == id(member)).for_each(|p| p.lag_bytes = lag);
+        }
+        "storage" => view.storage = Some("its disk stands still".to_owned()),
         "counted" => view.reach.counted = number(),
         "answering" => view.reach.answering = value.split(',').map(id).collect(),
         "rewinds" => view.rewind_failures = number(),

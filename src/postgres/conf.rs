@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 
-use crate::domain::{Epoch, Generation, MemberId, Timings};
+use crate::domain::{Epoch, Generation, MemberId, Timings, sync::standby_name};
 
 /// A synchronous standby that nobody is: with it in the data directory's
 /// configuration a primary that was started or promoted by hand acknowledges nothing.
@@ -45,7 +45,8 @@ pub(super) struct Settings<'a> {
     pub(super) superuser: &'a str,
     pub(super) replication_user: &'a str,
     pub(super) passfile: &'a str,
-    pub(super) application_name: &'a str,
+    /// Whose PostgreSQL this is.
+    pub(super) member: &'a str,
     pub(super) member_hosts: Vec<&'a str>,
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
@@ -159,8 +160,13 @@ pub(super) fn conninfo(pairs: &[(&str, &str)]) -> String {
     Vec::from_iter(pairs.iter().map(one)).join(" ")
 }
 
-/// How a standby, a rewind and a clone reach another member.
-pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream, dbname: Option<&str>) -> String {
+/// How a standby, a rewind and a clone reach another member, under this name.
+pub(super) fn replication_conninfo(
+    settings: &Settings<'_>,
+    upstream: &Upstream,
+    name: &str,
+    dbname: Option<&str>,
+) -> String {
     let port = upstream.port.to_string();
     let (idle, interval) = settings.silence.probes();
     let [idle, interval, count] = [idle, interval, Silence::PROBES].map(|n| n.to_string());
@@ -170,7 +176,7 @@ pub(super) fn replication_conninfo(settings: &Settings<'_>, upstream: &Upstream,
         ("port", port.as_str()),
         ("user", settings.replication_user),
         ("passfile", settings.passfile),
-        ("application_name", settings.application_name),
+        ("application_name", name),
         ("connect_timeout", "3"),
         ("keepalives", "1"),
         ("keepalives_idle", &idle),
@@ -206,8 +212,9 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         }
     }
     let (primary_conninfo, timeline) = match role {
-        ConfigRole::Standby { upstream: Some(upstream), .. } => {
-            (replication_conninfo(settings, upstream, None), "latest")
+        ConfigRole::Standby { upstream: Some(upstream), epoch, generation } => {
+            let name = standby_name(settings.member, *generation, *epoch);
+            (replication_conninfo(settings, upstream, &name, None), "latest")
         }
         ConfigRole::Standby { upstream: None, .. } => (String::new(), "latest"),
         ConfigRole::DormantPrimary => (String::new(), "current"),
@@ -303,8 +310,12 @@ pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)])
     floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
 }
 
-/// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines.
-pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
+/// How a `pg_hba.conf` that lets no client in says so.
+pub(super) const CLOSED: &str = "# Closed by matriarch: what this primary has after its crash is not confirmed yet.";
+
+/// The text of `pg_hba.conf`: the agent on the socket, the members' replication role, then the user's lines, or with
+/// `closed` that nobody else comes in.
+pub(super) fn pg_hba(settings: &Settings<'_>, closed: bool) -> String {
     let mut text = String::from("# Written by matriarch; further lines come from its configuration file.\n");
     let _ = writeln!(text, "local all {} scram-sha-256", hba_quote(settings.superuser));
     let mut addresses = Vec::from_iter(settings.member_hosts.iter().map(|host| hba_address(host)));
@@ -315,6 +326,10 @@ pub(super) fn pg_hba(settings: &Settings<'_>) -> String {
             let user = hba_quote(settings.replication_user);
             let _ = writeln!(text, "host {database} {user} {address} scram-sha-256");
         }
+    }
+    if closed {
+        let _ = writeln!(text, "{CLOSED}\nlocal all all reject\nhost all all all reject");
+        return text;
     }
     for line in settings.hba {
         let _ = writeln!(text, "{line}");
@@ -377,7 +392,7 @@ mod tests {
             superuser: "postgres",
             replication_user: "repl",
             passfile: "/var/lib/it's/pgpass",
-            application_name: "n1",
+            member: "n1",
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
             hba,
             parameters,
@@ -407,6 +422,7 @@ mod tests {
         let conninfo = value(&conf, "primary_conninfo").unwrap();
         assert!(conninfo.starts_with("'host=''10.0.0.2'' port=''5432'' user=''repl'' passfile="), "{conninfo}");
         assert!(conninfo.contains(r"''/var/lib/it\\''s/pgpass''"), "{conninfo}");
+        assert!(conninfo.contains(" application_name=''n1_g1e7'' "), "{conninfo}");
         assert_eq!(value(&conf, "port"), Some("'5433'"));
         assert_eq!(value(&conf, "restore_command"), Some("'cp /a/%f %p'"));
         assert_eq!(value(&conf, "recovery_target_timeline"), Some("'latest'"));
@@ -488,7 +504,7 @@ mod tests {
             host postgres "repl" fd00::1/128 scram-sha-256
             host all all 0.0.0.0/0 scram-sha-256
         "#]]
-        .assert_eq(&pg_hba(&settings(&parameters, &hba)));
+        .assert_eq(&pg_hba(&settings(&parameters, &hba), false));
     }
 
     #[test]

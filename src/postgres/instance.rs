@@ -6,7 +6,7 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -74,6 +74,8 @@ struct Inner {
     silence: Mutex<Silence>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
     writing: Mutex<()>,
+    /// The same for the live configuration, which is not on the disk of the data directory.
+    live: Mutex<()>,
 }
 
 impl Instance {
@@ -95,6 +97,7 @@ impl Instance {
             log_file: agent.state_dir.join("postgres.log"),
             silence: Mutex::new(Silence::from(timings)),
             writing: Mutex::new(()),
+            live: Mutex::new(()),
         }))
     }
 
@@ -269,12 +272,24 @@ impl Instance {
         let paths = self.paths();
         let settings = self.settings(&paths);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
-        files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings))?;
+        files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings, false))?;
         let auto_conf = dir.join("postgresql.auto.conf");
         match fs::read_to_string(&auto_conf).ok().and_then(|text| conf::without_owned(&text)) {
             Some(kept) => files::replace(&auto_conf, &kept),
             None => Ok(()),
         }
+    }
+
+    /// `pg_hba.conf` of the data directory.
+    pub(super) fn hba_path(&self) -> PathBuf {
+        self.data_dir().join("pg_hba.conf")
+    }
+
+    /// Writes it anew; `closed`: for nobody but us.
+    pub(super) fn write_hba(&self, closed: bool) -> Result<(), PostgresError> {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let paths = self.paths();
+        files::replace(&self.hba_path(), &conf::pg_hba(&self.settings(&paths), closed))
     }
 
     /// Whether we configured the data directory at any time. One that we didn't is
@@ -340,22 +355,18 @@ impl Instance {
         conf::runtime_conf(self.silence(), &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 
-    /// Writes the live configuration: the names of the synchronous standbys, '' for none. Takes effect with a
-    /// reload, and only in a postmaster that was started with [`Instance::postmaster_command`].
-    ///
-    /// # Errors
-    /// The file can't be written.
-    pub fn write_live(&self, sync_names: &str) -> Result<(), PostgresError> {
-        let text = format!("synchronous_standby_names = {}\n", conf::quote(sync_names));
-        files::replace(&self.live_path(), &text)
-    }
-
     /// Removes the live configuration; after the next reload or start the placeholder holds.
     ///
     /// # Errors
     /// The file can't be removed.
     pub fn remove_live(&self) -> Result<(), PostgresError> {
+        let _alone = self.live_alone();
         files::remove(&self.live_path()).map(|_| ())
+    }
+
+    /// Whoever changes the live configuration does it alone.
+    pub(super) fn live_alone(&self) -> MutexGuard<'_, ()> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file the live configuration is in; the guard deletes it on a fence.
@@ -431,7 +442,7 @@ impl Instance {
     /// The connection string of a helper to `source`.
     pub(super) fn source_conninfo(&self, source: &Upstream, dbname: Option<&str>) -> String {
         let paths = self.paths();
-        conf::replication_conninfo(&self.settings(&paths), source, dbname)
+        conf::replication_conninfo(&self.settings(&paths), source, self.0.me.as_str(), dbname)
     }
 
     /// `<data_dir><suffix>`.
@@ -456,7 +467,7 @@ impl Instance {
             superuser: &cfg.superuser,
             replication_user: &cfg.replication_user,
             passfile,
-            application_name: me.as_str(),
+            member: me.as_str(),
             member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
             hba: &cfg.hba,
             parameters: &cfg.parameters,

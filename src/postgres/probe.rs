@@ -9,7 +9,7 @@ use super::{
     instance::Instance,
     session::{Session, SqlError},
 };
-use crate::domain::{Lsn, MemberId, TimelineId, WalPosition, observation::StandbyProgress};
+use crate::domain::{Lsn, MemberId, TimelineId, WalPosition, observation::StandbyProgress, sync::read_standby_name};
 
 /// What the local server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Probe {
     pub replay_waits: String,
     /// Standby: replay is paused, by hand or by PostgreSQL itself.
     pub replay_paused: bool,
+    /// Standby: it is configured to follow nobody, and no WAL receiver runs.
+    pub severed: bool,
     /// Drawn by initdb.
     pub system_identifier: u64,
     /// `server_version_num`.
@@ -106,6 +108,8 @@ SELECT pg_is_in_recovery() AS in_recovery,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) AS startup_wait,
   current_setting('server_version_num') AS version,
   current_setting('synchronous_standby_names') AS sync_names,
+  current_setting('primary_conninfo') = ''
+    AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody,
   (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
   (SELECT string_agg(application_name || E'\\t' || coalesce(state, '') || E'\\t' || coalesce(flush_lsn, '0/0'), E'\\n')
    FROM pg_stat_replication) AS standbys
@@ -186,6 +190,7 @@ impl Instance {
             replay_lsn,
             streaming,
             has_receiver: text("receiver").is_some(),
+            severed: in_recovery && text("follows_nobody") == Some("t") && text("receiver").is_none(),
             // A receiver that has just connected shows the end of an earlier one, and two equal times. The age is by the
             // wall clock: a word from the future is none.
             upstream_end: lsn("upstream_end").filter(|_| streaming).and_then(|lsn| {
@@ -248,12 +253,21 @@ fn walfile_timeline(name: &str) -> Option<TimelineId> {
 fn standbys(text: &str, end: Lsn) -> Vec<StandbyProgress> {
     let one = |line: &str| {
         let mut fields = line.split('\t');
-        let member = fields.next()?.parse().ok()?;
+        let (member, _) = read_standby_name(fields.next()?)?;
         let state = fields.next()?.to_owned();
         let flush_lsn: Lsn = fields.next()?.parse().ok()?;
         Some(StandbyProgress { member, state, flush_lsn, lag_bytes: end.bytes_past(flush_lsn) })
     };
-    text.lines().filter_map(one).collect()
+    // A connection that is over may be listed until its other end is given up: the one that has come further is alive.
+    let mut seen: Vec<StandbyProgress> = Vec::new();
+    for standby in text.lines().filter_map(one) {
+        match seen.iter_mut().find(|s| s.member == standby.member) {
+            Some(known) if standby.flush_lsn >= known.flush_lsn => *known = standby,
+            Some(_) => {}
+            None => seen.push(standby),
+        }
+    }
+    seen
 }
 
 #[cfg(test)]
@@ -266,6 +280,9 @@ mod tests {
         let seen = standbys("n2\tstreaming\t0/3000000\npg_basebackup X\tbackup\t0/0\n", Lsn(0x300_0010));
         assert_eq!(seen.len(), 1);
         assert_eq!((seen[0].member.as_str(), seen[0].lag_bytes), ("n2", 16));
+        let named = "n2_g1e3\tstreaming\t0/2000000\nn2_g1e4\tstreaming\t0/3000000\nn2_g1e3\tstreaming\t0/1000000\n";
+        let seen = standbys(named, Lsn(0x300_0010));
+        assert_eq!((seen.len(), seen[0].member.as_str(), seen[0].lag_bytes), (1, "n2", 16));
     }
 
     #[test]

@@ -232,6 +232,22 @@ impl Session {
         self.until("waiting for the WAL receiver to end", sql, deadline).await
     }
 
+    /// Ends the WAL receiver, if one runs. The startup process ends it after a reload as well, but only when it wants more WAL:
+    /// not while replay is behind or paused. It begins no other one before it has read the configuration.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn end_receiver(&self) -> Result<(), SqlError> {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
+        let rows = self.query("looking for the WAL receiver", sql, SHORT).await?;
+        let pids = rows.iter().filter_map(|row| row.get(0)?.parse::<i32>().ok());
+        for pid in pids.filter(|pid| *pid > 1) {
+            // One that is gone meanwhile is what was wanted.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
+        Ok(())
+    }
+
     /// How far replay has come on a standby.
     ///
     /// # Errors

@@ -120,6 +120,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
     Rule { id: 550, name: "no data, or a rejoin by copy is due: clone", decide: clone },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
+    Rule { id: 565, name: "an epoch with rules of commits is over: its standbys give it up", decide: sever },
     Rule { id: 570, name: "a standby follows the primary", decide: follow },
     Rule { id: 580, name: "nobody to follow: start read-only and wait", decide: start_alone },
 ];
@@ -211,7 +212,10 @@ fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
 }
 
 fn stop_for_restart(host: &Host<'_>) -> Option<Action> {
-    let due = stops_for_restart(host) && my_grant(host).is_none() && host.agent.state == PostgresState::Standby;
+    // Who confirms commits is taken out of the rule first, so that none waits for it.
+    let confirms = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
+    let standby = host.agent.state == PostgresState::Standby;
+    let due = stops_for_restart(host) && my_grant(host).is_none() && standby && !confirms;
     due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
 }
 
@@ -349,7 +353,7 @@ fn follow(host: &Host<'_>) -> Option<Action> {
     let follows = host.agent.upstream.as_ref() == Some(upstream.member);
     let due = match host.agent.state {
         PostgresState::Stopped => true,
-        PostgresState::Standby => !follows,
+        PostgresState::Standby => !follows || has_another_name(host),
         PostgresState::NoData
         | PostgresState::Starting
         | PostgresState::Promoting
@@ -360,6 +364,22 @@ fn follow(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Failed => false,
     };
     due.then(|| Action::StartStandby { upstream: Some(upstream.into()) })
+}
+
+/// Commits are confirmed under the name of the epoch: one that follows the right primary under another name confirms none.
+fn has_another_name(host: &Host<'_>) -> bool {
+    let granted = host.state.holder().map(|(epoch, _)| epoch);
+    !host.state.sync.rules.is_empty() && granted.is_some_and(|epoch| host.agent.follows_epoch != epoch)
+}
+
+/// Where commits were confirmed a promotion needs the word of standbys, and each word is worth something only when nothing
+/// can be confirmed after it: whoever gives it has left the old primary for good.
+fn sever(host: &Host<'_>) -> Option<Action> {
+    let over = matches!(host.state.lock, Lock::Fenced { .. }) && !host.state.sync.rules.is_empty();
+    let agent = host.agent;
+    let done = agent.severed && agent.accepted_epoch >= host.state.epoch;
+    let due = over && agent.state == PostgresState::Standby && !done;
+    due.then_some(Action::StartStandby { upstream: None })
 }
 
 /// A stopped member that may be needed as the next primary waits read-only, and

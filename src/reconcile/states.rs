@@ -254,7 +254,7 @@ pub const EDGES: &[Edge] = &[
     order(Standby, ActionKind::Clone, &[550], Busy),
     order(Standby, ActionKind::Rewind, &[560], Busy),
     // Another upstream, without a restart.
-    order(Standby, ActionKind::Start, &[570], Standby),
+    order(Standby, ActionKind::Start, &[565, 570], Standby),
     order(Primary, ActionKind::Checkpoint, &[520], Primary),
     order(Primary, ActionKind::Stop, &[525, 540], Stopping),
     order(Crashed, ActionKind::Restart, &[535], Starting),

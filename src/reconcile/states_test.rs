@@ -30,7 +30,9 @@ struct Committed {
 }
 
 /// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 9] = [
+const ASIDE: [&str; 11] = [
+    "settle-sync",
+    "keep-out",
     "acknowledge",
     "settle-timings",
     "adopt-timeline",
@@ -55,8 +57,8 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     let initdb = state.system_identifier.is_none() && state.initializer.as_ref() == Some(me);
     let paused = state.paused.is_some();
     let (founded, system) = (state.identity.is_some(), state.system_identifier.is_some());
-    let put_aside = state.maintenance.contains_key(me);
-    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside}")
+    let (put_aside, confirmed) = (state.maintenance.contains_key(me), !state.sync.rules.is_empty());
+    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside} {confirmed}")
 }
 
 /// Everything that the commands of the policy's rules and of operators lead to, from nothing on, a
@@ -101,7 +103,9 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "genesis" => vec![genesis()],
         "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7 }],
         "fence-epoch" if state.system_identifier.is_some() => vec![Kind::fence(String::new())],
-        "grant-primary" => successors(state, &members).map(|member| Kind::Grant { member, floor: end }).collect(),
+        "grant-primary" => {
+            successors(state, &members).map(|member| Kind::Grant { member, floor: end, sync: None }).collect()
+        }
         "promotion-complete" => match &state.lock {
             Lock::Granted { member, timeline, .. } => vec![Kind::PromotionComplete {
                 member: member.clone(),
@@ -118,6 +122,11 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
             clean: true,
             cause: crate::domain::EndCause::Unknown,
         }),
+        "set-sync" if state.sync.rules.is_empty() => {
+            let others = members.iter().filter(|m| Some(*m) != holder.as_ref()).cloned().collect();
+            vec![Kind::SetSync { after: state.sync.id, rule: Some((others, 1)) }]
+        }
+        "set-sync" => vec![Kind::SetSync { after: state.sync.id, rule: None }],
         "pause" => vec![Kind::Pause { reason: String::new(), by: String::new() }],
         "maintenance" => members.iter().flat_map(|member| [true, false].map(|on| maintenance(member, on))).collect(),
         "resume" => vec![Kind::Resume { by: String::new() }],
@@ -156,7 +165,7 @@ fn successors<'a>(state: &'a ClusterState, members: &'a [MemberId]) -> impl Iter
 }
 
 fn beginnings(holder: Option<&MemberId>, to: &MemberId) -> Vec<Kind> {
-    let begin = |kind| Kind::BeginOperation { kind, from: holder.cloned(), to: to.clone() };
+    let begin = |kind| Kind::BeginOperation { kind, from: holder.cloned(), to: to.clone(), accepts_loss: false };
     [OperationKind::Switchover, OperationKind::Failover, OperationKind::Restart].map(begin).to_vec()
 }
 
@@ -216,6 +225,8 @@ struct View {
     checkpointed: bool,
     by_hand: bool,
     other_system: bool,
+    /// It has given up what the last epoch needed of it, or follows under its name of the present one.
+    word: bool,
 }
 
 const PLAIN: View = View {
@@ -231,6 +242,7 @@ const PLAIN: View = View {
     checkpointed: false,
     by_hand: false,
     other_system: false,
+    word: false,
 };
 
 impl View {
@@ -246,6 +258,7 @@ impl View {
             && (data || self.postgres == NoData || (self.spent == Spent::Nothing && !self.primary_ready))
             && (self.postgres == Standby || self.upstream == Upstream::Nobody)
             && (self.postgres == Primary || !self.checkpointed)
+            && (self.postgres == Standby || !self.word)
             && (stopped || !self.by_hand)
             && (self.postgres != NoData || !self.other_system)
     }
@@ -280,6 +293,9 @@ impl View {
             Upstream::Primary => holder,
             Upstream::Another => Some(testing::id("nobody")),
         };
+        agent.severed = self.word;
+        agent.accepted_epoch = if self.word { state.epoch } else { Epoch(0) };
+        agent.follows_epoch = if self.word { state.epoch } else { Epoch(0) };
         agent.stopped_by_hand = self.by_hand;
         agent.checkpoints_done = if self.checkpointed { state.operations } else { 0 };
         agent
@@ -300,6 +316,7 @@ fn views() -> Vec<View> {
     vary(&mut all, [false, true], |view, value| view.primary_ready = value);
     vary(&mut all, [false, true], |view, value| view.checkpointed = value);
     vary(&mut all, [false, true], |view, value| view.by_hand = value);
+    vary(&mut all, [false, true], |view, value| view.word = value);
     // Nothing else is asked about the data of another cluster.
     let others = ALL_STATES.map(|postgres| View { postgres, other_system: true, ..PLAIN });
     all.extend(others.into_iter().filter(View::can_be));
@@ -331,7 +348,16 @@ struct Case<'a> {
 impl Case<'_> {
     fn is_met(&self) -> bool {
         let follows = self.view.upstream == Upstream::Primary && self.view.wal == Wal::Shared;
-        self.goal.met_in().contains(&self.view.postgres) && (self.goal != Goal::Follow || follows)
+        let confirmed = !self.committed.state.sync.rules.is_empty();
+        let fenced = matches!(self.committed.state.lock, Lock::Fenced { .. });
+        let given_up = !confirmed || !fenced || self.view.word || self.view.postgres != Standby;
+        let named = !confirmed || self.view.word;
+        self.goal.met_in().contains(&self.view.postgres)
+            && match self.goal {
+                Goal::Follow => follows && named,
+                Goal::WaitAlone => given_up,
+                _ => true,
+            }
     }
 
     fn granted(&self) -> bool {
@@ -352,7 +378,7 @@ const AT_REST: [PostgresState; 4] = [NoData, Stopped, Standby, Primary];
 type Rest = (&'static str, fn(&Case<'_>) -> bool);
 
 /// The first that holds is the reason.
-const RESTS: [Rest; 10] = [
+const RESTS: [Rest; 11] = [
     ("the cluster is not founded here: nothing is touched", |c| c.committed.state.identity.is_none()),
     ("its data is of another cluster: an operator has to look", |c| c.view.other_system),
     ("somebody stopped it while the cluster is paused: `matriarch restart`, or `matriarch resume`", |c| {
@@ -365,6 +391,10 @@ const RESTS: [Rest; 10] = [
     ("the primary is not ready to be copied from", |c| c.copies() && !c.view.primary_ready),
     ("five copies have failed: one more every ten minutes", |c| c.copies() && c.view.spent == Spent::Clones),
     ("a rewind was cut off, and there is no primary to go on with", |c| c.view.half_rewound),
+    ("it confirms commits until the rule without it is in effect (rules 432, 430)", |c| {
+        let confirms = c.committed.state.sync.rules.iter().any(|rule| rule.names.contains(&c.committed.me));
+        c.goal == Goal::Stop && c.view.postgres == Standby && confirms
+    }),
     ("the epoch it was granted has ended here: rule 110 or 330 ends it for all", |c| c.granted() && c.view.ended),
     ("it was granted what it can't be any more: the lease runs out (rule 330)", |c| {
         c.granted() && c.view.lease != Lease::Held

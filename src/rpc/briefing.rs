@@ -96,6 +96,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
             on: briefing.pause.on,
             stays: briefing.pause.stays,
         }),
+        sync: Some(super::sync::word(&briefing.sync)),
     }
 }
 
@@ -111,12 +112,14 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
         pause: PauseWord { version: pause.version, on: pause.on, stays: pause.stays },
+        sync: super::sync::word_of(raw.sync)?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{SyncRule, SyncWord};
 
     #[test]
     fn a_briefing_arrives_as_it_was_sent() {
@@ -132,6 +135,11 @@ mod tests {
             timings: TimingsInUse { oldest: TimingsId(3), committed: committed.into() },
             settings: SettingsDocument { version: 9, values: [("a_newer_one".into(), "x".into())].into() },
             pause: PauseWord { version: 3, on: true, stays: true },
+            sync: SyncWord {
+                id: 5,
+                epoch: Epoch(7),
+                rule: Some(SyncRule { id: 4, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 }),
+            },
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

@@ -8,7 +8,7 @@ use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     convert::{member_id, optional_member, optional_text, position, position_of},
-    history, v1,
+    history, sync, v1,
 };
 use crate::{
     domain::{
@@ -38,9 +38,16 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             c::Kind::RecordSystem(c::RecordSystem { system_identifier: *system_identifier })
         }
         Kind::Fence { reason, cause } => c::Kind::Fence(c::Fence { reason: reason.clone(), cause: cause.code() }),
-        Kind::Grant { member, floor } => {
-            c::Kind::Grant(c::Grant { member: member.to_string(), floor: Some(position(*floor)) })
+        Kind::Grant { member, floor, sync } => c::Kind::Grant(c::Grant {
+            member: member.to_string(),
+            floor: Some(position(*floor)),
+            sync: sync.as_ref().map(sync::start),
+        }),
+        Kind::SetSync { after, rule } => {
+            c::Kind::SetSync(c::SetSync { after: *after, rule: rule.as_ref().map(sync::wanted) })
         }
+        Kind::KeepOut { on } => c::Kind::KeepOut(c::KeepOut { on: *on }),
+        Kind::SettleSync { id } => c::Kind::SettleSync(c::SettleSync { id: *id }),
         Kind::PromotionComplete { member, timeline, switch, first_record } => {
             c::Kind::PromotionComplete(c::PromotionComplete {
                 member: member.to_string(),
@@ -62,10 +69,11 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             clean: *clean,
             cause: cause.code(),
         }),
-        Kind::BeginOperation { kind, from, to } => c::Kind::BeginOperation(c::BeginOperation {
+        Kind::BeginOperation { kind, from, to, accepts_loss } => c::Kind::BeginOperation(c::BeginOperation {
             kind: encode_operation_kind(*kind) as i32,
             from: optional_text(from.as_ref()),
             to: to.to_string(),
+            accepts_loss: *accepts_loss,
         }),
         Kind::AdvanceOperation { id, phase } => {
             c::Kind::AdvanceOperation(c::AdvanceOperation { id: *id, phase: encode_phase(*phase) as i32 })
@@ -146,7 +154,14 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::RecordSystem(r) => Kind::RecordSystem { system_identifier: r.system_identifier },
         K::Fence(f) => Kind::Fence { reason: f.reason, cause: EndCause::of_code(f.cause) },
-        K::Grant(g) => Kind::Grant { member: member_id(&g.member)?, floor: position_of(g.floor) },
+        K::Grant(g) => Kind::Grant {
+            member: member_id(&g.member)?,
+            floor: position_of(g.floor),
+            sync: g.sync.as_ref().map(sync::start_of).transpose()?,
+        },
+        K::SetSync(s) => Kind::SetSync { after: s.after, rule: s.rule.as_ref().map(sync::wanted_of).transpose()? },
+        K::KeepOut(k) => Kind::KeepOut { on: k.on },
+        K::SettleSync(s) => Kind::SettleSync { id: s.id },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
@@ -170,6 +185,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             kind: decode_operation_kind(b.kind)?,
             from: optional_member(&b.from)?,
             to: member_id(&b.to)?,
+            accepts_loss: b.accepts_loss,
         },
         K::AdvanceOperation(a) => Kind::AdvanceOperation { id: a.id, phase: decode_phase(a.phase)? },
         K::EndOperation(e) => Kind::EndOperation { id: e.id, succeeded: e.succeeded, reason: e.reason },
@@ -245,6 +261,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         crash_failovers: state.crash_failovers,
         unexplained: state.unexplained.iter().map(|(id, epoch)| (id.to_string(), epoch.0)).collect(),
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
+        sync: Some(sync::set(&state.sync)),
+        kept_out: state.kept_out,
     }
     .encode_to_vec()
 }
@@ -321,6 +339,8 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .map(|(id, asked)| Ok((member_id(&id)?, decode_asked(asked))))
             .collect::<Result<_>>()?,
         by_hand,
+        sync: sync::set_of(raw.sync)?,
+        kept_out: raw.kept_out,
     })
 }
 
@@ -506,6 +526,7 @@ fn encode_operation(operation: &Operation) -> v1::Operation {
         phase: encode_phase(operation.phase) as i32,
         request_id: operation.request_id.clone(),
         because: operation.because.0,
+        accepts_loss: operation.accepts_loss,
     }
 }
 
@@ -518,6 +539,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
         phase: decode_phase(raw.phase)?,
         request_id: raw.request_id,
         because: RuleId(raw.because),
+        accepts_loss: raw.accepts_loss,
     })
 }
 
@@ -557,10 +579,20 @@ mod tests {
             },
             Kind::RecordSystem { system_identifier: 99 },
             Kind::fence("why".into()),
-            Kind::Grant { member: id("a"), floor: at(1, 5) },
+            Kind::Grant { member: id("a"), floor: at(1, 5), sync: None },
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
-            Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") },
+            Kind::SetSync { after: 0, rule: Some((vec![id("b")], 1)) },
+            Kind::SetSync { after: 1, rule: Some((vec![], 0)) },
+            Kind::SettleSync { id: 2 },
+            Kind::SetSync { after: 2, rule: None },
+            Kind::KeepOut { on: true },
+            Kind::BeginOperation {
+                kind: OperationKind::Switchover,
+                from: Some(id("a")),
+                to: id("b"),
+                accepts_loss: false,
+            },
             Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop },
             Kind::Release { member: id("a"), end: at(2, 8), clean: true, cause: EndCause::Crash },
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
@@ -583,7 +615,7 @@ mod tests {
             Kind::Resume { by: "kim".into() },
             Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
             Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
-            Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a") },
+            Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::Acknowledge { by: "kim".into() },
             Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },

@@ -1,6 +1,6 @@
 //! What travels between processes, to and from the domain.
 
-use super::{Malformed, v1};
+use super::{Malformed, sync, v1};
 use crate::domain::{
     ClusterId, EndCause, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId,
     TimelineSwitch, TimingsId, Volume, WalPosition,
@@ -277,6 +277,9 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         unsteady: view.unsteady,
         crashed_lately: view.crashed_lately,
         storage: view.storage.clone().unwrap_or_default(),
+        sync: Some(sync::view(&view.sync)),
+        severed: view.severed,
+        follows_epoch: view.follows_epoch.0,
         never_streamed: view.never_streamed,
         paused: view.paused,
         stopped_by_hand: view.stopped_by_hand,
@@ -423,6 +426,9 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         unsteady: raw.unsteady,
         crashed_lately: raw.crashed_lately,
         storage: (!raw.storage.is_empty()).then_some(raw.storage),
+        sync: sync::view_of(raw.sync)?,
+        severed: raw.severed,
+        follows_epoch: Epoch(raw.follows_epoch),
         never_streamed: raw.never_streamed,
         paused: raw.paused,
         stopped_by_hand: raw.stopped_by_hand,

@@ -8,7 +8,7 @@ use super::{
     },
     command::{Applied, Command, Kind, RuleId},
 };
-use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, TimelineId, WalPosition};
+use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, SyncStart, TimelineId, WalPosition};
 
 /// Where a timeline began, and the CRC of its first WAL record as far as it is known.
 type Beginning = (WalPosition, Option<u32>);
@@ -60,7 +60,7 @@ impl ClusterState {
             Kind::Genesis { .. } => self.genesis(kind),
             Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
             Kind::Fence { reason, cause } => self.fence(reason, *cause),
-            Kind::Grant { member, floor } => self.grant(member, *floor),
+            Kind::Grant { member, floor, sync } => self.grant(member, *floor, sync.as_ref()),
             Kind::PromotionComplete { member, timeline, switch, first_record } => {
                 self.promoted(member, *timeline, (*switch, *first_record))
             }
@@ -69,8 +69,9 @@ impl ClusterState {
             }
             Kind::Open { member } => self.open(member),
             Kind::Release { member, end, clean, cause } => self.release(member, *end, *clean, *cause),
-            Kind::BeginOperation { kind, from, to } => {
-                self.begin(*kind, from.as_ref(), to, (&command.request_id, command.because))
+            Kind::BeginOperation { kind, from, to, accepts_loss } => {
+                let asked = (command.request_id.as_str(), command.because, *accepts_loss);
+                self.begin(*kind, from.as_ref(), to, asked)
             }
             Kind::AdvanceOperation { id, phase } => self.advance(*id, *phase),
             Kind::EndOperation { id, succeeded, reason } => self.end(*id, *succeeded, reason),
@@ -84,6 +85,9 @@ impl ClusterState {
             Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
             Kind::RemoveMember { member } => self.remove_member(member),
             Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
+            Kind::SetSync { after, rule } => self.set_sync(*after, rule.as_ref()),
+            Kind::SettleSync { id } => self.settle_sync(*id),
+            Kind::KeepOut { on } => self.keep_out(*on),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
@@ -131,12 +135,18 @@ impl ClusterState {
             self.ended_by_others(holder, *epoch, cause);
         }
         self.epoch = self.epoch.next();
+        self.kept_out = false;
         let holder = previous.as_ref().map_or_else(|| "nobody".to_owned(), |(_, m)| m.to_string());
         self.lock = Lock::Fenced { epoch: self.epoch, previous, released };
         Ok(Some(format!("epoch {} begins, {holder} held the last one: {reason}", self.epoch)))
     }
 
-    fn grant(&mut self, member: &MemberId, floor: WalPosition) -> Result<Option<String>, String> {
+    fn grant(
+        &mut self,
+        member: &MemberId,
+        floor: WalPosition,
+        sync: Option<&SyncStart>,
+    ) -> Result<Option<String>, String> {
         let Lock::Fenced { epoch, .. } = &self.lock else {
             return Err("a grant needs a fenced epoch".to_owned());
         };
@@ -147,6 +157,7 @@ impl ClusterState {
         if self.maintenance.contains_key(member) {
             return Err(format!("{member} is in maintenance"));
         }
+        self.start_sync(epoch, member, sync)?;
         let timeline = self.highest_timeline().next();
         self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
         self.roster.grant();
@@ -272,7 +283,7 @@ impl ClusterState {
         kind: OperationKind,
         from: Option<&MemberId>,
         to: &MemberId,
-        (request_id, because): (&str, RuleId),
+        (request_id, because, accepts_loss): (&str, RuleId, bool),
     ) -> Result<Option<String>, String> {
         if let Some(known) = self.operation_of(request_id) {
             return Err(format!("this request began operation {}", known.id));
@@ -303,6 +314,7 @@ impl ClusterState {
             phase,
             request_id: request_id.to_owned(),
             because,
+            accepts_loss,
         });
         let id = self.operations;
         Ok(Some(match kind {
@@ -402,6 +414,9 @@ impl ClusterState {
         if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
             return Err(format!("{who} is the target of operation {}", running.id));
         }
+        if self.sync.rules.iter().any(|rule| rule.names.contains(who)) {
+            return Err(format!("{who} confirms commits; set {who}.sync=false first"));
+        }
         // The number of a member that is gone is not given again.
         self.last_node = NodeId(self.next_node().0 - 1);
         self.members.remove(who);
@@ -459,7 +474,7 @@ mod tests {
         let mut state = founded();
         for kind in [
             Kind::fence("first".into()),
-            Kind::Grant { member: id("a"), floor: at(1, 50) },
+            Kind::Grant { member: id("a"), floor: at(1, 50), sync: None },
             Kind::PromotionComplete {
                 member: id("a"),
                 timeline: TimelineId(2),
@@ -510,7 +525,7 @@ mod tests {
     #[test]
     fn no_grant_without_a_fence() {
         let mut state = opened();
-        assert!(is_stale(&run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) })));
+        assert!(is_stale(&run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None })));
         assert_eq!(state.holder(), Some((Epoch(1), &id("a"))));
     }
 
@@ -518,9 +533,9 @@ mod tests {
     fn each_grant_reserves_a_timeline_of_its_own_even_when_nothing_came_of_the_last() {
         let mut state = opened();
         run(&mut state, Kind::fence("a is lost".into()));
-        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None });
         run(&mut state, Kind::fence("b is lost too".into()));
-        run(&mut state, Kind::Grant { member: id("c"), floor: at(2, 70) });
+        run(&mut state, Kind::Grant { member: id("c"), floor: at(2, 70), sync: None });
         let Lock::Granted { timeline, epoch, .. } = state.lock else { panic!() };
         assert_eq!((timeline, epoch), (TimelineId(4), Epoch(3)));
     }
@@ -529,7 +544,7 @@ mod tests {
     fn a_promotion_on_another_timeline_than_the_granted_one_is_stale() {
         let mut state = opened();
         run(&mut state, Kind::fence("x".into()));
-        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None });
         let wrong =
             Kind::PromotionComplete { member: id("b"), timeline: TimelineId(2), switch: at(2, 71), first_record: None };
         assert!(is_stale(&run(&mut state, wrong)));
@@ -539,7 +554,7 @@ mod tests {
     fn a_promotion_nobody_was_told_of_is_recorded_while_nobody_else_is_granted() {
         let mut state = opened();
         run(&mut state, Kind::fence("a is lost".into()));
-        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None });
         run(&mut state, Kind::fence("b is lost".into()));
         let late = |member: &str, timeline: u32| Kind::PromotionComplete {
             member: id(member),
@@ -586,7 +601,12 @@ mod tests {
     #[test]
     fn phases_of_an_operation_only_go_forward() {
         let mut state = opened();
-        let begin = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+        let begin = Kind::BeginOperation {
+            kind: OperationKind::Switchover,
+            from: Some(id("a")),
+            to: id("b"),
+            accepts_loss: false,
+        };
         run(&mut state, begin);
         assert!(state.open_primary().is_some());
         run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Stop });
@@ -599,7 +619,12 @@ mod tests {
     #[test]
     fn a_request_begins_one_operation_however_often_it_is_heard() {
         let mut state = opened();
-        let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+        let kind = Kind::BeginOperation {
+            kind: OperationKind::Switchover,
+            from: Some(id("a")),
+            to: id("b"),
+            accepts_loss: false,
+        };
         let ask = |state: &mut ClusterState, request_id: &str| {
             let (request_id, expected) = (request_id.to_owned(), state.epoch);
             state.apply(&Command { request_id, expected, because: RuleId(1), kind: kind.clone(), evidence: None })
@@ -617,7 +642,15 @@ mod tests {
     #[test]
     fn a_transfer_is_not_rolled_back_by_a_command_that_was_decided_before_it() {
         let mut state = opened();
-        run(&mut state, Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") });
+        run(
+            &mut state,
+            Kind::BeginOperation {
+                kind: OperationKind::Switchover,
+                from: Some(id("a")),
+                to: id("b"),
+                accepts_loss: false,
+            },
+        );
         run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::Transfer });
         assert!(is_stale(&run(&mut state, Kind::AdvanceOperation { id: 1, phase: OperationPhase::RollBack })));
     }
@@ -655,7 +688,7 @@ mod tests {
         run(&mut state, of(Profile::Fast));
         run(&mut state, Kind::fence("x".into()));
         assert_eq!(state.timings.committed.len(), 2, "the old holder may still be there");
-        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+        run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None });
         assert!(state.timings.is_settled());
         run(&mut state, of(Profile::Normal));
         assert_eq!(state.timings.newest(), TimingsId(3), "numbers are not used again");
@@ -674,7 +707,7 @@ mod tests {
         let mut state = founded();
         assert_eq!((state.roster.version, state.roster.at_grant), (1, 0));
         run(&mut state, Kind::fence("first".into()));
-        run(&mut state, Kind::Grant { member: id("a"), floor: at(1, 50) });
+        run(&mut state, Kind::Grant { member: id("a"), floor: at(1, 50), sync: None });
         assert_eq!((state.roster.version, state.roster.at_grant), (1, 1));
         assert_eq!(state.briefing().members.agents[&id("b")], "h2:7401");
     }
@@ -712,7 +745,15 @@ mod tests {
         assert_eq!((state.members[&id("d")].node, state.next_node()), (NodeId(0), NodeId(4)));
         assert_eq!(replace(&mut state, "d", 0, 4), Applied::Changed);
         assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("a") })), "it is primary");
-        run(&mut state, Kind::BeginOperation { kind: OperationKind::Failover, from: Some(id("a")), to: id("b") });
+        run(
+            &mut state,
+            Kind::BeginOperation {
+                kind: OperationKind::Failover,
+                from: Some(id("a")),
+                to: id("b"),
+                accepts_loss: false,
+            },
+        );
         assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("b") })), "it is about to be primary");
         assert_eq!(run(&mut state, Kind::RemoveMember { member: id("c") }), Applied::Changed);
         assert_eq!(state.members.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "d"]);
@@ -723,7 +764,7 @@ mod tests {
         let mut state = opened();
         for _ in 0..100 {
             run(&mut state, Kind::fence("x".into()));
-            run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70) });
+            run(&mut state, Kind::Grant { member: id("b"), floor: at(2, 70), sync: None });
         }
         assert_eq!(state.incidents.len(), INCIDENTS_KEPT);
     }

@@ -13,7 +13,7 @@ use super::{
     roster::Roster,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, TimelineHistory,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, SyncSet, TimelineHistory,
     TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
@@ -69,6 +69,10 @@ pub struct ClusterState {
     pub roster: Roster,
     /// The highest Raft id ever given to a member. None is given twice.
     pub last_node: NodeId,
+    /// The rules by which commits may have been acknowledged.
+    pub sync: SyncSet,
+    /// Clients are kept out of the primary: it was restarted after a crash, and what they would read is not confirmed yet.
+    pub kept_out: bool,
     /// Timelines that were begun by hand, and on whose host. Anybody else's WAL under that number may be other WAL.
     pub by_hand: BTreeMap<TimelineId, MemberId>,
 }
@@ -217,6 +221,8 @@ pub struct Operation {
     pub request_id: String,
     /// The rule that began it; the zero rule for an operator's.
     pub because: RuleId,
+    /// The operator accepts that acknowledged commits are lost.
+    pub accepts_loss: bool,
 }
 
 impl Operation {
@@ -267,10 +273,10 @@ impl ClusterState {
         }
     }
 
-    /// The primary clients may be routed to: granted, open, and not about to be stopped.
+    /// The primary clients may be routed to: granted, open, not about to be stopped, and nobody is kept out of it.
     pub fn open_primary(&self) -> Option<(Epoch, &MemberId)> {
         match &self.lock {
-            Lock::Granted { epoch, member, phase: GrantPhase::Open, .. } if !self.holds_writes() => {
+            Lock::Granted { epoch, member, phase: GrantPhase::Open, .. } if !self.holds_writes() && !self.kept_out => {
                 Some((*epoch, member))
             }
             Lock::Free | Lock::Granted { .. } | Lock::Released(_) | Lock::Fenced { .. } => None,

@@ -8,8 +8,8 @@ use super::{
     history::Evidence,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, TimelineId, Timings,
-    TimingsId, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart, TimelineId,
+    Timings, TimingsId, WalPosition,
 };
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
@@ -71,6 +71,8 @@ pub enum Kind {
         member: MemberId,
         /// The WAL end the choice was made on.
         floor: WalPosition,
+        /// By which rule its commits are acknowledged; `None`: by none, and nothing is promised any more.
+        sync: Option<SyncStart>,
     },
     /// The promotion is done.
     PromotionComplete {
@@ -107,6 +109,8 @@ pub enum Kind {
         from: Option<MemberId>,
         /// To whom.
         to: MemberId,
+        /// The operator accepts that acknowledged commits are lost.
+        accepts_loss: bool,
     },
     /// The operation goes on to its next phase.
     AdvanceOperation {
@@ -221,6 +225,23 @@ pub enum Kind {
         /// Who said so, as they call themselves; empty for the rule.
         by: String,
     },
+    /// Commits are acknowledged by another rule from now on.
+    SetSync {
+        /// The number of the last change of them; after another one nothing is changed.
+        after: u64,
+        /// Who may confirm, and how many have to; `None`: nothing is promised any more.
+        rule: Option<(Vec<MemberId>, u32)>,
+    },
+    /// Clients are kept out of the primary until what it has is confirmed, or may come in again.
+    KeepOut {
+        /// They are.
+        on: bool,
+    },
+    /// The newest rule is in effect: what was acknowledged under older ones is covered by it.
+    SettleSync {
+        /// Its number.
+        id: u64,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -260,6 +281,9 @@ impl Kind {
             Self::Resume { .. } => "resume",
             Self::Maintenance { .. } => "maintenance",
             Self::Acknowledge { .. } => "acknowledge",
+            Self::SetSync { .. } => "set-sync",
+            Self::SettleSync { .. } => "settle-sync",
+            Self::KeepOut { .. } => "keep-out",
         }
     }
 
@@ -273,7 +297,7 @@ impl Kind {
             | Self::Genesis { .. }
             | Self::RecordSystem { .. }
             | Self::Fence { .. }
-            | Self::Grant { .. }
+            | Self::Grant { sync: None, .. }
             | Self::PromotionComplete { .. }
             | Self::Open { .. }
             | Self::Release { .. }
@@ -291,6 +315,10 @@ impl Kind {
             | Self::Resume { .. }
             | Self::Maintenance { .. }
             | Self::Acknowledge { .. } => Format::SETTINGS,
+            Self::Grant { sync: Some(_), .. }
+            | Self::SetSync { .. }
+            | Self::SettleSync { .. }
+            | Self::KeepOut { .. } => Format::SYNC,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

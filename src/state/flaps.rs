@@ -7,7 +7,7 @@ use super::{
 use crate::domain::{EndCause, Epoch, Format, MemberId};
 
 /// From then on an epoch's end counts by its holder's word however it is ended, and when the word comes late.
-pub const ENDS: Format = Format(4);
+pub const ENDS: Format = Format::SYNC;
 
 /// The rules that move a primary for want of room.
 const MOVES: [RuleId; 2] = [RuleId(270), RuleId(272)];
@@ -92,7 +92,7 @@ mod tests {
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
         for kind in [
             Kind::fence(String::new()),
-            Kind::Grant { member: id("a"), floor: at },
+            Kind::Grant { member: id("a"), floor: at, sync: None },
             Kind::Release { member: id("a"), end: at, clean: false, cause },
         ] {
             assert_eq!(run(state, kind), Applied::Changed);
@@ -106,7 +106,7 @@ mod tests {
         let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
         run(&mut state, Kind::fence(String::new()));
-        run(&mut state, Kind::Grant { member: id("a"), floor: at });
+        run(&mut state, Kind::Grant { member: id("a"), floor: at, sync: None });
         for (rule, format, succeeded, counted) in [
             (270, Format::SETTINGS, true, 0),
             (270, Format::MOVES, false, 0),
@@ -115,7 +115,12 @@ mod tests {
             (0, Format::MOVES, true, 2),
         ] {
             state.format = format;
-            let kind = Kind::BeginOperation { kind: OperationKind::Switchover, from: Some(id("a")), to: id("b") };
+            let kind = Kind::BeginOperation {
+                kind: OperationKind::Switchover,
+                from: Some(id("a")),
+                to: id("b"),
+                accepts_loss: false,
+            };
             let request_id = format!("r{}", state.operations);
             let begin = Command { request_id, expected: state.epoch, because: RuleId(rule), kind, evidence: None };
             assert_eq!(state.apply(&begin), Applied::Changed);
@@ -163,7 +168,7 @@ mod tests {
 
     fn grant(state: &mut ClusterState, member: &str) {
         let floor = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
-        assert_eq!(run(state, Kind::Grant { member: id(member), floor }), Applied::Changed);
+        assert_eq!(run(state, Kind::Grant { member: id(member), floor, sync: None }), Applied::Changed);
     }
 
     fn says(state: &mut ClusterState, member: &str, cause: EndCause) -> Applied {

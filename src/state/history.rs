@@ -149,7 +149,7 @@ mod tests {
 
     fn reign(state: &mut ClusterState, member: &str, ms: u64) {
         run(state, ms, Kind::fence(format!("the one before {member} is lost")));
-        run(state, ms + 1, Kind::Grant { member: id(member), floor: at(5) });
+        run(state, ms + 1, Kind::Grant { member: id(member), floor: at(5), sync: None });
         let Lock::Granted { timeline, .. } = state.lock else { panic!() };
         let promoted = Kind::PromotionComplete { member: id(member), timeline, switch: at(6), first_record: None };
         run(state, ms + 2, promoted);
@@ -175,7 +175,7 @@ mod tests {
     fn one_that_never_opened_is_told_as_that_and_old_ones_are_forgotten() {
         let mut state = founded();
         run(&mut state, 1, Kind::fence(String::new()));
-        run(&mut state, 2, Kind::Grant { member: id("a"), floor: at(5) });
+        run(&mut state, 2, Kind::Grant { member: id("a"), floor: at(5), sync: None });
         run(&mut state, 3, Kind::fence("late".into()));
         // Its word comes after the epoch was ended.
         run(
@@ -186,7 +186,7 @@ mod tests {
         let first = state.reigns.front().unwrap().clone();
         assert_eq!((first.opened_ms, first.ended_ms, first.cause), (None, Some(3), EndCause::PromotionFailed));
         for n in 1..=REIGNS_KEPT as u64 {
-            run(&mut state, 0, Kind::Grant { member: id("b"), floor: at(5) });
+            run(&mut state, 0, Kind::Grant { member: id("b"), floor: at(5), sync: None });
             run(&mut state, 0, Kind::fence(n.to_string()));
         }
         assert_eq!(state.reigns.len(), REIGNS_KEPT);

@@ -16,6 +16,7 @@ pub mod pause;
 mod recover;
 pub mod roster;
 mod settings;
+mod sync;
 pub mod timings;
 
 pub use cluster::{

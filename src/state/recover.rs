@@ -55,6 +55,8 @@ impl ClusterState {
             let reason = "the cluster was recovered".to_owned();
             state.last_operation = Some(FinishedOperation { operation, succeeded: false, reason });
         }
+        // What was acknowledged on hosts that are gone is accepted as lost.
+        state.sync.clear();
         // Whoever recovers wants a primary.
         state.paused = None;
         state.maintenance.remove(me);

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::cluster::{ClusterState, Member};
-use crate::domain::{Briefing, MemberId, MemberList};
+use crate::domain::{Briefing, MemberId, MemberList, SyncWord};
 
 /// The versions of the list of members.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -81,7 +81,8 @@ impl ClusterState {
         let agents = self.members.iter().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
         let members = MemberList { version: self.roster.version, agents };
         let (timings, settings) = (self.timings.clone(), self.settings.clone());
-        Briefing { epoch: self.epoch, members, timings, settings, pause: self.pause_word() }
+        let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };
+        Briefing { epoch: self.epoch, members, timings, settings, pause: self.pause_word(), sync }
     }
 }
 

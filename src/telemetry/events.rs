@@ -53,6 +53,10 @@ pub const TIMINGS_CHANGED: &str = "timings.changed";
 pub const PAUSED: &str = "cluster.paused";
 /// Failovers after crashes count no more. Fields: `command`, `epoch`, `rule`.
 pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
+/// Clients are kept out of a primary that crashed, or may come in again. Fields: `command`, `epoch`, `rule`.
+pub const KEPT_OUT: &str = "clients.kept-out";
+/// Other standbys confirm commits from now on. Fields: `command`, `epoch`, `rule`.
+pub const SYNC_CHANGED: &str = "commits.rule";
 /// A member is in maintenance, or is so no more. Fields: `member`.
 pub const MAINTENANCE: &str = "member.maintenance";
 /// Nothing is done though something should be. Fields: `reason`.

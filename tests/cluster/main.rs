@@ -16,6 +16,7 @@
 
 mod clocks;
 mod commands;
+mod confirmed;
 mod failovers;
 mod failsafe;
 mod frozen;
@@ -70,6 +71,11 @@ fn genesis_with_members_started_in_any_order_and_at_once() {
         order.into_iter().map(|(host, role)| (host, role, Duration::from_millis(dice.below(800)))).collect();
     stage::say(format!("order of the start: {order:?}"));
     drop(stage::raise(&order));
+}
+
+#[test]
+fn what_is_confirmed_is_never_lost() {
+    confirmed::play();
 }
 
 #[test]

@@ -196,6 +196,9 @@ fn blank(me: &MemberId) -> AgentView {
         layers: Vec::new(),
         clock: Default::default(),
         failsafe: Default::default(),
+        sync: Default::default(),
+        severed: false,
+        follows_epoch: Epoch(0),
     }
 }
 
@@ -434,7 +437,7 @@ impl Toy {
     }
 
     fn check_grant(&mut self, kind: &Kind, before: &ClusterState) {
-        let Kind::Grant { member, floor } = kind else { return };
+        let Kind::Grant { member, floor, .. } = kind else { return };
         for host in self.hosts.iter().filter(|h| h.me != *member && h.power) {
             if let Some(epoch) = host.holds(self.now) {
                 self.told.early_grants.push(format!("{member} granted while {} holds epoch {epoch}", host.me));

@@ -142,6 +142,8 @@ pub enum Excuse {
     None,
     /// Asynchronous replication: what was acknowledged after this moment, by a server that was replaced.
     Replaced(Micros),
+    /// Standbys confirm: nothing may be lost to a session as configured. Of others, that don't wait for them, as above.
+    Confirmed(Micros),
 }
 
 /// An acknowledged row that is gone.
@@ -178,6 +180,11 @@ pub fn lost<'a>(
         .map(|ack| {
             let replaced = newest.as_ref().is_some_and(|(timeline, _)| ack.life.timeline < *timeline);
             let died = newest.as_ref().is_some_and(|n| (ack.life.timeline, ack.life.started.clone()) < *n);
+            let excuse = match excuse {
+                Excuse::Confirmed(_) if ack.client.commit == Commit::On => Excuse::None,
+                Excuse::Confirmed(since) => Excuse::Replaced(since),
+                other => other,
+            };
             let unexcused = match excuse {
                 _ if in_hole(ack) => None,
                 _ if survived_later.contains(&(ack.client.name.as_str(), &*ack.life)) => {
@@ -188,7 +195,7 @@ pub fn lost<'a>(
                 Excuse::None => Some("nothing may be lost here"),
                 Excuse::Replaced(_) if !replaced => Some("its server was not replaced"),
                 Excuse::Replaced(since) if ack.received < since => Some("the standbys had time to get it"),
-                Excuse::Replaced(_) => None,
+                Excuse::Replaced(_) | Excuse::Confirmed(_) => None,
             };
             Lost { ack, unexcused }
         })
@@ -333,6 +340,9 @@ mod tests {
         );
         // The last server still runs.
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3)], since)[0].unwrap().contains("replaced"));
+        let confirmed = |present| judge(present, Excuse::Confirmed(0));
+        assert_eq!(confirmed(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)]), [None], "it waits for nobody");
+        assert!(confirmed(&[("local", 0), ("local", 1), ("off", 3), ("local", 4)])[0].is_some());
         assert_eq!(judge(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)], Excuse::Replaced(0)), [None]);
         let present = rows(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)]);
         let in_hole = lost(&acks, &present, Excuse::None, |a| a.client.commit == Commit::Off);

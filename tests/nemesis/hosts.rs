@@ -103,6 +103,8 @@ pub struct Wanted {
     pub as_units: bool,
     /// Added to the configuration of every host.
     pub config: String,
+    /// Settings (`key=value`) that the cluster is given once it is healthy.
+    pub settings: Vec<String>,
 }
 
 /// A cluster in namespaces of its own. Dropping it leaves nothing.
@@ -153,6 +155,19 @@ impl Hosts {
         let rig = cluster.up()?;
         let switch = rig.switch().context("the cluster has no namespaces")?;
         Ok(Hosts { rig, switch, clocks: wanted.clocks, _tools: tools })
+    }
+
+    /// Gives the cluster settings, as an operator does.
+    ///
+    /// # Errors
+    /// They are refused.
+    pub fn set(&self, settings: &[String]) -> Result<()> {
+        let host = self.rig.members().into_iter().next().context("no member")?;
+        let mut command = Command::new(exe());
+        command.args(["config", "set"]).args(settings).arg("--config").arg(self.rig.config(&host)?);
+        let out = command.output()?;
+        ensure!(out.status.success(), "config set {settings:?}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(())
     }
 
     /// Members but for one.

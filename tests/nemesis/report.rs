@@ -58,6 +58,9 @@ pub struct Record {
     pub primary: (String, String),
     /// Raft leader before and after.
     pub leader: (String, String),
+    /// What the cluster was set to.
+    #[serde(default)]
+    pub settings: String,
     /// Epoch before and after.
     pub epoch: (u64, u64),
     /// What showed that the fault was effective.

@@ -129,6 +129,9 @@ impl Stage {
     pub fn raise(wanted: &Wanted) -> Result<Stage> {
         let hosts = Hosts::raise(wanted)?;
         let primary = hosts.rig.healthy(HEAL)?.primary;
+        if !wanted.settings.is_empty() {
+            hosts.set(&wanted.settings)?;
+        }
         let workload = Workload::start(&hosts.rig, &primary)?;
         let t = timings(&wanted.profile);
         let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease: false };
@@ -258,9 +261,13 @@ impl Stage {
         let in_hole = self.hole(fault, &seen);
         let stale = stale(&acks, &in_hole);
         let changed = before.epoch != after.epoch;
+        let since = done.at.saturating_sub(STREAMED);
         let excuse = match fault.is_planned() {
             true => Excuse::None,
-            false => Excuse::Replaced(done.at.saturating_sub(STREAMED)),
+            false if self.wanted.settings.iter().any(|s| s.starts_with("replication_mode=")) => {
+                Excuse::Confirmed(since)
+            }
+            false => Excuse::Replaced(since),
         };
         let lost = checker::lost(&acks, &seen.rows, excuse, &in_hole);
         let lag = self.workload.lag();
@@ -319,6 +326,7 @@ impl Stage {
             round: place.round,
             at_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             fault: fault.to_string(),
+            settings: self.wanted.settings.join(","),
             host: done.host.clone(),
             hold_ms: hold.as_millis() as u64,
             profile: self.wanted.profile.clone(),

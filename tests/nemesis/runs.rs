@@ -58,6 +58,12 @@ pub fn log() -> PathBuf {
     env::var_os("NEMESIS_LOG").map_or_else(usual, PathBuf::from)
 }
 
+/// `SETTINGS=replication_mode=quorum,sync_strict=true`.
+fn settings() -> Vec<String> {
+    let given = env::var("SETTINGS").unwrap_or_default();
+    given.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+}
+
 /// The cluster that the environment asks for.
 pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
     Wanted {
@@ -65,6 +71,7 @@ pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
         clocks,
         as_units,
         config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
+        settings: settings(),
     }
 }
 

@@ -339,7 +339,7 @@ pub fn genesis(cluster: &Cluster) -> Command {
 pub fn next_command(state: &ClusterState) -> Command {
     let kind = match &state.operation {
         Some(running) => Kind::EndOperation { id: running.id, succeeded: true, reason: String::new() },
-        None => Kind::BeginOperation { kind: OperationKind::Failover, from: None, to: name(2) },
+        None => Kind::BeginOperation { kind: OperationKind::Failover, from: None, to: name(2), accepts_loss: false },
     };
     command(state.epoch, kind)
 }

@@ -209,7 +209,7 @@ fn next_command(shared: &Shared, state: &ClusterState, request: &str) -> Command
     let kind = match &state.operation {
         _ if state.identity.is_none() => genesis(shared),
         Some(running) => Kind::EndOperation { id: running.id, succeeded: true, reason: request.to_owned() },
-        None => Kind::BeginOperation { kind: OperationKind::Failover, from: None, to: member(2) },
+        None => Kind::BeginOperation { kind: OperationKind::Failover, from: None, to: member(2), accepts_loss: false },
     };
     Command { request_id: request.to_owned(), expected: state.epoch, because: RuleId(1), kind, evidence: None }
 }

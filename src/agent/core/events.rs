@@ -12,7 +12,7 @@ use crate::{
         Briefing, ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberId, MemberList, Moment, TimelineHistory,
         TimelineId, Timings, TimingsId, WalPosition,
         moment::TwoClocks,
-        observation::{ClockView, Notice, StandbyProgress},
+        observation::{ClockView, Notice, StandbyProgress, SyncView},
     },
     lease::message::Letter,
     postgres::{Knock, Place, Space, Touch, Vitals},
@@ -143,6 +143,8 @@ pub struct Sight {
     pub replay_waits: String,
     /// Standby: replay is paused.
     pub replay_paused: bool,
+    /// Standby: it is configured to follow nobody, and no WAL receiver runs.
+    pub severed: bool,
 }
 
 /// What lies in the data directory of a stopped instance.
@@ -255,8 +257,15 @@ pub enum Event {
     Lease(LeaseSight),
     /// The lease holder has found out something about clocks.
     Clocks(ClockView),
+    /// Who confirms commits.
+    Acks {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        view: SyncView,
+    },
     /// The manager tells what it has applied.
-    Briefed(Briefing),
+    Briefed(Box<Briefing>),
     /// A PostgreSQL that somebody had started without a guard was killed.
     StrayEnded,
     /// Another member's holder has lost the managers and asks whether it may go on.

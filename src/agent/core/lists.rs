@@ -26,7 +26,8 @@ impl Core {
         }
         let other_settings = self.take_settings(briefing.settings);
         self.take_pause(briefing.pause, now);
-        if other_members || other_timings || other_settings {
+        let other_sync = self.take_sync(briefing.sync);
+        if other_members || other_timings || other_settings || other_sync {
             out.push(Effect::Persist);
         }
         if other_members {

@@ -6,7 +6,7 @@ use super::{tests::*, *};
 use crate::{
     domain::{
         Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, PauseWord, Profile, Settings,
-        SettingsDocument, Timings, TimingsId, TimingsInUse,
+        SettingsDocument, SyncWord, Timings, TimingsId, TimingsInUse,
     },
     lease::message::{Body, Letter, Terms, Ticket},
 };
@@ -27,12 +27,13 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         timings: TimingsInUse { oldest, committed: committed.collect() },
         settings: SettingsDocument::default(),
         pause: PauseWord::default(),
+        sync: SyncWord::default(),
     }
 }
 
 fn settings(version: u64, values: &[(&str, &str)]) -> Event {
     let values = values.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Event::Briefed(Briefing { settings: SettingsDocument { version, values }, ..briefing(3, 0, &[]) })
+    Event::Briefed(Box::new(Briefing { settings: SettingsDocument { version, values }, ..briefing(3, 0, &[]) }))
 }
 
 /// n2's holder, in failsafe, asks for a promise.
@@ -51,23 +52,24 @@ fn answered(effects: &[Effect]) -> Option<&Body> {
 
 fn briefed_standby() -> Core {
     let mut core = standby();
-    core.step(Event::Briefed(briefing(3, 4, &[])), now(11));
+    core.step(Event::Briefed(Box::new(briefing(3, 4, &[]))), now(11));
     core
 }
 
 #[test]
 fn what_the_manager_tells_is_on_disk_before_the_lease_counts_by_it_and_never_goes_back() {
     let mut core = primary();
-    let effects = core.step(Event::Briefed(briefing(4, 4, &[(1, Profile::Slow)])), now(60));
+    let effects = core.step(Event::Briefed(Box::new(briefing(4, 4, &[(1, Profile::Slow)]))), now(60));
     assert_eq!(effects[0], Effect::Persist);
     assert!(matches!(&effects[1], Effect::Members(m) if m.version == 4), "{effects:?}");
     assert!(matches!(&effects[2], Effect::Timings(t) if t.id == TimingsId(1)), "{effects:?}");
     assert_eq!(core.limits.hold, Timings::of(Profile::Slow).hold);
     for older in [briefing(3, 3, &[]), briefing(4, 4, &[(1, Profile::Slow)])] {
-        assert_eq!(core.step(Event::Briefed(older), now(70)), []);
+        assert_eq!(core.step(Event::Briefed(Box::new(older)), now(70)), []);
     }
     let durable = core.durable().clone();
-    let effects = core.step(Event::Briefed(briefing(4, 4, &[(1, Profile::Slow), (2, Profile::Fast)])), now(80));
+    let effects =
+        core.step(Event::Briefed(Box::new(briefing(4, 4, &[(1, Profile::Slow), (2, Profile::Fast)]))), now(80));
     assert!(effects.iter().any(|e| matches!(e, Effect::Timings(t) if t.id == TimingsId(2))), "{effects:?}");
 
     let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
@@ -113,7 +115,7 @@ fn settings_of_the_generation_before_count_no_more_whatever_their_version() {
 fn an_order_brings_the_state_it_was_decided_on_with_it() {
     let mut core = standby();
     let Event::Order(mut order) = promote(4) else { panic!() };
-    order.briefing = Some(briefing(4, 4, &[(2, Profile::Fast)]));
+    order.briefing = Some(briefing(4, 4, &[(2, Profile::Fast)]).into());
     let effects = core.step(Event::Order(order), now(20));
     let timings = position(&effects, |e| matches!(e, Effect::Timings(t) if t.id == TimingsId(2)));
     let begin = position(&effects, |e| matches!(e, Effect::Begin(Task::Promote(_))));
@@ -159,7 +161,7 @@ fn an_agent_restarted_under_a_promise_waits_it_out_whole() {
 #[test]
 fn an_agent_whose_manager_knows_a_higher_epoch_agrees_to_nothing() {
     let mut core = briefed_standby();
-    core.step(Event::Briefed(briefing(4, 4, &[])), now(20));
+    core.step(Event::Briefed(Box::new(briefing(4, 4, &[]))), now(20));
     let effects = core.step(failsafe(3, 1), now(30));
     assert!(matches!(answered(&effects), Some(Body::Nack { sealed: Epoch(4), .. })), "{effects:?}");
     assert!(core.step(promote(4), now(40)).iter().any(|e| matches!(e, Effect::Begin(_))));

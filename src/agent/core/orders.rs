@@ -18,7 +18,7 @@ type Verdict = Result<bool, String>;
 impl Core {
     pub(super) fn on_order(&mut self, order: Order, now: Now, out: &mut Vec<Effect>) {
         if let Some(briefing) = order.briefing.clone() {
-            self.on_briefed(briefing, now, out);
+            self.on_briefed(*briefing, now, out);
         }
         let result = self.pass_gate(&order, now, out).and_then(|()| {
             let verdict = self.carry_out(&order, now, out);
@@ -192,6 +192,7 @@ impl Core {
             }
             _ => return Err("only a running standby that answers is promoted".to_owned()),
         }
+        self.begin_sync(epoch)?;
         let tenure = Tenure { epoch, timeline, floor, phase: Phase::Granted };
         self.durable.tenure = Some(tenure);
         out.push(Effect::Persist);

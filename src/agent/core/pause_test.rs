@@ -8,11 +8,11 @@ use crate::{
 
 /// Too many failovers followed crashes, or no more.
 fn stays(version: u64, stays: bool) -> Event {
-    Event::Briefed(Briefing { pause: PauseWord { version, on: false, stays }, ..briefing(4, 0, &[]) })
+    Event::Briefed(Box::new(Briefing { pause: PauseWord { version, on: false, stays }, ..briefing(4, 0, &[]) }))
 }
 
 fn paused(version: u64, on: bool) -> Event {
-    Event::Briefed(Briefing { pause: PauseWord { version, on, stays: false }, ..briefing(4, 0, &[]) })
+    Event::Briefed(Box::new(Briefing { pause: PauseWord { version, on, stays: false }, ..briefing(4, 0, &[]) }))
 }
 
 fn surveyed(clean: bool) -> Event {

@@ -267,7 +267,7 @@ impl Walk {
                 }
             }
             11 => Event::Surveyed { life, disk: self.disk() },
-            12 => Event::Briefed(briefing(self.epoch(), 4, &[(1 + self.dice.below(3), Profile::Fast)])),
+            12 => Event::Briefed(Box::new(briefing(self.epoch(), 4, &[(1 + self.dice.below(3), Profile::Fast)]))),
             // A promise of failsafe keeps promotions away for seconds.
             _ if self.dice.chance(20) => self.failsafe(),
             _ => Event::Tick,

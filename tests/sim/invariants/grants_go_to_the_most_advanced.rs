@@ -10,7 +10,7 @@ use matriarch::{
 use crate::chronicle::Chronicle;
 
 pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
-    let Kind::Grant { member, floor } = &command.kind else { return };
+    let Kind::Grant { member, floor, .. } = &command.kind else { return };
     let Some(chosen) = s.seals.get(member).and_then(|seal| seal.agent.as_ref()) else {
         return told.broke("grants_go_to_the_most_advanced", || format!("{member} is granted unseen"));
     };

@@ -1,0 +1,212 @@
+//! The live names: by which rule this server acknowledges commits, and who
+//! confirms them (PostgreSQL manual, 20.6.2 `synchronous_standby_names`,
+//! 28.2.2 `pg_stat_replication`).
+
+use std::time::Duration;
+
+use super::{
+    PostgresError,
+    conf::{self, PLACEHOLDER},
+    files,
+    instance::Instance,
+    session::{Session, SqlError},
+};
+use crate::domain::{Confirms, Generation, Lsn, SyncRule, sync::standby_name};
+
+/// What the live configuration says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Live {
+    /// `synchronous_standby_names`; empty: commits wait for nobody.
+    pub names: String,
+    /// What a standby has done when it confirms; `None` leaves it to the user's configuration.
+    pub confirms: Option<Confirms>,
+}
+
+impl Live {
+    /// For a primary that goes by `rule`.
+    pub fn of(rule: Option<&SyncRule>, generation: Generation, confirms: Confirms) -> Live {
+        match rule.filter(|rule| !rule.is_alone()) {
+            Some(rule) => Live { names: names(rule, generation), confirms: Some(confirms) },
+            None => Live::default(),
+        }
+    }
+
+    /// Commits wait for somebody.
+    pub fn waits(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("synchronous_standby_names = {}\n", conf::quote(&self.names));
+        if let Some(confirms) = self.confirms {
+            text.push_str(&format!("synchronous_commit = '{confirms}'\n"));
+        }
+        text
+    }
+}
+
+/// Any of them may confirm: which of several commits are on all of is the same then, and the order says nothing.
+fn names(rule: &SyncRule, generation: Generation) -> String {
+    let quoted = |name: String| format!("\"{name}\"");
+    let names: Vec<String> =
+        rule.names.iter().map(|member| quoted(standby_name(member, generation, rule.epoch))).collect();
+    match names.is_empty() {
+        true => PLACEHOLDER.to_owned(),
+        false => format!("ANY {} ({})", rule.count, names.join(", ")),
+    }
+}
+
+/// A standby that is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sender {
+    /// The name it came with.
+    pub name: String,
+    /// Above 0 when its WAL sender goes by names that it is among.
+    pub priority: u32,
+    /// What it has flushed.
+    pub flush_lsn: Lsn,
+    /// It has caught up and streams.
+    pub streams: bool,
+    /// When its last answer was sent, as text; it differs with each answer.
+    pub reply: String,
+}
+
+/// How the server goes by its names now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncSight {
+    /// `synchronous_standby_names` in force.
+    pub names: String,
+    /// Flushed here.
+    pub flushed: Lsn,
+    /// The checkpointer is where it takes a change of configuration at once. It tells all sessions whether commits wait.
+    pub checkpointer_listens: bool,
+    /// Who is connected.
+    pub senders: Vec<Sender>,
+}
+
+const QUERY: &str = "\
+SELECT current_setting('synchronous_standby_names') AS names, pg_current_wal_flush_lsn() AS flushed,
+  (SELECT coalesce(wait_event, '') IN ('CheckpointerMain', 'CheckpointWriteDelay')
+   FROM pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1) AS listens,
+  (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), state, reply_time), E'\\n')
+   FROM pg_stat_replication) AS senders";
+
+impl Session {
+    /// How a primary goes by its names.
+    ///
+    /// # Errors
+    /// See [`SqlError`]; a standby refuses (55000).
+    pub async fn sync_sight(&self, deadline: Duration) -> Result<SyncSight, SqlError> {
+        let rows = self.query("looking at the standbys that confirm", QUERY, deadline).await?;
+        let text = |column: &str| rows.first().and_then(|row| row.try_get(column).ok().flatten());
+        Ok(SyncSight {
+            names: text("names").unwrap_or_default().to_owned(),
+            flushed: text("flushed").and_then(|t| t.parse().ok()).unwrap_or_default(),
+            checkpointer_listens: text("listens") == Some("t"),
+            senders: text("senders").map(senders).unwrap_or_default(),
+        })
+    }
+}
+
+fn senders(text: &str) -> Vec<Sender> {
+    let one = |line: &str| {
+        let mut fields = line.split('\t');
+        Some(Sender {
+            name: fields.next()?.to_owned(),
+            priority: fields.next()?.parse().ok()?,
+            flush_lsn: fields.next()?.parse().ok()?,
+            streams: fields.next()? == "streaming",
+            reply: fields.next().unwrap_or_default().to_owned(),
+        })
+    };
+    text.lines().filter_map(one).collect()
+}
+
+impl Instance {
+    /// Lets no clients in from the next start or reload on.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn close_gate(&self) -> Result<(), PostgresError> {
+        self.write_hba(true)
+    }
+
+    /// Lets clients in again from the next reload on. True when they were kept out.
+    ///
+    /// # Errors
+    /// The file can't be read or written.
+    pub fn open_gate(&self) -> Result<bool, PostgresError> {
+        if !self.is_gate_closed() {
+            return Ok(false);
+        }
+        self.write_hba(false).map(|()| true)
+    }
+
+    /// Whether clients are kept out, or will be from the next reload on.
+    pub fn is_gate_closed(&self) -> bool {
+        let text = std::fs::read_to_string(self.hba_path());
+        text.is_ok_and(|text| text.lines().any(|line| line == conf::CLOSED))
+    }
+
+    /// Writes the live configuration. Takes effect with a reload of a postmaster that was started by
+    /// [`Instance::postmaster_command`].
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_live(&self, live: &Live) -> Result<(), PostgresError> {
+        self.write_live_while(live, || true).map(|_| ())
+    }
+
+    /// The live configuration says exactly this.
+    pub fn has_live(&self, live: &Live) -> bool {
+        std::fs::read_to_string(self.live_path()).is_ok_and(|there| there == live.text())
+    }
+
+    /// The same, unless `wanted` says that this is over: what was removed since must not come back. True when it was written.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn write_live_while(&self, live: &Live, wanted: impl Fn() -> bool) -> Result<bool, PostgresError> {
+        let _alone = self.live_alone();
+        if !wanted() {
+            return Ok(false);
+        }
+        files::replace(&self.live_path(), &live.text())?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::domain::{Epoch, MemberId};
+
+    fn rule(names: &[&str], count: u32) -> SyncRule {
+        let names = names.iter().map(|name| name.parse::<MemberId>().unwrap()).collect();
+        SyncRule { id: 1, epoch: Epoch(7), names, count }
+    }
+
+    #[test]
+    fn the_live_file_names_standbys_of_one_epoch() {
+        let live = |rule: Option<&SyncRule>, confirms| Live::of(rule, Generation(2), confirms).text();
+        assert_eq!(
+            live(Some(&rule(&["n2", "n-3"], 1)), Confirms::Flush),
+            "synchronous_standby_names = 'ANY 1 (\"n2_g2e7\", \"n-3_g2e7\")'\nsynchronous_commit = 'on'\n"
+        );
+        assert_eq!(
+            live(Some(&rule(&[], 1)), Confirms::Apply),
+            "synchronous_standby_names = 'matriarch_placeholder'\nsynchronous_commit = 'remote_apply'\n"
+        );
+        assert_eq!(live(Some(&rule(&[], 0)), Confirms::Flush), "synchronous_standby_names = ''\n");
+        assert_eq!(live(None, Confirms::Flush), "synchronous_standby_names = ''\n");
+    }
+
+    #[test]
+    fn standbys_that_stream_are_read_with_their_last_answer() {
+        let seen = senders("n2_g1e7\t1\t0/3000060\tstreaming\t2026-11-26 22:00:00.1+00\nn3\t0\t0/0\tcatchup\t\n");
+        assert_eq!(seen.len(), 2);
+        assert_eq!((seen[0].name.as_str(), seen[0].priority, seen[0].flush_lsn), ("n2_g1e7", 1, Lsn(0x300_0060)));
+        assert_eq!((seen[1].priority, seen[1].streams, seen[1].reply.as_str()), (0, false, ""));
+    }
+}
