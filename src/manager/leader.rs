@@ -89,11 +89,7 @@ pub(super) fn evidence(manager: &Manager, state: &ClusterState, held: &[(String,
 /// What held the cluster up, or a phase, and for how long.
 type Lasted<'a> = &'a [(String, Duration)];
 
-fn evidence_of(
-    manager: &Manager,
-    state: &ClusterState,
-    told: (Lasted<'_>, Lasted<'_>),
-) -> Option<Arc<Evidence>> {
+fn evidence_of(manager: &Manager, state: &ClusterState, told: (Lasted<'_>, Lasted<'_>)) -> Option<Arc<Evidence>> {
     let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), told);
     Some(Arc::new(manager.inner.board.situation(state, &manager.timings(), of)))
 }

@@ -19,8 +19,11 @@ pub const STEPS: &[Step] = &[
     ("switchover_to_a_dead_target_is_refused_or_rolled_back", switchover_to_a_dead_target_is_refused_or_rolled_back),
     ("switchover_to_a_target_that_hangs_is_rolled_back", switchover_to_a_target_that_hangs_is_rolled_back),
     ("failover_by_command", failover_by_command),
-    ("other_profiles_there_and_back_no_failed_write", other_profiles_there_and_back_no_failed_write),
 ];
+
+/// The promises of the slowest profile have to run out on the way.
+pub const LONG: &[Step] =
+    &[("other_profiles_there_and_back_no_failed_write", other_profiles_there_and_back_no_failed_write)];
 
 /// There and back: to a named candidate, then to one that the leader chooses.
 fn switchover_loses_nothing(rig: &Rig, before: &StatusReply) -> Promise {

@@ -106,6 +106,12 @@ fn what_an_operator_asks_for() {
 }
 
 #[test]
+#[ignore = "long, `make proof`"]
+fn what_an_operator_asks_for_and_takes_long() {
+    stage::play(commands::LONG);
+}
+
+#[test]
 fn what_is_put_aside_or_restarted() {
     stage::play(pauses::STEPS);
 }

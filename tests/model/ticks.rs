@@ -68,6 +68,8 @@ mod tests {
             grant: units(timing.grant),
             renew: Duration::from_millis(1),
             rpc: Duration::from_millis(1),
+            promote: Duration::from_secs(600),
+            primary_start: Duration::from_secs(600),
             ..Timings::of(Profile::Normal)
         }
     }

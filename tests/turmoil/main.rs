@@ -164,6 +164,7 @@ fn a_disk_that_lies_about_its_syncs_is_found() {
 }
 
 #[test]
+#[ignore = "long, `make proof`"]
 fn votes_that_are_not_synced_are_found() {
     is_found_from(8, Mutation::VotesNotSynced, 20, &LOSSES[..2]);
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{tests::*, *};
 use crate::{
+    agent::order::Address,
     domain::{
         Briefing, ClusterId, CommittedTimings, Generation, MemberList, OnPrimaryCrash, PauseWord, Profile, Settings,
         SettingsDocument, SyncWord, Timings, TimingsId, TimingsInUse,

@@ -84,6 +84,7 @@ impl Core {
         }
         let task = match &order.action {
             Action::Initdb => self.initdb()?,
+            Action::StartStandby(source) if self.follows_already(source.as_ref()) => return Ok(false),
             Action::StartStandby(source) => self.start_standby(source.clone(), order.own_timeline, now, out)?,
             Action::Promote { timeline, floor } => match self.promote((order.epoch, *timeline), *floor, now, out)? {
                 Some(task) => task,
@@ -133,6 +134,15 @@ impl Core {
             (Tree::Empty, Some(Disk::NoData)) => Ok(Task::Initdb),
             _ => Err("initdb runs only where there is no data directory or an empty one".to_owned()),
         }
+    }
+
+    /// An order that was made before the one like it was seen to be carried out. What it was made on is over: with another
+    /// timeline it would fail, and nothing would follow to make that good.
+    fn follows_already(&self, source: Option<&Source>) -> bool {
+        let runs = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none() && !self.strayed;
+        let streams = self.sight.as_ref().is_some_and(|s| s.in_recovery && s.streaming);
+        let same = source.is_some_and(|s| self.follows.as_ref() == Some(&s.member));
+        runs && streams && same && self.follows_epoch == self.durable.accepted && self.durable.tenure.is_none()
     }
 
     fn start_standby(

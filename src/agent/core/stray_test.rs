@@ -61,6 +61,31 @@ fn an_order_to_follow_that_was_decided_on_another_timeline_is_refused() {
     assert!(core.step(follow(2), now(40)).contains(&Effect::Reply(Ok(()))));
 }
 
+/// The manager had not heard yet that the first was carried out, and made the second on what it knew.
+#[test]
+fn an_order_to_follow_that_comes_twice_is_carried_out_once() {
+    let mut core = standby();
+    let follow = |epoch| {
+        let Event::Order(order) = order(epoch, Action::StartStandby(Some(source()))) else { panic!("an order") };
+        Event::Order(Order { own_timeline: Some(TimelineId(1)), ..order })
+    };
+    let streams = |timeline| {
+        let sight = Sight { in_recovery: true, streaming: true, wal_end: at(timeline, 200), ..Sight::default() };
+        Event::Probed { life: 1, result: Ok(Box::new(sight)) }
+    };
+    core.step(streams(1), now(20));
+    assert!(core.step(follow(3), now(30)).iter().any(|e| matches!(e, Effect::Begin(_))));
+    core.step(Event::Done(TaskEnd::Succeeded), now(40));
+    core.step(streams(2), now(50));
+    assert_eq!(core.step(follow(3), now(60)), [Effect::Reply(Ok(()))], "it has gone over already");
+    assert_eq!(core.last_order().map(|o| o.error.clone()), Some(None));
+    let refused = core.step(follow(4), now(70));
+    assert!(
+        refusal(&refused).reason.contains("its WAL is on timeline 2"),
+        "another epoch is another order: {refused:?}"
+    );
+}
+
 /// Found by the simulation: it went on streaming under a guard that was frozen, and its upstream was granted the number of
 /// the timeline that it had from a promotion by hand.
 #[test]

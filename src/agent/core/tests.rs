@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::{
-    agent::order::{Action, Order, Source, StopMode},
+    agent::order::{Action, Address, Order, Source, StopMode},
     domain::{
         ClusterId, Generation, Lsn, PostgresState, Profile, TimelineId, TimelineSwitch, Timings, moment::TwoClocks,
     },
