@@ -119,11 +119,6 @@ impl SyncRule {
         self.count == 0
     }
 
-    /// As PostgreSQL is to go by it: the same epoch, names and count.
-    pub fn says_the_same(&self, other: &SyncRule) -> bool {
-        (self.epoch, &self.names, self.count) == (other.epoch, &other.names, other.count)
-    }
-
     /// For people: `any 1 of n2, n3`.
     pub fn words(&self) -> String {
         let names = Vec::from_iter(self.names.iter().map(MemberId::as_str)).join(", ");

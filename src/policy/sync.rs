@@ -51,7 +51,9 @@ pub fn let_in(s: &Situation<'_>) -> Option<Verdict> {
     }
     let agent = s.agent(member)?;
     let runs = agent.state == PostgresState::Primary && !agent.sync.gate_closed;
-    Some(match runs && agent.sync.effective {
+    // Where nobody has to confirm any more there is nothing to wait for, whatever its agent tells of it.
+    let waits = s.state.sync.in_force(*epoch).is_some_and(|rule| !rule.is_alone());
+    Some(match runs && (agent.sync.effective || !waits) {
         true => Verdict::Propose(Kind::KeepOut { on: false }),
         false => Verdict::Hold(Hold::KeptOut {
             member: member.clone(),

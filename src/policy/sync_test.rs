@@ -202,6 +202,21 @@ fn older_rules_go_when_the_newest_is_in_effect() {
 }
 
 #[test]
+fn clients_come_in_when_what_is_there_is_confirmed_or_nobody_has_to() {
+    let after_a_crash = |of: &str, count, spec: &str| {
+        let mut bench = with(bench(QUORUM).says("a", spec), of, count);
+        bench.state.kept_out = true;
+        let_in(&bench.situation())
+    };
+    let in_again = Some(Verdict::Propose(Kind::KeepOut { on: false }));
+    assert_eq!(after_a_crash("b c", 1, "primary 2:200 lease=1 effective=1"), in_again);
+    for waits in ["primary 2:200 lease=1 applied=1", "crashed 2:200 lease=1 effective=1"] {
+        assert!(matches!(after_a_crash("b c", 1, waits), Some(Verdict::Hold(Hold::KeptOut { .. }))), "{waits}");
+    }
+    assert_eq!(after_a_crash("", 0, "primary 2:200 lease=1"), in_again, "an operator has them left out");
+}
+
+#[test]
 fn rules_that_never_come_into_effect_do_not_pile_up() {
     let mut many = bench(QUORUM);
     for _ in 0..RULES_KEPT {

@@ -45,7 +45,7 @@ impl Live {
     }
 }
 
-/// Any of them may confirm: which of several commits are on all of is the same then, and the order says nothing.
+/// Any of them may confirm. Where as many have to as there are, `FIRST` would say the same, and the order of the names nothing.
 fn names(rule: &SyncRule, generation: Generation) -> String {
     let quoted = |name: String| format!("\"{name}\"");
     let names: Vec<String> =
