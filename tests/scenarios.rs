@@ -155,6 +155,9 @@ impl World {
             ["lapse", members @ ..] => {
                 self.promise(members, |epoch| Promise { epoch, renewed: true, lapsed: true, ..Promise::default() });
             }
+            ["quiet", members @ ..] => {
+                self.promise(members, |epoch| Promise { epoch, renewed: true, quiet: true, ..Promise::default() });
+            }
             ["restarted", members @ ..] => self.promise(members, |_| Promise { lapsed: true, ..Promise::default() }),
             ["told", member, end] => {
                 self.voices.get_mut(&id(member)).unwrap().promise.highest = position(end);

@@ -104,6 +104,7 @@ mod tests {
             "disk_reserve=64MB default 64MB set false ",
             "failover_calm_ms=600000 default 600000 set false ",
             "failover_limit=3 default 3 set false ",
+            "failover_wait=lease default lease set false ",
             "maximum_lag_on_failover=off default off set false ",
             "maximum_lag_on_failover_ms=off default off set false ",
             "maximum_lag_on_syncnode=off default off set false ",

@@ -233,6 +233,31 @@ impl Cluster {
         below
     }
 
+    /// PostgreSQL finds a directory missing when it is started there the next time; one that runs doesn't notice.
+    pub(crate) fn keep_from_starting(&self, host: &str) -> Result<()> {
+        let (there, aside) = self.startup_needs(host)?;
+        fs::rename(&there, &aside).with_context(|| format!("move {} aside", there.display()))
+    }
+
+    /// Puts back what [`Cluster::keep_from_starting`] took away, unless there is a new copy.
+    pub(crate) fn let_start(&self, host: &str) -> Result<()> {
+        let (there, aside) = self.startup_needs(host)?;
+        if !aside.exists() {
+            return Ok(());
+        }
+        match there.exists() || !self.layout.member(host)?.data_dir().join("PG_VERSION").exists() {
+            true => fs::remove_dir_all(&aside),
+            false => fs::rename(&aside, &there),
+        }
+        .with_context(|| format!("put {} back", there.display()))
+    }
+
+    /// Recovery reads this directory first of all; and where it is put meanwhile, beside the data directory.
+    fn startup_needs(&self, host: &str) -> Result<(PathBuf, PathBuf)> {
+        let dir = self.layout.member(host)?.data_dir();
+        Ok((dir.join("pg_replslot"), dir.with_extension("pg_replslot")))
+    }
+
     /// Names of the members that are none of `these`.
     pub(crate) fn others_than(&self, these: &[&str]) -> impl Iterator<Item = &str> {
         let names = self.layout.members.iter().map(|m| m.name.as_str());

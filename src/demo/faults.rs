@@ -40,6 +40,10 @@ pub enum Fault {
     /// Replay stands still on every standby, then the host loses power: whoever is chosen can't be promoted, and replay
     /// goes on at the others.
     StuckPromotion,
+    /// The host loses power, and recovery of the standby that is chosen is killed while it is promoted: its PostgreSQL ends.
+    FailPromotion,
+    /// The postmaster is killed, and PostgreSQL can't start again in its data directory.
+    FailStart,
     /// The host is cut off, both ways; its processes go on (--netns).
     Cut,
     /// Nothing that the host sends arrives (--netns).
@@ -69,6 +73,8 @@ impl fmt::Display for Fault {
             Fault::StopTree => "stop-tree",
             Fault::CrashLoop => "crash-loop",
             Fault::StuckPromotion => "stuck-promotion",
+            Fault::FailPromotion => "fail-promotion",
+            Fault::FailStart => "fail-start",
             Fault::Cut => "cut",
             Fault::CutOut => "cut-out",
             Fault::CutIn => "cut-in",
@@ -101,6 +107,14 @@ impl Fault {
                 format!(
                     "{primary}, the primary's host, loses power, and replay stands still at the standby that is chosen"
                 )
+            }
+            Fault::FailPromotion => {
+                format!(
+                    "{primary}, the primary's host, loses power, and PostgreSQL of the standby that is chosen ends while it is promoted"
+                )
+            }
+            Fault::FailStart => {
+                format!("the postmaster of {primary}, the primary, is killed, and can't be started again")
             }
             Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
             Fault::CutOut => format!("nothing that {primary}, the primary's host, sends arrives any more"),
@@ -136,6 +150,8 @@ impl Fault {
             | Fault::StopTree
             | Fault::CrashLoop
             | Fault::StuckPromotion
+            | Fault::FailPromotion
+            | Fault::FailStart
             | Fault::Cut
             | Fault::CutOut
             | Fault::CutIn
@@ -163,9 +179,12 @@ impl Fault {
             match self {
                 // There may be no postmaster at this moment, or a dead one's file.
                 Fault::CrashLoop => drop(cluster.signal_postmaster(primary, Signal::SIGKILL)),
-                Fault::StuckPromotion if chosen.is_none() => {
+                Fault::StuckPromotion | Fault::FailPromotion if chosen.is_none() => {
                     chosen = watcher.status().and_then(|status| promoted(&status));
                     if let Some(chosen) = &chosen {
+                        if self == Fault::FailPromotion {
+                            replay(cluster, chosen, Signal::SIGKILL);
+                        }
                         cluster.others_than(&[primary, chosen]).for_each(|host| replay(cluster, host, Signal::SIGCONT));
                     }
                 }
@@ -184,7 +203,11 @@ impl Fault {
             Fault::KillPostgres | Fault::CrashLoop => cluster.signal_postmaster(primary, Signal::SIGKILL),
             Fault::StopPostgres => cluster.signal_postmaster(primary, Signal::SIGSTOP),
             Fault::StopTree => cluster.signal_postgres(primary, Signal::SIGSTOP),
-            Fault::StuckPromotion => {
+            Fault::FailStart => {
+                cluster.keep_from_starting(primary)?;
+                cluster.signal_postmaster(primary, Signal::SIGKILL)
+            }
+            Fault::StuckPromotion | Fault::FailPromotion => {
                 cluster.others_than(&[primary]).for_each(|host| replay(cluster, host, Signal::SIGSTOP));
                 tokio::task::block_in_place(|| cluster.kill_host(primary))
             }
@@ -212,7 +235,11 @@ impl Fault {
                 tokio::task::block_in_place(|| cluster.boot_host(host))?;
                 Ok(Some(format!("{host} is started again")))
             }
-            Fault::StuckPromotion => {
+            Fault::FailStart => {
+                cluster.let_start(host)?;
+                Ok(Some(format!("PostgreSQL of {host} can be started again")))
+            }
+            Fault::StuckPromotion | Fault::FailPromotion => {
                 // One that nobody has chosen.
                 cluster.others_than(&[host]).for_each(|host| replay(cluster, host, Signal::SIGCONT));
                 Fault::KillHost.mend(cluster, host, postmaster)

@@ -297,6 +297,9 @@ pub struct Promise {
     /// How long ago a holder with an open PostgreSQL renewed here last, in milliseconds; `None`: none has since the
     /// acceptor started.
     pub renewed_ago_ms: Option<u64>,
+    /// Nothing was heard of the holder for half of the promise that its last renewal was given: several renewals in a
+    /// row are missing. Never so before the first one since the acceptor started.
+    pub quiet: bool,
     /// The newest list of members that the holder of `epoch` named; 0: none.
     pub members: u64,
     /// This host's clocks are off against the holder's that measured them last, by at least so many

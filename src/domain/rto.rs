@@ -227,6 +227,8 @@ pub struct Latencies {
     pub reports: Spread,
     /// An agent does without a guard that doesn't answer, and ends it.
     pub unguarded: Spread,
+    /// Standbys are told to leave a primary that is over, do so for good, and say where their WAL ends.
+    pub leave: Spread,
     /// An agent looks at what only time changes at least this often.
     pub tick: Duration,
 }
@@ -248,11 +250,12 @@ impl Latencies {
         catch_up: Spread::ms(20, 50, 100),
         reports: Spread::ms(5, 10, 50),
         unguarded: Spread::ms(100, 120, 250),
+        leave: Spread::ms(20, 60, 200),
         tick: Duration::from_millis(450),
     };
 
     /// Each part with its name, its time, and where that is from.
-    pub fn parts(&self) -> [(&'static str, Spread, &'static str); 14] {
+    pub fn parts(&self) -> [(&'static str, Spread, &'static str); 15] {
         [
             ("commit", self.commit, "docs/benchmarks.md, Raft commit: p50 and p99"),
             ("seal", self.seal, "an fsync and a look, estimated; worst: asked again once (40 ms)"),
@@ -271,6 +274,7 @@ impl Latencies {
             ("catch-up", self.catch_up, "two looks 25 ms apart, and a push; estimated"),
             ("reports", self.reports, "one report of each manager; estimated"),
             ("unguarded", self.unguarded, "the code: 100 ms for an answer, looks 50 ms apart"),
+            ("leave", self.leave, "estimated: an order, an fsync, the end of a WAL receiver, a look"),
             ("tick", Spread::up_to(self.tick), "the code: looks 450 ms apart"),
         ]
     }

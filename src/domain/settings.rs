@@ -44,6 +44,36 @@ impl fmt::Display for OnPrimaryCrash {
     }
 }
 
+/// What a failover from a lost primary waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum FailoverWait {
+    /// The end of its lease, by the clocks of a majority of voters.
+    #[default]
+    Lease,
+    /// That enough of the standbys that confirm its commits have promised not to any more.
+    Promise,
+}
+
+impl FromStr for FailoverWait {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "lease" => Ok(Self::Lease),
+            "promise" => Ok(Self::Promise),
+            _ => Err("lease or promise".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for FailoverWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Lease => "lease",
+            Self::Promise => "promise",
+        })
+    }
+}
+
 /// How many bytes of the last primary's WAL its successor may lack; `None`: that is not asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct MaximumLag(pub Option<u64>);
@@ -142,6 +172,15 @@ impl Setting for String {
     }
     fn write(&self) -> String {
         self.clone()
+    }
+}
+
+impl Setting for FailoverWait {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
     }
 }
 
@@ -287,6 +326,10 @@ settings! {
     /// A primary that lasts so long ends such a row.
     failover_calm: Duration = "failover_calm_ms", Duration::from_secs(600), 1000..=86_400_000,
         "a primary that is open this long, without a crash, ends such a row";
+    /// What a failover from a lost primary waits for.
+    failover_wait: FailoverWait = "failover_wait", FailoverWait::Lease, 0..=0,
+        "what a failover from a lost primary waits for: lease (its end), promise (that the standbys which confirm its commits have left it; \
+         sooner, but until its lease ends it may show old data, and take commits that don't wait; needs sync_strict=true)";
     /// Whether the next primary has to be at the site of the last one.
     site_failover: SiteFailover = "site_failover", SiteFailover::Any, 0..=0,
         "who follows a primary that is lost: any; prefer (somebody at its site, also with less WAL, if anybody there can); \
@@ -377,6 +420,11 @@ impl Settings {
         self.maximum_lag_on_syncnode.0.map_or(LAG_TO_JOIN, |most| most.min(LAG_TO_JOIN))
     }
 
+    /// No commit is acknowledged without a standby.
+    pub fn waits_always(&self) -> bool {
+        self.replication_mode != SyncMode::Async && self.sync_strict
+    }
+
     /// Those of the volume that WAL is written to.
     pub fn wal_room(&self) -> Thresholds {
         Thresholds { warn: self.wal_room_warn, act: self.wal_room_act }
@@ -414,6 +462,13 @@ impl Settings {
 
     /// What can't be together, for people. A share and bytes can't be compared without the volume, and so are taken.
     pub fn contradiction(&self) -> Option<String> {
+        if self.failover_wait == FailoverWait::Promise && !self.waits_always() {
+            return Some(format!(
+                "failover_wait = promise needs sync_strict = true and replication_mode = sync or quorum (they are {} and {}): only \
+                 commits that wait for standbys are safe from a primary whose lease has not ended",
+                self.sync_strict, self.replication_mode
+            ));
+        }
         let both = [("wal_room", self.wal_room()), ("data_room", self.data_room())];
         both.into_iter().find_map(|(name, Thresholds { warn, act })| {
             let wrong = match (warn, act) {

@@ -64,6 +64,17 @@ struct Said {
     rate: Rate,
 }
 
+/// What the clock decides of a promise.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ends {
+    /// It ends then.
+    pub until: TwoClocks,
+    /// Half of what the last renewal was given is over then.
+    pub quiet_at: TwoClocks,
+    /// When it acked a renewal last whose holder had an open PostgreSQL.
+    pub renewed_at: Option<TwoClocks>,
+}
+
 /// The acceptor of one voter.
 #[derive(Debug)]
 pub struct Acceptor {
@@ -73,6 +84,8 @@ pub struct Acceptor {
     sealed: Epoch,
     durable: Durable,
     until: TwoClocks,
+    /// Half of the promise that the last renewal was given is over then.
+    quiet_at: TwoClocks,
     /// When a renewal was acked last whose holder had an open PostgreSQL.
     renewed_at: Option<TwoClocks>,
     tenure: Tenure,
@@ -100,6 +113,7 @@ impl Acceptor {
             sealed: durable.sealed,
             durable,
             until: now.plus(longest),
+            quiet_at: TwoClocks::default(),
             renewed_at: None,
             tenure: Tenure::default(),
             highest: WalPosition::default(),
@@ -114,7 +128,7 @@ impl Acceptor {
 
     /// The promise as others may rely on it: `sealed` is what is durable.
     pub fn promise(&self, now: TwoClocks) -> Promise {
-        promise_at(&self.view(), self.until, self.renewed_at, now)
+        promise_at(&self.view(), self.ends(), now)
     }
 
     /// Everything in the promise that does not depend on the clock.
@@ -131,6 +145,7 @@ impl Acceptor {
             highest: self.highest,
             renewed: self.tenure.holder().is_some(),
             renewed_ago_ms: None,
+            quiet: false,
             members: self.members,
             clock_off_ppm: off(self.rate),
             membership: self.effective().map_or(0, |m| m.id),
@@ -148,9 +163,9 @@ impl Acceptor {
         self.until
     }
 
-    /// When it acked a renewal last whose holder had an open PostgreSQL.
-    pub fn renewed_at(&self) -> Option<TwoClocks> {
-        self.renewed_at
+    /// Everything in the promise that the clock decides.
+    pub fn ends(&self) -> Ends {
+        Ends { until: self.until, quiet_at: self.quiet_at, renewed_at: self.renewed_at }
     }
 
     /// The membership that acks carry.
@@ -260,6 +275,7 @@ impl Acceptor {
             Err(refusal) => return Response::refused(refusal),
         };
         self.until = self.until.later(now.plus(grant));
+        self.quiet_at = now.plus(grant / 2);
         // Before a promotion is through, and while a crashed one is restarted, nothing is written.
         if said.flush != WalPosition::default() {
             self.renewed_at = Some(now);
@@ -299,9 +315,10 @@ impl Acceptor {
         self.notices.retain(|known| known != notice);
     }
 
-    /// Time until the promise lapses; `None` when it has.
+    /// Time until something in the promise changes by itself; `None`: nothing will.
     pub fn next_wake(&self, now: TwoClocks) -> Option<Duration> {
-        Some(self.until.acceptor_remaining(now)).filter(|left| !left.is_zero())
+        let left = [self.quiet_at, self.until].map(|end| end.acceptor_remaining(now));
+        left.into_iter().filter(|left| !left.is_zero()).min()
     }
 }
 
@@ -323,16 +340,12 @@ pub(super) fn promised(timings: &TimingsInUse, terms: Terms, file: Duration) -> 
 }
 
 /// Fills in what depends on the clock. Milliseconds are rounded up, so that 0 means lapsed.
-pub(super) fn promise_at(
-    promise: &Promise,
-    until: TwoClocks,
-    renewed_at: Option<TwoClocks>,
-    now: TwoClocks,
-) -> Promise {
+pub(super) fn promise_at(promise: &Promise, Ends { until, quiet_at, renewed_at }: Ends, now: TwoClocks) -> Promise {
     let ago = |at: TwoClocks| u64::try_from(now.boot.saturating_sub(at.boot).as_millis()).unwrap_or(u64::MAX);
     let left = until.acceptor_remaining(now);
     let remaining_ms = u64::try_from(left.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX);
-    Promise { lapsed: left.is_zero(), remaining_ms, renewed_ago_ms: renewed_at.map(ago), ..*promise }
+    let quiet = promise.renewed && quiet_at.acceptor_remaining(now).is_zero();
+    Promise { lapsed: left.is_zero(), remaining_ms, renewed_ago_ms: renewed_at.map(ago), quiet, ..*promise }
 }
 
 #[cfg(test)]

@@ -423,3 +423,18 @@ fn a_notice_is_handed_on_once() {
     }
     assert!(acceptor.notices.len() <= NOTICES_MAX);
 }
+
+#[test]
+fn half_of_the_promise_without_a_renewal_is_told_and_a_renewal_takes_it_back() {
+    let mut acceptor = ready(7);
+    assert!(!acceptor.promise(at(60_000)).quiet, "nobody was heard since the start: there is nobody to miss");
+    deliver(&mut acceptor, renewal(7, 1), 10_000);
+    assert!(!acceptor.promise(at(11_599)).quiet);
+    assert_eq!(acceptor.next_wake(at(11_000)), Some(Duration::from_millis(600)), "it wakes up to tell");
+    let quiet = acceptor.promise(at(11_600));
+    assert!(quiet.quiet && !quiet.lapsed, "{quiet:?}");
+    assert_eq!(acceptor.next_wake(at(11_600)), Some(Duration::from_millis(1_600)));
+    deliver(&mut acceptor, renewal(7, 2), 11_700);
+    assert!(!acceptor.promise(at(11_700)).quiet);
+    assert!(acceptor.promise(at(14_900)).lapsed && acceptor.promise(at(14_900)).quiet);
+}

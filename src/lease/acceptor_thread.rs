@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Secret,
-    acceptor::{Acceptor, Durable, promise_at},
+    acceptor::{Acceptor, Durable, Ends, promise_at},
     clock::{exact_timers, two_clocks},
     counters::{Counters, Refusal},
     message::{Envelope, Membership},
@@ -74,7 +74,7 @@ struct Shared {
     /// `set_applied` has returned must know of it.
     applied: Arc<AtomicU64>,
     promise: watch::Receiver<Promise>,
-    until: Arc<Mutex<(TwoClocks, Option<TwoClocks>)>>,
+    ends: Arc<Mutex<Ends>>,
     notices: Mutex<Option<mpsc::Receiver<Notice>>>,
     counters: Arc<Counters>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -96,7 +96,7 @@ impl AcceptorThread {
         let now = two_clocks();
         let acceptor = Acceptor::new(timings.grant, durable, now);
         let (promise_sender, promise) = watch::channel(acceptor.promise(now));
-        let until = Arc::new(Mutex::new((acceptor.until(), acceptor.renewed_at())));
+        let ends = Arc::new(Mutex::new(acceptor.ends()));
         let (notice_sender, notices) = mpsc::channel(NOTICES);
         let counters = Arc::new(Counters::default());
         let applied = Arc::new(AtomicU64::new(0));
@@ -112,7 +112,7 @@ impl AcceptorThread {
             applied_known: 0,
             in_log: None,
             promise: promise_sender,
-            until: until.clone(),
+            ends: ends.clone(),
             notices: notice_sender,
             counters: counters.clone(),
         };
@@ -121,7 +121,7 @@ impl AcceptorThread {
             run.run();
         })?;
         let (notices, thread) = (Mutex::new(Some(notices)), Mutex::new(Some(thread)));
-        let shared = Shared { postman, address, applied, promise, until, notices, counters, thread };
+        let shared = Shared { postman, address, applied, promise, ends, notices, counters, thread };
         Ok(AcceptorHandle { shared: Arc::new(shared) })
     }
 }
@@ -159,8 +159,8 @@ impl AcceptorHandle {
     /// The promise with the time that is left now.
     pub fn promise_now(&self) -> Promise {
         let promise = *self.shared.promise.borrow();
-        let (until, renewed_at) = *self.shared.until.lock().unwrap_or_else(PoisonError::into_inner);
-        promise_at(&promise, until, renewed_at, two_clocks())
+        let ends = *self.shared.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        promise_at(&promise, ends, two_clocks())
     }
 
     /// What agents said of the end of their epochs, each once. `None` after the first call.
@@ -242,7 +242,7 @@ struct Run {
     applied_known: u64,
     in_log: Option<Arc<AtomicU64>>,
     promise: watch::Sender<Promise>,
-    until: Arc<Mutex<(TwoClocks, Option<TwoClocks>)>>,
+    ends: Arc<Mutex<Ends>>,
     notices: mpsc::Sender<Notice>,
     counters: Arc<Counters>,
 }
@@ -355,11 +355,13 @@ impl Run {
     }
 
     fn publish(&self, now: TwoClocks) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) =
-            (self.acceptor.until(), self.acceptor.renewed_at());
+        *self.ends.lock().unwrap_or_else(PoisonError::into_inner) = self.acceptor.ends();
         let promise = self.acceptor.promise(now);
         self.promise.send_if_modified(|known| {
-            let news = |p: &Promise| (p.sealed, p.epoch, p.lapsed, p.renewed, p.members, p.clock_off_ppm, p.membership);
+            let news = |p: &Promise| {
+                let ends = (p.lapsed, p.quiet, p.renewed);
+                (p.sealed, p.epoch, ends, p.members, p.clock_off_ppm, p.membership)
+            };
             let news = news(known) != news(&promise);
             *known = promise;
             news

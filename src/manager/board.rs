@@ -121,8 +121,9 @@ impl Facts {
         }
     }
 
-    /// Starts the leader's clocks over: this manager has just begun to lead.
-    pub fn lead(&mut self, me: &MemberId, now: Moment) {
+    /// Starts the leader's clocks over: this manager has just begun to lead. Whoever heard of it before it did itself may
+    /// have reported already, and does so again after `report` only.
+    pub fn lead(&mut self, me: &MemberId, now: Moment, report: Duration) {
         self.since.lead = now;
         self.since.lock = now;
         self.since.operation = now;
@@ -131,7 +132,7 @@ impl Facts {
         self.operation_seen = None;
         self.seals.clear();
         // What others said in an earlier term of this leader may be long over.
-        self.seen.retain(|member, _| member == me);
+        self.seen.retain(|member, seen| member == me || now.since(seen.at) <= report);
     }
 
     /// Notes when the lock and the operation came into their present phase.
@@ -291,9 +292,9 @@ impl Board {
     }
 
     /// See [`Facts::lead`].
-    pub fn lead(&self, me: &MemberId) {
+    pub fn lead(&self, me: &MemberId, report: Duration) {
         let now = self.now();
-        self.update(|f| f.lead(me, now));
+        self.update(|f| f.lead(me, now, report));
     }
 
     /// This manager did not get rid of the leadership: as if it had just got it.

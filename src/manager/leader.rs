@@ -33,7 +33,7 @@ pub(super) async fn run(manager: Manager) {
     loop {
         let leads = leadership.borrow_and_update().am_leader;
         if leads && !led {
-            board.lead(&manager.inner.me);
+            board.lead(&manager.inner.me, manager.timings().report);
             manager.inner.stonith.lead(board.now());
             tracing::info!(member = %manager.inner.me, "this manager leads");
         }

@@ -86,7 +86,7 @@ pub fn acknowledged(s: &Situation<'_>) -> Result<Option<WalPosition>, Hold> {
 }
 
 /// Members whose word counts for a promotion, and whose WAL is the cluster's.
-fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
+pub fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
     let lineage = s.state.history_of(s.state.newest_complete_timeline());
     let on_history = |member: &MemberId| {
         let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());

@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Seal, Situation, Verdict, candidates::successor, pause};
+use super::{Hold, Seal, Situation, Verdict, candidates::successor, outvoted, pause};
 use crate::{
     domain::{
         EndCause, Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count,
@@ -177,7 +177,9 @@ pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hol
     let Lock::Fenced { epoch, released, previous } = &s.state.lock else { return None };
     let membership = s.membership();
     let voter = |(m, seal): (&'_ MemberId, &'_ Seal)| membership.has_voter(m).then(|| (m.clone(), seal.at));
-    let free: Vec<(MemberId, Moment)> = s.sealed(*epoch, released.is_none()).filter_map(voter).collect();
+    // Nobody waits for promises of time to one that can acknowledge nothing.
+    let over = released.is_some() || outvoted::is_over(s);
+    let free: Vec<(MemberId, Moment)> = s.sealed(*epoch, !over).filter_map(voter).collect();
     let Count { have, need } = membership.count(&free.iter().map(|(m, _)| m.clone()).collect());
     if have < need {
         let sealed = s.sealed(*epoch, false).filter_map(voter).map(|(m, _)| m).collect();
@@ -185,7 +187,7 @@ pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hol
         return Some(Err(Hold::TooFewSeals { epoch: *epoch, sealed, free: have, needed: need }));
     }
     let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
-    if let Some(hold) = still_collecting(s, &free, previous.as_ref().map(|(e, _)| *e), forced) {
+    if let Some(hold) = still_collecting(s, &free, previous.as_ref(), forced) {
         return Some(Err(hold));
     }
     Some(Ok(Ground { released: released.as_ref(), forced }))
@@ -198,7 +200,7 @@ pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hol
 fn still_collecting(
     s: &Situation<'_>,
     sealed: &[(MemberId, Moment)],
-    previous: Option<Epoch>,
+    previous: Option<&(Epoch, MemberId)>,
     forced: Option<&MemberId>,
 ) -> Option<Hold> {
     let answered: BTreeSet<&MemberId> =
@@ -206,15 +208,13 @@ fn still_collecting(
     if forced.is_some_and(|m| answered.contains(m)) {
         return None;
     }
-    let missing: Vec<MemberId> = s
-        .state
-        .members
-        .keys()
-        .filter(|m| !answered.contains(m) && !s.state.maintenance.contains_key(m))
-        .cloned()
-        .collect();
+    // Whoever was outvoted is not asked.
+    let outvoted = previous.map(|(_, member)| member).filter(|_| outvoted::is_over(s));
+    let asked = |m: &&MemberId| outvoted != Some(*m) && !s.state.maintenance.contains_key(*m);
+    let missing: Vec<MemberId> =
+        s.state.members.keys().filter(asked).filter(|m| !answered.contains(m)).cloned().collect();
     let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
-    let starting = previous.is_some_and(|e| !lived(e)) && s.now.since(s.since.start) < s.timings.silent * 2;
+    let starting = previous.is_some_and(|(e, _)| !lived(*e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));
     if !expected {
         return None;

@@ -17,6 +17,7 @@ pub mod genesis;
 pub mod leadership;
 pub mod loss;
 pub mod membership;
+mod outvoted;
 pub mod pause;
 pub mod promotion;
 pub mod proposals;

@@ -33,6 +33,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (310, &["fence-epoch"]),
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),
+    (332, &["fence-epoch"]),
     (335, &["release-primary"]),
     (337, &["release-primary"]),
     (405, &["promotion-complete"]),

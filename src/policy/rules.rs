@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, promotion,
-    restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, outvoted,
+    promotion, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -66,6 +66,11 @@ pub const RULES: &[Rule] = &[
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },
+    Rule {
+        id: 332,
+        name: "nothing is heard of the holder, and the standbys that confirm its commits can leave it: end the epoch",
+        decide: outvoted::by_standbys,
+    },
     Rule {
         id: 335,
         name: "the fenced holder says its process tree is empty: wait for no promise to it",

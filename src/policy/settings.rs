@@ -358,6 +358,17 @@ mod tests {
     }
 
     #[test]
+    fn a_failover_waits_for_the_lease_where_a_commit_may_do_without_a_standby() {
+        let promise = [("failover_wait", Some("promise")), ("protection", Some("max-protection"))];
+        assert!(matches!(ask(&bench(), 4, &promise), Ok(Some(_))));
+        for protection in ["max-performance", "max-availability"] {
+            let asked = [("failover_wait", Some("promise")), ("protection", Some(protection))];
+            let Err(Refused::Impossible(why)) = ask(&bench(), 4, &asked) else { panic!() };
+            assert!(why.starts_with("failover_wait = promise needs sync_strict = true and replication_mode"), "{why}");
+        }
+    }
+
+    #[test]
     fn somebody_has_to_be_left_who_may_be_primary() {
         let asked = [("a.failover", Some("false")), ("b.priority", Some("0"))];
         assert!(matches!(ask(&bench(), 4, &asked), Ok(Some(_))), "c is left");

@@ -99,6 +99,7 @@ impl Monitor {
         let mut led: Option<(u64, Instant)> = None;
         self.adopt_identity();
         loop {
+            let unheard = !self.contact.is_within(self.timings.election_max);
             let (now, recheck) = self.look(&mut all, &mut led);
             let unconfirmed = now.1;
             self.leadership.send_if_modified(|known| {
@@ -116,6 +117,8 @@ impl Monitor {
                     Ok(()) => self.adopt_identity(),
                     Err(_) => break,
                 },
+                // A new leader's first message changes the metrics before it counts as heard.
+                () = self.contact.heard(self.timings.election_max), if unheard => {}
                 _ = self.stop.changed() => break,
                 () = sleep(recheck) => {}
             }

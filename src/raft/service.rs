@@ -7,6 +7,7 @@ use std::sync::{
 
 use nix::time::{ClockId, clock_gettime};
 use openraft::raft::AppendEntriesResponse;
+use tokio::sync::Notify;
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -35,15 +36,31 @@ pub(super) struct Contact {
     /// By the clock, plus one so that 0 can mean never.
     last: Arc<AtomicU64>,
     clock: Clock,
+    heard: Arc<Notify>,
 }
 
 impl Contact {
     pub(super) fn new(clock: Clock) -> Self {
-        Self { last: Arc::default(), clock }
+        Self { last: Arc::default(), clock, heard: Arc::default() }
     }
 
     fn now(&self) {
         self.last.store((self.clock)().saturating_add(1), Ordering::Relaxed);
+        // Nobody waits but a monitor that has not heard a leader for long.
+        self.heard.notify_waiters();
+    }
+
+    /// A leader was heard less than `longest` ago.
+    pub(super) fn is_within(&self, longest: std::time::Duration) -> bool {
+        self.age().is_some_and(|age| age < longest)
+    }
+
+    /// Ends as soon as one was.
+    pub(super) async fn heard(&self, longest: std::time::Duration) {
+        let heard = self.heard.notified();
+        if !self.is_within(longest) {
+            heard.await;
+        }
     }
 
     /// How long ago; `None` if never.

@@ -9,11 +9,15 @@ use matriarch::{
 };
 use nix::sys::signal::Signal;
 
-use crate::stage::{self, EXE, HEAL, Promise, SOON, Step, others, until};
+use crate::{
+    history::asks,
+    stage::{self, EXE, HEAL, Promise, SOON, Step, others, until},
+};
 
 const STEPS: &[Step] = &[
     ("whoever_streams_confirms_as_soon_as_that_is_set", whoever_streams_confirms_as_soon_as_that_is_set),
     ("a_primary_that_is_lost_takes_no_commit_along", a_primary_that_is_lost_takes_no_commit_along),
+    ("a_primary_nobody_hears_is_outvoted_before_its_lease_ends", a_primary_nobody_hears_is_outvoted),
     ("a_standby_that_is_lost_is_waited_for_no_longer", a_standby_that_is_lost_is_waited_for_no_longer),
     (
         "the_last_that_confirms_is_waited_for_when_that_is_strict",
@@ -75,6 +79,24 @@ fn a_primary_that_is_lost_takes_no_commit_along(rig: &Rig, before: &StatusReply)
     rig.healthy(HEAL).unwrap();
     confirmed_by(rig, &others(rig, &[&primary]), 1);
     Promise::no_loss(fault)
+}
+
+/// Its host is lost. That its lease had not ended is what the log says: nobody reported it.
+fn a_primary_nobody_hears_is_outvoted(rig: &Rig, before: &StatusReply) -> Promise {
+    quorum(rig, before);
+    set(rig, &["protection=max-protection", "failover_wait=promise"]);
+    confirmed_by(rig, &others(rig, &[&before.primary]), 1);
+    let server = rig.server().unwrap();
+    let fault = rig.kill_host(&before.primary).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    let told = asks(rig, &["history"]).to_string();
+    assert!(told.contains("can outvote it"), "{told}");
+    rig.boot_host(&before.primary).unwrap();
+    rig.healthy(HEAL).unwrap();
+    set(rig, &["protection=max-availability", "failover_wait=lease"]);
+    let primary = rig.status().unwrap().primary;
+    confirmed_by(rig, &others(rig, &[&primary]), 1);
+    Promise::no_loss(fault).ended(server)
 }
 
 /// PostgreSQL there is killed, and nobody starts it again: its agent is down. The manager votes on.

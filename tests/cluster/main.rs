@@ -17,6 +17,7 @@
 mod clocks;
 mod commands;
 mod confirmed;
+mod cost;
 mod failovers;
 mod failsafe;
 mod frozen;
@@ -76,6 +77,13 @@ fn genesis_with_members_started_in_any_order_and_at_once() {
 #[test]
 fn what_is_confirmed_is_never_lost() {
     confirmed::play();
+}
+
+/// Twenty rounds of two clusters.
+#[test]
+#[ignore = "long, `make proof`"]
+fn commits_cost_no_more_than_without_a_manager() {
+    cost::play();
 }
 
 #[test]

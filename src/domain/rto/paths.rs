@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{Effect, Latencies, Network, Phase, Spread};
-use crate::domain::{OnPrimaryCrash, Settings, Timings};
+use crate::domain::{FailoverWait, OnPrimaryCrash, Settings, Timings};
 
 /// So many deadlines may be unanswered before a guard counts as stalled (`guard::link`).
 const DEADLINES_UNANSWERED: u32 = 2;
@@ -109,6 +109,24 @@ impl Sums<'_> {
         phase("lease", self.promises_end(), "T_grant - age of the last renewal (0 to renew), clocks off by rho")
     }
 
+    /// What is waited for when nothing is heard of a primary any more. Standbys can outvote it once a majority has heard
+    /// nothing for half of a promise (rule 332); they leave it while the voters seal.
+    fn unheard(&self) -> Vec<Phase> {
+        if self.settings.failover_wait == FailoverWait::Lease || !self.settings.waits_always() {
+            return vec![self.lease()];
+        }
+        let half = self.by_other_clock(self.timings.grant / 2).beyond(self.renewal_age());
+        let late =
+            Spread { best: Duration::ZERO, average: self.one_way().average, worst: self.one_way().worst + LOOK_AGAIN };
+        let quiet =
+            phase("quiet", half.plus(late), "T_grant / 2 - age of the last renewal (0 to renew), clocks off by rho");
+        let left = self.latencies.leave.plus(self.round_trips(3));
+        vec![
+            quiet,
+            phase("leave", left, "as many standbys as a promotion hears leave it, and say where their WAL ends"),
+        ]
+    }
+
     /// What the election takes longer than all of `meanwhile`.
     fn election(&self, meanwhile: &[Phase], silent: Duration) -> Phase {
         let other = meanwhile.iter().fold(Spread::default(), |sum, p| sum.plus(p.spread));
@@ -192,13 +210,13 @@ fn joined(first: impl IntoIterator<Item = Phase>, then: Vec<Phase>) -> Vec<Phase
 // ---- paths ---------------------------------------------------------------------------------------------------
 
 pub(super) fn host_loss(s: &Sums<'_>) -> Vec<Phase> {
-    joined([s.lease()], s.succession(false))
+    joined(s.unheard(), s.succession(false))
 }
 
 pub(super) fn host_loss_with_leader(s: &Sums<'_>) -> Vec<Phase> {
-    let lease = s.lease();
-    let election = s.election(std::slice::from_ref(&lease), Duration::ZERO);
-    joined([lease, election], s.succession(false))
+    let mut unheard = s.unheard();
+    unheard.insert(1, s.election(&unheard[..1], Duration::ZERO));
+    joined(unheard, s.succession(false))
 }
 
 pub(super) fn agent_loss(s: &Sums<'_>) -> Vec<Phase> {
@@ -419,7 +437,7 @@ pub(super) fn guard_hangs(s: &Sums<'_>) -> Vec<Phase> {
 pub(super) fn promotion_fails(s: &Sums<'_>) -> Vec<Phase> {
     let failed =
         phase("failed", s.promote().spread, "a promotion that fails, at the latest where it would have succeeded");
-    let first = joined([s.lease()], joined(s.choice(false), vec![failed, s.kill()]));
+    let first = joined(s.unheard(), joined(s.choice(false), vec![failed, s.kill()]));
     joined(first, s.handed_over())
 }
 
@@ -427,13 +445,13 @@ pub(super) fn promotion_hangs(s: &Sums<'_>) -> Vec<Phase> {
     let promote = s.timings.promote;
     let spread = Spread::of(promote).plus(Spread::up_to(LOOK_AGAIN));
     let hangs = phase("hangs", spread, "promote for all of it, from the order on");
-    let first = joined([s.lease()], joined(s.choice(false), vec![hangs, s.kill()]));
+    let first = joined(s.unheard(), joined(s.choice(false), vec![hangs, s.kill()]));
     joined(first, s.handed_over())
 }
 
 pub(super) fn successor_lost(s: &Sums<'_>) -> Vec<Phase> {
     let taken = phase("promote", Spread { best: Duration::ZERO, ..s.promote().spread }, "until it is lost as well");
-    let first = joined([s.lease()], joined(s.choice(false), vec![taken]));
+    let first = joined(s.unheard(), joined(s.choice(false), vec![taken]));
     joined(first, host_loss(s))
 }
 
@@ -441,7 +459,7 @@ pub(super) fn successor_lost(s: &Sums<'_>) -> Vec<Phase> {
 pub(super) fn successor_lost_early(s: &Sums<'_>) -> Vec<Phase> {
     let spread = Spread::of(s.timings.promote).plus(Spread::up_to(LOOK_AGAIN));
     let overdue = phase("overdue", spread, "promote from the grant");
-    let first = joined([s.lease()], joined(s.choice(false), vec![overdue]));
+    let first = joined(s.unheard(), joined(s.choice(false), vec![overdue]));
     joined(first, s.succession(false))
 }
 

@@ -83,7 +83,7 @@ impl Host {
         let me = sky.names[self.index].clone();
         let manager = self.m();
         if leads && !manager.led {
-            manager.board.lead(&me, moment);
+            manager.board.lead(&me, moment, sky.timings.report);
         }
         manager.led = leads;
         if !leads {

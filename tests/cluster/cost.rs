@@ -1,0 +1,274 @@
+//! What a manager costs those who commit: the same PostgreSQL, with the same settings, standbys and rule of
+//! acknowledgement, under Matriarch and by itself.
+//!
+//! One after the other, never both at once: each round starts one, measures it, ends it, and does the same with the other,
+//! in turns of order. `ROUNDS` (default 20), `SECONDS` of each measurement (default 5), `DIR` (default /tmp) for all data,
+//! `MATRIARCH`: another program than the one under test, say a release build.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use matriarch::demo::rig::{Ground, Rig, Unstarted};
+
+use crate::stage::{self, EXE, HEAL, until};
+
+/// The median of a ratio may not be less, throughput against throughput and latency the other way round.
+const LEAST: f64 = 0.98;
+/// pgbench's scale, and each way it is run: clients, threads.
+const SCALE: &str = "20";
+const LOADS: [(&str, &str); 2] = [("1", "1"), ("8", "2")];
+/// What names a place or a role, and is not the same for two servers.
+const OWN: &str = "'config_file','data_directory','hba_file','ident_file','external_pid_file','port','listen_addresses',\
+    'unix_socket_directories','cluster_name','primary_conninfo','primary_slot_name','synchronous_standby_names',\
+    'archive_command','restore_command','recovery_target_timeline'";
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Where pgbench connects to.
+struct Server {
+    host: String,
+    port: u16,
+    password: String,
+}
+
+/// Transactions per second and milliseconds of one.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
+    tps: f64,
+    latency: f64,
+}
+
+impl Server {
+    fn run(&self, bin: &Path, program: &str, args: &[&str]) -> String {
+        let mut command = Command::new(bin.join(program));
+        command.args(["-h", &self.host, "-p", &self.port.to_string(), "-U", "postgres"]).args(args).arg("postgres");
+        let output = command.env("PGPASSWORD", &self.password).output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn fill(&self, bin: &Path) {
+        self.run(bin, "pgbench", &["-i", "-q", "-s", SCALE]);
+    }
+
+    fn measure(&self, bin: &Path, (clients, threads): (&str, &str)) -> Figures {
+        let seconds = number("SECONDS", 5).to_string();
+        let args = ["-n", "-N", "-M", "prepared", "-c", clients, "-j", threads, "-T", &seconds];
+        let text = self.run(bin, "pgbench", &args);
+        let after = |word: &str| {
+            let rest = text.split(word).nth(1).unwrap_or_else(|| panic!("{text}"));
+            rest.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+        };
+        Figures { tps: after("\ntps = "), latency: after("latency average = ") }
+    }
+}
+
+/// A primary and two standbys that nobody manages.
+struct Plain {
+    bin: PathBuf,
+    dir: PathBuf,
+    user: Option<(u32, u32)>,
+    ports: [u16; 3],
+}
+
+impl Plain {
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        command.current_dir("/");
+        command
+    }
+
+    fn done(mut command: Command) {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn data(&self, server: usize) -> PathBuf {
+        self.dir.join(format!("s{server}"))
+    }
+
+    /// A new cluster with these settings.
+    fn create(&self, settings: &str) {
+        let mut initdb = self.command("initdb");
+        initdb.args(["-k", "-U", "postgres", "-A", "trust", "-D"]).arg(self.data(0));
+        Self::done(initdb);
+        self.configure(0, settings, "ANY 1 (s1, s2)");
+        // Nothing is acknowledged before there are standbys; a copy needs no commit.
+        self.start(0);
+        for standby in [1, 2] {
+            let from = format!("host=127.0.0.1 port={} user=postgres application_name=s{standby}", self.ports[0]);
+            let mut copy = self.command("pg_basebackup");
+            copy.args(["-R", "-c", "fast", "-d", &from, "-D"]).arg(self.data(standby));
+            Self::done(copy);
+            self.configure(standby, settings, "ANY 1 (s1, s2)");
+            self.start(standby);
+        }
+    }
+
+    fn configure(&self, server: usize, settings: &str, names: &str) {
+        let text = format!(
+            "{settings}\nport = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nsynchronous_standby_names = '{names}'\n",
+            self.ports[server],
+            self.dir.display()
+        );
+        fs::write(self.data(server).join("postgresql.conf"), text).unwrap();
+    }
+
+    fn start(&self, server: usize) {
+        let mut start = self.command("pg_ctl");
+        start.args(["start", "-w", "-s", "-l"]).arg(self.dir.join(format!("s{server}.log")));
+        start.arg("-D").arg(self.data(server));
+        // Its output would be waited for as long as the server runs.
+        assert!(start.status().unwrap().success(), "{start:?}");
+    }
+
+    fn up(&self) -> Server {
+        (0..3).for_each(|server| self.start(server));
+        self.server()
+    }
+
+    fn server(&self) -> Server {
+        Server { host: self.dir.display().to_string(), port: self.ports[0], password: String::new() }
+    }
+
+    fn down(&self) {
+        for server in 0..3 {
+            let mut stop = self.command("pg_ctl");
+            stop.args(["stop", "-w", "-s", "-m", "immediate", "-D"]).arg(self.data(server));
+            let _ = stop.status();
+        }
+    }
+}
+
+impl Drop for Plain {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+/// The cluster's primary, once two standbys may confirm its commits.
+fn ready(rig: &Rig) -> Server {
+    rig.healthy(HEAL).unwrap();
+    until("commits are confirmed by one of two", HEAL, || {
+        rig.status().and_then(|s| s.commits).is_some_and(|c| c.in_effect && c.count == 1 && c.names.len() == 2)
+    });
+    let contact = rig.contact(&rig.status().unwrap().primary).unwrap();
+    Server {
+        host: contact.socket_dir.display().to_string(),
+        port: contact.postgres_port,
+        password: rig.superuser_password().to_owned(),
+    }
+}
+
+fn measure(server: &Server, bin: &Path) -> Vec<Figures> {
+    server.run(bin, "psql", &["-qc", "checkpoint"]);
+    LOADS.iter().map(|load| server.measure(bin, *load)).collect()
+}
+
+fn all_lost(rig: &Rig) {
+    for host in rig.members() {
+        rig.kill_host(&host).unwrap();
+    }
+}
+
+fn managed(rig: &Rig, bin: &Path) -> Vec<Figures> {
+    let members = rig.members();
+    members.iter().for_each(|host| rig.boot_host(host).unwrap());
+    let figures = measure(&ready(rig), bin);
+    all_lost(rig);
+    figures
+}
+
+fn by_itself(plain: &Plain) -> Vec<Figures> {
+    let figures = measure(&plain.up(), &plain.bin);
+    plain.down();
+    figures
+}
+
+/// Median, and the interval that holds it with 95 % (order statistics of a sample, binomial).
+fn median(mut sample: Vec<f64>) -> (f64, f64, f64) {
+    sample.sort_by(f64::total_cmp);
+    let n = sample.len();
+    let middle = (sample[(n - 1) / 2] + sample[n / 2]) / 2.0;
+    let off = (1.96 * (n as f64).sqrt() / 2.0).ceil() as usize;
+    let low = (n / 2).saturating_sub(off);
+    (sample[low], middle, sample[(n - 1).saturating_sub(low)])
+}
+
+pub fn play() {
+    let _alone = stage::alone();
+    let exe = std::env::var("MATRIARCH").unwrap_or_else(|_| EXE.to_owned());
+    let base = std::env::var("DIR").unwrap_or_else(|_| "/tmp".to_owned());
+    let ground = Ground { quiet: true, ..Ground::default() };
+    let rig = Unstarted::lay_out_on(Path::new(&exe), Path::new(&base), "normal", ground).unwrap().up().unwrap();
+    let bin = rig.bin_dir().to_owned();
+    let config = rig.config(&rig.members()[0]).unwrap();
+    let mut set = Command::new(EXE);
+    set.args(["config", "set", "protection=max-protection", "--config"]).arg(config);
+    assert!(set.status().unwrap().success());
+    let server = ready(&rig);
+    server.fill(&bin);
+    let of_its = format!(
+        "select name || ' = ' || quote_literal(current_setting(name)) from pg_settings \
+         where source in ('configuration file', 'command line') and name not in ({OWN})"
+    );
+    let settings = rig.query(&rig.status().unwrap().primary, &of_its).unwrap().join("\n");
+    all_lost(&rig);
+
+    let dir = tempfile::Builder::new().prefix("matriarch-plain-").tempdir_in(&base).unwrap();
+    let user = rig.user();
+    if let Some((uid, gid)) = user {
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).unwrap();
+    }
+    let ports = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let ports = ports.map(|listener| listener.local_addr().unwrap().port());
+    let plain = Plain { bin: bin.clone(), dir: dir.path().to_owned(), user, ports };
+    plain.create(&settings);
+    plain.server().fill(&bin);
+    plain.down();
+
+    let mut ratios = vec![(Vec::new(), Vec::new()); LOADS.len()];
+    for round in 0..number("ROUNDS", 20) {
+        let (ours, theirs) = match round % 2 {
+            0 => {
+                let ours = managed(&rig, &bin);
+                (ours, by_itself(&plain))
+            }
+            _ => {
+                let theirs = by_itself(&plain);
+                (managed(&rig, &bin), theirs)
+            }
+        };
+        for ((load, ratios), (ours, theirs)) in LOADS.iter().zip(&mut ratios).zip(ours.iter().zip(&theirs)) {
+            stage::say(format!("round {round}, {} clients: {ours:?} against {theirs:?}", load.0));
+            ratios.0.push(ours.tps / theirs.tps);
+            ratios.1.push(theirs.latency / ours.latency);
+        }
+    }
+    let mut least = f64::INFINITY;
+    for (load, (tps, latency)) in LOADS.iter().zip(ratios) {
+        for (what, sample) in [("throughput", tps), ("latency (plain / managed)", latency)] {
+            let (low, middle, high) = median(sample);
+            stage::say(format!("{} clients, {what}: median ratio {middle:.3}, 95 % {low:.3} to {high:.3}", load.0));
+            least = least.min(high);
+        }
+    }
+    // What is certain, not what one run happened to give.
+    assert!(least >= LEAST, "with 95 % certainty the manager costs more than 2 %");
+}
+
+/// How long a median's interval is.
+#[test]
+fn the_interval_of_a_median_is_that_of_its_ranks() {
+    let sample = (1..=20).map(f64::from).collect();
+    assert_eq!(median(sample), (6.0, 10.5, 15.0));
+}
