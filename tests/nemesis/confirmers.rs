@@ -267,7 +267,14 @@ impl Part {
 #[derive(Debug)]
 pub struct Changer {
     stop: Arc<AtomicBool>,
-    task: Mutex<Option<JoinHandle<(usize, usize, Result<()>)>>>,
+    task: Mutex<Option<JoinHandle<Changes>>>,
+}
+
+/// How many changes were accepted and refused, and whether all is set as it was.
+#[derive(Debug)]
+struct Changes {
+    counts: (usize, usize),
+    set_back: Result<()>,
 }
 
 impl Changer {
@@ -292,9 +299,10 @@ impl Changer {
             let began = Instant::now();
             loop {
                 match configs.iter().map(|c| set(c, &mode.settings())).find(|r| r.is_ok()) {
-                    Some(_) => return (accepted, refused, Ok(())),
+                    Some(_) => return Changes { counts: (accepted, refused), set_back: Ok(()) },
                     None if began.elapsed() > SETTLED => {
-                        return (accepted, refused, Err(anyhow!("the settings are not what they were before")));
+                        let set_back = Err(anyhow!("the settings are not what they were before"));
+                        return Changes { counts: (accepted, refused), set_back };
                     }
                     None => thread::sleep(Duration::from_millis(200)),
                 }
@@ -310,8 +318,8 @@ impl Changer {
     pub fn end(&self) -> Result<(usize, usize)> {
         self.stop.store(true, Ordering::SeqCst);
         let task = self.task.lock().unwrap_or_else(|e| e.into_inner()).take().context("it has ended before")?;
-        let (accepted, refused, set) = task.join().map_err(|_| anyhow!("whoever changed settings panicked"))?;
-        set.map(|()| (accepted, refused))
+        let changes = task.join().map_err(|_| anyhow!("whoever changed settings panicked"))?;
+        changes.set_back.map(|()| changes.counts)
     }
 }
 

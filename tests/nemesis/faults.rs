@@ -664,7 +664,7 @@ impl Undo {
                 let before = inner.carry_out(hosts, dice)?;
                 let (accepted, refused) = changer.end()?;
                 let text = format!("; settings changed {accepted} times, {refused} times refused");
-                return Ok(before.and_then(|_| if accepted > 0 { Ok(text) } else { Err(text) }));
+                return Ok(before.and(if accepted > 0 { Ok(text) } else { Err(text) }));
             }
         }
         Ok(Ok(String::new()))

@@ -28,6 +28,8 @@ use crate::{
 pub type Key = i64;
 /// What is appended; never twice.
 pub type Value = i64;
+/// What is under each key.
+pub type Lists = BTreeMap<Key, Vec<Value>>;
 
 /// A step of a transaction. As in Elle's histories: `["append", 3, 17]`, `["r", 3, [11, 17]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +182,7 @@ pub struct Terms<'a> {
 }
 
 /// Everything that is wrong with a history. `last` is what the primary has at the end, when everybody rests.
-pub fn check(txns: &[Txn], last: &BTreeMap<Key, Vec<Value>>, terms: &Terms<'_>) -> Vec<Finding> {
+pub fn check(txns: &[Txn], last: &Lists, terms: &Terms<'_>) -> Vec<Finding> {
     let mut sight = Sight::new(txns, last);
     let mut found = sight.gone(terms);
     found.extend(sight.single_reads());
@@ -199,7 +201,7 @@ struct Seen<'a> {
 
 struct Sight<'a> {
     txns: &'a [Txn],
-    last: &'a BTreeMap<Key, Vec<Value>>,
+    last: &'a Lists,
     writer: BTreeMap<(Key, Value), usize>,
     seen: Vec<Seen<'a>>,
     /// The longest list of each key, once what is gone with a pardon has been left out.
@@ -207,7 +209,7 @@ struct Sight<'a> {
 }
 
 impl<'a> Sight<'a> {
-    fn new(txns: &'a [Txn], last: &'a BTreeMap<Key, Vec<Value>>) -> Sight<'a> {
+    fn new(txns: &'a [Txn], last: &'a Lists) -> Sight<'a> {
         let mut writer = BTreeMap::new();
         for (index, txn) in txns.iter().enumerate() {
             writer.extend(appends(txn).map(|at| (at, index)));
@@ -415,17 +417,12 @@ impl<'a> Sight<'a> {
 
     fn cycles(&self) -> Vec<Finding> {
         let edges = self.edges();
-        let kinds: [(Anomaly, fn(Edge) -> bool); 3] = [
-            (Anomaly::G0, |e| matches!(e, Edge::Ww(_))),
-            (Anomaly::G1c, |e| !matches!(e, Edge::Rw(_))),
-            (Anomaly::G2, |_| true),
-        ];
         let mut found: Vec<Finding> = Vec::new();
         let mut told: BTreeSet<usize> = BTreeSet::new();
-        for (anomaly, counts) in kinds {
+        for anomaly in [Anomaly::G0, Anomaly::G1c, Anomaly::G2] {
             let mut graph: DiGraph<usize, Edge> = DiGraph::new();
             let nodes: Vec<NodeIndex> = (0..self.txns.len()).map(|index| graph.add_node(index)).collect();
-            for ((from, to), edge) in edges.iter().filter(|(_, e)| counts(**e)) {
+            for ((from, to), edge) in edges.iter().filter(|(_, e)| e.counts(anomaly)) {
                 graph.add_edge(nodes[*from], nodes[*to], *edge);
             }
             for component in petgraph::algo::tarjan_scc(&graph).into_iter().filter(|c| c.len() > 1) {
@@ -458,6 +455,17 @@ enum Edge {
     Ww(Key),
     Wr(Key),
     Rw(Key),
+}
+
+impl Edge {
+    /// A cycle of such an anomaly may have it.
+    fn counts(self, cycle: Anomaly) -> bool {
+        match self {
+            Edge::Ww(_) => true,
+            Edge::Wr(_) => cycle != Anomaly::G0,
+            Edge::Rw(_) => cycle == Anomaly::G2,
+        }
+    }
 }
 
 impl fmt::Display for Edge {
@@ -565,7 +573,7 @@ struct Event {
 ///
 /// # Errors
 /// The file can't be written.
-pub fn write(file: &Path, txns: &[Txn], last: &BTreeMap<Key, Vec<Value>>) -> Result<()> {
+pub fn write(file: &Path, txns: &[Txn], last: &Lists) -> Result<()> {
     let mut events: Vec<Event> = Vec::with_capacity(txns.len() * 2 + 1);
     for txn in txns {
         let life = txn.life.as_ref().map(|l| (l.server.clone(), l.timeline, l.started.clone()));
@@ -605,7 +613,7 @@ pub fn write(file: &Path, txns: &[Txn], last: &BTreeMap<Key, Vec<Value>>) -> Res
 ///
 /// # Errors
 /// It is no such file.
-pub fn read(file: &Path) -> Result<(Vec<Txn>, BTreeMap<Key, Vec<Value>>)> {
+pub fn read(file: &Path) -> Result<(Vec<Txn>, Lists)> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let mut open: BTreeMap<usize, Micros> = BTreeMap::new();
     let (mut txns, mut last) = (Vec::new(), BTreeMap::new());

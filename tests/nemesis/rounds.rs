@@ -21,7 +21,7 @@ use crate::{
     confirmers::writes_go_on,
     dice::Dice,
     faults::{Change, Done, Fault, Kind, Limits},
-    history::{self, End, Finding, Key, Op, Terms, Txn, Value},
+    history::{self, End, Finding, Lists, Op, Terms, Txn},
     hosts::{Hosts, Wanted},
     report::{Appends, Record, Verdict},
     workload::{Attempt, Commit, Life, Micros, Outcome, Route, Workload, now},
@@ -89,9 +89,6 @@ struct Seen {
     log_problems: Vec<String>,
     phases: Vec<String>,
 }
-
-/// What the primary has under each key.
-type Lists = BTreeMap<Key, Vec<Value>>;
 
 /// An acknowledgement of the host's server in the life, or on the timeline, that was begun by hand, to a session that
 /// leaves synchronous_commit as it is. Until the fault is undone nobody else starts or promotes that server.
@@ -301,7 +298,7 @@ impl Stage {
         // Who waits for standbys that have promised the next epoch is told nothing.
         let in_hole = |a: &Ack| any_hole(a) && !(confirmed && a.client.commit == Commit::On);
         let reigns = checker::reigns(&acks);
-        let stale = stale(&acks, &in_hole);
+        let stale = stale(&acks, in_hole);
         let changed = before.epoch != after.epoch;
         let since = done.at.saturating_sub(STREAMED);
         let excuse = match fault.is_planned() {
