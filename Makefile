@@ -2,7 +2,7 @@
 # make test     what fits in 25 minutes; the same as CI (.ci/run)
 # make verify   formatting and lints; never writes to the tree
 # make fix      writes what verify would complain about
-# make proof    the long runs; SEED=, MINUTES= and FAULTS= steer the nemesis (docs/proof/nemesis.md)
+# make proof    the long runs; SEED=, MINUTES=, FAULTS=, MODE= and MEMBERS= steer the nemesis (docs/proof/nemesis.md)
 # make bench    figures: release build, five runs for each fault
 # make install  binary, units and example configuration (DESTDIR, PREFIX)
 

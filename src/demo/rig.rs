@@ -413,10 +413,15 @@ impl Rig {
 
     /// Asks for a failover.
     pub fn failover(&self, candidate: &str) -> Result<OperationReply> {
-        let to = self.target()?;
         // Clients write on; what the checker counts as lost is what a failover in async mode may lose.
+        self.failover_with(candidate, true)
+    }
+
+    /// Asks for a failover; `allow_data_loss`: the candidate may lack WAL.
+    pub fn failover_with(&self, candidate: &str, allow_data_loss: bool) -> Result<OperationReply> {
+        let to = self.target()?;
         let (candidate, request_id) = (candidate.to_owned(), request_id());
-        let request = FailoverRequest { to: Some(to), candidate, request_id, allow_data_loss: true };
+        let request = FailoverRequest { to: Some(to), candidate, request_id, allow_data_loss };
         self.any(async |mut admin| Ok(admin.failover(request.clone()).await?.into_inner()))
     }
 

@@ -30,6 +30,8 @@ pub struct Ack<'a> {
     pub received: Micros,
     /// The server certainly still acknowledged at this time.
     pub certain: Micros,
+    /// The server had the row in its hands.
+    pub stamp: Micros,
 }
 
 /// The acknowledged writes, in the order of their receipt.
@@ -39,9 +41,20 @@ pub fn acks<'a>(clients: &'a [Client], attempts: &[Attempt], disturbed: &[Span])
         let client = &clients[a.client];
         let touched = disturbed.iter().any(|(from, to)| a.sent <= *to && a.ended >= *from);
         let certain = if client.route != Route::Local && touched { *stamp } else { a.ended };
-        Some(Ack { client, seq: a.seq, life: life.clone(), received: a.ended, certain })
+        Some(Ack { client, seq: a.seq, life: life.clone(), received: a.ended, certain, stamp: *stamp })
     };
     attempts.iter().filter_map(ack).collect()
+}
+
+/// Where standbys confirm, a server that was replaced is confirmed nothing: no hole allows it to acknowledge to who
+/// waits for them. But it may tell late, in the hole, what had been confirmed in time. So these acknowledgements count
+/// from when it had the row.
+pub fn told_late(acks: &mut [Ack], in_hole: impl Fn(&Ack) -> bool) {
+    for ack in acks.iter_mut().filter(|a| a.client.commit == Commit::On) {
+        if in_hole(ack) {
+            ack.certain = ack.stamp;
+        }
+    }
 }
 
 /// A life as its clients saw it.
@@ -146,17 +159,50 @@ pub enum Excuse {
     Confirmed(Micros),
 }
 
+/// Why an acknowledged row may be gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pardon {
+    /// It was acknowledged in a documented hole: nobody held a lease for it.
+    Hole,
+    /// The session didn't wait for the disk, and its server ended.
+    Off,
+    /// The session didn't wait for standbys where others do, and its server was replaced.
+    Own,
+    /// Nobody waits for standbys, and its server was replaced.
+    AsyncEnd,
+}
+
+impl Pardon {
+    /// As it is counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pardon::Hole => "rows: acknowledged in a documented hole",
+            Pardon::Off => "rows: synchronous_commit = off, and the server ended",
+            Pardon::Own => "rows: synchronous_commit = local or off, and the server was replaced",
+            Pardon::AsyncEnd => "rows: asynchronous end",
+        }
+    }
+}
+
 /// An acknowledged row that is gone.
 #[derive(Debug, Clone)]
 pub struct Lost<'a> {
     /// The acknowledgement.
     pub ack: &'a Ack<'a>,
-    /// Why that must not be; `None` when it is excused.
-    pub unexcused: Option<&'static str>,
+    /// Why that may be, or why it must not be.
+    pub judged: Result<Pardon, &'static str>,
 }
 
-/// Acknowledged rows that are not in `present`, each with whether that is excused. Those of a documented hole are:
-/// nobody holds a lease for them.
+impl Lost<'_> {
+    /// Why that must not be; `None` when it is excused.
+    pub fn unexcused(&self) -> Option<&'static str> {
+        self.judged.err()
+    }
+}
+
+/// Acknowledged rows that are not in `present`, each with whether that is excused. Those of a documented hole are,
+/// but not where standbys confirm and the session waited for them: these had to promise the next epoch first, and
+/// confirmed nothing after that.
 pub fn lost<'a>(
     acks: &'a [Ack<'a>],
     present: &HashSet<(String, i64)>,
@@ -180,24 +226,26 @@ pub fn lost<'a>(
         .map(|ack| {
             let replaced = newest.as_ref().is_some_and(|(timeline, _)| ack.life.timeline < *timeline);
             let died = newest.as_ref().is_some_and(|n| (ack.life.timeline, ack.life.started.clone()) < *n);
-            let excuse = match excuse {
-                Excuse::Confirmed(_) if ack.client.commit == Commit::On => Excuse::None,
-                Excuse::Confirmed(since) => Excuse::Replaced(since),
-                other => other,
+            let (excuse, end) = match excuse {
+                Excuse::Confirmed(_) if ack.client.commit == Commit::On => {
+                    return Lost { ack, judged: Err("it was confirmed") };
+                }
+                Excuse::Confirmed(since) => (Excuse::Replaced(since), Pardon::Own),
+                other => (other, Pardon::AsyncEnd),
             };
-            let unexcused = match excuse {
-                _ if in_hole(ack) => None,
+            let judged = match excuse {
+                _ if in_hole(ack) => Ok(Pardon::Hole),
                 _ if survived_later.contains(&(ack.client.name.as_str(), &*ack.life)) => {
-                    Some("a later row of the same client and server survived")
+                    Err("a later row of the same client and server survived")
                 }
                 // Not even its own disk was waited for.
-                Excuse::Replaced(_) if ack.client.commit == Commit::Off && died => None,
-                Excuse::None => Some("nothing may be lost here"),
-                Excuse::Replaced(_) if !replaced => Some("its server was not replaced"),
-                Excuse::Replaced(since) if ack.received < since => Some("the standbys had time to get it"),
-                Excuse::Replaced(_) | Excuse::Confirmed(_) => None,
+                Excuse::Replaced(_) if ack.client.commit == Commit::Off && died => Ok(Pardon::Off),
+                Excuse::None => Err("nothing may be lost here"),
+                Excuse::Replaced(_) if !replaced => Err("its server was not replaced"),
+                Excuse::Replaced(since) if ack.received < since => Err("the standbys had time to get it"),
+                Excuse::Replaced(_) | Excuse::Confirmed(_) => Ok(end),
             };
-            Lost { ack, unexcused }
+            Lost { ack, judged }
         })
         .collect()
 }
@@ -301,6 +349,19 @@ mod tests {
         assert_eq!(two_writers(&touched).unwrap().micros(), 10_000);
     }
 
+    /// A frozen host tells, when it goes on, what had been confirmed before. It is told nothing new.
+    #[test]
+    fn what_is_told_late_counts_from_when_the_server_had_it() {
+        let clients = clients();
+        let judge = |stamp: u64| {
+            let list = attempts(&[(0, 0, 0, 10, 2), (0, 60, 60, 70, 3), (0, 20, stamp, 100, 2), (0, 110, 110, 120, 3)]);
+            let mut acks = acks(&clients, &list, &[]);
+            told_late(&mut acks, |a| a.certain >= 95_000 && a.life.timeline == 2);
+            two_writers(&acks).map(|o| o.micros())
+        };
+        assert_eq!((judge(20), judge(90)), (None, Some(20_000)));
+    }
+
     /// A unix socket has no network: its receipt is exact in any cut.
     #[test]
     fn a_local_session_is_judged_by_its_receipt() {
@@ -326,7 +387,7 @@ mod tests {
         ]);
         let acks = acks(&clients, &list, &[]);
         let judge = |present: &[(&str, i64)], excuse| -> Vec<Option<&'static str>> {
-            lost(&acks, &rows(present), excuse, |_| false).iter().map(|l| l.unexcused).collect()
+            lost(&acks, &rows(present), excuse, |_| false).iter().map(Lost::unexcused).collect()
         };
         let since = Excuse::Replaced(45_000);
         assert!(judge(&[("local", 0), ("local", 1), ("local", 2), ("off", 3), ("local", 4)], Excuse::None).is_empty());
@@ -346,6 +407,10 @@ mod tests {
         assert_eq!(judge(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)], Excuse::Replaced(0)), [None]);
         let present = rows(&[("local", 0), ("local", 1), ("local", 2), ("local", 4)]);
         let in_hole = lost(&acks, &present, Excuse::None, |a| a.client.commit == Commit::Off);
-        assert_eq!(in_hole.iter().map(|l| l.unexcused).collect::<Vec<_>>(), [None]);
+        assert_eq!(in_hole.iter().map(|l| l.judged).collect::<Vec<_>>(), [Ok(Pardon::Hole)]);
+        let present = rows(&[("local", 0), ("local", 1), ("local", 4)]);
+        let confirmed = lost(&acks, &present, Excuse::Confirmed(0), |_| true);
+        let judged = confirmed.iter().map(|l| (l.ack.seq, l.judged)).collect::<Vec<_>>();
+        assert_eq!(judged, [(2, Err("it was confirmed")), (3, Ok(Pardon::Hole))], "no hole takes what was confirmed");
     }
 }

@@ -13,6 +13,7 @@ type Result<T, E = anyhow::Error> = std::result::Result<T, E>;
 
 use crate::{
     checker::Span,
+    confirmers::{Changer, Part, With},
     dice::Dice,
     hosts::{Frozen, Hosts, Proc, Running, one_way},
     workload::{Micros, now},
@@ -99,6 +100,16 @@ pub enum Kind {
     Failover,
     /// The same, and the host of the new primary loses power as soon as that is promoted; later it boots.
     LosePromoted,
+    /// A standby that confirms loses this, and soon after the primary's host loses power; later all boots.
+    ThenPrimary(Part),
+    /// The hosts of the primary and of a standby that confirms lose power at once, later boot.
+    LoseWithConfirmer,
+    /// The primary's postmaster is killed, and soon after its host loses power; later it boots.
+    CrashThenLose,
+    /// The postmasters of the primary and of a standby that confirms are killed at once.
+    CrashWithConfirmer,
+    /// Somebody changes who has to confirm, again and again, and meanwhile this happens.
+    Changing(With),
 }
 
 /// What the cluster may do about its primary.
@@ -154,6 +165,13 @@ impl fmt::Display for Fault {
             Kind::Switchover => "switchover".to_owned(),
             Kind::Failover => "failover".to_owned(),
             Kind::LosePromoted => "lose-promoted".to_owned(),
+            Kind::ThenPrimary(Part::Postgres) => "kill-confirmer-then-lose".to_owned(),
+            Kind::ThenPrimary(Part::Agent) => "kill-confirmers-agent-then-lose".to_owned(),
+            Kind::ThenPrimary(Part::Host) => "lose-confirmer-then-lose".to_owned(),
+            Kind::LoseWithConfirmer => "lose-with-confirmer".to_owned(),
+            Kind::CrashThenLose => "kill-postmaster-then-lose".to_owned(),
+            Kind::CrashWithConfirmer => "kill-with-confirmer".to_owned(),
+            Kind::Changing(with) => with.to_string(),
         };
         f.pad(&format!("{kind}/{}", self.target))
     }
@@ -224,6 +242,10 @@ impl Fault {
         let hits_primary = matches!(self.target, Target::Primary | Target::PrimaryLeading);
         match self.kind {
             Kind::CutBoth | Kind::CutAll | Kind::CutOut | Kind::CutIn | Kind::Freeze if hits_primary => by_length,
+            Kind::Changing(With::Cut) => by_length,
+            Kind::Changing(With::Lose) => Change::Must,
+            Kind::Changing(With::Crash | With::Switchover) | Kind::CrashWithConfirmer => Change::May,
+            Kind::ThenPrimary(_) | Kind::LoseWithConfirmer | Kind::CrashThenLose => Change::Must,
             Kind::FreezeOthers | Kind::Split if hits_primary => by_length,
             Kind::Stop(list) if hits_primary && (list.contains(&Proc::Agent) || list.contains(&Proc::Guard)) => {
                 by_length
@@ -262,6 +284,8 @@ impl Fault {
                 _ => ms(dice, 10_000, 30_000),
             },
             Kind::Switchover | Kind::Failover => self.hold,
+            // A few changes fit in.
+            Kind::Changing(_) => ms(dice, 4_000, 12_000),
             _ => ms(dice, 1_500, 12_000),
         }
     }
@@ -364,14 +388,23 @@ pub struct Done {
     undo: Undo,
 }
 
+/// How that is done.
 #[derive(Debug)]
-enum Undo {
+pub enum Undo {
+    /// It is over already.
     Nothing,
+    /// All packets pass again.
     Packets,
+    /// These processes go on.
     Resume(Vec<Running>),
+    /// These hosts go on.
     Thaw(Vec<Frozen>),
+    /// These hosts' clocks are as they were.
     Clocks(Vec<String>),
+    /// These hosts boot.
     Boot(Vec<String>),
+    /// This, and then the settings are as they were.
+    Changing(Box<Undo>, Changer),
 }
 
 impl Fault {
@@ -416,7 +449,11 @@ impl Fault {
         Ok(Done { host: host.to_owned(), at, effect, undo })
     }
 
-    fn act(&self, hosts: &Hosts, host: &str, dice: &mut Dice) -> Result<(String, Undo)> {
+    /// The same; what it showed and how it is undone.
+    ///
+    /// # Errors
+    /// As [`Fault::inject`].
+    pub fn act(&self, hosts: &Hosts, host: &str, dice: &mut Dice) -> Result<(String, Undo)> {
         match self.kind {
             Kind::CutBoth | Kind::CutAll | Kind::CutOut | Kind::CutIn | Kind::CutPair | Kind::CutOthers => {
                 self.cut(hosts, host, dice)
@@ -464,12 +501,16 @@ impl Fault {
             Kind::HandStart => self.start_by_hand(hosts, host, false),
             Kind::HandStartPromote => self.start_by_hand(hosts, host, true),
             Kind::LosePromoted => self.lose_promoted(hosts, dice.shuffled(hosts.others(host)).swap_remove(0)),
+            Kind::ThenPrimary(_) | Kind::LoseWithConfirmer | Kind::Changing(_) => {
+                self.hit_confirmers(hosts, host, dice)
+            }
+            Kind::CrashThenLose | Kind::CrashWithConfirmer => self.hit_confirmers(hosts, host, dice),
             Kind::Switchover | Kind::Failover => {
                 // A failover by command must say to whom.
                 let candidate = dice.shuffled(hosts.others(host)).swap_remove(0);
                 let reply = match self.kind {
                     Kind::Switchover => hosts.rig.switchover("")?,
-                    _ => hosts.rig.failover(&candidate)?,
+                    _ => hosts.fail_over(&candidate)?,
                 };
                 ensure!(reply.accepted, "refused: {}", reply.reason);
                 let ended = hosts.rig.finished(reply.id, Duration::from_secs(60))?;
@@ -514,7 +555,11 @@ impl Fault {
         Ok((format!("wall clocks of {} differ by {offsets:?} s", which.join(", ")), Undo::Clocks(which)))
     }
 
-    fn lose(&self, hosts: &Hosts, which: Vec<String>) -> Result<(String, Undo)> {
+    /// These hosts lose power, one after the other.
+    ///
+    /// # Errors
+    /// One can't be switched off.
+    pub fn lose(&self, hosts: &Hosts, which: Vec<String>) -> Result<(String, Undo)> {
         for host in &which {
             hosts.rig.kill_host(host)?;
         }
@@ -523,7 +568,7 @@ impl Fault {
 
     /// Nobody but that host may know that it was promoted; the next primary begins from the same position.
     fn lose_promoted(&self, hosts: &Hosts, candidate: String) -> Result<(String, Undo)> {
-        let reply = hosts.rig.failover(&candidate)?;
+        let reply = hosts.fail_over(&candidate)?;
         ensure!(reply.accepted, "refused: {}", reply.reason);
         let began = Instant::now();
         while hosts.as_superuser(&candidate, "select pg_is_in_recovery()").map_or(true, |answer| answer != "f") {
@@ -559,7 +604,31 @@ impl Done {
     /// # Errors
     /// It can't be undone: the cluster is of no use any more.
     pub fn undo(&self, hosts: &Hosts, dice: &mut Dice) -> Result<(Micros, Result<String, String>)> {
-        let seen = match &self.undo {
+        let seen = self.undo.look(hosts)?;
+        let at = now();
+        let more = self.undo.carry_out(hosts, dice)?;
+        Ok((at, more.and_then(|more| seen.map(|seen| format!("{seen}{more}")))))
+    }
+
+    /// When packets of clients could be lost on their way, given that it was undone at `end`: from its beginning
+    /// until the kernel's retransmissions are through.
+    pub fn disturbed(&self, end: Micros) -> Option<Span> {
+        self.undo.disturbs().then_some((self.at, end + 60_000_000))
+    }
+}
+
+impl Undo {
+    fn disturbs(&self) -> bool {
+        match self {
+            Undo::Packets | Undo::Boot(_) => true,
+            Undo::Changing(inner, _) => inner.disturbs(),
+            Undo::Nothing | Undo::Resume(_) | Undo::Thaw(_) | Undo::Clocks(_) => false,
+        }
+    }
+
+    /// Whether the fault still has its effect.
+    fn look(&self, hosts: &Hosts) -> Result<Result<String, String>> {
+        Ok(match self {
             Undo::Packets => {
                 let dropped = hosts.dropped()?;
                 let text = format!("{dropped} packets dropped");
@@ -571,10 +640,14 @@ impl Done {
                 let text = format!("at the end {still} stopped, {gone} gone");
                 if still + gone == stopped.len() { Ok(text) } else { Err(text) }
             }
+            Undo::Changing(inner, _) => inner.look(hosts)?,
             Undo::Nothing | Undo::Thaw(_) | Undo::Clocks(_) | Undo::Boot(_) => Ok(String::new()),
-        };
-        let at = now();
-        match &self.undo {
+        })
+    }
+
+    /// Does it; what more there is to say of the effect.
+    fn carry_out(&self, hosts: &Hosts, dice: &mut Dice) -> Result<Result<String, String>> {
+        match self {
             Undo::Nothing => {}
             Undo::Packets => hosts.pass_packets()?,
             Undo::Resume(stopped) => hosts.resume(stopped),
@@ -587,14 +660,14 @@ impl Done {
                     hosts.rig.boot_host(&host)?;
                 }
             }
+            Undo::Changing(inner, changer) => {
+                let before = inner.carry_out(hosts, dice)?;
+                let (accepted, refused) = changer.end()?;
+                let text = format!("; settings changed {accepted} times, {refused} times refused");
+                return Ok(before.and(if accepted > 0 { Ok(text) } else { Err(text) }));
+            }
         }
-        Ok((at, seen))
-    }
-
-    /// When packets of clients could be lost on their way, given that it was undone at `end`: from its beginning
-    /// until the kernel's retransmissions are through.
-    pub fn disturbed(&self, end: Micros) -> Option<Span> {
-        matches!(self.undo, Undo::Packets | Undo::Boot(_)).then_some((self.at, end + 60_000_000))
+        Ok(Ok(String::new()))
     }
 }
 
@@ -609,7 +682,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_every_pair_is_there() {
-        let all = catalogue();
+        let all = [catalogue(), crate::confirmers::catalogue()].concat();
         let mut names: Vec<String> = all.iter().map(|f| format!("{f} {:?}", f.hold)).collect();
         names.sort();
         let count = names.len();

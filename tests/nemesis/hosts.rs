@@ -15,11 +15,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use matriarch::demo::rig::{Ground, Rig, Role, Unstarted};
+use matriarch::{
+    demo::rig::{Ground, Rig, Role, Unstarted},
+    rpc::v1::OperationReply,
+};
 use nix::sys::signal::Signal;
 
+use crate::confirmers::{self, Mode};
+
 /// The program under test: the one of this build, or `MATRIARCH=target/release/matriarch`.
-fn exe() -> PathBuf {
+pub fn exe() -> PathBuf {
     std::env::var_os("MATRIARCH").map_or_else(|| env!("CARGO_BIN_EXE_matriarch").into(), PathBuf::from)
 }
 /// Shorter than the profile's, because faults wait for their end.
@@ -97,6 +102,8 @@ fn stat(pid: i32) -> Option<(char, u64)> {
 pub struct Wanted {
     /// Name of the profile.
     pub profile: String,
+    /// How many hosts with a member; 3 at least.
+    pub members: usize,
     /// The wall clocks can be shifted.
     pub clocks: bool,
     /// As systemd's units have it: the guard kills with one write, the kernel lease is on. Else a plain user's.
@@ -111,6 +118,8 @@ pub struct Wanted {
 pub struct Hosts {
     /// The cluster.
     pub rig: Rig,
+    /// Who confirms commits, once that has been set.
+    pub mode: Option<Mode>,
     switch: String,
     clocks: bool,
     /// Holds the library that shifts clocks; the processes have it open.
@@ -129,6 +138,7 @@ impl Hosts {
             vec![("LD_PRELOAD".to_owned(), library), ("NEMESIS_CLOCK".to_owned(), "{host}/clock".to_owned())]
         });
         let ground = Ground {
+            more: wanted.members - 3,
             netns: true,
             env,
             cgroups: cgroup2(),
@@ -154,7 +164,7 @@ impl Hosts {
         }
         let rig = cluster.up()?;
         let switch = rig.switch().context("the cluster has no namespaces")?;
-        Ok(Hosts { rig, switch, clocks: wanted.clocks, _tools: tools })
+        Ok(Hosts { rig, mode: Mode::of(&wanted.settings), switch, clocks: wanted.clocks, _tools: tools })
     }
 
     /// Gives the cluster settings, as an operator does.
@@ -163,11 +173,39 @@ impl Hosts {
     /// They are refused.
     pub fn set(&self, settings: &[String]) -> Result<()> {
         let host = self.rig.members().into_iter().next().context("no member")?;
-        let mut command = Command::new(exe());
-        command.args(["config", "set"]).args(settings).arg("--config").arg(self.rig.config(&host)?);
-        let out = command.output()?;
-        ensure!(out.status.success(), "config set {settings:?}: {}", String::from_utf8_lossy(&out.stderr));
-        Ok(())
+        confirmers::set(&self.rig.config(&host)?, settings)
+    }
+
+    /// Waits until those confirm who shall.
+    ///
+    /// # Errors
+    /// They don't.
+    pub fn confirmed(&self, deadline: Duration) -> Result<()> {
+        let Some(mode) = self.mode else { return Ok(()) };
+        let (began, members) = (Instant::now(), self.rig.members().len());
+        loop {
+            let commits = self.rig.status().and_then(|s| s.commits);
+            if commits.as_ref().is_some_and(|c| mode.is_in_force(c, members)) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < deadline, "{mode} is not in force after {deadline:?}: {commits:?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A failover by command. Where commits are confirmed nobody accepts a loss: it is refused while the candidate
+    /// is behind, and asked for again.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub fn fail_over(&self, candidate: &str) -> Result<OperationReply> {
+        let began = Instant::now();
+        loop {
+            let reply = self.rig.failover_with(candidate, self.mode.is_none())?;
+            if reply.accepted || began.elapsed() > Duration::from_secs(30) {
+                return Ok(reply);
+            }
+        }
     }
 
     /// Members but for one.

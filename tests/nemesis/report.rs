@@ -27,6 +27,21 @@ pub enum Verdict {
     Unknown,
 }
 
+/// The transactions of a round that append to lists and read them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Appends {
+    /// Committed, failed, with unknown end.
+    pub txns: (usize, usize, usize),
+    /// Values of those that committed.
+    pub values: usize,
+    /// Lists that these read.
+    pub reads: usize,
+    /// Commits that were acknowledged before the fault, while it lasted, and after it.
+    pub acked: (usize, usize, usize),
+    /// Anomalies that are not excused, by kind.
+    pub anomalies: BTreeMap<String, usize>,
+}
+
 /// One round. Times in milliseconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -48,6 +63,12 @@ pub struct Record {
     pub hold_ms: u64,
     /// Name of the profile.
     pub profile: String,
+    /// Who has to confirm commits; empty: nobody.
+    #[serde(default)]
+    pub mode: String,
+    /// Hosts with a member.
+    #[serde(default)]
+    pub members: usize,
     /// How the guard of the host that was hit kills, by its own word.
     #[serde(default)]
     pub kill: String,
@@ -75,6 +96,13 @@ pub struct Record {
     pub not_acked: (usize, usize, usize),
     /// Longest time without any acknowledgement.
     pub gap_ms: f64,
+    /// Longest time in which nobody was acknowledged through the client's router: from the beginning of the fault where
+    /// writes had to go on while it lasted, else from its end.
+    #[serde(default)]
+    pub resumed_ms: f64,
+    /// Writes had to go on while it lasted.
+    #[serde(default)]
+    pub goes_on: bool,
     /// From the end of the fault until all members were healthy.
     pub heal_ms: f64,
     /// Servers (member since … on timeline …) that acknowledged, with the time from the fault to the first and last.
@@ -90,6 +118,12 @@ pub struct Record {
     pub late_deliveries: usize,
     /// Acknowledged rows that are gone: sessions as configured, and the others.
     pub lost: (usize, usize),
+    /// Acknowledged rows, and reads, that look wrong and are excused, by kind.
+    #[serde(default)]
+    pub excused: BTreeMap<String, usize>,
+    /// Transactions that append to lists.
+    #[serde(default)]
+    pub appends: Appends,
     /// How late this process itself was at most.
     pub lag_ms: f64,
     /// The most frequent errors.
@@ -97,6 +131,9 @@ pub struct Record {
     /// Where the time of the round went, in seconds.
     #[serde(default)]
     pub phases_s: String,
+    /// How long the round took, in seconds.
+    #[serde(default)]
+    pub took_s: f64,
     /// How it ended.
     pub verdict: Verdict,
     /// Why it is no pass.
@@ -120,7 +157,8 @@ impl Record {
         };
         let mut line = format!(
             "{} {} of {} for {:.1} s: {verdict}; {change}; acknowledged {before}+{during}+{after}, gap {:.0} ms, \
-             healed in {:.1} s, two writers {:.0} ms, stale {tcp}/{local}/{own}{}, lost {}+{}",
+             healed in {:.1} s, two writers {:.0} ms, stale {tcp}/{local}/{own}{}, lost {}+{}, {} transactions ({} \
+             failed, {} unknown), {:.0} s",
             self.round,
             self.fault,
             self.host,
@@ -131,6 +169,10 @@ impl Record {
             self.stale_until_ms.map_or_else(String::new, |at| format!(" (last {at:+.0} ms)")),
             self.lost.0,
             self.lost.1,
+            self.appends.txns.0,
+            self.appends.txns.1,
+            self.appends.txns.2,
+            self.took_s,
         );
         for reason in &self.reasons {
             line += &format!("\n    {reason}");
@@ -230,4 +272,83 @@ fn row(name: &str, list: &[&Record]) -> String {
         sum(&|r| r.lost.1),
         max(&|r| r.gap_ms / 1e3),
     )
+}
+
+/// A series as a whole, as the last line of its lines.
+#[derive(Debug, Clone, Serialize)]
+pub struct Series {
+    /// Version and profile of the build.
+    pub build: String,
+    /// Name of the run, with mode and members.
+    pub series: String,
+    /// Its seed.
+    pub seed: u64,
+    /// What the clusters were set to.
+    pub settings: String,
+    /// Rounds that came to a verdict.
+    pub rounds: usize,
+    /// How many of them passed, failed, or are unknown.
+    pub passed: usize,
+    /// See `passed`.
+    pub failed: usize,
+    /// See `passed`.
+    pub unknown: usize,
+    /// Tries that came to no verdict; those rounds were played again.
+    pub broken: usize,
+    /// Rounds in which the epoch rose.
+    pub changes: usize,
+    /// Single rows that were acknowledged.
+    pub rows: usize,
+    /// Transactions that committed, failed, and have an unknown end.
+    pub txns: (usize, usize, usize),
+    /// Acknowledged rows, to sessions as configured, that are gone.
+    pub lost: usize,
+    /// Rounds with two writers beyond the documented holes.
+    pub two_writers: usize,
+    /// Anomalies of the histories, by kind.
+    pub anomalies: BTreeMap<String, usize>,
+    /// What looks wrong and is excused, by kind.
+    pub excused: BTreeMap<String, usize>,
+    /// Mean and longest round, in seconds.
+    pub took_s: (f64, f64),
+    /// Longest time without an acknowledgement where writes had to go on, and after the end of the fault elsewhere; in milliseconds.
+    pub resumed_ms: (f64, f64),
+}
+
+impl Series {
+    /// Of these rounds.
+    pub fn of(name: &str, seed: u64, settings: &[String], records: &[Record], broken: usize) -> Series {
+        let count = |verdict| records.iter().filter(|r| r.verdict == verdict).count();
+        let sum = |of: &dyn Fn(&Record) -> usize| records.iter().map(of).sum::<usize>();
+        let longest = |of: &dyn Fn(&Record) -> f64| records.iter().map(of).fold(0.0, f64::max);
+        let resumed = |on: bool| longest(&|r| if r.goes_on == on { r.resumed_ms } else { 0.0 });
+        let by_kind = |of: &dyn Fn(&Record) -> &BTreeMap<String, usize>| {
+            let mut all = BTreeMap::new();
+            for (kind, n) in records.iter().flat_map(of) {
+                *all.entry(kind.clone()).or_insert(0) += n;
+            }
+            all
+        };
+        let total: f64 = records.iter().map(|r| r.took_s).sum();
+        Series {
+            build: build(),
+            series: name.to_owned(),
+            seed,
+            settings: settings.join(","),
+            rounds: records.len(),
+            passed: count(Verdict::Pass),
+            failed: count(Verdict::Fail),
+            unknown: count(Verdict::Unknown),
+            broken,
+            changes: records.iter().filter(|r| r.epoch.0 != r.epoch.1).count(),
+            rows: sum(&|r| r.acked.0 + r.acked.1 + r.acked.2),
+            txns: (sum(&|r| r.appends.txns.0), sum(&|r| r.appends.txns.1), sum(&|r| r.appends.txns.2)),
+            lost: sum(&|r| r.lost.0),
+            two_writers: records.iter().filter(|r| r.two_writers_ms > 0.0).count(),
+            anomalies: by_kind(&|r| &r.appends.anomalies),
+            excused: by_kind(&|r| &r.excused),
+            took_s: (total / records.len().max(1) as f64, longest(&|r| r.took_s)),
+            resumed_ms: (resumed(true), resumed(false)),
+        }
+    }
 }

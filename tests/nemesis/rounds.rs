@@ -2,7 +2,7 @@
 //! cluster again, and what the clients' memory and the rows say.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     path::{Path, PathBuf},
     thread,
@@ -17,18 +17,24 @@ use matriarch::{
 };
 
 use crate::{
-    checker::{self, Ack, Excuse, Overlap},
+    checker::{self, Ack, Excuse, Lost, Overlap},
+    confirmers::writes_go_on,
     dice::Dice,
     faults::{Change, Done, Fault, Kind, Limits},
+    history::{self, End, Finding, Lists, Op, Terms, Txn},
     hosts::{Hosts, Wanted},
-    report::{Record, Verdict},
-    workload::{Attempt, Commit, Micros, Outcome, Route, Workload, now},
+    report::{Appends, Record, Verdict},
+    workload::{Attempt, Commit, Life, Micros, Outcome, Route, Workload, now},
 };
 
 /// Until all members are healthy again; a clone and a few retries fit in.
 const HEAL: Duration = Duration::from_secs(60);
 /// Writes go on after this long at the latest, once the fault is over.
 const SOON: Duration = Duration::from_secs(60);
+/// Nobody is without an acknowledgement for longer than this at the client's router: while the fault lasts where writes have
+/// to go on, after its end elsewhere. A failover takes 4 s; a busy machine, and a standby that doesn't answer
+/// and is waited for (`replication`, 10 s), come on top.
+const RESUMED: Duration = Duration::from_secs(30);
 /// Writes are watched this long before the fault.
 const BEFORE: Duration = Duration::from_secs(1);
 /// All must be well for this long: the first answers after a short fault may be from before it.
@@ -76,6 +82,9 @@ struct Seen {
     effect: Result<String, String>,
     attempts: Vec<Attempt>,
     rows: HashSet<(String, i64)>,
+    txns: Vec<Txn>,
+    lists: Lists,
+    took: Duration,
     complaints: Vec<String>,
     log_problems: Vec<String>,
     phases: Vec<String>,
@@ -106,13 +115,14 @@ struct Stale {
 
 /// Where the time of a round goes.
 struct Clock {
+    began: Instant,
     last: Instant,
     laps: Vec<String>,
 }
 
 impl Clock {
     fn new() -> Clock {
-        Clock { last: Instant::now(), laps: Vec::new() }
+        Clock { began: Instant::now(), last: Instant::now(), laps: Vec::new() }
     }
 
     fn lap(&mut self, name: &str) {
@@ -132,6 +142,7 @@ impl Stage {
         if !wanted.settings.is_empty() {
             hosts.set(&wanted.settings)?;
         }
+        hosts.confirmed(HEAL)?;
         let workload = Workload::start(&hosts.rig, &primary)?;
         let t = timings(&wanted.profile);
         let limits = Limits { hold: t.hold, kill: t.kill, renew: t.renew, probe: t.probe, kernel_lease: false };
@@ -145,6 +156,7 @@ impl Stage {
     pub fn play(&self, fault: &Fault, hold: Duration, place: &Place, dice: &mut Dice) -> Result<Record> {
         let mut clock = Clock::new();
         let host = fault.aim(&self.hosts, dice)?;
+        self.hosts.confirmed(HEAL)?;
         let before = self.hosts.rig.healthy(HEAL)?;
         let logs = LogMarks::new(&self.hosts);
         self.workload.begin(place.round);
@@ -166,17 +178,20 @@ impl Stage {
         }
         clock.lap("write");
         self.settle()?;
+        self.hosts.confirmed(HEAL)?;
         clock.lap("healthy");
         let heal = Duration::from_micros(now() - healed_at).saturating_sub(SETTLED);
         self.workload.rest(PATIENCE)?;
         clock.lap("rest");
         let after = self.settle()?;
         clock.lap("settled");
-        let rows = self.compare_rows(&after.primary, place.round, &mut complaints)?;
+        let (rows, lists) = self.compare_rows(&after.primary, place.round, &mut complaints)?;
+        let txns = self.workload.txns();
+        history::write(&crate::runs::history(place), &txns, &lists)?;
         clock.lap("rows");
         let log_problems = logs.problems(&self.hosts);
         let attempts = self.workload.attempts();
-        let phases = clock.laps;
+        let (phases, took) = (clock.laps, clock.began.elapsed());
         let seen = Seen {
             before,
             after,
@@ -188,12 +203,18 @@ impl Stage {
             effect,
             attempts,
             rows,
+            txns,
+            lists,
+            took,
             complaints,
             log_problems,
             phases,
         };
         let record = self.judge(fault, place, seen);
-        self.hosts.rig.query(&record.primary.1, "truncate nemesis_writes").context("empty the table")?;
+        self.hosts
+            .rig
+            .query(&record.primary.1, "truncate nemesis_writes, nemesis_lists")
+            .context("empty the tables")?;
         Ok(record)
     }
 
@@ -226,12 +247,20 @@ impl Stage {
         }
     }
 
-    /// The rows of the round on the primary. Each standby must have the very same, once it has replayed as far.
-    fn compare_rows(&self, primary: &str, round: u64, complaints: &mut Vec<String>) -> Result<HashSet<(String, i64)>> {
+    /// The rows of the round, and the lists, on the primary. Each standby must have the very same, once it has replayed as far.
+    fn compare_rows(
+        &self,
+        primary: &str,
+        round: u64,
+        complaints: &mut Vec<String>,
+    ) -> Result<(HashSet<(String, i64)>, Lists)> {
         let rig = &self.hosts.rig;
         // The end of a record that a commit flushes: the end of what is written may lie within one that nobody flushes.
         let end = rig.query(primary, "select pg_logical_emit_message(true, 'nemesis', '')")?.concat();
-        let sql = format!("select client || ' ' || seq from nemesis_writes where round = {round}");
+        let sql = format!(
+            "select client || ' ' || seq from nemesis_writes where round = {round} union all \
+             select key || '=' || array_to_string(list, ',') from nemesis_lists"
+        );
         let rows: BTreeSet<String> = rig.query(primary, &sql)?.into_iter().collect();
         for standby in self.hosts.others(primary) {
             let reached = format!("select pg_last_wal_replay_lsn() >= '{end}'");
@@ -249,27 +278,39 @@ impl Stage {
             }
         }
         let split = |row: &String| row.split_once(' ').and_then(|(c, s)| Some((c.to_owned(), s.parse().ok()?)));
-        Ok(rows.iter().filter_map(split).collect())
+        let list = |row: &String| {
+            let (key, list) = row.split_once('=')?;
+            Some((key.parse().ok()?, list.split(',').filter_map(|v| v.parse().ok()).collect()))
+        };
+        Ok((rows.iter().filter_map(split).collect(), rows.iter().filter_map(list).collect()))
     }
 
     fn judge(&self, fault: &Fault, place: &Place, seen: Seen) -> Record {
         let clients = &self.workload.clients;
         let Seen { before, after, done, hold, healed_at, .. } = &seen;
         let disturbed: Vec<_> = done.disturbed(*healed_at).into_iter().collect();
-        let acks = checker::acks(clients, &seen.attempts, &disturbed);
+        let mut acks = checker::acks(clients, &seen.attempts, &disturbed);
+        let (hole, confirmed) = (self.hole(fault, &seen), self.hosts.mode.is_some());
+        let any_hole = |a: &Ack| hole(&a.life, a.certain, a.client.route, a.client.commit);
+        if confirmed {
+            checker::told_late(&mut acks, any_hole);
+        }
+        // Who waits for standbys that have promised the next epoch is told nothing.
+        let in_hole = |a: &Ack| any_hole(a) && !(confirmed && a.client.commit == Commit::On);
         let reigns = checker::reigns(&acks);
-        let in_hole = self.hole(fault, &seen);
-        let stale = stale(&acks, &in_hole);
+        let stale = stale(&acks, in_hole);
         let changed = before.epoch != after.epoch;
         let since = done.at.saturating_sub(STREAMED);
         let excuse = match fault.is_planned() {
             true => Excuse::None,
-            false if self.wanted.settings.iter().any(|s| s.starts_with("replication_mode=")) => {
-                Excuse::Confirmed(since)
-            }
+            false if confirmed => Excuse::Confirmed(since),
             false => Excuse::Replaced(since),
         };
-        let lost = checker::lost(&acks, &seen.rows, excuse, &in_hole);
+        let lost = checker::lost(&acks, &seen.rows, excuse, in_hole);
+        // A server that nobody could stop may be read, too.
+        let read_in_hole = |life: &Life, at: Micros| hole(life, at, Route::Router, Commit::On);
+        let findings = history::check(&seen.txns, &seen.lists, &Terms { excuse, in_hole: &read_in_hole });
+        let appends = appends(&seen, &findings);
         let lag = self.workload.lag();
 
         let mut failures = seen.complaints.clone();
@@ -281,8 +322,21 @@ impl Stage {
             let list = if overlap.micros() > lag { &mut failures } else { &mut doubts };
             list.push(text);
         }
-        for one in lost.iter().filter_map(|l| Some((l.ack, l.unexcused?))).take(1) {
-            let all = lost.iter().filter(|l| l.unexcused.is_some()).count();
+        for (anomaly, count) in &appends.anomalies {
+            let first = findings.iter().find(|f| f.pardon.is_none() && format!("{:?}", f.anomaly) == *anomaly);
+            let text = first.map(|f| f.text.clone()).unwrap_or_default();
+            failures.push(format!("{count} × {anomaly} in the history: {text}"));
+        }
+        let goes_on = writes_go_on(fault, self.hosts.mode, self.wanted.members);
+        let resumed = self.resumed(&acks, if goes_on { done.at } else { *healed_at });
+        if resumed > RESUMED {
+            let when = if goes_on { "from the beginning" } else { "after the end" };
+            failures.push(format!(
+                "nobody was acknowledged through the client's router for {resumed:?} {when} of the fault"
+            ));
+        }
+        for one in lost.iter().filter_map(|l| Some((l.ack, l.unexcused()?))).take(1) {
+            let all = lost.iter().filter(|l| l.judged.is_err()).count();
             failures.push(format!("{all} acknowledged rows are lost that must not be ({}): first {:?}", one.1, one.0));
         }
         if let Some(ack) = by_hand(fault, &seen, &acks).filter(|_| !(changed && fault.kind == Kind::HandPromote)) {
@@ -311,6 +365,9 @@ impl Stage {
                 done.host
             ));
         }
+        if appends.acked.0 == 0 || appends.acked.2 == 0 || appends.reads == 0 {
+            doubts.push(format!("no transactions before the fault, or none after it: {appends:?}"));
+        }
         let verdict = match (failures.is_empty(), doubts.is_empty()) {
             (false, _) => Verdict::Fail,
             (true, false) => Verdict::Unknown,
@@ -330,6 +387,8 @@ impl Stage {
             host: done.host.clone(),
             hold_ms: hold.as_millis() as u64,
             profile: self.wanted.profile.clone(),
+            mode: self.hosts.mode.map(|m| m.to_string()).unwrap_or_default(),
+            members: self.wanted.members,
             kill: kills_by(before, &done.host),
             kernel_lease: has_kernel_lease(before, &done.host),
             primary: (before.primary.clone(), after.primary.clone()),
@@ -341,6 +400,8 @@ impl Stage {
             attempts_at_host: at_host,
             not_acked: (count(&Outcome::Refused), count(&Outcome::Failed), count(&Outcome::Unknown)),
             gap_ms: ms(gap(&acks)),
+            resumed_ms: resumed.as_secs_f64() * 1e3,
+            goes_on,
             heal_ms: seen.heal.as_secs_f64() * 1e3,
             reigns: reigns
                 .iter()
@@ -357,24 +418,65 @@ impl Stage {
                 lost.iter().filter(|l| l.ack.client.commit == Commit::On).count(),
                 lost.iter().filter(|l| l.ack.client.commit != Commit::On).count(),
             ),
+            excused: excused(&lost, &findings),
+            appends,
             lag_ms: ms(lag),
             errors: self.workload.errors(),
             phases_s: seen.phases.join(", "),
+            took_s: seen.took.as_secs_f64(),
             verdict,
             reasons: failures,
         }
     }
 
-    /// Whether an acknowledgement was given in a documented hole, which is one of the host that was hit.
-    fn hole(&self, fault: &Fault, seen: &Seen) -> impl Fn(&Ack) -> bool + use<> {
+    /// The longest time without an acknowledgement through the client's router, counted from a moment.
+    fn resumed(&self, acks: &[Ack], from: Micros) -> Duration {
+        let routed = |a: &&Ack| a.client.route == Route::Router && a.client.host == "client" && a.received >= from;
+        let times: Vec<Micros> = [from].into_iter().chain(acks.iter().filter(routed).map(|a| a.received)).collect();
+        Duration::from_micros(times.windows(2).map(|w| w[1].saturating_sub(w[0])).max().unwrap_or_default())
+    }
+
+    /// Whether a server answered such a session in a documented hole, which is one of the host that was hit.
+    fn hole(&self, fault: &Fault, seen: &Seen) -> impl Fn(&Life, Micros, Route, Commit) -> bool + use<> {
         let limits = Limits { kernel_lease: has_kernel_lease(&seen.before, &seen.done.host), ..self.limits };
         let holes = fault.holes(seen.done.at, seen.undone_at, &limits);
         let hit = self.hosts.rig.contact(&seen.done.host).map(|c| c.address).unwrap_or_default();
-        move |ack: &Ack| {
-            let by_route = if ack.client.route == Route::Local { holes.local } else { holes.tcp };
-            let hole = if ack.client.commit == Commit::On { by_route } else { holes.own.or(by_route) };
-            ack.life.server == hit && hole.is_some_and(|(from, to)| ack.certain >= from && ack.certain <= to)
+        move |life, at, route, commit| {
+            let by_route = if route == Route::Local { holes.local } else { holes.tcp };
+            let hole = if commit == Commit::On { by_route } else { holes.own.or(by_route) };
+            life.server == hit && hole.is_some_and(|(from, to)| at >= from && at <= to)
         }
+    }
+}
+
+/// What looks wrong and is excused, by kind.
+fn excused(lost: &[Lost], findings: &[Finding]) -> BTreeMap<String, usize> {
+    let mut all = BTreeMap::new();
+    let rows = lost.iter().filter_map(|l| l.judged.ok()).map(|p| p.name());
+    for name in rows.chain(findings.iter().filter_map(|f| f.pardon).map(|p| p.name())) {
+        *all.entry(name.to_owned()).or_insert(0) += 1;
+    }
+    all
+}
+
+/// The transactions in numbers.
+fn appends(seen: &Seen, findings: &[Finding]) -> Appends {
+    let (at, healed) = (seen.done.at, seen.healed_at);
+    let count = |end: End| seen.txns.iter().filter(|t| t.end == end).count();
+    let good = || seen.txns.iter().filter(|t| t.end == End::Ok);
+    let writing = || good().filter(|t| t.ops.iter().any(|op| matches!(op, Op::Append(..))));
+    let acked = |from: Micros, to: Micros| writing().filter(|t| t.ended >= from && t.ended < to).count();
+    let ops = || good().flat_map(|t| &t.ops);
+    let mut anomalies = BTreeMap::new();
+    for finding in findings.iter().filter(|f| f.pardon.is_none()) {
+        *anomalies.entry(format!("{:?}", finding.anomaly)).or_insert(0) += 1;
+    }
+    Appends {
+        txns: (count(End::Ok), count(End::Failed), count(End::Unknown)),
+        values: ops().filter(|op| matches!(op, Op::Append(..))).count(),
+        reads: ops().filter(|op| matches!(op, Op::Read(..))).count(),
+        acked: (acked(0, at), acked(at, healed), acked(healed, Micros::MAX)),
+        anomalies,
     }
 }
 

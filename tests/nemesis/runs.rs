@@ -1,6 +1,7 @@
 //! The runs: a short list, every fault three times, and a random soak.
 
 use std::{
+    collections::BTreeMap,
     env,
     io::Write as _,
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use std::{
 use crate::{
     dice::Dice,
     faults::{Fault, Kind, Target, catalogue},
+    history,
     hosts::{Proc, Wanted},
     report::{self, Broken, Record, Verdict},
     rounds::{Place, Stage, keep_logs},
@@ -64,10 +66,23 @@ fn settings() -> Vec<String> {
     given.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
 }
 
+/// `MEMBERS=5`
+pub fn members() -> Option<usize> {
+    let members = number("MEMBERS").map(|n| n as usize);
+    assert!(members.is_none_or(|n| (3..=9).contains(&n)), "MEMBERS={members:?}: three at least");
+    members
+}
+
+/// Where the history of a round goes. Those of rounds that pass are removed unless `KEEP_LOGS` is set.
+pub fn history(place: &Place) -> PathBuf {
+    log().with_file_name("histories").join(format!("{}-{}-{}.jsonl", place.run, place.seed, place.round))
+}
+
 /// The cluster that the environment asks for.
 pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
     Wanted {
         profile: env::var("PROFILE").unwrap_or_else(|_| "normal".to_owned()),
+        members: members().unwrap_or(3),
         clocks,
         as_units,
         config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
@@ -76,7 +91,7 @@ pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
 }
 
 /// The faults whose names contain one of the words of `FAULTS`; all of them when it is unset or a number.
-fn selected(faults: Vec<Fault>) -> Vec<Fault> {
+pub fn selected(faults: Vec<Fault>) -> Vec<Fault> {
     let words = env::var("FAULTS").unwrap_or_default();
     if words.is_empty() || words.parse::<u64>().is_ok() {
         return faults;
@@ -87,32 +102,86 @@ fn selected(faults: Vec<Fault>) -> Vec<Fault> {
     found
 }
 
+/// One of those that can be played on such a cluster.
+pub fn one_of(faults: &[Fault], dice: &mut Dice, ground: Ground) -> Fault {
+    let possible: Vec<&Fault> = faults.iter().filter(|f| ground.clocks || !f.needs_clocks()).collect();
+    *possible[dice.below(possible.len() as u64) as usize]
+}
+
 /// What kind of cluster a fault needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ground {
-    clocks: bool,
-    as_units: bool,
+pub struct Ground {
+    /// Its wall clocks can be shifted.
+    pub clocks: bool,
+    /// See [`Wanted::as_units`].
+    pub as_units: bool,
+}
+
+impl Ground {
+    /// Every second cluster of a random run has clocks that can be shifted, every second pair of them is a plain user's.
+    pub fn of_round(round: u64) -> Ground {
+        let cluster = round / ROUNDS_OF_A_CLUSTER;
+        Ground { clocks: cluster % 2 == 1, as_units: (cluster / 2).is_multiple_of(2) }
+    }
 }
 
 /// Plays rounds, raises clusters as they are needed, and keeps what was seen.
-struct Player {
-    run: &'static str,
-    seed: u64,
+pub struct Player {
+    run: String,
+    /// Its seed.
+    pub seed: u64,
+    wanted: Wanted,
     stage: Option<(Stage, Ground)>,
-    records: Vec<Record>,
+    /// The rounds that came to a verdict.
+    pub records: Vec<Record>,
     broken: Vec<String>,
 }
 
 impl Player {
-    fn new(run: &'static str, seed: u64) -> Player {
-        Player { run, seed, stage: None, records: Vec::new(), broken: Vec::new() }
+    fn new(run: &str, seed: u64) -> Player {
+        Player::of(run, seed, wanted(false, true))
+    }
+
+    /// One that plays on such clusters, but for their ground.
+    pub fn of(run: &str, seed: u64, wanted: Wanted) -> Player {
+        Player { run: run.to_owned(), seed, wanted, stage: None, records: Vec::new(), broken: Vec::new() }
+    }
+
+    /// Takes the rounds that are in the file already.
+    pub fn resume(&mut self) {
+        self.records = report::load(&log(), &self.run, self.seed);
+    }
+
+    /// Random rounds up to `count`, each drawn from the seed and its number, so that a run that was stopped goes on where
+    /// it was. `draw` takes the fault of a round.
+    pub fn random(&mut self, count: u64, draw: impl Fn(&mut Dice, Ground) -> Fault) {
+        self.resume();
+        let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
+        for round in 0..count {
+            if self.records.iter().any(|r| r.round == round) {
+                continue;
+            }
+            if end.is_some_and(|end| Instant::now() > end) {
+                say(format!("time is up: {} of {count} rounds are done", self.records.len()));
+                break;
+            }
+            if round % ROUNDS_OF_A_CLUSTER == 0 {
+                self.stage = None;
+            }
+            let mut dice = Dice::new(self.seed.wrapping_mul(1_000_003).wrapping_add(round));
+            let ground = Ground::of_round(round);
+            let fault = draw(&mut dice, ground);
+            let hold = fault.random_hold(&mut dice);
+            self.play(&fault, hold, ground, round);
+        }
     }
 
     fn stage(&mut self, ground: Ground) -> anyhow::Result<&Stage> {
         if self.stage.as_ref().is_none_or(|(_, has)| *has != ground) {
             self.stage = None;
             let began = Instant::now();
-            let stage = Stage::raise(&wanted(ground.clocks, ground.as_units))?;
+            let stage =
+                Stage::raise(&Wanted { clocks: ground.clocks, as_units: ground.as_units, ..self.wanted.clone() })?;
             say(format!("a new cluster after {:.1} s", began.elapsed().as_secs_f64()));
             self.stage = Some((stage, ground));
         }
@@ -120,8 +189,8 @@ impl Player {
     }
 
     /// One round. What went wrong is kept; the next round gets a new cluster then.
-    fn play(&mut self, fault: &Fault, hold: Duration, ground: Ground, round: u64) {
-        let place = Place { run: self.run.to_owned(), seed: self.seed, round };
+    pub fn play(&mut self, fault: &Fault, hold: Duration, ground: Ground, round: u64) {
+        let place = Place { run: self.run.clone(), seed: self.seed, round };
         let mut dice = Dice::new(self.seed ^ (round << 32));
         let played = self.stage(ground).and_then(|stage| stage.play(fault, hold, &place, &mut dice));
         let good = match played {
@@ -137,9 +206,17 @@ impl Player {
                 report::append(&log(), &Broken::new(&place, fault, &e)).unwrap();
                 say(&text);
                 self.broken.push(text);
+                if let Some((stage, _)) = &self.stage {
+                    // Without what is there at the end: all that was acknowledged will look lost in it.
+                    let kept = history::write(&history(&place), &stage.workload.txns(), &BTreeMap::new());
+                    say(format!("    its history: {kept:?}"));
+                }
                 false
             }
         };
+        if good && env::var_os("KEEP_LOGS").is_none() {
+            let _ = std::fs::remove_file(history(&place));
+        }
         if !good || env::var_os("KEEP_LOGS").is_some() {
             let stage = if good { None } else { self.stage.take() };
             if let Some((stage, _)) = stage.as_ref().or(self.stage.as_ref()) {
@@ -151,8 +228,13 @@ impl Player {
         }
     }
 
+    /// How often a round came to no verdict, in earlier runs too.
+    pub fn broken(&self) -> usize {
+        report::broken(&log(), &self.run, self.seed).len()
+    }
+
     /// Fails unless every round passed.
-    fn conclude(mut self) {
+    pub fn conclude(mut self) {
         self.stage = None;
         if self.records.len() > 12 {
             say(format!("\n{}", report::summary(&self.records)));
@@ -161,7 +243,7 @@ impl Player {
             self.records.iter().filter(|r| r.verdict != Verdict::Pass).map(Record::sentence).collect();
         let count = self.records.len() + self.broken.len();
         assert!(count > 0, "no round was played");
-        for earlier in report::broken(&log(), self.run, self.seed) {
+        for earlier in report::broken(&log(), &self.run, self.seed) {
             let (round, fault) = (earlier.round, &earlier.fault);
             say(format!("round {round}, {fault}, was broken with {}: {}", earlier.build, earlier.broken));
         }
@@ -204,7 +286,7 @@ fn every_fault_three_times() {
     // Those that need shifted clocks share a cluster.
     faults.sort_by_key(Fault::needs_clocks);
     let mut player = Player::new("list", seed());
-    player.records = report::load(&log(), player.run, player.seed);
+    player.resume();
     let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
     for run in 0..runs {
         for (index, fault) in faults.iter().enumerate() {
@@ -233,27 +315,6 @@ fn soak() {
     let count = env::var("FAULTS").ok().and_then(|f| f.parse().ok()).unwrap_or(SOAK);
     let faults = selected(catalogue());
     let mut player = Player::new("soak", seed());
-    player.records = report::load(&log(), player.run, player.seed);
-    let end = number("MINUTES").map(|m| Instant::now() + Duration::from_secs_f64(m * 60.0));
-    for round in 0..count {
-        if player.records.iter().any(|r| r.round == round) {
-            continue;
-        }
-        if end.is_some_and(|end| Instant::now() > end) {
-            say(format!("time is up: {} of {count} rounds are done", player.records.len()));
-            break;
-        }
-        // Every second cluster has clocks that can be shifted, every second pair of them is a plain user's.
-        let cluster = round / ROUNDS_OF_A_CLUSTER;
-        let ground = Ground { clocks: cluster % 2 == 1, as_units: (cluster / 2).is_multiple_of(2) };
-        if round % ROUNDS_OF_A_CLUSTER == 0 {
-            player.stage = None;
-        }
-        let mut dice = Dice::new(player.seed.wrapping_mul(1_000_003).wrapping_add(round));
-        let possible: Vec<&Fault> = faults.iter().filter(|f| ground.clocks || !f.needs_clocks()).collect();
-        let fault = possible[dice.below(possible.len() as u64) as usize];
-        let hold = fault.random_hold(&mut dice);
-        player.play(fault, hold, ground, round);
-    }
+    player.random(count, |dice, ground| one_of(&faults, dice, ground));
     player.conclude();
 }

@@ -9,7 +9,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,6 +24,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_postgres::{Client as Session, Config, NoTls, Statement, error::SqlState};
+
+use crate::{
+    appends::{self, Appender, Appending},
+    history::Txn,
+};
 
 /// Microseconds since boot, suspend included. No step of the wall clock moves it.
 pub type Micros = u64;
@@ -43,9 +48,9 @@ const BACKOFF: Duration = Duration::from_millis(40);
 /// A transaction stays open this long between its row and its commit.
 const OPEN: Duration = Duration::from_millis(120);
 /// Longer than a router holds a connection.
-const CONNECT: Duration = Duration::from_secs(20);
+pub const CONNECT: Duration = Duration::from_secs(20);
 /// After this long without an answer the impatient give up.
-const HASTE: Duration = Duration::from_secs(1);
+pub const HASTE: Duration = Duration::from_secs(1);
 
 const SCHEMA: &str = "
 create or replace function nemesis_uptime() returns text language sql volatile security definer
@@ -188,8 +193,11 @@ pub struct Attempt {
 
 /// What all clients share.
 #[derive(Debug)]
-struct Shared {
+pub struct Shared {
     attempts: Mutex<Vec<Attempt>>,
+    txns: Mutex<Vec<Txn>>,
+    /// The next value for a list.
+    pub values: AtomicI64,
     errors: Mutex<BTreeMap<String, usize>>,
     lives: Mutex<BTreeMap<Life, Arc<Life>>>,
     round: AtomicU64,
@@ -208,18 +216,27 @@ impl Shared {
         attempts.push(Attempt { client, seq, sent, ended: now(), outcome });
     }
 
-    fn life(&self, life: Life) -> Arc<Life> {
+    /// A transaction that ended now.
+    pub fn push_txn(&self, txn: impl FnOnce(Micros) -> Txn) {
+        let mut txns = lock(&self.txns);
+        txns.push(txn(now()));
+    }
+
+    /// The one of which there may be one already.
+    pub fn life(&self, life: Life) -> Arc<Life> {
         lock(&self.lives).entry(life.clone()).or_insert_with(|| Arc::new(life)).clone()
     }
 
-    fn error(&self, name: &str, what: &str) {
+    /// Counts an error of a client.
+    pub fn error(&self, name: &str, what: &str) {
         *lock(&self.errors).entry(format!("{name}: {what}")).or_insert(0) += 1;
     }
 }
 
 /// What the clients are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+pub enum Order {
+    /// One write after the other.
     Write,
     /// Finish what was begun, then rest.
     Rest,
@@ -232,6 +249,7 @@ enum Order {
 pub struct Workload {
     /// Who writes.
     pub clients: Vec<Client>,
+    count: usize,
     shared: Arc<Shared>,
     order: watch::Sender<Order>,
     runtime: Option<Runtime>,
@@ -255,17 +273,25 @@ impl Workload {
     /// # Errors
     /// The table can't be made.
     pub fn start(rig: &Rig, primary: &str) -> Result<Workload> {
-        Self::start_with(rig, primary, clients(&rig.members()))
+        Self::start_all(rig, primary, clients(&rig.members()), appends::clients(&rig.members()))
     }
 
-    /// The same with other clients.
+    /// The same with other clients, and none that append.
+    ///
+    /// # Errors
+    /// The table can't be made.
     pub fn start_with(rig: &Rig, primary: &str, clients: Vec<Client>) -> Result<Workload> {
+        Self::start_all(rig, primary, clients, Vec::new())
+    }
+
+    fn start_all(rig: &Rig, primary: &str, clients: Vec<Client>, appending: Vec<Appending>) -> Result<Workload> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let mut admin = base(&rig.contact(primary)?, Route::Local);
         admin.user("postgres").password(rig.superuser_password());
         runtime.block_on(async {
             let session = connect(&admin).await?;
             session.batch_execute(SCHEMA).await.context("make the table")?;
+            session.batch_execute(appends::SCHEMA).await.context("make the table of lists")?;
             let seen = session.query_one("select nemesis_uptime()", &[]).await?;
             let (seen, now) = (uptime(seen.get(0))?, now());
             if now.abs_diff(seen) > 1_000_000 {
@@ -275,6 +301,8 @@ impl Workload {
         })?;
         let shared = Arc::new(Shared {
             attempts: Mutex::default(),
+            txns: Mutex::default(),
+            values: AtomicI64::new(0),
             errors: Mutex::default(),
             lives: Mutex::default(),
             round: AtomicU64::new(0),
@@ -288,8 +316,15 @@ impl Workload {
             let writer = Writer { index, client: client.clone(), config, shared: shared.clone(), seq: 0 };
             tasks.push(runtime.spawn(writer.run(order.subscribe())));
         }
+        let count = clients.len() + appending.len();
+        for (index, client) in appending.iter().enumerate() {
+            let config = base(&rig.contact(&client.host)?, Route::Router);
+            let shared = shared.clone();
+            let appender = Appender { index, count: appending.len(), client: client.clone(), config, shared };
+            tasks.push(runtime.spawn(appender.run(order.subscribe())));
+        }
         tasks.push(runtime.spawn(measure_lag(shared.clone())));
-        Ok(Workload { clients, shared, order, runtime: Some(runtime), tasks })
+        Ok(Workload { clients, count, shared, order, runtime: Some(runtime), tasks })
     }
 
     /// From now on rows carry this number, and what was before is forgotten.
@@ -297,6 +332,7 @@ impl Workload {
         self.shared.round.store(round, Ordering::Relaxed);
         self.shared.lag.store(0, Ordering::Relaxed);
         lock(&self.shared.attempts).clear();
+        lock(&self.shared.txns).clear();
         lock(&self.shared.errors).clear();
         self.order.send_replace(Order::Write);
     }
@@ -315,12 +351,12 @@ impl Workload {
             return Ok(());
         }
         let resting = self.shared.resting.load(Ordering::SeqCst);
-        bail!("only {resting} of {} clients rest", self.clients.len())
+        bail!("only {resting} of {} clients rest", self.count)
     }
 
     fn all_rest(&self, patience: Duration) -> bool {
         let began = Instant::now();
-        while self.shared.resting.load(Ordering::SeqCst) < self.clients.len() {
+        while self.shared.resting.load(Ordering::SeqCst) < self.count {
             if began.elapsed() > patience {
                 return false;
             }
@@ -332,6 +368,11 @@ impl Workload {
     /// All attempts of this round that have ended, in that order.
     pub fn attempts(&self) -> Vec<Attempt> {
         lock(&self.shared.attempts).clone()
+    }
+
+    /// All transactions of this round that have ended, in that order.
+    pub fn txns(&self) -> Vec<Txn> {
+        lock(&self.shared.txns).clone()
     }
 
     /// The most frequent errors of this round.
@@ -397,7 +438,11 @@ fn base(at: &Contact, route: Route) -> Config {
     config
 }
 
-async fn connect(config: &Config) -> Result<Session, tokio_postgres::Error> {
+/// A session.
+///
+/// # Errors
+/// Nobody answers, or the server refuses.
+pub async fn connect(config: &Config) -> Result<Session, tokio_postgres::Error> {
     let (session, connection) = config.connect(NoTls).await?;
     tokio::spawn(async move {
         // Its error reaches the session's calls too; it ends with the session.
@@ -411,6 +456,26 @@ fn uptime(text: &str) -> Result<Micros> {
     let (seconds, hundredths) =
         text.split_whitespace().next().and_then(|t| t.split_once('.')).context("/proc/uptime has another form")?;
     Ok(seconds.parse::<u64>()? * 1_000_000 + hundredths.parse::<u64>()? * 10_000)
+}
+
+/// Rests when that is the order, without a session when that is too. `true`: the order was to write, and nobody waited;
+/// `None`: there are no more orders.
+pub async fn wait_while_resting<T>(
+    shared: &Shared,
+    orders: &mut watch::Receiver<Order>,
+    open: &mut Option<T>,
+) -> Option<bool> {
+    let order = *orders.borrow_and_update();
+    if order == Order::Write {
+        return Some(true);
+    }
+    if order == Order::Drop {
+        *open = None;
+    }
+    shared.resting.fetch_add(1, Ordering::SeqCst);
+    let woken = orders.wait_for(|o| *o == Order::Write).await.is_ok();
+    shared.resting.fetch_sub(1, Ordering::SeqCst);
+    woken.then_some(false)
 }
 
 struct Writer {
@@ -437,18 +502,10 @@ impl Writer {
     async fn run(mut self, mut orders: watch::Receiver<Order>) {
         let mut open = None;
         loop {
-            let order = *orders.borrow_and_update();
-            if order != Order::Write {
-                if order == Order::Drop {
-                    open = None;
-                }
-                self.shared.resting.fetch_add(1, Ordering::SeqCst);
-                let woken = orders.wait_for(|o| *o == Order::Write).await.is_ok();
-                self.shared.resting.fetch_sub(1, Ordering::SeqCst);
-                if !woken {
-                    return;
-                }
-                continue;
+            match wait_while_resting(&self.shared, &mut orders, &mut open).await {
+                Some(true) => {}
+                Some(false) => continue,
+                None => return,
             }
             self.seq += 1;
             let sent = now();
@@ -549,7 +606,8 @@ fn judge(trouble: Trouble) -> (Outcome, String) {
     }
 }
 
-fn chain(e: &dyn std::error::Error) -> String {
+/// An error with what caused it.
+pub fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut source = e.source();
     while let Some(e) = source {
