@@ -1,9 +1,9 @@
 //! What to do when all WAL that is left goes on from a promotion by hand.
 
-use super::{Hold, Situation, Verdict, candidates, failover, pause, report::Unfit};
+use super::{Hold, Situation, Verdict, candidates, failover, pause, report::Unfit, sync};
 use crate::{
     domain::{Lsn, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
-    state::Kind,
+    state::{Kind, Release},
 };
 
 /// A timeline nobody granted, as one member has it.
@@ -29,6 +29,8 @@ impl Foreign<'_> {
 /// not the cluster's, and nobody has a copy that could be taken back to. The member with the most WAL of the cluster's
 /// own last timeline is what any other failover would choose; its timeline becomes part of the history.
 ///
+/// Where commits are confirmed, those who have given the last primary up have to say that nothing is missing there.
+///
 /// Nothing in a pause, when anybody can be promoted without it, when an operator named the successor, when a member's answer is
 /// still to come, or when the number is one the cluster has used or reserved: equal numbers are not equal WAL.
 pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
@@ -40,7 +42,12 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     if ground.forced.is_some() || pause::holds(s, String::new).is_some() {
         return None;
     }
-    let Err(Hold::NoSuccessor { why }) = candidates::successor(s, ground.released, None) else { return None };
+    let why = match candidates::successor(s, ground.released, None) {
+        Err(Hold::NoSuccessor { why }) => why,
+        // Nobody's word counts whose WAL is not the cluster's.
+        Err(Hold::Unconfirmed { .. }) => candidates::nobody(s, ground.released)?,
+        Ok(_) | Err(_) => return None,
+    };
     if !why.iter().all(|(_, unfit)| is_final(unfit)) {
         return None;
     }
@@ -48,7 +55,22 @@ pub fn adopt_timeline(s: &Situation<'_>) -> Option<Verdict> {
     let foreign = diverged.filter_map(|(m, _)| foreign(s, m, s.seals.get(m)?.agent.as_ref()?));
     let best = foreign.max_by(|a, b| a.rank().cmp(&b.rank()).then(b.member.cmp(a.member)))?;
     let (member, timeline, switch) = (best.member.clone(), best.timeline, best.switch);
+    if !has_everything(s, ground.released, switch) {
+        return None;
+    }
     Some(Verdict::Propose(Kind::AdoptTimeline { member, timeline, switch, first_record: best.first_record }))
+}
+
+/// Every commit that was promised to be safe is in the WAL of the cluster's own up to `switch`, as those say who have left
+/// the last primary: of what they have only that part counts.
+fn has_everything(s: &Situation<'_>, released: Option<&Release>, switch: WalPosition) -> bool {
+    let lineage = s.state.history_of(s.state.newest_complete_timeline());
+    let own_part = |member: &MemberId| {
+        let agent = s.seals.get(member)?.agent.as_ref()?;
+        agent.history.fork_from(&lineage).map(|fork| fork.min(agent.wal_end))
+    };
+    let everything = sync::everything_by(s, released, &sync::promised(s), own_part);
+    everything.is_ok_and(|needed| needed.is_none_or(|needed| needed <= switch))
 }
 
 /// Waiting for this member would not make it fit.
@@ -252,5 +274,32 @@ mod tests {
         assert!(adopt_timeline(&bench.situation()).is_none(), "its number is reserved");
         let bench = seal(fenced(), "b", "standby 3:600", &[(1, 80)], 3).seal("c", "failed");
         assert!(adopt_timeline(&bench.situation()).is_none(), "it lacks all of timeline 2");
+    }
+
+    /// a was started and promoted by hand at 2:600 and followed; commits of its epoch had been confirmed by one of b and c.
+    fn confirmed(b: &str, c: &str) -> Bench {
+        let ours = &[(1, 100), (2, 600)];
+        let bench = seal(seal(fenced(), "b", b, ours, 3), "c", c, ours, 3);
+        let mut bench = bench;
+        bench.state.sync.add(crate::domain::Epoch(1), ["b", "c"].map(|m| m.parse().unwrap()).into(), 1).unwrap();
+        bench
+    }
+
+    #[test]
+    fn where_commits_are_confirmed_those_who_left_the_primary_say_that_nothing_is_missing() {
+        let epoch = fenced().state.epoch.0;
+        let left = format!("standby 3:600 severed={epoch}");
+        let bench = confirmed(&left, &left);
+        assert!(matches!(candidates::successor(&bench.situation(), None, None), Err(Hold::Unconfirmed { .. })));
+        assert!(matches!(adopt_timeline(&bench.situation()), Some(Verdict::Propose(Kind::AdoptTimeline { .. }))));
+        let unheard = confirmed(&left, "standby 3:600");
+        assert!(adopt_timeline(&unheard.situation()).is_none(), "c may have what b lacks");
+        let mut behind = confirmed(&left, &left);
+        behind = seal(behind, "b", &format!("standby 3:700 severed={epoch}"), &[(1, 100), (2, 650)], 3);
+        behind = seal(behind, "c", &left, &[(1, 100), (2, 650)], 3);
+        let adopted = adopt_timeline(&behind.situation());
+        assert!(
+            matches!(adopted, Some(Verdict::Propose(Kind::AdoptTimeline { switch, .. })) if switch.lsn == Lsn(650))
+        );
     }
 }

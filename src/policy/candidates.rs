@@ -66,6 +66,16 @@ pub fn successor(
     best.map(|(member, candidate)| start(member.clone(), candidate.end)).ok_or(Hold::NoSuccessor { why })
 }
 
+/// Why nobody can be, member by member, whatever was acknowledged; `None`: somebody could.
+pub fn nobody(s: &Situation<'_>, released: Option<&Release>) -> Option<Vec<(MemberId, Unfit)>> {
+    let wishes = Wishes::of(s);
+    let unfit = |member: &MemberId| {
+        let fit = fitness(s, member, released, false).and_then(|candidate| wishes.accept(s, member, candidate));
+        fit.err().map(|unfit| (member.clone(), unfit))
+    };
+    s.state.members.keys().map(unfit).collect()
+}
+
 /// Where WAL has to reach to have every commit that was promised to be safe; `None`: nothing was, or an operator has
 /// accepted the loss.
 ///

@@ -270,15 +270,28 @@ pub fn everything<'a>(
     released: Option<&Release>,
     promised: &BTreeSet<MemberId>,
 ) -> Result<Option<WalPosition>, &'a SyncRule> {
+    everything_by(s, released, promised, |member| end_of(s, member))
+}
+
+/// The same where the WAL that counts of each of `promised` ends at `end`.
+///
+/// # Errors
+/// As [`everything`].
+pub fn everything_by<'a>(
+    s: &'a Situation<'_>,
+    released: Option<&Release>,
+    promised: &BTreeSet<MemberId>,
+    end: impl Fn(&MemberId) -> Option<WalPosition>,
+) -> Result<Option<WalPosition>, &'a SyncRule> {
     if s.state.sync.rules.is_empty() {
         return Ok(None);
     }
-    let by_rules = s.state.sync.rules.iter().map(|rule| reach(s, rule, promised).ok_or(rule));
+    let by_rules = s.state.sync.rules.iter().map(|rule| reach(rule, promised, &end).ok_or(rule));
     let by_rules = by_rules.collect::<Result<Vec<_>, _>>().map(|reaches| reaches.into_iter().max().unwrap_or_default());
     // Nothing was acknowledged that whoever held the lock last doesn't have: where its WAL ends is enough, by its own word of
     // now, or by that of a clean end. After a crash its last word may be from before the last commits.
     let last = match &s.state.lock {
-        Lock::Fenced { previous: Some((_, last)), .. } if promised.contains(last) => end_of(s, last),
+        Lock::Fenced { previous: Some((_, last)), .. } if promised.contains(last) => end(last),
         Lock::Fenced { .. } | Lock::Free | Lock::Granted { .. } | Lock::Released(_) => None,
     };
     let released = released.filter(|release| release.clean).map(|release| release.end);
@@ -297,10 +310,14 @@ fn end_of(s: &Situation<'_>, member: &MemberId) -> Option<WalPosition> {
 /// Where WAL has to reach to have every commit of `rule`. Each is on `count` of its names; of those that were not heard
 /// none may have it, so at least `count - unheard` of the heard do, and all of them up to the end of the last of so many, the
 /// most advanced first. `None`: not enough were heard.
-fn reach(s: &Situation<'_>, rule: &SyncRule, promised: &BTreeSet<MemberId>) -> Option<WalPosition> {
+fn reach(
+    rule: &SyncRule,
+    promised: &BTreeSet<MemberId>,
+    end: impl Fn(&MemberId) -> Option<WalPosition>,
+) -> Option<WalPosition> {
     let needed = rule.needed()?;
     let heard = rule.names.iter().filter(|name| promised.contains(*name));
-    let mut ends: Vec<WalPosition> = heard.filter_map(|name| end_of(s, name)).collect();
+    let mut ends: Vec<WalPosition> = heard.filter_map(end).collect();
     if ends.len() < needed {
         return None;
     }
