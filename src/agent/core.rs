@@ -51,7 +51,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EndCause, Epoch, MemberId, Moment, Settings, SyncWord, TimelineHistory, WalPosition,
+        EndCause, Epoch, MemberId, Moment, Settings, SyncWord, TimelineHistory, Uncovered, WalPosition,
         observation::{ClockView, Notice, OrderResult, SyncView, Work},
     },
     lease::failsafe::Promiser,
@@ -140,6 +140,7 @@ pub struct Core {
     told_sync: SyncWord,
     /// Who confirms, as it was seen last.
     sync_view: SyncView,
+    uncovered: Uncovered,
     /// The epoch of the order to follow whom it follows.
     follows_epoch: Epoch,
 }
@@ -195,6 +196,7 @@ impl Core {
             follows_epoch: Epoch(0),
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
+            uncovered: Uncovered::default(),
             me,
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
@@ -254,6 +256,8 @@ impl Core {
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Clocks(clock) => self.on_clocks(clock),
             Event::Acks { life, view } if life == self.life => self.on_acks(view),
+            Event::Uncovered { life, view } if life == self.life => self.uncovered = view,
+            Event::Lost(lost) => self.on_lost(lost, &mut out),
             Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
@@ -273,6 +277,7 @@ impl Core {
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
             Event::Acks { .. }
+            | Event::Uncovered { .. }
             | Event::Guard { .. }
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }

@@ -66,6 +66,9 @@ fn kill_host_fails_over_and_the_host_rejoins(rig: &Rig, before: &StatusReply) ->
     assert_ne!(after.primary, *old);
     assert!(after.epoch > before.epoch && after.timeline > before.timeline);
     assert_eq!(after.cluster_id, before.cluster_id);
+    let history = asks(rig, &["history"]);
+    let lost = history["reigns"].as_array().unwrap().iter().find(|reign| reign["epoch"] == before.epoch).unwrap();
+    assert!(lost["lost"]["bytes"].is_u64(), "it is back, so what was lost is known: {history:#}");
     Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 
