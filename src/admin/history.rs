@@ -12,7 +12,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::Status;
 
 use crate::{
-    domain::{LostWal, Lsn, MemberId, PostgresState, TimelineId, observation::AgentView},
+    domain::{LostWal, Lsn, MemberId, PostgresState, TimelineId, WalPosition, observation::AgentView},
     manager::ManagerHandle,
     policy::Hold,
     rpc::{
@@ -48,9 +48,14 @@ fn losses(state: &ClusterState, agent: impl Fn(&MemberId) -> Option<AgentView>) 
     let loss = |reign: &Reign| {
         let switch = left_at(state, reign.timeline)?;
         let found = lost_with(reign, switch, agent(&reign.member).as_ref());
-        let known = found.as_ref().ok().map(sync::lost);
-        let words = found.map_or_else(|why| why, |lost| lost.to_string());
-        Some(v1::Loss { epoch: reign.epoch.0, known, words })
+        let (known, exact) = found.as_ref().map_or((None, false), |(lost, exact)| (Some(sync::lost(lost)), *exact));
+        let words = match found {
+            Ok((lost, true)) => lost.to_string(),
+            Ok((lost, false)) if lost.bytes() == 0 => format!("nothing, by the word of {} at its end", reign.member),
+            Ok((lost, false)) => format!("by the word of {} at its end at least {lost}", reign.member),
+            Err(why) => why,
+        };
+        Some(v1::Loss { epoch: reign.epoch.0, known, words, exact })
     };
     reigns.filter_map(loss).collect()
 }
@@ -61,12 +66,17 @@ fn left_at(state: &ClusterState, timeline: TimelineId) -> Option<Lsn> {
     switches.filter(|at| at.timeline == timeline).map(|at| at.lsn).max()
 }
 
-/// What it had counted before it was undone; what lies on its disk still; what it said at its end; or why nobody knows.
-fn lost_with(reign: &Reign, switch: Lsn, agent: Option<&AgentView>) -> Result<LostWal, String> {
-    let counted = agent.and_then(|agent| agent.lost.iter().find(|lost| lost.fork.timeline == reign.timeline));
-    let here = agent.filter(|a| a.wal_end_known && a.wal_end.timeline == reign.timeline).map(|a| a.wal_end);
-    if let Some(known) = counted.copied().or_else(|| Some(LostWal::by_word(here.or(reign.end)?, switch))) {
-        return Ok(known);
+/// What it had counted before it was undone; what lies on its disk still; what it said at its end, which is that much at
+/// least; or why nobody knows.
+fn lost_with(reign: &Reign, switch: Lsn, agent: Option<&AgentView>) -> Result<(LostWal, bool), String> {
+    let ours = |at: &WalPosition| at.timeline == reign.timeline;
+    let counted = agent.and_then(|agent| agent.lost.iter().rfind(|lost| ours(&lost.fork)));
+    let here = agent.filter(|a| a.wal_end_known && ours(&a.wal_end)).map(|a| LostWal::by_word(a.wal_end, switch));
+    if let Some(known) = counted.copied().or(here) {
+        return Ok((known, true));
+    }
+    if let Some(end) = reign.end.filter(ours) {
+        return Ok((LostWal::by_word(end, switch), false));
     }
     let member = &reign.member;
     Err(match agent {
@@ -174,7 +184,7 @@ impl Held {
 mod tests {
     use super::*;
     use crate::{
-        domain::{EndCause, Epoch, WalPosition},
+        domain::{EndCause, Epoch},
         policy::testing::agent,
         state::{Incident, Reign, TimelineRecord},
     };
@@ -255,8 +265,8 @@ mod tests {
         let silent = words(None);
         assert_eq!(silent.len(), 4, "the last one has no follower");
         assert!(silent[0].starts_with("not known yet: a is not heard of"), "{silent:?}");
-        assert_eq!(silent[2], "nothing");
-        assert!(silent[3].starts_with("496 bytes of WAL, its transactions were not counted"), "{silent:?}");
+        assert_eq!(silent[2], "nothing, by the word of a at its end");
+        assert!(silent[3].starts_with("by the word of a at its end at least 496 bytes of WAL"), "{silent:?}");
         let back = AgentView { lost: vec![counted], ..agent("a", "standby 6:1536") };
         let back = words(Some(back));
         assert!(back[0].starts_with("128 bytes of WAL, 3 committed transactions"), "{back:?}");

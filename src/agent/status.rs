@@ -104,7 +104,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         severed: core.is_severed(),
         follows_epoch: core.follows_epoch(),
         uncovered: core.uncovered(),
-        lost: durable.lost.clone(),
+        lost: core.lost(),
     }
 }
 

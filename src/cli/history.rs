@@ -142,7 +142,7 @@ fn history_text(reply: &HistoryReply, last: usize) -> String {
         let (epoch, member, timeline) = (reign.epoch, &reign.member, reign.timeline);
         let _ =
             writeln!(text, "  epoch {epoch}  {member}  timeline {timeline}  {opened}{gap}{ended}: {}", ending(reign));
-        if let Some(loss) = loss_of(reply, reign).filter(|loss| loss.words != "nothing") {
+        if let Some(loss) = loss_of(reply, reign).filter(|loss| !loss.words.starts_with("nothing")) {
             let _ = writeln!(text, "    lost with it: {}", loss.words);
         }
     }
@@ -230,6 +230,8 @@ struct LossJson<'a> {
     bytes: Option<u64>,
     /// `None`: not known, or not counted.
     transactions: Option<u64>,
+    /// False: at least that much, or not known.
+    exact: bool,
     words: &'a str,
 }
 
@@ -237,7 +239,7 @@ impl<'a> From<&'a Loss> for LossJson<'a> {
     fn from(loss: &'a Loss) -> Self {
         let known = loss.known.map(lost_of);
         let transactions = known.and_then(|lost| lost.transactions);
-        LossJson { bytes: known.as_ref().map(LostWal::bytes), transactions, words: &loss.words }
+        LossJson { bytes: known.as_ref().map(LostWal::bytes), transactions, exact: loss.exact, words: &loss.words }
     }
 }
 
@@ -386,10 +388,10 @@ mod tests {
             losses: vec![
                 Loss {
                     epoch: 1,
-                    known: None,
                     words: "not known yet: a is not heard of, it knows when it is back".into(),
+                    ..Loss::default()
                 },
-                Loss { epoch: 2, known: Some(Default::default()), words: "nothing".into() },
+                Loss { epoch: 2, known: Some(Default::default()), words: "nothing".into(), exact: true },
             ],
         }
     }

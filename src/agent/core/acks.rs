@@ -96,8 +96,20 @@ impl Core {
         }
     }
 
+    /// Who is to follow without a rewind has nothing that the cluster has not.
+    pub(super) fn note_that_nothing_is_lost(&mut self) {
+        let nothing = |end| LostWal { fork: end, end, transactions: Some(0) };
+        self.nothing_lost = self.reigned.take().map(nothing).or(self.nothing_lost);
+    }
+
+    /// What was lost when this host was primary, as far as it is known.
+    pub fn lost(&self) -> Vec<LostWal> {
+        self.durable.lost.iter().copied().chain(self.nothing_lost).collect()
+    }
+
     /// What is lost is counted once: a rewind that failed, and the copy after it, find less than there was.
     pub(super) fn on_lost(&mut self, lost: LostWal, out: &mut Vec<Effect>) {
+        self.reigned = None;
         if self.durable.lost.iter().any(|known| known.fork == lost.fork) {
             return;
         }
