@@ -357,3 +357,41 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{Epoch, SyncSet, observation::HeardOfPrimary, uncovered::Override},
+        policy::testing::agent,
+    };
+
+    #[test]
+    fn who_has_everything_is_behind_by_nothing_however_long_nothing_was_written() {
+        let primary = agent("a", "primary 2:500");
+        let heard =
+            HeardOfPrimary { complete_ago_ms: Some(90_000), replayed_ago_ms: None, ..HeardOfPrimary::default() };
+        let standby = |flushed, replayed| AgentView {
+            heard,
+            replay_lsn: Lsn(replayed),
+            ..agent("b", &format!("standby 2:{flushed}"))
+        };
+        let lag = |bytes, ms| v1::Lag { bytes, ms };
+        assert_eq!(lags(&primary, &standby(500, 500)), (lag(0, Some(0)), lag(0, Some(0))));
+        assert_eq!(lags(&primary, &standby(450, 400)), (lag(50, Some(90_000)), lag(100, None)));
+        // It was heard later than the primary.
+        assert_eq!(lags(&primary, &standby(510, 505)).0, lag(0, Some(0)));
+    }
+
+    #[test]
+    fn a_rule_that_alter_system_wins_over_is_not_in_effect() {
+        let rule = SyncRule { id: 3, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 };
+        let sync = SyncSet { id: 3, rules: vec![rule] };
+        let state = ClusterState { epoch: Epoch(7), sync, ..ClusterState::default() };
+        let mut primary = agent("a", "primary 2:500 effective=3");
+        assert!(commits(&state, Some(&primary)).in_effect);
+        primary.uncovered.overrides.push(Override { name: "synchronous_commit".into(), value: "off".into() });
+        assert!(!commits(&state, Some(&primary)).in_effect);
+        assert!(uncovered(Some(&primary))[0].starts_with("ALTER SYSTEM has set synchronous_commit = 'off'"));
+    }
+}

@@ -156,7 +156,7 @@ fn commits_that_nobody_waits_for_are_named(rig: &Rig, before: &StatusReply) -> P
     quorum(rig, before);
     let since = Instant::now();
     let primary = &before.primary;
-    let run = |sql: &str| rig.query(primary, sql).unwrap();
+    let run = |sql: &str| as_superuser(rig, primary, sql);
     let uncovered = || commits(rig).and_then(|c| c.uncovered).unwrap_or_default();
     run("create role hasty login");
     run("alter role hasty set synchronous_commit = off");
@@ -170,6 +170,8 @@ fn commits_that_nobody_waits_for_are_named(rig: &Rig, before: &StatusReply) -> P
     let names = run("show synchronous_standby_names");
     run("alter system set synchronous_standby_names = 'nobody_is_this'");
     run("alter system set synchronous_commit = 'local'");
+    let overridden = Instant::now();
+    run("select pg_reload_conf()");
     let mut seen = Vec::new();
     until("it is undone", SOON, || {
         seen.extend(uncovered().overrides);
@@ -189,7 +191,19 @@ fn commits_that_nobody_waits_for_are_named(rig: &Rig, before: &StatusReply) -> P
     assert!(warnings.iter().any(|w| w.starts_with("commits are confirmed by ")), "{warnings:?}");
     imitator.0.kill().unwrap();
     until("it is named no more", SOON, || uncovered().imitators.is_empty());
-    Promise::no_failed_write(since)
+    rig.wait_for_write(ROUTED, overridden, None, SOON).unwrap();
+    // What waited for nobody_is_this may have been given up by its client.
+    Promise::no_loss(since)
+}
+
+/// What `psql` prints, trimmed.
+fn as_superuser(rig: &Rig, member: &str, sql: &str) -> String {
+    let at = rig.contact(member).unwrap();
+    let mut psql = Command::new(rig.bin_dir().join("psql"));
+    psql.arg("-h").arg(at.socket_dir).args(["-p", &at.postgres_port.to_string(), "-U", "postgres", "-XAtqc", sql]);
+    let output = psql.arg("postgres").env("PGPASSWORD", rig.superuser_password()).output().unwrap();
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 /// Somebody's `pg_receivewal`, which is ended with this.
