@@ -734,6 +734,7 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
             source_host: "127.0.0.1".into(),
             source_port: port,
             system_identifier: first.system,
+            fork: None,
         };
         second.execute(1, Action::Clone(clone)).await.unwrap();
         second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;
@@ -761,16 +762,20 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
         second.client().await.execute("INSERT INTO t VALUES (3)", &[]).await.unwrap();
 
         let (member, port) = source(&second);
+        let fork = second.status().await.history.last().map(|s| v1::WalPosition { timeline: s.timeline, lsn: s.end });
         let rewind = v1::Rewind {
             source: member,
             source_host: "127.0.0.1".into(),
             source_port: port,
             system_identifier: first.system,
+            fork,
         };
         let order = first.execute(2, Action::Rewind(rewind)).await.unwrap();
         let done = first.until("the rewind ended", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
         assert!(done.last_order.as_ref().unwrap().ok, "{done:?}");
-        first.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        let rewound = first.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        let lost = v1::LostWal { fork, end: gone.wal_end, transactions: Some(1) };
+        assert_eq!(rewound.lost, [lost], "99 was one transaction");
         first.follow(2, Some(&second)).await;
         first
             .until("it streams", |s| s.state() == State::Standby && s.streaming && s.wal_end.unwrap().timeline == 3)

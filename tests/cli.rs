@@ -22,7 +22,7 @@ use matriarch::{
     rpc::v1::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
         EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
-        HistoryRequest, Incident, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
+        HistoryRequest, Incident, Lag, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
         OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
         RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome,
         SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
@@ -310,7 +310,11 @@ fn healthy() -> StatusReply {
     ];
     members[0].lease_remaining_ms = 2_310;
     members[1].raft_role = "leader".to_owned();
+    for member in &mut members[1..] {
+        (member.flushed, member.replayed) = (Some(Lag { bytes: 0, ms: Some(0) }), Some(Lag { bytes: 0, ms: Some(0) }));
+    }
     members[2].lag_bytes = 328;
+    members[2].replayed = Some(Lag { bytes: 328, ms: Some(1_300) });
     members[0].fence = Some(fence("cgroup.kill", 8_486, ["locked", "real-time", "-1000"]));
     let needs = ["unavailable: needs CAP_IPC_LOCK", "nice -20", "unavailable: needs CAP_SYS_RESOURCE"];
     members[1].fence = Some(fence("walk of /proc, cgroup.kill unavailable: needs cgroup v2", 0, needs));
@@ -375,10 +379,10 @@ fn status_of_a_healthy_cluster() {
           primary n1 (lock open)  epoch 4  timeline 3  profile normal
           Raft leader n2  answered by n1  id 0199c0de  generation 1
 
-        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD     POSTGRES
-        n1      primary  running   3  0/50001A8            -      4  follower  2.3 s  guarding  n1:5432
-        n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
-        n3      standby  running   3  0/5000060          328      4  follower      -  guarding  n3:5432
+        MEMBER  ROLE     STATE    TL  LSN        FLUSH LAG   REPLAY LAG  EPOCH  RAFT      LEASE  GUARD     POSTGRES
+        n1      primary  running   3  0/50001A8          -            -      4  follower  2.3 s  guarding  n1:5432
+        n2      standby  running   3  0/50001A8          0            0      4  leader        -  guarding  n2:5432
+        n3      standby  running   3  0/5000060          0  328 B 1.3 s      4  follower      -  guarding  n3:5432
 
         Fence n1: cgroup.kill (8.4 ms for 100 processes); guard: memory locked, priority real-time, OOM score -1000
         Fence n2: walk of /proc, cgroup.kill unavailable: needs cgroup v2; guard: memory unavailable: needs CAP_IPC_LOCK, priority nice -20, OOM score unavailable: needs CAP_SYS_RESOURCE
@@ -396,10 +400,10 @@ fn status_says_what_is_wrong_and_what_is_going_on() {
           primary none (lock fenced)  epoch 5  timeline 3  profile normal
           Raft leader n2  answered by n1  id 0199c0de  generation 1
 
-        MEMBER  ROLE     STATE    TL  LSN        LAG (BYTES)  EPOCH  RAFT      LEASE  GUARD     POSTGRES
-        n1      none     silent    -  -                    ?      -  unknown       -  -         n1:5432
-        n2      standby  running   3  0/50001A8            0      4  leader        -  guarding  n2:5432
-        n3      standby  cloning   3  0/5000060            ?      4  follower      -  guarding  n3:5432
+        MEMBER  ROLE     STATE    TL  LSN        FLUSH LAG  REPLAY LAG  EPOCH  RAFT      LEASE  GUARD     POSTGRES
+        n1      none     silent    -  -                  ?           ?      -  unknown       -  -         n1:5432
+        n2      standby  running   3  0/50001A8          0           0      4  leader        -  guarding  n2:5432
+        n3      standby  cloning   3  0/5000060          ?           ?      4  follower      -  guarding  n3:5432
 
         n1: no report for 4.2 s
         n3: 12 of 40 MiB from n2
@@ -459,7 +463,7 @@ fn status_before_the_cluster_is_founded() {
           primary none (lock unknown)  epoch 0  timeline 0  profile ?
           Raft leader unknown  answered by n1  id (not founded yet)  generation 0
 
-        MEMBER  ROLE  STATE  TL  LSN  LAG (BYTES)  EPOCH  RAFT  LEASE  GUARD  POSTGRES
+        MEMBER  ROLE  STATE  TL  LSN  FLUSH LAG  REPLAY LAG  EPOCH  RAFT  LEASE  GUARD  POSTGRES
     "#]]
     .assert_eq(&render::status(&reply, Style::Plain));
 }
@@ -497,6 +501,7 @@ fn json_says_null_for_what_is_not_known() {
               "timeline": null,
               "lsn": null,
               "lag_bytes": null,
+              "lag": null,
               "epoch": 0,
               "raft_role": "unknown",
               "lease_remaining_ms": null,
@@ -627,7 +632,7 @@ impl Admin for Manager {
     async fn history(&self, _: Request<HistoryRequest>) -> Result<Response<HistoryReply>, Status> {
         let reign = Reign { epoch: 1, member: "n1".into(), timeline: 2, opened_ms: Some(1), ..Reign::default() };
         let (reigns, incidents) = (vec![reign], vec![founded()]);
-        Ok(Response::new(HistoryReply { reigns, incidents, answered_by: "n1".into(), revision: 4 }))
+        Ok(Response::new(HistoryReply { reigns, incidents, answered_by: "n1".into(), revision: 4, losses: Vec::new() }))
     }
 
     type EventsStream = tokio_stream::Iter<std::vec::IntoIter<Result<Event, Status>>>;

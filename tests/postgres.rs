@@ -17,10 +17,13 @@ use std::{
 
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
-    domain::{Epoch, Generation, Lsn, NodeId, Profile, TimelineId, Timings, WalPosition},
+    domain::{
+        Confirms, Epoch, Generation, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
+        sync::standby_name,
+    },
     postgres::{
-        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, Live, PostgresError, Probe,
-        ProbeError, Progress, RewindError, RewindOutcome, Session, Upstream,
+        CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
+        Probe, ProbeError, Progress, RewindError, RewindOutcome, Session, Upstream,
     },
 };
 use nix::{
@@ -915,5 +918,206 @@ fn the_probe_tells_dead_from_frozen_from_full() {
         assert_eq!(log()[before.len()..].matches("client").count(), 0, "{}", &log()[before.len()..]);
         let end: WalPosition = host.probe().await.wal_end;
         assert!(end.lsn > Lsn(0));
+    });
+}
+
+fn rule(names: &[&Host], count: u32) -> SyncRule {
+    SyncRule { id: 1, epoch: Epoch(1), names: names.iter().map(|host| host.member.id.clone()).collect(), count }
+}
+
+/// The primary goes by `live` from now on.
+async fn go_by(host: &Host, session: &Session, live: &Live) {
+    host.instance.write_live(live).unwrap();
+    session.reload().await.unwrap();
+    host.probe_until("under its rule of commits", |p| p.sync_names == live.names).await;
+}
+
+#[test]
+fn who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone() {
+    as_postgres("who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let session = primary(one).await;
+        let _two_session = standby(two, one).await;
+        let live = Live::of(Some(&rule(&[two], 1)), Generation(1), Confirms::Flush);
+        go_by(one, &session, &live).await;
+        for sql in [
+            "CREATE ROLE \"we\t\"\"ird\" LOGIN",
+            "ALTER ROLE \"we\t\"\"ird\" SET synchronous_commit = off",
+            "ALTER ROLE matriarch_repl SET synchronous_commit = remote_apply",
+            "ALTER DATABASE template1 SET synchronous_commit = local",
+            "ALTER ROLE postgres IN DATABASE postgres SET synchronous_commit = on",
+            "ALTER ROLE postgres SET work_mem = '8MB'",
+        ] {
+            run(&session, sql).await;
+        }
+        let found = session.uncovered(DEADLINE).await.unwrap();
+        let levels: Vec<_> = found
+            .levels
+            .iter()
+            .map(|l| (l.role.as_deref().unwrap_or("-"), l.database.as_deref().unwrap_or("-"), l.level.as_str()))
+            .collect();
+        assert_eq!(
+            levels,
+            [
+                ("matriarch_repl", "-", "remote_apply"),
+                ("postgres", "postgres", "on"),
+                ("we\t\"ird", "-", "off"),
+                ("-", "template1", "local")
+            ]
+        );
+        assert!(found.levels[1].sessions >= 1, "this very session: {found:?}");
+        let [sender] = &found.senders[..] else { panic!("{found:?}") };
+        let is = (sender.name.as_str(), sender.address.as_deref(), sender.role.as_deref());
+        assert_eq!(
+            is,
+            (standby_name("n2", Generation(1), Epoch(1)).as_str(), Some("127.0.0.1"), Some("matriarch_repl"))
+        );
+        assert!(found.overrides.is_empty());
+
+        // From the names that somebody else has set it goes to those of the live configuration: at no moment to none.
+        run(&session, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'").await;
+        run(&session, "ALTER SYSTEM SET synchronous_commit = 'off'").await;
+        run(&session, "ALTER SYSTEM SET work_mem = '5MB'").await;
+        session.reload().await.unwrap();
+        one.probe_until("under other names", |p| p.sync_names == "nobody").await;
+        let overrides = session.uncovered(DEADLINE).await.unwrap().overrides;
+        let overrides: Vec<_> = overrides.iter().map(|o| (o.name.as_str(), o.value.as_str())).collect();
+        assert_eq!(overrides, [(LEVEL, "off"), (NAMES, "nobody")]);
+        let client = one.client("postgres", r"su'p:er\").await.unwrap();
+        client.simple_query("SET synchronous_commit = on").await.unwrap();
+        let waits = tokio::spawn(async move { client.simple_query("INSERT INTO t VALUES (1)").await });
+        run_until(&session, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'").await;
+        session.undo_override(NAMES, DEADLINE).await.unwrap();
+        let seen = one.probe_until("no more under other names", |p| p.sync_names != "nobody").await;
+        assert_eq!(seen.sync_names, live.names);
+        // The standby has it, so it is acknowledged, and not before.
+        tokio::time::timeout(DEADLINE, waits).await.unwrap().unwrap().unwrap();
+        session.undo_override(LEVEL, DEADLINE).await.unwrap();
+        assert!(session.uncovered(DEADLINE).await.unwrap().overrides.is_empty());
+        assert_eq!(run(&session, "SELECT setting FROM pg_file_settings WHERE name = 'work_mem'").await, ["5MB"]);
+    });
+}
+
+async fn run_until(session: &Session, sql: &str) {
+    let until = Instant::now() + DEADLINE;
+    while run(session, sql).await.is_empty() {
+        assert!(Instant::now() < until, "never: {sql}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Between a standby and its primary. When it is cut, the standby hears that and the primary doesn't.
+struct Wire {
+    port: u16,
+    cut: std::sync::Arc<tokio::sync::Notify>,
+}
+
+impl Wire {
+    async fn to(port: u16) -> Wire {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let wire = Wire { port: listener.local_addr().unwrap().port(), cut: Default::default() };
+        let cut = wire.cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let cut = cut.clone();
+                tokio::spawn(async move {
+                    let Ok(mut far) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        () = cut.notified() => drop(near),
+                    }
+                    // The primary's end stays open and silent.
+                    std::future::pending::<()>().await;
+                    drop(far);
+                });
+            }
+        });
+        wire
+    }
+}
+
+/// What PostgreSQL counts (syncrep.c): WAL senders, not names. A standby that comes again before its primary has given its old
+/// connection up confirms as two. With a slot, which one sender at a time can have, it can't come again before that.
+#[test]
+fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot() {
+    as_postgres("two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 3);
+        let [one, two, three] = &mut all[..] else { panic!("three hosts") };
+        let session = primary(one).await;
+        let two_session = standby(two, one).await;
+        let wire = Wire::to(one.member.postgres_port).await;
+        let upstream = Some(Upstream { port: wire.port, ..one.upstream() });
+        let role = ConfigRole::Standby { upstream, epoch: Epoch(1), generation: Generation(1) };
+        two.instance.write_config(&role).unwrap();
+        two_session.reload().await.unwrap();
+        go_by(one, &session, &Live::of(Some(&rule(&[two, three], 2)), Generation(1), Confirms::Flush)).await;
+        let streams = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_priority > 0";
+        let insert = |x: i32| {
+            let client = one.client("postgres", r"su'p:er\");
+            async move {
+                let client = client.await.unwrap();
+                tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await })
+            }
+        };
+        let confirmed_once = "SELECT 1 FROM pg_stat_activity a, pg_stat_replication r WHERE a.wait_event = 'SyncRep' \
+                              AND r.state = 'streaming' AND r.flush_lsn = pg_current_wal_flush_lsn()";
+
+        run_until(&session, streams).await;
+        let waits = insert(1).await;
+        run_until(&session, confirmed_once).await;
+        assert!(!waits.is_finished(), "one of two has confirmed");
+        wire.cut.notify_waiters();
+        tokio::time::timeout(DEADLINE, waits).await.expect("PostgreSQL counts senders").unwrap().unwrap();
+        let senders = session.uncovered(DEADLINE).await.unwrap().senders;
+        assert_eq!(senders.len(), 2, "both of n2: {senders:?}");
+
+        // The same with a slot.
+        run(&session, "SELECT pg_create_physical_replication_slot('n2')").await;
+        run(&session, "SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await;
+        run(&two_session, "ALTER SYSTEM SET primary_slot_name = 'n2'").await;
+        two_session.reload().await.unwrap();
+        run_until(&session, "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'n2' AND active").await;
+        run_until(&session, streams).await;
+        let waits = insert(2).await;
+        run_until(&session, confirmed_once).await;
+        wire.cut.notify_waiters();
+        let log = || fs::read_to_string(two.instance.log_file()).unwrap();
+        let until = Instant::now() + DEADLINE;
+        while !log().contains("replication slot \"n2\" is active for PID") {
+            assert!(Instant::now() < until && !waits.is_finished(), "it came in beside its old connection");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // Its old connection is given up: it may come, and is one.
+        run(&session, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'n2'").await;
+        two.probe_until("streaming again", |p| p.streaming).await;
+        run_until(&session, confirmed_once).await;
+        assert!(!waits.is_finished(), "only one standby has it");
+        waits.abort();
+    });
+}
+
+#[test]
+fn what_a_former_primary_alone_had_is_counted() {
+    as_postgres("what_a_former_primary_alone_had_is_counted", || async {
+        let root = tempfile::tempdir().unwrap();
+        let host = &mut hosts(root.path(), 1)[0];
+        let session = primary(host).await;
+        let from = host.probe().await.wal_end;
+        for x in 1..=5 {
+            run(&session, &format!("INSERT INTO t VALUES ({x})")).await;
+        }
+        run(&session, "BEGIN; INSERT INTO t VALUES (6); ROLLBACK").await;
+        let middle = host.probe().await.wal_end.lsn;
+        run(&session, "SELECT pg_switch_wal()").await;
+        run(&session, "INSERT INTO t VALUES (7)").await;
+        assert!(host.instance.commits_between(from, middle).await.is_err(), "it runs");
+        host.stop(Signal::SIGKILL);
+        let end = host.instance.wal_end_on_disk().await.unwrap();
+        assert_eq!(host.instance.commits_between(from, middle).await.unwrap(), 5);
+        assert_eq!(host.instance.commits_between(from, end.lsn).await.unwrap(), 6);
+        assert!(host.instance.commits_between(from, Lsn(end.lsn.0 + (1 << 30))).await.is_err(), "not all is there");
     });
 }

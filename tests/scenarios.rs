@@ -392,6 +392,8 @@ impl World {
             sync: SyncView::default(),
             severed: false,
             follows_epoch: Epoch(0),
+            uncovered: Default::default(),
+            lost: Vec::new(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {

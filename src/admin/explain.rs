@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::trouble;
 use crate::{
-    domain::{MemberId, PostgresState},
+    domain::{
+        MemberId, PostgresState, Uncovered,
+        uncovered::{Imitator, Override, OwnLevel},
+    },
     manager::{ManagerHandle, view::SeenMember},
     policy::{
         Hold,
@@ -22,6 +25,8 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let trouble = if leads { manager.look(trouble::of) } else { None };
     next.extend(trouble.iter().flat_map(|t| t.ways.clone()));
     next.extend(foreign_data(manager));
+    let primary = state.holder().and_then(|(_, m)| manager.seen().remove(m)).and_then(|seen| seen.agent);
+    next.extend(primary.iter().flat_map(|agent| uncovered(&agent.uncovered)));
     let unfounded = manager.waits_to_be_founded();
     if manager.has_lost_its_log() {
         next.insert(0, "this manager has lost its Raft log: it is taken in as a new node by itself when a majority of the others has a leader".into());
@@ -71,6 +76,34 @@ fn foreign_data(manager: &ManagerHandle) -> Vec<String> {
         ))
     };
     manager.seen().iter().filter_map(theirs).collect()
+}
+
+/// How commits that the rule does not cover come to be covered.
+pub(super) fn uncovered(of: &Uncovered) -> Vec<String> {
+    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+    let level = |level: &OwnLevel| {
+        let (role, database) = (quoted(&level.role), quoted(&level.database));
+        let alter = match (level.role.as_str(), level.database.as_str()) {
+            ("", "") => "ROLE ALL".to_owned(),
+            (_, "") => format!("ROLE {role}"),
+            ("", _) => format!("DATABASE {database}"),
+            _ => format!("ROLE {role} IN DATABASE {database}"),
+        };
+        let sessions = level.sessions;
+        format!(
+            "commits of {level}, {sessions} sessions now, are not waited for, and may be lost with the primary: if that is \
+             not meant, `ALTER {alter} RESET synchronous_commit`, and let them connect anew"
+        )
+    };
+    let imitator = |i: &Imitator| format!("{i}: find out who that is, and end it or give it another application_name");
+    let of_system = |o: &Override| {
+        format!(
+            "{o}; if it stays, look at the agent's log. The level of the cluster is set with `matriarch config set \
+             synchronous_commit=…`, that of a role with `ALTER ROLE … SET`"
+        )
+    };
+    let levels = of.levels.iter().map(level);
+    levels.chain(of.imitators.iter().map(imitator)).chain(of.overrides.iter().map(of_system)).collect()
 }
 
 /// What an operator can do about a hold, or until when it is waited.

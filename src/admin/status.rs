@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    domain::{Group, MemberId, NodeId, PostgresState, SyncRule, observation::AgentView, observation::LayerView},
+    domain::{Group, Lsn, MemberId, NodeId, PostgresState, SyncRule, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
     rpc::v1,
     state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
@@ -27,6 +27,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
             "insecure = true: managers, agents and admin requests are neither encrypted nor authenticated".to_owned(),
         );
     }
+    warnings.extend(uncovered(primary.as_ref()));
     if !leadership.am_leader {
         warnings.push(match &leadership.leader {
             None => "no Raft leader: this manager does not see a majority, what it says may be old".to_owned(),
@@ -72,10 +73,30 @@ fn commits(state: &ClusterState, primary: Option<&AgentView>) -> v1::Commits {
         mode: settings.replication_mode.to_string(),
         strict: settings.sync_strict,
         rules: state.sync.rules.iter().map(SyncRule::words).collect(),
-        in_effect: in_force.is_some_and(|rule| told.is_some_and(|t| t.applied == rule.id && t.effective)),
+        in_effect: in_force.is_some_and(|rule| told.is_some_and(|t| t.applied == rule.id && t.effective))
+            && primary.is_none_or(|agent| agent.uncovered.overrides.is_empty()),
         names: in_force.iter().flat_map(|rule| &rule.names).map(MemberId::to_string).collect(),
         count: in_force.map_or(0, |rule| rule.count),
+        uncovered: primary.map(|agent| crate::rpc::sync::uncovered(&agent.uncovered)),
     }
+}
+
+/// What of the primary's commits is not as it should be, and nobody has asked for.
+fn uncovered(primary: Option<&AgentView>) -> Vec<String> {
+    let Some(agent) = primary else { return Vec::new() };
+    let imitators = agent.uncovered.imitators.iter().map(ToString::to_string);
+    imitators.chain(agent.uncovered.overrides.iter().map(ToString::to_string)).collect()
+}
+
+/// How far a standby is behind. One that has all of what the primary was last heard to have is behind by nothing, however long
+/// nothing was written.
+fn lags(primary: &AgentView, standby: &AgentView) -> (v1::Lag, v1::Lag) {
+    let lag = |at: Lsn, ago: Option<u64>| {
+        let bytes = primary.wal_end.lsn.bytes_past(at);
+        v1::Lag { bytes, ms: if bytes == 0 { Some(0) } else { ago } }
+    };
+    let heard = &standby.heard;
+    (lag(standby.wal_end.lsn, heard.complete_ago_ms), lag(standby.replay_lsn, heard.replayed_ago_ms))
 }
 
 /// What operators have put aside, and how it is taken up again.
@@ -224,8 +245,9 @@ fn member(
     out.timeline = agent.wal_end.timeline.0;
     out.lsn = agent.wal_end.lsn.to_string();
     if let Some(p) = primary.filter(|_| agent.state == PostgresState::Standby) {
-        out.lag_bytes = p.wal_end.lsn.bytes_past(agent.replay_lsn);
-        out.lag_known = true;
+        let (flushed, replayed) = lags(p, agent);
+        (out.lag_bytes, out.lag_known) = (replayed.bytes, true);
+        (out.flushed, out.replayed) = (Some(flushed), Some(replayed));
     }
     out.epoch = agent.accepted_epoch.0;
     out.guard = agent.guard.clone();
@@ -334,4 +356,42 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
         ));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::{Epoch, SyncSet, observation::HeardOfPrimary, uncovered::Override},
+        policy::testing::agent,
+    };
+
+    #[test]
+    fn who_has_everything_is_behind_by_nothing_however_long_nothing_was_written() {
+        let primary = agent("a", "primary 2:500");
+        let heard =
+            HeardOfPrimary { complete_ago_ms: Some(90_000), replayed_ago_ms: None, ..HeardOfPrimary::default() };
+        let standby = |flushed, replayed| AgentView {
+            heard,
+            replay_lsn: Lsn(replayed),
+            ..agent("b", &format!("standby 2:{flushed}"))
+        };
+        let lag = |bytes, ms| v1::Lag { bytes, ms };
+        assert_eq!(lags(&primary, &standby(500, 500)), (lag(0, Some(0)), lag(0, Some(0))));
+        assert_eq!(lags(&primary, &standby(450, 400)), (lag(50, Some(90_000)), lag(100, None)));
+        // It was heard later than the primary.
+        assert_eq!(lags(&primary, &standby(510, 505)).0, lag(0, Some(0)));
+    }
+
+    #[test]
+    fn a_rule_that_alter_system_wins_over_is_not_in_effect() {
+        let rule = SyncRule { id: 3, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 };
+        let sync = SyncSet { id: 3, rules: vec![rule] };
+        let state = ClusterState { epoch: Epoch(7), sync, ..ClusterState::default() };
+        let mut primary = agent("a", "primary 2:500 effective=3");
+        assert!(commits(&state, Some(&primary)).in_effect);
+        primary.uncovered.overrides.push(Override { name: "synchronous_commit".into(), value: "off".into() });
+        assert!(!commits(&state, Some(&primary)).in_effect);
+        assert!(uncovered(Some(&primary))[0].starts_with("ALTER SYSTEM has set synchronous_commit = 'off'"));
+    }
 }

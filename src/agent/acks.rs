@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     domain::{Generation, Lsn, MemberId, SyncRule, observation::SyncView, sync::read_standby_name, sync::standby_name},
-    postgres::{Instance, Live, Session, SyncSight},
+    postgres::{Instance, Live, Session, SyncSight, conf::PLACEHOLDER},
 };
 
 /// Between two looks while a rule is coming into effect.
@@ -66,7 +66,8 @@ pub struct SyncPlan {
 }
 
 impl SyncPlan {
-    fn names(&self) -> BTreeSet<String> {
+    /// Of those who may confirm.
+    pub(super) fn names(&self) -> BTreeSet<String> {
         let rule = self.rule.iter().filter(|rule| !rule.is_alone());
         rule.flat_map(|rule| rule.names.iter().map(|m| standby_name(m, self.generation, rule.epoch))).collect()
     }
@@ -169,6 +170,15 @@ impl Ears {
     }
 }
 
+/// The names in force are neither those that are to be nor those that were `before`, which count until the others are seen.
+fn are_somebody_elses(seen: &str, live: &str, before: &mut Option<String>) -> bool {
+    if seen == live {
+        *before = None;
+        return false;
+    }
+    before.as_deref() != Some(seen)
+}
+
 /// What is usual is told as nothing, so that a status at rest stays the same.
 fn told(silence: Duration) -> u64 {
     if silence < USUAL { 0 } else { (silence.as_millis() / STEP.as_millis() * STEP.as_millis()) as u64 }
@@ -185,6 +195,7 @@ pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>
         present: None,
         last: None,
         settling,
+        before: None,
         ears,
         told: None,
         opened: None,
@@ -222,6 +233,8 @@ struct Keeper {
     /// The count of the last rule that was seen in effect, and of which postmaster.
     last: Option<(u64, u32)>,
     settling: Settling,
+    /// The names before those of the present rule, until PostgreSQL has been seen to have read its files.
+    before: Option<String>,
     ears: Ears,
     told: Option<SyncView>,
     /// Of which postmaster the gate is known to be open.
@@ -278,6 +291,10 @@ impl Keeper {
         self.present = Some(plan.clone());
         let session = self.session(plan).await?;
         let seen = session.sync_sight(plan.deadline).await.map_err(said)?;
+        if are_somebody_elses(&seen.names, &plan.live.names, &mut self.before) {
+            // Those who go by them may release what no rule of ours would.
+            (self.last, self.settling) = (None, Settling::default());
+        }
         self.settling.look(plan, &seen);
         if self.settling.effective {
             self.last = Some((plan.life, plan.count()));
@@ -318,6 +335,8 @@ impl Keeper {
             instance.write_live_while(&live, wanted).map(|written| written.then_some(there)).map_err(said)
         };
         let Some(there) = blocking(write).await?? else { return Err("that primary is over".to_owned()) };
+        let before = self.present.as_ref().map_or(PLACEHOLDER, |present| &present.live.names);
+        self.before = Some(before.to_owned());
         let count = plan.count();
         let none_weaker = count > 0 && ((first && there) || self.last == Some((plan.life, count)));
         if !none_weaker {

@@ -107,3 +107,12 @@ async fn silence_is_told_from_where_it_is_unusual() {
     assert_eq!(hear(2_300, &["b 1 91 x", "d 0 90 y"]), "b:0 c:2300 d:0");
     assert_eq!(hear(2_560, &["c 1 80 x"]), "b:1200 c:0", "d is gone, and nobody waits for it");
 }
+
+#[test]
+fn names_that_nobody_wrote_here_are_told_from_those_before_which_count_until_the_new_ones_are_seen() {
+    let mut before = Some("old".to_owned());
+    assert!(!are_somebody_elses("old", "new", &mut before), "the reload is not through yet");
+    assert!(are_somebody_elses("", "new", &mut before), "ALTER SYSTEM");
+    assert!(!are_somebody_elses("new", "new", &mut before));
+    assert!(are_somebody_elses("old", "new", &mut before), "nobody goes back by himself");
+}

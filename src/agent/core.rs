@@ -15,6 +15,8 @@ mod hung_test;
 mod lists;
 #[cfg(test)]
 mod lists_test;
+#[cfg(test)]
+mod lost_test;
 mod orders;
 mod pause;
 #[cfg(test)]
@@ -51,7 +53,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EndCause, Epoch, MemberId, Moment, Settings, SyncWord, TimelineHistory, WalPosition,
+        EndCause, Epoch, LostWal, MemberId, Moment, Settings, SyncWord, TimelineHistory, Uncovered, WalPosition,
         observation::{ClockView, Notice, OrderResult, SyncView, Work},
     },
     lease::failsafe::Promiser,
@@ -140,6 +142,11 @@ pub struct Core {
     told_sync: SyncWord,
     /// Who confirms, as it was seen last.
     sync_view: SyncView,
+    uncovered: Uncovered,
+    /// Where WAL ended that was a primary's when it was read, until it is known what became of it.
+    reigned: Option<WalPosition>,
+    /// Of the last time that it was primary. In memory: what is told of it after a restart is its word at the end.
+    nothing_lost: Option<LostWal>,
     /// The epoch of the order to follow whom it follows.
     follows_epoch: Epoch,
 }
@@ -195,6 +202,9 @@ impl Core {
             follows_epoch: Epoch(0),
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
+            uncovered: Uncovered::default(),
+            reigned: None,
+            nothing_lost: None,
             me,
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
@@ -254,6 +264,8 @@ impl Core {
             Event::Lease(sight) => self.on_lease(sight, now, &mut out),
             Event::Clocks(clock) => self.on_clocks(clock),
             Event::Acks { life, view } if life == self.life => self.on_acks(view),
+            Event::Uncovered { life, view } if life == self.life => self.uncovered = view,
+            Event::Lost(lost) => self.on_lost(lost, &mut out),
             Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),
             Event::Failsafe { from, letter } => self.on_failsafe(&from, letter, now, &mut out),
@@ -273,6 +285,7 @@ impl Core {
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
             // News of an earlier postmaster.
             Event::Acks { .. }
+            | Event::Uncovered { .. }
             | Event::Guard { .. }
             | Event::GuardDied { .. }
             | Event::TreeKilled { .. }
@@ -444,6 +457,7 @@ impl Core {
             self.history = facts.history.clone();
         }
         if let Disk::Present(facts) = &disk {
+            self.reigned = facts.proven_end.filter(|_| facts.was_primary).or(self.reigned);
             self.system = Some(facts.system_identifier);
         }
         self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
@@ -486,6 +500,7 @@ impl Core {
         self.history = history;
         let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
         // The first notice came with what was known then; this one has the position itself.
+        self.reigned = was_primary.then_some(end).or(self.reigned);
         if news && was_primary && self.durable.tenure.is_none() {
             out.push(Effect::Notice(self.notice(self.durable.ended, true, false)));
         }
@@ -726,6 +741,9 @@ impl Core {
     fn start_work(&mut self, (order, epoch): (u64, Epoch), task: Task, now: Now, out: &mut Vec<Effect>) {
         if matches!(task, Task::Promote(_) | Task::Restart { .. }) {
             self.stuck.forget_redo();
+        }
+        if matches!(task, Task::Start(Some(_)) | Task::Follow(Some(_))) {
+            self.note_that_nothing_is_lost();
         }
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.

@@ -40,5 +40,6 @@ mod start;
 pub mod status;
 pub mod store;
 mod tasks;
+mod uncovered;
 
 pub use process::{run, run_with};

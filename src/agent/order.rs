@@ -15,6 +15,8 @@ pub struct Source {
     pub host: String,
     /// The port of its PostgreSQL.
     pub port: u16,
+    /// Where the cluster's history left this member's, for what is undone or copied over; `None`: nobody said.
+    pub fork: Option<WalPosition>,
 }
 
 /// How to end PostgreSQL.
@@ -157,8 +159,14 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
             };
             (0, Action::Stop { mode, keep_lease: a.keep_lease })
         }
-        Proto::Rewind(a) => (a.system_identifier, Action::Rewind(source(&a.source, a.source_host, a.source_port)?)),
-        Proto::Clone(a) => (a.system_identifier, Action::Clone(source(&a.source, a.source_host, a.source_port)?)),
+        Proto::Rewind(a) => {
+            let from = source(&a.source, a.source_host, a.source_port)?;
+            (a.system_identifier, Action::Rewind(Source { fork: fork(a.fork), ..from }))
+        }
+        Proto::Clone(a) => {
+            let from = source(&a.source, a.source_host, a.source_port)?;
+            (a.system_identifier, Action::Clone(Source { fork: fork(a.fork), ..from }))
+        }
         Proto::Checkpoint(_) => (0, Action::Checkpoint),
     })
 }
@@ -170,7 +178,11 @@ fn source(member: &str, host: String, port: u32) -> Result<Source, String> {
     if host.is_empty() {
         return Err(format!("{member}: the order names no host for it"));
     }
-    Ok(Source { member, host, port })
+    Ok(Source { member, host, port, fork: None })
+}
+
+fn fork(told: Option<v1::WalPosition>) -> Option<WalPosition> {
+    told.map(|at| WalPosition { timeline: TimelineId(at.timeline), lsn: Lsn(at.lsn) })
 }
 
 #[cfg(test)]

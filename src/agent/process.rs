@@ -30,6 +30,7 @@ use super::{
     status::{Identity, essence, reached, status},
     store::Store,
     tasks::{self, Job},
+    uncovered,
 };
 use crate::{
     config::{Config, LocalMember},
@@ -265,6 +266,7 @@ impl Agent {
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
+        tokio::spawn(uncovered::watch(hands.instance.clone(), acks_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(acks::run(hands.instance.clone(), acks_receiver, hands.wakes.clone()));
         let (patience, _) = watch::channel(hands.timings.probe);
         for place in [Place::Data, Place::Wal] {
@@ -592,6 +594,7 @@ impl Agent {
             task,
             guard: self.guard.clone(),
             timeline: self.core.sight().map(|s| s.wal_end.timeline),
+            wal_end: Some(self.core.wal_end()).filter(|(_, known)| *known).map(|(end, _)| end),
             epoch: self.core.durable().accepted,
             generation: self.core.durable().generation,
             live: self.core.live(),

@@ -103,6 +103,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         sync: core.sync_view(),
         severed: core.is_severed(),
         follows_epoch: core.follows_epoch(),
+        uncovered: core.uncovered(),
+        lost: core.lost(),
     }
 }
 
@@ -181,7 +183,10 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
             (volume.free_bytes, volume.size_bytes, volume.reserve_bytes) = (0, 0, 0);
         }
     }
-    (calm.heard_end, calm.heard_complete_ago_ms) = (None, None);
+    (calm.heard_end, calm.heard_complete_ago_ms, calm.heard_replayed_ago_ms) = (None, None, None);
+    for level in calm.uncovered.iter_mut().flat_map(|uncovered| &mut uncovered.levels) {
+        level.sessions = 0;
+    }
     for standby in &mut calm.standbys {
         standby.flush_lsn = 0;
         standby.lag_bytes = 0;

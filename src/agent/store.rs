@@ -15,8 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberList, SettingsDocument, SyncRule, SyncWord, TimelineId,
-    Timings, TimingsId, TimingsInUse, WalPosition, ids::BadMemberId,
+    ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberList, SettingsDocument, SyncRule, SyncWord,
+    TimelineId, Timings, TimingsId, TimingsInUse, WalPosition, ids::BadMemberId,
 };
 
 const FILE: &str = "agent.json";
@@ -111,6 +111,8 @@ pub struct Durable {
     pub fresh_copy: bool,
     /// Somebody stopped PostgreSQL while the cluster was paused, and nothing was ordered since.
     pub stopped_by_hand: bool,
+    /// What was lost of this host's WAL when it was primary, the newest last.
+    pub lost: Vec<LostWal>,
 }
 
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
@@ -144,6 +146,42 @@ struct Raw {
     /// Only when it is so, for a version that doesn't know of it refuses the file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stopped_by_hand: bool,
+    /// Only when something was, for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lost: Vec<RawLost>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLost {
+    fork_timeline: u32,
+    fork_lsn: u64,
+    end_timeline: u32,
+    end_lsn: u64,
+    transactions: Option<u64>,
+}
+
+impl From<&LostWal> for RawLost {
+    fn from(lost: &LostWal) -> RawLost {
+        RawLost {
+            fork_timeline: lost.fork.timeline.0,
+            fork_lsn: lost.fork.lsn.0,
+            end_timeline: lost.end.timeline.0,
+            end_lsn: lost.end.lsn.0,
+            transactions: lost.transactions,
+        }
+    }
+}
+
+impl From<RawLost> for LostWal {
+    fn from(raw: RawLost) -> LostWal {
+        let at = |timeline, lsn| WalPosition { timeline: TimelineId(timeline), lsn: Lsn(lsn) };
+        LostWal {
+            fork: at(raw.fork_timeline, raw.fork_lsn),
+            end: at(raw.end_timeline, raw.end_lsn),
+            transactions: raw.transactions,
+        }
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -260,6 +298,7 @@ impl From<&Durable> for Raw {
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
             stopped_by_hand: d.stopped_by_hand,
+            lost: d.lost.iter().map(RawLost::from).collect(),
         }
     }
 }
@@ -316,6 +355,7 @@ impl TryFrom<Raw> for Durable {
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
             stopped_by_hand: r.stopped_by_hand,
+            lost: r.lost.into_iter().map(LostWal::from).collect(),
         })
     }
 }
@@ -411,8 +451,10 @@ mod tests {
         let state = dir.path().join("state");
         let (store, empty) = Store::open(&state, &data).unwrap();
         assert_eq!(empty, Durable::default());
+        let at = |lsn| WalPosition { timeline: TimelineId(2), lsn: Lsn(lsn) };
         let full = Durable {
             fresh_copy: true,
+            lost: vec![LostWal { fork: at(5), end: at(9), transactions: Some(1) }],
             stopped_by_hand: true,
             cluster_id: ClusterId("c".into()),
             generation: Generation(1),

@@ -12,10 +12,11 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, TimelineId, moment::TwoClocks},
+    domain::{Epoch, Generation, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Live, Progress, Session, Upstream},
+    telemetry::events,
 };
 
 /// How often a task asks a server that is about to open.
@@ -33,6 +34,8 @@ pub struct Job {
     pub guard: Option<GuardHandle>,
     /// The timeline that a server which answers was on when the task was decided.
     pub timeline: Option<TimelineId>,
+    /// Where WAL ended when it was decided; `None`: not known.
+    pub wal_end: Option<WalPosition>,
     /// Highest epoch accepted.
     pub epoch: Epoch,
     /// Of the cluster.
@@ -173,15 +176,39 @@ impl Job {
     async fn rewind(&self, source: &Source) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
+        self.count_what_is_lost(source).await;
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await.map_err(said)?;
         tracing::info!(source = %source.member, ?outcome, "rewound");
         Ok(())
     }
 
+    /// What this member alone has is about to go. What can't be counted holds nothing up.
+    async fn count_what_is_lost(&self, source: &Source) {
+        let (Some(fork), Some(end)) = (source.fork, self.wal_end) else { return };
+        if end.lsn <= fork.lsn {
+            return;
+        }
+        self.hands.progress("counting what is lost", 0, 0);
+        let counted = match end.timeline == fork.timeline {
+            true => self.hands.instance.commits_between(fork, end.lsn).await.map(Some),
+            // It went on to a timeline of its own.
+            false => Ok(None),
+        };
+        let transactions = counted.unwrap_or_else(|error| {
+            tracing::warn!(error = chain(&error), "the transactions that are lost could not be counted");
+            None
+        });
+        let lost = LostWal { fork, end, transactions };
+        tracing::warn!(event = events::LOST, timeline = %fork.timeline, bytes = lost.bytes(), transactions, %lost,
+            "what this member alone had is undone");
+        let _ = self.hands.wakes.send(Wake::Core(Event::Lost(lost)));
+    }
+
     async fn copy(&self, source: &Source) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
+        self.count_what_is_lost(source).await;
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), &progress).await;
         copied.map(|_| ()).map_err(said)

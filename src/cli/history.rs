@@ -13,8 +13,11 @@ use super::{
     print, render,
 };
 use crate::{
-    domain::EndCause,
-    rpc::v1::{Event, HistoryReply, Incident, Lasted, Reign, event::What},
+    domain::{EndCause, LostWal},
+    rpc::{
+        sync::lost_of,
+        v1::{Event, HistoryReply, Incident, Lasted, Loss, Reign, event::What},
+    },
 };
 
 /// Between two tries to find a manager that answers.
@@ -121,6 +124,10 @@ fn gap(before: Option<&Reign>, reign: &Reign) -> Option<u64> {
     reign.opened_ms?.checked_sub(ended)
 }
 
+fn loss_of<'a>(reply: &'a HistoryReply, reign: &Reign) -> Option<&'a Loss> {
+    reply.losses.iter().find(|loss| loss.epoch == reign.epoch)
+}
+
 fn history_text(reply: &HistoryReply, last: usize) -> String {
     let mut text = String::from("Primaries:\n");
     if reply.reigns.is_empty() {
@@ -135,6 +142,9 @@ fn history_text(reply: &HistoryReply, last: usize) -> String {
         let (epoch, member, timeline) = (reign.epoch, &reign.member, reign.timeline);
         let _ =
             writeln!(text, "  epoch {epoch}  {member}  timeline {timeline}  {opened}{gap}{ended}: {}", ending(reign));
+        if let Some(loss) = loss_of(reply, reign).filter(|loss| !loss.words.starts_with("nothing")) {
+            let _ = writeln!(text, "    lost with it: {}", loss.words);
+        }
     }
     text.push_str("Decisions:\n");
     for incident in reply.incidents.iter().skip(reply.incidents.len().saturating_sub(last)) {
@@ -210,6 +220,27 @@ struct ReignJson<'a> {
     reason: &'a str,
     /// Milliseconds from the end of the one before until this one was open.
     gap_ms: Option<u64>,
+    /// What was lost with it; `None`: it is primary, or was not followed.
+    lost: Option<LossJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct LossJson<'a> {
+    /// `None`: not known.
+    bytes: Option<u64>,
+    /// `None`: not known, or not counted.
+    transactions: Option<u64>,
+    /// False: at least that much, or not known.
+    exact: bool,
+    words: &'a str,
+}
+
+impl<'a> From<&'a Loss> for LossJson<'a> {
+    fn from(loss: &'a Loss) -> Self {
+        let known = loss.known.map(lost_of);
+        let transactions = known.and_then(|lost| lost.transactions);
+        LossJson { bytes: known.as_ref().map(LostWal::bytes), transactions, exact: loss.exact, words: &loss.words }
+    }
 }
 
 #[derive(Serialize)]
@@ -264,7 +295,7 @@ impl<'a> DecisionJson<'a> {
     }
 }
 
-fn reign_json<'a>(before: Option<&Reign>, reign: &'a Reign) -> ReignJson<'a> {
+fn reign_json<'a>(before: Option<&Reign>, reign: &'a Reign, loss: Option<&'a Loss>) -> ReignJson<'a> {
     ReignJson {
         epoch: reign.epoch,
         member: &reign.member,
@@ -275,14 +306,16 @@ fn reign_json<'a>(before: Option<&Reign>, reign: &'a Reign) -> ReignJson<'a> {
         cause: reign.ended_ms.map(|_| EndCause::of_code(reign.cause).name()),
         reason: &reign.reason,
         gap_ms: gap(before, reign),
+        lost: loss.map(LossJson::from),
     }
 }
 
 fn history_json(reply: &HistoryReply, last: usize) -> String {
     let decisions = reply.incidents.iter().skip(reply.incidents.len().saturating_sub(last));
     let before = |n: usize| n.checked_sub(1).and_then(|n| reply.reigns.get(n));
+    let reigns = reply.reigns.iter().enumerate();
     render::json(&HistoryJson {
-        reigns: reply.reigns.iter().enumerate().map(|(n, reign)| reign_json(before(n), reign)).collect(),
+        reigns: reigns.map(|(n, reign)| reign_json(before(n), reign, loss_of(reply, reign))).collect(),
         decisions: decisions.map(DecisionJson::of).collect(),
         revision: reply.revision,
         answered_by: &reply.answered_by,
@@ -311,6 +344,8 @@ fn event_json(event: &Event) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
+
     use crate::rpc::v1::Evidence;
 
     const NOON: u64 = 1_790_000_000_000;
@@ -350,6 +385,14 @@ mod tests {
             }],
             answered_by: "b".into(),
             revision: 14,
+            losses: vec![
+                Loss {
+                    epoch: 1,
+                    words: "not known yet: a is not heard of, it knows when it is back".into(),
+                    ..Loss::default()
+                },
+                Loss { epoch: 2, known: Some(Default::default()), words: "nothing".into(), exact: true },
+            ],
         }
     }
 
@@ -359,6 +402,7 @@ mod tests {
         let expected = "\
 Primaries:
   epoch 1  a  timeline 2  open 2026-09-21T14:13:20Z, ended 2026-09-21T14:13:25Z: the lease of a ran out
+    lost with it: not known yet: a is not heard of, it knows when it is back
   epoch 2  b  timeline 3  open 2026-09-21T14:13:25.7Z (700 ms after the one before), ended 2026-09-21T14:13:29Z: PostgreSQL let nobody in
   epoch 3  c  timeline 4  never open: is primary
 Decisions:
@@ -383,14 +427,19 @@ Decisions:
 
     #[test]
     fn json_has_all_of_it_and_an_event_is_one_line() {
-        let json: serde_json::Value = serde_json::from_str(&history_json(&reply(), 20)).unwrap();
+        let json: Value = serde_json::from_str(&history_json(&reply(), 20)).unwrap();
         assert_eq!(json["reigns"][1]["gap_ms"], 700);
         assert_eq!(json["reigns"][1]["cause"], "hung");
+        assert_eq!(
+            (&json["reigns"][0]["lost"]["bytes"], &json["reigns"][1]["lost"]["bytes"]),
+            (&Value::Null, &0.into())
+        );
+        assert_eq!(json["reigns"][2]["lost"], Value::Null, "it is primary");
         assert_eq!(json["decisions"][0]["held"][0]["ms"], 1_204);
         let event = Event { what: Some(What::Decision(reply().incidents[0].clone())) };
         let line = event_json(&event);
         assert_eq!(line.matches('\n').count(), 1);
-        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let json: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&json["event"], &json["decision"]["rule"]), (&"decision".into(), &330.into()));
         assert!(json.get("hold").is_none());
         assert_eq!(event_json(&Event { what: None }), "", "of a newer version");

@@ -1,6 +1,7 @@
 //! Answers as text for people and as JSON for programs. Pure.
 
 mod commits;
+mod lag;
 mod room;
 
 use std::{collections::BTreeMap, fmt::Write as _};
@@ -113,7 +114,8 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         ("STATE", false),
         ("TL", true),
         ("LSN", false),
-        ("LAG (BYTES)", true),
+        ("FLUSH LAG", true),
+        ("REPLAY LAG", true),
         ("EPOCH", true),
         ("RAFT", false),
         ("LEASE", true),
@@ -249,11 +251,7 @@ fn member_row(member: &MemberStatus) -> Vec<Cell> {
         (false, _) => Tone::Warn,
     };
     let role = if member.role == "primary" { Tone::Head } else { Tone::Plain };
-    let lag = match (member.role.as_str(), member.lag_known) {
-        ("primary", _) => String::new(),
-        (_, true) => member.lag_bytes.to_string(),
-        (_, false) => "?".to_owned(),
-    };
+    let [flushed, replayed] = lag::cells(member);
     let lease = match member.lease_remaining_ms {
         0 => String::new(),
         ms => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
@@ -264,7 +262,8 @@ fn member_row(member: &MemberStatus) -> Vec<Cell> {
         Cell::toned(member.state.as_str(), tone),
         Cell::new(number(member.timeline.into())),
         Cell::new(member.lsn.as_str()),
-        Cell::new(lag),
+        Cell::new(flushed),
+        Cell::new(replayed),
         Cell::new(number(member.epoch)),
         Cell::new(member.raft_role.as_str()),
         Cell::new(lease),
@@ -364,7 +363,9 @@ struct MemberJson<'a> {
     progress: Option<&'a str>,
     timeline: Option<u32>,
     lsn: Option<&'a str>,
+    /// Of the primary's WAL, not replayed; the same as `lag.replayed_bytes`.
     lag_bytes: Option<u64>,
+    lag: Option<lag::LagJson>,
     epoch: u64,
     raft_role: &'a str,
     lease_remaining_ms: Option<u64>,
@@ -423,6 +424,7 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         timeline: Some(member.timeline).filter(|t| *t != 0),
         lsn: known(&member.lsn),
         lag_bytes: member.lag_known.then_some(member.lag_bytes),
+        lag: lag::json(member),
         epoch: member.epoch,
         raft_role: &member.raft_role,
         lease_remaining_ms: Some(member.lease_remaining_ms).filter(|ms| *ms != 0),

@@ -19,6 +19,7 @@ pub mod settings;
 pub mod settings_document;
 pub mod sync;
 pub mod timings;
+pub mod uncovered;
 pub mod wal;
 
 pub use briefing::{Briefing, MemberList, PauseWord};
@@ -34,4 +35,5 @@ pub use settings::{FailoverWait, MemberSettings, OnPrimaryCrash, Settings, SiteF
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
+pub use uncovered::{LostWal, Uncovered};
 pub use wal::{Lsn, TimelineHistory, TimelineId, TimelineSwitch, WalPosition};

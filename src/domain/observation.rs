@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    EndCause, Epoch, Format, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId, WalPosition,
+    EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId,
+    Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.
@@ -154,6 +155,8 @@ pub struct HeardOfPrimary {
     pub end: WalPosition,
     /// All that the primary had written this long ago is here, in milliseconds; `None`: nobody knows.
     pub complete_ago_ms: Option<u64>,
+    /// The same of what is replayed.
+    pub replayed_ago_ms: Option<u64>,
 }
 
 /// What an agent says of itself and its PostgreSQL at one moment.
@@ -251,6 +254,10 @@ pub struct AgentView {
     pub severed: bool,
     /// Standby: the epoch whose primary it follows, under the name of that epoch; 0: not known.
     pub follows_epoch: Epoch,
+    /// Primary: what its rule of commits does not cover.
+    pub uncovered: Uncovered,
+    /// What was lost of its WAL when it was primary, the newest last.
+    pub lost: Vec<LostWal>,
 }
 
 /// Where recovery or replay is.

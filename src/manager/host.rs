@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::{Manager, link::Said};
 use crate::{
-    domain::{MemberId, Moment, TimelineId, observation::AgentView},
+    domain::{MemberId, Moment, observation::AgentView},
     guard::sys::two_clocks,
     reconcile::{self, Action, Host, Next, StopMode, Upstream},
     rpc::{self, convert, v1},
-    state::{ClusterState, OperationKind, OperationPhase},
+    state::{ClusterState, Lock, OperationKind, OperationPhase},
 };
 
 /// After this long an order without any visible effect is given again.
@@ -133,7 +133,7 @@ async fn give(manager: &Manager, desk: &mut Desk, next: &Next, view: &AgentView)
     to.epoch = next.epoch.0;
     let state = inner.node.state().borrow().clone();
     let briefing = Some(rpc::briefing::briefing(&state.briefing()));
-    let action = Some(encode(&next.action, &state, view.wal_end.timeline));
+    let action = Some(encode(&next.action, &state, view));
     let order = v1::Order { to: Some(to), id, rule: next.because.0, briefing, action };
     tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
     let refused = match inner.link.execute(order).await {
@@ -170,7 +170,7 @@ fn split(postgres: &str) -> (String, u32) {
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(5432))
 }
 
-fn encode(action: &Action, state: &ClusterState, own: TimelineId) -> v1::order::Action {
+fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order::Action {
     use v1::order::Action as A;
     let system_identifier = state.system_identifier.unwrap_or(0);
     let place = |upstream: &Upstream| {
@@ -186,7 +186,7 @@ fn encode(action: &Action, state: &ClusterState, own: TimelineId) -> v1::order::
                 upstream_host,
                 upstream_port,
                 system_identifier,
-                own_timeline: own.0,
+                own_timeline: view.wal_end.timeline.0,
             })
         }
         Action::Promote { timeline, floor } => A::Promote(v1::Promote {
@@ -206,14 +206,22 @@ fn encode(action: &Action, state: &ClusterState, own: TimelineId) -> v1::order::
         }
         Action::Rewind { source } => {
             let (source, source_host, source_port) = place(source);
-            A::Rewind(v1::Rewind { source, source_host, source_port, system_identifier })
+            A::Rewind(v1::Rewind { source, source_host, source_port, system_identifier, fork: fork(state, view) })
         }
         Action::Clone { source } => {
             let (source, source_host, source_port) = place(source);
-            A::Clone(v1::Clone { source, source_host, source_port, system_identifier })
+            A::Clone(v1::Clone { source, source_host, source_port, system_identifier, fork: fork(state, view) })
         }
         Action::Checkpoint { .. } => A::Checkpoint(v1::Checkpoint {}),
     }
+}
+
+/// Where the cluster's history left that of this member; `None`: it did not, or nobody knows.
+fn fork(state: &ClusterState, view: &AgentView) -> Option<v1::WalPosition> {
+    let Lock::Granted { timeline, .. } = state.lock else { return None };
+    let fork = view.history.fork_from(&state.history_of(timeline))?;
+    let lost = view.wal_end_known && !view.rewind_unfinished && fork.lsn < view.wal_end.lsn;
+    lost.then(|| convert::position(fork))
 }
 
 #[cfg(test)]

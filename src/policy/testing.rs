@@ -202,6 +202,8 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         sync: SyncView::default(),
         severed: false,
         follows_epoch: Epoch(0),
+        uncovered: Default::default(),
+        lost: Vec::new(),
     };
     if state == PostgresState::Primary {
         view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();

@@ -22,6 +22,7 @@ pub mod session;
 mod space;
 mod sync;
 mod touch;
+mod uncovered;
 mod vitals;
 mod waldump;
 
@@ -39,4 +40,5 @@ pub use session::{Session, SqlError};
 pub use space::{Place, Space, VolumeSpace};
 pub use sync::{Live, Sender, SyncSight};
 pub use touch::Touch;
+pub use uncovered::{Findings, LEVEL, LevelFound, NAMES, OverrideFound, SenderFound};
 pub use vitals::{Vitals, writes_finished};

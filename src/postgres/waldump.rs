@@ -8,6 +8,9 @@ use crate::domain::{Lsn, TimelineId, WalPosition};
 /// pg_waldump reads about a gigabyte in ten seconds, and there is at most `max_wal_size` and a bit after a checkpoint.
 const DEADLINE: Duration = Duration::from_secs(600);
 
+/// So long what is lost is counted: nobody is to wait for the figure.
+const COUNTED: Duration = Duration::from_secs(15);
+
 impl Instance {
     /// Where the WAL of this stopped instance ends: after its last valid record, on the newest timeline it has.
     ///
@@ -32,6 +35,34 @@ impl Instance {
                 Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem })
             }
         }
+    }
+
+    /// How many transactions were committed after `from`, on its timeline, up to `end`. Takes a few seconds at most.
+    ///
+    /// # Errors
+    /// The instance runs, the WAL in between is not there as a whole, or it is too much to be read in that time.
+    pub async fn commits_between(&self, from: WalPosition, end: Lsn) -> Result<u64, PostgresError> {
+        self.demand_stopped()?;
+        let segment = self.control_data()?.wal_segment_bytes;
+        let files = self.files_from(segment, from.timeline, from.lsn).filter(|files| files.end >= end);
+        let missing = || PostgresError::WalEnd {
+            data_dir: self.data_dir().to_owned(),
+            problem: format!("not all WAL from {from} to {end} is there"),
+        };
+        let files = files.ok_or_else(missing)?;
+        let helper = self.helper("pg_waldump", COUNTED).arg("-p").arg(self.pg_wal());
+        let helper = helper.arg("-t").arg(from.timeline.to_string()).arg("-s").arg(from.lsn.to_string());
+        // It demands that the end lies in the last file it is given.
+        let last = segment_name(segment, from.timeline, end.0.saturating_sub(1) / segment);
+        let helper = helper.arg("-e").arg(end.to_string()).arg(files.first).arg(last);
+        let (mut commits, mut records) = (0, 0_u64);
+        helper
+            .run(|line| {
+                commits += u64::from(is_commit(line));
+                records += u64::from(line.starts_with("rmgr: "));
+            })
+            .await?;
+        if records == 0 { Err(missing()) } else { Ok(commits) }
     }
 
     /// The checkpoint that recovery starts from, by `backup_label`; `None`: there is none, or it is not understood.
@@ -160,6 +191,12 @@ impl Record {
     }
 }
 
+/// A line of pg_waldump for a commit, prepared or not.
+fn is_commit(line: &str) -> bool {
+    let desc = || line.split_once(" desc: ").map_or("", |(_, desc)| desc);
+    line.starts_with("rmgr: Transaction ") && (desc().starts_with("COMMIT ") || desc().starts_with("COMMIT_PREPARED "))
+}
+
 /// Of a `backup_label` (manual, 26.3): the checkpoint, on the timeline of the file it names.
 fn checkpoint_of(label: &str) -> Option<WalPosition> {
     let value = |key: &str| label.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
@@ -203,6 +240,20 @@ mod tests {
         assert_eq!(seen, Record { lsn: Lsn(0x300_0060), bytes: 24, switches_segment: true });
         assert_eq!(seen.end(PAGE, SEGMENT), Lsn(0x400_0000));
         assert_eq!(Record::parse(""), None);
+    }
+
+    #[test]
+    fn commits_are_told_from_other_ends_of_transactions() {
+        let line = |rmgr: &str, desc: &str| {
+            format!(
+                "rmgr: {rmgr} len (rec/tot):     34/    34, tx:        735, lsn: 0/03000060, prev 0/03000028, desc: {desc}"
+            )
+        };
+        assert!(is_commit(&line("Transaction", "COMMIT 2026-11-27 01:00:00.000000 UTC")));
+        assert!(is_commit(&line("Transaction", "COMMIT_PREPARED 735: 2026-11-27 01:00:00.000000 UTC")));
+        for (rmgr, desc) in [("Transaction", "ABORT 2026"), ("Transaction", "PREPARE gid x"), ("Heap", "COMMIT x")] {
+            assert!(!is_commit(&line(rmgr, desc)), "{desc}");
+        }
     }
 
     #[test]

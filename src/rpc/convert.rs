@@ -3,7 +3,7 @@
 use super::{Malformed, sync, v1};
 use crate::domain::{
     ClusterId, EndCause, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId,
-    TimelineSwitch, TimingsId, Volume, WalPosition,
+    TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
@@ -282,6 +282,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         sync: Some(sync::view(&view.sync)),
         severed: view.severed,
         follows_epoch: view.follows_epoch.0,
+        uncovered: (view.uncovered != Uncovered::default()).then(|| sync::uncovered(&view.uncovered)),
+        lost: view.lost.iter().map(sync::lost).collect(),
         never_streamed: view.never_streamed,
         paused: view.paused,
         stopped_by_hand: view.stopped_by_hand,
@@ -302,6 +304,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         room: view.room.as_ref().map(room),
         heard_end: Some(position(view.heard.end)),
         heard_complete_ago_ms: view.heard.complete_ago_ms,
+        heard_replayed_ago_ms: view.heard.replayed_ago_ms,
         redo: view.redo.clone().map(|RedoView { at, still_ms, stands }| v1::Redo { at, still_ms, stands }),
     }
 }
@@ -431,6 +434,8 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         sync: sync::view_of(raw.sync)?,
         severed: raw.severed,
         follows_epoch: Epoch(raw.follows_epoch),
+        uncovered: sync::uncovered_of(raw.uncovered),
+        lost: raw.lost.into_iter().map(sync::lost_of).collect(),
         never_streamed: raw.never_streamed,
         paused: raw.paused,
         stopped_by_hand: raw.stopped_by_hand,
@@ -446,7 +451,11 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             confirmed_age_ms: failsafe.confirmed_age_ms,
         },
         room: raw.room.map(room_view),
-        heard: HeardOfPrimary { end: position_of(raw.heard_end), complete_ago_ms: raw.heard_complete_ago_ms },
+        heard: HeardOfPrimary {
+            end: position_of(raw.heard_end),
+            complete_ago_ms: raw.heard_complete_ago_ms,
+            replayed_ago_ms: raw.heard_replayed_ago_ms,
+        },
         redo: raw.redo.map(|v1::Redo { at, still_ms, stands }| RedoView { at, still_ms, stands }),
     })
 }

@@ -9,7 +9,7 @@ pub mod briefing;
 pub mod codec;
 pub mod convert;
 pub mod history;
-mod sync;
+pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, unused_qualifications)]

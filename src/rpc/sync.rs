@@ -2,8 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::{Malformed, convert::member_id, v1};
-use crate::domain::{Epoch, MemberId, SyncRule, SyncSet, SyncStart, SyncWord, observation::SyncView};
+use super::{
+    Malformed,
+    convert::{member_id, position, position_of},
+    v1,
+};
+use crate::domain::{
+    Epoch, LostWal, MemberId, SyncRule, SyncSet, SyncStart, SyncWord, Uncovered,
+    observation::SyncView,
+    uncovered::{Imitator, Override, OwnLevel},
+};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -101,4 +109,43 @@ pub fn view_of(raw: Option<v1::SyncStatus>) -> Result<SyncView> {
     let unheard = raw.unheard_ms.into_iter().map(|(name, ms)| Ok((member_id(&name)?, ms)));
     let unheard_ms = unheard.collect::<Result<BTreeMap<MemberId, u64>>>()?;
     Ok(SyncView { applied: raw.applied, effective: raw.effective, gate_closed: raw.gate_closed, unheard_ms })
+}
+
+/// To the wire.
+pub fn uncovered(view: &Uncovered) -> v1::Uncovered {
+    let level = |l: OwnLevel| v1::OwnLevel { role: l.role, database: l.database, level: l.level, sessions: l.sessions };
+    let imitator = |i: Imitator| v1::Imitator { name: i.name, address: i.address, why: i.why };
+    let of = |o: Override| v1::Override { name: o.name, value: o.value };
+    let view = view.clone();
+    v1::Uncovered {
+        levels: view.levels.into_iter().map(level).collect(),
+        imitators: view.imitators.into_iter().map(imitator).collect(),
+        others: view.others,
+        overrides: view.overrides.into_iter().map(of).collect(),
+    }
+}
+
+/// From the wire; absent: nothing is known.
+pub fn uncovered_of(raw: Option<v1::Uncovered>) -> Uncovered {
+    let level = |l: v1::OwnLevel| OwnLevel { role: l.role, database: l.database, level: l.level, sessions: l.sessions };
+    let imitator = |i: v1::Imitator| Imitator { name: i.name, address: i.address, why: i.why };
+    let of = |o: v1::Override| Override { name: o.name, value: o.value };
+    let raw = raw.unwrap_or_default();
+    Uncovered {
+        levels: raw.levels.into_iter().map(level).collect(),
+        imitators: raw.imitators.into_iter().map(imitator).collect(),
+        others: raw.others,
+        overrides: raw.overrides.into_iter().map(of).collect(),
+    }
+}
+
+/// To the wire.
+pub fn lost(lost: &LostWal) -> v1::LostWal {
+    let LostWal { fork, end, transactions } = *lost;
+    v1::LostWal { fork: Some(position(fork)), end: Some(position(end)), transactions }
+}
+
+/// From the wire.
+pub fn lost_of(raw: v1::LostWal) -> LostWal {
+    LostWal { fork: position_of(raw.fork), end: position_of(raw.end), transactions: raw.transactions }
 }

@@ -57,6 +57,13 @@ pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
 pub const KEPT_OUT: &str = "clients.kept-out";
 /// Other standbys confirm commits from now on. Fields: `command`, `epoch`, `rule`.
 pub const SYNC_CHANGED: &str = "commits.rule";
+/// Commits that the rule does not cover: a role or database waits for less, somebody confirms who is no member, ALTER SYSTEM
+/// wins over it; or that is over. Fields: `what`.
+pub const UNCOVERED: &str = "commits.uncovered";
+/// What ALTER SYSTEM had set of the names or the level of commits is undone. Fields: `name`.
+pub const OVERRIDE_UNDONE: &str = "commits.override_undone";
+/// What a former primary had alone was counted before it is undone. Fields: `timeline`, `bytes`, `transactions`.
+pub const LOST: &str = "failover.lost";
 /// A member is in maintenance, or is so no more. Fields: `member`.
 pub const MAINTENANCE: &str = "member.maintenance";
 /// Nothing is done though something should be. Fields: `reason`.

@@ -42,6 +42,7 @@ async fn copy_of(first: &Host, cluster: &Cluster) -> Host {
         source_host: "127.0.0.1".into(),
         source_port: first.local().postgresql.port.into(),
         system_identifier: first.system,
+        fork: None,
     };
     second.execute(1, Action::Clone(clone)).await.unwrap();
     second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;

@@ -10,6 +10,7 @@ use super::files_below;
 
 /// Pages that name tests.
 const PAGES: &[&str] = &[
+    "docs/anomalies.md",
     "docs/failure-modes.md",
     "docs/guarantees.md",
     "docs/layers.md",
@@ -22,7 +23,7 @@ const PAGES: &[&str] = &[
 ];
 
 /// Pages on which every name in the last column is one of a test, of an area before it if there is one.
-const TABLES: &[&str] = &["docs/guarantees.md", "docs/proof/lease-sentences.md"];
+const TABLES: &[&str] = &["docs/anomalies.md", "docs/guarantees.md", "docs/proof/lease-sentences.md"];
 
 /// The names of functions, by file.
 struct Tree(BTreeMap<String, BTreeSet<String>>);

@@ -1,13 +1,19 @@
 //! Commits that standbys confirm: who does, what happens when one is lost or comes back, and that nothing that was
 //! acknowledged is lost with a primary.
 
-use std::{path::Path, process::Command, thread, time::Instant};
+use std::{
+    path::Path,
+    process::{Child, Command},
+    thread,
+    time::Instant,
+};
 
 use matriarch::{
     demo::rig::{ROUTED, Rig, Role},
     rpc::v1::{Commits, StatusReply},
 };
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use crate::{
     history::asks,
@@ -24,6 +30,7 @@ const STEPS: &[Step] = &[
         the_last_that_confirms_is_waited_for_when_that_is_strict,
     ),
     ("a_primary_that_crashed_lets_nobody_in_before_what_it_has_is_confirmed", a_primary_that_crashed),
+    ("commits_that_nobody_waits_for_are_named", commits_that_nobody_waits_for_are_named),
     ("without_a_rule_nobody_is_waited_for", without_a_rule_nobody_is_waited_for),
 ];
 
@@ -163,6 +170,83 @@ fn a_primary_that_crashed(rig: &Rig, before: &StatusReply) -> Promise {
         assert!(log.contains(opened), "nobody was kept out");
     }
     Promise::no_loss(fault).ended(server)
+}
+
+/// A role with a level of its own, `ALTER SYSTEM`, and somebody who confirms under a standby's name.
+fn commits_that_nobody_waits_for_are_named(rig: &Rig, before: &StatusReply) -> Promise {
+    quorum(rig, before);
+    let since = Instant::now();
+    let primary = &before.primary;
+    let run = |sql: &str| as_superuser(rig, primary, sql);
+    let uncovered = || commits(rig).and_then(|c| c.uncovered).unwrap_or_default();
+    run("create role hasty login");
+    run("alter role hasty set synchronous_commit = off");
+    until("the role is named", SOON, || uncovered().levels.iter().any(|l| (&*l.role, &*l.level) == ("hasty", "off")));
+    let explained = asks(rig, &["explain"]);
+    let next = explained["next"].as_array().unwrap().iter().filter_map(Value::as_str);
+    assert!(next.clone().any(|n| n.contains("`ALTER ROLE \"hasty\" RESET synchronous_commit`")), "{explained:#}");
+    run("drop role hasty");
+    until("it is named no more", SOON, || uncovered().levels.is_empty());
+
+    let names = run("show synchronous_standby_names");
+    run("alter system set synchronous_standby_names = 'nobody_is_this'");
+    run("alter system set synchronous_commit = 'local'");
+    let overridden = Instant::now();
+    run("select pg_reload_conf()");
+    let mut seen = Vec::new();
+    until("it is undone", SOON, || {
+        seen.extend(uncovered().overrides);
+        run("select 1 from pg_file_settings where setting in ('nobody_is_this', 'local')").is_empty()
+    });
+    until("the rule is in effect", SOON, || {
+        run("show synchronous_standby_names") == names && commits(rig).is_some_and(|c| c.in_effect)
+    });
+    let log = std::fs::read_to_string(rig.log(primary, Role::Agent).unwrap()).unwrap();
+    assert_eq!(log.matches("what ALTER SYSTEM had set is undone").count(), 2, "seen in the status: {seen:?}");
+
+    let standby = &others(rig, &[primary])[0];
+    // By its address and role it could be the standby, here where all hosts are one.
+    let mut imitator = receive_as(rig, primary, &format!("{standby}_g1e{}", before.epoch));
+    until("it is named", SOON, || uncovered().imitators.iter().any(|i| i.why.contains("another connection")));
+    let warnings = rig.status().unwrap().warnings;
+    assert!(warnings.iter().any(|w| w.starts_with("commits are confirmed by ")), "{warnings:?}");
+    imitator.0.kill().unwrap();
+    until("it is named no more", SOON, || uncovered().imitators.is_empty());
+    rig.wait_for_write(ROUTED, overridden, None, SOON).unwrap();
+    // What waited for nobody_is_this may have been given up by its client.
+    Promise::no_loss(since)
+}
+
+/// What `psql` prints, trimmed.
+fn as_superuser(rig: &Rig, member: &str, sql: &str) -> String {
+    let at = rig.contact(member).unwrap();
+    let mut psql = Command::new(rig.bin_dir().join("psql"));
+    psql.arg("-h").arg(at.socket_dir).args(["-p", &at.postgres_port.to_string(), "-U", "postgres", "-XAtqc", sql]);
+    let output = psql.arg("postgres").env("PGPASSWORD", rig.superuser_password()).output().unwrap();
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Somebody's `pg_receivewal`, which is ended with this.
+struct Receiver(Child, #[expect(dead_code)] tempfile::TempDir);
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // One that has ended is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn receive_as(rig: &Rig, primary: &str, name: &str) -> Receiver {
+    let dir = tempfile::tempdir().unwrap();
+    let port = rig.query(primary, "show port").unwrap().concat();
+    let password = std::fs::read_to_string(rig.dir(primary).unwrap().join("replication.pass")).unwrap();
+    let mut command = Command::new(rig.bin_dir().join("pg_receivewal"));
+    let target = format!("host=127.0.0.1 port={port} user=matriarch_repl application_name={name}");
+    command.args(["--synchronous", "--no-loop", "-d", &target, "-D"]).arg(dir.path());
+    command.env("PGPASSWORD", password.trim()).stderr(std::process::Stdio::null());
+    Receiver(command.spawn().unwrap(), dir)
 }
 
 fn without_a_rule_nobody_is_waited_for(rig: &Rig, before: &StatusReply) -> Promise {

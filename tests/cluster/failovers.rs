@@ -66,7 +66,17 @@ fn kill_host_fails_over_and_the_host_rejoins(rig: &Rig, before: &StatusReply) ->
     assert_ne!(after.primary, *old);
     assert!(after.epoch > before.epoch && after.timeline > before.timeline);
     assert_eq!(after.cluster_id, before.cluster_id);
+    lost_with(rig, before.epoch);
     Promise::asynchronous(fault, fault - STREAMED).ended(server)
+}
+
+/// What was lost with the primary of that epoch, which is back.
+fn lost_with(rig: &Rig, epoch: u64) -> serde_json::Value {
+    let history = asks(rig, &["history"]);
+    let reign = history["reigns"].as_array().unwrap().iter().find(|reign| reign["epoch"] == epoch).unwrap();
+    let lost = &reign["lost"];
+    assert!(lost["bytes"].is_u64() && lost["exact"] == true, "{history:#}");
+    lost.clone()
 }
 
 fn kill_postgres_restarts_in_place_without_loss(rig: &Rig, before: &StatusReply) -> Promise {
@@ -156,6 +166,9 @@ fn an_old_primary_with_diverged_wal_is_rewound(rig: &Rig, before: &StatusReply) 
     }
     assert!(tasks_done(rig, old, "rewind") > rewinds, "{old} was not rewound");
     assert_eq!(tasks_done(rig, old, "clone"), clones, "{old} was cloned");
+    let lost = lost_with(rig, before.epoch);
+    assert!(lost["bytes"].as_u64().is_some_and(|bytes| bytes > 50_000), "1000 rows: {lost:#}");
+    assert!(lost["transactions"].as_u64().is_some_and(|n| n >= 1), "{lost:#}");
     Promise::asynchronous(fault, cut - STREAMED).ended(server)
 }
 

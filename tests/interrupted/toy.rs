@@ -199,6 +199,8 @@ fn blank(me: &MemberId) -> AgentView {
         sync: Default::default(),
         severed: false,
         follows_epoch: Epoch(0),
+        uncovered: Default::default(),
+        lost: Vec::new(),
     }
 }
 

@@ -324,6 +324,7 @@ fn a_standby_never_has_it_and_replication_runs_through_the_primarys() {
             source_host: "127.0.0.1".into(),
             source_port: first.port.into(),
             system_identifier: first.system,
+            fork: None,
         };
         second.execute(1, Action::Clone(source)).await.unwrap();
         second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;

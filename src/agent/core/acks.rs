@@ -5,12 +5,15 @@
 
 use std::time::Duration;
 
-use super::{Core, Tree};
+use super::{Core, Effect, Tree};
 use crate::{
     agent::{acks::SyncPlan, store::Phase},
-    domain::{Epoch, SyncMode, SyncWord, observation::SyncView},
+    domain::{Epoch, LostWal, SyncMode, SyncWord, Uncovered, observation::SyncView},
     postgres::Live,
 };
+
+/// So many losses are remembered.
+const LOSSES_KEPT: usize = 8;
 
 impl Core {
     /// What a manager tells of rules. True when the primary that runs here is to go by another one: that has to be on disk.
@@ -85,6 +88,37 @@ impl Core {
         }
     }
 
+    /// What its rule of commits does not cover, as far as it was seen.
+    pub fn uncovered(&self) -> Uncovered {
+        match self.durable.tenure {
+            Some(tenure) if tenure.phase == Phase::Primary => self.uncovered.clone(),
+            Some(_) | None => Uncovered::default(),
+        }
+    }
+
+    /// Who is to follow without a rewind has nothing that the cluster has not.
+    pub(super) fn note_that_nothing_is_lost(&mut self) {
+        let nothing = |end| LostWal { fork: end, end, transactions: Some(0) };
+        self.nothing_lost = self.reigned.take().map(nothing).or(self.nothing_lost);
+    }
+
+    /// What was lost when this host was primary, as far as it is known.
+    pub fn lost(&self) -> Vec<LostWal> {
+        self.durable.lost.iter().copied().chain(self.nothing_lost).collect()
+    }
+
+    /// What is lost is counted once: a rewind that failed, and the copy after it, find less than there was.
+    pub(super) fn on_lost(&mut self, lost: LostWal, out: &mut Vec<Effect>) {
+        self.reigned = None;
+        if self.durable.lost.iter().any(|known| known.fork == lost.fork) {
+            return;
+        }
+        self.durable.lost.push(lost);
+        let many = self.durable.lost.len().saturating_sub(LOSSES_KEPT);
+        self.durable.lost.drain(..many);
+        out.push(Effect::Persist);
+    }
+
     /// It follows nobody, and will not before an order of an epoch it accepts then.
     pub fn is_severed(&self) -> bool {
         match self.tree {
@@ -105,5 +139,6 @@ impl Core {
 
     pub(super) fn forget_acks(&mut self) {
         self.sync_view = SyncView::default();
+        self.uncovered = Uncovered::default();
     }
 }

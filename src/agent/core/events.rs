@@ -9,8 +9,8 @@ use crate::{
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, ClusterId, CommittedTimings, Epoch, Generation, Lsn, MemberId, MemberList, Moment, TimelineHistory,
-        TimelineId, Timings, TimingsId, WalPosition,
+        Briefing, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
+        TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
     },
@@ -264,6 +264,15 @@ pub enum Event {
         /// What was seen.
         view: SyncView,
     },
+    /// What the rule of commits does not cover.
+    Uncovered {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        view: Uncovered,
+    },
+    /// What is about to be undone was counted.
+    Lost(LostWal),
     /// The manager tells what it has applied.
     Briefed(Box<Briefing>),
     /// A PostgreSQL that somebody had started without a guard was killed.

@@ -27,7 +27,7 @@ fn a_standby_says_how_long_ago_its_wal_was_all_there_was_and_counts_a_suspension
     core.step(told(90, 100), now(1_000));
     core.step(told(150, 200), now(2_000));
     let heard = core.heard_of_primary(now(2_500));
-    assert_eq!(heard, HeardOfPrimary { end: at(2, 200), complete_ago_ms: Some(1_540) });
+    assert_eq!(heard, HeardOfPrimary { end: at(2, 200), complete_ago_ms: Some(1_540), ..heard });
 
     // The host was suspended for an hour: only one of the clocks knows.
     let hour = Duration::from_secs(3_600);

@@ -186,9 +186,11 @@ impl Core {
     pub fn heard_of_primary(&self, now: Now) -> HeardOfPrimary {
         let end = self.freshness.latest().unwrap_or_default();
         let complete = self.freshness.complete_at(self.wal_end.lsn).filter(|_| self.wal_end_known);
+        let replayed = self.sight.as_ref().filter(|s| s.in_recovery).map(|s| s.replay_lsn);
+        let replayed = replayed.and_then(|lsn| self.freshness.complete_at(lsn));
         // A host that was suspended has missed that time too.
         let ago = |at| u64::try_from(Moment(now.clocks.boot).since(at).as_millis()).unwrap_or(u64::MAX);
-        HeardOfPrimary { end, complete_ago_ms: complete.map(ago) }
+        HeardOfPrimary { end, complete_ago_ms: complete.map(ago), replayed_ago_ms: replayed.map(ago) }
     }
 
     /// How much room there is, by the settings in force; `None` until that was looked at.

@@ -1,9 +1,14 @@
 //! Who confirms commits, as text and as JSON.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::{Style, Tone};
-use crate::rpc::v1::Commits;
+use crate::{
+    domain::{Uncovered, uncovered},
+    rpc::{sync::uncovered_of, v1::Commits},
+};
 
 /// The line of the status; nothing where commits wait for nobody and never did.
 pub(super) fn line(commits: Option<&Commits>, style: Style) -> String {
@@ -25,7 +30,16 @@ fn words(commits: &Commits) -> String {
         [] => String::new(),
         older => format!("; a promotion has to satisfy also: {}", older.join("; ")),
     };
-    format!("{}{strict}: confirmed by {last} ({effect}){also}", commits.mode)
+    let not_by = match not_by(commits).join(", ") {
+        nobody if nobody.is_empty() => nobody,
+        who => format!("; not by: {who}"),
+    };
+    format!("{}{strict}: confirmed by {last} ({effect}){also}{not_by}", commits.mode)
+}
+
+/// Whose commits don't wait for that: `role app (off)`.
+fn not_by(commits: &Commits) -> Vec<String> {
+    uncovered_of(commits.uncovered.clone()).levels.iter().map(ToString::to_string).collect()
 }
 
 /// The same for programs.
@@ -39,10 +53,52 @@ pub(super) struct CommitsJson<'a> {
     count: u32,
     in_effect: bool,
     rules: &'a [String],
+    /// Whose commits wait for less.
+    not_by: Vec<LevelJson>,
+    /// Who confirms as a member and is none.
+    imitators: Vec<ImitatorJson>,
+    /// WAL senders that are no members and confirm nothing.
+    other_senders: u32,
+    /// What ALTER SYSTEM has set of the agent's settings, until it is undone.
+    overrides: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct LevelJson {
+    role: Option<String>,
+    database: Option<String>,
+    synchronous_commit: String,
+    sessions: u32,
+}
+
+impl From<uncovered::OwnLevel> for LevelJson {
+    fn from(level: uncovered::OwnLevel) -> Self {
+        let known = |text: String| Some(text).filter(|t| !t.is_empty());
+        LevelJson {
+            role: known(level.role),
+            database: known(level.database),
+            synchronous_commit: level.level,
+            sessions: level.sessions,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ImitatorJson {
+    name: String,
+    address: Option<String>,
+    why: String,
+}
+
+impl From<uncovered::Imitator> for ImitatorJson {
+    fn from(i: uncovered::Imitator) -> Self {
+        ImitatorJson { name: i.name, address: Some(i.address).filter(|a| !a.is_empty()), why: i.why }
+    }
 }
 
 impl<'a> From<&'a Commits> for CommitsJson<'a> {
     fn from(c: &'a Commits) -> Self {
+        let Uncovered { levels, imitators, others, overrides } = uncovered_of(c.uncovered.clone());
         CommitsJson {
             mode: &c.mode,
             strict: c.strict,
@@ -50,6 +106,10 @@ impl<'a> From<&'a Commits> for CommitsJson<'a> {
             count: c.count,
             in_effect: c.in_effect,
             rules: &c.rules,
+            not_by: levels.into_iter().map(LevelJson::from).collect(),
+            imitators: imitators.into_iter().map(ImitatorJson::from).collect(),
+            other_senders: others,
+            overrides: overrides.into_iter().map(|o| (o.name, o.value)).collect(),
         }
     }
 }
@@ -57,6 +117,7 @@ impl<'a> From<&'a Commits> for CommitsJson<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::v1::{self, OwnLevel};
 
     fn commits(rules: &[&str], in_effect: bool) -> Commits {
         let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
@@ -77,5 +138,26 @@ mod tests {
         assert_eq!(line(&commits(&[], false)), "  commits  quorum: nobody confirms them yet\n");
         assert_eq!(line(&Commits { mode: "async".to_owned(), ..Commits::default() }), "");
         assert_eq!(super::line(None, Style::Plain), "", "of a version that doesn't say");
+    }
+
+    #[test]
+    fn whose_commits_wait_for_less_is_named() {
+        let level = |role: &str, database: &str, level: &str| OwnLevel {
+            role: role.to_owned(),
+            database: database.to_owned(),
+            level: level.to_owned(),
+            sessions: 4,
+        };
+        let levels = vec![level("app", "", "off"), level("", "x", "local")];
+        let uncovered = Some(v1::Uncovered { levels, others: 2, ..v1::Uncovered::default() });
+        let commits = Commits { uncovered, ..commits(&["n2"], true) };
+        assert_eq!(
+            line(Some(&commits), Style::Plain),
+            "  commits  quorum: confirmed by n2 (in effect); not by: role app (off), database x (local)\n"
+        );
+        let json = serde_json::to_value(CommitsJson::from(&commits)).expect("plain structs");
+        assert_eq!(json["not_by"][0]["role"], "app");
+        assert_eq!((&json["not_by"][1]["role"], &json["not_by"][1]["sessions"]), (&serde_json::Value::Null, &4.into()));
+        assert_eq!(json["other_senders"], 2);
     }
 }

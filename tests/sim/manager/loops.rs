@@ -315,7 +315,7 @@ impl Host {
 fn ordered(action: &Action) -> (Ordered, bool) {
     let source = |upstream: &Upstream| {
         let host = upstream.postgres.split(':').next().unwrap_or_default().to_owned();
-        Source { member: upstream.member.clone(), host, port: 5432 }
+        Source { member: upstream.member.clone(), host, port: 5432, fork: None }
     };
     match action {
         Action::Initdb => (Ordered::Initdb, false),
