@@ -55,6 +55,11 @@ impl Follower {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
+            // Small rows come by the hundred, and most of them whole.
+            if let (State::Head { have: 0, .. }, Some(size)) = (&self.state, whole(rest)) {
+                at += size;
+                continue;
+            }
             match &mut self.state {
                 State::Head { head, have } => {
                     let taken = rest.len().min(HEAD - *have);
@@ -91,6 +96,13 @@ impl Follower {
         }
         None
     }
+}
+
+/// The size of the message that these bytes begin with, when it is all there and of no interest.
+fn whole(bytes: &[u8]) -> Option<usize> {
+    let &[kind, a, b, c, d, ..] = bytes else { return None };
+    let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
+    (kind != b'N' && kind != b'W' && length >= 4 && length < bytes.len()).then_some(1 + length)
 }
 
 impl State {

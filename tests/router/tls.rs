@@ -27,7 +27,7 @@ use tokio_rustls::{
 };
 
 use crate::{
-    fakes::{Backend, Client, Manager, Options, Running, SOON, SSL_REQUEST, Told, router, state},
+    fakes::{Backend, Client, GSS_REQUEST, Manager, Options, Running, SOON, SSL_REQUEST, Told, router, state},
     real::{Server, give},
     unconfirmed::{Raw, WITH_TLS, put_certificate, query},
 };
@@ -273,7 +273,10 @@ async fn plain_text_is_refused_where_tls_is_required() {
     assert_eq!(client.told().await, Told::Refused(refused.0, refused.1));
     client.ended().await;
     assert_eq!(backend.attempts(), 0);
+    // As libpq does with a Kerberos ticket: the server is asked for GSSAPI, the router for TLS.
     let mut client = Client::connect(r.read_write).await;
+    client.send(&GSS_REQUEST).await;
+    assert_eq!(client.byte().await, b'N');
     client.send(&SSL_REQUEST).await;
     assert_eq!(client.byte().await, b'S');
     let mut stream = handshake(client.0, &authority, &["postgresql"]).await.unwrap();
@@ -295,7 +298,7 @@ async fn what_is_no_tls_and_what_is_tls_twice_is_closed() {
     let mut rest = Vec::new();
     let _ = client.0.read_to_end(&mut rest).await;
     assert_eq!(rest.first().copied().unwrap_or(0x15), 0x15, "an alert at most: {rest:?}");
-    for twice in [SSL_REQUEST, crate::fakes::GSS_REQUEST] {
+    for twice in [SSL_REQUEST, GSS_REQUEST] {
         let mut client = Client::connect(r.read_write).await;
         client.send(&SSL_REQUEST).await;
         assert_eq!(client.byte().await, b'S');
