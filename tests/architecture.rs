@@ -173,7 +173,7 @@ fn arrows() {
         postgres -> config, domain
         raft -> domain, rpc, state
         reconcile -> domain, state
-        routing -> config, domain, rpc
+        routing -> config, domain, rpc, telemetry
         rpc -> domain, state
         state -> domain
     "#]]

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig, MemberConfig,
-    PostgresqlConfig, RouterConfig,
+    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig,
+    MemberConfig, PostgresqlConfig, RouterConfig,
     checked::host_port,
     error::Wrong,
     layers, parameters,
@@ -429,7 +429,23 @@ fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {
     if max_sessions == 0 {
         return Err(Wrong::new("router.max_sessions", "0 would refuse everybody", "use 1 or more"));
     }
-    Ok(RouterConfig { read_write, read_only, max_sessions })
+    let given = |key: &str, value: Option<String>| value.map(|file| path(key, Some(file), "")).transpose();
+    let certificate = given("router.tls_certificate_file", raw.tls_certificate_file)?;
+    let certificate = match (certificate, given("router.tls_key_file", raw.tls_key_file)?) {
+        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) => return Err(Wrong::new("router.tls_key_file", "missing", "name the certificate's key")),
+        (None, Some(_)) => {
+            return Err(Wrong::new("router.tls_certificate_file", "missing", "name the key's certificate"));
+        }
+    };
+    let tls_required = raw.tls_required.unwrap_or(false);
+    if tls_required && certificate.is_none() {
+        let advice = "set tls_certificate_file and tls_key_file, or remove it";
+        return Err(Wrong::new("router.tls_required", "the router has no certificate to encrypt with", advice));
+    }
+    let postgresql_ca_file = given("router.postgresql_ca_file", raw.postgresql_ca_file)?;
+    Ok(RouterConfig { read_write, read_only, max_sessions, certificate, tls_required, postgresql_ca_file })
 }
 
 /// Every TCP address this host listens on, by key.

@@ -228,6 +228,22 @@ pub struct RouterConfig {
     pub read_only: Option<SocketAddr>,
     /// At most this many sessions at once; more are refused with SQLSTATE 53300.
     pub max_sessions: usize,
+    /// The certificate clients see. `None`: what they encrypt is passed on to PostgreSQL unread.
+    pub certificate: Option<CertificateFiles>,
+    /// Sessions in plain text are refused. Never without a certificate.
+    pub tls_required: bool,
+    /// Who may have signed the certificates of PostgreSQL, in PEM. `None`: the router talks to it in plain text,
+    /// but for what it passes on unread.
+    pub postgresql_ca_file: Option<PathBuf>,
+}
+
+/// A certificate with its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// In PEM: the certificate, then those that lead to its authority.
+    pub certificate: PathBuf,
+    /// In PEM, without a passphrase; only its owner may read it, or also its group when it is root's.
+    pub key: PathBuf,
 }
 
 impl Config {

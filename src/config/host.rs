@@ -1,11 +1,14 @@
 //! What a configuration asks of the host it is used on: secrets that can be
 //! read, names that resolve, room on the disk. Nothing is changed.
 
-use std::{io, path::Path};
+use std::{fs::File, io, path::Path};
 
 use nix::sys::statvfs::statvfs;
 
-use super::{Config, LocalMember, Purpose, check::resolve, error::Wrong, read_password, read_secret};
+use super::{
+    Config, LocalMember, Purpose, RouterConfig, check::resolve, error::Wrong, read_password, read_private_key,
+    read_secret,
+};
 
 /// A process of ours doesn't start with less free space than this.
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -18,7 +21,7 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
     match purpose {
         Purpose::Client => return Ok(()),
         Purpose::Router => {
-            config.router.as_ref().ok_or_else(|| missing("router", "router"))?;
+            certificate(config.router.as_ref().ok_or_else(|| missing("router", "router"))?)?;
         }
         Purpose::Manager => {
             let member = config.member.as_ref().ok_or_else(|| missing("member", "manager"))?;
@@ -38,6 +41,7 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
                 space("manager.state_dir", &member.manager.state_dir)?;
                 agent_space(member)?;
             }
+            // The router runs as another user, who alone can tell whether it may read its key.
         }
     }
     names(config)
@@ -66,6 +70,20 @@ fn passwords(member: &LocalMember) -> Result<(), Wrong> {
         read_password(file).map_err(|error| Wrong::told(key, &error.to_string()))?;
     }
     Ok(())
+}
+
+/// What the files hold is seen when the router starts, before it listens.
+fn certificate(router: &RouterConfig) -> Result<(), Wrong> {
+    let files = router.certificate.as_ref();
+    let certificates = files.map(|f| ("router.tls_certificate_file", &f.certificate));
+    let authorities = router.postgresql_ca_file.as_ref().map(|f| ("router.postgresql_ca_file", f));
+    for (key, file) in certificates.into_iter().chain(authorities) {
+        File::open(file).map_err(|error| {
+            Wrong::new(key, format!("{} can't be read ({error})", file.display()), "name a file in PEM")
+        })?;
+    }
+    let read = files.map(|f| read_private_key(&f.key)).transpose();
+    read.map(drop).map_err(|error| Wrong::told("router.tls_key_file", &error.to_string()))
 }
 
 fn agent_space(member: &LocalMember) -> Result<(), Wrong> {

@@ -17,13 +17,13 @@ use std::{
 
 pub use check::listeners;
 pub use checked::{
-    AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig, LocalMember, ManagerConfig,
-    MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, WatchdogConfig, host_port,
+    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
+    LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, WatchdogConfig, host_port,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};
 pub use parameters::OWNED as OWNED_PARAMETERS;
-pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_secret};
+pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_private_key, read_secret};
 
 use self::error::Wrong;
 
@@ -39,7 +39,7 @@ pub enum Purpose {
     Manager,
     /// An agent: the secret, the passwords, room for PostgreSQL.
     Agent,
-    /// A router: names that resolve. It reads no secret.
+    /// A router: the key of its certificate, where it has one, and names that resolve.
     Router,
     /// An admin command: nothing but the file itself.
     Client,

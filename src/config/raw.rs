@@ -122,6 +122,10 @@ pub(super) struct RawRouter {
     pub read_write: Option<String>,
     pub read_only: Option<String>,
     pub max_sessions: Option<usize>,
+    pub tls_certificate_file: Option<String>,
+    pub tls_key_file: Option<String>,
+    pub tls_required: Option<bool>,
+    pub postgresql_ca_file: Option<String>,
 }
 
 /// Why a text is no configuration: the key it happened at, where known, and
@@ -250,7 +254,8 @@ mod tests {
         assert_eq!(problem("[managr]\n"), "managr: unknown key in line 1; did you mean `manager`?");
         assert_eq!(
             problem("[router]\nzzzzzz = 1\n"),
-            "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, max_sessions"
+            "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, max_sessions, tls_certificate_file, \
+             tls_key_file, tls_required, postgresql_ca_file"
         );
     }
 

@@ -1,6 +1,13 @@
 //! Secrets from files: never in a log line, never readable by others.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt},
+    path::Path,
+};
+
+use nix::unistd::geteuid;
 
 use crate::domain::Secret;
 
@@ -26,6 +33,22 @@ pub enum SecretError {
         path: String,
         /// Its permission bits.
         mode: u32,
+    },
+    /// A private key that others can read.
+    #[error("{path} has mode {mode:04o}, so others can read it; chmod 0600 {path} (0640 if root owns it)")]
+    KeyTooOpen {
+        /// The file.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A private key of somebody who could change it.
+    #[error("{path} belongs to user {owner}; let it belong to the user that runs this, or to root")]
+    KeyOfAnother {
+        /// The file.
+        path: String,
+        /// Whose it is.
+        owner: u32,
     },
     /// Too short to be hard to guess.
     #[error("{path} holds {length} bytes; use at least {least}, e.g. `openssl rand -hex 32 > {path}`")]
@@ -65,6 +88,30 @@ pub fn read_password(path: &Path) -> Result<Secret, SecretError> {
     Ok(secret)
 }
 
+/// Reads the private key of a certificate under PostgreSQL's rule for its own: it belongs to this user and only he can
+/// read it, or it belongs to root and at most its group can as well. What is in it is not looked at.
+///
+/// # Errors
+/// When the file can't be read, or by others than these.
+pub fn read_private_key(path: &Path) -> Result<Secret, SecretError> {
+    let shown = || path.display().to_string();
+    let unreadable = |source| SecretError::Unreadable { path: shown(), source };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let facts = file.metadata().map_err(unreadable)?;
+    let (owner, mode) = (facts.uid(), facts.mode() & 0o7777);
+    // Root can read it anyhow, and looks at it for whoever will run the router.
+    if owner != 0 && owner != geteuid().as_raw() && !geteuid().is_root() {
+        return Err(SecretError::KeyOfAnother { path: shown(), owner });
+    }
+    let others = if owner == 0 { 0o027 } else { 0o077 };
+    if mode & others != 0 {
+        return Err(SecretError::KeyTooOpen { path: shown(), mode });
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(Secret::new(bytes))
+}
+
 fn read(path: &Path, least: usize) -> Result<Secret, SecretError> {
     let shown = || path.display().to_string();
     let unreadable = |source| SecretError::Unreadable { path: shown(), source };
@@ -96,6 +143,27 @@ mod tests {
         let secret = read_secret(file(&format!("{text}\n"), 0o600).path()).unwrap();
         assert_eq!(secret.expose(), text.as_bytes());
         assert_eq!(format!("{secret:?}"), "Secret(hidden)");
+    }
+
+    #[test]
+    fn a_private_key_is_read_under_the_rule_of_postgresql() {
+        assert_eq!(read_private_key(file("key\n", 0o600).path()).unwrap().expose(), b"key\n");
+        assert_eq!(read_private_key(file("key\n", 0o400).path()).unwrap().expose(), b"key\n");
+        let root = geteuid().is_root();
+        let group = file("key", 0o640);
+        assert_eq!(read_private_key(group.path()).is_ok(), root);
+        for mode in [0o604, 0o644, 0o660, 0o602, 0o666] {
+            let open = file("key", mode);
+            let told = read_private_key(open.path()).unwrap_err().to_string();
+            let path = open.path().display();
+            let expected =
+                format!("{path} has mode {mode:04o}, so others can read it; chmod 0600 {path} (0640 if root owns it)");
+            assert_eq!(told, expected);
+        }
+        if root {
+            std::os::unix::fs::chown(group.path(), Some(65_534), None).unwrap();
+            assert!(matches!(read_private_key(group.path()), Err(SecretError::KeyTooOpen { mode: 0o640, .. })));
+        }
     }
 
     #[test]

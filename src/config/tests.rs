@@ -173,6 +173,36 @@ fn host_errors() {
 }
 
 #[test]
+fn certificates_of_the_router_come_with_their_keys() {
+    let with = |more: &str| format!("max_sessions = 9\n{more}\nread_only = \"127.0.0.1:6433\"");
+    let wrong = [
+        "tls_key_file = \"/k\"",
+        "tls_certificate_file = \"/c\"",
+        "tls_certificate_file = \"c.pem\"\ntls_key_file = \"/k\"",
+        "tls_required = true",
+        "postgresql_ca_file = \"root.crt\"",
+    ]
+    .map(with);
+    let edits: Vec<(&str, &str)> = wrong.iter().map(|w| ("read_only = \"127.0.0.1:6433\"", w.as_str())).collect();
+    check(
+        &edits,
+        expect![[r#"
+            m.toml: router.tls_certificate_file: missing; name the key's certificate
+            m.toml: router.tls_key_file: missing; name the certificate's key
+            m.toml: router.tls_certificate_file: `c.pem` is a relative path; write it from the root (/…)
+            m.toml: router.tls_required: the router has no certificate to encrypt with; set tls_certificate_file and tls_key_file, or remove it
+            m.toml: router.postgresql_ca_file: `root.crt` is a relative path; write it from the root (/…)
+        "#]],
+    );
+    let given = with("tls_certificate_file = \"/c\"\ntls_key_file = \"/k\"\ntls_required = true");
+    let router = parse(&GOOD.replace("read_only = \"127.0.0.1:6433\"", &given)).unwrap().router.unwrap();
+    assert_eq!(router.certificate, Some(CertificateFiles { certificate: "/c".into(), key: "/k".into() }));
+    assert!(router.tls_required);
+    let off = parse(GOOD).unwrap().router.unwrap();
+    assert_eq!((off.certificate, off.tls_required, off.postgresql_ca_file), (None, false, None));
+}
+
+#[test]
 fn layers_are_checked_against_the_timings() {
     let defaults = parse(GOOD).unwrap().layers;
     assert_eq!((defaults.kernel_lease, defaults.watchdog.mode), (LayerMode::Automatic, LayerMode::Off));

@@ -11,14 +11,17 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Status,
+    Status, Unwatched,
     table::{Bounds, Cut, Heard, Port, Stamp, Table, Verdict, View},
 };
-use crate::domain::{ClusterId, MemberId, Moment};
+use crate::{
+    domain::{ClusterId, MemberId, Moment},
+    telemetry::events,
+};
 
 /// So many connections knock at a closed backend at once; the rest queue behind
 /// them, so that a thousand held clients are no load on a server that recovers.
@@ -41,6 +44,10 @@ pub struct Desk {
     turn: AtomicUsize,
     held: AtomicUsize,
     cut: AtomicU64,
+    /// False acknowledgements turned into an unknown outcome.
+    turned: AtomicU64,
+    /// Something was counted that is to be told.
+    counted: Notify,
 }
 
 #[derive(Debug)]
@@ -48,6 +55,8 @@ struct Inner {
     table: Table,
     sessions: HashMap<u64, Entry>,
     next: u64,
+    /// Since the start.
+    unwatched: Unwatched,
     stale: bool,
     /// Managers of another cluster, to complain of each once.
     strangers: HashSet<MemberId>,
@@ -58,6 +67,7 @@ struct Entry {
     stamp: Stamp,
     port: Port,
     established: bool,
+    watched: bool,
     cut: oneshot::Sender<Cut>,
 }
 
@@ -83,6 +93,7 @@ impl Desk {
                 table,
                 sessions: HashMap::new(),
                 next: 0,
+                unwatched: Unwatched::default(),
                 stale: false,
                 strangers: HashSet::new(),
             }),
@@ -90,6 +101,8 @@ impl Desk {
             turn: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             cut: AtomicU64::new(0),
+            turned: AtomicU64::new(0),
+            counted: Notify::new(),
         }
     }
 
@@ -209,7 +222,7 @@ impl Desk {
         let id = inner.next;
         inner.next += 1;
         let (cut, listen) = oneshot::channel();
-        inner.sessions.insert(id, Entry { stamp: stamp.clone(), port, established: false, cut });
+        inner.sessions.insert(id, Entry { stamp: stamp.clone(), port, established: false, watched: true, cut });
         Some(Pass { desk: Arc::clone(self), id, cut: listen })
     }
 
@@ -245,16 +258,51 @@ impl Desk {
             sessions_read_only: count(Port::ReadOnly),
             held: self.held.load(Ordering::Relaxed),
             cut_total: self.cut.load(Ordering::Relaxed),
+            unwatched_now: inner.sessions.values().filter(|e| e.established && !e.watched).count(),
+            unwatched: inner.unwatched,
+            false_acks_turned: self.turned.load(Ordering::Relaxed),
         }
+    }
+
+    /// A server was about to acknowledge a commit that is not confirmed, and its client was told otherwise.
+    pub fn turned(&self, backend: &str) {
+        let total = self.turned.fetch_add(1, Ordering::Relaxed) + 1;
+        warn!(
+            event = events::FALSE_ACK_TURNED,
+            backend,
+            total,
+            "a commit's wait for standbys was cancelled, its client was told that the outcome is unknown"
+        );
+    }
+
+    /// Waits for a session that isn't watched, and tells of those there are.
+    pub async fn tell_unwatched(&self) {
+        self.counted.notified().await;
+        let Status { unwatched_now: open, unwatched, false_acks_turned, .. } = self.status();
+        let Unwatched { tls, gss, muted } = unwatched;
+        info!(
+            event = events::SESSIONS_UNWATCHED,
+            open, tls, gss, muted, false_acks_turned, "sessions come in that are not watched for cancelled commits"
+        );
     }
 }
 
 impl Pass {
-    /// Counts as a session from now on.
-    pub fn establish(&self) {
-        if let Some(entry) = self.desk.lock().sessions.get_mut(&self.id) {
-            entry.established = true;
+    /// Counts as a session from now on. `unwatched`: why its cancelled commits won't be seen.
+    pub fn establish(&self, unwatched: Option<Unwatched>) {
+        let mut inner = self.desk.lock();
+        if let Some(entry) = inner.sessions.get_mut(&self.id) {
+            (entry.established, entry.watched) = (true, unwatched.is_none());
         }
+        if let Some(one) = unwatched {
+            inner.unwatched.add(one);
+            self.desk.counted.notify_one();
+        }
+    }
+
+    /// Where its backend is.
+    pub fn address(&self) -> String {
+        self.desk.lock().sessions.get(&self.id).map(|e| e.stamp.backend.address.clone()).unwrap_or_default()
     }
 
     /// Waits until the session must end. May be called again after it was dropped halfway.

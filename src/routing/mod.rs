@@ -5,14 +5,20 @@
 //! cuts the sessions of the old one; a new connection waits, within a bound,
 //! until there is an open primary that takes it. Without a confirmed state it
 //! leads nobody anywhere. It reads a client's first packets and a server's first
-//! answer, and nothing after that.
+//! answer; after that the headers of the server's messages, to notice a commit
+//! that would be acknowledged although its wait for standbys was cancelled.
 //!
-//! Start with [`table`] (where to, pure) and `wire` (the protocol, pure);
-//! `proxy` serves one client, `watch` follows the managers, `desk` is what they share.
+//! Start with [`table`] (where to, pure), `wire` and `follower` (the protocol, pure);
+//! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
+//! `watch` follows the managers, `desk` is what they share.
 
+mod carry;
 mod desk;
+mod follower;
 mod proxy;
+mod stream;
 pub mod table;
+mod tls;
 mod watch;
 mod wire;
 
@@ -31,12 +37,16 @@ use tracing::{info, warn};
 use crate::config::{Config, RouterConfig};
 use desk::Desk;
 use table::{Backend, Bounds, Port, Version};
+use tls::Tls;
+pub use tls::TlsError;
 
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
 const CROWD: usize = 64;
 const READ_WRITE: &str = "read-write";
 const READ_ONLY: &str = "read-only";
+/// Sessions that are not watched are told of at most this often.
+const TELL: Duration = Duration::from_secs(60);
 /// File descriptors apart from those of sessions.
 const OTHER_FILES: u64 = 128;
 
@@ -49,6 +59,9 @@ pub enum RouterError {
         /// The configuration file.
         file: String,
     },
+    /// A file for TLS can't be used.
+    #[error("{key}: {0}", key = .0.key)]
+    Tls(#[from] TlsError),
     /// A port is taken, or the address is not of this host.
     #[error("listen on {address} for {purpose} sessions")]
     Listen {
@@ -84,16 +97,53 @@ pub struct Status {
     pub held: usize,
     /// Sessions cut since the start.
     pub cut_total: u64,
+    /// Sessions whose cancelled commits are not seen, now.
+    pub unwatched_now: usize,
+    /// Such sessions since the start.
+    pub unwatched: Unwatched,
+    /// Commits since the start whose wait for standbys was cancelled and whose clients were told that the outcome is unknown.
+    pub false_acks_turned: u64,
+}
+
+/// Sessions in which a cancelled wait for standbys is not seen, so that PostgreSQL's acknowledgement reaches the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unwatched {
+    /// Passed on encrypted with TLS (requests to cancel among them, where they come so).
+    pub tls: u64,
+    /// Passed on encrypted with GSSAPI.
+    pub gss: u64,
+    /// Asked at their start to be told no warnings. Those that do so later are not known.
+    pub muted: u64,
+}
+
+impl Unwatched {
+    const TLS: Self = Self { tls: 1, gss: 0, muted: 0 };
+    const GSS: Self = Self { tls: 0, gss: 1, muted: 0 };
+    const MUTED: Self = Self { tls: 0, gss: 0, muted: 1 };
+
+    fn add(&mut self, other: Self) {
+        self.tls += other.tls;
+        self.gss += other.gss;
+        self.muted += other.muted;
+    }
 }
 
 /// A router whose ports are bound.
 #[derive(Debug)]
 pub struct Router {
     config: Config,
-    max_sessions: usize,
+    access: Access,
     desk: Arc<Desk>,
     read_write: TcpListener,
     read_only: Option<TcpListener>,
+}
+
+/// Who is let in, and how.
+#[derive(Debug, Clone)]
+struct Access {
+    max_sessions: usize,
+    tls_required: bool,
+    tls: Arc<Tls>,
 }
 
 /// Looks at a router from outside. Cheap to clone.
@@ -136,20 +186,28 @@ pub async fn run(config: Config, shutdown: state::Receiver<bool>) -> anyhow::Res
 
 /// The error with file and key, where there is one.
 fn told(config: &Config, error: RouterError) -> anyhow::Error {
-    let RouterError::Listen { address, purpose, source } = error else { return error.into() };
-    let key = if purpose == READ_ONLY { "router.read_only" } else { "router.read_write" };
-    config.cannot_listen(key, &address.to_string(), &source).into()
+    match error {
+        RouterError::Listen { address, purpose, source } => {
+            let key = if purpose == READ_ONLY { "router.read_only" } else { "router.read_write" };
+            config.cannot_listen(key, &address.to_string(), &source).into()
+        }
+        RouterError::Tls(TlsError { key, told }) => config.told(key, &told).into(),
+        RouterError::NotConfigured { .. } => error.into(),
+    }
 }
 
 impl Router {
     /// Binds the ports. Clients may connect from here on; they are served by [`Router::run`].
     ///
     /// # Errors
-    /// When there is no router in the configuration, or a port can't be had.
+    /// When there is no router in the configuration, a file for TLS can't be used, or a port can't be had.
     pub async fn bind(config: Config) -> Result<Self, RouterError> {
-        let Some(RouterConfig { read_write, read_only, max_sessions }) = config.router.clone() else {
+        let Some(router) = config.router.clone() else {
             return Err(RouterError::NotConfigured { file: config.file.display().to_string() });
         };
+        let tls = Arc::new(Tls::load(&router)?);
+        let RouterConfig { read_write, read_only, max_sessions, tls_required, .. } = router;
+        let access = Access { max_sessions, tls_required, tls };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own));
@@ -158,7 +216,7 @@ impl Router {
             Some(address) => Some(listen(address, READ_ONLY).await?),
             None => None,
         };
-        Ok(Self { config, max_sessions, desk, read_write, read_only })
+        Ok(Self { config, access, desk, read_write, read_only })
     }
 
     /// A handle to look at it while it runs.
@@ -172,8 +230,8 @@ impl Router {
 
     /// Serves until `shutdown` says true, or until whoever could say so is gone.
     pub async fn run(self, mut shutdown: state::Receiver<bool>) {
-        let Self { config, max_sessions, desk, read_write, read_only } = self;
-        raise_file_limit(max_sessions);
+        let Self { config, access, desk, read_write, read_only } = self;
+        raise_file_limit(access.max_sessions);
         // Dropped at the end of this function, these end everything that was started here.
         let mut background = JoinSet::new();
         let mut clients = JoinSet::new();
@@ -181,10 +239,14 @@ impl Router {
             background.spawn(watch::follow(Arc::clone(&desk), source, manager));
         }
         background.spawn(watch_staleness(Arc::clone(&desk)));
+        background.spawn(tell_unwatched(Arc::clone(&desk)));
+        background.spawn(Arc::clone(&access.tls).keep_fresh());
         info!(
             read_write = ?read_write.local_addr().ok(),
             read_only = ?read_only.as_ref().and_then(|l| l.local_addr().ok()),
-            max_sessions,
+            max_sessions = access.max_sessions,
+            tls_ends_here = access.tls.ends_here(),
+            tls_goes_on = access.tls.goes_on(),
             "router started"
         );
         loop {
@@ -195,7 +257,7 @@ impl Router {
                 _ = shutdown.wait_for(|stop| *stop) => break,
             };
             match client {
-                Ok((client, _)) => admit(&mut clients, &desk, client, port, max_sessions),
+                Ok((client, _)) => admit(&mut clients, &desk, client, port, &access),
                 Err(error) => {
                     // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
                     warn!(%error, ?port, "could not accept a connection");
@@ -205,16 +267,17 @@ impl Router {
         }
         let status = desk.status();
         let sessions = status.sessions_read_write + status.sessions_read_only;
-        info!(sessions, held = status.held, "router stops, its sessions end");
+        let turned = status.false_acks_turned;
+        info!(sessions, held = status.held, false_acks_turned = turned, "router stops, its sessions end");
     }
 }
 
-fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, max_sessions: usize) {
+fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, access: &Access) {
     // Those that have ended take no place.
     while clients.try_join_next().is_some() {}
-    let crowded = clients.len() >= max_sessions;
-    if clients.len() < max_sessions.saturating_add(CROWD) {
-        clients.spawn(proxy::serve(Arc::clone(desk), client, port, crowded));
+    let crowded = clients.len() >= access.max_sessions;
+    if clients.len() < access.max_sessions.saturating_add(CROWD) {
+        clients.spawn(proxy::serve(Arc::clone(desk), access.clone(), client, port, crowded));
     }
 }
 
@@ -232,6 +295,13 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, Socket
 async fn watch_staleness(desk: Arc<Desk>) {
     loop {
         sleep(desk.watch_staleness()).await;
+    }
+}
+
+async fn tell_unwatched(desk: Arc<Desk>) {
+    loop {
+        desk.tell_unwatched().await;
+        sleep(TELL).await;
     }
 }
 

@@ -1,5 +1,5 @@
-//! One client: read what it opens with, hold it until a backend takes it, then
-//! carry bytes both ways until one side ends or the state says so.
+//! One client: read what it opens with, encrypt if that is the router's part, hold
+//! it until a backend takes it; then its session begins.
 //!
 //! The client sees nothing of an attempt that failed: until a backend has
 //! answered its packet with anything but "not yet", the packet is kept and sent
@@ -9,7 +9,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     select,
     sync::{SemaphorePermit, watch},
@@ -18,8 +18,13 @@ use tokio::{
 use tracing::debug;
 
 use super::{
+    Access, Unwatched,
+    carry::{Ending, carry, farewell},
     desk::{Desk, Pass, now},
+    follower::Follower,
+    stream::Stream,
     table::{Cut, Port, Stamp, View},
+    tls::Tls,
     wire::{self, Framing, Malformed, Opening},
 };
 
@@ -32,8 +37,6 @@ const RETRY: Duration = Duration::from_millis(25);
 /// Bytes sent to a backend may stay unacknowledged this long: a host that is
 /// gone without a word ends its sessions by then.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-/// Time for a backend's last message after it has stopped to read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Both requests to encrypt, and then the session itself.
 const PACKETS_MAX: usize = 3;
 
@@ -49,6 +52,15 @@ pub enum End {
     /// The client's bytes open no session.
     #[error("the client sent no startup packet")]
     Malformed(#[from] Malformed),
+    /// The client and the router did not come to terms on TLS.
+    #[error("shake hands with the client")]
+    Handshake(#[source] io::Error),
+    /// Plain text, and the router takes none.
+    #[error("refused, the session is not encrypted")]
+    NotEncrypted,
+    /// A commit was not confirmed, and the server would have acknowledged it.
+    #[error("ended, a commit's wait for standbys was cancelled")]
+    Unconfirmed,
     /// There are too many sessions already.
     #[error("refused, the router has its maximum of sessions")]
     Crowded,
@@ -84,6 +96,8 @@ enum Expect {
 enum NotYet {
     #[error("connect: {0}")]
     Connect(io::Error),
+    #[error("encrypt: {0}")]
+    Encrypt(io::Error),
     #[error("no TCP connection within {CONNECT:?}")]
     Silent,
     #[error("it closed the connection: {0}")]
@@ -95,16 +109,17 @@ enum NotYet {
 /// A backend that has answered.
 #[derive(Debug)]
 struct Link {
-    backend: TcpStream,
+    backend: Stream,
     pass: Pass,
     answer: Vec<u8>,
 }
 
 /// Serves one client to its end. With `crowded` it is told that there is no room,
 /// unless it only wants to cancel.
-pub async fn serve(desk: Arc<Desk>, client: TcpStream, port: Port, crowded: bool) {
+pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, crowded: bool) {
     keep_alive(&client, None);
-    match (Guest { desk, client, port }).serve(crowded).await {
+    let client = Stream::Plain(client);
+    match (Guest { desk, access, client, early: Vec::new(), port }).serve(crowded).await {
         Ok(()) => debug!(?port, "connection ended"),
         Err(end) => debug!(?port, end = format!("{:#}", anyhow::Error::new(end)), "connection ended"),
     }
@@ -112,7 +127,10 @@ pub async fn serve(desk: Arc<Desk>, client: TcpStream, port: Port, crowded: bool
 
 struct Guest {
     desk: Arc<Desk>,
-    client: TcpStream,
+    access: Access,
+    client: Stream,
+    /// What the client said before it was answered, where it had to be read to notice that it is still there.
+    early: Vec<u8>,
     port: Port,
 }
 
@@ -120,11 +138,16 @@ impl Guest {
     async fn serve(mut self, crowded: bool) -> Result<(), End> {
         let mut kept: Option<Link> = None;
         for _ in 0..PACKETS_MAX {
-            let (packet, expect) = match self.packet().await? {
-                (packet, Some(Opening::Cancel)) => return self.cancel(&packet).await,
-                (packet, Some(Opening::Encryption)) => (packet, Expect::Byte),
-                (packet, Some(Opening::Startup)) => (packet, Expect::Message),
-                (packet, None) => (packet, Expect::Connection),
+            let (packet, opening) = self.packet().await?;
+            let expect = match opening {
+                Some(Opening::Cancel) => return self.cancel(&packet).await,
+                Some(Opening::Tls) | None if self.access.tls.ends_here() => {
+                    self = self.encrypt(opening.is_none()).await?;
+                    continue;
+                }
+                Some(Opening::Tls | Opening::Gss) => Expect::Byte,
+                Some(Opening::Startup) => Expect::Message,
+                None => Expect::Connection,
             };
             if crowded {
                 self.refuse(expect, wire::TOO_MANY_CONNECTIONS, "the router has its maximum of sessions", "").await?;
@@ -133,15 +156,21 @@ impl Guest {
                 }
                 return Err(End::Crowded);
             }
+            if expect == Expect::Message && self.access.tls_required && !self.client.is_encrypted() {
+                let detail = "Connect with sslmode=require or stronger.";
+                self.refuse(expect, wire::NOT_ALLOWED, "the router takes encrypted sessions only", detail).await?;
+                return Err(End::NotEncrypted);
+            }
             let mut link = match self.admit(&packet, expect, kept.take()).await {
                 Err(End::HeldTooLong { held, why }) => return self.held_too_long(expect, held, why).await,
                 other => other?,
             };
             let answer = std::mem::take(&mut link.answer);
-            self.client.write_all(&answer).await.map_err(End::ClientGone)?;
+            self.say(&answer).await?;
             if expect != Expect::Byte || answer != b"N" {
+                let unwatched = unwatched(expect, &packet, &answer);
                 drop(packet);
-                return self.splice(link).await;
+                return self.session(link, &answer, expect == Expect::Message, unwatched).await;
             }
             // No encryption: the client goes on in plain text, on the same connection to the backend if it can.
             kept = Some(link);
@@ -149,19 +178,58 @@ impl Guest {
         Err(End::Slow)
     }
 
-    /// Reads one packet and not a byte more; `None` for TLS from the first byte on.
+    async fn say(&mut self, words: &[u8]) -> Result<(), End> {
+        let said = async {
+            self.client.write_all(words).await?;
+            self.client.flush().await
+        };
+        said.await.map_err(End::ClientGone)
+    }
+
+    /// Reads one packet and not a byte more; `None` for TLS from the first byte on, of
+    /// which nothing is read when it ends here.
     async fn packet(&mut self) -> Result<(Vec<u8>, Option<Opening>), End> {
+        let ends_here = self.access.tls.ends_here();
+        let client = &mut self.client;
         let read = async {
+            if let Stream::Plain(client) = client
+                && ends_here
+            {
+                let mut first = [0; 1];
+                client.peek(&mut first).await.map_err(End::ClientGone)?;
+                if first == [wire::TLS_HANDSHAKE] {
+                    return Ok((Vec::new(), None));
+                }
+            }
             let mut packet = vec![0; 4];
-            self.client.read_exact(&mut packet).await.map_err(End::ClientGone)?;
+            client.read_exact(&mut packet).await.map_err(End::ClientGone)?;
             let head = [packet[0], packet[1], packet[2], packet[3]];
-            let Framing::Rest(rest) = wire::framing(head)? else { return Ok((packet, None)) };
+            let rest = match wire::framing(head)? {
+                Framing::Rest(rest) => rest,
+                // TLS within TLS is as little of PostgreSQL's protocol as any other bytes.
+                Framing::Tls if client.is_encrypted() => return Err(Malformed::Length(u32::from_be_bytes(head)).into()),
+                Framing::Tls => return Ok((packet, None)),
+            };
             packet.resize(4 + rest, 0);
-            self.client.read_exact(&mut packet[4..]).await.map_err(End::ClientGone)?;
-            let opening = wire::opening(&packet)?;
-            Ok((packet, Some(opening)))
+            client.read_exact(&mut packet[4..]).await.map_err(End::ClientGone)?;
+            match wire::opening(&packet)? {
+                Opening::Tls | Opening::Gss if client.is_encrypted() => Err(Malformed::Again.into()),
+                opening => Ok((packet, Some(opening))),
+            }
         };
         timeout(STARTUP_DEADLINE, read).await.unwrap_or(Err(End::Slow))
+    }
+
+    /// From here on the client is talked to in TLS. `direct`: it began so without asking.
+    async fn encrypt(self, direct: bool) -> Result<Self, End> {
+        let Self { desk, access, client, early, port } = self;
+        let Stream::Plain(mut client) = client else { return Err(Malformed::Again.into()) };
+        if !direct {
+            client.write_all(b"S").await.map_err(End::ClientGone)?;
+        }
+        let client = timeout(STARTUP_DEADLINE, access.tls.accept(client, direct)).await;
+        let client = client.map_err(|_| End::Slow)?.map_err(End::Handshake)?;
+        Ok(Self { desk, access, client, early, port })
     }
 
     /// Finds a backend that takes the packet, within the bound.
@@ -170,11 +238,14 @@ impl Guest {
         let hold = self.desk.views().borrow().bounds.hold;
         let mut why = String::new();
         let _held = self.desk.hold_one();
-        let search = Search { desk: &self.desk, port: self.port, packet, expect };
+        let bound = self.client.is_encrypted();
+        let search = Search { desk: &self.desk, tls: &self.access.tls, port: self.port, packet, expect, bound };
+        // Only a session is encrypted by the router: a client that asks whether the server encrypts does so itself.
+        let kept = kept.filter(|_| !search.encrypts());
         let link = select! {
             biased;
             link = search.run(kept, &mut why) => Ok(link),
-            error = gone(&self.client) => Err(End::ClientGone(error)),
+            error = self.client.gone(&mut self.early) => Err(End::ClientGone(error)),
             () = sleep_until(start + hold) => Err(End::Slow),
         };
         // The reason is borrowed by the search until here.
@@ -191,7 +262,7 @@ impl Guest {
             // An error can't be told before the client has said which protocol it speaks.
             self.refuse(expect, "", "", "").await?;
             expect = match self.packet().await? {
-                (_, Some(Opening::Encryption)) => Expect::Byte,
+                (_, Some(Opening::Tls | Opening::Gss)) => Expect::Byte,
                 (_, Some(Opening::Startup)) => Expect::Message,
                 (_, Some(Opening::Cancel) | None) => Expect::Connection,
             };
@@ -204,41 +275,56 @@ impl Guest {
     async fn refuse(&mut self, expect: Expect, sqlstate: &str, message: &str, detail: &str) -> Result<(), End> {
         let bytes = match expect {
             Expect::Byte => b"N".to_vec(),
-            Expect::Message => wire::fatal(sqlstate, message, detail),
+            Expect::Message if self.client.is_encrypted() => {
+                farewell(&mut self.client, &wire::fatal(sqlstate, message, detail, "")).await;
+                return Ok(());
+            }
+            Expect::Message => wire::fatal(sqlstate, message, detail, ""),
             Expect::Connection => return Ok(()),
         };
-        self.client.write_all(&bytes).await.map_err(End::ClientGone)
+        self.say(&bytes).await
     }
 
-    async fn splice(mut self, link: Link) -> Result<(), End> {
+    /// Carries a session. `read`: the server's messages can be looked at, and `answer` begins with one.
+    async fn session(mut self, link: Link, answer: &[u8], read: bool, unwatched: Option<Unwatched>) -> Result<(), End> {
         let Link { mut backend, mut pass, .. } = link;
-        pass.establish();
-        let (mut from_client, mut to_client) = self.client.split();
-        let (mut from_backend, mut to_backend) = backend.split();
-        let up = async {
-            let carried = copy(&mut from_client, &mut to_backend).await;
-            // The backend may have more to say, so only its input ends here.
-            let _ = to_backend.shutdown().await;
-            let Err(error) = carried else { return std::future::pending().await };
-            // A backend that was told to stop takes no bytes, but why it stops is on its way.
-            sleep(LAST_WORDS).await;
-            error
-        };
-        // When the backend ends the session, so does this: a client that doesn't notice must not hold a place.
-        select! {
-            biased;
-            cut = pass.cut() => Err(End::Cut(cut)),
-            carried = copy(&mut from_backend, &mut to_client) => carried.map(drop).map_err(End::Carry),
-            error = up => Err(End::Carry(error)),
+        pass.establish(unwatched);
+        let follower = read.then(|| {
+            let mut follower = Follower::default();
+            // A first answer ends with the first byte of a message or with an error: there is no notice in it.
+            let _ = follower.follow(answer);
+            follower
+        });
+        let early = std::mem::take(&mut self.early);
+        match carry(&mut self.client, &mut backend, &early, follower, &mut pass).await {
+            Ending::Server if self.client.is_encrypted() => {
+                // An end that isn't said in TLS could be anybody's doing.
+                drop((backend, pass));
+                farewell(&mut self.client, b"").await;
+                Ok(())
+            }
+            Ending::Server => Ok(()),
+            Ending::Cut(cut) => Err(End::Cut(cut)),
+            Ending::Broken(error) => Err(End::Carry(error)),
+            Ending::Unconfirmed => {
+                self.desk.turned(&pass.address());
+                // The server's side first: whatever else the client had asked for should not be begun.
+                drop((backend, pass));
+                farewell(&mut self.client, &unconfirmed()).await;
+                Err(End::Unconfirmed)
+            }
         }
     }
 
     /// Hands a request to cancel on, and waits for the backend to close, as libpq does.
     async fn cancel(&mut self, packet: &[u8]) -> Result<(), End> {
         let targets = self.desk.cancel_targets(self.port);
+        let tls = &self.access.tls;
         let hand_on = targets.iter().map(|address| async move {
-            let Ok(mut backend) = connect(address).await else { return };
-            if backend.write_all(packet).await.is_ok() {
+            let Ok(backend) = connect(address).await else { return };
+            // A key is a secret: it goes encrypted wherever sessions do.
+            let Ok(mut backend) = tls.connect(backend, address, false).await else { return };
+            if backend.write_all(packet).await.is_ok() && backend.flush().await.is_ok() {
                 let _ = backend.read(&mut [0; 1]).await;
             }
         });
@@ -249,25 +335,45 @@ impl Guest {
     }
 }
 
-/// Ends when the client has gone. One that talks before it was answered has not.
-async fn gone(client: &TcpStream) -> io::Error {
-    match client.peek(&mut [0; 1]).await {
-        Ok(0) => io::ErrorKind::UnexpectedEof.into(),
-        Ok(_) => std::future::pending().await,
-        Err(error) => error,
+/// Why cancelled commits of a session won't be seen, if so.
+fn unwatched(expect: Expect, packet: &[u8], answer: &[u8]) -> Option<Unwatched> {
+    match (expect, answer) {
+        (Expect::Connection, _) | (Expect::Byte, b"S") => Some(Unwatched::TLS),
+        (Expect::Byte, b"G") => Some(Unwatched::GSS),
+        // An error instead of an answer: nothing will come of it.
+        (Expect::Byte, _) => None,
+        (Expect::Message, _) => wire::mutes_warnings(packet).then_some(Unwatched::MUTED),
     }
+}
+
+/// What a client is told instead of "committed".
+fn unconfirmed() -> Vec<u8> {
+    wire::fatal(
+        wire::OUTCOME_UNKNOWN,
+        "the wait for synchronous replication was cancelled, so the outcome of the commit is unknown",
+        "The commit is on the primary, and not known to be on a standby: it may or may not survive a failover.",
+        "Connect anew and look whether it is there before trying again.",
+    )
 }
 
 /// The search for a backend that takes one packet of one client.
 #[derive(Clone, Copy)]
 struct Search<'a> {
     desk: &'a Arc<Desk>,
+    tls: &'a Tls,
     port: Port,
     packet: &'a [u8],
     expect: Expect,
+    /// The client came in TLS that ends here.
+    bound: bool,
 }
 
 impl<'a> Search<'a> {
+    /// Whether what is found is to be encrypted by the router.
+    fn encrypts(&self) -> bool {
+        self.expect == Expect::Message && self.tls.goes_on()
+    }
+
     /// Runs until there is one; `why` always says what is in the way.
     async fn run(self, mut kept: Option<Link>, why: &mut String) -> Link {
         let mut views = self.desk.views();
@@ -312,11 +418,11 @@ impl<'a> Search<'a> {
     }
 
     /// One attempt; `None` when the state moved on meanwhile.
-    async fn attempt(&self, stamp: &Stamp, pass: &mut Pass) -> Option<Result<(TcpStream, Vec<u8>), NotYet>> {
+    async fn attempt(&self, stamp: &Stamp, pass: &mut Pass) -> Option<Result<(Stream, Vec<u8>), NotYet>> {
         let connected = select! {
             biased;
             _ = pass.cut() => return None,
-            connected = connect(&stamp.backend.address) => connected,
+            connected = self.connect(&stamp.backend.address) => connected,
         };
         match connected {
             Ok(backend) => self.exchange(backend, pass).await,
@@ -324,11 +430,20 @@ impl<'a> Search<'a> {
         }
     }
 
+    async fn connect(&self, address: &str) -> Result<Stream, NotYet> {
+        let backend = connect(address).await?;
+        if !self.encrypts() {
+            return Ok(Stream::Plain(backend));
+        }
+        self.tls.connect(backend, address, self.bound).await.map_err(NotYet::Encrypt)
+    }
+
     /// Sends the packet and reads as much of the answer as decides.
-    async fn exchange(&self, mut backend: TcpStream, pass: &mut Pass) -> Option<Result<(TcpStream, Vec<u8>), NotYet>> {
+    async fn exchange(&self, mut backend: Stream, pass: &mut Pass) -> Option<Result<(Stream, Vec<u8>), NotYet>> {
         let talk = async {
             backend.write_all(self.packet).await.map_err(NotYet::Closed)?;
-            answer(&mut backend, self.expect).await
+            backend.flush().await.map_err(NotYet::Closed)?;
+            answer(&mut backend, self.expect, self.encrypts() && !self.bound).await
         };
         let answer = select! {
             biased;
@@ -385,8 +500,8 @@ fn keep_alive(stream: &TcpStream, unacknowledged: Option<Duration>) {
     }
 }
 
-/// Reads the backend's answer as far as `expect` needs it.
-async fn answer(backend: &mut TcpStream, expect: Expect) -> Result<Vec<u8>, NotYet> {
+/// Reads the backend's answer as far as `expect` needs it. `unbound`: it is encrypted on the backend's side only.
+async fn answer(backend: &mut Stream, expect: Expect, unbound: bool) -> Result<Vec<u8>, NotYet> {
     let mut out = Vec::new();
     match expect {
         Expect::Connection => {}
@@ -397,10 +512,11 @@ async fn answer(backend: &mut TcpStream, expect: Expect) -> Result<Vec<u8>, NotY
         Expect::Message => loop {
             let start = out.len();
             out.resize(start + 5, 0);
-            // The first byte decides, except for an error, and for the one message that may come before it.
+            // The first byte decides, except for an error, for the one message that may come before it, and for an
+            // offer that has to be altered.
             backend.read_exact(&mut out[start..=start]).await.map_err(NotYet::Closed)?;
             let kind = out[start];
-            if kind != b'E' && kind != b'v' {
+            if kind != b'E' && kind != b'v' && !(unbound && kind == b'R') {
                 out.truncate(start + 1);
                 break;
             }
@@ -409,6 +525,13 @@ async fn answer(backend: &mut TcpStream, expect: Expect) -> Result<Vec<u8>, NotY
             let Some(length) = wire::body_length(head) else { break };
             out.resize(start + 5 + length, 0);
             backend.read_exact(&mut out[start + 5..]).await.map_err(NotYet::Closed)?;
+            if kind == b'R' {
+                if let Some(altered) = wire::without_channel_binding(&out[start..]) {
+                    out.truncate(start);
+                    out.extend(altered);
+                }
+                break;
+            }
             if kind == b'E' {
                 if wire::sqlstate(&out[start + 5..]) == Some(wire::CANNOT_CONNECT_NOW) {
                     return Err(NotYet::Starting);

@@ -11,12 +11,18 @@ pub const ANSWER_MAX: usize = 16_384;
 pub const CANNOT_CONNECT_NOW: &str = "57P03";
 /// SQLSTATE `too_many_connections`.
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
+/// SQLSTATE `invalid_authorization_specification`: what PostgreSQL says to whom its access rules refuse.
+pub const NOT_ALLOWED: &str = "28000";
+/// SQLSTATE `transaction_resolution_unknown`. Never 40001: whoever tries again on that may do twice what was done.
+pub const OUTCOME_UNKNOWN: &str = "08007";
+/// A request to encrypt with TLS.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSS_ENCRYPTION: u32 = 80_877_104;
 /// First byte of a TLS record that carries a handshake.
-const TLS_HANDSHAKE: u8 = 0x16;
+pub const TLS_HANDSHAKE: u8 = 0x16;
 
 /// How the packet goes on after its first four bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +38,10 @@ pub enum Framing {
 pub enum Opening {
     /// A session in plain text.
     Startup,
-    /// To be told in one byte whether the server encrypts.
-    Encryption,
+    /// To be told in one byte whether the server encrypts with TLS.
+    Tls,
+    /// The same with GSSAPI.
+    Gss,
     /// To cancel the query of another session.
     Cancel,
 }
@@ -47,6 +55,9 @@ pub enum Malformed {
     /// Neither protocol 3 nor one of the special requests.
     #[error("startup packet asks for protocol {}.{}", .0 >> 16, .0 & 0xffff)]
     Protocol(u32),
+    /// A request to encrypt what is encrypted.
+    #[error("a request to encrypt what is encrypted already")]
+    Again,
     /// A special request with more or fewer bytes than it has.
     #[error("special request {code} has {length} bytes")]
     Request {
@@ -82,13 +93,48 @@ pub fn opening(packet: &[u8]) -> Result<Opening, Malformed> {
     };
     let length = packet.len();
     match code {
-        SSL | GSS_ENCRYPTION if length == 8 => Ok(Opening::Encryption),
+        SSL if length == 8 => Ok(Opening::Tls),
+        GSS_ENCRYPTION if length == 8 => Ok(Opening::Gss),
         // Process id and key; keys are up to 256 bytes long since protocol 3.2.
         CANCEL if (16..=12 + 256).contains(&length) => Ok(Opening::Cancel),
         SSL | GSS_ENCRYPTION | CANCEL => Err(Malformed::Request { code, length }),
         _ if code >> 16 == 3 => Ok(Opening::Startup),
         _ => Err(Malformed::Protocol(code)),
     }
+}
+
+/// Whether a startup packet asks for a session that is told no warnings, `client_min_messages = error` or above: by
+/// name, or among its `options`. What roles, databases or the session itself set is not seen here.
+pub fn mutes_warnings(packet: &[u8]) -> bool {
+    let mut texts = packet.get(8..).unwrap_or_default().split(|&b| b == 0).map(<[u8]>::to_ascii_lowercase);
+    let mute = |level: &[u8]| ["error", "fatal", "panic"].iter().any(|l| level.starts_with(l.as_bytes()));
+    while let (Some(name), Some(value)) = (texts.next().filter(|name| !name.is_empty()), texts.next()) {
+        let muted = match &name[..] {
+            b"client_min_messages" => mute(&value),
+            b"options" => value.windows(20).enumerate().any(|(at, text)| {
+                let named = text == b"client_min_messages=" || text == b"client-min-messages=";
+                named && mute(&value[at + 20..])
+            }),
+            _ => false,
+        };
+        if muted {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes the mechanism that binds a password to TLS out of a whole message of the server, if that is an
+/// AuthenticationSASL. libpq refuses a server that offers it to a client in plain text, and the server that offers it
+/// takes a client that knows no TLS: so it is right where the router alone encrypts, and nowhere else.
+pub fn without_channel_binding(message: &[u8]) -> Option<Vec<u8>> {
+    let list = message.strip_prefix(b"R").and_then(|m| m.get(4..)?.strip_prefix(&[0, 0, 0, 10]))?;
+    let kept = list.split_inclusive(|&b| b == 0).filter(|name| *name != b"SCRAM-SHA-256-PLUS\0");
+    let mut out = vec![b'R', 0, 0, 0, 0, 0, 0, 0, 10];
+    out.extend(kept.flatten());
+    let length = u32::try_from(out.len() - 1).ok()?;
+    out[1..5].copy_from_slice(&length.to_be_bytes());
+    Some(out)
 }
 
 /// The SQLSTATE in the body of an ErrorResponse.
@@ -109,10 +155,10 @@ pub fn body_length(head: [u8; 4]) -> Option<usize> {
     }
 }
 
-/// A FATAL ErrorResponse.
-pub fn fatal(sqlstate: &str, message: &str, detail: &str) -> Vec<u8> {
+/// A FATAL ErrorResponse. An empty detail or hint is left out.
+pub fn fatal(sqlstate: &str, message: &str, detail: &str, hint: &str) -> Vec<u8> {
     let mut out = vec![b'E', 0, 0, 0, 0];
-    let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message), (b'D', detail)];
+    let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', sqlstate), (b'M', message), (b'D', detail), (b'H', hint)];
     for (tag, text) in fields.into_iter().filter(|(_, text)| !text.is_empty()) {
         out.push(tag);
         out.extend(text.bytes().filter(|&b| b != 0));
@@ -139,8 +185,9 @@ mod tests {
     fn the_openings_are_told_apart() {
         assert_eq!(opening(&packet(196_608, b"user\0me\0\0")), Ok(Opening::Startup));
         assert_eq!(opening(&packet(196_610, b"user\0me\0\0")), Ok(Opening::Startup));
-        assert_eq!(opening(&packet(SSL, b"")), Ok(Opening::Encryption));
-        assert_eq!(opening(&packet(GSS_ENCRYPTION, b"")), Ok(Opening::Encryption));
+        assert_eq!(opening(&packet(SSL, b"")), Ok(Opening::Tls));
+        assert_eq!(opening(&SSL_REQUEST), Ok(Opening::Tls));
+        assert_eq!(opening(&packet(GSS_ENCRYPTION, b"")), Ok(Opening::Gss));
         assert_eq!(opening(&packet(CANCEL, &[0; 8])), Ok(Opening::Cancel));
         assert_eq!(opening(&packet(CANCEL, &[0; 4 + 256])), Ok(Opening::Cancel));
     }
@@ -165,7 +212,7 @@ mod tests {
 
     #[test]
     fn an_error_written_here_is_read_back() {
-        let error = fatal(CANNOT_CONNECT_NOW, "no\0 primary", "");
+        let error = fatal(CANNOT_CONNECT_NOW, "no\0 primary", "", "");
         assert_eq!(error[0], b'E');
         let length = body_length(error[1..5].try_into().unwrap()).unwrap();
         assert_eq!(length, error.len() - 5);
@@ -181,6 +228,37 @@ mod tests {
     }
 
     #[test]
+    fn the_mechanism_that_binds_to_tls_is_taken_out_and_nothing_else() {
+        let offer = |names: &[u8]| {
+            let mut out = vec![b'R'];
+            out.extend(u32::try_from(8 + names.len()).unwrap().to_be_bytes());
+            out.extend([0, 0, 0, 10]);
+            out.extend(names);
+            out
+        };
+        let both = offer(b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        assert_eq!(without_channel_binding(&both), Some(offer(b"SCRAM-SHA-256\0\0")));
+        let one = offer(b"SCRAM-SHA-256\0\0");
+        assert_eq!(without_channel_binding(&one), Some(one.clone()));
+        assert_eq!(without_channel_binding(&[b'R', 0, 0, 0, 8, 0, 0, 0, 0]), None, "AuthenticationOk");
+        assert_eq!(without_channel_binding(b"S\0\0\0\x04"), None);
+        assert_eq!(without_channel_binding(b"R"), None);
+    }
+
+    #[test]
+    fn a_session_without_warnings_is_told_by_its_startup_packet() {
+        let mutes = |text: &[u8]| mutes_warnings(&packet(196_608, text));
+        assert!(mutes(b"user\0me\0client_min_messages\0error\0\0"));
+        assert!(mutes(b"user\0me\0Client_Min_Messages\0FATAL\0\0"));
+        assert!(mutes(b"user\0me\0options\0-c geqo=off -c client_min_messages=error\0\0"));
+        assert!(mutes(b"user\0me\0options\0--client-min-messages=panic\0\0"));
+        assert!(!mutes(b"user\0me\0client_min_messages\0warning\0\0"));
+        assert!(!mutes(b"user\0me\0options\0-c client_min_messages=notice\0\0"));
+        assert!(!mutes(b"user\0client_min_messages\0database\0error\0\0"), "a user of that name");
+        assert!(!mutes(b"user\0me\0\0client_min_messages\0error\0"), "behind the end");
+    }
+
+    #[test]
     fn an_error_of_protocol_2_is_not_read_as_a_length() {
         assert_eq!(body_length(*b"coul"), None);
         assert_eq!(body_length([0, 0, 0, 3]), None);
@@ -192,6 +270,8 @@ mod tests {
         fn no_bytes_make_the_parsers_panic(bytes in proptest::collection::vec(0u8.., 0..64)) {
             let _ = opening(&bytes);
             let _ = sqlstate(&bytes);
+            let _ = mutes_warnings(&bytes);
+            let _ = without_channel_binding(&bytes);
             if let Ok(head) = <[u8; 4]>::try_from(bytes.get(..4).unwrap_or_default()) {
                 let _ = framing(head);
                 let _ = body_length(head);

@@ -107,3 +107,13 @@ pub const ROUTE_CHANGED: &str = "route.changed";
 pub const SESSIONS_CUT: &str = "route.sessions_cut";
 /// The router's knowledge is too old to work on. Fields: `age_ms`.
 pub const ROUTE_STALE: &str = "route.stale";
+/// PostgreSQL would have acknowledged a commit whose wait for standbys was cancelled; the router said instead that its
+/// outcome is unknown. Fields: `backend`, `total`.
+pub const FALSE_ACK_TURNED: &str = "route.false_ack_turned";
+/// Sessions came in that are not watched for that; at most once a minute. Fields: `open` now, and since the start `tls`,
+/// `gss`, `muted` and `false_acks_turned`.
+pub const SESSIONS_UNWATCHED: &str = "route.sessions_unwatched";
+/// New certificates are in use. Fields: `certificate`.
+pub const CERTIFICATE_RELOADED: &str = "route.certificate_reloaded";
+/// Changed files can't be used; what was read before stays. Fields: `error`.
+pub const CERTIFICATE_REFUSED: &str = "route.certificate_refused";

@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
     time::Duration,
@@ -10,7 +11,7 @@ use std::{
 
 use futures_util::Stream;
 use matriarch::{
-    config::{ClusterConfig, Config, LayersConfig, MemberConfig, RouterConfig},
+    config::{CertificateFiles, ClusterConfig, Config, LayersConfig, MemberConfig, RouterConfig},
     domain::{NodeId, Profile, Timings},
     routing::{Router, RouterHandle, Status},
     rpc::v1::{
@@ -377,11 +378,21 @@ pub struct Options {
     pub stale: Duration,
     pub hold: Duration,
     pub max_sessions: usize,
+    pub certificate: Option<CertificateFiles>,
+    pub tls_required: bool,
+    pub postgresql_ca_file: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stale: Duration::from_secs(5), hold: Duration::from_secs(5), max_sessions: 100 }
+        Self {
+            stale: Duration::from_secs(5),
+            hold: Duration::from_secs(5),
+            max_sessions: 100,
+            certificate: None,
+            tls_required: false,
+            postgresql_ca_file: None,
+        }
     }
 }
 
@@ -411,6 +422,9 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: Some(([127, 0, 0, 1], 0).into()),
             max_sessions: options.max_sessions,
+            certificate: options.certificate,
+            tls_required: options.tls_required,
+            postgresql_ca_file: options.postgresql_ca_file,
         }),
         layers: LayersConfig::default(),
     }

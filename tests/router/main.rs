@@ -1,9 +1,12 @@
 //! The router against managers and servers that do as they are told.
 #![allow(clippy::unwrap_used)]
 
+mod carried;
 mod fakes;
 mod idle;
 mod real;
+mod tls;
+mod unconfirmed;
 
 use std::time::Duration;
 

@@ -16,10 +16,12 @@ use tokio_postgres::{Client, Config, NoTls, config::SslMode, error::SqlState};
 use crate::fakes::{Manager, Options, router};
 
 /// A PostgreSQL in a temporary directory; stopped when dropped.
-struct Server {
-    bin: PathBuf,
-    dir: tempfile::TempDir,
-    port: u16,
+pub struct Server {
+    pub bin: PathBuf,
+    pub dir: tempfile::TempDir,
+    pub port: u16,
+    /// Settings of its command line.
+    settings: Vec<String>,
 }
 
 /// PostgreSQL refuses to run as root, so root runs it as `postgres`.
@@ -32,17 +34,28 @@ fn command(program: &Path) -> Command {
     command
 }
 
+/// Gives what root made to the user PostgreSQL runs as.
+pub fn give(path: &Path) {
+    if nix::unistd::geteuid().is_root() {
+        let user = nix::unistd::User::from_name("postgres").unwrap().unwrap();
+        std::os::unix::fs::chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    }
+}
+
 impl Server {
     async fn start() -> Option<Self> {
+        Self::start_with(&[], |_| {}).await
+    }
+
+    /// Starts one with settings; `prepare` may put files into its directory, beside `data`.
+    pub async fn start_with(settings: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
         let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
         let bin = versions.flatten().map(|v| v.path().join("bin")).filter(|b| b.join("initdb").exists()).max()?;
         let dir = tempfile::tempdir().unwrap();
-        if nix::unistd::geteuid().is_root() {
-            let user = nix::unistd::User::from_name("postgres").unwrap()?;
-            std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
-        }
+        give(dir.path());
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { bin, dir, port };
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let server = Self { bin, dir, port, settings };
         let initdb = command(&server.bin.join("initdb"))
             .current_dir(server.dir.path())
             .args(["-A", "trust", "-U", "postgres", "-N", "-D"])
@@ -50,19 +63,30 @@ impl Server {
             .output();
         let output = initdb.await.unwrap();
         assert!(output.status.success(), "{output:?}");
+        prepare(server.dir.path());
         server.pg_ctl(&["start"]).await;
         Some(server)
     }
 
-    fn data(&self) -> PathBuf {
+    /// A session beside the router.
+    pub async fn direct(&self) -> Client {
+        connect(self.port, SslMode::Disable).await.unwrap()
+    }
+
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     async fn pg_ctl(&self, args: &[&str]) {
         let socket = self.dir.path().display();
-        let options = format!("-p {} -c listen_addresses=127.0.0.1 -c fsync=off -k {socket}", self.port);
+        let mut options = format!("-p {} -c listen_addresses=127.0.0.1 -c fsync=off -k {socket}", self.port);
+        for setting in &self.settings {
+            options += &format!(" -c {}", setting.replace("DIR", &socket.to_string()));
+        }
         let status = command(&self.bin.join("pg_ctl"))
             .current_dir(self.dir.path())
+            // Where a test has put locales of its own.
+            .env("LOCPATH", self.dir.path())
             .args(args)
             .args(["-w", "-s", "-o", &options, "-D"])
             .arg(self.data())
@@ -72,7 +96,7 @@ impl Server {
         assert!(status.await.unwrap().success(), "pg_ctl {args:?}");
     }
 
-    fn state(&self) -> RoutingState {
+    pub fn state(&self) -> RoutingState {
         RoutingState {
             cluster_id: "c".into(),
             generation: 1,
