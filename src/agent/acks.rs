@@ -79,7 +79,7 @@ impl SyncPlan {
 
 /// How far a rule has come into effect. One is begun for each.
 #[derive(Debug, Default)]
-struct Settling {
+pub struct Settling {
     /// Whoever still goes by what was in force before releases nothing that this rule would not: it wanted as many, and was in
     /// effect, so that only names have changed; or the postmaster was started with this rule, and before, as a standby, it had
     /// a name that nobody has.
@@ -90,11 +90,18 @@ struct Settling {
     all_go_by_it: bool,
     /// What was flushed when that had been seen.
     past: Option<Lsn>,
-    effective: bool,
+    /// Everything that was acknowledged before is where this rule says, too.
+    pub effective: bool,
 }
 
 impl Settling {
-    fn look(&mut self, plan: &SyncPlan, seen: &SyncSight) {
+    /// For a rule that was just written.
+    pub fn begun(none_weaker: bool) -> Self {
+        Self { none_weaker, ..Self::default() }
+    }
+
+    /// One look at the server.
+    pub fn look(&mut self, plan: &SyncPlan, seen: &SyncSight) {
         if self.effective || seen.names != plan.live.names {
             return;
         }
@@ -139,10 +146,11 @@ impl Settling {
 
 /// When each standby was last heard.
 #[derive(Debug, Default)]
-struct Ears(BTreeMap<MemberId, (String, Lsn, Instant)>);
+pub struct Ears(BTreeMap<MemberId, (String, Lsn, Instant)>);
 
 impl Ears {
-    fn look(&mut self, plan: &SyncPlan, seen: &SyncSight, now: Instant) -> BTreeMap<MemberId, u64> {
+    /// How long ago each standby that streams, or that the rule names, was heard, in milliseconds.
+    pub fn look(&mut self, plan: &SyncPlan, seen: &SyncSight, now: Instant) -> BTreeMap<MemberId, u64> {
         let epoch = plan.rule.as_ref().map(|rule| rule.epoch);
         let named = plan.rule.iter().flat_map(|rule| rule.names.iter());
         for member in named {
@@ -343,7 +351,7 @@ impl Keeper {
             // Should this one never be seen in effect, somebody may go by it all the same.
             self.last = None;
         }
-        self.settling = Settling { none_weaker, ..Settling::default() };
+        self.settling = Settling::begun(none_weaker);
         self.applied = Instant::now();
         if let Some(rule) = &plan.rule {
             let confirmed_by = rule.words();

@@ -20,7 +20,7 @@
 //!
 //! Read [`core`] first: its events and effects are all that can happen here.
 
-mod acks;
+pub mod acks;
 pub mod core;
 mod crashes;
 mod failsafe;

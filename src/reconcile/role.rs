@@ -3,7 +3,7 @@
 use super::rejoin::{CLONES_TRIED, Rejoin, rejoin};
 use crate::{
     domain::{
-        Epoch, MemberId, PostgresState, TimelineId, WalPosition,
+        Epoch, Format, MemberId, PostgresState, SyncMode, TimelineId, WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
     state::{ClusterState, GrantPhase, Lock, OperationKind, OperationPhase, RuleId},
@@ -369,7 +369,10 @@ fn follow(host: &Host<'_>) -> Option<Action> {
 /// Commits are confirmed under the name of the epoch: one that follows the right primary under another name confirms none.
 fn has_another_name(host: &Host<'_>) -> bool {
     let granted = host.state.holder().map(|(epoch, _)| epoch);
-    !host.state.sync.rules.is_empty() && granted.is_some_and(|epoch| host.agent.follows_epoch != epoch)
+    let state = host.state;
+    // Before the first rule, too: a strict mode makes none before somebody can confirm.
+    let asked = state.format >= Format::SYNC && state.settings.settings().replication_mode != SyncMode::Async;
+    (asked || !state.sync.rules.is_empty()) && granted.is_some_and(|epoch| host.agent.follows_epoch != epoch)
 }
 
 /// Where commits were confirmed a promotion needs the word of standbys, and each word is worth something only when nothing

@@ -65,6 +65,24 @@ fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "nodata clones=5", "nothing");
 }
 
+/// Its agent was restarted and doesn't know under which name it follows. In a strict mode there is no rule before somebody can
+/// confirm, and nobody could before it has the name of this epoch.
+#[test]
+fn a_standby_gets_the_name_of_the_epoch_before_there_is_a_rule() {
+    let mut state = testing::state("granted b open 2");
+    let next = |state: &ClusterState, said: &str| {
+        let agent = testing::agent("a", said);
+        next_action(&Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true }).map(|n| n.because.0)
+    };
+    state.format = Format::SYNC;
+    assert_eq!(next(&state, "standby 2:90 upstream=b"), None, "nobody confirms anything");
+    state.settings.values.insert("replication_mode".to_owned(), "quorum".to_owned());
+    assert_eq!(next(&state, "standby 2:90 upstream=b"), Some(570));
+    assert_eq!(next(&state, "standby 2:90 upstream=b follows=1"), None);
+    state.format = Format::default();
+    assert_eq!(next(&state, "standby 2:90 upstream=b"), None, "not before every host knows of rules");
+}
+
 #[test]
 fn data_of_another_cluster_is_never_touched() {
     check("granted b open 2", "stopped 1:150 system=8", "nothing");

@@ -1,9 +1,11 @@
-//! Every state of small models of what keeps two primaries from writing, seen by `stateright`.
+//! Every state of small models of what keeps two primaries from writing, and acknowledged commits from being lost,
+//! seen by `stateright`.
 //!
-//! Three models, each the rules of DESIGN.md §3 in integers: [`lease`] (fixed
+//! Four models. Three are the rules of DESIGN.md §3 in integers: [`lease`] (fixed
 //! voters, restarts, FenceEpoch and GrantPrimary, notices, probes, lease
 //! configurations), [`membership`] (joint steps over an abstract Raft log) and
-//! [`failsafe`]. Every rule is a switch: without it a promise must break, or
+//! [`failsafe`]. The fourth, [`mod@sync`], is the list of rules by which commits are
+//! acknowledged (§5). Every rule is a switch: without it a promise must break, or
 //! the rule is a second net and the test says under what. A model that can't fail
 //! proves nothing.
 //!
@@ -23,4 +25,5 @@ mod lease;
 mod membership;
 mod quorum;
 mod run;
+mod sync;
 mod ticks;

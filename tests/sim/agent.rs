@@ -5,6 +5,7 @@
 //! Simplified: answers of the local server take milliseconds, a status that is overtaken before the
 //! manager read it is still delivered, helpers die with the agent.
 
+mod acks;
 mod lease_side;
 mod status;
 
@@ -17,7 +18,7 @@ use matriarch::{
         status::{Identity, view},
     },
     domain::{
-        Epoch, Moment, TimelineId,
+        Briefing, Epoch, Moment, TimelineId,
         moment::TwoClocks,
         observation::{AgentView, Notice},
     },
@@ -53,6 +54,7 @@ pub enum Ask {
     Execute(Address, Box<Order>, u64),
     Probe(Address, u64),
     Watch(Address),
+    Brief(Address, Box<Briefing>, u64),
 }
 
 /// What the loop takes besides requests.
@@ -121,6 +123,8 @@ pub enum AgentEvent {
     Strangers {
         life: u64,
     },
+    /// The keeper of rules looks.
+    Acks,
 }
 
 /// The holder's own connection to a guard.
@@ -207,6 +211,7 @@ pub struct Agent {
     asked: u64,
     probes_wanted: Vec<(u64, u64)>,
     prober: Prober,
+    keeper: acks::Keeper,
     pub status: Rc<AgentView>,
     published: Time,
     publish_at: Option<Time>,
@@ -321,6 +326,7 @@ impl World {
             asked: 0,
             probes_wanted: Vec::new(),
             prober: Prober::default(),
+            keeper: acks::Keeper::default(),
             status: Rc::new(first),
             published: now,
             publish_at: None,
@@ -383,6 +389,7 @@ impl World {
             AgentEvent::SentryKills { postmaster } => self.sentry_kills(i, postmaster),
             AgentEvent::PutDown { guard } => self.put_down(i, guard),
             AgentEvent::Strangers { life } => self.kill_strangers(i, life),
+            AgentEvent::Acks => self.keeper_looks(i),
         }
     }
 
@@ -511,7 +518,7 @@ impl World {
         let Some(agent) = self.agent(i) else { return };
         agent.unfinished = true;
         let to = match &ask {
-            Ask::Execute(to, ..) | Ask::Probe(to, _) | Ask::Watch(to) => to,
+            Ask::Execute(to, ..) | Ask::Probe(to, _) | Ask::Watch(to) | Ask::Brief(to, ..) => to,
         };
         let learned = match agent.core.admit(to) {
             Ok(learned) => learned,
@@ -535,6 +542,10 @@ impl World {
                 agent.probes_wanted.push((agent.asked, number));
             }
             Ask::Watch(_) => self.publish(i),
+            Ask::Brief(_, briefing, number) => {
+                agent.step(Event::Briefed(briefing), now);
+                self.manager_after(i, 200, ManagerEvent::Briefed { number });
+            }
         }
     }
 
@@ -546,7 +557,7 @@ impl World {
             Ask::Probe(_, number) => {
                 self.manager_after(i, 200, ManagerEvent::Probed { number: *number, view: None });
             }
-            Ask::Watch(_) => {}
+            Ask::Watch(_) | Ask::Brief(..) => {}
         }
     }
 

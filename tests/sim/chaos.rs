@@ -44,6 +44,7 @@ pub enum Fault {
     FailoverByCommand,
     StartByHand,
     PromoteByHand,
+    ChangeSettings,
 }
 
 pub const FAULTS: [Fault; 31] = [
@@ -173,6 +174,7 @@ impl World {
             Fault::FailoverByCommand => self.ask_leader(OperationKind::Failover, i),
             Fault::StartByHand => self.start_by_hand(i),
             Fault::PromoteByHand => self.promote_by_hand(i),
+            Fault::ChangeSettings => self.change_settings(),
         }
     }
 
@@ -334,11 +336,33 @@ impl World {
 
     fn ask_leader(&mut self, kind: OperationKind, to: usize) {
         let to = if self.chaos.aimed { self.other(to) } else { to };
-        let leader = (0..self.hosts.len())
-            .find(|i| self.hosts[*i].acts(Proc::Manager) && self.hosts[*i].manager.as_ref().is_some_and(|m| m.leads()));
-        let Some(leader) = leader else { return };
+        let Some(leader) = self.leader() else { return };
         let refused = self.hosts[leader].operator(&mut self.sky, kind, to);
         self.sky.told.cover.count(if refused.is_err() { "requests refused" } else { "requests taken" });
+    }
+
+    /// Another mode of replication, by chance.
+    pub fn change_settings(&mut self) {
+        let dice = &mut self.sky.dice;
+        let mode = ["quorum", "quorum", "quorum", "sync", "sync", "sync", "async"][dice.below(7)];
+        let (strict, two) = (dice.one_in(2), dice.one_in(3));
+        self.set_mode(mode, strict, if two { 2 } else { 1 });
+    }
+
+    /// An operator sets how commits are confirmed. True when a leader has taken it.
+    pub fn set_mode(&mut self, mode: &str, strict: bool, count: u32) -> bool {
+        let changes = [("replication_mode", mode.to_owned()), ("sync_strict", strict.to_string())];
+        let changes = changes.into_iter().chain([("sync_count", count.to_string())]);
+        let changes = changes.map(|(key, value)| (key.to_owned(), Some(value))).collect();
+        let Some(leader) = self.leader() else { return false };
+        let refused = self.hosts[leader].configure(&mut self.sky, &changes);
+        self.sky.told.cover.count(if refused.is_err() { "settings refused" } else { "settings changed" });
+        refused.is_ok()
+    }
+
+    fn leader(&self) -> Option<usize> {
+        let leads = |i: &usize| self.hosts[*i].manager.as_ref().is_some_and(|m| m.leads());
+        (0..self.hosts.len()).find(|i| self.hosts[*i].acts(Proc::Manager) && leads(i))
     }
 
     /// The end of all faults.

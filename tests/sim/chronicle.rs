@@ -13,7 +13,7 @@ use matriarch::{
 use crate::{
     clock::Time,
     invariants::{
-        apply_is_deterministic, epochs_are_unique, one_leader_a_term, open_after_promotion,
+        apply_is_deterministic, confirmed_commits_are_kept, epochs_are_unique, one_leader_a_term, open_after_promotion,
         restart_keeps_what_was_acknowledged, timelines_are_unique,
     },
     postgres::wal::{BranchId, Content},
@@ -143,6 +143,8 @@ pub struct Chronicle {
     pub other_bytes: Vec<String>,
     /// To be looked at once the event is over.
     pub moments: Vec<Moment>,
+    /// Of confirmed commits.
+    pub promises: confirmed_commits_are_kept::Promises,
     /// The old primary's WAL when a switchover had stopped it.
     pub stopped: Option<Content>,
 }
@@ -181,6 +183,10 @@ impl Chronicle {
         if let Some(command) = entry.command.as_ref().filter(|_| first) {
             self.trace(now, || format!("{i}: applied {index}: {command} -> {how:?}"));
             if *how == Applied::Changed {
+                let rules = || state.sync.rules.iter().map(|r| format!("{} of epoch {}: {}", r.id, r.epoch, r.words()));
+                if matches!(command.kind, Kind::SetSync { .. } | Kind::SettleSync { .. } | Kind::Grant { .. }) {
+                    self.trace(now, || format!("rules: {:?}", Vec::from_iter(rules())));
+                }
                 self.committed(command, state);
             }
         }
@@ -194,6 +200,7 @@ impl Chronicle {
     fn committed(&mut self, command: &Command, state: &ClusterState) {
         self.cover.count(command.kind.name());
         open_after_promotion::committed(self, command);
+        confirmed_commits_are_kept::committed(self, command, state);
         match &command.kind {
             Kind::Fence { .. } => self.fenced = true,
             Kind::Grant { member, .. } => self.granted(command.expected, member, state),

@@ -303,7 +303,7 @@ impl World {
         let slowest = micros(self.sky.timings.kill) * 9 / 10;
         let host = &mut self.hosts[i];
         let Some(guard) = &mut host.guard else { return };
-        host.live = false;
+        host.live = None;
         guard.phase = Phase::Killing { fenced };
         let wait = if host.postgres.is_some() { self.sky.dice.lag(MS, 60 * MS, 8, slowest) } else { 50 };
         let life = guard.life;

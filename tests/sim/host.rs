@@ -1,7 +1,7 @@
 //! One host: its clocks, its disks, its processes, and what a supervisor, a power switch or a signal does
 //! to them.
 
-use matriarch::{agent::store, domain::Epoch, lease::acceptor};
+use matriarch::{agent::store, domain::Epoch, lease::acceptor, postgres::Live};
 
 use crate::{
     agent::Agent,
@@ -33,6 +33,8 @@ pub struct Disks {
     pub manager_lost: bool,
     pub agent: store::Durable,
     pub place: Place,
+    /// `pg_hba.conf` lets no clients in.
+    pub shut: bool,
 }
 
 /// One host.
@@ -46,8 +48,10 @@ pub struct Host {
     /// The newest guard; it may have ended.
     pub guard: Option<Guard>,
     pub postgres: Option<Postgres>,
-    /// `live.conf` in the runtime directory: acknowledges without a synchronous standby.
-    pub live: bool,
+    /// `live.conf` in the runtime directory: by which names it acknowledges; without it by the placeholder, which is nobody.
+    pub live: Option<Live>,
+    /// With a mutation: the first that the present tenure had.
+    pub first_live: Option<Live>,
     /// The guard that an agent, at its start, waits for.
     pub silent: Option<u32>,
     frozen: [bool; 4],
@@ -77,7 +81,8 @@ impl Host {
             agent: None,
             guard: None,
             postgres: None,
-            live: false,
+            live: None,
+            first_live: None,
             silent: None,
             frozen: [false; 4],
             backlog: Vec::new(),
@@ -306,7 +311,7 @@ impl World {
         self.hosts[i].agent = None;
         self.hosts[i].guard = None;
         let host = &mut self.hosts[i];
-        host.live = false;
+        host.live = None;
         host.power = false;
         host.unwatched = None;
         self.writers_changed = true;

@@ -50,6 +50,10 @@ fn chaos_plan(seed: u64) -> Plan {
     Plan { without, ..Plan::chaos(seed) }
 }
 
+fn sync_plan(seed: u64) -> Plan {
+    Plan { sync: true, ..chaos_plan(seed) }
+}
+
 /// One seed again, with its trace.
 fn again(plan: &Plan) {
     let report = run::one(plan, true);
@@ -109,10 +113,44 @@ fn nothing_small_takes_the_lease_from_a_primary() {
     demand(&batch, &[("faults", 300)]);
 }
 
+/// In `make test`.
+const SYNC_RUNS: u64 = 24;
+
+#[test]
+fn no_confirmed_commit_is_lost_in_any_seed_and_commits_flow_again() {
+    if let Some(seed) = number("WORLD_SYNC_SEED") {
+        return again(&sync_plan(seed));
+    }
+    let mut batch = Batch::default();
+    for seed in 1..=number("WORLD_RUNS").unwrap_or(SYNC_RUNS) {
+        batch.add(&sync_plan(seed));
+        if batch.is_broken() {
+            break;
+        }
+    }
+    println!("{batch}");
+    batch.assert_unbroken();
+    if number("WORLD_RUNS").is_none() {
+        demand(&batch, &[("promotions that keep commits", 40), ("promised commits", 5_000), ("settle-sync", 60)]);
+        demand(&batch, &[("goes on alone", 5), ("gates opened", 2), ("settings changed", 60), ("failovers", 15)]);
+    }
+}
+
+/// The same as `many_seeds`, with confirmed commits.
+#[test]
+#[ignore = "long: SEEDS=20000 or MINUTES=60"]
+fn many_seeds_with_confirmed_commits() {
+    many(sync_plan);
+}
+
 /// `SEEDS` seeds from `FROM` on, or as many as fit in `MINUTES`.
 #[test]
 #[ignore = "long: SEEDS=20000 or MINUTES=60"]
 fn many_seeds() {
+    many(chaos_plan);
+}
+
+fn many(plan: impl Fn(u64) -> Plan) {
     let began = Instant::now();
     let minutes = number("MINUTES").unwrap_or(u64::MAX / 60);
     let from = number("FROM").unwrap_or(1_000);
@@ -121,7 +159,7 @@ fn many_seeds() {
         if began.elapsed().as_secs() >= minutes * 60 {
             break;
         }
-        batch.add(&chaos_plan(seed));
+        batch.add(&plan(seed));
     }
     println!("{batch}");
     batch.assert_unbroken();
@@ -207,4 +245,36 @@ fn an_ended_epoch_that_is_forgotten_is_found() {
     let faults = [Switchover, Switchover, Switchover, KillAgent, KillAgent, KillGuard, KillGuard, KillAllManagers];
     let plan = Plan::mutated(146, Mutation::EndedEpochForgotten, &faults);
     is_found_in(&Plan { hasty: true, aimed: true, ..plan }, 200);
+}
+
+/// A bug of confirmed commits.
+fn loses_commits(mutation: Mutation, faults: &[Fault], first: u64, seeds: u64) {
+    let plan = Plan { sync: true, ..Plan::mutated(first, mutation, faults) };
+    is_found_in(&plan, seeds);
+}
+
+#[test]
+fn a_word_before_the_old_primary_is_left_is_found() {
+    use Fault::{CutChannel, FailoverByCommand, FreezeAgentAndGuard, IsolateHost};
+    loses_commits(
+        Mutation::WordBeforeSevered,
+        &[CutChannel, FreezeAgentAndGuard, FailoverByCommand, IsolateHost],
+        0,
+        60,
+    );
+}
+
+#[test]
+fn a_primary_that_goes_on_alone_without_the_log_is_found() {
+    loses_commits(Mutation::AloneWithoutTheLog, &[Fault::IsolateHost, Fault::CutChannel], 0, 60);
+}
+
+#[test]
+fn a_primary_that_lets_clients_in_after_a_crash_is_found() {
+    loses_commits(Mutation::NoGate, &[Fault::CrashBackend, Fault::IsolateHost, Fault::CutChannel], 0, 100);
+}
+
+#[test]
+fn a_restart_in_place_by_an_old_rule_is_found() {
+    loses_commits(Mutation::OldRuleInPlace, &[Fault::CrashBackend, Fault::PowerOff, Fault::IsolateHost], 0, 100);
 }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use matriarch::{
-    domain::{ClusterId, Epoch, MemberId, Moment, NodeId, observation::AgentView, observation::Notice},
+    domain::{Briefing, ClusterId, Epoch, MemberId, Moment, NodeId, observation::AgentView, observation::Notice},
     lease::{Membership, acceptor::Acceptor, message::Letter},
     manager::{board::Facts, host::Desk},
     policy::{Founding, Hold},
@@ -75,6 +75,11 @@ pub enum ManagerEvent {
         number: u64,
         view: Option<Rc<AgentView>>,
     },
+    /// The agent was told of the committed state.
+    Briefed {
+        number: u64,
+    },
+    BriefAgain,
     Request {
         from: usize,
         number: u64,
@@ -151,6 +156,9 @@ pub struct Manager {
     pending: BTreeMap<u64, rpc::Pending>,
     asks: BTreeMap<usize, (Epoch, Moment)>,
     awaiting_entry: Vec<(usize, u64, Epoch, Time)>,
+    /// Which agent was told what, and what is under way.
+    briefed: Option<(u64, Briefing)>,
+    briefing: Option<(u64, Briefing)>,
 }
 
 /// What every host is configured with.
@@ -233,6 +241,8 @@ impl World {
             pending: BTreeMap::new(),
             asks: BTreeMap::new(),
             awaiting_entry: Vec::new(),
+            briefed: None,
+            briefing: None,
         });
         self.sky.told.trace(now, || format!("{i}: manager starts"));
         let host = &mut self.hosts[i];
@@ -335,6 +345,8 @@ impl Host {
             ManagerEvent::LinkSilent => self.link_silent(sky),
             ManagerEvent::Executed { number, refused } => self.executed(sky, number, refused.is_some()),
             ManagerEvent::Probed { number, view } => self.probe_answered(sky, number, view),
+            ManagerEvent::Briefed { number } => self.brief_answered(sky, number, true),
+            ManagerEvent::BriefAgain => self.brief(sky),
             ManagerEvent::Request { from, number, request } => self.on_request(sky, from, number, request),
             ManagerEvent::Reply { number, reply } => self.on_reply(sky, number, reply),
             ManagerEvent::Timeout { number } => self.on_timeout(sky, number),
@@ -453,6 +465,7 @@ impl Host {
         self.wake_host(sky, 30);
         self.look_at_seals(sky);
         self.entries_arrived(sky);
+        self.brief(sky);
     }
 
     /// `identity::keep`: the acceptor hears of the highest epoch applied, and whose datagrams it takes.
@@ -537,6 +550,7 @@ impl Host {
         self.m().said = Some((view, at));
         self.wake_report(sky, 20);
         self.wake_host(sky, 40);
+        self.brief(sky);
     }
 
     fn link_lost(&mut self, sky: &mut Sky) {

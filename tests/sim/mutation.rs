@@ -26,6 +26,14 @@ pub enum Mutation {
     GuardSleeps,
     /// A stopped or crashed data directory is left without its signal file.
     NoDormantCatch,
+    /// A standby that is to leave its old primary streams on, and says that it has left.
+    WordBeforeSevered,
+    /// A primary without a standby goes on alone, and the log knows nothing of it.
+    AloneWithoutTheLog,
+    /// A primary that was restarted after a crash lets clients in at once.
+    NoGate,
+    /// A restart in place goes by the first rule of its epoch.
+    OldRuleInPlace,
     /// Nobody looks at the first record of a timeline: equal numbers are taken for equal bytes.
     NumbersOnly,
 }

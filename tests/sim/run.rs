@@ -2,7 +2,10 @@
 
 use std::{fmt, rc::Rc};
 
-use matriarch::domain::{MemberId, Profile, Timings};
+use matriarch::{
+    domain::{MemberId, Profile, Timings},
+    state::ClusterState,
+};
 
 use crate::{
     chaos::{Chaos, FAULTS, Fault},
@@ -10,7 +13,7 @@ use crate::{
     clock::{Clock, MS, SECOND, Time, micros},
     dice::Dice,
     host::Host,
-    invariants::{everyone_rejoins, heals, no_false_failover},
+    invariants::{confirmed_commits_are_kept, everyone_rejoins, heals, no_false_failover},
     mutation::Mutation,
     network::Network,
     world::{Proc, Sky, What, World},
@@ -33,6 +36,8 @@ pub struct Plan {
     pub late: bool,
     /// Every fault hits whoever the lock is granted to.
     pub aimed: bool,
+    /// Commits are confirmed; by which settings the seed chooses.
+    pub sync: bool,
 }
 
 impl Plan {
@@ -46,6 +51,7 @@ impl Plan {
             hasty: false,
             late: false,
             aimed: false,
+            sync: false,
         }
     }
 
@@ -105,7 +111,8 @@ fn world(plan: &Plan, tracing: bool) -> World {
     let (extreme, twins) = (dice.one_in(3), !dice.one_in(4));
     let rho = i64::from(timings.drift_permille) * 1_000;
     let hosts = (0..n).map(|i| Host::new(i, Clock::new(&mut dice, rho, extreme, twins))).collect();
-    let sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
+    let mut sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
+    sky.sync = plan.sync;
     let mut world = World { sky, hosts, chaos: Chaos::default(), writers_changed: false };
     for i in 0..n {
         // The Raft group is there; whose log begins with its membership.
@@ -140,6 +147,9 @@ fn choose_faults(world: &mut World, plan: &Plan) {
     // Some of all kinds: what always comes together hides what comes alone.
     let share = [3, 5, 9][dice.below(3)];
     let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.roll(10) < share).collect();
+    if plan.sync {
+        faults.push(Fault::ChangeSettings);
+    }
     faults.retain(|fault| !plan.without.contains(&format!("{fault:?}")));
     if !plan.faults.is_empty() {
         faults.clone_from(&plan.faults);
@@ -162,12 +172,34 @@ fn choose_faults(world: &mut World, plan: &Plan) {
 /// Everybody is back, and has been for a while.
 fn healthy(world: &mut World, since: &mut Option<Time>) -> bool {
     let now = world.sky.now;
-    let well = everyone_rejoins::missing(world).is_some_and(|missing| missing.is_empty());
+    let well = everyone_rejoins::missing(world).is_some_and(|missing| missing.is_empty()) && stuck(world).is_none();
     if !well {
         *since = None;
         return false;
     }
     now - *since.get_or_insert(now) >= 2 * SECOND
+}
+
+/// Why commits don't flow though everybody is back that can be.
+fn stuck(world: &World) -> Option<String> {
+    let away = (0..world.hosts.len()).filter(|i| everyone_rejoins::needs_an_operator(world, *i)).count();
+    confirmed_commits_are_kept::stuck(&world.sky, world.hosts.len() - 1 - away)
+}
+
+/// How commits are confirmed from here on.
+fn choose_mode(world: &mut World) -> Result<(), String> {
+    let dice = &mut world.sky.dice;
+    let (mode, strict) = (["quorum", "sync"][dice.below(2)], dice.one_in(2));
+    let count = if dice.one_in(4) { 2 } else { 1 };
+    for _ in 0..200 {
+        world.set_mode(mode, strict, count);
+        world.run(world.sky.now + 200 * MS, |_| false);
+        let settled = |state: &ClusterState| state.sync.rules.len() == 1 && state.settings.version > 0;
+        if world.sky.told.state().is_some_and(|s| settled(s)) && stuck(world).is_none() {
+            return Ok(());
+        }
+    }
+    Err(format!("commits are not confirmed: {:?}{}", stuck(world), describe(world)))
 }
 
 /// Runs until all is well; when it was, or why it is not.
@@ -199,9 +231,9 @@ fn heal(world: &mut World, limit: Time) -> Result<(Time, Time), String> {
             Err(format!("heals: no open primary {} s after the last fault{}", limit / SECOND, describe(world)))
         }
         (Some(_), None) => {
-            let missing = everyone_rejoins::missing(world);
+            let (missing, stuck) = (everyone_rejoins::missing(world), stuck(world));
             Err(format!(
-                "everyone_rejoins: {missing:?} are not back {} s after the last fault{}",
+                "everyone_rejoins: {missing:?} are not back, {stuck:?} {} s after the last fault{}",
                 limit / SECOND,
                 describe(world)
             ))
@@ -213,6 +245,7 @@ fn describe(world: &World) -> String {
     let mut text = String::new();
     if let Some(state) = world.sky.told.state() {
         text += &format!("\n lock {:?}\n operation {:?}\n lineage {:?}", state.lock, state.operation, state.lineage);
+        text += &format!("\n rules {:?} kept out {}", state.sync, state.kept_out);
     }
     for (i, host) in world.hosts.iter().enumerate() {
         text += &format!("\n {i} power {} postgres {}", host.power, world.describe(i));
@@ -244,9 +277,12 @@ fn describe(world: &World) -> String {
 
 fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
     let limit = heals::limit(&world.sky.timings);
-    let founded_in_chaos = !plan.small && world.sky.dice.one_in(6);
+    let founded_in_chaos = !plan.small && !plan.sync && world.sky.dice.one_in(6);
     if !founded_in_chaos {
         heal(world, limit).map_err(|why| format!("founding: {why}"))?;
+    }
+    if plan.sync {
+        choose_mode(world)?;
     }
     choose_faults(world, plan);
     world.sky.after(1, 0, 0, What::Chaos);
@@ -329,7 +365,11 @@ impl Batch {
         let again = one(plan, true);
         let lines: Vec<&str> = again.trace.lines().collect();
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
-        let again = if plan.small { "WORLD_SMALL_SEED" } else { "WORLD_SEED" };
+        let again = match plan {
+            Plan { small: true, .. } => "WORLD_SMALL_SEED",
+            Plan { sync: true, .. } => "WORLD_SYNC_SEED",
+            _ => "WORLD_SEED",
+        };
         panic!(
             "{why}\n{last}\nbroken in seeds {seeds:?}\nrun it again: {again}={} cargo test --locked --test sim -- --nocapture",
             plan.seed

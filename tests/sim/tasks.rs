@@ -15,6 +15,7 @@ use matriarch::{
     },
     domain::{Epoch, TimelineId, moment::TwoClocks},
     guard::deadline::Refusal,
+    postgres::Live,
 };
 
 use crate::{
@@ -75,6 +76,8 @@ pub struct TaskRun {
     /// The timeline that a server which answers was on when the task was decided.
     timeline: Option<TimelineId>,
     epoch: Epoch,
+    /// By which rule a primary of this tenure acknowledges.
+    live: Live,
     until: Time,
     holds_lock: bool,
     /// An earlier try got as far as the lease.
@@ -142,6 +145,7 @@ impl World {
             guard: agent.guard.map(|(guard, _)| guard),
             timeline: agent.core.sight().map(|s| s.wal_end.timeline),
             epoch: agent.core.durable().accepted,
+            live: agent.core.live(),
             until: 0,
             holds_lock: false,
             began: false,
@@ -289,8 +293,9 @@ impl World {
                 if self.place(i).rewinding {
                     return Err("a rewind was cut off; rewind again or clone".into());
                 }
-                let upstream = source.map(|s| self.sky.index(&s.member));
-                self.hosts[i].live = false;
+                let upstream = source.map(|s| (self.sky.index(&s.member), run.epoch));
+                self.hosts[i].live = None;
+                self.hosts[i].disks.shut = false;
                 let catch = self.sky.mutation != Mutation::NoDormantCatch;
                 let data = self.data_mut(i)?;
                 data.conf = Conf::Standby(upstream);
@@ -324,7 +329,8 @@ impl World {
         agent.know_guard(Handle { guard, report, alive: true });
         let life = agent.postmasters;
         self.watch_over(i, guard, life, epoch, deadline);
-        self.agent_after(i, 50, AgentEvent::Wake(Wake::Guarded { life, guard }));
+        // Before the task that started it can end.
+        self.agent_after(i, 10, AgentEvent::Wake(Wake::Guarded { life, guard }));
         Ok(guard)
     }
 
@@ -343,7 +349,7 @@ impl World {
                 return Err(format!("its WAL is on timeline {on}").into());
             }
         }
-        let upstream = source.map(|s| self.sky.index(&s.member));
+        let upstream = source.map(|s| (self.sky.index(&s.member), run.epoch));
         self.data_mut(i)?.conf = Conf::Standby(upstream);
         self.tell_guard(i, run, Request::Signal(Signal::Reload))?;
         Ok(None)

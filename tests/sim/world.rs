@@ -116,6 +116,10 @@ pub struct Sky {
     pub mutation: Mutation,
     /// Faults in the small are on: slow disks, failing copies, helpers that break off.
     pub rough: bool,
+    /// Commits may have to be confirmed: managers tell their agents of settings and rules.
+    pub sync: bool,
+    /// Of WAL receivers, so far.
+    pub connections: u32,
 }
 
 impl Sky {
@@ -128,7 +132,8 @@ impl Sky {
         mutation: Mutation,
     ) -> Self {
         let (now, queue, events, branches, rough) = (0, Queue::default(), 0, Branches::default(), false);
-        Self { now, queue, events, dice, timings, names, net, told, branches, mutation, rough }
+        let (sync, connections) = (false, 0);
+        Self { now, queue, events, dice, timings, names, net, told, branches, mutation, rough, sync, connections }
     }
 
     pub fn n(&self) -> usize {

@@ -17,7 +17,8 @@ use crate::{
 
 impl World {
     pub(super) fn look_around(&mut self, i: usize) {
-        let now = self.sky.now;
+        self.plan_acks(i);
+        let (now, sync) = (self.sky.now, self.sky.sync);
         let clocks = self.agent_now(i);
         let Some(agent) = self.agent(i) else { return };
         let plan = agent.core.probe_interval(clocks).map(|interval| Plan {
@@ -37,7 +38,7 @@ impl World {
         let Some(agent) = self.agent(i) else { return };
         if agent.publish_at.is_none() {
             let shown = view(&agent.core, &agent.identity, agent.adopted, clocks);
-            if !same_essence(&shown, &agent.status) {
+            if !same_essence(&shown, &agent.status) || (sync && !same_word(&shown, &agent.status)) {
                 agent.publish_at = Some(now + DEBOUNCE);
             }
         }
@@ -167,6 +168,11 @@ impl World {
         self.agent_after(i, next, AgentEvent::ProbeNow);
         self.wake_agent(i, Wake::Probed { life: plan.life, asked: plan.asked, result });
     }
+}
+
+/// What the rules of commits go by.
+fn same_word(a: &AgentView, b: &AgentView) -> bool {
+    (&a.sync, a.severed, a.follows_epoch) == (&b.sync, b.severed, b.follows_epoch)
 }
 
 /// As `agent::status::essence`: two that are equal here need no hurry.

@@ -37,7 +37,8 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         let sites = s.state.settings.settings().site_failover != SiteFailover::Any;
         let elsewhere = sites && of.site != s.state.settings.of_member(member).site;
         let set_aside = !of.failover || of.priority == 0 || elsewhere;
-        let passed_over = clock_unfit || failed(agent) || in_vain || set_aside;
+        // One that crashed out of the lock not long ago comes last, for it may do so again.
+        let passed_over = clock_unfit || failed(agent) || in_vain || set_aside || agent.unsteady;
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");

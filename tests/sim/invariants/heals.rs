@@ -60,7 +60,7 @@ pub fn waits_for_an_operator(world: &World) -> bool {
     let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
     let waits = |hold: &Hold| match hold {
         Hold::NoSuccessor { .. } => count(hold) + lost >= world.hosts.len(),
-        Hold::LagUnknown { .. } => true,
+        Hold::LagUnknown { .. } | Hold::Unconfirmed { .. } => true,
         _ => false,
     };
     let leader = world.hosts.iter().filter_map(|h| h.manager.as_ref()).find(|m| m.leads());

@@ -5,14 +5,14 @@
 //!
 //! | | promise | not yet applicable, because |
 //! | --- | --- | --- |
-//! | I7 | a commit acknowledged in a sync mode is in every later epoch | there are no sync modes: the configured standby names are empty or the placeholder |
-//! | I8 | `k + r > \|N ∪ V\|` at every step of a sync-set change | there is no sync set |
+//! | I8 | `k + r > \|N ∪ V\|` at every step of a sync-set change | there is no V: a promotion hears enough of every rule in the list (`tests/model/sync`) |
 //! | I16 | an agent that acknowledged failsafe blocks promotions for T_grant | not modelled here: `tests/failsafe_sim.rs` and the model check of failsafe |
 //! | I17 | a lower generation never influences a higher | not modelled here: `lease::wire`, `agent::core` `admit`, and the cluster step of `recover` |
-//! | I20 | the sync names in force are never weaker than the committed set allows | no sync set; what is there of it, the placeholder, is in [`by_hand_acknowledges_nothing`] |
+//! | I20 | the sync names in force are never weaker than the committed set allows | what follows from it is looked at in [`confirmed_commits_are_kept`], and the placeholder in [`by_hand_acknowledges_nothing`] |
 
 pub mod apply_is_deterministic;
 pub mod by_hand_acknowledges_nothing;
+pub mod confirmed_commits_are_kept;
 pub mod copies_need_a_source;
 pub mod deadline_from_a_send_time;
 pub mod ended_epochs_stay_ended;

@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use matriarch::{
     agent::order::{Action as Ordered, Order, Source, StopMode as OrderedStop},
-    domain::{Format, TimelineId, observation::AgentView},
+    domain::{Format, SettingChanges, TimelineId, observation::AgentView},
     manager::{
         host::{CATCHING_UP, EFFECT, is_target},
         view::seen_by_leader,
@@ -159,6 +159,23 @@ impl Host {
         Ok(())
     }
 
+    /// An operator changes settings.
+    pub fn configure(&mut self, sky: &mut Sky, changes: &SettingChanges) -> Result<(), String> {
+        let moment = self.board_now(sky);
+        let manager = self.manager.as_ref().ok_or("no manager runs")?;
+        let state = Rc::clone(&manager.state);
+        let situation = manager.board.situation(&state, &sky.timings, moment);
+        let kind =
+            policy::settings::admit(&situation, state.settings.version, changes, "op").map_err(|e| e.to_string())?;
+        let Some(kind) = kind else { return Ok(()) };
+        let request_id = format!("c{}", self.m().number());
+        let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None });
+        self.with_raft(sky, |raft, now, _, out| {
+            let _ = raft.propose(command, now, out);
+        });
+        Ok(())
+    }
+
     // ------------------------------------------------------------ the host
 
     pub(super) fn host_look(&mut self, sky: &mut Sky) {
@@ -204,8 +221,9 @@ impl Host {
         let (action, known) = ordered(&next.action);
         let system_identifier = state.system_identifier.filter(|_| known);
         let own_timeline = matches!(action, Ordered::StartStandby(_)).then_some(own).filter(|own| own.0 != 0);
+        let briefing = sky.sync.then(|| Box::new(state.briefing()));
         let (rule, epoch) = (next.because.0, next.epoch);
-        let order = Order { id, rule, epoch, system_identifier, action, own_timeline, briefing: None };
+        let order = Order { id, rule, epoch, system_identifier, action, own_timeline, briefing };
         let ask = AgentEvent::Ask(Ask::Execute(self.address(), Box::new(order), number));
         sky.after(150, self.index, life, What::Agent(ask));
     }

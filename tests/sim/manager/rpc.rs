@@ -57,6 +57,7 @@ pub enum Pending {
         promise: Promise,
     },
     Execute,
+    Brief,
     Proposal,
     /// The probe of a switchover's target.
     CatchUp,
@@ -141,6 +142,33 @@ impl Host {
             true => {}
             false => self.seal_answered(sky, whose, promise, None),
         }
+    }
+
+    /// `brief::run`: the own agent is told what is new.
+    pub(super) fn brief(&mut self, sky: &mut Sky) {
+        let manager = self.m();
+        let told = manager.said.as_ref().map(|(view, _)| view.session);
+        let Some(session) = told.filter(|_| sky.sync && manager.state.identity.is_some() && manager.briefing.is_none())
+        else {
+            return;
+        };
+        let news = (session, manager.state.briefing());
+        let Some(life) = self.agent.as_ref().filter(|a| a.serving).map(|a| a.life) else { return };
+        if self.m().briefed.as_ref() == Some(&news) {
+            return;
+        }
+        let ask = Ask::Brief(self.address(), Box::new(news.1.clone()), self.expect(sky, Pending::Brief, SECOND));
+        self.m().briefing = Some(news);
+        sky.after(150, self.index, life, What::Agent(AgentEvent::Ask(ask)));
+    }
+
+    pub(super) fn brief_answered(&mut self, sky: &mut Sky, number: u64, taken: bool) {
+        self.m().pending.remove(&number);
+        let news = self.m().briefing.take();
+        if taken {
+            self.m().briefed = news;
+        }
+        self.manager_event(sky, if taken { 100 } else { 200 * MS }, ManagerEvent::BriefAgain);
     }
 
     /// Asks the own agent for a status probed now; false when it is not there.
@@ -258,6 +286,7 @@ impl Host {
             Pending::Seal { member, epoch } => self.take_seal(sky, member, epoch, None),
             Pending::SealProbe { whose, promise } => self.seal_answered(sky, whose, promise, None),
             Pending::Execute => self.executed_in_vain(sky, number),
+            Pending::Brief => self.brief_answered(sky, number, false),
             Pending::Proposal => self.proposal_settled(sky, None),
             Pending::CatchUp => self.caught_up(sky),
             Pending::Entry { from, number } => {

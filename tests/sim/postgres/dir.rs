@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use matriarch::{
     agent::core::{Disk, DiskFacts},
-    domain::{Lsn, TimelineHistory, TimelineId, WalPosition},
+    domain::{Epoch, Lsn, TimelineHistory, TimelineId, WalPosition},
 };
 
 use super::wal::{Branches, Content, whole};
@@ -40,7 +40,8 @@ pub enum HistoryFile {
 /// Whom `postgresql.conf` makes it follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conf {
-    Standby(Option<usize>),
+    /// The server, and of which epoch its name there is.
+    Standby(Option<(usize, Epoch)>),
     DormantPrimary,
 }
 

@@ -4,6 +4,7 @@ use matriarch::domain::{Lsn, WalPosition};
 
 use super::{
     PgEvent, Postgres,
+    confirms::{Confirms, Names},
     dir::{Conf, ControlState},
     restart_point,
     streaming::TIMEOUT,
@@ -12,6 +13,7 @@ use super::{
 use crate::{
     clock::{MS, SECOND},
     guard::GuardEvent,
+    mutation::Mutation,
     world::{Proc, What, World},
 };
 
@@ -26,6 +28,7 @@ impl World {
             Conf::Standby(upstream) => upstream,
             Conf::DormantPrimary => None,
         };
+        let names = Names::read(host.live.as_ref().filter(|_| guard.is_some()));
         host.postgres = Some(Postgres {
             life,
             guard,
@@ -35,7 +38,10 @@ impl World {
             open: false,
             stopping: None,
             // Started by hand it reads the data directory's own configuration, with the placeholder.
-            live: guard.is_some() && host.live,
+            live: guard.is_some() && host.live.is_some(),
+            confirms: Confirms::by(names),
+            shut: host.disks.shut,
+            recovered: None,
             upstream,
             receiver: None,
             received: false,
@@ -108,23 +114,33 @@ impl World {
         self.sky.branches.note_flush(wal);
         self.sky.told.opened_in_place(self.sky.now, i, epoch, wal, forked);
         self.opens(i, epoch);
+        if let Some(postgres) = &mut self.hosts[i].postgres {
+            postgres.recovered = Some(wal);
+        }
+        self.clients_come_in(i);
     }
 
     /// SIGHUP or `pg_reload_conf()`.
     pub(super) fn reload(&mut self, i: usize) {
         let host = &mut self.hosts[i];
         let (Some(postgres), Some(data)) = (&mut host.postgres, &host.disks.place.data) else { return };
-        postgres.live = postgres.guard.is_some() && host.live;
+        postgres.live = postgres.guard.is_some() && host.live.is_some();
+        postgres.shut = host.disks.shut;
+        let names = Names::read(host.live.as_ref().filter(|_| postgres.guard.is_some()));
         let upstream = match data.conf {
             Conf::Standby(upstream) => upstream,
             Conf::DormantPrimary => None,
         };
         if upstream != postgres.upstream {
             postgres.upstream = upstream;
-            postgres.receiver = None;
+            if upstream.is_some() || self.sky.mutation != Mutation::WordBeforeSevered {
+                postgres.receiver = None;
+            }
             let wait = self.sky.dice.between(5 * MS, 30 * MS);
             self.connect_soon(i, wait);
         }
+        self.take_names(i, names);
+        self.clients_come_in(i);
         self.writers_changed = true;
     }
 

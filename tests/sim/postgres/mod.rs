@@ -3,8 +3,9 @@
 //! and one more; backends that lost their postmaster go on acknowledging until they notice.
 //!
 //! Not modelled: what is in the pages, removed WAL segments (a rewind sometimes fails for one), slots,
-//! archives, replay that lags behind what is received, sync standbys other than the placeholder.
+//! archives, replay that lags behind what is received.
 
+pub mod confirms;
 pub mod dir;
 mod life;
 mod streaming;
@@ -16,6 +17,7 @@ use matriarch::{
 };
 
 use self::{
+    confirms::Confirms,
     dir::DataDir,
     wal::{Branch, Branches, Content, RECORD, whole},
 };
@@ -47,6 +49,17 @@ pub enum PgEvent {
     },
     /// `wal_receiver_timeout`.
     ReceiverCheck,
+    /// What a standby says to have flushed.
+    Answer {
+        connection: u32,
+        flushed: u64,
+    },
+    /// A WAL sender takes a change of configuration.
+    SenderReads {
+        connection: u32,
+    },
+    /// The checkpointer does, and tells the sessions whether commits wait.
+    CheckpointerReads,
     /// Clients commit.
     Commit,
     Flushed {
@@ -90,6 +103,9 @@ impl PgEvent {
             PgEvent::Chunk { .. }
             | PgEvent::Disconnected { .. }
             | PgEvent::ReceiverCheck
+            | PgEvent::Answer { .. }
+            | PgEvent::SenderReads { .. }
+            | PgEvent::CheckpointerReads
             | PgEvent::Commit
             | PgEvent::Flushed { .. }
             | PgEvent::OrphansEnded
@@ -106,6 +122,8 @@ pub struct Receiver {
     pub life: u32,
     branch: wal::BranchId,
     heard: Time,
+    /// Its number there.
+    connection: u32,
 }
 
 /// A running server, or what is left of its process tree.
@@ -123,7 +141,13 @@ pub struct Postgres {
     /// No synchronous standby is waited for; otherwise nothing is acknowledged but by sessions with
     /// `synchronous_commit` local or off.
     pub live: bool,
-    pub upstream: Option<usize>,
+    /// By which names, and who has confirmed what.
+    confirms: Confirms,
+    /// No clients are let in.
+    shut: bool,
+    /// What a restart in place has found, as long as no client has seen it.
+    recovered: Option<Content>,
+    pub upstream: Option<(usize, Epoch)>,
     pub receiver: Option<Receiver>,
     /// `pg_last_wal_receive_lsn()` is not null.
     received: bool,
@@ -216,6 +240,7 @@ impl World {
             upstream_end: None,
             standbys: Vec::new(),
             checkpoint_timeline: data.checkpoint.0,
+            severed: self.is_severed(postgres),
             ..Sight::default()
         })
     }
@@ -228,6 +253,9 @@ impl World {
             PgEvent::Chunk { sender, life, content } => self.take_chunk(i, sender, life, content),
             PgEvent::Disconnected { life } => self.disconnected(i, life),
             PgEvent::ReceiverCheck => self.check_receiver(i),
+            PgEvent::Answer { connection, flushed } => self.answered(i, connection, flushed),
+            PgEvent::SenderReads { connection } => self.sender_reads(i, connection),
+            PgEvent::CheckpointerReads => self.checkpointer_reads(i),
             PgEvent::Commit => self.commit(i),
             PgEvent::Flushed { to } => self.flushed(i, to),
             PgEvent::Reload => self.reload(i),
@@ -256,6 +284,11 @@ impl World {
         if !postgres.writable() {
             return;
         }
+        if postgres.shut {
+            // Nobody commits. Its senders and their standbys speak all the same.
+            self.send_wal(i);
+            return self.pg(i, next, PgEvent::Commit);
+        }
         postgres.inserted += records * RECORD;
         let to = postgres.inserted;
         self.pg(i, flush, PgEvent::Flushed { to });
@@ -272,10 +305,8 @@ impl World {
         data.wal.end = to;
         let content = data.wal;
         self.sky.branches.note_flush(content);
-        let (writable, live) = (postgres.writable(), postgres.live);
-        if writable {
-            self.sky.told.acked(content, live);
-            invariants::writable_under_a_lease::acknowledged(self, i);
+        if postgres.writable() {
+            self.await_confirmation(i, content);
         }
         self.send_wal(i);
     }
@@ -332,6 +363,7 @@ impl World {
         let content = data.wal;
         self.sky.branches.note_flush(content);
         self.sky.told.promoted(self.sky.now, i, epoch, timeline, (parent, end));
+        invariants::confirmed_commits_are_kept::promoted(&mut self.sky, epoch, Content { branch: parent, end });
         self.opens(i, epoch);
     }
 
@@ -343,6 +375,7 @@ impl World {
         postgres.in_recovery = false;
         postgres.open = true;
         postgres.receiver = None;
+        postgres.confirms.begin();
         postgres.epoch = epoch;
         postgres.inserted = data.wal.end;
         self.writers_changed = true;

@@ -3,7 +3,9 @@
 
 use std::collections::btree_map::Entry;
 
-use matriarch::domain::{Lsn, TimelineHistory, TimelineId, WalPosition, observation::StandbyProgress};
+use matriarch::domain::{
+    Epoch, Lsn, TimelineHistory, TimelineId, WalPosition, observation::StandbyProgress, sync::standby_name,
+};
 
 use super::{
     PgEvent, Receiver,
@@ -38,14 +40,14 @@ impl World {
         let Some(postgres) = &mut self.hosts[i].postgres else { return };
         postgres.connecting = false;
         let idle = postgres.is_standby() && postgres.at_end && postgres.receiver.is_none();
-        let Some(sender) = postgres.upstream.filter(|_| idle) else { return };
-        if let Err(_why) = self.follow(i, sender) {
+        let Some((sender, epoch)) = postgres.upstream.filter(|_| idle) else { return };
+        if let Err(_why) = self.follow(i, sender, epoch) {
             self.connect_soon(i, RETRY);
         }
     }
 
     /// Begins to stream from `sender`.
-    fn follow(&mut self, i: usize, sender: usize) -> Result<(), String> {
+    fn follow(&mut self, i: usize, sender: usize, epoch: Epoch) -> Result<(), String> {
         let reachable = sender != i && self.sky.net.is_open(Channel::Postgres, i, sender);
         let server = self.hosts[sender].postgres.as_ref().filter(|p| reachable && p.accepts_connections());
         let life = server.map(|p| p.life).ok_or("can't connect")?;
@@ -74,11 +76,16 @@ impl World {
             self.sky.told.other_bytes.push(what);
         }
         let heard = self.sky.now;
-        postgres.receiver = Some(Receiver { sender, life, branch: theirs.wal.branch, heard });
+        self.sky.connections += 1;
+        let connection = self.sky.connections;
+        postgres.receiver = Some(Receiver { sender, life, branch: theirs.wal.branch, heard, connection });
         postgres.received = true;
         ours.wal.end = at.end;
         ours.wal.branch = branches.branch_at(theirs.wal.branch, at.end);
         let content = theirs.wal;
+        let generation = host.disks.agent.generation;
+        self.sender_begins(sender, (i, connection), standby_name(&self.sky.names[i].clone(), generation, epoch));
+        let Some(postgres) = &mut self.hosts[i].postgres else { return Ok(()) };
         if !std::mem::replace(&mut postgres.checking, true) {
             self.pg(i, TIMEOUT, PgEvent::ReceiverCheck);
         }
@@ -133,6 +140,7 @@ impl World {
             // Those that follow this standby hear of it too.
             self.send_wal(i);
         }
+        self.answer(i);
     }
 
     pub(super) fn disconnected(&mut self, i: usize, life: u32) {

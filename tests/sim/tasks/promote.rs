@@ -121,7 +121,7 @@ impl World {
             Step::Sever => {
                 self.still_a_standby(i)?;
                 self.data_mut(i)?.conf = Conf::DormantPrimary;
-                self.hosts[i].live = true;
+                (self.hosts[i].live, self.hosts[i].first_live) = (Some(run.live.clone()), Some(run.live.clone()));
                 self.sky.after(MS, i, life, What::Postgres(PgEvent::Reload));
                 run.until = self.local(i, self.sky.timings.promote);
                 run.step = Step::AwaitSevered;
@@ -213,6 +213,11 @@ impl World {
         }
         self.put_signal_back(i)?;
         self.report(i, after);
+        if !before.in_recovery {
+            // It may have been promoted before an earlier try had come to the live names.
+            self.hosts[i].live = Some(run.live.clone());
+            self.reload_soon(i);
+        }
         Ok(None)
     }
 

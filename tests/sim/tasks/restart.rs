@@ -6,6 +6,7 @@ use super::{Progress, Step, TaskRun};
 use crate::{
     agent::Link,
     clock::{MS, Time},
+    mutation::Mutation,
     postgres::dir::Conf,
     world::World,
 };
@@ -54,7 +55,14 @@ impl World {
         let data = self.data_mut(i)?;
         data.conf = Conf::DormantPrimary;
         data.standby_signal = false;
-        self.hosts[i].live = true;
+        let mut live = run.live.clone();
+        if self.sky.mutation == Mutation::OldRuleInPlace
+            && let Some(first) = self.hosts[i].first_live.clone()
+        {
+            live = first;
+        }
+        self.hosts[i].disks.shut = live.waits() && self.sky.mutation != Mutation::NoGate;
+        self.hosts[i].live = Some(live);
         run.step = Step::Spawn;
         Ok(self.sky.dice.between(15 * MS, 120 * MS))
     }
@@ -114,7 +122,7 @@ impl World {
                 Ok(None) | Err(_) => run.step = Step::TakeBack,
             }
         }
-        self.hosts[i].live = false;
+        self.hosts[i].live = None;
         let _ = self.put_signal_back(i);
         Err(run.error.take().unwrap_or_default().into())
     }

@@ -45,7 +45,7 @@ impl World {
     }
 
     fn make_safe(&mut self, i: usize) {
-        self.hosts[i].live = false;
+        self.hosts[i].live = None;
         let catch = self.sky.mutation != Mutation::NoDormantCatch;
         let place = self.place(i);
         let rewinding = place.rewinding;
