@@ -114,7 +114,7 @@ fn nothing_small_takes_the_lease_from_a_primary() {
 }
 
 /// In `make test`.
-const SYNC_RUNS: u64 = 24;
+const SYNC_RUNS: u64 = 20;
 
 #[test]
 fn no_confirmed_commit_is_lost_in_any_seed_and_commits_flow_again() {
