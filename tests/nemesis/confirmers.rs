@@ -362,7 +362,15 @@ mod tests {
         let mode: Mode = "quorum".parse().unwrap();
         let names = vec!["n2".to_owned(), "n3".to_owned()];
         let rules = vec!["1 of n2, n3".to_owned()];
-        let commits = Commits { mode: "quorum".into(), strict: false, rules, in_effect: true, names, count: 1 };
+        let commits = Commits {
+            mode: "quorum".into(),
+            strict: false,
+            rules,
+            in_effect: true,
+            names,
+            count: 1,
+            ..Commits::default()
+        };
         assert!(mode.is_in_force(&commits, 3));
         assert!(!mode.is_in_force(&commits, 5));
         assert!(!Mode { strict: true, ..mode }.is_in_force(&commits, 3));
