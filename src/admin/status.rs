@@ -386,7 +386,7 @@ mod tests {
     #[test]
     fn a_rule_that_alter_system_wins_over_is_not_in_effect() {
         let rule = SyncRule { id: 3, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 };
-        let sync = SyncSet { id: 3, rules: vec![rule] };
+        let sync = SyncSet { id: 3, rules: vec![rule], binding: true };
         let state = ClusterState { epoch: Epoch(7), sync, ..ClusterState::default() };
         let mut primary = agent("a", "primary 2:500 effective=3");
         assert!(commits(&state, Some(&primary)).in_effect);

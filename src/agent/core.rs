@@ -149,6 +149,8 @@ pub struct Core {
     nothing_lost: Option<LostWal>,
     /// The epoch of the order to follow whom it follows.
     follows_epoch: Epoch,
+    /// The task under way follows whom it follows already: what that brings may be a newer timeline.
+    follows_on: bool,
 }
 
 impl Core {
@@ -200,6 +202,7 @@ impl Core {
             system,
             follows: None,
             follows_epoch: Epoch(0),
+            follows_on: false,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),

@@ -593,7 +593,7 @@ impl Agent {
             hands: self.hands.clone(),
             task,
             guard: self.guard.clone(),
-            timeline: self.core.sight().map(|s| s.wal_end.timeline),
+            timeline: self.core.decided_on(),
             wal_end: Some(self.core.wal_end()).filter(|(_, known)| *known).map(|(end, _)| end),
             epoch: self.core.durable().accepted,
             generation: self.core.durable().generation,

@@ -24,6 +24,8 @@ use crate::{
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(3);
+/// A server that doesn't answer is asked so many times less often, for each look may leave a session there.
+const PATIENCE: u32 = 9;
 /// How long the addresses of the members are used before their names are looked up again.
 const KNOWN: Duration = Duration::from_secs(60);
 
@@ -33,7 +35,8 @@ pub async fn watch(
     mut plans: watch::Receiver<Option<SyncPlan>>,
     wakes: mpsc::UnboundedSender<Wake>,
 ) {
-    let mut looker = Looker { instance, session: None, homes: BTreeMap::new(), looked_up: None, told: None, life: 0 };
+    let mut looker =
+        Looker { instance, session: None, homes: BTreeMap::new(), looked_up: None, told: None, life: 0, failed: 0 };
     loop {
         let plan = plans.borrow_and_update().clone();
         match plan {
@@ -46,7 +49,8 @@ pub async fn watch(
                 }
             }
         }
-        if let Ok(Err(_)) = tokio::time::timeout(EVERY, plans.changed()).await {
+        let pause = EVERY * (1 + looker.failed.min(PATIENCE));
+        if let Ok(Err(_)) = tokio::time::timeout(pause, plans.changed()).await {
             return;
         }
     }
@@ -62,6 +66,8 @@ struct Looker {
     looked_up: Option<Instant>,
     told: Option<Uncovered>,
     life: u64,
+    /// Looks in a row that came to nothing.
+    failed: u32,
 }
 
 impl Looker {
@@ -76,8 +82,12 @@ impl Looker {
             self.life = plan.life;
         }
         match self.try_to(plan).await {
-            Ok(view) => self.news(view),
+            Ok(view) => {
+                self.failed = 0;
+                self.news(view)
+            }
             Err(why) => {
+                self.failed = self.failed.saturating_add(1);
                 tracing::debug!(why, "the primary could not be asked for commits that its rule does not cover");
                 self.session = None;
                 None

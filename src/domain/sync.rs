@@ -175,6 +175,9 @@ pub struct SyncSet {
     pub id: u64,
     /// Oldest first. The last is the one in force, or about to be; none: nothing is promised.
     pub rules: Vec<SyncRule>,
+    /// The present primary, or the last, acknowledges by one of the rules and not otherwise: one of them has come into effect, or
+    /// it began with one. Until then it may still wait for nobody.
+    pub binding: bool,
 }
 
 impl SyncSet {
@@ -201,14 +204,15 @@ impl SyncSet {
         Ok(self.id)
     }
 
-    /// The rule of this number, the last, is in effect: it covers what was acknowledged under all before.
+    /// The rule of this number, the last, is in effect: it covers what was acknowledged under all before, and without any.
     ///
     /// # Errors
-    /// It is not the last, or alone already.
+    /// It is not the last, or that is known already.
     pub fn settle(&mut self, id: u64) -> Result<(), String> {
         match self.rules.last() {
-            Some(last) if last.id == id && self.rules.len() > 1 => {
+            Some(last) if last.id == id && (self.rules.len() > 1 || !self.binding) => {
                 self.rules.drain(..self.rules.len() - 1);
+                self.binding = true;
                 Ok(())
             }
             Some(last) => Err(format!("rule {} is the last of {}", last.id, self.rules.len())),
@@ -220,6 +224,7 @@ impl SyncSet {
     pub fn clear(&mut self) {
         self.id += 1;
         self.rules.clear();
+        self.binding = false;
     }
 }
 

@@ -69,7 +69,12 @@ fn has_everything(s: &Situation<'_>, released: Option<&Release>, switch: WalPosi
         let agent = s.seals.get(member)?.agent.as_ref()?;
         agent.history.fork_from(&lineage).map(|fork| fork.min(agent.wal_end))
     };
-    let everything = sync::everything_by(s, released, &sync::promised(s), own_part);
+    let promised = sync::promised(s);
+    // Whoever was primary last may have been put back from a backup meanwhile: its word counts when there is no other.
+    if let Ok(needed) = sync::by_rules(s, &promised, own_part) {
+        return needed <= switch;
+    }
+    let everything = sync::everything_by(s, released, &promised, own_part);
     everything.is_ok_and(|needed| needed.is_none_or(|needed| needed <= switch))
 }
 

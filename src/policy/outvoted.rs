@@ -7,25 +7,41 @@
 
 use std::collections::BTreeSet;
 
-use super::{Hold, Situation, Verdict, candidates, pause};
+use super::{Hold, Situation, Verdict, candidates};
 use crate::{
     domain::{FailoverWait, MemberId, PostgresState, membership::Count},
     state::{GrantPhase, Kind, Lock},
 };
 
-/// Commits wait for standbys, without exception, and an operator wants failovers not to wait for more.
-fn is_wanted(s: &Situation<'_>) -> bool {
+/// Commits wait for standbys, without exception, and an operator wants failovers not to wait for more. Not in a pause. And
+/// not when the last word of `holder` was that it goes by other rules than it should (somebody's `ALTER SYSTEM`).
+fn is_wanted(s: &Situation<'_>, holder: &MemberId) -> bool {
     let settings = s.state.settings.settings();
-    settings.failover_wait == FailoverWait::Promise && settings.waits_always() && !s.state.sync.rules.is_empty()
+    let binding = s.state.sync.binding && !s.state.sync.rules.is_empty();
+    let strays =
+        s.seen.get(holder).and_then(|o| o.agent.as_ref()).is_some_and(|a| {
+            a.state == PostgresState::Primary && (!a.sync.effective || !a.uncovered.overrides.is_empty())
+        });
+    settings.failover_wait == FailoverWait::Promise
+        && settings.waits_always()
+        && binding
+        && !strays
+        && s.state.paused.is_none()
+}
+
+/// Its manager was heard in the last round of reports: it is not lost, or will say itself that it has ended.
+fn is_heard(s: &Situation<'_>, holder: &MemberId) -> bool {
+    let silent = (s.timings.grant / 2).max(round(s));
+    s.seen.get(holder).is_some_and(|o| s.now.since(o.at) < silent)
 }
 
 /// Rule 332. A majority of voters has heard nothing of the holder for half of the promise that its last renewal was given,
-/// this leader neither, and as many standbys as a promotion has to hear are there to be heard.
+/// this leader had no report of its host, and as many standbys as a promotion has to hear are there to be heard.
 pub fn by_standbys(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Granted { epoch, member, phase: GrantPhase::Promoted | GrantPhase::Open, .. } = &s.state.lock else {
         return None;
     };
-    if !is_wanted(s) || pause::holds(s, String::new).is_some() {
+    if !is_wanted(s, member) {
         return None;
     }
     let membership = s.membership();
@@ -38,10 +54,10 @@ pub fn by_standbys(s: &Situation<'_>) -> Option<Verdict> {
     };
     let Count { have, need } = membership.count(&s.seen.keys().filter(quiet).cloned().collect());
     let there = there(s, member);
-    if have < need || s.state.sync.unmet(&there).is_some() {
+    if have < need || s.state.sync.unmet(&there).is_some() || !there.iter().any(|m| may_follow(s, m)) {
         return None;
     }
-    if s.seen.get(member).is_some_and(|o| s.now.since(o.at) < s.timings.grant / 2) {
+    if is_heard(s, member) {
         return Some(Verdict::Hold(Hold::LeaseHeld { member: member.clone(), epoch: *epoch, lapsed: 0, needed: need }));
     }
     let standbys = Vec::from_iter(there.iter().map(MemberId::as_str)).join(", ");
@@ -65,10 +81,18 @@ fn there(s: &Situation<'_>, holder: &MemberId) -> BTreeSet<MemberId> {
     s.state.members.keys().filter(|m| *m != holder).filter(runs).cloned().collect()
 }
 
-/// Enough standbys have left the last primary for good, and told after that where their WAL ends: nothing is acknowledged
-/// there any more.
+/// Nobody has to name it for it to become primary.
+fn may_follow(s: &Situation<'_>, member: &MemberId) -> bool {
+    let allowed = candidates::Wishes::of(s).forbid(&s.state.settings.of_member(member)).is_none();
+    allowed && !s.state.maintenance.contains_key(member)
+}
+
+/// Enough standbys have left the last primary, of which nothing is heard, for good, and told after that where their WAL ends:
+/// nothing is acknowledged there any more.
 pub fn is_over(s: &Situation<'_>) -> bool {
-    is_wanted(s) && s.state.sync.unmet(&candidates::promised(s)).is_none()
+    let Lock::Fenced { previous: Some((_, holder)), released: None, .. } = &s.state.lock else { return false };
+    let left = || s.state.sync.unmet(&candidates::promised(s)).is_none();
+    is_wanted(s, holder) && !is_heard(s, holder) && left()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::{
 fn quiet(of: &str, count: u32) -> Bench {
     let quiet = Promise { epoch: Epoch(1), renewed: true, quiet: true, remaining_ms: 1_500, ..Promise::default() };
     let bench = Bench::new("granted a open 2")
-        .says("a", "primary 2:200 lease=1")
+        .says("a", "primary 2:200 lease=1 effective=1")
         .says("b", "standby 2:200 upstream=a follows=1")
         .says("c", "standby 2:200 upstream=a follows=1")
         .promise("b", quiet)
@@ -29,6 +29,7 @@ fn set(mut bench: Bench, of: &str, count: u32) -> Bench {
     bench.state.settings.values.extend(wanted);
     bench.state.format = Format::SYNC;
     bench.state.sync.add(Epoch(1), of.split_whitespace().map(id).collect(), count).unwrap();
+    bench.state.sync.binding = true;
     bench
 }
 
@@ -55,6 +56,15 @@ fn it_is_not_where_it_may_still_acknowledge_or_nobody_asked_for_it() {
     let mut asynchronous = quiet("b c", 1);
     asynchronous.state.sync.rules.clear();
     assert!(!ends(&asynchronous), "nothing waits yet");
+    let mut begun = quiet("b c", 1);
+    begun.state.sync.binding = false;
+    assert!(!ends(&begun), "nobody knows yet that it waits");
+    let mut strays = quiet("b c", 1);
+    strays.seen.get_mut(&id("a")).and_then(|o| o.agent.as_mut()).unwrap().sync.effective = false;
+    assert!(!ends(&strays), "it said that it goes by other rules");
+    let mut nobody = quiet("b c", 1);
+    nobody.state.settings.values.extend(["b.failover", "c.failover"].map(|key| (key.to_owned(), "false".to_owned())));
+    assert!(!ends(&nobody), "nobody could follow it by itself");
     assert!(!ends(&quiet("", 0)), "it acknowledges alone");
     assert!(!ends(&quiet("b c", 1).says("c", "starting 2:200")), "b alone may lack what c has");
     assert!(ends(&quiet("b c", 2).says("c", "starting 2:200")), "b has all");

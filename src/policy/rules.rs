@@ -68,7 +68,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: 330, name: "a majority reports the lease run out: end the epoch", decide: failover::lease_ran_out },
     Rule {
         id: 332,
-        name: "nothing is heard of the holder, and the standbys that confirm its commits can leave it: end the epoch",
+        name: "nothing is heard of the holder, its standbys can outvote it: end the epoch",
         decide: outvoted::by_standbys,
     },
     Rule {

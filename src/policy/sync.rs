@@ -67,8 +67,8 @@ pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
     let primary = primary(s)?;
     let [.., last] = s.state.sync.rules.as_slice() else { return None };
     let told = &primary.agent.sync;
-    let older = s.state.sync.rules.len() > 1 && last.epoch == primary.epoch;
-    (older && told.applied == last.id && told.effective).then_some(Verdict::Propose(Kind::SettleSync { id: last.id }))
+    let news = (s.state.sync.rules.len() > 1 || !s.state.sync.binding) && last.epoch == primary.epoch;
+    (news && told.applied == last.id && told.effective).then_some(Verdict::Propose(Kind::SettleSync { id: last.id }))
 }
 
 /// Rule 432.
@@ -249,7 +249,8 @@ pub fn promised(s: &Situation<'_>) -> BTreeSet<MemberId> {
     let Lock::Fenced { epoch, .. } = &s.state.lock else { return BTreeSet::new() };
     let counts = |agent: &AgentView| {
         let at_rest = matches!(agent.state, PostgresState::Standby | PostgresState::Stopped);
-        at_rest
+        let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
+        ours && at_rest
             && agent.severed
             && agent.accepted_epoch >= *epoch
             && agent.wal_end_known
@@ -273,6 +274,20 @@ pub fn everything<'a>(
     everything_by(s, released, promised, |member| end_of(s, member))
 }
 
+/// Where WAL has to reach by the word of those who may have confirmed, and nobody else's; the WAL that counts of each of
+/// `promised` ends at `end`.
+///
+/// # Errors
+/// Too few of this rule were heard.
+pub fn by_rules<'a>(
+    s: &'a Situation<'_>,
+    promised: &BTreeSet<MemberId>,
+    end: impl Fn(&MemberId) -> Option<WalPosition>,
+) -> Result<WalPosition, &'a SyncRule> {
+    let reaches = s.state.sync.rules.iter().map(|rule| reach(rule, promised, &end).ok_or(rule));
+    reaches.collect::<Result<Vec<_>, _>>().map(|reaches| reaches.into_iter().max().unwrap_or_default())
+}
+
 /// The same where the WAL that counts of each of `promised` ends at `end`.
 ///
 /// # Errors
@@ -286,8 +301,7 @@ pub fn everything_by<'a>(
     if s.state.sync.rules.is_empty() {
         return Ok(None);
     }
-    let by_rules = s.state.sync.rules.iter().map(|rule| reach(rule, promised, &end).ok_or(rule));
-    let by_rules = by_rules.collect::<Result<Vec<_>, _>>().map(|reaches| reaches.into_iter().max().unwrap_or_default());
+    let by_rules = by_rules(s, promised, &end);
     // Nothing was acknowledged that whoever held the lock last doesn't have: where its WAL ends is enough, by its own word of
     // now, or by that of a clean end. After a crash its last word may be from before the last commits.
     let last = match &s.state.lock {

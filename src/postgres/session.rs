@@ -138,8 +138,9 @@ impl Instance {
         let cfg = self.config();
         let mut target = Config::new();
         target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).dbname("postgres");
-        // A missing synchronous standby must not hold up the agent's own sessions.
-        target.application_name("matriarch").options("-c synchronous_commit=local");
+        // A missing synchronous standby must not hold up the agent's own sessions. And a superuser's session must not call
+        // what others may have put into a schema on its path (CVE-2018-1058).
+        target.application_name("matriarch").options("-c synchronous_commit=local -c search_path=pg_catalog");
         let connect = async {
             let instance = self.clone();
             let password = files::reading(move || instance.superuser_password()).await;

@@ -97,10 +97,13 @@ impl Monitor {
         let mut all = self.raft.metrics();
         let mut stalled = false;
         let mut led: Option<(u64, Instant)> = None;
+        let contact = self.contact.clone();
         self.adopt_identity();
         loop {
-            let unheard = !self.contact.is_within(self.timings.election_max);
+            // Before the look: a message that comes after it must not be missed.
+            let heard = contact.next();
             let (now, recheck) = self.look(&mut all, &mut led);
+            let unheard = now.0.leader.is_none();
             let unconfirmed = now.1;
             self.leadership.send_if_modified(|known| {
                 let changed = *known != now.0;
@@ -118,7 +121,7 @@ impl Monitor {
                     Err(_) => break,
                 },
                 // A new leader's first message changes the metrics before it counts as heard.
-                () = self.contact.heard(self.timings.election_max), if unheard => {}
+                () = heard, if unheard => {}
                 _ = self.stop.changed() => break,
                 () = sleep(recheck) => {}
             }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use nix::time::{ClockId, clock_gettime};
 use openraft::raft::AppendEntriesResponse;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 use tokio_stream::StreamExt as _;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -50,17 +50,9 @@ impl Contact {
         self.heard.notify_waiters();
     }
 
-    /// A leader was heard less than `longest` ago.
-    pub(super) fn is_within(&self, longest: std::time::Duration) -> bool {
-        self.age().is_some_and(|age| age < longest)
-    }
-
-    /// Ends as soon as one was.
-    pub(super) async fn heard(&self, longest: std::time::Duration) {
-        let heard = self.heard.notified();
-        if !self.is_within(longest) {
-            heard.await;
-        }
+    /// Ends with the next message of a leader after this call.
+    pub(super) fn next(&self) -> Notified<'_> {
+        self.heard.notified()
     }
 
     /// How long ago; `None` if never.

@@ -102,7 +102,7 @@ impl Follower {
 fn whole(bytes: &[u8]) -> Option<usize> {
     let &[kind, a, b, c, d, ..] = bytes else { return None };
     let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).ok()?;
-    (kind != b'N' && kind != b'W' && length >= 4 && length < bytes.len()).then_some(1 + length)
+    (kind != b'N' && length >= 4 && length < bytes.len()).then_some(1 + length)
 }
 
 impl State {
@@ -110,9 +110,8 @@ impl State {
     fn after(head: [u8; HEAD]) -> Self {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
         match (head[0], length) {
-            // CopyBothResponse: a WAL sender, which acknowledges nobody's commits. And what has such
-            // a length is no message.
-            (b'W', _) | (_, 0..=3) => Self::Unread,
+            // What has such a length is no message.
+            (_, 0..=3) => Self::Unread,
             (_, 4) => Self::default(),
             (b'N', length) => Self::Notice { left: u64::from(length) - 4, fields: Fields::default() },
             (_, length) => Self::Body { left: u64::from(length) - 4 },

@@ -32,6 +32,8 @@ use super::{
 const STARTUP_DEADLINE: Duration = Duration::from_secs(10);
 /// A backend must have taken the TCP connection by then.
 const CONNECT: Duration = Duration::from_secs(1);
+/// How long a server may take to agree on encryption.
+const SHAKE_HANDS: Duration = Duration::from_secs(3);
 /// Pause before a backend that was not ready is tried again.
 const RETRY: Duration = Duration::from_millis(25);
 /// Bytes sent to a backend may stay unacknowledged this long: a host that is
@@ -98,7 +100,7 @@ enum NotYet {
     Connect(io::Error),
     #[error("encrypt: {0}")]
     Encrypt(io::Error),
-    #[error("no TCP connection within {CONNECT:?}")]
+    #[error("no answer to a TCP connection within {CONNECT:?}, or to a request for encryption within {SHAKE_HANDS:?}")]
     Silent,
     #[error("it closed the connection: {0}")]
     Closed(io::Error),
@@ -143,6 +145,10 @@ impl Guest {
                 Some(Opening::Cancel) => return self.cancel(&packet).await,
                 Some(Opening::Tls) | None if self.access.tls.ends_here() => {
                     self = self.encrypt(opening.is_none()).await?;
+                    continue;
+                }
+                Some(Opening::Gss) if self.access.tls_required => {
+                    self.say(b"N").await?;
                     continue;
                 }
                 Some(Opening::Tls | Opening::Gss) => Expect::Byte,
@@ -435,7 +441,8 @@ impl<'a> Search<'a> {
         if !self.encrypts() {
             return Ok(Stream::Plain(backend));
         }
-        self.tls.connect(backend, address, self.bound).await.map_err(NotYet::Encrypt)
+        let encrypted = timeout(SHAKE_HANDS, self.tls.connect(backend, address, self.bound)).await;
+        encrypted.map_err(|_| NotYet::Silent)?.map_err(NotYet::Encrypt)
     }
 
     /// Sends the packet and reads as much of the answer as decides.

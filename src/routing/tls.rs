@@ -70,7 +70,7 @@ struct Current {
 }
 
 /// What tells one version of the files from another.
-type Stamps = Vec<Option<(u64, u64, i64, i64)>>;
+type Stamps = Vec<Option<Vec<u64>>>;
 
 impl Tls {
     /// Reads what the configuration names.
@@ -125,7 +125,7 @@ impl Tls {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         server.write_all(&wire::SSL_REQUEST).await?;
         if server.read_u8().await? != b'S' {
-            self.complain(format!("{address} doesn't encrypt, which {CA_KEY} asks for; switch ssl on there"));
+            self.complain(address, || format!("doesn't encrypt, which {CA_KEY} asks for; switch ssl on there"));
             return Err(io::Error::other(format!("it doesn't encrypt, which {CA_KEY} asks for")));
         }
         let stream = match TlsConnector::from(config).connect(name, server).await {
@@ -133,7 +133,7 @@ impl Tls {
             Err(error) => {
                 // A server that ends in the middle is restarting; what is wrong with a certificate is to be mended.
                 if error.kind() == io::ErrorKind::InvalidData {
-                    self.complain(format!("{address} can't be trusted: {error}"));
+                    self.complain(address, || format!("can't be trusted: {error}"));
                 }
                 return Err(error);
             }
@@ -141,42 +141,52 @@ impl Tls {
         let theirs = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let same = current.to_clients.is_none_or(|(_, ours)| theirs == Some(&ours));
         if bound && !same {
-            self.complain(format!(
-                "{address} has another certificate than the router: clients that use TLS and SCRAM are refused unless \
-                 they set channel_binding=disable"
-            ));
+            self.complain(address, || {
+                "has another certificate than the router: clients that use TLS and SCRAM are refused unless they set \
+                 channel_binding=disable"
+                    .to_owned()
+            });
         }
         Ok(Stream::Tls(Box::new(TlsStream::Client(stream))))
     }
 
-    /// Says each thing once until the files change.
-    fn complain(&self, what: String) {
-        if self.complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(what.clone()) {
-            warn!("{what}");
+    /// Once for each server until the files change: what is wrong may be said in ever new words.
+    fn complain(&self, address: &str, what: impl FnOnce() -> String) {
+        if self.complaints.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned()) {
+            warn!("{address} {}", what());
         }
     }
 
     fn stamps(&self) -> Stamps {
         let pair = self.certificate.iter().flat_map(|f| [&f.certificate, &f.key]);
-        let stamp = |file: &PathBuf| fs::metadata(file).ok().map(|m| (m.ino(), m.size(), m.mtime(), m.mtime_nsec()));
-        pair.chain(&self.authority).map(stamp).collect()
+        // A key that others could read is mended without a change of its bytes.
+        let stamp = |m: fs::Metadata| {
+            [m.ino(), m.size(), m.mtime_nsec().unsigned_abs()].into_iter().chain(changed(&m)).collect()
+        };
+        pair.chain(&self.authority).map(|file| fs::metadata(file).ok().map(stamp)).collect()
     }
 
-    /// Reads the files again. When they can't be used, what was read before stays.
-    fn reload(&self) {
+    /// Reads the files again. When they can't be used, what was read before stays, and this is false.
+    fn reload(&self, refused: &mut Option<String>) -> bool {
         match Current::read(self.certificate.as_ref(), self.authority.as_deref()) {
             Ok(current) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
                 self.complaints.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 let certificate = self.certificate.as_ref().map(|f| f.certificate.display().to_string());
                 info!(event = events::CERTIFICATE_RELOADED, certificate, "certificates were read again");
+                *refused = None;
+                true
             }
             Err(error) => {
                 let error = format!("{}: {error}", error.key);
-                warn!(
-                    event = events::CERTIFICATE_REFUSED,
-                    error, "changed certificates can't be used, the old ones stay"
-                );
+                if refused.as_ref() != Some(&error) {
+                    warn!(
+                        event = events::CERTIFICATE_REFUSED,
+                        error, "changed certificates can't be used, the old ones stay"
+                    );
+                }
+                *refused = Some(error);
+                false
             }
         }
     }
@@ -185,20 +195,35 @@ impl Tls {
     pub async fn keep_fresh(self: Arc<Self>) {
         // Without a handler SIGHUP would end the router, also one that has no certificates.
         let mut hangup = signal(SignalKind::hangup()).ok();
-        let mut read = self.stamps();
+        let (mut read, mut refused) = (self.stamps(), None);
         loop {
             let told = select! {
                 () = told(hangup.as_mut()) => true,
                 () = sleep(LOOK), if !read.is_empty() => false,
             };
-            // Looked at before they are read: what is written meanwhile is another change.
-            let now = self.stamps();
-            if !now.is_empty() && (told || now != read) {
-                self.reload();
+            let this = Arc::clone(&self);
+            // Sessions don't wait for a disk that stands still.
+            let look = tokio::task::spawn_blocking(move || {
+                // Looked at before they are read: what is written meanwhile is another change.
+                let now = this.stamps();
+                let due = !now.is_empty() && (told || now != read);
+                if due && !this.reload(&mut refused) {
+                    // What was refused for want of a descriptor, say, is tried again.
+                    return (read, refused);
+                }
+                (now, refused)
+            });
+            match look.await {
+                Ok(after) => (read, refused) = after,
+                // It panicked: that is said, and nothing is read again.
+                Err(_) => return std::future::pending().await,
             }
-            read = now;
         }
     }
+}
+
+fn changed(file: &fs::Metadata) -> [u64; 3] {
+    [file.mtime().unsigned_abs(), file.ctime().unsigned_abs(), file.ctime_nsec().unsigned_abs()]
 }
 
 async fn told(hangup: Option<&mut Signal>) {
@@ -231,9 +256,10 @@ fn to_clients(files: &CertificateFiles) -> Result<(Arc<ServerConfig>, Certificat
     let wrong = |told: String| TlsError { key: "router.tls_key_file", told };
     let secret = read_private_key(&files.key).map_err(|error| wrong(error.to_string()))?;
     let key = PrivateKeyDer::from_pem_slice(secret.expose()).map_err(|error| {
+        // The error itself may quote the file.
         let problem = match error {
-            pem::Error::NoItemsFound => "holds no private key, or one with a passphrase".to_owned(),
-            error => format!("is no PEM ({error})"),
+            pem::Error::NoItemsFound => "holds no private key, or one with a passphrase",
+            _ => "is no PEM",
         };
         wrong(format!("{} {problem}; put the key there in PEM, without a passphrase", files.key.display()))
     })?;
@@ -272,9 +298,13 @@ fn to_servers(file: &Path) -> Result<Arc<ClientConfig>, TlsError> {
 
 fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-    found.map_err(|error| TlsError {
-        key,
-        told: format!("{} can't be read ({error}); name a file in PEM", file.display()),
+    found.map_err(|error| {
+        // Only these say nothing of what is in the file: somebody may have named a key.
+        let problem = match error {
+            pem::Error::Io(error) => format!("can't be read ({error})"),
+            _ => "is no PEM".to_owned(),
+        };
+        TlsError { key, told: format!("{} {problem}; name a file in PEM", file.display()) }
     })
 }
 

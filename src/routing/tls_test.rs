@@ -96,11 +96,11 @@ fn new_files_are_taken_as_a_pair_and_bad_ones_change_nothing() {
     files.renew();
     let new_key = fs::read(&files.key).unwrap();
     fs::write(&files.key, old_key).unwrap();
-    tls.reload();
+    tls.reload(&mut None);
     assert_eq!(shown(), first, "the new certificate is there and its key is not yet");
     let half = tls.stamps();
     fs::write(&files.key, new_key).unwrap();
     assert_ne!(tls.stamps(), half, "that is another change");
-    tls.reload();
+    tls.reload(&mut None);
     assert_ne!(shown(), first);
 }

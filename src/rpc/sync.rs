@@ -64,7 +64,7 @@ pub fn start_of(raw: &v1::SyncStart) -> Result<SyncStart> {
 
 /// To a snapshot.
 pub fn set(set: &SyncSet) -> v1::SyncSet {
-    v1::SyncSet { id: set.id, rules: set.rules.iter().map(rule).collect() }
+    v1::SyncSet { id: set.id, rules: set.rules.iter().map(rule).collect(), binding: set.binding }
 }
 
 /// From a snapshot; absent: nothing was ever promised.
@@ -73,7 +73,8 @@ pub fn set(set: &SyncSet) -> v1::SyncSet {
 /// A name that is no member id.
 pub fn set_of(raw: Option<v1::SyncSet>) -> Result<SyncSet> {
     let raw = raw.unwrap_or_default();
-    Ok(SyncSet { id: raw.id, rules: raw.rules.into_iter().map(rule_of).collect::<Result<_>>()? })
+    let rules = raw.rules.into_iter().map(rule_of).collect::<Result<_>>()?;
+    Ok(SyncSet { id: raw.id, rules, binding: raw.binding })
 }
 
 /// To the wire.

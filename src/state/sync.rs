@@ -85,7 +85,10 @@ impl ClusterState {
             let all = u32::try_from(holders.len()).unwrap_or(u32::MAX);
             self.sync.add(before, holders.clone(), all)?;
         }
-        self.sync.add(epoch, names.clone(), *count).map(|_| ())
+        self.sync.add(epoch, names.clone(), *count)?;
+        // It has these names before it leaves recovery.
+        self.sync.binding = true;
+        Ok(())
     }
 }
 

@@ -143,7 +143,7 @@ impl World {
             task,
             step: Step::Begin,
             guard: agent.guard.map(|(guard, _)| guard),
-            timeline: agent.core.sight().map(|s| s.wal_end.timeline),
+            timeline: agent.core.decided_on(),
             epoch: agent.core.durable().accepted,
             live: agent.core.live(),
             until: 0,

@@ -168,6 +168,8 @@ impl Core {
             {
                 return Err(format!("its WAL is on timeline {on}, the order was made when it was on {decided_on}"));
             }
+            let same = source.as_ref().is_some_and(|s| self.follows.as_ref() == Some(&s.member));
+            self.follows_on = same && self.follows_epoch == self.durable.accepted;
             return Ok(Task::Follow(source));
         }
         self.complete_data("start")?;

@@ -7,7 +7,7 @@ use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        MemberId, Moment, PostgresState, RoomView, TimelineHistory, WalPosition,
+        MemberId, Moment, PostgresState, RoomView, TimelineHistory, TimelineId, WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
 };
@@ -89,6 +89,11 @@ impl Core {
     /// The last probe of the running postmaster.
     pub fn sight(&self) -> Option<&Sight> {
         self.sight.as_ref()
+    }
+
+    /// The timeline on which a task to follow was decided, and off which it must not have gone meanwhile; `None`: it may.
+    pub fn decided_on(&self) -> Option<TimelineId> {
+        self.sight.as_ref().filter(|_| !self.follows_on).map(|sight| sight.wal_end.timeline)
     }
 
     /// What lies in the data directory of a stopped instance.

@@ -90,7 +90,7 @@ impl Log {
     }
 
     fn real(&self) -> SyncSet {
-        SyncSet { id: self.last.into(), rules: self.listed().map(|id| self.rule(id).real(id)).collect() }
+        SyncSet { id: self.last.into(), rules: self.listed().map(|id| self.rule(id).real(id)).collect(), binding: true }
     }
 
     fn take(&mut self, set: &SyncSet) {
