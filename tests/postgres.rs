@@ -118,7 +118,12 @@ impl Host {
         let until = Instant::now() + DEADLINE;
         loop {
             let refused = match self.instance.connect().await {
-                Ok(session) => return session,
+                Ok(session) => {
+                    // A superuser's session calls nothing that others may have put on its path.
+                    assert_eq!(run(&session, "show search_path").await, ["pg_catalog"]);
+                    run(&session, "set search_path to public, pg_catalog").await;
+                    return session;
+                }
                 Err(error) => error,
             };
             let exited = self.postmaster.as_mut().unwrap().try_wait().unwrap();
@@ -1000,6 +1005,11 @@ fn who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone() {
     });
 }
 
+/// Begins to insert a row.
+fn inserted(client: tokio_postgres::Client, x: i32) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
+    tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await.map(drop) })
+}
+
 async fn run_until(session: &Session, sql: &str) {
     let until = Instant::now() + DEADLINE;
     while run(session, sql).await.is_empty() {
@@ -1055,18 +1065,11 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
         two_session.reload().await.unwrap();
         go_by(one, &session, &Live::of(Some(&rule(&[two, three], 2)), Generation(1), Confirms::Flush)).await;
         let streams = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_priority > 0";
-        let insert = |x: i32| {
-            let client = one.client("postgres", r"su'p:er\");
-            async move {
-                let client = client.await.unwrap();
-                tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await })
-            }
-        };
         let confirmed_once = "SELECT 1 FROM pg_stat_activity a, pg_stat_replication r WHERE a.wait_event = 'SyncRep' \
                               AND r.state = 'streaming' AND r.flush_lsn = pg_current_wal_flush_lsn()";
 
         run_until(&session, streams).await;
-        let waits = insert(1).await;
+        let waits = inserted(one.client("postgres", r"su'p:er\").await.unwrap(), 1);
         run_until(&session, confirmed_once).await;
         assert!(!waits.is_finished(), "one of two has confirmed");
         wire.cut.notify_waiters();
@@ -1081,7 +1084,7 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
         two_session.reload().await.unwrap();
         run_until(&session, "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'n2' AND active").await;
         run_until(&session, streams).await;
-        let waits = insert(2).await;
+        let waits = inserted(one.client("postgres", r"su'p:er\").await.unwrap(), 2);
         run_until(&session, confirmed_once).await;
         wire.cut.notify_waiters();
         let log = || fs::read_to_string(two.instance.log_file()).unwrap();

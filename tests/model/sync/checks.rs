@@ -165,7 +165,7 @@ fn a_primary_that_lets_clients_in_after_a_crash_is_noticed() {
 fn a_restart_in_place_by_an_older_rule_is_noticed() {
     without(
         "restart reads rule",
-        Confirmed { begin: ALONE.into(), sets: vec![(0b010, 1)], ..three(&[Rule::RestartReadsRule]) },
+        Confirmed { begin: ALONE.into(), sets: vec![(0b010, 1)], ..three(&[Rule::RestartReadsIt]) },
     )
     .breaks(NONE_VANISHES);
 }

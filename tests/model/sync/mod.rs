@@ -76,7 +76,7 @@ impl<const N: usize> Confirmed<N> {
 
     /// With these rules gone it matters what a PostgreSQL went by long ago.
     fn remembers(&self) -> bool {
-        self.stale || !self.keeps(Rule::RestartReadsRule)
+        self.stale || !self.keeps(Rule::RestartReadsIt)
     }
 
     fn first(&self, rule: Ack) -> State<N> {

@@ -21,7 +21,7 @@ pub enum Rule {
     /// A primary that was restarted after a crash lets nobody in before what it has is confirmed.
     Gate,
     /// A restart in place goes by the rule on disk.
-    RestartReadsRule,
+    RestartReadsIt,
     /// A rule is on the agent's disk before PostgreSQL goes by it.
     DiskFirst,
     /// A grant keeps who has everything that was acknowledged before it.

@@ -83,7 +83,7 @@ impl<const N: usize> Confirmed<N> {
                     }
                 }
                 Role::Crashed => {
-                    let rules = if self.keeps(Rule::RestartReadsRule) { bit(h.disk) } else { h.was };
+                    let rules = if self.keeps(Rule::RestartReadsIt) { bit(h.disk) } else { h.was };
                     steps.extend(ids(rules).map(|rule| Step::Restart { host, rule }));
                     steps.extend([Step::Sever { host }, Step::End { host }]);
                 }

@@ -84,7 +84,7 @@ impl World {
         ours.wal.branch = branches.branch_at(theirs.wal.branch, at.end);
         let content = theirs.wal;
         let generation = host.disks.agent.generation;
-        self.sender_begins(sender, (i, connection), standby_name(&self.sky.names[i].clone(), generation, epoch));
+        self.sender_begins(sender, (i, connection), standby_name(self.sky.names[i].clone(), generation, epoch));
         let Some(postgres) = &mut self.hosts[i].postgres else { return Ok(()) };
         if !std::mem::replace(&mut postgres.checking, true) {
             self.pg(i, TIMEOUT, PgEvent::ReceiverCheck);
