@@ -459,6 +459,15 @@ fn a_standby_follows_over_gaps_in_the_timelines() {
         let probe = three.probe_until("streaming from n1", |p| p.streaming).await;
         assert_eq!(probe.wal_end.timeline, TimelineId(6));
 
+        // It ends before it has made a restartpoint there. By itself it comes to the end of what it has all the same.
+        three.stop(Signal::SIGQUIT);
+        three.follow(None);
+        let alone = three.start().await;
+        await_row(&alone, 3).await;
+        let alone = three.probe_until("at the end of its WAL", |p| p.wal_end.timeline == TimelineId(6)).await;
+        assert!(alone.wal_end >= probe.wal_end, "{alone:?}");
+        three.follow(Some(one));
+
         // A restart as a standby removes the stubs, and they are fetched again where they are needed.
         three.stop(Signal::SIGINT);
         three.instance.remove_stubs().unwrap();

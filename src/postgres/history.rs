@@ -70,6 +70,25 @@ impl Instance {
         Ok(())
     }
 
+    /// Recovery looks for its newest timeline number by number, and stops at the first that has no history file. A standby that went
+    /// over such a gap and ended before its next restartpoint would not come to WAL that it has: it would tell an end that lies
+    /// before what it has confirmed, and read on from there into WAL that the cluster has given up. So each number below that of
+    /// its newest WAL gets a file.
+    ///
+    /// # Errors
+    /// `pg_control` or a history can't be read, or a file can't be written.
+    pub(super) fn bridge_gaps(&self) -> Result<(), PostgresError> {
+        let from = self.control_data()?.timeline;
+        let (dir, mut with_wal) = (self.pg_wal(), Vec::new());
+        for entry in fs::read_dir(&dir).map_err(PostgresError::file("reading", &dir))? {
+            let name = entry.map_err(PostgresError::file("reading", &dir))?.file_name();
+            let segment = name.to_str().filter(|name| !name.ends_with(".history"));
+            with_wal.extend(segment.and_then(wal_file_timeline));
+        }
+        let newest = self.descendants(from)?.into_iter().map(|h| h.timeline).rfind(|t| with_wal.contains(t));
+        newest.map_or(Ok(()), |own| self.place_stubs(own, own))
+    }
+
     /// Removes the segments and history files of every timeline that is not `own` or an ancestor of it. pg_rewind
     /// leaves those it read on the way: names of a timeline that is given up, which somebody may be granted anew.
     ///

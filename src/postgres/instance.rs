@@ -314,7 +314,8 @@ impl Instance {
     }
 
     /// How to start the postmaster. Writes the configuration file it is started with into the runtime
-    /// directory, and removes stubs: a start would take one for its target.
+    /// directory, and removes stubs: a start would take one for its target. Only below its own newest timeline a
+    /// standby has some.
     ///
     /// # Errors
     /// A file can't be written, `pg_control` can't be read, or a rewind was cut off.
@@ -323,6 +324,9 @@ impl Instance {
             return Err(PostgresError::HalfRewound { data_dir: self.data_dir().to_owned() });
         }
         self.remove_stubs()?;
+        if self.has_standby_signal() {
+            self.bridge_gaps()?;
+        }
         self.write_passfile(None)?;
         let runtime = self.runtime_conf_path();
         files::replace(&runtime, &self.runtime_conf())?;
