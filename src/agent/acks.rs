@@ -12,6 +12,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,7 +31,7 @@ use super::{
 };
 use crate::{
     domain::{Generation, Lsn, MemberId, SyncRule, observation::SyncView, sync::read_standby_name, sync::standby_name},
-    postgres::{Instance, Live, Session, SyncSight, conf::PLACEHOLDER},
+    postgres::{Instance, Live, Sender, Session, SyncSight, conf::PLACEHOLDER},
 };
 
 /// Between two looks while a rule is coming into effect.
@@ -127,8 +131,11 @@ impl Settling {
             self.all_go_by_it = true;
             return;
         };
-        // A standby that came again may have two senders for a while.
-        let confirmed = seen.senders.iter().filter(|s| s.streams && names.contains(&s.name) && s.flush_lsn >= past);
+        // Where several have to confirm, one that came again and is there twice would be counted twice: what is confirmed
+        // is so only where nobody can be.
+        let once = |s: &Sender| count < 2 || s.in_slot;
+        let confirms = |s: &&Sender| s.streams && once(s) && names.contains(&s.name) && s.flush_lsn >= past;
+        let confirmed = seen.senders.iter().filter(confirms);
         let confirmed: BTreeSet<&str> = confirmed.map(|s| s.name.as_str()).collect();
         self.effective = confirmed.len() >= count as usize;
     }
@@ -192,13 +199,20 @@ fn told(silence: Duration) -> u64 {
     if silence < USUAL { 0 } else { (silence.as_millis() / STEP.as_millis() * STEP.as_millis()) as u64 }
 }
 
-/// Goes by `plan` until its sender is gone.
-pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>, wakes: mpsc::UnboundedSender<Wake>) {
+/// Goes by `plan` until its sender is gone. `undone` counts what somebody had set otherwise and is no more.
+pub async fn run(
+    instance: Instance,
+    mut plan: watch::Receiver<Option<SyncPlan>>,
+    undone: Arc<AtomicU64>,
+    wakes: mpsc::UnboundedSender<Wake>,
+) {
     let (settling, ears) = (Settling::default(), Ears::default());
     let plans = plan.clone();
     let mut keeper = Keeper {
         instance,
         plans,
+        undone,
+        known: 0,
         session: None,
         present: None,
         last: None,
@@ -236,6 +250,9 @@ struct Keeper {
     instance: Instance,
     /// What is wanted now, whatever is being done.
     plans: watch::Receiver<Option<SyncPlan>>,
+    undone: Arc<AtomicU64>,
+    /// So much of that is known.
+    known: u64,
     session: Option<Session>,
     present: Option<SyncPlan>,
     /// The count of the last rule that was seen in effect, and of which postmaster.
@@ -299,7 +316,10 @@ impl Keeper {
         self.present = Some(plan.clone());
         let session = self.session(plan).await?;
         let seen = session.sync_sight(plan.deadline).await.map_err(said)?;
-        if are_somebody_elses(&seen.names, &plan.live.names, &mut self.before) {
+        // Counted before it is undone: whoever sees our names again finds that they were not.
+        let undone = self.undone.load(Ordering::SeqCst);
+        let were_not = undone != std::mem::replace(&mut self.known, undone);
+        if are_somebody_elses(&seen.names, &plan.live.names, &mut self.before) || were_not {
             // Those who go by them may release what no rule of ours would.
             (self.last, self.settling) = (None, Settling::default());
         }
