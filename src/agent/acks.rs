@@ -40,6 +40,8 @@ const OFTEN: Duration = Duration::from_millis(20);
 const SELDOM: Duration = Duration::from_millis(300);
 /// So long a rule is expected to come into effect at any moment.
 const SOON: Duration = Duration::from_secs(3);
+/// While a rule is coming into effect standbys are given something to answer so often.
+const ASK: Duration = Duration::from_millis(50);
 /// A standby at rest answers once a second: silence is told from here on, in steps.
 const USUAL: Duration = Duration::from_millis(1_100);
 const STEP: Duration = Duration::from_millis(100);
@@ -223,6 +225,7 @@ pub async fn run(
         opened: None,
         life: 0,
         applied: Instant::now(),
+        asked: None,
         failed: false,
     };
     loop {
@@ -268,6 +271,8 @@ struct Keeper {
     life: u64,
     /// When the present rule was.
     applied: Instant,
+    /// When standbys were given something to answer last.
+    asked: Option<Instant>,
     /// The last look failed.
     failed: bool,
 }
@@ -327,10 +332,23 @@ impl Keeper {
         if self.settling.effective {
             self.last = Some((plan.life, plan.count()));
         }
+        self.ask_for_answers(plan, &seen).await?;
         let gate_closed = self.keep_gate(plan).await?;
         let unheard_ms = self.ears.look(plan, &seen, Instant::now());
         let applied = if seen.names == plan.live.names { plan.id } else { 0 };
         Ok(SyncView { applied, effective: self.settling.effective, gate_closed, unheard_ms })
+    }
+
+    /// Commits that wait are released by answers, and with all of them waiting nothing is written that standbys would answer.
+    async fn ask_for_answers(&mut self, plan: &SyncPlan, seen: &SyncSight) -> Result<(), String> {
+        let names = plan.names();
+        let here = seen.senders.iter().any(|s| names.contains(&s.name) && s.priority > 0);
+        let due = self.asked.is_none_or(|at| at.elapsed() >= ASK) && self.applied.elapsed() < SOON;
+        if self.settling.effective || seen.names != plan.live.names || !here || !due {
+            return Ok(());
+        }
+        self.asked = Some(Instant::now());
+        self.session(plan).await?.ask_for_answers(plan.deadline).await.map_err(said)
     }
 
     /// After a restart in place clients are let in when everything that is there is where the rule says. True: they are not
@@ -372,7 +390,7 @@ impl Keeper {
             self.last = None;
         }
         self.settling = Settling::begun(none_weaker);
-        self.applied = Instant::now();
+        (self.applied, self.asked) = (Instant::now(), None);
         if let Some(rule) = &plan.rule {
             let confirmed_by = rule.words();
             tracing::info!(rule = plan.id, confirmed_by, "commits are acknowledged by this rule from now on");

@@ -111,6 +111,18 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Writes a record, so that standbys have something to answer. WAL senders release waiting commits when an answer comes,
+    /// not when they have read other names, and a standby at rest answers once a second. Waits for no standby itself.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn ask_for_answers(&self, deadline: Duration) -> Result<(), SqlError> {
+        let sql = "SELECT pg_logical_emit_message(true, 'matriarch', '')";
+        self.query("writing a record for standbys to answer", sql, deadline).await.map(drop)
+    }
+}
+
 fn senders(text: &str) -> Vec<Sender> {
     let one = |line: &str| {
         let mut fields = line.split('\t');
