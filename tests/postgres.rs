@@ -19,7 +19,7 @@ use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
         Confirms, Epoch, Generation, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
-        sync::standby_name,
+        sync::{slot_name, standby_name},
     },
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
@@ -121,6 +121,7 @@ impl Host {
                 Ok(session) => {
                     // A superuser's session calls nothing that others may have put on its path.
                     assert_eq!(run(&session, "show search_path").await, ["pg_catalog"]);
+                    self.make_slots(&session).await;
                     run(&session, "set search_path to public, pg_catalog").await;
                     return session;
                 }
@@ -130,6 +131,16 @@ impl Host {
             let log = || fs::read_to_string(&command.log_file).unwrap();
             assert!(exited.is_none() && Instant::now() < until, "{refused}\n{}", log());
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// As the agent does.
+    async fn make_slots(&self, session: &Session) {
+        let there = session.member_slots(DEADLINE).await.unwrap().slots;
+        for name in self.instance.others().map(|other| slot_name(&other.id)) {
+            if !there.iter().any(|slot| slot.name == name) {
+                session.create_slot(&name, DEADLINE).await.unwrap();
+            }
         }
     }
 
@@ -916,6 +927,15 @@ fn the_probe_tells_dead_from_frozen_from_full() {
         assert!(matches!(&full, Err(ProbeError::AnsweredOther { sqlstate, .. }) if sqlstate == "53300"), "{full:?}");
         assert_eq!(host.instance.knock(DEADLINE).await, Knock::Answered);
 
+        // A smart shutdown waits for whoever is in.
+        drop(clients);
+        kill(pid, Signal::SIGTERM).unwrap();
+        let until = Instant::now() + DEADLINE;
+        while host.instance.knock(DEADLINE).await != Knock::TurnsAway {
+            assert!(Instant::now() < until);
+        }
+        host.instance.probe(&mut session, DEADLINE).await.unwrap();
+
         // A session whose server was replaced gets a new connection without a word.
         host.stop(Signal::SIGKILL);
         assert!(matches!(host.instance.probe(&mut session, short).await, Err(ProbeError::Refused)));
@@ -1071,6 +1091,7 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
         let upstream = Some(Upstream { port: wire.port, ..one.upstream() });
         let role = ConfigRole::Standby { upstream, epoch: Epoch(1), generation: Generation(1) };
         two.instance.write_config(&role).unwrap();
+        run(&two_session, "ALTER SYSTEM SET primary_slot_name = ''").await;
         two_session.reload().await.unwrap();
         go_by(one, &session, &Live::of(Some(&rule(&[two, three], 2)), Generation(1), Confirms::Flush)).await;
         let streams = "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming' AND sync_priority > 0";
@@ -1086,24 +1107,26 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
         let senders = session.uncovered(DEADLINE).await.unwrap().senders;
         assert_eq!(senders.len(), 2, "both of n2: {senders:?}");
 
-        // The same with a slot.
-        run(&session, "SELECT pg_create_physical_replication_slot('n2')").await;
+        // The same as it is configured.
         run(&session, "SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await;
-        run(&two_session, "ALTER SYSTEM SET primary_slot_name = 'n2'").await;
+        run(&two_session, "ALTER SYSTEM RESET primary_slot_name").await;
         two_session.reload().await.unwrap();
-        run_until(&session, "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'n2' AND active").await;
+        run_until(&session, "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'matriarch_n2' AND active").await;
         run_until(&session, streams).await;
         let waits = inserted(one.client("postgres", r"su'p:er\").await.unwrap(), 2);
         run_until(&session, confirmed_once).await;
         wire.cut.notify_waiters();
         let log = || fs::read_to_string(two.instance.log_file()).unwrap();
         let until = Instant::now() + DEADLINE;
-        while !log().contains("replication slot \"n2\" is active for PID") {
+        while !log().contains("replication slot \"matriarch_n2\" is active for PID") {
             assert!(Instant::now() < until && !waits.is_finished(), "it came in beside its old connection");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // Its old connection is given up: it may come, and is one.
-        run(&session, "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'n2'").await;
+        let holder = session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
+        session.end_sender("matriarch_n3", holder, DEADLINE).await.unwrap();
+        assert_eq!(session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
+        session.end_sender("matriarch_n2", holder, DEADLINE).await.unwrap();
         two.probe_until("streaming again", |p| p.streaming).await;
         run_until(&session, confirmed_once).await;
         assert!(!waits.is_finished(), "only one standby has it");

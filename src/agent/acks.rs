@@ -12,6 +12,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,7 +31,7 @@ use super::{
 };
 use crate::{
     domain::{Generation, Lsn, MemberId, SyncRule, observation::SyncView, sync::read_standby_name, sync::standby_name},
-    postgres::{Instance, Live, Session, SyncSight, conf::PLACEHOLDER},
+    postgres::{Instance, Live, Sender, Session, SyncSight, conf::PLACEHOLDER},
 };
 
 /// Between two looks while a rule is coming into effect.
@@ -36,6 +40,8 @@ const OFTEN: Duration = Duration::from_millis(20);
 const SELDOM: Duration = Duration::from_millis(300);
 /// So long a rule is expected to come into effect at any moment.
 const SOON: Duration = Duration::from_secs(3);
+/// While a rule is coming into effect standbys are given something to answer so often.
+const ASK: Duration = Duration::from_millis(50);
 /// A standby at rest answers once a second: silence is told from here on, in steps.
 const USUAL: Duration = Duration::from_millis(1_100);
 const STEP: Duration = Duration::from_millis(100);
@@ -127,8 +133,11 @@ impl Settling {
             self.all_go_by_it = true;
             return;
         };
-        // A standby that came again may have two senders for a while.
-        let confirmed = seen.senders.iter().filter(|s| s.streams && names.contains(&s.name) && s.flush_lsn >= past);
+        // Where several have to confirm, one that came again and is there twice would be counted twice: what is confirmed
+        // is so only where nobody can be.
+        let once = |s: &Sender| count < 2 || s.in_slot;
+        let confirms = |s: &&Sender| s.streams && once(s) && names.contains(&s.name) && s.flush_lsn >= past;
+        let confirmed = seen.senders.iter().filter(confirms);
         let confirmed: BTreeSet<&str> = confirmed.map(|s| s.name.as_str()).collect();
         self.effective = confirmed.len() >= count as usize;
     }
@@ -192,13 +201,20 @@ fn told(silence: Duration) -> u64 {
     if silence < USUAL { 0 } else { (silence.as_millis() / STEP.as_millis() * STEP.as_millis()) as u64 }
 }
 
-/// Goes by `plan` until its sender is gone.
-pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>, wakes: mpsc::UnboundedSender<Wake>) {
+/// Goes by `plan` until its sender is gone. `undone` counts what somebody had set otherwise and is no more.
+pub async fn run(
+    instance: Instance,
+    mut plan: watch::Receiver<Option<SyncPlan>>,
+    undone: Arc<AtomicU64>,
+    wakes: mpsc::UnboundedSender<Wake>,
+) {
     let (settling, ears) = (Settling::default(), Ears::default());
     let plans = plan.clone();
     let mut keeper = Keeper {
         instance,
         plans,
+        undone,
+        known: 0,
         session: None,
         present: None,
         last: None,
@@ -209,6 +225,7 @@ pub async fn run(instance: Instance, mut plan: watch::Receiver<Option<SyncPlan>>
         opened: None,
         life: 0,
         applied: Instant::now(),
+        asked: None,
         failed: false,
     };
     loop {
@@ -236,6 +253,9 @@ struct Keeper {
     instance: Instance,
     /// What is wanted now, whatever is being done.
     plans: watch::Receiver<Option<SyncPlan>>,
+    undone: Arc<AtomicU64>,
+    /// So much of that is known.
+    known: u64,
     session: Option<Session>,
     present: Option<SyncPlan>,
     /// The count of the last rule that was seen in effect, and of which postmaster.
@@ -251,6 +271,8 @@ struct Keeper {
     life: u64,
     /// When the present rule was.
     applied: Instant,
+    /// When standbys were given something to answer last.
+    asked: Option<Instant>,
     /// The last look failed.
     failed: bool,
 }
@@ -299,7 +321,10 @@ impl Keeper {
         self.present = Some(plan.clone());
         let session = self.session(plan).await?;
         let seen = session.sync_sight(plan.deadline).await.map_err(said)?;
-        if are_somebody_elses(&seen.names, &plan.live.names, &mut self.before) {
+        // Counted before it is undone: whoever sees our names again finds that they were not.
+        let undone = self.undone.load(Ordering::SeqCst);
+        let were_not = undone != std::mem::replace(&mut self.known, undone);
+        if are_somebody_elses(&seen.names, &plan.live.names, &mut self.before) || were_not {
             // Those who go by them may release what no rule of ours would.
             (self.last, self.settling) = (None, Settling::default());
         }
@@ -307,10 +332,23 @@ impl Keeper {
         if self.settling.effective {
             self.last = Some((plan.life, plan.count()));
         }
+        self.ask_for_answers(plan, &seen).await?;
         let gate_closed = self.keep_gate(plan).await?;
         let unheard_ms = self.ears.look(plan, &seen, Instant::now());
         let applied = if seen.names == plan.live.names { plan.id } else { 0 };
         Ok(SyncView { applied, effective: self.settling.effective, gate_closed, unheard_ms })
+    }
+
+    /// Commits that wait are released by answers, and with all of them waiting nothing is written that standbys would answer.
+    async fn ask_for_answers(&mut self, plan: &SyncPlan, seen: &SyncSight) -> Result<(), String> {
+        let names = plan.names();
+        let here = seen.senders.iter().any(|s| names.contains(&s.name) && s.priority > 0);
+        let due = self.asked.is_none_or(|at| at.elapsed() >= ASK) && self.applied.elapsed() < SOON;
+        if self.settling.effective || seen.names != plan.live.names || !here || !due {
+            return Ok(());
+        }
+        self.asked = Some(Instant::now());
+        self.session(plan).await?.ask_for_answers(plan.deadline).await.map_err(said)
     }
 
     /// After a restart in place clients are let in when everything that is there is where the rule says. True: they are not
@@ -352,7 +390,7 @@ impl Keeper {
             self.last = None;
         }
         self.settling = Settling::begun(none_weaker);
-        self.applied = Instant::now();
+        (self.applied, self.asked) = (Instant::now(), None);
         if let Some(rule) = &plan.rule {
             let confirmed_by = rule.words();
             tracing::info!(rule = plan.id, confirmed_by, "commits are acknowledged by this rule from now on");

@@ -24,6 +24,7 @@ fn sight(plan: &SyncPlan, flushed: u64, senders: &[&str]) -> SyncSight {
             priority: words[1].parse().unwrap(),
             flush_lsn: Lsn(words[2].parse().unwrap()),
             streams: true,
+            in_slot: true,
             reply: words[3].to_owned(),
         }
     };
@@ -80,6 +81,10 @@ fn a_rule_of_two_needs_two_who_have_it() {
     assert_eq!(settles(true, &plan, &[one.clone(), one.clone(), one]), [false, false, false]);
     let twice = sight(&plan, 100, &["b 1 100 x", "b 1 100 y"]);
     assert_eq!(settles(true, &plan, &[twice.clone(), twice.clone(), twice]), [false, false, false], "it came again");
+    let mut slotless = sight(&plan, 100, &["b 1 100 x", "c 1 100 x"]);
+    slotless.senders[1].in_slot = false;
+    let looks = [slotless.clone(), slotless.clone(), slotless];
+    assert_eq!(settles(true, &plan, &looks), [false, false, false], "it may be there twice");
     let mut catching_up = sight(&plan, 100, &["b 1 100 x", "c 1 100 x"]);
     catching_up.senders[1].streams = false;
     let looks = [catching_up.clone(), catching_up.clone(), catching_up];

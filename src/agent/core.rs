@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod doors;
 mod ended;
 mod events;
 #[cfg(test)]
@@ -104,6 +105,7 @@ pub struct Core {
     strayed: bool,
     /// It hangs and is being ended; what follows is what follows a crash.
     hung: Option<String>,
+    turns_away: Option<doors::TurnsAway>,
     /// Why the restart in place under way was ended.
     stalled: Option<String>,
     stuck: Stuck,
@@ -111,6 +113,8 @@ pub struct Core {
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
+    /// How many did then.
+    followers: usize,
     crashes: Crashes,
     /// When the manager last told that a crashed primary stays primary, for too many failovers followed crashes.
     stays: Option<Moment>,
@@ -185,10 +189,12 @@ impl Core {
             answered: false,
             strayed: false,
             hung: None,
+            turns_away: None,
             stalled: None,
             stuck: Stuck::default(),
             ended_by: EndCause::Unknown,
             followed: None,
+            followers: 0,
             crashes: Crashes::default(),
             paused: None,
             stays: None,
@@ -306,7 +312,7 @@ impl Core {
         self.life = life;
         self.sight = None;
         self.answered = false;
-        self.hung = None;
+        (self.hung, self.turns_away) = (None, None);
         self.stuck.begin();
         self.volumes.found();
         self.disk = None;
@@ -401,8 +407,9 @@ impl Core {
             self.durable.fresh_copy = false;
             out.push(Effect::Persist);
         }
-        if sight.standbys.iter().any(|s| s.state == "streaming") {
-            self.followed = Some(now.moment);
+        let streaming = sight.standbys.iter().filter(|s| s.state == "streaming").count();
+        if streaming > 0 {
+            (self.followed, self.followers) = (Some(now.moment), streaming);
         }
         if let Some((end, age)) = sight.upstream_end {
             self.freshness.note(Moment(now.clocks.boot.saturating_sub(age)), end);
@@ -413,25 +420,6 @@ impl Core {
         self.stuck.answered(&sight, now.moment);
         self.sight = Some(sight);
         self.name_what_is_stuck(now);
-    }
-
-    /// Users can't get in. While something works on it, or before it ever answered, that is nothing unusual.
-    fn on_knocked(&mut self, knock: Knock, waited: Duration, now: Now, out: &mut Vec<Effect>) {
-        // A checkpoint keeps nobody out.
-        let at_work = self.work.as_ref().is_some_and(|work| work.task != Task::Checkpoint);
-        let settled = matches!(self.tree, Tree::Running { .. }) && self.answered && !at_work;
-        if !settled || self.is_fencing() {
-            return;
-        }
-        let why = match knock {
-            Knock::Answered => return,
-            Knock::Silent => format!("PostgreSQL answered no new connection for {} ms", waited.as_millis()),
-            Knock::Refused => "PostgreSQL runs and takes no connections".to_owned(),
-        };
-        tracing::warn!(why, "postgresql hangs and is ended");
-        self.hung = Some(why.clone());
-        self.problem = Some(why);
-        self.fence(now, out);
     }
 
     fn on_room(&mut self, space: Space, now: Now, out: &mut Vec<Effect>) {
@@ -633,7 +621,7 @@ impl Core {
             self.end_tenure_of(tenure, (EndCause::Lease, "the lease's deadline passed"), now, out);
         }
         if let (Some(since), Some(tenure), false) = (self.idle_since, self.durable.tenure, self.restarts())
-            && !self.waits_for_ever()
+            && !self.waits_for(since)
             && now.moment.since(since) >= self.limits.primary_start
         {
             self.end_tenure_of(tenure, (EndCause::Crash, "it did not run again within the time for a start"), now, out);

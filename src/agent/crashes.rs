@@ -55,9 +55,10 @@ pub enum After {
 }
 
 impl Crashes {
-    /// Notes one more. `followed`: a standby streamed when it was last looked at, so there is somebody to take over.
+    /// Notes one more. `followed`: a standby streamed when it was last looked at, so there is somebody to take over; `kept`:
+    /// standbys have every acknowledged commit, and enough of them to go on without this host, so that nothing is lost by it.
     /// Want of room is answered by one restart, with the reserve freed; then whoever else has room is to go on.
-    pub fn note(&mut self, settings: &Settings, cause: Cause, followed: bool, now: Moment) -> After {
+    pub fn note(&mut self, settings: &Settings, cause: Cause, (followed, kept): (bool, bool), now: Moment) -> After {
         self.forget(settings.crash_window, now);
         let no_space = cause == Cause::NoSpace;
         let again = no_space && self.no_space.is_some_and(|at| now.since(at) < settings.crash_window);
@@ -71,6 +72,9 @@ impl Crashes {
             OnPrimaryCrash::Failover if followed => After::FailOver("PostgreSQL ended by itself".to_owned()),
             OnPrimaryCrash::Auto if cause == Cause::Storage && followed => {
                 After::FailOver("PostgreSQL ended because a disk failed".to_owned())
+            }
+            OnPrimaryCrash::Auto if kept && followed => {
+                After::FailOver("PostgreSQL ended by itself, and standbys have every acknowledged commit".to_owned())
             }
             OnPrimaryCrash::Auto if again && followed => {
                 After::FailOver("PostgreSQL found no room for its WAL again after its reserve was freed".to_owned())
@@ -127,10 +131,10 @@ mod tests {
     #[test]
     fn the_budget_is_answered_by_restarts_and_the_next_by_a_failover() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
-        assert_eq!(crashes.note(&auto, Cause::Other, true, at(0)), After::Restart);
-        assert_eq!(crashes.note(&auto, Cause::Other, true, at(1)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(0)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(1)), After::Restart);
         assert!(!crashes.unsteady(auto.crash_window, at(1)));
-        let After::FailOver(why) = crashes.note(&auto, Cause::Other, true, at(2)) else {
+        let After::FailOver(why) = crashes.note(&auto, Cause::Other, (true, false), at(2)) else {
             panic!("the budget is spent")
         };
         assert_eq!(why, "PostgreSQL ended by itself for the 3. time in 60 s, 2 are answered by a restart");
@@ -142,7 +146,19 @@ mod tests {
     fn a_crash_that_is_long_ago_counts_no_more() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
         for minute in 0..10 {
-            assert_eq!(crashes.note(&auto, Cause::Other, true, at(minute * 31)), After::Restart);
+            assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(minute * 31)), After::Restart);
+        }
+    }
+
+    #[test]
+    fn a_crash_that_costs_no_commit_is_failed_over_at_once() {
+        for (policy, kept, given_up) in [
+            (OnPrimaryCrash::Auto, true, true),
+            (OnPrimaryCrash::Auto, false, false),
+            (OnPrimaryCrash::Restart, true, false),
+        ] {
+            let after = Crashes::default().note(&with(policy), Cause::Other, (true, kept), at(0));
+            assert_eq!(after != After::Restart, given_up, "{policy:?}, kept: {kept}");
         }
     }
 
@@ -151,7 +167,7 @@ mod tests {
         let mut crashes = Crashes::default();
         for policy in [OnPrimaryCrash::Auto, OnPrimaryCrash::Failover] {
             for second in 0..5 {
-                assert_eq!(crashes.note(&with(policy), Cause::Other, false, at(second)), After::Restart);
+                assert_eq!(crashes.note(&with(policy), Cause::Other, (false, false), at(second)), After::Restart);
             }
         }
     }
@@ -160,23 +176,29 @@ mod tests {
     fn the_other_policies_don_t_count() {
         let mut crashes = Crashes::default();
         for second in 0..5 {
-            assert_eq!(crashes.note(&with(OnPrimaryCrash::Restart), Cause::Other, true, at(second)), After::Restart);
+            assert_eq!(
+                crashes.note(&with(OnPrimaryCrash::Restart), Cause::Other, (true, false), at(second)),
+                After::Restart
+            );
         }
         assert!(!crashes.unsteady(Duration::from_secs(60), at(5)));
-        assert!(matches!(crashes.note(&with(OnPrimaryCrash::Failover), Cause::Other, true, at(6)), After::FailOver(_)));
+        assert!(matches!(
+            crashes.note(&with(OnPrimaryCrash::Failover), Cause::Other, (true, false), at(6)),
+            After::FailOver(_)
+        ));
         assert!(crashes.unsteady(Duration::from_secs(60), at(6)));
     }
 
     #[test]
     fn want_of_room_is_answered_by_one_restart() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
-        assert_eq!(crashes.note(&auto, Cause::NoSpace, true, at(0)), After::Restart);
-        assert!(matches!(crashes.note(&auto, Cause::NoSpace, true, at(1)), After::FailOver(_)));
+        assert_eq!(crashes.note(&auto, Cause::NoSpace, (true, false), at(0)), After::Restart);
+        assert!(matches!(crashes.note(&auto, Cause::NoSpace, (true, false), at(1)), After::FailOver(_)));
         assert!(crashes.unsteady(auto.crash_window, at(2)));
         let mut alone = Crashes::default();
-        assert_eq!(alone.note(&auto, Cause::NoSpace, false, at(0)), After::Restart);
-        assert_eq!(alone.note(&auto, Cause::NoSpace, false, at(1)), After::Restart, "there is nobody else");
-        assert_eq!(alone.note(&auto, Cause::NoSpace, true, at(70)), After::Restart, "that was long ago");
+        assert_eq!(alone.note(&auto, Cause::NoSpace, (false, false), at(0)), After::Restart);
+        assert_eq!(alone.note(&auto, Cause::NoSpace, (false, false), at(1)), After::Restart, "there is nobody else");
+        assert_eq!(alone.note(&auto, Cause::NoSpace, (true, false), at(70)), After::Restart, "that was long ago");
     }
 
     #[test]
@@ -186,7 +208,7 @@ mod tests {
             (OnPrimaryCrash::Auto, false, false),
             (OnPrimaryCrash::Restart, true, false),
         ] {
-            let after = Crashes::default().note(&with(policy), Cause::Storage, followed, at(0));
+            let after = Crashes::default().note(&with(policy), Cause::Storage, (followed, false), at(0));
             assert_eq!(after != After::Restart, given_up, "{policy:?}, followed: {followed}");
         }
     }

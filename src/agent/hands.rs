@@ -124,6 +124,16 @@ impl Hands {
         });
     }
 
+    /// Makes the shutdown that somebody has begun a fast one.
+    pub fn end_shutdown(&self, guard: Option<GuardHandle>) {
+        let Some(guard) = guard else { return };
+        tokio::spawn(async move {
+            if let Err(error) = signal(&guard, PostmasterSignal::Fast).await {
+                tracing::warn!(error, "failed to tell PostgreSQL to end its sessions");
+            }
+        });
+    }
+
     fn start_blocking(&self, epoch: Epoch, deadline: Option<TwoClocks>) -> Result<(u64, GuardHandle), String> {
         let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         self.kill_foreign()?;

@@ -35,6 +35,7 @@ mod publish;
 mod redo;
 mod room;
 mod service;
+mod slots;
 mod stall;
 mod start;
 pub mod status;

@@ -26,7 +26,7 @@ use super::{
     prober::{self, Plan},
     redo, room,
     service::{Ask, Listener, Service},
-    stall, start,
+    slots, stall, start,
     status::{Identity, essence, reached, status},
     store::Store,
     tasks::{self, Job},
@@ -263,11 +263,14 @@ impl Agent {
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
-        tokio::spawn(uncovered::watch(hands.instance.clone(), acks_receiver.clone(), hands.wakes.clone()));
-        tokio::spawn(acks::run(hands.instance.clone(), acks_receiver, hands.wakes.clone()));
+        let undone = Arc::new(AtomicU64::new(0));
+        let instance = hands.instance.clone();
+        tokio::spawn(uncovered::watch(instance, acks_receiver.clone(), Arc::clone(&undone), hands.wakes.clone()));
+        tokio::spawn(acks::run(hands.instance.clone(), acks_receiver, undone, hands.wakes.clone()));
         let (patience, _) = watch::channel(hands.timings.probe);
         for place in [Place::Data, Place::Wal] {
             tokio::spawn(stall::watch(hands.instance.clone(), place, patience.subscribe(), hands.wakes.clone()));
@@ -533,6 +536,7 @@ impl Agent {
                     }
                 });
             }
+            Effect::EndShutdown => hands.end_shutdown(self.guard.clone()),
             Effect::Survey { wal_end } => {
                 tokio::spawn(hands.clone().survey(self.core.life(), wal_end));
             }

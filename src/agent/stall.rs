@@ -72,6 +72,12 @@ impl Volumes {
         missing.or_else(|| of("data directory", &self.data)).or_else(|| of("WAL", &self.wal))
     }
 
+    /// What is wrong, if anything is, is that writes take too long.
+    pub fn may_go_on(&self) -> bool {
+        let fails = |sign: &Sign| matches!(sign, Sign::Failing(_));
+        !self.is_missing() && !fails(&self.data) && !fails(&self.wal)
+    }
+
     /// A postmaster was started, so its files were there.
     pub fn found(&mut self) {
         self.missing = 0;

@@ -6,6 +6,10 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,14 +33,23 @@ const PATIENCE: u32 = 9;
 /// How long the addresses of the members are used before their names are looked up again.
 const KNOWN: Duration = Duration::from_secs(60);
 
-/// Looks until the sender of the plans is gone.
+/// Looks until the sender of the plans is gone. `undone` goes up before anything is undone.
 pub async fn watch(
     instance: Instance,
     mut plans: watch::Receiver<Option<SyncPlan>>,
+    undone: Arc<AtomicU64>,
     wakes: mpsc::UnboundedSender<Wake>,
 ) {
-    let mut looker =
-        Looker { instance, session: None, homes: BTreeMap::new(), looked_up: None, told: None, life: 0, failed: 0 };
+    let mut looker = Looker {
+        instance,
+        undone,
+        session: None,
+        homes: BTreeMap::new(),
+        looked_up: None,
+        told: None,
+        life: 0,
+        failed: 0,
+    };
     loop {
         let plan = plans.borrow_and_update().clone();
         match plan {
@@ -61,6 +74,7 @@ type Homes = BTreeMap<MemberId, Vec<IpAddr>>;
 
 struct Looker {
     instance: Instance,
+    undone: Arc<AtomicU64>,
     session: Option<Session>,
     homes: Homes,
     looked_up: Option<Instant>,
@@ -105,6 +119,7 @@ impl Looker {
         let found = session.uncovered(plan.deadline).await.map_err(said)?;
         let view = judge(&found, plan, &self.homes, instance.replication_user());
         for name in to_undo(&view) {
+            self.undone.fetch_add(1, Ordering::SeqCst);
             match session.undo_override(name, plan.deadline).await {
                 Ok(()) => tracing::warn!(event = events::OVERRIDE_UNDONE, name, "what ALTER SYSTEM had set is undone"),
                 Err(error) => tracing::error!(error = said(error), name, "what ALTER SYSTEM has set can't be undone"),

@@ -16,7 +16,7 @@ use super::{
     layers, parameters,
     raw::{RawAgent, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter, RawTimings},
 };
-use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved};
+use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved, sync::slot_name};
 
 const MANAGER_PORT: u16 = 7400;
 const AGENT_PORT: u16 = 7401;
@@ -159,6 +159,11 @@ fn members(raw: Vec<RawClusterMember>) -> Result<Vec<MemberConfig>, Wrong> {
         for other in &members {
             if other.id == member.id {
                 return Err(Wrong::new(key("id"), format!("`{}` is in the list twice", member.id), "rename one"));
+            }
+            if slot_name(&other.id) == slot_name(&member.id) {
+                let problem =
+                    format!("`{}` and `{}` would have one replication slot, which knows no `-`", other.id, member.id);
+                return Err(Wrong::new(key("id"), problem, "rename one"));
             }
             if let Some((field, address)) = same_address(other, &member) {
                 let problem = format!("{address} is also an address of member {}", other.id);

@@ -106,6 +106,10 @@ fn cluster_errors() {
             ("[[cluster.members]]\nid = \"n3\"\nhost = \"10.0.0.3\"\n", ""),
             ("id = \"n3\"", "id = \"N3\""),
             ("id = \"n3\"", "id = \"n2\""),
+            (
+                "id = \"n2\"\nhost = \"10.0.0.2\"\n[[cluster.members]]\nid = \"n3\"",
+                "id = \"n-2\"\nhost = \"10.0.0.2\"\n[[cluster.members]]\nid = \"n_2\"",
+            ),
             ("host = \"10.0.0.3\"", "host = \"10.0.0.2\""),
             ("host = \"10.0.0.3\"", "host = \"10.0.0.3:7400\""),
             ("host = \"10.0.0.3\"", "host = \"0.0.0.0\""),
@@ -125,6 +129,7 @@ fn cluster_errors() {
             m.toml: cluster.members: 2 given; list three to seven members; fewer can't lose one and still decide
             m.toml: cluster.members[2].id: `N3` can't name a member: 1 to 40 characters of a-z, 0-9, `-` and `_`; rename it
             m.toml: cluster.members[2].id: `n2` is in the list twice; rename one
+            m.toml: cluster.members[2].id: `n-2` and `n_2` would have one replication slot, which knows no `-`; rename one
             m.toml: cluster.members[2].manager_port: 10.0.0.2:7400 is also an address of member n2; give each its own host or port
             m.toml: cluster.members[2].host: `10.0.0.3:7400` is neither a host name nor an address; write it without port and brackets, e.g. 10.0.0.1 or db1.example
             m.toml: cluster.members[2].host: other members can't reach 0.0.0.0; write the address they use for this host

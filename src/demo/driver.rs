@@ -36,7 +36,7 @@ pub enum LeaderHost {
     /// Wherever it is.
     #[default]
     Any,
-    /// On the primary's host.
+    /// On the host that the fault befalls: the primary's, or a standby's.
     Leader,
     /// On another host.
     Follower,
@@ -91,19 +91,19 @@ impl Driver {
     /// One fault from a healthy cluster to a healthy cluster.
     pub(crate) async fn run(&mut self, fault: Fault, leader: LeaderHost) -> Result<Record> {
         self.runs += 1;
-        self.arrange_leader(leader).await?;
+        self.arrange_leader(leader, fault).await?;
         tokio::time::sleep(Duration::from_micros((uuid::Uuid::new_v4().as_u128() % 1_000_000) as u64)).await;
         let before = self.healthy(HEAL_DEADLINE).await?;
         self.workload.journal.forget(Instant::now() - BEFORE * 2);
         self.watcher.look_closely();
         tokio::time::sleep(BEFORE).await;
 
-        let primary = before.primary.clone();
-        let postmaster = self.cluster.postmaster(&primary).ok();
+        let (primary, host) = (before.primary.clone(), fault.host(&before));
+        let postmaster = self.cluster.postmaster(&host).ok();
         let old = checker::last_server(&self.workload.journal.since(Instant::now() - BEFORE));
         let old = old.filter(|_| fault.ends_the_server());
         let old = old.as_deref().map(|life| fault.no_recovery(life));
-        self.story.say(fault.sentence(&primary));
+        self.story.say(fault.sentence(&host));
         let began = fault.inject(&self.cluster, &self.watcher, &before).await;
         let began = began.with_context(|| format!("inject {fault}"))?;
         let resumed = tokio::select! {
@@ -118,7 +118,7 @@ impl Driver {
         let multi_host = self.wait_for_write(MULTI_HOST, began, old).await.ok();
         tokio::time::sleep_until((began + AFTER).into()).await;
 
-        let (rejoin, mut outcome) = self.mend(fault, &primary, postmaster, began).await;
+        let (rejoin, mut outcome) = self.mend(fault, &host, postmaster, began).await;
         if let Err(e) = &resumed {
             outcome = format!("{e:#}");
         }
@@ -156,7 +156,7 @@ impl Driver {
             two_writers_ms: ms(checker::two_writers(&attempts)),
             rejoin_ms: rejoin.map(ms),
             outcome,
-            killed_host_was_raft_leader: before.leader == primary,
+            killed_host_was_raft_leader: before.leader == host,
             primary_before: primary,
             primary_after: after.primary,
             epoch_before: before.epoch,
@@ -222,21 +222,22 @@ impl Driver {
         }
     }
 
-    /// Moves the Raft leader to where it should be.
-    async fn arrange_leader(&self, wanted: LeaderHost) -> Result<()> {
+    /// Moves the Raft leader to where it should be when the fault comes.
+    async fn arrange_leader(&self, wanted: LeaderHost, fault: Fault) -> Result<()> {
         for _ in 0..LEADER_TRIES {
             let status = self.healthy(HEAL_DEADLINE).await?;
-            let on_primary = |member: &String| *member == status.primary;
+            let host = fault.host(&status);
+            let is_there = |member: &String| *member == host;
             let right = match wanted {
                 LeaderHost::Any => true,
-                LeaderHost::Leader => on_primary(&status.leader),
-                LeaderHost::Follower => !on_primary(&status.leader),
+                LeaderHost::Leader => is_there(&status.leader),
+                LeaderHost::Follower => !is_there(&status.leader),
             };
             if right {
                 return Ok(());
             }
             let members = status.members.iter().map(|m| &m.member);
-            let to = members.into_iter().find(|m| on_primary(m) == (wanted == LeaderHost::Leader));
+            let to = members.into_iter().find(|m| is_there(m) == (wanted == LeaderHost::Leader));
             self.watcher.transfer_leader(to.context("the cluster has one member only")?).await;
         }
         bail!("the Raft leader did not come to the wanted host in {LEADER_TRIES} tries")

@@ -60,6 +60,10 @@ pub enum Fault {
     KillAgent,
     /// The manager is killed.
     KillManager,
+    /// The postmaster of a standby is killed.
+    KillStandby,
+    /// The host of a standby loses power.
+    KillStandbyHost,
     /// No fault: a planned change of primary.
     Switchover,
 }
@@ -83,6 +87,8 @@ impl fmt::Display for Fault {
             Fault::FreezeDisk => "freeze-disk",
             Fault::KillAgent => "kill-agent",
             Fault::KillManager => "kill-manager",
+            Fault::KillStandby => "kill-standby",
+            Fault::KillStandbyHost => "kill-standby-host",
             Fault::Switchover => "switchover",
         })
     }
@@ -90,48 +96,61 @@ impl fmt::Display for Fault {
 
 impl Fault {
     /// What happens, for the story.
-    pub(crate) fn sentence(self, primary: &str) -> String {
+    pub(crate) fn sentence(self, host: &str) -> String {
         match self {
-            Fault::KillHost => format!("{primary}, the primary's host, loses power: every process of it is killed"),
-            Fault::KillPostgres => format!("the postmaster of {primary}, the primary, is killed"),
-            Fault::StopPostgres => format!("the postmaster of {primary}, the primary, is stopped and stays so"),
+            Fault::KillHost => format!("{host}, the primary's host, loses power: every process of it is killed"),
+            Fault::KillPostgres => format!("the postmaster of {host}, the primary, is killed"),
+            Fault::StopPostgres => format!("the postmaster of {host}, the primary, is stopped and stays so"),
             Fault::StopTree => {
-                format!("every process of PostgreSQL on {primary}, the primary, is stopped and stays so")
+                format!("every process of PostgreSQL on {host}, the primary, is stopped and stays so")
             }
             Fault::CrashLoop => {
                 format!(
-                    "the postmaster of {primary}, the primary, is killed whenever there is one, until another is primary"
+                    "the postmaster of {host}, the primary, is killed whenever there is one, until another is primary"
                 )
             }
             Fault::StuckPromotion => {
                 format!(
-                    "{primary}, the primary's host, loses power, and replay stands still at the standby that is chosen"
+                    "{host}, the primary's host, loses power, and replay stands still at the standby that is chosen"
                 )
             }
             Fault::FailPromotion => {
                 format!(
-                    "{primary}, the primary's host, loses power, and PostgreSQL of the standby that is chosen ends while it is promoted"
+                    "{host}, the primary's host, loses power, and PostgreSQL of the standby that is chosen ends while it is promoted"
                 )
             }
             Fault::FailStart => {
-                format!("the postmaster of {primary}, the primary, is killed, and can't be started again")
+                format!("the postmaster of {host}, the primary, is killed, and can't be started again")
             }
-            Fault::Cut => format!("{primary}, the primary's host, is cut off; its processes go on"),
-            Fault::CutOut => format!("nothing that {primary}, the primary's host, sends arrives any more"),
-            Fault::CutIn => format!("nothing arrives at {primary}, the primary's host, any more"),
-            Fault::WalFull => format!("the volume of WAL of {primary}, the primary, has no room left"),
-            Fault::DataFull => format!("the volume of data of {primary}, the primary, has no room left"),
-            Fault::FreezeDisk => format!("the disk of {primary}, the primary, finishes no write any more"),
-            Fault::KillAgent => format!("the agent of {primary}, the primary's host, is killed"),
-            Fault::KillManager => format!("the manager of {primary}, the primary's host, is killed"),
-            Fault::Switchover => format!("switchover away from {primary}"),
+            Fault::Cut => format!("{host}, the primary's host, is cut off; its processes go on"),
+            Fault::CutOut => format!("nothing that {host}, the primary's host, sends arrives any more"),
+            Fault::CutIn => format!("nothing arrives at {host}, the primary's host, any more"),
+            Fault::WalFull => format!("the volume of WAL of {host}, the primary, has no room left"),
+            Fault::DataFull => format!("the volume of data of {host}, the primary, has no room left"),
+            Fault::FreezeDisk => format!("the disk of {host}, the primary, finishes no write any more"),
+            Fault::KillAgent => format!("the agent of {host}, the primary's host, is killed"),
+            Fault::KillManager => format!("the manager of {host}, the primary's host, is killed"),
+            Fault::KillStandby => format!("the postmaster of {host}, a standby, is killed"),
+            Fault::KillStandbyHost => {
+                format!("{host}, the host of a standby, loses power: every process of it is killed")
+            }
+            Fault::Switchover => format!("switchover away from {host}"),
         }
     }
 
     /// The server that is primary must end or be demoted: only another one, or the
     /// same after a new start, can be the recovery.
     pub(crate) fn ends_the_server(self) -> bool {
-        !matches!(self, Fault::KillAgent | Fault::KillManager)
+        !matches!(self, Fault::KillAgent | Fault::KillManager | Fault::KillStandby | Fault::KillStandbyHost)
+    }
+
+    /// Whom it befalls.
+    pub(crate) fn host(self, status: &StatusReply) -> String {
+        let standby = || status.members.iter().map(|m| &m.member).find(|member| **member != status.primary);
+        match self {
+            Fault::KillStandby | Fault::KillStandbyHost => standby().unwrap_or(&status.primary).clone(),
+            _ => status.primary.clone(),
+        }
     }
 
     /// It cuts a host off that goes on running.
@@ -157,6 +176,8 @@ impl Fault {
             | Fault::CutIn
             | Fault::KillAgent
             | Fault::KillManager
+            | Fault::KillStandby
+            | Fault::KillStandbyHost
             | Fault::Switchover => None,
         }
     }
@@ -219,6 +240,8 @@ impl Fault {
             Fault::FreezeDisk => cluster.freeze(primary),
             Fault::KillAgent => cluster.kill_process(primary, Role::Agent),
             Fault::KillManager => cluster.kill_process(primary, Role::Manager),
+            Fault::KillStandby => cluster.signal_postmaster(&self.host(before), Signal::SIGKILL),
+            Fault::KillStandbyHost => tokio::task::block_in_place(|| cluster.kill_host(&self.host(before))),
             Fault::Switchover => {
                 let began = Instant::now();
                 watcher.switchover(before).await?;
@@ -231,7 +254,7 @@ impl Fault {
     /// stopped postmaster continues (if it is still the same one). Returns what was done.
     pub(crate) fn mend(self, cluster: &Cluster, host: &str, postmaster: Option<i32>) -> Result<Option<String>> {
         match self {
-            Fault::KillHost => {
+            Fault::KillHost | Fault::KillStandbyHost => {
                 tokio::task::block_in_place(|| cluster.boot_host(host))?;
                 Ok(Some(format!("{host} is started again")))
             }
@@ -265,9 +288,12 @@ impl Fault {
                 cluster.thaw(host);
                 Ok(Some(format!("the disk of {host} goes on")))
             }
-            Fault::KillPostgres | Fault::CrashLoop | Fault::KillAgent | Fault::KillManager | Fault::Switchover => {
-                Ok(None)
-            }
+            Fault::KillPostgres
+            | Fault::CrashLoop
+            | Fault::KillAgent
+            | Fault::KillManager
+            | Fault::KillStandby
+            | Fault::Switchover => Ok(None),
         }
     }
 }

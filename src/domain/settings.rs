@@ -307,9 +307,9 @@ settings! {
     Settings:
     /// What follows when the primary's PostgreSQL ends by itself.
     on_primary_crash: OnPrimaryCrash = "on_primary_crash", OnPrimaryCrash::Auto, 0..=0,
-        "when the primary's PostgreSQL ends by itself: auto (restart in place within the crash budget), restart (in \
-         place however often), failover (at once, if a standby streams). One that does not run again within primary_start is failed over \
-         with each of them, but neither in a pause nor once failover_limit is reached";
+        "when the primary's PostgreSQL ends by itself: auto (failed over at once where standbys have every acknowledged \
+         commit, else restarted in place within the crash budget), restart (in place however often), failover (at once, if a \
+         standby streams). One that does not run again within primary_start is failed over, but not in a pause";
     /// So many crashes of a primary within `crash_window` are answered by a restart in place.
     crash_budget: u32 = "crash_budget", 3, 0..=1000,
         "so many crashes of a primary within crash_window_ms are answered by a restart in place, the next by a failover";

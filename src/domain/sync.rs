@@ -137,6 +137,15 @@ pub fn standby_name(member: impl fmt::Display, generation: Generation, epoch: Ep
     format!("{member}_g{generation}e{epoch}")
 }
 
+/// How the names of the members' slots begin. Nobody else's may.
+pub const SLOT_PREFIX: &str = "matriarch_";
+
+/// The physical slot a member streams from, on every server. PostgreSQL allows no `-` in it; members whose names differ in
+/// nothing else can't be in one cluster.
+pub fn slot_name(member: &MemberId) -> String {
+    format!("{SLOT_PREFIX}{}", member.as_str().replace('-', "_"))
+}
+
 /// Whose name that is, and of which epoch; a bare name of a member is of a version that has no such names.
 pub fn read_standby_name(name: &str) -> Option<(MemberId, Option<(Generation, Epoch)>)> {
     let named = name.rsplit_once("_g").and_then(|(member, rest)| {

@@ -15,6 +15,8 @@ use crate::{
 
 /// After this long an order without any visible effect is given again.
 pub const EFFECT: Duration = Duration::from_millis(300);
+/// What failed so long ago counts no more. What fails in a row is ordered more often.
+const FORGET: Duration = Duration::from_secs(60);
 /// How often the target of a switchover is probed while the old primary stops.
 pub const CATCHING_UP: Duration = Duration::from_millis(25);
 
@@ -84,7 +86,8 @@ impl Desk {
         result: Option<&crate::domain::observation::OrderResult>,
         now: Moment,
     ) -> Option<Duration> {
-        let same = self.last.as_ref().is_some_and(|(last, _)| last == next);
+        // One that was carried out, and is due again much later, has failed never.
+        let same = self.last.as_ref().is_some_and(|(last, given)| last == next && now.since(*given) < FORGET);
         if !same {
             self.failures = 0;
             self.not_before = None;
@@ -252,6 +255,22 @@ mod tests {
             desk.due(&next(Action::Promote { timeline: Default::default(), floor: Default::default() }), None, at(701)),
             None
         );
+    }
+
+    #[test]
+    fn what_failed_long_ago_makes_nobody_wait() {
+        let mut desk = Desk::default();
+        let order = next(Action::Initdb);
+        let at = Moment::from_millis;
+        let failed = |order| OrderResult { order, kind: "initdb".into(), error: Some("no".into()) };
+        for n in 1..6 {
+            desk.last = Some((order.clone(), at(n * 20_000)));
+            desk.due(&order, Some(&failed(n)), at(n * 20_000));
+        }
+        assert_eq!(desk.due(&order, Some(&failed(5)), at(100_001)), Some(Duration::from_millis(7_999)));
+        assert_eq!(desk.due(&order, None, at(160_000)), None);
+        desk.last = Some((order.clone(), at(160_000)));
+        assert_eq!(desk.due(&order, Some(&failed(6)), at(160_001)), Some(Duration::from_millis(500)));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Situation, loss, report::Unfit, room, sync};
 use crate::{
     domain::{
-        MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory, Timings,
-        WalPosition,
+        EndCause, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory,
+        Timings, WalPosition,
         observation::{AgentView, Promise},
     },
     state::{Lock, OperationKind, OperationPhase, Release},
@@ -58,7 +58,7 @@ pub fn successor(
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
-            let steady = (!c.short, !c.stands, !c.failed_to_promote);
+            let steady = (!c.short, !c.stands, !c.failed_to_promote, !c.in_vain);
             (!c.passed_over, wishes.prefers(&of), c.end, steady, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
@@ -237,6 +237,8 @@ struct Candidate {
     running: bool,
     passed_over: bool,
     failed_to_promote: bool,
+    /// It was granted last, and never became primary.
+    in_vain: bool,
     short: bool,
     stands: bool,
 }
@@ -317,7 +319,11 @@ fn fitness(
     if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
-    let failed_to_promote = failed_at(agent, &["promote"]);
+    // The word of a failed order is overwritten by the start that follows; why the epoch ended is not.
+    let last = matches!(&s.state.lock, Lock::Fenced { previous: Some((epoch, _)), .. } if *epoch == agent.ended_epoch);
+    let late = matches!(agent.ended_by, EndCause::PromotionLate | EndCause::PromotionFailed);
+    let failed_to_promote = failed_at(agent, &["promote"]) || (last && late);
+    let in_vain = granted_in_vain(s, member);
     let short = room::is_short(agent.room.as_ref());
     Ok(Candidate {
         end: agent.wal_end,
@@ -326,8 +332,9 @@ fn fitness(
         // which may be nobody else's, is worth a second try.
         passed_over: agent.unsteady
             || failed_at(agent, &["restart", "start"])
-            || (granted_in_vain(s, member) && (failed_to_promote || !running)),
+            || (in_vain && (failed_to_promote || !running)),
         failed_to_promote,
+        in_vain,
         // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270), and one
         // that can't even start is passed over for that.
         short,

@@ -173,13 +173,8 @@ fn with_a_limit_nobody_is_promoted_while_nobody_knows_what_is_lost() {
     }
     let older = told(fenced(&set, EQUAL), "c", "1:85");
     assert!(matches!(successor(&older.situation(), None, None), Err(Hold::LagUnknown { .. })), "of an older timeline");
-    let release = Release {
-        epoch: Epoch(1),
-        member: id("a"),
-        end: position("2:90"),
-        clean: false,
-        cause: crate::domain::EndCause::Unknown,
-    };
+    let release =
+        Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: false, cause: EndCause::Unknown };
     let mut released = fenced(&set, EQUAL);
     if let Lock::Fenced { released, .. } = &mut released.state.lock {
         *released = Some(release.clone());
@@ -246,4 +241,20 @@ fn what_could_never_be_granted_is_refused_at_the_command() {
     assert!(refused.contains("not on the cluster's history"), "{refused}");
     let refused = asked("standby 2:150 system=77").unwrap_err();
     assert!(refused.starts_with("b: "), "{refused}");
+}
+
+/// The word of its failed order is overwritten by the start that follows.
+#[test]
+fn whose_promotion_came_to_no_end_is_not_the_next_one_again_among_equals() {
+    for cause in [EndCause::PromotionLate, EndCause::PromotionFailed, EndCause::Unknown] {
+        let mut bench = fenced(&[], EQUAL);
+        let Lock::Fenced { previous, .. } = &mut bench.state.lock else { panic!() };
+        *previous = Some((Epoch(2), id("b")));
+        let agent = bench.seals.get_mut(&id("b")).unwrap().agent.as_mut().unwrap();
+        (agent.ended_epoch, agent.ended_by) = (Epoch(2), cause);
+        assert_eq!(chosen(&bench), "c", "{cause:?}");
+        bench.seals.get_mut(&id("b")).unwrap().agent.as_mut().unwrap().wal_end = position("2:81");
+        let again = if cause == EndCause::Unknown { "b" } else { "c" };
+        assert_eq!(chosen(&bench), again, "its WAL is worth a second try, but not a promotion that hangs: {cause:?}");
+    }
 }

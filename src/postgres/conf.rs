@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 
-use crate::domain::{Epoch, Generation, MemberId, Timings, sync::standby_name};
+use crate::domain::{
+    Epoch, Generation, MemberId, Timings,
+    sync::{slot_name, standby_name},
+};
 
 /// A synchronous standby that nobody is: with it in the data directory's
 /// configuration a primary that was started or promoted by hand acknowledges nothing.
@@ -46,7 +49,7 @@ pub(super) struct Settings<'a> {
     pub(super) replication_user: &'a str,
     pub(super) passfile: &'a str,
     /// Whose PostgreSQL this is.
-    pub(super) member: &'a str,
+    pub(super) member: &'a MemberId,
     pub(super) member_hosts: Vec<&'a str>,
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
@@ -201,8 +204,9 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         let _ = writeln!(text, "{key} = {}", quote(value));
     };
     let senders = senders(settings).to_string();
-    // The user may override this one.
-    set("wal_keep_size", "512MB");
+    // The user may override these two. A slot keeps no more back than is kept without it, where nothing else was said.
+    set("wal_keep_size", WAL_KEPT);
+    set("max_slot_wal_keep_size", parameter(settings, "wal_keep_size").unwrap_or(WAL_KEPT));
     let dormant = *role == ConfigRole::DormantPrimary;
     for (key, value) in settings.parameters {
         // A primary that restarts in place must find nothing but its own WAL.
@@ -211,13 +215,13 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
             set(key, value);
         }
     }
-    let (primary_conninfo, timeline) = match role {
+    let (primary_conninfo, slot, timeline) = match role {
         ConfigRole::Standby { upstream: Some(upstream), epoch, generation } => {
             let name = standby_name(settings.member, *generation, *epoch);
-            (replication_conninfo(settings, upstream, &name, None), "latest")
+            (replication_conninfo(settings, upstream, &name, None), slot_name(settings.member), "latest")
         }
-        ConfigRole::Standby { upstream: None, .. } => (String::new(), "latest"),
-        ConfigRole::DormantPrimary => (String::new(), "current"),
+        ConfigRole::Standby { upstream: None, .. } => (String::new(), String::new(), "latest"),
+        ConfigRole::DormantPrimary => (String::new(), String::new(), "current"),
     };
     let port = settings.port.to_string();
     for (key, value) in [
@@ -240,6 +244,8 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         ("wal_retrieve_retry_interval", "500ms"),
         ("recovery_target_timeline", timeline),
         ("primary_conninfo", &primary_conninfo),
+        // One connection at a time confirms under that name.
+        ("primary_slot_name", &slot),
     ] {
         set(key, value);
     }
@@ -290,6 +296,15 @@ fn with_value(line: &str, key: &str, value: u128) -> Option<String> {
     Some(format!("{}{value}{}", &line[..start], &line[start + length..]))
 }
 
+/// What `wal_keep_size` is where the user says nothing.
+const WAL_KEPT: &str = "512MB";
+
+/// What the user has set.
+fn parameter<'a>(settings: &Settings<'a>, name: &str) -> Option<&'a str> {
+    let mut given = settings.parameters.iter();
+    given.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
 fn senders(settings: &Settings<'_>) -> u64 {
     (settings.member_hosts.len() as u64 * 2 + 4).max(10)
 }
@@ -298,8 +313,8 @@ fn senders(settings: &Settings<'_>) -> u64 {
 /// be started with at least these, or it ends with "insufficient parameter settings".
 pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
     let configured = |name: &str| {
-        let given = settings.parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
-        given.and_then(|(_, value)| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
+        let given = parameter(settings, name);
+        given.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
             "max_connections" => 100,
             "max_worker_processes" => 8,
             "max_wal_senders" => senders(settings),
@@ -382,7 +397,11 @@ pub(super) fn sql_identifier(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
+
+    static ME: LazyLock<MemberId> = LazyLock::new(|| "n-1".parse().unwrap());
 
     fn settings<'a>(parameters: &'a BTreeMap<String, String>, hba: &'a [String]) -> Settings<'a> {
         Settings {
@@ -392,7 +411,7 @@ mod tests {
             superuser: "postgres",
             replication_user: "repl",
             passfile: "/var/lib/it's/pgpass",
-            member: "n1",
+            member: &ME,
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
             hba,
             parameters,
@@ -413,6 +432,7 @@ mod tests {
         let parameters = BTreeMap::from([
             ("restore_command".to_owned(), "cp /a/%f %p".to_owned()),
             ("shared_buffers".to_owned(), "16MB".to_owned()),
+            ("Wal_Keep_Size".to_owned(), "2GB".to_owned()),
             ("port".to_owned(), "1".to_owned()),
             ("evil\nport".to_owned(), "2".to_owned()),
         ]);
@@ -422,14 +442,16 @@ mod tests {
         let conninfo = value(&conf, "primary_conninfo").unwrap();
         assert!(conninfo.starts_with("'host=''10.0.0.2'' port=''5432'' user=''repl'' passfile="), "{conninfo}");
         assert!(conninfo.contains(r"''/var/lib/it\\''s/pgpass''"), "{conninfo}");
-        assert!(conninfo.contains(" application_name=''n1_g1e7'' "), "{conninfo}");
+        assert!(conninfo.contains(" application_name=''n-1_g1e7'' "), "{conninfo}");
+        assert_eq!(value(&conf, "primary_slot_name"), Some("'matriarch_n_1'"));
+        assert_eq!(value(&conf, "max_slot_wal_keep_size"), Some("'2GB'"));
         assert_eq!(value(&conf, "port"), Some("'5433'"));
         assert_eq!(value(&conf, "restore_command"), Some("'cp /a/%f %p'"));
         assert_eq!(value(&conf, "recovery_target_timeline"), Some("'latest'"));
         assert!(!conf.contains("evil"));
 
         let conf = postgresql_conf(&settings, &ConfigRole::DormantPrimary);
-        assert_eq!(value(&conf, "primary_conninfo"), Some("''"));
+        assert_eq!((value(&conf, "primary_conninfo"), value(&conf, "primary_slot_name")), (Some("''"), Some("''")));
         assert_eq!(value(&conf, "recovery_target_timeline"), Some("'current'"));
         assert_eq!(value(&conf, "restore_command"), None);
         assert_eq!(value(&conf, "synchronous_standby_names"), Some("'matriarch_placeholder'"));
@@ -483,7 +505,7 @@ mod tests {
         let conf = postgresql_conf(&settings(&parameters, &[]), &ConfigRole::DormantPrimary);
         let keys = conf.lines().filter_map(|l| l.split_once(" = ")).map(|(key, _)| key);
         let free: Vec<&str> = keys.filter(|key| !owned_key(key)).collect();
-        assert_eq!(free, ["wal_keep_size"]);
+        assert_eq!(free, ["wal_keep_size", "max_slot_wal_keep_size"]);
         assert!(owned_key(" Primary_ConnInfo"));
         assert!(!owned_key("shared_buffers"));
     }

@@ -110,6 +110,16 @@ impl Instance {
         *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Every member but this one.
+    pub fn others(&self) -> impl Iterator<Item = &MemberConfig> {
+        self.0.members.iter().filter(|member| member.id != self.0.me)
+    }
+
+    /// How long the other end of a connection may not answer until it is given up: `tcp_ms`.
+    pub fn peer_silence(&self) -> Duration {
+        self.silence().tcp
+    }
+
     /// Writes the timings into what the running server was configured with; they take effect with a reload.
     ///
     /// # Errors
@@ -471,7 +481,7 @@ impl Instance {
             superuser: &cfg.superuser,
             replication_user: &cfg.replication_user,
             passfile,
-            member: me.as_str(),
+            member: me,
             member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
             hba: &cfg.hba,
             parameters: &cfg.parameters,

@@ -2,7 +2,8 @@
 //!
 //! The postmaster has to accept it and to start a process, and that process has to find the role: so much and no more
 //! says that the server lives. Without a password and a query it costs one fork, and no exchange of hashes. What is
-//! answered, be it "too many clients" (53300) or "starting up" (57P03), comes from a living server.
+//! answered, be it "too many clients" (53300) or "starting up" (57P03), comes from a living server. One that says the latter
+//! after it had let others in is being shut down.
 //! Messages: PostgreSQL manual, 55.7 "Message Formats", StartupMessage.
 
 use std::{io, time::Duration};
@@ -22,11 +23,18 @@ const WORDS_MAX: usize = 16 * 1024;
 /// While the queue of a postmaster that takes nobody is full, the next connection is tried again after this.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// A server that ends closes its socket a moment before it is gone: only one that is closed in so many tries is.
+const REFUSALS: u32 = 3;
+/// `cannot_connect_now`: it starts, recovers or shuts down (PostgreSQL manual, appendix A).
+const NOT_NOW: &[u8] = b"57P03";
+
 /// What became of a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Knock {
     /// A server process said something.
     Answered,
+    /// It is not to be connected to now (57P03).
+    TurnsAway,
     /// Nobody listens.
     Refused,
     /// Nothing came in time.
@@ -43,6 +51,7 @@ impl Instance {
     async fn await_first_word(&self) -> Knock {
         let cfg = self.config();
         let socket = cfg.socket_dir.join(format!(".s.PGSQL.{}", cfg.port));
+        let mut refusals = 0;
         loop {
             let answer = async {
                 let mut stream = UnixStream::connect(&socket).await?;
@@ -50,10 +59,17 @@ impl Instance {
                 hear_out(&mut stream).await
             };
             match answer.await {
-                Ok(()) => return Knock::Answered,
+                Ok(true) => return Knock::TurnsAway,
+                Ok(false) => return Knock::Answered,
                 // Its queue is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(AGAIN).await,
-                Err(error) if is_nobody(error.kind()) => return Knock::Refused,
+                Err(error) if is_nobody(error.kind()) => {
+                    refusals += 1;
+                    if refusals >= REFUSALS {
+                        return Knock::Refused;
+                    }
+                    sleep(AGAIN).await;
+                }
                 // Closed without a word: whoever was to answer ended. The next one may.
                 Err(_) => sleep(AGAIN).await,
             }
@@ -62,15 +78,20 @@ impl Instance {
 }
 
 /// One whole message, for the server logs a connection that is closed before all it sent was read. At its end the server
-/// finds the connection closed, and says nothing.
-async fn hear_out(stream: &mut UnixStream) -> io::Result<()> {
+/// finds the connection closed, and says nothing. True when it is an error that says "not now".
+async fn hear_out(stream: &mut UnixStream) -> io::Result<bool> {
     let mut head = [0; 5];
     stream.read_exact(&mut head).await?;
     let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut rest = vec![0; usize::try_from(length).unwrap_or(0).saturating_sub(4).min(WORDS_MAX)];
     // A server that ends in the middle of it has answered all the same.
-    let _ = stream.read_exact(&mut rest).await;
-    Ok(())
+    let whole = stream.read_exact(&mut rest).await.is_ok();
+    Ok(whole && head[0] == b'E' && says_not_now(&rest))
+}
+
+/// Fields of an error: a letter and a text each (manual, 55.8).
+fn says_not_now(fields: &[u8]) -> bool {
+    fields.split(|byte| *byte == 0).any(|field| field.strip_prefix(b"C") == Some(NOT_NOW))
 }
 
 fn is_nobody(kind: io::ErrorKind) -> bool {
@@ -91,6 +112,13 @@ fn startup(user: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_code_of_an_error_says_not_now() {
+        let shutting_down = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is shutting down\0Fpostmaster.c\0\0";
+        assert!(says_not_now(shutting_down));
+        assert!(!says_not_now(b"SFATAL\0VFATAL\0C53300\0Msorry, too many clients already, C57P03\0\0"));
+    }
 
     #[test]
     fn the_first_message_names_its_length_the_protocol_and_the_role() {

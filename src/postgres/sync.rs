@@ -67,6 +67,8 @@ pub struct Sender {
     pub flush_lsn: Lsn,
     /// It has caught up and streams.
     pub streams: bool,
+    /// It streams from a slot, which nobody else does at the same time.
+    pub in_slot: bool,
     /// When its last answer was sent, as text; it differs with each answer.
     pub reply: String,
 }
@@ -88,8 +90,9 @@ const QUERY: &str = "\
 SELECT current_setting('synchronous_standby_names') AS names, pg_current_wal_flush_lsn() AS flushed,
   (SELECT coalesce(wait_event, '') IN ('CheckpointerMain', 'CheckpointWriteDelay')
    FROM pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1) AS listens,
-  (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), state, reply_time), E'\\n')
-   FROM pg_stat_replication) AS senders";
+  (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), state,
+     EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.active_pid = r.pid), reply_time), E'\\n')
+   FROM pg_stat_replication r) AS senders";
 
 impl Session {
     /// How a primary goes by its names.
@@ -108,6 +111,18 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Writes a record, so that standbys have something to answer. WAL senders release waiting commits when an answer comes,
+    /// not when they have read other names, and a standby at rest answers once a second. Waits for no standby itself.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn ask_for_answers(&self, deadline: Duration) -> Result<(), SqlError> {
+        let sql = "SELECT pg_logical_emit_message(true, 'matriarch', '')";
+        self.query("writing a record for standbys to answer", sql, deadline).await.map(drop)
+    }
+}
+
 fn senders(text: &str) -> Vec<Sender> {
     let one = |line: &str| {
         let mut fields = line.split('\t');
@@ -116,6 +131,7 @@ fn senders(text: &str) -> Vec<Sender> {
             priority: fields.next()?.parse().ok()?,
             flush_lsn: fields.next()?.parse().ok()?,
             streams: fields.next()? == "streaming",
+            in_slot: fields.next()? == "t",
             reply: fields.next().unwrap_or_default().to_owned(),
         })
     };
@@ -204,9 +220,10 @@ mod tests {
 
     #[test]
     fn standbys_that_stream_are_read_with_their_last_answer() {
-        let seen = senders("n2_g1e7\t1\t0/3000060\tstreaming\t2026-11-26 22:00:00.1+00\nn3\t0\t0/0\tcatchup\t\n");
+        let seen = senders("n2_g1e7\t1\t0/3000060\tstreaming\tt\t2026-11-26 22:00:00.1+00\nn3\t0\t0/0\tcatchup\tf\t\n");
         assert_eq!(seen.len(), 2);
         assert_eq!((seen[0].name.as_str(), seen[0].priority, seen[0].flush_lsn), ("n2_g1e7", 1, Lsn(0x300_0060)));
         assert_eq!((seen[1].priority, seen[1].streams, seen[1].reply.as_str()), (0, false, ""));
+        assert_eq!((seen[0].in_slot, seen[1].in_slot), (true, false));
     }
 }

@@ -57,6 +57,8 @@ pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
 pub const KEPT_OUT: &str = "clients.kept-out";
 /// Other standbys confirm commits from now on. Fields: `command`, `epoch`, `rule`.
 pub const SYNC_CHANGED: &str = "commits.rule";
+/// The connection of a standby that was not heard for `tcp_ms` is ended. Fields: `slot`, `pid`.
+pub const SENDER_ENDED: &str = "replication.sender_ended";
 /// Commits that the rule does not cover: a role or database waits for less, somebody confirms who is no member, ALTER SYSTEM
 /// wins over it; or that is over. Fields: `what`.
 pub const UNCOVERED: &str = "commits.uncovered";

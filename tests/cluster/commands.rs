@@ -19,6 +19,7 @@ pub const STEPS: &[Step] = &[
     ("switchover_to_a_dead_target_is_refused_or_rolled_back", switchover_to_a_dead_target_is_refused_or_rolled_back),
     ("switchover_to_a_target_that_hangs_is_rolled_back", switchover_to_a_target_that_hangs_is_rolled_back),
     ("failover_by_command", failover_by_command),
+    ("every_member_has_a_slot_wherever_the_primary_is", every_member_has_a_slot_wherever_the_primary_is),
 ];
 
 /// The promises of the slowest profile have to run out on the way.
@@ -65,6 +66,42 @@ fn switchover_to_a_dead_target_is_refused_or_rolled_back(rig: &Rig, before: &Sta
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
     Promise::no_loss(fault)
+}
+
+/// The slots of a member's server, each with who streams from it: `active`, `idle`, or `holds` when it keeps WAL for nobody.
+fn slots(rig: &Rig, member: &str) -> Vec<String> {
+    let sql = "select slot_name || case when active then ' active' when restart_lsn is null then ' idle' else ' holds' end \
+               from pg_replication_slots order by 1";
+    rig.query(member, sql).unwrap_or_default()
+}
+
+/// A standby that is silent loses its connection, and has another as soon as it goes on.
+fn every_member_has_a_slot_wherever_the_primary_is(rig: &Rig, before: &StatusReply) -> Promise {
+    let began = Instant::now();
+    let reply = rig.switchover("").unwrap();
+    assert!(reply.accepted, "{reply:?}");
+    assert!(rig.finished(reply.id, SOON).unwrap().succeeded);
+    let primary = rig.healthy(HEAL).unwrap().primary;
+    assert_ne!(primary, before.primary);
+    let all =
+        |member: &str, how: &str| Vec::from_iter(others(rig, &[member]).iter().map(|m| format!("matriarch_{m} {how}")));
+    until("both standbys stream from their slots", SOON, || slots(rig, &primary) == all(&primary, "active"));
+    for standby in others(rig, &[&primary]) {
+        until("slots of a standby keep nothing", SOON, || slots(rig, &standby) == all(&standby, "idle"));
+    }
+
+    let silent = &others(rig, &[&primary])[0];
+    let receiver = rig.backends(silent, "walreceiver").unwrap()[0];
+    rig.signal(receiver, Signal::SIGSTOP).unwrap();
+    let slot = format!("matriarch_{silent} active");
+    until("its connection is ended", SOON, || {
+        let seen = slots(rig, &primary);
+        !seen.is_empty() && !seen.contains(&slot)
+    });
+    rig.signal(receiver, Signal::SIGCONT).unwrap();
+    until("it streams again", SOON, || slots(rig, &primary) == all(&primary, "active"));
+    rig.healthy(HEAL).unwrap();
+    Promise::no_loss(began)
 }
 
 /// A target that looks alive but takes no WAL any more: the stop can't be proven,

@@ -30,6 +30,10 @@ const STEPS: &[Step] = &[
         the_last_that_confirms_is_waited_for_when_that_is_strict,
     ),
     ("a_primary_that_crashed_lets_nobody_in_before_what_it_has_is_confirmed", a_primary_that_crashed),
+    (
+        "a_primary_that_crashed_is_failed_over_at_once_where_standbys_have_every_commit",
+        a_primary_that_crashed_is_failed_over_at_once,
+    ),
     ("commits_that_nobody_waits_for_are_named", commits_that_nobody_waits_for_are_named),
     ("without_a_rule_nobody_is_waited_for", without_a_rule_nobody_is_waited_for),
 ];
@@ -158,17 +162,36 @@ fn the_last_that_confirms_is_waited_for_when_that_is_strict(rig: &Rig, before: &
 
 fn a_primary_that_crashed(rig: &Rig, before: &StatusReply) -> Promise {
     quorum(rig, before);
+    set(rig, &["on_primary_crash=restart"]);
     let server = rig.server().unwrap();
     let pid = rig.postmaster(&before.primary).unwrap();
     let fault = rig.signal(pid, Signal::SIGKILL).unwrap();
     rig.wait_for_write(ROUTED, fault, None, SOON).unwrap();
     rig.healthy(HEAL).unwrap();
+    set(rig, &["--unset", "on_primary_crash"]);
     let log = std::fs::read_to_string(rig.log(&before.primary, Role::Agent).unwrap()).unwrap();
     let opened = "what this primary has after its crash is confirmed, clients are let in";
     let after = rig.status().unwrap();
     if after.epoch == before.epoch {
         assert!(log.contains(opened), "nobody was kept out");
     }
+    Promise::no_loss(fault).ended(server)
+}
+
+/// Where standbys have every commit there is nothing to restart it for.
+fn a_primary_that_crashed_is_failed_over_at_once(rig: &Rig, before: &StatusReply) -> Promise {
+    quorum(rig, before);
+    set(rig, &["failover_limit=0"]);
+    let server = rig.server().unwrap();
+    let pid = rig.postmaster(&before.primary).unwrap();
+    let fault = rig.signal(pid, Signal::SIGKILL).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    let after = rig.healthy(HEAL).unwrap();
+    assert_ne!(after.primary, before.primary);
+    let told = asks(rig, &["history"]).to_string();
+    assert!(told.contains("standbys have every acknowledged commit"), "{told}");
+    set(rig, &["--unset", "failover_limit"]);
+    confirmed_by(rig, &others(rig, &[&after.primary]), 1);
     Promise::no_loss(fault).ended(server)
 }
 

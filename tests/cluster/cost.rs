@@ -1,9 +1,10 @@
 //! What a manager costs those who commit: the same PostgreSQL, with the same settings, standbys and rule of
 //! acknowledgement, under Matriarch and by itself.
 //!
-//! One after the other, never both at once: each round starts one, measures it, ends it, and does the same with the other,
-//! in turns of order. `ROUNDS` (default 20), `SECONDS` of each measurement (default 5), `DIR` (default /tmp) for all data,
-//! `MATRIARCH`: another program than the one under test, say a release build.
+//! Both run all the time, and one of them works: a slice of one, then a slice of the other, in turns of order, for a disk is
+//! faster in one minute than in the next. So what managers and agents do beside commits is there for both; it is measured by
+//! itself (deploy/scripts/idle-cost.sh). `ROUNDS` (default 60), `SECONDS` of each slice (default 2), `DIR` (default /tmp) for
+//! all data, `MATRIARCH`: another program than the one under test, say a release build.
 
 use std::{
     fs,
@@ -58,7 +59,7 @@ impl Server {
     }
 
     fn measure(&self, bin: &Path, (clients, threads): (&str, &str)) -> Figures {
-        let seconds = number("SECONDS", 5).to_string();
+        let seconds = number("SECONDS", 2).to_string();
         let args = ["-n", "-N", "-M", "prepared", "-c", clients, "-j", threads, "-T", &seconds];
         let text = self.run(bin, "pgbench", &args);
         let after = |word: &str| {
@@ -131,11 +132,6 @@ impl Plain {
         assert!(start.status().unwrap().success(), "{start:?}");
     }
 
-    fn up(&self) -> Server {
-        (0..3).for_each(|server| self.start(server));
-        self.server()
-    }
-
     fn server(&self) -> Server {
         Server { host: self.dir.display().to_string(), port: self.ports[0], password: String::new() }
     }
@@ -169,31 +165,6 @@ fn ready(rig: &Rig) -> Server {
     }
 }
 
-fn measure(server: &Server, bin: &Path) -> Vec<Figures> {
-    server.run(bin, "psql", &["-qc", "checkpoint"]);
-    LOADS.iter().map(|load| server.measure(bin, *load)).collect()
-}
-
-fn all_lost(rig: &Rig) {
-    for host in rig.members() {
-        rig.kill_host(&host).unwrap();
-    }
-}
-
-fn managed(rig: &Rig, bin: &Path) -> Vec<Figures> {
-    let members = rig.members();
-    members.iter().for_each(|host| rig.boot_host(host).unwrap());
-    let figures = measure(&ready(rig), bin);
-    all_lost(rig);
-    figures
-}
-
-fn by_itself(plain: &Plain) -> Vec<Figures> {
-    let figures = measure(&plain.up(), &plain.bin);
-    plain.down();
-    figures
-}
-
 /// Median, and the interval that holds it with 95 % (order statistics of a sample, binomial).
 fn median(mut sample: Vec<f64>) -> (f64, f64, f64) {
     sample.sort_by(f64::total_cmp);
@@ -222,7 +193,6 @@ pub fn play() {
          where source in ('configuration file', 'command line') and name not in ({OWN})"
     );
     let settings = rig.query(&rig.status().unwrap().primary, &of_its).unwrap().join("\n");
-    all_lost(&rig);
 
     let dir = tempfile::Builder::new().prefix("matriarch-plain-").tempdir_in(&base).unwrap();
     let user = rig.user();
@@ -233,22 +203,19 @@ pub fn play() {
     let ports = ports.map(|listener| listener.local_addr().unwrap().port());
     let plain = Plain { bin: bin.clone(), dir: dir.path().to_owned(), user, ports };
     plain.create(&settings);
-    plain.server().fill(&bin);
-    plain.down();
+    let by_itself = plain.server();
+    by_itself.fill(&bin);
 
     let mut ratios = vec![(Vec::new(), Vec::new()); LOADS.len()];
-    for round in 0..number("ROUNDS", 20) {
-        let (ours, theirs) = match round % 2 {
-            0 => {
-                let ours = managed(&rig, &bin);
-                (ours, by_itself(&plain))
-            }
-            _ => {
-                let theirs = by_itself(&plain);
-                (managed(&rig, &bin), theirs)
-            }
-        };
-        for ((load, ratios), (ours, theirs)) in LOADS.iter().zip(&mut ratios).zip(ours.iter().zip(&theirs)) {
+    for round in 0..number("ROUNDS", 60) {
+        if round % 10 == 0 {
+            [&server, &by_itself].iter().for_each(|server| drop(server.run(&bin, "psql", &["-qc", "checkpoint"])));
+        }
+        for (load, ratios) in LOADS.iter().zip(&mut ratios) {
+            let first = if round % 2 == 0 { &server } else { &by_itself };
+            let second = if round % 2 == 0 { &by_itself } else { &server };
+            let (first, second) = (first.measure(&bin, *load), second.measure(&bin, *load));
+            let (ours, theirs) = if round % 2 == 0 { (first, second) } else { (second, first) };
             stage::say(format!("round {round}, {} clients: {ours:?} against {theirs:?}", load.0));
             ratios.0.push(ours.tps / theirs.tps);
             ratios.1.push(theirs.latency / ours.latency);

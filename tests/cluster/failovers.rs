@@ -21,6 +21,7 @@ use crate::{
 pub const STEPS: &[Step] = &[
     ("kill_host_fails_over_and_the_host_rejoins", kill_host_fails_over_and_the_host_rejoins),
     ("kill_postgres_restarts_in_place_without_loss", kill_postgres_restarts_in_place_without_loss),
+    ("a_smart_shutdown_by_hand_keeps_nobody_out_for_long", a_smart_shutdown_by_hand_keeps_nobody_out_for_long),
     ("a_postmaster_that_does_not_come_back_is_failed_over", a_postmaster_that_does_not_come_back_is_failed_over),
     (
         "failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged",
@@ -50,6 +51,15 @@ fn lead_from(rig: &Rig, host: &str) {
         }
     }
     panic!("the Raft leader did not come to {host}");
+}
+
+/// It would wait for the agent's own session, and let nobody in.
+fn a_smart_shutdown_by_hand_keeps_nobody_out_for_long(rig: &Rig, before: &StatusReply) -> Promise {
+    let server = rig.server().unwrap();
+    let fault = rig.signal(rig.postmaster(&before.primary).unwrap(), Signal::SIGTERM).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    rig.healthy(HEAL).unwrap();
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 
 fn kill_host_fails_over_and_the_host_rejoins(rig: &Rig, before: &StatusReply) -> Promise {

@@ -79,7 +79,7 @@ fn what_is_confirmed_is_never_lost() {
     confirmed::play();
 }
 
-/// Twenty rounds of two clusters.
+/// Sixty rounds of two clusters.
 #[test]
 #[ignore = "long, `make proof`"]
 fn commits_cost_no_more_than_without_a_manager() {

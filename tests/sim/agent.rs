@@ -639,6 +639,8 @@ impl World {
                 let life = agent.core.life();
                 self.agent_after(i, MS, AgentEvent::Survey { life, wal_end, locked: false });
             }
+            // Nobody shuts a server down by hand here.
+            Effect::EndShutdown => {}
             // The simulation has no disks that fill up.
             Effect::Reserve(_) => {}
             Effect::Cancel => self.cancel_task(i),

@@ -352,7 +352,10 @@ impl World {
     /// An operator sets how commits are confirmed. True when a leader has taken it.
     pub fn set_mode(&mut self, mode: &str, strict: bool, count: u32) -> bool {
         let changes = [("replication_mode", mode.to_owned()), ("sync_strict", strict.to_string())];
-        let changes = changes.into_iter().chain([("sync_count", count.to_string())]);
+        // Where standbys have every commit a crash is failed over otherwise, and nothing is restarted in place.
+        let crash = if self.sky.dice.one_in(3) { "auto" } else { "restart" };
+        let changes =
+            changes.into_iter().chain([("sync_count", count.to_string()), ("on_primary_crash", crash.to_owned())]);
         let changes = changes.map(|(key, value)| (key.to_owned(), Some(value))).collect();
         let Some(leader) = self.leader() else { return false };
         let refused = self.hosts[leader].configure(&mut self.sky, &changes);

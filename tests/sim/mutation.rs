@@ -28,6 +28,8 @@ pub enum Mutation {
     NoDormantCatch,
     /// A standby that is to leave its old primary streams on, and says that it has left.
     WordBeforeSevered,
+    /// A standby that comes again is two senders until its old connection is given up.
+    NoSlots,
     /// A primary without a standby goes on alone, and the log knows nothing of it.
     AloneWithoutTheLog,
     /// A primary that was restarted after a crash lets clients in at once.

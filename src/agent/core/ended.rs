@@ -103,7 +103,13 @@ impl Core {
         if self.waits_for_ever() {
             return After::Restart;
         }
-        self.crashes.note(&self.settings, cause, self.is_followed(now), now.moment)
+        self.crashes.note(&self.settings, cause, (self.is_followed(now), self.is_kept()), now.moment)
+    }
+
+    /// Standbys have every commit that was acknowledged, and with one of them as primary enough are left to confirm its own.
+    fn is_kept(&self) -> bool {
+        let count = self.durable.sync.rule.as_ref().map_or(0, |rule| rule.count as usize);
+        count > 0 && self.sync_view.effective && self.followers > count
     }
 
     /// Why PostgreSQL ended, by what it said last.

@@ -40,13 +40,15 @@ pub struct Limits {
     pub promote: Duration,
     /// How long a hang may take until it is ended.
     pub hang: Duration,
+    /// How long a fast stop may take.
+    pub stop: Duration,
 }
 
 impl Limits {
     /// Those among all timings.
     pub fn of(timings: &Timings) -> Limits {
-        let Timings { hold, kill, primary_start, promote, .. } = *timings;
-        Limits { hold, kill, primary_start, promote, hang: timings.hang() }
+        let Timings { hold, kill, primary_start, promote, stop, .. } = *timings;
+        Limits { hold, kill, primary_start, promote, hang: timings.hang(), stop }
     }
 }
 
@@ -382,6 +384,8 @@ pub enum Effect {
     Begin(Task),
     /// Write a checkpoint beside everything else.
     CheckpointBeside,
+    /// Make the shutdown that somebody has begun a fast one.
+    EndShutdown,
     /// Make the stopped data directory safe and read it; also find the end of its WAL.
     Survey {
         /// Reading it may take a while, and a restart in place is not to wait for it.

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent::order::Action,
-    domain::{OnPrimaryCrash, PostgresState, TimelineId, observation::StandbyProgress},
+    domain::{OnPrimaryCrash, PostgresState, SyncRule, TimelineId, observation::StandbyProgress},
 };
 
 fn knocked(life: u64, knock: Knock) -> Event {
@@ -58,6 +58,44 @@ fn a_primary_that_lets_nobody_in_is_ended_and_then_treated_as_crashed() {
     assert!(matches!(&effects[0], Effect::Notice(n) if !n.fenced), "{effects:?}");
     assert_eq!((core.state(), core.durable().ended), (PostgresState::Crashed, Epoch(0)));
     comes_back(&mut core, 2, 1_200);
+}
+
+fn turned_away(core: &mut Core, ms: u64) -> Vec<Effect> {
+    core.step(knocked(1, Knock::TurnsAway), now(ms))
+}
+
+/// The session of the agent itself goes on, and keeps such a shutdown from coming to its end.
+#[test]
+fn a_smart_shutdown_is_made_a_fast_one_and_one_that_does_not_end_is_a_hang() {
+    let mut core = followed();
+    assert_eq!(turned_away(&mut core, 1_000), []);
+    assert_eq!(turned_away(&mut core, 5_999), []);
+    assert_eq!(turned_away(&mut core, 6_000), [Effect::EndShutdown]);
+    assert_eq!(turned_away(&mut core, 6_500), [], "once is enough");
+    assert_eq!(core.step(gone(false), now(6_600)).iter().filter(|e| **e == Effect::Release).count(), 0);
+    assert_eq!(core.state(), PostgresState::Crashed, "and started again");
+
+    let mut stuck = followed();
+    turned_away(&mut stuck, 1_000);
+    turned_away(&mut stuck, 6_000);
+    let patience = u64::try_from(stuck.limits.stop.as_millis()).unwrap();
+    assert_eq!(turned_away(&mut stuck, 5_999 + patience), []);
+    assert_eq!(turned_away(&mut stuck, 6_000 + patience), [Effect::Fence]);
+
+    let mut back = followed();
+    turned_away(&mut back, 1_000);
+    back.step(knocked(1, Knock::Answered), now(3_000));
+    assert_eq!(turned_away(&mut back, 6_500), [], "it was another one");
+
+    let mut paused = followed();
+    paused.paused = Some(Moment::from_millis(900));
+    turned_away(&mut paused, 1_000);
+    let meant = |core: &mut Core, ms| {
+        core.paused = Some(Moment::from_millis(ms));
+        turned_away(core, ms)
+    };
+    assert_eq!(meant(&mut paused, 999 + patience), [], "whoever did it may wait for sessions to leave");
+    assert_eq!(meant(&mut paused, 1_000 + patience), [Effect::EndShutdown]);
 }
 
 #[test]
@@ -203,4 +241,20 @@ fn one_that_ends_before_its_promotion_or_restart_is_noted_has_crashed() {
     core.step(ends(2, false), now(63));
     core.step(Event::Done(TaskEnd::Succeeded), now(64));
     assert_eq!((core.state(), core.durable().ended), (PostgresState::Crashed, Epoch(0)));
+}
+
+#[test]
+fn where_standbys_have_every_commit_a_crash_is_failed_over_at_once_while_enough_are_left() {
+    let ends_by_a_crash = |count: u32, effective: bool, standbys: usize| {
+        let mut core = followed();
+        let names = ["n2", "n3"].map(|name| name.parse().unwrap()).to_vec();
+        core.durable.sync.rule = Some(SyncRule { id: 1, epoch: Epoch(4), names, count });
+        core.sync_view.effective = effective;
+        core.followers = standbys;
+        core.step(gone(false), now(1_000)).contains(&Effect::Release)
+    };
+    assert!(ends_by_a_crash(1, true, 2));
+    assert!(!ends_by_a_crash(1, false, 2), "nobody is certain to have them");
+    assert!(!ends_by_a_crash(1, true, 1), "commits of the next one would have nobody to confirm them");
+    assert!(!ends_by_a_crash(0, true, 2), "the primary was alone");
 }

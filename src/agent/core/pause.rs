@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Core, Disk, Effect, Now};
 use crate::{
     agent::store::Phase,
-    domain::{EndCause, PauseWord},
+    domain::{EndCause, Moment, PauseWord},
 };
 
 /// A pause that the manager hasn't confirmed for so long counts no more; it says so every two seconds.
@@ -79,6 +79,12 @@ impl Core {
     /// Nobody is to take over by itself: a restart takes as long, and is tried as often, as it takes.
     pub fn waits_for_ever(&self) -> bool {
         self.paused.is_some() || self.stays.is_some()
+    }
+
+    /// A primary that has not run since then is waited for however long it takes. Not one that stays only because too many
+    /// failovers have followed crashes, when somebody else could go on: it did not come up, so there is nothing to save.
+    pub(super) fn waits_for(&self, since: Moment) -> bool {
+        self.paused.is_some() || (self.stays.is_some() && !self.was_followed(since))
     }
 
     /// The manager has told of a pause, and lately.

@@ -149,3 +149,23 @@ fn the_way_is_drawn() {
         assert!(EDGES.iter().any(|e| e.from == from && e.to == to && !matches!(e.cause, Cause::Order(..))));
     }
 }
+
+#[test]
+fn one_that_does_not_come_up_is_given_up_after_too_many_failovers_too_when_somebody_could_go_on() {
+    let given_up = |followed: bool, pause: bool| {
+        let mut core = primary();
+        core.step(held(4, 100_000_000), now(51));
+        core.step(if pause { paused(1, true) } else { stays(1, true) }, now(60));
+        core.followed = followed.then_some(Moment::from_millis(60));
+        core.step(gone(false), now(70));
+        core.step(surveyed(false), now(80));
+        let limit = u64::try_from(core.limits.primary_start.as_millis()).unwrap();
+        (1..=limit + 100).step_by(100).find(|ms| {
+            let word = if pause { paused(1, true) } else { stays(1, true) };
+            ends(&core.step(word, now(70 + ms)))
+        })
+    };
+    assert!(given_up(true, false).is_some());
+    assert_eq!(given_up(false, false), None, "there is nobody else");
+    assert_eq!(given_up(true, true), None, "an operator is at work");
+}

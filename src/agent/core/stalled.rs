@@ -51,7 +51,10 @@ impl Core {
 
     /// Why somebody else should be primary, when there is somebody who can.
     pub(super) fn must_give_way(&self, now: Now) -> Option<String> {
-        self.storage_problem().filter(|_| self.is_followed(now) && !self.waits_for_ever())
+        // After too many failovers one that only stands still is waited for: all hosts may share it. What is gone, or fails,
+        // does not come back.
+        let stays = self.stays.is_some() && self.volumes.may_go_on();
+        self.storage_problem().filter(|_| self.is_followed(now) && self.paused.is_none() && !stays)
     }
 
     pub(super) fn end_for_storage(&mut self, tenure: Tenure, why: &str, now: Now, out: &mut Vec<Effect>) {

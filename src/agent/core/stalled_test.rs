@@ -182,3 +182,14 @@ fn a_standby_names_its_disk_and_goes_on() {
     assert_eq!(core.state(), PostgresState::Standby);
     assert_eq!(core.problem().as_deref(), Some("the volume of its WAL has not finished a write for 5000 ms"));
 }
+
+#[test]
+fn after_too_many_failovers_a_disk_that_stands_still_is_waited_for_and_one_that_fails_is_not() {
+    let gives_way = |event: Event| {
+        let mut core = reigning(true);
+        core.stays = Some(Moment::from_millis(5_900));
+        core.step(event, now(6_000)).contains(&Effect::Release)
+    };
+    assert!(!gives_way(silent(Place::Data)));
+    assert!(gives_way(touched(Touch::Failing("Input/output error".to_owned()))));
+}

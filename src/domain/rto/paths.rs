@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{Effect, Latencies, Network, Phase, Spread};
-use crate::domain::{FailoverWait, OnPrimaryCrash, Settings, Timings};
+use crate::domain::{FailoverWait, OnPrimaryCrash, Settings, SyncMode, Timings};
 
 /// So many deadlines may be unanswered before a guard counts as stalled (`guard::link`).
 const DEADLINES_UNANSWERED: u32 = 2;
@@ -272,6 +272,8 @@ enum Answer {
 fn answer(s: &Sums<'_>) -> Answer {
     match (s.settings.on_primary_crash, s.settings.crash_budget) {
         (OnPrimaryCrash::Failover, _) | (OnPrimaryCrash::Auto, 0) => Answer::FailOver,
+        // Standbys have every commit.
+        (OnPrimaryCrash::Auto, _) if s.settings.replication_mode != SyncMode::Async => Answer::FailOver,
         (OnPrimaryCrash::Auto, budget) => Answer::Restarts(budget),
         (OnPrimaryCrash::Restart, _) => Answer::RestartsForEver,
     }
@@ -360,6 +362,9 @@ pub(super) fn restart_hangs(s: &Sums<'_>) -> Vec<Phase> {
     joined([s.kill(), phase("restarts", spread, formula)], s.handed_over())
 }
 
+/// Who is refused tries twice more (`postgres::knock`).
+const REFUSED: Duration = Duration::from_millis(100);
+
 /// A knock is begun every third of the time it may take, one at a time.
 pub(super) fn hangs(s: &Sums<'_>) -> Vec<Phase> {
     let probe = s.timings.probe;
@@ -368,8 +373,11 @@ pub(super) fn hangs(s: &Sums<'_>) -> Vec<Phase> {
 }
 
 pub(super) fn refuses(s: &Sums<'_>) -> Vec<Phase> {
-    let found = Spread::up_to(s.timings.probe / KNOCKS);
-    joined([phase("detection", found, "a new connection is begun every probe / 3")], crash(s))
+    let found = Spread::of(REFUSED).plus(Spread::up_to(s.timings.probe / KNOCKS));
+    joined(
+        [phase("detection", found, "a new connection is begun every probe / 3, and refused 3 times in 0.1 s")],
+        crash(s),
+    )
 }
 
 /// It can't be killed, so its holder gives the epoch up without being able to say that it is gone.

@@ -13,6 +13,7 @@ use super::{PgEvent, Postgres, streaming::TIMEOUT, wal::Content};
 use crate::{
     clock::{MS, SECOND, Time},
     invariants,
+    mutation::Mutation,
     network::Channel,
     world::{What, World},
 };
@@ -158,6 +159,10 @@ impl World {
         let Some(postgres) = &mut self.hosts[i].postgres else { return };
         let names = Rc::clone(&postgres.confirms.names);
         let sender = Sender { host, connection, name, names, unread: None, flushed: 0, answers: 0, heard: now };
+        // Its slot has one sender at a time. That it waits for the end of the former is left out.
+        if self.sky.mutation != Mutation::NoSlots {
+            postgres.confirms.senders.retain(|s| s.host != host);
+        }
         postgres.confirms.senders.push(sender);
     }
 
@@ -276,6 +281,7 @@ impl World {
             priority: u32::from(s.names.has(&s.name)),
             flush_lsn: Lsn(s.flushed),
             streams: true,
+            in_slot: true,
             reply: s.answers.to_string(),
         });
         Some(SyncSight {
@@ -293,7 +299,7 @@ impl World {
 
     /// It follows nobody, for good.
     pub(super) fn is_severed(&self, postgres: &Postgres) -> bool {
-        let streams = postgres.receiver.is_some() && self.sky.mutation != crate::mutation::Mutation::WordBeforeSevered;
+        let streams = postgres.receiver.is_some() && self.sky.mutation != Mutation::WordBeforeSevered;
         self.sky.sync && postgres.upstream.is_none() && !streams
     }
 }
