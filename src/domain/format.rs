@@ -17,9 +17,11 @@ impl Format {
     /// Rules by which commits are acknowledged, standbys that follow under the name of an epoch, and ends of epochs that
     /// count by the word of the holder's agent.
     pub const SYNC: Format = Format(4);
+    /// Changes of settings, and of timings, that name what of the other they were decided beside.
+    pub const BESIDE: Format = Format(5);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::SYNC;
+    pub const NEWEST: Format = Format::BESIDE;
 }
 
 impl Default for Format {

@@ -66,8 +66,8 @@ struct Inner {
     /// Which cluster this manager was in when it started, by the copy outside of the log.
     known: Option<(ClusterId, Generation)>,
     gate: entry::Gate,
-    /// Held while a request for other timings is decided.
-    retiming: tokio::sync::Mutex<()>,
+    /// Held while a request for other timings or other settings is decided: each is checked against the other.
+    changing: tokio::sync::Mutex<()>,
     /// Why this node is no voter any more, as the leader says; empty while it says nothing.
     forgot: watch::Sender<String>,
     /// Why this process has to start over; empty while it hasn't.
@@ -134,7 +134,7 @@ pub async fn run<A: Admin>(
             link: link::Link::new(&local.agent.listen, &local.id),
             stonith: stonith::Stonith::default(),
             gate: entry::Gate::default(),
-            retiming: tokio::sync::Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
             standing,
             known: identity.as_ref().map(|known| (known.cluster_id(), known.generation())),
             forgot: watch::Sender::default(),

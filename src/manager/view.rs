@@ -252,14 +252,14 @@ impl ManagerHandle {
         self.manager.inner.node.transfer_leader(to).await.map_err(|e| e.to_string())
     }
 
-    /// Puts other timings in force; only the Raft leader can. One request after the other, so that none is admitted by
-    /// timings that another is about to replace.
+    /// Puts other timings in force; only the Raft leader can. One request after the other, those for settings
+    /// too, so that none is admitted by what another is about to replace.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
     pub async fn set_timings(&self, asked: policy::timings::Asked<'_>, request_id: String) -> Result<(), String> {
         let cluster = &self.manager.inner.config.cluster;
-        let _alone = self.manager.inner.retiming.lock().await;
+        let _alone = self.manager.inner.changing.lock().await;
         self.put(request_id, |s| policy::timings::admit(s, (cluster.profile, &cluster.timings), asked)).await
     }
 
@@ -320,7 +320,8 @@ impl ManagerHandle {
         }
     }
 
-    /// Changes what operators have set, if it is of `version` still; only the Raft leader can.
+    /// Changes what operators have set, if it is of `version` still; only the Raft leader can. As with
+    /// [`Self::set_timings`] one request after the other.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
@@ -330,6 +331,7 @@ impl ManagerHandle {
         changes: &SettingChanges,
         (by, request_id): (&str, String),
     ) -> Result<(), Refused> {
+        let _alone = self.manager.inner.changing.lock().await;
         let (inner, state) = (&self.manager.inner, self.state());
         if !self.leadership().am_leader {
             // Only a leader hears what the hosts can apply.

@@ -76,6 +76,28 @@ pub fn nobody(s: &Situation<'_>, released: Option<&Release>) -> Option<Vec<(Memb
     s.state.members.keys().map(unfit).collect()
 }
 
+/// Why `member`, which has answered, can't be primary of this epoch however long one waits; `None`: it can, or may soon. An
+/// operator's choice overrules what operators have set, so that is not looked at.
+pub fn unfit_for_good(s: &Situation<'_>, released: Option<&Release>, member: &MemberId) -> Option<Unfit> {
+    match fitness(s, member, released, false) {
+        // It follows nobody any more, so its WAL doesn't grow.
+        Ok(Candidate { end, .. }) => acknowledged(s)
+            .ok()
+            .flatten()
+            .filter(|needed| end < *needed && promised(s).contains(member))
+            .map(|needed| Unfit::LacksCommits { end, needed }),
+        // These pass by themselves.
+        Err(
+            Unfit::NotSealed
+            | Unfit::AgentSilent
+            | Unfit::WalEndUnknown
+            | Unfit::Promised { .. }
+            | Unfit::NotAsked { .. },
+        ) => None,
+        Err(unfit) => Some(unfit),
+    }
+}
+
 /// Where WAL has to reach to have every commit that was promised to be safe; `None`: nothing was, or an operator has
 /// accepted the loss.
 ///

@@ -8,7 +8,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Seal, Situation, Verdict, candidates::successor, outvoted, pause};
+use super::{
+    Hold, Seal, Situation, Verdict,
+    candidates::{self, successor},
+    outvoted, pause,
+    report::Unfit,
+};
 use crate::{
     domain::{
         EndCause, Epoch, Format, MemberId, Membership, Moment, PostgresState, membership::Count,
@@ -174,6 +179,25 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
 /// # Errors
 /// What is waited for.
 pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hold>> {
+    ready_for(s, target(s))
+}
+
+/// Who an operation that is past its point of no return is to make primary.
+fn target<'a>(s: &'a Situation<'_>) -> Option<&'a MemberId> {
+    s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to)
+}
+
+/// Why that target gets nothing, though it has answered and so has everybody else who is waited for; `None`: it may yet.
+/// The others are heard first because what has to be there can become less with each word of theirs.
+pub fn target_is_unfit(s: &Situation<'_>) -> Option<Unfit> {
+    let target = target(s)?;
+    let answered = s.seals.get(target).is_some_and(|seal| settled(seal.agent.as_ref()));
+    let ground = ready_for(s, None)?.ok().filter(|_| answered)?;
+    candidates::unfit_for_good(s, ground.released, target)
+}
+
+/// As [`ready_to_grant`]; who is `forced` waits for nobody else's word.
+fn ready_for<'a>(s: &'a Situation<'_>, forced: Option<&'a MemberId>) -> Option<Result<Ground<'a>, Hold>> {
     let Lock::Fenced { epoch, released, previous } = &s.state.lock else { return None };
     let membership = s.membership();
     let voter = |(m, seal): (&'_ MemberId, &'_ Seal)| membership.has_voter(m).then(|| (m.clone(), seal.at));
@@ -186,7 +210,6 @@ pub fn ready_to_grant<'a>(s: &'a Situation<'_>) -> Option<Result<Ground<'a>, Hol
         let sealed = membership.count(&sealed).have.max(have);
         return Some(Err(Hold::TooFewSeals { epoch: *epoch, sealed, free: have, needed: need }));
     }
-    let forced = s.state.operation.as_ref().filter(|o| o.phase == OperationPhase::Transfer).map(|o| &o.to);
     if let Some(hold) = still_collecting(s, &free, previous.as_ref(), forced) {
         return Some(Err(hold));
     }

@@ -133,3 +133,29 @@ fn an_agent_that_says_nothing_and_renews_is_slow_and_one_that_is_dead_is_not() {
     let dead = lease_ran_out(&died.situation());
     assert!(matches!(dead, Some(Verdict::Hold(Hold::LeaseHeld { .. }))), "renewed just after its last word: {dead:?}");
 }
+
+#[test]
+fn a_target_that_can_not_become_primary_is_found_out_when_a_grant_is_due_and_not_before() {
+    let unfit = |operation: &str, b: &str, change: &dyn Fn(&mut Bench)| {
+        let mut bench = Bench::new(&format!("fenced; {operation}")).seal("b", b).seal("c", "standby 2:80");
+        change(&mut bench);
+        target_is_unfit(&bench.situation()).map(|why| why.to_string())
+    };
+    let none = |_: &mut Bench| ();
+    for operation in ["failover b", "switchover b transfer"] {
+        assert_eq!(unfit(operation, "standby 2:70", &none), None, "bytes are the operator's to choose");
+        let disk = unfit(operation, "standby 2:80 storage", &none);
+        assert_eq!(disk.as_deref(), Some("its disk stands still"));
+        assert_eq!(unfit(operation, "failed", &none).as_deref(), Some("PostgreSQL is failed"), "it needs an operator");
+    }
+    for (passes, b) in [
+        ("a promise of failsafe", "standby 2:80 promised=900"),
+        ("a start", "starting"),
+        ("until its WAL's end is read", "stopped unknown"),
+    ] {
+        assert_eq!(unfit("failover b", b, &none), None, "{passes}");
+    }
+    let running = |bench: &mut Bench| bench.seals.get_mut(&id("c")).unwrap().promise.lapsed = false;
+    assert_eq!(unfit("failover b", "standby 2:80 storage", &running), None, "nobody could be granted yet");
+    assert_eq!(unfit("switchover b stop", "standby 2:80 storage", &none), None, "rule 260 rolls that back");
+}

@@ -65,7 +65,9 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
         return Err(Refused::Stale(format!("the settings are of version {now} now, not of {version}")));
     }
     format::gate(s, Format::SETTINGS).map_err(|old| Refused::NotNow(old.to_string()))?;
-    Ok(Some(Kind::SetSettings { version, changes, by: name(by) }))
+    // A host that doesn't know this would change what others leave alone.
+    let beside = format::gate(s, Format::BESIDE).is_ok().then(|| s.state.timings.newest());
+    Ok(Some(Kind::SetSettings { version, changes, by: name(by), beside }))
 }
 
 /// Members that may become primary without an operator who names one, by these settings.
@@ -198,7 +200,14 @@ fn name(by: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::testing::{Bench, id};
+    use crate::{
+        domain::{Profile, Timings, TimingsId},
+        policy::{
+            testing::{Bench, id},
+            timings,
+        },
+        state::{Applied, Command, RuleId},
+    };
 
     fn bench() -> Bench {
         let mut bench = Bench::new("granted a open 2");
@@ -219,9 +228,10 @@ mod tests {
     #[test]
     fn values_are_proposed_as_we_write_them() {
         let asked = [("crash_window_ms", Some("0017000")), ("crash_budget", None)];
-        let Ok(Some(Kind::SetSettings { version, changes, by })) = ask(&bench(), 4, &asked) else { panic!() };
+        let Ok(Some(Kind::SetSettings { version, changes, by, beside })) = ask(&bench(), 4, &asked) else { panic!() };
         let expected = [("crash_budget".to_owned(), None), ("crash_window_ms".to_owned(), Some("17000".to_owned()))];
         assert_eq!((version, changes, by.as_str()), (4, expected.into(), "kim"));
+        assert_eq!(beside, Some(TimingsId::FILES));
     }
 
     #[test]
@@ -260,6 +270,54 @@ mod tests {
         bench.state.settings.values.insert("crash_window_ms".to_owned(), "1000".to_owned());
         assert!(matches!(ask(&bench, 4, &[("crash_budget", Some("7"))]), Ok(Some(_))));
         assert!(matches!(ask(&bench, 4, &[("crash_window_ms", None)]), Ok(Some(_))));
+    }
+
+    /// What asks for a crash window, and what asks for a profile, becomes: each as things are on the bench.
+    fn window_and_profile(bench: &Bench, window_ms: &str, profile: Profile) -> [Result<Option<Kind>, String>; 2] {
+        let version = bench.state.settings.version;
+        let window = ask(bench, version, &[("crash_window_ms", Some(window_ms))]).map_err(|why| why.to_string());
+        let (file, overrides) = (Timings::of(Profile::Normal), std::collections::BTreeMap::new());
+        let asked = timings::Asked { profile, overrides: &overrides, reset: false, instead_of: None };
+        [window, timings::admit(&bench.situation(), (Profile::Normal, &file), asked)]
+    }
+
+    #[test]
+    fn settings_and_timings_that_do_not_go_together_are_never_both_in_force_whoever_comes_first() {
+        for settings_first in [true, false] {
+            let mut bench = bench();
+            let run = |kind: &Kind, bench: &mut Bench| {
+                let (request_id, expected) = ("r".to_owned(), bench.state.epoch);
+                bench.state.apply(&Command {
+                    request_id,
+                    expected,
+                    because: RuleId(2),
+                    kind: kind.clone(),
+                    evidence: None,
+                })
+            };
+            // 15 s go with `normal` (10.5 s at least), 60 s with `slow` (22 s): two leaders may admit both.
+            let [Ok(Some(window)), Ok(Some(slow))] = window_and_profile(&bench, "15000", Profile::Slow) else {
+                panic!()
+            };
+            let (first, second) = if settings_first { (&window, &slow) } else { (&slow, &window) };
+            assert_eq!(run(first, &mut bench), Applied::Changed);
+            let before = bench.state.clone();
+            let late = run(second, &mut bench);
+            let Applied::Stale { why, .. } = late else { panic!("{late:?}") };
+            assert!(why.contains("it was decided beside"), "{why}");
+            assert_eq!(bench.state, before);
+        }
+    }
+
+    #[test]
+    fn what_was_decided_beside_is_not_named_while_a_host_would_not_look_at_it() {
+        let mut bench = bench();
+        bench.seen.get_mut(&id("c")).unwrap().format = Format::SYNC;
+        let asked = window_and_profile(&bench, "15000", Profile::Slow);
+        let [Ok(Some(Kind::SetSettings { beside, .. })), Ok(Some(Kind::SetTimings { decided, .. }))] = asked else {
+            panic!("{asked:?}")
+        };
+        assert_eq!((beside, decided), (None, None));
     }
 
     #[test]

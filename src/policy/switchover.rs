@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{
     Hold, Situation, Verdict,
     candidates::{self, Wishes, unfit_data, unfit_host},
+    failover,
     loss::{self, Loss},
     restart, room,
 };
@@ -142,6 +143,10 @@ fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> 
     let someone_else = s.state.holder().is_some_and(|(_, m)| *m != operation.to && Some(m) != operation.from.as_ref());
     if target_gave_up || target_gone || someone_else || remaining(s, limit).is_zero() {
         return Some(end(operation, format!("{} did not become primary", operation.to)));
+    }
+    // Nobody is primary meanwhile, and whoever else can is not looked at before this is over.
+    if let Some(unfit) = failover::target_is_unfit(s) {
+        return Some(end(operation, format!("{} can't become primary: {unfit}", operation.to)));
     }
     waits(s, operation, limit, format!("{} to be primary", operation.to))
 }

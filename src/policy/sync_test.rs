@@ -351,6 +351,59 @@ fn an_operator_may_accept_that_commits_are_lost() {
     assert_eq!(to_c(&forced), Ok("c".to_owned()));
 }
 
+/// What rule 220 says of a failover to b by command: why it ends, or that it is waited for.
+fn failover_to_b(mut bench: Bench) -> Result<String, String> {
+    bench.state.operation = crate::policy::testing::state("fenced;failover b").operation;
+    bench = bench.operation_began_now();
+    match crate::policy::switchover::failed(&bench.situation()) {
+        Some(Verdict::Propose(Kind::EndOperation { id: 1, succeeded: false, reason })) => Ok(reason),
+        Some(Verdict::Hold(hold)) => Err(hold.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_failover_by_command_ends_when_its_target_lacks_a_commit_and_not_before_that_is_certain() {
+    let b = |spec: &str| lost("b c", 1).seal("b", spec);
+    let behind = b("standby 2:140 severed=2").seal("c", "standby 2:150 severed=2");
+    assert_eq!(
+        failover_to_b(behind),
+        Ok("b can't become primary: its WAL ends at 2:0/8C, and commits up to 2:0/96 may have been acknowledged"
+            .into())
+    );
+    for (bench, why) in [
+        (b("standby 2:150 severed=2").seal("c", "standby 2:140 severed=2"), "it has every commit"),
+        (b("standby 2:140 severed=2"), "nobody knows what was acknowledged before c is heard"),
+        (b("standby 2:140").seal("c", "standby 2:150 severed=2"), "it follows the old primary still, and gets more"),
+        (b("standby 2:140 severed=2 unknown").seal("c", "standby 2:150 severed=2"), "where its WAL ends is not proven"),
+    ] {
+        assert!(failover_to_b(bench).is_err(), "{why}");
+    }
+    let mut accepted = b("standby 2:140 severed=2").seal("c", "standby 2:150 severed=2");
+    accepted.state.operation = crate::policy::testing::state("fenced;failover b").operation;
+    accepted.state.operation.as_mut().unwrap().accepts_loss = true;
+    let says = crate::policy::switchover::failed(&accepted.operation_began_now().situation());
+    assert!(matches!(says, Some(Verdict::Hold(_))), "the operator has accepted the loss: {says:?}");
+}
+
+#[test]
+fn a_failover_by_command_hears_out_whoever_may_show_that_its_target_has_all() {
+    // The seals of b and c are as old as the bench, or came just now; d's agent was heard of just now.
+    let bench = |answered_now: bool| {
+        let mut bench = lost("b c d", 2).seal("b", "standby 2:140 severed=2").seal("c", "standby 2:150 severed=2");
+        bench.state.members.insert(id("d"), bench.state.members[&id("c")].clone());
+        let now = bench.situation().now;
+        if answered_now {
+            bench.seals.values_mut().for_each(|seal| seal.at = now);
+        }
+        bench.says("d", "standby 2:130")
+    };
+    assert!(failover_to_b(bench(true)).is_err(), "two of b, c and d have each commit: perhaps it isn't c");
+    let heard = bench(true).seal("d", "standby 2:130 severed=2");
+    assert!(failover_to_b(heard).is_err(), "what two of them have reaches to b's end");
+    assert!(failover_to_b(bench(false)).is_ok(), "d had the time to answer");
+}
+
 #[test]
 fn a_successor_begins_with_those_who_can_follow_it() {
     let start = |bench: &Bench| granted(bench).unwrap().1.unwrap();

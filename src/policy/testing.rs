@@ -318,6 +318,12 @@ impl Bench {
         self
     }
 
+    /// The operation under way came into its present phase just now.
+    pub fn operation_began_now(mut self) -> Self {
+        self.since.operation = self.now;
+        self
+    }
+
     /// The manager of `member` leads.
     pub fn led_by(mut self, member: &str) -> Self {
         self.group.leader = self.state.members.get(&id(member)).map(|m| m.node);

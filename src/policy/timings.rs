@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Situation, Verdict, format};
 use crate::{
-    domain::{MemberId, Profile, Timings, TimingsId, observation::AgentView},
-    state::Kind,
+    domain::{Format, MemberId, Profile, Timings, TimingsId, observation::AgentView},
+    state::{Decided, Kind},
 };
 
 /// Raft was started with its own and can't change them.
@@ -82,7 +82,10 @@ pub fn admit(s: &Situation<'_>, file: (Profile, &Timings), asked: Asked<'_>) -> 
     if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
         return Err(problem);
     }
-    let kind = Kind::SetTimings { profile, timings: timings.into() };
+    // A host that doesn't know this would change what others leave alone.
+    let decided = format::gate(s, Format::BESIDE).is_ok();
+    let decided = decided.then_some(Decided { timings: newest, settings: s.state.settings.version });
+    let kind = Kind::SetTimings { profile, timings: timings.into(), decided };
     format::gate(s, kind.format()).map_err(|old| old.to_string())?;
     Ok(Some(kind))
 }
@@ -192,7 +195,7 @@ mod tests {
             let overrides = overrides.iter().map(|(k, v)| ((*k).to_owned(), *v)).collect();
             admit(&bench.situation(), (Profile::Normal, &file), asked(profile, &overrides))
         };
-        let Ok(Some(Kind::SetTimings { profile: Profile::Fast, timings })) = ask(&bench, Profile::Fast, &[]) else {
+        let Ok(Some(Kind::SetTimings { profile: Profile::Fast, timings, .. })) = ask(&bench, Profile::Fast, &[]) else {
             panic!()
         };
         assert_eq!(timings.hold, Timings::of(Profile::Fast).hold);

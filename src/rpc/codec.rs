@@ -16,7 +16,7 @@ use crate::{
         WalPosition,
     },
     state::{
-        Asked, ClusterState, Command, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
+        Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
         OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
@@ -87,9 +87,11 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             succeeded: *succeeded,
             how: how.clone(),
         }),
-        Kind::SetTimings { profile, timings } => {
-            c::Kind::SetTimings(c::SetTimings { profile: profile.to_string(), values: told(*profile, timings) })
-        }
+        Kind::SetTimings { profile, timings, decided } => c::Kind::SetTimings(c::SetTimings {
+            profile: profile.to_string(),
+            values: told(*profile, timings),
+            decided: decided.map(|on| c::Decided { timings: on.timings.0, settings: on.settings }),
+        }),
         Kind::SettleTimings { id } => c::Kind::SettleTimings(c::SettleTimings { id: id.0 }),
         Kind::ReplaceNode { member, old, node, reason } => c::Kind::ReplaceNode(c::ReplaceNode {
             member: member.to_string(),
@@ -103,7 +105,9 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             postgres: postgres.clone(),
         }),
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
-        Kind::SetSettings { version, changes, by } => c::Kind::SetSettings(encode_changes(*version, changes, by)),
+        Kind::SetSettings { version, changes, by, beside } => {
+            c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
+        }
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
@@ -197,7 +201,8 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::SetTimings(s) => {
             let profile = profile(&s.profile)?;
-            Kind::SetTimings { profile, timings: timings(profile, &s.values)?.into() }
+            let decided = s.decided.map(|on| Decided { timings: TimingsId(on.timings), settings: on.settings });
+            Kind::SetTimings { profile, timings: timings(profile, &s.values)?.into(), decided }
         }
         K::SettleTimings(s) => Kind::SettleTimings { id: TimingsId(s.id) },
         K::ReplaceNode(r) => Kind::ReplaceNode {
@@ -208,7 +213,12 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
-        K::SetSettings(s) => Kind::SetSettings { version: s.version, changes: changes(s.set, s.unset), by: s.by },
+        K::SetSettings(s) => Kind::SetSettings {
+            version: s.version,
+            changes: changes(s.set, s.unset),
+            by: s.by,
+            beside: s.beside.map(TimingsId),
+        },
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
@@ -217,10 +227,21 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
     })
 }
 
-fn encode_changes(version: u64, changes: &SettingChanges, by: &str) -> v1::command::SetSettings {
+fn encode_changes(
+    version: u64,
+    changes: &SettingChanges,
+    by: &str,
+    beside: Option<TimingsId>,
+) -> v1::command::SetSettings {
     let set = changes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
     let unset = changes.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone());
-    v1::command::SetSettings { version, set: set.collect(), unset: unset.collect(), by: by.to_owned() }
+    v1::command::SetSettings {
+        version,
+        set: set.collect(),
+        unset: unset.collect(),
+        by: by.to_owned(),
+        beside: beside.map(|id| id.0),
+    }
 }
 
 /// Changes of settings from the wire; what is in both gets its default.
@@ -598,8 +619,8 @@ mod tests {
             Kind::EndOperation { id: 1, succeeded: true, reason: "done".into() },
             Kind::Fence { reason: "again".into(), cause: EndCause::Storage },
             Kind::RecordStonith { member: id("a"), epoch: Epoch(1), succeeded: false, how: "exit status: 3".into() },
-            Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast).into() },
-            Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe).into() },
+            Kind::SetTimings { profile: Profile::Fast, timings: Timings::of(Profile::Fast).into(), decided: None },
+            Kind::SetTimings { profile: Profile::Normal, timings: Timings::of(Profile::Safe).into(), decided: None },
             Kind::SettleTimings { id: TimingsId(2) },
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
@@ -609,8 +630,19 @@ mod tests {
                 version: 0,
                 changes: [("crash_budget".into(), Some("5".into())), ("a_newer_one".into(), Some("x".into()))].into(),
                 by: "kim".into(),
+                beside: None,
             },
-            Kind::SetSettings { version: 1, changes: [("crash_budget".into(), None)].into(), by: String::new() },
+            Kind::SetSettings {
+                version: 1,
+                changes: [("crash_budget".into(), None)].into(),
+                by: String::new(),
+                beside: Some(TimingsId(2)),
+            },
+            Kind::SetTimings {
+                profile: Profile::Fast,
+                timings: Timings::of(Profile::Fast).into(),
+                decided: Some(Decided { timings: TimingsId(2), settings: 2 }),
+            },
             Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
             Kind::Resume { by: "kim".into() },
             Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
@@ -644,7 +676,7 @@ mod tests {
     #[test]
     fn a_state_of_a_newer_format_is_refused() {
         let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 5, this version reads up to 4"));
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 6, this version reads up to 5"));
     }
 
     #[test]
@@ -652,6 +684,19 @@ mod tests {
         let written = |state: &ClusterState| v1::ClusterState::decode(&*encode_state(state)).unwrap().format;
         assert_eq!(written(&ClusterState::default()), 1);
         assert_eq!(written(&ClusterState { format: Format::SETTINGS, ..ClusterState::default() }), 2);
+    }
+
+    #[test]
+    fn what_an_older_version_wrote_names_nothing_it_was_decided_beside() {
+        let read = |kind| {
+            let raw = v1::Command { kind: Some(kind), ..v1::Command::default() };
+            decode_command(&raw.encode_to_vec()).unwrap().kind
+        };
+        let (profile, values) = (Profile::Fast.to_string(), told(Profile::Fast, &Timings::of(Profile::Fast)));
+        let timings = read(v1::command::Kind::SetTimings(v1::command::SetTimings { profile, values, decided: None }));
+        assert!(matches!(timings, Kind::SetTimings { decided: None, .. }) && timings.format() == Format::FIRST);
+        let settings = read(v1::command::Kind::SetSettings(v1::command::SetSettings::default()));
+        assert!(matches!(settings, Kind::SetSettings { beside: None, .. }) && settings.format() == Format::SETTINGS);
     }
 
     #[test]

@@ -79,12 +79,12 @@ impl ClusterState {
                 let outcome = if *succeeded { "succeeded" } else { "failed" };
                 Ok(Some(format!("STONITH of {member}, which held epoch {epoch}, {outcome}: {how}")))
             }
-            Kind::SetTimings { profile, timings } => self.set_timings(*profile, **timings),
+            Kind::SetTimings { profile, timings, decided } => self.set_timings(*profile, **timings, *decided),
             Kind::SettleTimings { id } => self.settle_timings(*id),
             Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
             Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
             Kind::RemoveMember { member } => self.remove_member(member),
-            Kind::SetSettings { version, changes, by } => self.set_settings(*version, changes, by),
+            Kind::SetSettings { version, changes, by, beside } => self.set_settings(*version, changes, by, *beside),
             Kind::SetSync { after, rule } => self.set_sync(*after, rule.as_ref()),
             Kind::SettleSync { id } => self.settle_sync(*id),
             Kind::KeepOut { on } => self.keep_out(*on),
@@ -656,7 +656,7 @@ mod tests {
     }
 
     fn of(profile: Profile) -> Kind {
-        Kind::SetTimings { profile, timings: Timings::of(profile).into() }
+        Kind::SetTimings { profile, timings: Timings::of(profile).into(), decided: None }
     }
 
     #[test]

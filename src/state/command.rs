@@ -182,6 +182,9 @@ pub enum Kind {
         profile: Profile,
         /// Every value, the inequalities checked by whoever proposes it.
         timings: Box<Timings>,
+        /// The newest it was decided on, and the version of the settings they were checked against: beside others nothing
+        /// is changed. `None` while some host knows no [`Format::BESIDE`].
+        decided: Option<Decided>,
     },
     /// No lease is held, and no promise runs, under anything older.
     SettleTimings {
@@ -196,6 +199,9 @@ pub enum Kind {
         changes: SettingChanges,
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
+        /// The timings they were checked against: beside others nothing is changed. `None` while some host knows no
+        /// [`Format::BESIDE`].
+        beside: Option<TimingsId>,
     },
     /// The cluster decides nothing by itself until an operator lets it go on.
     Pause {
@@ -247,6 +253,15 @@ pub enum Kind {
         /// Which.
         format: Format,
     },
+}
+
+/// What a change of timings was decided on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// The newest timings; [`TimingsId::FILES`]: those of the hosts' files.
+    pub timings: TimingsId,
+    /// The version of the settings.
+    pub settings: u64,
 }
 
 impl Kind {
@@ -308,7 +323,8 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
-            Self::SetTimings { profile, timings } if timings.are_newer(*profile) => Format::MOVES,
+            Self::SetTimings { decided: Some(_), .. } | Self::SetSettings { beside: Some(_), .. } => Format::BESIDE,
+            Self::SetTimings { profile, timings, .. } if timings.are_newer(*profile) => Format::MOVES,
             Self::SetTimings { .. } => Format::FIRST,
             Self::SetSettings { .. }
             | Self::Pause { .. }

@@ -23,7 +23,7 @@ pub use cluster::{
     ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,
     OperationPhase, Release, TimelineRecord,
 };
-pub use command::{Applied, Command, Kind, RuleId};
+pub use command::{Applied, Command, Decided, Kind, RuleId};
 pub use flaps::ENDS;
 pub use history::{Evidence, Lasted, Reign};
 pub use pause::Asked;

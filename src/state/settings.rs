@@ -1,18 +1,24 @@
 //! How the settings change, and how the state keeps what it takes to read them.
 
 use super::cluster::ClusterState;
-use crate::domain::{Format, SettingChanges};
+use crate::domain::{Format, SettingChanges, TimingsId};
 
 impl ClusterState {
-    /// Values are not looked at here: a later version may know others, and every node has to come to the same state.
+    /// Values are not looked at here: a later version may know others, or other contradictions, and every node has to come to
+    /// the same state. What is looked at is that those they were checked against, settings and timings, are the present ones.
     pub(super) fn set_settings(
         &mut self,
         version: u64,
         changes: &SettingChanges,
         by: &str,
+        beside: Option<TimingsId>,
     ) -> Result<Option<String>, String> {
         if self.identity.is_none() {
             return Err("the cluster is not founded".to_owned());
+        }
+        let timings = self.timings.newest();
+        if let Some(other) = beside.filter(|other| *other != timings) {
+            return Err(format!("timings {timings} are in force, it was decided beside {other}"));
         }
         let known = &mut self.settings;
         if known.version != version {
@@ -73,7 +79,7 @@ mod tests {
 
     fn set(version: u64, changes: &[(&str, Option<&str>)]) -> Kind {
         let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned)));
-        Kind::SetSettings { version, changes: changes.collect(), by: "kim".into() }
+        Kind::SetSettings { version, changes: changes.collect(), by: "kim".into(), beside: None }
     }
 
     fn last(state: &ClusterState) -> &str {
