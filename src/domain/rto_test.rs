@@ -384,6 +384,81 @@ fn the_later_series_lies_within_the_worst() {
     }
 }
 
+/// `failover_wait = promise` as docs/replication.md sets it.
+fn by_promise(profile: Profile, timings: &Timings) -> Vec<Figure> {
+    use crate::domain::{FailoverWait, SyncMode};
+    let settings = Settings {
+        failover_wait: FailoverWait::Promise,
+        replication_mode: SyncMode::Quorum,
+        sync_strict: true,
+        ..Settings::default()
+    };
+    figures(profile, timings, &settings, &Latencies::QUIET_MACHINE)
+}
+
+fn phase_in(rows: &[Figure], path: &str, phase: &str) -> Option<Spread> {
+    let figure = rows.iter().find(|f| f.path == path).unwrap();
+    let Effect::Outage(phases) = &figure.effect else { panic!("{path} is no outage") };
+    phases.iter().find(|p| p.name == phase).map(|p| p.spread)
+}
+
+/// docs/benchmarks.md, "Host loss with `failover_wait = promise`".
+#[test]
+fn what_was_measured_by_promise_lies_between_best_and_worst() {
+    let rows = by_promise(Profile::Fast, &Timings::of(Profile::Fast));
+    for (text, path) in [
+        ("with the Raft leader elsewhere 992 / 1209 / 1544 ms", "host-loss"),
+        ("on the same host 1179 / 1215 / 1353 ms", "host-loss-leader"),
+    ] {
+        assert!(BENCHMARKS.contains(text), "docs/benchmarks.md says `{text}` no more");
+        let (figures, _) = text.rsplit_once(" ms").unwrap();
+        let begin = figures.find(|c: char| c.is_ascii_digit()).unwrap();
+        let [least, median, most] = cell(&figures[begin..]);
+        let computed = rows.iter().find(|f| f.path == path).and_then(Figure::total).unwrap();
+        assert!(ordered(computed), "{path}: {computed:?}");
+        assert!(computed.best <= least && most <= computed.worst, "{path}: {text}: {computed:?}");
+        assert!(near(median, computed.average, median / 4), "{path}: {median:?}, computed {:?}", computed.average);
+    }
+}
+
+#[test]
+fn by_promise_the_leader_waits_for_a_round_of_missing_reports_and_a_new_one_does_not() {
+    for profile in PROFILES {
+        let timings = Timings::of(profile);
+        let rows = by_promise(profile, &timings);
+        for figure in &rows {
+            assert!(figure.total().is_none_or(ordered), "{profile} {}: {:?}", figure.path, figure.total());
+        }
+        let quiet = phase_in(&rows, "host-loss", "quiet").unwrap();
+        let report = phase_in(&rows, "host-loss", "report").unwrap();
+        let round = timings.report + timings.rpc;
+        assert!(quiet.worst + report.worst >= round.max(timings.grant / 2), "{profile}: {quiet:?} {report:?}");
+        assert!(ordered(quiet.plus(report)), "{profile}: {quiet:?} {report:?}");
+        assert_eq!(phase_in(&rows, "host-loss-leader", "report"), None, "{profile}");
+        assert_eq!(phase_in(&rows, "host-loss", "lease"), None, "{profile}");
+        let by_lease = of(profile, "host-loss");
+        let by_promise = rows.iter().find(|f| f.path == "host-loss").and_then(Figure::total).unwrap();
+        assert!(
+            by_promise.average < by_lease.average && by_promise.worst < by_lease.worst,
+            "{profile}: what it is for"
+        );
+    }
+}
+
+#[test]
+fn the_wait_for_a_report_is_an_average_over_reports_of_any_age() {
+    let mut timings = Timings::of(Profile::Fast);
+    let quiet = phase_in(&by_promise(Profile::Fast, &timings), "host-loss", "quiet").unwrap().average;
+    for (report, rpc) in [(1_000, 150), (200, 150), (1_000, 1_500), (5_000, 10)] {
+        (timings.report, timings.rpc) = (ms(report), ms(rpc));
+        let wait = (timings.grant / 2).max(timings.report + timings.rpc);
+        let ages = (0..1_000).map(|n| wait.saturating_sub(timings.report * n / 1_000).saturating_sub(quiet));
+        let average = ages.sum::<Duration>() / 1_000;
+        let computed = phase_in(&by_promise(Profile::Fast, &timings), "host-loss", "report").unwrap().average;
+        assert!(near(computed, average, ms(3)), "report {report}, rpc {rpc}: {computed:?} for {average:?}");
+    }
+}
+
 // ---- Patroni -------------------------------------------------------------------------------------------------
 
 /// The totals of Pigsty's tables, in seconds. They are sums of rounded phases.

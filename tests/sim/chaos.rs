@@ -45,6 +45,8 @@ pub enum Fault {
     StartByHand,
     PromoteByHand,
     ChangeSettings,
+    /// No manager of another host hears it, and its standbys do.
+    CutFromManagers,
 }
 
 pub const FAULTS: [Fault; 31] = [
@@ -149,6 +151,7 @@ impl World {
             | Fault::IsolateHost
             | Fault::DeafHost
             | Fault::MuteHost
+            | Fault::CutFromManagers
             | Fault::Halves
             | Fault::HealNetwork
             | Fault::Weather => self.strike_network(fault, i),
@@ -199,6 +202,12 @@ impl World {
                 self.sky.net.set_all(i, *j, true);
                 self.sky.net.set_all(*j, i, true);
             }),
+            Fault::CutFromManagers => {
+                for (channel, j) in others.iter().flat_map(|j| [(Channel::Lease, *j), (Channel::Control, *j)]) {
+                    self.sky.net.set_cut(channel, i, j, true);
+                    self.sky.net.set_cut(channel, j, i, true);
+                }
+            }
             Fault::DeafHost => others.iter().for_each(|j| self.sky.net.set_all(*j, i, true)),
             Fault::MuteHost => others.iter().for_each(|j| self.sky.net.set_all(i, *j, true)),
             Fault::Halves => {
@@ -346,6 +355,7 @@ impl World {
         let dice = &mut self.sky.dice;
         let mode = ["quorum", "quorum", "quorum", "sync", "sync", "sync", "async"][dice.below(7)];
         let (strict, two) = (dice.one_in(2), dice.one_in(3));
+        let strict = strict || (self.sky.promise && dice.one_in(2));
         self.set_mode(mode, strict, if two { 2 } else { 1 });
     }
 
@@ -356,6 +366,9 @@ impl World {
         let crash = if self.sky.dice.one_in(3) { "auto" } else { "restart" };
         let changes =
             changes.into_iter().chain([("sync_count", count.to_string()), ("on_primary_crash", crash.to_owned())]);
+        let outvoted = strict && mode != "async" && !(self.sky.promise && self.sky.dice.one_in(8));
+        let wait = if outvoted { "promise" } else { "lease" };
+        let changes = changes.chain(self.sky.promise.then(|| ("failover_wait", wait.to_owned())));
         let changes = changes.map(|(key, value)| (key.to_owned(), Some(value))).collect();
         let Some(leader) = self.leader() else { return false };
         let refused = self.hosts[leader].configure(&mut self.sky, &changes);

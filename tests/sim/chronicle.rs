@@ -14,7 +14,7 @@ use crate::{
     clock::Time,
     invariants::{
         apply_is_deterministic, confirmed_commits_are_kept, epochs_are_unique, one_leader_a_term, open_after_promotion,
-        restart_keeps_what_was_acknowledged, timelines_are_unique,
+        restart_keeps_what_was_acknowledged, the_outvoted_acknowledge_nothing_new, timelines_are_unique,
     },
     postgres::wal::{BranchId, Content},
     raft::Entry,
@@ -145,6 +145,8 @@ pub struct Chronicle {
     pub moments: Vec<Moment>,
     /// Of confirmed commits.
     pub promises: confirmed_commits_are_kept::Promises,
+    /// Epochs that ended before their lease did.
+    pub outvoted: the_outvoted_acknowledge_nothing_new::Outvoted,
     /// The old primary's WAL when a switchover had stopped it.
     pub stopped: Option<Content>,
 }
@@ -201,6 +203,9 @@ impl Chronicle {
         self.cover.count(command.kind.name());
         open_after_promotion::committed(self, command);
         confirmed_commits_are_kept::committed(self, command, state);
+        if let Some((_, before)) = self.states.iter().rev().nth(1).cloned() {
+            the_outvoted_acknowledge_nothing_new::committed(self, &command.kind, &before, state);
+        }
         match &command.kind {
             Kind::Fence { .. } => self.fenced = true,
             Kind::Grant { member, .. } => self.granted(command.expected, member, state),

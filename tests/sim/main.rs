@@ -54,6 +54,11 @@ fn sync_plan(seed: u64) -> Plan {
     Plan { sync: true, ..chaos_plan(seed) }
 }
 
+/// The same, and standbys may outvote a lost primary.
+fn promise_plan(seed: u64) -> Plan {
+    Plan { promise: true, aimed: seed.is_multiple_of(2), ..sync_plan(seed) }
+}
+
 /// One seed again, with its trace.
 fn again(plan: &Plan) {
     let report = run::one(plan, true);
@@ -134,6 +139,37 @@ fn no_confirmed_commit_is_lost_in_any_seed_and_commits_flow_again() {
         demand(&batch, &[("promotions that keep commits", 40), ("promised commits", 5_000), ("settle-sync", 60)]);
         demand(&batch, &[("goes on alone", 5), ("gates opened", 2), ("settings changed", 60), ("failovers", 15)]);
     }
+}
+
+/// In `make test`.
+const PROMISE_RUNS: u64 = 12;
+
+/// Two primaries may run side by side, and of them only one acknowledges anything new.
+#[test]
+fn no_confirmed_commit_is_lost_where_standbys_outvote_a_lost_primary() {
+    if let Some(seed) = number("WORLD_PROMISE_SEED") {
+        return again(&promise_plan(seed));
+    }
+    let mut batch = Batch::default();
+    for seed in 1..=number("WORLD_RUNS").unwrap_or(PROMISE_RUNS) {
+        batch.add(&promise_plan(seed));
+        if batch.is_broken() {
+            break;
+        }
+    }
+    println!("{batch}");
+    batch.assert_unbroken();
+    if number("WORLD_RUNS").is_none() {
+        demand(&batch, &[("promotions that keep commits", 40), ("promised commits", 5_000)]);
+        demand(&batch, &[("grants beside an outvoted primary", 5), ("confirmed to an outvoted primary", 1)]);
+    }
+}
+
+/// The same as `many_seeds_with_confirmed_commits`, with `failover_wait = promise`.
+#[test]
+#[ignore = "long: SEEDS=20000 or MINUTES=60"]
+fn many_seeds_with_failovers_by_promise() {
+    many(promise_plan);
 }
 
 /// The same as `many_seeds`, with confirmed commits.
@@ -280,4 +316,35 @@ fn a_primary_that_lets_clients_in_after_a_crash_is_found() {
 #[test]
 fn a_restart_in_place_by_an_old_rule_is_found() {
     loses_commits(Mutation::OldRuleInPlace, &[Fault::CrashBackend, Fault::PowerOff, Fault::IsolateHost], 0, 100);
+}
+
+/// A bug of failovers that don't wait for the end of the lease.
+fn loses_commits_by_promise(mutation: Mutation, faults: &[Fault], first: u64, seeds: u64) {
+    let plan = Plan { sync: true, promise: true, aimed: true, ..Plan::mutated(first, mutation, faults) };
+    is_found_in(&plan, seeds);
+}
+
+#[test]
+fn a_grant_before_the_standbys_have_left_is_found() {
+    let faults = [Fault::CutFromManagers, Fault::FreezeAgent];
+    let plan = Plan { sync: true, promise: true, ..Plan::mutated(0, Mutation::GrantBeforePromises, &faults) };
+    is_found_in(&plan, 60);
+}
+
+#[test]
+fn an_end_of_wal_from_before_a_standby_left_is_found() {
+    loses_commits_by_promise(Mutation::EndBeforeSevered, &[Fault::CutFromManagers], 0, 60);
+}
+
+#[test]
+fn a_promotion_that_hears_one_too_few_is_found() {
+    loses_commits_by_promise(Mutation::OnePromiseTooFew, &[Fault::CutFromManagers], 0, 60);
+}
+
+#[test]
+fn a_rule_that_counts_before_it_binds_is_found() {
+    use Fault::{ChangeSettings, IsolateHost};
+    let faults = [ChangeSettings, IsolateHost];
+    let plan = Plan { sync: true, promise: true, ..Plan::mutated(0, Mutation::RuleBeforeItBinds, &faults) };
+    is_found_in(&Plan { hasty: true, aimed: true, ..plan }, 200);
 }

@@ -8,6 +8,7 @@
 
 mod lease_side;
 mod loops;
+mod misled;
 mod rpc;
 
 use std::{
@@ -128,7 +129,7 @@ pub struct Manager {
     acceptor_busy: bool,
     acceptor_queue: VecDeque<lease_side::Item>,
     acceptor_timer: bool,
-    promise_shown: (Epoch, Epoch, bool, bool),
+    promise_shown: (Epoch, Epoch, bool, bool, bool),
     /// The acceptor takes datagrams of the cluster.
     identified: bool,
     board: Facts,
@@ -155,6 +156,8 @@ pub struct Manager {
     numbers: u64,
     pending: BTreeMap<u64, rpc::Pending>,
     asks: BTreeMap<usize, (Epoch, Moment)>,
+    /// With a bug put back only.
+    early: misled::Early,
     awaiting_entry: Vec<(usize, u64, Epoch, Time)>,
     /// Which agent was told what, and what is under way.
     briefed: Option<(u64, Briefing)>,
@@ -216,7 +219,8 @@ impl World {
             acceptor_busy: false,
             acceptor_queue: VecDeque::new(),
             acceptor_timer: false,
-            promise_shown: (Epoch(0), Epoch(0), false, false),
+            promise_shown: (Epoch(0), Epoch(0), false, false, false),
+            early: misled::Early::default(),
             identified: false,
             board,
             started: clocks.boot,

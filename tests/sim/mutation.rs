@@ -36,6 +36,14 @@ pub enum Mutation {
     NoGate,
     /// A restart in place goes by the first rule of its epoch.
     OldRuleInPlace,
+    /// Whoever stands by, be it by its last report, is taken for one that has left the old primary.
+    GrantBeforePromises,
+    /// Where a standby's WAL ends was heard before the epoch was ended, and counts as said after it has left the old primary.
+    EndBeforeSevered,
+    /// A promotion hears one standby too few of each rule.
+    OnePromiseTooFew,
+    /// A rule counts for a failover before the end of the lease from when it is in the log.
+    RuleBeforeItBinds,
     /// Nobody looks at the first record of a timeline: equal numbers are taken for equal bytes.
     NumbersOnly,
 }

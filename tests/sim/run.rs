@@ -38,6 +38,8 @@ pub struct Plan {
     pub aimed: bool,
     /// Commits are confirmed; by which settings the seed chooses.
     pub sync: bool,
+    /// The same, mostly strict, and standbys may outvote a lost primary.
+    pub promise: bool,
 }
 
 impl Plan {
@@ -52,6 +54,7 @@ impl Plan {
             late: false,
             aimed: false,
             sync: false,
+            promise: false,
         }
     }
 
@@ -112,7 +115,8 @@ fn world(plan: &Plan, tracing: bool) -> World {
     let rho = i64::from(timings.drift_permille) * 1_000;
     let hosts = (0..n).map(|i| Host::new(i, Clock::new(&mut dice, rho, extreme, twins))).collect();
     let mut sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
-    sky.sync = plan.sync;
+    (sky.sync, sky.promise) = (plan.sync, plan.promise);
+    sky.told.outvoted.unbound = plan.mutation == Mutation::RuleBeforeItBinds;
     let mut world = World { sky, hosts, chaos: Chaos::default(), writers_changed: false };
     for i in 0..n {
         // The Raft group is there; whose log begins with its membership.
@@ -149,6 +153,10 @@ fn choose_faults(world: &mut World, plan: &Plan) {
     let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.roll(10) < share).collect();
     if plan.sync {
         faults.push(Fault::ChangeSettings);
+    }
+    if plan.promise {
+        // A primary that goes on where nobody hears it, and is confirmed what it commits until its standbys leave it.
+        faults.extend([Fault::IsolateHost, Fault::CutFromManagers, Fault::CutFromManagers, Fault::CutFromManagers]);
     }
     faults.retain(|fault| !plan.without.contains(&format!("{fault:?}")));
     if !plan.faults.is_empty() {
@@ -187,9 +195,9 @@ fn stuck(world: &World) -> Option<String> {
 }
 
 /// How commits are confirmed from here on.
-fn choose_mode(world: &mut World) -> Result<(), String> {
+fn choose_mode(world: &mut World, plan: &Plan) -> Result<(), String> {
     let dice = &mut world.sky.dice;
-    let (mode, strict) = (["quorum", "sync"][dice.below(2)], dice.one_in(2));
+    let (mode, strict) = (["quorum", "sync"][dice.below(2)], dice.one_in(2) || plan.promise);
     let count = if dice.one_in(4) { 2 } else { 1 };
     for _ in 0..200 {
         world.set_mode(mode, strict, count);
@@ -282,7 +290,7 @@ fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
         heal(world, limit).map_err(|why| format!("founding: {why}"))?;
     }
     if plan.sync {
-        choose_mode(world)?;
+        choose_mode(world, plan)?;
     }
     choose_faults(world, plan);
     world.sky.after(1, 0, 0, What::Chaos);
@@ -367,6 +375,7 @@ impl Batch {
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
         let again = match plan {
             Plan { small: true, .. } => "WORLD_SMALL_SEED",
+            Plan { promise: true, .. } => "WORLD_PROMISE_SEED",
             Plan { sync: true, .. } => "WORLD_SYNC_SEED",
             _ => "WORLD_SEED",
         };

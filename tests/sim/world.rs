@@ -118,6 +118,8 @@ pub struct Sky {
     pub rough: bool,
     /// Commits may have to be confirmed: managers tell their agents of settings and rules.
     pub sync: bool,
+    /// Standbys may outvote a lost primary: managers tell when a promise is half over.
+    pub promise: bool,
     /// Of WAL receivers, so far.
     pub connections: u32,
 }
@@ -132,8 +134,23 @@ impl Sky {
         mutation: Mutation,
     ) -> Self {
         let (now, queue, events, branches, rough) = (0, Queue::default(), 0, Branches::default(), false);
-        let (sync, connections) = (false, 0);
-        Self { now, queue, events, dice, timings, names, net, told, branches, mutation, rough, sync, connections }
+        let (sync, promise, connections) = (false, false, 0);
+        Self {
+            now,
+            queue,
+            events,
+            dice,
+            timings,
+            names,
+            net,
+            told,
+            branches,
+            mutation,
+            rough,
+            sync,
+            promise,
+            connections,
+        }
     }
 
     pub fn n(&self) -> usize {

@@ -109,22 +109,66 @@ impl Sums<'_> {
         phase("lease", self.promises_end(), "T_grant - age of the last renewal (0 to renew), clocks off by rho")
     }
 
-    /// What is waited for when nothing is heard of a primary any more. Standbys can outvote it once a majority has heard
-    /// nothing for half of a promise (rule 332); they leave it while the voters seal.
+    fn is_outvoted(&self) -> bool {
+        self.settings.failover_wait == FailoverWait::Promise && self.settings.waits_always()
+    }
+
+    /// What is waited for when nothing is heard of a primary any more, but by the leader until now. Standbys can outvote it
+    /// once a majority has heard nothing for half of a promise and the leader no report (rule 332); they leave it while the
+    /// voters seal.
     fn unheard(&self) -> Vec<Phase> {
-        if self.settings.failover_wait == FailoverWait::Lease || !self.settings.waits_always() {
+        if !self.is_outvoted() {
             return vec![self.lease()];
         }
+        let quiet = self.quiet();
+        let report = self.missing_report(&quiet);
+        vec![quiet, report, self.leave()]
+    }
+
+    /// The same where the leader is lost with it: the next one never had a report of its host.
+    fn unheard_with_leader(&self) -> Vec<Phase> {
+        let first = if self.is_outvoted() { self.quiet() } else { self.lease() };
+        let election = self.election(std::slice::from_ref(&first), Duration::ZERO);
+        let mut phases = vec![first, election];
+        phases.extend(self.is_outvoted().then(|| self.leave()));
+        phases
+    }
+
+    fn quiet(&self) -> Phase {
         let half = self.by_other_clock(self.timings.grant / 2).beyond(self.renewal_age());
         let late =
             Spread { best: Duration::ZERO, average: self.one_way().average, worst: self.one_way().worst + LOOK_AGAIN };
-        let quiet =
-            phase("quiet", half.plus(late), "T_grant / 2 - age of the last renewal (0 to renew), clocks off by rho");
-        let left = self.latencies.leave.plus(self.round_trips(3));
-        vec![
-            quiet,
-            phase("leave", left, "as many standbys as a promotion hears leave it, and say where their WAL ends"),
-        ]
+        phase("quiet", half.plus(late), "T_grant / 2 - age of the last renewal (0 to renew), clocks off by rho")
+    }
+
+    /// A manager reports once in `report`; one of which nothing came for as long as a report may take is not heard
+    /// (`policy::outvoted`). What that takes longer than `quiet`, on average over reports of any age.
+    fn missing_report(&self, quiet: &Phase) -> Phase {
+        let Timings { grant, report, rpc, .. } = *self.timings;
+        let silent = self.by_other_clock((grant / 2).max(report + rpc));
+        let youngest = silent.worst + self.one_way().worst + LOOK_AGAIN;
+        let left = silent.average.saturating_sub(quiet.spread.average);
+        // It ends at any moment of the last `report` of `silent`: the part of it that is after `quiet`.
+        let average = match report {
+            _ if left >= report => left - report / 2,
+            report => left.mul_f64(left.as_secs_f64() / report.as_secs_f64() / 2.0),
+        };
+        let spread = Spread {
+            best: silent.best.saturating_sub(report).saturating_sub(quiet.spread.best),
+            average,
+            worst: youngest.saturating_sub(quiet.spread.worst),
+        };
+        phase(
+            "report",
+            spread,
+            "max(T_grant / 2, report + rpc) since the leader's last report of its host (0 to report), as far as it \
+             outlasts the phase before",
+        )
+    }
+
+    fn leave(&self) -> Phase {
+        let spread = self.latencies.leave.plus(self.round_trips(3));
+        phase("leave", spread, "as many standbys as a promotion hears leave it, and say where their WAL ends")
     }
 
     /// What the election takes longer than all of `meanwhile`.
@@ -214,9 +258,7 @@ pub(super) fn host_loss(s: &Sums<'_>) -> Vec<Phase> {
 }
 
 pub(super) fn host_loss_with_leader(s: &Sums<'_>) -> Vec<Phase> {
-    let mut unheard = s.unheard();
-    unheard.insert(1, s.election(&unheard[..1], Duration::ZERO));
-    joined(unheard, s.succession(false))
+    joined(s.unheard_with_leader(), s.succession(false))
 }
 
 pub(super) fn agent_loss(s: &Sums<'_>) -> Vec<Phase> {

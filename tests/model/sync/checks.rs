@@ -2,7 +2,7 @@
 
 use stateright::Model as _;
 
-use super::{Confirmed, LISTED, NONE_LOST, NONE_VANISHES, log::Ack, rules::Rule, steps::Step};
+use super::{Confirmed, LISTED, NONE_LOST, NONE_VANISHES, OUTVOTED, log::Ack, rules::Rule, steps::Step};
 use crate::run::{Outcome, check, check_to};
 
 fn three(rules: &[Rule]) -> Confirmed<3> {
@@ -26,6 +26,31 @@ fn one_change_of_rules() {
 #[test]
 fn crashes_and_restarts_in_place() {
     check("confirmed commits, crashes", Confirmed { changes: 0, ..three(&[]) }).holds();
+}
+
+/// `failover_wait = promise`, small enough for `make test`.
+fn outvoted(rules: &[Rule]) -> Confirmed<3> {
+    Confirmed { promise: true, changes: 0, crashes: false, ..three(rules) }
+}
+
+#[test]
+fn standbys_outvote_a_primary_whose_lease_runs() {
+    check("confirmed commits, by promise", outvoted(&[])).holds();
+}
+
+#[test]
+#[ignore = "long"]
+fn standbys_outvote_a_primary_while_rules_change_and_after_crashes() {
+    check("confirmed commits, by promise, one change", Confirmed { changes: 1, ..outvoted(&[]) }).holds();
+    check("confirmed commits, by promise, crashes", Confirmed { crashes: true, ..outvoted(&[]) }).holds();
+    check("confirmed commits, by promise, two failovers", Confirmed { epochs: 3, ..outvoted(&[]) }).holds();
+}
+
+#[test]
+#[ignore = "long"]
+fn standbys_outvote_a_primary_whose_mode_changes() {
+    let model = Confirmed { changes: 1, to_async: true, ..outvoted(&[]) };
+    check("confirmed commits, by promise, async and back", model).holds();
 }
 
 #[test]
@@ -180,4 +205,26 @@ fn a_rule_that_a_restarted_agent_has_forgotten_is_noticed() {
 fn a_grant_that_forgets_who_has_everything_is_noticed() {
     let model = Confirmed { epochs: 3, changes: 0, crashes: false, ..three(&[Rule::HoldersKept]) };
     without("holders kept", model).breaks(NONE_LOST);
+}
+
+#[test]
+fn a_primary_that_is_outvoted_by_one_too_few_is_noticed() {
+    without("hear enough, by promise", outvoted(&[Rule::HearEnough])).breaks(OUTVOTED);
+}
+
+#[test]
+fn a_primary_that_is_outvoted_by_who_has_not_left_it_is_noticed() {
+    without("sever before word, by promise", outvoted(&[Rule::SeverBeforeWord])).breaks(OUTVOTED);
+}
+
+#[test]
+fn a_primary_that_is_outvoted_before_its_rules_bind_is_noticed() {
+    let model = Confirmed { changes: 1, to_async: true, sets: vec![(0b110, 1)], ..outvoted(&[Rule::BindsFirst]) };
+    without("binds first", model).breaks(OUTVOTED);
+}
+
+#[test]
+fn a_primary_that_is_outvoted_where_nobody_waits_is_noticed() {
+    let model = Confirmed { to_async: true, ..outvoted(&[Rule::WaitsAlways]) };
+    without("waits always", model).breaks(OUTVOTED);
 }

@@ -64,6 +64,8 @@ pub struct Log {
     pub last: u8,
     /// What was acknowledged under this number or an earlier one is not promised any more.
     pub cleared: u8,
+    /// As in `SyncSet`. Always, in a model without [`promise`](super::Confirmed::promise).
+    pub binding: bool,
 }
 
 impl Log {
@@ -71,7 +73,7 @@ impl Log {
     pub fn of(rule: Ack) -> Self {
         let mut all = [Ack::default(); IDS];
         all[0] = rule;
-        Self { all, first: 1, last: 1, cleared: 0 }
+        Self { all, first: 1, last: 1, cleared: 0, binding: true }
     }
 
     /// The rule of a number.
@@ -90,7 +92,8 @@ impl Log {
     }
 
     fn real(&self) -> SyncSet {
-        SyncSet { id: self.last.into(), rules: self.listed().map(|id| self.rule(id).real(id)).collect(), binding: true }
+        let rules = self.listed().map(|id| self.rule(id).real(id)).collect();
+        SyncSet { id: self.last.into(), rules, binding: self.binding }
     }
 
     fn take(&mut self, set: &SyncSet) {
@@ -119,14 +122,16 @@ impl Log {
         let mut set = self.real();
         let settled = set.settle(set.id).is_ok();
         self.take(&set);
+        self.binding = set.binding;
         settled
     }
 
-    /// `SyncSet::clear`: nothing is promised any more.
-    pub fn clear(&mut self) {
+    /// `SyncSet::clear`: nothing is promised any more. `binds`: it is looked at whether rules bind.
+    pub fn clear(&mut self, binds: bool) {
         let mut set = self.real();
         set.clear();
         self.take(&set);
+        self.binding = set.binding || !binds;
         self.all[usize::from(self.last) - 1] = Ack::default();
         self.cleared = self.last;
     }
@@ -140,6 +145,7 @@ impl Log {
             self.add(Ack { epoch: before, names: holders, count: holders.count_ones() as u8 });
         }
         self.add(rule);
+        self.binding = true;
     }
 
     /// Numbers that nobody goes by any more are given away again: only their order counts.
@@ -163,7 +169,7 @@ impl Log {
         all[IDS - 1] = self.all[IDS - 1];
         let last = to[usize::from(self.last)];
         let first = if self.first > self.last { last + 1 } else { to[usize::from(self.first)] };
-        *self = Self { all, first, last, cleared };
+        *self = Self { all, first, last, cleared, ..*self };
         to
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Time is not in it: an old primary may go on writing, and be confirmed what was
 //! under way to it, when the next has long been promoted. What keeps commits is
-//! the list alone.
+//! the list alone. In the models with `promise` a grant waits until nobody of an
+//! earlier epoch lives, but where standbys outvote the old primary.
 
 mod checks;
 mod log;
@@ -20,6 +21,7 @@ use steps::Step;
 /// The promises that everything else is for.
 const NONE_LOST: &str = "every acknowledged commit is on the winner of every later epoch";
 const NONE_VANISHES: &str = "what clients saw after a crash is on every later winner";
+const OUTVOTED: &str = "a primary that was outvoted acknowledges nothing that the next one lacks";
 const LISTED: &str = "a primary acknowledges by no rule that is not in the log";
 
 /// The bounds of one model, and the rules it goes without.
@@ -44,6 +46,8 @@ struct Confirmed<const N: usize> {
     alike: bool,
     /// Files of earlier epochs are written once more.
     stale: bool,
+    /// `failover_wait = promise`: a grant waits for the end of all leases, but where standbys outvote the old primary.
+    promise: bool,
     /// The promise about the log is looked at too.
     listed: bool,
     met: Met,
@@ -65,6 +69,7 @@ impl<const N: usize> Confirmed<N> {
             sets: Vec::new(),
             alike: true,
             stale: !Without::rules(without).keeps(Rule::NamesWithEpoch),
+            promise: false,
             listed: without.is_empty(),
             met: Met::table(N),
         }
@@ -97,6 +102,7 @@ impl<const N: usize> Confirmed<N> {
             acked: 0,
             told: 0,
             seen: 0,
+            late: 0,
             unlisted: false,
         }
     }
@@ -139,6 +145,10 @@ impl<const N: usize> Model for Confirmed<N> {
                 s.fork(2) != NONE && s.before(2) & !s.fork(2) & !s.acked != 0
             }),
         ];
+        if self.promise {
+            all.push(Property::<Self>::always(OUTVOTED, |_, s| s.kept(s.late)));
+            all.push(Property::<Self>::sometimes("a confirmation comes to one that was outvoted", |_, s| s.late != 0));
+        }
         if self.listed {
             all.push(Property::<Self>::always(LISTED, |_, s| !s.unlisted));
         }

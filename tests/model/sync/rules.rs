@@ -26,6 +26,10 @@ pub enum Rule {
     DiskFirst,
     /// A grant keeps who has everything that was acknowledged before it.
     HoldersKept,
+    /// Only a primary whose rules bind is outvoted.
+    BindsFirst,
+    /// … and only where each commit waits for somebody.
+    WaitsAlways,
 }
 
 /// Which rules are gone.

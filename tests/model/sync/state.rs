@@ -118,6 +118,8 @@ pub struct State<const N: usize> {
     pub told: Wal,
     /// Seen by clients on a primary that was restarted after a crash.
     pub seen: Wal,
+    /// Acknowledged by a primary after the next one was granted, promised or not. With leases in the model only.
+    pub late: Wal,
     /// A present primary acknowledged by what the log does not have.
     pub unlisted: bool,
 }
@@ -126,6 +128,19 @@ impl<const N: usize> State<N> {
     /// The primary of an epoch, as long as its processes live.
     pub fn primary_of(&self, epoch: u8) -> Option<usize> {
         self.hosts.iter().position(|h| h.role == Role::Primary && h.tenure == epoch)
+    }
+
+    /// The newest granted epoch.
+    pub fn granted(&self) -> u8 {
+        match self.lock {
+            Lock::Granted(..) => self.epoch,
+            Lock::Fenced(_) => self.epoch - 1,
+        }
+    }
+
+    /// A lease of an epoch before this one may still run.
+    pub fn is_leased(&self) -> bool {
+        self.hosts.iter().any(|h| h.role != Role::Standby && h.tenure < self.epoch)
     }
 
     /// The newest promoted epoch.

@@ -142,6 +142,9 @@ impl<const N: usize> Confirmed<N> {
         let promised: Members = hosts::<N>().filter(|i| gives(&s.hosts[usize::from(*i)])).map(|i| 1 << i).sum();
         for heard in (0..=promised).filter(|heard| heard & !promised == 0) {
             let Ok(everything) = self.everything(s, heard) else { continue };
+            if self.promise && s.is_leased() && !self.outvoted(s, heard) {
+                continue;
+            }
             for host in hosts::<N>() {
                 let h = &s.hosts[usize::from(host)];
                 let fit = h.role == Role::Standby && s.on_history(h) && self.end(h) >= everything.unwrap_or_default();
@@ -154,6 +157,14 @@ impl<const N: usize> Confirmed<N> {
                 }
             }
         }
+    }
+
+    /// `policy::outvoted::is_over`: no rule is left by which the old primary could acknowledge anything.
+    fn outvoted(&self, s: &State<N>, heard: Members) -> bool {
+        let alone = |rule: Ack| rule.count == 0 && !self.keeps(Rule::WaitsAlways);
+        let binds = s.log.binding || !self.keeps(Rule::BindsFirst);
+        let waits = (s.log.len() > 0 && binds) || !self.keeps(Rule::WaitsAlways);
+        waits && s.log.listed().map(|id| s.log.rule(id)).all(|r| alone(r) || self.reach(s, r, heard).is_some())
     }
 
     /// The end of WAL as it was told.
@@ -210,8 +221,8 @@ impl<const N: usize> Confirmed<N> {
             Step::Clear => {
                 let possible = t.log.len() > 0 && t.log.has_room(1);
                 if possible {
-                    t.log.clear();
-                    (t.acked, t.told, t.seen, t.heard) = (0, 0, 0, 0);
+                    t.log.clear(self.promise);
+                    (t.acked, t.told, t.seen, t.late, t.heard) = (0, 0, 0, 0, 0);
                 }
                 possible
             }
@@ -253,7 +264,7 @@ impl<const N: usize> Confirmed<N> {
             Step::Sever { host } => self.sever(t, usize::from(host)),
             Step::End { host } => {
                 let h = &mut t.hosts[usize::from(host)];
-                let over = h.tenure < t.epoch && matches!(t.lock, Lock::Granted(..));
+                let over = h.tenure < t.epoch && (matches!(t.lock, Lock::Granted(..)) || self.promise);
                 h.demote();
                 over
             }
@@ -302,6 +313,9 @@ impl<const N: usize> Confirmed<N> {
             return false;
         }
         let present = t.lock == Lock::Granted(i as u8, true) && t.epoch == epoch;
+        if self.promise && epoch < t.granted() {
+            t.late |= commit;
+        }
         let mut listed = t.log.listed();
         if id != GHOST && (rule.epoch == 0 || id <= t.log.cleared) {
             // It counts from when a later rule of this primary is in effect.
@@ -362,7 +376,7 @@ impl<const N: usize> Confirmed<N> {
             return false;
         }
         t.acked |= std::mem::take(&mut t.told);
-        t.heard = if t.log.len() > 1 { t.log.last } else { 0 };
+        t.heard = if t.log.len() > 1 || !t.log.binding { t.log.last } else { 0 };
         true
     }
 

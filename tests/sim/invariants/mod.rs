@@ -35,6 +35,7 @@ pub mod sealed_epochs_are_not_acked;
 pub mod stale_orders_are_refused;
 pub mod starts_with_the_signal_file;
 pub mod switchover_loses_nothing;
+pub mod the_outvoted_acknowledge_nothing_new;
 pub mod timelines_are_unique;
 pub mod writable_under_a_lease;
 

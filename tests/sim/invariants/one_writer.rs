@@ -1,4 +1,6 @@
-//! I1: at any moment at most one member can acknowledge a commit (reliability notes §1.11; DESIGN §3).
+//! I1: at any moment at most one member can acknowledge a commit (reliability notes §1.11; DESIGN §3). One that was outvoted by
+//! its standbys may be writable beside the next: what it acknowledges is looked at in
+//! [`super::the_outvoted_acknowledge_nothing_new`].
 
 use matriarch::domain::Epoch;
 
@@ -32,7 +34,9 @@ pub fn check(world: &mut World) {
     // All but the newest must be gone.
     writers.pop();
     for (epoch, i) in writers {
-        if is_excused(world, i) {
+        if world.sky.told.outvoted.has(epoch) {
+            world.sky.told.cover.count("moments with an outvoted primary");
+        } else if is_excused(world, i) {
             world.sky.told.cover.known_exposures += 1;
         } else {
             world

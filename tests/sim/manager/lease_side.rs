@@ -128,15 +128,18 @@ impl Host {
         self.manager.as_ref().map(|m| m.acceptor.promise(now)).unwrap_or_default()
     }
 
-    /// The promise is pushed when its epoch, seal or end changes.
+    /// The promise is pushed when its epoch, seal or end changes, or half of it is over.
     pub(super) fn watch_promise(&mut self, sky: &mut Sky) {
         let promise = self.promise(sky);
-        let shown = (promise.sealed, promise.epoch, promise.lapsed, promise.renewed);
+        let quiet = promise.quiet && sky.promise;
+        let shown = (promise.sealed, promise.epoch, promise.lapsed, promise.renewed, quiet);
         if self.m().promise_shown != shown {
             self.m().promise_shown = shown;
             self.wake_report(sky, 20);
         }
-        let until = self.m().acceptor.until();
+        let half = sky.promise && promise.renewed && !quiet;
+        let ends = self.m().acceptor.ends();
+        let until = if half { ends.quiet_at } else { ends.until };
         if !promise.lapsed && !self.m().acceptor_timer {
             self.m().acceptor_timer = true;
             let at = self.clock.both_reach(until, sky.now) + sky.dice.lag(20, 300, 50, 3 * MS);

@@ -14,7 +14,7 @@ use matriarch::{
     state::{Applied, ClusterState, Command, OperationKind, RuleId},
 };
 
-use super::{ManagerEvent, Proposal, rpc::Pending, rpc::Request};
+use super::{ManagerEvent, Proposal, misled::Misled, rpc::Pending, rpc::Request};
 use crate::{
     agent::{AgentEvent, Ask},
     clock::{MS, SECOND, Time, micros},
@@ -93,6 +93,8 @@ impl Host {
         manager.board.keep_time(&state, moment);
         let request = format!("r{}", manager.numbers);
         let situation = manager.board.situation(&state, &sky.timings, moment);
+        let misled = Misled::by(sky.mutation, &situation, &mut manager.early);
+        let situation = misled.as_ref().map_or(situation, |misled| misled.sees(&situation));
         let plan = policy::decide(&situation, &request);
         if let Some(command) = &plan.command {
             invariants::grants_go_to_the_most_advanced::looked_at(&mut sky.told, &situation, command);

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, rc::Rc};
 
 use matriarch::{
-    domain::Lsn,
+    domain::{Epoch, Lsn},
     postgres::{Live, Sender as Seen, SyncSight},
 };
 
@@ -232,7 +232,7 @@ impl World {
         let (live, epoch) = (postgres.live, postgres.epoch);
         self.sky.told.acked(content, live);
         if live {
-            invariants::confirmed_commits_are_kept::acknowledged(&mut self.sky, epoch, content);
+            self.told_to_clients(epoch, content);
         }
         invariants::writable_under_a_lease::acknowledged(self, i);
     }
@@ -244,7 +244,14 @@ impl World {
         };
         let epoch = postgres.epoch;
         if let Some(content) = postgres.recovered.take() {
-            invariants::confirmed_commits_are_kept::acknowledged(&mut self.sky, epoch, content);
+            self.told_to_clients(epoch, content);
+        }
+    }
+
+    fn told_to_clients(&mut self, epoch: Option<Epoch>, content: Content) {
+        invariants::confirmed_commits_are_kept::acknowledged(&mut self.sky, epoch, content);
+        if let Some(epoch) = epoch {
+            invariants::the_outvoted_acknowledge_nothing_new::acknowledged(&mut self.sky, epoch, content);
         }
     }
 

@@ -363,7 +363,11 @@ impl World {
         let content = data.wal;
         self.sky.branches.note_flush(content);
         self.sky.told.promoted(self.sky.now, i, epoch, timeline, (parent, end));
-        invariants::confirmed_commits_are_kept::promoted(&mut self.sky, epoch, Content { branch: parent, end });
+        let began = Content { branch: parent, end };
+        invariants::confirmed_commits_are_kept::promoted(&mut self.sky, epoch, began);
+        if let Some(epoch) = epoch {
+            invariants::the_outvoted_acknowledge_nothing_new::promoted(&mut self.sky, epoch, began);
+        }
         self.opens(i, epoch);
     }
 
