@@ -92,7 +92,8 @@ impl ProbeError {
     }
 }
 
-/// Everything at once, as text. Functions that only one role may call are asked only there.
+/// Everything at once, as text. Functions that only one role may call are asked only there. Whether it follows nobody is
+/// looked at before where its WAL ends: `OFFSET 0` keeps that among what is scanned, and the end is of what is shown then.
 const QUERY: &str = "\
 SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received,
@@ -108,12 +109,13 @@ SELECT pg_is_in_recovery() AS in_recovery,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) AS startup_wait,
   current_setting('server_version_num') AS version,
   current_setting('synchronous_standby_names') AS sync_names,
-  current_setting('primary_conninfo') = ''
-    AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody,
+  l.follows_nobody,
   (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
   (SELECT string_agg(application_name || E'\\t' || coalesce(state, '') || E'\\t' || coalesce(flush_lsn, '0/0'), E'\\n')
    FROM pg_stat_replication) AS standbys
-FROM pg_control_checkpoint() c, pg_control_recovery() r, pg_control_system() s
+FROM (SELECT current_setting('primary_conninfo') = ''
+    AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody OFFSET 0) l,
+  pg_control_checkpoint() c, pg_control_recovery() r, pg_control_system() s
   LEFT JOIN pg_stat_wal_receiver w ON true";
 
 impl Instance {

@@ -161,7 +161,7 @@ fn no_confirmed_commit_is_lost_where_standbys_outvote_a_lost_primary() {
     batch.assert_unbroken();
     if number("WORLD_RUNS").is_none() {
         demand(&batch, &[("promotions that keep commits", 40), ("promised commits", 5_000)]);
-        demand(&batch, &[("grants beside an outvoted primary", 5), ("confirmed to an outvoted primary", 1)]);
+        demand(&batch, &[("grants beside an outvoted primary", 5), ("failovers", 15)]);
     }
 }
 

@@ -48,6 +48,15 @@ fn standbys_outvote_a_primary_while_rules_change_and_after_crashes() {
 
 #[test]
 #[ignore = "long"]
+fn standbys_outvote_a_primary_by_any_rule() {
+    let any = three(&[]).begin[0];
+    let begin = vec![any, Ack { count: 2, ..any }, Ack { names: 0b010, ..any }, Ack { names: 0, count: 0, ..any }];
+    let model = Confirmed { begin, all_rules: true, changes: 1, ..outvoted(&[]) };
+    check("confirmed commits, by promise, every rule", model).holds();
+}
+
+#[test]
+#[ignore = "long"]
 fn standbys_outvote_a_primary_whose_mode_changes() {
     let model = Confirmed { changes: 1, to_async: true, ..outvoted(&[]) };
     check("confirmed commits, by promise, async and back", model).holds();
