@@ -332,9 +332,11 @@ impl Keeper {
         if self.settling.effective {
             self.last = Some((plan.life, plan.count()));
         }
-        self.ask_for_answers(plan, &seen).await?;
         let gate_closed = self.keep_gate(plan).await?;
         let unheard_ms = self.ears.look(plan, &seen, Instant::now());
+        if let Err(why) = self.ask_for_answers(plan, &seen).await {
+            tracing::debug!(why, "standbys could not be given something to answer");
+        }
         let applied = if seen.names == plan.live.names { plan.id } else { 0 };
         Ok(SyncView { applied, effective: self.settling.effective, gate_closed, unheard_ms })
     }

@@ -46,7 +46,7 @@ pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
 
 use super::{
-    crashes::{After, Cause, Crashes},
+    crashes::{After, Cause, Crashes, Standbys},
     freshness::Freshness,
     room::Room,
     stall::Volumes,
@@ -55,7 +55,7 @@ use super::{
 use crate::{
     domain::{
         EndCause, Epoch, LostWal, MemberId, Moment, Settings, SyncWord, TimelineHistory, Uncovered, WalPosition,
-        observation::{ClockView, Notice, OrderResult, SyncView, Work},
+        observation::{ClockView, Notice, OrderResult, StandbyProgress, SyncView, Work},
     },
     lease::failsafe::Promiser,
     postgres::{Knock, Space},
@@ -407,9 +407,12 @@ impl Core {
             self.durable.fresh_copy = false;
             out.push(Effect::Persist);
         }
-        let streaming = sight.standbys.iter().filter(|s| s.state == "streaming").count();
-        if streaming > 0 {
-            (self.followed, self.followers) = (Some(now.moment), streaming);
+        // A backup streams as well, under a name that is no member's.
+        let is_member = |s: &&StandbyProgress| self.durable.members.agents.contains_key(&s.member);
+        let streaming = sight.standbys.iter().filter(|s| s.state == "streaming");
+        self.followers = streaming.clone().filter(is_member).count();
+        if streaming.count() > 0 {
+            self.followed = Some(now.moment);
         }
         if let Some((end, age)) = sight.upstream_end {
             self.freshness.note(Moment(now.clocks.boot.saturating_sub(age)), end);

@@ -45,6 +45,17 @@ impl Cause {
     }
 }
 
+/// Who could take over, by the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standbys {
+    /// Nobody streamed.
+    None,
+    /// Somebody did.
+    Stream,
+    /// They have every acknowledged commit, and enough of them are there to go on without this host: nothing is lost by it.
+    HaveAll,
+}
+
 /// What follows from a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum After {
@@ -55,12 +66,11 @@ pub enum After {
 }
 
 impl Crashes {
-    /// Notes one more. `followed`: a standby streamed when it was last looked at, so there is somebody to take over; `kept`:
-    /// standbys have every acknowledged commit, and enough of them to go on without this host, so that nothing is lost by it.
+    /// Notes one more.
     /// Want of room is answered by one restart, with the reserve freed; then whoever else has room is to go on.
-    pub fn note(&mut self, settings: &Settings, cause: Cause, (followed, kept): (bool, bool), now: Moment) -> After {
+    pub fn note(&mut self, settings: &Settings, cause: Cause, standbys: Standbys, now: Moment) -> After {
         self.forget(settings.crash_window, now);
-        let no_space = cause == Cause::NoSpace;
+        let (no_space, followed) = (cause == Cause::NoSpace, standbys != Standbys::None);
         let again = no_space && self.no_space.is_some_and(|at| now.since(at) < settings.crash_window);
         if no_space {
             self.no_space = Some(now);
@@ -73,7 +83,7 @@ impl Crashes {
             OnPrimaryCrash::Auto if cause == Cause::Storage && followed => {
                 After::FailOver("PostgreSQL ended because a disk failed".to_owned())
             }
-            OnPrimaryCrash::Auto if kept && followed => {
+            OnPrimaryCrash::Auto if standbys == Standbys::HaveAll && !no_space => {
                 After::FailOver("PostgreSQL ended by itself, and standbys have every acknowledged commit".to_owned())
             }
             OnPrimaryCrash::Auto if again && followed => {
@@ -131,10 +141,10 @@ mod tests {
     #[test]
     fn the_budget_is_answered_by_restarts_and_the_next_by_a_failover() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
-        assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(0)), After::Restart);
-        assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(1)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, Standbys::Stream, at(0)), After::Restart);
+        assert_eq!(crashes.note(&auto, Cause::Other, Standbys::Stream, at(1)), After::Restart);
         assert!(!crashes.unsteady(auto.crash_window, at(1)));
-        let After::FailOver(why) = crashes.note(&auto, Cause::Other, (true, false), at(2)) else {
+        let After::FailOver(why) = crashes.note(&auto, Cause::Other, Standbys::Stream, at(2)) else {
             panic!("the budget is spent")
         };
         assert_eq!(why, "PostgreSQL ended by itself for the 3. time in 60 s, 2 are answered by a restart");
@@ -146,19 +156,20 @@ mod tests {
     fn a_crash_that_is_long_ago_counts_no_more() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
         for minute in 0..10 {
-            assert_eq!(crashes.note(&auto, Cause::Other, (true, false), at(minute * 31)), After::Restart);
+            assert_eq!(crashes.note(&auto, Cause::Other, Standbys::Stream, at(minute * 31)), After::Restart);
         }
     }
 
     #[test]
     fn a_crash_that_costs_no_commit_is_failed_over_at_once() {
-        for (policy, kept, given_up) in [
-            (OnPrimaryCrash::Auto, true, true),
-            (OnPrimaryCrash::Auto, false, false),
-            (OnPrimaryCrash::Restart, true, false),
+        for (policy, standbys, cause, given_up) in [
+            (OnPrimaryCrash::Auto, Standbys::HaveAll, Cause::Other, true),
+            (OnPrimaryCrash::Auto, Standbys::Stream, Cause::Other, false),
+            (OnPrimaryCrash::Auto, Standbys::HaveAll, Cause::NoSpace, false),
+            (OnPrimaryCrash::Restart, Standbys::HaveAll, Cause::Other, false),
         ] {
-            let after = Crashes::default().note(&with(policy), Cause::Other, (true, kept), at(0));
-            assert_eq!(after != After::Restart, given_up, "{policy:?}, kept: {kept}");
+            let after = Crashes::default().note(&with(policy), cause, standbys, at(0));
+            assert_eq!(after != After::Restart, given_up, "{policy:?}, {standbys:?}, {cause:?}");
         }
     }
 
@@ -167,7 +178,7 @@ mod tests {
         let mut crashes = Crashes::default();
         for policy in [OnPrimaryCrash::Auto, OnPrimaryCrash::Failover] {
             for second in 0..5 {
-                assert_eq!(crashes.note(&with(policy), Cause::Other, (false, false), at(second)), After::Restart);
+                assert_eq!(crashes.note(&with(policy), Cause::Other, Standbys::None, at(second)), After::Restart);
             }
         }
     }
@@ -177,13 +188,13 @@ mod tests {
         let mut crashes = Crashes::default();
         for second in 0..5 {
             assert_eq!(
-                crashes.note(&with(OnPrimaryCrash::Restart), Cause::Other, (true, false), at(second)),
+                crashes.note(&with(OnPrimaryCrash::Restart), Cause::Other, Standbys::Stream, at(second)),
                 After::Restart
             );
         }
         assert!(!crashes.unsteady(Duration::from_secs(60), at(5)));
         assert!(matches!(
-            crashes.note(&with(OnPrimaryCrash::Failover), Cause::Other, (true, false), at(6)),
+            crashes.note(&with(OnPrimaryCrash::Failover), Cause::Other, Standbys::Stream, at(6)),
             After::FailOver(_)
         ));
         assert!(crashes.unsteady(Duration::from_secs(60), at(6)));
@@ -192,24 +203,24 @@ mod tests {
     #[test]
     fn want_of_room_is_answered_by_one_restart() {
         let (auto, mut crashes) = (with(OnPrimaryCrash::Auto), Crashes::default());
-        assert_eq!(crashes.note(&auto, Cause::NoSpace, (true, false), at(0)), After::Restart);
-        assert!(matches!(crashes.note(&auto, Cause::NoSpace, (true, false), at(1)), After::FailOver(_)));
+        assert_eq!(crashes.note(&auto, Cause::NoSpace, Standbys::Stream, at(0)), After::Restart);
+        assert!(matches!(crashes.note(&auto, Cause::NoSpace, Standbys::Stream, at(1)), After::FailOver(_)));
         assert!(crashes.unsteady(auto.crash_window, at(2)));
         let mut alone = Crashes::default();
-        assert_eq!(alone.note(&auto, Cause::NoSpace, (false, false), at(0)), After::Restart);
-        assert_eq!(alone.note(&auto, Cause::NoSpace, (false, false), at(1)), After::Restart, "there is nobody else");
-        assert_eq!(alone.note(&auto, Cause::NoSpace, (true, false), at(70)), After::Restart, "that was long ago");
+        assert_eq!(alone.note(&auto, Cause::NoSpace, Standbys::None, at(0)), After::Restart);
+        assert_eq!(alone.note(&auto, Cause::NoSpace, Standbys::None, at(1)), After::Restart, "there is nobody else");
+        assert_eq!(alone.note(&auto, Cause::NoSpace, Standbys::Stream, at(70)), After::Restart, "that was long ago");
     }
 
     #[test]
     fn a_disk_that_failed_is_not_trusted_again_while_somebody_else_can_go_on() {
-        for (policy, followed, given_up) in [
-            (OnPrimaryCrash::Auto, true, true),
-            (OnPrimaryCrash::Auto, false, false),
-            (OnPrimaryCrash::Restart, true, false),
+        for (policy, standbys, given_up) in [
+            (OnPrimaryCrash::Auto, Standbys::Stream, true),
+            (OnPrimaryCrash::Auto, Standbys::None, false),
+            (OnPrimaryCrash::Restart, Standbys::Stream, false),
         ] {
-            let after = Crashes::default().note(&with(policy), Cause::Storage, (followed, false), at(0));
-            assert_eq!(after != After::Restart, given_up, "{policy:?}, followed: {followed}");
+            let after = Crashes::default().note(&with(policy), Cause::Storage, standbys, at(0));
+            assert_eq!(after != After::Restart, given_up, "{policy:?}, {standbys:?}");
         }
     }
 

@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// A standby says something every second: shorter than this no silence is one.
 const SILENCE: Duration = Duration::from_secs(3);
 /// A server that doesn't answer is asked no less often than this many times [`AGAIN`].
-const PATIENCE: u32 = 40;
+const PATIENCE: u32 = 4;
 
 /// What is to be done with a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ enum Step {
 fn due(found: &SlotsFound, wanted: &BTreeSet<String>, silent: &BTreeSet<u32>) -> Vec<Step> {
     let there: BTreeSet<&str> = found.slots.iter().map(|slot| slot.name.as_str()).collect();
     let missing = wanted.iter().filter(|name| !there.contains(name.as_str())).cloned().map(Step::Create);
-    let of = |slot: &SlotFound| {
+    let of = |slot: &SlotFound| -> Option<Step> {
         let name = slot.name.clone();
         match slot.active_pid {
             Some(pid) if silent.contains(&pid) => Some(Step::Free { slot: name, pid }),
@@ -56,7 +56,8 @@ fn due(found: &SlotsFound, wanted: &BTreeSet<String>, silent: &BTreeSet<u32>) ->
             None => None,
         }
     };
-    missing.chain(found.slots.iter().filter_map(of)).collect()
+    // There may be room for a new one only when an old one is gone.
+    found.slots.iter().filter_map(of).chain(missing).collect()
 }
 
 /// When the standby of each WAL sender was heard last.
@@ -83,7 +84,8 @@ impl Heard {
 /// Keeps the slots of whatever server `plans` names until their sender is gone.
 pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>) {
     let wanted = instance.others().map(|member| slot_name(&member.id)).collect();
-    let mut keeper = Keeper { instance, wanted, session: None, heard: Heard::default(), life: 0, failed: 0 };
+    let mut keeper =
+        Keeper { instance, wanted, session: None, heard: Heard::default(), life: 0, failed: 0, told: None };
     let mut next = Instant::now();
     loop {
         let plan = *plans.borrow_and_update();
@@ -111,6 +113,8 @@ struct Keeper {
     life: u64,
     /// Looks in a row that came to nothing.
     failed: u32,
+    /// What was told last of a step that failed.
+    told: Option<String>,
 }
 
 impl Keeper {
@@ -143,18 +147,37 @@ impl Keeper {
         // When the network is why, the standby has given that connection up by then as well.
         let limit = self.instance.peer_silence().max(SILENCE);
         let silent = self.heard.silent(&found, Instant::now(), limit);
+        let mut failed = None;
         for step in due(&found, &self.wanted, &silent) {
-            take(session, &step, deadline).await.map_err(said)?;
+            // One that fails keeps none of the others back.
+            if let Err(error) = take(session, &step, deadline).await {
+                failed = Some(format!("{step:?}: {}", said(error)));
+            }
         }
-        Ok(())
+        let new = failed.as_ref().filter(|why| self.told.as_ref() != Some(why));
+        if let Some(why) = new {
+            tracing::warn!(
+                why,
+                "a slot that a member needs, or that nobody does, could not be made or removed; it is tried again"
+            );
+        }
+        self.told.clone_from(&failed);
+        failed.map_or(Ok(()), Err)
     }
 }
 
 async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), crate::postgres::SqlError> {
     match step {
-        Step::Create(slot) => session.create_slot(slot, deadline).await,
-        Step::Drop(slot) => session.drop_slot(slot, deadline).await,
+        Step::Create(slot) => {
+            tracing::info!(slot, "a member's slot is made");
+            session.create_slot(slot, deadline).await
+        }
+        Step::Drop(slot) => {
+            tracing::info!(slot, "the slot of nobody who is a member is removed");
+            session.drop_slot(slot, deadline).await
+        }
         Step::Renew(slot) => {
+            tracing::info!(slot, "a slot that keeps WAL for nobody, or has given up, is made anew");
             session.drop_slot(slot, deadline).await?;
             session.create_slot(slot, deadline).await
         }
@@ -194,7 +217,7 @@ mod tests {
         let gone = slot("matriarch_n9", None);
         assert_eq!(
             steps(false, vec![slot("matriarch_n2", Some(7)), gone.clone()], &[]),
-            [Step::Create("matriarch_n3".into()), Step::Drop("matriarch_n9".into())]
+            [Step::Drop("matriarch_n9".into()), Step::Create("matriarch_n3".into())]
         );
         let streams = SlotFound { active_pid: Some(9), ..gone.clone() };
         let logical = SlotFound { physical: false, ..gone };

@@ -15,7 +15,7 @@ use crate::{
 
 /// After this long an order without any visible effect is given again.
 pub const EFFECT: Duration = Duration::from_millis(300);
-/// What failed so long ago counts no more. What fails in a row is ordered more often.
+/// What failed so long ago counts no more.
 const FORGET: Duration = Duration::from_secs(60);
 /// How often the target of a switchover is probed while the old primary stops.
 pub const CATCHING_UP: Duration = Duration::from_millis(25);
@@ -86,14 +86,16 @@ impl Desk {
         result: Option<&crate::domain::observation::OrderResult>,
         now: Moment,
     ) -> Option<Duration> {
+        let failed = result.filter(|r| r.error.is_some() && r.order > self.failed_order);
         // One that was carried out, and is due again much later, has failed never.
-        let same = self.last.as_ref().is_some_and(|(last, given)| last == next && now.since(*given) < FORGET);
+        let lately = |given: Moment| now.since(self.not_before.unwrap_or(given)) < FORGET || failed.is_some();
+        let same = self.last.as_ref().is_some_and(|(last, given)| last == next && lately(*given));
         if !same {
             self.failures = 0;
             self.not_before = None;
             return None;
         }
-        if let Some(failed) = result.filter(|r| r.error.is_some() && r.order > self.failed_order) {
+        if let Some(failed) = failed {
             self.failed_order = failed.order;
             self.failures += 1;
             self.not_before = Some(now + backoff(self.failures));
@@ -268,9 +270,13 @@ mod tests {
             desk.due(&order, Some(&failed(n)), at(n * 20_000));
         }
         assert_eq!(desk.due(&order, Some(&failed(5)), at(100_001)), Some(Duration::from_millis(7_999)));
-        assert_eq!(desk.due(&order, None, at(160_000)), None);
-        desk.last = Some((order.clone(), at(160_000)));
-        assert_eq!(desk.due(&order, Some(&failed(6)), at(160_001)), Some(Duration::from_millis(500)));
+        assert_eq!(desk.due(&order, None, at(170_000)), None);
+        desk.last = Some((order.clone(), at(170_000)));
+        assert_eq!(
+            desk.due(&order, Some(&failed(6)), at(260_000)),
+            Some(Duration::from_millis(500)),
+            "however long it took"
+        );
     }
 
     #[test]

@@ -92,7 +92,8 @@ pub fn unfit_for_good(s: &Situation<'_>, released: Option<&Release>, member: &Me
             | Unfit::AgentSilent
             | Unfit::WalEndUnknown
             | Unfit::Promised { .. }
-            | Unfit::NotAsked { .. },
+            | Unfit::NotAsked { .. }
+            | Unfit::State(PostgresState::Busy),
         ) => None,
         Err(unfit) => Some(unfit),
     }
@@ -319,10 +320,11 @@ fn fitness(
     if let Some(release) = released.filter(|r| r.clean && planned && agent.wal_end < r.end) {
         return Err(Unfit::Behind { end: agent.wal_end, needed: release.end });
     }
-    // The word of a failed order is overwritten by the start that follows; why the epoch ended is not.
-    let last = matches!(&s.state.lock, Lock::Fenced { previous: Some((epoch, _)), .. } if *epoch == agent.ended_epoch);
+    // The word of a failed order is overwritten by the start that follows; why the epoch ended is not. It counts until
+    // somebody else has become primary.
+    let completed = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch).max();
     let late = matches!(agent.ended_by, EndCause::PromotionLate | EndCause::PromotionFailed);
-    let failed_to_promote = failed_at(agent, &["promote"]) || (last && late);
+    let failed_to_promote = failed_at(agent, &["promote"]) || (late && Some(agent.ended_epoch) > completed);
     let in_vain = granted_in_vain(s, member);
     let short = room::is_short(agent.room.as_ref());
     Ok(Candidate {

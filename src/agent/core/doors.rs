@@ -32,7 +32,8 @@ impl Core {
 
     /// Somebody asked it to shut down. In the smart way that waits for all sessions to leave, the agent's own among them, so
     /// it would be for ever: a primary that serves nobody new, under a lease that goes on. So it is made a fast one; in a
-    /// pause only when whoever did it has had the time of an ordered stop. What follows is what follows any stop by hand.
+    /// pause only when whoever did it has had the time of an ordered stop. What follows is what follows any stop by hand. One that
+    /// comes to no end for as long as a start may take keeps others from going on, and is ended.
     fn on_turned_away(&mut self, waited: Duration, now: Now, out: &mut Vec<Effect>) {
         let turns = self.turns_away.get_or_insert(TurnsAway { since: now.moment, told: None });
         let patience = if self.paused.is_some() { self.limits.stop } else { waited };
@@ -44,7 +45,8 @@ impl Core {
                 self.problem = Some(why.to_owned());
                 out.push(Effect::EndShutdown);
             }
-            Some(told) if now.moment.since(told) >= self.limits.stop => {
+            // In a pause that is whoever's began it, and its last checkpoint may take long.
+            Some(told) if self.paused.is_none() && now.moment.since(told) >= self.limits.primary_start => {
                 self.ends_hung("PostgreSQL is being shut down and comes to no end".to_owned(), now, out);
             }
             None | Some(_) => {}

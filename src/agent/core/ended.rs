@@ -103,13 +103,19 @@ impl Core {
         if self.waits_for_ever() {
             return After::Restart;
         }
-        self.crashes.note(&self.settings, cause, (self.is_followed(now), self.is_kept()), now.moment)
+        let standbys = match (self.is_followed(now), self.is_kept()) {
+            (true, true) => Standbys::HaveAll,
+            (true, false) => Standbys::Stream,
+            (false, _) => Standbys::None,
+        };
+        self.crashes.note(&self.settings, cause, standbys, now.moment)
     }
 
     /// Standbys have every commit that was acknowledged, and with one of them as primary enough are left to confirm its own.
     fn is_kept(&self) -> bool {
         let count = self.durable.sync.rule.as_ref().map_or(0, |rule| rule.count as usize);
-        count > 0 && self.sync_view.effective && self.followers > count
+        let in_effect = self.sync_view.effective && self.sync_view.applied == self.durable.sync.id;
+        count > 0 && in_effect && self.followers > count
     }
 
     /// Why PostgreSQL ended, by what it said last.

@@ -78,9 +78,10 @@ fn a_smart_shutdown_is_made_a_fast_one_and_one_that_does_not_end_is_a_hang() {
     let mut stuck = followed();
     turned_away(&mut stuck, 1_000);
     turned_away(&mut stuck, 6_000);
-    let patience = u64::try_from(stuck.limits.stop.as_millis()).unwrap();
-    assert_eq!(turned_away(&mut stuck, 5_999 + patience), []);
-    assert_eq!(turned_away(&mut stuck, 6_000 + patience), [Effect::Fence]);
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap();
+    let (patience, start) = (millis(stuck.limits.stop), millis(stuck.limits.primary_start));
+    assert_eq!(turned_away(&mut stuck, 5_999 + start), []);
+    assert_eq!(turned_away(&mut stuck, 6_000 + start), [Effect::Fence]);
 
     let mut back = followed();
     turned_away(&mut back, 1_000);
@@ -96,6 +97,7 @@ fn a_smart_shutdown_is_made_a_fast_one_and_one_that_does_not_end_is_a_hang() {
     };
     assert_eq!(meant(&mut paused, 999 + patience), [], "whoever did it may wait for sessions to leave");
     assert_eq!(meant(&mut paused, 1_000 + patience), [Effect::EndShutdown]);
+    assert_eq!(meant(&mut paused, 2_000 + patience + start), [], "its last checkpoint may take long");
 }
 
 #[test]
@@ -249,7 +251,7 @@ fn where_standbys_have_every_commit_a_crash_is_failed_over_at_once_while_enough_
         let mut core = followed();
         let names = ["n2", "n3"].map(|name| name.parse().unwrap()).to_vec();
         core.durable.sync.rule = Some(SyncRule { id: 1, epoch: Epoch(4), names, count });
-        core.sync_view.effective = effective;
+        (core.sync_view.effective, core.sync_view.applied, core.durable.sync.id) = (effective, 7, 7);
         core.followers = standbys;
         core.step(gone(false), now(1_000)).contains(&Effect::Release)
     };
