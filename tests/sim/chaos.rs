@@ -6,6 +6,7 @@ use crate::{
     clock::{MS, SECOND, Time, micros},
     host::HostEvent,
     invariants::heals,
+    mutation::Mutation,
     network::Channel,
     world::{PROCS, Proc, What, World},
 };
@@ -363,7 +364,8 @@ impl World {
     pub fn set_mode(&mut self, mode: &str, strict: bool, count: u32) -> bool {
         let changes = [("replication_mode", mode.to_owned()), ("sync_strict", strict.to_string())];
         // Where standbys have every commit a crash is failed over otherwise, and nothing is restarted in place.
-        let crash = if self.sky.dice.one_in(3) { "auto" } else { "restart" };
+        let real = self.sky.mutation == Mutation::None;
+        let crash = if real && self.sky.dice.one_in(3) { "auto" } else { "restart" };
         let changes =
             changes.into_iter().chain([("sync_count", count.to_string()), ("on_primary_crash", crash.to_owned())]);
         let outvoted = strict && mode != "async" && !(self.sky.promise && self.sky.dice.one_in(8));
