@@ -113,7 +113,7 @@ pub struct Core {
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
     followed: Option<Moment>,
-    /// How many did then.
+    /// How many members did at the last look.
     followers: usize,
     crashes: Crashes,
     /// When the manager last told that a crashed primary stays primary, for too many failovers followed crashes.
