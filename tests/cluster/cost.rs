@@ -1,10 +1,11 @@
-//! What a manager costs those who commit: the same PostgreSQL, with the same settings, standbys and rule of
-//! acknowledgement, under Matriarch and by itself.
+//! What a manager costs those who commit: the same PostgreSQL, with the same settings, standbys, slots and rule of
+//! acknowledgement, under Matriarch and by itself; and by itself once more, which shows what this measurement can tell apart.
 //!
-//! Both run all the time, and one of them works: a slice of one, then a slice of the other, in turns of order, for a disk is
-//! faster in one minute than in the next. So what managers and agents do beside commits is there for both; it is measured by
-//! itself (deploy/scripts/idle-cost.sh). `ROUNDS` (default 60), `SECONDS` of each slice (default 2), `DIR` (default /tmp) for
-//! all data, `MATRIARCH`: another program than the one under test, say a release build.
+//! All run all the time, and one of them works: a slice of each, in turns of order, for a disk is faster in one minute than
+//! in the next. So what managers and agents do beside commits is there for all; it is measured by itself
+//! (deploy/scripts/idle-cost.sh). `ROUNDS` (default 60), `SECONDS` of each slice (default 2), `DIR` (default /tmp) for all
+//! data, `MATRIARCH`: another program than the one under test, say a release build; `BARE`, set to anything: the control has
+//! no slots, and shows what these cost.
 
 use std::{
     fs,
@@ -76,6 +77,10 @@ struct Plain {
     dir: PathBuf,
     user: Option<(u32, u32)>,
     ports: [u16; 3],
+    /// Its standbys have slots, as members of a managed cluster have.
+    slots: bool,
+    /// Removed when nothing runs in it any more.
+    _dir: tempfile::TempDir,
 }
 
 impl Plain {
@@ -97,9 +102,10 @@ impl Plain {
         self.dir.join(format!("s{server}"))
     }
 
-    /// A new cluster with these settings.
-    fn create(&self, settings: &str) {
+    /// A new cluster with these settings, in a locale and encoding.
+    fn create(&self, settings: &str, locale: &str, encoding: &str) {
         let mut initdb = self.command("initdb");
+        initdb.args(["--locale", locale, "--encoding", encoding]);
         initdb.args(["-k", "-U", "postgres", "-A", "trust", "-D"]).arg(self.data(0));
         Self::done(initdb);
         self.configure(0, settings, "ANY 1 (s1, s2)");
@@ -110,7 +116,13 @@ impl Plain {
             let mut copy = self.command("pg_basebackup");
             copy.args(["-R", "-c", "fast", "-d", &from, "-D"]).arg(self.data(standby));
             Self::done(copy);
-            self.configure(standby, settings, "ANY 1 (s1, s2)");
+            let mut settings = settings.to_owned();
+            if self.slots {
+                let slot = format!("select pg_create_physical_replication_slot('s{standby}', true)");
+                self.server().run(&self.bin, "psql", &["-qAtc", &slot]);
+                settings += &format!("\nprimary_slot_name = 's{standby}'");
+            }
+            self.configure(standby, &settings, "ANY 1 (s1, s2)");
             self.start(standby);
         }
     }
@@ -175,6 +187,40 @@ fn median(mut sample: Vec<f64>) -> (f64, f64, f64) {
     (sample[low], middle, sample[(n - 1).saturating_sub(low)])
 }
 
+/// Servers that nobody manages, with the settings, the locale and the encoding of a managed one.
+fn by_itself(rig: &Rig, base: &str, slots: bool) -> Plain {
+    let of_its = format!(
+        "select name || ' = ' || quote_literal(current_setting(name)) from pg_settings \
+         where source in ('configuration file', 'command line') and name not in ({OWN})"
+    );
+    let primary = rig.status().unwrap().primary;
+    let settings = rig.query(&primary, &of_its).unwrap().join("\n");
+    let of_its = "select datcollate, pg_encoding_to_char(encoding) from pg_database where datname = 'postgres'";
+    let made = rig.query(&primary, &of_its.replace(", pg", " || '|' || pg")).unwrap().remove(0);
+    let (locale, encoding) = made.split_once('|').unwrap();
+
+    let dir = tempfile::Builder::new().prefix("matriarch-plain-").tempdir_in(base).unwrap();
+    let user = rig.user();
+    if let Some((uid, gid)) = user {
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).unwrap();
+    }
+    let ports = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let ports = ports.map(|listener| listener.local_addr().unwrap().port());
+    let plain = Plain { bin: rig.bin_dir().to_owned(), dir: dir.path().to_owned(), user, ports, slots, _dir: dir };
+    plain.create(&settings, locale, encoding);
+    plain
+}
+
+/// One slice of each server, in an order that changes from round to round.
+fn round(bin: &Path, servers: &[Server; 3], load: (&str, &str), number: u64) -> [Figures; 3] {
+    const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1], [2, 0, 1], [1, 0, 2]];
+    let mut figures = [Figures { tps: f64::NAN, latency: f64::NAN }; 3];
+    for server in ORDERS[(number % 6) as usize] {
+        figures[server] = servers[server].measure(bin, load);
+    }
+    figures
+}
+
 pub fn play() {
     let _alone = stage::alone();
     let exe = std::env::var("MATRIARCH").unwrap_or_else(|_| EXE.to_owned());
@@ -186,47 +232,38 @@ pub fn play() {
     let mut set = Command::new(EXE);
     set.args(["config", "set", "protection=max-protection", "--config"]).arg(config);
     assert!(set.status().unwrap().success());
-    let server = ready(&rig);
-    server.fill(&bin);
-    let of_its = format!(
-        "select name || ' = ' || quote_literal(current_setting(name)) from pg_settings \
-         where source in ('configuration file', 'command line') and name not in ({OWN})"
-    );
-    let settings = rig.query(&rig.status().unwrap().primary, &of_its).unwrap().join("\n");
+    let managed = ready(&rig);
+    let plain = by_itself(&rig, &base, true);
+    let control = by_itself(&rig, &base, std::env::var_os("BARE").is_none());
+    let servers = [managed, plain.server(), control.server()];
+    servers.iter().for_each(|server| server.fill(&bin));
 
-    let dir = tempfile::Builder::new().prefix("matriarch-plain-").tempdir_in(&base).unwrap();
-    let user = rig.user();
-    if let Some((uid, gid)) = user {
-        std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).unwrap();
-    }
-    let ports = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let ports = ports.map(|listener| listener.local_addr().unwrap().port());
-    let plain = Plain { bin: bin.clone(), dir: dir.path().to_owned(), user, ports };
-    plain.create(&settings);
-    let by_itself = plain.server();
-    by_itself.fill(&bin);
-
-    let mut ratios = vec![(Vec::new(), Vec::new()); LOADS.len()];
-    for round in 0..number("ROUNDS", 60) {
-        if round % 10 == 0 {
-            [&server, &by_itself].iter().for_each(|server| drop(server.run(&bin, "psql", &["-qc", "checkpoint"])));
+    // Each against the servers by themselves: the manager, and the control.
+    let mut ratios = [(); LOADS.len()].map(|()| [(); 2].map(|()| (Vec::new(), Vec::new())));
+    for number in 0..number("ROUNDS", 60) {
+        if number % 10 == 0 {
+            servers.iter().for_each(|server| drop(server.run(&bin, "psql", &["-qc", "checkpoint"])));
         }
         for (load, ratios) in LOADS.iter().zip(&mut ratios) {
-            let first = if round % 2 == 0 { &server } else { &by_itself };
-            let second = if round % 2 == 0 { &by_itself } else { &server };
-            let (first, second) = (first.measure(&bin, *load), second.measure(&bin, *load));
-            let (ours, theirs) = if round % 2 == 0 { (first, second) } else { (second, first) };
-            stage::say(format!("round {round}, {} clients: {ours:?} against {theirs:?}", load.0));
-            ratios.0.push(ours.tps / theirs.tps);
-            ratios.1.push(theirs.latency / ours.latency);
+            let [ours, theirs, control] = round(&bin, &servers, *load, number);
+            stage::say(format!("round {number}, {} clients: {ours:?} against {theirs:?}, control {control:?}", load.0));
+            for (figures, ratios) in [ours, control].iter().zip(ratios) {
+                ratios.0.push(figures.tps / theirs.tps);
+                ratios.1.push(theirs.latency / figures.latency);
+            }
         }
     }
     let mut least = f64::INFINITY;
-    for (load, (tps, latency)) in LOADS.iter().zip(ratios) {
-        for (what, sample) in [("throughput", tps), ("latency (plain / managed)", latency)] {
-            let (low, middle, high) = median(sample);
-            stage::say(format!("{} clients, {what}: median ratio {middle:.3}, 95 % {low:.3} to {high:.3}", load.0));
-            least = least.min(high);
+    for (load, [ours, control]) in LOADS.iter().zip(ratios) {
+        for (who, (tps, latency)) in [("managed", ours), ("control", control)] {
+            for (what, sample) in [("throughput", tps), ("latency (plain / this)", latency)] {
+                let (low, middle, high) = median(sample);
+                stage::say(format!(
+                    "{} clients, {who}, {what}: median ratio {middle:.3}, 95 % {low:.3} to {high:.3}",
+                    load.0
+                ));
+                least = least.min(if who == "managed" { high } else { f64::INFINITY });
+            }
         }
     }
     // What is certain, not what one run happened to give.
