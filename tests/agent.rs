@@ -330,6 +330,35 @@ impl Host {
         self.execute(epoch, Action::StartStandby(order)).await.unwrap();
     }
 
+    /// The same, where WAL that is shared with `upstream` ends at `fork`.
+    async fn follow_from(&mut self, epoch: u64, upstream: &Host, fork: v1::WalPosition) -> u64 {
+        let order = v1::StartStandby {
+            upstream: upstream.local().id.to_string(),
+            upstream_host: "127.0.0.1".into(),
+            upstream_port: upstream.local().postgresql.port.into(),
+            system_identifier: self.system,
+            own_timeline: fork.timeline,
+            fork: Some(fork),
+        };
+        self.execute(epoch, Action::StartStandby(order)).await.unwrap()
+    }
+
+    /// A copy of `source` that streams from it.
+    async fn copy_and_follow(&mut self, epoch: u64, source: &Host) {
+        self.system = source.system;
+        let clone = v1::Clone {
+            source: source.local().id.to_string(),
+            source_host: "127.0.0.1".into(),
+            source_port: source.local().postgresql.port.into(),
+            system_identifier: source.system,
+            fork: None,
+        };
+        self.execute(epoch, Action::Clone(clone)).await.unwrap();
+        self.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        self.follow(epoch, Some(source)).await;
+        self.until("it streams", |s| s.state() == State::Standby && s.streaming).await;
+    }
+
     async fn promote(&mut self, epoch: u64, expected_timeline: u32, floor: v1::WalPosition) {
         let order = v1::Promote { expected_timeline, system_identifier: self.system, floor: Some(floor) };
         self.execute(epoch, Action::Promote(order)).await.unwrap();
@@ -726,21 +755,9 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
         let cluster = Cluster::new();
         let mut first = cluster.primary().await;
         let mut second = cluster.host(1).await;
-        second.system = first.system;
         let source = |host: &Host| (host.local().id.to_string(), u32::from(host.local().postgresql.port));
-        let (member, port) = source(&first);
-        let clone = v1::Clone {
-            source: member.clone(),
-            source_host: "127.0.0.1".into(),
-            source_port: port,
-            system_identifier: first.system,
-            fork: None,
-        };
-        second.execute(1, Action::Clone(clone)).await.unwrap();
-        second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        second.follow(1, Some(&first)).await;
-        let streams = second.until("it streams", |s| s.state() == State::Standby && s.streaming).await;
-        assert_eq!(streams.upstream, member);
+        second.copy_and_follow(1, &first).await;
+        assert_eq!(second.status().await.upstream, source(&first).0);
         first.until("the primary sees it", |s| s.standbys.iter().any(|b| b.member == "n2")).await;
 
         // Cut it off, so that the first gets WAL that the second never sees.
@@ -785,6 +802,40 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
             assert!(Instant::now() < until);
         }
         assert_eq!(first.rows().await, 2, "99 is gone, 3 came");
+    });
+}
+
+/// Its manager knew of less WAL than the old primary sent it after that. PostgreSQL's WAL sender would take the end of that WAL
+/// for a confirmation of whatever the new primary commits below it.
+#[test]
+fn a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary() {
+    as_postgres("a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary", || async {
+        let cluster = Cluster::new();
+        let mut first = cluster.primary().await;
+        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
+        second.copy_and_follow(1, &first).await;
+        third.copy_and_follow(1, &first).await;
+
+        second.follow(1, None).await;
+        let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
+        first.client().await.execute("INSERT INTO t SELECT generate_series(1, 1000)", &[]).await.unwrap();
+        let written = first.status().await.wal_end.unwrap();
+        third.until("it has all", |s| s.wal_end.unwrap().lsn >= written.lsn).await;
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
+        second.promote(2, 3, left).await;
+        second.until("it is primary", |s| s.state() == State::Primary).await;
+        let fork = second.status().await.history.last().map(|s| v1::WalPosition { timeline: s.timeline, lsn: s.end });
+
+        let order = third.follow_from(2, &second, fork.unwrap()).await;
+        let refused = third.until("it has looked", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
+        let said = refused.last_order.unwrap();
+        assert!(!said.ok && said.error.contains("parts from it at"), "{said:?}");
+        let came = "SELECT count(*) FROM pg_stat_replication";
+        assert_eq!(second.client().await.query_one(came, &[]).await.unwrap().get::<_, i64>(0), 0);
     });
 }
 

@@ -1134,6 +1134,55 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
     });
 }
 
+/// What PostgreSQL makes of a standby that has received more from the old primary than the new one had: its WAL sender sends
+/// the old timeline up to the fork, counts as streaming for that moment, and takes the standby's old end of WAL for a
+/// confirmation (walsender.c `XLogSendPhysical`, syncrep.c `SyncRepReleaseWaiters`). So none such may connect.
+#[test]
+fn a_standby_that_has_wal_past_the_fork_confirms_commits_that_it_does_not_have() {
+    as_postgres("a_standby_that_has_wal_past_the_fork_confirms_commits_that_it_does_not_have", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 3);
+        let [one, two, three] = &mut all[..] else { panic!("three hosts") };
+        let session = primary(one).await;
+        let two_session = standby(two, one).await;
+        let three_session = standby(three, one).await;
+        // The fork has to lie in the segment in which n3's WAL ends: a standby begins to receive at the beginning of a segment, and is
+        // refused where that is past the fork.
+        run(&session, "INSERT INTO t VALUES (1)").await;
+        await_row(&two_session, 1).await;
+        two.follow(None);
+        two_session.reload().await.unwrap();
+        two.probe_until("following nobody", |p| p.severed).await;
+        run(&session, "INSERT INTO t SELECT generate_series(1, 10000)").await;
+        let written = one.probe().await.wal_end;
+        three.probe_until("where the old primary is", |p| p.wal_end >= written).await;
+        one.stop(Signal::SIGKILL);
+
+        promote(two, &two_session, TimelineId(3)).await;
+        go_by(two, &two_session, &Live::of(Some(&rule(&[three], 1)), Generation(1), Confirms::Flush)).await;
+        let waits = loop {
+            // The checkpointer may not have told sessions yet that commits wait.
+            let insert = inserted(two.client("postgres", r"su'p:er\").await.unwrap(), -1);
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            while !insert.is_finished() && run(&two_session, waiting).await == ["0"] {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if !insert.is_finished() {
+                break insert;
+            }
+        };
+        assert!(two.probe().await.wal_end.lsn < written.lsn, "below the end of what n3 has");
+        three.follow(Some(two));
+        three_session.reload().await.unwrap();
+        let acknowledged = tokio::time::timeout(DEADLINE, waits).await;
+        let log = |host: &Host| fs::read_to_string(host.instance.log_file()).unwrap();
+        assert!(acknowledged.is_ok(), "PostgreSQL takes it for a confirmation\n{}\n{}", log(two), log(three));
+        acknowledged.unwrap().unwrap().unwrap();
+        assert!(run(&three_session, "SELECT x FROM t WHERE x = -1").await.is_empty());
+        assert!(log(three).contains("forked off current database system timeline 2 before current recovery point"));
+    });
+}
+
 #[test]
 fn what_a_former_primary_alone_had_is_counted() {
     as_postgres("what_a_former_primary_alone_had_is_counted", || async {

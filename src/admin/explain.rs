@@ -158,10 +158,16 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         }
         Hold::Unconfirmed { last, heard, needed, .. } => {
             let last = last.as_ref().map_or("the last primary", MemberId::as_str);
-            let others = if needed.is_some() { ", or more of those who confirmed" } else { "" };
-            let who = heard.first().map_or("NAME", MemberId::as_str);
+            let is_last = |member: &&MemberId| member.as_str() == last;
+            let who = heard.iter().find(|m| !is_last(m)).or(heard.first()).map_or("NAME", MemberId::as_str);
+            let bring = match (heard.iter().any(|m| is_last(&m)), needed) {
+                (false, None) => format!("bring {last} up"),
+                (false, Some(_)) => format!("bring {last} up, or more of those who confirmed"),
+                (true, None) => format!("bring {last} up with the data directory that it had"),
+                (true, Some(_)) => "bring more of those who confirmed up".to_owned(),
+            };
             format!(
-                "bring {last} up{others}: the next primary is granted then; or accept that acknowledged commits are lost: \
+                "{bring}: the next primary is granted then; or accept that acknowledged commits are lost: \
                  `matriarch failover --candidate {who} --allow-data-loss`"
             )
         }

@@ -49,7 +49,7 @@ const STEP: Duration = Duration::from_millis(100);
 const ANSWERS: u32 = 2;
 /// The number of a postmaster that was there when the agent started; those it starts itself have higher ones.
 const ADOPTED: u64 = 1;
-/// In so many looks in a row the checkpointer has to listen.
+/// In so many looks in a row the checkpointer has to listen: it had no signal left in the first, and waits again in the second.
 const LOOKS: u32 = 2;
 
 /// What a primary is to go by.

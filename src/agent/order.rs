@@ -15,7 +15,8 @@ pub struct Source {
     pub host: String,
     /// The port of its PostgreSQL.
     pub port: u16,
-    /// Where the cluster's history left this member's, for what is undone or copied over; `None`: nobody said.
+    /// The last position that the cluster's history and this member's share: for what is undone or copied over, and up to which
+    /// WAL may be that is to be continued; `None`: nobody said.
     pub fork: Option<WalPosition>,
 }
 
@@ -142,8 +143,10 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
     Ok(match action {
         Proto::Initdb(_) => (0, Action::Initdb),
         Proto::StartStandby(a) => {
-            let upstream =
-                if a.upstream.is_empty() { None } else { Some(source(&a.upstream, a.upstream_host, a.upstream_port)?) };
+            let upstream = match a.upstream.is_empty() {
+                true => None,
+                false => Some(Source { fork: fork(a.fork), ..source(&a.upstream, a.upstream_host, a.upstream_port)? }),
+            };
             (a.system_identifier, Action::StartStandby(upstream))
         }
         Proto::Promote(a) => {

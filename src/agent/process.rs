@@ -93,6 +93,8 @@ pub(super) struct Agent {
     /// The last look for a PostgreSQL that no guard watches.
     pub(super) looking: Option<JoinHandle<()>>,
     pub(super) asked: u64,
+    /// The first probe that began after the last task had ended.
+    settled: u64,
     pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
     pub(super) statuses: watch::Sender<v1::AgentStatus>,
     pub(super) sequence: u64,
@@ -288,6 +290,7 @@ impl Agent {
             killing: None,
             looking: None,
             asked: 0,
+            settled: 0,
             probes_wanted: Vec::new(),
             statuses: watch::Sender::new(first.clone()),
             sequence: 0,
@@ -399,6 +402,8 @@ impl Agent {
                 if matches!(event, Event::Done(_)) {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
                     self.hear_guard()?;
+                    self.asked += 1;
+                    self.settled = self.asked;
                 }
                 let ended = ends_the_tree(&self.core, &event);
                 if ended {
@@ -412,6 +417,8 @@ impl Agent {
                     self.look_for_strangers();
                 }
             }
+            // What was true before a task ended is no word on what it was to change. The next probe has begun already.
+            Wake::Probed { asked, result: Ok(_), .. } if asked < self.settled => {}
             Wake::Probed { life, asked, result } => {
                 let failed = result.as_ref().err().cloned();
                 let effects = self.step(Event::Probed { life, result })?;

@@ -119,16 +119,11 @@ impl Job {
 
     async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
         let (guard, hands) = (self.running_guard()?, &self.hands);
-        if let (Some(_), Some(timeline)) = (source, self.timeline) {
-            self.is_still_on(timeline).await?;
+        if let (Some(source), Some(timeline)) = (source, self.timeline) {
+            self.leave(&guard).await?;
+            self.can_follow(source, timeline).await?;
         }
-        let role = standby_role(source, self.epoch, self.generation);
-        let instance = self.hands.instance.clone();
-        let point = move || {
-            instance.write_config(&role).map_err(said)?;
-            guard.signal(PostmasterSignal::Reload).map_err(said)
-        };
-        blocking(point).await??;
+        self.point_at(source, &guard).await?;
         if source.is_none() {
             // Whoever waits to hear that nothing is received any more is not to wait for replay. What can't be asked now ends
             // its receiver by itself.
@@ -140,15 +135,43 @@ impl Job {
         Ok(())
     }
 
+    async fn point_at(&self, source: Option<&Source>, guard: &GuardHandle) -> Result<(), String> {
+        let role = standby_role(source, self.epoch, self.generation);
+        let (instance, guard) = (self.hands.instance.clone(), guard.clone());
+        let point = move || {
+            instance.write_config(&role).map_err(said)?;
+            guard.signal(PostmasterSignal::Reload).map_err(said)
+        };
+        blocking(point).await?
+    }
+
+    /// Nothing is received any more, so that where its WAL ends stays true.
+    async fn leave(&self, guard: &GuardHandle) -> Result<(), String> {
+        let session = self.hands.instance.connect().await.map_err(said)?;
+        if session.is_severed().await.map_err(said)? {
+            return Ok(());
+        }
+        self.point_at(None, guard).await?;
+        session.end_receiver().await.map_err(said)?;
+        session.await_severed(self.hands.timings.probe).await.map_err(said)
+    }
+
     /// Since the last probe it may have gone over to a timeline that somebody began by hand on the server it follows,
-    /// and that may be of the number of the timeline it is to follow now: other bytes, and PostgreSQL would not notice.
-    async fn is_still_on(&self, timeline: TimelineId) -> Result<(), String> {
+    /// and that may be of the number of the timeline it is to follow now: other bytes, and PostgreSQL would not notice. Or it has
+    /// received more from the old primary than the new one had when it began its timeline. PostgreSQL would not continue
+    /// that, but its WAL sender would take the end of that WAL for a confirmation of commits that lie before it.
+    async fn can_follow(&self, source: &Source, timeline: TimelineId) -> Result<(), String> {
         let seen = self.look(&mut None).await?;
-        let on = seen.wal_end.timeline;
+        let end = seen.wal_end;
         self.report(seen);
-        match on == timeline {
-            true => Ok(()),
-            false => Err(format!("its WAL is on timeline {on}, it was to follow from {timeline} on")),
+        if end.timeline != timeline {
+            return Err(format!("its WAL is on timeline {}, it was to follow from {timeline} on", end.timeline));
+        }
+        match source.fork {
+            Some(fork) if end > fork => {
+                Err(format!("its WAL goes on to {end}, that of {} parts from it at {fork}", source.member))
+            }
+            Some(_) | None => Ok(()),
         }
     }
 

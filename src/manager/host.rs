@@ -10,7 +10,7 @@ use crate::{
     guard::sys::two_clocks,
     reconcile::{self, Action, Host, Next, StopMode, Upstream},
     rpc::{self, convert, v1},
-    state::{ClusterState, Lock, OperationKind, OperationPhase},
+    state::{ClusterState, OperationKind, OperationPhase},
 };
 
 /// After this long an order without any visible effect is given again.
@@ -192,6 +192,7 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
                 upstream_port,
                 system_identifier,
                 own_timeline: view.wal_end.timeline.0,
+                fork: reconcile::shared(state, view).map(convert::position),
             })
         }
         Action::Promote { timeline, floor } => A::Promote(v1::Promote {
@@ -223,8 +224,7 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
 
 /// Where the cluster's history left that of this member; `None`: it did not, or nobody knows.
 fn fork(state: &ClusterState, view: &AgentView) -> Option<v1::WalPosition> {
-    let Lock::Granted { timeline, .. } = state.lock else { return None };
-    let fork = view.history.fork_from(&state.history_of(timeline))?;
+    let fork = reconcile::shared(state, view)?;
     let lost = view.wal_end_known && !view.rewind_unfinished && fork.lsn < view.wal_end.lsn;
     lost.then(|| convert::position(fork))
 }

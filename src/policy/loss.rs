@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::Situation;
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, WalPosition},
+    domain::{Epoch, MemberId, PostgresState, TimelineId, WalPosition},
     state::Lock,
 };
 
@@ -15,6 +15,12 @@ use crate::{
 /// (PostgreSQL 15, 1000 of them), with a primary key 195, an update 115, after a checkpoint a tenth more. Only one that writes
 /// no row takes less (40). So no more transactions of one row or more can be in as many bytes.
 const TRANSACTION_BYTES: u64 = 100;
+
+/// Of WAL, as PostgreSQL is built by default.
+const PAGE_BYTES: u64 = 8192;
+
+/// Longer than nearly every record: those with whole pages of data have a few of them.
+const RECORD_BYTES: u64 = 1 << 20;
 
 /// What would be lost to the cluster if this member were primary next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,14 +83,36 @@ pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
     };
     // What a voter remembers of an earlier timeline may be WAL that was left behind with it.
     let timeline = s.state.newest_complete_timeline();
-    let told = |p: &crate::domain::Promise| Some(p.highest).filter(|end| end.timeline == timeline);
-    let promised = s.seals.values().filter_map(|seal| told(&seal.promise));
-    let promised = promised.chain(s.seen.values().filter_map(|seen| told(&seen.promise)));
-    let agents = s.seals.values().filter_map(|seal| seal.agent.as_ref());
-    let agents = agents.chain(s.state.members.keys().filter_map(|m| s.agent(m)));
-    let streamed = agents.map(|agent| agent.heard.end).filter(|end| end.timeline == timeline);
     let own = s.seals.get(holder).and_then(|seal| seal.agent.as_ref()).or_else(|| s.agent(holder));
     let own = own.filter(|a| a.wal_end_known || a.state == PostgresState::Primary);
     let own = own.map(|a| a.wal_end).filter(|end| end.timeline == timeline);
-    promised.chain(streamed).chain(released).chain(own).max()
+    told(s, timeline).into_iter().chain(released).chain(own).max()
+}
+
+/// How far the primary of `timeline` told voters and standbys that its WAL is flushed. `None`: nobody who was told has
+/// answered.
+fn told(s: &Situation<'_>, timeline: TimelineId) -> Option<WalPosition> {
+    let promises = s.seals.values().map(|seal| &seal.promise).chain(s.seen.values().map(|seen| &seen.promise));
+    let agents = s.seals.values().filter_map(|seal| seal.agent.as_ref());
+    let agents = agents.chain(s.state.members.keys().filter_map(|m| s.agent(m)));
+    let ends = promises.map(|promise| promise.highest).chain(agents.map(|agent| agent.heard.end));
+    ends.filter(|end| end.timeline == timeline).max()
+}
+
+/// The primary of `epoch`, whose WAL ends at `end` now, still has what it told others: its data directory is the one it had,
+/// and no older copy, as far as that can be seen. A copy that is younger than the last word that anybody heard can't be told
+/// from the original.
+///
+/// What is flushed can end inside a record, but then at the end of a page (`XLogBackgroundFlush` of PostgreSQL), and after
+/// a crash WAL ends before that record.
+pub fn has_what_it_told(s: &Situation<'_>, epoch: Epoch, end: WalPosition) -> bool {
+    let Some(record) = s.state.lineage.iter().find(|record| record.epoch == epoch) else { return true };
+    match told(s, record.timeline) {
+        Some(known) if known.lsn.0 % PAGE_BYTES == 0 => {
+            end.timeline == known.timeline && end.lsn.0 + RECORD_BYTES >= known.lsn.0
+        }
+        Some(known) => end >= known,
+        // One that never came to be primary told nobody anything.
+        None => record.switch.is_none() || end.timeline >= record.timeline,
+    }
 }

@@ -506,6 +506,7 @@ impl fmt::Display for Hold {
                 )
             }
             Self::Unconfirmed { rule, heard, needed, last } => {
+                let older = last.as_ref().filter(|last| heard.contains(last));
                 let heard = Vec::from_iter(heard.iter().map(MemberId::as_str)).join(", ");
                 let heard = if heard.is_empty() { "nobody" } else { heard.as_str() };
                 let last = last.as_ref().map_or("the last primary", MemberId::as_str);
@@ -517,7 +518,13 @@ impl fmt::Display for Hold {
                          or {last}, which has them all"
                     )?,
                 }
-                Ok(())
+                match older {
+                    Some(last) => write!(
+                        f,
+                        "; {last} is there and has less WAL than it told others: is its data directory an older copy?"
+                    ),
+                    None => Ok(()),
+                }
             }
             Self::KeptOut { member, confirms } => write!(
                 f,

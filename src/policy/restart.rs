@@ -5,6 +5,7 @@
 use super::{
     Situation, Verdict, format,
     switchover::{advance, end, gone, remaining, waits},
+    sync,
 };
 use crate::{
     domain::{Format, MemberId, PostgresState, observation::AgentView},
@@ -40,6 +41,13 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
     };
     if !fit {
         return Err(format!("PostgreSQL on {member} is {}", super::report::state_word(agent.state)));
+    }
+    if let Some(absent) = sync::absent_substitutes(s, member) {
+        let absent = Vec::from_iter(absent.iter().map(MemberId::as_str)).join(", ");
+        return Err(format!(
+            "commits need {member}, and who could confirm in its place can't now ({absent}): bring them up first, or let commits \
+             go on without (`matriarch config set sync_strict=false`) until {member} is back"
+        ));
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
     Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone(), accepts_loss: false })
@@ -152,6 +160,27 @@ mod tests {
         assert_eq!(ask(&bench("primary 2:90", "failed"), "b").unwrap_err(), "PostgreSQL on b is failed");
         assert_eq!(ask(&bench("primary 2:90", "nodata"), "a").unwrap_err(), "PostgreSQL on a is running as primary");
         assert!(ask(&running, "x").unwrap_err().contains("no member"));
+    }
+
+    #[test]
+    fn who_confirms_is_restarted_when_others_can_in_its_place_or_nobody_ever_could() {
+        let strict = |of: &str, count: &str, c: &str| {
+            let a = "primary 2:90 lease=1 unheard=b unheard=c answering=a,b,c";
+            let mut bench = bench(a, "standby 2:80 upstream=a follows=1").says("c", c);
+            bench.state.format = Format::NEWEST;
+            let values = [("replication_mode", "quorum"), ("sync_strict", "true"), ("sync_count", count)];
+            bench.state.settings.values.extend(values.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            let names = of.split_whitespace().map(id).collect();
+            let count = count.parse().unwrap();
+            bench.state.sync.add(crate::domain::Epoch(1), names, count).unwrap();
+            ask(&bench, "b")
+        };
+        let follows = "standby 2:80 upstream=a follows=1";
+        assert!(strict("b c", "1", follows).is_ok(), "c confirms");
+        assert!(strict("b", "1", follows).is_ok(), "c can");
+        assert!(strict("b c", "2", follows).is_ok(), "nobody else could, ever: commits wait for it");
+        let refused = strict("b", "1", "stopped 2:80").unwrap_err();
+        assert!(refused.starts_with("commits need b, and who could confirm in its place can't now (c)"), "{refused}");
     }
 
     #[test]

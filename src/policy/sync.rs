@@ -6,7 +6,7 @@
 
 use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
-use super::{Hold, Situation, Verdict};
+use super::{Hold, Situation, Verdict, loss};
 use crate::{
     domain::{
         Epoch, Format, MemberId, PostgresState, Settings, SyncMode, SyncRule, SyncStart, WalPosition,
@@ -108,7 +108,7 @@ fn wanted(
     present: Option<&SyncRule>,
 ) -> ((Vec<MemberId>, u32), usize) {
     let here = |member: &MemberId| present.is_some_and(|rule| rule.names.contains(member));
-    let others = s.state.members.keys().filter(|m| *m != primary.member && may_confirm(s, m));
+    let others = s.state.members.keys().filter(|m| *m != primary.member && s.state.may_confirm(m));
     let able: Vec<&MemberId> = others
         .clone()
         .filter(|m| match here(m) {
@@ -147,7 +147,7 @@ impl Choice<'_> {
         if self.settings.replication_mode == SyncMode::Sync {
             self.keep_best(count);
         } else {
-            self.keep_elsewhere();
+            self.keep_elsewhere(count);
         }
         let mut names: Vec<MemberId> = self.able.iter().map(|m| (*m).clone()).collect();
         let mut count = count;
@@ -173,19 +173,37 @@ impl Choice<'_> {
         self.able.truncate(count);
     }
 
-    /// The mode quorum: PostgreSQL can't be told that one of several has to be from a group, so only that group confirms.
-    fn keep_elsewhere(&mut self) {
+    /// The mode quorum: PostgreSQL can't be told that one of several has to be from a group, so fewer than have to confirm are
+    /// from the primary's site: whichever do, one of them is from elsewhere.
+    fn keep_elsewhere(&mut self, count: usize) {
         let (s, site) = (self.s, self.site);
         let elsewhere = |m: &MemberId| s.state.settings.of_member(m).site != site;
         if self.settings.sync_other_site && self.able.iter().any(|m| elsewhere(m)) {
-            self.able.retain(|m| elsewhere(m));
+            let mut near = 0;
+            self.able.retain(|m| {
+                near += usize::from(!elsewhere(m));
+                elsewhere(m) || near < count
+            });
         }
     }
 }
 
-/// Operators have nothing against it.
-fn may_confirm(s: &Situation<'_>, member: &MemberId) -> bool {
-    s.state.settings.of_member(member).confirms() && !s.state.maintenance.contains_key(member)
+/// Those who could confirm in place of this member, of whom too few can now: it will not leave. `None`: they can, it need not
+/// confirm, or commits wait for it whoever is up.
+pub fn absent_substitutes(s: &Situation<'_>, member: &MemberId) -> Option<Vec<MemberId>> {
+    let (primary, settings) = (primary(s)?, s.state.settings.settings());
+    let present = s.state.sync.in_force(primary.epoch)?;
+    let needed = settings.sync_strict && present.names.contains(member) && !s.state.is_indispensable(member);
+    if !needed || mode(s, &settings) == SyncMode::Async {
+        return None;
+    }
+    let others = s.state.members.keys().filter(|m| *m != member && *m != primary.member && s.state.may_confirm(m));
+    let can = |m: &&MemberId| match present.names.contains(m) {
+        true => !is_lost(s, &primary, m),
+        false => joins(s, &primary, &settings, m),
+    };
+    let (able, absent): (Vec<&MemberId>, Vec<&MemberId>) = others.partition(can);
+    (able.len() < settings.sync_count as usize).then(|| absent.into_iter().cloned().collect())
 }
 
 /// It streams from this primary under its name of this epoch, and is close enough.
@@ -303,9 +321,12 @@ pub fn everything_by<'a>(
     }
     let by_rules = by_rules(s, promised, &end);
     // Nothing was acknowledged that whoever held the lock last doesn't have: where its WAL ends is enough, by its own word of
-    // now, or by that of a clean end. After a crash its last word may be from before the last commits.
+    // now, or by that of a clean end. After a crash its last word may be from before the last commits. A data directory that
+    // was put back from an older copy has less than it told, and then its word of now says nothing.
     let last = match &s.state.lock {
-        Lock::Fenced { previous: Some((_, last)), .. } if promised.contains(last) => end(last),
+        Lock::Fenced { previous: Some((epoch, last)), .. } if promised.contains(last) => {
+            end(last).filter(|end| loss::has_what_it_told(s, *epoch, *end))
+        }
         Lock::Fenced { .. } | Lock::Free | Lock::Granted { .. } | Lock::Released(_) => None,
     };
     let released = released.filter(|release| release.clean).map(|release| release.end);
@@ -372,7 +393,7 @@ pub fn start(
             runs && a.storage.is_none() && !a.rewind_unfinished && a.wal_end_known && a.wal_end <= end
         })
     };
-    let others = s.state.members.keys().filter(|m| *m != member && may_confirm(s, m));
+    let others = s.state.members.keys().filter(|m| *m != member && s.state.may_confirm(m));
     let (able, lost) = others.partition(|m| follows(m));
     let site = s.state.settings.of_member(member).site;
     let choice = Choice { s, settings: &settings, site: &site, able, lost };

@@ -177,6 +177,29 @@ fn one_of_another_site_confirms_when_that_is_asked_for() {
 }
 
 #[test]
+fn of_several_who_confirm_in_a_quorum_one_is_of_another_site() {
+    let of_five = |count: &str, far: &[&str]| {
+        let mut bench =
+            bench(&[QUORUM, &[("sync_other_site", "true"), ("sync_count", count), ("sync_strict", "true")]].concat());
+        bench = bench.says("a", "primary 2:200 lease=1 unheard=b unheard=c unheard=d unheard=e answering=a,b,c,d,e");
+        for member in ["d", "e"] {
+            bench.state.members.insert(id(member), bench.state.members[&id("a")].clone());
+            bench = bench.says(member, "standby 2:200 upstream=a follows=1");
+        }
+        for member in far {
+            set(&mut bench, &[(&format!("{member}.site"), "y")]);
+        }
+        bench
+    };
+    assert_eq!(next(&of_five("2", &["e"])), rule("b e", 2), "both of two");
+    assert_eq!(next(&of_five("2", &["d", "e"])), rule("b d e", 2), "any two of them have one of d, e");
+    assert_eq!(next(&of_five("3", &["e"])), rule("b c e", 3));
+    assert_eq!(next(&of_five("3", &["c", "d", "e"])), rule("b c d e", 3));
+    assert_eq!(next(&with(of_five("2", &["e"]), "c e", 2)), None, "nobody is exchanged for an equal");
+    assert_eq!(next(&of_five("1", &["d", "e"])), rule("d e", 1));
+}
+
+#[test]
 fn whoever_lags_too_far_confirms_only_when_nobody_else_does() {
     let limit = [QUORUM, &[("maximum_lag_on_syncnode", "1048576")]].concat();
     let lags = |more: &str| {
@@ -303,6 +326,32 @@ fn the_last_primary_has_everything_by_itself() {
     };
     told.state.lock = Lock::Fenced { epoch: Epoch(2), previous: Some((Epoch(1), id("a"))), released: Some(release) };
     assert_eq!(who(&told), "b", "it has all that a had when it ended");
+}
+
+#[test]
+fn a_last_primary_put_back_from_an_older_copy_speaks_for_nobody() {
+    let told =
+        |end: &str| crate::domain::Promise { highest: crate::policy::testing::position(end), ..Default::default() };
+    let back = |end: &str| {
+        let has = lost("b", 1).seal("c", "standby 2:140 severed=2").seal("a", &format!("standby {end} severed=2"));
+        has.promise("c", told("2:150"))
+    };
+    assert_eq!(who(&back("2:150")), "a", "it has what it told");
+    assert!(matches!(granted(&back("2:149")), Err(Hold::Unconfirmed { .. })), "b may have more, and is not heard");
+    assert!(matches!(granted(&back("1:200")), Err(Hold::Unconfirmed { .. })), "a copy of an earlier timeline");
+    let heard = back("2:120").seal("b", "standby 2:145 severed=2");
+    assert_eq!(who(&heard), "b", "what b confirmed counts, not what an old copy of a has");
+    // Said with its stream, not with a renewal of the lease.
+    let streamed = lost("b", 1).seal("c", "standby 2:140 severed=2 heard=2:150").seal("a", "standby 2:149 severed=2");
+    assert!(matches!(granted(&streamed), Err(Hold::Unconfirmed { .. })));
+
+    // Flushed up to the end of a page, in the middle of a record that a crash cut off.
+    let page = |end: u64| {
+        let has = lost("b", 1).seal("c", "standby 2:140 severed=2").seal("a", &format!("standby 2:{end} severed=2"));
+        granted(&has.promise("c", told("2:8388608")))
+    };
+    assert!(page(8_388_000).is_ok());
+    assert!(matches!(page(7_000_000), Err(Hold::Unconfirmed { .. })));
 }
 
 #[test]

@@ -10,6 +10,9 @@ use crate::domain::Lsn;
 
 /// For calls that a healthy server answers at once.
 const SHORT: Duration = Duration::from_secs(5);
+/// It is told to follow nobody, and nothing is received.
+const SEVERED: &str = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
+                       (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
 
 /// A call to the local server didn't succeed.
 #[derive(Debug, thiserror::Error)]
@@ -228,9 +231,16 @@ impl Session {
     /// # Errors
     /// See [`SqlError`].
     pub async fn await_severed(&self, deadline: Duration) -> Result<(), SqlError> {
-        let sql = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
-                   (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
-        self.until("waiting for the WAL receiver to end", sql, deadline).await
+        self.until("waiting for the WAL receiver to end", SEVERED, deadline).await
+    }
+
+    /// It follows nobody, and no WAL receiver runs.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn is_severed(&self) -> Result<bool, SqlError> {
+        let rows = self.query("looking for a WAL receiver", SEVERED, SHORT).await?;
+        Ok(rows.first().and_then(|row| row.get(0)) == Some("t"))
     }
 
     /// Ends the WAL receiver, if one runs. The startup process ends it after a reload as well, but only when it wants more WAL:

@@ -10,6 +10,7 @@ use super::{
     files,
     instance::Instance,
     session::{Session, SqlError},
+    vitals::have_handled_reloads,
 };
 use crate::domain::{Confirms, Generation, Lsn, SyncRule, sync::standby_name};
 
@@ -80,7 +81,9 @@ pub struct SyncSight {
     pub names: String,
     /// Flushed here.
     pub flushed: Lsn,
-    /// The checkpointer is where it takes a change of configuration at once. It tells all sessions whether commits wait.
+    /// The checkpointer was where it takes a change of configuration at once, and after that neither it nor the postmaster had a
+    /// signal left to handle. In two sights in a row: it has taken what was in force in the first. It tells all sessions whether
+    /// commits wait.
     pub checkpointer_listens: bool,
     /// Who is connected.
     pub senders: Vec<Sender>,
@@ -88,8 +91,8 @@ pub struct SyncSight {
 
 const QUERY: &str = "\
 SELECT current_setting('synchronous_standby_names') AS names, pg_current_wal_flush_lsn() AS flushed,
-  (SELECT coalesce(wait_event, '') IN ('CheckpointerMain', 'CheckpointWriteDelay')
-   FROM pg_stat_activity WHERE backend_type = 'checkpointer' LIMIT 1) AS listens,
+  (SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'
+   AND wait_event IN ('CheckpointerMain', 'CheckpointWriteDelay') LIMIT 1) AS listens,
   (SELECT string_agg(concat_ws(E'\\t', application_name, sync_priority, coalesce(flush_lsn, '0/0'), state,
      EXISTS (SELECT 1 FROM pg_replication_slots s WHERE s.active_pid = r.pid), reply_time), E'\\n')
    FROM pg_stat_replication r) AS senders";
@@ -105,7 +108,8 @@ impl Session {
         Ok(SyncSight {
             names: text("names").unwrap_or_default().to_owned(),
             flushed: text("flushed").and_then(|t| t.parse().ok()).unwrap_or_default(),
-            checkpointer_listens: text("listens") == Some("t"),
+            // It is shown as waiting until it runs, though it may have been signalled, or be about to be.
+            checkpointer_listens: text("listens").and_then(|pid| pid.parse().ok()).is_some_and(have_handled_reloads),
             senders: text("senders").map(senders).unwrap_or_default(),
         })
     }

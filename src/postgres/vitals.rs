@@ -15,6 +15,27 @@ use std::{
 
 use super::instance::Instance;
 
+/// The process of this pid, and its parent, wait for something and have no SIGHUP left to handle: whatever the one passes on
+/// of a reload it has passed on. A process that has handled a signal does not wait before it has acted on it, but for what it
+/// reads.
+pub fn have_handled_reloads(pid: u32) -> bool {
+    let status = |pid: &str| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let child = status(&pid.to_string());
+    field(&child, "PPid:")
+        .is_some_and(|parent| waits_for_nothing_told(&status(parent)) && waits_for_nothing_told(&child))
+}
+
+/// Of `/proc/PID/status` (proc(5)): signals that are pending are shown as a mask, of which the lowest bit is SIGHUP.
+fn waits_for_nothing_told(status: &str) -> bool {
+    let pending = |name| field(status, name).and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    let none = |name| pending(name).is_some_and(|mask| mask & 1 == 0);
+    field(status, "State:") == Some("S") && none("SigPnd:") && none("ShdPnd:")
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+}
+
 /// `/proc/PID/stat` counts in hundredths of a second (USER_HZ) on every machine that PostgreSQL is packaged for.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -182,6 +203,54 @@ mod tests {
         assert_eq!(role("postgres: main: demo demo [local] idle"), None);
         assert_eq!(role("postgres: startupper demo [local] idle"), None);
         assert_eq!(role("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"), None);
+    }
+
+    #[test]
+    fn who_waits_has_handled_its_signals() {
+        let status = |state: &str, own: &str, shared: &str| {
+            format!(
+                "Name:\tpostgres\nState:\t{state}\nPPid:\t1\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\t0000000000000001\n"
+            )
+        };
+        let none = "0000000000000000";
+        let waits = |state: &str, own: &str, shared: &str| waits_for_nothing_told(&status(state, own, shared));
+        assert!(waits("S (sleeping)", none, none));
+        assert!(waits("S (sleeping)", none, "0000000000004000"), "that is another signal");
+        for (state, own, shared) in [
+            ("R (running)", none, none),
+            ("T (stopped)", none, none),
+            ("S (sleeping)", "0000000000000001", none),
+            ("S (sleeping)", none, "0000000000004001"),
+        ] {
+            assert!(!waits(state, own, shared), "{state} {own} {shared}");
+        }
+        assert!(!waits_for_nothing_told(""), "it is gone");
+        assert!(!have_handled_reloads(u32::MAX));
+    }
+
+    /// A process that is frozen has its SIGHUP before it, whatever else is known of it.
+    #[test]
+    fn who_was_signalled_and_does_not_run_has_not_handled_it() {
+        use nix::{
+            sys::signal::{Signal, kill},
+            unistd::Pid,
+        };
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let state = || fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let until = |what: &dyn Fn(&str) -> bool| {
+            while !what(&state()) {
+                std::thread::yield_now();
+            }
+        };
+        until(&|status| field(status, "State:") == Some("S"));
+        assert!(waits_for_nothing_told(&state()));
+        kill(pid, Signal::SIGSTOP).unwrap();
+        until(&|status| field(status, "State:") == Some("T"));
+        kill(pid, Signal::SIGHUP).unwrap();
+        assert!(!waits_for_nothing_told(&state()));
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

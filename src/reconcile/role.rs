@@ -212,8 +212,10 @@ fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
 }
 
 fn stop_for_restart(host: &Host<'_>) -> Option<Action> {
-    // Who confirms commits is taken out of the rule first, so that none waits for it.
-    let confirms = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
+    // Who confirms commits is taken out of the rule first, so that none waits for it. Where nobody can be put in its place they
+    // wait until it is back, as the mode says.
+    let named = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
+    let confirms = named && !host.state.is_indispensable(host.me);
     let standby = host.agent.state == PostgresState::Standby;
     let due = stops_for_restart(host) && my_grant(host).is_none() && standby && !confirms;
     due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
@@ -327,6 +329,12 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
     };
     let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
     Some((upstream, if spent { Rejoin::Reclone } else { way }))
+}
+
+/// The last position that a member's WAL shares with the primary's; `None`: there is none, or no primary.
+pub fn shared(state: &ClusterState, member: &AgentView) -> Option<WalPosition> {
+    let Lock::Granted { timeline, .. } = state.lock else { return None };
+    member.history.fork_from(&state.history_of(timeline))
 }
 
 fn at_rest(state: PostgresState) -> bool {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     domain::{Lsn, TimelineHistory, TimelineSwitch},
     policy::testing,
-    state::TimelineRecord,
+    state::{Operation, OperationKind, OperationPhase, TimelineRecord},
 };
 
 /// `spec` is a scenario prefix (see `policy::testing`); `agent` is what n1's agent says.
@@ -232,4 +232,36 @@ fn a_half_rewound_directory_that_can_be_read_is_judged_by_the_first_record_too()
     }
     // What a rewind that was cut off left has no end, and was judged before that began.
     assert_eq!(way_of_adopted(&adopted("c", Some(5)), "stopped 3:550 half-rewound unknown", None), rewind());
+}
+
+/// Commits wait for it anyway: nobody can ever be put in its place.
+#[test]
+fn who_confirms_is_stopped_for_a_restart_when_it_is_out_of_the_rule_or_no_commit_can_do_without_it() {
+    let next = |count: u32, names: &[&str], settings: &[(&str, &str)]| {
+        let mut state = testing::state("granted b open 2");
+        state.format = Format::SYNC;
+        let mut all = vec![("replication_mode", "quorum"), ("sync_strict", "true")];
+        all.extend(settings);
+        state.settings.values.extend(all.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())));
+        state.sync.add(Epoch(1), names.iter().map(|name| testing::id(name)).collect(), count).unwrap();
+        state.operation = Some(Operation {
+            id: 1,
+            kind: OperationKind::Restart,
+            from: Some(testing::id("b")),
+            to: testing::id("a"),
+            phase: OperationPhase::Stop,
+            request_id: String::new(),
+            because: Default::default(),
+            accepts_loss: false,
+        });
+        let agent = testing::agent("a", "standby 2:90 upstream=b follows=1");
+        let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true };
+        next_action(&host).map(|n| n.because.0)
+    };
+    assert_eq!(next(1, &["c"], &[]), Some(527));
+    assert_eq!(next(1, &["a", "c"], &[]), None, "it is to be taken out first");
+    assert_eq!(next(1, &["a"], &[]), None, "c may take its place");
+    assert_eq!(next(1, &["a"], &[("c.sync", "false")]), Some(527));
+    assert_eq!(next(2, &["a", "c"], &[]), Some(527));
+    assert_eq!(next(2, &["a", "c"], &[("sync_strict", "false")]), None, "commits need not wait");
 }

@@ -294,6 +294,21 @@ impl ClusterState {
         }
     }
 
+    /// Operators have nothing against it: it confirms commits when it can.
+    pub fn may_confirm(&self, member: &MemberId) -> bool {
+        self.settings.of_member(member).confirms() && !self.maintenance.contains_key(member)
+    }
+
+    /// Commits wait whenever this member is down, whoever else is up: all who may confirm have to, in a strict mode, by the
+    /// only rule there is.
+    pub fn is_indispensable(&self, member: &MemberId) -> bool {
+        let [rule] = self.sync.rules.as_slice() else { return false };
+        let all_have_to = rule.count as usize >= rule.names.len() && rule.names.contains(member);
+        let holder = self.holder().map(|(_, holder)| holder);
+        let mut others = self.members.keys().filter(|m| Some(*m) != holder && self.may_confirm(m));
+        self.settings.settings().sync_strict && all_have_to && others.all(|m| rule.names.contains(m))
+    }
+
     /// The target of the operation under way holds the lock.
     fn transferred(&self) -> bool {
         match (&self.operation, self.holder()) {

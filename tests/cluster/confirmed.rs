@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::{
     history::asks,
+    pauses::run,
     stage::{self, EXE, HEAL, Promise, SOON, Step, others, until},
 };
 
@@ -28,6 +29,10 @@ const STEPS: &[Step] = &[
     (
         "the_last_that_confirms_is_waited_for_when_that_is_strict",
         the_last_that_confirms_is_waited_for_when_that_is_strict,
+    ),
+    (
+        "a_standby_that_confirms_is_restarted_unless_another_is_to_come_back_first",
+        a_standby_that_confirms_is_restarted_unless_another_is_to_come_back_first,
     ),
     ("a_primary_that_crashed_lets_nobody_in_before_what_it_has_is_confirmed", a_primary_that_crashed),
     (
@@ -158,6 +163,36 @@ fn the_last_that_confirms_is_waited_for_when_that_is_strict(rig: &Rig, before: &
     set(rig, &["protection=max-availability"]);
     confirmed_by(rig, &standbys, 1);
     Promise::no_loss(back)
+}
+
+/// Where every standby has to confirm, commits wait for the restart of one.
+fn a_standby_that_confirms_is_restarted_unless_another_is_to_come_back_first(
+    rig: &Rig,
+    before: &StatusReply,
+) -> Promise {
+    quorum(rig, before);
+    let standbys = others(rig, &[&before.primary]);
+    set(rig, &["sync_strict=true", "sync_count=2"]);
+    confirmed_by(rig, &standbys, 2);
+    let postmaster = rig.postmaster(&standbys[0]).unwrap();
+    run(rig, &["restart", &standbys[0], "--yes", "--timeout", "60"]).unwrap();
+    let restarted = Instant::now();
+    assert_ne!(rig.postmaster(&standbys[0]).unwrap(), postmaster);
+    confirmed_by(rig, &standbys, 2);
+    rig.wait_for_write(ROUTED, restarted, None, HEAL).unwrap();
+
+    set(rig, &["sync_count=1"]);
+    kill_for_good(rig, &standbys[1]);
+    confirmed_by(rig, &standbys[..1], 1);
+    let postmaster = rig.postmaster(&standbys[0]).unwrap();
+    let refused = run(rig, &["restart", &standbys[0], "--yes"]).unwrap_err();
+    assert!(refused.contains(&format!("can't now ({})", standbys[1])), "{refused}");
+    assert_eq!(rig.postmaster(&standbys[0]).unwrap(), postmaster);
+    rig.start_process(&standbys[1], Role::Agent).unwrap();
+    rig.healthy(HEAL).unwrap();
+    set(rig, &["protection=max-availability"]);
+    confirmed_by(rig, &standbys, 1);
+    Promise::no_loss(restarted)
 }
 
 fn a_primary_that_crashed(rig: &Rig, before: &StatusReply) -> Promise {

@@ -29,7 +29,7 @@ pub const STEPS: &[Step] = &[
 ];
 
 /// A command, with JSON as its answer.
-fn run(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
+pub fn run(rig: &Rig, words: &[&str]) -> Result<serde_json::Value, String> {
     let config = rig.config("n1").unwrap();
     let output = Command::new(EXE).args(words).arg("--json").arg("--config").arg(config).output().unwrap();
     match output.status.success() {

@@ -340,13 +340,22 @@ impl World {
             if run.step == Step::Begin {
                 run.until = self.local(i, self.sky.timings.probe);
                 run.step = Step::Look;
+                self.data_mut(i)?.conf = Conf::Standby(None);
+                self.tell_guard(i, run, Request::Signal(Signal::Reload))?;
+            }
+            let severed = |p: &crate::postgres::Postgres| p.upstream.is_none() && !p.has_receiver();
+            if !self.hosts[i].postgres.as_ref().is_some_and(severed) {
+                return if self.sky.now < run.until { Ok(Some(POLL)) } else { Err("not severed in time".into()) };
             }
             let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
             let seen = seen?;
-            let on = seen.wal_end.timeline;
+            let end = seen.wal_end;
             self.report(i, seen);
-            if on != timeline {
-                return Err(format!("its WAL is on timeline {on}").into());
+            if end.timeline != timeline {
+                return Err(format!("its WAL is on timeline {}", end.timeline).into());
+            }
+            if let Some(fork) = source.and_then(|s| s.fork).filter(|fork| end > *fork) {
+                return Err(format!("its WAL goes on past {fork}").into());
             }
         }
         let upstream = source.map(|s| (self.sky.index(&s.member), run.epoch));

@@ -173,6 +173,10 @@ impl Core {
             return Ok(Task::Follow(source));
         }
         self.complete_data("start")?;
+        let fork = source.as_ref().and_then(|s| s.fork).filter(|fork| self.wal_end_known && self.wal_end > *fork);
+        if let (Some(fork), Some(source)) = (fork, &source) {
+            return Err(format!("its WAL ends at {}, that of {} parts from it at {fork}", self.wal_end, source.member));
+        }
         Ok(Task::Start(source))
     }
 

@@ -5,7 +5,7 @@ use super::{
     *,
 };
 use crate::{
-    agent::order::{Action, Order},
+    agent::order::{Action, Order, Source},
     domain::{Lsn, TimelineId, TimelineSwitch, observation::REWINDS_TRIED},
 };
 
@@ -59,6 +59,22 @@ fn an_order_to_follow_that_was_decided_on_another_timeline_is_refused() {
     core.step(sight(true, at(2, 200)), now(20));
     assert!(refusal(&core.step(follow(1), now(30))).reason.contains("its WAL is on timeline 2"));
     assert!(core.step(follow(2), now(40)).contains(&Effect::Reply(Ok(()))));
+}
+
+/// It had received more from the old primary than the new one had, after the manager had heard where its WAL ends.
+#[test]
+fn what_has_wal_past_the_fork_is_not_started_to_follow() {
+    let follow = |fork| order(3, Action::StartStandby(Some(Source { fork: Some(at(1, fork)), ..source() })));
+    let stopped = || {
+        let (mut core, _) =
+            agent(Durable { accepted: Epoch(3), ..Durable::default() }, Found::Nothing, Some(facts(false)));
+        let history = TimelineHistory { timeline: TimelineId(1), ..Default::default() };
+        core.step(Event::WalEndRead { life: core.life(), end: at(1, 200), history }, now(10));
+        core
+    };
+    let refused = stopped().step(follow(199), now(20));
+    assert!(refusal(&refused).reason.contains("parts from it at"), "{refused:?}");
+    assert!(stopped().step(follow(200), now(20)).contains(&Effect::Reply(Ok(()))));
 }
 
 /// The manager had not heard yet that the first was carried out, and made the second on what it knew.

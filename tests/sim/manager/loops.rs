@@ -4,13 +4,13 @@ use std::{rc::Rc, time::Duration};
 
 use matriarch::{
     agent::order::{Action as Ordered, Order, Source, StopMode as OrderedStop},
-    domain::{Format, SettingChanges, TimelineId, observation::AgentView},
+    domain::{Format, SettingChanges, observation::AgentView},
     manager::{
         host::{CATCHING_UP, EFFECT, is_target},
         view::seen_by_leader,
     },
     policy,
-    reconcile::{Action, Host as HostView, Next, StopMode, Upstream, next_action},
+    reconcile::{Action, Host as HostView, Next, StopMode, Upstream, next_action, shared},
     state::{Applied, ClusterState, Command, OperationKind, RuleId},
 };
 
@@ -197,7 +197,7 @@ impl Host {
                 let moment = self.board_now(sky);
                 match self.m().desk.due(&next, view.last_order.as_ref(), moment) {
                     Some(later) => wait = self.pause(sky, later),
-                    None => return self.give(sky, &next, &state, view.wal_end.timeline),
+                    None => return self.give(sky, &next, &state, &view),
                 }
             }
             if is_target(&state, me) {
@@ -207,7 +207,7 @@ impl Host {
         self.wake_host(sky, wait);
     }
 
-    fn give(&mut self, sky: &mut Sky, next: &Next, state: &ClusterState, own: TimelineId) {
+    fn give(&mut self, sky: &mut Sky, next: &Next, state: &ClusterState, view: &AgentView) {
         let moment = self.board_now(sky);
         let boot = self.clock.boot(sky.now);
         let id = self.m().desk.order(next, boot, moment);
@@ -220,7 +220,11 @@ impl Host {
         sky.told.trace(sky.now, || format!("{i}: order {:?} in epoch {} ({})", next.action, next.epoch, next.because));
         let number = self.expect(sky, Pending::Execute, 5 * SECOND);
         self.m().ordered = Some((number, moment));
-        let (action, known) = ordered(&next.action);
+        let (mut action, known) = ordered(&next.action);
+        if let Ordered::StartStandby(Some(source)) = &mut action {
+            source.fork = shared(state, view);
+        }
+        let own = view.wal_end.timeline;
         let system_identifier = state.system_identifier.filter(|_| known);
         let own_timeline = matches!(action, Ordered::StartStandby(_)).then_some(own).filter(|own| own.0 != 0);
         let briefing = sky.sync.then(|| Box::new(state.briefing()));
