@@ -257,6 +257,8 @@ impl Fault {
             Kind::Kill(list) if hits_primary && list.contains(&Proc::Postmaster) => Change::May,
             Kind::KillBackend | Kind::KillManagers(_) => Change::May,
             Kind::Lose if hits_primary => Change::Must,
+            // They may be back before the lease has ended.
+            Kind::LoseOthers if !long => Change::May,
             Kind::LoseOthers | Kind::Cold | Kind::Switchover | Kind::Failover | Kind::LosePromoted => Change::Must,
             Kind::HandStart | Kind::HandStartPromote if hits_primary => Change::Must,
             Kind::HandRestart | Kind::HandStop if hits_primary => Change::May,
