@@ -159,7 +159,7 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         Hold::Unconfirmed { last, heard, needed, .. } => {
             let last = last.as_ref().map_or("the last primary", MemberId::as_str);
             let is_last = |member: &&MemberId| member.as_str() == last;
-            let who = heard.iter().find(|m| !is_last(m)).or(heard.first()).map_or("NAME", MemberId::as_str);
+            let who = heard.iter().find(|m| !is_last(m)).or_else(|| heard.first()).map_or("NAME", MemberId::as_str);
             let bring = match (heard.iter().any(|m| is_last(&m)), needed) {
                 (false, None) => format!("bring {last} up"),
                 (false, Some(_)) => format!("bring {last} up, or more of those who confirmed"),
