@@ -120,7 +120,7 @@ impl Job {
     async fn follow(&self, source: Option<&Source>) -> Result<(), String> {
         let (guard, hands) = (self.running_guard()?, &self.hands);
         if let (Some(source), Some(timeline)) = (source, self.timeline) {
-            self.leave(&guard).await?;
+            self.leave(source, &guard).await?;
             self.can_follow(source, timeline).await?;
         }
         self.point_at(source, &guard).await?;
@@ -145,10 +145,15 @@ impl Job {
         blocking(point).await?
     }
 
-    /// Nothing is received any more, so that where its WAL ends stays true.
-    async fn leave(&self, guard: &GuardHandle) -> Result<(), String> {
+    /// Nothing is received any more but from `source` under the name of this epoch, so that where its WAL ends stays true. Only an
+    /// agent that was restarted is told to follow whom it follows.
+    async fn leave(&self, source: &Source, guard: &GuardHandle) -> Result<(), String> {
         let session = self.hands.instance.connect().await.map_err(said)?;
-        if session.is_severed().await.map_err(said)? {
+        let role = standby_role(Some(source), self.epoch, self.generation);
+        let receives_from = session.receives_from().await.map_err(said)?;
+        if receives_from.is_some_and(|conninfo| conninfo == self.hands.instance.conninfo(&role))
+            || session.is_severed().await.map_err(said)?
+        {
             return Ok(());
         }
         self.point_at(None, guard).await?;
@@ -161,9 +166,7 @@ impl Job {
     /// received more from the old primary than the new one had when it began its timeline. PostgreSQL would not continue
     /// that, but its WAL sender would take the end of that WAL for a confirmation of commits that lie before it.
     async fn can_follow(&self, source: &Source, timeline: TimelineId) -> Result<(), String> {
-        let seen = self.look(&mut None).await?;
-        let end = seen.wal_end;
-        self.report(seen);
+        let end = self.whole_end().await?;
         if end.timeline != timeline {
             return Err(format!("its WAL is on timeline {}, it was to follow from {timeline} on", end.timeline));
         }
@@ -172,6 +175,25 @@ impl Job {
                 Err(format!("its WAL goes on to {end}, that of {} parts from it at {fork}", source.member))
             }
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Where its WAL ends, replayed or not. What replay has not come to after a start is known only when it has, which may take
+    /// long, or be put off: then the files say it.
+    async fn whole_end(&self) -> Result<WalPosition, String> {
+        let (mut session, until) = (None, tokio::time::Instant::now() + self.hands.timings.probe);
+        loop {
+            let seen = self.look(&mut session).await?;
+            let (end, known) = (seen.wal_end, seen.wal_end_known);
+            self.report(seen);
+            if known {
+                return Ok(end);
+            }
+            if tokio::time::Instant::now() >= until {
+                let instance = &self.hands.instance;
+                return instance.wal_end_in_files().await.map(|files| files.max(end)).map_err(said);
+            }
+            tokio::time::sleep(POLL).await;
         }
     }
 

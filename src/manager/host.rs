@@ -38,7 +38,7 @@ pub(super) async fn run(manager: Manager) {
                 pause = match desk.due(&next, view.last_order.as_ref(), inner.board.now()) {
                     Some(wait) => wait,
                     None => {
-                        give(&manager, &mut desk, &next, view).await;
+                        give(&manager, &mut desk, &next, (&state, view)).await;
                         EFFECT
                     }
                 };
@@ -130,15 +130,15 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(500 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(10))
 }
 
-async fn give(manager: &Manager, desk: &mut Desk, next: &Next, view: &AgentView) {
+/// `state` and `view` are those it was decided on.
+async fn give(manager: &Manager, desk: &mut Desk, next: &Next, (state, view): (&ClusterState, &AgentView)) {
     let inner = &manager.inner;
     let now = inner.board.now();
     let id = desk.order(next, two_clocks().boot, now);
     let mut to = manager.target(&inner.me);
     to.epoch = next.epoch.0;
-    let state = inner.node.state().borrow().clone();
     let briefing = Some(rpc::briefing::briefing(&state.briefing()));
-    let action = Some(encode(&next.action, &state, view));
+    let action = Some(encode(&next.action, state, view));
     let order = v1::Order { to: Some(to), id, rule: next.because.0, briefing, action };
     tracing::info!(member = %inner.me, epoch = %next.epoch, rule = next.because.0, action = ?next.action, "order");
     let refused = match inner.link.execute(order).await {

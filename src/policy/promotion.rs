@@ -52,7 +52,9 @@ pub fn open(s: &Situation<'_>) -> Option<Verdict> {
 /// gone over to the very number that was reserved for the grant has its WAL from nobody else.
 pub fn complete_late(s: &Situation<'_>) -> Option<Verdict> {
     let Lock::Fenced { previous: Some((epoch, holder)), .. } = &s.state.lock else { return None };
-    let reserved = s.state.lineage.iter().find(|r| r.epoch == *epoch && r.switch.is_none())?.timeline;
+    // A generation that was begun by command reserves one of its epoch before.
+    let reserved = s.state.lineage.iter().rfind(|r| r.epoch == *epoch)?;
+    let reserved = Some(reserved).filter(|r| r.switch.is_none())?.timeline;
     let said = |who: &MemberId| s.seals.get(who).and_then(|seal| seal.agent.as_ref());
     let itself = said(holder);
     if itself.is_some_and(|a| a.wal_end_known && a.wal_end.timeline != reserved) {

@@ -45,8 +45,8 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
     if let Some(absent) = sync::absent_substitutes(s, member) {
         let absent = Vec::from_iter(absent.iter().map(MemberId::as_str)).join(", ");
         return Err(format!(
-            "commits need {member}, and who could confirm in its place can't now ({absent}): bring them up first, or let commits \
-             go on without (`matriarch config set sync_strict=false`) until {member} is back"
+            "commits need {member}, and who could confirm in its place can't now, for being down or too far behind ({absent}): \
+             wait for one of them, or let commits go on without (`matriarch config set sync_strict=false`) until {member} is back"
         ));
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
@@ -180,7 +180,9 @@ mod tests {
         assert!(strict("b", "1", follows).is_ok(), "c can");
         assert!(strict("b c", "2", follows).is_ok(), "nobody else could, ever: commits wait for it");
         let refused = strict("b", "1", "stopped 2:80").unwrap_err();
-        assert!(refused.starts_with("commits need b, and who could confirm in its place can't now (c)"), "{refused}");
+        assert!(refused.starts_with("commits need b, and who could confirm in its place can't now"), "{refused}");
+        assert!(refused.contains("(c): wait for one of them"), "{refused}");
+        assert!(strict("b", "3", "stopped 2:80").is_ok(), "commits wait anyway");
     }
 
     #[test]

@@ -203,7 +203,10 @@ pub fn absent_substitutes(s: &Situation<'_>, member: &MemberId) -> Option<Vec<Me
         false => joins(s, &primary, &settings, m),
     };
     let (able, absent): (Vec<&MemberId>, Vec<&MemberId>) = others.partition(can);
-    (able.len() < settings.sync_count as usize).then(|| absent.into_iter().cloned().collect())
+    // Where commits wait already it takes nothing away; and another rule may be on its way.
+    let needs = able.len() < settings.sync_count as usize && able.len() + 1 >= settings.sync_count as usize;
+    let gone = is_lost(s, &primary, member);
+    (needs && !gone && !absent.is_empty()).then(|| absent.into_iter().cloned().collect())
 }
 
 /// It streams from this primary under its name of this epoch, and is close enough.

@@ -341,6 +341,28 @@ fn a_last_primary_put_back_from_an_older_copy_speaks_for_nobody() {
     assert!(matches!(granted(&back("1:200")), Err(Hold::Unconfirmed { .. })), "a copy of an earlier timeline");
     let heard = back("2:120").seal("b", "standby 2:145 severed=2");
     assert_eq!(who(&heard), "b", "what b confirmed counts, not what an old copy of a has");
+    // Its own word at the end, in the log, when nobody remembers another.
+    let released = |end: &str| {
+        let mut has = lost("b", 1).seal("c", "standby 2:140 severed=2").seal("a", &format!("standby {end} severed=2"));
+        let release = Release {
+            epoch: Epoch(1),
+            member: id("a"),
+            end: crate::policy::testing::position("2:150"),
+            clean: false,
+            cause: crate::domain::EndCause::Ordered,
+        };
+        let previous = Some((Epoch(1), id("a")));
+        has.state.lock = Lock::Fenced { epoch: Epoch(2), previous, released: Some(release) };
+        granted(&has)
+    };
+    assert!(released("2:150").is_ok());
+    assert!(matches!(released("2:149"), Err(Hold::Unconfirmed { .. })));
+    // `recover` has reserved a timeline in the epoch of the first grant after it.
+    let mut recovered = back("2:149");
+    let reserved =
+        crate::state::TimelineRecord { timeline: crate::domain::TimelineId(1), ..recovered.state.lineage[1] };
+    recovered.state.lineage.insert(1, crate::state::TimelineRecord { switch: None, ..reserved });
+    assert!(matches!(granted(&recovered), Err(Hold::Unconfirmed { .. })));
     // Said with its stream, not with a renewal of the lease.
     let streamed = lost("b", 1).seal("c", "standby 2:140 severed=2 heard=2:150").seal("a", "standby 2:149 severed=2");
     assert!(matches!(granted(&streamed), Err(Hold::Unconfirmed { .. })));

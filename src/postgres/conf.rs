@@ -215,13 +215,11 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
             set(key, value);
         }
     }
-    let (primary_conninfo, slot, timeline) = match role {
-        ConfigRole::Standby { upstream: Some(upstream), epoch, generation } => {
-            let name = standby_name(settings.member, *generation, *epoch);
-            (replication_conninfo(settings, upstream, &name, None), slot_name(settings.member), "latest")
-        }
-        ConfigRole::Standby { upstream: None, .. } => (String::new(), String::new(), "latest"),
-        ConfigRole::DormantPrimary => (String::new(), String::new(), "current"),
+    let primary_conninfo = primary_conninfo(settings, role);
+    let (slot, timeline) = match role {
+        ConfigRole::Standby { upstream: Some(_), .. } => (slot_name(settings.member), "latest"),
+        ConfigRole::Standby { upstream: None, .. } => (String::new(), "latest"),
+        ConfigRole::DormantPrimary => (String::new(), "current"),
     };
     let port = settings.port.to_string();
     for (key, value) in [
@@ -253,6 +251,17 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         let _ = writeln!(text, "# generation {generation} epoch {epoch}");
     }
     text
+}
+
+/// Whom it follows, and under which name; empty: nobody.
+pub(super) fn primary_conninfo(settings: &Settings<'_>, role: &ConfigRole) -> String {
+    match role {
+        ConfigRole::Standby { upstream: Some(upstream), epoch, generation } => {
+            let name = standby_name(settings.member, *generation, *epoch);
+            replication_conninfo(settings, upstream, &name, None)
+        }
+        ConfigRole::Standby { upstream: None, .. } | ConfigRole::DormantPrimary => String::new(),
+    }
 }
 
 /// The text of the file the postmaster is started with. A user may set the probes of clients' connections otherwise, not

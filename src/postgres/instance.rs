@@ -290,6 +290,12 @@ impl Instance {
         }
     }
 
+    /// `primary_conninfo` in this role; empty: it follows nobody.
+    pub fn conninfo(&self, role: &ConfigRole) -> String {
+        let paths = self.paths();
+        conf::primary_conninfo(&self.settings(&paths), role)
+    }
+
     /// `pg_hba.conf` of the data directory.
     pub(super) fn hba_path(&self) -> PathBuf {
         self.data_dir().join("pg_hba.conf")

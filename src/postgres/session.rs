@@ -243,6 +243,16 @@ impl Session {
         Ok(rows.first().and_then(|row| row.get(0)) == Some("t"))
     }
 
+    /// With which connection string WAL is being received; `None`: none is.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn receives_from(&self) -> Result<Option<String>, SqlError> {
+        let sql = "SELECT current_setting('primary_conninfo') FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+        let rows = self.query("looking at the WAL receiver", sql, SHORT).await?;
+        Ok(rows.first().and_then(|row| row.get(0)).map(str::to_owned))
+    }
+
     /// Ends the WAL receiver, if one runs. The startup process ends it after a reload as well, but only when it wants more WAL:
     /// not while replay is behind or paused. It begins no other one before it has read the configuration.
     ///

@@ -20,9 +20,11 @@ use super::instance::Instance;
 /// reads.
 pub fn have_handled_reloads(pid: u32) -> bool {
     let status = |pid: &str| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let child = status(&pid.to_string());
-    field(&child, "PPid:")
-        .is_some_and(|parent| waits_for_nothing_told(&status(parent)) && waits_for_nothing_told(&child))
+    let child = || status(&pid.to_string());
+    let first = child();
+    // The child after its parent: what that passes on before it waits has come by then.
+    field(&first, "PPid:").is_some_and(|parent| waits_for_nothing_told(&status(parent)))
+        && waits_for_nothing_told(&child())
 }
 
 /// Of `/proc/PID/status` (proc(5)): signals that are pending are shown as a mask, of which the lowest bit is SIGHUP.

@@ -18,6 +18,14 @@ impl Instance {
     /// The instance runs, or the WAL after its last checkpoint is missing.
     pub async fn wal_end_on_disk(&self) -> Result<WalPosition, PostgresError> {
         self.demand_stopped()?;
+        self.wal_end_in_files().await
+    }
+
+    /// The same of a standby that runs and receives nothing.
+    ///
+    /// # Errors
+    /// The WAL after its last restartpoint is missing.
+    pub async fn wal_end_in_files(&self) -> Result<WalPosition, PostgresError> {
         let control = self.control_data()?;
         let (timeline, start) = (control.timeline, control.checkpoint);
         match self.last_record_end(&control, timeline, start).await? {

@@ -349,8 +349,11 @@ impl World {
             }
             let Some(seen) = self.look(i, run.until) else { return Ok(Some(POLL)) };
             let seen = seen?;
-            let end = seen.wal_end;
+            let (end, known) = (seen.wal_end, seen.wal_end_known);
             self.report(i, seen);
+            if !known {
+                return if self.sky.now < run.until { Ok(Some(POLL)) } else { Err("its end is not known yet".into()) };
+            }
             if end.timeline != timeline {
                 return Err(format!("its WAL is on timeline {}", end.timeline).into());
             }
