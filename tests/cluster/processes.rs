@@ -100,6 +100,7 @@ fn an_older_copy_of_a_raft_directory_is_recognised(rig: &Rig, before: &StatusRep
     rig.start_process(host, Role::Manager).unwrap();
     rig.healthy(HEAL).unwrap();
     // A new Raft leader's entries and votes are what the copy lacks.
+    until("somebody leads", HEAL, || rig.status().is_some_and(|s| !s.leader.is_empty()));
     let leader = rig.status().unwrap().leader;
     replace(rig, &leader, Role::Manager);
     rig.healthy(HEAL).unwrap();

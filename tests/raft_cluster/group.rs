@@ -175,6 +175,12 @@ async fn a_node_whose_whole_disk_went_back_is_found_out_by_the_leader_and_counte
     cluster.start(victim);
     cluster.write(leader, 4).await;
     cluster.settled(&[1, 2, 3]).await;
+    // An entry counts as kept when its node has acknowledged something after it was committed.
+    until("the leader knows how far it is", async || {
+        let here = cluster.node(victim).here();
+        cluster.node(leader).floors().get(&NodeId(victim)).filter(|floor| floor.last_index >= here.last_index).copied()
+    })
+    .await;
     cluster.kill(victim);
     cluster.released(victim).await;
     fs::remove_dir_all(&dir).unwrap();
