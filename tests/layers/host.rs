@@ -1,11 +1,13 @@
 //! One host with a real agent as a process of its own, and the voters it renews with.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::{TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -138,10 +140,12 @@ max_connections = 60
 }
 
 fn free_port() -> u16 {
+    // The kernel may give one twice that was only tried.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     loop {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
             return port;
         }
     }
