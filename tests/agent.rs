@@ -791,7 +791,7 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
         let done = first.until("the rewind ended", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
         assert!(done.last_order.as_ref().unwrap().ok, "{done:?}");
         let rewound = first.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        let lost = v1::LostWal { fork, end: gone.wal_end, transactions: Some(1) };
+        let lost = v1::LostWal { fork, end: gone.wal_end, transactions: Some(1), saved: true };
         assert_eq!(rewound.lost, [lost], "99 was one transaction");
         first.follow(2, Some(&second)).await;
         first
@@ -802,6 +802,54 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
             assert!(Instant::now() < until);
         }
         assert_eq!(first.rows().await, 2, "99 is gone, 3 came");
+    });
+}
+
+/// Single-user recovery would make a primary of it.
+#[test]
+fn a_standby_that_crashed_with_wal_of_its_own_is_rewound() {
+    as_postgres("a_standby_that_crashed_with_wal_of_its_own_is_rewound", || async {
+        let cluster = Cluster::new();
+        let mut first = cluster.primary().await;
+        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
+        second.copy_and_follow(1, &first).await;
+        third.copy_and_follow(1, &first).await;
+        second.follow(1, None).await;
+        let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
+        first.client().await.execute("INSERT INTO t SELECT generate_series(1, 1000)", &[]).await.unwrap();
+        let written = first.status().await.wal_end.unwrap();
+        third.until("it has all", |s| s.wal_end.unwrap().lsn >= written.lsn).await;
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
+        second.promote(2, 3, left).await;
+        second.until("the checkpoint after the promotion", |s| s.checkpoint_timeline == 3).await;
+
+        third.kill_guard_and_postmaster();
+        let crashed = third.until("it has crashed", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert!(crashed.crashed_standby && crashed.wal_end.unwrap().lsn >= written.lsn, "{crashed:?}");
+        let fork = second.status().await.history.last().map(|s| v1::WalPosition { timeline: s.timeline, lsn: s.end });
+        let rewind = |host: &Host| v1::Rewind {
+            source: host.local().id.to_string(),
+            source_host: "127.0.0.1".into(),
+            source_port: host.local().postgresql.port.into(),
+            system_identifier: host.system,
+            fork,
+        };
+        let order = third.execute(2, Action::Rewind(rewind(&second))).await.unwrap();
+        let refused = third.until("it was refused", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
+        assert!(refused.last_order.unwrap().error.contains("was not shut down cleanly"));
+
+        third.follow(2, None).await;
+        third.until("it is consistent", |s| s.state() == State::Standby).await;
+        let order = third.execute(2, Action::Rewind(rewind(&second))).await.unwrap();
+        let done = third.until("the rewind ended", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
+        assert!(done.last_order.as_ref().unwrap().ok, "{done:?}");
+        third.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        third.follow(2, Some(&second)).await;
+        third.until("it streams", |s| s.streaming && s.wal_end.unwrap().timeline == 3).await;
     });
 }
 

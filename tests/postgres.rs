@@ -18,12 +18,12 @@ use std::{
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
-        Confirms, Epoch, Generation, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
+        Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
         sync::{slot_name, standby_name},
     },
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
-        Probe, ProbeError, Progress, RewindError, RewindOutcome, Session, Upstream,
+        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, Tail, Upstream,
     },
 };
 use nix::{
@@ -725,6 +725,11 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         let lost = one.instance.wal_end_on_disk().await.unwrap();
         assert!(lineage.includes(fork) && !lineage.includes(lost), "{lineage:?} {fork} {lost}");
 
+        let tail = Tail { fork, end: lost };
+        let saved = one.instance.save_tail(tail, "why".to_owned()).await.unwrap();
+        assert!(matches!(saved, Saved::Files { bytes } if bytes >= 3 << 24), "{saved:?}");
+        assert_eq!(one.instance.save_tail(tail, "again".to_owned()).await.unwrap(), saved, "once is enough");
+
         // A source that nobody is at: nothing is changed, and it may be started again.
         let nobody = Upstream { port: free_port(), ..two.upstream() };
         let failed = one.instance.rewind(&nobody, &quiet).await;
@@ -756,8 +761,20 @@ fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
         assert_eq!((probe.wal_end.timeline, probe.upstream.unwrap().as_str()), (TimelineId(3), "n2"));
         await_row(&one_session, 2).await;
         assert_eq!(run(&one_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1", "2"]);
-        one.instance.discard_old().unwrap();
+        one.instance.discard_old(KeepDiverged::Last).unwrap();
         assert!(!root.path().join("n1/data.wal-aside").exists());
+
+        // What was undone can still be read.
+        let kept = one.instance.kept(tail);
+        assert_eq!(fs::read_to_string(kept.join("report.txt")).unwrap(), "why");
+        let (start, end) = (fork.lsn.to_string(), lost.lsn.to_string());
+        let mut waldump = Command::new(bin_dir().join("pg_waldump"));
+        let read = waldump.arg("-p").arg(&kept).args(["-t", "2", "-s", &start, "-e", &end, "-r", "Transaction"]);
+        let read = String::from_utf8(read.output().unwrap().stdout).unwrap();
+        assert_eq!(read.lines().filter(|line| line.contains("COMMIT")).count(), 4, "{read}");
+        assert_eq!(one.instance.prune_kept(KeepDiverged::Last).await.unwrap(), Vec::<String>::new());
+        assert_eq!(one.instance.prune_kept(KeepDiverged::None).await.unwrap().len(), 1);
+        assert!(!kept.exists());
     });
 }
 
@@ -875,14 +892,34 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
         two.start().await;
         two.probe_until("streaming", |p| p.streaming).await;
         // Given up at once, removed afterwards: the removal of a large directory holds up nobody.
-        two.instance.discard_old().unwrap();
+        two.instance.discard_old(KeepDiverged::None).unwrap();
         let discarded = root.path().join("n2/data.discarded");
         assert!(!old.exists() && discarded.join("0.old/diverged").exists());
         fs::create_dir(&old).unwrap();
-        two.instance.discard_old().unwrap();
+        two.instance.discard_old(KeepDiverged::None).unwrap();
         assert!(!old.exists() && discarded.join("1.old").exists(), "what is still being removed is in nobody's way");
         two.instance.remove_discarded().await.unwrap();
         assert!(!discarded.exists());
+
+        // One that had gone another way is kept, until there is no room for it or another is.
+        let tail = |lsn: u64| {
+            let at = |lsn| WalPosition { timeline: TimelineId(2), lsn: Lsn(lsn) };
+            Tail { fork: at(lsn), end: at(lsn + 1) }
+        };
+        for lsn in [16, 32] {
+            fs::create_dir(&old).unwrap();
+            fs::write(
+                old.join("matriarch.diverged"),
+                two.instance.kept(tail(lsn)).file_name().unwrap().to_str().unwrap(),
+            )
+            .unwrap();
+            two.instance.discard_old(KeepDiverged::Last).unwrap();
+            assert!(!old.exists() && two.instance.kept(tail(lsn)).join("data/matriarch.diverged").exists());
+        }
+        assert_eq!(two.instance.prune_kept(KeepDiverged::All).await.unwrap().len(), 0);
+        assert_eq!(two.instance.prune_kept(KeepDiverged::Last).await.unwrap(), ["t2-10-t2-11"]);
+        assert!(two.instance.release_kept_data().unwrap() && !two.instance.release_kept_data().unwrap());
+        assert!(two.instance.kept(tail(32)).exists() && !two.instance.kept(tail(32)).join("data").exists());
 
         // A swap cut off between its renames is finished at the next start.
         two.stop(Signal::SIGINT);

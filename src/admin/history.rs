@@ -257,7 +257,7 @@ mod tests {
             let timeline = TimelineId(n as u32 + 1);
             state.lineage.push(TimelineRecord { timeline, epoch: Epoch(n), switch, first_record: None });
         }
-        let counted = LostWal { fork: at(2, 0x100), end: at(2, 0x180), transactions: Some(3) };
+        let counted = LostWal { fork: at(2, 0x100), end: at(2, 0x180), transactions: Some(3), saved: false };
         let words = |agent: Option<AgentView>| -> Vec<String> {
             let seen = |m: &MemberId| agent.clone().filter(|_| m.as_str() == "a");
             losses(&state, seen).into_iter().map(|loss| loss.words).collect()

@@ -20,11 +20,11 @@ use super::{
     process::Wake,
 };
 use crate::{
-    domain::{Epoch, Generation, TimelineHistory, Timings, WalPosition, moment::TwoClocks},
+    domain::{Epoch, Generation, KeepDiverged, TimelineHistory, Timings, WalPosition, moment::TwoClocks},
     guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
     layers::Layers,
     lease::HolderHandle,
-    postgres::{DataState, Instance, Upstream},
+    postgres::{DataState, DbState, Instance, Upstream},
 };
 
 /// Between two tries to kill.
@@ -291,13 +291,18 @@ impl Hands {
 
     /// Removes what a rewind or a clone has kept aside. That may take minutes, in which a crashed primary must be
     /// restarted and a stopped directory read: only what takes no time keeps others out.
-    pub async fn discard_old(&self) -> Result<(), String> {
+    pub async fn discard_old(&self, keep: KeepDiverged) -> Result<(), String> {
         {
             let _works = self.data_dir.lock().await;
             let instance = self.instance.clone();
-            blocking(move || instance.discard_old().map_err(said)).await??;
+            blocking(move || instance.discard_old(keep).map_err(said)).await??;
         }
-        self.instance.remove_discarded().await.map_err(said)
+        self.instance.remove_discarded().await.map_err(said)?;
+        let gone = self.instance.prune_kept(keep).await.map_err(said)?;
+        if !gone.is_empty() {
+            tracing::info!(?gone, %keep, "what was kept of diverged data is removed");
+        }
+        Ok(())
     }
 
     /// Kills what is left of the tree of postmaster number `life`, whose guard can't.
@@ -418,6 +423,7 @@ pub fn read_disk(instance: &Instance) -> Disk {
         system_identifier: control.system_identifier,
         was_primary: control.state.was_primary(),
         clean_shutdown: control.state.is_clean(),
+        crashed_standby: control.state == DbState::InArchiveRecovery,
         checkpoint_timeline: control.timeline,
         proven_end: None,
         history: TimelineHistory::default(),

@@ -609,6 +609,7 @@ impl Agent {
             epoch: self.core.durable().accepted,
             generation: self.core.durable().generation,
             live: self.core.live(),
+            keep: self.core.settings().keep_diverged_data,
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {
@@ -631,9 +632,9 @@ impl Agent {
         let streams = self.core.sight().is_some_and(|s| s.streaming);
         if streams && self.discarded_life != self.core.life() && self.core.work().is_none() {
             self.discarded_life = self.core.life();
-            let hands = self.hands.clone();
+            let (hands, keep) = (self.hands.clone(), self.core.settings().keep_diverged_data);
             tokio::spawn(async move {
-                if let Err(error) = hands.discard_old().await {
+                if let Err(error) = hands.discard_old(keep).await {
                     tracing::warn!(error, "failed to remove what a rewind or a clone kept aside");
                 }
             });

@@ -22,6 +22,8 @@ pub enum Reserve {
     Make(Place, u64),
     /// Free what is kept back.
     Free(Place),
+    /// Remove the data directories that are kept after clones.
+    Release,
 }
 
 /// What is known of the room PostgreSQL has.
@@ -30,6 +32,7 @@ pub struct Room {
     seen: Option<Space>,
     data: Kept,
     wal: Kept,
+    released: Option<Moment>,
 }
 
 /// The reserve of one volume.
@@ -52,7 +55,12 @@ impl Room {
         for (place, volume) in volumes.into_iter().filter_map(|(place, volume)| Some((place, volume?))) {
             let level = |free| level(place, free, &volume, &space, settings);
             let kept = self.kept(place);
+            let low = place == Place::Data && level(volume.free) > Level::Fine;
             out.extend(kept.mind(place, &volume, level, settings.disk_reserve, occupied, now));
+            if low && self.released.is_none_or(|at| now.since(at) >= AGAIN) {
+                self.released = Some(now);
+                out.push(Reserve::Release);
+            }
         }
         out
     }
@@ -171,6 +179,7 @@ pub fn carry_out(instance: &Instance, what: Reserve) {
     let done = match what {
         Reserve::Make(place, bytes) => instance.make_reserve(place, bytes).map(|()| true),
         Reserve::Free(place) => instance.free_reserve(place),
+        Reserve::Release => instance.release_kept_data(),
     };
     match done {
         Ok(true) => tracing::info!(?what, "changed what is kept back on a volume"),

@@ -77,6 +77,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         fenced_epoch: durable.fenced,
         was_primary: facts.is_some_and(|f| f.was_primary),
         clean_shutdown: facts.is_some_and(|f| f.clean_shutdown),
+        crashed_standby: facts.is_some_and(|f| f.crashed_standby),
         work: core.work().cloned(),
         last_order: core.last_order().cloned(),
         standbys: sight.map(|s| s.standbys.clone()).unwrap_or_default(),

@@ -159,6 +159,8 @@ struct RawLost {
     end_timeline: u32,
     end_lsn: u64,
     transactions: Option<u64>,
+    #[serde(default)]
+    saved: bool,
 }
 
 impl From<&LostWal> for RawLost {
@@ -169,6 +171,7 @@ impl From<&LostWal> for RawLost {
             end_timeline: lost.end.timeline.0,
             end_lsn: lost.end.lsn.0,
             transactions: lost.transactions,
+            saved: lost.saved,
         }
     }
 }
@@ -180,6 +183,7 @@ impl From<RawLost> for LostWal {
             fork: at(raw.fork_timeline, raw.fork_lsn),
             end: at(raw.end_timeline, raw.end_lsn),
             transactions: raw.transactions,
+            saved: raw.saved,
         }
     }
 }
@@ -454,7 +458,7 @@ mod tests {
         let at = |lsn| WalPosition { timeline: TimelineId(2), lsn: Lsn(lsn) };
         let full = Durable {
             fresh_copy: true,
-            lost: vec![LostWal { fork: at(5), end: at(9), transactions: Some(1) }],
+            lost: vec![LostWal { fork: at(5), end: at(9), transactions: Some(1), saved: true }],
             stopped_by_hand: true,
             cluster_id: ClusterId("c".into()),
             generation: Generation(1),

@@ -12,10 +12,10 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, LostWal, TimelineId, WalPosition, moment::TwoClocks},
+    domain::{Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Live, Progress, Session, Upstream},
+    postgres::{ConfigRole, Instance, Live, Progress, Saved, Session, Tail, Upstream},
     telemetry::events,
 };
 
@@ -42,6 +42,8 @@ pub struct Job {
     pub generation: Generation,
     /// By which rule a primary of this tenure acknowledges.
     pub live: Live,
+    /// What stays of diverged data.
+    pub keep: KeepDiverged,
 }
 
 /// Why a task failed.
@@ -229,10 +231,10 @@ impl Job {
     }
 
     /// What this member alone has is about to go. What can't be counted holds nothing up.
-    async fn count_what_is_lost(&self, source: &Source) {
-        let (Some(fork), Some(end)) = (source.fork, self.wal_end) else { return };
+    async fn count_what_is_lost(&self, source: &Source) -> Option<Tail> {
+        let (fork, end) = (source.fork?, self.wal_end?);
         if end.lsn <= fork.lsn {
-            return;
+            return None;
         }
         self.hands.progress("counting what is lost", 0, 0);
         let counted = match end.timeline == fork.timeline {
@@ -244,16 +246,43 @@ impl Job {
             tracing::warn!(error = chain(&error), "the transactions that are lost could not be counted");
             None
         });
-        let lost = LostWal { fork, end, transactions };
+        let mut lost = LostWal { fork, end, transactions, saved: false };
+        if self.keep != KeepDiverged::None {
+            lost.saved = self.save(&lost, source).await;
+        }
         tracing::warn!(event = events::LOST, timeline = %fork.timeline, bytes = lost.bytes(), transactions, %lost,
             "what this member alone had is undone");
         let _ = self.hands.wakes.send(Wake::Core(Event::Lost(lost)));
+        Some(Tail { fork, end })
+    }
+
+    /// True when it is kept. What can't be kept holds nothing up: it is undone because the cluster went another way.
+    async fn save(&self, lost: &LostWal, source: &Source) -> bool {
+        self.hands.progress("saving what is lost", 0, 0);
+        let (instance, tail) = (&self.hands.instance, Tail { fork: lost.fork, end: lost.end });
+        let report = format!("{lost}\nIt is undone so that this member can follow {}.\n", source.member);
+        match instance.save_tail(tail, report).await {
+            Ok(Saved::Files { bytes }) => {
+                tracing::info!(bytes, directory = %instance.kept(tail).display(), "the WAL that only this member had is saved");
+                true
+            }
+            Ok(Saved::NoRoom { bytes, free }) => {
+                tracing::error!(bytes, free, "the WAL that only this member had is not saved: too little room");
+                false
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the WAL that only this member had could not be saved");
+                false
+            }
+        }
     }
 
     async fn copy(&self, source: &Source) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
-        self.count_what_is_lost(source).await;
+        if let Some(tail) = self.count_what_is_lost(source).await {
+            self.hands.instance.mark_diverged(tail).map_err(said)?;
+        }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), &progress).await;
         copied.map(|_| ()).map_err(said)

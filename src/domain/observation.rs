@@ -202,6 +202,8 @@ pub struct AgentView {
     pub was_primary: bool,
     /// A stopped instance: it was shut down cleanly.
     pub clean_shutdown: bool,
+    /// A stopped instance: `pg_control` says it was a standby that did not end cleanly.
+    pub crashed_standby: bool,
     /// Long work that runs now.
     pub work: Option<Work>,
     /// How the last order ended.

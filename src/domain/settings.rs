@@ -74,6 +74,40 @@ impl fmt::Display for FailoverWait {
     }
 }
 
+/// What stays of a data directory that went another way than the cluster, after it was rewound or copied anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KeepDiverged {
+    /// Nothing.
+    None,
+    /// What only it had, of the last time.
+    #[default]
+    Last,
+    /// The same of every time.
+    All,
+}
+
+impl FromStr for KeepDiverged {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "last" => Ok(Self::Last),
+            "all" => Ok(Self::All),
+            _ => Err("none, last or all".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for KeepDiverged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Last => "last",
+            Self::All => "all",
+        })
+    }
+}
+
 /// How many bytes of the last primary's WAL its successor may lack; `None`: that is not asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct MaximumLag(pub Option<u64>);
@@ -176,6 +210,15 @@ impl Setting for String {
 }
 
 impl Setting for FailoverWait {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for KeepDiverged {
     fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
         text.parse()
     }
@@ -356,6 +399,11 @@ settings! {
     /// What is kept back on each volume, to be freed when it is full.
     disk_reserve: u64 = "disk_reserve", 64 << 20, 0..=1_099_511_627_776,
         "bytes kept back in a file on each volume and freed when it is full, so that PostgreSQL can start and stop; 0: none";
+    /// What stays of a data directory that went another way than the cluster.
+    keep_diverged_data: KeepDiverged = "keep_diverged_data", KeepDiverged::Last, 0..=0,
+        "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \
+         only it had, and the directory that a copy replaced, of the last time); all (of every time). Directories go when their \
+         volume is below data_room_warn";
     /// Who has to confirm a commit before it is acknowledged.
     replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
         "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \

@@ -118,6 +118,13 @@ pub struct LostWal {
     pub end: WalPosition,
     /// Transactions that were committed after that; `None`: they could not be counted, or not in time.
     pub transactions: Option<u64>,
+    /// Its WAL was copied to [`diverged_name`] in `<data_dir>.kept` of its host.
+    pub saved: bool,
+}
+
+/// The directory in which is kept what went from `fork` to `end` without the cluster.
+pub fn diverged_name(fork: WalPosition, end: WalPosition) -> String {
+    format!("t{}-{:X}-t{}-{:X}", fork.timeline, fork.lsn.0, end.timeline, end.lsn.0)
 }
 
 impl LostWal {
@@ -129,7 +136,7 @@ impl LostWal {
     /// What is known without counting: `end` by its own word, `switch` where the next one began.
     pub fn by_word(end: WalPosition, switch: Lsn) -> LostWal {
         let fork = WalPosition { timeline: end.timeline, lsn: switch.min(end.lsn) };
-        LostWal { fork, end, transactions: (end.lsn <= switch).then_some(0) }
+        LostWal { fork, end, transactions: (end.lsn <= switch).then_some(0), saved: false }
     }
 }
 
@@ -142,7 +149,11 @@ impl fmt::Display for LostWal {
             (_, Some(n)) => write!(f, "{bytes} bytes of WAL, {n} committed transactions")?,
             (_, None) => write!(f, "{bytes} bytes of WAL, its transactions were not counted")?,
         }
-        write!(f, " (from {fork} to {end})")
+        write!(f, " (from {fork} to {end}")?;
+        if self.saved {
+            write!(f, "; its host has it in DATA_DIR.kept/{}", diverged_name(self.fork, self.end))?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -184,8 +195,10 @@ mod tests {
     #[test]
     fn a_loss_is_told_in_bytes_and_transactions_as_far_as_they_are_known() {
         let at = |lsn| WalPosition { timeline: TimelineId(2), lsn: Lsn(lsn) };
-        let lost = LostWal { fork: at(0x300), end: at(0x400), transactions: Some(2) };
+        let lost = LostWal { fork: at(0x300), end: at(0x400), transactions: Some(2), saved: false };
         assert_eq!(lost.to_string(), "256 bytes of WAL, 2 committed transactions (from 2:0/300 to 0/400)");
+        let saved = LostWal { saved: true, ..lost }.to_string();
+        assert!(saved.ends_with("; its host has it in DATA_DIR.kept/t2-300-t2-400)"), "{saved}");
         let uncounted = LostWal { transactions: None, ..lost }.to_string();
         assert!(uncounted.starts_with("256 bytes of WAL, its transactions were not counted"), "{uncounted}");
         assert_eq!(LostWal::by_word(at(0x300), Lsn(0x300)).to_string(), "nothing");

@@ -8,8 +8,9 @@ use super::{
     error::PostgresError,
     files::{self, OperationLock},
     instance::{DataState, Instance},
+    kept,
 };
-use crate::domain::{Epoch, Generation};
+use crate::domain::{Epoch, Generation, KeepDiverged};
 
 /// For the copy; the progress shows a clone that hangs long before.
 const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -69,6 +70,8 @@ impl Instance {
                 format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
             return Err(CloneError::Foreign(text));
         }
+        // Of the source, if it is there: its own.
+        files::remove(&new.join(kept::MARK))?;
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
         self.write_config_to(&new, &role)?;
         // Written last: with it the copy is complete.
@@ -108,12 +111,16 @@ impl Instance {
         Ok(true)
     }
 
-    /// Gives up what a clone or a rewind has kept aside; called when the new copy has streamed. Takes no time: the
+    /// Gives up what a clone or a rewind has kept aside, but for a directory that had parted from the cluster's history, unless
+    /// none is to be kept; called when the new copy has streamed. Takes no time: the
     /// space is free after [`Instance::remove_discarded`].
     ///
     /// # Errors
     /// A directory can't be renamed.
-    pub fn discard_old(&self) -> Result<(), PostgresError> {
+    pub fn discard_old(&self, keep: KeepDiverged) -> Result<(), PostgresError> {
+        if keep != KeepDiverged::None {
+            self.keep_old()?;
+        }
         let discarded = self.beside(".discarded");
         for suffix in [".old", ".failed", ".wal-aside"] {
             let kept = self.beside(suffix);

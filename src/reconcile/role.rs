@@ -120,6 +120,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
     Rule { id: 550, name: "no data, or a rejoin by copy is due: clone", decide: clone },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
+    Rule { id: 562, name: "a standby that crashed has diverged: start it, to be stopped cleanly", decide: recover },
     Rule { id: 565, name: "an epoch with rules of commits is over: its standbys give it up", decide: sever },
     Rule { id: 570, name: "a standby follows the primary", decide: follow },
     Rule { id: 580, name: "nobody to follow: start read-only and wait", decide: start_alone },
@@ -349,8 +350,20 @@ fn clone(host: &Host<'_>) -> Option<Action> {
 
 fn rewind(host: &Host<'_>) -> Option<Action> {
     let (source, way) = way_back(host)?;
-    let due = matches!(way, Rejoin::Rewind { .. }) && host.primary_ready;
+    let due = matches!(way, Rejoin::Rewind { .. }) && host.primary_ready && !is_crashed_standby(host.agent);
     (due && at_rest(host.agent.state)).then(|| Action::Rewind { source: source.into() })
+}
+
+/// The clean-up recovery before a rewind makes a primary of it; a standby has to reach its end of recovery as a standby, following
+/// nobody, and is stopped then.
+fn recover(host: &Host<'_>) -> Option<Action> {
+    let (_, way) = way_back(host)?;
+    let due = matches!(way, Rejoin::Rewind { .. }) && host.primary_ready && is_crashed_standby(host.agent);
+    (due && !stops_for_restart(host)).then_some(Action::StartStandby { upstream: None })
+}
+
+fn is_crashed_standby(agent: &AgentView) -> bool {
+    agent.state == PostgresState::Stopped && agent.crashed_standby && !agent.rewind_unfinished
 }
 
 fn follow(host: &Host<'_>) -> Option<Action> {

@@ -55,6 +55,11 @@ fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "stopped 1:150", "560: Rewind");
     check("granted b open 2", "nodata", "550: Clone");
     check("granted b open 2", "standby 1:150", "560: Rewind");
+    check("granted b open 2", "stopped 1:150 crashed-standby", "562: StartStandby { upstream: None }");
+    check("granted b open 2", "stopped 1:50 crashed-standby", "570: StartStandby { upstream: Some");
+    check("granted b open 2", "stopped 1:150 crashed-standby rewinds=2", "550: Clone");
+    check("granted b open 2", "stopped 1:150 crashed-standby half-rewound", "560: Rewind");
+    check("granted b promoting 2", "stopped 1:150 crashed-standby", "nothing");
     check("granted b open 2", "standby 2:90 upstream=b", "nothing");
     check("granted b open 2", "standby 2:90 upstream=c", "570: StartStandby");
     check("granted b open 2", "stopped 1:150 rewinds=2", "550: Clone");

@@ -243,7 +243,7 @@ const fn event(from: PostgresState, to: PostgresState, what: &'static str) -> Ed
 pub const EDGES: &[Edge] = &[
     order(NoData, ActionKind::Initdb, &[510], Busy),
     order(NoData, ActionKind::Clone, &[550], Busy),
-    order(Stopped, ActionKind::Start, &[530, 570, 580], Starting),
+    order(Stopped, ActionKind::Start, &[530, 562, 570, 580], Starting),
     order(Stopped, ActionKind::Restart, &[535], Starting),
     // It gives up the lease; there is nothing else to stop.
     order(Stopped, ActionKind::Stop, &[540], Stopped),

@@ -221,6 +221,8 @@ struct View {
     end_known: bool,
     half_rewound: bool,
     wal: Wal,
+    /// A standby that did not end cleanly.
+    crashed: bool,
     spent: Spent,
     upstream: Upstream,
     primary_ready: bool,
@@ -238,6 +240,7 @@ const PLAIN: View = View {
     end_known: true,
     half_rewound: false,
     wal: Wal::Shared,
+    crashed: false,
     spent: Spent::Nothing,
     upstream: Upstream::Nobody,
     primary_ready: false,
@@ -257,6 +260,8 @@ impl View {
             && !(self.ended && self.lease == Lease::Held)
             && (stopped || (self.end_known && !self.half_rewound))
             && (data || self.wal == Wal::Shared)
+            // It matters to nobody else.
+            && (!self.crashed || (stopped && self.wal == Wal::Diverged && self.lease == Lease::None))
             && (data || self.postgres == NoData || (self.spent == Spent::Nothing && !self.primary_ready))
             && (self.postgres == Standby || self.upstream == Upstream::Nobody)
             && (self.postgres == Primary || !self.checkpointed)
@@ -278,6 +283,7 @@ impl View {
         agent.ended_epoch = if self.ended { state.epoch } else { Epoch(0) };
         agent.wal_end_known = self.end_known;
         agent.rewind_unfinished = self.half_rewound;
+        agent.crashed_standby = self.crashed;
         match self.wal {
             Wal::Shared => {}
             // Every timeline of these states begins at 1:100.
@@ -313,6 +319,7 @@ fn views() -> Vec<View> {
     vary(&mut all, [true, false], |view, value| view.end_known = value);
     vary(&mut all, [false, true], |view, value| view.half_rewound = value);
     vary(&mut all, [Wal::Shared, Wal::Diverged, Wal::Foreign], |view, value| view.wal = value);
+    vary(&mut all, [false, true], |view, value| view.crashed = value);
     vary(&mut all, [Spent::Nothing, Spent::Rewinds, Spent::Clones], |view, value| view.spent = value);
     vary(&mut all, [Upstream::Nobody, Upstream::Primary, Upstream::Another], |view, value| view.upstream = value);
     vary(&mut all, [false, true], |view, value| view.primary_ready = value);

@@ -244,6 +244,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         ended_epoch: view.ended_epoch.0,
         was_primary: view.was_primary,
         clean_shutdown: view.clean_shutdown,
+        crashed_standby: view.crashed_standby,
         work: view.work.as_ref().map(|w| v1::Work {
             order: w.order,
             kind: w.kind.clone(),
@@ -397,6 +398,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         fenced_epoch: Epoch(raw.fenced_epoch),
         was_primary: raw.was_primary,
         clean_shutdown: raw.clean_shutdown,
+        crashed_standby: raw.crashed_standby,
         work: raw.work.map(|w| Work {
             order: w.order,
             kind: w.kind,

@@ -142,11 +142,12 @@ pub fn uncovered_of(raw: Option<v1::Uncovered>) -> Uncovered {
 
 /// To the wire.
 pub fn lost(lost: &LostWal) -> v1::LostWal {
-    let LostWal { fork, end, transactions } = *lost;
-    v1::LostWal { fork: Some(position(fork)), end: Some(position(end)), transactions }
+    let LostWal { fork, end, transactions, saved } = *lost;
+    v1::LostWal { fork: Some(position(fork)), end: Some(position(end)), transactions, saved }
 }
 
 /// From the wire.
 pub fn lost_of(raw: v1::LostWal) -> LostWal {
-    LostWal { fork: position_of(raw.fork), end: position_of(raw.end), transactions: raw.transactions }
+    let (transactions, saved) = (raw.transactions, raw.saved);
+    LostWal { fork: position_of(raw.fork), end: position_of(raw.end), transactions, saved }
 }

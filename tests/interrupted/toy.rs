@@ -173,6 +173,7 @@ fn blank(me: &MemberId) -> AgentView {
         fenced_epoch: Epoch(0),
         was_primary: false,
         clean_shutdown: false,
+        crashed_standby: false,
         work: None,
         last_order: None,
         standbys: Vec::new(),

@@ -98,7 +98,7 @@ impl Core {
 
     /// Who is to follow without a rewind has nothing that the cluster has not.
     pub(super) fn note_that_nothing_is_lost(&mut self) {
-        let nothing = |end| LostWal { fork: end, end, transactions: Some(0) };
+        let nothing = |end| LostWal { fork: end, end, transactions: Some(0), saved: false };
         self.nothing_lost = self.reigned.take().map(nothing).or(self.nothing_lost);
     }
 

@@ -169,6 +169,8 @@ pub struct DiskFacts {
     pub was_primary: bool,
     /// It ended with a shutdown checkpoint.
     pub clean_shutdown: bool,
+    /// It was a standby, and did not end cleanly.
+    pub crashed_standby: bool,
     /// Timeline of the last checkpoint.
     pub checkpoint_timeline: TimelineId,
     /// The end of WAL as far as `pg_control` proves it: of the shutdown checkpoint.

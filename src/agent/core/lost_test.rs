@@ -7,7 +7,7 @@ use super::{
 use crate::agent::order::Action;
 
 fn lost(fork: u64, end: u64) -> LostWal {
-    LostWal { fork: at(2, fork), end: at(2, end), transactions: Some(3) }
+    LostWal { fork: at(2, fork), end: at(2, end), transactions: Some(3), saved: false }
 }
 
 #[test]
@@ -29,6 +29,6 @@ fn a_former_primary_that_follows_without_a_rewind_has_lost_nothing() {
     core.step(Event::WalEndRead { life: 1, end: at(2, 500), history: TimelineHistory::default() }, now(1));
     assert_eq!(core.lost(), [], "nobody knows yet");
     core.step(order(3, Action::StartStandby(Some(source()))), now(2));
-    assert_eq!(core.lost(), [LostWal { fork: at(2, 500), end: at(2, 500), transactions: Some(0) }]);
+    assert_eq!(core.lost(), [LostWal { fork: at(2, 500), end: at(2, 500), transactions: Some(0), saved: false }]);
     assert_eq!(core.durable().lost, [], "a version that knows of no losses can read the file");
 }

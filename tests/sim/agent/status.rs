@@ -187,8 +187,8 @@ fn same_essence(a: &AgentView, b: &AgentView) -> bool {
         && a.history == b.history
         && (a.lease.epoch, a.lease.held) == (b.lease.epoch, b.lease.held)
         && (a.accepted_epoch, a.ended_epoch, a.fenced_epoch) == (b.accepted_epoch, b.ended_epoch, b.fenced_epoch)
-        && (a.was_primary, a.clean_shutdown, a.rewind_unfinished)
-            == (b.was_primary, b.clean_shutdown, b.rewind_unfinished)
+        && (a.was_primary, a.clean_shutdown, a.crashed_standby, a.rewind_unfinished)
+            == (b.was_primary, b.clean_shutdown, b.crashed_standby, b.rewind_unfinished)
         && work(a) == work(b)
         && a.last_order == b.last_order
         && (a.checkpoint_timeline, a.checkpoints_done) == (b.checkpoint_timeline, b.checkpoints_done)

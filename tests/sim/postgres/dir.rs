@@ -85,6 +85,7 @@ impl Place {
             system_identifier: data.system,
             was_primary: data.state.was_primary(),
             clean_shutdown: data.state.is_clean(),
+            crashed_standby: data.state == ControlState::InArchiveRecovery,
             checkpoint_timeline: data.checkpoint.0,
             proven_end: None,
             history: TimelineHistory::default(),
