@@ -92,6 +92,17 @@ struct Cluster {
     voters: Vec<AcceptorHandle>,
 }
 
+/// See [`Cluster::parted`].
+struct Parted {
+    _first: Host,
+    second: Host,
+    third: Host,
+    /// Where the WAL of the first, and of the third, ends at least.
+    written: v1::WalPosition,
+    /// Where the second's timeline began.
+    fork: v1::WalPosition,
+}
+
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 impl Cluster {
@@ -194,6 +205,31 @@ impl Cluster {
 
     async fn standby_of(&self, config: Config) -> (Host, v1::WalPosition) {
         Host::start(config).await.into_standby().await
+    }
+
+    /// The second is primary of epoch 2 on timeline 3; the third has WAL of the first, fenced one, that the second never had.
+    async fn parted(&self) -> Parted {
+        let cluster = self;
+        let mut first = cluster.primary().await;
+        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
+        second.copy_and_follow(1, &first).await;
+        third.copy_and_follow(1, &first).await;
+        second.follow(1, None).await;
+        let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
+        first.client().await.execute("INSERT INTO t SELECT generate_series(1, 1000)", &[]).await.unwrap();
+        let written = first.status().await.wal_end.unwrap();
+        third.until("it has all", |s| s.wal_end.unwrap().lsn >= written.lsn).await;
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        // The promises of the first epoch must be over before the next is granted.
+        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
+        second.promote(2, 3, left).await;
+        second.until("the checkpoint after the promotion", |s| s.checkpoint_timeline == 3).await;
+        let last = second.status().await.history.pop().unwrap();
+        let fork = v1::WalPosition { timeline: last.timeline, lsn: last.end };
+        Parted { _first: first, second, third, written, fork }
     }
 
     /// A primary in epoch 1 on timeline 2 with a table `t`.
@@ -810,33 +846,16 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
 fn a_standby_that_crashed_with_wal_of_its_own_is_rewound() {
     as_postgres("a_standby_that_crashed_with_wal_of_its_own_is_rewound", || async {
         let cluster = Cluster::new();
-        let mut first = cluster.primary().await;
-        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
-        second.copy_and_follow(1, &first).await;
-        third.copy_and_follow(1, &first).await;
-        second.follow(1, None).await;
-        let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
-        first.client().await.execute("INSERT INTO t SELECT generate_series(1, 1000)", &[]).await.unwrap();
-        let written = first.status().await.wal_end.unwrap();
-        third.until("it has all", |s| s.wal_end.unwrap().lsn >= written.lsn).await;
-        for voter in &cluster.voters {
-            voter.seal(Epoch(2)).unwrap();
-        }
-        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
-        second.promote(2, 3, left).await;
-        second.until("the checkpoint after the promotion", |s| s.checkpoint_timeline == 3).await;
-
+        let Parted { second, mut third, written, fork, .. } = cluster.parted().await;
         third.kill_guard_and_postmaster();
         let crashed = third.until("it has crashed", |s| s.state() == State::Stopped && s.wal_end_known).await;
         assert!(crashed.crashed_standby && crashed.wal_end.unwrap().lsn >= written.lsn, "{crashed:?}");
-        let fork = second.status().await.history.last().map(|s| v1::WalPosition { timeline: s.timeline, lsn: s.end });
         let rewind = |host: &Host| v1::Rewind {
             source: host.local().id.to_string(),
             source_host: "127.0.0.1".into(),
             source_port: host.local().postgresql.port.into(),
             system_identifier: host.system,
-            fork,
+            fork: Some(fork),
         };
         let order = third.execute(2, Action::Rewind(rewind(&second))).await.unwrap();
         let refused = third.until("it was refused", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
@@ -859,26 +878,9 @@ fn a_standby_that_crashed_with_wal_of_its_own_is_rewound() {
 fn a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary() {
     as_postgres("a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary", || async {
         let cluster = Cluster::new();
-        let mut first = cluster.primary().await;
-        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
-        second.copy_and_follow(1, &first).await;
-        third.copy_and_follow(1, &first).await;
+        let Parted { second, mut third, fork, .. } = cluster.parted().await;
 
-        second.follow(1, None).await;
-        let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
-        first.client().await.execute("INSERT INTO t SELECT generate_series(1, 1000)", &[]).await.unwrap();
-        let written = first.status().await.wal_end.unwrap();
-        third.until("it has all", |s| s.wal_end.unwrap().lsn >= written.lsn).await;
-        for voter in &cluster.voters {
-            voter.seal(Epoch(2)).unwrap();
-        }
-        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
-        second.promote(2, 3, left).await;
-        second.until("it is primary", |s| s.state() == State::Primary).await;
-        let fork = second.status().await.history.last().map(|s| v1::WalPosition { timeline: s.timeline, lsn: s.end });
-
-        let order = third.follow_from(2, &second, fork.unwrap()).await;
+        let order = third.follow_from(2, &second, fork).await;
         let refused = third.until("it has looked", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
         let said = refused.last_order.unwrap();
         assert!(!said.ok && said.error.contains("parts from it at"), "{said:?}");

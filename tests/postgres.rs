@@ -921,6 +921,12 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
         assert!(two.instance.release_kept_data().unwrap() && !two.instance.release_kept_data().unwrap());
         assert!(two.instance.kept(tail(32)).exists() && !two.instance.kept(tail(32)).join("data").exists());
 
+        // What is no name leads nowhere.
+        fs::create_dir(&old).unwrap();
+        fs::write(old.join("matriarch.diverged"), "../elsewhere").unwrap();
+        two.instance.discard_old(KeepDiverged::Last).unwrap();
+        assert!(!old.exists() && !root.path().join("n2/elsewhere").exists());
+
         // A swap cut off between its renames is finished at the next start.
         two.stop(Signal::SIGINT);
         fs::rename(&data, root.path().join("n2/data.new")).unwrap();

@@ -151,7 +151,7 @@ impl fmt::Display for LostWal {
         }
         write!(f, " (from {fork} to {end}")?;
         if self.saved {
-            write!(f, "; its host has it in DATA_DIR.kept/{}", diverged_name(self.fork, self.end))?;
+            write!(f, "; its host saved it in DATA_DIR.kept/{}", diverged_name(self.fork, self.end))?;
         }
         f.write_str(")")
     }
@@ -198,7 +198,7 @@ mod tests {
         let lost = LostWal { fork: at(0x300), end: at(0x400), transactions: Some(2), saved: false };
         assert_eq!(lost.to_string(), "256 bytes of WAL, 2 committed transactions (from 2:0/300 to 0/400)");
         let saved = LostWal { saved: true, ..lost }.to_string();
-        assert!(saved.ends_with("; its host has it in DATA_DIR.kept/t2-300-t2-400)"), "{saved}");
+        assert!(saved.ends_with("; its host saved it in DATA_DIR.kept/t2-300-t2-400)"), "{saved}");
         let uncounted = LostWal { transactions: None, ..lost }.to_string();
         assert!(uncounted.starts_with("256 bytes of WAL, its transactions were not counted"), "{uncounted}");
         assert_eq!(LostWal::by_word(at(0x300), Lsn(0x300)).to_string(), "nothing");

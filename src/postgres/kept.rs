@@ -124,7 +124,12 @@ impl Instance {
     pub(super) fn keep_old(&self) -> Result<bool, PostgresError> {
         let old = self.beside(".old");
         let Ok(name) = fs::read_to_string(old.join(MARK)) else { return Ok(false) };
-        let place = self.all_kept().join(name.trim());
+        let name = name.trim();
+        // It is a file that others could write to: nothing but a name leads out of it.
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            return Ok(false);
+        }
+        let place = self.all_kept().join(name);
         fs::create_dir_all(&place).map_err(PostgresError::file("creating", &place))?;
         let data = place.join("data");
         if data.exists() {
