@@ -846,7 +846,7 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
 fn a_standby_that_crashed_with_wal_of_its_own_is_rewound() {
     as_postgres("a_standby_that_crashed_with_wal_of_its_own_is_rewound", || async {
         let cluster = Cluster::new();
-        let Parted { second, mut third, written, fork, .. } = cluster.parted().await;
+        let Parted { second, mut third, written, fork, .. } = Box::pin(cluster.parted()).await;
         third.kill_guard_and_postmaster();
         let crashed = third.until("it has crashed", |s| s.state() == State::Stopped && s.wal_end_known).await;
         assert!(crashed.crashed_standby && crashed.wal_end.unwrap().lsn >= written.lsn, "{crashed:?}");
@@ -878,7 +878,7 @@ fn a_standby_that_crashed_with_wal_of_its_own_is_rewound() {
 fn a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary() {
     as_postgres("a_standby_that_has_wal_past_the_fork_does_not_connect_to_the_new_primary", || async {
         let cluster = Cluster::new();
-        let Parted { second, mut third, fork, .. } = cluster.parted().await;
+        let Parted { second, mut third, fork, .. } = Box::pin(cluster.parted()).await;
 
         let order = third.follow_from(2, &second, fork).await;
         let refused = third.until("it has looked", |s| s.last_order.as_ref().is_some_and(|o| o.order == order)).await;
