@@ -396,7 +396,7 @@ impl Host {
     }
 
     async fn promote(&mut self, epoch: u64, expected_timeline: u32, floor: v1::WalPosition) {
-        let order = v1::Promote { expected_timeline, system_identifier: self.system, floor: Some(floor) };
+        let order = v1::Promote { expected_timeline, system_identifier: self.system, floor: Some(floor), last: None };
         self.execute(epoch, Action::Promote(order)).await.unwrap();
     }
 
@@ -571,7 +571,7 @@ fn from_nothing_to_a_primary_that_takes_writes() {
         host.until("the ordered checkpoint", |s| s.checkpoints_done == order).await;
 
         let floor = v1::WalPosition { timeline: 2, lsn: 1 };
-        let promote = v1::Promote { expected_timeline: 3, system_identifier: 5, floor: Some(floor) };
+        let promote = v1::Promote { expected_timeline: 3, system_identifier: 5, floor: Some(floor), last: None };
         let foreign = host.execute(2, Action::Promote(promote)).await.unwrap_err();
         assert!(foreign.reason.contains("the cluster's is 5"), "{foreign:?}");
     });

@@ -117,6 +117,8 @@ mod tests {
             "sync_other_site=false default false set false ",
             "sync_strict=false default false set false ",
             "synchronous_commit=on default on set false ",
+            "wal_rescue_max=256MB default 256MB set false ",
+            "wal_rescue_ms=1000 default 1000 set false ",
             "wal_room_act=2% default 2% set false ",
             "wal_room_warn=10% default 10% set false ",
             "n1.failover=true default true set false ",

@@ -20,6 +20,7 @@ mod lists_test;
 mod lost_test;
 mod orders;
 mod pause;
+mod rescue;
 #[cfg(test)]
 mod room_test;
 mod stalled;
@@ -48,6 +49,7 @@ use stuck::Stuck;
 use super::{
     crashes::{After, Cause, Crashes, Standbys},
     freshness::Freshness,
+    order::WalHolder,
     room::Room,
     stall::Volumes,
     store::{Durable, Phase, Tenure},
@@ -155,6 +157,9 @@ pub struct Core {
     follows_epoch: Epoch,
     /// The task under way follows whom it follows already: what that brings may be a newer timeline.
     follows_on: bool,
+    wal_left: Option<rescue::WalLeft>,
+    /// Of the last order to promote.
+    wal_holder: Option<WalHolder>,
 }
 
 impl Core {
@@ -209,6 +214,8 @@ impl Core {
             follows: None,
             follows_epoch: Epoch(0),
             follows_on: false,
+            wal_left: None,
+            wal_holder: None,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),
@@ -750,6 +757,9 @@ impl Core {
         if matches!(task, Task::Clone(_)) && !std::mem::replace(&mut self.durable.fresh_copy, true) {
             // From here on the directory may be the copy, and whoever finds it must know that.
             out.push(Effect::Persist);
+        }
+        if !matches!(task, Task::Start(None) | Task::Follow(None) | Task::Stop { .. } | Task::Checkpoint) {
+            self.wal_left = None;
         }
         let shown =
             Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };

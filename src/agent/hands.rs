@@ -23,7 +23,7 @@ use crate::{
     domain::{Epoch, Generation, KeepDiverged, TimelineHistory, Timings, WalPosition, moment::TwoClocks},
     guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
     layers::Layers,
-    lease::HolderHandle,
+    lease::{HolderHandle, wire::Codec},
     postgres::{DataState, DbState, Instance, Upstream},
 };
 
@@ -60,6 +60,8 @@ pub struct Hands {
     pub measured: Arc<OnceLock<Measured>>,
     /// What protects beyond the guard.
     pub layers: Layers,
+    /// Makes the tags that only members can make.
+    pub codec: Codec,
 }
 
 /// An error with all its causes in one line.

@@ -21,6 +21,7 @@
 //! Read [`core`] first: its events and effects are all that can happen here.
 
 pub mod acks;
+mod asks;
 pub mod core;
 mod crashes;
 mod failsafe;
@@ -33,6 +34,7 @@ mod prober;
 mod process;
 mod publish;
 mod redo;
+mod rescue;
 mod room;
 mod service;
 mod slots;

@@ -20,6 +20,19 @@ pub struct Source {
     pub fork: Option<WalPosition>,
 }
 
+/// The host of a primary that crashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalHolder {
+    /// Its name.
+    pub member: MemberId,
+    /// `host:port` of its manager.
+    pub manager: String,
+    /// The epoch it held.
+    pub epoch: Epoch,
+    /// The timeline it wrote on.
+    pub timeline: TimelineId,
+}
+
 /// How to end PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopMode {
@@ -94,6 +107,8 @@ pub struct Order {
     pub action: Action,
     /// The timeline of the end of this member's WAL that it was decided on, for a standby that is to follow somebody.
     pub own_timeline: Option<TimelineId>,
+    /// Who may have WAL of the last primary that this member lacks, for one that is to be promoted.
+    pub last: Option<WalHolder>,
     /// The state it was decided on, as far as it concerns an agent.
     pub briefing: Option<Box<Briefing>>,
 }
@@ -131,11 +146,15 @@ pub fn order(message: v1::Order) -> Result<(Address, Order), String> {
         v1::order::Action::StartStandby(a) => Some(TimelineId(a.own_timeline)).filter(|t| t.0 != 0),
         _ => None,
     };
+    let last = match &action {
+        v1::order::Action::Promote(a) => a.last.clone().map(wal_holder).transpose()?,
+        _ => None,
+    };
     let (system_identifier, action) = read_action(action)?;
     let system_identifier = Some(system_identifier).filter(|id| *id != 0);
     let briefing = message.briefing.map(briefing::briefing_of).transpose().map_err(|e| e.to_string())?.map(Box::new);
     let (id, rule) = (message.id, message.rule);
-    Ok((address, Order { id, rule, epoch, system_identifier, action, own_timeline, briefing }))
+    Ok((address, Order { id, rule, epoch, system_identifier, action, own_timeline, last, briefing }))
 }
 
 fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
@@ -182,6 +201,11 @@ fn source(member: &str, host: String, port: u32) -> Result<Source, String> {
         return Err(format!("{member}: the order names no host for it"));
     }
     Ok(Source { member, host, port, fork: None })
+}
+
+fn wal_holder(told: v1::WalHolder) -> Result<WalHolder, String> {
+    let member = told.member.parse().map_err(|e| format!("{e}"))?;
+    Ok(WalHolder { member, manager: told.manager, epoch: Epoch(told.epoch), timeline: TimelineId(told.timeline) })
 }
 
 fn fork(told: Option<v1::WalPosition>) -> Option<WalPosition> {

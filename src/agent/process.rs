@@ -25,7 +25,7 @@ use super::{
     lease_news,
     prober::{self, Plan},
     redo, room,
-    service::{Ask, Listener, Service},
+    service::{Listener, Service},
     slots, stall, start,
     status::{Identity, essence, reached, status},
     store::Store,
@@ -37,7 +37,7 @@ use crate::{
     domain::{Epoch, Moment, observation::Notice},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
     layers::Left,
-    lease::{HolderOptions, HolderThread},
+    lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
     rpc::v1,
 };
@@ -177,11 +177,12 @@ impl Agent {
         let server_version = start::check(config, local, &instance)?;
         let (store, durable) = start::open_store(config, local)?;
         start::make_runtime_dir(config, local)?;
+        let secret = crate::config::read_secret(&config.cluster.secret_file)?;
         let holder = HolderThread::spawn(HolderOptions {
             me: local.id.clone(),
             peers: config.cluster.members.iter().map(|m| (m.id.clone(), m.manager())).collect(),
             timings: config.cluster.timings,
-            secret: crate::config::read_secret(&config.cluster.secret_file)?,
+            secret: secret.clone(),
             sink: Box::new(|_, _| true),
         })
         .context("start the lease holder")?;
@@ -215,6 +216,7 @@ impl Agent {
             group: guarding::group_use(local),
             measured: Arc::default(),
             layers: start::open_layers(&in_use, local)?,
+            codec: Codec::new(&secret),
         };
         let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
@@ -341,7 +343,7 @@ impl Agent {
     /// One event through the rules, after the newest word of the lease holder. When the loop was held up, by a disk or by
     /// whoever reads its log, what the rules knew of the deadline is old, and by it an epoch would end that was renewed
     /// all along.
-    fn step(&mut self, event: Event) -> anyhow::Result<Vec<Effect>> {
+    pub(super) fn step(&mut self, event: Event) -> anyhow::Result<Vec<Effect>> {
         let newest = LeaseSight::from(&*self.hands.holder.view().borrow());
         if newest != *self.core.lease() {
             let effects = self.core.step(Event::Lease(newest), now(self.began));
@@ -438,52 +440,8 @@ impl Agent {
         Ok(())
     }
 
-    fn ask(&mut self, ask: Ask) -> anyhow::Result<()> {
-        match ask {
-            Ask::Execute(to, order, reply) => match self.core.admit(&to) {
-                Ok(learned) => {
-                    tracing::info!(order = order.id, rule = order.rule, epoch = %order.epoch, action = ?order.action,
-                        "order received");
-                    self.perform(learned, None)?;
-                    let effects = self.step(Event::Order(order))?;
-                    self.perform(effects, Some(reply))?;
-                }
-                Err(reason) => {
-                    let _ = reply.send(Err(Refusal { reason, highest_epoch: self.core.durable().accepted }));
-                }
-            },
-            Ask::Watch(to, reply) => match self.core.admit(&to) {
-                Ok(learned) => {
-                    self.perform(learned, None)?;
-                    self.publish();
-                    let _ = reply.send(Ok(self.statuses.subscribe()));
-                }
-                Err(reason) => drop(reply.send(Err(reason))),
-            },
-            Ask::Probe(to, reply) => match self.core.admit(&to) {
-                Ok(learned) => {
-                    self.perform(learned, None)?;
-                    self.asked += 1;
-                    self.probes_wanted.push((self.asked, reply));
-                }
-                Err(reason) => drop(reply.send(Err(reason))),
-            },
-            Ask::Brief(to, briefing, reply) => match self.core.admit(&to) {
-                Ok(learned) => {
-                    self.perform(learned, None)?;
-                    let effects = self.step(Event::Briefed(briefing.into()))?;
-                    self.perform(effects, None)?;
-                    let _ = reply.send(Ok(()));
-                }
-                Err(reason) => drop(reply.send(Err(reason))),
-            },
-        }
-        self.look_around();
-        Ok(())
-    }
-
     /// Effects in their order. A reply goes out last, and not at all when what it rests on failed.
-    fn perform(
+    pub(super) fn perform(
         &mut self,
         effects: Vec<Effect>,
         mut reply: Option<oneshot::Sender<Result<(), Refusal>>>,
@@ -610,6 +568,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
+            rescue: self.asks_for_wal(),
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {
@@ -658,7 +617,7 @@ impl Agent {
     }
 
     /// After each event: what to probe, and whether others should hear of it.
-    fn look_around(&mut self) {
+    pub(super) fn look_around(&mut self) {
         self.mind_layers();
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);

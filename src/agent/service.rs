@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_stream::{
     Stream,
-    wrappers::{TcpListenerStream, UnixListenerStream, WatchStream},
+    wrappers::{ReceiverStream, TcpListenerStream, UnixListenerStream, WatchStream},
 };
 use tonic::{Request, Response, Status, transport::Server};
 
@@ -27,6 +27,8 @@ use crate::{
     },
 };
 
+type Pieces = mpsc::Receiver<Result<v1::WalPiece, Status>>;
+
 /// A request on its way into the loop, with the way back.
 #[derive(Debug)]
 pub enum Ask {
@@ -36,6 +38,8 @@ pub enum Ask {
     Watch(Address, oneshot::Sender<Result<watch::Receiver<v1::AgentStatus>, String>>),
     /// Probe now.
     Probe(Address, oneshot::Sender<Result<v1::AgentStatus, String>>),
+    /// Read WAL that a crashed primary has left here.
+    ReadWal(Address, v1::ReadWalRequest, oneshot::Sender<Result<Pieces, String>>),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
 }
@@ -61,6 +65,7 @@ impl Service {
 
 #[tonic::async_trait]
 impl agent_server::Agent for Service {
+    type ReadWalStream = ReceiverStream<Result<v1::WalPiece, Status>>;
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentStatus, Status>> + Send>>;
 
     async fn watch(&self, request: Request<v1::AgentWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -88,6 +93,14 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         let status = self.ask(Ask::Probe(to, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(status))
+    }
+
+    async fn read_wal(&self, request: Request<v1::ReadWalRequest>) -> Result<Response<Self::ReadWalStream>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let pieces = self.ask(Ask::ReadWal(to, request, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(ReceiverStream::new(pieces)))
     }
 
     async fn brief(&self, request: Request<v1::BriefRequest>) -> Result<Response<v1::BriefReply>, Status> {

@@ -6,9 +6,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
-    order::{Source, StopMode},
+    order::{Source, StopMode, WalHolder},
     prober::{lineage, sight},
     process::Wake,
+    rescue::Asker,
     store::Tenure,
 };
 use crate::{
@@ -44,6 +45,8 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
+    /// Whom a promotion asks for WAL that this member lacks.
+    pub rescue: Option<(WalHolder, Asker)>,
 }
 
 /// Why a task failed.
@@ -394,6 +397,7 @@ impl Job {
         if own != before.wal_end.timeline {
             return Err(format!("its timeline became {own} on the way"));
         }
+        self.rescue(session, own).await;
         self.await_replay(session, until).await?;
         self.is_free(tenure.timeline).await?;
         let (instance, below) = (hands.instance.clone(), tenure.timeline);

@@ -404,6 +404,13 @@ settings! {
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \
          only it had, and the directory that a copy replaced, of the last time); all (of every time). Directories go when their \
          volume is below data_room_warn";
+    /// So long a successor waits for WAL that only its crashed predecessor has.
+    wal_rescue: Duration = "wal_rescue_ms", Duration::from_secs(1), 0..=600_000,
+        "so long the successor of a primary whose PostgreSQL crashed may take to get the WAL from its host that nobody else has, before it is \
+         promoted; 0: it doesn't ask";
+    /// So much of it at most.
+    wal_rescue_max: u64 = "wal_rescue_max", 256 << 20, 0..=1_099_511_627_776,
+        "so much WAL at most is fetched so; what is beyond that is lost as without it";
     /// Who has to confirm a commit before it is acknowledged.
     replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
         "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \

@@ -199,6 +199,7 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
             expected_timeline: timeline.0,
             system_identifier,
             floor: Some(convert::position(*floor)),
+            last: wal_holder(state),
         }),
         Action::RestartInPlace { timeline } => {
             A::RestartInPlace(v1::RestartInPlace { timeline: timeline.0, system_identifier })
@@ -220,6 +221,16 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
         }
         Action::Checkpoint { .. } => A::Checkpoint(v1::Checkpoint {}),
     }
+}
+
+fn wal_holder(state: &ClusterState) -> Option<v1::WalHolder> {
+    let (reign, member) = reconcile::left_by_a_crash(state)?;
+    Some(v1::WalHolder {
+        member: reign.member.to_string(),
+        manager: member.manager.clone(),
+        epoch: reign.epoch.0,
+        timeline: reign.timeline.0,
+    })
 }
 
 /// Where the cluster's history left that of this member; `None`: it did not, or nobody knows.

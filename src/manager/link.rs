@@ -74,6 +74,14 @@ impl Link {
         self.client().brief(timed(request, Duration::from_secs(1))).await.map(drop)
     }
 
+    /// WAL that a crashed primary has left on this host.
+    pub(super) async fn read_wal(
+        &self,
+        request: v1::ReadWalRequest,
+    ) -> Result<tonic::Streaming<v1::WalPiece>, tonic::Status> {
+        Ok(self.client().read_wal(request).await?.into_inner())
+    }
+
     /// A status probed now.
     pub(super) async fn probe(&self, to: v1::Target, limit: Duration) -> Result<AgentView, tonic::Status> {
         let request = timed(v1::AgentProbeRequest { to: Some(to) }, limit);

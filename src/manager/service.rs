@@ -130,6 +130,14 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(rejoin::give(&self.manager, &request).await))
     }
 
+    type ReadWalStream = tonic::Streaming<v1::WalPiece>;
+
+    async fn read_wal(&self, request: Request<v1::ReadWalRequest>) -> Result<Response<Self::ReadWalStream>, Status> {
+        let request = request.into_inner();
+        check(&self.manager, request.to.as_ref())?;
+        Ok(Response::new(self.manager.inner.link.read_wal(request).await?))
+    }
+
     async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
         let seal = request.into_inner();
         check(&self.manager, seal.to.as_ref())?;

@@ -18,6 +18,7 @@ pub mod instance;
 mod kept;
 mod knock;
 pub mod probe;
+mod rescue;
 pub mod rewind;
 pub mod session;
 mod slots;

@@ -99,6 +99,29 @@ impl Instance {
         Ok(WalPosition { timeline, lsn })
     }
 
+    /// The end of the last valid record of `timeline` after `start`, which is the end of one; `None`: there is none.
+    ///
+    /// # Errors
+    /// pg_waldump can't be run, or takes longer than `deadline`.
+    pub async fn records_end(
+        &self,
+        timeline: TimelineId,
+        start: Lsn,
+        deadline: Duration,
+    ) -> Result<Option<Lsn>, PostgresError> {
+        let control = self.control_data()?;
+        let found = tokio::time::timeout(deadline, self.last_record_end(&control, timeline, start)).await;
+        match found {
+            Ok(Ok(Found::End(end))) => Ok(Some(end)),
+            Ok(Ok(Found::Nothing { .. })) => Ok(None),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(PostgresError::WalEnd {
+                data_dir: self.data_dir().to_owned(),
+                problem: format!("the WAL after {start} was not read in {} ms", deadline.as_millis()),
+            }),
+        }
+    }
+
     /// The end of the last valid record of `timeline` at or after `start`.
     async fn last_record_end(
         &self,
@@ -106,15 +129,34 @@ impl Instance {
         timeline: TimelineId,
         start: Lsn,
     ) -> Result<Found, PostgresError> {
+        let end = |record: Record| Found::End(record.end(control.wal_page_bytes, control.wal_segment_bytes));
+        // To read WAL takes a sixth of what it takes to read and print it.
+        let (_, quiet) = self.dump(control, (timeline, start), &["--quiet"]).await?;
+        if let Some(at) = last_read(&quiet) {
+            let (line, _) = self.dump(control, (timeline, at), &["--limit=1"]).await?;
+            if let Some(record) = Record::parse(&line).filter(|record| record.lsn == at) {
+                return Ok(end(record));
+            }
+        }
+        let (line, words) = self.dump(control, (timeline, start), &[]).await?;
+        Ok(Record::parse(&line).map_or(Found::Nothing { words }, end))
+    }
+
+    /// The last record that pg_waldump prints, and what it says at its end, which may be an error: the next record isn't there.
+    async fn dump(
+        &self,
+        control: &ControlData,
+        (timeline, start): (TimelineId, Lsn),
+        options: &[&str],
+    ) -> Result<(String, String), PostgresError> {
         let mut last = String::new();
-        let helper = self.helper("pg_waldump", DEADLINE).arg("-p").arg(self.pg_wal());
+        let helper = self.helper("pg_waldump", DEADLINE).args(options.iter().copied()).arg("-p").arg(self.pg_wal());
         let mut helper = helper.arg("-t").arg(timeline.to_string()).arg("-s").arg(start.to_string());
         if let Some(files) = self.files_from(control.wal_segment_bytes, timeline, start) {
             // Without a file's name pg_waldump learns the segment size from the first file of the directory, which
             // may be one that was made ahead and is all zeros: it gives up then, whatever the other files hold.
             helper = helper.arg("-e").arg(files.end.to_string()).arg(files.first).arg(files.last);
         }
-        // It may end with an error: the next record isn't there.
         let finished = helper
             .run_any(|line| {
                 if line.starts_with("rmgr: ") {
@@ -123,10 +165,7 @@ impl Instance {
                 }
             })
             .await?;
-        Ok(match Record::parse(&last) {
-            Some(record) => Found::End(record.end(control.wal_page_bytes, control.wal_segment_bytes)),
-            None => Found::Nothing { words: finished.tail },
-        })
+        Ok((last, finished.tail))
     }
 
     /// The segment files that hold `start` and follow without a gap; `None` when not even the first is there. When
@@ -141,7 +180,7 @@ impl Instance {
 }
 
 /// The file of the segment with that number, counted from the beginning of WAL.
-fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
+pub(super) fn segment_name(segment: u64, timeline: TimelineId, number: u64) -> String {
     let per_id = (1 << 32) / segment;
     format!("{:08X}{:08X}{:08X}", timeline.0, number / per_id, number % per_id)
 }
@@ -199,6 +238,12 @@ impl Record {
     }
 }
 
+/// The record that pg_waldump had read last when it found no valid one after it.
+fn last_read(words: &str) -> Option<Lsn> {
+    let rest = words.split("error in WAL record at ").nth(1)?;
+    rest.split(": ").next()?.trim().parse().ok().filter(|at| *at != Lsn(0))
+}
+
 /// A line of pg_waldump for a commit, prepared or not.
 fn is_commit(line: &str) -> bool {
     let desc = || line.split_once(" desc: ").map_or("", |(_, desc)| desc);
@@ -225,6 +270,15 @@ mod tests {
                      BACKUP METHOD: pg_rewind\nBACKUP FROM: standby\nSTART TIME: 2026-01-01 00:00:00 UTC\n";
         assert_eq!(checkpoint_of(label), Some(WalPosition { timeline: TimelineId(10), lsn: Lsn(0x565_3A38) }));
         assert_eq!(checkpoint_of("CHECKPOINT LOCATION: 0/5653A38\n"), None);
+    }
+
+    #[test]
+    fn the_last_record_is_named_where_the_next_is_none() {
+        let words = "pg_waldump: error: error in WAL record at 0/122A4020: invalid record length at 0/122A4048: wanted 24, got 0";
+        assert_eq!(last_read(words), Some(Lsn(0x122A_4020)));
+        let none = "pg_waldump: error: could not find a valid record after 0/122A4048";
+        assert_eq!(last_read(none), None);
+        assert_eq!(last_read(""), None);
     }
 
     const PAGE: u64 = 8192;

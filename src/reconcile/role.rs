@@ -3,10 +3,10 @@
 use super::rejoin::{CLONES_TRIED, Rejoin, rejoin};
 use crate::{
     domain::{
-        Epoch, Format, MemberId, PostgresState, SyncMode, TimelineId, WalPosition,
+        EndCause, Epoch, Format, MemberId, PostgresState, SyncMode, TimelineId, WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
-    state::{ClusterState, GrantPhase, Lock, OperationKind, OperationPhase, RuleId},
+    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId},
 };
 
 /// All a host needs to know to find its next action.
@@ -336,6 +336,21 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
 pub fn shared(state: &ClusterState, member: &AgentView) -> Option<WalPosition> {
     let Lock::Granted { timeline, .. } = state.lock else { return None };
     member.history.fork_from(&state.history_of(timeline))
+}
+
+/// The last primary, when it released its epoch because PostgreSQL ended there: its host may have WAL that nobody else has. The
+/// primary that is to follow asks it, and does without where it doesn't answer.
+pub fn left_by_a_crash(state: &ClusterState) -> Option<(&Reign, &Member)> {
+    let (now, me) = state.holder()?;
+    let was_promoted = |reign: &&Reign| {
+        let record = state.lineage.iter().find(|record| record.epoch == reign.epoch);
+        reign.epoch < now && record.is_some_and(|record| record.switch.is_some())
+    };
+    let last = state.reigns.iter().rev().find(was_promoted)?;
+    let crashed = matches!(last.cause, EndCause::Crash | EndCause::Hung | EndCause::Stuck);
+    let member = state.members.get(&last.member)?;
+    // Only its own word, given when nothing of PostgreSQL was left, says where its WAL ends.
+    (last.member != *me && crashed && last.end.is_some()).then_some((last, member))
 }
 
 fn at_rest(state: PostgresState) -> bool {

@@ -64,6 +64,8 @@ pub const SENDER_ENDED: &str = "replication.sender_ended";
 pub const UNCOVERED: &str = "commits.uncovered";
 /// What ALTER SYSTEM had set of the names or the level of commits is undone. Fields: `name`.
 pub const OVERRIDE_UNDONE: &str = "commits.override_undone";
+/// WAL that only a crashed primary had was given to its successor. Fields: `member`, `timeline`, `bytes`, `to`.
+pub const RESCUED: &str = "failover.rescued";
 /// What a former primary had alone was counted before it is undone. Fields: `timeline`, `bytes`, `transactions`.
 pub const LOST: &str = "failover.lost";
 /// A member is in maintenance, or is so no more. Fields: `member`.

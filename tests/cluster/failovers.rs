@@ -27,6 +27,7 @@ pub const STEPS: &[Step] = &[
         "failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged",
         failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged,
     ),
+    ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),
     ("an_old_primary_with_diverged_wal_is_rewound", an_old_primary_with_diverged_wal_is_rewound),
     ("a_member_that_lost_its_data_is_cloned", a_member_that_lost_its_data_is_cloned),
     ("cold_start_of_the_whole_cluster", cold_start_of_the_whole_cluster),
@@ -146,6 +147,40 @@ fn failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged(rig: &Ri
     asks(rig, &["config", "set", "--unset", "on_primary_crash", "--unset", "failover_limit"]);
     assert!(!stays(&rig.healthy(HEAL).unwrap()));
     Promise::asynchronous(fault, first - STREAMED)
+}
+
+/// The standbys stop receiving, the primary goes on: when its PostgreSQL dies, its host still has rows that nobody else has.
+fn what_a_crashed_primary_alone_had_is_rescued(rig: &Rig, before: &StatusReply) -> Promise {
+    let old = &before.primary;
+    let (rewinds, clones) = (tasks_done(rig, old, "rewind"), tasks_done(rig, old, "clone"));
+    asks(rig, &["acknowledge"]);
+    asks(rig, &["config", "set", "on_primary_crash=failover", "wal_rescue_ms=30000"]);
+    let kept = rig.dir(old).unwrap().join("agent/agent.json");
+    until("the agent was told", SOON, || fs::read_to_string(&kept).is_ok_and(|text| text.contains("on_primary_crash")));
+    let senders = rig.backends(old, "walsender").unwrap();
+    assert_eq!(senders.len(), 2, "both standbys stream");
+    for pid in senders {
+        rig.signal(pid, Signal::SIGSTOP).unwrap();
+    }
+    // More than a segment file holds.
+    let rows = "insert into demo_writes (writer, seq) select 'rescued', n from generate_series(1, 200000) n";
+    rig.query(old, rows).unwrap();
+
+    let server = rig.server().unwrap();
+    let fault = rig.signal(rig.postmaster(old).unwrap(), Signal::SIGKILL).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    let after = rig.healthy(HEAL).unwrap();
+    assert_ne!(after.primary, *old);
+    assert!(after.epoch > before.epoch);
+    let count = "select count(*) from demo_writes where writer = 'rescued'";
+    for member in rig.members() {
+        assert_eq!(rig.query(&member, count).unwrap(), ["200000"], "on {member}");
+    }
+    assert_eq!(tasks_done(rig, old, "rewind"), rewinds, "its WAL ends where the new timeline begins");
+    assert_eq!(tasks_done(rig, old, "clone"), clones, "{old} was cloned");
+    asks(rig, &["config", "set", "--unset", "on_primary_crash", "--unset", "wal_rescue_ms"]);
+    asks(rig, &["acknowledge"]);
+    Promise::no_loss(fault).ended(server)
 }
 
 /// The standbys stop receiving, the primary goes on: when its host dies, it has

@@ -25,6 +25,9 @@ impl Core {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
             self.note_failed_start();
         }
+        if let Some(tenure) = self.durable.tenure.filter(|t| t.phase != Phase::Granted) {
+            self.note_wal_left(tenure, exit);
+        }
         match self.durable.tenure {
             Some(tenure) if hung.is_some() && !restarts => self.crash(tenure, true, now, out),
             Some(tenure) if fenced && hung.is_none() => {

@@ -87,7 +87,10 @@ impl Core {
             Action::StartStandby(source) if self.follows_already(source.as_ref()) => return Ok(false),
             Action::StartStandby(source) => self.start_standby(source.clone(), order.own_timeline, now, out)?,
             Action::Promote { timeline, floor } => match self.promote((order.epoch, *timeline), *floor, now, out)? {
-                Some(task) => task,
+                Some(task) => {
+                    self.wal_holder.clone_from(&order.last);
+                    task
+                }
                 None => return Ok(false),
             },
             Action::RestartInPlace { timeline } => self.restart_in_place(order.epoch, *timeline, now, out)?,

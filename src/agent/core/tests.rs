@@ -45,6 +45,7 @@ pub(super) fn order(epoch: u64, action: Action) -> Event {
         system_identifier: Some(SYSTEM),
         action,
         own_timeline: None,
+        last: None,
         briefing: None,
     })
 }
@@ -145,6 +146,7 @@ fn another_clusters_data_is_not_touched() {
         system_identifier: Some(5),
         action,
         own_timeline: None,
+        last: None,
         briefing: None,
     };
     let effects = core.step(Event::Order(order), now(20));

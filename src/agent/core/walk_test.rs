@@ -313,6 +313,7 @@ impl Walk {
             system_identifier: Some(SYSTEM),
             action,
             own_timeline: None,
+            last: None,
             briefing: None,
         })
     }

@@ -229,7 +229,7 @@ impl Host {
         let own_timeline = matches!(action, Ordered::StartStandby(_)).then_some(own).filter(|own| own.0 != 0);
         let briefing = sky.sync.then(|| Box::new(state.briefing()));
         let (rule, epoch) = (next.because.0, next.epoch);
-        let order = Order { id, rule, epoch, system_identifier, action, own_timeline, briefing };
+        let order = Order { id, rule, epoch, system_identifier, action, own_timeline, last: None, briefing };
         let ask = AgentEvent::Ask(Ask::Execute(self.address(), Box::new(order), number));
         sky.after(150, self.index, life, What::Agent(ask));
     }

@@ -1,0 +1,87 @@
+//! Requests, as they come from the gRPC face.
+
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::{
+    core::{Event, Refusal},
+    order::{Address, WalHolder},
+    process::Agent,
+    rescue::{self, Asker},
+    service::Ask,
+};
+use crate::{domain::Epoch, rpc::v1};
+
+type Pieces = mpsc::Receiver<Result<v1::WalPiece, Status>>;
+
+impl Agent {
+    /// A request goes through the rules.
+    pub(super) fn ask(&mut self, ask: Ask) -> anyhow::Result<()> {
+        match ask {
+            Ask::Execute(to, order, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    tracing::info!(order = order.id, rule = order.rule, epoch = %order.epoch, action = ?order.action,
+                        "order received");
+                    self.perform(learned, None)?;
+                    let effects = self.step(Event::Order(order))?;
+                    self.perform(effects, Some(reply))?;
+                }
+                Err(reason) => {
+                    let _ = reply.send(Err(Refusal { reason, highest_epoch: self.core.durable().accepted }));
+                }
+            },
+            Ask::Watch(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    self.publish();
+                    let _ = reply.send(Ok(self.statuses.subscribe()));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Probe(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    self.asked += 1;
+                    self.probes_wanted.push((self.asked, reply));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Brief(to, briefing, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    let effects = self.step(Event::Briefed(briefing.into()))?;
+                    self.perform(effects, None)?;
+                    let _ = reply.send(Ok(()));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::ReadWal(to, request, reply) => drop(reply.send(self.give_wal(&to, request))),
+        }
+        self.look_around();
+        Ok(())
+    }
+
+    fn give_wal(&self, to: &Address, request: v1::ReadWalRequest) -> Result<Pieces, String> {
+        if !rescue::is_of_a_member(&self.hands.codec, &request) {
+            return Err("the request has no tag of a member".to_owned());
+        }
+        let epoch = Epoch(request.to.as_ref().map(|t| t.epoch).unwrap_or_default());
+        self.core.may_be_read(to, epoch, request.system_identifier)?;
+        let (sender, pieces) = rescue::pipe();
+        tokio::spawn(rescue::serve(self.hands.clone(), request, sender));
+        Ok(pieces)
+    }
+
+    /// Whom a promotion asks for WAL, and how.
+    pub(super) fn asks_for_wal(&self) -> Option<(WalHolder, Asker)> {
+        let (holder, durable, settings) = (self.core.wal_holder()?, self.core.durable(), self.core.settings());
+        let asker = Asker {
+            cluster: durable.cluster_id.clone(),
+            me: self.identity.member.to_string(),
+            system: self.core.system_identifier()?,
+            most: settings.wal_rescue_max,
+            patience: settings.wal_rescue,
+        };
+        Some((holder.clone(), asker))
+    }
+}
