@@ -60,6 +60,8 @@ pub struct Hands {
     pub measured: Arc<OnceLock<Measured>>,
     /// What protects beyond the guard.
     pub layers: Layers,
+    /// Up to where WAL of a crashed primary was put into place here: replay may not have come to it yet.
+    pub rescued: Arc<std::sync::Mutex<WalPosition>>,
     /// Makes the tags that only members can make.
     pub codec: Codec,
 }

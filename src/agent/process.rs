@@ -216,6 +216,7 @@ impl Agent {
             group: guarding::group_use(local),
             measured: Arc::default(),
             layers: start::open_layers(&in_use, local)?,
+            rescued: Arc::default(),
             codec: Codec::new(&secret),
         };
         let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;

@@ -4,7 +4,7 @@
 //! record whose checksum is right, and only to a successor whose own WAL ends with the same bytes. Each piece carries
 //! a tag that only members can make. Nothing here holds a promotion up for longer than `wal_rescue_ms`.
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -213,6 +213,7 @@ impl Job {
             let length = piece.data.len() as u64;
             blocking(move || instance.put_wal(segment, position, &piece.data).map_err(said)).await??;
             at = Lsn(at.0 + length);
+            *self.hands.rescued.lock().unwrap_or_else(PoisonError::into_inner) = WalPosition { timeline, lsn: at };
             *rescued = Rescued { segment, from, bytes: at.bytes_past(from), to: at, end: Lsn(piece.end) };
             self.hands.progress("fetching WAL", rescued.bytes, rescued.end.bytes_past(from));
         }

@@ -1,7 +1,10 @@
 //! The tasks: long work, one at a time. Each step can be cut off at any moment;
 //! what it leaves behind is an ordinary state for the survey or the next order.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
@@ -192,7 +195,8 @@ impl Job {
             let (end, known) = (seen.wal_end, seen.wal_end_known);
             self.report(seen);
             if known {
-                return Ok(end);
+                let rescued = *self.hands.rescued.lock().unwrap_or_else(PoisonError::into_inner);
+                return Ok(if rescued.timeline == end.timeline { end.max(rescued) } else { end });
             }
             if tokio::time::Instant::now() >= until {
                 let instance = &self.hands.instance;

@@ -92,12 +92,7 @@ impl Instance {
     }
 
     /// The file of a segment, made at its full size when it is not there: PostgreSQL takes a shorter one for a broken one.
-    fn segment_file(
-        &self,
-        segment: u64,
-        timeline: TimelineId,
-        number: u64,
-    ) -> Result<(File, PathBuf), PostgresError> {
+    fn segment_file(&self, segment: u64, timeline: TimelineId, number: u64) -> Result<(File, PathBuf), PostgresError> {
         let path = self.pg_wal().join(segment_name(segment, timeline, number));
         if !path.exists() {
             // PostgreSQL removes what is left under such a name.

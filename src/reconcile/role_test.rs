@@ -270,3 +270,48 @@ fn who_confirms_is_stopped_for_a_restart_when_it_is_out_of_the_rule_or_no_commit
     assert_eq!(next(2, &["a", "c"], &[]), Some(527));
     assert_eq!(next(2, &["a", "c"], &[("sync_strict", "false")]), None, "commits need not wait");
 }
+
+/// What a host that ended because of a crash has alone is asked for; what its last word doesn't cover is not there to be had.
+#[test]
+fn only_a_primary_that_crashed_and_said_so_is_asked_for_wal() {
+    let reign = |epoch: u64, member: &str, cause: EndCause, end: Option<WalPosition>| Reign {
+        epoch: Epoch(epoch),
+        member: member.parse().unwrap(),
+        timeline: TimelineId(2),
+        granted_ms: 0,
+        opened_ms: Some(0),
+        ended_ms: Some(0),
+        cause,
+        reason: String::new(),
+        end,
+    };
+    let end = Some(WalPosition { timeline: TimelineId(2), lsn: Lsn(90) });
+    let asked = |reigns: &[Reign], promoted: &[u64]| {
+        let mut state = testing::state("granted a promoting 4");
+        let Lock::Granted { epoch, .. } = &mut state.lock else { panic!("granted") };
+        *epoch = Epoch(3);
+        state.epoch = Epoch(3);
+        state.reigns = reigns.iter().cloned().collect();
+        let switch = Some(WalPosition::default());
+        let record =
+            |epoch: &u64| TimelineRecord { timeline: TimelineId(2), epoch: Epoch(*epoch), switch, first_record: None };
+        state.lineage = promoted.iter().map(record).collect();
+        left_by_a_crash(&state).map(|(reign, _)| reign.member.to_string())
+    };
+    let crashed = reign(1, "b", EndCause::Crash, end);
+    let now = reign(3, "a", EndCause::Unknown, None);
+    assert_eq!(asked(&[crashed.clone(), now.clone()], &[1]).as_deref(), Some("b"));
+    let in_vain = reign(2, "c", EndCause::PromotionFailed, end);
+    assert_eq!(asked(&[crashed.clone(), in_vain, now.clone()], &[1]).as_deref(), Some("b"), "the last that wrote");
+    assert_eq!(asked(&[crashed, reign(2, "c", EndCause::Ordered, end), now.clone()], &[1, 2]), None);
+    for (cause, end) in [
+        (EndCause::Crash, None),
+        (EndCause::Ordered, end),
+        (EndCause::Storage, end),
+        (EndCause::NoSpace, end),
+        (EndCause::Lease, end),
+    ] {
+        assert_eq!(asked(&[reign(1, "b", cause, end), now.clone()], &[1]), None, "{cause:?}");
+    }
+    assert_eq!(asked(&[reign(1, "a", EndCause::Crash, end), now], &[1]), None, "it is that host itself");
+}

@@ -269,7 +269,12 @@ impl Host {
         }
         self.follow(epoch - 1, None).await;
         let standby = self.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
-        let order = v1::Promote { expected_timeline: timeline, system_identifier: self.system, floor: standby.wal_end, last: None };
+        let order = v1::Promote {
+            expected_timeline: timeline,
+            system_identifier: self.system,
+            floor: standby.wal_end,
+            last: None,
+        };
         self.execute(epoch, Action::Promote(order)).await.unwrap();
         self.until("it is primary", |s| s.state() == State::Primary).await;
     }

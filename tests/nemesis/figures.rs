@@ -40,14 +40,14 @@ struct Figure<'a> {
     values: serde_json::Value,
 }
 
-fn keep(figure: &str, wanted: &Wanted, seed: u64, minutes: f64, values: serde_json::Value) {
+pub fn keep(figure: &str, wanted: &Wanted, seed: u64, minutes: f64, values: serde_json::Value) {
     say(format!("{figure}: {values}"));
     let line = Figure { figure, build: build(), profile: wanted.profile.clone(), seed, minutes, values };
     report::append(&log(), &line).unwrap();
 }
 
 /// Min, median and max in milliseconds.
-fn spread(mut list: Vec<f64>) -> [f64; 3] {
+pub fn spread(mut list: Vec<f64>) -> [f64; 3] {
     list.sort_by(f64::total_cmp);
     let at = |i: usize| (list[i] * 10.0).round() / 10.0;
     [at(0), at(list.len() / 2), at(list.len() - 1)]
@@ -210,7 +210,7 @@ fn settled(hosts: &Hosts, name: &str, outcome: Result<(usize, u64)>) -> (usize, 
 }
 
 /// Two programs of load, killed when dropped.
-struct Load(Vec<std::process::Child>);
+pub struct Load(Vec<std::process::Child>);
 
 impl Drop for Load {
     fn drop(&mut self) {
@@ -224,7 +224,7 @@ impl Drop for Load {
 
 impl Load {
     /// pgbench's own mix, and its reads, against the primary.
-    fn start(hosts: &Hosts, primary: &str, seconds: u64) -> Result<Load> {
+    pub fn start(hosts: &Hosts, primary: &str, seconds: u64) -> Result<Load> {
         let at = hosts.rig.contact(primary)?;
         let (uid, gid) = hosts.rig.user().context("PostgreSQL refuses to run as root")?;
         let pgbench = |args: &[&str]| {
@@ -241,7 +241,7 @@ impl Load {
         Ok(Load(vec![writes, reads]))
     }
 
-    fn runs(&mut self) -> bool {
+    pub fn runs(&mut self) -> bool {
         self.0.iter_mut().all(|child| child.try_wait().is_ok_and(|ended| ended.is_none()))
     }
 }

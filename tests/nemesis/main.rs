@@ -23,6 +23,7 @@
 mod appends;
 mod checker;
 mod confirmers;
+mod crashes;
 mod dice;
 mod faults;
 mod figures;

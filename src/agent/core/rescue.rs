@@ -69,8 +69,16 @@ impl Core {
 }
 
 #[cfg(test)]
-mod tests {
+mod checks {
     use super::*;
+    use crate::{
+        agent::{
+            core::{Event, TaskEnd, tests},
+            order::{Action, Source},
+            store::Phase,
+        },
+        domain::{ClusterId, OnPrimaryCrash},
+    };
 
     #[test]
     fn wal_of_which_something_was_said_is_doubted() {
@@ -81,5 +89,58 @@ mod tests {
         assert!(doubted("exit code 1, PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device"));
         assert!(doubted("exit code 1, FATAL:  could not read block 3: Input/output error"));
         assert!(doubted("exit code 1, WARNING:  page verification failed, calculated checksum 1 but expected 2"));
+    }
+
+    fn left_by_a_crash() -> Core {
+        let mut core = tests::primary();
+        core.settings.on_primary_crash = OnPrimaryCrash::Failover;
+        core.followed = Some(tests::now(50).moment);
+        core.step(tests::gone(false), tests::now(60));
+        assert_eq!((core.durable.ended, core.tree), (Epoch(4), Tree::Empty));
+        core
+    }
+
+    fn asked(core: &Core, epoch: u64) -> Result<(), String> {
+        let cluster_id = core.durable.cluster_id.clone();
+        let to = Address { cluster_id, generation: core.durable.generation, target: "n1".to_owned() };
+        core.may_be_read(&to, Epoch(epoch), tests::SYSTEM)
+    }
+
+    #[test]
+    fn a_successor_reads_what_a_crash_left_and_nobody_reads_anything_else() {
+        assert!(asked(&tests::primary(), 4).is_err(), "it writes still");
+        let core = left_by_a_crash();
+        assert_eq!(asked(&core, 4), Ok(()));
+        assert!(asked(&core, 3).is_err() && asked(&core, 5).is_err(), "of another epoch");
+        let to = |target: &str| Address { target: target.to_owned(), ..address(&core) };
+        assert!(core.may_be_read(&to("n2"), Epoch(4), tests::SYSTEM).is_err());
+        assert!(core.may_be_read(&to("n1"), Epoch(4), tests::SYSTEM + 1).is_err());
+        let other = Address { cluster_id: ClusterId("other".to_owned()), ..address(&core) };
+        assert!(core.may_be_read(&other, Epoch(4), tests::SYSTEM).is_err());
+    }
+
+    fn address(core: &Core) -> Address {
+        let (cluster_id, generation) = (core.durable.cluster_id.clone(), core.durable.generation);
+        Address { cluster_id, generation, target: "n1".to_owned() }
+    }
+
+    #[test]
+    fn it_is_not_given_while_the_crashed_primary_may_be_restarted_in_place() {
+        let mut core = tests::primary();
+        core.step(tests::gone(false), tests::now(60));
+        assert_eq!(core.durable.tenure.map(|t| t.phase), Some(Phase::Crashed));
+        assert!(asked(&core, 4).is_err());
+    }
+
+    #[test]
+    fn it_may_be_read_of_a_standby_that_follows_nobody_until_it_becomes_other_wal() {
+        let mut core = left_by_a_crash();
+        core.step(tests::order(5, Action::StartStandby(None)), tests::now(70));
+        core.step(Event::Spawned { life: 2 }, tests::now(80));
+        assert_eq!(asked(&core, 4), Ok(()));
+        core.step(Event::Done(TaskEnd::Succeeded), tests::now(90));
+        let source = Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None };
+        core.step(tests::order(5, Action::Rewind(source)), tests::now(100));
+        assert!(asked(&core, 4).is_err());
     }
 }
