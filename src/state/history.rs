@@ -1,5 +1,5 @@
 //! What happened, for people: what the leader went by when it decided, and who was primary from when to when. Nobody
-//! decides by any of it, and times are a leader's wall clock, which may be wrong.
+//! decides by any of it, but that a new primary asks the last one for WAL; and times are a leader's wall clock, which may be wrong.
 
 use super::{
     cluster::{ClusterState, Lock},
