@@ -237,7 +237,7 @@ async fn promote(host: &Host, session: &Session, timeline: TimelineId) {
 
 /// A standby cloned from `source`, streaming.
 async fn standby(host: &mut Host, source: &Host) -> Session {
-    host.instance.clone_from(&source.upstream(), &quiet).await.unwrap();
+    host.instance.clone_from(&source.upstream(), 0, &quiet).await.unwrap();
     host.follow(Some(source));
     let session = host.start().await;
     host.probe_until("streaming", |p| p.streaming).await;
@@ -497,7 +497,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         let session = primary(one).await;
         let phases = std::sync::Mutex::new(Vec::new());
         let note = |progress: Progress| phases.lock().unwrap().push(progress);
-        two.instance.clone_from(&one.upstream(), &note).await.unwrap();
+        two.instance.clone_from(&one.upstream(), 512 << 20, &note).await.unwrap();
         assert!(phases.lock().unwrap().iter().any(|p| p.total_bytes > 0 && p.done_bytes == p.total_bytes));
         two.follow(Some(one));
         let reader = two.start().await;
@@ -527,7 +527,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         // Another cluster's data is never replaced by a clone.
         three.instance.initdb(&quiet).await.unwrap();
         let before = three.instance.control_data().unwrap();
-        let refused = three.instance.clone_from(&one.upstream(), &quiet).await;
+        let refused = three.instance.clone_from(&one.upstream(), 0, &quiet).await;
         assert!(matches!(refused, Err(CloneError::Foreign(_))), "{refused:?}");
         assert_eq!(three.instance.control_data().unwrap(), before);
     });
@@ -882,11 +882,11 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
 
         // A source that nobody is at: the directory stays.
         let nobody = Upstream { port: free_port(), ..one.upstream() };
-        two.instance.clone_from(&nobody, &quiet).await.unwrap_err();
+        two.instance.clone_from(&nobody, 0, &quiet).await.unwrap_err();
         assert!(data.join("diverged").exists());
         // Two clones in a row: the first old directory is the one that is kept.
-        two.instance.clone_from(&one.upstream(), &quiet).await.unwrap();
-        two.instance.clone_from(&one.upstream(), &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
         assert!(old.join("diverged").exists() && !data.join("diverged").exists());
         two.follow(Some(one));
         two.start().await;
@@ -1250,5 +1250,57 @@ fn what_a_former_primary_alone_had_is_counted() {
         assert_eq!(host.instance.commits_between(from, middle).await.unwrap(), 5);
         assert_eq!(host.instance.commits_between(from, end.lsn).await.unwrap(), 6);
         assert!(host.instance.commits_between(from, Lsn(end.lsn.0 + (1 << 30))).await.is_err(), "not all is there");
+    });
+}
+
+/// A copy as a member makes it, checks included, against pg_basebackup alone: `ROUNDS` (5) of each in turns, `SCALE` (140, about 2 GiB) of
+/// pgbench, in `DIR` (default: the directory for temporary files).
+#[test]
+#[ignore = "minutes: make proof"]
+fn a_copy_takes_little_longer_than_pg_basebackup() {
+    as_postgres("a_copy_takes_little_longer_than_pg_basebackup", || async {
+        let number = |name: &str, default: u64| std::env::var(name).ok().map_or(default, |text| text.parse().unwrap());
+        let root =
+            tempfile::tempdir_in(std::env::var_os("DIR").unwrap_or_else(|| std::env::temp_dir().into())).unwrap();
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let session = primary(one).await;
+        let port = one.member.postgres_port.to_string();
+        let at = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
+        let scale = number("SCALE", 140).to_string();
+        let program = |name: &str, args: &[&str]| {
+            let mut command = Command::new(bin_dir().join(name));
+            command.args(at).args(args).env("PGPASSWORD", r"su'p:er\").stdout(Stdio::null()).stderr(Stdio::null());
+            let began = Instant::now();
+            assert!(command.status().unwrap().success(), "{command:?}");
+            began.elapsed().as_secs_f64()
+        };
+        program("pgbench", &["-i", "-q", "-s", &scale, "postgres"]);
+        session.checkpoint(Duration::from_secs(120)).await.unwrap();
+        let plain = root.path().join("plain");
+        let (mut ratios, mut seconds) = (Vec::new(), Vec::new());
+        for round in 0..number("ROUNDS", 5) {
+            let mut bare = 0.0;
+            let mut ours = 0.0;
+            for turn in [round % 2, 1 - round % 2] {
+                if turn == 0 {
+                    let to = plain.display().to_string();
+                    bare = program("pg_basebackup", &["-X", "stream", "-c", "fast", "-D", &to]);
+                    fs::remove_dir_all(&plain).unwrap();
+                } else {
+                    let began = Instant::now();
+                    two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+                    ours = began.elapsed().as_secs_f64();
+                    fs::remove_dir_all(two.instance.data_dir()).unwrap();
+                }
+            }
+            println!("round {round}: pg_basebackup {bare:.2} s, a copy {ours:.2} s, {:.3} of its rate", bare / ours);
+            ratios.push(bare / ours);
+            seconds.push((bare, ours));
+        }
+        ratios.sort_by(f64::total_cmp);
+        let median = ratios[ratios.len() / 2];
+        println!("min {:.3}, median {median:.3}, max {:.3}", ratios[0], ratios[ratios.len() - 1]);
+        assert!(median >= 0.9, "{seconds:?}");
     });
 }

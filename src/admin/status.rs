@@ -257,10 +257,7 @@ fn member(
     out.paused = agent.paused;
     out.layers = agent.layers.iter().map(crate::rpc::convert::layer).collect();
     if let Some(work) = &agent.work {
-        out.progress = match work.total_bytes {
-            0 => format!("{} {}", work.kind, work.phase),
-            total => format!("{} {} {} %", work.kind, work.phase, work.done_bytes.saturating_mul(100) / total),
-        };
+        out.progress = work.to_string();
     }
     if let Some(redo) = &agent.redo {
         let recovery = if agent.state == PostgresState::Standby { "replay" } else { "recovery" };

@@ -215,8 +215,7 @@ fn a_crashed_primary_is_told_with_its_work_and_its_deadline() {
     let mut bench = bench("granted a open 2", Some("crashed 2:200 lease=1 failed=restart"), true);
     let agent = bench.seen.get_mut(&id("a")).unwrap().agent.as_mut().unwrap();
     agent.problem = Some("PostgreSQL ended: exit code 1".into());
-    agent.work =
-        Some(Work { order: 2, kind: "restart".into(), phase: "recovery".into(), done_bytes: 0, total_bytes: 0 });
+    agent.work = Some(Work { order: 2, kind: "restart".into(), phase: "recovery".into(), ..Work::default() });
     let trouble = of(&bench.situation()).unwrap();
     assert_eq!(
         trouble.what,

@@ -75,6 +75,7 @@ struct Running {
     task: Task,
     shown: Work,
     began: Moment,
+    phase_began: Moment,
 }
 
 /// All that the agent knows.
@@ -290,7 +291,7 @@ impl Core {
             }
             Event::Probed { life, result } if life == self.life => self.on_probed(result, now, &mut out),
             Event::Order(order) => self.on_order(order, now, &mut out),
-            Event::Progress { phase, done, total } => self.on_progress(phase, done, total),
+            Event::Progress { phase, done, total } => self.on_progress(phase, (done, total), now),
             Event::Done(end) => self.on_done(end, now, &mut out),
             Event::Touched { place, touch, waited, patience } => {
                 self.on_touched(place, touch, (waited, patience), now, &mut out);
@@ -438,11 +439,14 @@ impl Core {
         out.extend(todo.into_iter().map(Effect::Reserve));
     }
 
-    fn on_progress(&mut self, phase: String, done: u64, total: u64) {
+    fn on_progress(&mut self, phase: String, (done, total): (u64, u64), now: Now) {
         if let Some(work) = &mut self.work {
+            if work.shown.phase != phase {
+                work.phase_began = now.moment;
+            }
+            let phase_ms = u64::try_from(now.moment.since(work.phase_began).as_millis()).unwrap_or(u64::MAX);
             work.shown.phase = phase;
-            work.shown.done_bytes = done;
-            work.shown.total_bytes = total;
+            (work.shown.done_bytes, work.shown.total_bytes, work.shown.phase_ms) = (done, total, phase_ms);
         }
     }
 
@@ -761,10 +765,9 @@ impl Core {
         if !matches!(task, Task::Start(None) | Task::Follow(None) | Task::Stop { .. } | Task::Checkpoint) {
             self.wal_left = None;
         }
-        let shown =
-            Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), done_bytes: 0, total_bytes: 0 };
+        let shown = Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), ..Work::default() };
         out.push(Effect::Begin(task.clone()));
-        self.work = Some(Running { epoch, task, shown, began: now.moment });
+        self.work = Some(Running { epoch, task, shown, began: now.moment, phase_began: now.moment });
     }
 
     /// Time left of the lease this host's tenure rests on.

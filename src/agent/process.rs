@@ -569,6 +569,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
+            clone_rate: self.core.settings().clone_rate,
             rescue: self.asks_for_wal(),
         };
         let wakes = self.hands.wakes.clone();

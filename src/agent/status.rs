@@ -175,6 +175,7 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     if let Some(work) = &mut calm.work {
         work.done_bytes = 0;
         work.total_bytes = 0;
+        work.phase_ms = 0;
     }
     if let Some(redo) = &mut calm.redo {
         redo.still_ms = 0;

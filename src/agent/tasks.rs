@@ -48,6 +48,8 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
+    /// How fast a copy is made at most, in bytes a second; 0: no limit.
+    pub clone_rate: u64,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
 }
@@ -291,7 +293,7 @@ impl Job {
             self.hands.instance.mark_diverged(tail).map_err(said)?;
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
-        let copied = self.hands.instance.clone_from(&Upstream::from(source), &progress).await;
+        let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;
         copied.map(|_| ()).map_err(said)
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::Duration,
 };
 
@@ -40,7 +41,7 @@ pub enum PostgresState {
 }
 
 /// Long work that runs on a host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Work {
     /// The order that asked for it.
     pub order: u64,
@@ -52,6 +53,34 @@ pub struct Work {
     pub done_bytes: u64,
     /// Bytes in all, 0 when not known.
     pub total_bytes: u64,
+    /// Since this phase began, in milliseconds, when that was said.
+    pub phase_ms: u64,
+}
+
+impl Work {
+    /// Bytes a second since this phase began, when that can be said.
+    pub fn rate(&self) -> Option<u64> {
+        let rate = u128::from(self.done_bytes) * 1000 / u128::from(self.phase_ms.max(1));
+        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
+        (self.phase_ms >= 500 && self.total_bytes > 0 && rate > 0).then_some(rate)
+    }
+}
+
+/// For people: what, where it is, how much of how much, how fast, and how long yet.
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MB: u64 = 1 << 20;
+        write!(f, "{} {}", self.kind, self.phase)?;
+        if self.total_bytes == 0 {
+            return Ok(());
+        }
+        let (done, total) = (self.done_bytes, self.total_bytes);
+        write!(f, " {} of {} MB, {} %", done / MB, total.div_ceil(MB), done.saturating_mul(100) / total)?;
+        match self.rate() {
+            Some(rate) => write!(f, ", {} MB/s, {} s left", rate / MB, total.saturating_sub(done).div_ceil(rate)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How the last order ended.
@@ -351,4 +380,22 @@ pub struct Observation {
     pub format: Format,
     /// What a sync of its Raft log takes, by those of the last minute; `None` when there were too few.
     pub disk: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_is_told_with_what_is_known_of_it() {
+        let work = |done: u64, total: u64, phase_ms| {
+            let (kind, phase) = ("clone".to_owned(), "pg_basebackup".to_owned());
+            Work { kind, phase, done_bytes: done << 20, total_bytes: total << 20, phase_ms, ..Work::default() }
+                .to_string()
+        };
+        assert_eq!(work(0, 0, 900), "clone pg_basebackup");
+        assert_eq!(work(0, 2048, 900), "clone pg_basebackup 0 of 2048 MB, 0 %");
+        assert_eq!(work(10, 2048, 100), "clone pg_basebackup 10 of 2048 MB, 0 %", "too early to say how fast");
+        assert_eq!(work(512, 2048, 4_000), "clone pg_basebackup 512 of 2048 MB, 25 %, 128 MB/s, 12 s left");
+    }
 }

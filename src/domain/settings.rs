@@ -411,6 +411,9 @@ settings! {
     /// So much of it at most.
     wal_rescue_max: u64 = "wal_rescue_max", 256 << 20, 0..=1_099_511_627_776,
         "so much WAL at most is fetched so; what is beyond that is lost as without it";
+    /// So fast a copy of a member is made at most.
+    clone_rate: u64 = "clone_rate", 0, 0..=1_073_741_824,
+        "bytes a second that a copy of a data directory takes from its source at most (pg_basebackup --max-rate, 32kB to 1GB); 0: no limit";
     /// Who has to confirm a commit before it is acknowledged.
     replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
         "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \

@@ -16,6 +16,10 @@ use crate::domain::{Epoch, Generation, KeepDiverged};
 const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 
+/// What pg_basebackup takes, in bytes a second (manual, pg_basebackup).
+const LEAST_RATE: u64 = 32 << 10;
+const MOST_RATE: u64 = 1 << 30;
+
 /// A clone was refused or failed. The data directory is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
@@ -30,11 +34,16 @@ pub enum CloneError {
 impl Instance {
     /// Copies `source` into `<data_dir>.new`, verifies the copy, and swaps it in; returns its system identifier.
     /// What was in the data directory before is kept as `<data_dir>.old` until [`Instance::discard_old`]. The copy
-    /// is a standby that follows nobody yet; write its configuration before the start.
+    /// is a standby that follows nobody yet; write its configuration before the start. `max_rate` is in bytes a second, 0: no limit.
     ///
     /// # Errors
     /// See [`CloneError`].
-    pub async fn clone_from(&self, source: &Upstream, on_progress: OnProgress<'_>) -> Result<u64, CloneError> {
+    pub async fn clone_from(
+        &self,
+        source: &Upstream,
+        max_rate: u64,
+        on_progress: OnProgress<'_>,
+    ) -> Result<u64, CloneError> {
         let lock = OperationLock::take(self.data_dir())?;
         self.demand_stopped()?;
         self.finish_swap()?;
@@ -55,6 +64,10 @@ impl Instance {
             "--no-password",
             "--manifest-checksums=CRC32C",
         ]);
+        let copy = match max_rate {
+            0 => copy,
+            _ => copy.arg(format!("--max-rate={}k", max_rate.clamp(LEAST_RATE, MOST_RATE) >> 10)),
+        };
         copy.run(|line| Progress::parse("pg_basebackup", line).into_iter().for_each(on_progress))
             .await
             .map_err(PostgresError::from)?;

@@ -251,6 +251,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             phase: w.phase.clone(),
             done_bytes: w.done_bytes,
             total_bytes: w.total_bytes,
+            phase_ms: w.phase_ms,
         }),
         last_order: view.last_order.as_ref().map(|r| v1::OrderResult {
             order: r.order,
@@ -405,6 +406,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             phase: w.phase,
             done_bytes: w.done_bytes,
             total_bytes: w.total_bytes,
+            phase_ms: w.phase_ms,
         }),
         last_order: raw.last_order.map(|r| OrderResult {
             order: r.order,
