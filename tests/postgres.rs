@@ -1266,16 +1266,22 @@ fn a_copy_takes_little_longer_than_pg_basebackup() {
         let [one, two] = &mut all[..] else { panic!("two hosts") };
         let session = primary(one).await;
         let port = one.member.postgres_port.to_string();
-        let at = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
+        let at = ["-h", "127.0.0.1", "-p", &port];
         let scale = number("SCALE", 140).to_string();
-        let program = |name: &str, args: &[&str]| {
+        let program = |name: &str, (user, password): (&str, &str), args: &[&str]| {
             let mut command = Command::new(bin_dir().join(name));
-            command.args(at).args(args).env("PGPASSWORD", r"su'p:er\").stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .args(at)
+                .args(["-U", user])
+                .args(args)
+                .env("PGPASSWORD", password)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
             let began = Instant::now();
             assert!(command.status().unwrap().success(), "{command:?}");
             began.elapsed().as_secs_f64()
         };
-        program("pgbench", &["-i", "-q", "-s", &scale, "postgres"]);
+        program("pgbench", ("postgres", r"su'p:er\"), &["-i", "-q", "-s", &scale, "postgres"]);
         session.checkpoint(Duration::from_secs(120)).await.unwrap();
         let plain = root.path().join("plain");
         let (mut ratios, mut seconds) = (Vec::new(), Vec::new());
@@ -1285,7 +1291,11 @@ fn a_copy_takes_little_longer_than_pg_basebackup() {
             for turn in [round % 2, 1 - round % 2] {
                 if turn == 0 {
                     let to = plain.display().to_string();
-                    bare = program("pg_basebackup", &["-X", "stream", "-c", "fast", "-D", &to]);
+                    bare = program(
+                        "pg_basebackup",
+                        ("matriarch_repl", r"re'p:l\1"),
+                        &["-X", "stream", "-c", "fast", "-D", &to],
+                    );
                     fs::remove_dir_all(&plain).unwrap();
                 } else {
                     let began = Instant::now();

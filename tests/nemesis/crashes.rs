@@ -9,7 +9,7 @@ use std::{
 };
 
 use matriarch::{
-    demo::rig::{ROUTED, Rig, Role},
+    demo::rig::{self, ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
 use nix::sys::signal::Signal;
@@ -18,8 +18,9 @@ use serde_json::Value;
 use crate::{
     dice::Dice,
     figures::{Load, keep, spread},
-    hosts::{Hosts, exe},
-    runs::{alone, number, say, seed, wanted},
+    hosts::{Hosts, Wanted, exe},
+    rounds,
+    runs::{alone, log, number, say, seed, wanted},
 };
 
 const HEAL: Duration = Duration::from_secs(120);
@@ -54,7 +55,7 @@ fn lost_with(rig: &Rig, before: &StatusReply) -> u64 {
 #[ignore = "half an hour: make proof"]
 fn crashes_that_are_failed_over_lose_no_flushed_commit() {
     let Some(_alone) = alone() else { return };
-    let (mut wanted, seed) = (wanted(false, true), seed());
+    let (mut wanted, seed) = (Wanted { writers: true, ..wanted(false, true) }, seed());
     wanted.settings.extend(["on_primary_crash=failover", "failover_limit=0"].map(str::to_owned));
     let mut dice = Dice::new(seed);
     let runs = number("RUNS").map_or(50, |n| n as usize);
@@ -65,6 +66,7 @@ fn crashes_that_are_failed_over_lose_no_flushed_commit() {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     for run in 0..runs {
         let before = rig.healthy(HEAL).unwrap();
+        let began = Instant::now();
         let mut load = Load::start(&hosts, &before.primary, 600).unwrap();
         thread::sleep(Duration::from_millis(3_000 + dice.below(2_000)));
         assert!(load.runs(), "pgbench ended");
@@ -76,6 +78,10 @@ fn crashes_that_are_failed_over_lose_no_flushed_commit() {
         assert!(after.epoch > before.epoch && after.primary != before.primary, "run {run}: it was not failed over");
         let healed = fault.elapsed();
         let lost = lost_with(rig, &before);
+        let writes = rig.writes(began);
+        let gone = rig.lost(&after.primary, &writes).unwrap();
+        assert!(gone.is_empty(), "run {run}: {} acknowledged writes are lost: {:?}", gone.len(), gone.first());
+        assert_eq!(rig::two_writers(&writes), Duration::ZERO, "run {run}: two servers acknowledged writes at once");
         say(format!(
             "run {run}: writes after {:.0} ms, all well after {:.0} ms, {lost} bytes lost",
             ms(gap),
@@ -152,7 +158,7 @@ fn streams_again(rig: &Rig, host: &str, had_data: bool) {
 #[ignore = "an hour: make proof"]
 fn former_primaries_stream_again_whatever_is_killed_meanwhile() {
     let Some(_alone) = alone() else { return };
-    let (wanted, seed) = (wanted(false, true), seed());
+    let (wanted, seed) = (Wanted { writers: true, ..wanted(false, true) }, seed());
     let mut dice = Dice::new(seed);
     let runs = number("RUNS").map_or(100, |n| n as usize);
     let hosts = Hosts::raise(&wanted).unwrap();
@@ -163,6 +169,7 @@ fn former_primaries_stream_again_whatever_is_killed_meanwhile() {
     let (mut by_rewind, mut disturbed, mut rewinds, mut clones, mut not_needed) = (Vec::new(), Vec::new(), 0, 0, 0);
     for run in 0..runs {
         let before = rig.healthy(HEAL).unwrap();
+        let began = Instant::now();
         let old = &before.primary;
         let what = Disturbance::choose(&mut dice);
         let done = (tasks_done(rig, old, "rewind"), tasks_done(rig, old, "clone"));
@@ -196,13 +203,14 @@ fn former_primaries_stream_again_whatever_is_killed_meanwhile() {
         }
         streams_again(rig, old, had_data);
         let took = back.elapsed().as_secs_f64() * 1e3;
+        let writes = rig.writes(began);
+        assert_eq!(rig::two_writers(&writes), Duration::ZERO, "run {run}: two servers acknowledged writes at once");
         let rewound = tasks_done(rig, old, "rewind") - done.0;
         let cloned = tasks_done(rig, old, "clone") - done.1;
         let gap = gap.as_secs_f64() * 1e3;
         say(format!(
             "run {run}: {what:?}, writes after {gap:.0} ms, streams {took:.0} ms after it came back, {rewound} rewinds, {cloned} copies"
         ));
-        assert!(had_data || cloned > 0, "run {run}: its data was gone");
         rewinds += rewound;
         clones += cloned;
         not_needed += usize::from(rewound + cloned == 0);
@@ -211,9 +219,13 @@ fn former_primaries_stream_again_whatever_is_killed_meanwhile() {
             _ => disturbed.push(took),
         }
     }
+    if std::env::var_os("KEEP_LOGS").is_some() {
+        rounds::keep_logs(&hosts, &log().with_file_name("rejoins"));
+    }
+    let figures = |list: Vec<f64>| (!list.is_empty()).then(|| spread(list));
     let values = serde_json::json!({
-        "runs": runs, "undisturbed_by_rewind": by_rewind.len(), "streams_after_ms": spread(by_rewind),
-        "others_ms": spread(disturbed), "rewinds": rewinds, "copies": clones, "neither": not_needed,
+        "runs": runs, "undisturbed_by_rewind": by_rewind.len(), "streams_after_ms": figures(by_rewind),
+        "others_ms": figures(disturbed), "rewinds": rewinds, "copies": clones, "neither": not_needed,
     });
     keep("former primaries stream again, ms (min, median, max)", &wanted, seed, 0.0, values);
 }

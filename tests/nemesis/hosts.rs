@@ -108,6 +108,8 @@ pub struct Wanted {
     pub clocks: bool,
     /// As systemd's units have it: the guard kills with one write, the kernel lease is on. Else a plain user's.
     pub as_units: bool,
+    /// The cluster's own writers, which tell how long nobody could write, write.
+    pub writers: bool,
     /// Added to the configuration of every host.
     pub config: String,
     /// Settings (`key=value`) that the cluster is given once it is healthy.
@@ -143,7 +145,7 @@ impl Hosts {
             env,
             cgroups: cgroup2(),
             as_units: wanted.as_units,
-            quiet: true,
+            quiet: !wanted.writers,
             ..Ground::default()
         };
         let cluster = Unstarted::lay_out_on(&exe(), &base(), &wanted.profile, ground)?;

@@ -85,6 +85,7 @@ pub fn wanted(clocks: bool, as_units: bool) -> Wanted {
         members: members().unwrap_or(3),
         clocks,
         as_units,
+        writers: false,
         config: env::var("NEMESIS_CONFIG").unwrap_or_default(),
         settings: settings(),
     }
