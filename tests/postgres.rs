@@ -533,6 +533,53 @@ fn a_clone_streams_and_knows_whom_it_follows() {
     });
 }
 
+/// On one host, where the source's own directories are in the way.
+#[test]
+fn a_copy_has_places_of_its_own_for_wal_and_tablespaces_and_what_it_replaces_takes_its_own_along() {
+    let name = "a_copy_has_places_of_its_own_for_wal_and_tablespaces_and_what_it_replaces_takes_its_own_along";
+    as_postgres(name, || async {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let mut all = hosts(root.path(), 2);
+        let [one, two] = &mut all[..] else { panic!("two hosts") };
+        let session = primary(one).await;
+        for dir in ["space", "a=b", "wal"] {
+            fs::create_dir(at(dir)).unwrap();
+        }
+        run(&session, &format!("CREATE TABLESPACE s LOCATION '{}'", at("space").display())).await;
+        run(&session, &format!("CREATE TABLESPACE odd LOCATION '{}'", at("a=b").display())).await;
+        run(&session, "CREATE TABLE u TABLESPACE s AS SELECT 7 AS n").await;
+        let targets = |host: &Host| {
+            let links = fs::read_dir(host.instance.data_dir().join("pg_tblspc")).unwrap();
+            let mut targets: Vec<_> = links.map(|link| fs::read_link(link.unwrap().path()).unwrap()).collect();
+            targets.sort();
+            targets
+        };
+        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        assert_eq!(targets(two), [at("a=b.2"), at("space.2")]);
+        // As an administrator does who gives WAL a volume of its own.
+        let (inside, outside) = (two.instance.data_dir().join("pg_wal"), at("wal/pg_wal"));
+        fs::rename(&inside, &outside).unwrap();
+        std::os::unix::fs::symlink(&outside, &inside).unwrap();
+
+        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        assert_eq!(targets(two), [at("a=b.3"), at("space.3")]);
+        assert_eq!(fs::read_link(&inside).unwrap(), at("wal/pg_wal.2"));
+        assert!(outside.exists() && at("space.2").exists(), "what is replaced stays whole until the copy works");
+        two.follow(Some(one));
+        let reader = two.start().await;
+        two.probe_until("streaming", |p| p.streaming).await;
+        assert_eq!(run(&reader, "SELECT n FROM u").await, ["7"]);
+        two.instance.discard_old(KeepDiverged::None).unwrap();
+        two.instance.remove_discarded().await.unwrap();
+        for gone in ["wal/pg_wal", "space.2", "a=b.2"] {
+            assert!(!at(gone).exists(), "{gone}");
+        }
+        assert!(at("wal/pg_wal.2").exists() && at("space.3").exists());
+        assert!(fs::read_dir(at("space")).unwrap().count() == 1, "the source's own");
+    });
+}
+
 #[test]
 fn a_standby_that_changed_timeline_knows_it_before_pg_control_does() {
     as_postgres("a_standby_that_changed_timeline_knows_it_before_pg_control_does", || async {
@@ -696,86 +743,102 @@ fn a_clean_primary_ends_where_its_standby_ends() {
 
 #[test]
 fn a_crashed_and_diverged_primary_is_rewound_and_follows() {
-    as_postgres("a_crashed_and_diverged_primary_is_rewound_and_follows", || async {
-        let root = tempfile::tempdir().unwrap();
-        let mut all = hosts(root.path(), 2);
-        let [one, two] = &mut all[..] else { panic!("two hosts") };
-        // Nothing but the rewind's own care keeps the WAL it needs.
-        one.reconfigure("wal_keep_size", "0");
-        let one_session = primary(one).await;
-        let two_session = standby(two, one).await;
-        run(&one_session, "INSERT INTO t VALUES (1)").await;
-        await_row(&two_session, 1).await;
-        two.follow(None);
-        two_session.reload().await.unwrap();
-        two_session.await_severed(DEADLINE).await.unwrap();
-        let fork = two.probe().await.wal_end;
+    as_postgres("a_crashed_and_diverged_primary_is_rewound_and_follows", || rewound(None));
+}
 
-        // The diverged tail spans segments, so that the checkpoint of the clean-up recovery could remove WAL.
-        run(&one_session, "INSERT INTO t VALUES (666)").await;
-        for _ in 0..2 {
-            run(&one_session, "INSERT INTO t SELECT 667 FROM generate_series(1, 60000)").await;
-            run(&one_session, "SELECT pg_switch_wal()").await;
+#[test]
+fn it_is_rewound_with_wal_on_a_volume_of_its_own_as_well() {
+    let volume = || Some(tempfile::tempdir_in("/dev/shm").unwrap());
+    as_postgres("it_is_rewound_with_wal_on_a_volume_of_its_own_as_well", || rewound(volume()));
+}
+
+async fn rewound(volume: Option<tempfile::TempDir>) {
+    let root = tempfile::tempdir().unwrap();
+    let mut all = hosts(root.path(), 2);
+    let [one, two] = &mut all[..] else { panic!("two hosts") };
+    // Nothing but the rewind's own care keeps the WAL it needs.
+    one.reconfigure("wal_keep_size", "0");
+    let one_session = primary(one).await;
+    let two_session = standby(two, one).await;
+    run(&one_session, "INSERT INTO t VALUES (1)").await;
+    await_row(&two_session, 1).await;
+    two.follow(None);
+    two_session.reload().await.unwrap();
+    two_session.await_severed(DEADLINE).await.unwrap();
+    let fork = two.probe().await.wal_end;
+
+    // The diverged tail spans segments, so that the checkpoint of the clean-up recovery could remove WAL.
+    run(&one_session, "INSERT INTO t VALUES (666)").await;
+    for _ in 0..2 {
+        run(&one_session, "INSERT INTO t SELECT 667 FROM generate_series(1, 60000)").await;
+        run(&one_session, "SELECT pg_switch_wal()").await;
+    }
+    run(&one_session, "INSERT INTO t VALUES (668)").await;
+    one.stop(Signal::SIGKILL);
+    let mut aside = root.path().join("n1/data.wal-aside");
+    if let Some(volume) = &volume {
+        // No hard link leads from one to the other.
+        let (inside, outside) = (one.instance.data_dir().join("pg_wal"), volume.path().join("pg_wal"));
+        assert!(Command::new("mv").arg(&inside).arg(&outside).status().unwrap().success());
+        std::os::unix::fs::symlink(&outside, &inside).unwrap();
+        aside = volume.path().join("pg_wal.aside");
+    }
+    promote(two, &two_session, TimelineId(3)).await;
+    run(&two_session, "INSERT INTO t VALUES (2)").await;
+    let lineage = two.instance.history(TimelineId(3)).unwrap();
+    let lost = one.instance.wal_end_on_disk().await.unwrap();
+    assert!(lineage.includes(fork) && !lineage.includes(lost), "{lineage:?} {fork} {lost}");
+
+    let tail = Tail { fork, end: lost };
+    let saved = one.instance.save_tail(tail, "why".to_owned()).await.unwrap();
+    assert!(matches!(saved, Saved::Files { bytes } if bytes >= 3 << 24), "{saved:?}");
+    assert_eq!(one.instance.save_tail(tail, "again".to_owned()).await.unwrap(), saved, "once is enough");
+
+    // A source that nobody is at: nothing is changed, and it may be started again.
+    let nobody = Upstream { port: free_port(), ..two.upstream() };
+    let failed = one.instance.rewind(&nobody, &quiet).await;
+    assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
+    assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
+
+    // One that was cut off: it is never started, not by hand either, and rewound again.
+    let data_dir = one.instance.data_dir();
+    fs::write(root.path().join("n1/data.rewinding"), "").unwrap();
+    fs::set_permissions(data_dir, fs::Permissions::from_mode(0o702)).unwrap();
+    assert!(matches!(one.instance.postmaster_command(), Err(PostgresError::HalfRewound { .. })));
+    let refused = AtomicU32::new(0);
+    let by_hand = |progress: Progress| {
+        if progress.phase == "pg_rewind" {
+            start_by_hand_is_refused(data_dir);
+            refused.fetch_add(1, Ordering::Relaxed);
         }
-        run(&one_session, "INSERT INTO t VALUES (668)").await;
-        one.stop(Signal::SIGKILL);
-        promote(two, &two_session, TimelineId(3)).await;
-        run(&two_session, "INSERT INTO t VALUES (2)").await;
-        let lineage = two.instance.history(TimelineId(3)).unwrap();
-        let lost = one.instance.wal_end_on_disk().await.unwrap();
-        assert!(lineage.includes(fork) && !lineage.includes(lost), "{lineage:?} {fork} {lost}");
+    };
+    assert_eq!(one.instance.rewind(&two.upstream(), &by_hand).await.unwrap(), RewindOutcome::Rewound);
+    assert!(refused.into_inner() > 1, "before pg_rewind, and while it copies");
+    assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
+    assert_eq!(fs::metadata(data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+    assert!(aside.exists());
+    let port = format!("port = '{}'", one.member.postgres_port);
+    assert!(fs::read_to_string(one.instance.data_dir().join("postgresql.conf")).unwrap().contains(&port));
+    one.follow(Some(two));
+    let one_session = one.start().await;
+    let probe = one.probe_until("streaming", |p| p.streaming).await;
+    assert_eq!((probe.wal_end.timeline, probe.upstream.unwrap().as_str()), (TimelineId(3), "n2"));
+    await_row(&one_session, 2).await;
+    assert_eq!(run(&one_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1", "2"]);
+    one.instance.discard_old(KeepDiverged::Last).unwrap();
+    assert!(!aside.exists());
 
-        let tail = Tail { fork, end: lost };
-        let saved = one.instance.save_tail(tail, "why".to_owned()).await.unwrap();
-        assert!(matches!(saved, Saved::Files { bytes } if bytes >= 3 << 24), "{saved:?}");
-        assert_eq!(one.instance.save_tail(tail, "again".to_owned()).await.unwrap(), saved, "once is enough");
-
-        // A source that nobody is at: nothing is changed, and it may be started again.
-        let nobody = Upstream { port: free_port(), ..two.upstream() };
-        let failed = one.instance.rewind(&nobody, &quiet).await;
-        assert!(matches!(failed, Err(RewindError::Failed { touched: false, .. })), "{failed:?}");
-        assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
-
-        // One that was cut off: it is never started, not by hand either, and rewound again.
-        let data_dir = one.instance.data_dir();
-        fs::write(root.path().join("n1/data.rewinding"), "").unwrap();
-        fs::set_permissions(data_dir, fs::Permissions::from_mode(0o702)).unwrap();
-        assert!(matches!(one.instance.postmaster_command(), Err(PostgresError::HalfRewound { .. })));
-        let refused = AtomicU32::new(0);
-        let by_hand = |progress: Progress| {
-            if progress.phase == "pg_rewind" {
-                start_by_hand_is_refused(data_dir);
-                refused.fetch_add(1, Ordering::Relaxed);
-            }
-        };
-        assert_eq!(one.instance.rewind(&two.upstream(), &by_hand).await.unwrap(), RewindOutcome::Rewound);
-        assert!(refused.into_inner() > 1, "before pg_rewind, and while it copies");
-        assert!(!one.instance.rewind_unfinished() && one.instance.has_standby_signal());
-        assert_eq!(fs::metadata(data_dir).unwrap().permissions().mode() & 0o777, 0o700);
-        assert!(root.path().join("n1/data.wal-aside").exists());
-        let port = format!("port = '{}'", one.member.postgres_port);
-        assert!(fs::read_to_string(one.instance.data_dir().join("postgresql.conf")).unwrap().contains(&port));
-        one.follow(Some(two));
-        let one_session = one.start().await;
-        let probe = one.probe_until("streaming", |p| p.streaming).await;
-        assert_eq!((probe.wal_end.timeline, probe.upstream.unwrap().as_str()), (TimelineId(3), "n2"));
-        await_row(&one_session, 2).await;
-        assert_eq!(run(&one_session, "SELECT DISTINCT x FROM t ORDER BY x").await, ["0", "1", "2"]);
-        one.instance.discard_old(KeepDiverged::Last).unwrap();
-        assert!(!root.path().join("n1/data.wal-aside").exists());
-
-        // What was undone can still be read.
-        let kept = one.instance.kept(tail);
-        assert_eq!(fs::read_to_string(kept.join("report.txt")).unwrap(), "why");
-        let (start, end) = (fork.lsn.to_string(), lost.lsn.to_string());
-        let mut waldump = Command::new(bin_dir().join("pg_waldump"));
-        let read = waldump.arg("-p").arg(&kept).args(["-t", "2", "-s", &start, "-e", &end, "-r", "Transaction"]);
-        let read = String::from_utf8(read.output().unwrap().stdout).unwrap();
-        assert_eq!(read.lines().filter(|line| line.contains("COMMIT")).count(), 4, "{read}");
-        assert_eq!(one.instance.prune_kept(KeepDiverged::Last).await.unwrap(), Vec::<String>::new());
-        assert_eq!(one.instance.prune_kept(KeepDiverged::None).await.unwrap().len(), 1);
-        assert!(!kept.exists());
-    });
+    // What was undone can still be read.
+    let kept = one.instance.kept(tail);
+    assert_eq!(fs::read_to_string(kept.join("report.txt")).unwrap(), "why");
+    let (start, end) = (fork.lsn.to_string(), lost.lsn.to_string());
+    let mut waldump = Command::new(bin_dir().join("pg_waldump"));
+    let read = waldump.arg("-p").arg(&kept).args(["-t", "2", "-s", &start, "-e", &end, "-r", "Transaction"]);
+    let read = String::from_utf8(read.output().unwrap().stdout).unwrap();
+    assert_eq!(read.lines().filter(|line| line.contains("COMMIT")).count(), 4, "{read}");
+    assert_eq!(one.instance.prune_kept(KeepDiverged::Last).await.unwrap(), Vec::<String>::new());
+    assert_eq!(one.instance.prune_kept(KeepDiverged::None).await.unwrap().len(), 1);
+    assert!(!kept.exists());
 }
 
 /// Both take the next number from the same position: the histories are equal, and the bytes are not.

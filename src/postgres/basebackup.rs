@@ -9,6 +9,7 @@ use super::{
     files::{self, OperationLock},
     instance::{DataState, Instance},
     kept,
+    session::SqlError,
 };
 use crate::domain::{Epoch, Generation, KeepDiverged};
 
@@ -29,6 +30,9 @@ pub enum CloneError {
     /// A step failed.
     #[error(transparent)]
     Step(#[from] PostgresError),
+    /// The source did not answer.
+    #[error(transparent)]
+    Source(#[from] SqlError),
 }
 
 impl Instance {
@@ -52,7 +56,7 @@ impl Instance {
             return Err(CloneError::Foreign(text));
         }
         let new = self.beside(".new");
-        files::remove_tree(&new).await?;
+        self.remove_data(&new).await?;
         self.write_passfile(Some(source))?;
         on_progress(Progress::phase("pg_basebackup"));
         let conninfo = self.source_conninfo(source, None);
@@ -68,6 +72,7 @@ impl Instance {
             0 => copy,
             _ => copy.arg(format!("--max-rate={}k", max_rate.clamp(LEAST_RATE, MOST_RATE) >> 10)),
         };
+        let copy = copy.args(self.places_for_a_copy(source).await?);
         copy.run(|line| Progress::parse("pg_basebackup", line).into_iter().for_each(on_progress))
             .await
             .map_err(PostgresError::from)?;
@@ -99,13 +104,13 @@ impl Instance {
     async fn swap(&self) -> Result<(), PostgresError> {
         let (data, old, failed) = (self.data_dir(), self.beside(".old"), self.beside(".failed"));
         if !matches!(self.data_state()?, DataState::Missing | DataState::Empty) {
-            files::remove_tree(&failed).await?;
+            self.remove_data(&failed).await?;
             let aside = if old.exists() { &failed } else { &old };
             fs::rename(data, aside).map_err(PostgresError::file("putting aside", data))?;
             files::sync_parent(data)?;
         }
         self.finish_swap()?;
-        files::remove_tree(&failed).await
+        self.remove_data(&failed).await
     }
 
     /// Finishes a swap that was cut off between its two renames: the data directory is gone and a complete new copy
@@ -134,6 +139,7 @@ impl Instance {
         if keep != KeepDiverged::None {
             self.keep_old()?;
         }
+        self.discard_linked_wal()?;
         let discarded = self.beside(".discarded");
         for suffix in [".old", ".failed", ".wal-aside"] {
             let kept = self.beside(suffix);
@@ -154,6 +160,27 @@ impl Instance {
     /// # Errors
     /// A directory can't be removed.
     pub async fn remove_discarded(&self) -> Result<(), PostgresError> {
+        let discarded = self.beside(".discarded");
+        let linked = self.wal_aside();
+        let instance = self.clone();
+        files::blocking(move || {
+            for entry in fs::read_dir(&discarded).into_iter().flatten().flatten() {
+                instance.remove_data_blocking(&entry.path())?;
+            }
+            Ok(())
+        })
+        .await?;
+        files::remove_tree(&files::beside(&linked, ".discarded")).await?;
         files::remove_tree(&self.beside(".discarded")).await
+    }
+
+    /// WAL that a rewind has set aside on another volume: it is renamed where it lies.
+    fn discard_linked_wal(&self) -> Result<(), PostgresError> {
+        let aside = self.wal_aside();
+        let discarded = files::beside(&aside, ".discarded");
+        if aside == self.beside(".wal-aside") || !aside.exists() || discarded.exists() {
+            return Ok(());
+        }
+        fs::rename(&aside, &discarded).map_err(PostgresError::file("putting aside", &aside))
     }
 }

@@ -159,6 +159,7 @@ impl Instance {
         };
         entries.truncate(entries.len().saturating_sub(stay));
         for place in &entries {
+            self.remove_data_blocking(&place.join("data"))?;
             remove_blocking(place)?;
         }
         Ok(entries.iter().map(|place| name_of(place)).collect())
@@ -171,7 +172,7 @@ impl Instance {
     pub fn release_kept_data(&self) -> Result<bool, PostgresError> {
         let directories = self.kept_by_age()?.into_iter().map(|place| place.join("data"));
         let directories: Vec<PathBuf> = directories.filter(|data| data.exists()).collect();
-        directories.iter().try_for_each(|data| remove_blocking(data))?;
+        directories.iter().try_for_each(|data| self.remove_data_blocking(data))?;
         Ok(!directories.is_empty())
     }
 

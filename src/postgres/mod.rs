@@ -17,6 +17,7 @@ mod initdb;
 pub mod instance;
 mod kept;
 mod knock;
+mod outside;
 pub mod probe;
 mod rescue;
 pub mod rewind;

@@ -170,7 +170,7 @@ impl Instance {
     /// Hard-links every WAL file aside: the checkpoint at the end of the crash recovery can remove WAL that
     /// pg_rewind needs.
     async fn set_wal_aside(&self, afresh: bool) -> Result<(), PostgresError> {
-        let (wal, aside) = (self.pg_wal(), self.beside(".wal-aside"));
+        let (wal, aside) = (self.pg_wal(), self.wal_aside());
         if afresh {
             files::remove_tree(&aside).await?;
         }
@@ -181,8 +181,16 @@ impl Instance {
         .await
     }
 
+    /// Beside the data directory, or beside WAL that lies elsewhere: a link leads nowhere on another volume.
+    pub(super) fn wal_aside(&self) -> PathBuf {
+        match fs::read_link(self.pg_wal()) {
+            Ok(elsewhere) if elsewhere.is_absolute() => files::beside(&elsewhere, ".aside"),
+            Ok(_) | Err(_) => self.beside(".wal-aside"),
+        }
+    }
+
     async fn put_back_wal(&self) -> Result<(), PostgresError> {
-        let (wal, aside) = (self.pg_wal(), self.beside(".wal-aside"));
+        let (wal, aside) = (self.pg_wal(), self.wal_aside());
         files::blocking(move || link_missing(&aside, &wal)).await
     }
 

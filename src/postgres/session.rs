@@ -64,7 +64,7 @@ pub enum SqlError {
 }
 
 impl SqlError {
-    fn from_driver(doing: &'static str, error: tokio_postgres::Error) -> Self {
+    pub(super) fn from_driver(doing: &'static str, error: tokio_postgres::Error) -> Self {
         if let Some(db) = error.as_db_error() {
             let (sqlstate, message) = (db.code().code().to_owned(), db.message().to_owned());
             return SqlError::Database { doing, sqlstate, message };

@@ -51,6 +51,7 @@ pub fn as_postgres<F: Future<Output = ()>>(test: &str, body: impl FnOnce() -> F)
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{out}{err}");
         assert!(out.contains("ok. 1 passed"), "{test}: no test has that name, modules included\n{out}");
+        print!("{out}");
         return;
     }
     tokio::runtime::Runtime::new().unwrap().block_on(body());
