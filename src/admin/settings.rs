@@ -122,6 +122,7 @@ mod tests {
             "wal_rescue_ms=1000 default 1000 set false ",
             "wal_room_act=2% default 2% set false ",
             "wal_room_warn=10% default 10% set false ",
+            "n1.clonefrom=true default true set false ",
             "n1.failover=true default true set false ",
             "n1.priority=100 default 100 set true priority = `x` is not possible: a whole number from 0 to 1000000",
             "n1.site=east default  set true ",

@@ -61,15 +61,28 @@ impl Agent {
         Ok(())
     }
 
-    fn give_wal(&self, to: &Address, request: v1::ReadWalRequest) -> Result<Pieces, String> {
+    fn give_wal(&mut self, to: &Address, request: v1::ReadWalRequest) -> Result<Pieces, String> {
         if !rescue::is_of_a_member(&self.hands.codec, &request) {
             return Err("the request has no tag of a member".to_owned());
         }
         let epoch = Epoch(request.to.as_ref().map(|t| t.epoch).unwrap_or_default());
         self.core.may_be_read(to, epoch, request.system_identifier)?;
         let (sender, pieces) = rescue::pipe();
-        tokio::spawn(rescue::serve(self.hands.clone(), request, sender));
+        let serves = tokio::spawn(rescue::serve(self.hands.clone(), request, sender));
+        // One at a time: whoever asks again has given the first request up.
+        if let Some(earlier) = self.serves.replace(serves) {
+            earlier.abort();
+        }
         Ok(pieces)
+    }
+
+    /// What becomes other WAL is read no more.
+    pub(super) fn end_serving(&mut self) {
+        if !self.core.has_wal_left()
+            && let Some(serves) = self.serves.take()
+        {
+            serves.abort();
+        }
     }
 
     /// Whom a promotion asks for WAL, and how.

@@ -158,7 +158,7 @@ pub struct Core {
     follows_epoch: Epoch,
     /// The task under way follows whom it follows already: what that brings may be a newer timeline.
     follows_on: bool,
-    wal_left: Option<rescue::WalLeft>,
+    left_wal: rescue::Left,
     /// Of the last order to promote.
     wal_holder: Option<WalHolder>,
 }
@@ -215,7 +215,7 @@ impl Core {
             follows: None,
             follows_epoch: Epoch(0),
             follows_on: false,
-            wal_left: None,
+            left_wal: rescue::Left::default(),
             wal_holder: None,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
@@ -696,6 +696,7 @@ impl Core {
         self.ended_by = cause;
         tracing::warn!(epoch = %tenure.epoch, cause = cause.name(), why, "the epoch ends on this host");
         self.fence(now, out);
+        self.note_ending(tenure);
         self.durable.tenure = None;
         self.durable.ended = self.durable.ended.max(tenure.epoch);
         self.idle_since = None;
@@ -762,8 +763,16 @@ impl Core {
             // From here on the directory may be the copy, and whoever finds it must know that.
             out.push(Effect::Persist);
         }
-        if !matches!(task, Task::Start(None) | Task::Follow(None) | Task::Stop { .. } | Task::Checkpoint) {
-            self.wal_left = None;
+        if matches!(
+            task,
+            Task::Initdb
+                | Task::Promote(_)
+                | Task::Rewind(_)
+                | Task::Clone(_)
+                | Task::Start(Some(_))
+                | Task::Follow(Some(_))
+        ) {
+            self.forget_wal_left();
         }
         let shown = Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), ..Work::default() };
         out.push(Effect::Begin(task.clone()));

@@ -366,6 +366,12 @@ pub fn end_of(log: &Path) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What the last PostgreSQL to write a log wrote to its end; empty when that can't be read.
+pub fn last_life(log: &Path) -> String {
+    let text = end_of(log).unwrap_or_default();
+    text.rfind(BEGINS).map_or(text.clone(), |at| text[at..].to_owned())
+}
+
 /// A postmaster writes this first; what stands before it is of another life.
 pub const BEGINS: &str = " LOG:  starting PostgreSQL ";
 

@@ -21,7 +21,7 @@ use super::{
     core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
     failsafe::{Door, Question},
     guarding,
-    hands::{Hands, blocking, chain, last_words, read_disk, said},
+    hands::{Hands, blocking, chain, last_life, last_words, read_disk, said},
     lease_news,
     prober::{self, Plan},
     redo, room,
@@ -83,6 +83,8 @@ pub(super) struct Agent {
     pub(super) identity: Identity,
     pub(super) guard: Option<GuardHandle>,
     pub(super) task: Option<JoinHandle<()>>,
+    /// Whoever reads the WAL that a crashed primary has left here.
+    pub(super) serves: Option<JoinHandle<()>>,
     pub(super) plan: watch::Sender<Option<Plan>>,
     /// By which rule the running primary is to acknowledge.
     pub(super) acks: watch::Sender<Option<SyncPlan>>,
@@ -287,6 +289,7 @@ impl Agent {
             hands,
             guard,
             task: None,
+            serves: None,
             plan,
             acks,
             patience,
@@ -411,6 +414,9 @@ impl Agent {
                 let ended = ends_the_tree(&self.core, &event);
                 if ended {
                     self.hands.sink_to_nobody();
+                }
+                if ended {
+                    self.core.read_last_log(&last_life(self.hands.instance.log_file()));
                 }
                 let event = with_last_words(event, &self.hands);
                 let effects = self.step(event)?;
@@ -559,6 +565,7 @@ impl Agent {
     }
 
     fn begin(&mut self, task: super::core::Task) {
+        self.end_serving();
         let job = Job {
             hands: self.hands.clone(),
             task,

@@ -2,9 +2,12 @@
 //!
 //! Who may ask is decided by [`Core::may_be_read`](super::core::Core::may_be_read). What is given is cut at the end of the last
 //! record whose checksum is right, and only to a successor whose own WAL ends with the same bytes. Each piece carries
-//! a tag that only members can make. Nothing here holds a promotion up for longer than `wal_rescue_ms`.
+//! a tag that only members can make. The other host is waited for no longer than `wal_rescue_ms`; what came is written and synced whatever that takes.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -32,8 +35,14 @@ const AHEAD: usize = 8;
 const CONNECT: Duration = Duration::from_millis(300);
 /// How often it is looked whether what came is replayed.
 const POLL: Duration = Duration::from_millis(10);
-/// Nobody waits longer for an answer that begins with reading the WAL.
-const READ: Duration = Duration::from_secs(60);
+/// Nobody is served for longer; whoever asked has given up long before.
+const SERVED: Duration = Duration::from_secs(60);
+/// So many segment files' worth of room is left for what PostgreSQL writes itself.
+const SPARE: u64 = 8;
+/// So many looks in a row must find that replay has come to its end.
+const LOOKS_AT_THE_END: u32 = 20;
+/// What was cut in the middle of a record ends so near its last whole one.
+const SMALL: u64 = 1 << 20;
 
 /// What tags of requests, of pieces and of WAL before a position are made of.
 const REQUEST: &str = "read WAL";
@@ -56,6 +65,11 @@ struct Rescued {
 }
 
 fn request_tag(codec: &Codec, request: &v1::ReadWalRequest) -> Vec<u8> {
+    codec.tag(REQUEST, &[&request_parts(request)])
+}
+
+/// All of a request but its tag.
+fn request_parts(request: &v1::ReadWalRequest) -> Vec<u8> {
     let to = request.to.clone().unwrap_or_default();
     let numbers = [
         to.generation,
@@ -69,7 +83,7 @@ fn request_tag(codec: &Codec, request: &v1::ReadWalRequest) -> Vec<u8> {
     ];
     let numbers: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
     let parts = [to.cluster_id.as_bytes(), to.target.as_bytes(), to.sender.as_bytes(), &numbers, &request.before];
-    codec.tag(REQUEST, &parts)
+    parts.iter().flat_map(|part| (part.len() as u64).to_be_bytes().into_iter().chain(part.iter().copied())).collect()
 }
 
 fn piece_numbers(nonce: u64, lsn: u64, end: u64) -> Vec<u8> {
@@ -78,12 +92,16 @@ fn piece_numbers(nonce: u64, lsn: u64, end: u64) -> Vec<u8> {
 
 /// True when a member made this request.
 pub fn is_of_a_member(codec: &Codec, request: &v1::ReadWalRequest) -> bool {
-    request.tag == request_tag(codec, request)
+    codec.is_tag(&request.tag, REQUEST, &[&request_parts(request)])
 }
 
 /// Gives the WAL that is asked for, piece by piece, and ends with the first that nobody takes.
 pub async fn serve(hands: Hands, request: v1::ReadWalRequest, pieces: mpsc::Sender<Result<v1::WalPiece, Status>>) {
-    if let Err(reason) = give(&hands, &request, &pieces).await {
+    let given = tokio::select! {
+        given = tokio::time::timeout(SERVED, give(&hands, &request, &pieces)) => given,
+        () = pieces.closed() => return,
+    };
+    if let Err(reason) = given.unwrap_or_else(|_| Err("it took too long".to_owned())) {
         tracing::warn!(reason, timeline = request.timeline, from = %Lsn(request.from), "WAL was asked for, and is not given");
         let _ = pieces.send(Err(Status::failed_precondition(reason))).await;
     }
@@ -100,8 +118,7 @@ async fn give(
     if before != request.before {
         return Err(format!("the WAL before {from} is not the same here"));
     }
-    let end = hands.instance.records_end(timeline, Lsn(request.record), READ).await.map_err(said)?;
-    let end = end.unwrap_or(from).max(from);
+    let end = last_end(&hands.instance, segment, (timeline, Lsn(request.record))).await?.max(from);
     let until = end.min(Lsn(from.0.saturating_add(request.most_bytes)));
     let mut at = from;
     loop {
@@ -123,6 +140,22 @@ async fn give(
         }
         at = next;
     }
+}
+
+/// Where the last valid record ends. `record` is the end of one, so it is looked for from the beginning of that one's segment on, or where
+/// that is not here any more from the last checkpoint.
+async fn last_end(instance: &Instance, segment: u64, (timeline, record): (TimelineId, Lsn)) -> Result<Lsn, String> {
+    let begin = Lsn(record.0.saturating_sub(1) / segment * segment);
+    if let Some(end) = instance.records_end(timeline, begin, SERVED).await.map_err(said)? {
+        return Ok(end);
+    }
+    let control = instance.clone();
+    let control = blocking(move || control.control_data().map_err(said)).await??;
+    let nothing = || format!("there is no WAL of timeline {timeline} to begin with before {record}");
+    if control.timeline != timeline || control.checkpoint > record {
+        return Err(nothing());
+    }
+    instance.records_end(timeline, control.checkpoint, SERVED).await.map_err(said)?.ok_or_else(nothing)
 }
 
 /// The way for pieces from [`serve`] to whoever asked.
@@ -156,68 +189,102 @@ pub struct Asker {
 }
 
 impl Job {
-    /// Gets the WAL that only the last primary has, if its host gives it, and sees it replayed. Nothing is received here any more,
-    /// and what fails or takes too long is done without.
-    pub(super) async fn rescue(&self, session: &Session, timeline: TimelineId) {
-        let Some((holder, asker)) = &self.rescue else { return };
-        if holder.timeline != timeline || asker.patience.is_zero() {
-            return;
-        }
+    /// Gets the WAL that only the last primary has, if its host gives it, and sees it replayed. Nothing is received here any more.
+    /// What fails or takes too long is done without; a third of the time that is left for the promotion is the most.
+    ///
+    /// # Errors
+    /// What came can't be said to be on the disk, so nothing may build on it.
+    pub(super) async fn rescue(
+        &self,
+        session: &Session,
+        timeline: TimelineId,
+        until: tokio::time::Instant,
+    ) -> Result<(), String> {
+        let Some((holder, asker)) = &self.rescue else { return Ok(()) };
         let began = tokio::time::Instant::now();
+        let patience = asker.patience.min(until.saturating_duration_since(began) / 3);
+        if holder.timeline != timeline || patience.is_zero() {
+            return Ok(());
+        }
         self.hands.progress("asking for WAL", 0, 0);
         let mut rescued = Rescued::default();
-        let fetched = tokio::time::timeout(asker.patience, self.fetch(session, (holder, asker), &mut rescued)).await;
-        let fetched = fetched.unwrap_or_else(|_| Err(format!("it took longer than {} ms", asker.patience.as_millis())));
+        let fetched = self.fetch(session, (holder, asker), began + patience, &mut rescued).await;
+        // Whatever came is in place by now, and nothing writes to it any more.
+        self.keep_rescued(timeline, rescued).await?;
         let elapsed_ms = began.elapsed().as_millis();
         let (member, bytes, to, end) = (&holder.member, rescued.bytes, rescued.to, rescued.end);
-        let kept = self.keep_rescued(timeline, rescued).await;
-        match fetched.and(kept) {
+        match fetched {
             Ok(()) if bytes == 0 => tracing::info!(%member, elapsed_ms, "the last primary had no WAL that is not here"),
             Ok(()) if to >= end => tracing::info!(event = events::RESCUED, %member, %timeline, bytes, %to, elapsed_ms,
                 "got the WAL that only the last primary had"),
             Ok(()) => tracing::warn!(event = events::RESCUED, %member, %timeline, bytes, %to, %end, elapsed_ms,
-                "got some of the WAL that only the last primary had: wal_rescue_max was reached"),
+                "got some of the WAL that only the last primary had: as much as wal_rescue_max, or the room here, allows"),
             Err(error) => tracing::warn!(%member, %timeline, bytes, error, elapsed_ms,
                 "the WAL that only the last primary had could not be fetched"),
         }
         if bytes > 0 {
-            let left = asker.patience.saturating_sub(began.elapsed()).max(POLL);
-            self.await_rescued(session, to, tokio::time::Instant::now() + left).await;
+            self.await_rescued(session, to, (began + patience).max(tokio::time::Instant::now() + POLL * 10)).await;
         }
+        Ok(())
     }
 
+    /// The deadline is for the other host; a write that was begun is waited for.
     async fn fetch(
         &self,
         session: &Session,
         (holder, asker): (&WalHolder, &Asker),
+        until: tokio::time::Instant,
         rescued: &mut Rescued,
     ) -> Result<(), String> {
+        let late = |_| "it took too long".to_owned();
         let replay = session.replay(asker.patience).await.map_err(said)?;
         let from = replay.received.max(replay.replayed);
         let timeline = holder.timeline;
         let segment = segment(&self.hands.instance).await?;
         let request = self.request(holder, asker, (segment, from, replay.replayed)).await?;
         let nonce = request.nonce;
-        let endpoint = Endpoint::from_shared(format!("http://{}", holder.manager)).map_err(said)?;
-        let channel = endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect().await.map_err(said)?;
-        let answer = PeerClient::new(channel).read_wal(request).await.map_err(|status| status.message().to_owned())?;
-        let mut pieces = answer.into_inner();
+        let ask = async {
+            let endpoint = Endpoint::from_shared(format!("http://{}", holder.manager)).map_err(said)?;
+            let channel = endpoint.connect_timeout(CONNECT).tcp_nodelay(true).connect().await.map_err(said)?;
+            let answer = PeerClient::new(channel).read_wal(request).await;
+            answer.map(|answer| answer.into_inner()).map_err(|status| status.message().to_owned())
+        };
+        let mut pieces = tokio::time::timeout_at(until, ask).await.map_err(late)??;
         let mut at = from;
-        while let Some(piece) = pieces.next().await {
+        while let Some(piece) = tokio::time::timeout_at(until, pieces.next()).await.map_err(late)? {
             let piece = piece.map_err(|status| status.message().to_owned())?;
             let numbers = piece_numbers(nonce, piece.lsn, piece.end);
             if piece.lsn != at.0 || !self.hands.codec.is_tag(&piece.tag, ANSWER, &[&numbers, &piece.data]) {
                 return Err(format!("what came for {at} is not what was asked for"));
             }
-            let (instance, position) = (self.hands.instance.clone(), WalPosition { timeline, lsn: at });
-            let length = piece.data.len() as u64;
-            blocking(move || instance.put_wal(segment, position, &piece.data).map_err(said)).await??;
-            at = Lsn(at.0 + length);
-            *self.hands.rescued.lock().unwrap_or_else(PoisonError::into_inner) = WalPosition { timeline, lsn: at };
-            *rescued = Rescued { segment, from, bytes: at.bytes_past(from), to: at, end: Lsn(piece.end) };
+            let next = Lsn(at.0 + piece.data.len() as u64);
+            self.put(segment, WalPosition { timeline, lsn: at }, piece.data, rescued.from).await?;
+            *rescued = Rescued { segment, from, bytes: next.bytes_past(from), to: next, end: Lsn(piece.end) };
+            at = next;
             self.hands.progress("fetching WAL", rescued.bytes, rescued.end.bytes_past(from));
         }
         Ok(())
+    }
+
+    /// Whoever works in the data directory after this, be it another task because this one was dropped, finds the write done: it holds
+    /// the directory until it ends. What fills a segment file is on the disk then.
+    async fn put(&self, segment: u64, at: WalPosition, wal: Bytes, from: Lsn) -> Result<(), String> {
+        let works = Arc::clone(&self.hands.data_dir).lock_owned().await;
+        let end = Lsn(at.lsn.0 + wal.len() as u64);
+        *self.hands.rescued.lock().unwrap_or_else(PoisonError::into_inner) = WalPosition { lsn: end, ..at };
+        let instance = self.hands.instance.clone();
+        let put = move || {
+            let _works = works;
+            instance.put_wal(segment, at, &wal).map_err(said)?;
+            let whole = end.0 / segment * segment;
+            let begin = Lsn(at.lsn.0 / segment * segment).max(from);
+            if whole > begin.0 {
+                instance.sync_wal(segment, WalPosition { lsn: begin, ..at }, Lsn(whole)).map_err(said)
+            } else {
+                Ok(())
+            }
+        };
+        blocking(put).await?
     }
 
     /// PostgreSQL builds on it from the promotion on, and doesn't wait for the disk itself.
@@ -250,12 +317,20 @@ impl Job {
             from: from.0,
             record: record.0,
             before: tag_before(&self.hands, segment, at).await?.into(),
-            most_bytes: asker.most,
+            most_bytes: asker.most.min(self.room(segment).await),
             nonce: uuid::Uuid::new_v4().as_u64_pair().0,
             tag: Bytes::new(),
         };
         request.tag = request_tag(&self.hands.codec, &request).into();
         Ok(request)
+    }
+
+    /// How much can be put into `pg_wal` without taking from PostgreSQL what it needs to go on.
+    async fn room(&self, segment: u64) -> u64 {
+        let instance = self.hands.instance.clone();
+        let space = blocking(move || instance.space()).await;
+        let free = space.ok().and_then(Result::ok).map(|space| space.wal.unwrap_or(space.data).free);
+        free.unwrap_or(0).saturating_sub(SPARE * segment)
     }
 
     /// The promotion would replay it as well, but nobody could see then how far it is.
@@ -264,10 +339,18 @@ impl Job {
         if let Err(error) = session.reload().await {
             tracing::debug!(error = chain(&error), "replay could not be woken");
         }
+        let mut at_its_end = 0;
         while tokio::time::Instant::now() < until {
             match session.replay(self.hands.timings.probe).await {
-                Ok(replay) if replay.replayed < to => tokio::time::sleep(POLL).await,
-                Ok(_) => return,
+                Ok(replay) if replay.replayed >= to || at_its_end >= LOOKS_AT_THE_END => {
+                    // From here on its end is what replay says.
+                    *self.hands.rescued.lock().unwrap_or_else(PoisonError::into_inner) = WalPosition::default();
+                    return;
+                }
+                Ok(replay) => {
+                    at_its_end = if replay.waits && replay.replayed.0 + SMALL > to.0 { at_its_end + 1 } else { 0 };
+                    tokio::time::sleep(POLL).await;
+                }
                 Err(error) => return tracing::debug!(error = chain(&error), "failed to see how far replay is"),
             }
         }

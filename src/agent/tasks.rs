@@ -403,7 +403,9 @@ impl Job {
         if own != before.wal_end.timeline {
             return Err(format!("its timeline became {own} on the way"));
         }
-        self.rescue(session, own).await;
+        self.rescue(session, own, until).await?;
+        // A write of a promotion that was dropped may still be on its way.
+        drop(self.hands.data_dir.lock().await);
         self.await_replay(session, until).await?;
         self.is_free(tenure.timeline).await?;
         let (instance, below) = (hands.instance.clone(), tenure.timeline);

@@ -452,6 +452,9 @@ settings! {
     /// Whether it may confirm commits.
     sync: bool = "sync", true, 0..=0,
         "whether it may be one of the standbys that confirm commits (nosync=true means the opposite)";
+    /// Whether others may be copied from it while it is a standby.
+    clonefrom: bool = "clonefrom", true, 0..=0,
+        "whether others may be copied from it while it is a standby; the primary is copied when there is no standby to copy";
     /// Decides who confirms in the mode sync, the higher first.
     sync_priority: u32 = "sync_priority", 100, 0..=1_000_000,
         "in the mode sync the higher confirms commits first; 0: never";

@@ -9,6 +9,7 @@
 
 pub mod by_hand;
 pub mod candidates;
+pub mod copies;
 pub mod evidence;
 mod failover;
 pub mod flaps;

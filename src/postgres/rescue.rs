@@ -6,8 +6,9 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    io,
     os::unix::fs::FileExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use super::{error::PostgresError, files, instance::Instance, waldump::segment_name};
@@ -94,22 +95,31 @@ impl Instance {
     /// The file of a segment, made at its full size when it is not there: PostgreSQL takes a shorter one for a broken one.
     fn segment_file(&self, segment: u64, timeline: TimelineId, number: u64) -> Result<(File, PathBuf), PostgresError> {
         let path = self.pg_wal().join(segment_name(segment, timeline, number));
-        if !path.exists() {
-            // PostgreSQL removes what is left under such a name.
-            let draft = self.pg_wal().join("xlogtemp.rescue");
-            let file = File::create(&draft).map_err(PostgresError::file("creating", &draft))?;
-            let zeros = vec![0; 1 << 20];
-            for offset in (0..segment).step_by(zeros.len()) {
-                let length = usize::try_from(segment - offset).map_or(zeros.len(), |left| left.min(zeros.len()));
-                let zeros = &zeros[..length];
-                file.write_all_at(zeros, offset).map_err(PostgresError::file("writing", &draft))?;
+        let open = || OpenOptions::new().write(true).open(&path);
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_segment_file(segment, &path)?;
+                open()
             }
-            file.sync_all().map_err(PostgresError::file("syncing", &draft))?;
-            fs::rename(&draft, &path).map_err(PostgresError::file("renaming", &draft))?;
-            files::sync_parent(&path)?;
-        }
-        let file = OpenOptions::new().write(true).open(&path).map_err(PostgresError::file("opening", &path))?;
-        Ok((file, path))
+            opened => opened,
+        };
+        Ok((file.map_err(PostgresError::file("opening", &path))?, path))
+    }
+
+    fn make_segment_file(&self, segment: u64, path: &Path) -> Result<(), PostgresError> {
+        // PostgreSQL removes what is left under such a name.
+        let draft = self.pg_wal().join("xlogtemp.rescue");
+        let make = || {
+            let file = File::create(&draft)?;
+            let length = i64::try_from(segment).map_err(io::Error::other)?;
+            nix::fcntl::posix_fallocate(&file, 0, length)?;
+            file.sync_all()?;
+            // What is there by now stays.
+            fs::hard_link(&draft, path)
+        };
+        let made = make().map_err(PostgresError::file("making", path));
+        let removed = files::remove(&draft);
+        made.and(removed.map(drop))
     }
 }
 

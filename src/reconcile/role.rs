@@ -347,6 +347,11 @@ pub fn left_by_a_crash(state: &ClusterState) -> Option<(&Reign, &Member)> {
         reign.epoch < now && record.is_some_and(|record| record.switch.is_some())
     };
     let last = state.reigns.iter().rev().find(was_promoted)?;
+    // It may have failed because of that WAL.
+    let since = state.reigns.iter().rev().take_while(|reign| reign.epoch > last.epoch);
+    if since.clone().any(|reign| matches!(reign.cause, EndCause::PromotionFailed | EndCause::PromotionLate)) {
+        return None;
+    }
     let crashed = matches!(last.cause, EndCause::Crash | EndCause::Hung | EndCause::Stuck);
     let member = state.members.get(&last.member)?;
     // Only its own word, given when nothing of PostgreSQL was left, says where its WAL ends.

@@ -25,9 +25,7 @@ impl Core {
             self.problem = Some(format!("PostgreSQL ended: {exit}"));
             self.note_failed_start();
         }
-        if let Some(tenure) = self.durable.tenure.filter(|t| t.phase != Phase::Granted) {
-            self.note_wal_left(tenure, exit);
-        }
+        self.note_wal_left(restarts);
         match self.durable.tenure {
             Some(tenure) if hung.is_some() && !restarts => self.crash(tenure, true, now, out),
             Some(tenure) if fenced && hung.is_none() => {
@@ -132,6 +130,7 @@ impl Core {
             TaskEnd::Succeeded if still_ours => {
                 self.stalled = None;
                 self.durable.restart_intent = None;
+                self.forget_wal_left();
                 self.set_phase(Phase::Primary);
                 self.idle_since = None;
                 out.push(Effect::Persist);

@@ -5,40 +5,79 @@ use crate::{
     agent::{
         crashes::Cause,
         order::{Address, WalHolder},
+        store::Phase,
     },
     domain::Epoch,
 };
 
 /// What PostgreSQL says when pages of it were found to be broken.
 const BROKEN_PAGES: [&str; 2] = ["page verification failed", "invalid page in block"];
+/// … and when it begins to replay.
+const REPLAYS: &str = "redo starts at";
 
 /// WAL of a primary whose process tree is gone, as it left it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct WalLeft {
+struct WalLeft {
     epoch: Epoch,
     /// Why nobody should build on it.
     doubt: Option<&'static str>,
 }
 
-impl WalLeft {
-    fn of(epoch: Epoch, last_words: &str) -> Self {
-        let doubt = if Cause::of(last_words) != Cause::Other {
-            Some("its disk failed or was full")
-        } else if last_words.contains("PANIC") {
-            Some("it ended with a PANIC")
-        } else if BROKEN_PAGES.iter().any(|words| last_words.contains(words)) {
-            Some("it has found broken pages")
-        } else {
-            None
-        };
-        Self { epoch, doubt }
+/// What is known of that.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    wal: Option<WalLeft>,
+    /// The tenure that ended while its tree still lived.
+    ending: Option<Tenure>,
+    /// What the log of the last life says against its WAL.
+    doubt: Option<&'static str>,
+    /// It replayed WAL in that life.
+    replayed: bool,
+}
+
+/// What the log of one life of PostgreSQL says against the WAL that it left.
+fn doubt(log: &str) -> Option<&'static str> {
+    if log.contains("PANIC: ") {
+        Some("it ended with a PANIC")
+    } else if Cause::of(log) != Cause::Other {
+        Some("its disk failed or was full")
+    } else if BROKEN_PAGES.iter().any(|words| log.contains(words)) {
+        Some("it has found broken pages")
+    } else {
+        None
     }
 }
 
 impl Core {
-    /// Nothing is left of the tree of a primary.
-    pub(super) fn note_wal_left(&mut self, tenure: Tenure, last_words: &str) {
-        self.wal_left = Some(WalLeft::of(tenure.epoch, last_words));
+    /// What the newest life of PostgreSQL, which has ended, wrote to its log last.
+    pub fn read_last_log(&mut self, log: &str) {
+        (self.left_wal.doubt, self.left_wal.replayed) = (doubt(log), log.contains(REPLAYS));
+    }
+
+    /// An epoch ends here; its tree may live yet.
+    pub(super) fn note_ending(&mut self, tenure: Tenure) {
+        self.left_wal.ending = Some(tenure);
+    }
+
+    /// Nothing is left of a tree; `restarting`: of a restart in place.
+    pub(super) fn note_wal_left(&mut self, restarting: bool) {
+        let (doubt, replayed) = (self.left_wal.doubt.take(), std::mem::take(&mut self.left_wal.replayed));
+        let tenure = self.durable.tenure.or(self.left_wal.ending.take()).filter(|t| t.phase != Phase::Granted);
+        let Some(tenure) = tenure else { return };
+        // What was said against it before a restart in place that didn't succeed is true still.
+        let before = self.left_wal.wal.take().filter(|left| left.epoch == tenure.epoch).and_then(|left| left.doubt);
+        let own = (restarting && replayed).then_some("its own recovery ended on it");
+        self.left_wal.wal = Some(WalLeft { epoch: tenure.epoch, doubt: before.or(doubt).or(own) });
+    }
+
+    /// It became other WAL, or goes on.
+    pub(super) fn forget_wal_left(&mut self) {
+        self.left_wal = Left::default();
+    }
+
+    /// There is WAL here that a successor may ask for.
+    pub fn has_wal_left(&self) -> bool {
+        self.left_wal.wal.is_some()
     }
 
     /// Whether the successor of `epoch` may read the WAL that is here.
@@ -53,7 +92,7 @@ impl Core {
         {
             return Err(format!("this is {} of cluster {}, which the request is not for", self.me, known.0));
         }
-        let left = self.wal_left.as_ref().filter(|left| left.epoch == epoch);
+        let left = self.left_wal.wal.as_ref().filter(|left| left.epoch == epoch);
         let left = left.ok_or_else(|| format!("no WAL that epoch {epoch} left is known to be here"))?;
         let reads_only = match self.tree {
             Tree::Empty => true,
@@ -76,22 +115,66 @@ mod checks {
     use super::*;
     use crate::{
         agent::{
-            core::{Event, TaskEnd, tests},
-            order::{Action, Source},
-            store::Phase,
+            core::{Event, Postmaster, TaskEnd, tests},
+            order::{Action, Source, StopMode},
         },
-        domain::{ClusterId, OnPrimaryCrash},
+        domain::{ClusterId, EndCause, OnPrimaryCrash, TimelineId},
     };
 
     #[test]
     fn wal_of_which_something_was_said_is_doubted() {
-        let doubted = |words: &str| WalLeft::of(Epoch(3), words).doubt.is_some();
-        assert!(!doubted("signal 9"));
-        assert!(!doubted("exit code 1, LOG:  terminating any other active server processes"));
-        assert!(doubted("exit code 1, PANIC:  could not locate a valid checkpoint record"));
-        assert!(doubted("exit code 1, PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device"));
-        assert!(doubted("exit code 1, FATAL:  could not read block 3: Input/output error"));
-        assert!(doubted("exit code 1, WARNING:  page verification failed, calculated checksum 1 but expected 2"));
+        let doubted = |words: &str| doubt(words).is_some();
+        assert!(!doubted("LOG:  starting PostgreSQL 15\nFATAL:  the database system is starting up"));
+        assert!(!doubted("LOG:  terminating any other active server processes\nERROR:  division by zero"));
+        for words in [
+            "PANIC:  could not locate a valid checkpoint record",
+            "PANIC:  could not write to file \"pg_wal/xlogtemp.1\": No space left on device",
+            "ERROR:  could not read block 3 in file \"base/5/1\": Input/output error",
+            "WARNING:  page verification failed, calculated checksum 1 but expected 2",
+            "ERROR:  invalid page in block 7 of relation base/5/16384",
+        ] {
+            assert!(doubted(words), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_restart_in_place_that_does_not_succeed_washes_no_doubt_off_and_takes_nothing_away() {
+        let crashed = |log: &str| {
+            let mut core = tests::primary();
+            core.read_last_log(log);
+            core.step(tests::gone(false), tests::now(60));
+            core.step(tests::order(4, Action::RestartInPlace { timeline: TimelineId(2) }), tests::now(61));
+            core
+        };
+        let failed = || Event::Done(TaskEnd::Failed { error: "no".to_owned(), harmless: false });
+        let ends = |core: &mut Core| {
+            core.step(failed(), tests::now(70));
+            core.step(tests::order(4, Action::Stop { mode: StopMode::Immediate, keep_lease: false }), tests::now(80));
+            asked(core, 4)
+        };
+        assert_eq!(ends(&mut crashed("LOG: fine")), Ok(()), "it was not even spawned");
+        assert!(ends(&mut crashed("PANIC: no")).is_err());
+        let again = |log: &str| {
+            let mut core = crashed("LOG: fine");
+            core.step(Event::Spawned { life: 2 }, tests::now(62));
+            core.read_last_log(log);
+            let gone = Postmaster::Gone { tree_empty: true, fenced: false, exit: "signal 11".to_owned() };
+            core.step(Event::Guard { life: 2, postmaster: gone }, tests::now(63));
+            core
+        };
+        assert_eq!(ends(&mut again("FATAL: no such directory")), Ok(()), "it never came to the WAL");
+        assert!(ends(&mut again("LOG: redo starts at 0/3000028")).is_err(), "another would end on it as well");
+    }
+
+    /// It could not be stopped, so its epoch ended while it lived.
+    #[test]
+    fn what_an_epoch_leaves_that_ended_before_its_tree_did_may_be_read() {
+        let mut core = tests::primary();
+        let tenure = core.durable.tenure.expect("a tenure");
+        core.end_tenure_of(tenure, (EndCause::Stuck, "it could not be stopped"), tests::now(60), &mut Vec::new());
+        assert!(asked(&core, 4).is_err(), "it runs");
+        core.step(tests::gone(true), tests::now(70));
+        assert_eq!(asked(&core, 4), Ok(()));
     }
 
     fn left_by_a_crash() -> Core {
