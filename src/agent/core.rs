@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod cure;
 mod doors;
 mod ended;
 mod events;
@@ -39,8 +40,8 @@ mod walk_test;
 use std::time::Duration;
 
 pub use events::{
-    Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start,
-    Task, TaskEnd, Tree,
+    Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
+    Start, Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
@@ -65,6 +66,8 @@ use crate::{
 const FORGET_CLONE: Duration = Duration::from_secs(600);
 /// A data directory that could not be read is read again this much later: the reason may have been the host's.
 const READ_AGAIN: Duration = Duration::from_secs(30);
+/// The same of one that was found damaged once.
+const READ_SOON: Duration = Duration::from_secs(5);
 
 /// The running task and the order it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +112,7 @@ pub struct Core {
     /// Why the restart in place under way was ended.
     stalled: Option<String>,
     stuck: Stuck,
+    cure: cure::Cure,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -192,6 +196,7 @@ impl Core {
             turns_away: None,
             stalled: None,
             stuck: Stuck::default(),
+            cure: cure::Cure::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             followers: 0,
@@ -217,7 +222,8 @@ impl Core {
             me,
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
-        core.unusable = matches!(core.disk, Some(Disk::Unusable(_))).then_some(now.moment);
+        core.unusable = core.disk.as_ref().filter(|disk| disk.is_unusable()).map(|_| now.moment);
+        core.cure.read(core.disk.as_ref().unwrap_or(&Disk::NoData));
         let mut out = Vec::new();
         core.adopt(found, now, &mut out);
         (core, out)
@@ -292,6 +298,9 @@ impl Core {
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
+            Event::WalEndUnread { life, error } if life == self.life && self.tree == Tree::Empty => {
+                self.cure.no_end(error)
+            }
             // News of an earlier postmaster.
             Event::Acks { .. }
             | Event::Uncovered { .. }
@@ -302,7 +311,8 @@ impl Core {
             | Event::Redo { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
-            | Event::WalEndRead { .. } => {}
+            | Event::WalEndRead { .. }
+            | Event::WalEndUnread { .. } => {}
         }
         self.keep_time(now, &mut out);
         out
@@ -314,6 +324,7 @@ impl Core {
         self.answered = false;
         (self.hung, self.turns_away) = (None, None);
         self.stuck.begin();
+        self.cure.begin();
         self.volumes.found();
         self.disk = None;
         self.follows = None;
@@ -421,6 +432,7 @@ impl Core {
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
         self.stuck.answered(&sight, now.moment);
+        self.cure.answered(&sight);
         self.sight = Some(sight);
         self.name_what_is_stuck(now);
     }
@@ -454,7 +466,8 @@ impl Core {
             self.reigned = facts.proven_end.filter(|_| facts.was_primary).or(self.reigned);
             self.system = Some(facts.system_identifier);
         }
-        self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
+        self.unusable = disk.is_unusable().then_some(now.moment);
+        self.cure.read(&disk);
         self.strayed &= !self.wal_end_known;
         self.disk = Some(disk);
         self.note_stop_by_hand(out);
@@ -490,6 +503,7 @@ impl Core {
         let news = !self.wal_end_known && self.durable.ended > Epoch(0) && self.durable.ended == self.durable.fenced;
         self.wal_end = end;
         self.wal_end_known = true;
+        self.cure.found_end();
         self.strayed = false;
         self.history = history;
         let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
@@ -524,6 +538,7 @@ impl Core {
             (Task::Rewind(_), TaskEnd::Failed { .. }) => self.durable.rewind_failures += 1,
             (Task::Clone(_), TaskEnd::Succeeded) => {
                 (self.durable.clone_failures, self.clone_failed) = (0, None);
+                self.cure.replaced(now.moment);
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
@@ -536,6 +551,7 @@ impl Core {
                 self.follows = source.as_ref().map(|s| s.member.clone());
                 self.follows_epoch = work.epoch;
             }
+            (Task::Start(_), TaskEnd::Failed { error, .. }) if self.tree == Tree::Empty => self.cure.not_started(error),
             (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
         }
         if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
@@ -667,7 +683,8 @@ impl Core {
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);
         }
-        if self.tree == Tree::Empty && due(self.unusable, READ_AGAIN) {
+        let pause = if self.cure.is_suspect() { READ_SOON } else { READ_AGAIN };
+        if self.tree == Tree::Empty && due(self.unusable, pause) {
             self.unusable = Some(now.moment);
             self.survey(self.durable.tenure.is_none(), out);
         }

@@ -610,6 +610,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
+            damaged: self.core.is_damaged(),
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {

@@ -44,6 +44,8 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
+    /// What is in the data directory is damaged.
+    pub damaged: bool,
 }
 
 /// Why a task failed.
@@ -282,6 +284,8 @@ impl Job {
         self.stop_if_running().await?;
         if let Some(tail) = self.count_what_is_lost(source).await {
             self.hands.instance.mark_diverged(tail).map_err(said)?;
+        } else if self.damaged {
+            self.hands.instance.mark_damaged().map_err(said)?;
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), &progress).await;

@@ -404,6 +404,10 @@ settings! {
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \
          only it had, and the directory that a copy replaced, of the last time); all (of every time). Directories go when their \
          volume is below data_room_warn";
+    /// So many members have data of no use replaced by a copy at one time.
+    max_concurrent_clones: u32 = "max_concurrent_clones", 1, 0..=100,
+        "so many members at one time have data that is of no use (WAL that the primary has removed, damaged files, starts that fail) \
+         replaced by a copy; 0: none by itself";
     /// Who has to confirm a commit before it is acknowledged.
     replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
         "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \
