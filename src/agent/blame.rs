@@ -89,9 +89,8 @@ const DATA: &[&str] = &[
     "reading the control data",
 ];
 
-/// Directories of PostgreSQL whose files it can't do without.
-const FILES: &[&str] =
-    &["base", "global", "pg_wal", "pg_xact", "pg_multixact", "pg_tblspc", "pg_logical", "pg_commit_ts"];
+/// How the names of PostgreSQL's own files begin, as it writes them.
+const FILES: &[&str] = &["\"base/", "\"global/", "\"pg_"];
 
 /// The primary has no more what it was asked for.
 pub fn is_gone(words: &str) -> bool {
@@ -115,8 +114,7 @@ pub fn of(words: &str) -> Blame {
 
 /// `could not open file "global/pg_filenode.map": No such file or directory`.
 fn is_file_missing(words: &str) -> bool {
-    let of_postgres = |name: &&str| words.contains(&format!("{name}/")) || words.contains(&format!("\"{name}\""));
-    words.contains("No such file or directory") && FILES.iter().any(|name| of_postgres(&name))
+    words.contains("No such file or directory") && FILES.iter().any(|begin| words.contains(begin))
 }
 
 /// Replay broke off by itself; who was killed from outside says nothing.

@@ -385,6 +385,7 @@ impl Core {
         let sight = match result {
             Ok(sight) => *sight,
             Err(why) => {
+                self.cure.refused(&why, now.moment);
                 self.problem = Some(why);
                 self.name_what_is_stuck(now);
                 return;

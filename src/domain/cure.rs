@@ -13,7 +13,7 @@ pub const CLONES_TRIED: u64 = 5;
 pub enum CopyCause {
     /// The primary has removed WAL that it needs.
     WalGone,
-    /// PostgreSQL ends again and again before it answers, for what is in its files.
+    /// PostgreSQL ends again and again before it answers, or lets nobody in, for what is in its files.
     EndsEarly,
     /// What PostgreSQL needs to start can't be read: `pg_control`, the end of WAL, a history of timelines.
     Unreadable,

@@ -35,6 +35,10 @@ pub(super) struct Cure {
     damaged: (u32, String),
     /// The same of the end of its WAL.
     endless: (u32, String),
+    /// PostgreSQL runs and lets nobody in, for what is in its files, since then.
+    refuses: Option<(Moment, String)>,
+    /// Until when that was so.
+    refused: Moment,
     /// When it was last copied because its data was of no use.
     copied: Option<Moment>,
 }
@@ -54,7 +58,7 @@ struct Gone {
 impl Cure {
     /// Another postmaster was started.
     pub(super) fn begin(&mut self) {
-        (self.counted, self.gone, self.endless) = (false, None, Default::default());
+        (self.counted, self.gone, self.endless, self.refuses) = (false, None, Default::default(), None);
     }
 
     /// PostgreSQL answered; when it streams, nothing is wrong with it.
@@ -63,9 +67,19 @@ impl Cure {
             *self = Cure { copied: self.copied, ..Cure::default() };
             return;
         }
-        (self.starts, self.failed_starts, self.last) = (0, 0, None);
+        (self.starts, self.failed_starts, self.last, self.refuses) = (0, 0, None, None);
         if self.gone.as_ref().is_some_and(|gone| gone.replayed < sight.replay_lsn && gone.replayed > Lsn(0)) {
             self.gone = None;
+        }
+    }
+
+    /// PostgreSQL runs and answers nobody.
+    pub(super) fn refused(&mut self, why: &str, now: Moment) {
+        if blame::of(why) == Blame::Data {
+            self.refuses.get_or_insert_with(|| (now, why.to_owned()));
+            self.refused = now;
+        } else {
+            self.refuses = None;
         }
     }
 
@@ -154,6 +168,11 @@ impl Cure {
         {
             let cause = if blame::is_gone(why) { CopyCause::WalGone } else { CopyCause::EndsEarly };
             return need(cause, why);
+        }
+        if let Some((since, why)) = &self.refuses
+            && self.refused.since(*since) >= GONE_FOR
+        {
+            return need(CopyCause::EndsEarly, why);
         }
         let lasting = |gone: &&Gone| gone.times >= GONE_SAID && gone.last.since(gone.first) >= GONE_FOR;
         self.gone.as_ref().filter(lasting).and_then(|gone| need(CopyCause::WalGone, &gone.said))

@@ -124,6 +124,22 @@ fn two_starts_that_end_by_what_is_in_the_files_are_enough() {
 }
 
 #[test]
+fn a_server_that_lets_nobody_in_for_what_is_in_its_files_is_not_waited_for() {
+    let mut core = stopped();
+    core.step(Event::Spawned { life: 2 }, now(100));
+    core.step(Event::Guard { life: 2, postmaster: Postmaster::Running { pid: 43 } }, now(100));
+    let refuses = |why: &str| Event::Probed { life: 2, result: Err(why.to_owned()) };
+    let missing = "FATAL: could not open file \"global/pg_filenode.map\": No such file or directory";
+    core.step(refuses(missing), now(1_000));
+    core.step(refuses(missing), now(10_999));
+    assert_eq!(cause(&core, 10_999), None);
+    core.step(refuses(missing), now(11_000));
+    assert_eq!(cause(&core, 11_000), Some(CopyCause::EndsEarly));
+    core.step(refuses("FATAL: the database system is starting up"), now(12_000));
+    assert_eq!(cause(&core, 12_000), None);
+}
+
+#[test]
 fn what_lies_in_the_host_needs_an_operator_and_no_copy() {
     let mut core = stopped();
     let full = "exit code 1, FATAL:  could not write to file \"x\": No space left on device";
