@@ -89,13 +89,29 @@ const DATA: &[&str] = &[
     "reading the control data",
 ];
 
-/// How the names of PostgreSQL's own files begin, as it writes them.
-const FILES: &[&str] = &["\"base/", "\"global/", "\"pg_"];
+/// How the names of PostgreSQL's own files begin, as it writes them or we do.
+const FILES: &[&str] = &["\"base/", "\"global/", "\"pg_", "/pg_wal/"];
 
 /// The primary has no more what it was asked for.
 pub fn is_gone(words: &str) -> bool {
     let slot = words.contains("slot") && words.contains("invalidated");
     (words.contains("requested WAL segment") && words.contains("has already been removed")) || slot
+}
+
+/// What pg_rewind, or who looks before it, says when it would say the same the next time.
+const NO_REWIND: &[&str] = &[
+    // WAL from before the fork is not there any more.
+    "could not find previous WAL record",
+    "could not find common ancestor",
+    "needs to use either data checksums or \"wal_log_hints = on\"",
+    "it is an unfinished copy; clone it again",
+    "which proves nothing; clone it again",
+    "could keep WAL that its source never had; clone it again",
+];
+
+/// A rewind that ended with these words will never succeed.
+pub fn is_no_rewind(words: &str) -> bool {
+    NO_REWIND.iter().any(|part| words.contains(part))
 }
 
 /// By what PostgreSQL, or whoever reads its files, said last. English: all of it runs with `LC_ALL=C`.
@@ -139,6 +155,7 @@ mod tests {
             "PANIC:  WAL contains references to invalid pages",
             "LOG:  startup process (PID 9) was terminated by signal 6: Aborted",
             "finding the end of WAL in /data: no segment of timeline 1",
+            "reading /data/pg_wal/00000002.history: No such file or directory",
         ] {
             assert_eq!(of(words), Blame::Data, "{words}");
         }

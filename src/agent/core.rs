@@ -536,7 +536,7 @@ impl Core {
                 self.stopped(keep_lease, now, out);
             }
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
-            (Task::Rewind(_), TaskEnd::Failed { .. }) => self.durable.rewind_failures += 1,
+            (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
             (Task::Clone(_), TaskEnd::Succeeded) => {
                 (self.durable.clone_failures, self.clone_failed) = (0, None);
                 self.cure.replaced(now.moment);

@@ -258,6 +258,16 @@ fn who_ends_on_a_timeline_begun_by_hand_follows_only_when_it_begins_with_the_sam
     }
 }
 
+/// It lost the lease and got the next one: whom its standbys follow is the same, its timeline is not.
+#[test]
+fn a_standby_of_the_same_primary_on_a_new_timeline_goes_on_or_is_rewound() {
+    let way = |said: &str| way_of_adopted(&adopted("a", None), said, None).map(|(rule, _)| rule);
+    assert_eq!(way("standby 3:550 upstream=b"), None, "it streams over the switch");
+    assert_eq!(way("standby 3:650 upstream=b"), Some(560), "it has more than the primary had then");
+    assert_eq!(way("stopped 3:550"), Some(570));
+    assert_eq!(way("stopped 3:650 crashed-standby"), Some(562));
+}
+
 #[test]
 fn what_forks_off_a_timeline_begun_by_hand_is_rewound_only_when_that_is_the_clusters() {
     let rewind = || Some((560, Action::Rewind { source: from_b() }));

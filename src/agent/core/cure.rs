@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Core, Disk, Now, Sight, Tree, events::Complaint};
 use crate::{
     agent::blame::{self, Blame},
-    domain::{CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED},
+    domain::{CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED, observation::REWINDS_TRIED},
 };
 
 /// So often PostgreSQL has to say anew that the primary has removed the WAL it needs …
@@ -196,6 +196,13 @@ impl Core {
     pub fn needs_copy(&self, now: Moment) -> Option<NeedsCopy> {
         let due = self.durable.tenure.is_none() && !self.cure.lately(now);
         self.cure.verdict().filter(|_| due)
+    }
+
+    /// One that would fail for the same reason again is not tried again: a copy is due.
+    pub(super) fn rewind_failed(&mut self, error: &str) {
+        let failures = self.durable.rewind_failures + 1;
+        let hopeless = blame::is_no_rewind(error);
+        self.durable.rewind_failures = if hopeless { failures.max(REWINDS_TRIED) } else { failures };
     }
 
     /// What a copy is about to replace is damaged.

@@ -219,3 +219,24 @@ fn a_copy_that_is_soon_of_no_use_again_is_not_replaced_at_once() {
     assert_eq!(cause(&core, 602_999), None);
     assert_eq!(cause(&core, 603_000), Some(CopyCause::EndsEarly), "once in ten minutes");
 }
+
+#[test]
+fn a_rewind_that_could_never_succeed_is_tried_once() {
+    let failures = |error: &str| {
+        let mut core = stopped();
+        core.step(order(4, Action::Rewind(source())), now(100));
+        core.step(Event::Done(TaskEnd::Failed { error: error.to_owned(), harmless: false }), now(200));
+        core.durable().rewind_failures
+    };
+    let changed_nothing =
+        "pg_rewind failed and has changed nothing: pg_rewind ended with exit status: 1: pg_rewind: error: ";
+    let missing = format!("{changed_nothing}could not find previous WAL record at 0/3000028");
+    assert_eq!(failures(&missing), 2, "WAL back to the fork is gone");
+    let hints = "target server needs to use either data checksums or \"wal_log_hints = on\"";
+    assert_eq!(failures(&format!("{changed_nothing}{hints}")), 2);
+    assert_eq!(failures("/data has a backup_label: it is an unfinished copy; clone it again"), 2);
+    assert_eq!(failures(&format!("{changed_nothing}could not connect to server")), 1);
+    let crashed =
+        "/data is a standby that was not shut down cleanly; start it without upstream and stop it, or clone it again";
+    assert_eq!(failures(crashed), 1, "it is recovered first");
+}
