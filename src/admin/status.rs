@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    domain::{
-        CLONES_TRIED, Group, Lsn, MemberId, NeedsCopy, NodeId, PostgresState, SyncRule, observation::AgentView,
-        observation::LayerView,
-    },
+    domain::{Group, Lsn, MemberId, NodeId, PostgresState, SyncRule, observation::AgentView, observation::LayerView},
     manager::{ManagerHandle, view::SeenMember},
     rpc::v1,
     state::{ClusterState, GrantPhase, Lock, Operation, OperationKind, OperationPhase},
@@ -321,16 +318,7 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
     let mut out: Vec<String> = agent.problem.iter().cloned().collect();
     let troubled = |l: &&LayerView| l.state.starts_with("failed") || l.state.starts_with("clearing");
     out.extend(agent.layers.iter().filter(troubled).map(|l| format!("{} {}", l.name, l.state)));
-    out.extend(agent.cure.needs_operator.iter().map(|why| format!("needs an operator: {why}")));
-    if let Some(NeedsCopy { cause, why }) = &agent.cure.needs_copy {
-        out.push(format!("needs a copy: {cause} ({why})"));
-        if agent.clone_failures >= CLONES_TRIED {
-            out.push(format!(
-                "needs an operator: {} copies in a row failed, another is tried every 10 min",
-                agent.clone_failures
-            ));
-        }
-    }
+    out.extend(super::cure::problems(agent));
     if let Some(error) = agent.last_order.as_ref().and_then(|o| o.error.as_ref()) {
         out.push(format!("its last order failed: {error}"));
     }

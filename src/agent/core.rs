@@ -66,8 +66,6 @@ use crate::{
 const FORGET_CLONE: Duration = Duration::from_secs(600);
 /// A data directory that could not be read is read again this much later: the reason may have been the host's.
 const READ_AGAIN: Duration = Duration::from_secs(30);
-/// The same of one that was found damaged once.
-const READ_SOON: Duration = Duration::from_secs(5);
 
 /// The running task and the order it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,7 +221,7 @@ impl Core {
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
         core.unusable = core.disk.as_ref().filter(|disk| disk.is_unusable()).map(|_| now.moment);
-        core.cure.read(core.disk.as_ref().unwrap_or(&Disk::NoData));
+        core.cure.read(core.disk.as_ref().unwrap_or(&Disk::NoData), now.moment);
         let mut out = Vec::new();
         core.adopt(found, now, &mut out);
         (core, out)
@@ -468,7 +466,7 @@ impl Core {
             self.system = Some(facts.system_identifier);
         }
         self.unusable = disk.is_unusable().then_some(now.moment);
-        self.cure.read(&disk);
+        self.cure.read(&disk, now.moment);
         self.strayed &= !self.wal_end_known;
         self.disk = Some(disk);
         self.note_stop_by_hand(out);
@@ -684,7 +682,7 @@ impl Core {
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);
         }
-        let pause = if self.cure.is_suspect() { READ_SOON } else { READ_AGAIN };
+        let pause = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
         if self.tree == Tree::Empty && due(self.unusable, pause) {
             self.unusable = Some(now.moment);
             self.survey(self.durable.tenure.is_none(), out);

@@ -6,11 +6,11 @@ use std::{
 };
 
 use matriarch::{
-    domain::CopyCause,
-    rpc::v1::{self, PostgresState as State},
+    domain::{CopyCause, STARTS_TRIED},
+    rpc::v1::{self, PostgresState as State, order::Action},
 };
 
-use super::{Cluster, Host, as_postgres};
+use super::{Cluster, Host, Parted, as_postgres};
 
 fn cause(status: &v1::AgentStatus) -> Option<CopyCause> {
     status.cure.as_ref().and_then(|cure| CopyCause::of_code(cure.needs_copy))
@@ -121,6 +121,38 @@ fn a_directory_without_a_file_that_postgresql_needs_is_copied_anew_after_two_sta
             assert_eq!(cause(&told), (start == 2).then_some(CopyCause::EndsEarly), "{told:?}");
         }
         cured(&first, &mut second).await;
+    });
+}
+
+/// It would have to be started before it can be rewound. What it alone had is kept, and so is what could not be started.
+#[test]
+fn a_diverged_standby_that_crashed_and_does_not_start_is_copied_and_kept() {
+    as_postgres("cure::a_diverged_standby_that_crashed_and_does_not_start_is_copied_and_kept", || async {
+        let cluster = Cluster::new();
+        let Parted { second, mut third, fork, .. } = Box::pin(cluster.parted()).await;
+        third.kill_guard_and_postmaster();
+        third.until("it has crashed", |s| s.state() == State::Stopped && s.wal_end_known && s.crashed_standby).await;
+        fs::remove_dir_all(third.local().postgresql.data_dir.join("pg_replslot")).unwrap();
+        for start in 1..=STARTS_TRIED {
+            third.follow(2, None).await;
+            let failed = |s: &v1::AgentStatus| s.cure.as_ref().is_some_and(|c| c.failed_starts == start);
+            let known = |s: &v1::AgentStatus| s.state() == State::Stopped && s.wal_end_known && s.crashed_standby;
+            third.until("the start failed", |s| failed(s) && known(s)).await;
+        }
+        let clone = v1::Clone {
+            source: second.local().id.to_string(),
+            source_host: "127.0.0.1".into(),
+            source_port: second.local().postgresql.port.into(),
+            system_identifier: second.system,
+            fork: Some(fork),
+        };
+        third.execute(2, Action::Clone(clone)).await.unwrap();
+        let copied = |s: &v1::AgentStatus| s.state() == State::Stopped && s.wal_end.unwrap().timeline == 3;
+        third.until("it is copied", |s| copied(s) && s.wal_end_known).await;
+        third.follow(2, Some(&second)).await;
+        third.until("it streams", |s| s.streaming && s.cure.is_none()).await;
+        let [(name, _)] = &kept(&third)[..] else { panic!("{:?}", kept(&third)) };
+        assert!(name.starts_with(&format!("t{}-", fork.timeline)), "what it alone had is kept: {name}");
     });
 }
 

@@ -6,14 +6,15 @@ use super::{Core, Disk, Now, Sight, Tree, events::Complaint};
 use crate::{
     agent::blame::{self, Blame},
     domain::{CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED, observation::REWINDS_TRIED},
+    telemetry::events,
 };
 
 /// So often PostgreSQL has to say anew that the primary has removed the WAL it needs …
 const GONE_SAID: u32 = 3;
 /// … over at least this long, until that is believed.
 const GONE_FOR: Duration = Duration::from_secs(10);
-/// So many looks in a row have to find a data directory damaged: one may have been misled by the host.
-const READS: u32 = 2;
+/// A data directory has to be found damaged again after this long: one look may have been misled by the host.
+pub(super) const READ_SOON: Duration = Duration::from_secs(5);
 /// The same of the end of its WAL, which is sought every few seconds.
 const ENDS_SOUGHT: u32 = 3;
 /// A copy that was of no use so soon would be none the next time either, or WAL goes faster than a copy.
@@ -31,9 +32,9 @@ pub(super) struct Cure {
     /// The newest start is counted.
     counted: bool,
     gone: Option<Gone>,
-    /// Looks in a row that found the directory damaged, and what the last one found.
-    damaged: (u32, String),
-    /// The same of the end of its WAL.
+    /// Since when all looks have found the directory damaged, when the last of them was, and what it found.
+    damaged: Option<(Moment, Moment, String)>,
+    /// Tries in a row to find the end of its WAL, and why the last one failed.
     endless: (u32, String),
     /// PostgreSQL runs and lets nobody in, for what is in its files, since then.
     refuses: Option<(Moment, String)>,
@@ -117,16 +118,25 @@ impl Cure {
     }
 
     /// The directory was read.
-    pub(super) fn read(&mut self, disk: &Disk) {
+    pub(super) fn read(&mut self, disk: &Disk, now: Moment) {
         self.damaged = match disk {
-            Disk::Damaged(why) => (self.damaged.0 + 1, why.clone()),
-            Disk::NoData | Disk::Present(_) | Disk::Unusable(_) => Default::default(),
+            Disk::Damaged(why) => {
+                let since = self.damaged.as_ref().map_or(now, |(since, ..)| *since);
+                Some((since, now, why.clone()))
+            }
+            Disk::NoData | Disk::Present(_) | Disk::Unusable(_) => None,
         };
+    }
+
+    /// What all looks at the directory for a while have found.
+    fn damage(&self) -> Option<&str> {
+        let lasting = |(since, last, _): &&(Moment, Moment, String)| last.since(*since) >= READ_SOON;
+        self.damaged.as_ref().filter(lasting).map(|(.., why)| why.as_str())
     }
 
     /// It is read again sooner as long as it may have been the host's fault.
     pub(super) fn is_suspect(&self) -> bool {
-        (1..READS).contains(&self.damaged.0)
+        self.damaged.is_some() && self.damage().is_none()
     }
 
     /// The end of its WAL could not be found.
@@ -157,8 +167,8 @@ impl Cure {
     /// Whether its data is of no use, and why.
     fn verdict(&self) -> Option<NeedsCopy> {
         let need = |cause, why: &str| Some(NeedsCopy { cause, why: why.to_owned() });
-        if self.damaged.0 >= READS {
-            return need(CopyCause::Unreadable, &self.damaged.1);
+        if let Some(why) = self.damage() {
+            return need(CopyCause::Unreadable, why);
         }
         if self.endless.0 >= ENDS_SOUGHT {
             return need(CopyCause::Unreadable, &self.endless.1);
@@ -203,6 +213,13 @@ impl Core {
         let failures = self.durable.rewind_failures + 1;
         let hopeless = blame::is_no_rewind(error);
         self.durable.rewind_failures = if hopeless { failures.max(REWINDS_TRIED) } else { failures };
+    }
+
+    /// For whoever asks later where the old data went.
+    pub(super) fn say_why_it_is_copied(&self) {
+        if let Some(NeedsCopy { cause, why }) = self.cure.verdict() {
+            tracing::warn!(event = events::STUCK, reason = why, %cause, "data of no use is replaced by a copy");
+        }
     }
 
     /// What a copy is about to replace is damaged.

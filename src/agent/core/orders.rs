@@ -106,6 +106,7 @@ impl Core {
             }
             Action::Clone(source) => {
                 self.give_up_idle_tenure("clone", now, out)?;
+                self.say_why_it_is_copied();
                 Task::Clone(source.clone())
             }
             Action::Checkpoint => {
