@@ -154,7 +154,7 @@ fn rules_are_printed_with_what_they_lead_to() {
          480  a node in the Raft group is nobody's: drop it                                           drop-node
         RULE  WHEN, AND THEN WHAT                                                   ORDERS
          520  switchover or restart: the primary flushes early                      checkpoint
-         550  no data, or a rejoin by copy is due: clone                            clone
+         550  no data, data of no use, or a rejoin by copy is due: clone            clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();

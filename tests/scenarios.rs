@@ -38,9 +38,9 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NodeId, Observation,
-        PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId, TimelineSwitch, Timings,
-        TimingsId, Volume, WalPosition,
+        ClusterId, CopyCause, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NeedsCopy,
+        NodeId, Observation, PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId,
+        TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
@@ -395,6 +395,7 @@ impl World {
             follows_epoch: Epoch(0),
             uncovered: Default::default(),
             lost: Vec::new(),
+            cure: Default::default(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {
@@ -429,6 +430,17 @@ impl World {
             "counted" => view.reach.counted = number(),
             "answering" => view.reach.answering = value.split(',').map(id).collect(),
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
+            "useless" => {
+                let cause = match value {
+                    "wal-gone" => CopyCause::WalGone,
+                    "ends-early" => CopyCause::EndsEarly,
+                    "unreadable" => CopyCause::Unreadable,
+                    other => panic!("no cause of a copy: {other}"),
+                };
+                view.cure.needs_copy = Some(NeedsCopy { cause, why: "it said so".to_owned() });
+            }
+            "failed-starts" => view.cure.failed_starts = number(),
+            "accepted" => view.accepted_epoch = Epoch(number()),
             "rewinds" => view.rewind_failures = number(),
             "clones" => view.clone_failures = number(),
             "system" => view.system_identifier = Some(number()),
@@ -718,7 +730,7 @@ impl World {
         let primary_ready = self.state.holder().is_some_and(|(_, holder)| {
             self.voices[holder].agent.as_ref().is_some_and(|a| a.state == PostgresState::Primary)
         });
-        let host = Host { state: &self.state, me: member, agent, primary_ready };
+        let host = Host { state: &self.state, me: member, agent, primary_ready, may_copy: true };
         let line = next_action(&host).map_or_else(
             || format!("{member}: nothing"),
             |next| format!("{member}: {} ({} in epoch {})", action(&next.action), next.because, next.epoch),

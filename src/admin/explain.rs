@@ -25,6 +25,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     let trouble = if leads { manager.look(trouble::of) } else { None };
     next.extend(trouble.iter().flat_map(|t| t.ways.clone()));
     next.extend(foreign_data(manager));
+    next.extend(cures(manager));
     let primary = state.holder().and_then(|(_, m)| manager.seen().remove(m)).and_then(|seen| seen.agent);
     next.extend(primary.iter().flat_map(|agent| uncovered(&agent.uncovered)));
     let unfounded = manager.waits_to_be_founded();
@@ -76,6 +77,13 @@ fn foreign_data(manager: &ManagerHandle) -> Vec<String> {
         ))
     };
     manager.seen().iter().filter_map(theirs).collect()
+}
+
+/// Members that can't get in line with what they have.
+fn cures(manager: &ManagerHandle) -> Vec<String> {
+    let most = manager.state().settings.settings().max_concurrent_clones;
+    let of = |(member, seen): (&MemberId, &SeenMember)| Some(super::cure::ways(member, seen.agent.as_ref()?, most));
+    manager.seen().iter().filter_map(of).flatten().collect()
 }
 
 /// How commits that the rule does not cover come to be covered.

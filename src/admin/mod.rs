@@ -1,6 +1,7 @@
 //! The gRPC admin service: check the request, pass it on to the Raft leader
 //! where only that one knows, answer in the operator's words. No decisions.
 
+mod cure;
 mod explain;
 mod history;
 mod profile;

@@ -107,6 +107,7 @@ mod tests {
             "failover_limit=3 default 3 set false ",
             "failover_wait=lease default lease set false ",
             "keep_diverged_data=last default last set false ",
+            "max_concurrent_clones=1 default 1 set false ",
             "maximum_lag_on_failover=off default off set false ",
             "maximum_lag_on_failover_ms=off default off set false ",
             "maximum_lag_on_syncnode=off default off set false ",

@@ -315,6 +315,7 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
     let mut out: Vec<String> = agent.problem.iter().cloned().collect();
     let troubled = |l: &&LayerView| l.state.starts_with("failed") || l.state.starts_with("clearing");
     out.extend(agent.layers.iter().filter(troubled).map(|l| format!("{} {}", l.name, l.state)));
+    out.extend(super::cure::problems(agent));
     if let Some(error) = agent.last_order.as_ref().and_then(|o| o.error.as_ref()) {
         out.push(format!("its last order failed: {error}"));
     }

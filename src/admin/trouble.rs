@@ -72,6 +72,8 @@ impl Holder<'_> {
         }
         said.extend(agent.storage.clone());
         said.extend(agent.problem.clone().filter(|problem| agent.storage.as_ref() != Some(problem)));
+        let told = |why: &&String| agent.problem.as_ref() != Some(*why);
+        said.extend(agent.cure.needs_operator.iter().filter(told).map(|why| format!("it needs an operator: {why}")));
         if agent.ended_epoch >= self.epoch {
             said.push(format!("its agent has given epoch {} up: {}", self.epoch, agent.ended_by));
         } else if !agent.lease.held {

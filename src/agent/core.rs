@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod cure;
 mod doors;
 mod ended;
 mod events;
@@ -40,8 +41,8 @@ mod walk_test;
 use std::time::Duration;
 
 pub use events::{
-    Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight, Start,
-    Task, TaskEnd, Tree,
+    Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
+    Start, Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
@@ -112,6 +113,7 @@ pub struct Core {
     /// Why the restart in place under way was ended.
     stalled: Option<String>,
     stuck: Stuck,
+    cure: cure::Cure,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -198,6 +200,7 @@ impl Core {
             turns_away: None,
             stalled: None,
             stuck: Stuck::default(),
+            cure: cure::Cure::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             followers: 0,
@@ -225,7 +228,8 @@ impl Core {
             me,
         };
         core.clone_failed = (core.durable.clone_failures > 0).then_some(now.moment);
-        core.unusable = matches!(core.disk, Some(Disk::Unusable(_))).then_some(now.moment);
+        core.unusable = core.disk.as_ref().filter(|disk| disk.is_unusable()).map(|_| now.moment);
+        core.cure.read(core.disk.as_ref().unwrap_or(&Disk::NoData), now.moment);
         let mut out = Vec::new();
         core.adopt(found, now, &mut out);
         (core, out)
@@ -300,6 +304,9 @@ impl Core {
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
+            Event::WalEndUnread { life, error } if life == self.life && self.tree == Tree::Empty => {
+                self.cure.no_end(error)
+            }
             // News of an earlier postmaster.
             Event::Acks { .. }
             | Event::Uncovered { .. }
@@ -310,7 +317,8 @@ impl Core {
             | Event::Redo { .. }
             | Event::Probed { .. }
             | Event::Surveyed { .. }
-            | Event::WalEndRead { .. } => {}
+            | Event::WalEndRead { .. }
+            | Event::WalEndUnread { .. } => {}
         }
         self.keep_time(now, &mut out);
         out
@@ -322,6 +330,7 @@ impl Core {
         self.answered = false;
         (self.hung, self.turns_away) = (None, None);
         self.stuck.begin();
+        self.cure.begin();
         self.volumes.found();
         self.disk = None;
         self.follows = None;
@@ -382,6 +391,7 @@ impl Core {
         let sight = match result {
             Ok(sight) => *sight,
             Err(why) => {
+                self.cure.refused(&why, now.moment);
                 self.problem = Some(why);
                 self.name_what_is_stuck(now);
                 return;
@@ -429,6 +439,7 @@ impl Core {
         self.wal_end_known = sight.wal_end_known;
         self.history = sight.history.clone();
         self.stuck.answered(&sight, now.moment);
+        self.cure.answered(&sight);
         self.sight = Some(sight);
         self.name_what_is_stuck(now);
     }
@@ -465,7 +476,8 @@ impl Core {
             self.reigned = facts.proven_end.filter(|_| facts.was_primary).or(self.reigned);
             self.system = Some(facts.system_identifier);
         }
-        self.unusable = matches!(disk, Disk::Unusable(_)).then_some(now.moment);
+        self.unusable = disk.is_unusable().then_some(now.moment);
+        self.cure.read(&disk, now.moment);
         self.strayed &= !self.wal_end_known;
         self.disk = Some(disk);
         self.note_stop_by_hand(out);
@@ -501,6 +513,7 @@ impl Core {
         let news = !self.wal_end_known && self.durable.ended > Epoch(0) && self.durable.ended == self.durable.fenced;
         self.wal_end = end;
         self.wal_end_known = true;
+        self.cure.found_end();
         self.strayed = false;
         self.history = history;
         let was_primary = matches!(&self.disk, Some(Disk::Present(f)) if f.was_primary);
@@ -532,9 +545,10 @@ impl Core {
                 self.stopped(keep_lease, now, out);
             }
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
-            (Task::Rewind(_), TaskEnd::Failed { .. }) => self.durable.rewind_failures += 1,
+            (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
             (Task::Clone(_), TaskEnd::Succeeded) => {
                 (self.durable.clone_failures, self.clone_failed) = (0, None);
+                self.cure.replaced(now.moment);
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
@@ -547,6 +561,7 @@ impl Core {
                 self.follows = source.as_ref().map(|s| s.member.clone());
                 self.follows_epoch = work.epoch;
             }
+            (Task::Start(_), TaskEnd::Failed { error, .. }) if self.tree == Tree::Empty => self.cure.not_started(error),
             (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
         }
         if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
@@ -678,7 +693,8 @@ impl Core {
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);
         }
-        if self.tree == Tree::Empty && due(self.unusable, READ_AGAIN) {
+        let pause = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
+        if self.tree == Tree::Empty && due(self.unusable, pause) {
             self.unusable = Some(now.moment);
             self.survey(self.durable.tenure.is_none(), out);
         }

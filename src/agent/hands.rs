@@ -15,6 +15,7 @@ use std::{
 use tokio::sync::{Mutex, mpsc};
 
 use super::{
+    blame::{self, Blame},
     core::{Disk, DiskFacts, Event},
     order::Source,
     process::Wake,
@@ -280,6 +281,7 @@ impl Hands {
                 }
                 Err(error) => {
                     tracing::warn!(error, "failed to find the end of WAL, trying again");
+                    let _ = self.wakes.send(Wake::Core(Event::WalEndUnread { life, error }));
                     tokio::time::sleep(Duration::from_secs(5)).await;
                 }
             }
@@ -375,11 +377,19 @@ pub fn last_life(log: &Path) -> String {
 /// A postmaster writes this first; what stands before it is of another life.
 pub const BEGINS: &str = " LOG:  starting PostgreSQL ";
 
+/// Said to whoever comes or is cut off; it tells nothing of why.
+pub const TURNED_AWAY: [&str; 3] =
+    ["the database system is", "terminating connection", "terminating walreceiver process"];
+
 /// After a PANIC those who wait or come are turned away with a FATAL, which says nothing.
 fn telling(text: &str) -> Option<String> {
     let life = text.rfind(BEGINS).map_or(text, |at| &text[at..]);
-    let last = |cry: &str| life.lines().rev().find_map(|line| line.find(cry).map(|from| line[from + 1..].to_owned()));
-    last(" PANIC: ").or_else(|| last(" FATAL: "))
+    let says = |line: &&str| !TURNED_AWAY.iter().any(|words| line.contains(words));
+    let from = |line: &str, cry: &str| line.find(cry).map(|from| line[from + 1..].to_owned());
+    let last = |cry: &str| life.lines().rev().filter(says).find_map(|line| from(line, cry));
+    let died = |line: &&str| line.contains(" LOG:  startup process (PID ") && line.contains("was terminated by signal");
+    let startup = || life.lines().rev().find(died).and_then(|line| from(line, " LOG: "));
+    last(" PANIC: ").or_else(startup).or_else(|| last(" FATAL: "))
 }
 
 async fn signal(guard: &GuardHandle, signal: PostmasterSignal) -> Result<(), String> {
@@ -426,6 +436,9 @@ pub fn read_disk(instance: &Instance) -> Disk {
     let control = match instance.data_state() {
         Ok(DataState::Missing | DataState::Empty) => return Disk::NoData,
         Ok(DataState::Present(control)) => control,
+        Ok(DataState::Incomplete(why)) if instance.is_configured_by_us() && blame::of(&why) != Blame::Host => {
+            return Disk::Damaged(why);
+        }
         Ok(DataState::Incomplete(why) | DataState::Foreign(why)) => return Disk::Unusable(why),
         Err(error) => return Disk::Unusable(chain(&error)),
     };

@@ -22,6 +22,7 @@
 
 pub mod acks;
 mod asks;
+mod blame;
 pub mod core;
 mod crashes;
 mod failsafe;

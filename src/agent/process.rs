@@ -578,6 +578,7 @@ impl Agent {
             keep: self.core.settings().keep_diverged_data,
             clone_rate: self.core.settings().clone_rate,
             rescue: self.asks_for_wal(),
+            damaged: self.core.is_damaged(),
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {

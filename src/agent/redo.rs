@@ -4,7 +4,13 @@ use std::{path::Path, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 
-use super::{core::Event, hands, hands::blocking, prober::Plan, process::Wake};
+use super::{
+    core::{Complaint, Event},
+    hands,
+    hands::blocking,
+    prober::Plan,
+    process::Wake,
+};
 use crate::{
     domain::Moment,
     postgres::{Instance, Vitals},
@@ -96,15 +102,13 @@ pub async fn watch(instance: Instance, mut plan: watch::Receiver<Option<Plan>>, 
 }
 
 /// What PostgreSQL says in its log of not getting on.
-fn complaint(log: &Path, postmaster: u32) -> Option<String> {
+fn complaint(log: &Path, postmaster: u32) -> Option<Complaint> {
     complaint_in(&hands::end_of(log)?, postmaster)
 }
 
 /// Whoever is turned away meanwhile fills the log, which says nothing; a newer complaint of another kind says more than
 /// an older one. English, for PostgreSQL runs with `LC_ALL=C`.
-fn complaint_in(text: &str, postmaster: u32) -> Option<String> {
-    const TURNED_AWAY: [&str; 3] =
-        ["the database system is", "terminating connection", "terminating walreceiver process"];
+fn complaint_in(text: &str, postmaster: u32) -> Option<Complaint> {
     let life = match text.rfind(hands::BEGINS) {
         // Another's: this one has not written anything yet.
         Some(at) if !text[..at].ends_with(&format!("[{postmaster}]")) => return None,
@@ -114,11 +118,11 @@ fn complaint_in(text: &str, postmaster: u32) -> Option<String> {
     let telling = |line: &&str| {
         let cries = [" FATAL: ", " ERROR: ", " PANIC: ", " WARNING: "].iter().any(|cry| line.contains(cry));
         let reason = line.contains("is a lower setting than on the primary");
-        (cries || reason) && !TURNED_AWAY.iter().any(|words| line.contains(words))
+        (cries || reason) && !hands::TURNED_AWAY.iter().any(|words| line.contains(words))
     };
     let line = life.lines().rev().find(telling)?;
     let said = line.split_once(": ").map_or(line, |(_, said)| said);
-    Some(said.trim().chars().take(200).collect())
+    Some(Complaint { line: line.to_owned(), said: said.trim().chars().take(200).collect() })
 }
 
 #[cfg(test)]
@@ -184,14 +188,15 @@ mod tests {
                    t [3] DETAIL:  Consistent recovery state has not been yet reached.\n";
         let removed =
             "could not receive data from WAL stream: ERROR:  requested WAL segment 03 has already been removed";
-        assert_eq!(complaint_in(log, 1).as_deref(), Some(removed));
-        assert_eq!(complaint_in(log, 7), None, "7 has not begun to write");
+        let said = |text: &str, postmaster| complaint_in(text, postmaster).map(|complaint| complaint.said);
+        assert_eq!(said(log, 1).as_deref(), Some(removed));
+        assert_eq!(said(log, 7), None, "7 has not begun to write");
         let paused = format!(
             "{log}t [2] WARNING:  hot standby is not possible because of insufficient parameter settings\n\
              t [2] DETAIL:  max_connections = 50 is a lower setting than on the primary server, where its value was 100.\n"
         );
         let lower = "max_connections = 50 is a lower setting than on the primary server, where its value was 100.";
-        assert_eq!(complaint_in(&paused, 1).as_deref(), Some(lower));
-        assert_eq!(complaint_in("t [1] LOG:  starting PostgreSQL 15.1\nt [1] LOG:  all is well\n", 1), None);
+        assert_eq!(said(&paused, 1).as_deref(), Some(lower));
+        assert_eq!(said("t [1] LOG:  starting PostgreSQL 15.1\nt [1] LOG:  all is well\n", 1), None);
     }
 }

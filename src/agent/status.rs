@@ -106,6 +106,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         follows_epoch: core.follows_epoch(),
         uncovered: core.uncovered(),
         lost: core.lost(),
+        cure: core.cure(now),
     }
 }
 

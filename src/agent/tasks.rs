@@ -52,6 +52,8 @@ pub struct Job {
     pub clone_rate: u64,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
+    /// What is in the data directory is damaged.
+    pub damaged: bool,
 }
 
 /// Why a task failed.
@@ -291,6 +293,8 @@ impl Job {
         self.stop_if_running().await?;
         if let Some(tail) = self.count_what_is_lost(source).await {
             self.hands.instance.mark_diverged(tail).map_err(said)?;
+        } else if self.damaged {
+            self.hands.instance.mark_damaged().map_err(said)?;
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;

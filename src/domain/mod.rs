@@ -7,6 +7,7 @@
 
 pub mod briefing;
 pub mod cause;
+pub mod cure;
 pub mod format;
 pub mod ids;
 pub mod membership;
@@ -24,6 +25,7 @@ pub mod wal;
 
 pub use briefing::{Briefing, MemberList, PauseWord};
 pub use cause::EndCause;
+pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};

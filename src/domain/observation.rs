@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId, TimingsId,
-    Uncovered, WalPosition,
+    CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
+    TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.
@@ -289,6 +289,8 @@ pub struct AgentView {
     pub uncovered: Uncovered,
     /// What was lost of its WAL when it was primary, the newest last.
     pub lost: Vec<LostWal>,
+    /// Why it doesn't get where it should.
+    pub cure: CureView,
 }
 
 /// Where recovery or replay is.

@@ -414,6 +414,10 @@ settings! {
     /// So fast a copy of a member is made at most.
     clone_rate: u64 = "clone_rate", 0, 0..=1_073_741_824,
         "bytes a second that a copy of a data directory takes from its source at most (pg_basebackup --max-rate, 32kB to 1GB); 0: no limit";
+    /// So many members have data of no use replaced by a copy at one time.
+    max_concurrent_clones: u32 = "max_concurrent_clones", 1, 0..=100,
+        "so many members at one time have data that is of no use (WAL that the primary has removed, damaged files, starts that fail) \
+         replaced by a copy; 0: none by itself";
     /// Who has to confirm a commit before it is acknowledged.
     replication_mode: SyncMode = "replication_mode", SyncMode::Async, 0..=0,
         "who confirms a commit before it is acknowledged: async (nobody), sync (each of sync_count standbys that are chosen), \

@@ -16,6 +16,7 @@
 
 pub mod board;
 mod brief;
+mod copies;
 mod entry;
 mod founding;
 pub mod host;

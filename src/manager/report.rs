@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use super::{Manager, peers::timed};
+use super::{Manager, copies, peers::timed, view};
 use crate::{
     domain::{Epoch, Format, MemberId, observation::Notice},
     guard::sys::two_clocks,
+    policy::Situation,
     rpc::{convert, v1},
 };
 
@@ -67,9 +68,13 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
-        let (ready, standbys) = inner.board.situation(&state, &manager.timings(), super::view::seen_by_leader);
+        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::may_copy(s).contains(&inner.me));
+        let ((ready, standbys), may_copy) = inner.board.situation(&state, &manager.timings(), look);
         let ready = ready.then_some(state.epoch);
-        inner.board.update(|f| f.take_word(ready, standbys));
+        inner.board.update(|f| {
+            f.take_word(ready, standbys);
+            f.may_copy = may_copy;
+        });
         return true;
     }
     let state = inner.node.state().borrow().clone();
@@ -104,7 +109,10 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
             let standbys = reply.standbys.into_iter();
             let standbys = standbys.filter_map(|s| Some((s.member.parse().ok()?, (s.streaming, s.lag_bytes))));
             let ready = reply.primary_ready.then_some(Epoch(reply.epoch));
-            inner.board.update(|f| f.take_word(ready, standbys.collect()));
+            inner.board.update(|f| {
+                f.take_word(ready, standbys.collect());
+                f.may_copy = reply.may_copy;
+            });
             true
         }
         Ok(Err(status)) => {

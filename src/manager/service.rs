@@ -8,9 +8,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, founding, rejoin, seal, view};
+use super::{Manager, copies, founding, rejoin, seal, view};
 use crate::{
     domain::{Epoch, Format, Generation, MemberId},
+    policy::Situation,
     rpc::{convert, v1},
     state::ClusterState,
 };
@@ -108,7 +109,8 @@ impl v1::peer_server::Peer for PeerService {
         let manager = (Format::from(report.format), disk);
         board.observe(&sender, agent, convert::promise_of(report.promise), manager);
         let state = self.manager.inner.node.state().borrow().clone();
-        let (primary_ready, standbys) = board.situation(&state, &self.manager.timings(), view::seen_by_leader);
+        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::may_copy(s).contains(&sender));
+        let ((primary_ready, standbys), may_copy) = board.situation(&state, &self.manager.timings(), look);
         let standbys = standbys
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
@@ -117,7 +119,8 @@ impl v1::peer_server::Peer for PeerService {
         let floors = node.floors().into_iter().map(|(id, floor)| convert::floor(id, floor)).collect();
         let present = state.members.get(&sender).map(|m| m.node);
         let forgot = present.and_then(|present| node.lost_logs().remove(&present)).unwrap_or_default();
-        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch: state.epoch.0, floors, forgot }))
+        let epoch = state.epoch.0;
+        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch, floors, forgot, may_copy }))
     }
 
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {

@@ -9,11 +9,11 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ClusterId, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NodeId, Observation, PostgresState, Profile,
-        Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition, membership::GroupView,
-        observation::AgentView, observation::FailsafeView, observation::FenceView, observation::HeardOfPrimary,
-        observation::LeaseReach, observation::LeaseView, observation::OrderResult, observation::StandbyProgress,
-        observation::SyncView,
+        ClusterId, CopyCause, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NeedsCopy, NodeId, Observation,
+        PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
+        membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
+        observation::HeardOfPrimary, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
+        observation::StandbyProgress, observation::SyncView, observation::Work,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,
@@ -205,6 +205,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         follows_epoch: Epoch(0),
         uncovered: Default::default(),
         lost: Vec::new(),
+        cure: Default::default(),
     };
     if state == PostgresState::Primary {
         view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();
@@ -256,6 +257,22 @@ fn apply_word(view: &mut AgentView, word: &str) {
         "answering" => view.reach.answering = value.split(',').map(id).collect(),
         "rewinds" => view.rewind_failures = number(),
         "clones" => view.clone_failures = number(),
+        // `useless=wal-gone`, `useless=ends-early`, `useless=unreadable`.
+        "useless" => {
+            let cause = match value {
+                "wal-gone" => CopyCause::WalGone,
+                "ends-early" => CopyCause::EndsEarly,
+                "unreadable" => CopyCause::Unreadable,
+                other => panic!("no cause of a copy: {other}"),
+            };
+            view.cure.needs_copy = Some(NeedsCopy { cause, why: "it said so".to_owned() });
+        }
+        "cloning" => {
+            view.work =
+                Some(Work { order: 1, kind: "clone".to_owned(), phase: String::new(), done_bytes: 0, total_bytes: 0 });
+        }
+        "failed-starts" => view.cure.failed_starts = number(),
+        "accepted" => view.accepted_epoch = Epoch(number()),
         "system" => view.system_identifier = Some(number()),
         "half-rewound" => view.rewind_unfinished = true,
         "clean" => view.clean_shutdown = true,

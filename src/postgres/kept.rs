@@ -117,6 +117,17 @@ impl Instance {
         files::replace(&self.data_dir().join(MARK), &diverged_name(tail.fork, tail.end))
     }
 
+    /// What is in the data directory is damaged: when a clone replaces it, it is kept, by a name that says when that was.
+    ///
+    /// # Errors
+    /// The mark can't be written.
+    pub fn mark_damaged(&self) -> Result<(), PostgresError> {
+        let mark = self.data_dir().join(MARK);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        // A try that failed has marked it already.
+        if mark.exists() { Ok(()) } else { files::replace(&mark, &format!("damaged-{}", now.as_secs())) }
+    }
+
     /// Puts a replaced directory that had parted from the cluster's history where it is kept. True when there was one.
     ///
     /// # Errors

@@ -3,9 +3,6 @@
 
 use crate::domain::{TimelineHistory, WalPosition};
 
-/// Clones that may fail in a row; the agent forgets one of them every ten minutes, and so another is tried.
-pub const CLONES_TRIED: u64 = 5;
-
 /// The way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejoin {

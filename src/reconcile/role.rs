@@ -1,9 +1,10 @@
 //! The rules that lead a host to its role, in order; the first match wins.
 
-use super::rejoin::{CLONES_TRIED, Rejoin, rejoin};
+use super::rejoin::{Rejoin, rejoin};
 use crate::{
     domain::{
-        EndCause, Epoch, Format, MemberId, PostgresState, SyncMode, TimelineId, WalPosition,
+        CLONES_TRIED, CopyCause, EndCause, Epoch, Format, MemberId, PostgresState, STARTS_TRIED, SyncMode, TimelineId,
+        WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
     state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId},
@@ -20,6 +21,8 @@ pub struct Host<'a> {
     pub agent: &'a AgentView,
     /// The leader says that the primary accepts writes and has checkpointed on its timeline.
     pub primary_ready: bool,
+    /// The leader says that this host may replace data that is of no use by a copy now.
+    pub may_copy: bool,
 }
 
 /// Whom a standby follows, or a rewind or clone copies from.
@@ -118,7 +121,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: 530, name: "granted here: promote the standby", decide: promote },
     Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
-    Rule { id: 550, name: "no data, or a rejoin by copy is due: clone", decide: clone },
+    Rule { id: 550, name: "no data, data of no use, or a rejoin by copy is due: clone", decide: clone },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
     Rule { id: 562, name: "a standby that crashed has diverged: start it, to be stopped cleanly", decide: recover },
     Rule { id: 565, name: "an epoch with rules of commits is over: its standbys give it up", decide: sever },
@@ -134,7 +137,9 @@ pub fn next_action(host: &Host<'_>) -> Option<Next> {
 /// The first of `rules` that matches. The rules are given, so that a test can leave one out.
 pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &Host<'_>) -> Option<Next> {
     let agent = host.agent;
-    let busy = agent.work.is_some() || matches!(agent.state, PostgresState::Busy | PostgresState::Failed);
+    // What can't be used as it is needs an operator, unless the reason is known to lie in it.
+    let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none();
+    let busy = agent.work.is_some() || agent.state == PostgresState::Busy || failed;
     if host.state.identity.is_none() || busy || !same_system(host) || is_left_alone(host) {
         return None;
     }
@@ -311,6 +316,9 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
     if agent.state == PostgresState::NoData {
         return Some((upstream, Rejoin::Reclone));
     }
+    if is_of_no_use(host, upstream) {
+        return Some((upstream, Rejoin::Reclone));
+    }
     let lineage = host.state.history_of(timeline);
     let known = |at: WalPosition| host.state.is_known_wal(&agent.member, at, &agent.history);
     // What it would keep of a timeline begun by hand may be another's.
@@ -328,8 +336,21 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
         let way = rejoin(&agent.history, agent.wal_end, &lineage);
         if forks_off_unknown(way) { Rejoin::Reclone } else { way }
     };
-    let spent = matches!(way, Rejoin::Rewind { .. }) && agent.rewind_failures >= REWINDS_TRIED;
-    Some((upstream, if spent { Rejoin::Reclone } else { way }))
+    let spent = agent.rewind_failures >= REWINDS_TRIED || cannot_recover(agent);
+    Some((upstream, if spent && matches!(way, Rejoin::Rewind { .. }) { Rejoin::Reclone } else { way }))
+}
+
+/// Its agent found its data to be of no use for following this primary.
+fn is_of_no_use(host: &Host<'_>, primary: Primary<'_>) -> bool {
+    let agent = host.agent;
+    // What one primary has removed another may still have: it is asked first.
+    let of_this = agent.accepted_epoch == host.state.epoch || agent.upstream.as_ref() == Some(primary.member);
+    agent.cure.needs_copy.as_ref().is_some_and(|need| need.cause != CopyCause::WalGone || of_this)
+}
+
+/// A standby that crashed has to be started before it can be rewound, and doesn't start.
+fn cannot_recover(agent: &AgentView) -> bool {
+    is_crashed_standby(agent) && agent.cure.failed_starts >= STARTS_TRIED
 }
 
 /// The last position that a member's WAL shares with the primary's; `None`: there is none, or no primary.
@@ -364,8 +385,13 @@ fn at_rest(state: PostgresState) -> bool {
 
 fn clone(host: &Host<'_>) -> Option<Action> {
     let (source, way) = way_back(host)?;
-    let due = way == Rejoin::Reclone && host.primary_ready && host.agent.clone_failures < CLONES_TRIED;
-    (due && at_rest(host.agent.state)).then(|| Action::Clone { source: source.into() })
+    let agent = host.agent;
+    let cures = is_of_no_use(host, source) || cannot_recover(agent);
+    let due = way == Rejoin::Reclone && host.primary_ready && agent.clone_failures < CLONES_TRIED;
+    // What gets nowhere is not waited for.
+    let idle =
+        at_rest(agent.state) || (cures && matches!(agent.state, PostgresState::Starting | PostgresState::Failed));
+    (due && idle && (host.may_copy || !cures)).then(|| Action::Clone { source: source.into() })
 }
 
 fn rewind(host: &Host<'_>) -> Option<Action> {

@@ -11,7 +11,7 @@ use crate::{
 fn check(lock: &str, agent: &str, expected: &str) {
     let state = testing::state(lock);
     let agent = testing::agent("a", agent);
-    let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true };
+    let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
     let got = next_action(&host).map_or_else(|| "nothing".to_owned(), |n| format!("{}: {:?}", n.because.0, n.action));
     assert!(got.starts_with(expected), "lock {lock}, agent {agent:?}\n  got      {got}\n  expected {expected}");
 }
@@ -70,6 +70,53 @@ fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "nodata clones=5", "nothing");
 }
 
+/// n1's host, which may replace its data by a copy or has to wait.
+fn useless(lock: &str, said: &str, may_copy: bool) -> Option<u32> {
+    let (state, agent) = (testing::state(lock), testing::agent("a", said));
+    let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy };
+    next_action(&host).map(|next| next.because.0)
+}
+
+#[test]
+fn a_diverged_standby_that_crashed_and_does_not_start_is_copied_anew() {
+    let lock = "granted b open 2";
+    assert_eq!(useless(lock, "stopped 1:150 crashed-standby failed-starts=1", true), Some(562), "once more");
+    assert_eq!(useless(lock, "stopped 1:150 crashed-standby failed-starts=2", true), Some(550));
+    assert_eq!(useless(lock, "stopped 1:150 crashed-standby failed-starts=2", false), None, "others are copied first");
+    assert_eq!(useless(lock, "stopped 1:50 crashed-standby failed-starts=2", true), Some(570), "it is not diverged");
+    assert_eq!(useless(lock, "stopped 1:150 failed-starts=2", true), Some(560), "it ended cleanly");
+}
+
+#[test]
+fn data_of_no_use_is_replaced_when_the_leader_lets_it() {
+    let lock = "granted b open 2";
+    for cause in ["wal-gone", "ends-early", "unreadable"] {
+        for said in
+            ["stopped 1:50", "standby 1:50 upstream=b", "starting 1:50", "failed 1:50 unknown", "stopped 1:50 unknown"]
+        {
+            let said = format!("{said} accepted=1 useless={cause}");
+            assert_eq!(useless(lock, &said, true), Some(550), "{said}");
+            assert_eq!(useless(lock, &said, false), None, "{said}: others are copied first");
+            assert_eq!(useless(lock, &format!("{said} clones=5"), true), None, "{said}: five were in vain");
+            assert_eq!(useless(lock, &format!("{said} system=8"), true), None, "{said}: of another cluster");
+        }
+    }
+    assert_eq!(useless(lock, "failed 1:50", true), None, "an operator has to look");
+    // Nobody to copy from, or it is the one that is to be copied from.
+    assert_eq!(useless("granted b promoting 2", "standby 1:50 useless=wal-gone", true), None);
+    assert_eq!(useless("fenced", "stopped 1:50 useless=ends-early", true), Some(580), "it may be the best there is");
+    assert_eq!(useless("granted a open 2", "crashed 2:90 lease=1 useless=ends-early", true), Some(535));
+}
+
+#[test]
+fn what_one_primary_has_removed_the_next_is_asked_for_first() {
+    let lock = "granted b open 2";
+    assert_eq!(useless(lock, "standby 1:50 upstream=c useless=wal-gone", true), Some(570));
+    assert_eq!(useless(lock, "stopped 1:50 useless=wal-gone", true), Some(570));
+    assert_eq!(useless(lock, "standby 1:50 upstream=b useless=wal-gone", true), Some(550), "the same in a new epoch");
+    assert_eq!(useless(lock, "standby 1:50 upstream=c useless=ends-early", true), Some(550), "that is its own");
+}
+
 /// Its agent was restarted and doesn't know under which name it follows. In a strict mode there is no rule before somebody can
 /// confirm, and nobody could before it has the name of this epoch.
 #[test]
@@ -77,7 +124,8 @@ fn a_standby_gets_the_name_of_the_epoch_before_there_is_a_rule() {
     let mut state = testing::state("granted b open 2");
     let next = |state: &ClusterState, said: &str| {
         let agent = testing::agent("a", said);
-        next_action(&Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true }).map(|n| n.because.0)
+        next_action(&Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true })
+            .map(|n| n.because.0)
     };
     state.format = Format::SYNC;
     assert_eq!(next(&state, "standby 2:90 upstream=b"), None, "nobody confirms anything");
@@ -116,7 +164,8 @@ fn nothing_is_copied_from_a_primary_that_is_not_ready() {
     let state = testing::state("granted b open 2");
     for said in ["nodata", "stopped 1:150"] {
         let agent = testing::agent("a", said);
-        let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: false };
+        let host =
+            Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: false, may_copy: true };
         assert_eq!(next_action(&host), None, "{said}");
     }
 }
@@ -147,7 +196,7 @@ fn what_is_mistaken_for_the_primarys_is_cloned_also_when_it_counts_as_half_rewou
     let mut state = testing::state("granted b open 2");
     let mut agent = testing::agent("a", "stopped 2:150 half-rewound");
     let next = |state: &ClusterState, agent: &AgentView| {
-        let host = Host { state, me: &agent.member.clone(), agent, primary_ready: true };
+        let host = Host { state, me: &agent.member.clone(), agent, primary_ready: true, may_copy: true };
         next_action(&host).map(|n| n.because.0)
     };
     state.lineage.iter_mut().for_each(|r| r.first_record = Some(1));
@@ -184,7 +233,7 @@ fn way_of_adopted(state: &ClusterState, agent: &str, first_record: Option<u32>) 
     let timeline = agent.wal_end.timeline;
     agent.history.switches = switches.into_iter().filter(|s| s.timeline < timeline).collect();
     agent.history.first_records = first_record.map(|crc| (TimelineId(3), crc)).into_iter().collect();
-    let host = Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true };
+    let host = Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
     next_action(&host).map(|n| (n.because.0, n.action))
 }
 
@@ -207,6 +256,16 @@ fn who_ends_on_a_timeline_begun_by_hand_follows_only_when_it_begins_with_the_sam
         assert_eq!(way_of_adopted(&adopted("a", None), &at("3:550"), None), follow(), "it was begun here");
         assert_eq!(way_of_adopted(&adopted("c", Some(5)), &at("2:450"), None), follow(), "it has nothing of it");
     }
+}
+
+/// It lost the lease and got the next one: whom its standbys follow is the same, its timeline is not.
+#[test]
+fn a_standby_of_the_same_primary_on_a_new_timeline_goes_on_or_is_rewound() {
+    let way = |said: &str| way_of_adopted(&adopted("a", None), said, None).map(|(rule, _)| rule);
+    assert_eq!(way("standby 3:550 upstream=b"), None, "it streams over the switch");
+    assert_eq!(way("standby 3:650 upstream=b"), Some(560), "it has more than the primary had then");
+    assert_eq!(way("stopped 3:550"), Some(570));
+    assert_eq!(way("stopped 3:650 crashed-standby"), Some(562));
 }
 
 #[test]
@@ -260,7 +319,8 @@ fn who_confirms_is_stopped_for_a_restart_when_it_is_out_of_the_rule_or_no_commit
             accepts_loss: false,
         });
         let agent = testing::agent("a", "standby 2:90 upstream=b follows=1");
-        let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true };
+        let host =
+            Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
         next_action(&host).map(|n| n.because.0)
     };
     assert_eq!(next(1, &["c"], &[]), Some(527));

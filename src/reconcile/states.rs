@@ -253,6 +253,9 @@ pub const EDGES: &[Edge] = &[
     order(Standby, ActionKind::Promote, &[530], Promoting),
     order(Standby, ActionKind::Clone, &[550], Busy),
     order(Standby, ActionKind::Rewind, &[560], Busy),
+    // What is of no use gets nowhere by waiting.
+    order(Starting, ActionKind::Clone, &[550], Busy),
+    order(Failed, ActionKind::Clone, &[550], Busy),
     // Another upstream, without a restart.
     order(Standby, ActionKind::Start, &[565, 570], Standby),
     order(Primary, ActionKind::Checkpoint, &[520], Primary),
@@ -272,6 +275,7 @@ pub const EDGES: &[Edge] = &[
     event(Starting, Stopping, "it ended, was fenced, or its guard died"),
     event(Starting, Crashed, "the restart failed, the lease is still held"),
     event(Starting, Stopped, "the restart failed, the lease is lost"),
+    event(Starting, Failed, "the restart failed, the lease is lost, the directory can't be used as it is"),
     event(Starting, Promoting, "a new agent finds it granted"),
     event(Standby, Stopping, "it ended, hung, was promoted by hand, or its guard died"),
     event(Promoting, Standby, "no lease was to be had, the grant is given back"),

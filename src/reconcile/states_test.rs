@@ -10,11 +10,11 @@ use std::{
 use super::*;
 use crate::{
     domain::{
-        Epoch, Lsn, TimelineHistory, TimelineId, WalPosition,
+        CLONES_TRIED, CopyCause, Epoch, Lsn, NeedsCopy, STARTS_TRIED, TimelineHistory, TimelineId, WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
     policy::{PROPOSALS, testing},
-    reconcile::{Host, RULES, rejoin::CLONES_TRIED, role::first_match},
+    reconcile::{Host, RULES, role::first_match},
     state::{Applied, Command, Kind, RuleId},
 };
 
@@ -223,6 +223,9 @@ struct View {
     wal: Wal,
     /// A standby that did not end cleanly.
     crashed: bool,
+    /// Its data leads nowhere: its agent says so, or, of a standby that crashed, its starts have failed.
+    useless: bool,
+    may_copy: bool,
     spent: Spent,
     upstream: Upstream,
     primary_ready: bool,
@@ -241,6 +244,8 @@ const PLAIN: View = View {
     half_rewound: false,
     wal: Wal::Shared,
     crashed: false,
+    useless: false,
+    may_copy: true,
     spent: Spent::Nothing,
     upstream: Upstream::Nobody,
     primary_ready: false,
@@ -255,11 +260,16 @@ impl View {
     fn can_be(&self) -> bool {
         let tenure = matches!(self.postgres, Stopped | Starting | Promoting | Primary | Stopping | Crashed);
         let stopped = self.postgres == Stopped;
-        let data = matches!(self.postgres, Stopped | Standby);
+        let data = matches!(self.postgres, Stopped | Standby) || self.useless;
+        let in_line = matches!(self.postgres, Stopped | Standby | Starting | Failed);
         (tenure || self.lease == Lease::None)
             && !(self.ended && self.lease == Lease::Held)
             && (stopped || (self.end_known && !self.half_rewound))
-            && (data || self.wal == Wal::Shared)
+            && (self.may_copy || self.useless)
+            // What was tried before matters to none of the rest of it.
+            && (!self.useless || self.spent != Spent::Rewinds)
+            && (!self.useless || (in_line && self.lease == Lease::None && !self.ended && !self.half_rewound))
+            && (matches!(self.postgres, Stopped | Standby) || self.wal == Wal::Shared)
             // It matters to nobody else.
             && (!self.crashed || (stopped && self.wal == Wal::Diverged && self.lease == Lease::None))
             && (data || self.postgres == NoData || (self.spent == Spent::Nothing && !self.primary_ready))
@@ -284,6 +294,13 @@ impl View {
         agent.wal_end_known = self.end_known;
         agent.rewind_unfinished = self.half_rewound;
         agent.crashed_standby = self.crashed;
+        match (self.useless, self.crashed) {
+            (false, _) => {}
+            (true, true) => agent.cure.failed_starts = STARTS_TRIED,
+            (true, false) => {
+                agent.cure.needs_copy = Some(NeedsCopy { cause: CopyCause::EndsEarly, why: String::new() });
+            }
+        }
         match self.wal {
             Wal::Shared => {}
             // Every timeline of these states begins at 1:100.
@@ -320,6 +337,8 @@ fn views() -> Vec<View> {
     vary(&mut all, [false, true], |view, value| view.half_rewound = value);
     vary(&mut all, [Wal::Shared, Wal::Diverged, Wal::Foreign], |view, value| view.wal = value);
     vary(&mut all, [false, true], |view, value| view.crashed = value);
+    vary(&mut all, [false, true], |view, value| view.useless = value);
+    vary(&mut all, [true, false], |view, value| view.may_copy = value);
     vary(&mut all, [Spent::Nothing, Spent::Rewinds, Spent::Clones], |view, value| view.spent = value);
     vary(&mut all, [Upstream::Nobody, Upstream::Primary, Upstream::Another], |view, value| view.upstream = value);
     vary(&mut all, [false, true], |view, value| view.primary_ready = value);
@@ -376,7 +395,7 @@ impl Case<'_> {
     fn copies(&self) -> bool {
         let view = self.view;
         let rewinds = view.half_rewound || view.wal == Wal::Diverged;
-        self.goal == Goal::Follow && (rewinds || view.wal == Wal::Foreign || view.postgres == NoData)
+        self.goal == Goal::Follow && (view.useless || rewinds || view.wal == Wal::Foreign || view.postgres == NoData)
     }
 }
 
@@ -387,7 +406,7 @@ const AT_REST: [PostgresState; 4] = [NoData, Stopped, Standby, Primary];
 type Rest = (&'static str, fn(&Case<'_>) -> bool);
 
 /// The first that holds is the reason.
-const RESTS: [Rest; 11] = [
+const RESTS: [Rest; 12] = [
     ("the cluster is not founded here: nothing is touched", |c| c.committed.state.identity.is_none()),
     ("its data is of another cluster: an operator has to look", |c| c.view.other_system),
     ("somebody stopped it while the cluster is paused: `matriarch restart`, or `matriarch resume`", |c| {
@@ -399,6 +418,9 @@ const RESTS: [Rest; 11] = [
     ("the end of its WAL is being read", |c| !c.view.end_known && !c.view.half_rewound),
     ("the primary is not ready to be copied from", |c| c.copies() && !c.view.primary_ready),
     ("five copies have failed: one more every ten minutes", |c| c.copies() && c.view.spent == Spent::Clones),
+    ("its data is of no use, and others are copied first (`max_concurrent_clones`)", |c| {
+        c.copies() && c.view.useless && !c.view.may_copy
+    }),
     ("a rewind was cut off, and there is no primary to go on with", |c| c.view.half_rewound),
     ("it confirms commits until the rule without it is in effect (rules 432, 430)", |c| {
         let confirms = c.committed.state.sync.rules.iter().any(|rule| rule.names.contains(&c.committed.me));
@@ -458,7 +480,7 @@ static CASES: LazyLock<BTreeMap<Kindred, String>> = LazyLock::new(|| {
 fn orders(case: &Case<'_>) -> Vec<(u32, ActionKind)> {
     let Committed { state, me } = case.committed;
     let agent = case.view.agent(state, me);
-    let host = Host { state, me, agent: &agent, primary_ready: case.view.primary_ready };
+    let host = Host { state, me, agent: &agent, primary_ready: case.view.primary_ready, may_copy: case.view.may_copy };
     let (mut orders, mut rules) = (Vec::new(), RULES);
     while let Some(next) = first_match(rules, &host) {
         orders.push((next.because.0, ActionKind::from(&next.action)));

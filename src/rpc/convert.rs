@@ -2,8 +2,8 @@
 
 use super::{Malformed, sync, v1};
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Generation, Level, Lsn, MemberId, NodeId, RoomView, TimelineHistory, TimelineId,
-    TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
+    ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, Level, Lsn, MemberId, NeedsCopy, NodeId, RoomView,
+    TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
@@ -308,6 +308,24 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         heard_complete_ago_ms: view.heard.complete_ago_ms,
         heard_replayed_ago_ms: view.heard.replayed_ago_ms,
         redo: view.redo.clone().map(|RedoView { at, still_ms, stands }| v1::Redo { at, still_ms, stands }),
+        cure: (view.cure != CureView::default()).then(|| cure(&view.cure)),
+    }
+}
+
+fn cure(view: &CureView) -> v1::Cure {
+    v1::Cure {
+        needs_copy: view.needs_copy.as_ref().map_or(0, |need| need.cause.code()),
+        why: view.needs_copy.as_ref().map(|need| need.why.clone()).unwrap_or_default(),
+        needs_operator: view.needs_operator.clone().unwrap_or_default(),
+        failed_starts: view.failed_starts,
+    }
+}
+
+fn cure_of(raw: v1::Cure) -> CureView {
+    CureView {
+        needs_copy: CopyCause::of_code(raw.needs_copy).map(|cause| NeedsCopy { cause, why: raw.why }),
+        needs_operator: (!raw.needs_operator.is_empty()).then_some(raw.needs_operator),
+        failed_starts: raw.failed_starts,
     }
 }
 
@@ -461,6 +479,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             replayed_ago_ms: raw.heard_replayed_ago_ms,
         },
         redo: raw.redo.map(|v1::Redo { at, still_ms, stands }| RedoView { at, still_ms, stands }),
+        cure: raw.cure.map(cure_of).unwrap_or_default(),
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use matriarch::{
-    domain::EndCause,
+    domain::{CopyCause, EndCause},
     rpc::v1::{self, PostgresState as State, order::Action},
 };
 use nix::sys::signal::Signal;
@@ -154,7 +154,7 @@ fn a_standby_that_never_gets_consistent_is_started_once_more_and_then_named_with
         assert!(moving.problem.is_empty() || !moving.redo.unwrap().stands, "{}", moving.problem);
         second.until("it is ended", |s| s.state() == State::Stopped).await;
         second.follow(1, Some(&first)).await;
-        let named = second.until("it is given up", |s| s.problem.contains("needs an operator")).await;
+        let named = second.until("it is given up", |s| s.problem.contains("is to be copied anew")).await;
         eprintln!("{}", named.problem);
         assert!(
             named.problem.contains("recovery ") && named.problem.contains("has already been removed"),
@@ -162,12 +162,17 @@ fn a_standby_that_never_gets_consistent_is_started_once_more_and_then_named_with
             named.problem
         );
         assert!(named.redo.unwrap().stands && named.postgres_pid != life.postgres_pid);
-        // It is left as it is: it goes on by itself if the WAL is found after all.
+        let cure = named.cure.clone().unwrap();
+        assert_eq!((cure.needs_copy, cure.failed_starts), (CopyCause::WalGone.code(), 2), "{cure:?}");
+        // It is left as it is until it is ordered to copy: it goes on by itself if the WAL is found after all.
         let seen = Instant::now();
         while seen.elapsed() < STALL * 2 {
             let status = second.agent_says().await;
             assert_eq!((status.state(), status.postgres_pid), (State::Starting, named.postgres_pid));
         }
+        second.copy_and_follow(1, &first).await;
+        let well = second.status().await;
+        assert!(well.cure.is_none() && well.problem.is_empty(), "{well:?}");
     });
 }
 

@@ -18,6 +18,7 @@ mod clocks;
 mod commands;
 mod confirmed;
 mod cost;
+mod cures;
 mod failovers;
 mod failsafe;
 mod frozen;
@@ -89,6 +90,11 @@ fn commits_cost_no_more_than_without_a_manager() {
 #[test]
 fn what_breaks_heals_by_itself() {
     stage::play(failovers::STEPS);
+}
+
+#[test]
+fn data_of_no_use_is_replaced() {
+    stage::play(cures::STEPS);
 }
 
 #[test]

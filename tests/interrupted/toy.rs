@@ -202,6 +202,7 @@ fn blank(me: &MemberId) -> AgentView {
         follows_epoch: Epoch(0),
         uncovered: Default::default(),
         lost: Vec::new(),
+        cure: Default::default(),
     }
 }
 
@@ -619,7 +620,13 @@ impl Toy {
         }
         let ready = self.primary_ready();
         let host = &self.hosts[i];
-        let next = next_action(&Host { state: &host.state, me: &host.me, agent: &host.view, primary_ready: ready });
+        let next = next_action(&Host {
+            state: &host.state,
+            me: &host.me,
+            agent: &host.view,
+            primary_ready: ready,
+            may_copy: true,
+        });
         let Some(next) = next.filter(|n| n.epoch >= host.view.accepted_epoch) else { return };
         self.begin(i, next.epoch, next.action);
     }

@@ -46,6 +46,9 @@ impl Core {
     /// later, and another member is preferred as successor.
     fn note_failed_start(&mut self) {
         let Some(why) = self.failed_start() else { return };
+        if self.durable.tenure.is_none() {
+            self.cure.start_failed(&why);
+        }
         if let Some(last) = self.last_order.as_mut().filter(|o| o.kind == "start" && o.error.is_none()) {
             last.error = Some(why);
         }

@@ -156,8 +156,26 @@ pub enum Disk {
     NoData,
     /// Complete.
     Present(DiskFacts),
-    /// There is something that can't be used as it is.
+    /// It was a data directory of this cluster, and what PostgreSQL needs to start is damaged or missing.
+    Damaged(String),
+    /// There is something that can't be used as it is, for a reason that no copy would change; it is never touched.
     Unusable(String),
+}
+
+impl Disk {
+    /// PostgreSQL can't be started in it, nor could it be made there.
+    pub fn is_unusable(&self) -> bool {
+        matches!(self, Disk::Damaged(_) | Disk::Unusable(_))
+    }
+}
+
+/// What PostgreSQL says in its log of not getting on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// The line as it stands there; the same words said again make another.
+    pub line: String,
+    /// What it says.
+    pub said: String,
 }
 
 /// What `pg_control` and the files beside it say.
@@ -324,7 +342,7 @@ pub enum Event {
         /// What was seen.
         vitals: Vitals,
         /// What PostgreSQL said last of what keeps it.
-        words: Option<String>,
+        words: Option<Complaint>,
     },
     /// An order for this very agent.
     Order(Order),
@@ -354,6 +372,13 @@ pub enum Event {
         end: WalPosition,
         /// Ancestry of its timeline.
         history: TimelineHistory,
+    },
+    /// The end of WAL of the stopped instance could not be found; it is sought again.
+    WalEndUnread {
+        /// After which postmaster.
+        life: u64,
+        /// Why.
+        error: String,
     },
 }
 

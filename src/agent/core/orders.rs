@@ -42,6 +42,7 @@ impl Core {
         if order.epoch > accepted {
             self.durable.accepted = order.epoch;
             self.give_up_rewinding();
+            self.cure.another_primary();
             out.push(Effect::Persist);
             if let Some(tenure) = self.durable.tenure.filter(|t| t.epoch < order.epoch) {
                 self.end_tenure_of(tenure, (EndCause::Superseded, "an order came with a higher epoch"), now, out);
@@ -59,7 +60,7 @@ impl Core {
         let cut_off = self.tree == Tree::Empty
             && match &self.disk {
                 Some(Disk::Present(facts)) => facts.rewind_unfinished,
-                Some(Disk::NoData | Disk::Unusable(_)) => false,
+                Some(Disk::NoData | Disk::Damaged(_) | Disk::Unusable(_)) => false,
                 // It is being read.
                 None => self.durable.rewind_failures > 0,
             };
@@ -108,6 +109,7 @@ impl Core {
             }
             Action::Clone(source) => {
                 self.give_up_idle_tenure("clone", now, out)?;
+                self.say_why_it_is_copied();
                 Task::Clone(source.clone())
             }
             Action::Checkpoint => {
@@ -279,7 +281,7 @@ impl Core {
     fn complete_data(&self, what: &str) -> Result<(), String> {
         match &self.disk {
             Some(Disk::NoData) => Err(format!("can't {what}: there is no data directory")),
-            Some(Disk::Unusable(why)) => Err(format!("can't {what}: {why}")),
+            Some(Disk::Damaged(why) | Disk::Unusable(why)) => Err(format!("can't {what}: {why}")),
             Some(Disk::Present(f)) if f.rewind_unfinished && what == "start" => {
                 Err("can't start: a rewind was cut off; rewind again or clone".to_owned())
             }
@@ -297,7 +299,7 @@ impl Core {
         match &self.disk {
             Some(Disk::Present(facts)) => Some(facts.system_identifier),
             Some(Disk::NoData) => None,
-            Some(Disk::Unusable(_)) | None => self.system,
+            Some(Disk::Damaged(_) | Disk::Unusable(_)) | None => self.system,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Effect, Now, Running, Sight, Task, Tree};
+use super::{Complaint, Core, Effect, Now, Running, Sight, Task, Tree};
 use crate::{
     agent::redo::Redo,
     domain::{EndCause, Lsn, Moment, OnPrimaryCrash, PostgresState, observation::RedoView},
@@ -58,6 +58,11 @@ impl Stuck {
         self.unstreamed = (sight.in_recovery && !sight.streaming).then(|| self.unstreamed.unwrap_or(now));
     }
 
+    /// A WAL receiver ran at the last look.
+    pub(super) fn receives(&self) -> bool {
+        self.redo.receives()
+    }
+
     /// What stands still and why, for people.
     pub(super) fn said(&self) -> Option<&str> {
         self.said.as_deref()
@@ -101,18 +106,22 @@ impl Core {
         Some(self.limits.promote.saturating_sub(now.moment.since(*began)))
     }
 
-    pub(super) fn on_redo(&mut self, vitals: Vitals, words: Option<String>, now: Now, out: &mut Vec<Effect>) {
+    pub(super) fn on_redo(&mut self, vitals: Vitals, words: Option<Complaint>, now: Now, out: &mut Vec<Effect>) {
         if !matches!(self.tree, Tree::Running { .. }) || self.is_fencing() {
             return;
         }
         self.stuck.redo.see(vitals, now.moment);
-        self.stuck.words = words;
-        self.name_what_is_stuck(now);
-        let stands = self.recovery_stands(now.moment).is_some();
+        self.mind_complaint(words.as_ref(), now.moment);
+        self.stuck.words = words.map(|complaint| complaint.said);
+        let stands = self.recovery_stands(now.moment).is_some() && self.storage_problem().is_none();
         // One that streams serves its readers; one on a disk that stands still can't be helped by a kill.
-        let first =
-            self.work.is_none() && self.durable.tenure.is_none() && !self.stuck.ended && !self.stuck.redo.receives();
-        let stands = stands && self.storage_problem().is_none();
+        let idle = self.work.is_none() && self.durable.tenure.is_none() && !self.stuck.receives();
+        if stands && idle {
+            self.cure.start_failed(self.stuck.words.as_deref().unwrap_or("recovery stands still"));
+        }
+        self.name_what_is_stuck(now);
+        // What follows nobody has nothing to wait for.
+        let first = idle && (!self.stuck.ended || self.follows.is_none());
         if let (true, true, Some(why)) = (stands, first || self.restarts(), self.stuck.said.clone()) {
             tracing::warn!(why, "postgresql gets nowhere and is ended");
             self.stuck.ended |= !self.restarts();
@@ -144,7 +153,11 @@ impl Core {
                 "" => "recovery does not begin".to_owned(),
                 at => format!("recovery stands still at {at}"),
             };
-            let again = if self.stuck.ended { "; another start did not help, it needs an operator" } else { "" };
+            let again = match (self.stuck.ended, self.needs_copy(now).is_some()) {
+                (false, _) => "",
+                (true, false) => "; another start did not help, it needs an operator",
+                (true, true) => "; another start did not help, it is to be copied anew",
+            };
             return Some(format!("{what} for more than {} s{}{again}", stall.as_secs(), self.stuck.because()));
         }
         let sight = self.sight.as_ref().filter(|_| self.state() == PostgresState::Standby)?;
@@ -162,7 +175,8 @@ impl Core {
         let follows = self.follows.as_ref().or(sight.upstream.as_ref())?;
         self.stuck.unstreamed_for(now).filter(|since| *since >= NOT_STREAMING)?;
         let since = NOT_STREAMING.as_secs();
-        Some(format!("it does not stream from {follows} for more than {since} s{}", self.stuck.because()))
+        let copy = if self.needs_copy(now).is_some() { "; it is to be copied anew" } else { "" };
+        Some(format!("it does not stream from {follows} for more than {since} s{}{copy}", self.stuck.because()))
     }
 
     /// The postmaster whose recovery or replay is to be watched: one that is not where it should be.

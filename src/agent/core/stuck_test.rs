@@ -12,9 +12,13 @@ use crate::{
     postgres::Vitals,
 };
 
+fn complaint(words: &str) -> Complaint {
+    Complaint { line: format!("t {words}"), said: words.to_owned() }
+}
+
 fn look(life: u64, doing: &str) -> Event {
     let vitals = Vitals { pid: 9, doing: doing.to_owned(), ..Vitals::default() };
-    Event::Redo { life, vitals, words: Some("it said so".to_owned()) }
+    Event::Redo { life, vitals, words: Some(complaint("it said so")) }
 }
 
 /// Looks each second, from `from` on, until `to` included; gives what followed from them all.
@@ -173,7 +177,7 @@ fn replay_that_stands_still_is_named_with_its_reason() {
         core.step(behind(500, waits, paused), now(1_000));
         core.step(behind(500, waits, paused), now(6_000));
         assert_eq!(core.redo_to_watch(now(6_000)).is_some(), waits != "RecoveryWalStream", "looked at more closely");
-        let words = words.map(str::to_owned);
+        let words = words.map(complaint);
         assert_eq!(core.step(Event::Redo { life: 1, vitals: Vitals::default(), words }, now(7_000)), []);
         core.step(behind(500, waits, paused), now(11_000));
         core.problem()

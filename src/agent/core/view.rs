@@ -69,7 +69,7 @@ impl Core {
             None => PostgresState::Stopping,
             Some(Disk::NoData) => PostgresState::NoData,
             Some(Disk::Present(_)) => PostgresState::Stopped,
-            Some(Disk::Unusable(_)) => PostgresState::Failed,
+            Some(Disk::Damaged(_) | Disk::Unusable(_)) => PostgresState::Failed,
         }
     }
 }
@@ -148,7 +148,7 @@ impl Core {
     /// Why it isn't healthy.
     pub fn problem(&self) -> Option<String> {
         match &self.disk {
-            Some(Disk::Unusable(why)) => Some(why.clone()),
+            Some(Disk::Damaged(why) | Disk::Unusable(why)) => Some(why.clone()),
             Some(Disk::Present(_)) if self.is_out_of_reach() => Some(OUT_OF_REACH.to_owned()),
             _ => {
                 let named = || self.stuck.said().map(str::to_owned).or_else(|| self.problem.clone());

@@ -281,6 +281,7 @@ impl Walk {
             _ if matches!(self.core.disk(), Some(Disk::Present(_))) => facts(self.dice.chance(50)),
             0 => Disk::NoData,
             1 => Disk::Unusable("no PG_VERSION".to_owned()),
+            2 => Disk::Damaged("no pg_control".to_owned()),
             _ => facts(self.dice.chance(50)),
         }
     }

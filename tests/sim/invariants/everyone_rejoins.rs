@@ -1,7 +1,7 @@
 //! L3: every other member becomes a streaming standby of the primary, with the same bytes, or says that it
 //! needs an operator (reliability notes §1.11).
 
-use matriarch::{domain::PostgresState, reconcile::rejoin::CLONES_TRIED};
+use matriarch::domain::{CLONES_TRIED, PostgresState};
 
 use super::heals::open_primary;
 use crate::world::World;
