@@ -15,16 +15,16 @@ fi
 
 # `make test` runs those that a takeover depends on; these are all of them, on every other version that was fetched.
 other_versions() {
-    local major bin
+    local major bin on_postgresql='(binary(agent) | binary(postgres)) - test(/^postgresql_/)'
+    on_postgresql+=' | binary(guard) & test(/^with_postgresql::/) | binary(router) & test(/^(tls|unconfirmed)::/)'
     for major in 16 17 18; do
         bin=${MATRIARCH_TEST_POSTGRESQL:-${CARGO_TARGET_DIR:-target}/postgresql}/$major/server/pginstall/bin
         if [ ! -x "$bin/postgres" ]; then
-            echo "test: no PostgreSQL $major in $bin, so tests/agent and tests/postgres are not run on it"
+            echo "test: no PostgreSQL $major in $bin, so no test is run on it"
             continue
         fi
-        echo "test: tests/agent and tests/postgres on PostgreSQL $major"
-        MATRIARCH_TEST_BIN_DIR=$(realpath "$bin") cargo nextest run "$@" --no-fail-fast --test agent --test postgres \
-            -E 'not test(/^postgresql_/)' || status=$?
+        echo "test: agent, postgres, guard and router on PostgreSQL $major"
+        MATRIARCH_TEST_BIN_DIR=$(realpath "$bin") cargo nextest run "$@" --no-fail-fast -E "$on_postgresql" || status=$?
     done
 }
 
