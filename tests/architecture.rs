@@ -163,7 +163,7 @@ fn arrows() {
         agent -> config, domain, guard, layers, lease, postgres, rpc, telemetry
         cli -> admin, agent, config, demo, domain, guard, manager, policy, reconcile, routing, rpc, telemetry
         config -> domain
-        demo -> rpc, telemetry
+        demo -> domain, rpc, telemetry
         guard -> domain
         layers -> config, domain, guard
         lease -> domain, rpc

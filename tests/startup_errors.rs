@@ -160,7 +160,7 @@ fn a_missing_program_of_postgresql_is_refused() {
         "agent",
         expect![[r#"
         agent: exit 2
-        matriarch: SITE/matriarch.toml: postgresql.bin_dir: SITE/bin/pg_rewind can't be run: ENOENT: No such file or directory; name the directory with the programs of PostgreSQL 13 or newer
+        matriarch: SITE/matriarch.toml: postgresql.bin_dir: SITE/bin/pg_rewind can't be run: ENOENT: No such file or directory; name the directory with the programs of PostgreSQL 14 to 18
     "#]],
     );
 }
@@ -175,7 +175,7 @@ fn a_postgresql_that_is_too_old_is_refused() {
         "agent",
         expect![[r#"
         agent: exit 2
-        matriarch: SITE/matriarch.toml: postgresql.bin_dir: SITE/bin/postgres version 120022 is older than 130000, the oldest that is supported; name the directory with the programs of PostgreSQL 13 or newer
+        matriarch: SITE/matriarch.toml: postgresql.bin_dir: SITE/bin/postgres is of PostgreSQL 12.22, and PostgreSQL 14 to 18 are supported; name the directory with the programs of PostgreSQL 14 to 18
     "#]],
     );
 }

@@ -45,12 +45,16 @@ rust() {
 
 # ---- packages -------------------------------------------------------------------------------------------------
 
+oldest_supported=14
+newest_supported=18
+
 newest_postgres() {
     local program newest=0 major
     for program in /usr/lib/postgresql/*/bin/postgres /usr/pgsql-*/bin/postgres /usr/bin/postgres; do
         [ -x "$program" ] || continue
         major=$("$program" --version | sed -n 's/.*(PostgreSQL) \([0-9]*\).*/\1/p')
-        if [ "${major:-0}" -gt "$newest" ]; then newest=$major; fi
+        # One that is newer than Matriarch knows is of no use.
+        if [ "${major:-0}" -gt "$newest" ] && [ "$major" -le "$newest_supported" ]; then newest=$major; fi
     done
     echo "$newest"
 }
@@ -63,7 +67,7 @@ as_root() {
 }
 
 missing_packages() {
-    if [ "$(newest_postgres)" -lt 13 ]; then echo "$1"; fi
+    if [ "$(newest_postgres)" -lt "$oldest_supported" ]; then echo "$1"; fi
     if ! can_link; then echo "$2"; fi
     # nft and ip live in sbin, which not every user has in the PATH.
     PATH=$PATH:/usr/sbin:/sbin
@@ -117,18 +121,26 @@ packages() {
     *" rhel "* | *" fedora "* | *" centos "*) install_redhat ;;
     *)
         local missing
-        missing=$(missing_packages "PostgreSQL 13 or newer (server)" "a C compiler (cc)" iproute2 | paste -sd, -)
+        missing=$(missing_packages "PostgreSQL $oldest_supported to $newest_supported (server)" "a C compiler (cc)" iproute2 | paste -sd, -)
         if [ -n "$missing" ]; then
             say "this system is not known here; install by hand: $missing"
             exit 2
         fi
         ;;
     esac
-    if [ "$(newest_postgres)" -lt 13 ]; then
-        say "PostgreSQL 13 or newer is needed; this system's own is older: see https://www.postgresql.org/download/"
+    if [ "$(newest_postgres)" -lt "$oldest_supported" ]; then
+        say "PostgreSQL $oldest_supported to $newest_supported is needed, and this system has none of them: see https://www.postgresql.org/download/"
         exit 2
+    fi
+}
+
+# The tests go on without them, and say so one by one.
+other_versions() {
+    if ! deploy/scripts/postgresql-versions.sh; then
+        say "tests on versions of PostgreSQL that are missing are passed over; all others run"
     fi
 }
 
 rust
 packages
+if [ "$purpose" = test ]; then other_versions; fi

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     config::{AgentEndpoint, Config, ConfigError, LocalMember},
+    domain::version::{self, PostgresVersion, Support},
     layers::{LayerError, Layers, LayersOptions},
     postgres::{Instance, PostgresError},
 };
@@ -22,6 +23,7 @@ const RUNTIME_DIR: &str = "agent.runtime_dir";
 /// Gives `server_version_num`.
 pub(super) fn check(config: &Config, local: &LocalMember, instance: &Instance) -> Result<u32, ConfigError> {
     let version = instance.preflight().map_err(|error| told(config, &error))?;
+    warn_of_untested(local, PostgresVersion(version));
     if let AgentEndpoint::Tcp(address) = local.agent.listen {
         let tried = std::net::TcpListener::bind(address).map(drop);
         tried.map_err(|error| config.cannot_listen("agent.listen", &format!("{address} TCP"), &error))?;
@@ -35,6 +37,14 @@ pub(super) fn check(config: &Config, local: &LocalMember, instance: &Instance) -
         }
         // One that isn't there is made later.
         Ok(_) | Err(_) => Ok(version),
+    }
+}
+
+/// What nobody has tried is said to whoever relies on it.
+fn warn_of_untested(local: &LocalMember, version: PostgresVersion) {
+    if version.support() == Support::Untested {
+        let bin_dir = local.postgresql.bin_dir.display();
+        tracing::warn!(%version, %bin_dir, "this version of PostgreSQL is supported, but not tested with Matriarch");
     }
 }
 
@@ -64,13 +74,13 @@ fn told(config: &Config, error: &PostgresError) -> ConfigError {
     match error {
         PostgresError::Preflight { key, what, problem } => {
             let advice = match *key {
-                "postgresql.bin_dir" => "name the directory with the programs of PostgreSQL 13 or newer",
-                "postgresql.data_dir" => "correct the directory's place or owner",
-                _ => "correct it",
+                "postgresql.bin_dir" => format!("name the directory with the programs of {}", version::supported()),
+                "postgresql.data_dir" => "correct the directory's place or owner".to_owned(),
+                _ => "correct it".to_owned(),
             };
             match problem.split_once("; ") {
                 Some((problem, advice)) => config.wrong(key, format!("{what} {problem}"), advice),
-                None => config.wrong(key, format!("{what} {problem}"), advice),
+                None => config.wrong(key, format!("{what} {problem}"), &advice),
             }
         }
         other => config.wrong("postgresql", chain(other), "correct it; `matriarch preflight` looks at more"),

@@ -27,6 +27,7 @@ use super::{
     supervisor::{Role, Supervisor},
     transcript::Story,
 };
+use crate::domain::version::MAJORS;
 
 /// After this long a SIGKILL has worked or the kernel is stuck.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
@@ -408,6 +409,7 @@ pub(crate) fn find_postgresql() -> Result<PathBuf> {
             let version = name.strip_prefix(prefix).and_then(|v| v.parse().ok());
             let bin = entry.path().join("bin");
             if let Some(version) = version
+                && MAJORS.contains(&version)
                 && bin.join("initdb").exists()
                 && bin.join("pg_rewind").exists()
             {

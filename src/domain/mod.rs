@@ -21,6 +21,7 @@ pub mod settings_document;
 pub mod sync;
 pub mod timings;
 pub mod uncovered;
+pub mod version;
 pub mod wal;
 
 pub use briefing::{Briefing, MemberList, PauseWord};

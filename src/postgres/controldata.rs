@@ -165,6 +165,13 @@ Data page checksum version:           1
 ";
 
     #[test]
+    fn lines_that_later_versions_add_change_nothing() {
+        let since_18 = format!("{STOPPED_STANDBY}Default char data signedness:         signed\n");
+        assert_eq!(ControlData::parse(&since_18), ControlData::parse(STOPPED_STANDBY));
+        assert!(ControlData::parse(&since_18).is_ok());
+    }
+
+    #[test]
     fn a_stopped_standby_is_read() {
         let data = ControlData::parse(STOPPED_STANDBY).unwrap();
         assert_eq!(data.system_identifier, 7_575_345_127_113_385_123);

@@ -21,11 +21,11 @@ use super::{
 };
 use crate::{
     config::{AgentConfig, MemberConfig, PostgresqlConfig},
-    domain::{MemberId, Timings},
+    domain::{
+        MemberId, Timings,
+        version::{self, PostgresVersion, Support},
+    },
 };
-
-/// The oldest version that is managed: 13 has `primary_conninfo` by reload, `wal_keep_size` and backup manifests.
-const OLDEST_VERSION: u32 = 130_000;
 
 /// The programs of `bin_dir` that are used.
 const PROGRAMS: [&str; 7] =
@@ -176,10 +176,8 @@ impl Instance {
                 .map_err(|e| preflight(BIN_DIR, path.display(), format!("can't be run: {e}")))?;
         }
         let version = self.version()?;
-        if version < OLDEST_VERSION {
-            let problem = format!("version {version} is older than {OLDEST_VERSION}, the oldest that is supported");
-            return Err(preflight(BIN_DIR, cfg.bin_dir.join("postgres").display(), problem));
-        }
+        check_version(PostgresVersion(version))
+            .map_err(|problem| preflight(BIN_DIR, cfg.bin_dir.join("postgres").display(), problem))?;
         self.superuser_password()?;
         self.replication_password()?;
         check_data_dir(&cfg.data_dir)?;
@@ -198,7 +196,8 @@ impl Instance {
     /// The program can't be run, or says something else.
     pub fn version(&self) -> Result<u32, PostgresError> {
         let (text, _) = self.helper("postgres", Duration::from_secs(10)).arg("-V").run_short()?;
-        parse_version(&text)
+        PostgresVersion::parse(&text)
+            .map(|version| version.0)
             .ok_or_else(|| preflight(BIN_DIR, "postgres -V", format!("unexpected answer `{}`", text.trim())))
     }
 
@@ -508,12 +507,12 @@ fn nearest(dir: &Path) -> &Path {
     dir.ancestors().find(|d| d.exists()).unwrap_or(dir)
 }
 
-/// `postgres (PostgreSQL) 15.18 (Debian …)` is 150018; `17beta1` is 170000.
-fn parse_version(text: &str) -> Option<u32> {
-    let version = text.trim().strip_prefix("postgres (PostgreSQL) ")?.split_whitespace().next()?;
-    let (major, minor) = version.split_once('.').unwrap_or((version, "0"));
-    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>();
-    Some(digits(major).ok()? * 10_000 + digits(minor).unwrap_or(0))
+/// Says what is wrong with a version that is not managed.
+fn check_version(version: PostgresVersion) -> Result<(), String> {
+    match version.support() {
+        Support::Tested | Support::Untested => Ok(()),
+        Support::Refused => Err(format!("is of PostgreSQL {version}, and {} are supported", version::supported())),
+    }
 }
 
 fn check_data_dir(data_dir: &Path) -> Result<(), PostgresError> {
@@ -564,15 +563,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_as_server_version_num() {
-        for (text, number) in [
-            ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(150_018)),
-            ("postgres (PostgreSQL) 17beta1", Some(170_000)),
-            ("postgres (PostgreSQL) 13.0", Some(130_000)),
-            ("mysqld 8", None),
-        ] {
-            assert_eq!(parse_version(text), number, "{text}");
-        }
+    fn a_version_that_is_not_managed_is_named() {
+        let problem = |number| check_version(PostgresVersion(number)).err();
+        let wrong = "is of PostgreSQL 13.23, and PostgreSQL 14 to 18 are supported";
+        assert_eq!(problem(130_023).as_deref(), Some(wrong));
+        assert!(problem(190_000).is_some(), "a newer one is not taken to be like those that are known");
+        assert_eq!([140_000, 150_018, 180_006].map(problem), [const { None }; 3]);
     }
 
     #[test]

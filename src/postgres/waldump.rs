@@ -276,6 +276,8 @@ mod tests {
     fn the_last_record_is_named_where_the_next_is_none() {
         let words = "pg_waldump: error: error in WAL record at 0/122A4020: invalid record length at 0/122A4048: wanted 24, got 0";
         assert_eq!(last_read(words), Some(Lsn(0x122A_4020)));
+        let since_16 = "pg_waldump: error: error in WAL record at 0/16EF1A0: invalid record length at 0/16EF1C8: expected at least 24, got 0";
+        assert_eq!(last_read(since_16), Some(Lsn(0x16E_F1A0)));
         let none = "pg_waldump: error: could not find a valid record after 0/122A4048";
         assert_eq!(last_read(none), None);
         assert_eq!(last_read(""), None);

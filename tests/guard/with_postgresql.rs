@@ -17,7 +17,10 @@ use nix::sys::signal::Signal;
 
 use super::bench::*;
 
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+/// The programs of PostgreSQL.
+fn bin() -> String {
+    std::env::var("MATRIARCH_TEST_BIN_DIR").unwrap_or_else(|_| "/usr/lib/postgresql/15/bin".to_owned())
+}
 
 /// True in the process that shall do the work.
 fn as_postgres(test: &str) -> bool {
@@ -25,8 +28,8 @@ fn as_postgres(test: &str) -> bool {
 }
 
 fn as_postgres_in(test: &str, group: Option<&Delegated>) -> bool {
-    if !Path::new(BIN).exists() {
-        println!("skipped: no PostgreSQL in {BIN}");
+    if !Path::new(&bin()).exists() {
+        println!("skipped: no PostgreSQL in {}", bin());
         return false;
     }
     if !nix::unistd::geteuid().is_root() {
@@ -75,7 +78,7 @@ fn as_postgres_with_a_group(test: &str) -> Option<bool> {
 }
 
 fn program(name: &str) -> Command {
-    Command::new(Path::new(BIN).join(name))
+    Command::new(Path::new(&bin()).join(name))
 }
 
 fn quiet(command: &mut Command) {
@@ -93,7 +96,7 @@ fn start_with(bench: &mut Bench, group: GroupUse) -> GuardHandle {
     }
     let (data, sockets) = (data.display().to_string(), bench.dir.path().display().to_string());
     let mut options = bench.options(
-        format!("{BIN}/postgres"),
+        format!("{}/postgres", bin()),
         &[
             "-D",
             &data,

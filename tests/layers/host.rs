@@ -33,7 +33,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 /// The programs of the newest PostgreSQL, where there is one.
 pub fn bin_dir() -> Option<PathBuf> {
-    let all = (13..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+    let all = (14..=18).rev().map(|version| PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
     all.into_iter().find(|dir| dir.join("postgres").exists())
 }
 

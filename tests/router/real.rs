@@ -42,6 +42,15 @@ pub fn give(path: &Path) {
     }
 }
 
+/// The programs of PostgreSQL.
+fn installed() -> Option<PathBuf> {
+    if let Some(wanted) = std::env::var_os("MATRIARCH_TEST_BIN_DIR") {
+        return Some(wanted.into());
+    }
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    versions.flatten().map(|v| v.path().join("bin")).filter(|b| b.join("initdb").exists()).max()
+}
+
 impl Server {
     async fn start() -> Option<Self> {
         Self::start_with(&[], |_| {}).await
@@ -49,8 +58,7 @@ impl Server {
 
     /// Starts one with settings; `prepare` may put files into its directory, beside `data`.
     pub async fn start_with(settings: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-        let bin = versions.flatten().map(|v| v.path().join("bin")).filter(|b| b.join("initdb").exists()).max()?;
+        let bin = installed()?;
         let dir = tempfile::tempdir().unwrap();
         give(dir.path());
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -64,15 +64,66 @@ pub fn secret_file(path: PathBuf, text: &str) -> PathBuf {
     path
 }
 
-/// The programs of the newest PostgreSQL.
+/// The programs of the PostgreSQL that the tests run on: the newest of the distribution, if nobody wants another.
 pub fn bin_dir() -> PathBuf {
     installed().expect("PostgreSQL is installed")
 }
 
+/// Names the directory with the programs of another PostgreSQL than that of the distribution.
+const BIN_DIR: &str = "MATRIARCH_TEST_BIN_DIR";
+
 fn installed() -> Option<PathBuf> {
+    if let Some(dir) = std::env::var_os(BIN_DIR) {
+        let dir = PathBuf::from(dir);
+        assert!(dir.join("initdb").exists(), "{BIN_DIR} has no initdb: {}", dir.display());
+        return Some(dir);
+    }
     let found = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let found = found.map(|e| e.path().join("bin")).chain(["/usr/pgsql-17/bin".into(), "/usr/bin".into()]);
     found.filter(|dir| dir.join("initdb").exists()).max()
+}
+
+/// Runs one test of this file again on another PostgreSQL: `deploy/scripts/postgresql-versions.sh` puts it there. Says so and
+/// passes where it has not been run.
+pub fn on_version(major: &str, test: &str) {
+    const PLACE: &str = "MATRIARCH_TEST_POSTGRESQL";
+    let wanted = std::env::var_os(PLACE).map(PathBuf::from);
+    let place = wanted.clone().unwrap_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("postgresql"));
+    let bin_dir = place.join(major).join("server/pginstall/bin");
+    if !bin_dir.join("initdb").exists() {
+        assert!(wanted.is_none(), "{PLACE} has no PostgreSQL {major}: {}", bin_dir.display());
+        eprintln!("{test}: passed over, no PostgreSQL {major} in {}", place.display());
+        return;
+    }
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args(["--exact", test, "--include-ignored", "--nocapture"]).env(BIN_DIR, bin_dir);
+    let output = again.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "on PostgreSQL {major}:\n{out}{err}");
+    assert!(out.contains("ok. 1 passed"), "{test}: no test has that name, modules included\n{out}");
+}
+
+/// The tests, each as one more for every version that the distribution may not have.
+#[macro_export]
+macro_rules! on_every_version {
+    ($tests:tt) => {
+        $crate::on_one_version!(postgresql_16 "16" $tests);
+        $crate::on_one_version!(postgresql_17 "17" $tests);
+        $crate::on_one_version!(postgresql_18 "18" $tests);
+    };
+}
+
+/// See [`on_every_version`].
+#[macro_export]
+macro_rules! on_one_version {
+    ($module:ident $major:literal [$($test:ident),+ $(,)?]) => {
+        mod $module {
+            $(#[test]
+            fn $test() {
+                super::support::on_version($major, stringify!($test));
+            })+
+        }
+    };
 }
 
 /// A port nobody uses for TCP or UDP, and that this process hasn't given out before.

@@ -14,12 +14,15 @@ use nix::{
 };
 
 use super::{fail, ok, warn};
-use crate::{cli::render::Check, config::PostgresqlConfig};
+use crate::{
+    cli::render::Check,
+    config::PostgresqlConfig,
+    domain::version::{self, PostgresVersion, Support},
+};
 
 /// The programs that the agent starts.
-const PROGRAMS: [&str; 6] = ["postgres", "initdb", "pg_basebackup", "pg_controldata", "pg_rewind", "pg_waldump"];
-/// The oldest PostgreSQL that Matriarch knows.
-const MAJOR_MIN: u32 = 13;
+const PROGRAMS: [&str; 7] =
+    ["postgres", "initdb", "pg_basebackup", "pg_controldata", "pg_rewind", "pg_verifybackup", "pg_waldump"];
 
 pub(super) fn all(config: &PostgresqlConfig) -> Vec<Check> {
     let (programs, major) = programs(&config.bin_dir);
@@ -42,18 +45,20 @@ fn programs(bin_dir: &Path) -> (Check, Option<u32>) {
         Ok(output) => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         Err(error) => return (fail(NAME, format!("`postgres --version` failed ({error})")), None),
     };
-    match major_version(&text) {
-        Some(major) if major >= MAJOR_MIN => (ok(NAME, format!("{text} in {}", bin_dir.display())), Some(major)),
-        Some(major) => (fail(NAME, format!("{text} is not supported; use version {MAJOR_MIN} or newer")), Some(major)),
-        None => (fail(NAME, format!("`postgres --version` said `{text}`")), None),
-    }
+    let Some(version) = PostgresVersion::parse(&text) else {
+        return (fail(NAME, format!("`postgres --version` said `{text}`")), None);
+    };
+    (verdict(NAME, &text, version, bin_dir), Some(version.major()))
 }
 
-/// 15 of `postgres (PostgreSQL) 15.4 (Debian …)`, also of `16beta1`.
-fn major_version(text: &str) -> Option<u32> {
-    let version = text.split("(PostgreSQL) ").nth(1)?;
-    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok()
+/// What is promised of this version.
+fn verdict(name: &'static str, text: &str, version: PostgresVersion, bin_dir: &Path) -> Check {
+    let (found, supported) = (format!("{text} in {}", bin_dir.display()), version::supported());
+    match version.support() {
+        Support::Tested => ok(name, found),
+        Support::Untested => warn(name, format!("{found} is supported, but not tested with Matriarch")),
+        Support::Refused => fail(name, format!("{found} is not supported; use {supported}")),
+    }
 }
 
 fn data_dir(dir: &Path, major: Option<u32>) -> Check {
@@ -137,10 +142,20 @@ mod tests {
     use crate::cli::render::Outcome;
 
     #[test]
-    fn the_major_version_is_read_from_any_build() {
-        assert_eq!(major_version("postgres (PostgreSQL) 15.4 (Debian 15.4-1)"), Some(15));
-        assert_eq!(major_version("postgres (PostgreSQL) 18beta1"), Some(18));
-        assert_eq!(major_version("pgbouncer 1.2"), None);
+    fn what_is_promised_of_a_version_is_said() {
+        let of = |number| verdict("x", "postgres (PostgreSQL) 1.2", PostgresVersion(number), Path::new("/opt/pg/bin"));
+        assert_eq!(of(150_018).outcome, Outcome::Ok);
+        let untested = of(140_001);
+        assert_eq!(untested.outcome, Outcome::Warn);
+        assert!(untested.detail.ends_with("is supported, but not tested with Matriarch"), "{untested:?}");
+        for number in [130_023, 190_000] {
+            let refused = of(number);
+            assert_eq!(refused.outcome, Outcome::Fail);
+            assert_eq!(
+                refused.detail,
+                "postgres (PostgreSQL) 1.2 in /opt/pg/bin is not supported; use PostgreSQL 14 to 18"
+            );
+        }
     }
 
     #[test]
