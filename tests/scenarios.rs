@@ -730,7 +730,7 @@ impl World {
         let primary_ready = self.state.holder().is_some_and(|(_, holder)| {
             self.voices[holder].agent.as_ref().is_some_and(|a| a.state == PostgresState::Primary)
         });
-        let host = Host { state: &self.state, me: member, agent, primary_ready, may_copy: true };
+        let host = Host { state: &self.state, me: member, agent, primary_ready, may_copy: true, copy_from: None };
         let line = next_action(&host).map_or_else(
             || format!("{member}: nothing"),
             |next| format!("{member}: {} ({} in epoch {})", action(&next.action), next.because, next.epoch),

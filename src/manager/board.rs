@@ -49,8 +49,8 @@ pub struct Facts {
     pub since: Since,
     /// The leader said that the primary of this epoch can be copied from.
     pub primary_ready: Option<Epoch>,
-    /// The leader said that data of no use here may be replaced by a copy.
-    pub may_copy: bool,
+    /// What the leader said of copies.
+    pub copying: Copying,
     /// Standbys as the leader sees them: streaming, lag in bytes.
     pub standbys: BTreeMap<MemberId, (bool, u64)>,
     founding: Founding,
@@ -74,7 +74,7 @@ impl Facts {
             plan: Plan::default(),
             since: Since::default(),
             primary_ready: None,
-            may_copy: false,
+            copying: Copying::default(),
             standbys: BTreeMap::new(),
             founding,
             lock_seen: None,

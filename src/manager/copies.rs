@@ -5,9 +5,23 @@ use std::collections::BTreeSet;
 use super::view::primary_ready;
 use crate::{
     domain::MemberId,
-    policy::Situation,
+    policy::{self, Situation},
     reconcile::{self, Action, Host},
 };
+
+/// What the leader says to a host of copies.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Copying {
+    /// It may replace data that is of no use by a copy now.
+    pub may: bool,
+    /// The standby to copy; `None`: the primary.
+    pub from: Option<MemberId>,
+}
+
+/// The word to `member`.
+pub fn word(s: &Situation<'_>, member: &MemberId) -> Copying {
+    Copying { may: may_copy(s).contains(member), from: policy::copies::source(s, member).cloned() }
+}
 
 /// Who may replace data that is of no use by a copy now: no more at one time than `max_concurrent_clones`, with those whose
 /// copies are under way or due anyway. The leader says it to each with its report, so that two may begin in the same moment when
@@ -16,7 +30,7 @@ pub fn may_copy(s: &Situation<'_>) -> BTreeSet<MemberId> {
     let ready = primary_ready(s);
     let copies = |me: &MemberId, may_copy: bool| {
         let Some(agent) = s.agent(me) else { return false };
-        let host = Host { state: s.state, me, agent, primary_ready: ready, may_copy };
+        let host = Host { state: s.state, me, agent, primary_ready: ready, may_copy, copy_from: None };
         let next = reconcile::next_action(&host);
         let due = next.is_some_and(|next| matches!(next.action, Action::Clone { .. }));
         due || agent.work.as_ref().is_some_and(|work| work.kind == "clone")

@@ -32,8 +32,10 @@ pub(super) async fn run(manager: Manager) {
         changes.borrow_and_update();
         let mut pause = Duration::from_secs(1);
         if let Some(Said { view, .. }) = &status {
-            let (primary_ready, may_copy) = inner.board.read(|f| (f.primary_ready == Some(state.epoch), f.may_copy));
-            let host = Host { state: &state, me: &inner.me, agent: view, primary_ready, may_copy };
+            let (primary_ready, copying) =
+                inner.board.read(|f| (f.primary_ready == Some(state.epoch), f.copying.clone()));
+            let (may_copy, copy_from) = (copying.may, copying.from.as_ref());
+            let host = Host { state: &state, me: &inner.me, agent: view, primary_ready, may_copy, copy_from };
             if let Some(next) = reconcile::next_action(&host) {
                 pause = match desk.due(&next, view.last_order.as_ref(), inner.board.now()) {
                     Some(wait) => wait,

@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use super::{Manager, copies, peers::timed, view};
+use super::{
+    Manager,
+    copies::{self, Copying},
+    peers::timed,
+    view,
+};
 use crate::{
     domain::{Epoch, Format, MemberId, observation::Notice},
     guard::sys::two_clocks,
@@ -68,12 +73,12 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
     let Some(leader) = leader else { return false };
     if *leader == inner.me {
         let state = inner.node.state().borrow().clone();
-        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::may_copy(s).contains(&inner.me));
-        let ((ready, standbys), may_copy) = inner.board.situation(&state, &manager.timings(), look);
+        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::word(s, &inner.me));
+        let ((ready, standbys), copying) = inner.board.situation(&state, &manager.timings(), look);
         let ready = ready.then_some(state.epoch);
         inner.board.update(|f| {
             f.take_word(ready, standbys);
-            f.may_copy = may_copy;
+            f.copying = copying;
         });
         return true;
     }
@@ -111,7 +116,7 @@ async fn tell(manager: &Manager, leader: Option<&MemberId>, heard: &[Notice]) ->
             let ready = reply.primary_ready.then_some(Epoch(reply.epoch));
             inner.board.update(|f| {
                 f.take_word(ready, standbys.collect());
-                f.may_copy = reply.may_copy;
+                f.copying = Copying { may: reply.may_copy, from: reply.copy_from.parse().ok() };
             });
             true
         }

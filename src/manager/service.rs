@@ -109,8 +109,8 @@ impl v1::peer_server::Peer for PeerService {
         let manager = (Format::from(report.format), disk);
         board.observe(&sender, agent, convert::promise_of(report.promise), manager);
         let state = self.manager.inner.node.state().borrow().clone();
-        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::may_copy(s).contains(&sender));
-        let ((primary_ready, standbys), may_copy) = board.situation(&state, &self.manager.timings(), look);
+        let look = |s: &Situation<'_>| (view::seen_by_leader(s), copies::word(s, &sender));
+        let ((primary_ready, standbys), copying) = board.situation(&state, &self.manager.timings(), look);
         let standbys = standbys
             .into_iter()
             .map(|(member, (streaming, lag_bytes))| v1::StandbyLag { member: member.to_string(), streaming, lag_bytes })
@@ -120,7 +120,8 @@ impl v1::peer_server::Peer for PeerService {
         let present = state.members.get(&sender).map(|m| m.node);
         let forgot = present.and_then(|present| node.lost_logs().remove(&present)).unwrap_or_default();
         let epoch = state.epoch.0;
-        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch, floors, forgot, may_copy }))
+        let (may_copy, copy_from) = (copying.may, copying.from.map(|m| m.to_string()).unwrap_or_default());
+        Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch, floors, forgot, may_copy, copy_from }))
     }
 
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {

@@ -268,8 +268,7 @@ fn apply_word(view: &mut AgentView, word: &str) {
             view.cure.needs_copy = Some(NeedsCopy { cause, why: "it said so".to_owned() });
         }
         "cloning" => {
-            view.work =
-                Some(Work { order: 1, kind: "clone".to_owned(), phase: String::new(), done_bytes: 0, total_bytes: 0 });
+            view.work = Some(Work { order: 1, kind: "clone".to_owned(), phase: String::new(), ..Work::default() });
         }
         "failed-starts" => view.cure.failed_starts = number(),
         "accepted" => view.accepted_epoch = Epoch(number()),

@@ -23,6 +23,8 @@ pub struct Host<'a> {
     pub primary_ready: bool,
     /// The leader says that this host may replace data that is of no use by a copy now.
     pub may_copy: bool,
+    /// The standby that the leader says to copy; `None`: the primary is copied.
+    pub copy_from: Option<&'a MemberId>,
 }
 
 /// Whom a standby follows, or a rewind or clone copies from.
@@ -391,7 +393,14 @@ fn clone(host: &Host<'_>) -> Option<Action> {
     // What gets nowhere is not waited for.
     let idle =
         at_rest(agent.state) || (cures && matches!(agent.state, PostgresState::Starting | PostgresState::Failed));
-    (due && idle && (host.may_copy || !cures)).then(|| Action::Clone { source: source.into() })
+    (due && idle && (host.may_copy || !cures)).then(|| Action::Clone { source: copied(host, source) })
+}
+
+/// A standby that is copied spares the primary the work. After a copy that failed it is the primary.
+fn copied(host: &Host<'_>, primary: Primary<'_>) -> Upstream {
+    let standby = host.copy_from.filter(|member| *member != host.me && host.agent.clone_failures == 0);
+    let found = standby.and_then(|member| host.state.members.get_key_value(member));
+    found.map_or(primary, |(member, m)| Primary { member, postgres: &m.postgres }).into()
 }
 
 fn rewind(host: &Host<'_>) -> Option<Action> {

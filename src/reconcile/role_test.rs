@@ -11,7 +11,14 @@ use crate::{
 fn check(lock: &str, agent: &str, expected: &str) {
     let state = testing::state(lock);
     let agent = testing::agent("a", agent);
-    let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
+    let host = Host {
+        state: &state,
+        me: &agent.member.clone(),
+        agent: &agent,
+        primary_ready: true,
+        may_copy: true,
+        copy_from: None,
+    };
     let got = next_action(&host).map_or_else(|| "nothing".to_owned(), |n| format!("{}: {:?}", n.because.0, n.action));
     assert!(got.starts_with(expected), "lock {lock}, agent {agent:?}\n  got      {got}\n  expected {expected}");
 }
@@ -73,7 +80,14 @@ fn a_returning_member_follows_rewinds_or_clones() {
 /// n1's host, which may replace its data by a copy or has to wait.
 fn useless(lock: &str, said: &str, may_copy: bool) -> Option<u32> {
     let (state, agent) = (testing::state(lock), testing::agent("a", said));
-    let host = Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy };
+    let host = Host {
+        state: &state,
+        me: &agent.member.clone(),
+        agent: &agent,
+        primary_ready: true,
+        may_copy,
+        copy_from: None,
+    };
     next_action(&host).map(|next| next.because.0)
 }
 
@@ -117,6 +131,28 @@ fn what_one_primary_has_removed_the_next_is_asked_for_first() {
     assert_eq!(useless(lock, "standby 1:50 upstream=c useless=ends-early", true), Some(550), "that is its own");
 }
 
+#[test]
+fn a_copy_is_made_of_the_standby_that_the_leader_names_and_of_the_primary_after_one_that_failed() {
+    let state = testing::state("granted b open 2");
+    let source = |said: &str, from: Option<&str>| {
+        let agent = testing::agent("a", said);
+        let from: Option<MemberId> = from.map(|name| name.parse().unwrap());
+        let copy_from = from.as_ref();
+        let me = &agent.member.clone();
+        let next =
+            next_action(&Host { state: &state, me, agent: &agent, primary_ready: true, may_copy: true, copy_from });
+        match next.unwrap().action {
+            Action::Clone { source } => source.member.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(source("nodata", None), "b");
+    assert_eq!(source("nodata", Some("c")), "c");
+    assert_eq!(source("nodata clones=1", Some("c")), "b");
+    assert_eq!(source("nodata", Some("gone")), "b", "it has left the cluster");
+    assert_eq!(source("nodata", Some("a")), "b", "nobody copies itself");
+}
+
 /// Its agent was restarted and doesn't know under which name it follows. In a strict mode there is no rule before somebody can
 /// confirm, and nobody could before it has the name of this epoch.
 #[test]
@@ -124,8 +160,15 @@ fn a_standby_gets_the_name_of_the_epoch_before_there_is_a_rule() {
     let mut state = testing::state("granted b open 2");
     let next = |state: &ClusterState, said: &str| {
         let agent = testing::agent("a", said);
-        next_action(&Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true })
-            .map(|n| n.because.0)
+        next_action(&Host {
+            state,
+            me: &agent.member.clone(),
+            agent: &agent,
+            primary_ready: true,
+            may_copy: true,
+            copy_from: None,
+        })
+        .map(|n| n.because.0)
     };
     state.format = Format::SYNC;
     assert_eq!(next(&state, "standby 2:90 upstream=b"), None, "nobody confirms anything");
@@ -164,8 +207,14 @@ fn nothing_is_copied_from_a_primary_that_is_not_ready() {
     let state = testing::state("granted b open 2");
     for said in ["nodata", "stopped 1:150"] {
         let agent = testing::agent("a", said);
-        let host =
-            Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: false, may_copy: true };
+        let host = Host {
+            state: &state,
+            me: &agent.member.clone(),
+            agent: &agent,
+            primary_ready: false,
+            may_copy: true,
+            copy_from: None,
+        };
         assert_eq!(next_action(&host), None, "{said}");
     }
 }
@@ -196,7 +245,8 @@ fn what_is_mistaken_for_the_primarys_is_cloned_also_when_it_counts_as_half_rewou
     let mut state = testing::state("granted b open 2");
     let mut agent = testing::agent("a", "stopped 2:150 half-rewound");
     let next = |state: &ClusterState, agent: &AgentView| {
-        let host = Host { state, me: &agent.member.clone(), agent, primary_ready: true, may_copy: true };
+        let host =
+            Host { state, me: &agent.member.clone(), agent, primary_ready: true, may_copy: true, copy_from: None };
         next_action(&host).map(|n| n.because.0)
     };
     state.lineage.iter_mut().for_each(|r| r.first_record = Some(1));
@@ -233,7 +283,8 @@ fn way_of_adopted(state: &ClusterState, agent: &str, first_record: Option<u32>) 
     let timeline = agent.wal_end.timeline;
     agent.history.switches = switches.into_iter().filter(|s| s.timeline < timeline).collect();
     agent.history.first_records = first_record.map(|crc| (TimelineId(3), crc)).into_iter().collect();
-    let host = Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
+    let host =
+        Host { state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true, copy_from: None };
     next_action(&host).map(|n| (n.because.0, n.action))
 }
 
@@ -319,8 +370,14 @@ fn who_confirms_is_stopped_for_a_restart_when_it_is_out_of_the_rule_or_no_commit
             accepts_loss: false,
         });
         let agent = testing::agent("a", "standby 2:90 upstream=b follows=1");
-        let host =
-            Host { state: &state, me: &agent.member.clone(), agent: &agent, primary_ready: true, may_copy: true };
+        let host = Host {
+            state: &state,
+            me: &agent.member.clone(),
+            agent: &agent,
+            primary_ready: true,
+            may_copy: true,
+            copy_from: None,
+        };
         next_action(&host).map(|n| n.because.0)
     };
     assert_eq!(next(1, &["c"], &[]), Some(527));

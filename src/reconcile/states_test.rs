@@ -480,7 +480,14 @@ static CASES: LazyLock<BTreeMap<Kindred, String>> = LazyLock::new(|| {
 fn orders(case: &Case<'_>) -> Vec<(u32, ActionKind)> {
     let Committed { state, me } = case.committed;
     let agent = case.view.agent(state, me);
-    let host = Host { state, me, agent: &agent, primary_ready: case.view.primary_ready, may_copy: case.view.may_copy };
+    let host = Host {
+        state,
+        me,
+        agent: &agent,
+        primary_ready: case.view.primary_ready,
+        may_copy: case.view.may_copy,
+        copy_from: None,
+    };
     let (mut orders, mut rules) = (Vec::new(), RULES);
     while let Some(next) = first_match(rules, &host) {
         orders.push((next.because.0, ActionKind::from(&next.action)));

@@ -626,6 +626,7 @@ impl Toy {
             agent: &host.view,
             primary_ready: ready,
             may_copy: true,
+            copy_from: None,
         });
         let Some(next) = next.filter(|n| n.epoch >= host.view.accepted_epoch) else { return };
         self.begin(i, next.epoch, next.action);

@@ -192,7 +192,7 @@ impl Host {
             let state = Rc::clone(&manager.state);
             let primary_ready = manager.board.primary_ready == Some(state.epoch);
             let me = &sky.names[self.index];
-            let host = HostView { state: &state, me, agent: &view, primary_ready, may_copy: true };
+            let host = HostView { state: &state, me, agent: &view, primary_ready, may_copy: true, copy_from: None };
             if let Some(next) = next_action(&host) {
                 let moment = self.board_now(sky);
                 match self.m().desk.due(&next, view.last_order.as_ref(), moment) {
