@@ -9,6 +9,7 @@ use std::{
 
 use tokio::sync::watch;
 
+use super::copies::Copying;
 use crate::{
     config::Config,
     domain::{
