@@ -371,7 +371,7 @@ pub fn end_of(log: &Path) -> Option<String> {
 /// What the last PostgreSQL to write a log wrote to its end; empty when that can't be read.
 pub fn last_life(log: &Path) -> String {
     let text = end_of(log).unwrap_or_default();
-    text.rfind(BEGINS).map_or(text.clone(), |at| text[at..].to_owned())
+    text.rfind(BEGINS).map(|at| text[at..].to_owned()).unwrap_or(text)
 }
 
 /// A postmaster writes this first; what stands before it is of another life.

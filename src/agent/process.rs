@@ -515,9 +515,16 @@ impl Agent {
             Effect::Reserve(what) => {
                 let hands = hands.clone();
                 tokio::spawn(async move {
-                    let _works = hands.data_dir.lock().await;
-                    // What it could not do was told.
-                    let _ = blocking(move || room::carry_out(&hands.instance, what)).await;
+                    let instance = hands.instance.clone();
+                    {
+                        let _works = hands.data_dir.lock().await;
+                        // What it could not do was told.
+                        let _ = blocking(move || room::carry_out(&hands.instance, what)).await;
+                    }
+                    // This takes minutes, in which a crashed primary must be restarted.
+                    if what == room::Reserve::Release {
+                        let _ = blocking(move || room::remove_released(&instance)).await;
+                    }
                 });
             }
             Effect::Cancel => self.cancel(),

@@ -158,8 +158,11 @@ async fn last_end(instance: &Instance, segment: u64, (timeline, record): (Timeli
     instance.records_end(timeline, control.checkpoint, SERVED).await.map_err(said)?.ok_or_else(nothing)
 }
 
+/// What a stream of WAL is made of.
+pub type Piece = Result<v1::WalPiece, Status>;
+
 /// The way for pieces from [`serve`] to whoever asked.
-pub fn pipe() -> (mpsc::Sender<Result<v1::WalPiece, Status>>, mpsc::Receiver<Result<v1::WalPiece, Status>>) {
+pub fn pipe() -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
     mpsc::channel(AHEAD)
 }
 

@@ -188,6 +188,13 @@ pub fn carry_out(instance: &Instance, what: Reserve) {
     }
 }
 
+/// Removes what a release has given up.
+pub fn remove_released(instance: &Instance) {
+    if let Err(error) = instance.remove_gone() {
+        tracing::warn!(error = super::hands::chain(&error), "failed to remove what was kept of diverged data");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,7 +19,7 @@ use crate::{
     domain::{Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Live, Progress, Saved, Session, Tail, Upstream},
+    postgres::{ConfigRole, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
     telemetry::events,
 };
 
@@ -243,7 +243,15 @@ impl Job {
 
     /// What this member alone has is about to go. What can't be counted holds nothing up.
     async fn count_what_is_lost(&self, source: &Source) -> Option<Tail> {
-        let (fork, end) = (source.fork?, self.wal_end?);
+        let fork = source.fork?;
+        // It may have ended somewhere else when this was decided.
+        let end = match self.hands.instance.wal_end_on_disk().await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the end of WAL could not be read before it is undone");
+                self.wal_end?
+            }
+        };
         if end.lsn <= fork.lsn {
             return None;
         }
@@ -288,13 +296,23 @@ impl Job {
         }
     }
 
+    /// What can't be kept holds no copy up.
+    fn marked(&self, mark: Result<(), PostgresError>) {
+        if let Err(error) = mark {
+            tracing::error!(
+                error = chain(&error),
+                "the directory that is replaced could not be marked, and won't be kept"
+            );
+        }
+    }
+
     async fn copy(&self, source: &Source) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         if let Some(tail) = self.count_what_is_lost(source).await {
-            self.hands.instance.mark_diverged(tail).map_err(said)?;
+            self.marked(self.hands.instance.mark_diverged(tail));
         } else if self.damaged {
-            self.hands.instance.mark_damaged().map_err(said)?;
+            self.marked(self.hands.instance.mark_damaged());
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;

@@ -238,8 +238,8 @@ fn wal_holder(state: &ClusterState) -> Option<v1::WalHolder> {
 /// Where the cluster's history left that of this member; `None`: it did not, or nobody knows.
 fn fork(state: &ClusterState, view: &AgentView) -> Option<v1::WalPosition> {
     let fork = reconcile::shared(state, view)?;
-    let lost = view.wal_end_known && !view.rewind_unfinished && fork.lsn < view.wal_end.lsn;
-    lost.then(|| convert::position(fork))
+    // Whether something lies past it is read when PostgreSQL has been stopped.
+    (!view.rewind_unfinished).then(|| convert::position(fork))
 }
 
 #[cfg(test)]

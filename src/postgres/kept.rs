@@ -9,12 +9,16 @@ use std::{
     time::SystemTime,
 };
 
-use super::{error::PostgresError, files, instance::Instance};
+use super::{error::PostgresError, files, instance::Instance, waldump::segment_name};
 use crate::domain::{KeepDiverged, TimelineId, WalPosition, diverged_name};
 
 /// In a directory whose WAL parted from the cluster's: the name under which it is kept.
 pub(super) const MARK: &str = "matriarch.diverged";
 const REPORT: &str = "report.txt";
+/// In an entry: how many there had been when it was made.
+const NUMBER: &str = "number";
+/// What is being removed has a name that begins so.
+const GONE: &str = ".gone-";
 
 /// What became of WAL that only this member had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,30 +68,57 @@ impl Instance {
 
     fn save_tail_blocking(&self, tail: Tail, report: &str) -> Result<Saved, PostgresError> {
         let place = self.kept(tail);
-        if place.exists() {
+        // It may be there for the data directory alone.
+        if place.join(REPORT).exists() {
             return Ok(Saved::Files { bytes: bytes_in(&place)? });
         }
+        // One that was cut off takes room.
+        let new = self.all_kept().join(".new");
+        remove_blocking(&new)?;
         let found = self.files_of(tail)?;
         let bytes = found.iter().map(|(_, bytes)| bytes).sum();
         let space = self.space().map_err(PostgresError::file("asking for the room of", self.data_dir()))?;
         if space.data.free / 2 < bytes {
             return Ok(Saved::NoRoom { bytes, free: space.data.free });
         }
-        let new = self.all_kept().join(".new");
-        remove_blocking(&new)?;
-        fs::create_dir_all(&new).map_err(PostgresError::file("creating", &new))?;
-        for (file, _) in &found {
-            copy_into(file, &new)?;
+        let made = self.fill_entry(&new, &found, report);
+        if made.is_err() {
+            // What fills the volume helps nobody.
+            let _ = remove_blocking(&new);
         }
-        files::replace(&new.join(REPORT), report)?;
-        files::sync_dir(&new)?;
+        made?;
+        let data = place.join("data");
+        if data.exists() {
+            fs::rename(&data, new.join("data")).map_err(PostgresError::file("putting aside", &data))?;
+            remove_blocking(&place)?;
+        }
         fs::rename(&new, &place).map_err(PostgresError::file("putting in place", &place))?;
         files::sync_parent(&place)?;
         files::sync_parent(&self.all_kept())?;
         Ok(Saved::Files { bytes })
     }
 
-    /// With their sizes.
+    fn fill_entry(&self, new: &Path, found: &[(PathBuf, u64)], report: &str) -> Result<(), PostgresError> {
+        fs::create_dir_all(new).map_err(PostgresError::file("creating", new))?;
+        for (file, _) in found {
+            copy_into(file, new)?;
+        }
+        self.number(new)?;
+        files::replace(&new.join(REPORT), report)?;
+        files::sync_dir(new)
+    }
+
+    /// Says that this entry is younger than all that are there. Times of files would not do: clocks are set back, and whoever removes
+    /// something from a directory makes it look young.
+    fn number(&self, place: &Path) -> Result<(), PostgresError> {
+        let newest = self.kept_by_age()?.iter().map(|entry| number_of(entry)).max().unwrap_or(0);
+        files::replace(&place.join(NUMBER), &format!("{}\n", newest + 1))
+    }
+
+    /// Their sizes with them.
+    ///
+    /// # Errors
+    /// The WAL is not there without a gap, or can't be read.
     fn files_of(&self, tail: Tail) -> Result<Vec<(PathBuf, u64)>, PostgresError> {
         let segment = self.control_data()?.wal_segment_bytes;
         let segments = tail.fork.lsn.0 / segment..=tail.end.lsn.0.saturating_sub(1) / segment;
@@ -100,6 +131,14 @@ impl Instance {
             if name.to_str().is_some_and(|name| belongs(name, segment, &timelines, &segments)) {
                 found.push(entry.path());
             }
+        }
+        let there = |number: u64| {
+            let suffix = &segment_name(segment, TimelineId(0), number)[8..];
+            found.iter().any(|path: &PathBuf| name_of(path).get(8..24) == Some(suffix))
+        };
+        if let Some(gap) = segments.clone().find(|number| !there(*number)) {
+            let problem = format!("segment {gap} of what only this member had is not there any more");
+            return Err(PostgresError::WalEnd { data_dir: self.data_dir().to_owned(), problem });
         }
         found.push(self.data_dir().join("global/pg_control"));
         let sized = found.into_iter().map(|path| {
@@ -146,8 +185,13 @@ impl Instance {
         if data.exists() {
             return Ok(false);
         }
+        if number_of(&place) == 0 {
+            self.number(&place)?;
+        }
         fs::rename(&old, &data).map_err(PostgresError::file("putting aside", &old))?;
         files::sync_dir(&place)?;
+        files::sync_parent(&place)?;
+        files::sync_parent(&self.all_kept())?;
         files::sync_parent(&old)?;
         Ok(true)
     }
@@ -162,6 +206,7 @@ impl Instance {
     }
 
     fn prune_blocking(&self, keep: KeepDiverged) -> Result<Vec<String>, PostgresError> {
+        self.remove_gone()?;
         let mut entries = self.kept_by_age()?;
         let stay = match keep {
             KeepDiverged::None => 0,
@@ -170,9 +215,9 @@ impl Instance {
         };
         entries.truncate(entries.len().saturating_sub(stay));
         for place in &entries {
-            self.remove_data_blocking(&place.join("data"))?;
-            remove_blocking(place)?;
+            self.give_up(place)?;
         }
+        self.remove_gone()?;
         Ok(entries.iter().map(|place| name_of(place)).collect())
     }
 
@@ -183,8 +228,33 @@ impl Instance {
     pub fn release_kept_data(&self) -> Result<bool, PostgresError> {
         let directories = self.kept_by_age()?.into_iter().map(|place| place.join("data"));
         let directories: Vec<PathBuf> = directories.filter(|data| data.exists()).collect();
-        directories.iter().try_for_each(|data| self.remove_data_blocking(data))?;
+        directories.iter().try_for_each(|data| self.give_up(data))?;
         Ok(!directories.is_empty())
+    }
+
+    /// Half of something that is being removed must not pass for something that is kept.
+    fn give_up(&self, path: &Path) -> Result<(), PostgresError> {
+        let kept = self.all_kept();
+        let gone = (0_u64..).map(|n| kept.join(format!("{GONE}{n}"))).find(|place| !place.exists());
+        let Some(gone) = gone else { return Ok(()) };
+        fs::rename(path, &gone).map_err(PostgresError::file("putting aside", path))?;
+        files::sync_parent(path)?;
+        files::sync_parent(&gone)
+    }
+
+    /// Removes what was given up, which may take minutes.
+    ///
+    /// # Errors
+    /// Something can't be removed.
+    pub fn remove_gone(&self) -> Result<(), PostgresError> {
+        let entries = fs::read_dir(self.all_kept()).into_iter().flatten().flatten();
+        for gone in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(GONE)) {
+            let gone = gone.path();
+            // Either a directory of data, or an entry that has one.
+            self.remove_data_blocking(&gone.join("data"))?;
+            self.remove_data_blocking(&gone)?;
+        }
+        Ok(())
     }
 
     /// What is kept, the oldest first.
@@ -195,14 +265,21 @@ impl Instance {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(PostgresError::file("reading", &kept)(error)),
         };
-        let mut found: Vec<(SystemTime, PathBuf)> = entries
+        let mut found: Vec<(u64, SystemTime, PathBuf)> = entries
             .filter_map(Result::ok)
             .map(|entry| entry.path())
             .filter(|path| path.is_dir() && !name_of(path).starts_with('.'))
-            .map(|path| (fs::metadata(&path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH), path))
+            // Those of a version that gave no numbers are older than all others.
+            .map(|path| {
+                (
+                    number_of(&path),
+                    fs::metadata(&path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH),
+                    path,
+                )
+            })
             .collect();
         found.sort();
-        Ok(found.into_iter().map(|(_, path)| path).collect())
+        Ok(found.into_iter().map(|(_, _, path)| path).collect())
     }
 }
 
@@ -228,7 +305,8 @@ fn copy_into(file: &Path, dir: &Path) -> Result<(), PostgresError> {
 
 fn bytes_in(dir: &Path) -> Result<u64, PostgresError> {
     let entries = fs::read_dir(dir).map_err(PostgresError::file("reading", dir))?;
-    let saved = entries.filter_map(Result::ok).filter(|entry| entry.file_name() != REPORT);
+    let saved =
+        entries.filter_map(Result::ok).filter(|entry| entry.file_name() != REPORT && entry.file_name() != NUMBER);
     let files = saved.filter_map(|entry| entry.metadata().ok()).filter(|meta| meta.is_file());
     Ok(files.map(|meta| meta.len()).sum())
 }
@@ -239,6 +317,11 @@ fn remove_blocking(path: &Path) -> Result<(), PostgresError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(PostgresError::file("removing", path)(error)),
     }
+}
+
+/// 0: it has none.
+fn number_of(entry: &Path) -> u64 {
+    fs::read_to_string(entry.join(NUMBER)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 fn name_of(path: &Path) -> String {

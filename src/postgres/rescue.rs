@@ -119,7 +119,8 @@ impl Instance {
         };
         let made = make().map_err(PostgresError::file("making", path));
         let removed = files::remove(&draft);
-        made.and(removed.map(drop))
+        made?;
+        removed.map(drop)
     }
 }
 

@@ -16,8 +16,8 @@ pub const STEPS: &[Step] =
 /// When the last copy of a host began and ended, in milliseconds of the day, by its agent's log.
 fn last_copy(rig: &Rig, host: &str) -> (f64, f64) {
     let text = fs::read_to_string(rig.log(host, Role::Agent).unwrap()).unwrap();
-    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let copy = lines.filter(|l| l["message"] == "task done" && l["task"] == "clone").next_back().unwrap();
+    let mut lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let copy = lines.rfind(|l| l["message"] == "task done" && l["task"] == "clone").unwrap();
     // `2026-11-27T18:36:14.275502Z`
     let time = copy["timestamp"].as_str().unwrap().split(['T', 'Z']).nth(1).unwrap().to_owned();
     let parts: Vec<f64> = time.split(':').map(|part| part.parse().unwrap()).collect();

@@ -62,7 +62,8 @@ impl Core {
     /// Nothing is left of a tree; `restarting`: of a restart in place.
     pub(super) fn note_wal_left(&mut self, restarting: bool) {
         let (doubt, replayed) = (self.left_wal.doubt.take(), std::mem::take(&mut self.left_wal.replayed));
-        let tenure = self.durable.tenure.or(self.left_wal.ending.take()).filter(|t| t.phase != Phase::Granted);
+        let ending = self.left_wal.ending.take();
+        let tenure = self.durable.tenure.or(ending).filter(|t| t.phase != Phase::Granted);
         let Some(tenure) = tenure else { return };
         // What was said against it before a restart in place that didn't succeed is true still.
         let before = self.left_wal.wal.take().filter(|left| left.epoch == tenure.epoch).and_then(|left| left.doubt);
