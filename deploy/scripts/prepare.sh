@@ -134,13 +134,5 @@ packages() {
     fi
 }
 
-# The tests go on without them, and say so one by one.
-other_versions() {
-    if ! deploy/scripts/postgresql-versions.sh; then
-        say "tests on versions of PostgreSQL that are missing are passed over; all others run"
-    fi
-}
-
 rust
 packages
-if [ "$purpose" = test ]; then other_versions; fi

@@ -19,6 +19,8 @@ use crate::{
 };
 
 pub const STEPS: &[Step] = &[
+    // First: whoever crashed lately is taken only when nobody else can be.
+    ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),
     ("kill_host_fails_over_and_the_host_rejoins", kill_host_fails_over_and_the_host_rejoins),
     ("kill_postgres_restarts_in_place_without_loss", kill_postgres_restarts_in_place_without_loss),
     ("a_smart_shutdown_by_hand_keeps_nobody_out_for_long", a_smart_shutdown_by_hand_keeps_nobody_out_for_long),
@@ -27,7 +29,6 @@ pub const STEPS: &[Step] = &[
         "failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged",
         failovers_after_crashes_end_at_the_limit_until_they_are_acknowledged,
     ),
-    ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),
     ("an_old_primary_with_diverged_wal_is_rewound", an_old_primary_with_diverged_wal_is_rewound),
     ("a_member_that_lost_its_data_is_cloned", a_member_that_lost_its_data_is_cloned),
     ("cold_start_of_the_whole_cluster", cold_start_of_the_whole_cluster),
@@ -156,7 +157,7 @@ fn what_a_crashed_primary_alone_had_is_rescued(rig: &Rig, before: &StatusReply) 
     asks(rig, &["acknowledge"]);
     asks(rig, &["config", "set", "on_primary_crash=failover", "wal_rescue_ms=30000"]);
     let kept = rig.dir(old).unwrap().join("agent/agent.json");
-    until("the agent was told", SOON, || fs::read_to_string(&kept).is_ok_and(|text| text.contains("on_primary_crash")));
+    until("the agent was told", SOON, || fs::read_to_string(&kept).is_ok_and(|text| text.contains("wal_rescue_ms")));
     let senders = rig.backends(old, "walsender").unwrap();
     assert_eq!(senders.len(), 2, "both standbys stream");
     for pid in senders {

@@ -123,6 +123,41 @@ impl Core {
         Ok(true)
     }
 
+    pub(super) fn start_work(&mut self, (order, epoch): (u64, Epoch), task: Task, now: Now, out: &mut Vec<Effect>) {
+        if matches!(task, Task::Promote(_) | Task::Restart { .. }) {
+            self.stuck.forget_redo();
+        }
+        if matches!(task, Task::Start(Some(_)) | Task::Follow(Some(_))) {
+            self.note_that_nothing_is_lost();
+        }
+        if matches!(task, Task::Start(_) | Task::Follow(_)) {
+            // One that fails half-way leaves it pointed at either: what it really follows is seen then.
+            self.follows = None;
+            self.stuck.follow();
+        }
+        if !matches!(task, Task::Stop { .. } | Task::Checkpoint) && std::mem::take(&mut self.durable.stopped_by_hand) {
+            out.push(Effect::Persist);
+        }
+        if matches!(task, Task::Clone(_)) && !std::mem::replace(&mut self.durable.fresh_copy, true) {
+            // From here on the directory may be the copy, and whoever finds it must know that.
+            out.push(Effect::Persist);
+        }
+        if matches!(
+            task,
+            Task::Initdb
+                | Task::Promote(_)
+                | Task::Rewind(_)
+                | Task::Clone(_)
+                | Task::Start(Some(_))
+                | Task::Follow(Some(_))
+        ) {
+            self.forget_wal_left();
+        }
+        let shown = Work { order, kind: task.kind().to_owned(), phase: "begins".to_owned(), ..Work::default() };
+        out.push(Effect::Begin(task.clone()));
+        self.work = Some(Running { epoch, task, shown, began: now.moment, phase_began: now.moment });
+    }
+
     /// A data directory of another cluster is never touched.
     fn same_system(&self, wanted: Option<u64>) -> Result<(), String> {
         let Some(wanted) = wanted else { return Ok(()) };
