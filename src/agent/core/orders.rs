@@ -8,7 +8,7 @@ use crate::{
     },
     domain::{
         EndCause, Epoch, Moment, TimelineHistory, TimelineId, WalPosition,
-        observation::{OrderResult, REWINDS_TRIED},
+        observation::{OrderResult, REWINDS_TRIED, Work},
     },
 };
 
