@@ -19,8 +19,6 @@ use crate::{
 };
 
 pub const STEPS: &[Step] = &[
-    // First: whoever crashed lately is taken only when nobody else can be.
-    ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),
     ("kill_host_fails_over_and_the_host_rejoins", kill_host_fails_over_and_the_host_rejoins),
     ("kill_postgres_restarts_in_place_without_loss", kill_postgres_restarts_in_place_without_loss),
     ("a_smart_shutdown_by_hand_keeps_nobody_out_for_long", a_smart_shutdown_by_hand_keeps_nobody_out_for_long),
@@ -32,6 +30,8 @@ pub const STEPS: &[Step] = &[
     ("an_old_primary_with_diverged_wal_is_rewound", an_old_primary_with_diverged_wal_is_rewound),
     ("a_member_that_lost_its_data_is_cloned", a_member_that_lost_its_data_is_cloned),
     ("cold_start_of_the_whole_cluster", cold_start_of_the_whole_cluster),
+    // After a start of all agents, which have forgotten then who crashed lately: such a member is taken only when nobody else can be.
+    ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),
 ];
 
 /// Standbys stream: what was acknowledged longer ago than this is theirs, however busy the machine.
