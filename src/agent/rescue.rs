@@ -261,8 +261,9 @@ impl Job {
                 return Err(format!("what came for {at} is not what was asked for"));
             }
             let next = Lsn(at.0 + piece.data.len() as u64);
-            self.put(segment, WalPosition { timeline, lsn: at }, piece.data, rescued.from).await?;
+            // Before it is written: what was written in part may be replayed as well, and has to be on the disk for that.
             *rescued = Rescued { segment, from, bytes: next.bytes_past(from), to: next, end: Lsn(piece.end) };
+            self.put(segment, WalPosition { timeline, lsn: at }, piece.data, from).await?;
             at = next;
             self.hands.progress("fetching WAL", rescued.bytes, rescued.end.bytes_past(from));
         }
