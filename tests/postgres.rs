@@ -18,7 +18,8 @@ use std::{
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
-        Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
+        CloneCompression, Confirms, Epoch, Generation, HowToCopy, KeepDiverged, Lsn, NodeId, Profile, SyncRule,
+        TimelineId, Timings, WalPosition,
         sync::{slot_name, standby_name},
     },
     postgres::{
@@ -237,7 +238,7 @@ async fn promote(host: &Host, session: &Session, timeline: TimelineId) {
 
 /// A standby cloned from `source`, streaming.
 async fn standby(host: &mut Host, source: &Host) -> Session {
-    host.instance.clone_from(&source.upstream(), 0, &quiet).await.unwrap();
+    host.instance.clone_from(&source.upstream(), HowToCopy::default(), &quiet).await.unwrap();
     host.follow(Some(source));
     let session = host.start().await;
     host.probe_until("streaming", |p| p.streaming).await;
@@ -495,10 +496,20 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         let mut all = hosts(root.path(), 3);
         let [one, two, three] = &mut all[..] else { panic!("three hosts") };
         let session = primary(one).await;
+        run(&session, "ALTER SYSTEM SET log_replication_commands = on").await;
+        session.reload().await.unwrap();
+        let until = Instant::now() + DEADLINE;
+        // The postmaster reads it before it tells its children.
+        while run(&session, "SHOW log_replication_commands").await != ["on"] {
+            assert!(Instant::now() < until, "it is not reloaded");
+        }
+        let how = HowToCopy { max_rate: 512 << 20, compression: CloneCompression::Gzip };
         let phases = std::sync::Mutex::new(Vec::new());
         let note = |progress: Progress| phases.lock().unwrap().push(progress);
-        two.instance.clone_from(&one.upstream(), 512 << 20, &note).await.unwrap();
+        two.instance.clone_from(&one.upstream(), how, &note).await.unwrap();
         assert!(phases.lock().unwrap().iter().any(|p| p.total_bytes > 0 && p.done_bytes == p.total_bytes));
+        let log = fs::read_to_string(one.instance.log_file()).unwrap();
+        assert!(log.contains("COMPRESSION 'gzip'"), "{log}");
         two.follow(Some(one));
         let reader = two.start().await;
         run(&session, "INSERT INTO t VALUES (1)").await;
@@ -527,7 +538,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         // Another cluster's data is never replaced by a clone.
         three.instance.initdb(&quiet).await.unwrap();
         let before = three.instance.control_data().unwrap();
-        let refused = three.instance.clone_from(&one.upstream(), 0, &quiet).await;
+        let refused = three.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await;
         assert!(matches!(refused, Err(CloneError::Foreign(_))), "{refused:?}");
         assert_eq!(three.instance.control_data().unwrap(), before);
     });
@@ -555,14 +566,14 @@ fn a_copy_has_places_of_its_own_for_wal_and_tablespaces_and_what_it_replaces_tak
             targets.sort();
             targets
         };
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert_eq!(targets(two), [at("a=b.2"), at("space.2")]);
         // As an administrator does who gives WAL a volume of its own.
         let (inside, outside) = (two.instance.data_dir().join("pg_wal"), at("wal/pg_wal"));
         fs::rename(&inside, &outside).unwrap();
         std::os::unix::fs::symlink(&outside, &inside).unwrap();
 
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert_eq!(targets(two), [at("a=b.3"), at("space.3")]);
         assert_eq!(fs::read_link(&inside).unwrap(), at("wal/pg_wal.2"));
         assert!(outside.exists() && at("space.2").exists(), "what is replaced stays whole until the copy works");
@@ -873,10 +884,10 @@ fn two_promotions_to_one_number_differ_in_their_first_record() {
         assert_eq!(ours.fork_from(&theirs).map(|f| f.timeline), Some(TimelineId(2)));
 
         // Who follows has the same record; so has whoever began it, when it has crashed.
+        let reached = two.probe().await.wal_end;
         four.follow(Some(two));
         four_session.reload().await.unwrap();
-        let seen =
-            four.probe_until("on the new timeline", |p| p.streaming && p.wal_end.timeline == TimelineId(3)).await;
+        let seen = four.probe_until("past the first record", |p| p.streaming && p.wal_end >= reached).await;
         assert_eq!(
             lineage(four, seen.wal_end).first_records.get(&TimelineId(3)),
             ours.first_records.get(&TimelineId(3))
@@ -945,11 +956,11 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
 
         // A source that nobody is at: the directory stays.
         let nobody = Upstream { port: free_port(), ..one.upstream() };
-        two.instance.clone_from(&nobody, 0, &quiet).await.unwrap_err();
+        two.instance.clone_from(&nobody, HowToCopy::default(), &quiet).await.unwrap_err();
         assert!(data.join("diverged").exists());
         // Two clones in a row: the first old directory is the one that is kept.
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert!(old.join("diverged").exists() && !data.join("diverged").exists());
         two.follow(Some(one));
         two.start().await;
@@ -1362,7 +1373,7 @@ fn a_copy_takes_little_longer_than_pg_basebackup() {
                     fs::remove_dir_all(&plain).unwrap();
                 } else {
                     let began = Instant::now();
-                    two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+                    two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
                     ours = began.elapsed().as_secs_f64();
                     fs::remove_dir_all(two.instance.data_dir()).unwrap();
                 }

@@ -44,7 +44,7 @@ use matriarch::{
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
-            StandbyProgress, SyncView,
+            StandbyProgress, SyncView, Work,
         },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
@@ -455,6 +455,7 @@ impl World {
             "unknown" => view.wal_end_known = false,
             "ended-by" => view.ended_by = EndCause::ALL.into_iter().find(|c| c.name() == value).unwrap(),
             "storage" => view.storage = Some(value.replace('-', " ")),
+            "cloning" => view.work = Some(Work { kind: "clone".to_owned(), ..Work::default() }),
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
@@ -826,6 +827,7 @@ fn action(action: &Action) -> String {
         Action::Stop { mode: StopMode::Fast, keep_lease } => format!("stop fast, keep the lease: {keep_lease}"),
         Action::Stop { mode: StopMode::Immediate, keep_lease } => format!("stop at once, keep the lease: {keep_lease}"),
         Action::Rewind { source } => format!("rewind from {}", source.member),
+        Action::EndClone => "give the copy up".to_owned(),
         Action::Clone { source } => format!("clone from {}", source.member),
         Action::Checkpoint { operation } => format!("checkpoint for operation {operation}"),
     }

@@ -97,6 +97,7 @@ mod tests {
             .collect();
         let expected = [
             "a_newer_one=x default  set true this version does not know it",
+            "clone_compression=none default none set false ",
             "clone_rate=0 default 0 set false ",
             "crash_budget=3 default 3 set true crash_budget = `many` is not possible: a whole number from 0 to 1000",
             "crash_window_ms=60000 default 60000 set false ",

@@ -552,6 +552,7 @@ impl Core {
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
+            (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
                 self.clone_failed = Some(now.moment);

@@ -527,7 +527,7 @@ impl Agent {
                     }
                 });
             }
-            Effect::Cancel => self.cancel(),
+            Effect::Cancel(why) => self.cancel(why),
             Effect::Reply(_) => {}
         }
         Ok(())
@@ -583,7 +583,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
-            clone_rate: self.core.settings().clone_rate,
+            how_to_copy: self.core.how_to_copy(),
             rescue: self.asks_for_wal(),
             damaged: self.core.is_damaged(),
         };
@@ -594,13 +594,13 @@ impl Agent {
         }));
     }
 
-    fn cancel(&mut self) {
+    fn cancel(&mut self, why: &str) {
         let Some(task) = self.task.take() else { return };
         if task.is_finished() {
             return;
         }
         task.abort();
-        let error = "a newer epoch overtook it".to_owned();
+        let error = why.to_owned();
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 

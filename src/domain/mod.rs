@@ -34,7 +34,9 @@ pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use room::{Least, Level, RoomView, Thresholds, Volume};
 pub use secret::Secret;
-pub use settings::{FailoverWait, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
+pub use settings::{
+    CloneCompression, FailoverWait, HowToCopy, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover,
+};
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};

@@ -76,6 +76,8 @@ struct Inner {
     writing: Mutex<()>,
     /// The same for the live configuration, which is not on the disk of the data directory.
     live: Mutex<()>,
+    /// Held by whoever saves WAL: a task that was dropped goes on with it, and the next waits.
+    saving: Mutex<()>,
 }
 
 impl Instance {
@@ -98,6 +100,7 @@ impl Instance {
             silence: Mutex::new(Silence::from(timings)),
             writing: Mutex::new(()),
             live: Mutex::new(()),
+            saving: Mutex::new(()),
         }))
     }
 
@@ -298,6 +301,11 @@ impl Instance {
     /// `pg_hba.conf` of the data directory.
     pub(super) fn hba_path(&self) -> PathBuf {
         self.data_dir().join("pg_hba.conf")
+    }
+
+    /// For whoever saves WAL.
+    pub(super) fn saving(&self) -> MutexGuard<'_, ()> {
+        self.0.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes it anew; `closed`: for nobody but us.

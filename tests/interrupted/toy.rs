@@ -677,6 +677,7 @@ impl Toy {
                 self.end_epoch(i, PostgresState::Stopped, clean);
                 return;
             }
+            Action::EndClone => return,
             Action::Checkpoint { operation } => {
                 host.view.checkpoints_done = *operation;
                 return;
@@ -707,7 +708,7 @@ impl Toy {
             Action::Stop { .. } => self.stopped_cleanly(i),
             Action::Rewind { source } => self.copied(i, &source.member, fails, true),
             Action::Clone { source } => self.copied(i, &source.member, fails, false),
-            Action::Checkpoint { .. } => {}
+            Action::Checkpoint { .. } | Action::EndClone => {}
         }
     }
 

@@ -420,8 +420,8 @@ pub enum Effect {
     },
     /// Keep something back on a volume, or free it. A task that begins after this finds it done.
     Reserve(Reserve),
-    /// Drop the running task: its order was overtaken.
-    Cancel,
+    /// Drop the running task, and why.
+    Cancel(&'static str),
     /// Answer the order.
     Reply(Result<(), Refusal>),
 }
