@@ -18,12 +18,13 @@ use std::{
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
-        Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
+        Archiving, Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings,
+        WalPosition,
         sync::{slot_name, standby_name},
     },
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
-        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, Tail, Upstream,
+        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, SlotsFound, Tail, Upstream,
     },
 };
 use nix::{
@@ -136,7 +137,7 @@ impl Host {
 
     /// As the agent does.
     async fn make_slots(&self, session: &Session) {
-        let there = session.member_slots(DEADLINE).await.unwrap().slots;
+        let there = session.slots(DEADLINE).await.unwrap().slots;
         for name in self.instance.others().map(|other| slot_name(&other.id)) {
             if !there.iter().any(|slot| slot.name == name) {
                 session.create_slot(&name, DEADLINE).await.unwrap();
@@ -1140,6 +1141,57 @@ fn who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone() {
     });
 }
 
+#[test]
+fn slots_have_a_budget_and_what_keeps_wal_is_found() {
+    as_postgres("slots_have_a_budget_and_what_keeps_wal_is_found", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let works = dir.path().join("archive-works");
+        let mut all = hosts(dir.path(), 2);
+        let host = &mut all[0];
+        host.reconfigure("archive_mode", "on");
+        host.reconfigure("archive_command", &format!("test -e {}", works.display()));
+        let session = primary(host).await;
+        let mib = host.instance.space().unwrap().data.size / 100 * 20 >> 20;
+        assert_eq!(session.slots(DEADLINE).await.unwrap().limit_mib, i64::try_from(mib).unwrap(), "the default");
+        assert!(!host.instance.refresh_slot_budget().unwrap(), "nothing has changed");
+        assert!(host.instance.set_slot_wal("64MB".parse().unwrap()) && host.instance.refresh_slot_budget().unwrap());
+        session.reload().await.unwrap();
+        run_until(&session, "SELECT 1 WHERE current_setting('max_slot_wal_keep_size') = '64MB'").await;
+        assert_eq!(run(&session, "SHOW wal_keep_size").await, ["16MB"]);
+
+        run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        let mebibytes =
+            |n| format!("SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, {n})");
+        run(&session, &mebibytes(20)).await;
+        let found = session.slots(DEADLINE).await.unwrap();
+        let by_name = |found: &SlotsFound, name: &str| found.slots.iter().find(|s| s.name == name).unwrap().clone();
+        let theirs = by_name(&found, "theirs");
+        assert!(theirs.reserves && !theirs.ours && !theirs.lost && theirs.bytes >= 20 << 20, "{theirs:?}");
+        let ours = by_name(&found, "matriarch_n2");
+        assert!(ours.ours && !ours.reserves && ours.bytes == 0, "{ours:?}");
+
+        let until = Instant::now() + 3 * DEADLINE;
+        let archiving = async |what: &str, wanted: fn(&Archiving) -> bool| {
+            loop {
+                run(&session, "SELECT pg_switch_wal() FROM pg_logical_emit_message(true, '', '')").await;
+                let found = session.archiving(DEADLINE).await.unwrap();
+                if wanted(&found) {
+                    return;
+                }
+                assert!(Instant::now() < until, "never {what}: {found:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        archiving("failing", |a| a.failed.len() == 24 && a.waiting > 2).await;
+        fs::write(&works, "").unwrap();
+        archiving("well", |a| a.failed.is_empty() && a.waiting < 2).await;
+
+        run(&session, &mebibytes(96)).await;
+        session.checkpoint(DEADLINE).await.unwrap();
+        assert!(by_name(&session.slots(DEADLINE).await.unwrap(), "theirs").lost, "it held more than its budget");
+    });
+}
+
 /// Begins to insert a row.
 fn inserted(client: tokio_postgres::Client, x: i32) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
     tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await.map(drop) })
@@ -1229,9 +1281,9 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // Its old connection is given up: it may come, and is one.
-        let holder = session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
+        let holder = session.slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
         session.end_sender("matriarch_n3", holder, DEADLINE).await.unwrap();
-        assert_eq!(session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
+        assert_eq!(session.slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
         session.end_sender("matriarch_n2", holder, DEADLINE).await.unwrap();
         two.probe_until("streaming again", |p| p.streaming).await;
         run_until(&session, confirmed_once).await;

@@ -389,6 +389,7 @@ impl World {
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
+            kept_wal: Default::default(),
             redo: None,
             sync: SyncView::default(),
             severed: false,
@@ -459,6 +460,7 @@ impl World {
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
+            "slots-give-way" => view.kept_wal.gives_way = true,
             "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
             "failed" => {
                 let kind = value.to_owned();

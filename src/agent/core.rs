@@ -301,6 +301,7 @@ impl Core {
                 self.on_touched(place, touch, (waited, patience), now, &mut out);
             }
             Event::Room(space) => self.on_room(space, now, &mut out),
+            Event::Kept(kept) => self.room.see_kept(kept, &self.settings, now.moment),
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{core::Event, hands::blocking, process::Wake};
 use crate::{
-    domain::{Level, Moment, RoomView, Settings, Thresholds, Volume},
+    domain::{KeptWal, Level, Moment, RoomView, Settings, SlotsYield, Thresholds, Volume},
     postgres::{Instance, Place, Space, VolumeSpace},
 };
 
@@ -14,6 +14,9 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// A reserve that could not be made or freed, or not yet, is tried again this much later.
 const AGAIN: Duration = Duration::from_secs(60);
+/// So long the primary stays after slots began to be given up for room: a checkpoint has removed what they held by then,
+/// and the reserve is made again.
+const RELIEF: Duration = Duration::from_secs(20);
 
 /// What is to be done with a reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,10 @@ pub struct Room {
     data: Kept,
     wal: Kept,
     released: Option<Moment>,
+    /// What keeps WAL from being removed.
+    held: KeptWal,
+    /// Since when slots are given up.
+    relief: Option<Moment>,
 }
 
 /// The reserve of one volume.
@@ -62,7 +69,35 @@ impl Room {
                 out.push(Reserve::Release);
             }
         }
+        self.relieve(settings, now);
         out
+    }
+
+    /// A new look at what keeps WAL from being removed.
+    pub fn see_kept(&mut self, kept: KeptWal, settings: &Settings, now: Moment) {
+        self.held = kept;
+        self.relieve(settings, now);
+    }
+
+    fn relieve(&mut self, settings: &Settings, now: Moment) {
+        let Some(whose) = self.gives_up(settings) else {
+            self.relief = None;
+            return;
+        };
+        if self.relief.is_none() && !self.held.to_give_up(whose).is_empty() {
+            self.relief = Some(now);
+        }
+    }
+
+    /// Whose slots are given up now.
+    pub fn gives_up(&self, settings: &Settings) -> Option<SlotsYield> {
+        self.view(settings).filter(|view| view.of_wal().is_short()).map(|_| settings.slots_yield)
+    }
+
+    /// What keeps WAL, as others see it.
+    pub fn kept_wal(&self, now: Moment) -> KeptWal {
+        let gives_way = self.relief.is_some_and(|since| now.since(since) < RELIEF);
+        KeptWal { gives_way, ..self.held.clone() }
     }
 
     /// PostgreSQL ended because there was no room for its WAL. Whether something was kept back that is free now.
@@ -198,6 +233,7 @@ pub fn remove_released(instance: &Instance) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::SlotHolds;
 
     const MIB: u64 = 1 << 20;
 
@@ -282,6 +318,35 @@ mod tests {
         assert_eq!(room.see(apart(64, 0), &settings, true, at(2)), [], "just freed");
         assert!(wal(&room).1);
         assert_eq!(room.see(apart(128, 0), &settings, true, at(3)), [Reserve::Make(Place::Wal, 64 * MIB)]);
+    }
+
+    #[test]
+    fn slots_are_given_up_for_room_and_that_is_waited_for_once() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        let slot = SlotHolds { name: "matriarch_n2".into(), of_member: true, active: false, bytes: 100 * MIB };
+        let holding = KeptWal { slots: vec![slot], ..KeptWal::default() };
+        room.see(apart(100, 64), &settings, true, at(0));
+        room.see_kept(holding.clone(), &settings, at(1));
+        assert_eq!((room.gives_up(&settings), room.kept_wal(at(1)).gives_way), (None, false), "there is room");
+        room.see(apart(19, 64), &settings, true, at(2));
+        assert_eq!(
+            (room.gives_up(&settings), room.kept_wal(at(2)).gives_way),
+            (Some(SlotsYield::All), true),
+            "at once"
+        );
+        room.see_kept(KeptWal::default(), &settings, at(3));
+        assert!(room.kept_wal(at(21)).gives_way, "what it held is not removed yet");
+        assert!(!room.kept_wal(at(22)).gives_way, "it was not enough");
+        room.see_kept(holding.clone(), &settings, at(30));
+        assert!(!room.kept_wal(at(30)).gives_way, "the same shortage");
+        room.see(apart(500, 0), &settings, true, at(40));
+        room.see(apart(436, 64), &settings, true, at(41));
+        room.see(apart(19, 64), &settings, true, at(42));
+        assert!(room.kept_wal(at(42)).gives_way, "another");
+
+        let never = Settings { slots_yield: SlotsYield::None, ..Settings::default() };
+        room.see_kept(holding, &never, at(43));
+        assert!(!Room { relief: None, ..room }.kept_wal(at(43)).gives_way);
     }
 
     #[test]
