@@ -239,7 +239,7 @@ impl Keeper {
         }
         self.looks += 1;
         let kept = kept(&found, self.archiving.clone());
-        let given_up =
+        let given_up: Vec<Step> =
             plan.short.filter(|_| !found.in_recovery).map(|whose| for_room(&kept, whose)).unwrap_or_default();
         let _ = self.wakes.send(Wake::Core(Event::Kept(kept)));
         // When the network is why, the standby has given that connection up by then as well.
@@ -247,7 +247,14 @@ impl Keeper {
         let silent = self.heard.silent(&found, Instant::now(), limit);
         let mut failed = None;
         let gives_up = !given_up.is_empty();
-        for step in due(&found, &self.wanted, &silent).into_iter().chain(given_up) {
+        let steps = due(&found, &self.wanted, &silent);
+        // What is removed anyway is not removed twice.
+        let dropped = |given: &Step| {
+            let Step::GiveUp { slot, .. } = given else { return false };
+            steps.iter().any(|step| matches!(step, Step::Drop(name) if name == slot))
+        };
+        let given_up: Vec<Step> = given_up.into_iter().filter(|step| !dropped(step)).collect();
+        for step in steps.into_iter().chain(given_up) {
             // One that fails keeps none of the others back.
             if let Err(error) = take(session, &step, deadline).await {
                 failed = Some(format!("{step:?}: {}", said(error)));
