@@ -125,8 +125,8 @@ fn room(text: &str) -> RoomView {
         other => panic!("`{other}` is no level"),
     };
     match volume {
-        "wal" => RoomView { data: fine, wal: Some(full) },
-        "data" => RoomView { data: full, wal: Some(fine) },
+        "wal" => RoomView { data: fine, wal: Some(full), written: 0 },
+        "data" => RoomView { data: full, wal: Some(fine), written: 0 },
         other => panic!("`{other}` is no volume"),
     }
 }

@@ -447,6 +447,8 @@ impl Core {
 
     fn on_room(&mut self, space: Space, now: Now, out: &mut Vec<Effect>) {
         let occupied = self.tree != Tree::Empty || matches!(self.disk, Some(Disk::Present(_)));
+        let end = self.wal_end_known.then_some(self.wal_end.lsn);
+        self.room.wal_ends(end.filter(|_| self.tree != Tree::Empty), now.moment);
         let todo = self.room.see(space, &self.settings, occupied, now.moment);
         out.extend(todo.into_iter().map(Effect::Reserve));
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{core::Event, hands::blocking, process::Wake};
+use super::{core::Event, hands::blocking, pace::Pace, process::Wake};
 use crate::{
-    domain::{KeptWal, Level, Moment, RoomView, Settings, SlotsYield, Thresholds, Volume},
+    domain::{KeptWal, Level, Lsn, Moment, RoomView, Settings, SlotsYield, Thresholds, Volume},
     postgres::{Instance, Place, Space, VolumeSpace},
 };
 
@@ -17,6 +17,9 @@ const AGAIN: Duration = Duration::from_secs(60);
 /// So long the primary stays after slots began to be given up for room: a checkpoint has removed what they held by then,
 /// and the reserve is made again.
 const RELIEF: Duration = Duration::from_secs(20);
+
+/// Segments of WAL come and go: a volume that filled up by no more than two of the usual size has no trend.
+const TREND: u64 = 2 * 16 << 20;
 
 /// What is to be done with a reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,8 @@ pub struct Room {
     seen: Option<Space>,
     data: Kept,
     wal: Kept,
+    /// The end of WAL.
+    written: Pace,
     released: Option<Moment>,
     /// What keeps WAL from being removed.
     held: KeptWal,
@@ -43,8 +48,10 @@ pub struct Room {
 }
 
 /// The reserve of one volume.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Kept {
+    /// Bytes that are used, without what is kept back.
+    used: Pace,
     /// It was freed because the volume was full.
     spent: bool,
     /// It was last to be made …
@@ -62,6 +69,7 @@ impl Room {
         for (place, volume) in volumes.into_iter().filter_map(|(place, volume)| Some((place, volume?))) {
             let level = |free| level(place, free, &volume, &space, settings);
             let kept = self.kept(place);
+            kept.used.note(volume.size.saturating_sub(volume.free).saturating_sub(volume.reserve), now);
             let low = place == Place::Data && level(volume.free) > Level::Fine;
             out.extend(kept.mind(place, &volume, level, settings.disk_reserve, occupied, now));
             if low && self.released.is_none_or(|at| now.since(at) >= AGAIN) {
@@ -100,6 +108,14 @@ impl Room {
         KeptWal { gives_way, ..self.held.clone() }
     }
 
+    /// Where WAL ends at this look; `None`: not known.
+    pub fn wal_ends(&mut self, end: Option<Lsn>, now: Moment) {
+        match end {
+            Some(end) => self.written.note_growing(end.0, now),
+            None => self.written = Pace::default(),
+        }
+    }
+
     /// PostgreSQL ended because there was no room for its WAL. Whether something was kept back that is free now.
     pub fn ran_out(&mut self) -> Option<Reserve> {
         let seen = self.seen?;
@@ -127,15 +143,16 @@ impl Room {
     /// As others see it.
     pub fn view(&self, settings: &Settings) -> Option<RoomView> {
         let space = self.seen?;
-        let volume = |place, v: VolumeSpace, spent| Volume {
+        let volume = |place, v: VolumeSpace, kept: &Kept| Volume {
             free: v.free,
             size: v.size,
             level: level(place, v.free, &v, &space, settings),
             reserve: v.reserve,
-            spent,
+            spent: kept.spent,
+            filling: kept.used.per_second(TREND),
         };
-        let wal = space.wal.map(|v| volume(Place::Wal, v, self.wal.spent));
-        Some(RoomView { data: volume(Place::Data, space.data, self.data.spent), wal })
+        let wal = space.wal.map(|v| volume(Place::Wal, v, &self.wal));
+        Some(RoomView { data: volume(Place::Data, space.data, &self.data), wal, written: self.written.per_second(1) })
     }
 }
 
@@ -290,6 +307,23 @@ mod tests {
         let mut shared = Room::default();
         shared.see(Space { data: volume(100, 64), wal: None }, &settings, true, at(0));
         assert_eq!(shared.ran_out(), Some(Reserve::Free(Place::Data)));
+    }
+
+    #[test]
+    fn what_is_kept_back_is_no_growth_and_what_is_written_is() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        let mut look = |second, free, reserve| {
+            room.see(apart(free, reserve), &settings, true, at(second));
+            room.wal_ends(Some(Lsn(second * MIB)), at(second));
+            let view = room.view(&settings).unwrap_or_default();
+            (view.of_wal().filling, view.data.filling, view.written)
+        };
+        assert_eq!(look(0, 900, 0), (0, 0, 0));
+        assert_eq!(look(30, 836, 64), (0, 0, MIB), "the reserve was made");
+        assert_eq!(look(40, 806, 64), (0, 0, MIB), "two segments may come and go");
+        assert_eq!(look(60, 716, 64), (2 * MIB, 0, MIB));
+        room.wal_ends(None, at(61));
+        assert_eq!(room.view(&settings).map(|v| v.written), Some(0), "there is no server any more");
     }
 
     #[test]

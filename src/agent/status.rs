@@ -189,8 +189,10 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
         kept.archive_waiting = 0;
     }
     if let Some(room) = &mut calm.room {
+        room.wal_bytes_per_s = 0;
         for volume in room.data.iter_mut().chain(&mut room.wal) {
             (volume.free_bytes, volume.size_bytes, volume.reserve_bytes) = (0, 0, 0);
+            volume.filling_bytes_per_s = 0;
         }
     }
     (calm.heard_end, calm.heard_complete_ago_ms, calm.heard_replayed_ago_ms) = (None, None, None);

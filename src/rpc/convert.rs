@@ -339,23 +339,30 @@ pub fn room(view: &RoomView) -> v1::Room {
         short: v.level == Level::Short,
         reserve_bytes: v.reserve,
         spent: v.spent,
+        filling_bytes_per_s: v.filling,
     };
-    v1::Room { data: Some(volume(&view.data)), wal: view.wal.as_ref().map(volume) }
+    v1::Room { data: Some(volume(&view.data)), wal: view.wal.as_ref().map(volume), wal_bytes_per_s: view.written }
 }
 
 fn room_view(raw: v1::Room) -> RoomView {
-    let volume = |v: v1::Volume| Volume {
-        free: v.free_bytes,
-        size: v.size_bytes,
-        level: match (v.short, v.low) {
+    let data = raw.data.map(volume_view).unwrap_or_default();
+    RoomView { data, wal: raw.wal.map(volume_view), written: raw.wal_bytes_per_s }
+}
+
+/// From the wire.
+pub fn volume_view(raw: v1::Volume) -> Volume {
+    Volume {
+        free: raw.free_bytes,
+        size: raw.size_bytes,
+        level: match (raw.short, raw.low) {
             (true, _) => Level::Short,
             (false, true) => Level::Low,
             (false, false) => Level::Fine,
         },
-        reserve: v.reserve_bytes,
-        spent: v.spent,
-    };
-    RoomView { data: raw.data.map(volume).unwrap_or_default(), wal: raw.wal.map(volume) }
+        reserve: raw.reserve_bytes,
+        spent: raw.spent,
+        filling: raw.filling_bytes_per_s,
+    }
 }
 
 /// To the wire.
