@@ -2,7 +2,8 @@
 //! it becomes primary, for whoever follows needs its slot at once.
 //!
 //! On a standby nobody follows they keep nothing back. A slot whose WAL sender hears nothing is freed, for the standby may
-//! want to come again. What is not of Matriarch by its name is touched only when the volume of WAL is nearly full and no
+//! want to come again. Who uses a slot past its limit, anybody's, has to end for the checkpoint that gives it up, and is told
+//! so until he does. What else is not of Matriarch by its name is touched only when the volume of WAL is nearly full and no
 //! member's slot is left to give up.
 //!
 //! The same look tells what keeps WAL from being removed, and gives PostgreSQL its budget of slots.
@@ -143,6 +144,7 @@ pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, 
         wakes,
         session: None,
         heard: Heard::default(),
+        doomed: BTreeSet::new(),
         life: 0,
         looks: 0,
         budget: 0,
@@ -177,6 +179,8 @@ struct Keeper {
     wakes: mpsc::UnboundedSender<Wake>,
     session: Option<Session>,
     heard: Heard,
+    /// Who used a slot past its limit in the last look.
+    doomed: BTreeSet<u32>,
     life: u64,
     /// Looks in this life.
     looks: u64,
@@ -205,6 +209,7 @@ impl Keeper {
         if self.life != plan.life {
             (self.life, self.session, self.heard, self.failed) = (plan.life, None, Heard::default(), 0);
             (self.looks, self.archiving) = (0, Archiving::default());
+            self.doomed.clear();
         }
         let resized = self.looks.is_multiple_of(RESIZED) || self.budget != plan.slot_budget;
         (self.budget, self.short) = (plan.slot_budget, plan.short);
@@ -229,6 +234,11 @@ impl Keeper {
             self.session = Some(self.instance.connect_within(deadline).await.map_err(said)?);
         }
         let session = self.session.as_ref().ok_or("no connection")?;
+        let doomed = session.end_doomed_senders(&self.doomed, deadline).await.map_err(said)?;
+        for pid in doomed.intersection(&self.doomed) {
+            tracing::warn!(pid, "who uses a slot past its limit is told to end, or no WAL could be removed");
+        }
+        self.doomed = doomed;
         if resized {
             give_budget(&self.instance, session, self.looks == 0).await?;
         }

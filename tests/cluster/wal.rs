@@ -41,10 +41,10 @@ fn small_wal(config: &str) -> String {
     config.replace(known, &format!("{known}\n{wal}"))
 }
 
-/// More than twice the volume.
-const LOAD_MIB: u64 = 600;
+/// More than the volume. Each checkpoint comes sooner than a receiver that stands still is given up by `wal_sender_timeout`.
+const LOAD_MIB: u64 = 384;
 /// As much as the standbys replay and their restartpoints remove on two busy cores.
-const MIB_PER_S: u64 = 24;
+const MIB_PER_S: u64 = 8;
 /// Of one statement.
 const PORTION_MIB: u64 = 4;
 /// Time for a portion.
