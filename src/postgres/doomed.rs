@@ -2,7 +2,7 @@
 //!
 //! A checkpoint that finds a slot past `max_slot_wal_keep_size` ends the slot's sender and waits until it is gone
 //! (`slot.c`, `InvalidatePossiblyObsoleteSlot`). The sender wants to say so to its client, and when that one doesn't read any
-//! more it waits in this last write for ever, and the checkpoint with it: no WAL is removed, and the disk fills up. A
+//! more it waits in this last write, and the checkpoint with it: no WAL is removed, and the disk fills up. A
 //! second SIGTERM is what ends such a write (`postgres.c`, `ProcessClientWriteInterrupt`). `wal_sender_timeout` is not looked
 //! at any more by then.
 
