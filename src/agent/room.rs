@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 const RELIEF: Duration = Duration::from_secs(20);
 
 /// Segments of WAL come and go: a volume that filled up by no more than two of the usual size has no trend.
-const TREND: u64 = 2 * 16 << 20;
+const TREND: u64 = 32 << 20;
 
 /// What is to be done with a reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
