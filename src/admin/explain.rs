@@ -169,7 +169,10 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
             "bring up more managers: a majority must seal the epoch under the present membership".to_owned()
         }
         Hold::SlotsGiveWay { member, .. } => {
-            format!("wait: {member} gives up slots, and moves if that is not enough; or make room there")
+            format!(
+                "{member} gives up slots, and the primary moves if that is not enough; `matriarch config set slots_yield=…` says \
+                 whose, and `matriarch switchover` doesn't wait for it"
+            )
         }
         Hold::NoRoom { member, remaining, .. } => {
             let make_room = format!(

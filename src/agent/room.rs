@@ -365,7 +365,7 @@ mod tests {
         room.see(apart(19, 64), &settings, true, at(2));
         assert_eq!(
             (room.gives_up(&settings), room.kept_wal(at(2)).gives_way),
-            (Some(SlotsYield::All), true),
+            (Some(SlotsYield::Members), true),
             "at once"
         );
         room.see_kept(KeptWal::default(), &settings, at(3));

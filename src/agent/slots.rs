@@ -108,10 +108,20 @@ fn kept(found: &SlotsFound, archiving: Archiving) -> KeptWal {
     }
 }
 
-/// What is given up for room.
-fn for_room(kept: &KeptWal, whose: SlotsYield) -> Vec<Step> {
+/// What is given up for room; `None`: there is room.
+fn for_room(kept: &KeptWal, whose: Option<SlotsYield>) -> Vec<Step> {
     let step = |s: &SlotHolds| Step::GiveUp { slot: s.name.clone(), of_member: s.of_member, bytes: s.bytes };
-    kept.to_give_up(whose).into_iter().map(step).collect()
+    kept.to_give_up(whose.unwrap_or(SlotsYield::None)).into_iter().map(step).collect()
+}
+
+/// The steps, and what else is given up: what is removed anyway is not removed twice.
+fn with(steps: Vec<Step>, given_up: Vec<Step>) -> Vec<Step> {
+    let dropped = |given: &Step| {
+        let Step::GiveUp { slot, .. } = given else { return false };
+        steps.iter().any(|step| matches!(step, Step::Drop(name) | Step::Renew(name) if name == slot))
+    };
+    let rest: Vec<Step> = given_up.into_iter().filter(|step| !dropped(step)).collect();
+    steps.into_iter().chain(rest).collect()
 }
 
 /// When the standby of each WAL sender was heard last.
@@ -233,6 +243,7 @@ impl Keeper {
         if self.session.as_ref().is_none_or(Session::is_closed) {
             self.session = Some(self.instance.connect_within(deadline).await.map_err(said)?);
         }
+        let frees_room = self.frees_room();
         let session = self.session.as_ref().ok_or("no connection")?;
         let doomed = session.end_doomed_senders(&self.doomed, deadline).await.map_err(said)?;
         for pid in doomed.intersection(&self.doomed) {
@@ -249,44 +260,54 @@ impl Keeper {
         }
         self.looks += 1;
         let kept = kept(&found, self.archiving.clone());
-        let given_up: Vec<Step> =
-            plan.short.filter(|_| !found.in_recovery).map(|whose| for_room(&kept, whose)).unwrap_or_default();
+        let short = plan.short.filter(|_| !found.in_recovery);
+        let given_up = if frees_room { Vec::new() } else { for_room(&kept, short) };
         let _ = self.wakes.send(Wake::Core(Event::Kept(kept)));
         // When the network is why, the standby has given that connection up by then as well.
         let limit = self.instance.peer_silence().max(SILENCE);
         let silent = self.heard.silent(&found, Instant::now(), limit);
-        let mut failed = None;
         let gives_up = !given_up.is_empty();
-        let steps = due(&found, &self.wanted, &silent);
-        // What is removed anyway is not removed twice.
-        let dropped = |given: &Step| {
-            let Step::GiveUp { slot, .. } = given else { return false };
-            steps.iter().any(|step| matches!(step, Step::Drop(name) if name == slot))
-        };
-        let given_up: Vec<Step> = given_up.into_iter().filter(|step| !dropped(step)).collect();
-        for step in steps.into_iter().chain(given_up) {
+        let steps = with(due(&found, &self.wanted, &silent), given_up);
+        let mut failed = None;
+        for step in steps {
             // One that fails keeps none of the others back.
             if let Err(error) = take(session, &step, deadline).await {
                 failed = Some(format!("{step:?}: {}", said(error)));
             }
         }
-        if gives_up && self.checkpoint.as_ref().is_none_or(JoinHandle::is_finished) {
-            let instance = self.instance.clone();
-            self.checkpoint = Some(tokio::spawn(async move {
-                if let Err(error) = tasks::checkpoint(&instance, CHECKPOINT).await {
-                    tracing::warn!(error, "the checkpoint that removes what slots held back has failed");
-                }
-            }));
+        if gives_up {
+            self.checkpoint = Some(tokio::spawn(checkpoint(self.instance.clone())));
         }
-        let new = failed.as_ref().filter(|why| self.told.as_ref() != Some(why));
-        if let Some(why) = new {
+        self.tell(failed.as_ref());
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// What was given up is being removed, or was until now: that may be enough, so nothing else is given up before the
+    /// volume was looked at again.
+    fn frees_room(&mut self) -> bool {
+        let ended = self.checkpoint.as_ref().map(JoinHandle::is_finished);
+        if ended == Some(true) {
+            self.checkpoint = None;
+        }
+        ended.is_some()
+    }
+
+    /// The same again is told once.
+    fn tell(&mut self, failed: Option<&String>) {
+        if let Some(why) = failed.filter(|why| self.told.as_ref() != Some(why)) {
             tracing::warn!(
                 why,
                 "a slot that a member needs, or that nobody does, could not be made or removed; it is tried again"
             );
         }
-        self.told.clone_from(&failed);
-        failed.map_or(Ok(()), Err)
+        self.told = failed.cloned();
+    }
+}
+
+/// What slots held back is removed by it.
+async fn checkpoint(instance: Instance) {
+    if let Err(error) = tasks::checkpoint(&instance, CHECKPOINT).await {
+        tracing::warn!(error, "the checkpoint that removes what slots held back has failed");
     }
 }
 
@@ -401,7 +422,7 @@ mod tests {
         let found = SlotsFound { slots: all, limit_mib: 51, anyway_mib: 51, ..SlotsFound::default() };
         let kept = kept(&found, Archiving::default());
         assert_eq!((kept.limit, kept.anyway, kept.slots.len()), (Some(51 << 20), 51 << 20, 1));
-        let given_up = |whose| for_room(&kept, whose);
+        let given_up = |whose| for_room(&kept, Some(whose));
         let theirs = Step::GiveUp { slot: "theirs".into(), of_member: false, bytes: 100 << 20 };
         assert_eq!((given_up(SlotsYield::All), given_up(SlotsYield::Members)), (vec![theirs], vec![]));
     }

@@ -39,10 +39,10 @@ impl SlotBudget {
 pub enum SlotsYield {
     /// Nobody's: the primary moves.
     None,
-    /// Members', for they are copied anew by themselves.
+    /// Members', for they are copied anew by themselves. What somebody else has made is his to give up.
+    #[default]
     Members,
     /// Members', and when those are gone everybody else's.
-    #[default]
     All,
 }
 
@@ -165,7 +165,7 @@ mod tests {
         for size in [910, 950, 1_050, 1_100] {
             assert_eq!(SlotBudget::resolve(share, size * MIB, Some(first)), first, "{size}");
         }
-        for (size, mib) in [(890, 178), (1_200, 240), (4_000, 800)] {
+        for (size, mib) in [(890, 177), (1_200, 240), (4_000, 800)] {
             assert_eq!(SlotBudget::resolve(share, size * MIB, Some(first)).mib, mib);
         }
         assert_eq!(SlotBudget::resolve(Least::Percent(21), SIZE, Some(first)).mib, 210, "it was set otherwise");

@@ -414,9 +414,9 @@ settings! {
         "so much WAL each slot may hold back: a share of the volume of WAL (20%) or bytes (5GB); PostgreSQL has it as \
          max_slot_wal_keep_size, where postgresql.parameters doesn't say otherwise";
     /// Whose slots are given up when the volume of WAL is nearly full.
-    slots_yield: SlotsYield = "slots_yield", SlotsYield::All, 0..=0,
-        "whose slots that nobody streams from are given up below wal_room_act, before the primary moves: all (members' first), \
-         members, none";
+    slots_yield: SlotsYield = "slots_yield", SlotsYield::Members, 0..=0,
+        "whose slots that nobody streams from are given up below wal_room_act, before the primary moves: members (they are \
+         made anew), all (members' first, then everybody else's are dropped), none";
     /// What stays of a data directory that went another way than the cluster.
     keep_diverged_data: KeepDiverged = "keep_diverged_data", KeepDiverged::Last, 0..=0,
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \

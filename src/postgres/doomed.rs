@@ -1,4 +1,4 @@
-//! WAL senders whose slot has given up its WAL, or is about to, and that do not end.
+//! WAL senders that a checkpoint waits for, and that do not end.
 //!
 //! A checkpoint that finds a slot past `max_slot_wal_keep_size` ends the slot's sender and waits until it is gone
 //! (`slot.c`, `InvalidatePossiblyObsoleteSlot`). The sender wants to say so to its client, and when that one doesn't read any
@@ -10,16 +10,20 @@ use std::{collections::BTreeSet, time::Duration};
 
 use super::session::{Session, SqlError};
 
+/// While somebody uses it such a slot is `unreserved`, whatever has been removed already. A receiver that only lags is no
+/// business of ours: it may catch up before a checkpoint comes.
 fn query(again: &BTreeSet<u32>) -> String {
     let again = Vec::from_iter(again.iter().map(u32::to_string)).join(",");
     format!(
         "SELECT active_pid::text, CASE WHEN active_pid = ANY ('{{{again}}}'::int[]) THEN pg_terminate_backend(active_pid) END \
-         FROM pg_replication_slots WHERE active_pid IS NOT NULL AND wal_status IN ('unreserved', 'lost')"
+         FROM pg_replication_slots WHERE active_pid IS NOT NULL AND wal_status IN ('unreserved', 'lost') \
+         AND EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'ReplicationSlotDrop')"
     )
 }
 
 impl Session {
-    /// The processes that use slots past their limit. Those among them that are in `again` are told to end.
+    /// The processes that use slots past their limit while a checkpoint waits for such a one. Those among them that are in
+    /// `again` are told to end.
     ///
     /// # Errors
     /// See [`SqlError`].
