@@ -1209,6 +1209,13 @@ fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
         kill(Pid::from_raw(stuck.0.id().cast_signed()), Signal::SIGSTOP).unwrap();
         run(&session, "SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, 64)")
             .await;
+        // It hangs in its last word only when no more fits between the two.
+        let sent = "SELECT sent_lsn FROM pg_stat_replication WHERE pg_current_wal_lsn() - sent_lsn > 1 << 24";
+        let mut before = Vec::new();
+        while before.is_empty() || before != run(&session, sent).await {
+            before = run(&session, sent).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
         let none = BTreeSet::new();
         assert_eq!(session.end_doomed_senders(&none, DEADLINE).await.unwrap(), none, "no checkpoint waits for it yet");
 
