@@ -76,7 +76,8 @@ fn due(found: &SlotsFound, wanted: &BTreeSet<String>, silent: &BTreeSet<u32>) ->
     let of = |slot: &SlotFound| -> Option<Step> {
         let name = slot.name.clone();
         match slot.active_pid {
-            Some(pid) if silent.contains(&pid) => Some(Step::Free { slot: name, pid }),
+            // Others say something less often, and their silence is no business of ours.
+            Some(pid) if slot.ours && silent.contains(&pid) => Some(Step::Free { slot: name, pid }),
             Some(_) => None,
             None if !slot.ours => None,
             // Somebody else's, by the name of one of ours: whoever made it has to take it away.
@@ -444,6 +445,8 @@ mod tests {
         assert_eq!(heard.silent(&seen(7, "b"), after(9), limit), BTreeSet::from([7]));
         assert!(heard.silent(&seen(8, "b"), after(10), limit).is_empty(), "another connection");
         let both = vec![slot("matriarch_n2", Some(7)), slot("matriarch_n3", Some(8))];
-        assert_eq!(steps(false, both, &[7]), [Step::Free { slot: "matriarch_n2".into(), pid: 7 }]);
+        let theirs = SlotFound { ours: false, ..slot("theirs", Some(9)) };
+        let all = [both, vec![theirs]].concat();
+        assert_eq!(steps(false, all, &[7, 9]), [Step::Free { slot: "matriarch_n2".into(), pid: 7 }]);
     }
 }
