@@ -6,7 +6,7 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -18,13 +18,13 @@ use std::{
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
-        CloneCompression, Confirms, Epoch, Generation, HowToCopy, KeepDiverged, Lsn, NodeId, Profile, SyncRule,
-        TimelineId, Timings, WalPosition,
+        Archiving, CloneCompression, Confirms, Epoch, Generation, HowToCopy, KeepDiverged, Lsn, NodeId, Profile,
+        SyncRule, TimelineId, Timings, WalPosition,
         sync::{slot_name, standby_name},
     },
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
-        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, Tail, Upstream,
+        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, SlotsFound, Tail, Upstream,
     },
 };
 use nix::{
@@ -137,7 +137,7 @@ impl Host {
 
     /// As the agent does.
     async fn make_slots(&self, session: &Session) {
-        let there = session.member_slots(DEADLINE).await.unwrap().slots;
+        let there = session.slots(DEADLINE).await.unwrap().slots;
         for name in self.instance.others().map(|other| slot_name(&other.id)) {
             if !there.iter().any(|slot| slot.name == name) {
                 session.create_slot(&name, DEADLINE).await.unwrap();
@@ -1151,6 +1151,120 @@ fn who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone() {
     });
 }
 
+#[test]
+fn slots_have_a_budget_and_what_keeps_wal_is_found() {
+    as_postgres("slots_have_a_budget_and_what_keeps_wal_is_found", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let works = dir.path().join("archive-works");
+        let mut all = hosts(dir.path(), 2);
+        let host = &mut all[0];
+        host.reconfigure("archive_mode", "on");
+        host.reconfigure("archive_command", &format!("test -e {}", works.display()));
+        let session = primary(host).await;
+        let mib = host.instance.space().unwrap().data.size / 100 * 20 >> 20;
+        assert_eq!(session.slots(DEADLINE).await.unwrap().limit_mib, i64::try_from(mib).unwrap(), "the default");
+        assert!(!host.instance.refresh_slot_budget().unwrap(), "nothing has changed");
+        assert!(host.instance.set_slot_wal("64MB".parse().unwrap()) && host.instance.refresh_slot_budget().unwrap());
+        session.reload().await.unwrap();
+        run_until(&session, "SELECT 1 WHERE current_setting('max_slot_wal_keep_size') = '64MB'").await;
+        assert_eq!(run(&session, "SHOW wal_keep_size").await, ["16MB"]);
+
+        run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        let mebibytes =
+            |n| format!("SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, {n})");
+        run(&session, &mebibytes(20)).await;
+        let found = session.slots(DEADLINE).await.unwrap();
+        let by_name = |found: &SlotsFound, name: &str| found.slots.iter().find(|s| s.name == name).unwrap().clone();
+        let theirs = by_name(&found, "theirs");
+        assert!(theirs.reserves && !theirs.ours && !theirs.lost && theirs.bytes >= 20 << 20, "{theirs:?}");
+        let ours = by_name(&found, "matriarch_n2");
+        assert!(ours.ours && !ours.reserves && ours.bytes == 0, "{ours:?}");
+
+        let until = Instant::now() + 3 * DEADLINE;
+        let archiving = async |what: &str, wanted: fn(&Archiving) -> bool| {
+            loop {
+                run(&session, "SELECT pg_switch_wal() FROM pg_logical_emit_message(true, '', '')").await;
+                let found = session.archiving(DEADLINE).await.unwrap();
+                if wanted(&found) {
+                    return;
+                }
+                assert!(Instant::now() < until, "never {what}: {found:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        archiving("failing", |a| !a.failed.is_empty() && a.waiting > 2).await;
+        fs::write(&works, "").unwrap();
+        archiving("well", |a| a.failed.is_empty() && a.waiting < 2).await;
+
+        run(&session, &mebibytes(96)).await;
+        session.checkpoint(DEADLINE).await.unwrap();
+        assert!(by_name(&session.slots(DEADLINE).await.unwrap(), "theirs").lost, "it held more than its budget");
+    });
+}
+
+#[test]
+fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
+    as_postgres("a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = hosts(dir.path(), 1);
+        let host = &mut all[0];
+        host.reconfigure("max_slot_wal_keep_size", "16MB");
+        host.reconfigure("wal_keep_size", "0");
+        let session = primary(host).await;
+        run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        let stuck = Receiver::of(host, "theirs", dir.path());
+        let streams = "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL";
+        run_until(&session, streams).await;
+        let sender = run(&session, streams).await;
+        kill(Pid::from_raw(stuck.0.id().cast_signed()), Signal::SIGSTOP).unwrap();
+        run(&session, "SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, 64)")
+            .await;
+        // It hangs in its last word only when no more fits between the two.
+        let sent = "SELECT sent_lsn FROM pg_stat_replication WHERE pg_current_wal_lsn() - sent_lsn > 1 << 24";
+        let mut before = Vec::new();
+        while before.is_empty() || before != run(&session, sent).await {
+            before = run(&session, sent).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        let none = BTreeSet::new();
+        assert_eq!(session.end_doomed_senders(&none, DEADLINE).await.unwrap(), none, "no checkpoint waits for it yet");
+
+        let other = host.instance.connect().await.unwrap();
+        let checkpoint = tokio::spawn(async move { other.checkpoint(3 * DEADLINE).await });
+        let waits =
+            "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'ReplicationSlotDrop'";
+        run_until(&session, waits).await;
+        run_until(&session, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'").await;
+        let seen = session.end_doomed_senders(&none, DEADLINE).await.unwrap();
+        assert_eq!(Vec::from_iter(seen.iter().map(u32::to_string)), sender);
+        assert!(!checkpoint.is_finished(), "it waits, and would for ever");
+        assert_eq!(run(&session, waits).await.len(), 1);
+        session.end_doomed_senders(&seen, DEADLINE).await.unwrap();
+        checkpoint.await.unwrap().unwrap();
+        assert_eq!(run(&session, "SELECT wal_status FROM pg_replication_slots").await, ["lost"]);
+    });
+}
+
+/// Somebody's `pg_receivewal`, which is ended with this.
+struct Receiver(Child);
+
+impl Receiver {
+    fn of(host: &Host, slot: &str, dir: &Path) -> Receiver {
+        let mut command = Command::new(bin_dir().join("pg_receivewal"));
+        let target = format!("host=127.0.0.1 port={} user=matriarch_repl", host.member.postgres_port);
+        command.args(["--no-loop", "-d", &target, "--slot", slot, "-D"]).arg(dir).env("PGPASSWORD", r"re'p:l\1");
+        Receiver(command.stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // One that has ended is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Begins to insert a row.
 fn inserted(client: tokio_postgres::Client, x: i32) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
     tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await.map(drop) })
@@ -1240,9 +1354,9 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // Its old connection is given up: it may come, and is one.
-        let holder = session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
+        let holder = session.slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
         session.end_sender("matriarch_n3", holder, DEADLINE).await.unwrap();
-        assert_eq!(session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
+        assert_eq!(session.slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
         session.end_sender("matriarch_n2", holder, DEADLINE).await.unwrap();
         two.probe_until("streaming again", |p| p.streaming).await;
         run_until(&session, confirmed_once).await;
@@ -1396,4 +1510,6 @@ on_every_version!([
     a_crashed_and_diverged_primary_is_rewound_and_follows,
     the_end_of_wal_on_disk_is_what_the_server_had_flushed,
     two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot,
+    slots_have_a_budget_and_what_keeps_wal_is_found,
+    a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up,
 ]);

@@ -125,8 +125,8 @@ fn room(text: &str) -> RoomView {
         other => panic!("`{other}` is no level"),
     };
     match volume {
-        "wal" => RoomView { data: fine, wal: Some(full) },
-        "data" => RoomView { data: full, wal: Some(fine) },
+        "wal" => RoomView { data: fine, wal: Some(full), written: 0 },
+        "data" => RoomView { data: full, wal: Some(fine), written: 0 },
         other => panic!("`{other}` is no volume"),
     }
 }
@@ -389,6 +389,7 @@ impl World {
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
+            kept_wal: Default::default(),
             redo: None,
             sync: SyncView::default(),
             severed: false,
@@ -460,6 +461,7 @@ impl World {
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
+            "slots-give-way" => view.kept_wal.gives_way = true,
             "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
             "failed" => {
                 let kind = value.to_owned();

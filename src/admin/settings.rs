@@ -116,6 +116,8 @@ mod tests {
             "redo_stall_ms=10000 default 10000 set false ",
             "replication_mode=async default async set false ",
             "site_failover=any default any set false ",
+            "slot_wal_max=20% default 20% set false ",
+            "slots_yield=members default members set false ",
             "sync_count=1 default 1 set false ",
             "sync_other_site=false default false set false ",
             "sync_strict=false default false set false ",

@@ -95,6 +95,8 @@ pub(super) struct Agent {
     /// The last look for a PostgreSQL that no guard watches.
     pub(super) looking: Option<JoinHandle<()>>,
     pub(super) asked: u64,
+    /// Counts the budgets of slots that were set.
+    slot_budget: u64,
     /// The first probe that began after the last task had ended.
     settled: u64,
     pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
@@ -266,11 +268,12 @@ impl Agent {
         began: Instant,
     ) -> Agent {
         let layers_stand = core.needs_layers();
+        hands.instance.set_slot_wal(core.settings().slot_wal_max);
         let fence = guarding::fence_view(&hands, guard.as_ref());
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
-        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone()));
+        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -296,6 +299,7 @@ impl Agent {
             killing: None,
             looking: None,
             asked: 0,
+            slot_budget: 0,
             settled: 0,
             probes_wanted: Vec::new(),
             statuses: watch::Sender::new(first.clone()),
@@ -639,7 +643,9 @@ impl Agent {
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
-        let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo });
+        self.slot_budget += u64::from(self.hands.instance.set_slot_wal(self.core.settings().slot_wal_max));
+        let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
+        let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });
         let acks = self.core.sync_plan(self.hands.timings.renew, deadline);
         self.acks.send_if_modified(|old| {
             let changed = *old != acks;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use super::{
     Timings,
+    kept_wal::SlotsYield,
     room::{Least, Thresholds},
     sync::{Confirms, SyncMode},
     timings::Contradiction,
@@ -283,6 +284,15 @@ impl Setting for CloneCompression {
     }
 }
 
+impl Setting for SlotsYield {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Setting for SiteFailover {
     fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
         text.parse()
@@ -455,6 +465,14 @@ settings! {
     /// What is kept back on each volume, to be freed when it is full.
     disk_reserve: u64 = "disk_reserve", 64 << 20, 0..=1_099_511_627_776,
         "bytes kept back in a file on each volume and freed when it is full, so that PostgreSQL can start and stop; 0: none";
+    /// So much WAL slots may hold back on a host.
+    slot_wal_max: Least = "slot_wal_max", Least::Percent(20), 0..=0,
+        "so much WAL each slot may hold back: a share of the volume of WAL (20%) or bytes (5GB); PostgreSQL has it as \
+         max_slot_wal_keep_size, where postgresql.parameters doesn't say otherwise";
+    /// Whose slots are given up when the volume of WAL is nearly full.
+    slots_yield: SlotsYield = "slots_yield", SlotsYield::Members, 0..=0,
+        "whose slots that nobody streams from are given up below wal_room_act, before the primary moves: members (they are \
+         made anew), all (members' first, then everybody else's are dropped), none";
     /// What stays of a data directory that went another way than the cluster.
     keep_diverged_data: KeepDiverged = "keep_diverged_data", KeepDiverged::Last, 0..=0,
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \

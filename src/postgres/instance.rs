@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::{AgentConfig, MemberConfig, PostgresqlConfig},
     domain::{
-        MemberId, Timings,
+        Least, MemberId, Settings as ClusterSettings, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
     },
 };
@@ -72,6 +72,8 @@ struct Inner {
     passfile: PathBuf,
     log_file: PathBuf,
     silence: Mutex<Silence>,
+    /// How much WAL slots may hold back, as it was set.
+    slot_wal: Mutex<Least>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
     writing: Mutex<()>,
     /// The same for the live configuration, which is not on the disk of the data directory.
@@ -98,6 +100,7 @@ impl Instance {
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
             silence: Mutex::new(Silence::from(timings)),
+            slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
             writing: Mutex::new(()),
             live: Mutex::new(()),
             saving: Mutex::new(()),
@@ -129,18 +132,52 @@ impl Instance {
     /// A file can't be written.
     pub fn refresh_timings(&self) -> Result<(), PostgresError> {
         let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (runtime, main) = (self.runtime_conf_path(), self.data_dir().join("postgresql.conf"));
-        // Without the first nothing was started since the host was; the next start writes it.
-        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(()) };
-        let now = self.runtime_conf();
-        if was != now {
-            files::replace(&runtime, &now)?;
+        if !self.runtime_conf_path().exists() {
+            return Ok(());
         }
+        self.refresh_runtime_conf()?;
+        let main = self.data_dir().join("postgresql.conf");
         let text = fs::read_to_string(&main).unwrap_or_default();
         match conf::other_conninfo(&text, self.silence()) {
             Some(other) => files::replace(&main, &other),
             None => Ok(()),
         }
+    }
+
+    /// How much WAL slots may hold back, from the next writing of the configuration on. True when that is new.
+    pub fn set_slot_wal(&self, most: Least) -> bool {
+        let mut set = self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *set, most) != most
+    }
+
+    /// Writes the budget of slots into what the running server was configured with. True when it is another; it takes effect
+    /// with a reload.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn refresh_slot_budget(&self) -> Result<bool, PostgresError> {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh_runtime_conf()
+    }
+
+    fn refresh_runtime_conf(&self) -> Result<bool, PostgresError> {
+        let runtime = self.runtime_conf_path();
+        // Without it nothing was started since the host was; the next start writes it.
+        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(false) };
+        let now = self.runtime_conf();
+        let other = was != now;
+        if other {
+            files::replace(&runtime, &now)?;
+        }
+        Ok(other)
+    }
+
+    /// As much as the volume of WAL allows; what was written last where it can't be asked.
+    fn slot_budget(&self) -> Option<SlotBudget> {
+        let in_force = fs::read_to_string(self.runtime_conf_path()).ok().and_then(|text| conf::budget_in(&text));
+        let set = *self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(space) = self.space() else { return in_force };
+        Some(SlotBudget::resolve(set, space.wal.unwrap_or(space.data).size, in_force))
     }
 
     /// The data directory.
@@ -379,7 +416,8 @@ impl Instance {
 
     fn runtime_conf(&self) -> String {
         let main = self.data_dir().join("postgresql.conf");
-        conf::runtime_conf(self.silence(), &main.to_string_lossy(), &self.live_path().to_string_lossy())
+        let budget = conf::budget_lines(&self.0.cfg.parameters, self.slot_budget());
+        conf::runtime_conf(self.silence(), &budget, &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 
     /// Removes the live configuration; after the next reload or start the placeholder holds.

@@ -31,6 +31,7 @@ mod quorum;
 mod room;
 mod slow;
 mod stage;
+mod wal;
 
 use std::time::Duration;
 
@@ -113,6 +114,12 @@ fn a_disk_that_is_slow() {
 #[test]
 fn a_disk_that_is_full() {
     room::play();
+}
+
+#[test]
+#[ignore = "minutes: make proof"]
+fn a_slot_that_keeps_wal_for_nobody_never_ends_the_primary() {
+    wal::play();
 }
 
 #[test]

@@ -192,6 +192,7 @@ fn blank(me: &MemberId) -> AgentView {
         paused: false,
         stopped_by_hand: false,
         room: None,
+        kept_wal: matriarch::domain::KeptWal::default(),
         redo: None,
         fence: FenceView::default(),
         layers: Vec::new(),

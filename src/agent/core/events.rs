@@ -9,7 +9,7 @@ use crate::{
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
+        Briefing, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId, MemberList, Moment,
         TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
@@ -335,6 +335,8 @@ pub enum Event {
     },
     /// How much room there is.
     Room(Space),
+    /// What keeps WAL from being removed.
+    Kept(KeptWal),
     /// A look at recovery or replay.
     Redo {
         /// Of which postmaster.
