@@ -958,6 +958,13 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
         let nobody = Upstream { port: free_port(), ..one.upstream() };
         two.instance.clone_from(&nobody, HowToCopy::default(), &quiet).await.unwrap_err();
         assert!(data.join("diverged").exists());
+        // The directory is gone, and an agent that copied it anew was killed: what is there of the copy has all that a source has.
+        let (new, aside) = (root.path().join("n2/data.new"), root.path().join("n2/aside"));
+        fs::rename(&data, &aside).unwrap();
+        fs::create_dir(&new).unwrap();
+        fs::copy(aside.join("standby.signal"), new.join("standby.signal")).unwrap();
+        assert!(!two.instance.finish_swap().unwrap() && !data.exists(), "half a copy is none");
+        fs::rename(&aside, &data).unwrap();
         // Two clones in a row: the first old directory is the one that is kept.
         two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();

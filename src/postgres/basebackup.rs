@@ -1,6 +1,10 @@
 //! Makes a new copy of another member beside the data directory, and swaps it in when it is verified.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     command::{OnProgress, Progress},
@@ -59,6 +63,7 @@ impl Instance {
             return Err(CloneError::Foreign(text));
         }
         let new = self.beside(".new");
+        files::remove(&self.copied_marker())?;
         self.remove_data(&new).await?;
         self.write_passfile(Some(source))?;
         on_progress(Progress::phase("pg_basebackup"));
@@ -100,8 +105,8 @@ impl Instance {
         files::remove(&new.join(kept::MARK))?;
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
         self.write_config_to(&new, &role)?;
-        // Written last: with it the copy is complete.
         files::ensure(&new.join("standby.signal"), "")?;
+        files::ensure(&self.copied_marker(), "")?;
         self.swap().await?;
         files::remove(&self.rewind_marker())?;
         Ok(copied.system_identifier)
@@ -141,12 +146,19 @@ impl Instance {
     pub fn finish_swap(&self) -> Result<bool, PostgresError> {
         let new = self.beside(".new");
         let gone = matches!(self.data_state()?, DataState::Missing | DataState::Empty);
-        if !gone || !new.join("standby.signal").exists() {
+        if !gone || !new.exists() || !self.copied_marker().exists() {
             return Ok(false);
         }
         fs::rename(&new, self.data_dir()).map_err(PostgresError::file("putting in place", &new))?;
         files::sync_parent(self.data_dir())?;
+        files::remove(&self.copied_marker())?;
         Ok(true)
+    }
+
+    /// Says that the copy beside the data directory is complete and verified. It lies outside: whatever is inside may be
+    /// the source's own, which has a `standby.signal` as well.
+    fn copied_marker(&self) -> PathBuf {
+        self.beside(".new-complete")
     }
 
     /// Gives up what a clone or a rewind has kept aside, but for a directory that had parted from the cluster's history, unless
