@@ -356,6 +356,8 @@ impl World {
             wal_end_known: true,
             replay_lsn: Lsn(0),
             streaming: false,
+            streaming_ms: 60_000,
+            waits_on_purpose: false,
             upstream: None,
             heard: HeardOfPrimary::default(),
             history: TimelineHistory::default(),
@@ -430,6 +432,12 @@ impl World {
             "counted" => view.reach.counted = number(),
             "answering" => view.reach.answering = value.split(',').map(id).collect(),
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
+            // `for=2600` or, without the stream, `for=-2600`: so many milliseconds it has been so.
+            "for" => {
+                view.streaming = !value.starts_with('-');
+                view.streaming_ms = value.trim_start_matches('-').parse().unwrap();
+            }
+            "delayed" => (view.streaming, view.waits_on_purpose) = (false, true),
             "useless" => {
                 let cause = match value {
                     "wal-gone" => CopyCause::WalGone,

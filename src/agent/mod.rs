@@ -38,6 +38,7 @@ mod redo;
 mod rescue;
 mod room;
 mod service;
+mod slot_uses;
 mod slots;
 mod stall;
 mod start;

@@ -11,9 +11,13 @@ use std::{
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{hands::said, prober::Plan};
+use super::{
+    hands::said,
+    prober::Plan,
+    slot_uses::{SlotUse, adapt},
+};
 use crate::{
-    domain::sync::slot_name,
+    domain::{MemberId, sync::slot_name},
     postgres::{Instance, Session, SlotFound, SlotsFound},
     telemetry::events,
 };
@@ -29,13 +33,15 @@ const PATIENCE: u32 = 4;
 
 /// What is to be done with a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// A member has none.
     Create(String),
     /// It is of nobody who is a member.
     Drop(String),
     /// It keeps WAL back for nobody, or nobody can stream from it any more.
     Renew(String),
+    /// It is to keep WAL back before anybody streams from it.
+    Reserve(String),
     /// The standby of this WAL sender is silent.
     Free { slot: String, pid: u32 },
 }
@@ -83,7 +89,7 @@ impl Heard {
 
 /// Keeps the slots of whatever server `plans` names until their sender is gone.
 pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>) {
-    let wanted = instance.others().map(|member| slot_name(&member.id)).collect();
+    let wanted = instance.others().map(|member| (slot_name(&member.id), member.id.clone())).collect();
     let mut keeper =
         Keeper { instance, wanted, session: None, heard: Heard::default(), life: 0, failed: 0, told: None };
     let mut next = Instant::now();
@@ -107,7 +113,7 @@ pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>) 
 
 struct Keeper {
     instance: Instance,
-    wanted: BTreeSet<String>,
+    wanted: BTreeMap<String, MemberId>,
     session: Option<Session>,
     heard: Heard,
     life: u64,
@@ -148,7 +154,12 @@ impl Keeper {
         let limit = self.instance.peer_silence().max(SILENCE);
         let silent = self.heard.silent(&found, Instant::now(), limit);
         let mut failed = None;
-        for step in due(&found, &self.wanted, &silent) {
+        let uses = self.wanted.iter().filter_map(|(slot, member)| {
+            Some((slot, SlotUse::of(&self.instance.settings_of(member), self.instance.me())?))
+        });
+        let uses: BTreeMap<&String, SlotUse> = uses.collect();
+        let wanted = uses.keys().map(|slot| (*slot).clone()).collect();
+        for step in adapt(due(&found, &wanted, &silent), &found, uses.into_iter()) {
             // One that fails keeps none of the others back.
             if let Err(error) = take(session, &step, deadline).await {
                 failed = Some(format!("{step:?}: {}", said(error)));
@@ -180,6 +191,11 @@ async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), 
             tracing::info!(slot, "a slot that keeps WAL for nobody, or has given up, is made anew");
             session.drop_slot(slot, deadline).await?;
             session.create_slot(slot, deadline).await
+        }
+        Step::Reserve(slot) => {
+            tracing::info!(slot, "a slot keeps WAL from now on for a member that asks for it late");
+            session.drop_slot(slot, deadline).await?;
+            session.create_reserving_slot(slot, deadline).await
         }
         Step::Free { slot, pid } => {
             tracing::warn!(
