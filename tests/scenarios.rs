@@ -818,6 +818,10 @@ fn describe(command: &Command) -> String {
         }
         Kind::SetSync { rule: None, .. } => "commits are confirmed by nobody, nothing is promised".to_owned(),
         Kind::KeepOut { on } => format!("clients are kept out: {on}"),
+        Kind::Cascade { member, source, falls, reason } => {
+            let source = source.as_ref().map_or("the primary", MemberId::as_str);
+            format!("{member} follows {source} after {falls} falls: {reason}")
+        }
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Hold, Situation, Verdict, pause};
 use crate::{
-    domain::{Epoch, MemberId, MemberSettings, PostgresState, TimelineId, observation::AgentView},
+    domain::{MemberId, MemberSettings, PostgresState, TimelineId, observation::AgentView},
     state::{GrantPhase, Kind, Link, Lock},
 };
 
@@ -24,15 +24,14 @@ const MOST_BEHIND: u64 = 64 << 20;
 /// The primary, when it is open and does well: who has none to go to stays where it is.
 struct Primary<'a> {
     member: &'a MemberId,
-    epoch: Epoch,
     timeline: TimelineId,
     agent: &'a AgentView,
 }
 
 fn primary<'a>(s: &Situation<'a>) -> Option<Primary<'a>> {
-    let Lock::Granted { epoch, member, phase: GrantPhase::Open, timeline, .. } = &s.state.lock else { return None };
+    let Lock::Granted { member, phase: GrantPhase::Open, timeline, .. } = &s.state.lock else { return None };
     let agent = s.agent(member).filter(|a| a.state == PostgresState::Primary && a.lease.held)?;
-    Some(Primary { member, epoch: *epoch, timeline: *timeline, agent })
+    Some(Primary { member, timeline: *timeline, agent })
 }
 
 /// Why a member leaves its source.
@@ -173,9 +172,8 @@ fn streams(s: &Situation<'_>, primary: &Primary<'_>, agent: &AgentView, wait: Du
     let member = &agent.member;
     let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
     let follows = agent.state == PostgresState::Standby && agent.upstream.as_ref() == s.state.upstream_of(member);
-    // After a restart an agent knows no epoch; what it streams it streams from the right one.
-    let now = agent.follows_epoch == primary.epoch || agent.follows_epoch == Epoch(0);
-    if !(ours && follows && now && agent.streaming && agent.wal_end.timeline == primary.timeline) {
+    // No other grant has that timeline.
+    if !(ours && follows && agent.streaming && agent.wal_end.timeline == primary.timeline) {
         return Err(format!("{member} does not stream the primary's WAL"));
     }
     match agent.streaming_ms >= millis(wait) {

@@ -419,11 +419,11 @@ mod tests {
             ([("b.priority", Some("-1"))], "b: priority = `-1` is not possible: a whole number from 0 to 1000000"),
             (
                 [("b.colour", Some("red"))],
-                "`colour` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority",
+                "`colour` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority, replicatefrom, nostream, recovery_min_apply_delay",
             ),
             (
                 [("b.nofailover", Some("no"))],
-                "`nofailover` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority",
+                "`nofailover` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority, replicatefrom, nostream, recovery_min_apply_delay",
             ),
             ([("priority", Some("5"))], "`priority` is a setting of one member: say whose (--member)"),
         ];

@@ -58,7 +58,7 @@ async fn tell(host: &mut Host, version: u64, values: &[(&str, &str)]) {
 
 #[test]
 fn a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told() {
-    as_postgres("a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told", || async {
+    as_postgres("cascade::a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told", || async {
         let cluster = Cluster::new();
         let mut first = cluster.primary().await;
         let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
@@ -123,7 +123,7 @@ fn a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told
 #[test]
 #[ignore = "six seconds: make proof"]
 fn a_delayed_standby_that_is_led_elsewhere_loses_no_wal_and_is_promoted_at_once() {
-    as_postgres("a_delayed_standby_that_is_led_elsewhere_loses_no_wal_and_is_promoted_at_once", || async {
+    as_postgres("cascade::a_delayed_standby_that_is_led_elsewhere_loses_no_wal_and_is_promoted_at_once", || async {
         let cluster = Cluster::new();
         let mut first = cluster.primary().await;
         let mut third = cluster.host(2).await;
