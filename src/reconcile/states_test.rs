@@ -60,10 +60,16 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     let put_aside = state.maintenance.contains_key(me);
     // Asked of standbys only.
     let confirmed = !state.sync.rules.is_empty() && state.holder().is_none_or(|(_, holder)| holder != me);
-    // Asked of whoever follows.
-    let follows = state.holder().is_some_and(|(_, holder)| holder != me);
-    let (cascaded, archive) = (state.source_of(me).is_some(), follows && streams_from_nobody(state, me));
+    // Asked of whoever follows, and the same whatever else is asked.
+    let follows = is_plain(state) && state.holder().is_some_and(|(_, holder)| holder != me);
+    let (cascaded, archive) = (follows && state.source_of(me).is_some(), follows && streams_from_nobody(state, me));
     format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside} {confirmed} {cascaded} {archive}")
+}
+
+/// A primary that is open, and nothing that operators have asked for.
+fn is_plain(state: &ClusterState) -> bool {
+    let open = matches!(state.lock, Lock::Granted { phase: GrantPhase::Open, .. });
+    open && state.operation.is_none() && state.paused.is_none() && state.maintenance.is_empty()
 }
 
 fn streams_from_nobody(state: &ClusterState, me: &MemberId) -> bool {
@@ -110,7 +116,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
     let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(100) };
     match name {
         "genesis" => vec![genesis()],
-        "cascade" => {
+        "cascade" if is_plain(state) => {
             let [.., source] = &members;
             let lead = |member: &MemberId| Kind::Cascade {
                 member: member.clone(),
@@ -120,7 +126,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
             };
             members.iter().map(lead).collect()
         }
-        "nostream" if state.identity.is_some() => vec![Kind::SetSettings {
+        "nostream" if is_plain(state) => vec![Kind::SetSettings {
             version: state.settings.version,
             changes: members.iter().map(|member| (format!("{member}.nostream"), Some("true".to_owned()))).collect(),
             by: String::new(),
@@ -166,7 +172,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "end-operation" => {
             operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
         }
-        "record-system" | "fence-epoch" | "nostream" => vec![],
+        "record-system" | "fence-epoch" | "cascade" | "nostream" => vec![],
         other => panic!("a rule proposes {other}: make such a command here, or say that it asks nothing of hosts"),
     }
 }
