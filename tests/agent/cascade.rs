@@ -142,7 +142,8 @@ fn a_delayed_standby_that_is_led_elsewhere_loses_no_wal_and_is_promoted_at_once(
         assert_eq!(third.rows().await, 1);
 
         // Its receiver ends, and is not started again before the delay is over: that is no trouble, and its WAL is kept.
-        client.batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_wal_receiver").await.unwrap();
+        let receiver: i32 = client.query_one("SELECT pid FROM pg_stat_wal_receiver", &[]).await.unwrap().get(0);
+        send(receiver.unsigned_abs(), Signal::SIGTERM);
         let alone = third.until("nothing is received", |s| !s.streaming).await;
         assert!(alone.waits_on_purpose && alone.problem.is_empty() && alone.cure.is_none(), "{alone:?}");
         keeps(&first, "its WAL is kept", true).await;
