@@ -162,3 +162,44 @@ fn a_delayed_standby_that_is_led_elsewhere_loses_no_wal_and_is_promoted_at_once(
         assert_eq!(third.rows().await, 2, "it has everything at once");
     });
 }
+
+#[test]
+#[ignore = "five seconds: make proof"]
+fn a_standby_that_streams_from_nobody_follows_by_its_archive_and_has_no_slot() {
+    as_postgres("cascade::a_standby_that_streams_from_nobody_follows_by_its_archive_and_has_no_slot", || async {
+        let cluster = Cluster::new();
+        let archive = cluster.root.path().join("archive");
+        fs::create_dir(&archive).unwrap();
+        let with = |index: usize, parameters: &[(&str, String)]| {
+            let mut config = cluster.config(index);
+            let postgresql = &mut config.member.as_mut().unwrap().postgresql;
+            postgresql.parameters.extend(parameters.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+            config
+        };
+        let archives = format!("cp %p {}/%f", archive.display());
+        let writes = [("archive_mode", "on".to_owned()), ("archive_command", archives)];
+        let reads = [("restore_command", format!("cp {}/%f %p", archive.display()))];
+        let mut first = cluster.primary_of(with(0, &writes)).await;
+        let mut third = Host::start(with(2, &reads)).await;
+        third.copy_and_follow(1, &first).await;
+        let pid = third.status().await.postgres_pid;
+
+        let alone = [("n3.nostream", "true")];
+        tell(&mut first, 1, &alone).await;
+        tell(&mut third, 1, &alone).await;
+        third.follow(1, None).await;
+        third.until("it streams from nobody", |s| s.severed && !s.streaming).await;
+        let (client, until) = (first.client().await, Instant::now() + DEADLINE);
+        let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'matriarch_n3'";
+        while client.query_one(slots, &[]).await.unwrap().get::<_, i64>(0) != 0 {
+            assert!(Instant::now() < until, "its slot is removed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        client.batch_execute("INSERT INTO t VALUES (2)").await.unwrap();
+        client.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        has(&third, 2).await;
+        let well = third.status().await;
+        assert!(well.problem.is_empty() && well.cure.is_none() && !well.streaming, "{well:?}");
+        assert_eq!(well.postgres_pid, pid, "PostgreSQL was never restarted");
+    });
+}
