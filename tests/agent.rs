@@ -383,20 +383,26 @@ impl Host {
         self.execute(epoch, Action::StartStandby(order)).await.unwrap()
     }
 
-    /// A copy of `source` that streams from it.
+    /// A copy of `source`, all of whose WAL this one shares, that streams from it.
     async fn copy_and_follow(&mut self, epoch: u64, source: &Host) {
+        let before = self.status().await;
+        self.copy(epoch, source, before.wal_end.filter(|_| before.wal_end_known)).await;
+        self.follow(epoch, Some(source)).await;
+        self.until("it streams", |s| s.state() == State::Standby && s.streaming).await;
+    }
+
+    /// A copy of `source`, whose history this member's left at `fork`.
+    async fn copy(&mut self, epoch: u64, source: &Host, fork: Option<v1::WalPosition>) {
         self.system = source.system;
         let clone = v1::Clone {
             source: source.local().id.to_string(),
             source_host: "127.0.0.1".into(),
             source_port: source.local().postgresql.port.into(),
             system_identifier: source.system,
-            fork: None,
+            fork,
         };
         self.execute(epoch, Action::Clone(clone)).await.unwrap();
         self.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        self.follow(epoch, Some(source)).await;
-        self.until("it streams", |s| s.state() == State::Standby && s.streaming).await;
     }
 
     async fn promote(&mut self, epoch: u64, expected_timeline: u32, floor: v1::WalPosition) {

@@ -6,7 +6,7 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
@@ -18,12 +18,13 @@ use std::{
 use matriarch::{
     config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
-        Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
+        Archiving, CloneCompression, Confirms, Epoch, Generation, HowToCopy, KeepDiverged, Lsn, NodeId, Profile,
+        SyncRule, TimelineId, Timings, WalPosition,
         sync::{slot_name, standby_name},
     },
     postgres::{
         CloneError, ConfigRole, DataState, DbState, InitdbError, Instance, Knock, LEVEL, Live, NAMES, PostgresError,
-        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, Tail, Upstream,
+        Probe, ProbeError, Progress, RewindError, RewindOutcome, Saved, Session, SlotsFound, Tail, Upstream,
     },
 };
 use nix::{
@@ -136,7 +137,7 @@ impl Host {
 
     /// As the agent does.
     async fn make_slots(&self, session: &Session) {
-        let there = session.member_slots(DEADLINE).await.unwrap().slots;
+        let there = session.slots(DEADLINE).await.unwrap().slots;
         for name in self.instance.others().map(|other| slot_name(&other.id)) {
             if !there.iter().any(|slot| slot.name == name) {
                 session.create_slot(&name, DEADLINE).await.unwrap();
@@ -237,7 +238,7 @@ async fn promote(host: &Host, session: &Session, timeline: TimelineId) {
 
 /// A standby cloned from `source`, streaming.
 async fn standby(host: &mut Host, source: &Host) -> Session {
-    host.instance.clone_from(&source.upstream(), 0, &quiet).await.unwrap();
+    host.instance.clone_from(&source.upstream(), HowToCopy::default(), &quiet).await.unwrap();
     host.follow(Some(source));
     let session = host.start().await;
     host.probe_until("streaming", |p| p.streaming).await;
@@ -495,10 +496,20 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         let mut all = hosts(root.path(), 3);
         let [one, two, three] = &mut all[..] else { panic!("three hosts") };
         let session = primary(one).await;
+        run(&session, "ALTER SYSTEM SET log_replication_commands = on").await;
+        session.reload().await.unwrap();
+        let until = Instant::now() + DEADLINE;
+        // The postmaster reads it before it tells its children.
+        while run(&session, "SHOW log_replication_commands").await != ["on"] {
+            assert!(Instant::now() < until, "it is not reloaded");
+        }
+        let how = HowToCopy { max_rate: 512 << 20, compression: CloneCompression::Gzip };
         let phases = std::sync::Mutex::new(Vec::new());
         let note = |progress: Progress| phases.lock().unwrap().push(progress);
-        two.instance.clone_from(&one.upstream(), 512 << 20, &note).await.unwrap();
+        two.instance.clone_from(&one.upstream(), how, &note).await.unwrap();
         assert!(phases.lock().unwrap().iter().any(|p| p.total_bytes > 0 && p.done_bytes == p.total_bytes));
+        let log = fs::read_to_string(one.instance.log_file()).unwrap();
+        assert!(log.contains("COMPRESSION 'gzip'"), "{log}");
         two.follow(Some(one));
         let reader = two.start().await;
         run(&session, "INSERT INTO t VALUES (1)").await;
@@ -527,7 +538,7 @@ fn a_clone_streams_and_knows_whom_it_follows() {
         // Another cluster's data is never replaced by a clone.
         three.instance.initdb(&quiet).await.unwrap();
         let before = three.instance.control_data().unwrap();
-        let refused = three.instance.clone_from(&one.upstream(), 0, &quiet).await;
+        let refused = three.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await;
         assert!(matches!(refused, Err(CloneError::Foreign(_))), "{refused:?}");
         assert_eq!(three.instance.control_data().unwrap(), before);
     });
@@ -555,14 +566,14 @@ fn a_copy_has_places_of_its_own_for_wal_and_tablespaces_and_what_it_replaces_tak
             targets.sort();
             targets
         };
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert_eq!(targets(two), [at("a=b.2"), at("space.2")]);
         // As an administrator does who gives WAL a volume of its own.
         let (inside, outside) = (two.instance.data_dir().join("pg_wal"), at("wal/pg_wal"));
         fs::rename(&inside, &outside).unwrap();
         std::os::unix::fs::symlink(&outside, &inside).unwrap();
 
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert_eq!(targets(two), [at("a=b.3"), at("space.3")]);
         assert_eq!(fs::read_link(&inside).unwrap(), at("wal/pg_wal.2"));
         assert!(outside.exists() && at("space.2").exists(), "what is replaced stays whole until the copy works");
@@ -873,10 +884,10 @@ fn two_promotions_to_one_number_differ_in_their_first_record() {
         assert_eq!(ours.fork_from(&theirs).map(|f| f.timeline), Some(TimelineId(2)));
 
         // Who follows has the same record; so has whoever began it, when it has crashed.
+        let reached = two.probe().await.wal_end;
         four.follow(Some(two));
         four_session.reload().await.unwrap();
-        let seen =
-            four.probe_until("on the new timeline", |p| p.streaming && p.wal_end.timeline == TimelineId(3)).await;
+        let seen = four.probe_until("past the first record", |p| p.streaming && p.wal_end >= reached).await;
         assert_eq!(
             lineage(four, seen.wal_end).first_records.get(&TimelineId(3)),
             ours.first_records.get(&TimelineId(3))
@@ -945,11 +956,18 @@ fn a_reclone_keeps_the_diverged_directory_until_it_is_discarded() {
 
         // A source that nobody is at: the directory stays.
         let nobody = Upstream { port: free_port(), ..one.upstream() };
-        two.instance.clone_from(&nobody, 0, &quiet).await.unwrap_err();
+        two.instance.clone_from(&nobody, HowToCopy::default(), &quiet).await.unwrap_err();
         assert!(data.join("diverged").exists());
+        // The directory is gone, and an agent that copied it anew was killed: what is there of the copy has all that a source has.
+        let (new, aside) = (root.path().join("n2/data.new"), root.path().join("n2/aside"));
+        fs::rename(&data, &aside).unwrap();
+        fs::create_dir(&new).unwrap();
+        fs::copy(aside.join("standby.signal"), new.join("standby.signal")).unwrap();
+        assert!(!two.instance.finish_swap().unwrap() && !data.exists(), "half a copy is none");
+        fs::rename(&aside, &data).unwrap();
         // Two clones in a row: the first old directory is the one that is kept.
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
-        two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
+        two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
         assert!(old.join("diverged").exists() && !data.join("diverged").exists());
         two.follow(Some(one));
         two.start().await;
@@ -1140,6 +1158,120 @@ fn who_waits_for_less_is_found_and_what_alter_system_has_set_is_undone() {
     });
 }
 
+#[test]
+fn slots_have_a_budget_and_what_keeps_wal_is_found() {
+    as_postgres("slots_have_a_budget_and_what_keeps_wal_is_found", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let works = dir.path().join("archive-works");
+        let mut all = hosts(dir.path(), 2);
+        let host = &mut all[0];
+        host.reconfigure("archive_mode", "on");
+        host.reconfigure("archive_command", &format!("test -e {}", works.display()));
+        let session = primary(host).await;
+        let mib = host.instance.space().unwrap().data.size / 100 * 20 >> 20;
+        assert_eq!(session.slots(DEADLINE).await.unwrap().limit_mib, i64::try_from(mib).unwrap(), "the default");
+        assert!(!host.instance.refresh_slot_budget().unwrap(), "nothing has changed");
+        assert!(host.instance.set_slot_wal("64MB".parse().unwrap()) && host.instance.refresh_slot_budget().unwrap());
+        session.reload().await.unwrap();
+        run_until(&session, "SELECT 1 WHERE current_setting('max_slot_wal_keep_size') = '64MB'").await;
+        assert_eq!(run(&session, "SHOW wal_keep_size").await, ["16MB"]);
+
+        run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        let mebibytes =
+            |n| format!("SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, {n})");
+        run(&session, &mebibytes(20)).await;
+        let found = session.slots(DEADLINE).await.unwrap();
+        let by_name = |found: &SlotsFound, name: &str| found.slots.iter().find(|s| s.name == name).unwrap().clone();
+        let theirs = by_name(&found, "theirs");
+        assert!(theirs.reserves && !theirs.ours && !theirs.lost && theirs.bytes >= 20 << 20, "{theirs:?}");
+        let ours = by_name(&found, "matriarch_n2");
+        assert!(ours.ours && !ours.reserves && ours.bytes == 0, "{ours:?}");
+
+        let until = Instant::now() + 3 * DEADLINE;
+        let archiving = async |what: &str, wanted: fn(&Archiving) -> bool| {
+            loop {
+                run(&session, "SELECT pg_switch_wal() FROM pg_logical_emit_message(true, '', '')").await;
+                let found = session.archiving(DEADLINE).await.unwrap();
+                if wanted(&found) {
+                    return;
+                }
+                assert!(Instant::now() < until, "never {what}: {found:?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        archiving("failing", |a| !a.failed.is_empty() && a.waiting > 2).await;
+        fs::write(&works, "").unwrap();
+        archiving("well", |a| a.failed.is_empty() && a.waiting < 2).await;
+
+        run(&session, &mebibytes(96)).await;
+        session.checkpoint(DEADLINE).await.unwrap();
+        assert!(by_name(&session.slots(DEADLINE).await.unwrap(), "theirs").lost, "it held more than its budget");
+    });
+}
+
+#[test]
+fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
+    as_postgres("a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up", || async {
+        let dir = tempfile::tempdir().unwrap();
+        let mut all = hosts(dir.path(), 1);
+        let host = &mut all[0];
+        host.reconfigure("max_slot_wal_keep_size", "16MB");
+        host.reconfigure("wal_keep_size", "0");
+        let session = primary(host).await;
+        run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        let stuck = Receiver::of(host, "theirs", dir.path());
+        let streams = "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL";
+        run_until(&session, streams).await;
+        let sender = run(&session, streams).await;
+        kill(Pid::from_raw(stuck.0.id().cast_signed()), Signal::SIGSTOP).unwrap();
+        run(&session, "SELECT pg_logical_emit_message(true, '', repeat('x', 1 << 20)) FROM generate_series(1, 64)")
+            .await;
+        // It hangs in its last word only when no more fits between the two.
+        let sent = "SELECT sent_lsn FROM pg_stat_replication WHERE pg_current_wal_lsn() - sent_lsn > 1 << 24";
+        let mut before = Vec::new();
+        while before.is_empty() || before != run(&session, sent).await {
+            before = run(&session, sent).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        let none = BTreeSet::new();
+        assert_eq!(session.end_doomed_senders(&none, DEADLINE).await.unwrap(), none, "no checkpoint waits for it yet");
+
+        let other = host.instance.connect().await.unwrap();
+        let checkpoint = tokio::spawn(async move { other.checkpoint(3 * DEADLINE).await });
+        let waits =
+            "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'ReplicationSlotDrop'";
+        run_until(&session, waits).await;
+        run_until(&session, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'ClientWrite'").await;
+        let seen = session.end_doomed_senders(&none, DEADLINE).await.unwrap();
+        assert_eq!(Vec::from_iter(seen.iter().map(u32::to_string)), sender);
+        assert!(!checkpoint.is_finished(), "it waits, and would for ever");
+        assert_eq!(run(&session, waits).await.len(), 1);
+        session.end_doomed_senders(&seen, DEADLINE).await.unwrap();
+        checkpoint.await.unwrap().unwrap();
+        assert_eq!(run(&session, "SELECT wal_status FROM pg_replication_slots").await, ["lost"]);
+    });
+}
+
+/// Somebody's `pg_receivewal`, which is ended with this.
+struct Receiver(Child);
+
+impl Receiver {
+    fn of(host: &Host, slot: &str, dir: &Path) -> Receiver {
+        let mut command = Command::new(bin_dir().join("pg_receivewal"));
+        let target = format!("host=127.0.0.1 port={} user=matriarch_repl", host.member.postgres_port);
+        command.args(["--no-loop", "-d", &target, "--slot", slot, "-D"]).arg(dir).env("PGPASSWORD", r"re'p:l\1");
+        Receiver(command.stderr(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // One that has ended is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Begins to insert a row.
 fn inserted(client: tokio_postgres::Client, x: i32) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
     tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await.map(drop) })
@@ -1229,9 +1361,9 @@ fn two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot()
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // Its old connection is given up: it may come, and is one.
-        let holder = session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
+        let holder = session.slots(DEADLINE).await.unwrap().slots[0].active_pid.unwrap();
         session.end_sender("matriarch_n3", holder, DEADLINE).await.unwrap();
-        assert_eq!(session.member_slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
+        assert_eq!(session.slots(DEADLINE).await.unwrap().slots[0].active_pid, Some(holder), "another slot's");
         session.end_sender("matriarch_n2", holder, DEADLINE).await.unwrap();
         two.probe_until("streaming again", |p| p.streaming).await;
         run_until(&session, confirmed_once).await;
@@ -1362,7 +1494,7 @@ fn a_copy_takes_little_longer_than_pg_basebackup() {
                     fs::remove_dir_all(&plain).unwrap();
                 } else {
                     let began = Instant::now();
-                    two.instance.clone_from(&one.upstream(), 0, &quiet).await.unwrap();
+                    two.instance.clone_from(&one.upstream(), HowToCopy::default(), &quiet).await.unwrap();
                     ours = began.elapsed().as_secs_f64();
                     fs::remove_dir_all(two.instance.data_dir()).unwrap();
                 }
@@ -1385,4 +1517,6 @@ on_every_version!([
     a_crashed_and_diverged_primary_is_rewound_and_follows,
     the_end_of_wal_on_disk_is_what_the_server_had_flushed,
     two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot,
+    slots_have_a_budget_and_what_keeps_wal_is_found,
+    a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up,
 ]);

@@ -44,7 +44,7 @@ use matriarch::{
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
-            StandbyProgress, SyncView,
+            StandbyProgress, SyncView, Work,
         },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
@@ -125,8 +125,8 @@ fn room(text: &str) -> RoomView {
         other => panic!("`{other}` is no level"),
     };
     match volume {
-        "wal" => RoomView { data: fine, wal: Some(full) },
-        "data" => RoomView { data: full, wal: Some(fine) },
+        "wal" => RoomView { data: fine, wal: Some(full), written: 0 },
+        "data" => RoomView { data: full, wal: Some(fine), written: 0 },
         other => panic!("`{other}` is no volume"),
     }
 }
@@ -391,6 +391,7 @@ impl World {
             clock: Default::default(),
             failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
             room: None,
+            kept_wal: Default::default(),
             redo: None,
             sync: SyncView::default(),
             severed: false,
@@ -463,10 +464,12 @@ impl World {
             "unknown" => view.wal_end_known = false,
             "ended-by" => view.ended_by = EndCause::ALL.into_iter().find(|c| c.name() == value).unwrap(),
             "storage" => view.storage = Some(value.replace('-', " ")),
+            "cloning" => view.work = Some(Work { kind: "clone".to_owned(), ..Work::default() }),
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
+            "slots-give-way" => view.kept_wal.gives_way = true,
             "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
             "failed" => {
                 let kind = value.to_owned();
@@ -838,6 +841,7 @@ fn action(action: &Action) -> String {
         Action::Stop { mode: StopMode::Fast, keep_lease } => format!("stop fast, keep the lease: {keep_lease}"),
         Action::Stop { mode: StopMode::Immediate, keep_lease } => format!("stop at once, keep the lease: {keep_lease}"),
         Action::Rewind { source } => format!("rewind from {}", source.member),
+        Action::EndClone => "give the copy up".to_owned(),
         Action::Clone { source } => format!("clone from {}", source.member),
         Action::Checkpoint { operation } => format!("checkpoint for operation {operation}"),
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests and ends with the runner's closing line.
+# Runs the tests and ends with the runner's closing lines.
 #   usage: test.sh [--ignored] [flags of cargo]
 # Tests that need root (network namespaces, loop devices) say so and pass over.
 set -euo pipefail
@@ -28,21 +28,39 @@ other_versions() {
     done
 }
 
+# Those that take nothing but a processor, and no other time than their own, fill what clusters and PostgreSQL leave of one
+# while they wait: the kernel runs them only when nobody else wants to run.
+virtual='binary(/^(sim|model|turmoil|failsafe_sim|failsafe_small|lease_sim|interrupted)$/)'
+virtual+=' | binary(matriarch) & test(/^(domain|state|policy|reconcile|agent::core)::/)'
+beside=(nice -n 19)
+if chrt --idle 0 true 2>/dev/null; then beside=(chrt --idle 0); fi
+
+run_all() {
+    cargo nextest run "$@" --no-run
+    "${beside[@]}" cargo nextest run "$@" --no-fail-fast --profile beside -E "$virtual" >"$log.beside" 2>&1 &
+    local pid=$!
+    cargo nextest run "$@" --no-fail-fast -E "not ($virtual)" 2>&1 | tee "$log" || status=$?
+    wait "$pid" || status=$?
+    cat "$log.beside"
+    closing="$(grep -a 'Summary' "$log" | tail -n 1 || true)
+test: $(grep -a 'Summary' "$log.beside" | tail -n 1 || true) (simulations and models, beside the others)"
+}
+
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -f "$log" "$log.beside"' EXIT
 status=0
-if cargo nextest --version >/dev/null 2>&1; then
-    only=()
-    if [ $ignored = yes ]; then only=(--profile proof --run-ignored only); fi
-    cargo nextest run "$@" --no-fail-fast --no-tests=pass "${only[@]}" 2>&1 | tee "$log" || status=$?
-    closing=$(grep -a 'Summary' "$log" | tail -n 1 || true)
-    if [ $ignored = yes ]; then other_versions "$@"; fi
-else
+if ! cargo nextest --version >/dev/null 2>&1; then
     only=()
     if [ $ignored = yes ]; then only=(-- --ignored); fi
     cargo test "$@" --no-fail-fast "${only[@]}" 2>&1 | tee "$log" || status=$?
     closing=$(awk '/^test result:/ { passed += $4; failed += $6; ignored += $8 }
         END { printf "test result: %d passed; %d failed; %d ignored", passed, failed, ignored }' "$log")
+elif [ $ignored = yes ]; then
+    cargo nextest run "$@" --no-fail-fast --no-tests=pass --profile proof --run-ignored only 2>&1 | tee "$log" || status=$?
+    closing=$(grep -a 'Summary' "$log" | tail -n 1 || true)
+    other_versions "$@"
+else
+    run_all "$@"
 fi
 echo "test: ${closing:-the runner printed no closing line}"
 exit "$status"

@@ -28,6 +28,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::ExplainReply {
     next.extend(cures(manager));
     let primary = state.holder().and_then(|(_, m)| manager.seen().remove(m)).and_then(|seen| seen.agent);
     next.extend(primary.iter().flat_map(|agent| uncovered(&agent.uncovered)));
+    next.extend(manager.seen().iter().flat_map(|(member, seen)| kept_wal(member, seen)));
     let unfounded = manager.waits_to_be_founded();
     if manager.has_lost_its_log() {
         next.insert(0, "this manager has lost its Raft log: it is taken in as a new node by itself when a majority of the others has a leader".into());
@@ -84,6 +85,22 @@ fn cures(manager: &ManagerHandle) -> Vec<String> {
     let most = manager.state().settings.settings().max_concurrent_clones;
     let of = |(member, seen): (&MemberId, &SeenMember)| Some(super::cure::ways(member, seen.agent.as_ref()?, most));
     manager.seen().iter().filter_map(of).flatten().collect()
+}
+
+/// What keeps WAL, and how it comes to keep none.
+fn kept_wal(member: &MemberId, seen: &SeenMember) -> Vec<String> {
+    let told = seen.agent.iter().flat_map(|agent| agent.kept_wal.complaints());
+    told.map(|what| {
+        let way = match what.starts_with("slot") {
+            true => {
+                "bring back who is to read from it; or, if nobody is, drop it there with pg_drop_replication_slot, or let it \
+                 hold less (`slot_wal_max`)"
+            }
+            false => "look at PostgreSQL's log there; WAL is kept until it is archived, and no setting limits that",
+        };
+        format!("on {member}: {what}: {way}")
+    })
+    .collect()
 }
 
 /// How commits that the rule does not cover come to be covered.
@@ -154,6 +171,12 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         }
         Hold::GroupUnsettled { unsettled: Unsettled::NotSealed { .. }, .. } => {
             "bring up more managers: a majority must seal the epoch under the present membership".to_owned()
+        }
+        Hold::SlotsGiveWay { member, .. } => {
+            format!(
+                "{member} gives up slots, and the primary moves if that is not enough; `matriarch config set slots_yield=…` says \
+                 whose, and `matriarch switchover` doesn't wait for it"
+            )
         }
         Hold::NoRoom { member, remaining, .. } => {
             let make_room = format!(

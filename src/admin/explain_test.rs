@@ -100,6 +100,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::NotCascaded { member: n1(), source: "n2".into(), why: "x".into() },
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
+        Hold::SlotsGiveWay { member: n1(), volumes: vec![] },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
         Hold::Unconfirmed { rule: "n2".into(), heard: vec![], needed: Some(1), last: Some(n1()) },
         Hold::Unconfirmed { rule: "nobody".into(), heard: vec![n1()], needed: None, last: None },
@@ -127,6 +128,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::NotCascaded { .. }
             | Hold::StaysPut { .. }
             | Hold::Paused { .. }
+            | Hold::SlotsGiveWay { .. }
             | Hold::NoRoom { .. }
             | Hold::GroupUnsettled { .. }
             | Hold::Unconfirmed { .. }

@@ -97,6 +97,7 @@ mod tests {
             .collect();
         let expected = [
             "a_newer_one=x default  set true this version does not know it",
+            "clone_compression=none default none set false ",
             "clone_rate=0 default 0 set false ",
             "crash_budget=3 default 3 set true crash_budget = `many` is not possible: a whole number from 0 to 1000",
             "crash_window_ms=60000 default 60000 set false ",
@@ -115,6 +116,8 @@ mod tests {
             "redo_stall_ms=10000 default 10000 set false ",
             "replication_mode=async default async set false ",
             "site_failover=any default any set false ",
+            "slot_wal_max=20% default 20% set false ",
+            "slots_yield=members default members set false ",
             "sync_count=1 default 1 set false ",
             "sync_other_site=false default false set false ",
             "sync_strict=false default false set false ",

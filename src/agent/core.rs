@@ -301,6 +301,7 @@ impl Core {
                 self.on_touched(place, touch, (waited, patience), now, &mut out);
             }
             Event::Room(space) => self.on_room(space, now, &mut out),
+            Event::Kept(kept) => self.room.see_kept(kept, &self.settings, now.moment),
             Event::Redo { life, vitals, words } if life == self.life => self.on_redo(vitals, words, now, &mut out),
             Event::Surveyed { life, disk } if life == self.life => self.on_surveyed(disk, now, &mut out),
             Event::WalEndRead { life, end, history } if life == self.life => self.on_wal_end(end, history, &mut out),
@@ -452,6 +453,8 @@ impl Core {
 
     fn on_room(&mut self, space: Space, now: Now, out: &mut Vec<Effect>) {
         let occupied = self.tree != Tree::Empty || matches!(self.disk, Some(Disk::Present(_)));
+        let end = self.wal_end_known.then_some(self.wal_end.lsn);
+        self.room.wal_ends(end.filter(|_| self.tree != Tree::Empty), now.moment);
         let todo = self.room.see(space, &self.settings, occupied, now.moment);
         out.extend(todo.into_iter().map(Effect::Reserve));
     }
@@ -558,6 +561,7 @@ impl Core {
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
+            (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
                 self.clone_failed = Some(now.moment);

@@ -31,6 +31,7 @@ mod guarding;
 mod hands;
 mod lease_news;
 pub mod order;
+mod pace;
 mod prober;
 mod process;
 mod publish;

@@ -74,6 +74,8 @@ pub enum Action {
     Clone(Source),
     /// Write a checkpoint.
     Checkpoint,
+    /// Give up a copy that is under way.
+    EndClone,
 }
 
 impl Action {
@@ -88,6 +90,7 @@ impl Action {
             Action::Rewind(_) => "rewind",
             Action::Clone(_) => "clone",
             Action::Checkpoint => "checkpoint",
+            Action::EndClone => "end clone",
         }
     }
 }
@@ -190,6 +193,7 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
             (a.system_identifier, Action::Clone(Source { fork: fork(a.fork), ..from }))
         }
         Proto::Checkpoint(_) => (0, Action::Checkpoint),
+        Proto::EndClone(_) => (0, Action::EndClone),
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
     process::Wake,
 };
 use crate::{
-    domain::{TimelineHistory, WalPosition},
+    domain::{SlotsYield, TimelineHistory, WalPosition},
     postgres::{Instance, Probe, ProbeError, Session},
 };
 
@@ -32,6 +32,10 @@ pub struct Plan {
     pub asked: u64,
     /// The postmaster whose recovery or replay is to be watched.
     pub redo: Option<u32>,
+    /// Changes with the budget of slots that is set.
+    pub slot_budget: u64,
+    /// The volume of WAL is nearly full: whose slots are given up.
+    pub short: Option<SlotsYield>,
 }
 
 /// Probes by `plan` until its sender is gone.

@@ -95,6 +95,8 @@ pub(super) struct Agent {
     /// The last look for a PostgreSQL that no guard watches.
     pub(super) looking: Option<JoinHandle<()>>,
     pub(super) asked: u64,
+    /// Counts the budgets of slots that were set.
+    slot_budget: u64,
     /// The first probe that began after the last task had ended.
     settled: u64,
     pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
@@ -267,11 +269,12 @@ impl Agent {
         began: Instant,
     ) -> Agent {
         let layers_stand = core.needs_layers();
+        hands.instance.set_slot_wal(core.settings().slot_wal_max);
         let fence = guarding::fence_view(&hands, guard.as_ref());
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
-        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone()));
+        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -297,6 +300,7 @@ impl Agent {
             killing: None,
             looking: None,
             asked: 0,
+            slot_budget: 0,
             settled: 0,
             probes_wanted: Vec::new(),
             statuses: watch::Sender::new(first.clone()),
@@ -532,7 +536,7 @@ impl Agent {
                     }
                 });
             }
-            Effect::Cancel => self.cancel(),
+            Effect::Cancel(why) => self.cancel(why),
             Effect::Reply(_) => {}
         }
         Ok(())
@@ -588,7 +592,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
-            clone_rate: self.core.settings().clone_rate,
+            how_to_copy: self.core.how_to_copy(),
             rescue: self.asks_for_wal(),
             damaged: self.core.is_damaged(),
         };
@@ -599,13 +603,13 @@ impl Agent {
         }));
     }
 
-    fn cancel(&mut self) {
+    fn cancel(&mut self, why: &str) {
         let Some(task) = self.task.take() else { return };
         if task.is_finished() {
             return;
         }
         task.abort();
-        let error = "a newer epoch overtook it".to_owned();
+        let error = why.to_owned();
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 
@@ -644,7 +648,9 @@ impl Agent {
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
-        let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo });
+        self.slot_budget += u64::from(self.hands.instance.set_slot_wal(self.core.settings().slot_wal_max));
+        let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
+        let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });
         let acks = self.core.sync_plan(self.hands.timings.renew, deadline);
         self.acks.send_if_modified(|old| {
             let changed = *old != acks;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{core::Event, hands::blocking, process::Wake};
+use super::{core::Event, hands::blocking, pace::Pace, process::Wake};
 use crate::{
-    domain::{Level, Moment, RoomView, Settings, Thresholds, Volume},
+    domain::{KeptWal, Level, Lsn, Moment, RoomView, Settings, SlotsYield, Thresholds, Volume},
     postgres::{Instance, Place, Space, VolumeSpace},
 };
 
@@ -14,6 +14,12 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 /// A reserve that could not be made or freed, or not yet, is tried again this much later.
 const AGAIN: Duration = Duration::from_secs(60);
+/// So long the primary stays after slots began to be given up for room: a checkpoint has removed what they held by then,
+/// and the reserve is made again.
+const RELIEF: Duration = Duration::from_secs(20);
+
+/// Segments of WAL come and go: a volume that filled up by no more than two of the usual size has no trend.
+const TREND: u64 = 32 << 20;
 
 /// What is to be done with a reserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +38,20 @@ pub struct Room {
     seen: Option<Space>,
     data: Kept,
     wal: Kept,
+    /// The end of WAL.
+    written: Pace,
     released: Option<Moment>,
+    /// What keeps WAL from being removed.
+    held: KeptWal,
+    /// Since when slots are given up.
+    relief: Option<Moment>,
 }
 
 /// The reserve of one volume.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Kept {
+    /// Bytes that are used, without what is kept back.
+    used: Pace,
     /// It was freed because the volume was full.
     spent: bool,
     /// It was last to be made …
@@ -55,6 +69,7 @@ impl Room {
         for (place, volume) in volumes.into_iter().filter_map(|(place, volume)| Some((place, volume?))) {
             let level = |free| level(place, free, &volume, &space, settings);
             let kept = self.kept(place);
+            kept.used.note(volume.size.saturating_sub(volume.free).saturating_sub(volume.reserve), now);
             let low = place == Place::Data && level(volume.free) > Level::Fine;
             out.extend(kept.mind(place, &volume, level, settings.disk_reserve, occupied, now));
             if low && self.released.is_none_or(|at| now.since(at) >= AGAIN) {
@@ -62,7 +77,43 @@ impl Room {
                 out.push(Reserve::Release);
             }
         }
+        self.relieve(settings, now);
         out
+    }
+
+    /// A new look at what keeps WAL from being removed.
+    pub fn see_kept(&mut self, kept: KeptWal, settings: &Settings, now: Moment) {
+        self.held = kept;
+        self.relieve(settings, now);
+    }
+
+    fn relieve(&mut self, settings: &Settings, now: Moment) {
+        let Some(whose) = self.gives_up(settings) else {
+            self.relief = None;
+            return;
+        };
+        if self.relief.is_none() && !self.held.to_give_up(whose).is_empty() {
+            self.relief = Some(now);
+        }
+    }
+
+    /// Whose slots are given up now.
+    pub fn gives_up(&self, settings: &Settings) -> Option<SlotsYield> {
+        self.view(settings).filter(|view| view.of_wal().is_short()).map(|_| settings.slots_yield)
+    }
+
+    /// What keeps WAL, as others see it.
+    pub fn kept_wal(&self, now: Moment) -> KeptWal {
+        let gives_way = self.relief.is_some_and(|since| now.since(since) < RELIEF);
+        KeptWal { gives_way, ..self.held.clone() }
+    }
+
+    /// Where WAL ends at this look; `None`: not known.
+    pub fn wal_ends(&mut self, end: Option<Lsn>, now: Moment) {
+        match end {
+            Some(end) => self.written.note_growing(end.0, now),
+            None => self.written = Pace::default(),
+        }
     }
 
     /// PostgreSQL ended because there was no room for its WAL. Whether something was kept back that is free now.
@@ -92,15 +143,16 @@ impl Room {
     /// As others see it.
     pub fn view(&self, settings: &Settings) -> Option<RoomView> {
         let space = self.seen?;
-        let volume = |place, v: VolumeSpace, spent| Volume {
+        let volume = |place, v: VolumeSpace, kept: &Kept| Volume {
             free: v.free,
             size: v.size,
             level: level(place, v.free, &v, &space, settings),
             reserve: v.reserve,
-            spent,
+            spent: kept.spent,
+            filling: kept.used.per_second(TREND),
         };
-        let wal = space.wal.map(|v| volume(Place::Wal, v, self.wal.spent));
-        Some(RoomView { data: volume(Place::Data, space.data, self.data.spent), wal })
+        let wal = space.wal.map(|v| volume(Place::Wal, v, &self.wal));
+        Some(RoomView { data: volume(Place::Data, space.data, &self.data), wal, written: self.written.per_second(1) })
     }
 }
 
@@ -198,6 +250,7 @@ pub fn remove_released(instance: &Instance) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::SlotHolds;
 
     const MIB: u64 = 1 << 20;
 
@@ -257,6 +310,23 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_back_is_no_growth_and_what_is_written_is() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        let mut look = |second, free, reserve| {
+            room.see(apart(free, reserve), &settings, true, at(second));
+            room.wal_ends(Some(Lsn(second * MIB)), at(second));
+            let view = room.view(&settings).unwrap_or_default();
+            (view.of_wal().filling, view.data.filling, view.written)
+        };
+        assert_eq!(look(0, 900, 0), (0, 0, 0));
+        assert_eq!(look(30, 836, 64), (0, 0, MIB), "the reserve was made");
+        assert_eq!(look(40, 806, 64), (0, 0, MIB), "two segments may come and go");
+        assert_eq!(look(60, 716, 64), (2 * MIB, 0, MIB));
+        room.wal_ends(None, at(61));
+        assert_eq!(room.view(&settings).map(|v| v.written), Some(0), "there is no server any more");
+    }
+
+    #[test]
     fn another_size_is_freed_first_and_none_is_kept_where_no_database_is() {
         let mut room = Room::default();
         let half = Settings { disk_reserve: 32 * MIB, ..Settings::default() };
@@ -282,6 +352,35 @@ mod tests {
         assert_eq!(room.see(apart(64, 0), &settings, true, at(2)), [], "just freed");
         assert!(wal(&room).1);
         assert_eq!(room.see(apart(128, 0), &settings, true, at(3)), [Reserve::Make(Place::Wal, 64 * MIB)]);
+    }
+
+    #[test]
+    fn slots_are_given_up_for_room_and_that_is_waited_for_once() {
+        let (mut room, settings) = (Room::default(), Settings::default());
+        let slot = SlotHolds { name: "matriarch_n2".into(), of_member: true, active: false, bytes: 100 * MIB };
+        let holding = KeptWal { slots: vec![slot], ..KeptWal::default() };
+        room.see(apart(100, 64), &settings, true, at(0));
+        room.see_kept(holding.clone(), &settings, at(1));
+        assert_eq!((room.gives_up(&settings), room.kept_wal(at(1)).gives_way), (None, false), "there is room");
+        room.see(apart(19, 64), &settings, true, at(2));
+        assert_eq!(
+            (room.gives_up(&settings), room.kept_wal(at(2)).gives_way),
+            (Some(SlotsYield::Members), true),
+            "at once"
+        );
+        room.see_kept(KeptWal::default(), &settings, at(3));
+        assert!(room.kept_wal(at(21)).gives_way, "what it held is not removed yet");
+        assert!(!room.kept_wal(at(22)).gives_way, "it was not enough");
+        room.see_kept(holding.clone(), &settings, at(30));
+        assert!(!room.kept_wal(at(30)).gives_way, "the same shortage");
+        room.see(apart(500, 0), &settings, true, at(40));
+        room.see(apart(436, 64), &settings, true, at(41));
+        room.see(apart(19, 64), &settings, true, at(42));
+        assert!(room.kept_wal(at(42)).gives_way, "another");
+
+        let never = Settings { slots_yield: SlotsYield::None, ..Settings::default() };
+        room.see_kept(holding, &never, at(43));
+        assert!(!Room { relief: None, ..room }.kept_wal(at(43)).gives_way);
     }
 
     #[test]

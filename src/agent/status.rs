@@ -102,6 +102,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         clock: core.clock().clone(),
         failsafe: failsafe(core, identity.failsafe, now),
         room: core.room(),
+        kept_wal: core.kept_wal(now),
         redo: core.redo(now),
         sync: core.sync_view(),
         severed: core.is_severed(),
@@ -183,9 +184,17 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     if let Some(redo) = &mut calm.redo {
         redo.still_ms = 0;
     }
+    for slot in calm.kept_wal.iter_mut().flat_map(|kept| &mut kept.slots) {
+        slot.bytes = 0;
+    }
+    if let Some(kept) = &mut calm.kept_wal {
+        kept.archive_waiting = 0;
+    }
     if let Some(room) = &mut calm.room {
+        room.wal_bytes_per_s = 0;
         for volume in room.data.iter_mut().chain(&mut room.wal) {
             (volume.free_bytes, volume.size_bytes, volume.reserve_bytes) = (0, 0, 0);
+            volume.filling_bytes_per_s = 0;
         }
     }
     (calm.heard_end, calm.heard_complete_ago_ms, calm.heard_replayed_ago_ms) = (None, None, None);

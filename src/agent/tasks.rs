@@ -16,7 +16,7 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
+    domain::{Epoch, Generation, HowToCopy, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{ConfigRole, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
@@ -48,12 +48,22 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
-    /// How fast a copy is made at most, in bytes a second; 0: no limit.
-    pub clone_rate: u64,
+    /// What a copy may take.
+    pub how_to_copy: HowToCopy,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
     /// What is in the data directory is damaged.
     pub damaged: bool,
+}
+
+/// What a member has that the cluster has not.
+enum Left {
+    /// WAL past the fork.
+    Tail(Tail),
+    /// Nothing.
+    Nothing,
+    /// Its history shares nothing with the cluster's, or it can't be read where its WAL ends.
+    Unknown,
 }
 
 /// Why a task failed.
@@ -242,18 +252,19 @@ impl Job {
     }
 
     /// What this member alone has is about to go. What can't be counted holds nothing up.
-    async fn count_what_is_lost(&self, source: &Source) -> Option<Tail> {
-        let fork = source.fork?;
+    async fn count_what_is_lost(&self, source: &Source) -> Left {
+        let Some(fork) = source.fork else { return Left::Unknown };
         // It may have ended somewhere else when this was decided.
         let end = match self.hands.instance.wal_end_on_disk().await {
             Ok(end) => end,
             Err(error) => {
                 tracing::warn!(error = chain(&error), "the end of WAL could not be read before it is undone");
-                self.wal_end?
+                let Some(end) = self.wal_end else { return Left::Unknown };
+                end
             }
         };
         if end.lsn <= fork.lsn {
-            return None;
+            return Left::Nothing;
         }
         self.hands.progress("counting what is lost", 0, 0);
         let counted = match end.timeline == fork.timeline {
@@ -272,7 +283,7 @@ impl Job {
         tracing::warn!(event = events::LOST, timeline = %fork.timeline, bytes = lost.bytes(), transactions, %lost,
             "what this member alone had is undone");
         let _ = self.hands.wakes.send(Wake::Core(Event::Lost(lost)));
-        Some(Tail { fork, end })
+        Left::Tail(Tail { fork, end })
     }
 
     /// True when it is kept. What can't be kept holds nothing up: it is undone because the cluster went another way.
@@ -309,13 +320,15 @@ impl Job {
     async fn copy(&self, source: &Source) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
-        if let Some(tail) = self.count_what_is_lost(source).await {
-            self.marked(self.hands.instance.mark_diverged(tail));
-        } else if self.damaged {
-            self.marked(self.hands.instance.mark_damaged());
+        let instance = &self.hands.instance;
+        match self.count_what_is_lost(source).await {
+            Left::Tail(tail) => self.marked(instance.mark_diverged(tail)),
+            _ if self.damaged => self.marked(instance.mark_as("damaged")),
+            Left::Unknown if !instance.rewind_unfinished() => self.marked(instance.mark_as("unrelated")),
+            Left::Unknown | Left::Nothing => {}
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
-        let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;
+        let copied = self.hands.instance.clone_from(&Upstream::from(source), self.how_to_copy, &progress).await;
         copied.map(|_| ()).map_err(said)
     }
 

@@ -124,7 +124,7 @@ impl Cluster {
             keep: wanted.keep,
             story: story.clone(),
         };
-        if wanted.disks == Some(Disks::Memory) {
+        if matches!(wanted.disks, Some(Disks::Memory | Disks::Tight)) {
             cluster.layout.bin_dir = disks::programs(&cluster.layout.bin_dir, &root)?;
         }
         cluster.layout.write()?;

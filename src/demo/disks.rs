@@ -23,6 +23,8 @@ use super::processes::OsUser;
 
 /// As much WAL as a primary keeps, twice.
 const SIZE: &str = "1g";
+/// A WAL volume that a slot nobody streams from fills within a minute of load.
+const TIGHT: &str = "256m";
 /// Bytes of an image, of which most are never written.
 const IMAGE: u64 = 1 << 30;
 /// In a disk's directory, whatever fills it.
@@ -94,6 +96,8 @@ impl Disk {
 pub enum Disks {
     /// One for data and one for WAL, in memory: they can be filled.
     Memory,
+    /// The same with a small one for WAL; PostgreSQL has to be configured for it.
+    Tight,
     /// One for both, an image of a file system: it can be frozen.
     Image,
 }
@@ -161,7 +165,8 @@ pub(crate) fn mount(host_dir: &Path, user: Option<&OsUser>, disks: Disks) -> Res
         let dir = disk.dir(host_dir);
         fs::create_dir(&dir).with_context(|| format!("make directory {}", dir.display()))?;
         let owner = user.map(|u| format!(",uid={},gid={}", u.uid, u.gid)).unwrap_or_default();
-        let options = format!("size={SIZE},mode=0700{owner}");
+        let size = if (disk, disks) == (Disk::Wal, Disks::Tight) { TIGHT } else { SIZE };
+        let options = format!("size={size},mode=0700{owner}");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "matriarch-demo"]).arg(&dir))?;
     }
     Ok(())

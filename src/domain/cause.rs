@@ -36,6 +36,11 @@ pub enum EndCause {
 }
 
 impl EndCause {
+    /// PostgreSQL ended there, and its host can give what nobody else has of its WAL.
+    pub fn leaves_wal(self) -> bool {
+        matches!(self, Self::Crash | Self::Hung | Self::Stuck)
+    }
+
     /// All of them, by their numbers on the wire.
     pub const ALL: [EndCause; 13] = [
         EndCause::Unknown,

@@ -10,6 +10,7 @@ pub mod cause;
 pub mod cure;
 pub mod format;
 pub mod ids;
+pub mod kept_wal;
 pub mod membership;
 pub mod moment;
 pub mod observation;
@@ -29,12 +30,15 @@ pub use cause::EndCause;
 pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
+pub use kept_wal::{Archiving, KeptWal, SlotBudget, SlotHolds, SlotsYield};
 pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use room::{Least, Level, RoomView, Thresholds, Volume};
 pub use secret::Secret;
-pub use settings::{FailoverWait, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
+pub use settings::{
+    CloneCompression, FailoverWait, HowToCopy, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover,
+};
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};

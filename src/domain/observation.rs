@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
+    CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
     TimingsId, Uncovered, WalPosition,
 };
 
@@ -281,6 +281,8 @@ pub struct AgentView {
     pub failsafe: FailsafeView,
     /// Free space; `None` until it was looked at, and from an agent that doesn't look.
     pub room: Option<RoomView>,
+    /// What keeps WAL from being removed.
+    pub kept_wal: KeptWal,
     /// Recovery or replay, while it is watched; `None` when there is no need to.
     pub redo: Option<RedoView>,
     /// Primary: by which rule it acknowledges commits.

@@ -1,6 +1,6 @@
 //! Free space under PostgreSQL: what is there, and how far it is from the end.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 /// A least of free space: a share of the volume, or bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,12 +102,29 @@ pub struct Volume {
     pub reserve: u64,
     /// The reserve was freed, and there has been no room to make it again.
     pub spent: bool,
+    /// By so many bytes a second it filled up lately; 0: it did not, by no more than segments come and go, or it is not known yet.
+    pub filling: u64,
 }
+
+/// A volume that is full this soon is told of, however much room it still has.
+const SOON: Duration = Duration::from_secs(3600);
+/// What is further off than this is nothing to go by.
+const FORESEEN: Duration = Duration::from_secs(7 * 86_400);
 
 impl Volume {
     /// A primary should be elsewhere.
     pub fn is_short(&self) -> bool {
         self.level == Level::Short || self.spent
+    }
+
+    /// When it is full if it goes on so, without what is kept back; `None`: it doesn't fill up, or not within a week.
+    pub fn full_in(&self) -> Option<Duration> {
+        self.free.checked_div(self.filling).map(Duration::from_secs).filter(|left| *left <= FORESEEN)
+    }
+
+    /// It is full soon if it goes on so.
+    pub fn is_full_soon(&self) -> bool {
+        self.full_in().is_some_and(|left| left < SOON)
     }
 
     /// There is room for a primary to move to.
@@ -122,8 +139,26 @@ impl fmt::Display for Volume {
         if self.spent {
             f.write_str(", the reserve is used")?;
         }
+        if let Some(left) = self.full_in() {
+            write!(f, ", full in {} at {}", about(left), per_second(self.filling))?;
+        }
         Ok(())
     }
+}
+
+/// `40 s`, `25 min`, `7 h`, `3 days`.
+pub fn about(time: Duration) -> String {
+    match time.as_secs() {
+        s @ ..120 => format!("{s} s"),
+        s @ ..7_200 => format!("{} min", s / 60),
+        s @ ..172_800 => format!("{} h", s / 3_600),
+        s => format!("{} days", s / 86_400),
+    }
+}
+
+/// `12.3 MiB/s`.
+pub fn per_second(bytes: u64) -> String {
+    format!("{:.1} MiB/s", bytes as f64 / f64::from(1 << 20))
 }
 
 /// The volumes of a member.
@@ -133,6 +168,8 @@ pub struct RoomView {
     pub data: Volume,
     /// That of `pg_wal`, when it is another one.
     pub wal: Option<Volume>,
+    /// So many bytes of WAL a second its PostgreSQL wrote or received lately; 0: none, or it is not known yet.
+    pub written: u64,
 }
 
 impl RoomView {
@@ -151,13 +188,17 @@ impl RoomView {
         self.data.is_fine() && self.of_wal().is_fine()
     }
 
-    /// What people should know of it, one text for each volume that is not fine.
+    /// What people should know of it, one text for each volume that is not fine or won't be soon.
     pub fn complaints(&self) -> Vec<String> {
         let data = if self.wal.is_some() { "data volume" } else { "volume of data and WAL" };
         let volumes = [(data, Some(&self.data)), ("WAL volume", self.wal.as_ref())];
         let complaint = |(name, volume): (&str, Option<&Volume>)| {
-            let volume = volume.filter(|v| !v.is_fine())?;
-            let level = if volume.is_short() { "is nearly full" } else { "fills up" };
+            let volume = volume.filter(|v| !v.is_fine() || v.is_full_soon())?;
+            let level = match (volume.is_short(), volume.is_fine()) {
+                (true, _) => "is nearly full",
+                (false, false) => "fills up",
+                (false, true) => "will be full soon",
+            };
             Some(format!("its {name} {level}: {volume}"))
         };
         volumes.into_iter().filter_map(complaint).collect()
@@ -200,8 +241,9 @@ mod tests {
 
     #[test]
     fn each_volume_that_is_not_fine_is_named() {
-        let volume = |free: u64, level, spent| Volume { free: free << 20, size: 1 << 30, level, reserve: 0, spent };
-        let mut room = RoomView { data: volume(500, Level::Fine, false), wal: None };
+        let size = 1 << 30;
+        let volume = |free: u64, level, spent| Volume { free: free << 20, size, level, spent, ..Volume::default() };
+        let mut room = RoomView { data: volume(500, Level::Fine, false), ..RoomView::default() };
         assert!(room.is_fine() && !room.is_short() && room.complaints().is_empty());
         room.wal = Some(volume(70, Level::Low, false));
         assert!(!room.is_fine() && !room.is_short());
@@ -209,5 +251,28 @@ mod tests {
         room.wal = Some(volume(90, Level::Low, true));
         assert!(room.is_short(), "what is left of it is what was the reserve");
         assert_eq!(room.complaints(), ["its WAL volume is nearly full: 90 of 1024 MiB free, the reserve is used"]);
+    }
+
+    #[test]
+    fn a_volume_that_will_be_full_within_the_hour_is_named_while_it_has_room() {
+        let filling = |mib_per_minute: u64| {
+            let filling = (mib_per_minute << 20) / 60;
+            let data = Volume { free: 600 << 20, size: 1 << 30, filling, ..Volume::default() };
+            RoomView { data, ..RoomView::default() }
+        };
+        assert_eq!(filling(9).complaints(), [""; 0]);
+        let soon = filling(30);
+        assert!(soon.is_fine() && !soon.is_short(), "it is told, nobody moves for it");
+        let text = "its volume of data and WAL will be full soon: 600 of 1024 MiB free, full in 20 min at 0.5 MiB/s";
+        assert_eq!(soon.complaints(), [text]);
+        let full_in = |free, filling| Volume { free, filling, ..Volume::default() }.full_in();
+        assert_eq!((full_in(0, 0), full_in(0, 5)), (None, Some(Duration::ZERO)));
+        assert_eq!((full_in(604_800, 1), full_in(604_801, 1)), (Some(FORESEEN), None));
+    }
+
+    #[test]
+    fn times_are_told_in_the_unit_they_are_worth() {
+        let told = [119, 120, 7_199, 7_200, 172_799, 172_800].map(|s| about(Duration::from_secs(s)));
+        assert_eq!(told, ["119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
     }
 }

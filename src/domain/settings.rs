@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use super::{
     Timings,
+    kept_wal::SlotsYield,
     room::{Least, Thresholds},
     sync::{Confirms, SyncMode},
     timings::Contradiction,
@@ -106,6 +107,53 @@ impl fmt::Display for KeepDiverged {
             Self::All => "all",
         })
     }
+}
+
+/// How a copy of a member is compressed on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CloneCompression {
+    /// Not at all.
+    #[default]
+    None,
+    /// The least of a processor, and the least gain.
+    Lz4,
+    /// In between.
+    Zstd,
+    /// The most of a processor; every PostgreSQL can.
+    Gzip,
+}
+
+impl FromStr for CloneCompression {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "lz4" => Ok(Self::Lz4),
+            "zstd" => Ok(Self::Zstd),
+            "gzip" => Ok(Self::Gzip),
+            _ => Err("none, lz4, zstd or gzip".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for CloneCompression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+            Self::Gzip => "gzip",
+        })
+    }
+}
+
+/// What a copy takes of its source and of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HowToCopy {
+    /// In bytes a second; 0: no limit.
+    pub max_rate: u64,
+    /// By the source; PostgreSQL before 15 can't, and then it is none.
+    pub compression: CloneCompression,
 }
 
 /// How many bytes of the last primary's WAL its successor may lack; `None`: that is not asked.
@@ -219,6 +267,24 @@ impl Setting for FailoverWait {
 }
 
 impl Setting for KeepDiverged {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for CloneCompression {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for SlotsYield {
     fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
         text.parse()
     }
@@ -399,6 +465,14 @@ settings! {
     /// What is kept back on each volume, to be freed when it is full.
     disk_reserve: u64 = "disk_reserve", 64 << 20, 0..=1_099_511_627_776,
         "bytes kept back in a file on each volume and freed when it is full, so that PostgreSQL can start and stop; 0: none";
+    /// So much WAL slots may hold back on a host.
+    slot_wal_max: Least = "slot_wal_max", Least::Percent(20), 0..=0,
+        "so much WAL each slot may hold back: a share of the volume of WAL (20%) or bytes (5GB); PostgreSQL has it as \
+         max_slot_wal_keep_size, where postgresql.parameters doesn't say otherwise";
+    /// Whose slots are given up when the volume of WAL is nearly full.
+    slots_yield: SlotsYield = "slots_yield", SlotsYield::Members, 0..=0,
+        "whose slots that nobody streams from are given up below wal_room_act, before the primary moves: members (they are \
+         made anew), all (members' first, then everybody else's are dropped), none";
     /// What stays of a data directory that went another way than the cluster.
     keep_diverged_data: KeepDiverged = "keep_diverged_data", KeepDiverged::Last, 0..=0,
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \
@@ -414,6 +488,10 @@ settings! {
     /// So fast a copy of a member is made at most.
     clone_rate: u64 = "clone_rate", 0, 0..=1_073_741_824,
         "bytes a second that a copy of a data directory takes from its source at most (pg_basebackup --max-rate, 32kB to 1GB); 0: no limit";
+    /// How it is compressed on its way.
+    clone_compression: CloneCompression = "clone_compression", CloneCompression::None, 0..=0,
+        "how a copy is compressed on its way (by the server it comes from, PostgreSQL 15 and later): none, lz4, zstd or gzip; worth it where the network is slower \
+         than about 1 Gbit/s. After a copy that failed the next is not compressed";
     /// So many members have data of no use replaced by a copy at one time.
     max_concurrent_clones: u32 = "max_concurrent_clones", 1, 0..=100,
         "so many members at one time have data that is of no use (WAL that the primary has removed, damaged files, starts that fail) \

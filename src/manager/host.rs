@@ -165,7 +165,8 @@ fn order_id(action: &Action, since_boot: Duration, count: u64) -> u64 {
         | Action::RestartInPlace { .. }
         | Action::Stop { .. }
         | Action::Rewind { .. }
-        | Action::Clone { .. } => {
+        | Action::Clone { .. }
+        | Action::EndClone => {
             let uptime = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX >> 16);
             (1 << 40) + (uptime << 8) + (count & 0xFF)
         }
@@ -222,6 +223,7 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
             A::Clone(v1::Clone { source, source_host, source_port, system_identifier, fork: fork(state, view) })
         }
         Action::Checkpoint { .. } => A::Checkpoint(v1::Checkpoint {}),
+        Action::EndClone => A::EndClone(v1::EndClone {}),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 /// The member to be primary next, where its WAL ends, and by which rule it acknowledges its first commits.
 ///
 /// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
-/// grant in vain, is taken only when nobody else can. An older promotion that failed decides only among equals, for
+/// grant in vain, is taken only when nobody else can; where all have crashed, the last one is. An older promotion that failed decides only among equals, for
 /// WAL nobody else has is worth a second try; priority decides only among what is equal then.
 ///
 /// # Errors
@@ -59,7 +59,7 @@ pub fn successor(
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
             let steady = (!c.short, !c.stands, !c.failed_to_promote, !c.in_vain);
-            (!c.passed_over, wishes.prefers(&of), c.end, steady, of.priority, c.running)
+            (!c.passed_over, !c.just_crashed, wishes.prefers(&of), c.end, steady, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });
@@ -243,6 +243,8 @@ struct Candidate {
     end: WalPosition,
     running: bool,
     passed_over: bool,
+    /// The epoch that has just ended did so because PostgreSQL crashed here, and its host gives whoever follows what only it has.
+    just_crashed: bool,
     failed_to_promote: bool,
     /// It was granted last, and never became primary.
     in_vain: bool,
@@ -341,6 +343,8 @@ fn fitness(
         passed_over: agent.unsteady
             || failed_at(agent, &["restart", "start"])
             || (in_vain && (failed_to_promote || !running)),
+        just_crashed: released.is_some_and(|r| r.member == *member && r.cause.leaves_wal())
+            && !s.state.settings.settings().wal_rescue.is_zero(),
         failed_to_promote,
         in_vain,
         // WAL that nobody else has is worth more than room: once promoted it moves on without loss (rule 270), and one

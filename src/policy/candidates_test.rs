@@ -46,6 +46,21 @@ fn priority_decides_among_equals_and_never_costs_wal() {
     assert_eq!(chosen(&fenced(&[("b.priority", "101")], C_HAS_MORE)), "c");
 }
 
+/// Its host gives the other what only it has.
+#[test]
+fn where_all_have_crashed_the_last_one_is_taken_last() {
+    let mut bench = fenced(&[], &[("a", "stopped 2:90"), ("b", "standby 2:80")]);
+    bench.seals.values_mut().for_each(|seal| seal.agent.as_mut().unwrap().unsteady = true);
+    let after = |bench: &Bench, cause| {
+        let release = Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: false, cause };
+        successor(&bench.situation(), Some(&release), None).map(|(member, ..)| member.to_string()).unwrap()
+    };
+    assert_eq!(after(&bench, EndCause::Crash), "b");
+    assert_eq!(after(&bench, EndCause::Storage), "a", "it gives nothing");
+    bench.state.settings.values.insert("wal_rescue_ms".to_owned(), "0".to_owned());
+    assert_eq!(after(&bench, EndCause::Crash), "a", "nobody asks for it");
+}
+
 #[test]
 fn whose_disk_stands_still_is_not_chosen_nor_may_anybody_name_it() {
     let mut bench = fenced(&[], C_HAS_MORE);

@@ -180,6 +180,13 @@ pub enum Hold {
         /// What would be done.
         undone: String,
     },
+    /// The primary's disk is nearly full, and slots are given up before it moves.
+    SlotsGiveWay {
+        /// The primary.
+        member: MemberId,
+        /// Its volumes that are short.
+        volumes: Vec<String>,
+    },
     /// The primary's disk is nearly full, and it stays where it is.
     NoRoom {
         /// The primary.
@@ -582,6 +589,10 @@ impl fmt::Display for Hold {
                 write!(f, "{member} streams from the primary and not from {source}: {why}")
             }
             Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
+            Self::SlotsGiveWay { member, volumes } => {
+                let volumes = volumes.join(" and ");
+                write!(f, "{member} stays primary though {volumes}: first it gives up slots that hold WAL back")
+            }
             Self::NoRoom { member, volumes, why, remaining } => {
                 write!(f, "{member} stays primary though {}:", volumes.join(" and "))?;
                 if !remaining.is_zero() {

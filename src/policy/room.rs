@@ -2,7 +2,7 @@
 //!
 //! Only to a member with more room than the first threshold, and away only below the second, or when the reserve had to
 //! be used: so nothing goes to and fro, unless there is too little on every host; moves count as failovers after crashes do,
-//! and end like them. The step is a switchover like any other and loses nothing.
+//! and end like them. While slots are given up for room on the volume of WAL it waits: that may be enough. The step is a switchover like any other and loses nothing.
 
 use std::time::Duration;
 
@@ -17,12 +17,24 @@ const PAUSE: Duration = Duration::from_secs(60);
 
 /// Rule 270.
 pub fn wal_is_short(s: &Situation<'_>) -> Option<Verdict> {
+    if let Some(hold) = slots_give_way(s) {
+        return Some(hold);
+    }
     move_away(s, |room| room.of_wal().is_short())
 }
 
 /// Rule 272. Statements fail, and nothing ends yet.
 pub fn data_is_short(s: &Situation<'_>) -> Option<Verdict> {
     move_away(s, |room| room.data.is_short() && !room.of_wal().is_short())
+}
+
+/// The agent says for how long, so that it ends also when nothing comes of it.
+fn slots_give_way(s: &Situation<'_>) -> Option<Verdict> {
+    let (_, primary) = s.state.open_primary()?;
+    let agent = s.agent(primary).filter(|a| a.kept_wal.gives_way && a.state == PostgresState::Primary)?;
+    let volumes = agent.room.filter(|room| room.of_wal().is_short())?.complaints();
+    let free = !s.state.stays_put() && s.state.operation.is_none();
+    free.then(|| Verdict::Hold(Hold::SlotsGiveWay { member: primary.clone(), volumes }))
 }
 
 fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdict> {

@@ -9,9 +9,9 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ClusterId, CopyCause, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NeedsCopy, NodeId, Observation,
-        PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
-        membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
+        ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy, NodeId,
+        Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
+        WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
         observation::HeardOfPrimary, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
         observation::StandbyProgress, observation::SyncView, observation::Work,
     },
@@ -201,6 +201,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clock: Default::default(),
         failsafe: FailsafeView { members: 1, ..FailsafeView::default() },
         room: None,
+        kept_wal: KeptWal::default(),
         redo: None,
         sync: SyncView::default(),
         severed: false,

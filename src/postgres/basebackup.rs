@@ -1,6 +1,10 @@
 //! Makes a new copy of another member beside the data directory, and swaps it in when it is verified.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
     command::{OnProgress, Progress},
@@ -11,7 +15,7 @@ use super::{
     kept,
     session::SqlError,
 };
-use crate::domain::{Epoch, Generation, KeepDiverged};
+use crate::domain::{CloneCompression, Epoch, Generation, HowToCopy, KeepDiverged, version::PostgresVersion};
 
 /// For the copy; the progress shows a clone that hangs long before.
 const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -20,6 +24,9 @@ const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// What pg_basebackup takes, in bytes a second (manual, pg_basebackup).
 const LEAST_RATE: u64 = 32 << 10;
 const MOST_RATE: u64 = 1 << 30;
+
+/// The first version whose server compresses, and whose pg_basebackup unpacks it into a directory.
+const COMPRESSES: u32 = 15;
 
 /// A clone was refused or failed. The data directory is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -38,14 +45,14 @@ pub enum CloneError {
 impl Instance {
     /// Copies `source` into `<data_dir>.new`, verifies the copy, and swaps it in; returns its system identifier.
     /// What was in the data directory before is kept as `<data_dir>.old` until [`Instance::discard_old`]. The copy
-    /// is a standby that follows nobody yet; write its configuration before the start. `max_rate` is in bytes a second, 0: no limit.
+    /// is a standby that follows nobody yet; write its configuration before the start.
     ///
     /// # Errors
     /// See [`CloneError`].
     pub async fn clone_from(
         &self,
         source: &Upstream,
-        max_rate: u64,
+        how: HowToCopy,
         on_progress: OnProgress<'_>,
     ) -> Result<u64, CloneError> {
         let lock = OperationLock::take(self.data_dir())?;
@@ -56,6 +63,7 @@ impl Instance {
             return Err(CloneError::Foreign(text));
         }
         let new = self.beside(".new");
+        files::remove(&self.copied_marker())?;
         self.remove_data(&new).await?;
         self.write_passfile(Some(source))?;
         on_progress(Progress::phase("pg_basebackup"));
@@ -67,18 +75,23 @@ impl Instance {
             "--progress",
             "--no-password",
             "--manifest-checksums=CRC32C",
+            "--no-sync",
         ]);
-        let copy = match max_rate {
+        let copy = match how.max_rate {
             0 => copy,
-            _ => copy.arg(format!("--max-rate={}k", max_rate.clamp(LEAST_RATE, MOST_RATE) >> 10)),
+            rate => copy.arg(format!("--max-rate={}k", rate.clamp(LEAST_RATE, MOST_RATE) >> 10)),
+        };
+        let copy = match how.compression {
+            CloneCompression::None => copy,
+            _ if PostgresVersion(self.version()?).major() < COMPRESSES => copy,
+            method => copy.arg(format!("--compress=server-{method}")),
         };
         let copy = copy.args(self.places_for_a_copy(source).await?);
         copy.run(|line| Progress::parse("pg_basebackup", line).into_iter().for_each(on_progress))
             .await
             .map_err(PostgresError::from)?;
         on_progress(Progress::phase("verify"));
-        let verify = self.helper("pg_verifybackup", VERIFY_DEADLINE).holding(lock.share()?);
-        verify.arg("--quiet").arg("--exit-on-error").arg(&new).run(|_| ()).await.map_err(PostgresError::from)?;
+        self.verify_and_sync(&new, &lock).await?;
         let copied = self.control_data_of(&new)?;
         if let DataState::Present(old) = present
             && old.system_identifier != copied.system_identifier
@@ -92,11 +105,23 @@ impl Instance {
         files::remove(&new.join(kept::MARK))?;
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
         self.write_config_to(&new, &role)?;
-        // Written last: with it the copy is complete.
         files::ensure(&new.join("standby.signal"), "")?;
+        files::ensure(&self.copied_marker(), "")?;
         self.swap().await?;
         files::remove(&self.rewind_marker())?;
         Ok(copied.system_identifier)
+    }
+
+    /// Compares a copy with its manifest, and sees it on the disk. Both at once: one takes the processor, the other the disk.
+    async fn verify_and_sync(&self, new: &Path, lock: &OperationLock) -> Result<(), PostgresError> {
+        let verify = self.helper("pg_verifybackup", VERIFY_DEADLINE).holding(lock.share()?);
+        let verify = verify.arg("--quiet").arg("--exit-on-error").arg(new).run(|_| ());
+        let sync = self.helper("initdb", VERIFY_DEADLINE).holding(lock.share()?);
+        let sync = sync.arg("--sync-only").arg("-D").arg(new).run(|_| ());
+        let (verified, synced) = tokio::join!(verify, sync);
+        verified?;
+        synced?;
+        Ok(())
     }
 
     /// Puts `<data_dir>.new` in place. An older `.old` is the diverged directory that nobody has discarded yet, so it
@@ -121,12 +146,19 @@ impl Instance {
     pub fn finish_swap(&self) -> Result<bool, PostgresError> {
         let new = self.beside(".new");
         let gone = matches!(self.data_state()?, DataState::Missing | DataState::Empty);
-        if !gone || !new.join("standby.signal").exists() {
+        if !gone || !new.exists() || !self.copied_marker().exists() {
             return Ok(false);
         }
         fs::rename(&new, self.data_dir()).map_err(PostgresError::file("putting in place", &new))?;
         files::sync_parent(self.data_dir())?;
+        files::remove(&self.copied_marker())?;
         Ok(true)
+    }
+
+    /// Says that the copy beside the data directory is complete and verified. It lies outside: whatever is inside may be
+    /// the source's own, which has a `standby.signal` as well.
+    fn copied_marker(&self) -> PathBuf {
+        self.beside(".new-complete")
     }
 
     /// Gives up what a clone or a rewind has kept aside, but for a directory that had parted from the cluster's history, unless

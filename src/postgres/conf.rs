@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 
 use crate::domain::{
-    Epoch, Generation, MemberId, Timings,
+    Epoch, Generation, Least, MemberId, SlotBudget, Timings,
     sync::{slot_name, standby_name},
 };
 
@@ -207,7 +207,8 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         let _ = writeln!(text, "{key} = {}", quote(value));
     };
     let senders = senders(settings).to_string();
-    // The user may override these two. A slot keeps no more back than is kept without it, where nothing else was said.
+    // The user may override these two. They count for whoever starts PostgreSQL by hand; the file that the agent starts it
+    // with has the budget of slots behind them.
     set("wal_keep_size", WAL_KEPT);
     set("max_slot_wal_keep_size", parameter(settings, "wal_keep_size").unwrap_or(WAL_KEPT));
     let dormant = *role == ConfigRole::DormantPrimary;
@@ -269,9 +270,36 @@ pub(super) fn primary_conninfo(settings: &Settings<'_>, role: &ConfigRole) -> St
     }
 }
 
+/// How the line with the budget of slots begins. What it was resolved from stands behind it, for the next time.
+const BUDGET: &str = "max_slot_wal_keep_size = ";
+
+/// So much less than slots may hold is kept for nobody in particular, on a small volume.
+const ANYWAY: u64 = 4;
+
+/// The lines of the budget of slots; none where the user has set it, or it is not known.
+pub(super) fn budget_lines(parameters: &BTreeMap<String, String>, budget: Option<SlotBudget>) -> String {
+    let given = |name: &str| parameters.keys().any(|key| key.eq_ignore_ascii_case(name));
+    let Some(SlotBudget { set, mib }) = budget.filter(|_| !given("max_slot_wal_keep_size")) else {
+        return String::new();
+    };
+    let mut text = format!("{BUDGET}{mib}MB # {set}\n");
+    // What is kept for nobody in particular would fill a small volume by itself.
+    let anyway = mib / ANYWAY;
+    if anyway < WAL_KEPT_MIB && !given("wal_keep_size") {
+        let _ = writeln!(text, "wal_keep_size = {anyway}MB");
+    }
+    text
+}
+
+/// The budget that [`budget_lines`] has written.
+pub(super) fn budget_in(text: &str) -> Option<SlotBudget> {
+    let (mib, set) = text.lines().find_map(|line| line.strip_prefix(BUDGET))?.split_once("MB # ")?;
+    Some(SlotBudget { set: set.parse::<Least>().ok()?, mib: mib.parse().ok()? })
+}
+
 /// The text of the file the postmaster is started with. A user may set the probes of clients' connections otherwise, not
-/// the limits of replication.
-pub(super) fn runtime_conf(silence: Silence, main: &str, live: &str) -> String {
+/// the limits of replication. `budget`: the lines of the budget of slots.
+pub(super) fn runtime_conf(silence: Silence, budget: &str, main: &str, live: &str) -> String {
     let (idle, interval) = silence.probes();
     let (main, live) = (quote(main), quote(live));
     let replication = silence.replication.as_millis();
@@ -279,6 +307,7 @@ pub(super) fn runtime_conf(silence: Silence, main: &str, live: &str) -> String {
         "# Written by matriarch; the postmaster is started with this file.\n\
          tcp_keepalives_idle = {idle}\ntcp_keepalives_interval = {interval}\ntcp_keepalives_count = {probes}\n\
          include {main}\n\
+         {budget}\
          wal_sender_timeout = {replication}\nwal_receiver_timeout = {replication}\n\
          include_if_exists {live}\n",
         probes = Silence::PROBES
@@ -324,6 +353,8 @@ fn with_value(line: &str, key: &str, value: u128) -> Option<String> {
 
 /// What `wal_keep_size` is where the user says nothing.
 const WAL_KEPT: &str = "512MB";
+/// The same in MiB.
+const WAL_KEPT_MIB: u64 = 512;
 
 /// What the user has set.
 fn parameter<'a>(settings: &Settings<'a>, name: &str) -> Option<&'a str> {
@@ -533,11 +564,35 @@ mod tests {
             tcp_keepalives_interval = 1
             tcp_keepalives_count = 3
             include '/data/postgresql.conf'
+            max_slot_wal_keep_size = 51MB # 20%
+            wal_keep_size = 12MB
             wal_sender_timeout = 10000
             wal_receiver_timeout = 10000
             include_if_exists '/run/live.conf'
         "#]]
-        .assert_eq(&runtime_conf(silence, "/data/postgresql.conf", "/run/live.conf"));
+        .assert_eq(&runtime_conf(
+            silence,
+            &budget_lines(&BTreeMap::new(), Some(SlotBudget { set: Least::Percent(20), mib: 51 })),
+            "/data/postgresql.conf",
+            "/run/live.conf",
+        ));
+    }
+
+    #[test]
+    fn the_budget_of_slots_is_read_as_it_is_written_and_a_users_own_goes_before() {
+        let none = BTreeMap::new();
+        for set in [Least::Percent(20), Least::Bytes(3 << 30), Least::Bytes(0)] {
+            let budget = SlotBudget { set, mib: 3_000 };
+            let lines = budget_lines(&none, Some(budget));
+            assert!(!lines.contains("wal_keep_size = 512"), "{lines}");
+            assert_eq!(budget_in(&format!("port = 1\n{lines}include x\n")), Some(budget));
+        }
+        assert_eq!(budget_in("max_slot_wal_keep_size = 5GB\n"), None);
+        let budget = Some(SlotBudget { set: Least::Percent(20), mib: 51 });
+        let of = |key: &str| budget_lines(&BTreeMap::from([(key.to_owned(), "1GB".to_owned())]), budget);
+        assert_eq!(of("Max_Slot_Wal_Keep_Size"), "");
+        assert_eq!(of("wal_keep_size"), "max_slot_wal_keep_size = 51MB # 20%\n");
+        assert_eq!(budget_lines(&none, None), "");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::{AgentConfig, MemberConfig, PostgresqlConfig},
     domain::{
-        MemberId, MemberSettings, SettingsDocument, Timings,
+        Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
     },
 };
@@ -74,10 +74,14 @@ struct Inner {
     silence: Mutex<Silence>,
     /// What operators have set.
     settings: Mutex<SettingsDocument>,
+    /// How much WAL slots may hold back, as it was set.
+    slot_wal: Mutex<Least>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
     writing: Mutex<()>,
     /// The same for the live configuration, which is not on the disk of the data directory.
     live: Mutex<()>,
+    /// Held by whoever saves WAL: a task that was dropped goes on with it, and the next waits.
+    saving: Mutex<()>,
 }
 
 impl Instance {
@@ -99,8 +103,10 @@ impl Instance {
             log_file: agent.state_dir.join("postgres.log"),
             silence: Mutex::new(Silence::from(timings)),
             settings: Mutex::default(),
+            slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
             writing: Mutex::new(()),
             live: Mutex::new(()),
+            saving: Mutex::new(()),
         }))
     }
 
@@ -145,13 +151,11 @@ impl Instance {
     /// A file can't be written.
     pub fn refresh_timings(&self) -> Result<(), PostgresError> {
         let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (runtime, main) = (self.runtime_conf_path(), self.data_dir().join("postgresql.conf"));
-        // Without the first nothing was started since the host was; the next start writes it.
-        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(()) };
-        let now = self.runtime_conf();
-        if was != now {
-            files::replace(&runtime, &now)?;
+        if !self.runtime_conf_path().exists() {
+            return Ok(());
         }
+        self.refresh_runtime_conf()?;
+        let main = self.data_dir().join("postgresql.conf");
         let text = fs::read_to_string(&main).unwrap_or_default();
         let delayed = conf::other_delay(&text, self.settings_of(self.me()).recovery_min_apply_delay);
         let text = delayed.as_ref().unwrap_or(&text);
@@ -159,6 +163,42 @@ impl Instance {
             Some(other) => files::replace(&main, &other),
             None => Ok(()),
         }
+    }
+
+    /// How much WAL slots may hold back, from the next writing of the configuration on. True when that is new.
+    pub fn set_slot_wal(&self, most: Least) -> bool {
+        let mut set = self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *set, most) != most
+    }
+
+    /// Writes the budget of slots into what the running server was configured with. True when it is another; it takes effect
+    /// with a reload.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn refresh_slot_budget(&self) -> Result<bool, PostgresError> {
+        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh_runtime_conf()
+    }
+
+    fn refresh_runtime_conf(&self) -> Result<bool, PostgresError> {
+        let runtime = self.runtime_conf_path();
+        // Without it nothing was started since the host was; the next start writes it.
+        let Ok(was) = fs::read_to_string(&runtime) else { return Ok(false) };
+        let now = self.runtime_conf();
+        let other = was != now;
+        if other {
+            files::replace(&runtime, &now)?;
+        }
+        Ok(other)
+    }
+
+    /// As much as the volume of WAL allows; what was written last where it can't be asked.
+    fn slot_budget(&self) -> Option<SlotBudget> {
+        let in_force = fs::read_to_string(self.runtime_conf_path()).ok().and_then(|text| conf::budget_in(&text));
+        let set = *self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(space) = self.space() else { return in_force };
+        Some(SlotBudget::resolve(set, space.wal.unwrap_or(space.data).size, in_force))
     }
 
     /// The data directory.
@@ -321,6 +361,11 @@ impl Instance {
         self.data_dir().join("pg_hba.conf")
     }
 
+    /// For whoever saves WAL.
+    pub(super) fn saving(&self) -> MutexGuard<'_, ()> {
+        self.0.saving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes it anew; `closed`: for nobody but us.
     pub(super) fn write_hba(&self, closed: bool) -> Result<(), PostgresError> {
         let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -392,7 +437,8 @@ impl Instance {
 
     fn runtime_conf(&self) -> String {
         let main = self.data_dir().join("postgresql.conf");
-        conf::runtime_conf(self.silence(), &main.to_string_lossy(), &self.live_path().to_string_lossy())
+        let budget = conf::budget_lines(&self.0.cfg.parameters, self.slot_budget());
+        conf::runtime_conf(self.silence(), &budget, &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 
     /// Removes the live configuration; after the next reload or start the placeholder holds.

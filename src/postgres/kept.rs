@@ -9,7 +9,12 @@ use std::{
     time::SystemTime,
 };
 
-use super::{error::PostgresError, files, instance::Instance, waldump::segment_name};
+use super::{
+    error::PostgresError,
+    files,
+    instance::{DataState, Instance},
+    waldump::segment_name,
+};
 use crate::domain::{KeepDiverged, TimelineId, WalPosition, diverged_name};
 
 /// In a directory whose WAL parted from the cluster's: the name under which it is kept.
@@ -67,6 +72,7 @@ impl Instance {
     }
 
     fn save_tail_blocking(&self, tail: Tail, report: &str) -> Result<Saved, PostgresError> {
+        let _saving = self.saving();
         let place = self.kept(tail);
         // It may be there for the data directory alone.
         if place.join(REPORT).exists() {
@@ -156,15 +162,19 @@ impl Instance {
         files::replace(&self.data_dir().join(MARK), &diverged_name(tail.fork, tail.end))
     }
 
-    /// What is in the data directory is damaged: when a clone replaces it, it is kept, by a name that says when that was.
+    /// What is in the data directory has no position to be named by: it is damaged, or has nothing in common with the cluster's
+    /// history. When a clone replaces it, it is kept under `what` and when that was, in seconds since 1970. Nothing there: no mark.
     ///
     /// # Errors
     /// The mark can't be written.
-    pub fn mark_damaged(&self) -> Result<(), PostgresError> {
+    pub fn mark_as(&self, what: &str) -> Result<(), PostgresError> {
         let mark = self.data_dir().join(MARK);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // A try that failed has marked it already.
-        if mark.exists() { Ok(()) } else { files::replace(&mark, &format!("damaged-{}", now.as_secs())) }
+        if mark.exists() || matches!(self.data_state()?, DataState::Missing | DataState::Empty) {
+            return Ok(());
+        }
+        files::replace(&mark, &format!("{what}-{}", now.as_secs()))
     }
 
     /// Puts a replaced directory that had parted from the cluster's history where it is kept. True when there was one.

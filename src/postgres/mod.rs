@@ -9,6 +9,7 @@ pub mod basebackup;
 mod command;
 pub mod conf;
 pub mod controldata;
+mod doomed;
 pub mod error;
 mod files;
 mod first_record;

@@ -13,6 +13,7 @@ use super::{
     error::PostgresError,
     files::{self, OperationLock},
     instance::Instance,
+    kept,
 };
 use crate::domain::{Epoch, Generation};
 
@@ -82,6 +83,8 @@ impl Instance {
         let mut touched = again;
         let result = self.rewind_marked(source, &control, &lock, &mut touched, on_progress).await;
         if result.is_ok() {
+            // What parted from the cluster's history is undone, and a mark of the source is its own.
+            files::remove(&self.data_dir().join(kept::MARK))?;
             let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
             self.write_config(&role)?;
         }

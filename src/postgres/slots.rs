@@ -12,15 +12,19 @@ use super::{
     conf::sql_literal,
     session::{Session, SqlError},
 };
-use crate::domain::sync::SLOT_PREFIX;
+use crate::domain::{Archiving, sync::SLOT_PREFIX};
 
-/// The slots of members on this server.
+/// The slots on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 pub struct SlotsFound {
     /// It is a standby.
     pub in_recovery: bool,
-    /// Those whose names are of Matriarch.
+    /// All but those that end with a session.
     pub slots: Vec<SlotFound>,
+    /// `max_slot_wal_keep_size` in MiB; negative: no limit.
+    pub limit_mib: i64,
+    /// `wal_keep_size` in MiB.
+    pub anyway_mib: u64,
 }
 
 /// One of them.
@@ -28,36 +32,73 @@ pub struct SlotsFound {
 pub struct SlotFound {
     /// Its name.
     pub name: String,
+    /// By its name it is of Matriarch.
+    pub ours: bool,
     /// Not logical.
     pub physical: bool,
     /// Who streams from it.
     pub active_pid: Option<u32>,
     /// It keeps WAL back.
     pub reserves: bool,
+    /// Bytes from there to the end of WAL.
+    pub bytes: u64,
     /// What it kept back was too much (`max_slot_wal_keep_size`): nobody can stream from it any more.
     pub lost: bool,
     /// When the last answer of the standby that streams was sent, as text; it differs with each answer.
     pub reply: Option<String>,
 }
 
+/// The end of WAL is where a standby has it from its primary, or else to where it has replayed it.
 fn query() -> String {
+    let setting = |name| format!("(SELECT setting::bigint FROM pg_settings WHERE name = '{name}')");
     format!(
-        "SELECT json_build_object('in_recovery', pg_is_in_recovery(), 'slots', (SELECT coalesce(json_agg(json_build_object(\
-         'name', s.slot_name, 'physical', s.slot_type = 'physical', 'active_pid', s.active_pid, \
-         'reserves', s.restart_lsn IS NOT NULL, 'lost', coalesce(s.wal_status = 'lost', false), 'reply', r.reply_time::text) \
+        "SELECT json_build_object('in_recovery', pg_is_in_recovery(), 'limit_mib', {}, 'anyway_mib', {}, \
+         'slots', (SELECT coalesce(json_agg(json_build_object(\
+         'name', s.slot_name, 'ours', starts_with(s.slot_name, {}), 'physical', s.slot_type = 'physical', \
+         'active_pid', s.active_pid, 'reserves', s.restart_lsn IS NOT NULL, \
+         'bytes', greatest(coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN \
+         coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END, s.restart_lsn), 0), 0)::bigint, \
+         'lost', coalesce(s.wal_status = 'lost', false), 'reply', r.reply_time::text) \
          ORDER BY s.slot_name), '[]') FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
-         WHERE starts_with(s.slot_name, {})))::text",
+         WHERE NOT s.temporary))::text",
+        setting("max_slot_wal_keep_size"),
+        setting("wal_keep_size"),
         sql_literal(SLOT_PREFIX)
     )
 }
 
+/// What the archiver has come to. `pg_stat_archiver` (manual, 28.2.6) has the last failure and the last success; the files
+/// that end in `.ready` are what waits.
+const ARCHIVING: &str = "SELECT json_build_object('failed', CASE WHEN a.last_failed_time > coalesce(a.last_archived_time, '-infinity') \
+     THEN a.last_failed_wal ELSE '' END, 'waiting', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'))::text \
+     FROM pg_stat_archiver a WHERE current_setting('archive_mode') <> 'off'";
+
+#[derive(Deserialize)]
+struct ArchivingFound {
+    failed: Option<String>,
+    waiting: u64,
+}
+
 impl Session {
-    /// The slots of members.
+    /// How archiving goes; as if all were well where nothing is archived.
     ///
     /// # Errors
     /// See [`SqlError`].
-    pub async fn member_slots(&self, deadline: Duration) -> Result<SlotsFound, SqlError> {
-        let doing = "looking at the members' slots";
+    pub async fn archiving(&self, deadline: Duration) -> Result<Archiving, SqlError> {
+        let doing = "looking at what is archived";
+        let rows = self.query(doing, ARCHIVING, deadline).await?;
+        let Some(text) = rows.first().and_then(|row| row.get(0)) else { return Ok(Archiving::default()) };
+        let found: ArchivingFound =
+            serde_json::from_str(text).map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
+        Ok(Archiving { failed: found.failed.unwrap_or_default(), waiting: found.waiting })
+    }
+
+    /// The slots.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn slots(&self, deadline: Duration) -> Result<SlotsFound, SqlError> {
+        let doing = "looking at the slots";
         let rows = self.query(doing, &query(), deadline).await?;
         let text = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
         serde_json::from_str(text).map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })
@@ -110,11 +151,13 @@ mod tests {
 
     #[test]
     fn what_the_server_answers_is_read() {
-        let text = r#"{"in_recovery" : false, "slots" : [{"name" : "matriarch_n2", "physical" : true, "active_pid" : 71,
+        let text = r#"{"in_recovery" : false, "limit_mib" : -1, "anyway_mib" : 512, "slots" : [
+            {"name" : "matriarch_n2", "ours" : true, "bytes" : 77, "physical" : true, "active_pid" : 71,
             "reserves" : true, "lost" : false, "reply" : "2026-11-27 05:00:00.1+00"},
-            {"name" : "matriarch_n3", "physical" : false, "active_pid" : null, "reserves" : false, "lost" : true, "reply" : null}]}"#;
+            {"name" : "matriarch_n3", "ours" : true, "bytes" : 0, "physical" : false, "active_pid" : null, "reserves" : false, "lost" : true, "reply" : null}]}"#;
         let found: SlotsFound = serde_json::from_str(text).unwrap();
         assert_eq!((found.slots[0].active_pid, found.slots[0].reserves), (Some(71), true));
+        assert_eq!((found.limit_mib, found.anyway_mib, found.slots[0].bytes), (-1, 512, 77));
         assert_eq!((found.slots[1].active_pid, found.slots[1].physical, found.slots[1].lost), (None, false, true));
     }
 }

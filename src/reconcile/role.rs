@@ -84,6 +84,8 @@ pub enum Action {
         /// The primary.
         source: Upstream,
     },
+    /// Give up a copy that is under way.
+    EndClone,
     /// Flush now, so that a stop is short.
     Checkpoint {
         /// The operation it is for.
@@ -113,6 +115,8 @@ pub struct Rule {
 
 /// What nobody is spared, whatever is at work on a host.
 const STEP_DOWN: u32 = 540;
+/// The one rule for a host with work under way.
+const END_CLONE: u32 = 545;
 
 /// The rules in order. The first that matches wins.
 pub const RULES: &[Rule] = &[
@@ -123,6 +127,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: 530, name: "granted here: promote the standby", decide: promote },
     Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
+    Rule { id: END_CLONE, name: "in maintenance: a copy that is under way is given up", decide: end_clone },
     Rule { id: 550, name: "no data, data of no use, or a rejoin by copy is due: clone", decide: clone },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
     Rule { id: 562, name: "a standby that crashed has diverged: start it, to be stopped cleanly", decide: recover },
@@ -143,11 +148,12 @@ pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &
     // What can't be used as it is needs an operator, unless the reason is known to lie in it.
     let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none();
     let busy = agent.work.is_some() || agent.state == PostgresState::Busy || failed;
-    if host.state.identity.is_none() || busy || !same_system(host) || is_left_alone(host) {
+    let put_aside = host.state.maintenance.contains_key(host.me);
+    if host.state.identity.is_none() || (busy && !put_aside) || !same_system(host) || is_left_alone(host) {
         return None;
     }
-    let put_aside = host.state.maintenance.contains_key(host.me);
-    rules.into_iter().filter(|rule| !put_aside || rule.id == STEP_DOWN).find_map(|rule| {
+    let counts = |rule: &&Rule| if busy { rule.id == END_CLONE } else { !put_aside || rule.id == STEP_DOWN };
+    rules.into_iter().filter(counts).find_map(|rule| {
         let action = (rule.decide)(host)?;
         Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
     })
@@ -379,10 +385,9 @@ pub fn left_by_a_crash(state: &ClusterState) -> Option<(&Reign, &Member)> {
     if since.clone().any(|reign| matches!(reign.cause, EndCause::PromotionFailed | EndCause::PromotionLate)) {
         return None;
     }
-    let crashed = matches!(last.cause, EndCause::Crash | EndCause::Hung | EndCause::Stuck);
     let member = state.members.get(&last.member)?;
     // Only its own word, given when nothing of PostgreSQL was left, says where its WAL ends.
-    (last.member != *me && crashed && last.end.is_some()).then_some((last, member))
+    (last.member != *me && last.cause.leaves_wal() && last.end.is_some()).then_some((last, member))
 }
 
 fn at_rest(state: PostgresState) -> bool {
@@ -398,6 +403,12 @@ fn clone(host: &Host<'_>) -> Option<Action> {
     let idle =
         at_rest(agent.state) || (cures && matches!(agent.state, PostgresState::Starting | PostgresState::Failed));
     (due && idle && (host.may_copy || !cures)).then(|| Action::Clone { source: copied(host, source) })
+}
+
+/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance.
+fn end_clone(host: &Host<'_>) -> Option<Action> {
+    let put_aside = host.state.maintenance.contains_key(host.me);
+    (put_aside && host.agent.work.as_ref().is_some_and(|work| work.kind == "clone")).then_some(Action::EndClone)
 }
 
 /// A standby that is copied spares the primary the work. After a copy that failed it is the primary.

@@ -159,6 +159,8 @@ pub enum ActionKind {
     Clone,
     /// See [`Action::Checkpoint`].
     Checkpoint,
+    /// See [`Action::EndClone`].
+    EndClone,
 }
 
 impl From<&Action> for ActionKind {
@@ -172,6 +174,7 @@ impl From<&Action> for ActionKind {
             Action::Rewind { .. } => Self::Rewind,
             Action::Clone { .. } => Self::Clone,
             Action::Checkpoint { .. } => Self::Checkpoint,
+            Action::EndClone => Self::EndClone,
         }
     }
 }
@@ -188,6 +191,7 @@ impl fmt::Display for ActionKind {
             Self::Rewind => "rewind",
             Self::Clone => "clone",
             Self::Checkpoint => "checkpoint",
+            Self::EndClone => "end clone",
         })
     }
 }
@@ -262,6 +266,8 @@ pub const EDGES: &[Edge] = &[
     order(Primary, ActionKind::Stop, &[525, 540], Stopping),
     order(Crashed, ActionKind::Restart, &[535], Starting),
     order(Crashed, ActionKind::Stop, &[540], Stopped),
+    // In maintenance; the work's end is the next edge.
+    order(Busy, ActionKind::EndClone, &[545], Busy),
     awaited(Busy, Stopping, "the work ends, the directory is read", "initdb 5 min, rewind 12 h, clone 24 h"),
     endless(Starting, Standby, "it answers, read-only"),
     awaited(Starting, Primary, "it accepts writes again, under its lease", "primary_start"),
@@ -269,6 +275,8 @@ pub const EDGES: &[Edge] = &[
     endless(Stopping, Stopped, "its processes end or are killed, the directory is read"),
     awaited(Crashed, Stopped, "no order came in time, its epoch ends", "primary_start"),
     awaited(Failed, Stopped, "the directory is read again and is good", "30 s"),
+    event(Busy, Standby, "the work was given up before it was stopped"),
+    event(Busy, Starting, "the work was given up before it was stopped, and it does not answer"),
     event(Crashed, Stopping, "its epoch ends while the directory is being read"),
     event(Crashed, NoData, "its epoch ends, the directory is gone"),
     event(Crashed, Failed, "its epoch ends, the directory can't be used as it is"),

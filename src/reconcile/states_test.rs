@@ -11,7 +11,7 @@ use super::*;
 use crate::{
     domain::{
         CLONES_TRIED, CopyCause, Epoch, Lsn, NeedsCopy, STARTS_TRIED, TimelineHistory, TimelineId, WalPosition,
-        observation::{AgentView, REWINDS_TRIED},
+        observation::{AgentView, REWINDS_TRIED, Work},
     },
     policy::{PROPOSALS, testing},
     reconcile::{Host, RULES, role::first_match},
@@ -255,6 +255,8 @@ struct View {
     /// Its data leads nowhere: its agent says so, or, of a standby that crashed, its starts have failed.
     useless: bool,
     may_copy: bool,
+    /// Its work is a copy.
+    copying: bool,
     spent: Spent,
     upstream: Upstream,
     primary_ready: bool,
@@ -275,6 +277,7 @@ const PLAIN: View = View {
     crashed: false,
     useless: false,
     may_copy: true,
+    copying: false,
     spent: Spent::Nothing,
     upstream: Upstream::Nobody,
     primary_ready: false,
@@ -295,6 +298,7 @@ impl View {
             && !(self.ended && self.lease == Lease::Held)
             && (stopped || (self.end_known && !self.half_rewound))
             && (self.may_copy || self.useless)
+            && (!self.copying || self.postgres == Busy)
             // What was tried before matters to none of the rest of it.
             && (!self.useless || self.spent != Spent::Rewinds)
             && (!self.useless || (in_line && self.lease == Lease::None && !self.ended && !self.half_rewound))
@@ -323,6 +327,7 @@ impl View {
         agent.wal_end_known = self.end_known;
         agent.rewind_unfinished = self.half_rewound;
         agent.crashed_standby = self.crashed;
+        agent.work = self.copying.then(|| Work { kind: "clone".to_owned(), ..Work::default() });
         match (self.useless, self.crashed) {
             (false, _) => {}
             (true, true) => agent.cure.failed_starts = STARTS_TRIED,
@@ -368,6 +373,7 @@ fn views() -> Vec<View> {
     vary(&mut all, [false, true], |view, value| view.crashed = value);
     vary(&mut all, [false, true], |view, value| view.useless = value);
     vary(&mut all, [true, false], |view, value| view.may_copy = value);
+    vary(&mut all, [false, true], |view, value| view.copying = value);
     vary(&mut all, [Spent::Nothing, Spent::Rewinds, Spent::Clones], |view, value| view.spent = value);
     vary(&mut all, [Upstream::Nobody, Upstream::Primary, Upstream::Another], |view, value| view.upstream = value);
     vary(&mut all, [false, true], |view, value| view.primary_ready = value);

@@ -1,9 +1,9 @@
 //! What travels between processes, to and from the domain.
 
-use super::{Malformed, sync, v1};
+use super::{Malformed, kept_wal, sync, v1};
 use crate::domain::{
-    ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, Level, Lsn, MemberId, NeedsCopy, NodeId, RoomView,
-    TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
+    ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, KeptWal, Level, Lsn, MemberId, NeedsCopy, NodeId,
+    RoomView, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
@@ -306,6 +306,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             confirmed_age_ms: view.failsafe.confirmed_age_ms,
         }),
         room: view.room.as_ref().map(room),
+        kept_wal: (view.kept_wal != KeptWal::default()).then(|| kept_wal::to_wire(&view.kept_wal)),
         heard_end: Some(position(view.heard.end)),
         heard_complete_ago_ms: view.heard.complete_ago_ms,
         heard_replayed_ago_ms: view.heard.replayed_ago_ms,
@@ -340,23 +341,30 @@ pub fn room(view: &RoomView) -> v1::Room {
         short: v.level == Level::Short,
         reserve_bytes: v.reserve,
         spent: v.spent,
+        filling_bytes_per_s: v.filling,
     };
-    v1::Room { data: Some(volume(&view.data)), wal: view.wal.as_ref().map(volume) }
+    v1::Room { data: Some(volume(&view.data)), wal: view.wal.as_ref().map(volume), wal_bytes_per_s: view.written }
 }
 
 fn room_view(raw: v1::Room) -> RoomView {
-    let volume = |v: v1::Volume| Volume {
-        free: v.free_bytes,
-        size: v.size_bytes,
-        level: match (v.short, v.low) {
+    let data = raw.data.map(volume_view).unwrap_or_default();
+    RoomView { data, wal: raw.wal.map(volume_view), written: raw.wal_bytes_per_s }
+}
+
+/// From the wire.
+pub fn volume_view(raw: v1::Volume) -> Volume {
+    Volume {
+        free: raw.free_bytes,
+        size: raw.size_bytes,
+        level: match (raw.short, raw.low) {
             (true, _) => Level::Short,
             (false, true) => Level::Low,
             (false, false) => Level::Fine,
         },
-        reserve: v.reserve_bytes,
-        spent: v.spent,
-    };
-    RoomView { data: raw.data.map(volume).unwrap_or_default(), wal: raw.wal.map(volume) }
+        reserve: raw.reserve_bytes,
+        spent: raw.spent,
+        filling: raw.filling_bytes_per_s,
+    }
 }
 
 /// To the wire.
@@ -477,6 +485,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             confirmed_age_ms: failsafe.confirmed_age_ms,
         },
         room: raw.room.map(room_view),
+        kept_wal: raw.kept_wal.map(kept_wal::of_wire).unwrap_or_default(),
         heard: HeardOfPrimary {
             end: position_of(raw.heard_end),
             complete_ago_ms: raw.heard_complete_ago_ms,

@@ -9,6 +9,7 @@ pub mod briefing;
 pub mod codec;
 pub mod convert;
 pub mod history;
+mod kept_wal;
 pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.

@@ -61,6 +61,8 @@ pub const CASCADE: &str = "replication.source_changed";
 pub const SYNC_CHANGED: &str = "commits.rule";
 /// The connection of a standby that was not heard for `tcp_ms` is ended. Fields: `slot`, `pid`.
 pub const SENDER_ENDED: &str = "replication.sender_ended";
+/// A slot that held WAL back on a volume that is nearly full is given up. Fields: `slot`, `bytes`, `of_member`.
+pub const SLOT_GIVEN_UP: &str = "replication.slot_given_up";
 /// Commits that the rule does not cover: a role or database waits for less, somebody confirms who is no member, ALTER SYSTEM
 /// wins over it; or that is over. Fields: `what`.
 pub const UNCOVERED: &str = "commits.uncovered";

@@ -73,6 +73,17 @@ fn a_standby_whose_wal_the_primary_has_removed_says_so_and_a_copy_cures_it() {
         assert!(told.cure.as_ref().unwrap().why.contains("has already been removed"), "{told:?}");
         cured(&first, &mut second).await;
         assert!(kept(&second).is_empty(), "nothing was wrong with it");
+        // Where it left the cluster's history nobody knows: what it had may be nowhere else.
+        second.copy(1, &first, None).await;
+        second.follow(1, Some(&first)).await;
+        second.until("it streams", |s| s.streaming).await;
+        let begun = tokio::time::Instant::now();
+        while kept(&second).is_empty() {
+            assert!(begun.elapsed() < super::DEADLINE, "what it replaced is not kept");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let [(name, data)] = &kept(&second)[..] else { panic!("{:?}", kept(&second)) };
+        assert!(name.starts_with("unrelated-") && data.join("PG_VERSION").exists(), "{name}");
     });
 }
 

@@ -32,6 +32,7 @@ mod room;
 mod slow;
 mod stage;
 mod streams;
+mod wal;
 
 use std::time::Duration;
 
@@ -120,6 +121,12 @@ fn a_disk_that_is_slow() {
 #[test]
 fn a_disk_that_is_full() {
     room::play();
+}
+
+#[test]
+#[ignore = "minutes: make proof"]
+fn a_slot_that_keeps_wal_for_nobody_never_ends_the_primary() {
+    wal::play();
 }
 
 #[test]

@@ -194,6 +194,7 @@ fn blank(me: &MemberId) -> AgentView {
         paused: false,
         stopped_by_hand: false,
         room: None,
+        kept_wal: matriarch::domain::KeptWal::default(),
         redo: None,
         fence: FenceView::default(),
         layers: Vec::new(),
@@ -679,6 +680,7 @@ impl Toy {
                 self.end_epoch(i, PostgresState::Stopped, clean);
                 return;
             }
+            Action::EndClone => return,
             Action::Checkpoint { operation } => {
                 host.view.checkpoints_done = *operation;
                 return;
@@ -709,7 +711,7 @@ impl Toy {
             Action::Stop { .. } => self.stopped_cleanly(i),
             Action::Rewind { source } => self.copied(i, &source.member, fails, true),
             Action::Clone { source } => self.copied(i, &source.member, fails, false),
-            Action::Checkpoint { .. } => {}
+            Action::Checkpoint { .. } | Action::EndClone => {}
         }
     }
 

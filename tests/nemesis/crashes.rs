@@ -111,6 +111,11 @@ enum Disturbance {
 
 impl Disturbance {
     fn choose(dice: &mut Dice) -> Disturbance {
+        let all = [Disturbance::None, Disturbance::Agent, Disturbance::Host, Disturbance::DataGone];
+        let only = std::env::var("ONLY").ok();
+        if let Some(only) = all.into_iter().find(|what| only.as_deref() == Some(&format!("{what:?}"))) {
+            return only;
+        }
         match dice.below(10) {
             0..4 => Disturbance::None,
             4..6 => Disturbance::Agent,
@@ -147,12 +152,18 @@ fn streams_again(rig: &Rig, host: &str, had_data: bool) {
         if member.is_some_and(|m| m.role == "standby" && m.healthy) {
             return;
         }
-        assert!(Instant::now() < until, "{host} is no standby again: {member:#?}");
+        if Instant::now() >= until {
+            let listing =
+                Command::new("ls").args(["-la", "--time-style=full-iso"]).arg(rig.data_dir(host).unwrap()).output();
+            let listing = String::from_utf8_lossy(&listing.unwrap().stdout).into_owned();
+            rounds::keep_logs_of(rig, &log().with_file_name("rejoins-failed"));
+            panic!("{host} is no standby again: {member:#?}\n{listing}");
+        }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// A primary with WAL that nobody else has is lost under load, `RUNS` times (100), comes back, and is disturbed while it rejoins. It is a
+/// A primary with WAL that nobody else has is lost under load, `RUNS` times (100), comes back, and is disturbed while it rejoins (`ONLY`: in this way only). It is a
 /// standby again each time, and no directory goes before there is a newer one.
 #[test]
 #[ignore = "an hour: make proof"]

@@ -497,8 +497,12 @@ fn stale(acks: &[Ack], in_hole: impl Fn(&Ack) -> bool) -> Stale {
 
 /// Copies the logs of every host to a directory, for whoever asks why.
 pub fn keep_logs(hosts: &Hosts, to: &Path) {
+    keep_logs_of(&hosts.rig, to);
+}
+
+/// See [`keep_logs`].
+pub fn keep_logs_of(rig: &matriarch::demo::rig::Rig, to: &Path) {
     let _ = fs::remove_dir_all(to);
-    let rig = &hosts.rig;
     for host in rig.members() {
         let Ok(dir) = rig.dir(&host) else { continue };
         let _ = fs::create_dir_all(to.join(&host));

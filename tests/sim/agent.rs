@@ -645,7 +645,7 @@ impl World {
             Effect::EndShutdown => {}
             // The simulation has no disks that fill up.
             Effect::Reserve(_) => {}
-            Effect::Cancel => self.cancel_task(i),
+            Effect::Cancel(why) => self.cancel_task(i, why),
             Effect::Reply(result) => {
                 if let Some(number) = agent.reply_to.take() {
                     let refused = result.err().map(|r| r.reason);

@@ -157,11 +157,11 @@ impl World {
         self.agent_after(i, 100, AgentEvent::Task { number });
     }
 
-    pub fn cancel_task(&mut self, i: usize) {
+    pub fn cancel_task(&mut self, i: usize, why: &str) {
         let Some(agent) = self.hosts[i].agent.as_mut() else { return };
         let Some(run) = agent.task.take() else { return };
         agent.data_dir_locked &= !run.holds_lock;
-        let end = TaskEnd::Failed { error: "a newer epoch overtook it".to_owned(), harmless: false };
+        let end = TaskEnd::Failed { error: why.to_owned(), harmless: false };
         self.agent_after(i, 20, AgentEvent::Wake(Wake::Done(end, false)));
     }
 

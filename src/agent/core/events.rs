@@ -9,7 +9,7 @@ use crate::{
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
+        Briefing, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId, MemberList, Moment,
         SettingsDocument, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
@@ -342,6 +342,8 @@ pub enum Event {
     },
     /// How much room there is.
     Room(Space),
+    /// What keeps WAL from being removed.
+    Kept(KeptWal),
     /// A look at recovery or replay.
     Redo {
         /// Of which postmaster.
@@ -429,8 +431,8 @@ pub enum Effect {
     },
     /// Keep something back on a volume, or free it. A task that begins after this finds it done.
     Reserve(Reserve),
-    /// Drop the running task: its order was overtaken.
-    Cancel,
+    /// Drop the running task, and why.
+    Cancel(&'static str),
     /// Answer the order.
     Reply(Result<(), Refusal>),
 }

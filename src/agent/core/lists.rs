@@ -3,7 +3,9 @@
 
 use super::{Core, Effect, Now};
 use crate::{
-    domain::{Briefing, Epoch, MemberId, Settings, SettingsDocument, observation::ClockView},
+    domain::{
+        Briefing, CloneCompression, Epoch, HowToCopy, MemberId, Settings, SettingsDocument, observation::ClockView,
+    },
     lease::{
         failsafe::{Knowledge, Promiser},
         message::Letter,
@@ -108,6 +110,15 @@ impl Core {
     /// What operators have set.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// What a copy may take. After one that failed it is not compressed, for not every build of PostgreSQL can.
+    pub fn how_to_copy(&self) -> HowToCopy {
+        let compression = match self.durable.clone_failures {
+            0 => self.settings.clone_compression,
+            _ => CloneCompression::None,
+        };
+        HowToCopy { max_rate: self.settings.clone_rate, compression }
     }
 
     /// What is known of clocks.

@@ -15,6 +15,9 @@ use crate::{
 /// `Ok(true)`: accepted and something begins; `Ok(false)`: accepted, nothing is left to do.
 type Verdict = Result<bool, String>;
 
+/// Why a copy ended that an operator did not want now.
+pub(super) const GIVEN_UP: &str = "given up, for the member is in maintenance";
+
 impl Core {
     pub(super) fn on_order(&mut self, order: Order, now: Now, out: &mut Vec<Effect>) {
         if let Some(briefing) = order.briefing.clone() {
@@ -74,12 +77,24 @@ impl Core {
         if let Some(Running { epoch: older, task: Task::Clone(_), .. }) = &self.work
             && *older < epoch
         {
-            out.push(Effect::Cancel);
+            out.push(Effect::Cancel("a newer epoch overtook it"));
+        }
+    }
+
+    /// As an operator wants it: no failure, so it may begin again at any time.
+    fn end_clone(&mut self, out: &mut Vec<Effect>) {
+        if let Some(Running { task: Task::Clone(_), shown, .. }) = &mut self.work {
+            GIVEN_UP.clone_into(&mut shown.phase);
+            out.push(Effect::Cancel(GIVEN_UP));
         }
     }
 
     fn carry_out(&mut self, order: &Order, now: Now, out: &mut Vec<Effect>) -> Verdict {
         self.same_system(order.system_identifier)?;
+        if order.action == Action::EndClone {
+            self.end_clone(out);
+            return Ok(false);
+        }
         if let Some(work) = &self.work {
             return Err(format!("busy with order {} ({}, {})", work.shown.order, work.shown.kind, work.shown.phase));
         }
@@ -112,6 +127,7 @@ impl Core {
                 self.say_why_it_is_copied();
                 Task::Clone(source.clone())
             }
+            Action::EndClone => return Ok(false),
             Action::Checkpoint => {
                 if self.sight.is_none() {
                     return Err("PostgreSQL doesn't answer, no checkpoint can be asked for".to_owned());

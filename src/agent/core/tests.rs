@@ -6,7 +6,8 @@ use super::*;
 use crate::{
     agent::order::{Action, Address, Order, Source, StopMode},
     domain::{
-        ClusterId, Generation, Lsn, PostgresState, Profile, TimelineId, TimelineSwitch, Timings, moment::TwoClocks,
+        CloneCompression, ClusterId, Generation, Lsn, PostgresState, Profile, TimelineId, TimelineSwitch, Timings,
+        moment::TwoClocks,
     },
 };
 
@@ -611,6 +612,32 @@ fn failed_clones_are_forgotten_one_by_one_so_that_nobody_waits_for_ever() {
     let (mut again, _) = agent(kept, Found::Nothing, Some(Disk::NoData));
     assert_eq!(again.step(Event::Tick, now(599_999)), []);
     assert_eq!(again.step(Event::Tick, now(600_000)), [Effect::Persist]);
+}
+
+#[test]
+fn a_copy_that_is_given_up_for_an_operator_is_no_failed_one() {
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+    core.step(order(1, Action::Clone(source())), now(2));
+    let effects = core.step(order(1, Action::EndClone), now(3));
+    let Some(Effect::Cancel(why)) = effects.iter().find(|effect| matches!(effect, Effect::Cancel(_))) else {
+        panic!("{effects:?}")
+    };
+    core.step(Event::Done(TaskEnd::Failed { error: (*why).to_owned(), harmless: false }), now(4));
+    assert_eq!(core.durable().clone_failures, 0);
+    // Nothing else is dropped for it.
+    core.step(Event::Surveyed { life: 1, disk: facts(true) }, now(5));
+    core.step(order(1, Action::StartStandby(None)), now(6));
+    assert_eq!(core.step(order(1, Action::EndClone), now(7)), [Effect::Reply(Ok(()))]);
+}
+
+#[test]
+fn after_a_copy_that_failed_the_next_is_not_compressed() {
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+    core.settings.clone_compression = CloneCompression::Lz4;
+    assert_eq!(core.how_to_copy().compression, CloneCompression::Lz4);
+    core.step(order(1, Action::Clone(source())), now(1));
+    core.step(Event::Done(TaskEnd::Failed { error: "no lz4".into(), harmless: false }), now(2));
+    assert_eq!(core.how_to_copy().compression, CloneCompression::None);
 }
 
 #[test]

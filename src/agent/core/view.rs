@@ -7,7 +7,7 @@ use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        MemberId, Moment, PostgresState, RoomView, TimelineHistory, TimelineId, WalPosition,
+        KeptWal, MemberId, Moment, PostgresState, RoomView, SlotsYield, TimelineHistory, TimelineId, WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
 };
@@ -201,6 +201,16 @@ impl Core {
     /// How much room there is, by the settings in force; `None` until that was looked at.
     pub fn room(&self) -> Option<RoomView> {
         self.room.view(&self.settings)
+    }
+
+    /// What keeps WAL from being removed.
+    pub fn kept_wal(&self, now: Now) -> KeptWal {
+        self.room.kept_wal(now.moment)
+    }
+
+    /// Whose slots are given up, for there is too little room for WAL.
+    pub fn gives_up_slots(&self) -> Option<SlotsYield> {
+        self.room.gives_up(&self.settings)
     }
 
     /// How often to probe: news are awaited while something starts or stops, and while the standbys of a primary that was

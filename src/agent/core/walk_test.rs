@@ -279,6 +279,9 @@ impl Walk {
         match self.dice.below(20) {
             _ if matches!(self.core.disk(), Some(Disk::NoData)) => Disk::NoData,
             _ if matches!(self.core.disk(), Some(Disk::Present(_))) => facts(self.dice.chance(50)),
+            _ if matches!(self.core.disk(), Some(Disk::Unusable(_) | Disk::Damaged(_))) && self.dice.chance(20) => {
+                Disk::NoData
+            }
             0 => Disk::NoData,
             1 => Disk::Unusable("no PG_VERSION".to_owned()),
             2 => Disk::Damaged("no pg_control".to_owned()),
@@ -328,6 +331,7 @@ impl Walk {
             5 => Action::StartStandby(None),
             6 => Action::Initdb,
             7 => Action::Rewind(source()),
+            8 if self.core.state() == PostgresState::Busy => Action::EndClone,
             8 => Action::Clone(source()),
             _ => Action::Checkpoint,
         }

@@ -2,7 +2,13 @@
 
 use serde::Serialize;
 
-use crate::rpc::v1::{MemberStatus, Room, Volume};
+use crate::{
+    domain::room::{about, per_second},
+    rpc::{
+        convert,
+        v1::{MemberStatus, Room, Volume},
+    },
+};
 
 /// One line for each host that tells how much room it has.
 pub(super) fn lines(members: &[MemberStatus]) -> String {
@@ -10,7 +16,8 @@ pub(super) fn lines(members: &[MemberStatus]) -> String {
         let room = member.room.as_ref()?;
         let data = room.data.as_ref().map(|v| format!("{} {}", name(room), volume(v)));
         let wal = room.wal.as_ref().map(|v| format!("WAL {}", volume(v)));
-        let told: Vec<String> = data.into_iter().chain(wal).collect();
+        let written = (room.wal_bytes_per_s > 0).then(|| format!("{} of WAL", per_second(room.wal_bytes_per_s)));
+        let told: Vec<String> = data.into_iter().chain(wal).chain(written).collect();
         Some(format!("  {}: {}\n", member.member, told.join("; ")))
     };
     let lines: String = members.iter().filter_map(line).collect();
@@ -28,7 +35,14 @@ fn volume(volume: &Volume) -> String {
         (false, 0) => "no reserve".to_owned(),
         (false, bytes) => format!("reserve {}", mib(bytes)),
     };
-    format!("{} of {} free ({share} %, {}), {reserve}", mib(volume.free_bytes), mib(volume.size_bytes), level(volume))
+    let full = convert::volume_view(*volume).full_in().map(|left| format!(", full in {}", about(left)));
+    format!(
+        "{} of {} free ({share} %, {}), {reserve}{}",
+        mib(volume.free_bytes),
+        mib(volume.size_bytes),
+        level(volume),
+        full.unwrap_or_default()
+    )
 }
 
 fn mib(bytes: u64) -> String {
@@ -47,6 +61,7 @@ fn level(volume: &Volume) -> &'static str {
 pub(super) struct RoomJson {
     data: Option<VolumeJson>,
     wal: Option<VolumeJson>,
+    wal_bytes_per_s: u64,
 }
 
 #[derive(Serialize)]
@@ -56,6 +71,9 @@ struct VolumeJson {
     level: &'static str,
     reserve_bytes: u64,
     reserve_used: bool,
+    filling_bytes_per_s: u64,
+    /// `null`: not within a week.
+    full_in_s: Option<u64>,
 }
 
 /// `wal` is `null` when it is on the volume of the data.
@@ -66,6 +84,9 @@ pub(super) fn json(room: &Room) -> RoomJson {
         level: level(v),
         reserve_bytes: v.reserve_bytes,
         reserve_used: v.spent,
+        filling_bytes_per_s: v.filling_bytes_per_s,
+        full_in_s: convert::volume_view(*v).full_in().map(|left| left.as_secs()),
     };
-    RoomJson { data: room.data.as_ref().map(volume), wal: room.wal.as_ref().map(volume) }
+    let (data, wal) = (room.data.as_ref().map(volume), room.wal.as_ref().map(volume));
+    RoomJson { data, wal, wal_bytes_per_s: room.wal_bytes_per_s }
 }

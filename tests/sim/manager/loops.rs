@@ -356,5 +356,6 @@ fn ordered(action: &Action) -> (Ordered, bool) {
         Action::Rewind { source: from } => (Ordered::Rewind(source(from)), true),
         Action::Clone { source: from } => (Ordered::Clone(source(from)), true),
         Action::Checkpoint { .. } => (Ordered::Checkpoint, false),
+        Action::EndClone => (Ordered::EndClone, false),
     }
 }
