@@ -54,6 +54,8 @@ async fn tell(host: &mut Host, version: u64, values: &[(&str, &str)]) {
     let briefing = Some(told(version, values));
     let order = v1::Order { to: host.to(1), id: host.orders, rule: 520, briefing, action };
     host.agent.execute(order).await.unwrap();
+    let last = host.orders;
+    host.until("it was told", |s| s.checkpoints_done == last).await;
 }
 
 #[test]
