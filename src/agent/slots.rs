@@ -276,7 +276,9 @@ impl Keeper {
         });
         let uses: BTreeMap<&String, SlotUse> = uses.collect();
         let wanted = uses.keys().map(|slot| (*slot).clone()).collect();
-        let steps = adapt(due(&found, &wanted, &silent), &found, uses.into_iter());
+        let mut steps = adapt(due(&found, &wanted, &silent), &found, uses.into_iter());
+        // What has just been given up for want of room is not taken again.
+        steps.retain(|step| short.is_none() || !matches!(step, Step::Reserve(_)));
         let steps = with(steps, given_up);
         let mut failed = None;
         for step in steps {
