@@ -6,6 +6,8 @@
 
 #[path = "agent/by_hand.rs"]
 mod by_hand;
+#[path = "agent/cascade.rs"]
+mod cascade;
 #[path = "agent/cure.rs"]
 mod cure;
 #[path = "agent/guarding.rs"]

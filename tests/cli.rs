@@ -498,6 +498,8 @@ fn json_says_null_for_what_is_not_known() {
                 "no report for 4.2 s"
               ],
               "progress": null,
+              "upstream": null,
+              "note": null,
               "timeline": null,
               "lsn": null,
               "lag_bytes": null,

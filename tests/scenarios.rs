@@ -356,6 +356,8 @@ impl World {
             wal_end_known: true,
             replay_lsn: Lsn(0),
             streaming: false,
+            streaming_ms: 60_000,
+            waits_on_purpose: false,
             upstream: None,
             heard: HeardOfPrimary::default(),
             history: TimelineHistory::default(),
@@ -431,6 +433,12 @@ impl World {
             "counted" => view.reach.counted = number(),
             "answering" => view.reach.answering = value.split(',').map(id).collect(),
             "upstream" => (view.upstream, view.streaming) = (Some(id(value)), true),
+            // `for=2600` or, without the stream, `for=-2600`: so many milliseconds it has been so.
+            "for" => {
+                view.streaming = !value.starts_with('-');
+                view.streaming_ms = value.trim_start_matches('-').parse().unwrap();
+            }
+            "delayed" => (view.streaming, view.waits_on_purpose) = (false, true),
             "useless" => {
                 let cause = match value {
                     "wal-gone" => CopyCause::WalGone,
@@ -813,6 +821,10 @@ fn describe(command: &Command) -> String {
         }
         Kind::SetSync { rule: None, .. } => "commits are confirmed by nobody, nothing is promised".to_owned(),
         Kind::KeepOut { on } => format!("clients are kept out: {on}"),
+        Kind::Cascade { member, source, falls, reason } => {
+            let source = source.as_ref().map_or("the primary", MemberId::as_str);
+            format!("{member} follows {source} after {falls} falls: {reason}")
+        }
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

@@ -160,6 +160,10 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         Hold::Paused { .. } => {
             "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
         }
+        Hold::NotCascaded { member, source, .. } => format!(
+            "bring {source} up, or wait until it has streamed for a while; or let {member} stream from the primary: \
+             `matriarch config set --unset replicatefrom --member {member}`"
+        ),
         Hold::Collecting { remaining, .. } => wait(*remaining, "it goes on without them then"),
         Hold::Operation { remaining, .. } => wait(*remaining, "the operation ends or is rolled back then"),
         Hold::GroupUnsettled { unsettled: Unsettled::NotRenewed { holder, .. }, .. } => {
@@ -283,6 +287,12 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
         }
         Unfit::NeverStreamed | Unfit::TooFar { .. } | Unfit::TooOld { .. } | Unfit::AgeUnknown { .. } => {
             format!("bring the last primary's host up; or accept the loss: {}", take(" --allow-data-loss"))
+        }
+        Unfit::NoStream => {
+            format!("`matriarch config set nostream=false --member {member}`, or {}", take(" --allow-data-loss"))
+        }
+        Unfit::Delayed { .. } => {
+            format!("`matriarch config set recovery_min_apply_delay=0 --member {member}`, or {}", take(""))
         }
         Unfit::NoFailover { failover: false, .. } => {
             format!("`matriarch config set failover=true --member {member}`, or {}", take(" --allow-data-loss"))

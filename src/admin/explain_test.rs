@@ -34,6 +34,8 @@ fn every_unfit() -> Vec<Unfit> {
         Unfit::NotAsked { since: 2, known: 1 },
         Unfit::FailedBefore { error: "x".into() },
         Unfit::NeverStreamed,
+        Unfit::NoStream,
+        Unfit::Delayed { delay: SECOND },
         Unfit::NoFailover { priority: 0, failover: true },
         Unfit::NoFailover { priority: 1, failover: false },
         Unfit::OtherSite { site: String::new(), wanted: "east".into() },
@@ -62,6 +64,8 @@ fn every_unfit() -> Vec<Unfit> {
             | Unfit::NotAsked { .. }
             | Unfit::FailedBefore { .. }
             | Unfit::NeverStreamed
+            | Unfit::NoStream
+            | Unfit::Delayed { .. }
             | Unfit::NoFailover { .. }
             | Unfit::OtherSite { .. }
             | Unfit::TooFar { .. }
@@ -93,6 +97,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::LagUnknown { limit: 1, would_be: vec![n1()] },
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
+        Hold::NotCascaded { member: n1(), source: "n2".into(), why: "x".into() },
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::SlotsGiveWay { member: n1(), volumes: vec![] },
@@ -120,6 +125,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::NoSuccessor { .. }
             | Hold::Operation { .. }
             | Hold::NotOpen { .. }
+            | Hold::NotCascaded { .. }
             | Hold::StaysPut { .. }
             | Hold::Paused { .. }
             | Hold::SlotsGiveWay { .. }

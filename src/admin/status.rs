@@ -189,6 +189,7 @@ fn state_word(agent: &AgentView) -> &'static str {
         (PostgresState::Stopped, _) => "stopped",
         (PostgresState::Starting, _) => "starting",
         (PostgresState::Standby, _) if agent.streaming => "streaming",
+        (PostgresState::Standby, _) if agent.waits_on_purpose => "delayed",
         (PostgresState::Standby | PostgresState::Primary, _) => "running",
         (PostgresState::Promoting, _) => "promoting",
         (PostgresState::Stopping, _) => "stopping",
@@ -268,6 +269,7 @@ fn member(
             .collect::<Vec<_>>()
             .join("; ");
     }
+    (out.upstream, out.note) = follows(state, id, agent);
     out.problems = problems(state, id, agent, holds);
     out.problems.extend(clock(seen.clock_off_ppm, agent));
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
@@ -275,6 +277,31 @@ fn member(
     out.problems.extend(agent.kept_wal.complaints());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out
+}
+
+/// Whom a standby follows, and what operators have set of that.
+fn follows(state: &ClusterState, id: &MemberId, agent: &AgentView) -> (String, String) {
+    let of = state.settings.of_member(id);
+    let primary = state.holder().map(|(_, holder)| holder.as_str());
+    let mut notes = Vec::new();
+    if of.nostream {
+        notes.push("gets its WAL by restore_command alone (nostream)".to_owned());
+    }
+    if let Some(source) = of.source().filter(|source| primary != Some(*source)) {
+        let away = state.source_of(id).is_none_or(|from| from.as_str() != source);
+        notes.push(if away {
+            format!("is to stream from {source}, see explain")
+        } else {
+            format!("streams from {source}")
+        });
+    }
+    if of.is_delayed() {
+        notes.push(format!("replays what is {:.1} s old", of.recovery_min_apply_delay.as_secs_f64()));
+    }
+    match agent.state == PostgresState::Standby {
+        true => (crate::rpc::convert::optional_text(agent.upstream.as_ref()), notes.join("; ")),
+        false => Default::default(),
+    }
 }
 
 /// Why nothing is granted to this member on account of its clocks.
@@ -325,12 +352,17 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
         PostgresState::Primary if !agent.lease.held => out.push("it does not hold its lease".to_owned()),
         PostgresState::Primary => {}
         PostgresState::Standby if holds => out.push("it is to be promoted".to_owned()),
+        PostgresState::Standby if state.settings.of_member(id).nostream => {}
+        // It asks for more when it has replayed what it has.
+        PostgresState::Standby if agent.waits_on_purpose => {}
         PostgresState::Standby if !agent.streaming => out.push("it does not stream".to_owned()),
         PostgresState::Standby => {
             let primary = state.holder().map(|(_, m)| m);
-            if agent.upstream.as_ref() != primary {
+            let expected = state.upstream_of(id);
+            if agent.upstream.as_ref() != expected {
                 let follows = agent.upstream.as_ref().map_or("nobody", |m| m.as_str());
-                out.push(format!("it follows {follows}, not the primary"));
+                let whom = expected.filter(|source| Some(*source) != primary).map_or("the primary", |m| m.as_str());
+                out.push(format!("it follows {follows}, not {whom}"));
             }
         }
         PostgresState::NoData

@@ -433,7 +433,7 @@ impl Core {
         if streaming.count() > 0 {
             self.followed = Some(now.moment);
         }
-        if let Some((end, age)) = sight.upstream_end {
+        if let Some((end, age)) = sight.upstream_end.filter(|_| !self.hears_a_standby(&sight)) {
             self.freshness.note(Moment(now.clocks.boot.saturating_sub(age)), end);
         }
         self.wal_end = sight.wal_end;
@@ -443,6 +443,12 @@ impl Core {
         self.cure.answered(&sight);
         self.sight = Some(sight);
         self.name_what_is_stuck(now);
+    }
+
+    /// What it hears may be where a standby's WAL ends, and not the primary's, whose it was set beside.
+    fn hears_a_standby(&self, sight: &Sight) -> bool {
+        let from = self.follows.as_ref().or(sight.upstream.as_ref()).map(MemberId::as_str);
+        self.durable.settings.of_member(&self.me).source().is_some_and(|source| from == Some(source))
     }
 
     fn on_room(&mut self, space: Space, now: Now, out: &mut Vec<Effect>) {

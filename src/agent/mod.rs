@@ -39,6 +39,7 @@ mod redo;
 mod rescue;
 mod room;
 mod service;
+mod slot_uses;
 mod slots;
 mod stall;
 mod start;

@@ -195,6 +195,7 @@ impl Agent {
         }
         holder.allow_failsafe(config.cluster.failsafe);
         holder.set_members(durable.members.clone());
+        instance.set_settings(durable.settings.clone());
         let in_force = durable.timings.in_force().copied();
         if let Some(in_force) = in_force {
             holder.set_timings(in_force.id, in_force.timings);
@@ -495,6 +496,10 @@ impl Agent {
                 hands.instance.set_timings(&in_force.timings);
                 hands.refresh_timings(self.guard.clone());
                 self.hands.timings = in_force.timings;
+            }
+            Effect::Streams(settings) => {
+                hands.instance.set_settings(*settings);
+                hands.refresh_timings(self.guard.clone());
             }
             Effect::Members(members) => hands.holder.set_members(members),
             Effect::Answer(letter) => {

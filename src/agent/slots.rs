@@ -24,10 +24,11 @@ use super::{
     hands::{blocking, said},
     prober::Plan,
     process::Wake,
+    slot_uses::{SlotUse, adapt},
     tasks,
 };
 use crate::{
-    domain::{Archiving, KeptWal, SlotHolds, SlotsYield, sync::slot_name},
+    domain::{Archiving, KeptWal, MemberId, SlotHolds, SlotsYield, sync::slot_name},
     postgres::{Instance, Session, SlotFound, SlotsFound},
     telemetry::events,
 };
@@ -51,13 +52,15 @@ const MIB: u64 = 1 << 20;
 
 /// What is to be done with a slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// A member has none.
     Create(String),
     /// It is of nobody who is a member.
     Drop(String),
     /// It keeps WAL back for nobody, or nobody can stream from it any more.
     Renew(String),
+    /// It is to keep WAL back before anybody streams from it.
+    Reserve(String),
     /// It holds WAL back on a volume that is nearly full.
     GiveUp {
         slot: String,
@@ -148,7 +151,7 @@ impl Heard {
 
 /// Keeps the slots of whatever server `plans` names until their sender is gone.
 pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
-    let wanted = instance.others().map(|member| slot_name(&member.id)).collect();
+    let wanted = instance.others().map(|member| (slot_name(&member.id), member.id.clone())).collect();
     let mut keeper = Keeper {
         instance,
         wanted,
@@ -186,7 +189,7 @@ pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, 
 
 struct Keeper {
     instance: Instance,
-    wanted: BTreeSet<String>,
+    wanted: BTreeMap<String, MemberId>,
     wakes: mpsc::UnboundedSender<Wake>,
     session: Option<Session>,
     heard: Heard,
@@ -268,7 +271,15 @@ impl Keeper {
         let limit = self.instance.peer_silence().max(SILENCE);
         let silent = self.heard.silent(&found, Instant::now(), limit);
         let gives_up = !given_up.is_empty();
-        let steps = with(due(&found, &self.wanted, &silent), given_up);
+        let uses = self.wanted.iter().filter_map(|(slot, member)| {
+            Some((slot, SlotUse::of(&self.instance.settings_of(member), self.instance.me())?))
+        });
+        let uses: BTreeMap<&String, SlotUse> = uses.collect();
+        let wanted = uses.keys().map(|slot| (*slot).clone()).collect();
+        let mut steps = adapt(due(&found, &wanted, &silent), &found, uses.into_iter());
+        // What has just been given up for want of room is not taken again.
+        steps.retain(|step| short.is_none() || !matches!(step, Step::Reserve(_)));
+        let steps = with(steps, given_up);
         let mut failed = None;
         for step in steps {
             // One that fails keeps none of the others back.
@@ -340,6 +351,11 @@ async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), 
             tracing::info!(slot, "a slot that keeps WAL for nobody, or has given up, is made anew");
             session.drop_slot(slot, deadline).await?;
             session.create_slot(slot, deadline).await
+        }
+        Step::Reserve(slot) => {
+            tracing::info!(slot, "a slot keeps WAL from now on for a member that asks for it late");
+            session.drop_slot(slot, deadline).await?;
+            session.create_reserving_slot(slot, deadline).await
         }
         Step::GiveUp { slot, of_member, bytes } => {
             tracing::warn!(

@@ -66,6 +66,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         wal_end_known,
         replay_lsn: sight.map(|s| s.replay_lsn).unwrap_or_default(),
         streaming: sight.is_some_and(|s| s.streaming),
+        streaming_ms: core.streaming_ms(now),
+        waits_on_purpose: sight.is_some_and(|s| s.waits_on_purpose()),
         upstream: core.upstream().cloned(),
         heard: core.heard_of_primary(now),
         history: core.history().clone(),
@@ -162,7 +164,7 @@ pub fn reached(status: &mut v1::AgentStatus, holder: &HolderView) {
 pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     let mut calm = status.clone();
     calm.sequence = 0;
-    calm.replay_lsn = 0;
+    (calm.replay_lsn, calm.streaming_ms) = (0, 0);
     if let Some(end) = &mut calm.wal_end {
         end.lsn = 0;
     }

@@ -124,14 +124,13 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
     ];
     let rows: Vec<Vec<Cell>> = reply.members.iter().map(member_row).collect();
     text.push_str(&table(columns, &rows, style));
-    let unhealthy: Vec<&MemberStatus> =
-        reply.members.iter().filter(|m| !m.problems.is_empty() || !m.progress.is_empty()).collect();
+    let unhealthy: Vec<&MemberStatus> = reply.members.iter().filter(|m| has_words(m)).collect();
     if !unhealthy.is_empty() {
         text.push('\n');
     }
     for member in unhealthy {
-        let progress = Some(member.progress.clone()).filter(|p| !p.is_empty());
-        let told: Vec<String> = member.problems.iter().cloned().chain(progress).collect();
+        let words = [&member.progress, &member.note].into_iter().filter(|words| !words.is_empty()).cloned();
+        let told: Vec<String> = member.problems.iter().cloned().chain(words).collect();
         let tone = if member.healthy { Tone::Warn } else { Tone::Bad };
         let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
     }
@@ -242,6 +241,10 @@ fn operation_text(operation: &OperationStatus) -> String {
         return format!("restart {id} of {}", or(to, "nobody"));
     }
     format!("{} {id} from {} to {}", or(kind, "operation"), or(from, "nobody"), or(to, "nobody"))
+}
+
+fn has_words(member: &MemberStatus) -> bool {
+    !member.problems.is_empty() || !member.progress.is_empty() || !member.note.is_empty()
 }
 
 fn member_row(member: &MemberStatus) -> Vec<Cell> {
@@ -361,6 +364,10 @@ struct MemberJson<'a> {
     healthy: bool,
     problems: &'a [String],
     progress: Option<&'a str>,
+    /// Whom a standby follows.
+    upstream: Option<&'a str>,
+    /// What operators have set of that.
+    note: Option<&'a str>,
     timeline: Option<u32>,
     lsn: Option<&'a str>,
     /// Of the primary's WAL, not replayed; the same as `lag.replayed_bytes`.
@@ -421,6 +428,8 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         healthy: member.healthy,
         problems: &member.problems,
         progress: known(&member.progress),
+        upstream: known(&member.upstream),
+        note: known(&member.note),
         timeline: Some(member.timeline).filter(|t| *t != 0),
         lsn: known(&member.lsn),
         lag_bytes: member.lag_known.then_some(member.lag_bytes),

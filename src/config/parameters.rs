@@ -26,6 +26,7 @@ pub const OWNED: &[(&str, &str)] = &[
     ("primary_conninfo", "it follows the committed primary"),
     ("primary_slot_name", "it follows the committed primary"),
     ("promote_trigger_file", "only a committed grant promotes"),
+    ("recovery_min_apply_delay", "`matriarch config set recovery_min_apply_delay=… --member …`"),
     ("restart_after_crash", "a crashed primary is restarted only while its lease holds"),
     ("superuser_reserved_connections", "the agent's own connections are among them"),
     ("synchronous_standby_names", "it is the live catch against starts by hand"),

@@ -19,9 +19,11 @@ impl Format {
     pub const SYNC: Format = Format(4);
     /// Changes of settings, and of timings, that name what of the other they were decided beside.
     pub const BESIDE: Format = Format(5);
+    /// Members that stream from a standby.
+    pub const CASCADE: Format = Format(6);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::BESIDE;
+    pub const NEWEST: Format = Format::CASCADE;
 }
 
 impl Default for Format {

@@ -211,6 +211,11 @@ pub struct AgentView {
     pub replay_lsn: Lsn,
     /// Standby: the WAL receiver is streaming.
     pub streaming: bool,
+    /// For so long that has been so without a break, in milliseconds.
+    pub streaming_ms: u64,
+    /// Standby: replay waits on purpose, until a commit is as old as operators have set. Before it goes on no WAL receiver that
+    /// ended is started again.
+    pub waits_on_purpose: bool,
     /// Standby: whom it follows.
     pub upstream: Option<MemberId>,
     /// Standby, or what was one: what it knows of the primary's WAL.

@@ -540,20 +540,41 @@ settings! {
     /// Decides who confirms in the mode sync, the higher first.
     sync_priority: u32 = "sync_priority", 100, 0..=1_000_000,
         "in the mode sync the higher confirms commits first; 0: never";
+    /// The standby it streams from; empty: the primary.
+    replicatefrom: String = "replicatefrom", String::new(), 0..=63,
+        "the member it streams from while that is a standby that does well; while it doesn't, the primary. It confirms no commits then";
+    /// It streams from nobody.
+    nostream: bool = "nostream", false, 0..=0,
+        "whether it gets its WAL by restore_command alone (true), without a connection and a slot. It is no candidate and confirms no commits then";
+    /// So long it waits before it replays a commit.
+    recovery_min_apply_delay: Duration = "recovery_min_apply_delay", Duration::ZERO, 0..=2_147_483_647,
+        "milliseconds after a commit before it is replayed there. With more than 0 it is no candidate and no source of copies, confirms no \
+         commits, and routers lead nobody there";
 }
 
 /// One segment of WAL.
 const LAG_TO_JOIN: u64 = 16 << 20;
 
 impl MemberSettings {
-    /// It may be one of the standbys that confirm commits.
+    /// It may be one of the standbys that confirm commits. Only whoever streams from the primary itself is heard by it.
     pub fn confirms(&self) -> bool {
-        self.sync && self.sync_priority > 0
+        let direct = self.replicatefrom.is_empty() && !self.nostream;
+        self.sync && self.sync_priority > 0 && direct && !self.is_delayed()
     }
 
     /// It may become primary without an operator who names it.
     pub fn eligible(&self) -> bool {
-        self.failover && self.priority > 0
+        self.failover && self.priority > 0 && !self.nostream && !self.is_delayed()
+    }
+
+    /// It shows the past on purpose.
+    pub fn is_delayed(&self) -> bool {
+        !self.recovery_min_apply_delay.is_zero()
+    }
+
+    /// The standby it is to stream from.
+    pub fn source(&self) -> Option<&str> {
+        Some(self.replicatefrom.as_str()).filter(|source| !source.is_empty() && !self.nostream)
     }
 }
 
@@ -706,5 +727,18 @@ mod tests {
             format!("site = `{}` is not possible: a text of 0 to 63 characters", "x".repeat(64))
         );
         assert_eq!(of.site, "");
+    }
+
+    #[test]
+    fn who_shows_the_past_or_is_not_heard_by_the_primary_confirms_nothing() {
+        let with = |key: &str, value: &str| {
+            let mut of = MemberSettings::default();
+            of.set(key, value).unwrap();
+            (of.eligible(), of.confirms())
+        };
+        assert_eq!(with("recovery_min_apply_delay", "0"), (true, true));
+        assert_eq!(with("recovery_min_apply_delay", "3600000"), (false, false));
+        assert_eq!(with("nostream", "true"), (false, false));
+        assert_eq!(with("replicatefrom", "n2"), (true, false), "it has what its source has");
     }
 }

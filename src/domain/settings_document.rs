@@ -50,6 +50,13 @@ impl SettingsDocument {
         settings
     }
 
+    /// What says who streams from whom, and how old what it shows is.
+    pub fn of_streams(&self) -> BTreeMap<String, String> {
+        let keys = ["replicatefrom", "nostream", "recovery_min_apply_delay"];
+        let chosen = self.values.iter().filter(|(key, _)| member_of(key).is_some_and(|(_, key)| keys.contains(&key)));
+        chosen.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
     /// A member that leaves takes its settings along: whoever has its name later is another.
     pub fn forget(&mut self, member: &MemberId) {
         let before = self.values.len();

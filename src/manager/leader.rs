@@ -252,6 +252,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Acknowledge { .. } => events::ACKNOWLEDGED,
         Kind::SetSync { .. } => events::SYNC_CHANGED,
         Kind::KeepOut { .. } => events::KEPT_OUT,
+        Kind::Cascade { .. } => events::CASCADE,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -274,6 +275,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::ReplaceNode { member, .. }
         | Kind::AddMember { member, .. }
         | Kind::Maintenance { member, .. }
+        | Kind::Cascade { member, .. }
         | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
         Kind::BeginOperation { to, .. } => Some(to),

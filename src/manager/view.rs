@@ -25,7 +25,9 @@ pub fn seen_by_leader(s: &Situation<'_>) -> (bool, BTreeMap<MemberId, (bool, u64
     let standbys = s.state.members.keys().filter(|m| *m != holder).filter_map(|m| {
         let agent = s.agent(m)?;
         let lag = primary.map_or(0, |p| p.wal_end.lsn.bytes_past(agent.replay_lsn));
-        Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming, lag)))
+        // Who shows the past on purpose is nobody to read from.
+        let shows_now = !s.state.settings.of_member(m).is_delayed();
+        Some((m.clone(), (agent.state == PostgresState::Standby && agent.streaming && shows_now, lag)))
     });
     (primary_ready(s), standbys.collect())
 }

@@ -98,6 +98,8 @@ fn is_final(unfit: &Unfit) -> bool {
         | Unfit::Promised { .. }
         | Unfit::NotAsked { .. }
         | Unfit::FailedBefore { .. }
+        | Unfit::NoStream
+        | Unfit::Delayed { .. }
         | Unfit::NoFailover { .. }
         | Unfit::OtherSite { .. }
         | Unfit::TooFar { .. }

@@ -193,6 +193,12 @@ impl Wishes {
 
     /// Why it may not become primary without an operator who names it.
     pub fn forbid(&self, of: &MemberSettings) -> Option<Unfit> {
+        if of.nostream {
+            return Some(Unfit::NoStream);
+        }
+        if of.is_delayed() {
+            return Some(Unfit::Delayed { delay: of.recovery_min_apply_delay });
+        }
         if !of.eligible() {
             return Some(Unfit::NoFailover { priority: of.priority, failover: of.failover });
         }

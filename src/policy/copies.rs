@@ -9,17 +9,18 @@ const MOST_BEHIND: u64 = 64 << 20;
 /// The standby to make a copy for `me` from, so that the primary has no work with it: at the same site as `me` first, then the least
 /// behind. `None`: no standby is fit, and the primary is copied.
 ///
-/// Fit is one that streams from the primary on its timeline, little behind, with a disk that works and room, that is not in
+/// The member that `me` is to stream from comes before all others. Fit is one that streams from the primary on its timeline, little behind, with a disk that works and room, that is not in
 /// maintenance, copies nothing itself, and that operators let be copied (`clonefrom`).
 pub fn source<'a>(s: &Situation<'a>, me: &MemberId) -> Option<&'a MemberId> {
     let (_, primary) = s.state.open_primary()?;
     let head = s.agent(primary).filter(|agent| agent.state == PostgresState::Primary)?;
     let site = |member: &MemberId| s.state.settings.of_member(member).site;
     let here = site(me);
+    let own = s.state.settings.of_member(me).replicatefrom;
     let fit = s.state.members.keys().filter(|member| *member != me && *member != primary).filter_map(|member| {
         let agent = s.agent(member).filter(|agent| is_fit(s, member, agent, (primary, head)))?;
         let behind = head.wal_end.lsn.bytes_past(agent.wal_end.lsn);
-        (behind <= MOST_BEHIND).then(|| ((site(member) != here, behind), member))
+        (behind <= MOST_BEHIND).then(|| ((member.as_str() != own, site(member) != here, behind), member))
     });
     fit.min_by_key(|(rank, _)| *rank).map(|(_, member)| member)
 }
@@ -29,7 +30,8 @@ fn is_fit(s: &Situation<'_>, member: &MemberId, agent: &AgentView, (primary, hea
     let whole = !agent.never_streamed && agent.wal_end.timeline == head.wal_end.timeline;
     let works = agent.storage.is_none() && agent.work.is_none() && !room::is_short(agent.room.as_ref());
     let ours = agent.system_identifier.is_some() && agent.system_identifier == s.state.system_identifier;
-    let wanted = s.state.settings.of_member(member).clonefrom && !s.state.maintenance.contains_key(member);
+    let of = s.state.settings.of_member(member);
+    let wanted = of.clonefrom && !of.is_delayed() && !s.state.maintenance.contains_key(member);
     follows && whole && works && ours && wanted && !agent.redo.as_ref().is_some_and(|redo| redo.stands)
 }
 
@@ -76,5 +78,7 @@ mod tests {
         assert_eq!(chosen(ahead, behind, &sites).as_deref(), Some("d"));
         assert_eq!(chosen(ahead, behind, &[("b.clonefrom", "false")]).as_deref(), Some("d"));
         assert_eq!(chosen(ahead, "nodata", &[("b.clonefrom", "false")]), None);
+        assert_eq!(chosen(ahead, behind, &[("b.recovery_min_apply_delay", "5000")]).as_deref(), Some("d"));
+        assert_eq!(chosen(ahead, behind, &[("c.replicatefrom", "d")]).as_deref(), Some("d"), "its own source");
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod by_hand;
 pub mod candidates;
+pub mod cascade;
 pub mod copies;
 pub mod evidence;
 mod failover;

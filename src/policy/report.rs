@@ -164,6 +164,15 @@ pub enum Hold {
         /// Until they count no more, if it is steady then.
         remaining: Duration,
     },
+    /// A member streams from the primary, though it is set to stream from a standby.
+    NotCascaded {
+        /// Which.
+        member: MemberId,
+        /// From whom it is to stream.
+        source: String,
+        /// Why it doesn't.
+        why: String,
+    },
     /// The cluster is paused, and this is not done.
     Paused {
         /// Who asked for the pause, and why.
@@ -322,6 +331,13 @@ pub enum Unfit {
     },
     /// A copy that has not followed anybody yet.
     NeverStreamed,
+    /// It streams from nobody, and may lack what no archive has.
+    NoStream,
+    /// It shows the past on purpose.
+    Delayed {
+        /// How old a commit is when it is replayed there.
+        delay: Duration,
+    },
     /// Operators have set that it becomes primary only when one of them names it.
     NoFailover {
         /// 0: never by itself.
@@ -411,6 +427,8 @@ impl fmt::Display for Unfit {
             Self::NoRoom { volumes } => f.write_str(&volumes.join(", ")),
             Self::NoTarget { why } | Self::Storage { why } => f.write_str(why),
             Self::NeverStreamed => f.write_str("it is a copy that has not streamed yet"),
+            Self::NoStream => f.write_str("it has nostream = true"),
+            Self::Delayed { delay } => write!(f, "it has recovery_min_apply_delay = {}", delay.as_millis()),
             Self::NoFailover { failover: false, .. } => f.write_str("it has failover = false"),
             Self::NoFailover { priority, .. } => write!(f, "it has priority = {priority}"),
             Self::OtherSite { site, wanted } => {
@@ -566,6 +584,9 @@ impl fmt::Display for Hold {
                     true => f.write_str("until it has been steady for a while"),
                     false => write!(f, "for {}", seconds(remaining)),
                 }
+            }
+            Self::NotCascaded { member, source, why } => {
+                write!(f, "{member} streams from the primary and not from {source}: {why}")
             }
             Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::SlotsGiveWay { member, volumes } => {

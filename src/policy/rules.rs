@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, failover, flaps, format, genesis, leadership, membership, outvoted,
-    promotion, restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, by_hand, cascade, failover, flaps, format, genesis, leadership, membership,
+    outvoted, promotion, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -94,6 +94,17 @@ pub const RULES: &[Rule] = &[
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
     Rule { id: 430, name: "the newest rule of commits is in effect: older ones go", decide: sync::settle },
     Rule { id: 432, name: "other standbys are to confirm commits: the next rule", decide: sync::change },
+    Rule {
+        id: 440,
+        name: "a standby's source fails it, or is not its source any more: it follows the primary",
+        decide: cascade::leave,
+    },
+    Rule { id: 442, name: "the source of a standby does well: it follows that", decide: cascade::join },
+    Rule {
+        id: 444,
+        name: "a standby has followed its source for long: how often it left it counts no more",
+        decide: cascade::calm,
+    },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {
         id: 460,

@@ -50,8 +50,11 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
         return Err(Refused::Impossible(contradiction.to_string()));
     }
     if !asked.is_empty() && eligible(s, &after).is_empty() {
-        let nobody = "no member could become primary any more: each would have failover = false or priority = 0";
+        let nobody = "no member could become primary any more: each would have failover = false, priority = 0, nostream or a delay";
         return Err(Refused::Impossible(nobody.to_owned()));
+    }
+    if let Some(why) = changes.keys().find_map(|key| no_way(s, &after, key)) {
+        return Err(Refused::Impossible(why));
     }
     if let Some(why) = too_few(s, &after).filter(|_| !asked.is_empty()) {
         return Err(Refused::Impossible(why));
@@ -142,6 +145,37 @@ fn too_few(s: &Situation<'_>, after: &SettingsDocument) -> Option<String> {
          commits would wait for ever",
         settings.sync_count
     ))
+}
+
+/// Why a member can't get its WAL in the way that this key has been set to.
+fn no_way(s: &Situation<'_>, after: &SettingsDocument, key: &str) -> Option<String> {
+    let (name, _) = member_of(key).filter(|(_, key)| ["replicatefrom", "nostream"].contains(key))?;
+    let find = |name: &str| s.state.members.keys().find(|member| member.as_str() == name);
+    let member = find(name)?;
+    let of = after.of_member(member);
+    let mut above = vec![member];
+    if of.nostream && !of.replicatefrom.is_empty() {
+        return Some(format!("{name}: nostream = true and replicatefrom = {} contradict each other", of.replicatefrom));
+    }
+    let followed = |other: &&MemberId| of.nostream && after.of_member(other).replicatefrom == name;
+    if let Some(other) = s.state.members.keys().find(followed) {
+        return Some(format!("{name} is to stream from nobody, and {other} from it (replicatefrom)"));
+    }
+    let mut last = of;
+    while let Some(source) = last.source() {
+        let Some(found) = find(source) else {
+            return Some(format!("{name}: replicatefrom: {source} is no member of this cluster"));
+        };
+        if above.contains(&found) {
+            return Some(format!("{name}: replicatefrom = {source}: that would be a circle"));
+        }
+        above.push(found);
+        last = after.of_member(found);
+        if last.nostream {
+            return Some(format!("{name}: replicatefrom: {found} streams from nobody (nostream)"));
+        }
+    }
+    None
 }
 
 fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Change, String> {
@@ -321,6 +355,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_set_to_stream_from_a_stranger_in_a_circle_or_from_whoever_streams_from_nobody() {
+        let mut bench = bench();
+        let asked = |bench: &Bench, changes: &[(&str, &str)]| {
+            let changes: Vec<_> = changes.iter().map(|(key, value)| (*key, Some(*value))).collect();
+            ask(bench, 4, &changes).map(drop).map_err(|why| why.to_string())
+        };
+        let refused = |bench: &Bench, changes: &[(&str, &str)]| asked(bench, changes).unwrap_err();
+        assert_eq!(refused(&bench, &[("b.replicatefrom", "x")]), "b: replicatefrom: x is no member of this cluster");
+        assert_eq!(refused(&bench, &[("b.replicatefrom", "b")]), "b: replicatefrom = b: that would be a circle");
+        let both = [("b.replicatefrom", "c"), ("c.replicatefrom", "b")];
+        assert_eq!(refused(&bench, &both), "b: replicatefrom = b: that would be a circle");
+        assert_eq!(
+            refused(&bench, &[("b.replicatefrom", "c"), ("b.nostream", "true")]),
+            "b: nostream = true and replicatefrom = c contradict each other"
+        );
+        let streams = [("b.replicatefrom", "c"), ("c.nostream", "true")];
+        assert_eq!(refused(&bench, &streams), "b: replicatefrom: c streams from nobody (nostream)");
+        assert_eq!(asked(&bench, &[("b.replicatefrom", "c"), ("c.replicatefrom", "a")]), Ok(()));
+        // What was set before and has lost its sense keeps nobody from changing something else.
+        bench.state.settings.values.insert("b.replicatefrom".to_owned(), "x".to_owned());
+        assert_eq!(asked(&bench, &[("crash_budget", "7")]), Ok(()));
+    }
+
+    #[test]
     fn settings_of_another_version_are_left_alone() {
         for version in [3, 5] {
             let Err(Refused::Stale(why)) = ask(&bench(), version, &[("crash_budget", Some("7"))]) else { panic!() };
@@ -361,11 +419,11 @@ mod tests {
             ([("b.priority", Some("-1"))], "b: priority = `-1` is not possible: a whole number from 0 to 1000000"),
             (
                 [("b.colour", Some("red"))],
-                "`colour` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority",
+                "`colour` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority, replicatefrom, nostream, recovery_min_apply_delay",
             ),
             (
                 [("b.nofailover", Some("no"))],
-                "`nofailover` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority",
+                "`nofailover` is no setting of a member, there are priority, failover, site, sync, clonefrom, sync_priority, replicatefrom, nostream, recovery_min_apply_delay",
             ),
             ([("priority", Some("5"))], "`priority` is a setting of one member: say whose (--member)"),
         ];

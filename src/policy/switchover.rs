@@ -228,6 +228,11 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
         if !s.state.settings.of_member(to).failover {
             return Err(format!("{to} has failover = false; first `matriarch config set failover=true --member {to}`"));
         }
+        // A primary waits with its end for those that it sends to itself.
+        if let Some(source) = s.state.source_of(to) {
+            let first = format!("first `matriarch config set --unset replicatefrom --member {to}`");
+            return Err(format!("{to} streams from {source} and not from {from}; {first}"));
+        }
         return unfit(s, from, to).map_or_else(|| Ok(to.clone()), Err);
     }
     let wishes = Wishes::of(s);
@@ -266,6 +271,9 @@ fn failover_target(s: &Situation<'_>, to: &MemberId, allow_loss: bool) -> Result
     let mut why = Vec::new();
     if !s.state.settings.of_member(to).failover {
         why.push("it has failover = false".to_owned());
+    }
+    if s.state.settings.of_member(to).nostream {
+        why.push("it has nostream = true: what no archive has it may lack".to_owned());
     }
     if agent.never_streamed {
         why.push("it is a copy that has not streamed yet".to_owned());

@@ -166,6 +166,8 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         wal_end_known: true,
         replay_lsn: Lsn(0),
         streaming: false,
+        streaming_ms: 0,
+        waits_on_purpose: false,
         upstream: None,
         heard: HeardOfPrimary::default(),
         history: TimelineHistory::default(),
@@ -237,6 +239,12 @@ fn apply_word(view: &mut AgentView, word: &str) {
             view.upstream = Some(id(value));
             view.streaming = true;
         }
+        // It has streamed for so long, or hasn't, with a `-` before.
+        "for" => {
+            view.streaming = !value.starts_with('-');
+            view.streaming_ms = value.trim_start_matches('-').parse().expect("milliseconds");
+        }
+        "delayed" => (view.streaming, view.waits_on_purpose) = (false, true),
         // The epoch it has promised: it follows nobody of an earlier one any more.
         "severed" => (view.severed, view.accepted_epoch) = (true, Epoch(number())),
         "follows" => view.follows_epoch = Epoch(number()),

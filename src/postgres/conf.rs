@@ -54,6 +54,8 @@ pub(super) struct Settings<'a> {
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
     pub(super) silence: Silence,
+    /// How old a commit is when a standby replays it.
+    pub(super) delay: Duration,
 }
 
 /// How soon PostgreSQL gives up a peer that says nothing.
@@ -108,6 +110,7 @@ const OWNED: &[&str] = &[
     "primary_conninfo",
     "primary_slot_name",
     "promote_trigger_file",
+    "recovery_min_apply_delay",
     "recovery_target",
     "recovery_target_action",
     "recovery_target_inclusive",
@@ -249,6 +252,8 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         set(key, value);
     }
     if let ConfigRole::Standby { epoch, generation, .. } = role {
+        // Not where a primary is made: its promotion replays what there is.
+        text.push_str(&delay_line(settings.delay));
         let _ = writeln!(text, "# generation {generation} epoch {epoch}");
     }
     text
@@ -324,6 +329,18 @@ pub(super) fn other_conninfo(text: &str, silence: Silence) -> Option<String> {
         new = with_value(&new, key, value)?;
     }
     (new != line).then(|| text.replacen(line, &new, 1))
+}
+
+/// How a standby is told to be behind.
+fn delay_line(delay: Duration) -> String {
+    format!("recovery_min_apply_delay = '{}'\n", delay.as_millis())
+}
+
+/// The text of `postgresql.conf` with another delay; `None`: it is the same, or there is none, for it is no standby's.
+pub(super) fn other_delay(text: &str, delay: Duration) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("recovery_min_apply_delay = "))?;
+    let (line, new) = (format!("{line}\n"), delay_line(delay));
+    (line != new).then(|| text.replacen(&line, &new, 1))
 }
 
 /// A quoted connection string with another number under `key`.
@@ -456,7 +473,22 @@ mod tests {
             hba,
             parameters,
             silence: Silence { replication: Duration::from_secs(10), tcp: Duration::from_secs(5) },
+            delay: Duration::ZERO,
         }
+    }
+
+    #[test]
+    fn a_standby_is_behind_on_purpose_and_what_a_primary_is_made_of_is_not() {
+        let parameters = BTreeMap::new();
+        let delayed = Settings { delay: Duration::from_secs(5), ..settings(&parameters, &[]) };
+        let role = ConfigRole::Standby { upstream: Some(upstream()), epoch: Epoch(7), generation: Generation(1) };
+        let text = postgresql_conf(&delayed, &role);
+        assert_eq!(value(&text, "recovery_min_apply_delay"), Some("'5000'"));
+        let now = postgresql_conf(&settings(&parameters, &[]), &role);
+        assert_eq!(other_delay(&text, Duration::ZERO), Some(now));
+        assert_eq!(other_delay(&text, Duration::from_secs(5)), None);
+        let dormant = postgresql_conf(&delayed, &ConfigRole::DormantPrimary);
+        assert_eq!((value(&dormant, "recovery_min_apply_delay"), other_delay(&dormant, Duration::ZERO)), (None, None));
     }
 
     fn upstream() -> Upstream {

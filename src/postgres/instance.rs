@@ -22,7 +22,7 @@ use super::{
 use crate::{
     config::{AgentConfig, MemberConfig, PostgresqlConfig},
     domain::{
-        Least, MemberId, Settings as ClusterSettings, SlotBudget, Timings,
+        Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
     },
 };
@@ -72,6 +72,8 @@ struct Inner {
     passfile: PathBuf,
     log_file: PathBuf,
     silence: Mutex<Silence>,
+    /// What operators have set.
+    settings: Mutex<SettingsDocument>,
     /// How much WAL slots may hold back, as it was set.
     slot_wal: Mutex<Least>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
@@ -100,6 +102,7 @@ impl Instance {
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
             silence: Mutex::new(Silence::from(timings)),
+            settings: Mutex::default(),
             slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
             writing: Mutex::new(()),
             live: Mutex::new(()),
@@ -110,6 +113,21 @@ impl Instance {
     /// From the next writing of a configuration on, these are in it.
     pub fn set_timings(&self, timings: &Timings) {
         *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner) = Silence::from(timings);
+    }
+
+    /// From the next writing of a configuration on, and the next look at slots, it goes by these.
+    pub fn set_settings(&self, settings: SettingsDocument) {
+        *self.0.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// What operators have set for a member.
+    pub fn settings_of(&self, member: &MemberId) -> MemberSettings {
+        self.0.settings.lock().unwrap_or_else(PoisonError::into_inner).of_member(member)
+    }
+
+    /// Which member this is.
+    pub fn me(&self) -> &MemberId {
+        &self.0.me
     }
 
     fn silence(&self) -> Silence {
@@ -126,7 +144,8 @@ impl Instance {
         self.silence().tcp
     }
 
-    /// Writes the timings into what the running server was configured with; they take effect with a reload.
+    /// Writes the timings, and how old a commit is when it is replayed, into what the running server was configured with; they
+    /// take effect with a reload.
     ///
     /// # Errors
     /// A file can't be written.
@@ -138,7 +157,9 @@ impl Instance {
         self.refresh_runtime_conf()?;
         let main = self.data_dir().join("postgresql.conf");
         let text = fs::read_to_string(&main).unwrap_or_default();
-        match conf::other_conninfo(&text, self.silence()) {
+        let delayed = conf::other_delay(&text, self.settings_of(self.me()).recovery_min_apply_delay);
+        let text = delayed.as_ref().unwrap_or(&text);
+        match conf::other_conninfo(text, self.silence()).or_else(|| delayed.clone()) {
             Some(other) => files::replace(&main, &other),
             None => Ok(()),
         }
@@ -537,6 +558,7 @@ impl Instance {
             hba: &cfg.hba,
             parameters: &cfg.parameters,
             silence: self.silence(),
+            delay: self.settings_of(me).recovery_min_apply_delay,
         }
     }
 }

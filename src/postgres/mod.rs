@@ -40,7 +40,7 @@ pub use initdb::InitdbError;
 pub use instance::{DataState, Instance, PostmasterCommand};
 pub use kept::{Saved, Tail};
 pub use knock::Knock;
-pub use probe::{Probe, ProbeError, waits_at_the_end};
+pub use probe::{Probe, ProbeError, waits_at_the_end, waits_on_purpose};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};
 pub use slots::{SlotFound, SlotsFound};

@@ -248,6 +248,11 @@ pub fn waits_at_the_end(wait_event: &str) -> bool {
     matches!(wait_event, "RecoveryWalStream" | "RecoveryRetrieveRetryInterval")
 }
 
+/// The startup process waits for a commit to become as old as `recovery_min_apply_delay` (manual, 20.5.3).
+pub fn waits_on_purpose(wait_event: &str) -> bool {
+    wait_event == "RecoveryApplyDelay"
+}
+
 fn walfile_timeline(name: &str) -> Option<TimelineId> {
     u32::from_str_radix(name.get(..8)?, 16).ok().map(TimelineId)
 }

@@ -113,6 +113,15 @@ impl Session {
         self.query("making a member's slot", &sql, deadline).await.map(drop)
     }
 
+    /// Makes one that keeps WAL back at once, from the last checkpoint on.
+    ///
+    /// # Errors
+    /// See [`Session::create_slot`].
+    pub async fn create_reserving_slot(&self, name: &str, deadline: Duration) -> Result<(), SqlError> {
+        let sql = format!("SELECT pg_create_physical_replication_slot({}, true)", sql_literal(name));
+        self.query("making a member's slot", &sql, deadline).await.map(drop)
+    }
+
     /// Removes a slot.
     ///
     /// # Errors

@@ -132,7 +132,8 @@ pub const RULES: &[Rule] = &[
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
     Rule { id: 562, name: "a standby that crashed has diverged: start it, to be stopped cleanly", decide: recover },
     Rule { id: 565, name: "an epoch with rules of commits is over: its standbys give it up", decide: sever },
-    Rule { id: 570, name: "a standby follows the primary", decide: follow },
+    Rule { id: 568, name: "a standby that streams from nobody: it follows by its archive", decide: read_archive },
+    Rule { id: 570, name: "a standby follows the primary, or the standby it is to stream from", decide: follow },
     Rule { id: 580, name: "nobody to follow: start read-only and wait", decide: start_alone },
 ];
 
@@ -351,8 +352,11 @@ fn way_back<'a>(host: &Host<'a>) -> Option<(Primary<'a>, Rejoin)> {
 /// Its agent found its data to be of no use for following this primary.
 fn is_of_no_use(host: &Host<'_>, primary: Primary<'_>) -> bool {
     let agent = host.agent;
-    // What one primary has removed another may still have: it is asked first.
-    let of_this = agent.accepted_epoch == host.state.epoch || agent.upstream.as_ref() == Some(primary.member);
+    // What one server has removed another may still have: the primary is asked first.
+    let of_this = match &agent.upstream {
+        Some(upstream) => upstream == primary.member,
+        None => agent.accepted_epoch == host.state.epoch,
+    };
     agent.cure.needs_copy.as_ref().is_some_and(|need| need.cause != CopyCause::WalGone || of_this)
 }
 
@@ -432,11 +436,41 @@ fn is_crashed_standby(agent: &AgentView) -> bool {
     agent.state == PostgresState::Stopped && agent.crashed_standby && !agent.rewind_unfinished
 }
 
+/// Whom it streams from: the primary, or the standby that the log says, whose WAL is the primary's.
+fn streams_from<'a>(host: &Host<'a>, primary: Primary<'a>) -> Primary<'a> {
+    let source = host.state.source_of(host.me).and_then(|source| host.state.members.get_key_value(source));
+    source.map_or(primary, |(member, m)| Primary { member, postgres: &m.postgres })
+}
+
+/// One that streams from nobody gets its WAL, and the primary's timelines, from an archive.
+fn read_archive(host: &Host<'_>) -> Option<Action> {
+    let (_, way) = way_back(host)?;
+    let due = match host.agent.state {
+        PostgresState::Stopped => true,
+        PostgresState::Standby => !host.agent.severed,
+        PostgresState::NoData
+        | PostgresState::Starting
+        | PostgresState::Promoting
+        | PostgresState::Primary
+        | PostgresState::Stopping
+        | PostgresState::Crashed
+        | PostgresState::Busy
+        | PostgresState::Failed => false,
+    };
+    let alone = due && way == Rejoin::Follow && reads_archive(host) && !stops_for_restart(host);
+    alone.then_some(Action::StartStandby { upstream: None })
+}
+
+fn reads_archive(host: &Host<'_>) -> bool {
+    host.state.settings.of_member(host.me).nostream
+}
+
 fn follow(host: &Host<'_>) -> Option<Action> {
-    let (upstream, way) = way_back(host)?;
-    if way != Rejoin::Follow || stops_for_restart(host) {
+    let (primary, way) = way_back(host)?;
+    if way != Rejoin::Follow || stops_for_restart(host) || reads_archive(host) {
         return None;
     }
+    let upstream = streams_from(host, primary);
     let follows = host.agent.upstream.as_ref() == Some(upstream.member);
     let due = match host.agent.state {
         PostgresState::Stopped => true,

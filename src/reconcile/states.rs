@@ -247,7 +247,7 @@ const fn event(from: PostgresState, to: PostgresState, what: &'static str) -> Ed
 pub const EDGES: &[Edge] = &[
     order(NoData, ActionKind::Initdb, &[510], Busy),
     order(NoData, ActionKind::Clone, &[550], Busy),
-    order(Stopped, ActionKind::Start, &[530, 562, 570, 580], Starting),
+    order(Stopped, ActionKind::Start, &[530, 562, 568, 570, 580], Starting),
     order(Stopped, ActionKind::Restart, &[535], Starting),
     // It gives up the lease; there is nothing else to stop.
     order(Stopped, ActionKind::Stop, &[540], Stopped),
@@ -261,7 +261,7 @@ pub const EDGES: &[Edge] = &[
     order(Starting, ActionKind::Clone, &[550], Busy),
     order(Failed, ActionKind::Clone, &[550], Busy),
     // Another upstream, without a restart.
-    order(Standby, ActionKind::Start, &[565, 570], Standby),
+    order(Standby, ActionKind::Start, &[565, 568, 570], Standby),
     order(Primary, ActionKind::Checkpoint, &[520], Primary),
     order(Primary, ActionKind::Stop, &[525, 540], Stopping),
     order(Crashed, ActionKind::Restart, &[535], Starting),

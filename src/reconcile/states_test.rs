@@ -60,7 +60,20 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     let put_aside = state.maintenance.contains_key(me);
     // Asked of standbys only.
     let confirmed = !state.sync.rules.is_empty() && state.holder().is_none_or(|(_, holder)| holder != me);
-    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside} {confirmed}")
+    // Asked of whoever follows, and the same whatever else is asked.
+    let follows = is_plain(state) && state.holder().is_some_and(|(_, holder)| holder != me);
+    let (cascaded, archive) = (follows && state.source_of(me).is_some(), follows && streams_from_nobody(state, me));
+    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside} {confirmed} {cascaded} {archive}")
+}
+
+/// A primary that is open, and nothing that operators have asked for.
+fn is_plain(state: &ClusterState) -> bool {
+    let open = matches!(state.lock, Lock::Granted { phase: GrantPhase::Open, .. });
+    open && state.operation.is_none() && state.paused.is_none() && state.maintenance.is_empty()
+}
+
+fn streams_from_nobody(state: &ClusterState, me: &MemberId) -> bool {
+    state.settings.of_member(me).nostream
 }
 
 /// Everything that the commands of the policy's rules and of operators lead to, from nothing on, a
@@ -93,7 +106,7 @@ fn committed() -> Vec<Committed> {
 fn proposals(state: &ClusterState) -> Vec<Kind> {
     let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
     let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
-    asked.chain(["pause", "resume", "maintenance"]).flat_map(|name| commands(name, state)).collect()
+    asked.chain(["pause", "resume", "maintenance", "nostream"]).flat_map(|name| commands(name, state)).collect()
 }
 
 fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
@@ -103,6 +116,22 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
     let end = WalPosition { timeline: TimelineId(1), lsn: Lsn(100) };
     match name {
         "genesis" => vec![genesis()],
+        "cascade" if is_plain(state) => {
+            let [.., source] = &members;
+            let lead = |member: &MemberId| Kind::Cascade {
+                member: member.clone(),
+                source: Some(source.clone()),
+                falls: 0,
+                reason: String::new(),
+            };
+            members.iter().map(lead).collect()
+        }
+        "nostream" if is_plain(state) => vec![Kind::SetSettings {
+            version: state.settings.version,
+            changes: members.iter().map(|member| (format!("{member}.nostream"), Some("true".to_owned()))).collect(),
+            by: String::new(),
+            beside: None,
+        }],
         "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7 }],
         "fence-epoch" if state.system_identifier.is_some() => vec![Kind::fence(String::new())],
         "grant-primary" => {
@@ -143,7 +172,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "end-operation" => {
             operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
         }
-        "record-system" | "fence-epoch" => vec![],
+        "record-system" | "fence-epoch" | "cascade" | "nostream" => vec![],
         other => panic!("a rule proposes {other}: make such a command here, or say that it asks nothing of hosts"),
     }
 }
@@ -317,10 +346,10 @@ impl View {
             Spent::Rewinds => agent.rewind_failures = REWINDS_TRIED,
             Spent::Clones => agent.clone_failures = CLONES_TRIED,
         }
-        let holder = state.holder().map(|(_, member)| member.clone());
+        let upstream = state.upstream_of(me).or(state.holder().map(|(_, member)| member)).cloned();
         agent.upstream = match self.upstream {
             Upstream::Nobody => None,
-            Upstream::Primary => holder,
+            Upstream::Primary => upstream,
             Upstream::Another => Some(testing::id("nobody")),
         };
         agent.severed = self.word;
@@ -381,7 +410,9 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn is_met(&self) -> bool {
-        let follows = self.view.upstream == Upstream::Primary && self.view.wal == Wal::Shared;
+        let archive = streams_from_nobody(&self.committed.state, &self.committed.me);
+        let led = if archive { self.view.word } else { self.view.upstream == Upstream::Primary };
+        let follows = led && self.view.wal == Wal::Shared;
         let confirmed = !self.committed.state.sync.rules.is_empty();
         let fenced = matches!(self.committed.state.lock, Lock::Fenced { .. });
         let given_up = !confirmed || !fenced || self.view.word || self.view.postgres != Standby;

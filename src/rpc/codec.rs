@@ -16,8 +16,8 @@ use crate::{
         WalPosition,
     },
     state::{
-        Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
-        OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
+        Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Link, Lock, Member,
+        Operation, OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
 
@@ -48,6 +48,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         }
         Kind::KeepOut { on } => c::Kind::KeepOut(c::KeepOut { on: *on }),
         Kind::SettleSync { id } => c::Kind::SettleSync(c::SettleSync { id: *id }),
+        Kind::Cascade { member, source, falls, reason } => c::Kind::Cascade(c::Cascade {
+            member: member.to_string(),
+            source: optional_text(source.as_ref()),
+            falls: *falls,
+            reason: reason.clone(),
+        }),
         Kind::PromotionComplete { member, timeline, switch, first_record } => {
             c::Kind::PromotionComplete(c::PromotionComplete {
                 member: member.to_string(),
@@ -166,6 +172,12 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         K::SetSync(s) => Kind::SetSync { after: s.after, rule: s.rule.as_ref().map(sync::wanted_of).transpose()? },
         K::KeepOut(k) => Kind::KeepOut { on: k.on },
         K::SettleSync(s) => Kind::SettleSync { id: s.id },
+        K::Cascade(c) => Kind::Cascade {
+            member: member_id(&c.member)?,
+            source: optional_member(&c.source)?,
+            falls: c.falls,
+            reason: c.reason,
+        },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
@@ -284,6 +296,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
+        cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
     }
     .encode_to_vec()
 }
@@ -362,7 +375,20 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         by_hand,
         sync: sync::set_of(raw.sync)?,
         kept_out: raw.kept_out,
+        cascade: raw
+            .cascade
+            .into_iter()
+            .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
+            .collect::<Result<_>>()?,
     })
+}
+
+fn encode_link(link: &Link) -> v1::Link {
+    v1::Link { source: optional_text(link.source.as_ref()), falls: link.falls }
+}
+
+fn decode_link(raw: v1::Link) -> Result<Link> {
+    Ok(Link { source: optional_member(&raw.source)?, falls: raw.falls })
 }
 
 fn encode_asked(asked: &Asked) -> v1::Asked {
@@ -603,6 +629,7 @@ mod tests {
             Kind::Grant { member: id("a"), floor: at(1, 5), sync: None },
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
+            Kind::Cascade { member: id("b"), source: None, falls: 2, reason: "b is silent".into() },
             Kind::SetSync { after: 0, rule: Some((vec![id("b")], 1)) },
             Kind::SetSync { after: 1, rule: Some((vec![], 0)) },
             Kind::SettleSync { id: 2 },
@@ -676,7 +703,7 @@ mod tests {
     #[test]
     fn a_state_of_a_newer_format_is_refused() {
         let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 6, this version reads up to 5"));
+        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 7, this version reads up to 6"));
     }
 
     #[test]

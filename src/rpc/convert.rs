@@ -223,6 +223,8 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         wal_end_known: view.wal_end_known,
         replay_lsn: view.replay_lsn.0,
         streaming: view.streaming,
+        streaming_ms: view.streaming_ms,
+        waits_on_purpose: view.waits_on_purpose,
         upstream: optional_text(view.upstream.as_ref()),
         history: view
             .history
@@ -399,6 +401,8 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         wal_end_known: raw.wal_end_known,
         replay_lsn: Lsn(raw.replay_lsn),
         streaming: raw.streaming,
+        streaming_ms: raw.streaming_ms,
+        waits_on_purpose: raw.waits_on_purpose,
         upstream: optional_member(&raw.upstream)?,
         history: TimelineHistory {
             timeline: wal_end.timeline,

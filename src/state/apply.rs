@@ -88,6 +88,7 @@ impl ClusterState {
             Kind::SetSync { after, rule } => self.set_sync(*after, rule.as_ref()),
             Kind::SettleSync { id } => self.settle_sync(*id),
             Kind::KeepOut { on } => self.keep_out(*on),
+            Kind::Cascade { member, source, falls, reason } => self.lead_to(member, source.as_ref(), *falls, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
@@ -163,6 +164,8 @@ impl ClusterState {
         self.roster.grant();
         self.keep_newest_timings();
         self.unexplained.remove(member);
+        // Whose WAL is on the new primary's history shows only when it streams from there.
+        self.cascade.clear();
         self.lock = Lock::Granted {
             epoch,
             member: member.clone(),
@@ -423,6 +426,7 @@ impl ClusterState {
         self.settings.forget(who);
         self.maintenance.remove(who);
         self.unexplained.remove(who);
+        self.leave_source(who);
         Ok(Some(format!("{who} is no member any more")))
     }
 }

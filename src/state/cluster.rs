@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    cascade::Link,
     command::RuleId,
     history::{Evidence, Reign},
     pause::Asked,
@@ -75,6 +76,8 @@ pub struct ClusterState {
     pub kept_out: bool,
     /// Timelines that were begun by hand, and on whose host. Anybody else's WAL under that number may be other WAL.
     pub by_hand: BTreeMap<TimelineId, MemberId>,
+    /// Who streams from a standby, or has lately. Nobody does so before it has streamed from the primary of this epoch.
+    pub cascade: BTreeMap<MemberId, Link>,
 }
 
 /// Which life of which cluster.

@@ -248,6 +248,17 @@ pub enum Kind {
         /// Its number.
         id: u64,
     },
+    /// A member streams from a standby from now on, or from the primary again.
+    Cascade {
+        /// Which.
+        member: MemberId,
+        /// From whom; `None`: the primary.
+        source: Option<MemberId>,
+        /// How often it has left that source lately because of it.
+        falls: u32,
+        /// Why, for people.
+        reason: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -299,6 +310,7 @@ impl Kind {
             Self::SetSync { .. } => "set-sync",
             Self::SettleSync { .. } => "settle-sync",
             Self::KeepOut { .. } => "keep-out",
+            Self::Cascade { .. } => "cascade",
         }
     }
 
@@ -335,6 +347,7 @@ impl Kind {
             | Self::SetSync { .. }
             | Self::SettleSync { .. }
             | Self::KeepOut { .. } => Format::SYNC,
+            Self::Cascade { .. } => Format::CASCADE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -8,6 +8,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod apply;
+mod cascade;
 pub mod cluster;
 pub mod command;
 mod flaps;
@@ -19,6 +20,7 @@ mod settings;
 mod sync;
 pub mod timings;
 
+pub use cascade::Link;
 pub use cluster::{
     ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,
     OperationPhase, Release, TimelineRecord,

@@ -57,6 +57,7 @@ impl ClusterState {
         }
         // What was acknowledged on hosts that are gone is accepted as lost.
         state.sync.clear();
+        state.cascade.clear();
         // Whoever recovers wants a primary.
         state.paused = None;
         state.maintenance.remove(me);

@@ -55,6 +55,8 @@ pub const PAUSED: &str = "cluster.paused";
 pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
 /// Clients are kept out of a primary that crashed, or may come in again. Fields: `command`, `epoch`, `rule`.
 pub const KEPT_OUT: &str = "clients.kept-out";
+/// A standby streams from another standby from now on, or from the primary again. Fields: `command`, `epoch`, `rule`.
+pub const CASCADE: &str = "replication.source_changed";
 /// Other standbys confirm commits from now on. Fields: `command`, `epoch`, `rule`.
 pub const SYNC_CHANGED: &str = "commits.rule";
 /// The connection of a standby that was not heard for `tcp_ms` is ended. Fields: `slot`, `pid`.

@@ -31,6 +31,7 @@ mod quorum;
 mod room;
 mod slow;
 mod stage;
+mod streams;
 mod wal;
 
 use std::time::Duration;
@@ -97,6 +98,12 @@ fn what_breaks_heals_by_itself() {
 #[ignore = "half a minute; tests/agent has each of its damages: make proof"]
 fn data_of_no_use_is_replaced() {
     stage::play(cures::STEPS);
+}
+
+#[test]
+#[ignore = "minutes, for a source is left and followed with patience; tests/agent has what PostgreSQL does: make proof"]
+fn standbys_stream_from_standbys() {
+    stage::play(streams::STEPS);
 }
 
 #[test]

@@ -163,6 +163,8 @@ fn blank(me: &MemberId) -> AgentView {
         wal_end_known: false,
         replay_lsn: Lsn(0),
         streaming: false,
+        streaming_ms: 60_000,
+        waits_on_purpose: false,
         upstream: None,
         heard: Default::default(),
         history: TimelineHistory::default(),

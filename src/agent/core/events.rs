@@ -10,12 +10,12 @@ use crate::{
     },
     domain::{
         Briefing, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId, MemberList, Moment,
-        TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
+        SettingsDocument, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
     },
     lease::message::Letter,
-    postgres::{Knock, Place, Space, Touch, Vitals},
+    postgres::{Knock, Place, Space, Touch, Vitals, waits_on_purpose},
 };
 
 /// Both kinds of time an event comes with.
@@ -147,6 +147,13 @@ pub struct Sight {
     pub replay_paused: bool,
     /// Standby: it is configured to follow nobody, and no WAL receiver runs.
     pub severed: bool,
+}
+
+impl Sight {
+    /// Replay waits until a commit is as old as operators have set. While it does the startup process starts no WAL receiver.
+    pub fn waits_on_purpose(&self) -> bool {
+        self.in_recovery && waits_on_purpose(&self.replay_waits)
+    }
 }
 
 /// What lies in the data directory of a stopped instance.
@@ -403,6 +410,8 @@ pub enum Effect {
     SetWal(WalPosition),
     /// The lease is counted by these timings as soon as the acceptors have them.
     Timings(Box<CommittedTimings>),
+    /// Operators have set otherwise who streams from whom, or how old a commit is when it is replayed.
+    Streams(Box<SettingsDocument>),
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
     /// To the holder that asked in failsafe.

@@ -26,7 +26,11 @@ impl Core {
         if other_timings {
             self.durable.timings = briefing.timings;
         }
+        let streams = self.durable.settings.of_streams();
         let other_settings = self.take_settings(briefing.settings);
+        if streams != self.durable.settings.of_streams() {
+            out.push(Effect::Streams(Box::new(self.durable.settings.clone())));
+        }
         self.take_pause(briefing.pause, now);
         let other_sync = self.take_sync(briefing.sync);
         if other_members || other_timings || other_settings || other_sync {

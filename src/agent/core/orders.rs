@@ -146,6 +146,12 @@ impl Core {
         if matches!(task, Task::Start(Some(_)) | Task::Follow(Some(_))) {
             self.note_that_nothing_is_lost();
         }
+        if let Task::Follow(Some(source)) = &task
+            && self.upstream().is_some_and(|last| *last != source.member)
+        {
+            // What one has removed another may still have.
+            self.cure.another_primary();
+        }
         if matches!(task, Task::Start(_) | Task::Follow(_)) {
             // One that fails half-way leaves it pointed at either: what it really follows is seen then.
             self.follows = None;

@@ -27,6 +27,8 @@ pub(super) struct Stuck {
     behind: Option<(Lsn, Moment)>,
     /// Since when it doesn't stream.
     unstreamed: Option<Moment>,
+    /// Since when it does.
+    streamed: Option<Moment>,
     /// For people.
     said: Option<String>,
 }
@@ -44,7 +46,7 @@ impl Stuck {
 
     /// It is to follow somebody: from now on it may be expected to stream.
     pub(super) fn follow(&mut self) {
-        self.unstreamed = None;
+        (self.unstreamed, self.streamed) = (None, None);
     }
 
     /// The server answered.
@@ -52,10 +54,14 @@ impl Stuck {
         self.ended = false;
         let at = sight.replay_lsn;
         // The last bytes received may be half of a record; who waits for more has replayed what there is.
-        let more = sight.in_recovery && sight.wal_end.lsn > at && !waits_at_the_end(&sight.replay_waits);
+        // One that waits on purpose is where it should be, and asks for no more WAL before it goes on.
+        let delayed = sight.waits_on_purpose();
+        let more = sight.in_recovery && sight.wal_end.lsn > at && !waits_at_the_end(&sight.replay_waits) && !delayed;
         let unmoved = self.behind.filter(|(lsn, _)| *lsn == at);
         self.behind = more.then(|| unmoved.unwrap_or((at, now)));
-        self.unstreamed = (sight.in_recovery && !sight.streaming).then(|| self.unstreamed.unwrap_or(now));
+        let missed = sight.in_recovery && !sight.streaming && !delayed;
+        self.unstreamed = missed.then(|| self.unstreamed.unwrap_or(now));
+        self.streamed = sight.streaming.then(|| self.streamed.unwrap_or(now));
     }
 
     /// A WAL receiver ran at the last look.
@@ -66,6 +72,11 @@ impl Stuck {
     /// What stands still and why, for people.
     pub(super) fn said(&self) -> Option<&str> {
         self.said.as_deref()
+    }
+
+    /// How long it has streamed, or not, without a break.
+    fn streaming_for(&self, now: Moment) -> Duration {
+        self.streamed.or(self.unstreamed).map(|since| now.since(since)).unwrap_or_default()
     }
 
     fn because(&self) -> String {
@@ -202,6 +213,11 @@ impl Core {
         let followed = self.was_followed(crashed);
         let stays = self.settings.on_primary_crash == OnPrimaryCrash::Restart;
         self.restarts() && gets_on && (stays || !followed)
+    }
+
+    /// How long it has streamed, or not, without a break; in milliseconds.
+    pub fn streaming_ms(&self, now: Now) -> u64 {
+        u64::try_from(self.stuck.streaming_for(now.moment).as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Where recovery or replay is, while it is watched.
