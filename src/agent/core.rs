@@ -561,6 +561,8 @@ impl Core {
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
+            // Somebody else was at work in the data directory: it was not tried.
+            (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;

@@ -19,7 +19,9 @@ use crate::{
     domain::{Epoch, Generation, HowToCopy, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
+    postgres::{
+        CloneError, ConfigRole, Instance, Live, PostgresError, Progress, RewindError, Saved, Session, Tail, Upstream,
+    },
     telemetry::events,
 };
 
@@ -103,8 +105,8 @@ impl Job {
             Task::Promote(tenure) => return self.promote(tenure).await,
             Task::Restart { tenure, resume } => self.restart(tenure, *resume).await?,
             Task::Stop { mode, .. } => self.stop(*mode).await?,
-            Task::Rewind(source) => self.rewind(source).await?,
-            Task::Clone(source) => self.copy(source).await?,
+            Task::Rewind(source) => return self.rewind(source).await,
+            Task::Clone(source) => return self.copy(source).await,
             Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
         }
         Ok(())
@@ -241,12 +243,16 @@ impl Job {
         }
     }
 
-    async fn rewind(&self, source: &Source) -> Result<(), String> {
+    async fn rewind(&self, source: &Source) -> Result<(), Failure> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         self.count_what_is_lost(source).await;
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
-        let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await.map_err(said)?;
+        let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await;
+        let outcome = outcome.map_err(|error| Failure {
+            harmless: matches!(error, RewindError::Step(PostgresError::Busy { .. })),
+            error: said(error),
+        })?;
         tracing::info!(source = %source.member, ?outcome, "rewound");
         Ok(())
     }
@@ -317,7 +323,7 @@ impl Job {
         }
     }
 
-    async fn copy(&self, source: &Source) -> Result<(), String> {
+    async fn copy(&self, source: &Source) -> Result<(), Failure> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         let instance = &self.hands.instance;
@@ -329,7 +335,10 @@ impl Job {
         }
         let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), self.how_to_copy, &progress).await;
-        copied.map(|_| ()).map_err(said)
+        copied.map(|_| ()).map_err(|error| Failure {
+            harmless: matches!(error, CloneError::Step(PostgresError::Busy { .. })),
+            error: said(error),
+        })
     }
 
     /// Lease first, guard armed, and only then anything that could become writable. All of it within one deadline, which

@@ -18,6 +18,7 @@ mod initdb;
 pub mod instance;
 mod kept;
 mod knock;
+mod orphans;
 mod outside;
 pub mod probe;
 mod rescue;

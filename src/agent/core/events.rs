@@ -246,7 +246,8 @@ pub enum Task {
 pub enum TaskEnd {
     /// As ordered.
     Succeeded,
-    /// Not, and why. `harmless`: a promotion that never got as far as holding the lease.
+    /// Not, and why. `harmless`: a promotion that never got as far as holding the lease; a copy or a rewind that found somebody
+    /// else at work in the data directory.
     Failed {
         /// For people.
         error: String,

@@ -631,6 +631,14 @@ fn a_copy_that_is_given_up_for_an_operator_is_no_failed_one() {
 }
 
 #[test]
+fn a_copy_that_found_somebody_at_work_was_not_tried() {
+    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+    core.step(order(1, Action::Clone(source())), now(1));
+    core.step(Event::Done(TaskEnd::Failed { error: "another operation".into(), harmless: true }), now(2));
+    assert_eq!(core.durable().clone_failures, 0);
+}
+
+#[test]
 fn after_a_copy_that_failed_the_next_is_not_compressed() {
     let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
     core.settings.clone_compression = CloneCompression::Lz4;
