@@ -73,7 +73,7 @@ mod tests {
         set.iter().for_each(|(key, value)| of.set(key, value).unwrap());
         let used = SlotUse::of(&of, &"n2".parse().unwrap()).unwrap();
         let slot = SlotFound { name: "s".to_owned(), physical: true, reserves, ..SlotFound::default() };
-        let found = SlotsFound { in_recovery, slots: vec![slot] };
+        let found = SlotsFound { in_recovery, slots: vec![slot], ..SlotsFound::default() };
         adapt(ordinary.to_vec(), &found, [(&"s".to_owned(), used)].into_iter())
     }
 
