@@ -94,15 +94,6 @@ fn a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told
         println!("from the end of the source to the row: {:?}", died.elapsed());
         assert!(died.elapsed() < Duration::from_secs(10));
 
-        // And back.
-        second.until("the second is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
-        second.follow(1, Some(&first)).await;
-        second.until("the second streams", |s| s.streaming).await;
-        follow_with(&mut third, &second, 1, &cascade).await;
-        third.until("it streams from the second again", |s| s.streaming && s.upstream == "n2").await;
-        writer.batch_execute(&insert(4)).await.unwrap();
-        has(&third, 4).await;
-
         // From now on it shows what is two seconds old, and has what is not.
         let delayed = [("n3.replicatefrom", "n2"), ("n3.recovery_min_apply_delay", "2000")];
         tell(&mut third, 2, &delayed).await;
@@ -111,12 +102,12 @@ fn a_standby_streams_from_a_standby_until_that_dies_and_shows_the_past_when_told
         while client.query_one("SHOW recovery_min_apply_delay", &[]).await.unwrap().get::<_, &str>(0) != "2s" {
             assert!(Instant::now() < until, "the delay is in force");
         }
-        writer.batch_execute(&insert(5)).await.unwrap();
+        writer.batch_execute(&insert(4)).await.unwrap();
         let (written, at) = (first.status().await.wal_end.unwrap().lsn, Instant::now());
         let waits = third.until("it has the row", |s| s.wal_end.unwrap().lsn >= written && s.waits_on_purpose).await;
         assert!(waits.streaming && waits.problem.is_empty(), "{waits:?}");
-        assert_eq!(third.rows().await, 4, "it shows the past");
-        has(&third, 5).await;
+        assert_eq!(third.rows().await, 3, "it shows the past");
+        has(&third, 4).await;
         assert!(at.elapsed() > Duration::from_millis(1_500), "{:?}", at.elapsed());
         assert_eq!(third.status().await.postgres_pid, pid, "PostgreSQL was never restarted");
     });
