@@ -96,6 +96,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
+        Hold::Archive { member: n1(), why: vec![] },
         Hold::Unconfirmed { rule: "n2".into(), heard: vec![], needed: Some(1), last: Some(n1()) },
         Hold::Unconfirmed { rule: "nobody".into(), heard: vec![n1()], needed: None, last: None },
         Hold::TooFewSync { have: 0, wanted: 1, strict: false },
@@ -122,6 +123,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::StaysPut { .. }
             | Hold::Paused { .. }
             | Hold::NoRoom { .. }
+            | Hold::Archive { .. }
             | Hold::GroupUnsettled { .. }
             | Hold::Unconfirmed { .. }
             | Hold::TooFewSync { .. }

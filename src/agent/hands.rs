@@ -129,6 +129,21 @@ impl Hands {
         });
     }
 
+    /// Gives PostgreSQL what is set of the archive, as soon as nobody works in its data directory.
+    pub fn refresh_archive(&self, guard: Option<GuardHandle>) {
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let _works = hands.data_dir.lock().await;
+            let refresh = move || {
+                hands.instance.refresh_archive().map_err(said)?;
+                guard.map_or(Ok(()), |guard| guard.signal(PostmasterSignal::Reload).map_err(said))
+            };
+            if let Err(error) = blocking(refresh).await.and_then(|done| done) {
+                tracing::debug!(error, "PostgreSQL gets what is set of the archive with its next start or change of role");
+            }
+        });
+    }
+
     /// Makes the shutdown that somebody has begun a fast one.
     pub fn end_shutdown(&self, guard: Option<GuardHandle>) {
         let Some(guard) = guard else { return };

@@ -107,6 +107,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         uncovered: core.uncovered(),
         lost: core.lost(),
         cure: core.cure(now),
+        archive: core.archive(now),
     }
 }
 
@@ -180,6 +181,10 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     }
     if let Some(redo) = &mut calm.redo {
         redo.still_ms = 0;
+    }
+    if let Some(archive) = &mut calm.archive {
+        let fails = archive.failing_ms.map(|_| 0);
+        *archive = v1::Archive { on: archive.on, failing_ms: fails, much: archive.much, ..Default::default() };
     }
     if let Some(room) = &mut calm.room {
         for volume in room.data.iter_mut().chain(&mut room.wal) {

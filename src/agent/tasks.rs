@@ -16,10 +16,10 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
+    domain::{CloneMethod, Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{ConfigRole, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
+    postgres::{CloneError, ConfigRole, CopyPlan, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
     telemetry::events,
 };
 
@@ -48,8 +48,8 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
-    /// How fast a copy is made at most, in bytes a second; 0: no limit.
-    pub clone_rate: u64,
+    /// How a copy is made.
+    pub copies: CopyPlan,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
     /// What is in the data directory is damaged.
@@ -314,9 +314,25 @@ impl Job {
         } else if self.damaged {
             self.marked(self.hands.instance.mark_damaged());
         }
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
-        let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;
-        copied.map(|_| ()).map_err(said)
+        // Whoever looks sees why it isn't the first method that is at work.
+        let failed = std::sync::Mutex::new(String::new());
+        let progress = |p: Progress| {
+            let before = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.hands.progress(&format!("{}{before}", p.phase), p.done_bytes, p.total_bytes);
+        };
+        let on_failure = |method: CloneMethod, error: &CloneError| {
+            let why = chain(error);
+            tracing::warn!(%method, error = why, "a copy failed, the next method is tried");
+            let short: String = why.chars().take(200).collect();
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) += &format!(" ({method} failed: {short})");
+        };
+        let instance = &self.hands.instance;
+        let copied = instance.copy(&Upstream::from(source), &self.copies, &progress, &on_failure).await;
+        let before = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (_, method) = copied.map_err(|error| format!("{}{before}", chain(&error)))?;
+        tracing::info!(source = %source.member, %method, "copied");
+        let _ = self.hands.wakes.send(Wake::Core(Event::Copied(method)));
+        Ok(())
     }
 
     /// Lease first, guard armed, and only then anything that could become writable. All of it within one deadline, which

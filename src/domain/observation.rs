@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
+    ArchiveView, CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
     TimingsId, Uncovered, WalPosition,
 };
 
@@ -291,6 +291,8 @@ pub struct AgentView {
     pub lost: Vec<LostWal>,
     /// Why it doesn't get where it should.
     pub cure: CureView,
+    /// How archiving goes, and what it has from the archive.
+    pub archive: ArchiveView,
 }
 
 /// Where recovery or replay is.

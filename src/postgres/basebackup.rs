@@ -1,8 +1,9 @@
 //! Makes a new copy of another member beside the data directory, and swaps it in when it is verified.
 
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use super::{
+    archive::Stanza,
     command::{OnProgress, Progress},
     conf::{ConfigRole, Upstream},
     error::PostgresError,
@@ -11,11 +12,11 @@ use super::{
     kept,
     session::SqlError,
 };
-use crate::domain::{Epoch, Generation, KeepDiverged};
+use crate::domain::{CloneMethod, Epoch, Generation, KeepDiverged, TimelineHistory};
 
 /// For the copy; the progress shows a clone that hangs long before.
 const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+pub(super) const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 
 /// What pg_basebackup takes, in bytes a second (manual, pg_basebackup).
 const LEAST_RATE: u64 = 32 << 10;
@@ -27,6 +28,12 @@ pub enum CloneError {
     /// What is in the data directory is not ours to replace.
     #[error("cloning would replace something that is no copy of this cluster: {0}")]
     Foreign(String),
+    /// What was made is no copy.
+    #[error("what was made is no copy: {0}")]
+    NoCopy(String),
+    /// pgBackRest has none that is of use.
+    #[error("no backup is of use: {0}")]
+    NoBackup(String),
     /// A step failed.
     #[error(transparent)]
     Step(#[from] PostgresError),
@@ -35,10 +42,38 @@ pub enum CloneError {
     Source(#[from] SqlError),
 }
 
+/// How a copy is made.
+#[derive(Debug, Clone)]
+pub struct CopyPlan {
+    /// One after the other; never empty.
+    pub methods: Vec<CloneMethod>,
+    /// What is taken from another member at most, in bytes a second; 0: no limit.
+    pub max_rate: u64,
+    /// Where backups are.
+    pub pgbackrest: Option<Stanza>,
+    /// What the operator wants to be run …
+    pub command: String,
+    /// … and for how long.
+    pub command_limit: Duration,
+    /// The cluster's history; a backup that is not on it is of no use. `None`: not known.
+    pub lineage: Option<TimelineHistory>,
+}
+
+impl Default for CopyPlan {
+    fn default() -> Self {
+        Self {
+            methods: vec![CloneMethod::Basebackup],
+            max_rate: 0,
+            pgbackrest: None,
+            command: String::new(),
+            command_limit: COPY_DEADLINE,
+            lineage: None,
+        }
+    }
+}
+
 impl Instance {
-    /// Copies `source` into `<data_dir>.new`, verifies the copy, and swaps it in; returns its system identifier.
-    /// What was in the data directory before is kept as `<data_dir>.old` until [`Instance::discard_old`]. The copy
-    /// is a standby that follows nobody yet; write its configuration before the start. `max_rate` is in bytes a second, 0: no limit.
+    /// [`Instance::copy`] by `pg_basebackup` alone. `max_rate` is in bytes a second, 0: no limit.
     ///
     /// # Errors
     /// See [`CloneError`].
@@ -48,6 +83,24 @@ impl Instance {
         max_rate: u64,
         on_progress: OnProgress<'_>,
     ) -> Result<u64, CloneError> {
+        let plan = CopyPlan { max_rate, ..CopyPlan::default() };
+        self.copy(source, &plan, on_progress, &|_, _| ()).await.map(|(system, _)| system)
+    }
+
+    /// Copies `source` into `<data_dir>.new` by the first method that succeeds, verifies the copy, and swaps it in; returns its
+    /// system identifier and the method. What was in the data directory before is kept as `<data_dir>.old` until
+    /// [`Instance::discard_old`]. The copy is a standby that follows nobody yet; write its configuration before the start.
+    /// `on_failure` hears of each method that failed while another is left.
+    ///
+    /// # Errors
+    /// See [`CloneError`].
+    pub async fn copy(
+        &self,
+        source: &Upstream,
+        plan: &CopyPlan,
+        on_progress: OnProgress<'_>,
+        on_failure: &(dyn Fn(CloneMethod, &CloneError) + Send + Sync),
+    ) -> Result<(u64, CloneMethod), CloneError> {
         let lock = OperationLock::take(self.data_dir())?;
         self.demand_stopped()?;
         self.finish_swap()?;
@@ -56,11 +109,67 @@ impl Instance {
             return Err(CloneError::Foreign(text));
         }
         let new = self.beside(".new");
-        self.remove_data(&new).await?;
         self.write_passfile(Some(source))?;
+        let mut left = plan.methods.iter().copied();
+        let mut method = left.next().unwrap_or(CloneMethod::Basebackup);
+        let system = loop {
+            self.remove_data(&new).await?;
+            let made = self.make_copy(method, source, plan, (&new, &lock), on_progress).await;
+            let checked = made.and_then(|()| self.check_copy(source, &present, &new));
+            match (checked, left.next()) {
+                (Ok(system), _) => break system,
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(next)) => {
+                    on_failure(method, &error);
+                    method = next;
+                }
+            }
+        };
+        // Of the source, if it is there: its own.
+        files::remove(&new.join(kept::MARK))?;
+        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
+        self.write_config_to(&new, &role)?;
+        // Written last: with it the copy is complete.
+        files::ensure(&new.join("standby.signal"), "")?;
+        self.swap().await?;
+        files::remove(&self.rewind_marker())?;
+        Ok((system, method))
+    }
+
+    async fn make_copy(
+        &self,
+        method: CloneMethod,
+        source: &Upstream,
+        plan: &CopyPlan,
+        (new, lock): (&Path, &OperationLock),
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), CloneError> {
+        match (method, &plan.pgbackrest) {
+            (CloneMethod::Basebackup, _) => self.base_backup(source, plan.max_rate, (new, lock), on_progress).await,
+            (CloneMethod::Pgbackrest, Some(stanza)) => {
+                let system = self.system_of(source).await?;
+                let of = (system, plan.lineage.as_ref());
+                self.restore_backup(stanza, (new, lock), of, on_progress).await
+            }
+            (CloneMethod::Pgbackrest, None) => Err(CloneError::NoBackup("no pgbackrest_stanza is set".to_owned())),
+            (CloneMethod::Command, _) => {
+                let system = self.system_of(source).await?;
+                let command = (plan.command.as_str(), plan.command_limit);
+                self.copy_by_command(command, source, (new, lock), system, on_progress).await
+            }
+        }
+    }
+
+    async fn base_backup(
+        &self,
+        source: &Upstream,
+        max_rate: u64,
+        (new, lock): (&Path, &OperationLock),
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), CloneError> {
         on_progress(Progress::phase("pg_basebackup"));
         let conninfo = self.source_conninfo(source, None);
-        let copy = self.helper("pg_basebackup", COPY_DEADLINE).holding(lock.share()?).arg("-D").arg(&new);
+        let copy = self.helper("pg_basebackup", COPY_DEADLINE).holding(lock.share()?).arg("-D").arg(new);
         let copy = copy.arg("-d").arg(conninfo).args([
             "--wal-method=stream",
             "--checkpoint=fast",
@@ -76,10 +185,19 @@ impl Instance {
         copy.run(|line| Progress::parse("pg_basebackup", line).into_iter().for_each(on_progress))
             .await
             .map_err(PostgresError::from)?;
-        on_progress(Progress::phase("verify"));
-        let verify = self.helper("pg_verifybackup", VERIFY_DEADLINE).holding(lock.share()?);
-        verify.arg("--quiet").arg("--exit-on-error").arg(&new).run(|_| ()).await.map_err(PostgresError::from)?;
-        let copied = self.control_data_of(&new)?;
+        self.verify_copy(new, lock, on_progress).await
+    }
+
+    /// The copy is a data directory of this version, and of the system of what it replaces.
+    fn check_copy(&self, source: &Upstream, present: &DataState, new: &Path) -> Result<u64, CloneError> {
+        match self.data_state_of(new)? {
+            DataState::Present(_) => {}
+            DataState::Missing | DataState::Empty => {
+                return Err(CloneError::NoCopy(format!("there is nothing in {}", new.display())));
+            }
+            DataState::Incomplete(why) | DataState::Foreign(why) => return Err(CloneError::NoCopy(why)),
+        }
+        let copied = self.control_data_of(new)?;
         if let DataState::Present(old) = present
             && old.system_identifier != copied.system_identifier
         {
@@ -88,14 +206,6 @@ impl Instance {
                 format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
             return Err(CloneError::Foreign(text));
         }
-        // Of the source, if it is there: its own.
-        files::remove(&new.join(kept::MARK))?;
-        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
-        self.write_config_to(&new, &role)?;
-        // Written last: with it the copy is complete.
-        files::ensure(&new.join("standby.signal"), "")?;
-        self.swap().await?;
-        files::remove(&self.rewind_marker())?;
         Ok(copied.system_identifier)
     }
 

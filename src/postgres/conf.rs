@@ -54,6 +54,31 @@ pub(super) struct Settings<'a> {
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
     pub(super) silence: Silence,
+    /// `None`: what the user's parameters say counts.
+    pub(super) archive: Option<Archive>,
+}
+
+/// What PostgreSQL is to call for the archive; `None`: nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Archive {
+    /// For each file that it has written.
+    pub(super) put: Option<String>,
+    /// For each that it needs.
+    pub(super) get: Option<String>,
+}
+
+/// Those of [`Archive`].
+const ARCHIVE: [&str; 3] = ["archive_mode", "archive_command", "restore_command"];
+
+impl Archive {
+    /// A server that was started with `archive_mode` keeps every file until one command takes it: with none to be run that is
+    /// one that takes everything.
+    fn settings(&self, follows: bool) -> [(&'static str, &str); 3] {
+        let mode = if self.put.is_some() { "on" } else { "off" };
+        let get = self.get.as_deref().filter(|_| follows).unwrap_or_default();
+        let [mode_key, put_key, get_key] = ARCHIVE;
+        [(mode_key, mode), (put_key, self.put.as_deref().unwrap_or("true")), (get_key, get)]
+    }
 }
 
 /// How soon PostgreSQL gives up a peer that says nothing.
@@ -210,7 +235,8 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
     let dormant = *role == ConfigRole::DormantPrimary;
     for (key, value) in settings.parameters {
         // A primary that restarts in place must find nothing but its own WAL.
-        let archive = dormant && key.eq_ignore_ascii_case("restore_command");
+        let ours = settings.archive.is_some() && ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own));
+        let archive = ours || (dormant && key.eq_ignore_ascii_case("restore_command"));
         if is_setting_name(key) && !owned_key(key) && !archive {
             set(key, value);
         }
@@ -245,6 +271,10 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         // One connection at a time confirms under that name.
         ("primary_slot_name", &slot),
     ] {
+        set(key, value);
+    }
+    let follows = matches!(role, ConfigRole::Standby { upstream: Some(_), .. });
+    for (key, value) in settings.archive.iter().flat_map(|archive| archive.settings(follows)) {
         set(key, value);
     }
     if let ConfigRole::Standby { epoch, generation, .. } = role {
@@ -295,6 +325,23 @@ pub(super) fn other_conninfo(text: &str, silence: Silence) -> Option<String> {
         new = with_value(&new, key, value)?;
     }
     (new != line).then(|| text.replacen(line, &new, 1))
+}
+
+/// A text of `postgresql.conf` makes a standby of the server that follows somebody.
+pub(super) fn follows_somebody(text: &str) -> bool {
+    text.lines().any(|line| line.starts_with("primary_conninfo = ") && line != "primary_conninfo = ''")
+}
+
+/// The text of `postgresql.conf` with this of the archive.
+pub(super) fn other_archive(text: &str, archive: &Archive, follows: bool) -> String {
+    let ours = |line: &&str| ARCHIVE.iter().any(|key| line.split_once(" = ").is_some_and(|(found, _)| found == *key));
+    let mut kept = text.lines().filter(|line| !ours(line));
+    let mut out: String = kept.by_ref().take(1).map(|line| format!("{line}\n")).collect();
+    for (key, value) in archive.settings(follows) {
+        let _ = writeln!(out, "{key} = {}", quote(value));
+    }
+    kept.for_each(|line| out.extend([line, "\n"]));
+    out
 }
 
 /// A quoted connection string with another number under `key`.
@@ -384,7 +431,7 @@ pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &s
 pub(super) fn without_owned(auto_conf: &str) -> Option<String> {
     let foreign = |line: &&str| {
         let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next().unwrap_or_default();
-        !owned_key(key)
+        !owned_key(key) && !ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own))
     };
     let kept = Vec::from_iter(auto_conf.lines().filter(foreign));
     if kept.len() == auto_conf.lines().count() {
@@ -424,6 +471,7 @@ mod tests {
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
             hba,
             parameters,
+            archive: None,
             silence: Silence { replication: Duration::from_secs(10), tcp: Duration::from_secs(5) },
         }
     }

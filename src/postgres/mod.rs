@@ -5,10 +5,12 @@
 //! a postmaster: it only says how one is to be started ([`PostmasterCommand`]).
 //! Start reading at [`instance`].
 
+mod archive;
 pub mod basebackup;
 mod command;
 pub mod conf;
 pub mod controldata;
+mod copy;
 pub mod error;
 mod files;
 mod first_record;
@@ -28,9 +30,11 @@ mod sync;
 mod touch;
 mod uncovered;
 mod vitals;
+mod wal_run;
 mod waldump;
 
-pub use basebackup::CloneError;
+pub use archive::{ArchiveRules, Archiver, Stanza, WalNote};
+pub use basebackup::{CloneError, CopyPlan};
 pub use command::{HelperError, OnProgress, Progress};
 pub use conf::{ConfigRole, Upstream, owned_key};
 pub use controldata::{ControlData, DbState};
@@ -48,3 +52,4 @@ pub use sync::{Live, Sender, SyncSight};
 pub use touch::Touch;
 pub use uncovered::{Findings, LEVEL, LevelFound, NAMES, OverrideFound, SenderFound};
 pub use vitals::{Vitals, writes_finished};
+pub use wal_run::WalCall;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use crate::{
     agent::{
+        archive::ArchiveSeen,
         order::{Order, Source, StopMode},
         room::Reserve,
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
+        Briefing, CloneMethod, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
         TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
@@ -293,6 +294,15 @@ pub enum Event {
         /// What was seen.
         view: Uncovered,
     },
+    /// How archiving goes.
+    Archive {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        seen: Box<ArchiveSeen>,
+    },
+    /// A copy was made.
+    Copied(CloneMethod),
     /// What is about to be undone was counted.
     Lost(LostWal),
     /// The manager tells what it has applied.
@@ -401,6 +411,8 @@ pub enum Effect {
     SetWal(WalPosition),
     /// The lease is counted by these timings as soon as the acceptors have them.
     Timings(Box<CommittedTimings>),
+    /// Give PostgreSQL what is set of the archive, and what a standby may take from it.
+    Archive,
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
     /// To the holder that asked in failsafe.

@@ -29,6 +29,7 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         settings: SettingsDocument::default(),
         pause: PauseWord::default(),
         sync: SyncWord::default(),
+        lineage: None,
     }
 }
 
