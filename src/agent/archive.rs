@@ -10,8 +10,8 @@ use tokio::{
 use super::{
     core::Event,
     hands::{blocking, said},
-    process::Wake,
     prober::Plan,
+    process::Wake,
 };
 use crate::{
     domain::{ArchiveView, Moment, RoomView, Settings},
@@ -93,11 +93,7 @@ fn ms(duration: Duration) -> u64 {
 }
 
 /// Looks until the sender of the plans is gone.
-pub async fn watch(
-    instance: Instance,
-    mut plans: watch::Receiver<Option<Plan>>,
-    wakes: mpsc::UnboundedSender<Wake>,
-) {
+pub async fn watch(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
     let (mut session, mut told, mut life, mut next) = (None, None, 0, Instant::now());
     loop {
         let plan = *plans.borrow_and_update();

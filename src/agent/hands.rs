@@ -139,7 +139,27 @@ impl Hands {
                 guard.map_or(Ok(()), |guard| guard.signal(PostmasterSignal::Reload).map_err(said))
             };
             if let Err(error) = blocking(refresh).await.and_then(|done| done) {
-                tracing::debug!(error, "PostgreSQL gets what is set of the archive with its next start or change of role");
+                tracing::debug!(
+                    error,
+                    "PostgreSQL gets what is set of the archive with its next start or change of role"
+                );
+            }
+        });
+    }
+
+    /// After a promotion: what the last primary could not archive any more is archived by this one. Nobody waits for that.
+    pub fn mend_archive(&self) {
+        let instance = self.instance.clone();
+        tokio::spawn(async move {
+            match instance.mend_archive().await {
+                Ok(0) => {}
+                Ok(files) => {
+                    tracing::info!(files, "WAL that the last primary had not archived is archived by this one")
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "it is not known whether the last primary had archived everything");
+                }
             }
         });
     }

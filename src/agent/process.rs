@@ -509,6 +509,7 @@ impl Agent {
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
+                hands.mend_archive();
                 let hands = hands.clone();
                 tokio::spawn(async move {
                     if let Err(error) = tasks::checkpoint(&hands.instance, Duration::from_secs(3600)).await {

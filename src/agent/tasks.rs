@@ -19,7 +19,9 @@ use crate::{
     domain::{CloneMethod, Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
-    postgres::{CloneError, ConfigRole, CopyPlan, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream},
+    postgres::{
+        CloneError, ConfigRole, CopyPlan, Instance, Live, PostgresError, Progress, Saved, Session, Tail, Upstream,
+    },
     telemetry::events,
 };
 

@@ -223,7 +223,8 @@ fn names_a_secret(command: &str) -> bool {
     let lower = command.to_ascii_lowercase();
     ["password", "passwd", "secret", "access_key", "access-key", "token", "cipher-pass"].iter().any(|word| {
         lower.match_indices(word).any(|(at, _)| {
-            let rest = lower[at + word.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-".contains(c));
+            let rest =
+                lower[at + word.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-".contains(c));
             let value = rest.strip_prefix('=').or_else(|| rest.strip_prefix(' '));
             value.is_some_and(|value| !value.trim_start_matches(['"', '\'']).starts_with(['$', '/', '-']))
         })

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveView, CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
-    TimingsId, Uncovered, WalPosition,
+    ArchiveView, CureView, EndCause, Epoch, Format, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory,
+    TimelineId, TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.

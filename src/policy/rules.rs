@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, archive, by_hand, failover, flaps, format, genesis, leadership, membership, outvoted,
-    promotion, restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, archive, by_hand, failover, flaps, format, genesis, leadership, membership,
+    outvoted, promotion, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 

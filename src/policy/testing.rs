@@ -9,10 +9,9 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ArchiveView,
-        ClusterId, CopyCause, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NeedsCopy, NodeId, Observation,
-        PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings, WalPosition,
-        membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
+        ArchiveView, ClusterId, CopyCause, Epoch, Generation, GroupNode, Lsn, MemberId, Moment, NeedsCopy, NodeId,
+        Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
+        WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
         observation::HeardOfPrimary, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
         observation::StandbyProgress, observation::SyncView, observation::Work,
     },
@@ -278,8 +277,15 @@ fn apply_word(view: &mut AgentView, word: &str) {
             let failing_ms = failing.then_some(30_000);
             let (waiting, waiting_bytes) = (40, 640 << 20);
             let last_failed = "000000020000000000000009".to_owned();
-            view.archive =
-                ArchiveView { on: true, failing_ms, much, waiting, waiting_bytes, last_failed, ..ArchiveView::default() };
+            view.archive = ArchiveView {
+                on: true,
+                failing_ms,
+                much,
+                waiting,
+                waiting_bytes,
+                last_failed,
+                ..ArchiveView::default()
+            };
         }
         "failed-starts" => view.cure.failed_starts = number(),
         "accepted" => view.accepted_epoch = Epoch(number()),

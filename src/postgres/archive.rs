@@ -18,8 +18,9 @@ use super::{
     files,
     instance::Instance,
     session::{Session, SqlError},
+    wal_run::WalCall,
 };
-use crate::domain::{Lsn, Settings, TimelineHistory, TimelineId, TimelineSwitch};
+use crate::domain::{Lsn, Settings, TimelineHistory, TimelineId, TimelineSwitch, archive::timeline_of};
 
 /// In the runtime directory: what may be run to archive a file …
 pub(super) const PUT: &str = "archive.json";
@@ -105,6 +106,8 @@ pub(super) fn shell_quote(word: &str) -> String {
 pub(super) struct Permit {
     pub(super) command: String,
     pub(super) limit_ms: u64,
+    /// What would get such a file back, where there is that.
+    pub(super) check: Option<String>,
     /// The timelines that may be taken, each but the last with its end; `None`: all of every one.
     pub(super) lineage: Option<(u32, Vec<(u32, u64)>)>,
 }
@@ -115,7 +118,7 @@ impl Permit {
             (history.timeline.0, history.switches.iter().map(|s| (s.timeline.0, s.end.0)).collect())
         };
         let limit_ms = u64::try_from(rules.limit.as_millis()).unwrap_or(u64::MAX);
-        Self { command, limit_ms, lineage: lineage.map(told) }
+        Self { command, limit_ms, check: None, lineage: lineage.map(told) }
     }
 
     pub(super) fn history(&self) -> Option<TimelineHistory> {
@@ -221,7 +224,10 @@ impl Instance {
     pub(super) fn write_put_permit(&self) -> Result<(), PostgresError> {
         let rules = self.archive_lock().clone();
         let command = rules.as_ref().and_then(|rules| Some((rules, self.put_command(rules)?)));
-        let permit = command.map(|(rules, command)| Permit::new(command, rules, None));
+        let permit = command.map(|(rules, command)| {
+            let check = self.get_command(rules);
+            Permit { check, ..Permit::new(command, rules, None) }
+        });
         self.write_permit(PUT, permit.as_ref())
     }
 
@@ -274,7 +280,11 @@ impl Instance {
         let Ok(text) = fs::read_to_string(&main) else { return Ok(()) };
         let Some(lines) = self.archive_lines().filter(|_| text.starts_with(conf::WRITTEN_BY_US)) else { return Ok(()) };
         let follows = conf::follows_somebody(&text);
-        if follows { self.write_get_permit(false)? } else { self.forbid_restores()? }
+        if follows {
+            self.write_get_permit(false)?
+        } else {
+            self.forbid_restores()?
+        }
         self.write_put_permit()?;
         files::replace(&main, &conf::other_archive(&text, &lines, follows))
     }
@@ -293,6 +303,56 @@ impl Instance {
             bytes += fs::metadata(wal.join(file)).map_or(0, |file| file.len());
         }
         Ok((waiting, bytes))
+    }
+
+    /// A standby counts what it has streamed as archived; if its primary was lost before it had archived that, nobody has. Called
+    /// after a promotion: what is missing in the archive is marked to be archived, from the newest file back to the first that is
+    /// there. Returns how many files that are.
+    ///
+    /// # Errors
+    /// A file can't be read or renamed.
+    pub async fn mend_archive(&self) -> Result<u64, PostgresError> {
+        let rules = self.archive_lock().clone();
+        let commands = rules.as_ref().and_then(|rules| self.put_command(rules).and(self.get_command(rules)));
+        let Some((rules, get)) = rules.as_ref().zip(commands) else { return Ok(0) };
+        let status = self.pg_wal().join("archive_status");
+        let (mut segments, histories) = self.counted_as_archived(&status)?;
+        segments.sort_unstable_by(|a, b| b.cmp(a));
+        let mut marked = 0;
+        for (file, is_last_word) in histories.iter().map(|f| (f, false)).chain(segments.iter().map(|f| (f, true))) {
+            let path = self.pg_wal().join(file);
+            let call =
+                WalCall { runtime_dir: self.runtime_dir().to_owned(), file: file.clone(), path, oldest: String::new() };
+            if call.in_archive(&get, rules.limit).await.is_some() {
+                if is_last_word {
+                    break;
+                }
+                continue;
+            }
+            let (done, ready) = (status.join(format!("{file}.done")), status.join(format!("{file}.ready")));
+            fs::rename(&done, &ready).map_err(PostgresError::file("marking", &done))?;
+            marked += 1;
+        }
+        Ok(marked)
+    }
+
+    /// Segments and histories that are there and marked as archived.
+    fn counted_as_archived(&self, status: &Path) -> Result<(Vec<String>, Vec<String>), PostgresError> {
+        let (mut segments, mut histories) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(status).map_err(PostgresError::file("reading", status))? {
+            let name = entry.map_err(PostgresError::file("reading", status))?.file_name();
+            let Some(file) = name.to_str().and_then(|name| name.strip_suffix(".done")) else { continue };
+            // A stub of ours is no history, and is marked by nobody.
+            if timeline_of(file).is_none() || !self.pg_wal().join(file).exists() {
+                continue;
+            }
+            match file.len() {
+                24 => segments.push(file.to_owned()),
+                _ if file.ends_with(".history") => histories.push(file.to_owned()),
+                _ => {}
+            }
+        }
+        Ok((segments, histories))
     }
 
     /// What the last archive and restore commands came to.

@@ -84,12 +84,15 @@ struct InfoSize {
 /// The newest backup of this system that ends on the cluster's history: one that was taken of a primary past the end of its
 /// timeline has pages of commits that the cluster doesn't have, and never becomes consistent.
 fn choose(text: &str, stanza: &str, system: u64, lineage: Option<&TimelineHistory>) -> Result<Backup, String> {
-    let infos: Vec<Info> = serde_json::from_str(text).map_err(|e| format!("pgbackrest info said what it never did: {e}"))?;
+    let infos: Vec<Info> =
+        serde_json::from_str(text).map_err(|e| format!("pgbackrest info said what it never did: {e}"))?;
     let info = infos.into_iter().find(|info| info.name == stanza);
     let info = info.ok_or_else(|| format!("pgBackRest has no stanza {stanza}"))?;
-    let ours = |of: &InfoOf| info.db.iter().any(|db| (db.id, db.repo_key, db.system_id) == (of.id, of.repo_key, system));
+    let ours =
+        |of: &InfoOf| info.db.iter().any(|db| (db.id, db.repo_key, db.system_id) == (of.id, of.repo_key, system));
     let fits = |backup: &&InfoBackup| {
-        let end = backup.archive.stop.as_deref().and_then(timeline_of).zip(backup.lsn.stop.as_ref()?.parse::<Lsn>().ok());
+        let end =
+            backup.archive.stop.as_deref().and_then(timeline_of).zip(backup.lsn.stop.as_ref()?.parse::<Lsn>().ok());
         let (timeline, lsn) = end?;
         let on_history = lineage.is_none_or(|history| history.includes(WalPosition { timeline, lsn }));
         (ours(&backup.database) && backup.error != Some(true) && on_history).then_some(())

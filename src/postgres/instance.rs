@@ -301,7 +301,11 @@ impl Instance {
         let _alone = self.config_alone();
         if dir == self.data_dir() {
             // Nothing is restored from the moment on in which it follows nobody.
-            if upstream.is_some() { self.write_get_permit(false)? } else { self.forbid_restores()? }
+            if upstream.is_some() {
+                self.write_get_permit(false)?
+            } else {
+                self.forbid_restores()?
+            }
             self.write_put_permit()?;
         }
         let paths = self.paths();

@@ -105,7 +105,8 @@ impl Instance {
     /// It doesn't answer.
     pub(super) async fn system_of(&self, source: &Upstream) -> Result<u64, SqlError> {
         let doing = "asking the source for its system identifier";
-        let told = self.ask_source(source, doing, "SELECT system_identifier FROM pg_catalog.pg_control_system()").await?;
+        let told =
+            self.ask_source(source, doing, "SELECT system_identifier FROM pg_catalog.pg_control_system()").await?;
         let number = told.first().and_then(|text| text.parse::<i64>().ok());
         // PostgreSQL shows it with a sign.
         number.map(i64::cast_unsigned).ok_or(SqlError::Unexpected { doing, problem: format!("it said {told:?}") })

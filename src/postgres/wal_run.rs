@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Seek as _, SeekFrom, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -47,7 +47,13 @@ impl WalCall {
         if !live.exists() {
             return Err("this PostgreSQL holds no lease: nothing of it is archived".to_owned());
         }
-        let done = self.run(&permit, &self.path, || live.exists()).await;
+        let mut done = self.run(&permit, &self.path, || live.exists()).await;
+        // Archived before, say by who was primary then: many commands refuse a file that is there.
+        if let (Err(_), Some(check)) = (&done, &permit.check)
+            && self.in_archive(check, Duration::from_millis(permit.limit_ms)).await == Some(true)
+        {
+            done = Ok(());
+        }
         self.note(PUT_NOTE, &done);
         done
     }
@@ -76,6 +82,18 @@ impl WalCall {
         }
         self.note(GET_NOTE, &fetched);
         fetched
+    }
+
+    /// Whether the archive has this file, by the command that gets it: `Some(true)` as it is here, `Some(false)` another; `None`: it
+    /// has none, or doesn't answer.
+    pub(super) async fn in_archive(&self, get: &str, limit: Duration) -> Option<bool> {
+        let copy = files::beside(&self.path, ".matriarch-check");
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let permit = Permit { command: get.to_owned(), limit_ms, check: None, lineage: None };
+        let got = self.run(&permit, &copy, || true).await;
+        let same = got.ok().and_then(|()| is_equal(&copy, &self.path).ok());
+        let _ = fs::remove_file(&copy);
+        same
     }
 
     fn keep(
@@ -157,6 +175,23 @@ impl WalCall {
     }
 }
 
+fn is_equal(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (fs::File::open(one)?, fs::File::open(other)?);
+    let (mut a, mut b) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    loop {
+        let read = one.read(&mut a)?;
+        if read == 0 {
+            return Ok(other.read(&mut b)? == 0);
+        }
+        match other.read_exact(&mut b[..read]) {
+            Ok(()) if a[..read] == b[..read] => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// Zeros to the end: for PostgreSQL WAL ends there.
 fn clear_from(path: &Path, offset: u64, length: u64) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(path)?;
@@ -218,7 +253,7 @@ mod tests {
     }
 
     fn permit(command: String, lineage: Option<(u32, Vec<(u32, u64)>)>) -> Permit {
-        Permit { command, limit_ms: 10_000, lineage }
+        Permit { command, limit_ms: 10_000, check: None, lineage }
     }
 
     /// Timeline 1 ended 256 bytes into its third segment of 1 MiB.
@@ -275,6 +310,23 @@ mod tests {
         call.put().await.unwrap();
         assert_eq!(fs::read_to_string(archive.path().join("000000020000000000000003")).unwrap(), "wal");
         assert_eq!(place.note(PUT_NOTE).said, "");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_archived_already_is_no_failure_and_another_of_its_name_is() {
+        let archive = tempfile::tempdir().unwrap();
+        let at = archive.path().display();
+        let command = format!("test ! -e {at}/%f && cp %p {at}/%f");
+        let check = Some(format!("cp {at}/%f %p"));
+        let place = Place::new(&[(PUT, &Permit { check, ..permit(command, None) })]);
+        fs::write(place.at("live.conf"), "").unwrap();
+        fs::write(place.at("RECOVERYXLOG"), "wal").unwrap();
+        let call = place.call("000000020000000000000003");
+        call.put().await.unwrap();
+        call.put().await.unwrap();
+        fs::write(place.at("RECOVERYXLOG"), "wal of another").unwrap();
+        assert!(call.put().await.unwrap_err().contains("exit status: 1"));
+        assert!(!place.at("RECOVERYXLOG.matriarch-check").exists());
     }
 
     #[test]

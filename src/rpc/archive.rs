@@ -5,7 +5,8 @@ use crate::domain::{ArchiveView, Lsn, TimelineHistory, TimelineId, TimelineSwitc
 
 /// To the wire; absent where there is nothing to say.
 pub fn view(view: &ArchiveView) -> Option<v1::Archive> {
-    let ArchiveView { on, failing_ms, failed, waiting, waiting_bytes, much, wants_restart, restored, seeks_ms, .. } = *view;
+    let ArchiveView { on, failing_ms, failed, waiting, waiting_bytes, much, wants_restart, restored, seeks_ms, .. } =
+        *view;
     (*view != ArchiveView::default()).then(|| v1::Archive {
         on,
         failing_ms,

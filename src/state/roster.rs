@@ -89,7 +89,9 @@ impl ClusterState {
     /// The history of the timeline that the promoted primary writes.
     fn lineage_of_primary(&self) -> Option<TimelineHistory> {
         match &self.lock {
-            Lock::Granted { phase, timeline, .. } if *phase != GrantPhase::Promoting => Some(self.history_of(*timeline)),
+            Lock::Granted { phase, timeline, .. } if *phase != GrantPhase::Promoting => {
+                Some(self.history_of(*timeline))
+            }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
         }
     }

@@ -18,10 +18,8 @@ impl Host {
     async fn briefed(&mut self, epoch: u64, settings: &[(&str, &str)], lineage: Option<(u32, &[(u32, u64)])>) {
         let values: BTreeMap<String, String> = settings.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let switch = |(timeline, end): &(u32, u64)| v1::TimelineSwitch { timeline: *timeline, end: *end };
-        let lineage = lineage.map(|(timeline, switches)| v1::Lineage {
-            timeline,
-            switches: switches.iter().map(switch).collect(),
-        });
+        let lineage = lineage
+            .map(|(timeline, switches)| v1::Lineage { timeline, switches: switches.iter().map(switch).collect() });
         let settings = Some(v1::Settings { version: 1, values });
         let briefing = Some(v1::Briefing { epoch, settings, lineage, ..Default::default() });
         self.agent.brief(v1::BriefRequest { to: self.to(0), briefing }).await.unwrap();
@@ -31,7 +29,7 @@ impl Host {
         self.local().postgresql.data_dir.parent().unwrap().parent().unwrap().join("archive")
     }
 
-    async fn writes(&self, files: usize) {
+    async fn fills(&self, files: usize) {
         let client = self.client().await;
         for statement in ["INSERT INTO t VALUES (5)", "SELECT pg_switch_wal()", "CHECKPOINT"].repeat(files) {
             client.batch_execute(statement).await.unwrap();
@@ -97,26 +95,24 @@ fn what_the_primary_writes_is_archived_and_a_command_that_fails_is_told() {
         first.all_archived().await;
         assert!(fs::read_dir(first.archive()).unwrap().count() >= 2, "the history of its timeline is there, too");
         fs::write(first.archive().join("closed"), "").unwrap();
-        first.writes(2).await;
-        let failing = |s: &v1::AgentStatus| s.archive.as_ref().is_some_and(|a| a.failing_ms.is_some() && a.waiting >= 2);
+        first.fills(2).await;
+        let failing =
+            |s: &v1::AgentStatus| s.archive.as_ref().is_some_and(|a| a.failing_ms.is_some() && a.waiting >= 2);
         let told = first.until("archiving fails", failing).await.archive.unwrap();
         assert!(told.failed > 0 && !told.last_failed.is_empty() && told.said.contains("exit status: 1"), "{told:?}");
         assert_eq!(told.waiting_bytes >> 20, told.waiting * 16);
         fs::remove_file(first.archive().join("closed")).unwrap();
-        first.writes(1).await;
+        first.fills(1).await;
         let works = |s: &v1::AgentStatus| s.archive.as_ref().is_some_and(|a| a.failing_ms.is_none() && a.waiting == 0);
         first.until("it works again", works).await;
         // Switched off, nothing waits for ever though PostgreSQL still archives.
         let off = [("archive_command", "")];
-        let settings = Some(v1::Settings {
-            version: 2,
-            values: off.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-        });
+        let settings = Some(v1::Settings { version: 2, values: off.map(|(k, v)| (k.to_owned(), v.to_owned())).into() });
         let briefing = Some(v1::Briefing { settings, ..Default::default() });
         first.agent.brief(v1::BriefRequest { to: first.to(0), briefing }).await.unwrap();
         first.until("it waits for a restart", |s| s.archive.as_ref().is_some_and(|a| a.wants_restart)).await;
         let archived = fs::read_dir(first.archive()).unwrap().count();
-        first.writes(1).await;
+        first.fills(1).await;
         first.until("nothing waits", works).await;
         assert_eq!(fs::read_dir(first.archive()).unwrap().count(), archived);
     });
@@ -137,7 +133,7 @@ fn a_standby_whose_wal_the_primary_has_removed_catches_up_from_the_archive() {
         client.batch_execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await.unwrap();
         client.batch_execute("ALTER SYSTEM SET wal_keep_size = 0").await.unwrap();
         client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-        first.writes(4).await;
+        first.fills(4).await;
         first.all_archived().await;
         let segments = "SELECT count(*) FROM pg_ls_waldir() WHERE name < $1";
         let needed = second.status().await.wal_end.unwrap();
@@ -174,7 +170,7 @@ fn a_diverged_primary_that_has_removed_its_wal_is_rewound_with_the_archive() {
         second.copy_and_follow(1, &first).await;
         second.follow(1, None).await;
         let left = second.until("it follows nobody", |s| s.severed && s.wal_end_known).await.wal_end.unwrap();
-        first.writes(3).await;
+        first.fills(3).await;
         first.all_archived().await;
         for voter in &cluster.voters {
             voter.seal(Epoch(2)).unwrap();
@@ -295,12 +291,12 @@ async fn backups(repository: impl FnOnce(&Path) -> String) {
     let (mut first, lineage) = archiving(&cluster, &settings).await;
     pgbackrest.run("stanza-create").await;
     pgbackrest.run("backup").await;
-    first.writes(3).await;
+    first.fills(3).await;
     first.all_archived().await;
     let client = first.client().await;
     client.batch_execute("ALTER SYSTEM SET wal_keep_size = 0; ").await.unwrap();
     client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    first.writes(2).await;
+    first.fills(2).await;
     let mut second = standby(&cluster, 1, &settings, &lineage).await;
     let phases = copied_from_a_backup(&mut second, &mut first).await;
     assert!(phases.contains("pgbackrest") && !phases.contains("pg_basebackup"), "{phases}");
@@ -327,6 +323,127 @@ async fn pgbackrest_without(
 fn a_member_is_copied_from_a_backup_of_pgbackrest_and_by_the_next_method_without_one() {
     let name = "archive::a_member_is_copied_from_a_backup_of_pgbackrest_and_by_the_next_method_without_one";
     as_postgres(name, || backups(|root| format!("repo1-path={}/repository", root.display())));
+}
+
+/// An S3 server with TLS and one bucket, or `None` where it isn't installed (deploy/scripts/s3-server.sh).
+struct S3Server {
+    process: std::process::Child,
+    port: u16,
+}
+
+impl S3Server {
+    fn start(root: &Path) -> Option<Self> {
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/s3-server");
+        let packages = std::env::var_os("MATRIARCH_TEST_S3_SERVER").map_or_else(default, PathBuf::from);
+        if !packages.join("moto").is_dir() {
+            eprintln!("no S3 server in {}: this test is passed over", packages.display());
+            return None;
+        }
+        let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        fs::write(root.join("cert.pem"), certificate.cert.pem()).unwrap();
+        fs::write(root.join("key.pem"), certificate.signing_key.serialize_pem()).unwrap();
+        let port = super::free_port();
+        let args = ["-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", &port.to_string(), "-s"];
+        let process = Command::new("/usr/bin/python3")
+            .args(args)
+            .args(["-c", "cert.pem", "-k", "key.pem"])
+            .env("PYTHONPATH", &packages)
+            .env("HOME", root)
+            .current_dir(root)
+            .stdout(fs::File::create(root.join("s3.log")).unwrap())
+            .stderr(fs::File::create(root.join("s3.err")).unwrap())
+            .spawn()
+            .unwrap();
+        let server = Self { process, port };
+        let begun = Instant::now();
+        while !server.make_bucket(root) {
+            let said = fs::read_to_string(root.join("s3.err")).unwrap();
+            assert!(begun.elapsed() < DEADLINE, "the S3 server doesn't answer: {said}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Some(server)
+    }
+
+    fn make_bucket(&self, root: &Path) -> bool {
+        let script = format!(
+            "import ssl, urllib.request as u; c = ssl.create_default_context(cafile='cert.pem'); \
+             u.urlopen(u.Request('https://127.0.0.1:{}/backups', method='PUT', headers={{'Authorization': 'AWS4-HMAC-SHA256 \
+             Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'}}), context=c)",
+            self.port
+        );
+        let made = Command::new("/usr/bin/python3").args(["-c", &script]).current_dir(root).output().unwrap();
+        made.status.success()
+    }
+
+    fn repository(&self, root: &Path) -> String {
+        format!(
+            "repo1-type=s3\nrepo1-path=/matriarch\nrepo1-s3-bucket=backups\nrepo1-s3-endpoint=127.0.0.1\nrepo1-s3-region=us-east-1\n\
+             repo1-s3-key=key\nrepo1-s3-key-secret=secret\nrepo1-s3-uri-style=path\nrepo1-storage-port={}\n\
+             repo1-storage-ca-file={}",
+            self.port,
+            root.join("cert.pem").display()
+        )
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs an S3 server: deploy/scripts/s3-server.sh fetches one"]
+fn backups_on_an_s3_server() {
+    as_postgres("archive::backups_on_an_s3_server", || async {
+        let root = tempfile::tempdir().unwrap();
+        let Some(server) = S3Server::start(root.path()) else { return };
+        backups(|_| server.repository(root.path())).await;
+    });
+}
+
+#[test]
+fn what_a_lost_primary_had_not_archived_its_successor_archives() {
+    let name = "archive::what_a_lost_primary_had_not_archived_its_successor_archives";
+    as_postgres(name, || async {
+        let cluster = Cluster::new();
+        let settings = plain(&cluster);
+        let (mut first, lineage) = archiving(&cluster, &settings).await;
+        let mut second = standby(&cluster, 1, &settings, &lineage).await;
+        second.copy_and_follow(1, &first).await;
+        first.all_archived().await;
+        fs::write(first.archive().join("closed"), "").unwrap();
+        first.fills(3).await;
+        let end = first.status().await.wal_end.unwrap();
+        let all = second.until("it has all", |s| s.wal_end.unwrap().lsn >= end.lsn).await.wal_end.unwrap();
+        for voter in &cluster.voters {
+            voter.seal(Epoch(2)).unwrap();
+        }
+        first.until("it is fenced", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        tokio::time::sleep(Timings::of(Profile::Fast).grant).await;
+        let names = |dir: &Path| -> Vec<u64> {
+            let files = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            let of_old = files.filter(|name| name.len() == 24 && name.starts_with("00000002"));
+            let mut numbers: Vec<u64> = of_old.map(|name| u64::from_str_radix(&name[8..], 16).unwrap()).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        let before = names(&first.archive());
+        fs::remove_file(first.archive().join("closed")).unwrap();
+        second.promote(2, 3, all).await;
+        second.until("it is primary", |s| s.state() == State::Primary).await;
+        let last = (all.lsn >> 32 << 32) + ((all.lsn >> 24) & 0xff) - 1;
+        let begun = Instant::now();
+        // PostgreSQL's archiver looks when a file is full.
+        while names(&first.archive()).last() != Some(&last) {
+            assert!(begun.elapsed() < DEADLINE, "{before:x?} {:x?} {last:x}", names(&first.archive()));
+            second.fills(1).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        let now = names(&first.archive());
+        assert!(now.len() >= before.len() + 3 && now.windows(2).all(|w| w[1] == w[0] + 1), "{before:x?} {now:x?}");
+    });
 }
 
 #[test]

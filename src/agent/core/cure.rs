@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::{Core, Disk, Now, Sight, Tree, events::Complaint};
 use crate::{
     agent::blame::{self, Blame},
-    domain::{CloneMethod, CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED, observation::REWINDS_TRIED},
+    domain::{
+        CloneMethod, CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED,
+        observation::REWINDS_TRIED,
+    },
     telemetry::events,
 };
 

@@ -10,8 +10,8 @@ use crate::{
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, CloneMethod, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, Moment,
-        TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
+        Briefing, CloneMethod, ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList,
+        Moment, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
     },

@@ -67,7 +67,8 @@ mod tests {
     fn who_has_no_archive_has_no_line() {
         let of = |archive| MemberStatus { member: "n1".into(), archive, ..MemberStatus::default() };
         assert_eq!(lines(&[of(None)]), "");
-        let fails = Archive { on: true, failing_ms: Some(5), waiting: 3, waiting_bytes: 48 << 20, ..Archive::default() };
+        let fails =
+            Archive { on: true, failing_ms: Some(5), waiting: 3, waiting_bytes: 48 << 20, ..Archive::default() };
         assert_eq!(lines(&[of(Some(fails))]), "\nArchive\n  n1: fails, last nothing yet, 3 files wait (48 MiB)\n");
         let takes = Archive { restored: 2, last_restored: "0001".into(), ..Archive::default() };
         assert_eq!(lines(&[of(Some(takes))]), "\nArchive\n  n1: 2 files taken from the archive, last 0001\n");
