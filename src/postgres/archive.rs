@@ -188,7 +188,11 @@ impl Instance {
             let word = |path: &Path| shell_quote(&path.to_string_lossy().replace('%', "%%"));
             format!("{} wal {verb} {} {placeholders}", word(&rules.program), word(self.runtime_dir()))
         };
-        let put = self.put_command(&rules).map(|_| line("put", "'%f' '%p'"));
+        // pgBackRest makes no backup while archive_command doesn't name it.
+        let put = self.put_command(&rules).map(|command| {
+            let mark = if command.contains("pgbackrest") { " # pgbackrest" } else { "" };
+            line("put", "'%f' '%p'") + mark
+        });
         let get = self.get_command(&rules).map(|_| line("get", "'%f' '%p' '%r'"));
         Some(conf::Archive { put, get })
     }
@@ -246,8 +250,10 @@ impl Instance {
         let _alone = self.config_alone();
         let main = self.data_dir().join("postgresql.conf");
         let text = fs::read_to_string(&main).map_err(PostgresError::file("reading", &main))?;
-        if let Some(lines) = self.archive_lines() {
+        if let Some(mut lines) = self.archive_lines() {
             self.write_get_permit(true)?;
+            // pg_rewind doesn't know which file a restart needs.
+            lines.get = lines.get.map(|line| line.replace(" '%r'", ""));
             files::replace(&main, &conf::other_archive(&text, &lines, true))?;
         }
         Ok(())
@@ -318,22 +324,23 @@ impl Instance {
         let status = self.pg_wal().join("archive_status");
         let (mut segments, histories) = self.counted_as_archived(&status)?;
         segments.sort_unstable_by(|a, b| b.cmp(a));
-        let mut marked = 0;
-        for (file, is_last_word) in histories.iter().map(|f| (f, false)).chain(segments.iter().map(|f| (f, true))) {
-            let path = self.pg_wal().join(file);
-            let call =
-                WalCall { runtime_dir: self.runtime_dir().to_owned(), file: file.clone(), path, oldest: String::new() };
-            if call.in_archive(&get, rules.limit).await.is_some() {
-                if is_last_word {
-                    break;
-                }
-                continue;
+        let mut missing = Vec::new();
+        for (file, is_segment) in histories.iter().map(|f| (f, false)).chain(segments.iter().map(|f| (f, true))) {
+            let (runtime_dir, path) = (self.runtime_dir().to_owned(), self.pg_wal().join(file));
+            let call = WalCall { runtime_dir, file: file.clone(), path, oldest: String::new() };
+            match call.in_archive(&get, rules.limit).await {
+                None => missing.push(file),
+                Some(_) if is_segment => break,
+                Some(_) => {}
             }
+        }
+        // The oldest first, as PostgreSQL archives them.
+        missing.sort_unstable();
+        for file in &missing {
             let (done, ready) = (status.join(format!("{file}.done")), status.join(format!("{file}.ready")));
             fs::rename(&done, &ready).map_err(PostgresError::file("marking", &done))?;
-            marked += 1;
         }
-        Ok(marked)
+        Ok(missing.len() as u64)
     }
 
     /// Segments and histories that are there and marked as archived.

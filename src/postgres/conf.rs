@@ -611,4 +611,24 @@ mod tests {
         assert_eq!(without_owned(text).unwrap(), "# Do not edit\nwork_mem = '8MB'\n");
         assert_eq!(without_owned("# Do not edit\nwork_mem = '8MB'\n"), None);
     }
+
+    #[test]
+    fn what_is_set_of_the_archive_goes_with_the_role_and_before_the_users_own() {
+        let parameters = BTreeMap::from([("archive_command".to_owned(), "cp own".to_owned())]);
+        let archive = Archive { put: Some("m wal put".into()), get: Some("m wal get".into()) };
+        let settings = Settings { archive: Some(archive.clone()), ..settings(&parameters, &[]) };
+        let standby = |upstream| ConfigRole::Standby { upstream, epoch: Epoch(7), generation: Generation(1) };
+        let of = |conf: &str| ARCHIVE.map(|key| value(conf, key).unwrap_or_default().to_owned());
+        let follows = postgresql_conf(&settings, &standby(Some(upstream())));
+        assert_eq!(of(&follows), ["'on'", "'m wal put'", "'m wal get'"]);
+        assert_eq!(of(&postgresql_conf(&settings, &standby(None)))[2], "''", "severed, it takes nothing");
+        assert_eq!(of(&postgresql_conf(&settings, &ConfigRole::DormantPrimary))[2], "''");
+        assert!(follows_somebody(&follows) && !follows_somebody(&postgresql_conf(&settings, &standby(None))));
+        // Switched off while it runs: no file waits for a command that isn't there.
+        let off = other_archive(&follows, &Archive { put: None, get: None }, true);
+        assert_eq!(of(&off), ["'off'", "'true'", "''"]);
+        assert_eq!(other_archive(&off, &archive, true).lines().count(), follows.lines().count());
+        assert_eq!(value(&off, "primary_conninfo"), value(&follows, "primary_conninfo"));
+        assert_eq!(without_owned("restore_command = 'x'\nwork_mem = '1MB'\n").as_deref(), Some("work_mem = '1MB'\n"));
+    }
 }

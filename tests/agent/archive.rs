@@ -133,9 +133,13 @@ fn a_standby_whose_wal_the_primary_has_removed_catches_up_from_the_archive() {
         client.batch_execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await.unwrap();
         client.batch_execute("ALTER SYSTEM SET wal_keep_size = 0").await.unwrap();
         client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-        first.fills(4).await;
-        first.all_archived().await;
-        let segments = "SELECT count(*) FROM pg_ls_waldir() WHERE name < $1";
+        // What is not archived yet is not removed.
+        for _ in 0..2 {
+            first.fills(3).await;
+            first.all_archived().await;
+        }
+        client.batch_execute("CHECKPOINT").await.unwrap();
+        let segments = "SELECT count(*) FROM pg_ls_waldir() WHERE name = $1";
         let needed = second.status().await.wal_end.unwrap();
         let file = format!("{:08X}{:08X}{:08X}", needed.timeline, needed.lsn >> 32, (needed.lsn >> 24) & 0xff);
         let older: i64 = client.query_one(segments, &[&file]).await.unwrap().get(0);
@@ -436,13 +440,14 @@ fn what_a_lost_primary_had_not_archived_its_successor_archives() {
         let last = (all.lsn >> 32 << 32) + ((all.lsn >> 24) & 0xff) - 1;
         let begun = Instant::now();
         // PostgreSQL's archiver looks when a file is full.
-        while names(&first.archive()).last() != Some(&last) {
+        let whole = |now: &[u64]| now.last() == Some(&last) && now.windows(2).all(|w| w[1] == w[0] + 1);
+        while !whole(&names(&first.archive())) {
             assert!(begun.elapsed() < DEADLINE, "{before:x?} {:x?} {last:x}", names(&first.archive()));
             second.fills(1).await;
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         let now = names(&first.archive());
-        assert!(now.len() >= before.len() + 3 && now.windows(2).all(|w| w[1] == w[0] + 1), "{before:x?} {now:x?}");
+        assert!(now.len() >= before.len() + 3, "{before:x?} {now:x?}");
     });
 }
 

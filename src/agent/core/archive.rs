@@ -45,6 +45,11 @@ impl Core {
         }
     }
 
+    /// Another generation counts its epochs and timelines anew. What was permitted goes with the first word of it.
+    pub(super) fn forget_lineage(&mut self) {
+        self.lineage = Lineage::default();
+    }
+
     pub(super) fn on_archive(&mut self, seen: ArchiveSeen, now: Now) {
         self.archiving.see(seen, now.moment);
         self.cure.look_in_archive(self.archiving.restores().then_some(self.settings.archive_wait));

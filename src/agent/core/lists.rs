@@ -27,10 +27,10 @@ impl Core {
         let other_settings = self.take_settings(briefing.settings);
         self.take_pause(briefing.pause, now);
         let other_sync = self.take_sync(briefing.sync);
-        self.take_lineage((briefing.epoch, briefing.lineage), other_settings, out);
         if other_members || other_timings || other_settings || other_sync {
             out.push(Effect::Persist);
         }
+        self.take_lineage((briefing.epoch, briefing.lineage), other_settings, out);
         if other_members {
             out.push(Effect::Members(self.durable.members.clone()));
         }
