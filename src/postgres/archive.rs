@@ -79,18 +79,22 @@ impl Stanza {
     }
 
     /// Options of every command.
-    pub(super) fn options(&self, data_dir: &Path) -> Vec<String> {
+    pub(super) fn options(&self) -> Vec<String> {
         let mut options = vec![format!("--stanza={}", self.name)];
         if !self.config.is_empty() {
             options.push(format!("--config={}", self.config));
         }
-        options.push(format!("--pg1-path={}", data_dir.display()));
         options
+    }
+
+    /// Those of a command that works in a data directory.
+    pub(super) fn options_in(&self, data_dir: &Path) -> Vec<String> {
+        [self.options(), vec![format!("--pg1-path={}", data_dir.display())]].concat()
     }
 
     /// A command for the shell in which PostgreSQL's placeholders stand.
     fn command(&self, data_dir: &Path, what: &str) -> String {
-        let words = self.options(data_dir).into_iter().map(|word| shell_quote(&word.replace('%', "%%")));
+        let words = self.options_in(data_dir).into_iter().map(|word| shell_quote(&word.replace('%', "%%")));
         format!("pgbackrest {} {what}", Vec::from_iter(words).join(" "))
     }
 }
@@ -319,7 +323,7 @@ impl Instance {
     /// A file can't be read or renamed.
     pub async fn mend_archive(&self) -> Result<u64, PostgresError> {
         let rules = self.archive_lock().clone();
-        let commands = rules.as_ref().and_then(|rules| self.put_command(rules).and(self.get_command(rules)));
+        let commands = rules.as_ref().and_then(|rules| self.put_command(rules).and_then(|_| self.get_command(rules)));
         let Some((rules, get)) = rules.as_ref().zip(commands) else { return Ok(0) };
         let status = self.pg_wal().join("archive_status");
         let (mut segments, histories) = self.counted_as_archived(&status)?;

@@ -114,6 +114,11 @@ fn restored(line: &str) -> Option<u64> {
     Some(whole.parse::<u64>().ok()? * 100 + format!("{part:0<2}").get(..2)?.parse::<u64>().ok()?)
 }
 
+/// Wherever it is in the search path.
+fn pgbackrest(deadline: Duration) -> Helper {
+    Helper::new(Path::new(""), "pgbackrest", deadline)
+}
+
 /// The files from the first to the last.
 fn files_of(wal: &(String, String), segment: u64) -> Option<Vec<String>> {
     let timeline = timeline_of(&wal.0).filter(|timeline| timeline_of(&wal.1) == Some(*timeline))?;
@@ -133,13 +138,13 @@ impl Instance {
     ) -> Result<(), CloneError> {
         on_progress(Progress::phase("pgbackrest info"));
         let mut text = String::new();
-        let info = self.pgbackrest(stanza, new, SHORT).args(["--output=json", "info"]);
+        let info = pgbackrest(SHORT).args(stanza.options()).args(["--output=json", "info"]);
         info.run(|line| text.push_str(line)).await.map_err(PostgresError::from)?;
         let backup = choose(&text, &stanza.name, system, lineage).map_err(CloneError::NoBackup)?;
         tracing::info!(backup = backup.label, stanza = stanza.name, "a copy is restored from a backup");
         fs::DirBuilder::new().mode(0o700).create(new).map_err(PostgresError::file("creating", new))?;
         on_progress(Progress::phase("pgbackrest restore"));
-        let restore = self.pgbackrest(stanza, new, RESTORE_DEADLINE).holding(lock.share()?);
+        let restore = pgbackrest(RESTORE_DEADLINE).args(stanza.options_in(new)).holding(lock.share()?);
         let restore = restore
             .arg(format!("--repo={}", backup.repository))
             .arg(format!("--set={}", backup.label))
@@ -171,17 +176,12 @@ impl Instance {
         for (done, file) in files.iter().enumerate() {
             let (done_bytes, total_bytes) = (done as u64 * segment, files.len() as u64 * segment);
             on_progress(Progress { phase: "pgbackrest archive-get", done_bytes, total_bytes });
-            let get = self.pgbackrest(stanza, new, SHORT).arg(format!("--repo={}", backup.repository));
+            let get = pgbackrest(SHORT).args(stanza.options_in(new)).arg(format!("--repo={}", backup.repository));
             let get = get.arg("archive-get").arg(file).arg(new.join("pg_wal").join(file));
             // It ends with 1 where there is no such file.
             get.run(|_| ()).await.map_err(PostgresError::from)?;
         }
         Ok(())
-    }
-
-    fn pgbackrest(&self, stanza: &Stanza, data_dir: &Path, deadline: Duration) -> Helper {
-        // Wherever it is in the search path.
-        Helper::new(Path::new(""), "pgbackrest", deadline).args(stanza.options(data_dir))
     }
 
     /// Runs the operator's command, which is to make a copy in `new`.

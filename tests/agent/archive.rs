@@ -343,11 +343,12 @@ impl S3Server {
             eprintln!("no S3 server in {}: this test is passed over", packages.display());
             return None;
         }
-        let certificate = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         fs::write(root.join("cert.pem"), certificate.cert.pem()).unwrap();
         fs::write(root.join("key.pem"), certificate.signing_key.serialize_pem()).unwrap();
         let port = super::free_port();
-        let args = ["-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", &port.to_string(), "-s"];
+        let run = include_str!("s3_server.py");
+        let args = ["-c", run, "-H", "127.0.0.1", "-p", &port.to_string(), "-s"];
         let process = Command::new("/usr/bin/python3")
             .args(args)
             .args(["-c", "cert.pem", "-k", "key.pem"])
@@ -371,7 +372,7 @@ impl S3Server {
     fn make_bucket(&self, root: &Path) -> bool {
         let script = format!(
             "import ssl, urllib.request as u; c = ssl.create_default_context(cafile='cert.pem'); \
-             u.urlopen(u.Request('https://127.0.0.1:{}/backups', method='PUT', headers={{'Authorization': 'AWS4-HMAC-SHA256 \
+             u.urlopen(u.Request('https://localhost:{}/backups', method='PUT', headers={{'Authorization': 'AWS4-HMAC-SHA256 \
              Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0'}}), context=c)",
             self.port
         );
@@ -381,7 +382,7 @@ impl S3Server {
 
     fn repository(&self, root: &Path) -> String {
         format!(
-            "repo1-type=s3\nrepo1-path=/matriarch\nrepo1-s3-bucket=backups\nrepo1-s3-endpoint=127.0.0.1\nrepo1-s3-region=us-east-1\n\
+            "repo1-type=s3\nrepo1-path=/matriarch\nrepo1-s3-bucket=backups\nrepo1-s3-endpoint=localhost\nrepo1-s3-region=us-east-1\n\
              repo1-s3-key=key\nrepo1-s3-key-secret=secret\nrepo1-s3-uri-style=path\nrepo1-storage-port={}\n\
              repo1-storage-ca-file={}",
             self.port,
