@@ -4,6 +4,8 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "agent/archive.rs"]
+mod archive;
 #[path = "agent/by_hand.rs"]
 mod by_hand;
 #[path = "agent/cascade.rs"]

@@ -161,7 +161,7 @@ fn arrows() {
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
         agent -> config, domain, guard, layers, lease, postgres, rpc, telemetry
-        cli -> admin, agent, config, demo, domain, guard, manager, policy, reconcile, routing, rpc, telemetry
+        cli -> admin, agent, config, demo, domain, guard, manager, policy, postgres, reconcile, routing, rpc, telemetry
         config -> domain
         demo -> domain, rpc, telemetry
         guard -> domain

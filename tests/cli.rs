@@ -513,7 +513,8 @@ fn json_says_null_for_what_is_not_known() {
               "manager": "",
               "server_version": null,
               "layers": {},
-              "room": null
+              "room": null,
+              "archive": null
             }
           ],
           "banners": [],

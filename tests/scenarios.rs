@@ -38,9 +38,9 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 
 use matriarch::{
     domain::{
-        ClusterId, CopyCause, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment, NeedsCopy,
-        NodeId, Observation, PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory, TimelineId,
-        TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
+        ArchiveView, ClusterId, CopyCause, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment,
+        NeedsCopy, NodeId, Observation, PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory,
+        TimelineId, TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
@@ -399,6 +399,7 @@ impl World {
             uncovered: Default::default(),
             lost: Vec::new(),
             cure: Default::default(),
+            archive: Default::default(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {
@@ -447,6 +448,21 @@ impl World {
                     other => panic!("no cause of a copy: {other}"),
                 };
                 view.cure.needs_copy = Some(NeedsCopy { cause, why: "it said so".to_owned() });
+            }
+            "archive" => {
+                let (failing, much) = (value == "failing", value == "behind");
+                let failing_ms = failing.then_some(30_000);
+                let (waiting, waiting_bytes) = (40, 640 << 20);
+                let last_failed = "000000020000000000000009".to_owned();
+                view.archive = ArchiveView {
+                    on: true,
+                    failing_ms,
+                    much,
+                    waiting,
+                    waiting_bytes,
+                    last_failed,
+                    ..ArchiveView::default()
+                };
             }
             "failed-starts" => view.cure.failed_starts = number(),
             "accepted" => view.accepted_epoch = Epoch(number()),

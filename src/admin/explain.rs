@@ -186,6 +186,10 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
             let again = (!remaining.is_zero()).then(|| wait(*remaining, "a switchover is tried again then"));
             return again.into_iter().chain([make_room]).collect();
         }
+        Hold::Archive { member, .. } => format!(
+            "put archive_command right (`matriarch config show`, and what it needs on {member}); WAL that waits stays on the disk until \
+             then"
+        ),
         Hold::TooOld(old) => format!("upgrade the manager of {0}, or `matriarch member remove {0}`", old.member),
         Hold::NewVotersNotReady { why } => {
             let who: Vec<&str> = why.iter().map(|(member, _)| member.as_str()).collect();

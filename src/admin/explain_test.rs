@@ -102,6 +102,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::SlotsGiveWay { member: n1(), volumes: vec![] },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
+        Hold::Archive { member: n1(), why: vec![] },
         Hold::Unconfirmed { rule: "n2".into(), heard: vec![], needed: Some(1), last: Some(n1()) },
         Hold::Unconfirmed { rule: "nobody".into(), heard: vec![n1()], needed: None, last: None },
         Hold::TooFewSync { have: 0, wanted: 1, strict: false },
@@ -130,6 +131,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::Paused { .. }
             | Hold::SlotsGiveWay { .. }
             | Hold::NoRoom { .. }
+            | Hold::Archive { .. }
             | Hold::GroupUnsettled { .. }
             | Hold::Unconfirmed { .. }
             | Hold::TooFewSync { .. }

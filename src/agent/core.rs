@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod archive;
 mod cure;
 mod doors;
 mod ended;
@@ -48,6 +49,7 @@ pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
 
 use super::{
+    archive::Archiving,
     crashes::{After, Cause, Crashes, Standbys},
     freshness::Freshness,
     order::WalHolder,
@@ -161,6 +163,9 @@ pub struct Core {
     /// The task under way follows whom it follows already: what that brings may be a newer timeline.
     follows_on: bool,
     left_wal: rescue::Left,
+    /// How archiving goes.
+    archiving: Archiving,
+    lineage: archive::Lineage,
     /// Of the last order to promote.
     wal_holder: Option<WalHolder>,
 }
@@ -219,6 +224,8 @@ impl Core {
             follows_epoch: Epoch(0),
             follows_on: false,
             left_wal: rescue::Left::default(),
+            archiving: Archiving::default(),
+            lineage: archive::Lineage::default(),
             wal_holder: None,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
@@ -286,6 +293,8 @@ impl Core {
             Event::Clocks(clock) => self.on_clocks(clock),
             Event::Acks { life, view } if life == self.life => self.on_acks(view),
             Event::Uncovered { life, view } if life == self.life => self.uncovered = view,
+            Event::Archive { life, seen } if life == self.life => self.on_archive(*seen, now),
+            Event::Copied(method) => self.on_copied(method),
             Event::Lost(lost) => self.on_lost(lost, &mut out),
             Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),
@@ -310,6 +319,7 @@ impl Core {
             }
             // News of an earlier postmaster.
             Event::Acks { .. }
+            | Event::Archive { .. }
             | Event::Uncovered { .. }
             | Event::Guard { .. }
             | Event::GuardDied { .. }
@@ -335,6 +345,7 @@ impl Core {
         self.volumes.found();
         self.disk = None;
         self.follows = None;
+        self.archiving.forget();
         self.forget_acks();
         self.fencing_since = None;
         (self.wal_end_known, self.end_sought) = (false, false);
@@ -553,6 +564,8 @@ impl Core {
                 }
                 self.stopped(keep_lease, now, out);
             }
+            // Somebody else was at work in the data directory: it was not tried.
+            (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
             (Task::Clone(_), TaskEnd::Succeeded) => {
@@ -561,8 +574,6 @@ impl Core {
                 // What could not be rewound is gone; the next divergence is another one.
                 self.durable.rewind_failures = 0;
             }
-            // Somebody else was at work in the data directory: it was not tried.
-            (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;

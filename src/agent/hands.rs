@@ -129,6 +129,41 @@ impl Hands {
         });
     }
 
+    /// Gives PostgreSQL what is set of the archive, as soon as nobody works in its data directory.
+    pub fn refresh_archive(&self, guard: Option<GuardHandle>) {
+        let hands = self.clone();
+        tokio::spawn(async move {
+            let _works = hands.data_dir.lock().await;
+            let refresh = move || {
+                hands.instance.refresh_archive().map_err(said)?;
+                guard.map_or(Ok(()), |guard| guard.signal(PostmasterSignal::Reload).map_err(said))
+            };
+            if let Err(error) = blocking(refresh).await.and_then(|done| done) {
+                tracing::debug!(
+                    error,
+                    "PostgreSQL gets what is set of the archive with its next start or change of role"
+                );
+            }
+        });
+    }
+
+    /// After a promotion: what the last primary could not archive any more is archived by this one. Nobody waits for that.
+    pub fn mend_archive(&self) {
+        let instance = self.instance.clone();
+        tokio::spawn(async move {
+            match instance.mend_archive().await {
+                Ok(0) => {}
+                Ok(files) => {
+                    tracing::info!(files, "WAL that the last primary had not archived is archived by this one")
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "it is not known whether the last primary had archived everything");
+                }
+            }
+        });
+    }
+
     /// Makes the shutdown that somebody has begun a fast one.
     pub fn end_shutdown(&self, guard: Option<GuardHandle>) {
         let Some(guard) = guard else { return };

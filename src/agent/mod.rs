@@ -21,6 +21,7 @@
 //! Read [`core`] first: its events and effects are all that can happen here.
 
 pub mod acks;
+mod archive;
 mod asks;
 mod blame;
 pub mod core;

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     acks::{self, SyncPlan},
+    archive,
     core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
     failsafe::{Door, Question},
     guarding,
@@ -242,6 +243,7 @@ impl Agent {
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
         let (core, effects) = Core::begin(start, now(began));
+        hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;
         let identity = Identity { member: local.id.clone(), session, server_version, failsafe };
@@ -275,6 +277,7 @@ impl Agent {
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(archive::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -501,6 +504,11 @@ impl Agent {
                 hands.instance.set_settings(*settings);
                 hands.refresh_timings(self.guard.clone());
             }
+            Effect::Archive => {
+                if hands.instance.set_archive(self.core.archive_rules(hands.exe.clone())) {
+                    hands.refresh_archive(self.guard.clone());
+                }
+            }
             Effect::Members(members) => hands.holder.set_members(members),
             Effect::Answer(letter) => {
                 if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
@@ -510,6 +518,7 @@ impl Agent {
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
+                hands.mend_archive();
                 let hands = hands.clone();
                 tokio::spawn(async move {
                     if let Err(error) = tasks::checkpoint(&hands.instance, Duration::from_secs(3600)).await {
@@ -592,7 +601,7 @@ impl Agent {
             generation: self.core.durable().generation,
             live: self.core.live(),
             keep: self.core.settings().keep_diverged_data,
-            how_to_copy: self.core.how_to_copy(),
+            copies: self.core.copy_plan(),
             rescue: self.asks_for_wal(),
             damaged: self.core.is_damaged(),
         };

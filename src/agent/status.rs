@@ -110,6 +110,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         uncovered: core.uncovered(),
         lost: core.lost(),
         cure: core.cure(now),
+        archive: core.archive(now),
     }
 }
 
@@ -189,6 +190,10 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     }
     if let Some(kept) = &mut calm.kept_wal {
         kept.archive_waiting = 0;
+    }
+    if let Some(archive) = &mut calm.archive {
+        let fails = archive.failing_ms.map(|_| 0);
+        *archive = v1::Archive { on: archive.on, failing_ms: fails, much: archive.much, ..Default::default() };
     }
     if let Some(room) = &mut calm.room {
         room.wal_bytes_per_s = 0;

@@ -16,11 +16,12 @@ use super::{
     store::Tenure,
 };
 use crate::{
-    domain::{Epoch, Generation, HowToCopy, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
+    domain::{CloneMethod, Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{
-        CloneError, ConfigRole, Instance, Live, PostgresError, Progress, RewindError, Saved, Session, Tail, Upstream,
+        CloneError, ConfigRole, CopyPlan, Instance, Live, PostgresError, Progress, RewindError, Saved, Session, Tail,
+        Upstream,
     },
     telemetry::events,
 };
@@ -50,8 +51,8 @@ pub struct Job {
     pub live: Live,
     /// What stays of diverged data.
     pub keep: KeepDiverged,
-    /// What a copy may take.
-    pub how_to_copy: HowToCopy,
+    /// How a copy is made.
+    pub copies: CopyPlan,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
     /// What is in the data directory is damaged.
@@ -333,12 +334,27 @@ impl Job {
             Left::Unknown if !instance.rewind_unfinished() => self.marked(instance.mark_as("unrelated")),
             Left::Unknown | Left::Nothing => {}
         }
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
-        let copied = self.hands.instance.clone_from(&Upstream::from(source), self.how_to_copy, &progress).await;
-        copied.map(|_| ()).map_err(|error| Failure {
+        // Whoever looks sees why it isn't the first method that is at work.
+        let failed = std::sync::Mutex::new(String::new());
+        let progress = |p: Progress| {
+            let before = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            self.hands.progress(&format!("{}{before}", p.phase), p.done_bytes, p.total_bytes);
+        };
+        let on_failure = |method: CloneMethod, error: &CloneError| {
+            let why = chain(error);
+            tracing::warn!(%method, error = why, "a copy failed, the next method is tried");
+            let short: String = why.chars().take(200).collect();
+            *failed.lock().unwrap_or_else(PoisonError::into_inner) += &format!(" ({method} failed: {short})");
+        };
+        let copied = instance.copy(&Upstream::from(source), &self.copies, &progress, &on_failure).await;
+        let before = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (_, method) = copied.map_err(|error| Failure {
             harmless: matches!(error, CloneError::Step(PostgresError::Busy { .. })),
-            error: said(error),
-        })
+            error: format!("{}{before}", chain(&error)),
+        })?;
+        tracing::info!(source = %source.member, %method, "copied");
+        let _ = self.hands.wakes.send(Wake::Core(Event::Copied(method)));
+        Ok(())
     }
 
     /// Lease first, guard armed, and only then anything that could become writable. All of it within one deadline, which

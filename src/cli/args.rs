@@ -26,6 +26,9 @@ pub enum Command {
     /// Parent of the postmaster; started by the agent only
     #[command(hide = true)]
     Guard,
+    /// Archives or gets a file of WAL; called by PostgreSQL only
+    #[command(hide = true)]
+    Wal(WalArgs),
     /// Show members, primary, lag, and why something is not healthy
     Status(StatusArgs),
     /// Make a standby the primary with the old primary's help; nothing is lost
@@ -80,6 +83,23 @@ pub struct ProcessArgs {
     /// What is logged, e.g. info or info,matriarch::raft=debug [default: $MATRIARCH_LOG, else info]
     #[arg(long, value_name = "LEVELS")]
     pub log_level: Option<String>,
+}
+
+/// As the agent writes them into PostgreSQL's configuration.
+#[derive(Debug, Args)]
+pub struct WalArgs {
+    /// `put` or `get`
+    #[arg(value_parser = ["put", "get"])]
+    pub verb: String,
+    /// The agent's runtime directory
+    pub runtime_dir: PathBuf,
+    /// The file's name
+    pub file: String,
+    /// Its path, or where it is to be put
+    pub path: PathBuf,
+    /// The oldest file that a restart needs
+    #[arg(default_value = "")]
+    pub oldest: String,
 }
 
 /// How an admin command finds a manager.

@@ -59,6 +59,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Agent(args) => processes::run(processes::Process::Agent, &args),
         Command::Router(args) => processes::run(processes::Process::Router, &args),
         Command::Guard => wiring::guard(),
+        Command::Wal(args) => with_runtime(wiring::wal(args)),
         Command::Demo(args) => wiring::demo(args),
         Command::Status(args) => with_runtime(status(args)),
         Command::Profile(args) => with_runtime(profile::run(args)),

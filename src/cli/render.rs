@@ -1,5 +1,6 @@
 //! Answers as text for people and as JSON for programs. Pure.
 
+mod archive;
 mod commits;
 mod lag;
 mod room;
@@ -136,6 +137,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
     }
     text.push_str(&fences(&reply.members));
     text.push_str(&room::lines(&reply.members));
+    text.push_str(&archive::lines(&reply.members));
     text.push_str(&layers(reply));
     text.push_str(&footer(reply, style));
     text
@@ -383,6 +385,7 @@ struct MemberJson<'a> {
     server_version: Option<u32>,
     layers: BTreeMap<&'a str, &'a str>,
     room: Option<room::RoomJson>,
+    archive: Option<archive::ArchiveJson<'a>>,
 }
 
 #[derive(Serialize)]
@@ -444,6 +447,7 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         server_version: Some(member.server_version).filter(|v| *v != 0),
         layers: layers_json(&member.layers),
         room: member.room.as_ref().map(room::json),
+        archive: member.archive.as_ref().map(archive::json),
     }
 }
 

@@ -11,6 +11,19 @@ pub(super) fn guard() -> ExitCode {
     crate::guard::run(std::env::args_os().skip(2))
 }
 
+/// Body of `matriarch wal`. PostgreSQL writes what it says into its log.
+pub(super) async fn wal(args: super::args::WalArgs) -> super::exit::Exit {
+    let super::args::WalArgs { verb, runtime_dir, file, path, oldest } = args;
+    let call = crate::postgres::WalCall { runtime_dir, file, path, oldest };
+    let done = if verb == "put" { call.put().await } else { call.get().await };
+    match done {
+        Ok(()) => super::exit::OK,
+        // That a file isn't there PostgreSQL asks all the time.
+        Err(_) if verb == "get" => super::exit::FAILED,
+        Err(why) => super::complain(&why, super::exit::FAILED),
+    }
+}
+
 /// Runs a manager until `shutdown` turns true. Gives whether this process has to start itself again.
 pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<bool> {
     let ending = crate::manager::run(config, shutdown, crate::admin::AdminService::new).await?;

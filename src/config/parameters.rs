@@ -66,6 +66,10 @@ pub(super) fn check(name: &str, value: &toml::Value) -> Result<String, Wrong> {
             return Err(Wrong::new(key(), problem, "write text, a number or a boolean; lists as one text"));
         }
     };
+    if lower == "archive_mode" && text.eq_ignore_ascii_case("always") {
+        let problem = "a standby that archives as well would bring WAL into the archive that is no primary's";
+        return Err(Wrong::new(key(), problem, "write on: the primary archives"));
+    }
     if text.chars().any(char::is_control) {
         return Err(Wrong::new(key(), "the value has a control character or spans lines", "write it on one line"));
     }

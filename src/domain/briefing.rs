@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Epoch, MemberId, SettingsDocument, SyncWord, TimingsInUse};
+use super::{Epoch, MemberId, SettingsDocument, SyncWord, TimelineHistory, TimingsInUse};
 
 /// Who belongs to the cluster, as committed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,4 +40,6 @@ pub struct Briefing {
     pub pause: PauseWord,
     /// By which rule commits are acknowledged.
     pub sync: SyncWord,
+    /// The history of the primary's timeline; `None` while nobody is promoted. A standby takes from an archive what is on it.
+    pub lineage: Option<TimelineHistory>,
 }

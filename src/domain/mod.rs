@@ -5,6 +5,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod archive;
 pub mod briefing;
 pub mod cause;
 pub mod cure;
@@ -25,6 +26,7 @@ pub mod uncovered;
 pub mod version;
 pub mod wal;
 
+pub use archive::{ArchiveView, CloneMethod, CloneMethods};
 pub use briefing::{Briefing, MemberList, PauseWord};
 pub use cause::EndCause;
 pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory, TimelineId,
-    TimingsId, Uncovered, WalPosition,
+    ArchiveView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory,
+    TimelineId, TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.
@@ -298,6 +298,8 @@ pub struct AgentView {
     pub lost: Vec<LostWal>,
     /// Why it doesn't get where it should.
     pub cure: CureView,
+    /// How archiving goes, and what it has from the archive.
+    pub archive: ArchiveView,
 }
 
 /// Where recovery or replay is.

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use super::{
-    Timings,
+    CloneMethods, Timings,
     kept_wal::SlotsYield,
     room::{Least, Thresholds},
     sync::{Confirms, SyncMode},
@@ -316,6 +316,15 @@ impl Setting for MaximumLag {
     }
 }
 
+impl Setting for CloneMethods {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Setting for SyncMode {
     fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
         text.parse()
@@ -492,6 +501,39 @@ settings! {
     clone_compression: CloneCompression = "clone_compression", CloneCompression::None, 0..=0,
         "how a copy is compressed on its way (by the server it comes from, PostgreSQL 15 and later): none, lz4, zstd or gzip; worth it where the network is slower \
          than about 1 Gbit/s. After a copy that failed the next is not compressed";
+    /// How a copy of a data directory is made: each is tried when the one before failed.
+    clone_methods: CloneMethods = "clone_methods", CloneMethods::default(), 0..=0,
+        "how a copy of a data directory is made, one after the other until one succeeds: basebackup (from a standby or the primary), \
+         pgbackrest (the newest fitting backup), command (clone_command)";
+    /// What makes a copy, for the method `command`.
+    clone_command: String = "clone_command", String::new(), 0..=1000,
+        "shell command that makes a copy of another member in $MATRIARCH_DIRECTORY, for clone_methods; passwords don't belong in here";
+    /// So long it may take.
+    clone_command_limit: Duration = "clone_command_ms", Duration::from_secs(24 * 3600), 1000..=604_800_000,
+        "so long clone_command may take, then it is killed with its children, and the next method is tried";
+    /// What archives a file of WAL.
+    archive_command: String = "archive_command", String::new(), 0..=1000,
+        "shell command with which the primary archives a file of WAL (%p its path, %f its name), as in PostgreSQL; it runs under the lease \
+         only. Empty: that of the host's file. Whether anything is archived at all changes with a restart of PostgreSQL";
+    /// What gets one back.
+    restore_command: String = "restore_command", String::new(), 0..=1000,
+        "shell command with which a standby gets a file of WAL (%f its name, %p where to) that its primary has removed. Empty: that of the \
+         host's file";
+    /// So long either may take for one file.
+    archive_command_limit: Duration = "archive_command_ms", Duration::from_secs(300), 1000..=86_400_000,
+        "so long archive_command or restore_command may take for one file, then it is killed with its children and counts as failed";
+    /// So long a standby looks in the archive for what its primary has removed.
+    archive_wait: Duration = "archive_wait_ms", Duration::from_secs(60), 10_000..=86_400_000,
+        "so long a standby whose WAL the primary has removed, and that gets no further, looks for it in the archive before it is copied anew";
+    /// More WAL than this waiting for the archive is told.
+    archive_backlog_warn: Least = "archive_backlog_warn", Least::Percent(10), 0..=0,
+        "more WAL than this that waits to be archived is shown: a share of the volume of WAL (10%) or bytes (5GB)";
+    /// The stanza of pgBackRest that both commands are made from.
+    pgbackrest_stanza: String = "pgbackrest_stanza", String::new(), 0..=63,
+        "stanza of pgBackRest: archive_command and restore_command, where they are empty, and the copies of clone_methods=pgbackrest use it";
+    /// Its configuration file.
+    pgbackrest_config: String = "pgbackrest_config", String::new(), 0..=255,
+        "path of pgBackRest's configuration file on every host; empty: its own default. The data directory is told to it by Matriarch";
     /// So many members have data of no use replaced by a copy at one time.
     max_concurrent_clones: u32 = "max_concurrent_clones", 1, 0..=100,
         "so many members at one time have data that is of no use (WAL that the primary has removed, damaged files, starts that fail) \
@@ -632,6 +674,9 @@ impl Settings {
                  commits that wait for standbys are safe from a primary whose lease has not ended",
                 self.sync_strict, self.replication_mode
             ));
+        }
+        if let Some(problem) = super::archive::problem(self) {
+            return Some(problem);
         }
         let both = [("wal_room", self.wal_room()), ("data_room", self.data_room())];
         both.into_iter().find_map(|(name, Thresholds { warn, act })| {

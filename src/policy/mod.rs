@@ -7,6 +7,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod archive;
 pub mod by_hand;
 pub mod candidates;
 pub mod cascade;

@@ -125,6 +125,13 @@ pub enum Hold {
         /// What the last wants.
         waits_for: String,
     },
+    /// What the primary writes does not get into the archive.
+    Archive {
+        /// The primary.
+        member: MemberId,
+        /// What is wrong.
+        why: Vec<String>,
+    },
     /// An operation waits for a host.
     Operation {
         /// Which.
@@ -600,6 +607,7 @@ impl fmt::Display for Hold {
                 }
                 list(f, why)
             }
+            Self::Archive { member, why } => write!(f, "{member}: {}", why.join("; ")),
             Self::NewVotersNotReady { why } => {
                 f.write_str("not to vote yet:")?;
                 list(f, why)

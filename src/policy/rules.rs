@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, by_hand, cascade, failover, flaps, format, genesis, leadership, membership,
-    outvoted, promotion, restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
+    membership, outvoted, promotion, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -62,6 +62,11 @@ pub const RULES: &[Rule] = &[
         id: 272,
         name: "the primary is short of room for data, a standby has room: switch over",
         decide: room::data_is_short,
+    },
+    Rule {
+        id: 274,
+        name: "the primary's archive fails or falls behind: say so before the disk is full",
+        decide: archive::falls_behind,
     },
     Rule { id: 310, name: "an operator asked for a failover: end the epoch", decide: failover::by_command },
     Rule { id: 320, name: "the lock was released: end the epoch", decide: failover::after_release },

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Seal, Since, Situation};
 use crate::{
     domain::{
-        ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy, NodeId,
-        Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
+        ArchiveView, ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy,
+        NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
         WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
         observation::HeardOfPrimary, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
         observation::StandbyProgress, observation::SyncView, observation::Work,
@@ -209,6 +209,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         uncovered: Default::default(),
         lost: Vec::new(),
         cure: Default::default(),
+        archive: Default::default(),
     };
     if state == PostgresState::Primary {
         view.standbys = ["a", "b", "c", "d", "e"].into_iter().filter(|m| *m != member).map(sent_to).collect();
@@ -278,6 +279,22 @@ fn apply_word(view: &mut AgentView, word: &str) {
         }
         "cloning" => {
             view.work = Some(Work { order: 1, kind: "clone".to_owned(), phase: String::new(), ..Work::default() });
+        }
+        // `archive=failing`, `archive=behind`, `archive=fine`.
+        "archive" => {
+            let (failing, much) = (value == "failing", value == "behind");
+            let failing_ms = failing.then_some(30_000);
+            let (waiting, waiting_bytes) = (40, 640 << 20);
+            let last_failed = "000000020000000000000009".to_owned();
+            view.archive = ArchiveView {
+                on: true,
+                failing_ms,
+                much,
+                waiting,
+                waiting_bytes,
+                last_failed,
+                ..ArchiveView::default()
+            };
         }
         "failed-starts" => view.cure.failed_starts = number(),
         "accepted" => view.accepted_epoch = Epoch(number()),

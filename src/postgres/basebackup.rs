@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    archive::Stanza,
     command::{OnProgress, Progress},
     conf::{ConfigRole, Upstream},
     error::PostgresError,
@@ -15,11 +16,14 @@ use super::{
     kept,
     session::SqlError,
 };
-use crate::domain::{CloneCompression, Epoch, Generation, HowToCopy, KeepDiverged, version::PostgresVersion};
+use crate::domain::{
+    CloneCompression, CloneMethod, Epoch, Generation, HowToCopy, KeepDiverged, TimelineHistory,
+    version::PostgresVersion,
+};
 
 /// For the copy; the progress shows a clone that hangs long before.
 const COPY_DEADLINE: Duration = Duration::from_secs(24 * 3600);
-const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
+pub(super) const VERIFY_DEADLINE: Duration = Duration::from_secs(6 * 3600);
 
 /// What pg_basebackup takes, in bytes a second (manual, pg_basebackup).
 const LEAST_RATE: u64 = 32 << 10;
@@ -34,6 +38,12 @@ pub enum CloneError {
     /// What is in the data directory is not ours to replace.
     #[error("cloning would replace something that is no copy of this cluster: {0}")]
     Foreign(String),
+    /// What was made is no copy.
+    #[error("what was made is no copy: {0}")]
+    NoCopy(String),
+    /// pgBackRest has none that is of use.
+    #[error("no backup is of use: {0}")]
+    NoBackup(String),
     /// A step failed.
     #[error(transparent)]
     Step(#[from] PostgresError),
@@ -42,10 +52,38 @@ pub enum CloneError {
     Source(#[from] SqlError),
 }
 
+/// How a copy is made.
+#[derive(Debug, Clone)]
+pub struct CopyPlan {
+    /// One after the other; never empty.
+    pub methods: Vec<CloneMethod>,
+    /// What is taken from another member.
+    pub how: HowToCopy,
+    /// Where backups are.
+    pub pgbackrest: Option<Stanza>,
+    /// What the operator wants to be run …
+    pub command: String,
+    /// … and for how long.
+    pub command_limit: Duration,
+    /// The cluster's history; a backup that is not on it is of no use. `None`: not known.
+    pub lineage: Option<TimelineHistory>,
+}
+
+impl Default for CopyPlan {
+    fn default() -> Self {
+        Self {
+            methods: vec![CloneMethod::Basebackup],
+            how: HowToCopy::default(),
+            pgbackrest: None,
+            command: String::new(),
+            command_limit: COPY_DEADLINE,
+            lineage: None,
+        }
+    }
+}
+
 impl Instance {
-    /// Copies `source` into `<data_dir>.new`, verifies the copy, and swaps it in; returns its system identifier.
-    /// What was in the data directory before is kept as `<data_dir>.old` until [`Instance::discard_old`]. The copy
-    /// is a standby that follows nobody yet; write its configuration before the start.
+    /// [`Instance::copy`] by `pg_basebackup` alone.
     ///
     /// # Errors
     /// See [`CloneError`].
@@ -55,6 +93,24 @@ impl Instance {
         how: HowToCopy,
         on_progress: OnProgress<'_>,
     ) -> Result<u64, CloneError> {
+        let plan = CopyPlan { how, ..CopyPlan::default() };
+        self.copy(source, &plan, on_progress, &|_, _| ()).await.map(|(system, _)| system)
+    }
+
+    /// Copies `source` into `<data_dir>.new` by the first method that succeeds, verifies the copy, and swaps it in; returns its
+    /// system identifier and the method. What was in the data directory before is kept as `<data_dir>.old` until
+    /// [`Instance::discard_old`]. The copy is a standby that follows nobody yet; write its configuration before the start.
+    /// `on_failure` hears of each method that failed while another is left.
+    ///
+    /// # Errors
+    /// See [`CloneError`].
+    pub async fn copy(
+        &self,
+        source: &Upstream,
+        plan: &CopyPlan,
+        on_progress: OnProgress<'_>,
+        on_failure: &(dyn Fn(CloneMethod, &CloneError) + Send + Sync),
+    ) -> Result<(u64, CloneMethod), CloneError> {
         let lock = OperationLock::take(self.data_dir())?;
         self.demand_stopped()?;
         self.finish_swap()?;
@@ -64,11 +120,69 @@ impl Instance {
         }
         let new = self.beside(".new");
         files::remove(&self.copied_marker())?;
-        self.remove_data(&new).await?;
         self.write_passfile(Some(source))?;
+        let mut left = plan.methods.iter().copied();
+        let mut method = left.next().unwrap_or(CloneMethod::Basebackup);
+        let system = loop {
+            self.remove_data(&new).await?;
+            let made = self.make_copy(method, source, plan, (&new, &lock), on_progress).await;
+            let checked = made.and_then(|()| self.check_copy(source, &present, &new));
+            match (checked, left.next()) {
+                (Ok(system), _) => break system,
+                (Err(error), None) => return Err(error),
+                (Err(error), Some(next)) => {
+                    on_failure(method, &error);
+                    method = next;
+                }
+            }
+        };
+        // Of the source, if it is there: its own.
+        files::remove(&new.join(kept::MARK))?;
+        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
+        self.write_config_to(&new, &role)?;
+        files::ensure(&new.join("standby.signal"), "")?;
+        files::ensure(&self.copied_marker(), "")?;
+        self.swap().await?;
+        files::remove(&self.rewind_marker())?;
+        Ok((system, method))
+    }
+
+    async fn make_copy(
+        &self,
+        method: CloneMethod,
+        source: &Upstream,
+        plan: &CopyPlan,
+        (new, lock): (&Path, &OperationLock),
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), CloneError> {
+        match (method, &plan.pgbackrest) {
+            (CloneMethod::Basebackup, _) => self.base_backup(source, plan.how, (new, lock), on_progress).await,
+            (CloneMethod::Pgbackrest, Some(stanza)) => {
+                let system = self.system_of(source).await?;
+                let of = (system, plan.lineage.as_ref());
+                self.restore_backup(stanza, (new, lock), of, on_progress).await?;
+                Ok(self.sync_copy(new, lock).await?)
+            }
+            (CloneMethod::Pgbackrest, None) => Err(CloneError::NoBackup("no pgbackrest_stanza is set".to_owned())),
+            (CloneMethod::Command, _) => {
+                let system = self.system_of(source).await?;
+                let command = (plan.command.as_str(), plan.command_limit);
+                self.copy_by_command(command, source, (new, lock), system, on_progress).await?;
+                Ok(self.sync_copy(new, lock).await?)
+            }
+        }
+    }
+
+    async fn base_backup(
+        &self,
+        source: &Upstream,
+        how: HowToCopy,
+        (new, lock): (&Path, &OperationLock),
+        on_progress: OnProgress<'_>,
+    ) -> Result<(), CloneError> {
         on_progress(Progress::phase("pg_basebackup"));
         let conninfo = self.source_conninfo(source, None);
-        let copy = self.helper("pg_basebackup", COPY_DEADLINE).holding(lock.share()?).arg("-D").arg(&new);
+        let copy = self.helper("pg_basebackup", COPY_DEADLINE).holding(lock.share()?).arg("-D").arg(new);
         let copy = copy.arg("-d").arg(conninfo).args([
             "--wal-method=stream",
             "--checkpoint=fast",
@@ -91,8 +205,19 @@ impl Instance {
             .await
             .map_err(PostgresError::from)?;
         on_progress(Progress::phase("verify"));
-        self.verify_and_sync(&new, &lock).await?;
-        let copied = self.control_data_of(&new)?;
+        Ok(self.verify_and_sync(new, lock).await?)
+    }
+
+    /// The copy is a data directory of this version, and of the system of what it replaces.
+    fn check_copy(&self, source: &Upstream, present: &DataState, new: &Path) -> Result<u64, CloneError> {
+        match self.data_state_of(new)? {
+            DataState::Present(_) => {}
+            DataState::Missing | DataState::Empty => {
+                return Err(CloneError::NoCopy(format!("there is nothing in {}", new.display())));
+            }
+            DataState::Incomplete(why) | DataState::Foreign(why) => return Err(CloneError::NoCopy(why)),
+        }
+        let copied = self.control_data_of(new)?;
         if let DataState::Present(old) = present
             && old.system_identifier != copied.system_identifier
         {
@@ -101,14 +226,6 @@ impl Instance {
                 format!("{} has system identifier {ours}, {} has {theirs}", self.data_dir().display(), source.member);
             return Err(CloneError::Foreign(text));
         }
-        // Of the source, if it is there: its own.
-        files::remove(&new.join(kept::MARK))?;
-        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
-        self.write_config_to(&new, &role)?;
-        files::ensure(&new.join("standby.signal"), "")?;
-        files::ensure(&self.copied_marker(), "")?;
-        self.swap().await?;
-        files::remove(&self.rewind_marker())?;
         Ok(copied.system_identifier)
     }
 
@@ -116,11 +233,15 @@ impl Instance {
     async fn verify_and_sync(&self, new: &Path, lock: &OperationLock) -> Result<(), PostgresError> {
         let verify = self.helper("pg_verifybackup", VERIFY_DEADLINE).holding(lock.share()?);
         let verify = verify.arg("--quiet").arg("--exit-on-error").arg(new).run(|_| ());
-        let sync = self.helper("initdb", VERIFY_DEADLINE).holding(lock.share()?);
-        let sync = sync.arg("--sync-only").arg("-D").arg(new).run(|_| ());
-        let (verified, synced) = tokio::join!(verify, sync);
+        let (verified, synced) = tokio::join!(verify, self.sync_copy(new, lock));
         verified?;
-        synced?;
+        synced
+    }
+
+    /// Sees a copy on the disk, its tablespaces and WAL included.
+    async fn sync_copy(&self, new: &Path, lock: &OperationLock) -> Result<(), PostgresError> {
+        let sync = self.helper("initdb", VERIFY_DEADLINE).holding(lock.share()?);
+        sync.arg("--sync-only").arg("-D").arg(new).run(|_| ()).await?;
         Ok(())
     }
 

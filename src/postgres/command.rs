@@ -96,6 +96,9 @@ pub(super) struct Helper {
     args: Vec<OsString>,
     input: Input,
     deadline: Duration,
+    /// On top of [`clean_env`], or of the caller's own.
+    env: Vec<(&'static str, OsString)>,
+    inherits: bool,
 }
 
 /// How a helper ended, whatever the status.
@@ -106,7 +109,8 @@ pub(super) struct Finished {
 
 impl Helper {
     pub(super) fn new(bin_dir: &Path, name: &str, deadline: Duration) -> Self {
-        Self { program: bin_dir.join(name), args: Vec::new(), input: Input::Nothing, deadline }
+        let (args, env) = (Vec::new(), Vec::new());
+        Self { program: bin_dir.join(name), args, input: Input::Nothing, deadline, env, inherits: false }
     }
 
     pub(super) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -121,6 +125,17 @@ impl Helper {
 
     pub(super) fn input(mut self, text: impl Into<Vec<u8>>) -> Self {
         self.input = Input::Text(text.into());
+        self
+    }
+
+    pub(super) fn env(mut self, key: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((key, value.into()));
+        self
+    }
+
+    /// It gets the caller's environment: it is a command of the operator's, who expects to find there what PostgreSQL has.
+    pub(super) fn inheriting(mut self) -> Self {
+        self.inherits = true;
         self
     }
 
@@ -166,7 +181,11 @@ impl Helper {
 
     async fn drive(self, mut on_line: impl FnMut(&str), tail: &mut Tail) -> io::Result<ExitStatus> {
         let mut command = Command::new(&self.program);
-        command.args(&self.args).env_clear().envs(clean_env());
+        command.args(&self.args);
+        if !self.inherits {
+            command.env_clear().envs(clean_env());
+        }
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let text = match self.input {
             Input::Nothing => {

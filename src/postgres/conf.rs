@@ -54,8 +54,35 @@ pub(super) struct Settings<'a> {
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
     pub(super) silence: Silence,
+    /// A standby that follows nobody takes what it gets from the archive alone.
+    pub(super) archive_alone: bool,
     /// How old a commit is when a standby replays it.
     pub(super) delay: Duration,
+    /// `None`: what the user's parameters say counts.
+    pub(super) archive: Option<Archive>,
+}
+
+/// What PostgreSQL is to call for the archive; `None`: nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Archive {
+    /// For each file that it has written.
+    pub(super) put: Option<String>,
+    /// For each that it needs.
+    pub(super) get: Option<String>,
+}
+
+/// Those of [`Archive`].
+const ARCHIVE: [&str; 3] = ["archive_mode", "archive_command", "restore_command"];
+
+impl Archive {
+    /// A server that was started with `archive_mode` keeps every file until one command takes it: with none to be run that is
+    /// one that takes everything.
+    fn settings(&self, follows: bool) -> [(&'static str, &str); 3] {
+        let mode = if self.put.is_some() { "on" } else { "off" };
+        let get = self.get.as_deref().filter(|_| follows).unwrap_or_default();
+        let [mode_key, put_key, get_key] = ARCHIVE;
+        [(mode_key, mode), (put_key, self.put.as_deref().unwrap_or("true")), (get_key, get)]
+    }
 }
 
 /// How soon PostgreSQL gives up a peer that says nothing.
@@ -214,7 +241,8 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
     let dormant = *role == ConfigRole::DormantPrimary;
     for (key, value) in settings.parameters {
         // A primary that restarts in place must find nothing but its own WAL.
-        let archive = dormant && key.eq_ignore_ascii_case("restore_command");
+        let ours = settings.archive.is_some() && ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own));
+        let archive = ours || (dormant && key.eq_ignore_ascii_case("restore_command"));
         if is_setting_name(key) && !owned_key(key) && !archive {
             set(key, value);
         }
@@ -249,6 +277,13 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         // One connection at a time confirms under that name.
         ("primary_slot_name", &slot),
     ] {
+        set(key, value);
+    }
+    let follows = match role {
+        ConfigRole::Standby { upstream, .. } => upstream.is_some() || settings.archive_alone,
+        ConfigRole::DormantPrimary => false,
+    };
+    for (key, value) in settings.archive.iter().flat_map(|archive| archive.settings(follows)) {
         set(key, value);
     }
     if let ConfigRole::Standby { epoch, generation, .. } = role {
@@ -343,6 +378,23 @@ pub(super) fn other_delay(text: &str, delay: Duration) -> Option<String> {
     (line != new).then(|| text.replacen(&line, &new, 1))
 }
 
+/// A text of `postgresql.conf` makes a standby of the server that follows somebody.
+pub(super) fn follows_somebody(text: &str) -> bool {
+    text.lines().any(|line| line.starts_with("primary_conninfo = ") && line != "primary_conninfo = ''")
+}
+
+/// The text of `postgresql.conf` with this of the archive.
+pub(super) fn other_archive(text: &str, archive: &Archive, follows: bool) -> String {
+    let ours = |line: &&str| ARCHIVE.iter().any(|key| line.split_once(" = ").is_some_and(|(found, _)| found == *key));
+    let mut kept = text.lines().filter(|line| !ours(line));
+    let mut out: String = kept.by_ref().take(1).map(|line| format!("{line}\n")).collect();
+    for (key, value) in archive.settings(follows) {
+        let _ = writeln!(out, "{key} = {}", quote(value));
+    }
+    kept.for_each(|line| out.extend([line, "\n"]));
+    out
+}
+
 /// A quoted connection string with another number under `key`.
 fn with_value(line: &str, key: &str, value: u128) -> Option<String> {
     let opening = format!(" {key}=''");
@@ -432,7 +484,7 @@ pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &s
 pub(super) fn without_owned(auto_conf: &str) -> Option<String> {
     let foreign = |line: &&str| {
         let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next().unwrap_or_default();
-        !owned_key(key)
+        !owned_key(key) && !ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own))
     };
     let kept = Vec::from_iter(auto_conf.lines().filter(foreign));
     if kept.len() == auto_conf.lines().count() {
@@ -472,6 +524,8 @@ mod tests {
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
             hba,
             parameters,
+            archive: None,
+            archive_alone: false,
             silence: Silence { replication: Duration::from_secs(10), tcp: Duration::from_secs(5) },
             delay: Duration::ZERO,
         }
@@ -649,5 +703,25 @@ mod tests {
         let text = "# Do not edit\nsynchronous_standby_names = ''\nwork_mem = '8MB'\nPORT='1'\n";
         assert_eq!(without_owned(text).unwrap(), "# Do not edit\nwork_mem = '8MB'\n");
         assert_eq!(without_owned("# Do not edit\nwork_mem = '8MB'\n"), None);
+    }
+
+    #[test]
+    fn what_is_set_of_the_archive_goes_with_the_role_and_before_the_users_own() {
+        let parameters = BTreeMap::from([("archive_command".to_owned(), "cp own".to_owned())]);
+        let archive = Archive { put: Some("m wal put".into()), get: Some("m wal get".into()) };
+        let settings = Settings { archive: Some(archive.clone()), ..settings(&parameters, &[]) };
+        let standby = |upstream| ConfigRole::Standby { upstream, epoch: Epoch(7), generation: Generation(1) };
+        let of = |conf: &str| ARCHIVE.map(|key| value(conf, key).unwrap_or_default().to_owned());
+        let follows = postgresql_conf(&settings, &standby(Some(upstream())));
+        assert_eq!(of(&follows), ["'on'", "'m wal put'", "'m wal get'"]);
+        assert_eq!(of(&postgresql_conf(&settings, &standby(None)))[2], "''", "severed, it takes nothing");
+        assert_eq!(of(&postgresql_conf(&settings, &ConfigRole::DormantPrimary))[2], "''");
+        assert!(follows_somebody(&follows) && !follows_somebody(&postgresql_conf(&settings, &standby(None))));
+        // Switched off while it runs: no file waits for a command that isn't there.
+        let off = other_archive(&follows, &Archive { put: None, get: None }, true);
+        assert_eq!(of(&off), ["'off'", "'true'", "''"]);
+        assert_eq!(other_archive(&off, &archive, true).lines().count(), follows.lines().count());
+        assert_eq!(value(&off, "primary_conninfo"), value(&follows, "primary_conninfo"));
+        assert_eq!(without_owned("restore_command = 'x'\nwork_mem = '1MB'\n").as_deref(), Some("work_mem = '1MB'\n"));
     }
 }

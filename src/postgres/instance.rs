@@ -13,6 +13,7 @@ use std::{
 use nix::unistd::{AccessFlags, Uid, access};
 
 use super::{
+    archive::ArchiveRules,
     command::{Helper, HelperError},
     conf::{self, ConfigRole, Settings, Silence, Upstream},
     controldata::ControlData,
@@ -78,6 +79,8 @@ struct Inner {
     slot_wal: Mutex<Least>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
     writing: Mutex<()>,
+    /// What is set of the archive, once somebody has said.
+    archive: Mutex<Option<ArchiveRules>>,
     /// The same for the live configuration, which is not on the disk of the data directory.
     live: Mutex<()>,
     /// Held by whoever saves WAL: a task that was dropped goes on with it, and the next waits.
@@ -107,6 +110,7 @@ impl Instance {
             writing: Mutex::new(()),
             live: Mutex::new(()),
             saving: Mutex::new(()),
+            archive: Mutex::new(None),
         }))
     }
 
@@ -132,6 +136,23 @@ impl Instance {
 
     fn silence(&self) -> Silence {
         *self.0.silence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn archive_lock(&self) -> MutexGuard<'_, Option<ArchiveRules>> {
+        self.0.archive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever changes a configuration file does it alone.
+    pub(super) fn config_alone(&self) -> MutexGuard<'_, ()> {
+        self.0.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn passfile(&self) -> &Path {
+        &self.0.passfile
+    }
+
+    pub(super) fn runtime_dir(&self) -> &Path {
+        &self.0.runtime_dir
     }
 
     /// Every member but this one.
@@ -338,7 +359,17 @@ impl Instance {
             ConfigRole::DormantPrimary => None,
         };
         self.write_passfile(upstream)?;
-        let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.config_alone();
+        if dir == self.data_dir() {
+            // Nothing is restored from the moment on in which it follows nobody, but by one that is never promoted.
+            let alone = matches!(role, ConfigRole::Standby { .. }) && self.settings_of(self.me()).nostream;
+            if upstream.is_some() || alone {
+                self.write_get_permit(false)?
+            } else {
+                self.forbid_restores()?
+            }
+            self.write_put_permit()?;
+        }
         let paths = self.paths();
         let settings = self.settings(&paths);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
@@ -558,7 +589,9 @@ impl Instance {
             hba: &cfg.hba,
             parameters: &cfg.parameters,
             silence: self.silence(),
+            archive_alone: self.settings_of(me).nostream,
             delay: self.settings_of(me).recovery_min_apply_delay,
+            archive: self.archive_lines(),
         }
     }
 }

@@ -5,10 +5,12 @@
 //! a postmaster: it only says how one is to be started ([`PostmasterCommand`]).
 //! Start reading at [`instance`].
 
+mod archive;
 pub mod basebackup;
 mod command;
 pub mod conf;
 pub mod controldata;
+mod copy;
 mod doomed;
 pub mod error;
 mod files;
@@ -30,9 +32,11 @@ mod sync;
 mod touch;
 mod uncovered;
 mod vitals;
+mod wal_run;
 mod waldump;
 
-pub use basebackup::CloneError;
+pub use archive::{ArchiveRules, Archiver, Stanza, WalNote};
+pub use basebackup::{CloneError, CopyPlan};
 pub use command::{HelperError, OnProgress, Progress};
 pub use conf::{ConfigRole, Upstream, owned_key};
 pub use controldata::{ControlData, DbState};
@@ -50,3 +54,4 @@ pub use sync::{Live, Sender, SyncSight};
 pub use touch::Touch;
 pub use uncovered::{Findings, LEVEL, LevelFound, NAMES, OverrideFound, SenderFound};
 pub use vitals::{Vitals, writes_finished};
+pub use wal_run::WalCall;

@@ -82,8 +82,45 @@ impl Instance {
         Ok(options)
     }
 
+    /// Where `pg_wal` of a copy goes, when that of the data directory lies elsewhere.
+    pub(super) fn place_for_wal(&self) -> Option<PathBuf> {
+        Outside::of(self.data_dir()).wal.map(|wal| place_beside(&wal))
+    }
+
+    /// Options of pgBackRest that put every tablespace of a copy where there is place for it. What the data directory has now
+    /// says where that is; of what it doesn't have the backup's own path is taken, which pgBackRest refuses if it is not empty.
+    pub(super) fn places_for_a_restore(&self) -> Vec<String> {
+        let links = fs::read_dir(self.data_dir().join("pg_tblspc")).into_iter().flatten().flatten();
+        let mapped = |link: fs::DirEntry| {
+            let target = fs::read_link(link.path()).ok().filter(|target| target.is_absolute())?;
+            let oid = link.file_name().to_str().filter(|name| name.parse::<u32>().is_ok())?.to_owned();
+            Some(format!("--tablespace-map={oid}={}", place_beside(&target).display()))
+        };
+        links.filter_map(mapped).collect()
+    }
+
+    /// The system identifier of another member.
+    ///
+    /// # Errors
+    /// It doesn't answer.
+    pub(super) async fn system_of(&self, source: &Upstream) -> Result<u64, SqlError> {
+        let doing = "asking the source for its system identifier";
+        let told =
+            self.ask_source(source, doing, "SELECT system_identifier FROM pg_catalog.pg_control_system()").await?;
+        let number = told.first().and_then(|text| text.parse::<i64>().ok());
+        // PostgreSQL shows it with a sign.
+        number.map(i64::cast_unsigned).ok_or(SqlError::Unexpected { doing, problem: format!("it said {told:?}") })
+    }
+
     async fn tablespaces_of(&self, source: &Upstream) -> Result<Vec<String>, SqlError> {
-        let doing = "asking the source for its tablespaces";
+        let sql = "SELECT pg_catalog.pg_tablespace_location(oid) FROM pg_catalog.pg_tablespace";
+        let locations = self.ask_source(source, "asking the source for its tablespaces", sql).await?;
+        // One inside the data directory is copied with it.
+        Ok(locations.into_iter().filter(|location| location.starts_with('/')).collect())
+    }
+
+    /// The first column of what another member answers.
+    async fn ask_source(&self, source: &Upstream, doing: &'static str, sql: &str) -> Result<Vec<String>, SqlError> {
         let unexpected = |e: PostgresError| SqlError::Unexpected { doing, problem: e.to_string() };
         let mut target = Config::new();
         target.host(&source.host).port(source.port).user(&self.config().replication_user).dbname("postgres");
@@ -91,7 +128,6 @@ impl Instance {
         let ask = async {
             let (client, connection) = target.connect(NoTls).await.map_err(|e| SqlError::from_driver(doing, e))?;
             let connection = tokio::spawn(connection);
-            let sql = "SELECT pg_catalog.pg_tablespace_location(oid) FROM pg_catalog.pg_tablespace";
             let rows = client.simple_query(sql).await.map_err(|e| SqlError::from_driver(doing, e));
             connection.abort();
             rows
@@ -100,12 +136,11 @@ impl Instance {
             Ok(rows) => rows?,
             Err(_) => return Err(SqlError::Timeout { doing, after: SHORT }),
         };
-        let locations = rows.iter().filter_map(|row| match row {
+        let first = |row: &SimpleQueryMessage| match row {
             SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
-        });
-        // One inside the data directory is copied with it.
-        Ok(locations.filter(|location| location.starts_with('/')).collect())
+        };
+        Ok(rows.iter().filter_map(first).collect())
     }
 
     /// Removes a directory with what only it has elsewhere, if it is there.

@@ -82,6 +82,7 @@ impl Instance {
         files::replace(&self.rewind_marker(), &format!("{}\n", source.member))?;
         let mut touched = again;
         let result = self.rewind_marked(source, &control, &lock, &mut touched, on_progress).await;
+        self.forbid_restores()?;
         if result.is_ok() {
             // What parted from the cluster's history is undone, and a mark of the source is its own.
             files::remove(&self.data_dir().join(kept::MARK))?;
@@ -214,6 +215,16 @@ impl Instance {
         Ok(())
     }
 
+    /// WAL back to the fork that this member has removed may be in the archive: pg_rewind asks for it by the directory's own
+    /// `restore_command`. What it is for is undone, so it gets all of it.
+    fn offers_the_archive(&self) -> Result<bool, PostgresError> {
+        if !self.has_restore_command() {
+            return Ok(false);
+        }
+        self.let_restore()?;
+        Ok(true)
+    }
+
     async fn run_pg_rewind(
         &self,
         source: &Upstream,
@@ -227,6 +238,7 @@ impl Instance {
         let conninfo = self.source_conninfo(source, Some("postgres"));
         let helper = self.helper("pg_rewind", REWIND_DEADLINE).holding(lock.share()?).arg(target);
         let helper = helper.arg(format!("--source-server={conninfo}")).args(["--progress", "--no-ensure-shutdown"]);
+        let helper = if self.offers_the_archive()? { helper.arg("--restore-target-wal") } else { helper };
         let result = helper
             .run(|line| {
                 *touched |= line.contains("need to copy ");

@@ -97,6 +97,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
             stays: briefing.pause.stays,
         }),
         sync: Some(super::sync::word(&briefing.sync)),
+        lineage: briefing.lineage.as_ref().map(super::archive::lineage),
     }
 }
 
@@ -113,13 +114,14 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         settings: settings_of(raw.settings),
         pause: PauseWord { version: pause.version, on: pause.on, stays: pause.stays },
         sync: super::sync::word_of(raw.sync)?,
+        lineage: raw.lineage.map(super::archive::lineage_of),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{SyncRule, SyncWord};
+    use crate::domain::{Lsn, SyncRule, SyncWord, TimelineHistory, TimelineId, TimelineSwitch};
 
     #[test]
     fn a_briefing_arrives_as_it_was_sent() {
@@ -140,6 +142,11 @@ mod tests {
                 epoch: Epoch(7),
                 rule: Some(SyncRule { id: 4, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 }),
             },
+            lineage: Some(TimelineHistory {
+                timeline: TimelineId(3),
+                switches: vec![TimelineSwitch { timeline: TimelineId(2), end: Lsn(77) }],
+                ..TimelineHistory::default()
+            }),
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

@@ -1,6 +1,6 @@
 //! What travels between processes, to and from the domain.
 
-use super::{Malformed, kept_wal, sync, v1};
+use super::{Malformed, archive, kept_wal, sync, v1};
 use crate::domain::{
     ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, KeptWal, Level, Lsn, MemberId, NeedsCopy, NodeId,
     RoomView, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
@@ -312,6 +312,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         heard_replayed_ago_ms: view.heard.replayed_ago_ms,
         redo: view.redo.clone().map(|RedoView { at, still_ms, stands }| v1::Redo { at, still_ms, stands }),
         cure: (view.cure != CureView::default()).then(|| cure(&view.cure)),
+        archive: archive::view(&view.archive),
     }
 }
 
@@ -493,6 +494,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         },
         redo: raw.redo.map(|v1::Redo { at, still_ms, stands }| RedoView { at, still_ms, stands }),
         cure: raw.cure.map(cure_of).unwrap_or_default(),
+        archive: archive::view_of(raw.archive),
     })
 }
 

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::cluster::{ClusterState, Member};
-use crate::domain::{Briefing, MemberId, MemberList, SyncWord};
+use super::cluster::{ClusterState, GrantPhase, Lock, Member};
+use crate::domain::{Briefing, MemberId, MemberList, SyncWord, TimelineHistory};
 
 /// The versions of the list of members.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,7 +82,18 @@ impl ClusterState {
         let members = MemberList { version: self.roster.version, agents };
         let (timings, settings) = (self.timings.clone(), self.settings.clone());
         let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };
-        Briefing { epoch: self.epoch, members, timings, settings, pause: self.pause_word(), sync }
+        let (pause, lineage) = (self.pause_word(), self.lineage_of_primary());
+        Briefing { epoch: self.epoch, members, timings, settings, pause, sync, lineage }
+    }
+
+    /// The history of the timeline that the promoted primary writes.
+    fn lineage_of_primary(&self) -> Option<TimelineHistory> {
+        match &self.lock {
+            Lock::Granted { phase, timeline, .. } if *phase != GrantPhase::Promoting => {
+                Some(self.history_of(*timeline))
+            }
+            Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
+        }
     }
 }
 

@@ -206,6 +206,7 @@ fn blank(me: &MemberId) -> AgentView {
         uncovered: Default::default(),
         lost: Vec::new(),
         cure: Default::default(),
+        archive: Default::default(),
     }
 }
 

@@ -584,6 +584,8 @@ impl World {
         let Some(agent) = self.agent(i) else { return };
         match effect {
             Effect::Fence => self.fence(i),
+            // There is no archive.
+            Effect::Archive => {}
             Effect::KillTree => self.kill_tree(i, 0),
             Effect::Persist => {
                 agent.persisting = true;

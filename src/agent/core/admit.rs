@@ -46,6 +46,7 @@ impl Core {
         self.durable.timings = TimingsInUse::default();
         self.durable.settings = SettingsDocument::default();
         self.settings = Settings::default();
+        self.forget_lineage();
         (self.durable.sync, self.told_sync) = (SyncWord::default(), SyncWord::default());
         (self.paused, self.stays, self.pauses) = (None, None, 0);
         Ok(vec![Effect::Persist, Effect::Identify(to.cluster_id.clone(), theirs)])

@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::{Core, Disk, Now, Sight, Tree, events::Complaint};
 use crate::{
     agent::blame::{self, Blame},
-    domain::{CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED, observation::REWINDS_TRIED},
+    domain::{
+        CloneMethod, CopyCause, CureView, Lsn, Moment, NeedsCopy, PostgresState, STARTS_TRIED,
+        observation::REWINDS_TRIED,
+    },
     telemetry::events,
 };
 
@@ -42,6 +45,10 @@ pub(super) struct Cure {
     refused: Moment,
     /// When it was last copied because its data was of no use.
     copied: Option<Moment>,
+    /// By which method it was copied last, while nothing was streamed into the copy.
+    method: Option<CloneMethod>,
+    /// So long WAL that the primary has removed is looked for in the archive; `None`: there is none.
+    archive: Option<Duration>,
 }
 
 /// PostgreSQL says that WAL is gone.
@@ -65,7 +72,7 @@ impl Cure {
     /// PostgreSQL answered; when it streams, nothing is wrong with it.
     pub(super) fn answered(&mut self, sight: &Sight) {
         if sight.streaming || !sight.in_recovery {
-            *self = Cure { copied: self.copied, ..Cure::default() };
+            *self = Cure { copied: self.copied, archive: self.archive, ..Cure::default() };
             return;
         }
         (self.starts, self.failed_starts, self.last, self.refuses) = (0, 0, None, None);
@@ -161,7 +168,9 @@ impl Cure {
     /// Other data is in place.
     pub(super) fn replaced(&mut self, now: Moment) {
         let copied = self.verdict().map(|_| now).or(self.copied);
-        *self = Cure { copied, ..Cure::default() };
+        // What a backup didn't do another method may.
+        let copied = copied.filter(|_| self.method.is_none_or(|method| method == CloneMethod::Basebackup));
+        *self = Cure { copied, method: self.method, archive: self.archive, ..Cure::default() };
     }
 
     /// Whether its data is of no use, and why.
@@ -184,8 +193,34 @@ impl Cure {
         {
             return need(CopyCause::EndsEarly, why);
         }
-        let lasting = |gone: &&Gone| gone.times >= GONE_SAID && gone.last.since(gone.first) >= GONE_FOR;
+        let long = self.patience();
+        let lasting = |gone: &&Gone| gone.times >= GONE_SAID && gone.last.since(gone.first) >= long;
         self.gone.as_ref().filter(lasting).and_then(|gone| need(CopyCause::WalGone, &gone.said))
+    }
+
+    /// So long it may get no further until WAL that is gone counts as gone for good.
+    fn patience(&self) -> Duration {
+        self.archive.map_or(GONE_FOR, |wait| wait.max(GONE_FOR))
+    }
+
+    /// How long WAL that the primary has removed may yet be looked for elsewhere.
+    pub(super) fn look_in_archive(&mut self, wait: Option<Duration>) {
+        self.archive = wait;
+    }
+
+    /// How long it still looks in the archive; `None`: it doesn't.
+    pub(super) fn seeks(&self, now: Moment) -> Option<Duration> {
+        let gone = self.gone.as_ref().filter(|gone| gone.times > 0 && self.archive.is_some())?;
+        Some(self.patience().saturating_sub(now.since(gone.first))).filter(|left| !left.is_zero())
+    }
+
+    pub(super) fn copied_by(&mut self, method: CloneMethod) {
+        self.method = Some(method);
+    }
+
+    /// The method of the last copy, which never streamed.
+    pub(super) fn copied_in_vain(&self) -> Option<CloneMethod> {
+        self.method.filter(|_| self.verdict().is_some())
     }
 
     fn lately(&self, now: Moment) -> bool {

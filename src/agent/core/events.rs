@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use crate::{
     agent::{
+        archive::ArchiveSeen,
         order::{Order, Source, StopMode},
         room::Reserve,
         store::{Durable, Tenure},
     },
     domain::{
-        Briefing, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId, MemberList, Moment,
-        SettingsDocument, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
+        Briefing, CloneMethod, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId,
+        MemberList, Moment, SettingsDocument, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
         observation::{ClockView, Notice, StandbyProgress, SyncView},
     },
@@ -301,6 +302,15 @@ pub enum Event {
         /// What was seen.
         view: Uncovered,
     },
+    /// How archiving goes.
+    Archive {
+        /// Of which postmaster.
+        life: u64,
+        /// What was seen.
+        seen: Box<ArchiveSeen>,
+    },
+    /// A copy was made.
+    Copied(CloneMethod),
     /// What is about to be undone was counted.
     Lost(LostWal),
     /// The manager tells what it has applied.
@@ -413,6 +423,8 @@ pub enum Effect {
     Timings(Box<CommittedTimings>),
     /// Operators have set otherwise who streams from whom, or how old a commit is when it is replayed.
     Streams(Box<SettingsDocument>),
+    /// Give PostgreSQL what is set of the archive, and what a standby may take from it.
+    Archive,
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
     /// To the holder that asked in failsafe.

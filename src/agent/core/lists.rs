@@ -36,6 +36,7 @@ impl Core {
         if other_members || other_timings || other_settings || other_sync {
             out.push(Effect::Persist);
         }
+        self.take_lineage((briefing.epoch, briefing.lineage), other_settings, out);
         if other_members {
             out.push(Effect::Members(self.durable.members.clone()));
         }

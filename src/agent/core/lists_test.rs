@@ -29,6 +29,7 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         settings: SettingsDocument::default(),
         pause: PauseWord::default(),
         sync: SyncWord::default(),
+        lineage: None,
     }
 }
 
@@ -83,7 +84,7 @@ fn the_newest_settings_count_also_after_a_restart_of_the_agent() {
     let mut core = standby();
     assert_eq!(core.settings(), &Settings::default());
     let told = [("on_primary_crash", "failover"), ("a_newer_one", "x")];
-    assert_eq!(core.step(settings(4, &told), now(20)), [Effect::Persist]);
+    assert_eq!(core.step(settings(4, &told), now(20)), [Effect::Persist, Effect::Archive]);
     assert_eq!(core.settings().on_primary_crash, OnPrimaryCrash::Failover);
     for older in [settings(3, &[("on_primary_crash", "restart")]), settings(4, &told)] {
         assert_eq!(core.step(older, now(30)), []);
@@ -92,7 +93,7 @@ fn the_newest_settings_count_also_after_a_restart_of_the_agent() {
     let (mut core, _) = agent(core.durable().clone(), found, None);
     assert_eq!(core.settings().on_primary_crash, OnPrimaryCrash::Failover);
     assert_eq!(core.durable().settings.values["a_newer_one"], "x", "kept for the version that knows it");
-    assert_eq!(core.step(settings(5, &[]), now(40)), [Effect::Persist]);
+    assert_eq!(core.step(settings(5, &[]), now(40)), [Effect::Persist, Effect::Archive]);
     assert_eq!(core.settings(), &Settings::default());
 }
 

@@ -1,0 +1,109 @@
+//! What is set of the archive and of copies, and what is seen of them.
+
+use super::{Core, Effect, Now};
+use crate::{
+    agent::archive::ArchiveSeen,
+    domain::{ArchiveView, CloneMethod, Epoch, PostgresState, TimelineHistory},
+    postgres::{ArchiveRules, CopyPlan, Stanza},
+};
+
+/// The cluster's history, as the manager told it last.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lineage {
+    epoch: Epoch,
+    history: Option<TimelineHistory>,
+}
+
+impl Lineage {
+    /// True when it is another one. Within an epoch a timeline is told before it is known where it began.
+    fn take(&mut self, epoch: Epoch, told: Option<TimelineHistory>) -> bool {
+        let Some(told) = told else { return false };
+        let length = |history: &TimelineHistory| (history.timeline, history.switches.len());
+        let newer = epoch > self.epoch
+            || (epoch == self.epoch && self.history.as_ref().is_none_or(|known| length(known) < length(&told)));
+        if !newer {
+            return false;
+        }
+        self.epoch = epoch;
+        self.history.replace(told.clone()) != Some(told)
+    }
+}
+
+impl Core {
+    pub(super) fn take_lineage(
+        &mut self,
+        (epoch, told): (Epoch, Option<TimelineHistory>),
+        other_settings: bool,
+        out: &mut Vec<Effect>,
+    ) {
+        let other = self.lineage.take(epoch, told);
+        if other_settings {
+            self.cure.look_in_archive(self.archiving.restores().then_some(self.settings.archive_wait));
+        }
+        if other || other_settings {
+            out.push(Effect::Archive);
+        }
+    }
+
+    /// Another generation counts its epochs and timelines anew. What was permitted goes with the first word of it.
+    pub(super) fn forget_lineage(&mut self) {
+        self.lineage = Lineage::default();
+    }
+
+    pub(super) fn on_archive(&mut self, seen: ArchiveSeen, now: Now) {
+        self.archiving.see(seen, now.moment);
+        self.cure.look_in_archive(self.archiving.restores().then_some(self.settings.archive_wait));
+    }
+
+    /// What PostgreSQL is given of the archive.
+    pub fn archive_rules(&self, program: std::path::PathBuf) -> ArchiveRules {
+        ArchiveRules::of(&self.settings, program, self.lineage.history.clone())
+    }
+
+    /// How archiving goes.
+    pub fn archive(&self, now: Now) -> ArchiveView {
+        let writes = self.state() == PostgresState::Primary;
+        let view = self.archiving.view(&self.settings, self.room().as_ref(), writes, now.moment);
+        let left = self.cure.seeks(now.moment);
+        ArchiveView { seeks_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)), ..view }
+    }
+
+    /// How a copy is to be made now: not again in the way that gave one of no use.
+    pub fn copy_plan(&self) -> CopyPlan {
+        CopyPlan {
+            methods: self.settings.clone_methods.after(self.cure.copied_in_vain()),
+            how: self.how_to_copy(),
+            pgbackrest: Stanza::of(&self.settings),
+            command: self.settings.clone_command.clone(),
+            command_limit: self.settings.clone_command_limit,
+            lineage: self.lineage.history.clone(),
+        }
+    }
+
+    pub(super) fn on_copied(&mut self, method: CloneMethod) {
+        self.cure.copied_by(method);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Lsn, TimelineId, TimelineSwitch};
+
+    fn history(timeline: u32, switches: u32) -> Option<TimelineHistory> {
+        let switch = |n| TimelineSwitch { timeline: TimelineId(n), end: Lsn(u64::from(n) << 24) };
+        let switches = (1..=switches).map(switch).collect();
+        Some(TimelineHistory { timeline: TimelineId(timeline), switches, ..TimelineHistory::default() })
+    }
+
+    #[test]
+    fn an_older_word_of_the_history_changes_nothing() {
+        let mut lineage = Lineage::default();
+        assert!(!lineage.take(Epoch(4), None), "nobody is promoted");
+        assert!(lineage.take(Epoch(4), history(3, 0)));
+        assert!(lineage.take(Epoch(4), history(3, 2)), "its beginning is known now");
+        assert!(!lineage.take(Epoch(4), history(3, 0)), "said before that");
+        assert!(!lineage.take(Epoch(3), history(2, 1)));
+        assert!(lineage.take(Epoch(5), history(4, 3)));
+    }
+}
