@@ -116,7 +116,7 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
             Ok(_) => {}
             Err(why) => {
                 let source = source.to_owned();
-                held.get_or_insert(Verdict::Hold(Hold::NotCascaded { member: member.clone(), source, why }));
+                held.get_or_insert_with(|| Verdict::Hold(Hold::NotCascaded { member: member.clone(), source, why }));
             }
         }
     }

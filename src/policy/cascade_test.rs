@@ -24,7 +24,7 @@ fn told(verdict: Option<Verdict>) -> String {
     match verdict {
         None => "nothing".to_owned(),
         Some(Verdict::Propose(Kind::Cascade { member, source, falls, reason })) => {
-            let source = source.map_or("the primary".to_owned(), |source| source.to_string());
+            let source = source.map_or_else(|| "the primary".to_owned(), |source| source.to_string());
             format!("{member} to {source}, {falls} falls: {reason}")
         }
         Some(Verdict::Hold(hold)) => hold.to_string(),

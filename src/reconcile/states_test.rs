@@ -346,7 +346,7 @@ impl View {
             Spent::Rewinds => agent.rewind_failures = REWINDS_TRIED,
             Spent::Clones => agent.clone_failures = CLONES_TRIED,
         }
-        let upstream = state.upstream_of(me).or(state.holder().map(|(_, member)| member)).cloned();
+        let upstream = state.upstream_of(me).or_else(|| state.holder().map(|(_, member)| member)).cloned();
         agent.upstream = match self.upstream {
             Upstream::Nobody => None,
             Upstream::Primary => upstream,
