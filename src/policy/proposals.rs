@@ -30,6 +30,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (264, &["advance-operation"]),
     (270, &["begin-operation"]),
     (272, &["begin-operation"]),
+    (274, &[]),
     (310, &["fence-epoch"]),
     (320, &["fence-epoch"]),
     (330, &["fence-epoch"]),

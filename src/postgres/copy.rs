@@ -172,7 +172,9 @@ impl Instance {
     ) -> Result<(), CloneError> {
         let segment = self.control_data_of(new)?.wal_segment_bytes;
         let files = files_of(&backup.wal, segment);
-        let files = files.ok_or_else(|| CloneError::NoBackup(format!("its WAL is {:?}", backup.wal)))?;
+        let mut files = files.ok_or_else(|| CloneError::NoBackup(format!("its WAL is {:?}", backup.wal)))?;
+        // Without its history nobody knows what that WAL goes on from.
+        files.extend(timeline_of(&backup.wal.0).filter(|of| of.0 > 1).map(|of| format!("{:08X}.history", of.0)));
         for (done, file) in files.iter().enumerate() {
             let (done_bytes, total_bytes) = (done as u64 * segment, files.len() as u64 * segment);
             on_progress(Progress { phase: "pgbackrest archive-get", done_bytes, total_bytes });
