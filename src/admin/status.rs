@@ -273,6 +273,7 @@ fn member(
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
+    out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out
 }

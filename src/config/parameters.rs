@@ -31,7 +31,6 @@ pub const OWNED: &[(&str, &str)] = &[
     ("synchronous_standby_names", "it is the live catch against starts by hand"),
     ("trigger_file", "only a committed grant promotes"),
     ("unix_socket_directories", "set postgresql.socket_dir"),
-    ("wal_level", "standbys need what Matriarch sets"),
     ("wal_log_hints", "pg_rewind needs it"),
     ("wal_receiver_status_interval", "it goes with the cluster's timings"),
     ("wal_receiver_timeout", "it goes with the cluster's timings"),
@@ -65,6 +64,13 @@ pub(super) fn check(name: &str, value: &toml::Value) -> Result<String, Wrong> {
             return Err(Wrong::new(key(), problem, "write text, a number or a boolean; lists as one text"));
         }
     };
+    if lower == "wal_level" && !["replica", "logical"].contains(&text.as_str()) {
+        return Err(Wrong::new(
+            key(),
+            "standbys need `replica`, logical slots `logical`",
+            "write one of them or nothing",
+        ));
+    }
     if text.chars().any(char::is_control) {
         return Err(Wrong::new(key(), "the value has a control character or spans lines", "write it on one line"));
     }

@@ -33,7 +33,7 @@ mod waldump;
 
 pub use basebackup::CloneError;
 pub use command::{HelperError, OnProgress, Progress};
-pub use conf::{ConfigRole, Upstream, owned_key};
+pub use conf::{ConfigRole, SyncedSlots, Upstream, owned_key};
 pub use controldata::{ControlData, DbState};
 pub use error::PostgresError;
 pub use initdb::InitdbError;
