@@ -40,6 +40,11 @@ fn receive(host: &Host, slot: &str, dir: &Path, end: &str) {
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
+/// Where a segment ends that has something in it.
+async fn switched(host: &Host) -> String {
+    text(host, "SELECT pg_switch_wal()::text FROM pg_logical_emit_message(true, '', '')").await.remove(0)
+}
+
 const NAMES: &str = "SELECT slot_name::text FROM pg_replication_slots ORDER BY 1";
 const RESTART: &str = "SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = 'backup'";
 const DECODED: &str = "SELECT encode(data, 'escape') FROM pg_logical_slot_get_binary_changes('audit', NULL, NULL, \
@@ -69,8 +74,12 @@ pub async fn survive_a_takeover() {
     // The reader has all that there is, and then is away for a while.
     let received = tempfile::tempdir().unwrap();
     first.client().await.execute("INSERT INTO t VALUES (111)", &[]).await.unwrap();
-    let end = text(&first, "SELECT pg_switch_wal()::text").await.remove(0);
-    receive(&first, "backup", received.path(), &end);
+    let begun = text(&second, "SELECT pg_last_wal_replay_lsn()::text").await.remove(0);
+    let passed = format!("{RESTART} AND restart_lsn > '{begun}'");
+    // Its last word may be lost when it goes.
+    while text(&first, &passed).await.is_empty() {
+        receive(&first, "backup", received.path(), &switched(&first).await);
+    }
     if logical {
         assert_eq!(text(&first, DECODED).await.len(), 1);
     }
@@ -97,20 +106,16 @@ pub async fn survive_a_takeover() {
     second.promote(2, 3, floor).await;
     second.until("it is primary", |s| s.state() == State::Primary).await;
     second.client().await.execute("INSERT INTO t VALUES (333)", &[]).await.unwrap();
-    let end = text(&second, "SELECT pg_switch_wal()::text").await.remove(0);
-    receive(&second, "backup", received.path(), &end);
+    receive(&second, "backup", received.path(), &switched(&second).await);
     if logical {
         let decoded = text(&second, DECODED).await;
         let has = |value: &str| decoded.iter().filter(|row| row.contains(value)).count();
         assert_eq!([has("111"), has("222"), has("333")], [0, 1, 1], "{decoded:?}");
     }
-    // Off the list it is a slot like any other on the primary.
-    set(&mut second, 2, &[]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(text(&second, NAMES).await.contains(&"backup".to_owned()));
 }
 
 #[test]
+#[ignore = "six seconds, its rules have tests of their own: make proof"]
 fn a_copy_of_a_slot_that_is_permanent_no_more_goes_and_what_a_user_made_there_stays() {
     as_postgres("slots::a_copy_of_a_slot_that_is_permanent_no_more_goes_and_what_a_user_made_there_stays", || async {
         let cluster = Cluster::new();
