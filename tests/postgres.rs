@@ -1151,7 +1151,7 @@ fn slots_have_a_budget_and_what_keeps_wal_is_found() {
         host.reconfigure("archive_mode", "on");
         host.reconfigure("archive_command", &format!("test -e {}", works.display()));
         let session = primary(host).await;
-        let mib = host.instance.space().unwrap().data.size / 100 * 20 >> 20;
+        let mib = (host.instance.space().unwrap().data.size / 100 * 20) >> 20;
         assert_eq!(session.slots(DEADLINE).await.unwrap().limit_mib, i64::try_from(mib).unwrap(), "the default");
         assert!(!host.instance.refresh_slot_budget().unwrap(), "nothing has changed");
         assert!(host.instance.set_slot_wal("64MB".parse().unwrap()) && host.instance.refresh_slot_budget().unwrap());
