@@ -18,6 +18,8 @@ mod guarding;
 mod health;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
+#[path = "agent/slots.rs"]
+mod slots;
 #[path = "agent/stalled.rs"]
 mod stalled;
 #[path = "agent/stuck.rs"]
@@ -1069,8 +1071,14 @@ fn somebodys_running_database_is_left_alone() {
     });
 }
 
+#[test]
+fn slots_of_users_survive_a_takeover_and_their_readers_go_on() {
+    as_postgres("slots_of_users_survive_a_takeover_and_their_readers_go_on", slots::survive_a_takeover);
+}
+
 // A first primary, a clone, a takeover, a rewind, a crash. `make proof` runs all tests of this file on these versions.
 on_every_version!([
     a_killed_postmaster_is_restarted_in_place,
     a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds,
+    slots_of_users_survive_a_takeover_and_their_readers_go_on,
 ]);

@@ -1169,7 +1169,7 @@ fn slots_have_a_budget_and_what_keeps_wal_is_found() {
         host.reconfigure("archive_mode", "on");
         host.reconfigure("archive_command", &format!("test -e {}", works.display()));
         let session = primary(host).await;
-        let mib = host.instance.space().unwrap().data.size / 100 * 20 >> 20;
+        let mib = (host.instance.space().unwrap().data.size / 100 * 20) >> 20;
         assert_eq!(session.slots(DEADLINE).await.unwrap().limit_mib, i64::try_from(mib).unwrap(), "the default");
         assert!(!host.instance.refresh_slot_budget().unwrap(), "nothing has changed");
         assert!(host.instance.set_slot_wal("64MB".parse().unwrap()) && host.instance.refresh_slot_budget().unwrap());
@@ -1220,6 +1220,10 @@ fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
         host.reconfigure("wal_keep_size", "0");
         let session = primary(host).await;
         run(&session, "SELECT pg_create_physical_replication_slot('theirs', true)").await;
+        // On a busy machine it would be given up for its silence before.
+        run(&session, "ALTER SYSTEM SET wal_sender_timeout = 0").await;
+        session.reload().await.unwrap();
+        run_until(&session, "SELECT 1 WHERE current_setting('wal_sender_timeout') = '0'").await;
         let stuck = Receiver::of(host, "theirs", dir.path());
         let streams = "SELECT active_pid FROM pg_replication_slots WHERE active_pid IS NOT NULL";
         run_until(&session, streams).await;
@@ -1238,7 +1242,7 @@ fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
         assert_eq!(session.end_doomed_senders(&none, DEADLINE).await.unwrap(), none, "no checkpoint waits for it yet");
 
         let other = host.instance.connect().await.unwrap();
-        let checkpoint = tokio::spawn(async move { other.checkpoint(3 * DEADLINE).await });
+        let checkpoint = tokio::spawn(async move { other.checkpoint(DEADLINE).await });
         let waits =
             "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND wait_event = 'ReplicationSlotDrop'";
         run_until(&session, waits).await;

@@ -100,6 +100,7 @@ fn kept_wal(member: &MemberId, seen: &SeenMember) -> Vec<String> {
         };
         format!("on {member}: {what}: {way}")
     })
+    .chain(seen.agent.iter().flat_map(|agent| agent.kept_wal.problems.iter().map(|what| format!("on {member}: {what}"))))
     .collect()
 }
 

@@ -277,6 +277,7 @@ fn member(
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());
     out.archive = crate::rpc::archive::view(&agent.archive);
+    out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out
 }

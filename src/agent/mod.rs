@@ -40,7 +40,6 @@ mod redo;
 mod rescue;
 mod room;
 mod service;
-mod slot_uses;
 mod slots;
 mod stall;
 mod start;

@@ -98,6 +98,7 @@ pub(super) struct Agent {
     pub(super) asked: u64,
     /// Counts the budgets of slots that were set.
     slot_budget: u64,
+    wished: watch::Sender<slots::Wished>,
     /// The first probe that began after the last task had ended.
     settled: u64,
     pub(super) probes_wanted: Vec<(u64, oneshot::Sender<Result<v1::AgentStatus, String>>)>,
@@ -276,7 +277,8 @@ impl Agent {
         let first = status(&core, &identity, guard.is_some(), fence, hands.layers.views(), now(began));
         let (plan, plan_receiver) = watch::channel(None);
         tokio::spawn(prober::knock(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
-        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        let (wished, wished_receiver) = watch::channel(slots::Wished::default());
+        tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), wished_receiver, hands.wakes.clone()));
         tokio::spawn(archive::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
@@ -304,6 +306,7 @@ impl Agent {
             looking: None,
             asked: 0,
             slot_budget: 0,
+            wished,
             settled: 0,
             probes_wanted: Vec::new(),
             statuses: watch::Sender::new(first.clone()),
@@ -657,6 +660,10 @@ impl Agent {
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));
+        let other = self.wished.borrow().other(&self.core, &self.hands.instance, self.identity.server_version);
+        // A look at once.
+        self.slot_budget += u64::from(other.is_some());
+        other.map(|wished| self.wished.send_replace(wished));
         self.slot_budget += u64::from(self.hands.instance.set_slot_wal(self.core.settings().slot_wal_max));
         let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });

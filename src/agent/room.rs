@@ -250,7 +250,7 @@ pub fn remove_released(instance: &Instance) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::SlotHolds;
+    use crate::domain::{SlotHolds, Whose};
 
     const MIB: u64 = 1 << 20;
 
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn slots_are_given_up_for_room_and_that_is_waited_for_once() {
         let (mut room, settings) = (Room::default(), Settings::default());
-        let slot = SlotHolds { name: "matriarch_n2".into(), of_member: true, active: false, bytes: 100 * MIB };
+        let slot = SlotHolds { name: "matriarch_n2".into(), whose: Whose::Member, active: false, bytes: 100 * MIB };
         let holding = KeptWal { slots: vec![slot], ..KeptWal::default() };
         room.see(apart(100, 64), &settings, true, at(0));
         room.see_kept(holding.clone(), &settings, at(1));

@@ -6,7 +6,11 @@
 //! so until he does. What else is not of Matriarch by its name is touched only when the volume of WAL is nearly full and no
 //! member's slot is left to give up.
 //!
-//! The same look tells what keeps WAL from being removed, and gives PostgreSQL its budget of slots.
+//! The same look tells what keeps WAL from being removed, and gives PostgreSQL its budget of slots. And it keeps users' slots
+//! that are to survive a failover: physical ones here, logical ones PostgreSQL itself, which is configured for it.
+
+mod steps;
+mod uses;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,17 +23,19 @@ use tokio::{
     time::Instant,
 };
 
+use steps::{Heard, Step, Wishes};
+use uses::SlotUse;
+
 use super::{
-    core::Event,
+    core::{Core, Event},
     hands::{blocking, said},
     prober::Plan,
     process::Wake,
-    slot_uses::{SlotUse, adapt},
     tasks,
 };
 use crate::{
-    domain::{Archiving, KeptWal, MemberId, SlotHolds, SlotsYield, sync::slot_name},
-    postgres::{Instance, Session, SlotFound, SlotsFound},
+    domain::{Archiving, MemberId, SlotsYield, slots::PermanentSlot, sync::slot_name, version::PostgresVersion},
+    postgres::{Instance, Session, SlotsFound, SqlError, SyncedSlots, Upstream},
     telemetry::events,
 };
 
@@ -47,127 +53,48 @@ const ARCHIVE: u64 = 5;
 const RESIZED: u64 = 15;
 /// WAL that slots held is removed by a checkpoint; one on a full disk may take long.
 const CHECKPOINT: Duration = Duration::from_secs(300);
-/// A mebibyte.
-const MIB: u64 = 1 << 20;
+/// A standby that is away so long holds no logical subscriber up any more.
+const AWAY: Duration = Duration::from_secs(10);
 
-/// What is to be done with a slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
-    /// A member has none.
-    Create(String),
-    /// It is of nobody who is a member.
-    Drop(String),
-    /// It keeps WAL back for nobody, or nobody can stream from it any more.
-    Renew(String),
-    /// It is to keep WAL back before anybody streams from it.
-    Reserve(String),
-    /// It holds WAL back on a volume that is nearly full.
-    GiveUp {
-        slot: String,
-        /// It is made anew, without WAL.
-        of_member: bool,
-        bytes: u64,
-    },
-    /// The standby of this WAL sender is silent.
-    Free { slot: String, pid: u32 },
+/// Which slots there are to be, and whose server has the originals.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wished {
+    /// Of the settings that say so.
+    version: u64,
+    /// Whom this standby follows.
+    follows: Option<MemberId>,
+    wishes: Wishes,
 }
 
-/// What is due. `wanted` are the slots of the other members, `silent` WAL senders whose standby was not heard for too long.
-fn due(found: &SlotsFound, wanted: &BTreeSet<String>, silent: &BTreeSet<u32>) -> Vec<Step> {
-    let there: BTreeSet<&str> = found.slots.iter().map(|slot| slot.name.as_str()).collect();
-    let missing = wanted.iter().filter(|name| !there.contains(name.as_str())).cloned().map(Step::Create);
-    let of = |slot: &SlotFound| -> Option<Step> {
-        let name = slot.name.clone();
-        match slot.active_pid {
-            // Others say something less often, and their silence is no business of ours.
-            Some(pid) if slot.ours && silent.contains(&pid) => Some(Step::Free { slot: name, pid }),
-            Some(_) => None,
-            None if !slot.ours => None,
-            // Somebody else's, by the name of one of ours: whoever made it has to take it away.
-            None if !slot.physical => None,
-            None if !wanted.contains(&slot.name) => Some(Step::Drop(name)),
-            None if slot.lost || (found.in_recovery && slot.reserves) => Some(Step::Renew(name)),
-            None => None,
+impl Wished {
+    /// As things are now; `None`: the same as before.
+    pub fn other(&self, core: &Core, instance: &Instance, server_version: u32) -> Option<Wished> {
+        let (document, follows) = (&core.durable().settings, core.upstream());
+        let first = self.wishes.version.0 == 0;
+        if !first && self.version == document.version && self.follows.as_ref() == follows {
+            return None;
         }
-    };
-    // There may be room for a new one only when an old one is gone.
-    found.slots.iter().filter_map(of).chain(missing).collect()
-}
-
-/// What the slots hold back.
-fn kept(found: &SlotsFound, archiving: Archiving) -> KeptWal {
-    let holds = |slot: &SlotFound| SlotHolds {
-        name: slot.name.clone(),
-        // A logical one by such a name is somebody else's.
-        of_member: slot.ours && slot.physical,
-        active: slot.active_pid.is_some(),
-        bytes: slot.bytes,
-    };
-    KeptWal {
-        limit: u64::try_from(found.limit_mib).ok().map(|mib| mib.saturating_mul(MIB)),
-        anyway: found.anyway_mib.saturating_mul(MIB),
-        slots: found.slots.iter().filter(|s| s.reserves && !s.lost).map(holds).collect(),
-        archiving,
-        gives_way: false,
-    }
-}
-
-/// What is given up for room; `None`: there is room.
-fn for_room(kept: &KeptWal, whose: Option<SlotsYield>) -> Vec<Step> {
-    let step = |s: &SlotHolds| Step::GiveUp { slot: s.name.clone(), of_member: s.of_member, bytes: s.bytes };
-    kept.to_give_up(whose.unwrap_or(SlotsYield::None)).into_iter().map(step).collect()
-}
-
-/// The steps, and what else is given up: what is removed anyway is not removed twice.
-fn with(steps: Vec<Step>, given_up: Vec<Step>) -> Vec<Step> {
-    let dropped = |given: &Step| {
-        let Step::GiveUp { slot, .. } = given else { return false };
-        steps.iter().any(|step| matches!(step, Step::Drop(name) | Step::Renew(name) if name == slot))
-    };
-    let rest: Vec<Step> = given_up.into_iter().filter(|step| !dropped(step)).collect();
-    steps.into_iter().chain(rest).collect()
-}
-
-/// When the standby of each WAL sender was heard last.
-#[derive(Debug, Default)]
-struct Heard(BTreeMap<u32, (Option<String>, Instant)>);
-
-impl Heard {
-    /// The WAL senders that heard nothing for `limit`.
-    fn silent(&mut self, found: &SlotsFound, now: Instant, limit: Duration) -> BTreeSet<u32> {
-        let streams = |slot: &SlotFound| slot.active_pid.map(|pid| (pid, slot.reply.clone()));
-        let seen: BTreeMap<u32, Option<String>> = found.slots.iter().filter_map(streams).collect();
-        self.0.retain(|pid, _| seen.contains_key(pid));
-        for (pid, reply) in seen {
-            let heard = self.0.entry(pid).or_insert_with(|| (reply.clone(), now));
-            if heard.0 != reply {
-                *heard = (reply, now);
-            }
-        }
-        let long = |at: &Instant| now.saturating_duration_since(*at) >= limit;
-        self.0.iter().filter(|(_, (_, at))| long(at)).map(|(pid, _)| *pid).collect()
+        let settings = core.settings();
+        let wishes = Wishes {
+            members: instance.others().map(|member| slot_name(&member.id)).collect(),
+            permanent: settings.permanent_slots.clone(),
+            ignored: settings.ignore_slots.clone(),
+            possible_primary: document.of_member(instance.me()).eligible(),
+            version: PostgresVersion(server_version),
+            confirming: if settings.waits_always() { settings.sync_count as usize } else { 0 },
+        };
+        Some(Wished { version: document.version, follows: follows.cloned(), wishes })
     }
 }
 
 /// Keeps the slots of whatever server `plans` names until their sender is gone.
-pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, wakes: mpsc::UnboundedSender<Wake>) {
-    let wanted = instance.others().map(|member| (slot_name(&member.id), member.id.clone())).collect();
-    let mut keeper = Keeper {
-        instance,
-        wanted,
-        wakes,
-        session: None,
-        heard: Heard::default(),
-        doomed: BTreeSet::new(),
-        life: 0,
-        looks: 0,
-        budget: 0,
-        short: None,
-        archiving: Archiving::default(),
-        checkpoint: None,
-        failed: 0,
-        told: None,
-    };
+pub async fn keep(
+    instance: Instance,
+    mut plans: watch::Receiver<Option<Plan>>,
+    wished: watch::Receiver<Wished>,
+    wakes: mpsc::UnboundedSender<Wake>,
+) {
+    let mut keeper = Keeper::new(instance, wished, wakes);
     let mut next = Instant::now();
     loop {
         let plan = *plans.borrow_and_update();
@@ -189,9 +116,11 @@ pub async fn keep(instance: Instance, mut plans: watch::Receiver<Option<Plan>>, 
 
 struct Keeper {
     instance: Instance,
-    wanted: BTreeMap<String, MemberId>,
+    wished: watch::Receiver<Wished>,
     wakes: mpsc::UnboundedSender<Wake>,
     session: Option<Session>,
+    /// To the server with the originals.
+    primary: Option<(MemberId, Session)>,
     heard: Heard,
     /// Who used a slot past its limit in the last look.
     doomed: BTreeSet<u32>,
@@ -203,15 +132,43 @@ struct Keeper {
     /// What the last look was told to give up.
     short: Option<SlotsYield>,
     archiving: Archiving,
+    /// Permanent slots that this host had as a standby; `None`: not read yet.
+    copies: Option<BTreeSet<String>>,
+    /// The slots of standbys that have to have what a logical subscriber is sent, and since when each of them has no WAL sender.
+    confirming: BTreeSet<String>,
+    away: BTreeMap<String, Instant>,
     /// One that is under way removes what slots held back.
     checkpoint: Option<JoinHandle<()>>,
     /// Looks in a row that came to nothing.
     failed: u32,
-    /// What was told last of a step that failed.
-    told: Option<String>,
+    /// What was told last of steps that failed.
+    told: Vec<String>,
 }
 
 impl Keeper {
+    fn new(instance: Instance, wished: watch::Receiver<Wished>, wakes: mpsc::UnboundedSender<Wake>) -> Keeper {
+        Keeper {
+            instance,
+            wished,
+            wakes,
+            session: None,
+            primary: None,
+            heard: Heard::default(),
+            doomed: BTreeSet::new(),
+            life: 0,
+            looks: 0,
+            budget: 0,
+            short: None,
+            archiving: Archiving::default(),
+            copies: None,
+            confirming: BTreeSet::new(),
+            away: BTreeMap::new(),
+            checkpoint: None,
+            failed: 0,
+            told: Vec::new(),
+        }
+    }
+
     /// Something that doesn't wait for the next look.
     fn is_new(&self, plan: &Plan) -> bool {
         let shorter = plan.short.is_some() && self.short.is_none();
@@ -243,55 +200,155 @@ impl Keeper {
     }
 
     async fn try_to(&mut self, plan: &Plan, resized: bool) -> Result<(), String> {
-        let deadline = plan.deadline;
-        if self.session.as_ref().is_none_or(Session::is_closed) {
-            self.session = Some(self.instance.connect_within(deadline).await.map_err(said)?);
-        }
-        let frees_room = self.frees_room();
-        let session = self.session.as_ref().ok_or("no connection")?;
-        let doomed = session.end_doomed_senders(&self.doomed, deadline).await.map_err(said)?;
-        for pid in doomed.intersection(&self.doomed) {
-            tracing::warn!(pid, "who uses a slot past its limit is told to end, or no WAL could be removed");
-        }
-        self.doomed = doomed;
-        if resized {
-            give_budget(&self.instance, session, self.looks == 0).await?;
-        }
+        let (deadline, wished) = (plan.deadline, self.wished.borrow().clone());
+        let session = match self.session.take().filter(|session| !session.is_closed()) {
+            Some(session) => session,
+            None => self.instance.connect_within(deadline).await.map_err(said)?,
+        };
+        self.end_doomed(&session, deadline).await?;
         let found = session.slots(deadline).await.map_err(said)?;
+        let resized = self.confirm(&found, &wished.wishes) || resized;
+        if resized {
+            give_budget(&self.instance, &session, self.looks == 0).await?;
+        }
         if self.looks.is_multiple_of(ARCHIVE) {
             // Beside the slots it is no reason to do nothing.
             self.archiving = session.archiving(deadline).await.unwrap_or_default();
         }
         self.looks += 1;
-        let kept = kept(&found, self.archiving.clone());
-        let short = plan.short.filter(|_| !found.in_recovery);
-        let given_up = if frees_room { Vec::new() } else { for_room(&kept, short) };
-        let _ = self.wakes.send(Wake::Core(Event::Kept(kept)));
-        // When the network is why, the standby has given that connection up by then as well.
-        let limit = self.instance.peer_silence().max(SILENCE);
-        let silent = self.heard.silent(&found, Instant::now(), limit);
+        let primary = self.originals(&found, &wished, deadline).await;
+        let given_up = self.tell(&found, primary.as_ref(), &wished.wishes, plan.short);
         let gives_up = !given_up.is_empty();
-        let uses = self.wanted.iter().filter_map(|(slot, member)| {
-            Some((slot, SlotUse::of(&self.instance.settings_of(member), self.instance.me())?))
-        });
-        let uses: BTreeMap<&String, SlotUse> = uses.collect();
-        let wanted = uses.keys().map(|slot| (*slot).clone()).collect();
-        let mut steps = adapt(due(&found, &wanted, &silent), &found, uses.into_iter());
+        // When the network is why, the standby has given that connection up by then as well.
+        let silent = self.heard.silent(&found, Instant::now(), self.instance.peer_silence().max(SILENCE));
+        let uses = self.uses();
+        let mut wishes = wished.wishes.clone();
+        wishes.members.retain(|name| uses.contains_key(name));
+        let due = steps::due(&found, &wishes, &silent);
+        let mut due = uses::adapt(due, &found, uses.iter().map(|(name, used)| (name, *used)));
         // What has just been given up for want of room is not taken again.
-        steps.retain(|step| short.is_none() || !matches!(step, Step::Reserve(_)));
-        let steps = with(steps, given_up);
-        let mut failed = None;
-        for step in steps {
-            // One that fails keeps none of the others back.
-            if let Err(error) = take(session, &step, deadline).await {
-                failed = Some(format!("{step:?}: {}", said(error)));
-            }
-        }
+        due.retain(|step| plan.short.is_none() || !matches!(step, Step::Reserve(_)));
+        due.extend(self.permanent(&found, primary.as_ref(), &wished.wishes).await?);
+        let done = self.take_all(&session, steps::with(due, given_up), deadline).await;
         if gives_up {
             self.checkpoint = Some(tokio::spawn(checkpoint(self.instance.clone())));
         }
-        self.tell(failed.as_ref());
-        failed.map_or(Ok(()), Err)
+        self.session = Some(session);
+        done
+    }
+
+    /// What the slot of each other member is for here; who streams from nobody has none.
+    fn uses(&self) -> BTreeMap<String, SlotUse> {
+        let of = |member: &MemberId| SlotUse::of(&self.instance.settings_of(member), self.instance.me());
+        self.instance.others().filter_map(|other| Some((slot_name(&other.id), of(&other.id)?))).collect()
+    }
+
+    async fn end_doomed(&mut self, session: &Session, deadline: Duration) -> Result<(), String> {
+        let doomed = session.end_doomed_senders(&self.doomed, deadline).await.map_err(said)?;
+        for pid in doomed.intersection(&self.doomed) {
+            tracing::warn!(pid, "who uses a slot past its limit is told to end, or no WAL could be removed");
+        }
+        self.doomed = doomed;
+        Ok(())
+    }
+
+    /// Whom a logical subscriber has to wait for. True when that, or whether there is anything of the kind, is new.
+    fn confirm(&mut self, found: &SlotsFound, wishes: &Wishes) -> bool {
+        if !wishes.syncs() {
+            self.confirming.clear();
+            return self.instance.set_synced_slots(None);
+        }
+        let now = Instant::now();
+        let streams = |name: &String| found.slots.iter().any(|s| s.name == *name && s.active_pid.is_some());
+        self.away.retain(|name, _| !streams(name));
+        for name in wishes.members.iter().filter(|name| !streams(name)) {
+            self.away.entry(name.clone()).or_insert(now);
+        }
+        let away =
+            self.away.iter().map(|(name, since)| (name.clone(), now.saturating_duration_since(*since))).collect();
+        self.confirming = steps::confirming(found, &self.confirming, &away, wishes, AWAY);
+        self.instance.set_synced_slots(Some(SyncedSlots { confirming: self.confirming.clone() }))
+    }
+
+    /// The slots of whom this standby follows, where there are copies to be kept of them; `None`: nobody knows.
+    async fn originals(&mut self, found: &SlotsFound, wished: &Wished, deadline: Duration) -> Option<SlotsFound> {
+        let follows = wished.follows.as_ref().filter(|_| found.in_recovery);
+        let Some(follows) = follows.filter(|_| wished.wishes.permanent.iter().next().is_some()) else {
+            self.primary = None;
+            return None;
+        };
+        let member = self.instance.members().iter().find(|member| member.id == *follows)?;
+        let upstream = Upstream { member: member.id.clone(), host: member.host.clone(), port: member.postgres_port };
+        let session = match self.primary.take() {
+            Some((of, session)) if of == *follows && !session.is_closed() => session,
+            _ => self.instance.connect_to(&upstream, deadline).await.map_err(|error| unheard(follows, error)).ok()?,
+        };
+        let slots = session.slots(deadline).await.map_err(|error| unheard(follows, error)).ok()?;
+        self.primary = Some((follows.clone(), session));
+        Some(slots)
+    }
+
+    /// Tells what keeps WAL; what is to be given up for room.
+    fn tell(
+        &mut self,
+        found: &SlotsFound,
+        primary: Option<&SlotsFound>,
+        wishes: &Wishes,
+        short: Option<SlotsYield>,
+    ) -> Vec<Step> {
+        let mut kept = steps::kept(found, self.archiving.clone(), wishes);
+        kept.problems = steps::problems(found, primary, wishes);
+        kept.problems.extend(self.told.iter().cloned());
+        let short = short.filter(|_| !found.in_recovery);
+        let given_up = if self.frees_room() { Vec::new() } else { steps::for_room(&kept, short) };
+        let _ = self.wakes.send(Wake::Core(Event::Kept(kept)));
+        given_up
+    }
+
+    /// What is due with users' slots. Which of them are copies is on disk before they are made: after they are taken off the
+    /// list nobody else knows.
+    async fn permanent(
+        &mut self,
+        found: &SlotsFound,
+        primary: Option<&SlotsFound>,
+        wishes: &Wishes,
+    ) -> Result<Vec<Step>, String> {
+        let was = match self.copies.take() {
+            Some(copies) => copies,
+            None => {
+                let instance = self.instance.clone();
+                blocking(move || instance.slot_copies().map_err(said)).await??
+            }
+        };
+        let due = steps::permanent(found, primary, wishes, &was);
+        let there = |name: &String| found.slots.iter().any(|s| s.name == *name) || wishes.permanent.get(name).is_some();
+        let mut copies: BTreeSet<String> = was.iter().filter(|name| there(name)).cloned().collect();
+        if found.in_recovery {
+            copies.extend(due.iter().filter_map(Step::copies).map(str::to_owned));
+        }
+        if copies != was {
+            let (instance, names) = (self.instance.clone(), copies.clone());
+            blocking(move || instance.note_slot_copies(&names).map_err(said)).await??;
+        }
+        self.copies = Some(copies);
+        Ok(due)
+    }
+
+    async fn take_all(&mut self, session: &Session, steps: Vec<Step>, deadline: Duration) -> Result<(), String> {
+        let mut failed = Vec::new();
+        for step in steps {
+            // One that fails keeps none of the others back.
+            if let Err(error) = take(&self.instance, session, &step, deadline).await {
+                failed.push(format!("slot {}: {}", step.slot(), said(error)));
+            }
+        }
+        // The same again is told once.
+        for why in failed.iter().filter(|why| !self.told.contains(why)) {
+            tracing::warn!(why, "a slot could not be made, removed or advanced; it is tried again");
+        }
+        let first = failed.first().cloned();
+        self.told = failed;
+        first.map_or(Ok(()), Err)
     }
 
     /// What was given up is being removed, or was until now: that may be enough, so nothing else is given up before the
@@ -303,17 +360,10 @@ impl Keeper {
         }
         ended.is_some()
     }
+}
 
-    /// The same again is told once.
-    fn tell(&mut self, failed: Option<&String>) {
-        if let Some(why) = failed.filter(|why| self.told.as_ref() != Some(why)) {
-            tracing::warn!(
-                why,
-                "a slot that a member needs, or that nobody does, could not be made or removed; it is tried again"
-            );
-        }
-        self.told = failed.cloned();
-    }
+fn unheard(of: &MemberId, error: SqlError) {
+    tracing::debug!(error = said(error), of = %of, "the slots of the primary are not known");
 }
 
 /// What slots held back is removed by it.
@@ -337,14 +387,14 @@ async fn give_budget(instance: &Instance, session: &Session, first: bool) -> Res
     Ok(())
 }
 
-async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), crate::postgres::SqlError> {
+async fn take(instance: &Instance, session: &Session, step: &Step, deadline: Duration) -> Result<(), SqlError> {
     match step {
         Step::Create(slot) => {
             tracing::info!(slot, "a member's slot is made");
             session.create_slot(slot, deadline).await
         }
         Step::Drop(slot) => {
-            tracing::info!(slot, "the slot of nobody who is a member is removed");
+            tracing::info!(slot, "a slot of Matriarch's that nobody needs is removed");
             session.drop_slot(slot, deadline).await
         }
         Step::Renew(slot) => {
@@ -357,6 +407,16 @@ async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), 
             session.drop_slot(slot, deadline).await?;
             session.create_reserving_slot(slot, deadline).await
         }
+        Step::CreatePermanent(slot) => {
+            tracing::info!(slot = slot.name, "a permanent slot is made");
+            create_permanent(instance, session, slot, deadline).await
+        }
+        Step::RenewCopy(slot) => {
+            tracing::info!(slot, "the copy of a permanent slot is made anew");
+            session.drop_slot(slot, deadline).await?;
+            session.create_reserving_slot(slot, deadline).await
+        }
+        Step::Advance { slot, to } => session.advance_slot(slot, *to, deadline).await,
         Step::GiveUp { slot, of_member, bytes } => {
             tracing::warn!(
                 event = events::SLOT_GIVEN_UP,
@@ -383,86 +443,17 @@ async fn take(session: &Session, step: &Step, deadline: Duration) -> Result<(), 
     }
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn slot(name: &str, active_pid: Option<u32>) -> SlotFound {
-        let reply = active_pid.map(|_| "12:00".to_owned());
-        let name = name.to_owned();
-        SlotFound { name, ours: true, physical: true, active_pid, reserves: true, bytes: 100 << 20, lost: false, reply }
-    }
-
-    fn names(list: &[&str]) -> BTreeSet<String> {
-        list.iter().map(|name| (*name).to_owned()).collect()
-    }
-
-    fn steps(in_recovery: bool, slots: Vec<SlotFound>, silent: &[u32]) -> Vec<Step> {
-        let wanted = names(&["matriarch_n2", "matriarch_n3"]);
-        due(&SlotsFound { in_recovery, slots, ..SlotsFound::default() }, &wanted, &silent.iter().copied().collect())
-    }
-
-    #[test]
-    fn every_member_has_a_slot_and_nobody_else_has() {
-        let gone = slot("matriarch_n9", None);
-        assert_eq!(
-            steps(false, vec![slot("matriarch_n2", Some(7)), gone.clone()], &[]),
-            [Step::Drop("matriarch_n9".into()), Step::Create("matriarch_n3".into())]
-        );
-        let streams = SlotFound { active_pid: Some(9), ..gone.clone() };
-        let logical = SlotFound { physical: false, ..gone };
-        let both = || vec![slot("matriarch_n2", None), slot("matriarch_n3", None)];
-        for one in [streams, logical] {
-            assert_eq!(steps(false, [both(), vec![one.clone()]].concat(), &[]), [], "{one:?}");
+async fn create_permanent(
+    instance: &Instance,
+    session: &Session,
+    slot: &PermanentSlot,
+    deadline: Duration,
+) -> Result<(), SqlError> {
+    match &slot.logical {
+        None => session.create_reserving_slot(&slot.name, deadline).await,
+        Some(logical) => {
+            let session = instance.connect_to_database(&logical.database, deadline).await?;
+            session.create_failover_slot(&slot.name, &logical.plugin, deadline).await
         }
-    }
-
-    #[test]
-    fn a_standby_keeps_nothing_back_for_nobody_and_a_lost_slot_is_made_anew() {
-        let idle = || vec![slot("matriarch_n2", None), slot("matriarch_n3", Some(3))];
-        assert_eq!(steps(false, idle(), &[]), []);
-        assert_eq!(steps(true, idle(), &[]), [Step::Renew("matriarch_n2".into())]);
-        let fresh = SlotFound { reserves: false, ..slot("matriarch_n2", None) };
-        assert_eq!(steps(true, vec![fresh, slot("matriarch_n3", None)], &[]), [Step::Renew("matriarch_n3".into())]);
-        let lost = SlotFound { lost: true, reserves: false, ..slot("matriarch_n2", None) };
-        assert_eq!(steps(false, vec![lost, slot("matriarch_n3", None)], &[]), [Step::Renew("matriarch_n2".into())]);
-    }
-
-    #[test]
-    fn what_holds_no_wal_back_is_not_counted_and_what_is_nobodys_is_left_alone_while_there_is_room() {
-        let theirs = SlotFound { ours: false, ..slot("theirs", None) };
-        let lost = SlotFound { lost: true, ..slot("matriarch_n2", None) };
-        let fresh = SlotFound { reserves: false, ..slot("matriarch_n3", None) };
-        let all = vec![theirs, lost, fresh];
-        assert_eq!(steps(false, all.clone(), &[]), [Step::Renew("matriarch_n2".into())]);
-        let found = SlotsFound { slots: all, limit_mib: 51, anyway_mib: 51, ..SlotsFound::default() };
-        let kept = kept(&found, Archiving::default());
-        assert_eq!((kept.limit, kept.anyway, kept.slots.len()), (Some(51 << 20), 51 << 20, 1));
-        let given_up = |whose| for_room(&kept, Some(whose));
-        let theirs = Step::GiveUp { slot: "theirs".into(), of_member: false, bytes: 100 << 20 };
-        assert_eq!((given_up(SlotsYield::All), given_up(SlotsYield::Members)), (vec![theirs], vec![]));
-    }
-
-    #[test]
-    fn the_slot_of_a_silent_standby_is_freed_and_one_that_answers_keeps_it() {
-        let begun = Instant::now();
-        let after = |seconds| begun + Duration::from_secs(seconds);
-        let limit = Duration::from_secs(5);
-        let seen = |pid, reply: &str| SlotsFound {
-            in_recovery: false,
-            slots: vec![SlotFound { reply: Some(reply.to_owned()), ..slot("matriarch_n2", Some(pid)) }],
-            ..SlotsFound::default()
-        };
-        let mut heard = Heard::default();
-        assert!(heard.silent(&seen(7, "a"), begun, limit).is_empty());
-        assert!(heard.silent(&seen(7, "b"), after(4), limit).is_empty());
-        assert!(heard.silent(&seen(7, "b"), after(8), limit).is_empty());
-        assert_eq!(heard.silent(&seen(7, "b"), after(9), limit), BTreeSet::from([7]));
-        assert!(heard.silent(&seen(8, "b"), after(10), limit).is_empty(), "another connection");
-        let both = vec![slot("matriarch_n2", Some(7)), slot("matriarch_n3", Some(8))];
-        let theirs = SlotFound { ours: false, ..slot("theirs", Some(9)) };
-        let all = [both, vec![theirs]].concat();
-        assert_eq!(steps(false, all, &[7, 9]), [Step::Free { slot: "matriarch_n2".into(), pid: 7 }]);
     }
 }

@@ -32,7 +32,6 @@ pub const OWNED: &[(&str, &str)] = &[
     ("synchronous_standby_names", "it is the live catch against starts by hand"),
     ("trigger_file", "only a committed grant promotes"),
     ("unix_socket_directories", "set postgresql.socket_dir"),
-    ("wal_level", "standbys need what Matriarch sets"),
     ("wal_log_hints", "pg_rewind needs it"),
     ("wal_receiver_status_interval", "it goes with the cluster's timings"),
     ("wal_receiver_timeout", "it goes with the cluster's timings"),
@@ -69,6 +68,13 @@ pub(super) fn check(name: &str, value: &toml::Value) -> Result<String, Wrong> {
     if lower == "archive_mode" && text.eq_ignore_ascii_case("always") {
         let problem = "a standby that archives as well would bring WAL into the archive that is no primary's";
         return Err(Wrong::new(key(), problem, "write on: the primary archives"));
+    }
+    if lower == "wal_level" && !["replica", "logical"].contains(&text.as_str()) {
+        return Err(Wrong::new(
+            key(),
+            "standbys need `replica`, logical slots `logical`",
+            "write one of them or nothing",
+        ));
     }
     if text.chars().any(char::is_control) {
         return Err(Wrong::new(key(), "the value has a control character or spans lines", "write it on one line"));

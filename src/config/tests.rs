@@ -274,7 +274,7 @@ fn postgresql_errors() {
             m.toml: postgresql.parameters.Fsync: this setting belongs to Matriarch; remove it (without it a crash loses acknowledged commits)
             m.toml: postgresql.parameters.synchronous_standby_names: this setting belongs to Matriarch; remove it (it is the live catch against starts by hand)
             m.toml: postgresql.parameters.recovery_target_time: this setting belongs to Matriarch; remove it (Matriarch writes recovery settings and includes itself)
-            m.toml: postgresql.parameters.wal_level: this setting belongs to Matriarch; remove it (standbys need what Matriarch sets)
+            m.toml: postgresql.parameters.wal_level: standbys need `replica`, logical slots `logical`; write one of them or nothing
             m.toml: postgresql.parameters.shared_buffers: a value of type array can't be a PostgreSQL setting; write text, a number or a boolean; lists as one text
             m.toml: postgresql.parameters.shared_buffers: the value has a control character or spans lines; write it on one line
             m.toml: postgresql.hba[0]: `hsot all all 10.0.0.0/24 scram-sha-256` is no line of pg_hba.conf; start it with one of local, host, hostssl, hostnossl, hostgssenc, hostnogssenc

@@ -68,13 +68,27 @@ impl fmt::Display for SlotsYield {
     }
 }
 
+/// For whom a slot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Whose {
+    /// A member streams from it.
+    Member,
+    /// A user's that every possible primary has, or a copy of one that PostgreSQL keeps.
+    Permanent,
+    /// A user has said that it is nobody else's business.
+    Ignored,
+    /// Somebody has made it by hand.
+    #[default]
+    Other,
+}
+
 /// A slot that holds WAL back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct SlotHolds {
     /// Its name.
     pub name: String,
-    /// It is a member's.
-    pub of_member: bool,
+    /// For whom it is.
+    pub whose: Whose,
     /// Somebody streams from it.
     pub active: bool,
     /// Bytes from where it is to the end of WAL.
@@ -103,19 +117,22 @@ pub struct KeptWal {
     pub archiving: Archiving,
     /// There is too little room, and slots are given up for it: the primary may not have to move.
     pub gives_way: bool,
+    /// What keeps slots from being as they should, in words for people.
+    pub problems: Vec<String>,
 }
 
 impl KeptWal {
     /// The slots to be given up next for room: those nobody streams from, members' before others', never both at once.
     pub fn to_give_up(&self, whose: SlotsYield) -> Vec<&SlotHolds> {
         let worth = self.anyway.max(WORTH);
-        let idle = |of_member: bool| {
-            Vec::from_iter(self.slots.iter().filter(|s| !s.active && s.of_member == of_member && s.bytes > worth))
+        let idle = |whose: &[Whose]| {
+            Vec::from_iter(self.slots.iter().filter(|s| !s.active && whose.contains(&s.whose) && s.bytes > worth))
         };
+        let members = idle(&[Whose::Member]);
         match whose {
             SlotsYield::None => Vec::new(),
-            SlotsYield::Members => idle(true),
-            SlotsYield::All => Some(idle(true)).filter(|members| !members.is_empty()).unwrap_or_else(|| idle(false)),
+            SlotsYield::All if members.is_empty() => idle(&[Whose::Permanent, Whose::Other]),
+            SlotsYield::Members | SlotsYield::All => members,
         }
     }
 
@@ -127,13 +144,15 @@ impl KeptWal {
 
     fn complaint(&self, slot: &SlotHolds) -> Option<String> {
         let much = self.limit.is_some_and(|limit| slot.bytes > limit / 2);
-        let unknown = !slot.of_member && !slot.active;
+        let unknown = slot.whose == Whose::Other && !slot.active;
         let of = self.limit.map(|limit| format!(" of {}", limit / MIB)).unwrap_or_default();
-        let who = match (slot.of_member, slot.active) {
-            (true, true) => "whose member lags",
-            (true, false) => "whose member is away",
-            (false, true) => "that is no member's",
-            (false, false) => "that is no member's and that nobody uses",
+        let who = match (slot.whose, slot.active) {
+            (Whose::Member, true) => "whose member lags",
+            (Whose::Member, false) => "whose member is away",
+            (Whose::Permanent, _) => "that is permanent",
+            (Whose::Ignored, _) => "that is ignored",
+            (Whose::Other, true) => "that is no member's",
+            (Whose::Other, false) => "that is no member's and that nobody uses",
         };
         let (name, held) = (&slot.name, slot.bytes / MIB);
         (much || unknown).then(|| format!("slot {name}, {who}, holds {held}{of} MiB of WAL back"))
@@ -179,8 +198,8 @@ mod tests {
         assert_eq!(SlotBudget::resolve(Least::Bytes(101 * MIB), SIZE, was).mib, 101);
     }
 
-    fn slot(name: &str, of_member: bool, active: bool, mib: u64) -> SlotHolds {
-        SlotHolds { name: name.into(), of_member, active, bytes: mib * MIB }
+    fn slot(name: &str, whose: Whose, active: bool, mib: u64) -> SlotHolds {
+        SlotHolds { name: name.into(), whose, active, bytes: mib * MIB }
     }
 
     fn kept(slots: Vec<SlotHolds>) -> KeptWal {
@@ -194,32 +213,37 @@ mod tests {
     #[test]
     fn members_slots_are_given_up_before_others_and_never_one_in_use() {
         let mut of = kept(vec![
-            slot("n2", true, false, 90),
-            slot("n3", true, true, 900),
-            slot("n4", true, false, 40),
-            slot("theirs", false, false, 95),
-            slot("busy", false, true, 95),
+            slot("n2", Whose::Member, false, 90),
+            slot("n3", Whose::Member, true, 900),
+            slot("n4", Whose::Member, false, 40),
+            slot("theirs", Whose::Other, false, 95),
+            slot("busy", Whose::Other, true, 95),
+            slot("ignored", Whose::Ignored, false, 95),
+            slot("kept", Whose::Permanent, false, 95),
         ]);
         assert_eq!(given_up(&of, SlotsYield::All), ["n2"], "n4 holds what is kept anyway");
         assert_eq!(given_up(&of, SlotsYield::None), [""; 0]);
         of.slots.remove(0);
-        assert_eq!(given_up(&of, SlotsYield::All), ["theirs"]);
+        assert_eq!(given_up(&of, SlotsYield::All), ["theirs", "kept"]);
         assert_eq!(given_up(&of, SlotsYield::Members), [""; 0]);
     }
 
     #[test]
     fn slots_that_hold_more_than_half_and_those_of_nobody_are_named() {
         let of = kept(vec![
-            slot("n2", true, false, 101),
-            slot("n3", true, true, 99),
-            slot("n4", true, true, 150),
-            slot("old", false, false, 3),
-            slot("busy", false, true, 90),
+            slot("n2", Whose::Member, false, 101),
+            slot("n3", Whose::Member, true, 99),
+            slot("n4", Whose::Member, true, 150),
+            slot("old", Whose::Other, false, 3),
+            slot("busy", Whose::Other, true, 90),
+            slot("ignored", Whose::Ignored, false, 90),
+            slot("kept", Whose::Permanent, false, 120),
         ]);
         let expected = [
             "slot n2, whose member is away, holds 101 of 200 MiB of WAL back",
             "slot n4, whose member lags, holds 150 of 200 MiB of WAL back",
             "slot old, that is no member's and that nobody uses, holds 3 of 200 MiB of WAL back",
+            "slot kept, that is permanent, holds 120 of 200 MiB of WAL back",
         ];
         assert_eq!(of.complaints(), expected);
         let unlimited = KeptWal { limit: None, ..of };

@@ -20,6 +20,7 @@ pub mod rto;
 pub mod secret;
 pub mod settings;
 pub mod settings_document;
+pub mod slots;
 pub mod sync;
 pub mod timings;
 pub mod uncovered;
@@ -32,7 +33,7 @@ pub use cause::EndCause;
 pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
-pub use kept_wal::{Archiving, KeptWal, SlotBudget, SlotHolds, SlotsYield};
+pub use kept_wal::{Archiving, KeptWal, SlotBudget, SlotHolds, SlotsYield, Whose};
 pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
@@ -42,6 +43,7 @@ pub use settings::{
     CloneCompression, FailoverWait, HowToCopy, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover,
 };
 pub use settings_document::{SettingChanges, SettingsDocument};
+pub use slots::{IgnoredSlots, Logical, PermanentSlots};
 pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};
 pub use timings::{CommittedTimings, GRANT_MAX, Profile, Timings, TimingsId, TimingsInUse};
 pub use uncovered::{LostWal, Uncovered, diverged_name};

@@ -7,6 +7,7 @@ use super::{
     CloneMethods, Timings,
     kept_wal::SlotsYield,
     room::{Least, Thresholds},
+    slots::{IgnoredSlots, PermanentSlot, PermanentSlots},
     sync::{Confirms, SyncMode},
     timings::Contradiction,
 };
@@ -293,6 +294,24 @@ impl Setting for SlotsYield {
     }
 }
 
+impl Setting for PermanentSlots {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Setting for IgnoredSlots {
+    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+        text.parse()
+    }
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
 impl Setting for SiteFailover {
     fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
         text.parse()
@@ -482,6 +501,14 @@ settings! {
     slots_yield: SlotsYield = "slots_yield", SlotsYield::Members, 0..=0,
         "whose slots that nobody streams from are given up below wal_room_act, before the primary moves: members (they are \
          made anew), all (members' first, then everybody else's are dropped), none";
+    /// Slots of users that survive a failover.
+    permanent_slots: PermanentSlots = "permanent_slots", PermanentSlots::default(), 0..=0,
+        "slots that every member has which may become primary, so that they survive a failover: NAME (physical) or \
+         NAME:DATABASE:PLUGIN (logical, PostgreSQL 17 and newer), with commas between them";
+    /// Slots that are somebody else's business.
+    ignore_slots: IgnoredSlots = "ignore_slots", IgnoredSlots::default(), 0..=0,
+        "slots that are never made, dropped, changed or told of as idle: any of name=, type=physical or logical, database=, plugin=, \
+         with commas between the matchers; members' slots are never among them";
     /// What stays of a data directory that went another way than the cluster.
     keep_diverged_data: KeepDiverged = "keep_diverged_data", KeepDiverged::Last, 0..=0,
         "what stays of a data directory that went another way than the cluster and was rewound or copied anew: none; last (the WAL that \
@@ -678,6 +705,13 @@ impl Settings {
         if let Some(problem) = super::archive::problem(self) {
             return Some(problem);
         }
+        let ignored = |slot: &&PermanentSlot| self.ignore_slots.has(&slot.name, slot.logical.as_ref());
+        if let Some(slot) = self.permanent_slots.iter().find(ignored) {
+            return Some(format!(
+                "the slot {} is one of permanent_slots, and ignore_slots says to leave it alone",
+                slot.name
+            ));
+        }
         let both = [("wal_room", self.wal_room()), ("data_room", self.data_room())];
         both.into_iter().find_map(|(name, Thresholds { warn, act })| {
             let wrong = match (warn, act) {
@@ -744,6 +778,17 @@ mod tests {
             "disk_reserve = `5%` is not possible: bytes (kB, MB, GB, TB), 0 to 1TB"
         );
         assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn a_permanent_slot_is_not_ignored() {
+        let mut settings = Settings::default();
+        settings.set("permanent_slots", "backup,audit:app:pgoutput").unwrap();
+        settings.set("ignore_slots", "name=other,database=app plugin=wal2json").unwrap();
+        assert_eq!(settings.contradiction(), None);
+        settings.set("ignore_slots", "type=logical").unwrap();
+        let why = "the slot audit is one of permanent_slots, and ignore_slots says to leave it alone";
+        assert_eq!(settings.contradiction().as_deref(), Some(why));
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub const MAJORS: RangeInclusive<u32> = 14..=18;
 pub const MAJORS_TESTED: RangeInclusive<u32> = 15..=18;
 
 /// The version of a PostgreSQL: `server_version_num`, 150018 is 15.18. From version 10 on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct PostgresVersion(pub u32);
 
 /// What is promised of a version.

@@ -5,6 +5,7 @@ use crate::{
     domain::{
         Format, MemberId, MemberSettings, SettingChanges, Settings, SettingsDocument, SyncMode,
         settings_document::{member_key, member_of},
+        version::PostgresVersion,
     },
     state::Kind,
 };
@@ -49,6 +50,9 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     if let Some(contradiction) = all.iter().find(|contradiction| asked.contains_key(contradiction.key)) {
         return Err(Refused::Impossible(contradiction.to_string()));
     }
+    if let Some(why) = unsupported(s, &after).filter(|_| asked.contains_key(PERMANENT_SLOTS)) {
+        return Err(Refused::Impossible(why));
+    }
     if !asked.is_empty() && eligible(s, &after).is_empty() {
         let nobody = "no member could become primary any more: each would have failover = false, priority = 0, nostream or a delay";
         return Err(Refused::Impossible(nobody.to_owned()));
@@ -71,6 +75,20 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
     // A host that doesn't know this would change what others leave alone.
     let beside = format::gate(s, Format::BESIDE).is_ok().then(|| s.state.timings.newest());
     Ok(Some(Kind::SetSettings { version, changes, by: name(by), beside }))
+}
+
+/// The key of the slots that survive a failover.
+const PERMANENT_SLOTS: &str = "permanent_slots";
+
+/// Which member can't have the slots. One that was not heard says so itself when it is back.
+fn unsupported(s: &Situation<'_>, after: &SettingsDocument) -> Option<String> {
+    let slots = after.settings().permanent_slots;
+    let of = |member: &MemberId| {
+        let version = s.agent(member)?.server_version;
+        let why = slots.unsupported(PostgresVersion(version)).filter(|_| version > 0)?;
+        Some(format!("{PERMANENT_SLOTS} is not possible on {member}: {why}"))
+    };
+    s.state.members.keys().find_map(of)
 }
 
 /// Members that may become primary without an operator who names one, by these settings.
@@ -455,6 +473,22 @@ mod tests {
         assert_eq!(set(&[("protection", Some("most"))]), Err(refused.to_owned()));
         let twice = set(&[("protection", Some("max-protection")), ("sync_count", Some("2"))]);
         assert_eq!(twice, Err("sync_count is given twice, also as `2`".to_owned()));
+    }
+
+    #[test]
+    fn logical_slots_that_survive_a_failover_are_refused_where_postgresql_has_none() {
+        let logical = [("permanent_slots", Some("backup, audit:app:pgoutput"))];
+        let Err(Refused::Impossible(why)) = ask(&bench(), 4, &logical) else { panic!() };
+        let expected = "permanent_slots is not possible on a: the slot audit is logical, and logical slots that survive a failover are \
+                        offered from PostgreSQL 17 on, which keeps them on standbys itself; this is 15.0";
+        assert_eq!(why, expected);
+        assert!(matches!(ask(&bench(), 4, &[("permanent_slots", Some("backup"))]), Ok(Some(_))));
+        let clash = [("permanent_slots", Some("matriarch_b"))];
+        let Err(Refused::Impossible(why)) = ask(&bench(), 4, &clash) else { panic!() };
+        assert!(
+            why.ends_with("names that begin with matriarch_ are those of members' slots, not `matriarch_b`"),
+            "{why}"
+        );
     }
 
     #[test]

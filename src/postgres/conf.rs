@@ -1,6 +1,11 @@
 //! The text of `postgresql.conf`, `pg_hba.conf` and the password file. Pure.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::IpAddr,
+    time::Duration,
+};
 
 use crate::domain::{
     Epoch, Generation, Least, MemberId, SlotBudget, Timings,
@@ -262,7 +267,7 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
         ("password_encryption", "scram-sha-256"),
         ("log_destination", "stderr"),
         ("logging_collector", "off"),
-        ("wal_level", "replica"),
+        ("wal_level", parameter(settings, "wal_level").unwrap_or("replica")),
         ("wal_log_hints", "on"),
         ("full_page_writes", "on"),
         ("hot_standby", "on"),
@@ -299,7 +304,8 @@ pub(super) fn primary_conninfo(settings: &Settings<'_>, role: &ConfigRole) -> St
     match role {
         ConfigRole::Standby { upstream: Some(upstream), epoch, generation } => {
             let name = standby_name(settings.member, *generation, *epoch);
-            replication_conninfo(settings, upstream, &name, None)
+            // The worker that copies logical slots connects to a database; before version 17 this is ignored.
+            replication_conninfo(settings, upstream, &name, Some("postgres"))
         }
         ConfigRole::Standby { upstream: None, .. } | ConfigRole::DormantPrimary => String::new(),
     }
@@ -324,6 +330,27 @@ pub(super) fn budget_lines(parameters: &BTreeMap<String, String>, budget: Option
         let _ = writeln!(text, "wal_keep_size = {anyway}MB");
     }
     text
+}
+
+/// Of users' slots that survive a failover what PostgreSQL has to be configured for. Before version 17 it has no such settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SyncedSlots {
+    /// The slots of the standbys that have to have received what a logical subscriber is sent.
+    pub confirming: BTreeSet<String>,
+}
+
+/// The lines of slots that are synced to standbys. What the user has set goes before.
+pub(super) fn synced_lines(parameters: &BTreeMap<String, String>, synced: Option<&SyncedSlots>) -> String {
+    let Some(SyncedSlots { confirming }) = synced else { return String::new() };
+    let names = Vec::from_iter(confirming.iter().map(String::as_str)).join(",");
+    let given = |name: &str| parameters.keys().any(|key| key.eq_ignore_ascii_case(name));
+    let lines = [
+        ("sync_replication_slots", "on"),
+        ("hot_standby_feedback", "on"),
+        ("synchronized_standby_slots", names.as_str()),
+    ];
+    let own = lines.into_iter().filter(|(name, _)| !given(name));
+    own.map(|(name, value)| format!("{name} = {}\n", quote(value))).collect()
 }
 
 /// The budget that [`budget_lines`] has written.
@@ -630,6 +657,32 @@ mod tests {
             "/data/postgresql.conf",
             "/run/live.conf",
         ));
+    }
+
+    #[test]
+    fn slots_are_synced_and_a_users_own_word_goes_before() {
+        let confirming = BTreeSet::from(["matriarch_n2".to_owned(), "matriarch_n3".to_owned()]);
+        let synced = SyncedSlots { confirming };
+        let none = BTreeMap::new();
+        assert_eq!(synced_lines(&none, None), "");
+        expect_test::expect![[r#"
+            sync_replication_slots = 'on'
+            hot_standby_feedback = 'on'
+            synchronized_standby_slots = 'matriarch_n2,matriarch_n3'
+        "#]]
+        .assert_eq(&synced_lines(&none, Some(&synced)));
+        let own = ["hot_standby_feedback", "Synchronized_Standby_Slots"].map(|key| (key.to_owned(), "off".to_owned()));
+        assert_eq!(synced_lines(&own.into(), Some(&synced)), "sync_replication_slots = 'on'\n");
+    }
+
+    #[test]
+    fn wal_of_logical_slots_is_written_where_the_user_says_so() {
+        let level = |parameters: &BTreeMap<String, String>| {
+            let conf = postgresql_conf(&settings(parameters, &[]), &ConfigRole::DormantPrimary);
+            value(&conf, "wal_level").unwrap().to_owned()
+        };
+        assert_eq!(level(&BTreeMap::new()), "'replica'");
+        assert_eq!(level(&BTreeMap::from([("wal_level".to_owned(), "logical".to_owned())])), "'logical'");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use super::{
     archive::ArchiveRules,
     command::{Helper, HelperError},
-    conf::{self, ConfigRole, Settings, Silence, Upstream},
+    conf::{self, ConfigRole, Settings, Silence, SyncedSlots, Upstream},
     controldata::ControlData,
     error::PostgresError,
     files,
@@ -72,11 +72,14 @@ struct Inner {
     runtime_dir: PathBuf,
     passfile: PathBuf,
     log_file: PathBuf,
+    slot_copies: PathBuf,
     silence: Mutex<Silence>,
     /// What operators have set.
     settings: Mutex<SettingsDocument>,
     /// How much WAL slots may hold back, as it was set.
     slot_wal: Mutex<Least>,
+    /// What slots that are synced to standbys need; `None`: there are none.
+    synced_slots: Mutex<Option<SyncedSlots>>,
     /// Held by whoever changes a configuration file: a change of the timings must not undo a change of role.
     writing: Mutex<()>,
     /// What is set of the archive, once somebody has said.
@@ -104,9 +107,11 @@ impl Instance {
             passfile: agent.state_dir.join("pgpass"),
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
+            slot_copies: agent.state_dir.join("slot-copies"),
             silence: Mutex::new(Silence::from(timings)),
             settings: Mutex::default(),
             slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
+            synced_slots: Mutex::new(None),
             writing: Mutex::new(()),
             live: Mutex::new(()),
             saving: Mutex::new(()),
@@ -192,8 +197,16 @@ impl Instance {
         std::mem::replace(&mut *set, most) != most
     }
 
-    /// Writes the budget of slots into what the running server was configured with. True when it is another; it takes effect
-    /// with a reload.
+    /// What slots that are synced to standbys need, from the next writing of the configuration on. True when that is new.
+    pub fn set_synced_slots(&self, synced: Option<SyncedSlots>) -> bool {
+        let mut set = self.0.synced_slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = *set != synced;
+        *set = synced;
+        other
+    }
+
+    /// Writes the budget of slots, and what else they need, into what the running server was configured with. True when it
+    /// is another; it takes effect with a reload.
     ///
     /// # Errors
     /// The file can't be written.
@@ -220,6 +233,15 @@ impl Instance {
         let set = *self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(space) = self.space() else { return in_force };
         Some(SlotBudget::resolve(set, space.wal.unwrap_or(space.data).size, in_force))
+    }
+
+    /// Whose PostgreSQL this is.
+    pub fn me(&self) -> &MemberId {
+        &self.0.me
+    }
+
+    pub(super) fn slot_copies_path(&self) -> &Path {
+        &self.0.slot_copies
     }
 
     /// The data directory.
@@ -468,7 +490,9 @@ impl Instance {
 
     fn runtime_conf(&self) -> String {
         let main = self.data_dir().join("postgresql.conf");
-        let budget = conf::budget_lines(&self.0.cfg.parameters, self.slot_budget());
+        let mut budget = conf::budget_lines(&self.0.cfg.parameters, self.slot_budget());
+        let synced = self.0.synced_slots.lock().unwrap_or_else(PoisonError::into_inner);
+        budget.push_str(&conf::synced_lines(&self.0.cfg.parameters, synced.as_ref()));
         conf::runtime_conf(self.silence(), &budget, &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 

@@ -38,7 +38,7 @@ mod waldump;
 pub use archive::{ArchiveRules, Archiver, Stanza, WalNote};
 pub use basebackup::{CloneError, CopyPlan};
 pub use command::{HelperError, OnProgress, Progress};
-pub use conf::{ConfigRole, Upstream, owned_key};
+pub use conf::{ConfigRole, SyncedSlots, Upstream, owned_key};
 pub use controldata::{ControlData, DbState};
 pub use error::PostgresError;
 pub use initdb::InitdbError;

@@ -5,7 +5,7 @@ use std::{error::Error as _, io, time::Duration};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
 
-use super::{files, instance::Instance, probe::waits_at_the_end};
+use super::{error::PostgresError, files, instance::Instance, probe::waits_at_the_end};
 use crate::domain::Lsn;
 
 /// For calls that a healthy server answers at once.
@@ -137,29 +137,46 @@ impl Instance {
     /// # Errors
     /// See [`SqlError`].
     pub async fn connect_within(&self, deadline: Duration) -> Result<Session, SqlError> {
-        let doing = "connecting to the local server";
+        let instance = self.clone();
+        let password = files::reading(move || instance.superuser_password());
+        connect_as(self.local(), "connecting to the local server", password, deadline).await
+    }
+
+    /// The superuser on the socket.
+    pub(super) fn local(&self) -> Config {
         let cfg = self.config();
         let mut target = Config::new();
-        target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser).dbname("postgres");
-        // A missing synchronous standby must not hold up the agent's own sessions. And a superuser's session must not call
-        // what others may have put into a schema on its path (CVE-2018-1058).
-        target.application_name("matriarch").options("-c synchronous_commit=local -c search_path=pg_catalog");
-        let connect = async {
-            let instance = self.clone();
-            let password = files::reading(move || instance.superuser_password()).await;
-            target.password(password.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
-            let connected = target.connect(NoTls).await;
-            let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;
-            let connection = tokio::spawn(async move {
-                // Its error reaches the caller through the client.
-                let _ = connection.await;
-            });
-            Ok(Session { client, connection, reached_wal_end: false })
-        };
-        match tokio::time::timeout(deadline, connect).await {
-            Ok(result) => result,
-            Err(_) => Err(SqlError::Timeout { doing, after: deadline }),
-        }
+        target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser);
+        target
+    }
+}
+
+/// Connects within `deadline`, in which the password is read as well.
+pub(super) async fn connect_as(
+    mut target: Config,
+    doing: &'static str,
+    password: impl Future<Output = Result<String, PostgresError>>,
+    deadline: Duration,
+) -> Result<Session, SqlError> {
+    if target.get_dbname().is_none() {
+        target.dbname("postgres");
+    }
+    // A missing synchronous standby must not hold up the agent's own sessions. And a superuser's session must not call
+    // what others may have put into a schema on its path (CVE-2018-1058).
+    target.application_name("matriarch").options("-c synchronous_commit=local -c search_path=pg_catalog");
+    let connect = async {
+        target.password(password.await.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
+        let connected = target.connect(NoTls).await;
+        let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;
+        let connection = tokio::spawn(async move {
+            // Its error reaches the caller through the client.
+            let _ = connection.await;
+        });
+        Ok(Session { client, connection, reached_wal_end: false })
+    };
+    match tokio::time::timeout(deadline, connect).await {
+        Ok(result) => result,
+        Err(_) => Err(SqlError::Timeout { doing, after: deadline }),
     }
 }
 

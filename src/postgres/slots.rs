@@ -1,18 +1,23 @@
-//! Physical replication slots: one for each other member, whatever this server is now (PostgreSQL manual, 27.2.6
-//! "Replication Slots", 54.19 `pg_replication_slots`).
+//! Replication slots: a physical one for each other member, whatever this server is now, and those of users (PostgreSQL
+//! manual, 27.2.6 "Replication Slots", 54.19 `pg_replication_slots`, 47.2.3 "Replication Slot Synchronization").
 //!
 //! A slot has one WAL sender at a time. So a standby that comes again while its old connection is still open waits until that
 //! one is gone, where without slots it would be two senders of one name, and counted twice by `ANY 2 (…)`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, fs, io, time::Duration};
 
 use serde::Deserialize;
+use tokio_postgres::Config;
 
 use super::{
+    Upstream,
     conf::sql_literal,
-    session::{Session, SqlError},
+    error::PostgresError,
+    files,
+    instance::Instance,
+    session::{Session, SqlError, connect_as},
 };
-use crate::domain::{Archiving, sync::SLOT_PREFIX};
+use crate::domain::{Archiving, Logical, Lsn, sync::SLOT_PREFIX};
 
 /// The slots on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -38,14 +43,40 @@ pub struct SlotFound {
     pub physical: bool,
     /// Who streams from it.
     pub active_pid: Option<u32>,
+    /// Of which database a logical one is.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// What decodes it.
+    #[serde(default)]
+    pub plugin: Option<String>,
     /// It keeps WAL back.
     pub reserves: bool,
+    /// From here on it does; zero: it doesn't.
+    #[serde(default)]
+    pub restart: u64,
+    /// It keeps rows back from vacuum that nobody sees any more.
+    #[serde(default)]
+    pub pins_rows: bool,
+    /// PostgreSQL keeps a copy of it on standbys (17 and newer).
+    #[serde(default)]
+    pub failover: bool,
+    /// It is such a copy.
+    #[serde(default)]
+    pub synced: bool,
     /// Bytes from there to the end of WAL.
     pub bytes: u64,
     /// What it kept back was too much (`max_slot_wal_keep_size`): nobody can stream from it any more.
     pub lost: bool,
     /// When the last answer of the standby that streams was sent, as text; it differs with each answer.
     pub reply: Option<String>,
+}
+
+impl SlotFound {
+    /// What decodes it, and of which database; `None`: it is physical.
+    pub fn logical(&self) -> Option<Logical> {
+        let named = |name: &Option<String>| name.clone().unwrap_or_default();
+        (!self.physical).then(|| Logical { database: named(&self.database), plugin: named(&self.plugin) })
+    }
 }
 
 /// The end of WAL is where a standby has it from its primary, or else to where it has replayed it.
@@ -55,7 +86,10 @@ fn query() -> String {
         "SELECT json_build_object('in_recovery', pg_is_in_recovery(), 'limit_mib', {}, 'anyway_mib', {}, \
          'slots', (SELECT coalesce(json_agg(json_build_object(\
          'name', s.slot_name, 'ours', starts_with(s.slot_name, {}), 'physical', s.slot_type = 'physical', \
-         'active_pid', s.active_pid, 'reserves', s.restart_lsn IS NOT NULL, \
+         'active_pid', s.active_pid, 'reserves', s.restart_lsn IS NOT NULL, 'database', s.database, 'plugin', s.plugin, \
+         'restart', coalesce(pg_wal_lsn_diff(s.restart_lsn, '0/0'), 0)::bigint, 'pins_rows', s.xmin IS NOT NULL, \
+         'failover', coalesce((to_jsonb(s) ->> 'failover')::boolean, false), \
+         'synced', coalesce((to_jsonb(s) ->> 'synced')::boolean, false), \
          'bytes', greatest(coalesce(pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN \
          coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_lsn() END, s.restart_lsn), 0), 0)::bigint, \
          'lost', coalesce(s.wal_status = 'lost', false), 'reply', r.reply_time::text) \
@@ -77,6 +111,55 @@ const ARCHIVING: &str = "SELECT json_build_object('failed', CASE WHEN a.last_fai
 struct ArchivingFound {
     failed: Option<String>,
     waiting: u64,
+}
+
+impl Instance {
+    /// Connects to another member's server as the replication role, which may look at its slots.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn connect_to(&self, upstream: &Upstream, deadline: Duration) -> Result<Session, SqlError> {
+        let instance = self.clone();
+        let password = files::reading(move || instance.replication_password());
+        let mut target = Config::new();
+        target.host(&upstream.host).port(upstream.port).user(&self.config().replication_user).connect_timeout(deadline);
+        target.tcp_user_timeout(deadline);
+        connect_as(target, "connecting to whom this standby follows", password, deadline).await
+    }
+
+    /// The permanent slots that this host had copies of, as noted last.
+    ///
+    /// # Errors
+    /// The file is there and can't be read.
+    pub fn slot_copies(&self) -> Result<BTreeSet<String>, PostgresError> {
+        let path = self.slot_copies_path();
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(PostgresError::file("reading", path)(e)),
+        }
+    }
+
+    /// Notes them, durably.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn note_slot_copies(&self, names: &BTreeSet<String>) -> Result<(), PostgresError> {
+        let text: String = names.iter().map(|name| format!("{name}\n")).collect();
+        files::replace(self.slot_copies_path(), &text)
+    }
+
+    /// Connects to another database of the local server.
+    ///
+    /// # Errors
+    /// See [`SqlError`].
+    pub async fn connect_to_database(&self, database: &str, deadline: Duration) -> Result<Session, SqlError> {
+        let instance = self.clone();
+        let password = files::reading(move || instance.superuser_password());
+        let mut target = self.local();
+        target.dbname(database);
+        connect_as(target, "connecting to the database of a slot", password, deadline).await
+    }
 }
 
 impl Session {
@@ -113,13 +196,33 @@ impl Session {
         self.query("making a member's slot", &sql, deadline).await.map(drop)
     }
 
-    /// Makes one that keeps WAL back at once, from the last checkpoint on.
+    /// Makes a slot that keeps WAL back from now on: on a standby from its last restartpoint.
     ///
     /// # Errors
-    /// See [`Session::create_slot`].
+    /// As those of [`Session::create_slot`].
     pub async fn create_reserving_slot(&self, name: &str, deadline: Duration) -> Result<(), SqlError> {
         let sql = format!("SELECT pg_create_physical_replication_slot({}, true)", sql_literal(name));
-        self.query("making a member's slot", &sql, deadline).await.map(drop)
+        self.query("making a slot that keeps WAL back", &sql, deadline).await.map(drop)
+    }
+
+    /// Makes a logical slot of the database that this session is in, of which PostgreSQL keeps copies on standbys (17 and
+    /// newer).
+    ///
+    /// # Errors
+    /// As those of [`Session::create_slot`]; `wal_level` is not `logical` (55000), or there is no such plugin.
+    pub async fn create_failover_slot(&self, name: &str, plugin: &str, deadline: Duration) -> Result<(), SqlError> {
+        let (name, plugin) = (sql_literal(name), sql_literal(plugin));
+        let sql = format!("SELECT pg_create_logical_replication_slot({name}, {plugin}, failover => true)");
+        self.query("making a permanent logical slot", &sql, deadline).await.map(drop)
+    }
+
+    /// Lets a physical slot keep less back. PostgreSQL goes no further than this server has replayed.
+    ///
+    /// # Errors
+    /// See [`SqlError`]; somebody streams from it (55006), or it is further than that.
+    pub async fn advance_slot(&self, name: &str, to: Lsn, deadline: Duration) -> Result<(), SqlError> {
+        let sql = format!("SELECT pg_replication_slot_advance({}, '{to}')", sql_literal(name));
+        self.query("advancing a permanent slot", &sql, deadline).await.map(drop)
     }
 
     /// Removes a slot.

@@ -1,13 +1,13 @@
 //! What keeps WAL from being removed, to and from the wire.
 
 use super::v1;
-use crate::domain::{Archiving, KeptWal, SlotHolds};
+use crate::domain::{Archiving, KeptWal, SlotHolds, Whose};
 
 /// To the wire.
 pub(super) fn to_wire(view: &KeptWal) -> v1::KeptWal {
     let slot = |s: &SlotHolds| v1::SlotHolds {
         name: s.name.clone(),
-        of_member: s.of_member,
+        owner: owner(s.whose).into(),
         active: s.active,
         bytes: s.bytes,
     };
@@ -18,17 +18,36 @@ pub(super) fn to_wire(view: &KeptWal) -> v1::KeptWal {
         archive_failed: view.archiving.failed.clone(),
         archive_waiting: view.archiving.waiting,
         gives_way: view.gives_way,
+        problems: view.problems.clone(),
+    }
+}
+
+fn owner(whose: Whose) -> v1::SlotOwner {
+    match whose {
+        Whose::Member => v1::SlotOwner::Member,
+        Whose::Permanent => v1::SlotOwner::Permanent,
+        Whose::Ignored => v1::SlotOwner::Ignored,
+        Whose::Other => v1::SlotOwner::Unspecified,
     }
 }
 
 /// From the wire.
 pub(super) fn of_wire(raw: v1::KeptWal) -> KeptWal {
-    let slot = |s: v1::SlotHolds| SlotHolds { name: s.name, of_member: s.of_member, active: s.active, bytes: s.bytes };
+    let slot = |s: v1::SlotHolds| {
+        let whose = match s.owner() {
+            v1::SlotOwner::Member => Whose::Member,
+            v1::SlotOwner::Permanent => Whose::Permanent,
+            v1::SlotOwner::Ignored => Whose::Ignored,
+            v1::SlotOwner::Unspecified => Whose::Other,
+        };
+        SlotHolds { name: s.name, whose, active: s.active, bytes: s.bytes }
+    };
     KeptWal {
         limit: raw.limit_bytes,
         anyway: raw.anyway_bytes,
         slots: raw.slots.into_iter().map(slot).collect(),
         archiving: Archiving { failed: raw.archive_failed, waiting: raw.archive_waiting },
         gives_way: raw.gives_way,
+        problems: raw.problems,
     }
 }

@@ -36,7 +36,10 @@ const VOLUME: u64 = 256;
 const PORTION: u64 = 4;
 /// MiB a second. More than the budget comes between two checkpoints of a primary.
 const FAST: u64 = 20;
-/// MiB a second. Each checkpoint comes sooner than a receiver that stands still is given up by `wal_sender_timeout`.
+/// MiB a second. The checkpoint that finds a slot past its budget comes sooner than a receiver that stands still is given up by
+/// `wal_sender_timeout`, and the volume is full only some seconds later.
+const BRISK: u64 = 12;
+/// MiB a second. What the agent looks at every second takes some seconds to be full.
 const SLOW: u64 = 8;
 
 pub fn play() {
@@ -208,7 +211,7 @@ fn a_stalled_receiver_on_a_small_wal_volume_never_ends_the_primary(rig: &Rig, be
     let streams = receiver(rig, host, slot, &[]);
     until("somebody streams from it", SOON, || kept_for(rig, host, slot) == "reserved");
     let since = rig.signal(i32::try_from(streams.0.id()).unwrap(), Signal::SIGSTOP).unwrap();
-    load(rig, host, SLOW, 2 * VOLUME, |written| written >= VOLUME + VOLUME / 2);
+    load(rig, host, BRISK, 2 * VOLUME, |written| written >= VOLUME + VOLUME / 2);
     was_given_up(rig, before, postmaster, slot);
     Promise::no_failed_write(since)
 }

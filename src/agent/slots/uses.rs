@@ -4,7 +4,7 @@
 //! gets its WAL from an archive has no slot; and one that shows the past asks for WAL late: what it will need is kept from the
 //! beginning.
 
-use super::slots::Step;
+use super::steps::Step;
 use crate::{
     domain::{MemberId, MemberSettings},
     postgres::SlotsFound,
