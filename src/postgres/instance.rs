@@ -235,11 +235,6 @@ impl Instance {
         Some(SlotBudget::resolve(set, space.wal.unwrap_or(space.data).size, in_force))
     }
 
-    /// Whose PostgreSQL this is.
-    pub fn me(&self) -> &MemberId {
-        &self.0.me
-    }
-
     pub(super) fn slot_copies_path(&self) -> &Path {
         &self.0.slot_copies
     }
