@@ -259,7 +259,7 @@ impl World {
         let switch = position("1:100");
         for kind in [
             genesis,
-            Kind::RecordSystem { system_identifier: 7 },
+            Kind::RecordSystem { system_identifier: 7, history: None },
             Kind::fence("the cluster is founded".into()),
             Kind::Grant { member: first.clone(), floor: switch, sync: None },
             Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch, first_record: None },
@@ -768,7 +768,12 @@ fn describe(command: &Command) -> String {
         Kind::Genesis { name, members, initializer, .. } => {
             format!("found {name} with {} members, {initializer} runs initdb", members.len())
         }
-        Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
+        Kind::RecordSystem { system_identifier, history: None } => {
+            format!("record system identifier {system_identifier}")
+        }
+        Kind::RecordSystem { system_identifier, history: Some(history) } => {
+            format!("record system identifier {system_identifier}, which begins on timeline {}", history.timeline)
+        }
         Kind::Fence { reason, .. } => format!("end epoch {}: {reason}", command.expected),
         Kind::Grant { member, floor, sync: None } => format!("grant to {member} at {floor}"),
         Kind::Grant { member, floor, sync: Some(start) } => {

@@ -6,6 +6,7 @@
 
 mod acks;
 mod admit;
+mod content;
 mod cure;
 mod doors;
 mod ended;
@@ -40,6 +41,7 @@ mod walk_test;
 
 use std::time::Duration;
 
+pub use content::TO_BE_STOPPED;
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
@@ -114,6 +116,7 @@ pub struct Core {
     stalled: Option<String>,
     stuck: Stuck,
     cure: cure::Cure,
+    content: content::Content,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -201,6 +204,7 @@ impl Core {
             stalled: None,
             stuck: Stuck::default(),
             cure: cure::Cure::default(),
+            content: content::Content::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             followers: 0,
@@ -531,6 +535,7 @@ impl Core {
             TaskEnd::Succeeded => None,
             TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
+        self.content_ended(&work.task, &end);
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
             (Task::Restart { tenure, .. }, _) => self.restarted(*tenure, &end, now, out),
@@ -693,7 +698,8 @@ impl Core {
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);
         }
-        let pause = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
+        let soon = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
+        let pause = self.content_waits().unwrap_or(soon);
         if self.tree == Tree::Empty && due(self.unusable, pause) {
             self.unusable = Some(now.moment);
             self.survey(self.durable.tenure.is_none(), out);

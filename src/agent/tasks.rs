@@ -102,7 +102,7 @@ impl Job {
 
     async fn initdb(&self) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         self.hands.instance.initdb(&progress).await.map(|_| ()).map_err(said)
     }
 
@@ -235,7 +235,7 @@ impl Job {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         self.count_what_is_lost(source).await;
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await.map_err(said)?;
         tracing::info!(source = %source.member, ?outcome, "rewound");
         Ok(())
@@ -314,7 +314,7 @@ impl Job {
         } else if self.damaged {
             self.marked(self.hands.instance.mark_damaged());
         }
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         let copied = self.hands.instance.clone_from(&Upstream::from(source), self.clone_rate, &progress).await;
         copied.map(|_| ()).map_err(said)
     }

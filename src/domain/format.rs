@@ -19,9 +19,11 @@ impl Format {
     pub const SYNC: Format = Format(4);
     /// Changes of settings, and of timings, that name what of the other they were decided beside.
     pub const BESIDE: Format = Format(5);
+    /// Clusters that begin with data which has been through other timelines.
+    pub const CONTENT: Format = Format(6);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::BESIDE;
+    pub const NEWEST: Format = Format::CONTENT;
 }
 
 impl Default for Format {

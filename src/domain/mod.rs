@@ -26,7 +26,7 @@ pub mod wal;
 
 pub use briefing::{Briefing, MemberList, PauseWord};
 pub use cause::EndCause;
-pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
+pub use cure::{CLONES_TRIED, CONTENT_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use membership::{Group, GroupNode, GroupStep, Membership};

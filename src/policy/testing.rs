@@ -270,6 +270,7 @@ fn apply_word(view: &mut AgentView, word: &str) {
         "cloning" => {
             view.work = Some(Work { order: 1, kind: "clone".to_owned(), phase: String::new(), ..Work::default() });
         }
+        "given-up" => view.cure.needs_operator = Some("it failed three times".to_owned()),
         "failed-starts" => view.cure.failed_starts = number(),
         "accepted" => view.accepted_epoch = Epoch(number()),
         "system" => view.system_identifier = Some(number()),

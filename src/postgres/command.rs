@@ -2,6 +2,7 @@
 //! environment, keeping the last lines they wrote to stderr.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     ffi::OsString,
     fs::File,
@@ -58,7 +59,7 @@ pub enum HelperError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// The step: "initdb", "crash recovery", "pg_rewind", "pg_basebackup", "verify".
-    pub phase: &'static str,
+    pub phase: Cow<'static, str>,
     /// Bytes done so far.
     pub done_bytes: u64,
     /// Bytes in all, 0 when not known.
@@ -67,8 +68,8 @@ pub struct Progress {
 
 impl Progress {
     /// The start of a step of unknown size.
-    pub(super) fn phase(phase: &'static str) -> Self {
-        Self { phase, done_bytes: 0, total_bytes: 0 }
+    pub(super) fn phase(phase: impl Into<Cow<'static, str>>) -> Self {
+        Self { phase: phase.into(), done_bytes: 0, total_bytes: 0 }
     }
 
     /// Reads `12345/67890 kB (18%)`, as pg_basebackup and pg_rewind print it.
@@ -76,7 +77,7 @@ impl Progress {
         let (numbers, _) = line.split_once(" kB (")?;
         let (done, total) = numbers.trim().split_once('/')?;
         let kilobytes = |text: &str| text.trim().parse::<u64>().ok().map(|kb| kb * 1024);
-        Some(Self { phase, done_bytes: kilobytes(done)?, total_bytes: kilobytes(total)? })
+        Some(Self { phase: phase.into(), done_bytes: kilobytes(done)?, total_bytes: kilobytes(total)? })
     }
 }
 
@@ -96,7 +97,19 @@ pub(super) struct Helper {
     args: Vec<OsString>,
     input: Input,
     deadline: Duration,
+    env: Env,
 }
+
+/// What a program's environment is.
+enum Env {
+    /// What a helper of PostgreSQL needs, and nothing that would change what it does.
+    Clean,
+    /// The agent's own with changes: for a program of the operator's, which may need what the agent was given.
+    Own(Changes),
+}
+
+/// Variables that are set, or removed where there is no value.
+pub(super) type Changes = Vec<(OsString, Option<OsString>)>;
 
 /// How a helper ended, whatever the status.
 pub(super) struct Finished {
@@ -106,7 +119,7 @@ pub(super) struct Finished {
 
 impl Helper {
     pub(super) fn new(bin_dir: &Path, name: &str, deadline: Duration) -> Self {
-        Self { program: bin_dir.join(name), args: Vec::new(), input: Input::Nothing, deadline }
+        Self { program: bin_dir.join(name), args: Vec::new(), input: Input::Nothing, deadline, env: Env::Clean }
     }
 
     pub(super) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -116,6 +129,12 @@ impl Helper {
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// It gets the environment of the agent, with these changes.
+    pub(super) fn env(mut self, changes: Changes) -> Self {
+        self.env = Env::Own(changes);
         self
     }
 
@@ -166,7 +185,13 @@ impl Helper {
 
     async fn drive(self, mut on_line: impl FnMut(&str), tail: &mut Tail) -> io::Result<ExitStatus> {
         let mut command = Command::new(&self.program);
-        command.args(&self.args).env_clear().envs(clean_env());
+        command.args(&self.args);
+        match self.env {
+            Env::Clean => {
+                command.env_clear().envs(clean_env());
+            }
+            Env::Own(changes) => change_env(&mut command, changes),
+        }
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let text = match self.input {
             Input::Nothing => {
@@ -233,6 +258,15 @@ fn each_part(bytes: &[u8], mut take: impl FnMut(&str)) {
 /// Nothing else of the caller's environment (PGHOST, PGOPTIONS, …) may change what a helper does.
 fn clean_env() -> [(&'static str, &'static str); 3] {
     [("LC_ALL", "C"), ("TZ", "UTC"), ("PATH", "/usr/local/bin:/usr/bin:/bin")]
+}
+
+pub(super) fn change_env(command: &mut Command, changes: Changes) {
+    for (name, value) in changes {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
 }
 
 #[derive(Default)]

@@ -334,6 +334,29 @@ pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)])
     floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
 }
 
+/// The text of the file with which the first data directory of a cluster is recovered and completed.
+pub(super) fn private_conf<'a>(settings: &Settings<'_>, more: impl Iterator<Item = (&'a str, String)>) -> String {
+    let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
+    let mut text = postgresql_conf(settings, &role);
+    for (name, value) in more {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{name} = {}", quote(&value));
+    }
+    text
+}
+
+/// Settings by which a backup tool, or an earlier life of what is restored, tells a recovery where to read and when to end.
+pub(super) fn is_of_recovery(key: &str) -> bool {
+    let key = key.trim().to_ascii_lowercase();
+    let commands = ["restore_command", "archive_cleanup_command", "recovery_end_command"];
+    key.starts_with("recovery_target") || commands.contains(&key.as_str())
+}
+
+/// `postgresql.auto.conf` without those; `None` when it has none.
+pub(super) fn without_recovery(auto_conf: &str) -> Option<String> {
+    without(auto_conf, is_of_recovery)
+}
+
 /// How a `pg_hba.conf` that lets no client in says so.
 pub(super) const CLOSED: &str = "# Closed by matriarch: what this primary has after its crash is not confirmed yet.";
 
@@ -382,9 +405,13 @@ pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &s
 
 /// `postgresql.auto.conf` is read last and would win; `None` when it holds no setting of ours.
 pub(super) fn without_owned(auto_conf: &str) -> Option<String> {
+    without(auto_conf, owned_key)
+}
+
+fn without(auto_conf: &str, unwanted: fn(&str) -> bool) -> Option<String> {
     let foreign = |line: &&str| {
         let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next().unwrap_or_default();
-        !owned_key(key)
+        !unwanted(key)
     };
     let kept = Vec::from_iter(auto_conf.lines().filter(foreign));
     if kept.len() == auto_conf.lines().count() {

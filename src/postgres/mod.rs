@@ -2,22 +2,29 @@
 //! the local server. The only room that opens the data directory.
 //!
 //! It deliberately knows nothing of leases, guards and RPC, and it never starts
-//! a postmaster: it only says how one is to be started ([`PostmasterCommand`]).
+//! a postmaster that anybody else could reach: it only says how one is to be started
+//! ([`PostmasterCommand`]). What makes the first data directory of a cluster (`content`) runs a
+//! private one (`private`) in a directory that is put in place when that has ended.
 //! Start reading at [`instance`].
 
+mod adopt;
+mod backup;
 pub mod basebackup;
 mod command;
 pub mod conf;
+mod content;
 pub mod controldata;
 pub mod error;
 mod files;
 mod first_record;
 mod history;
+mod inhabitants;
 mod initdb;
 pub mod instance;
 mod kept;
 mod knock;
 mod outside;
+mod private;
 pub mod probe;
 mod rescue;
 pub mod rewind;
@@ -30,15 +37,18 @@ mod uncovered;
 mod vitals;
 mod waldump;
 
+pub use adopt::{Adoption, AdoptionFacts, judge};
+pub use backup::BackupError;
 pub use basebackup::CloneError;
 pub use command::{HelperError, OnProgress, Progress};
 pub use conf::{ConfigRole, Upstream, owned_key};
+pub use content::InitdbError;
 pub use controldata::{ControlData, DbState};
 pub use error::PostgresError;
-pub use initdb::InitdbError;
 pub use instance::{DataState, Instance, PostmasterCommand};
 pub use kept::{Saved, Tail};
 pub use knock::Knock;
+pub use private::PrivateError;
 pub use probe::{Probe, ProbeError, waits_at_the_end};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};

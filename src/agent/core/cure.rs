@@ -241,6 +241,9 @@ impl Core {
         if let (Some(Disk::Unusable(why)), Tree::Empty) = (&self.disk, self.tree) {
             return Some(why.clone());
         }
+        if let Some(why) = self.content_given_up() {
+            return Some(why);
+        }
         if let Some(need) = self.cure.verdict() {
             let again = || {
                 let minutes = COPY_AGAIN.as_secs() / 60;
