@@ -460,6 +460,7 @@ impl World {
             "crashed" => view.crashed_lately = true,
             "room" => view.room = Some(room(value)),
             "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
+            "given-up" => view.cure.needs_operator = Some("it failed three times".to_owned()),
             "failed" => {
                 let kind = value.to_owned();
                 view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });

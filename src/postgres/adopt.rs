@@ -42,6 +42,8 @@ pub struct AdoptionFacts {
     pub hba: Vec<String>,
     /// It has tablespaces.
     pub tablespaces: bool,
+    /// The history file of its timeline, which is not there.
+    pub no_history: Option<PathBuf>,
 }
 
 /// What speaks against an adoption, and what it brings.
@@ -100,6 +102,12 @@ fn refusals(facts: &AdoptionFacts, refused: &mut Vec<String>) {
                 .push("it did not end cleanly: start it with its own configuration once more, and stop it".to_owned());
         }
     }
+    refused.extend(facts.no_history.iter().map(|file| {
+        format!(
+            "{} is missing, so nobody knows where its timeline comes from: put it back from its archive",
+            file.display()
+        )
+    }));
     let logical = facts.slots.iter().filter(|(_, logical)| *logical).map(|(name, _)| name.as_str());
     let logical = Vec::from_iter(logical);
     if !logical.is_empty() {
@@ -198,6 +206,10 @@ impl Instance {
             settings.extend(settings_of(&fs::read_to_string(dir.join(file)).unwrap_or_default()));
         }
         let hba = fs::read_to_string(dir.join("pg_hba.conf")).unwrap_or_default();
+        let history = control
+            .as_ref()
+            .map(|control| (control.timeline, dir.join("pg_wal").join(control.timeline.history_file())));
+        let missing = history.filter(|(timeline, file)| timeline.0 > 1 && !file.exists());
         Ok(AdoptionFacts {
             control,
             unusable,
@@ -208,6 +220,7 @@ impl Instance {
             settings,
             hba: hba.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(words).collect(),
             tablespaces: fs::read_dir(dir.join("pg_tblspc")).is_ok_and(|mut entries| entries.next().is_some()),
+            no_history: missing.map(|(_, file)| file),
         })
     }
 
@@ -352,6 +365,9 @@ mod tests {
         assert!(with(|f| f.signals = vec!["backup_label"]).contains("bootstrap.method = backup"));
         assert!(with(|f| f.managers = vec![("patroni".into(), 8)]).contains("patroni runs as process 8"));
         assert!(with(|f| f.slots = vec![("cdc".into(), true)]).contains("logical slots (cdc)"));
+        assert!(
+            with(|f| f.no_history = Some("/d/pg_wal/00000003.history".into())).contains("00000003.history is missing")
+        );
         assert_eq!(with(|f| f.slots = vec![("old".into(), false)]), "");
         assert!(with(|f| (f.control, f.unusable) = (None, Some("of PostgreSQL 14".into()))).contains("14"));
         let mut runs = stopped(DbState::InProduction);
