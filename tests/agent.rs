@@ -39,8 +39,8 @@ use hyper_util::rt::TokioIo;
 use matriarch::{
     agent,
     config::{
-        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, InitialContent, LayersConfig, LocalMember,
-        ManagerConfig, MemberConfig, PostgresqlConfig,
+        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LayersConfig, LocalMember, ManagerConfig,
+        MemberConfig, PostgresqlConfig,
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
     guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
@@ -168,7 +168,7 @@ impl Cluster {
             replication_password_file: secret_file(dir.join("repl"), "replicate"),
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
-            bootstrap: InitialContent::default(),
+            bootstrap: Box::default(),
         };
         let listen = AgentEndpoint::Unix(run.join("agent.sock"));
         Config {

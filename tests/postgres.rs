@@ -18,7 +18,7 @@ use std::{
 };
 
 use matriarch::{
-    config::{AgentConfig, AgentEndpoint, CgroupUse, InitialContent, MemberConfig, PostgresqlConfig},
+    config::{AgentConfig, AgentEndpoint, CgroupUse, MemberConfig, PostgresqlConfig},
     domain::{
         Confirms, Epoch, Generation, KeepDiverged, Lsn, NodeId, Profile, SyncRule, TimelineId, Timings, WalPosition,
         sync::{slot_name, standby_name},
@@ -81,7 +81,7 @@ impl Host {
             replication_password_file: secret_file(dir.join("repl"), r"re'p:l\1"),
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
-            bootstrap: InitialContent::default(),
+            bootstrap: Box::default(),
         };
         let agent = AgentConfig {
             listen: AgentEndpoint::Unix(run.join("agent.sock")),

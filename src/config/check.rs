@@ -333,7 +333,7 @@ fn postgresql(
         )?,
         hba: hba(raw.hba.unwrap_or_default())?,
         parameters,
-        bootstrap,
+        bootstrap: Box::new(bootstrap),
     })
 }
 

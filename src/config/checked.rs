@@ -219,7 +219,7 @@ pub struct PostgresqlConfig {
     /// Further settings of `postgresql.conf`; those Matriarch owns are refused.
     pub parameters: BTreeMap<String, String>,
     /// What the first data directory of the cluster is made from, if this host makes it.
-    pub bootstrap: InitialContent,
+    pub bootstrap: Box<InitialContent>,
 }
 
 /// The router of this host.

@@ -142,7 +142,7 @@ mod tests {
             replication_password_file: "/x".into(),
             hba: Vec::new(),
             parameters: BTreeMap::new(),
-            bootstrap: crate::config::InitialContent::default(),
+            bootstrap: Box::default(),
         }
     }
 
