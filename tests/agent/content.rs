@@ -11,7 +11,7 @@ use matriarch::{
 use super::{Cluster, Host, as_postgres, support::bin_dir};
 
 fn with_content(mut config: Config, content: InitialContent) -> Config {
-    config.member.as_mut().unwrap().postgresql.bootstrap = Box::new(content);
+    *config.member.as_mut().unwrap().postgresql.bootstrap = content;
     config
 }
 

@@ -28,7 +28,7 @@ impl Host {
     /// What the operator wants in the first data directory.
     fn with_content(&mut self, content: InitialContent) {
         let mut config = self.instance.config().clone();
-        config.bootstrap = Box::new(content);
+        *config.bootstrap = content;
         self.instance = Instance::new(&config, &self.member.id, self.instance.members(), &self.agent, &TIMINGS);
     }
 
