@@ -10,6 +10,8 @@ mod archive;
 mod by_hand;
 #[path = "agent/cascade.rs"]
 mod cascade;
+#[path = "agent/content.rs"]
+mod content;
 #[path = "agent/cure.rs"]
 mod cure;
 #[path = "agent/guarding.rs"]
@@ -172,6 +174,7 @@ impl Cluster {
             replication_password_file: secret_file(dir.join("repl"), "replicate"),
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
+            bootstrap: Box::default(),
         };
         let listen = AgentEndpoint::Unix(run.join("agent.sock"));
         Config {

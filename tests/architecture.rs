@@ -285,6 +285,7 @@ fn processes_are_started_where_it_is_expected() {
         guard/process.rs
         layers/stonith.rs
         postgres/command.rs
+        postgres/private.rs
     "#]]
     .assert_eq(&(started.join("\n") + "\n"));
 }

@@ -3,6 +3,8 @@
 //! PostgreSQL refuses to run as root, so a test that is root runs itself again as the user `postgres`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "postgres/content.rs"]
+mod content;
 mod support;
 
 use std::{
@@ -80,6 +82,7 @@ impl Host {
             replication_password_file: secret_file(dir.join("repl"), r"re'p:l\1"),
             hba: vec!["host all all 127.0.0.1/32 scram-sha-256".into()],
             parameters: BTreeMap::from(parameters.map(|(k, v)| (k.to_owned(), v.to_owned()))),
+            bootstrap: Box::default(),
         };
         let agent = AgentConfig {
             listen: AgentEndpoint::Unix(run.join("agent.sock")),

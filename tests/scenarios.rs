@@ -259,7 +259,7 @@ impl World {
         let switch = position("1:100");
         for kind in [
             genesis,
-            Kind::RecordSystem { system_identifier: 7 },
+            Kind::RecordSystem { system_identifier: 7, history: None },
             Kind::fence("the cluster is founded".into()),
             Kind::Grant { member: first.clone(), floor: switch, sync: None },
             Kind::PromotionComplete { member: first.clone(), timeline: TimelineId(2), switch, first_record: None },
@@ -487,6 +487,7 @@ impl World {
             "room" => view.room = Some(room(value)),
             "slots-give-way" => view.kept_wal.gives_way = true,
             "stands" => view.redo = Some(RedoView { stands: true, ..RedoView::default() }),
+            "given-up" => view.cure.needs_operator = Some("it failed three times".to_owned()),
             "failed" => {
                 let kind = value.to_owned();
                 view.last_order = Some(OrderResult { order: 1, kind, error: Some("it failed".into()) });
@@ -795,7 +796,12 @@ fn describe(command: &Command) -> String {
         Kind::Genesis { name, members, initializer, .. } => {
             format!("found {name} with {} members, {initializer} runs initdb", members.len())
         }
-        Kind::RecordSystem { system_identifier } => format!("record system identifier {system_identifier}"),
+        Kind::RecordSystem { system_identifier, history: None } => {
+            format!("record system identifier {system_identifier}")
+        }
+        Kind::RecordSystem { system_identifier, history: Some(history) } => {
+            format!("record system identifier {system_identifier}, which begins on timeline {}", history.timeline)
+        }
         Kind::Fence { reason, .. } => format!("end epoch {}: {reason}", command.expected),
         Kind::Grant { member, floor, sync: None } => format!("grant to {member} at {floor}"),
         Kind::Grant { member, floor, sync: Some(start) } => {

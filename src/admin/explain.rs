@@ -135,7 +135,9 @@ pub(super) fn uncovered(of: &Uncovered) -> Vec<String> {
 /// What an operator can do about a hold, or until when it is waited.
 pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
     let one = match hold {
-        Hold::WaitingForInitdb { member, .. } => format!("look at the agent's log on {member}: it runs initdb"),
+        Hold::WaitingForInitdb { member, .. } => format!(
+            "look at the agent's log on {member}, and at initial.log beside it: it makes the first data directory as [bootstrap] says"
+        ),
         Hold::LeaseHeld { member, .. } => format!(
             "if {member} is dead for good, wait until its lease has run out; if it lives and should not be primary, \
              `matriarch switchover` or `matriarch failover --candidate …`"

@@ -88,7 +88,7 @@ fn every_hold() -> Vec<Hold> {
         Unsettled::NotSealed { free: 1, needed: 2 },
     ];
     let mut all = vec![
-        Hold::WaitingForInitdb { member: n1(), state: None },
+        Hold::WaitingForInitdb { member: n1(), state: None, said: None },
         Hold::LeaseHeld { member: n1(), epoch: Epoch(1), lapsed: 0, needed: 2 },
         Hold::AgentSlow { member: n1(), epoch: Epoch(1), silent: SECOND },
         Hold::Promoting { member: n1(), state: None, remaining: SECOND },

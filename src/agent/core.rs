@@ -7,6 +7,7 @@
 mod acks;
 mod admit;
 mod archive;
+mod content;
 mod cure;
 mod doors;
 mod ended;
@@ -41,6 +42,7 @@ mod walk_test;
 
 use std::time::Duration;
 
+pub use content::TO_BE_STOPPED;
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
@@ -116,6 +118,7 @@ pub struct Core {
     stalled: Option<String>,
     stuck: Stuck,
     cure: cure::Cure,
+    content: content::Content,
     /// Why the last epoch ended here; this start of the agent may not know.
     ended_by: EndCause,
     /// When a standby was last seen to stream from here; a restart doesn't make that forgotten.
@@ -206,6 +209,7 @@ impl Core {
             stalled: None,
             stuck: Stuck::default(),
             cure: cure::Cure::default(),
+            content: content::Content::default(),
             ended_by: EndCause::Unknown,
             followed: None,
             followers: 0,
@@ -551,6 +555,7 @@ impl Core {
             TaskEnd::Succeeded => None,
             TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
+        self.content_ended(&work.task, &end);
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
             (Task::Restart { tenure, .. }, _) => self.restarted(*tenure, &end, now, out),
@@ -568,12 +573,7 @@ impl Core {
             (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
-            (Task::Clone(_), TaskEnd::Succeeded) => {
-                (self.durable.clone_failures, self.clone_failed) = (0, None);
-                self.cure.replaced(now.moment);
-                // What could not be rewound is gone; the next divergence is another one.
-                self.durable.rewind_failures = 0;
-            }
+            (Task::Clone(_), TaskEnd::Succeeded) => self.copied_anew(now),
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
@@ -716,7 +716,8 @@ impl Core {
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);
         }
-        let pause = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
+        let soon = if self.cure.is_suspect() { cure::READ_SOON } else { READ_AGAIN };
+        let pause = self.content_waits().unwrap_or(soon);
         if self.tree == Tree::Empty && due(self.unusable, pause) {
             self.unusable = Some(now.moment);
             self.survey(self.durable.tenure.is_none(), out);

@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{
     blame::{self, Blame},
-    core::{Disk, DiskFacts, Event},
+    core::{Disk, DiskFacts, Event, TO_BE_STOPPED},
     order::Source,
     process::Wake,
 };
@@ -372,6 +372,10 @@ impl Hands {
     /// A postmaster that no guard of ours watches was started by hand or left by a
     /// dead guard: it must not run beside the one that is about to start. True when there was one.
     pub fn kill_foreign(&self) -> Result<bool, String> {
+        // Somebody else's still: whoever takes it over stops it.
+        if self.instance.is_to_be_adopted() {
+            return Ok(false);
+        }
         let pid = self.instance.running_pid().map_or(0, i32::unsigned_abs);
         let killed = self.kill_unguarded(pid)?;
         if killed > 0 {
@@ -466,10 +470,23 @@ fn make_safe(instance: &Instance) {
     }
 }
 
+/// To the cluster there is no data until it is taken over: nothing else is done with it.
+fn unadopted(instance: &Instance) -> Disk {
+    match instance.running_pid() {
+        Some(pid) => Disk::Unusable(format!(
+            "{TO_BE_STOPPED}{} as process {pid}: stop it cleanly, and keep whatever starts it from \
+             doing so",
+            instance.data_dir().display()
+        )),
+        None => Disk::NoData,
+    }
+}
+
 /// What lies in the data directory.
 pub fn read_disk(instance: &Instance) -> Disk {
     let control = match instance.data_state() {
         Ok(DataState::Missing | DataState::Empty) => return Disk::NoData,
+        Ok(DataState::Present(_)) if instance.is_to_be_adopted() => return unadopted(instance),
         Ok(DataState::Present(control)) => control,
         Ok(DataState::Incomplete(why)) if instance.is_configured_by_us() && blame::of(&why) != Blame::Host => {
             return Disk::Damaged(why);

@@ -49,3 +49,4 @@ mod tasks;
 mod uncovered;
 
 pub use process::{run, run_with};
+pub use start::adoption;

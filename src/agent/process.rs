@@ -727,10 +727,7 @@ fn send_notice(hands: &Hands, notice: Notice) {
 
 /// What an earlier agent left, after what has no guard was killed.
 fn find(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
-    let orphans = hands.instance.end_orphans();
-    if !orphans.is_empty() {
-        tracing::warn!(ended = orphans.join(", "), "an earlier agent had left programs at work in the data directory");
-    }
+    hands.instance.end_orphans();
     let Some(guard) = guard else {
         hands.kill_foreign()?;
         hands.instance.finish_swap().map_err(said)?;

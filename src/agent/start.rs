@@ -11,10 +11,10 @@ use super::{
     store::{Durable, Store, StoreError},
 };
 use crate::{
-    config::{AgentEndpoint, Config, ConfigError, LocalMember},
+    config::{AgentEndpoint, Config, ConfigError, ContentSource, LocalMember},
     domain::version::{self, PostgresVersion, Support},
     layers::{LayerError, Layers, LayersOptions},
-    postgres::{Instance, PostgresError},
+    postgres::{Adoption, Instance, PostgresError},
 };
 
 const RUNTIME_DIR: &str = "agent.runtime_dir";
@@ -49,16 +49,17 @@ fn warn_of_untested(local: &LocalMember, version: PostgresVersion) {
 }
 
 /// A PostgreSQL runs in the data directory that was never Matriarch's: neither was the directory ever configured by us,
-/// nor has this host ever belonged to a cluster.
+/// nor has this host ever belonged to a cluster, unless it is still to be taken over.
 pub(super) fn is_stranger(instance: &Instance, durable: &Durable) -> bool {
-    let ours = !durable.cluster_id.0.is_empty() || instance.is_configured_by_us();
-    !ours && instance.running_pid().is_some()
+    let ours = !durable.cluster_id.0.is_empty() && !instance.is_to_be_adopted();
+    !ours && !instance.is_configured_by_us() && instance.running_pid().is_some()
 }
 
 /// What runs in our data directory without a guard of ours is killed at the start. Somebody's database that was
 /// there before Matriarch is not.
 pub(super) fn refuse_stranger(config: &Config, instance: &Instance, durable: &Durable) -> Result<(), ConfigError> {
-    if !is_stranger(instance, durable) {
+    // What is to be taken over is waited for until it has been stopped.
+    if !is_stranger(instance, durable) || instance.is_to_be_adopted() {
         return Ok(());
     }
     let dir = instance.data_dir().display();
@@ -68,6 +69,18 @@ pub(super) fn refuse_stranger(config: &Config, instance: &Instance, durable: &Du
         problem,
         "name an empty place, or stop it and move its data directory away",
     ))
+}
+
+/// What taking over the data directory of an older PostgreSQL would refuse and change; `None`: nothing is to be taken over.
+/// Changes nothing.
+///
+/// # Errors
+/// The data directory can't be read.
+pub fn adoption(config: &Config, local: &LocalMember) -> Result<Option<Adoption>, String> {
+    let cluster = &config.cluster;
+    let instance = Instance::new(&local.postgresql, &local.id, &cluster.members, &local.agent, &cluster.timings);
+    let wanted = local.postgresql.bootstrap.source == ContentSource::Adopt && !instance.is_configured_by_us();
+    wanted.then(|| instance.adoption().map_err(|error| chain(&error))).transpose()
 }
 
 fn told(config: &Config, error: &PostgresError) -> ConfigError {

@@ -115,7 +115,7 @@ impl Job {
 
     async fn initdb(&self) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         self.hands.instance.initdb(&progress).await.map(|_| ()).map_err(said)
     }
 
@@ -248,7 +248,7 @@ impl Job {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         self.count_what_is_lost(source).await;
-        let progress = |p: Progress| self.hands.progress(p.phase, p.done_bytes, p.total_bytes);
+        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await;
         let outcome = outcome.map_err(|error| Failure {
             harmless: matches!(error, RewindError::Step(PostgresError::Busy { .. })),

@@ -11,10 +11,14 @@ use std::{
 use super::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig,
     MemberConfig, PostgresqlConfig, RouterConfig,
+    bootstrap::{self, OwnRoles},
     checked::host_port,
     error::Wrong,
     layers, parameters,
-    raw::{RawAgent, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter, RawTimings},
+    raw::{
+        RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter,
+        RawTimings,
+    },
 };
 use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved, sync::slot_name};
 
@@ -31,13 +35,14 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
             let id = required("member.id", member.id)?;
             let postgresql = raw.postgresql.ok_or_else(|| missing("postgresql"))?;
             let agent = raw.agent.unwrap_or_default();
-            Some(local(&cluster, &id, raw.manager.unwrap_or_default(), agent, postgresql)?)
+            Some(local(&cluster, &id, raw.manager.unwrap_or_default(), agent, (postgresql, raw.bootstrap))?)
         }
         None => {
             let stray = [
                 ("manager", raw.manager.is_some()),
                 ("agent", raw.agent.is_some()),
                 ("postgresql", raw.postgresql.is_some()),
+                ("bootstrap", raw.bootstrap.is_some()),
             ];
             if let Some((table, _)) = stray.iter().find(|(_, present)| *present) {
                 let advice = "add `[member]` with the id of this host, or remove the table";
@@ -244,7 +249,7 @@ fn local(
     id: &str,
     manager: RawManager,
     agent: RawAgent,
-    postgresql: RawPostgresql,
+    (postgresql, bootstrap): (RawPostgresql, Option<RawBootstrap>),
 ) -> Result<LocalMember, Wrong> {
     let id: MemberId = id.parse().map_err(|error| Wrong::new("member.id", format!("{error}"), "rename it"))?;
     let Some(me) = cluster.members.iter().find(|m| m.id == id) else {
@@ -274,12 +279,17 @@ fn local(
         runtime_dir,
         cgroup: cgroup(agent.cgroup.as_deref())?,
     };
-    let postgresql = self::postgresql(me, &agent.runtime_dir, postgresql)?;
+    let postgresql = self::postgresql(me, &agent.runtime_dir, postgresql, bootstrap)?;
     apart(&manager, &agent, &postgresql)?;
     Ok(LocalMember { id, manager, agent, postgresql })
 }
 
-fn postgresql(me: &MemberConfig, runtime_dir: &Path, raw: RawPostgresql) -> Result<PostgresqlConfig, Wrong> {
+fn postgresql(
+    me: &MemberConfig,
+    runtime_dir: &Path,
+    raw: RawPostgresql,
+    bootstrap: Option<RawBootstrap>,
+) -> Result<PostgresqlConfig, Wrong> {
     let bin_dir = raw.bin_dir.ok_or_else(|| {
         let problem = "missing (never guessed: a newly installed version would be picked by accident)";
         Wrong::new("postgresql.bin_dir", problem, "add it, e.g. /usr/lib/postgresql/15/bin")
@@ -296,6 +306,13 @@ fn postgresql(me: &MemberConfig, runtime_dir: &Path, raw: RawPostgresql) -> Resu
         return Err(Wrong::new("postgresql.replication_user", problem, "use a role of its own"));
     }
     let runtime = runtime_dir.to_string_lossy();
+    let own = OwnRoles { superuser: &superuser, replication: &replication_user };
+    let bootstrap = bootstrap::check(bootstrap, &own)?;
+    if bootstrap.source == bootstrap::ContentSource::Adopt && me.node != NodeId(1) {
+        let problem = format!("{} is not the first of cluster.members, which makes the first data directory", me.id);
+        let advice = "name the member with the data first on all hosts, and set this on its host only";
+        return Err(Wrong::new("bootstrap.method", problem, advice));
+    }
     Ok(PostgresqlConfig {
         bin_dir: path("postgresql.bin_dir", Some(bin_dir), "")?,
         data_dir: path("postgresql.data_dir", raw.data_dir, "/var/lib/matriarch/pgdata")?,
@@ -316,6 +333,7 @@ fn postgresql(me: &MemberConfig, runtime_dir: &Path, raw: RawPostgresql) -> Resu
         )?,
         hba: hba(raw.hba.unwrap_or_default())?,
         parameters,
+        bootstrap: Box::new(bootstrap),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use super::bootstrap::InitialContent;
 use crate::domain::{MemberId, NodeId, Profile, Timings};
 
 /// Everything one host's processes need to know.
@@ -217,6 +218,8 @@ pub struct PostgresqlConfig {
     pub hba: Vec<String>,
     /// Further settings of `postgresql.conf`; those Matriarch owns are refused.
     pub parameters: BTreeMap<String, String>,
+    /// What the first data directory of the cluster is made from, if this host makes it.
+    pub bootstrap: Box<InitialContent>,
 }
 
 /// The router of this host.

@@ -1,6 +1,7 @@
 //! The configuration file: `raw` as written, `checked` as used. Each error is
 //! one line, `FILE: KEY: problem; what to do`, and is found before anything is changed.
 
+pub mod bootstrap;
 mod check;
 pub mod checked;
 mod error;
@@ -15,6 +16,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use bootstrap::{
+    ContentSource, HookCommand, InitialContent, InitialDatabase, InitialRole, PasswordSource, Recovery, RecoveryTarget,
+};
 pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,

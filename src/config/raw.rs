@@ -14,6 +14,7 @@ pub(super) struct RawConfig {
     pub manager: Option<RawManager>,
     pub agent: Option<RawAgent>,
     pub postgresql: Option<RawPostgresql>,
+    pub bootstrap: Option<RawBootstrap>,
     pub router: Option<RawRouter>,
     pub layers: Option<RawLayers>,
 }
@@ -114,6 +115,50 @@ pub(super) struct RawPostgresql {
     pub replication_password_file: Option<String>,
     pub hba: Option<Vec<String>>,
     pub parameters: Option<BTreeMap<String, toml::Value>>,
+}
+
+/// What the first data directory is made from.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawBootstrap {
+    pub method: Option<String>,
+    pub command: Option<Vec<String>>,
+    pub backup: Option<String>,
+    pub initdb_options: Option<Vec<String>>,
+    pub restore_command: Option<String>,
+    pub target_time: Option<String>,
+    pub target_lsn: Option<String>,
+    pub target_name: Option<String>,
+    pub target_xid: Option<u64>,
+    pub target_immediate: Option<bool>,
+    pub target_inclusive: Option<bool>,
+    pub target_timeline: Option<String>,
+    pub deadline_s: Option<u64>,
+    pub post_command: Option<Vec<String>>,
+    pub post_deadline_s: Option<u64>,
+    pub roles: Option<Vec<RawRole>>,
+    pub databases: Option<Vec<RawDatabase>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRole {
+    pub name: Option<String>,
+    pub password_file: Option<String>,
+    pub password_env: Option<String>,
+    pub attributes: Option<Vec<String>>,
+    pub member_of: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDatabase {
+    pub name: Option<String>,
+    pub owner: Option<String>,
+    pub template: Option<String>,
+    pub encoding: Option<String>,
+    pub locale: Option<String>,
+    pub extensions: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

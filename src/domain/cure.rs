@@ -8,6 +8,9 @@ pub const STARTS_TRIED: u64 = 2;
 /// Clones that may fail in a row; the agent forgets one of them every ten minutes, and so another is tried.
 pub const CLONES_TRIED: u64 = 5;
 
+/// Tries in a row to make the first data directory of a cluster, until an operator is asked for.
+pub const CONTENT_TRIED: u64 = 3;
+
 /// What is wrong with a member's own data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CopyCause {

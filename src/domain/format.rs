@@ -21,6 +21,8 @@ impl Format {
     pub const BESIDE: Format = Format(5);
     /// Members that stream from a standby.
     pub const CASCADE: Format = Format(6);
+    /// Clusters that begin with data which has been through other timelines.
+    pub const CONTENT: Format = Format(6);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
     pub const NEWEST: Format = Format::CASCADE;

@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod briefing;
 pub mod cause;
+pub mod copying;
 pub mod cure;
 pub mod format;
 pub mod ids;
@@ -30,7 +31,8 @@ pub mod wal;
 pub use archive::{ArchiveView, CloneMethod, CloneMethods};
 pub use briefing::{Briefing, MemberList, PauseWord};
 pub use cause::EndCause;
-pub use cure::{CLONES_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
+pub use copying::{CloneCompression, HowToCopy};
+pub use cure::{CLONES_TRIED, CONTENT_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
 pub use kept_wal::{Archiving, KeptWal, SlotBudget, SlotHolds, SlotsYield, Whose};
@@ -39,9 +41,7 @@ pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};
 pub use room::{Least, Level, RoomView, Thresholds, Volume};
 pub use secret::Secret;
-pub use settings::{
-    CloneCompression, FailoverWait, HowToCopy, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover,
-};
+pub use settings::{FailoverWait, KeepDiverged, MemberSettings, OnPrimaryCrash, Settings, SiteFailover};
 pub use settings_document::{SettingChanges, SettingsDocument};
 pub use slots::{IgnoredSlots, Logical, PermanentSlots};
 pub use sync::{Confirms, SyncMode, SyncRule, SyncSet, SyncStart, SyncWord};

@@ -69,7 +69,7 @@ fn data_problem(agent: Option<&AgentView>) -> String {
     match agent.system_identifier {
         Some(id) => format!(
             "its data directory is not empty: it holds a database with system identifier {id}, which is left alone; \
-             set postgresql.data_dir to an empty place"
+             set postgresql.data_dir to an empty place, or on the first member bootstrap.method to adopt"
         ),
         None => "its data directory is not empty, or its agent was in a cluster before".to_owned(),
     }

@@ -31,6 +31,8 @@ pub enum Hold {
         member: MemberId,
         /// What is known of it.
         state: Option<PostgresState>,
+        /// What it is at, or why it failed, as its agent says.
+        said: Option<String>,
     },
     /// A promise to the old primary is still running.
     LeaseHeld {
@@ -495,10 +497,11 @@ fn list<W: fmt::Display>(f: &mut fmt::Formatter<'_>, why: &[(MemberId, W)]) -> f
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WaitingForInitdb { member, state: Some(state) } => {
-                write!(f, "{member} founds the cluster, its PostgreSQL is {}", state_word(*state))
+            Self::WaitingForInitdb { member, state: Some(state), said } => {
+                write!(f, "{member} founds the cluster, its PostgreSQL is {}", state_word(*state))?;
+                said.iter().try_for_each(|said| write!(f, ": {said}"))
             }
-            Self::WaitingForInitdb { member, state: None } => {
+            Self::WaitingForInitdb { member, state: None, .. } => {
                 write!(f, "{member} founds the cluster and does not answer")
             }
             Self::LeaseHeld { member, epoch, lapsed, needed } => {

@@ -296,6 +296,7 @@ fn apply_word(view: &mut AgentView, word: &str) {
                 ..ArchiveView::default()
             };
         }
+        "given-up" => view.cure.needs_operator = Some("it failed three times".to_owned()),
         "failed-starts" => view.cure.failed_starts = number(),
         "accepted" => view.accepted_epoch = Epoch(number()),
         "system" => view.system_identifier = Some(number()),

@@ -118,6 +118,10 @@ impl Instance {
         if let DataState::Foreign(text) = present {
             return Err(CloneError::Foreign(text));
         }
+        if self.is_to_be_adopted() {
+            let dir = self.data_dir().display();
+            return Err(CloneError::Foreign(format!("{dir} holds what bootstrap.method = adopt is to take over")));
+        }
         let new = self.beside(".new");
         files::remove(&self.copied_marker())?;
         self.write_passfile(Some(source))?;

@@ -2,6 +2,7 @@
 //! environment, keeping the last lines they wrote to stderr.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     ffi::OsString,
     fs::File,
@@ -58,7 +59,7 @@ pub enum HelperError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// The step: "initdb", "crash recovery", "pg_rewind", "pg_basebackup", "verify".
-    pub phase: &'static str,
+    pub phase: Cow<'static, str>,
     /// Bytes done so far.
     pub done_bytes: u64,
     /// Bytes in all, 0 when not known.
@@ -67,8 +68,8 @@ pub struct Progress {
 
 impl Progress {
     /// The start of a step of unknown size.
-    pub(super) fn phase(phase: &'static str) -> Self {
-        Self { phase, done_bytes: 0, total_bytes: 0 }
+    pub(super) fn phase(phase: impl Into<Cow<'static, str>>) -> Self {
+        Self { phase: phase.into(), done_bytes: 0, total_bytes: 0 }
     }
 
     /// Reads `12345/67890 kB (18%)`, as pg_basebackup and pg_rewind print it.
@@ -76,7 +77,7 @@ impl Progress {
         let (numbers, _) = line.split_once(" kB (")?;
         let (done, total) = numbers.trim().split_once('/')?;
         let kilobytes = |text: &str| text.trim().parse::<u64>().ok().map(|kb| kb * 1024);
-        Some(Self { phase, done_bytes: kilobytes(done)?, total_bytes: kilobytes(total)? })
+        Some(Self { phase: phase.into(), done_bytes: kilobytes(done)?, total_bytes: kilobytes(total)? })
     }
 }
 
@@ -96,10 +97,15 @@ pub(super) struct Helper {
     args: Vec<OsString>,
     input: Input,
     deadline: Duration,
-    /// On top of [`clean_env`], or of the caller's own.
+    /// On top of [`clean_env`], or of the agent's own.
     env: Vec<(&'static str, OsString)>,
+    /// The agent's own environment: for a program of the operator's, which may need what the agent was given.
     inherits: bool,
+    changes: Changes,
 }
+
+/// Variables that are set, or removed where there is no value.
+pub(super) type Changes = Vec<(OsString, Option<OsString>)>;
 
 /// How a helper ended, whatever the status.
 pub(super) struct Finished {
@@ -109,8 +115,8 @@ pub(super) struct Finished {
 
 impl Helper {
     pub(super) fn new(bin_dir: &Path, name: &str, deadline: Duration) -> Self {
-        let (args, env) = (Vec::new(), Vec::new());
-        Self { program: bin_dir.join(name), args, input: Input::Nothing, deadline, env, inherits: false }
+        let (args, env, changes) = (Vec::new(), Vec::new(), Vec::new());
+        Self { program: bin_dir.join(name), args, input: Input::Nothing, deadline, env, inherits: false, changes }
     }
 
     pub(super) fn arg(mut self, arg: impl Into<OsString>) -> Self {
@@ -120,6 +126,12 @@ impl Helper {
 
     pub(super) fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// It gets the environment of the agent, with these changes.
+    pub(super) fn own_env(mut self, changes: Changes) -> Self {
+        (self.inherits, self.changes) = (true, changes);
         self
     }
 
@@ -186,6 +198,7 @@ impl Helper {
             command.env_clear().envs(clean_env());
         }
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        change_env(&mut command, self.changes);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let text = match self.input {
             Input::Nothing => {
@@ -252,6 +265,15 @@ fn each_part(bytes: &[u8], mut take: impl FnMut(&str)) {
 /// Nothing else of the caller's environment (PGHOST, PGOPTIONS, …) may change what a helper does.
 fn clean_env() -> [(&'static str, &'static str); 3] {
     [("LC_ALL", "C"), ("TZ", "UTC"), ("PATH", "/usr/local/bin:/usr/bin:/bin")]
+}
+
+pub(super) fn change_env(command: &mut Command, changes: Changes) {
+    for (name, value) in changes {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
 }
 
 #[derive(Default)]

@@ -1,14 +1,11 @@
 //! The text of `postgresql.conf`, `pg_hba.conf` and the password file. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 
+pub use super::slot_lines::SyncedSlots;
+pub(super) use super::slot_lines::{budget_in, budget_lines, synced_lines};
 use crate::domain::{
-    Epoch, Generation, Least, MemberId, SlotBudget, Timings,
+    Epoch, Generation, MemberId, Timings,
     sync::{slot_name, standby_name},
 };
 
@@ -311,54 +308,6 @@ pub(super) fn primary_conninfo(settings: &Settings<'_>, role: &ConfigRole) -> St
     }
 }
 
-/// How the line with the budget of slots begins. What it was resolved from stands behind it, for the next time.
-const BUDGET: &str = "max_slot_wal_keep_size = ";
-
-/// So much less than slots may hold is kept for nobody in particular, on a small volume.
-const ANYWAY: u64 = 4;
-
-/// The lines of the budget of slots; none where the user has set it, or it is not known.
-pub(super) fn budget_lines(parameters: &BTreeMap<String, String>, budget: Option<SlotBudget>) -> String {
-    let given = |name: &str| parameters.keys().any(|key| key.eq_ignore_ascii_case(name));
-    let Some(SlotBudget { set, mib }) = budget.filter(|_| !given("max_slot_wal_keep_size")) else {
-        return String::new();
-    };
-    let mut text = format!("{BUDGET}{mib}MB # {set}\n");
-    // What is kept for nobody in particular would fill a small volume by itself.
-    let anyway = mib / ANYWAY;
-    if anyway < WAL_KEPT_MIB && !given("wal_keep_size") {
-        let _ = writeln!(text, "wal_keep_size = {anyway}MB");
-    }
-    text
-}
-
-/// Of users' slots that survive a failover what PostgreSQL has to be configured for. Before version 17 it has no such settings.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SyncedSlots {
-    /// The slots of the standbys that have to have received what a logical subscriber is sent.
-    pub confirming: BTreeSet<String>,
-}
-
-/// The lines of slots that are synced to standbys. What the user has set goes before.
-pub(super) fn synced_lines(parameters: &BTreeMap<String, String>, synced: Option<&SyncedSlots>) -> String {
-    let Some(SyncedSlots { confirming }) = synced else { return String::new() };
-    let names = Vec::from_iter(confirming.iter().map(String::as_str)).join(",");
-    let given = |name: &str| parameters.keys().any(|key| key.eq_ignore_ascii_case(name));
-    let lines = [
-        ("sync_replication_slots", "on"),
-        ("hot_standby_feedback", "on"),
-        ("synchronized_standby_slots", names.as_str()),
-    ];
-    let own = lines.into_iter().filter(|(name, _)| !given(name));
-    own.map(|(name, value)| format!("{name} = {}\n", quote(value))).collect()
-}
-
-/// The budget that [`budget_lines`] has written.
-pub(super) fn budget_in(text: &str) -> Option<SlotBudget> {
-    let (mib, set) = text.lines().find_map(|line| line.strip_prefix(BUDGET))?.split_once("MB # ")?;
-    Some(SlotBudget { set: set.parse::<Least>().ok()?, mib: mib.parse().ok()? })
-}
-
 /// The text of the file the postmaster is started with. A user may set the probes of clients' connections otherwise, not
 /// the limits of replication. `budget`: the lines of the budget of slots.
 pub(super) fn runtime_conf(silence: Silence, budget: &str, main: &str, live: &str) -> String {
@@ -433,7 +382,7 @@ fn with_value(line: &str, key: &str, value: u128) -> Option<String> {
 /// What `wal_keep_size` is where the user says nothing.
 const WAL_KEPT: &str = "512MB";
 /// The same in MiB.
-const WAL_KEPT_MIB: u64 = 512;
+pub(super) const WAL_KEPT_MIB: u64 = 512;
 
 /// What the user has set.
 fn parameter<'a>(settings: &Settings<'a>, name: &str) -> Option<&'a str> {
@@ -459,6 +408,29 @@ pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)])
         })
     };
     floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
+}
+
+/// The text of the file with which the first data directory of a cluster is recovered and completed.
+pub(super) fn private_conf<'a>(settings: &Settings<'_>, more: impl Iterator<Item = (&'a str, String)>) -> String {
+    let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
+    let mut text = postgresql_conf(settings, &role);
+    for (name, value) in more {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{name} = {}", quote(&value));
+    }
+    text
+}
+
+/// Settings by which a backup tool, or an earlier life of what is restored, tells a recovery where to read and when to end.
+pub(super) fn is_of_recovery(key: &str) -> bool {
+    let key = key.trim().to_ascii_lowercase();
+    let commands = ["restore_command", "archive_cleanup_command", "recovery_end_command"];
+    key.starts_with("recovery_target") || commands.contains(&key.as_str())
+}
+
+/// `postgresql.auto.conf` without those; `None` when it has none.
+pub(super) fn without_recovery(auto_conf: &str) -> Option<String> {
+    without(auto_conf, is_of_recovery)
 }
 
 /// How a `pg_hba.conf` that lets no client in says so.
@@ -509,9 +481,13 @@ pub(super) fn passfile<'a>(hosts: impl Iterator<Item = (&'a str, u16)>, user: &s
 
 /// `postgresql.auto.conf` is read last and would win; `None` when it holds no setting of ours.
 pub(super) fn without_owned(auto_conf: &str) -> Option<String> {
+    without(auto_conf, owned_key)
+}
+
+fn without(auto_conf: &str, unwanted: fn(&str) -> bool) -> Option<String> {
     let foreign = |line: &&str| {
         let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next().unwrap_or_default();
-        !owned_key(key) && !ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own))
+        !unwanted(key) && !ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own))
     };
     let kept = Vec::from_iter(auto_conf.lines().filter(foreign));
     if kept.len() == auto_conf.lines().count() {
@@ -535,7 +511,10 @@ pub(super) fn sql_identifier(text: &str) -> String {
 mod tests {
     use std::sync::LazyLock;
 
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::domain::{Least, SlotBudget};
 
     static ME: LazyLock<MemberId> = LazyLock::new(|| "n-1".parse().unwrap());
 

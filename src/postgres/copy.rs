@@ -154,7 +154,7 @@ impl Instance {
         let shown = |line: &str| {
             let done = restored(line).map(|share| u64::try_from(u128::from(backup.bytes) * u128::from(share) / 10_000));
             if let Some(Ok(done_bytes)) = done {
-                on_progress(Progress { phase: "pgbackrest restore", done_bytes, total_bytes: backup.bytes });
+                on_progress(Progress { phase: "pgbackrest restore".into(), done_bytes, total_bytes: backup.bytes });
             }
         };
         restore.run(shown).await.map_err(PostgresError::from)?;
@@ -177,7 +177,7 @@ impl Instance {
         files.extend(timeline_of(&backup.wal.0).filter(|of| of.0 > 1).map(|of| format!("{:08X}.history", of.0)));
         for (done, file) in files.iter().enumerate() {
             let (done_bytes, total_bytes) = (done as u64 * segment, files.len() as u64 * segment);
-            on_progress(Progress { phase: "pgbackrest archive-get", done_bytes, total_bytes });
+            on_progress(Progress { phase: "pgbackrest archive-get".into(), done_bytes, total_bytes });
             let get = pgbackrest(SHORT).args(stanza.options_in(new)).arg(format!("--repo={}", backup.repository));
             let get = get.arg("archive-get").arg(file).arg(new.join("pg_wal").join(file));
             // It ends with 1 where there is no such file.

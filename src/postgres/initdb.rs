@@ -1,58 +1,35 @@
-//! Makes the first data directory of a cluster.
+//! An empty database, and the two roles that Matriarch itself needs in any.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
+
+use postgres_protocol::password::scram_sha_256;
 
 use super::{
-    command::{OnProgress, Progress},
+    command::Progress,
     conf::{ConfigRole, sql_identifier, sql_literal},
+    content::Said,
     error::PostgresError,
-    files::{self, OperationLock},
-    instance::{DataState, Instance},
+    files::OperationLock,
+    instance::Instance,
 };
 use crate::domain::{Epoch, Generation};
 
-const DEADLINE: Duration = Duration::from_secs(300);
-
-/// initdb was refused or failed.
-#[derive(Debug, thiserror::Error)]
-pub enum InitdbError {
-    /// The data directory is not empty.
-    #[error("initdb never runs over anything, and {data_dir} is there: {state}")]
-    NotEmpty {
-        /// The data directory.
-        data_dir: String,
-        /// What is in it.
-        state: String,
-    },
-    /// A step failed.
-    #[error(transparent)]
-    Step(#[from] PostgresError),
-}
+pub(super) const DEADLINE: Duration = Duration::from_secs(300);
 
 impl Instance {
-    /// Makes a new data directory with checksums, hint-bit WAL, the superuser and the replication role; returns
-    /// its system identifier. All is done in `<data_dir>.initdb-tmp`, and renamed when it is complete. The result
-    /// is started as a standby that follows nobody, and then promoted.
-    ///
-    /// # Errors
-    /// The data directory holds anything at all, or a step failed; then nothing is left in its place.
-    pub async fn initdb(&self, on_progress: OnProgress<'_>) -> Result<u64, InitdbError> {
-        let lock = OperationLock::take(self.data_dir())?;
-        match self.data_state()? {
-            DataState::Missing | DataState::Empty => {}
-            other => {
-                let data_dir = self.data_dir().display().to_string();
-                return Err(InitdbError::NotEmpty { data_dir, state: format!("{other:?}") });
-            }
-        }
-        let new = self.beside(".initdb-tmp");
-        files::remove_tree(&new).await?;
-        on_progress(Progress::phase("initdb"));
+    /// Makes a new data directory in `new`, with checksums, hint-bit WAL, the superuser and the replication role.
+    pub(super) async fn initdb_into(
+        &self,
+        new: &Path,
+        lock: &OperationLock,
+        said: Said<'_>,
+    ) -> Result<(), PostgresError> {
+        said.progress(Progress::phase("initdb"));
         let cfg = self.config();
         let mut pwfile = std::ffi::OsString::from("--pwfile=");
         pwfile.push(&cfg.superuser_password_file);
         self.superuser_password()?;
-        let helper = self.helper("initdb", DEADLINE).holding(lock.share()?).arg("-D").arg(&new).arg(pwfile);
+        let helper = self.helper("initdb", DEADLINE).holding(lock.share()?).arg("-D").arg(new).arg(pwfile);
         let helper = helper.arg(format!("--username={}", cfg.superuser)).args([
             "--data-checksums",
             "--auth=scram-sha-256",
@@ -60,27 +37,24 @@ impl Instance {
             "--locale=C.UTF-8",
             "--no-sync",
         ]);
-        helper.run(|_| ()).await.map_err(PostgresError::from)?;
+        // Of two that say the same the last counts.
+        let helper = helper.args(&cfg.bootstrap.initdb_options);
+        helper.run(|line| said.line(line)).await?;
         // Before the first run: what it writes into pg_control (max_connections, …) is what a standby then demands.
-        let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
-        self.write_config_to(&new, &role)?;
-        on_progress(Progress::phase("roles"));
-        self.create_replication_role(&new).await?;
-        files::ensure(&new.join("standby.signal"), "")?;
-        on_progress(Progress::phase("sync"));
-        let sync = self.helper("initdb", DEADLINE).holding(lock.share()?).arg("--sync-only").arg("-D").arg(&new);
-        sync.run(|_| ()).await.map_err(PostgresError::from)?;
-        let system_identifier = self.control_data_of(&new)?.system_identifier;
-        fs::rename(&new, self.data_dir()).map_err(PostgresError::file("putting in place", self.data_dir()))?;
-        files::sync_parent(self.data_dir())?;
-        Ok(system_identifier)
+        self.write_config_to(new, &waiting())?;
+        said.progress(Progress::phase("roles"));
+        self.make_own_roles(new, None).await
     }
 
-    /// Through `postgres --single`, as there is no server yet. The statements go in by stdin: an argument would
-    /// show the password to every user of the host.
-    async fn create_replication_role(&self, dir: &Path) -> Result<(), PostgresError> {
-        let role = sql_identifier(&self.config().replication_user);
-        let password = sql_literal(&self.replication_password()?);
+    /// Makes the superuser and the replication role what the configuration says of them, in a directory in which no server runs.
+    ///
+    /// Through `postgres --single`, which needs no role that is there already. The statements go in by stdin: an argument would
+    /// show the verifiers of the passwords to every user of the host. `config_file`: not that of the directory.
+    pub(super) async fn make_own_roles(&self, dir: &Path, config_file: Option<&Path>) -> Result<(), PostgresError> {
+        let cfg = self.config();
+        let mut sql = own_role(&cfg.superuser, "SUPERUSER", &self.superuser_password()?);
+        sql.push_str(&own_role(&cfg.replication_user, "REPLICATION", &self.replication_password()?));
+        let role = sql_identifier(&cfg.replication_user);
         // pg_rewind reads the source with these four (PostgreSQL manual, pg_rewind, "Notes").
         let functions = [
             "pg_ls_dir(text, boolean, boolean)",
@@ -88,15 +62,21 @@ impl Instance {
             "pg_read_binary_file(text)",
             "pg_read_binary_file(text, bigint, bigint, boolean)",
         ];
-        let mut sql = format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD {password};\n");
         for function in functions {
             sql.push_str(&format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};\n"));
         }
         let mut helper = self.helper("postgres", DEADLINE).arg("--single").arg("-D").arg(dir).input(sql);
-        // A failed statement must fail the program, and must not print itself with the password in it.
+        if let Some(file) = config_file {
+            let mut setting = std::ffi::OsString::from("config_file=");
+            setting.push(file);
+            helper = helper.arg("-c").arg(setting);
+        }
+        // A failed statement must fail the program, and no statement may be printed.
         for setting in [
             "exit_on_error=on",
             "log_min_error_statement=panic",
+            "log_statement=none",
+            "log_min_duration_statement=-1",
             "password_encryption=scram-sha-256",
             "standard_conforming_strings=on",
             "synchronous_standby_names=",
@@ -106,4 +86,20 @@ impl Instance {
         helper.arg("postgres").run(|_| ()).await?;
         Ok(())
     }
+}
+
+/// A new directory is a standby that follows nobody until somebody is granted.
+pub(super) fn waiting() -> ConfigRole {
+    ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) }
+}
+
+/// Of what is restored the role may be there, with another password. One line each: so ends a statement in that mode.
+fn own_role(name: &str, attribute: &str, password: &str) -> String {
+    let (identifier, literal) = (sql_identifier(name), sql_literal(name));
+    let verifier = sql_literal(&scram_sha_256(password.as_bytes()));
+    format!(
+        "DO $matriarch$ BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = {literal}) THEN \
+         CREATE ROLE {identifier}; END IF; END $matriarch$;\n\
+         ALTER ROLE {identifier} LOGIN {attribute} CONNECTION LIMIT -1 PASSWORD {verifier} VALID UNTIL 'infinity';\n"
+    )
 }

@@ -586,6 +586,27 @@ impl Instance {
         files::beside(self.data_dir(), suffix)
     }
 
+    /// Where what makes the first data directory writes what it has to say.
+    pub(super) fn content_log(&self) -> PathBuf {
+        self.0.log_file.with_file_name("initial.log")
+    }
+
+    /// For the socket and the configuration of the server that makes it.
+    pub(super) fn private_dir(&self) -> PathBuf {
+        self.0.runtime_dir.join("initial")
+    }
+
+    /// The text of the configuration with which that server recovers or completes `dir`: that of a standby which follows
+    /// nobody, and what `more` adds.
+    pub(super) fn private_conf(&self, dir: &Path, more: &[(&str, String)]) -> Result<String, PostgresError> {
+        let paths = self.paths();
+        let settings = self.settings(&paths);
+        let raised = conf::raised_to(&settings, &self.control_data_of(dir)?.floors);
+        let raised = raised.into_iter().map(|(name, floor)| (name, floor.to_string()));
+        let more = more.iter().map(|(name, value)| (*name, value.clone()));
+        Ok(conf::private_conf(&settings, raised.chain(more)))
+    }
+
     pub(super) fn helper(&self, name: &str, deadline: Duration) -> Helper {
         Helper::new(&self.0.cfg.bin_dir, name, deadline)
     }
@@ -664,7 +685,7 @@ fn check_data_dir(data_dir: &Path) -> Result<(), PostgresError> {
 }
 
 /// A password file: one line, readable by this user alone.
-fn read_secret(key: &'static str, path: &Path) -> Result<String, PostgresError> {
+pub(super) fn read_secret(key: &'static str, path: &Path) -> Result<String, PostgresError> {
     let meta = fs::metadata(path).map_err(PostgresError::file("reading", path))?;
     if meta.permissions().mode() & 0o077 != 0 {
         return Err(preflight(key, path.display(), "can be read by others; make its mode 0600"));

@@ -2,13 +2,18 @@
 //! the local server. The only room that opens the data directory.
 //!
 //! It deliberately knows nothing of leases, guards and RPC, and it never starts
-//! a postmaster: it only says how one is to be started ([`PostmasterCommand`]).
+//! a postmaster that anybody else could reach: it only says how one is to be started
+//! ([`PostmasterCommand`]). What makes the first data directory of a cluster (`content`) runs a
+//! private one (`private`) in a directory that is put in place when that has ended.
 //! Start reading at [`instance`].
 
+mod adopt;
 mod archive;
+mod backup;
 pub mod basebackup;
 mod command;
 pub mod conf;
+mod content;
 pub mod controldata;
 mod copy;
 mod doomed;
@@ -16,16 +21,19 @@ pub mod error;
 mod files;
 mod first_record;
 mod history;
+mod inhabitants;
 mod initdb;
 pub mod instance;
 mod kept;
 mod knock;
 mod orphans;
 mod outside;
+mod private;
 pub mod probe;
 mod rescue;
 pub mod rewind;
 pub mod session;
+mod slot_lines;
 mod slots;
 mod space;
 mod sync;
@@ -35,16 +43,19 @@ mod vitals;
 mod wal_run;
 mod waldump;
 
+pub use adopt::{Adoption, AdoptionFacts, judge};
 pub use archive::{ArchiveRules, Archiver, Stanza, WalNote};
+pub use backup::BackupError;
 pub use basebackup::{CloneError, CopyPlan};
 pub use command::{HelperError, OnProgress, Progress};
 pub use conf::{ConfigRole, SyncedSlots, Upstream, owned_key};
+pub use content::InitdbError;
 pub use controldata::{ControlData, DbState};
 pub use error::PostgresError;
-pub use initdb::InitdbError;
 pub use instance::{DataState, Instance, PostmasterCommand};
 pub use kept::{Saved, Tail};
 pub use knock::Knock;
+pub use private::PrivateError;
 pub use probe::{Probe, ProbeError, waits_at_the_end, waits_on_purpose};
 pub use rewind::{RewindError, RewindOutcome};
 pub use session::{Session, SqlError};

@@ -22,8 +22,8 @@ const POLL: Duration = Duration::from_millis(5);
 
 impl Instance {
     /// Kills what holds the lock of operations, and waits for its end. Only for an agent that has begun nothing yet: whatever it
-    /// finds is of an earlier one. Returns names and pids.
-    pub fn end_orphans(&self) -> Vec<String> {
+    /// finds is of an earlier one.
+    pub fn end_orphans(&self) {
         let lock = files::beside(self.data_dir(), ".lock");
         let mut ended = Vec::new();
         let until = Instant::now() + DEADLINE;
@@ -38,9 +38,15 @@ impl Instance {
                 let _ = kill(*pid, Signal::SIGKILL);
             }
             if holders.is_empty() || Instant::now() >= until {
-                return ended;
+                break;
             }
             thread::sleep(POLL);
+        }
+        if !ended.is_empty() {
+            tracing::warn!(
+                ended = ended.join(", "),
+                "an earlier agent had left programs at work in the data directory"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! SQL to the local server over its unix socket, as the superuser; every call has a deadline.
 
-use std::{error::Error as _, io, time::Duration};
+use std::{error::Error as _, io, path::Path, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
@@ -149,6 +149,16 @@ impl Instance {
         target.host_path(&cfg.socket_dir).port(cfg.port).user(&cfg.superuser);
         target
     }
+
+    /// Connects to a server of our own that nobody else reaches, whose socket is in `socket_dir`.
+    pub(super) async fn connect_private(&self, socket_dir: &Path, database: &str) -> Result<Session, SqlError> {
+        let doing = "connecting to the server of the initial content";
+        let mut target = Config::new();
+        target.host_path(socket_dir).port(self.config().port).user(&self.config().superuser).dbname(database);
+        target.application_name("matriarch").options("-c search_path=pg_catalog");
+        let connected = tokio::time::timeout(SHORT, open(target, doing)).await;
+        connected.unwrap_or(Err(SqlError::Timeout { doing, after: SHORT }))
+    }
 }
 
 /// Connects within `deadline`, in which the password is read as well.
@@ -166,18 +176,22 @@ pub(super) async fn connect_as(
     target.application_name("matriarch").options("-c synchronous_commit=local -c search_path=pg_catalog");
     let connect = async {
         target.password(password.await.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
-        let connected = target.connect(NoTls).await;
-        let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;
-        let connection = tokio::spawn(async move {
-            // Its error reaches the caller through the client.
-            let _ = connection.await;
-        });
-        Ok(Session { client, connection, reached_wal_end: false })
+        open(target, doing).await
     };
     match tokio::time::timeout(deadline, connect).await {
         Ok(result) => result,
         Err(_) => Err(SqlError::Timeout { doing, after: deadline }),
     }
+}
+
+async fn open(target: Config, doing: &'static str) -> Result<Session, SqlError> {
+    let connected = target.connect(NoTls).await;
+    let (client, connection) = connected.map_err(|error| SqlError::from_driver(doing, error))?;
+    let connection = tokio::spawn(async move {
+        // Its error reaches the caller through the client.
+        let _ = connection.await;
+    });
+    Ok(Session { client, connection, reached_wal_end: false })
 }
 
 impl Session {

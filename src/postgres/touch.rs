@@ -49,6 +49,9 @@ impl Instance {
                 Err(error) => return Err(error),
             }
         }
+        if self.is_to_be_adopted() {
+            return Ok(Touch::Untried("it is not Matriarch's yet".to_owned()));
+        }
         if place == Place::Wal && self.try_wal_apart()?.is_none() {
             return Ok(Touch::Untried("WAL has no volume of its own".to_owned()));
         }

@@ -180,7 +180,8 @@ fn same_system(host: &Host<'_>) -> bool {
 
 fn initdb(host: &Host<'_>) -> Option<Action> {
     let mine = host.state.initializer.as_ref() == Some(host.me) && host.state.system_identifier.is_none();
-    (mine && host.agent.state == PostgresState::NoData).then_some(Action::Initdb)
+    let given_up = host.agent.cure.needs_operator.is_some();
+    (mine && host.agent.state == PostgresState::NoData && !given_up).then_some(Action::Initdb)
 }
 
 /// The grant, when this host has it and has not ended it.

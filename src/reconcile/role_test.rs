@@ -57,6 +57,22 @@ fn a_switchover_stops_the_primary_with_its_lease_and_gives_it_up_only_when_trans
 }
 
 #[test]
+fn a_first_data_directory_that_can_not_be_made_is_left_to_the_operator() {
+    let mut state = testing::state("free");
+    (state.initializer, state.system_identifier) = (Some(testing::id("a")), None);
+    let next = |said: &str| {
+        let agent = testing::agent("a", said);
+        let me = agent.member.clone();
+        let host =
+            Host { state: &state, me: &me, agent: &agent, primary_ready: false, may_copy: false, copy_from: None };
+        next_action(&host).map(|next| next.because.0)
+    };
+    assert_eq!(next("nodata"), Some(510));
+    assert_eq!(next("nodata failed=initdb"), Some(510), "it is tried again");
+    assert_eq!(next("nodata given-up"), None);
+}
+
+#[test]
 fn a_returning_member_follows_rewinds_or_clones() {
     check("granted b open 2", "stopped 1:50", "570: StartStandby");
     check("granted b open 2", "stopped 1:150", "560: Rewind");

@@ -132,7 +132,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
             by: String::new(),
             beside: None,
         }],
-        "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7 }],
+        "record-system" if state.identity.is_some() => vec![Kind::RecordSystem { system_identifier: 7, history: None }],
         "fence-epoch" if state.system_identifier.is_some() => vec![Kind::fence(String::new())],
         "grant-primary" => {
             successors(state, &members).map(|member| Kind::Grant { member, floor: end, sync: None }).collect()

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineId, TimingsId,
-        WalPosition,
+        ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingChanges, TimelineHistory,
+        TimelineId, TimelineSwitch, TimingsId, WalPosition,
     },
     state::{
         Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Link, Lock, Member,
@@ -34,8 +34,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             members: members.iter().map(|(id, m)| encode_member(id, m)).collect(),
             initializer: initializer.to_string(),
         }),
-        Kind::RecordSystem { system_identifier } => {
-            c::Kind::RecordSystem(c::RecordSystem { system_identifier: *system_identifier })
+        Kind::RecordSystem { system_identifier, history } => {
+            c::Kind::RecordSystem(encode_system(*system_identifier, history.as_ref()))
         }
         Kind::Fence { reason, cause } => c::Kind::Fence(c::Fence { reason: reason.clone(), cause: cause.code() }),
         Kind::Grant { member, floor, sync } => c::Kind::Grant(c::Grant {
@@ -162,7 +162,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             members: g.members.into_iter().map(decode_member).collect::<Result<_>>()?,
             initializer: member_id(&g.initializer)?,
         },
-        K::RecordSystem(r) => Kind::RecordSystem { system_identifier: r.system_identifier },
+        K::RecordSystem(r) => decode_system(r),
         K::Fence(f) => Kind::Fence { reason: f.reason, cause: EndCause::of_code(f.cause) },
         K::Grant(g) => Kind::Grant {
             member: member_id(&g.member)?,
@@ -504,6 +504,29 @@ fn decode_release(raw: v1::lock::Released) -> Result<Release> {
     })
 }
 
+fn encode_system(system_identifier: u64, history: Option<&TimelineHistory>) -> v1::command::RecordSystem {
+    let Some(TimelineHistory { timeline, switches, first_records }) = history else {
+        return v1::command::RecordSystem { system_identifier, ..Default::default() };
+    };
+    let switch = |s: &TimelineSwitch| v1::TimelineSwitch { timeline: s.timeline.0, end: s.end.0 };
+    v1::command::RecordSystem {
+        system_identifier,
+        timeline: timeline.0,
+        history: switches.iter().map(switch).collect(),
+        first_records: first_records.iter().map(|(timeline, crc)| (timeline.0, *crc)).collect(),
+    }
+}
+
+fn decode_system(raw: v1::command::RecordSystem) -> Kind {
+    let switch = |s: v1::TimelineSwitch| TimelineSwitch { timeline: TimelineId(s.timeline), end: Lsn(s.end) };
+    let history = (raw.timeline != 0).then(|| TimelineHistory {
+        timeline: TimelineId(raw.timeline),
+        switches: raw.history.into_iter().map(switch).collect(),
+        first_records: raw.first_records.into_iter().map(|(timeline, crc)| (TimelineId(timeline), crc)).collect(),
+    });
+    Kind::RecordSystem { system_identifier: raw.system_identifier, history }
+}
+
 fn encode_record(record: &TimelineRecord, by_hand: Option<&MemberId>) -> v1::TimelineRecord {
     v1::TimelineRecord {
         timeline: record.timeline.0,
@@ -614,6 +637,15 @@ mod tests {
         })
     }
 
+    fn history(timeline: u32, switches: &[(u32, u64)]) -> TimelineHistory {
+        let switch = |&(timeline, end): &(u32, u64)| TimelineSwitch { timeline: TimelineId(timeline), end: Lsn(end) };
+        TimelineHistory {
+            timeline: TimelineId(timeline),
+            switches: switches.iter().map(switch).collect(),
+            first_records: BTreeMap::from([(TimelineId(timeline), 5)]),
+        }
+    }
+
     fn every_kind() -> Vec<Kind> {
         let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into(), agent: "h:3".into() };
         vec![
@@ -624,7 +656,7 @@ mod tests {
                 members: vec![(id("a"), member.clone()), (id("b"), Member { node: NodeId(2), ..member })],
                 initializer: id("a"),
             },
-            Kind::RecordSystem { system_identifier: 99 },
+            Kind::RecordSystem { system_identifier: 99, history: None },
             Kind::fence("why".into()),
             Kind::Grant { member: id("a"), floor: at(1, 5), sync: None },
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
@@ -701,9 +733,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_begins_on_a_later_timeline_survives_the_log_and_a_snapshot() {
+        let mut state = ClusterState::default();
+        let restored = Kind::RecordSystem { system_identifier: 99, history: Some(history(4, &[(1, 7), (3, 9)])) };
+        for kind in [every_kind().remove(0), restored] {
+            let expected = Epoch(0);
+            let command = Command { request_id: String::new(), expected, because: RuleId(0), kind, evidence: None };
+            assert_eq!(decode_command(&encode_command(&command)).unwrap(), command);
+            assert_eq!(state.apply(&command), crate::state::Applied::Changed);
+        }
+        assert_eq!(state.history_of(TimelineId(4)), history(4, &[(1, 7), (3, 9)]));
+        assert_eq!((state.highest_timeline(), state.newest_complete_timeline()), (TimelineId(4), TimelineId(4)));
+        assert_eq!(decode_state(&encode_state(&state)).unwrap(), state);
+    }
+
+    #[test]
     fn a_state_of_a_newer_format_is_refused() {
         let newer = v1::ClusterState { format: Format::NEWEST.0 + 1, ..Default::default() }.encode_to_vec();
-        assert!(decode_state(&newer).unwrap_err().to_string().contains("format 7, this version reads up to 6"));
+        let (newest, next) = (Format::NEWEST, Format::NEWEST.0 + 1);
+        let told = decode_state(&newer).unwrap_err().to_string();
+        assert!(told.contains(&format!("format {next}, this version reads up to {newest}")), "{told}");
     }
 
     #[test]

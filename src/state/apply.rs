@@ -8,7 +8,7 @@ use super::{
     },
     command::{Applied, Command, Kind, RuleId},
 };
-use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, SyncStart, TimelineId, WalPosition};
+use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, SyncStart, TimelineHistory, TimelineId, WalPosition};
 
 /// Where a timeline began, and the CRC of its first WAL record as far as it is known.
 type Beginning = (WalPosition, Option<u32>);
@@ -58,7 +58,9 @@ impl ClusterState {
         let kind = &command.kind;
         match kind {
             Kind::Genesis { .. } => self.genesis(kind),
-            Kind::RecordSystem { system_identifier } => self.record_system(*system_identifier),
+            Kind::RecordSystem { system_identifier, history } => {
+                self.record_system(*system_identifier, history.as_ref())
+            }
             Kind::Fence { reason, cause } => self.fence(reason, *cause),
             Kind::Grant { member, floor, sync } => self.grant(member, *floor, sync.as_ref()),
             Kind::PromotionComplete { member, timeline, switch, first_record } => {
@@ -111,18 +113,27 @@ impl ClusterState {
         Ok(Some(format!("cluster {name} founded with {} members, {initializer} runs initdb", members.len())))
     }
 
-    fn record_system(&mut self, system_identifier: u64) -> Result<Option<String>, String> {
+    fn record_system(
+        &mut self,
+        system_identifier: u64,
+        history: Option<&TimelineHistory>,
+    ) -> Result<Option<String>, String> {
         if let Some(known) = self.system_identifier {
             return Err(format!("system identifier {known} is recorded"));
         }
         self.system_identifier = Some(system_identifier);
-        self.lineage.push(TimelineRecord {
-            timeline: TimelineId(1),
-            epoch: self.epoch,
-            switch: None,
-            first_record: None,
-        });
-        Ok(None)
+        let first = TimelineHistory::root(TimelineId(1));
+        let history = history.unwrap_or(&first);
+        let epoch = self.epoch;
+        let mut began = None;
+        let ancestors = history.switches.iter().map(|s| (s.timeline, Some(s.end)));
+        for (timeline, end) in ancestors.chain([(history.timeline, None)]) {
+            let first_record = history.first_records.get(&timeline).copied();
+            self.lineage.push(TimelineRecord { timeline, epoch, switch: began, first_record });
+            began = end.map(|lsn| WalPosition { timeline, lsn });
+        }
+        let told = || format!("the cluster begins with data on timeline {}", history.timeline);
+        Ok((history != &first).then(told))
     }
 
     fn fence(&mut self, reason: &str, cause: EndCause) -> Result<Option<String>, String> {
@@ -470,7 +481,7 @@ mod tests {
             initializer: id("a"),
         };
         assert_eq!(run(&mut state, genesis), Applied::Changed);
-        assert_eq!(run(&mut state, Kind::RecordSystem { system_identifier: 7 }), Applied::Changed);
+        assert_eq!(run(&mut state, Kind::RecordSystem { system_identifier: 7, history: None }), Applied::Changed);
         state
     }
 
@@ -507,7 +518,7 @@ mod tests {
             initializer: id("b"),
         };
         assert!(is_stale(&run(&mut state, again)));
-        assert!(is_stale(&run(&mut state, Kind::RecordSystem { system_identifier: 8 })));
+        assert!(is_stale(&run(&mut state, Kind::RecordSystem { system_identifier: 8, history: None })));
         assert_eq!(state.system_identifier, Some(7));
     }
 

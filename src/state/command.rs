@@ -8,8 +8,8 @@ use super::{
     history::Evidence,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart, TimelineId,
-    Timings, TimingsId, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart,
+    TimelineHistory, TimelineId, Timings, TimingsId, WalPosition,
 };
 
 /// The number of a rule in `policy::rules`; it stands in every log entry it caused.
@@ -57,6 +57,9 @@ pub enum Kind {
     RecordSystem {
         /// From `pg_control`.
         system_identifier: u64,
+        /// The timeline that its WAL ends on and where that comes from, when the cluster begins with restored or adopted data;
+        /// `None`: on the first.
+        history: Option<TimelineHistory>,
     },
     /// Ends the expected epoch: no grant for it or below can follow.
     Fence {
@@ -322,7 +325,7 @@ impl Kind {
             Self::BeginOperation { .. }
             | Self::AdvanceOperation { .. }
             | Self::Genesis { .. }
-            | Self::RecordSystem { .. }
+            | Self::RecordSystem { history: None, .. }
             | Self::Fence { .. }
             | Self::Grant { sync: None, .. }
             | Self::PromotionComplete { .. }
@@ -348,6 +351,7 @@ impl Kind {
             | Self::SettleSync { .. }
             | Self::KeepOut { .. } => Format::SYNC,
             Self::Cascade { .. } => Format::CASCADE,
+            Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

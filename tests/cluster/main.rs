@@ -17,6 +17,7 @@
 mod clocks;
 mod commands;
 mod confirmed;
+mod content;
 mod cost;
 mod cures;
 mod failovers;
@@ -80,6 +81,12 @@ fn genesis_with_members_started_in_any_order_and_at_once() {
 #[test]
 fn what_is_confirmed_is_never_lost() {
     confirmed::play();
+}
+
+#[test]
+#[ignore = "half a minute; tests/scenarios and tests/postgres have its parts: make proof"]
+fn a_cluster_begins_with_restored_data_on_a_later_timeline() {
+    content::play();
 }
 
 /// Sixty rounds of two clusters.

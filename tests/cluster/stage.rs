@@ -21,7 +21,7 @@ use matriarch::{
 
 /// `normal` and not `fast`: on a machine with two busy cores a renewal may be late by a second.
 /// `MATRIARCH_PROFILE=slow` is for a machine that is busier than that.
-fn profile() -> Profile {
+pub fn profile() -> Profile {
     match std::env::var("MATRIARCH_PROFILE") {
         Ok(name) if name == "slow" => Profile::Slow,
         Ok(name) if name != "normal" => panic!("MATRIARCH_PROFILE is normal or slow, not {name}"),
@@ -30,7 +30,7 @@ fn profile() -> Profile {
 }
 
 /// Shorter than the profile's, because steps wait for their end.
-const TIMINGS: &str = "\n[cluster.timings]\nprimary_start_ms = 10000\nstop_ms = 8000\npromote_ms = 15000\n";
+pub const TIMINGS: &str = "\n[cluster.timings]\nprimary_start_ms = 10000\nstop_ms = 8000\npromote_ms = 15000\n";
 /// T_hold + T_kill of the profile.
 pub fn fenced_after() -> Duration {
     let timings = Timings::of(profile());

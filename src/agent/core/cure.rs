@@ -257,6 +257,12 @@ impl Core {
         }
     }
 
+    /// What could not be rewound is gone; the next divergence is another one.
+    pub(super) fn copied_anew(&mut self, now: Now) {
+        (self.durable.clone_failures, self.durable.rewind_failures, self.clone_failed) = (0, 0, None);
+        self.cure.replaced(now.moment);
+    }
+
     /// What a copy is about to replace is damaged.
     pub fn is_damaged(&self) -> bool {
         self.cure.verdict().is_some_and(|need| need.cause.is_damage())
@@ -275,6 +281,9 @@ impl Core {
     fn needs_operator(&self, now: Moment) -> Option<String> {
         if let (Some(Disk::Unusable(why)), Tree::Empty) = (&self.disk, self.tree) {
             return Some(why.clone());
+        }
+        if let Some(why) = self.content_given_up() {
+            return Some(why);
         }
         if let Some(need) = self.cure.verdict() {
             let again = || {

@@ -192,6 +192,9 @@ impl Core {
     }
 
     fn initdb(&self) -> Result<Task, String> {
+        if let Some(why) = self.content_given_up() {
+            return Err(why);
+        }
         match (&self.tree, &self.disk) {
             (Tree::Empty, Some(Disk::NoData)) => Ok(Task::Initdb),
             _ => Err("initdb runs only where there is no data directory or an empty one".to_owned()),

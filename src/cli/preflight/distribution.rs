@@ -142,6 +142,7 @@ mod tests {
             replication_password_file: "/x".into(),
             hba: Vec::new(),
             parameters: BTreeMap::new(),
+            bootstrap: Box::default(),
         }
     }
 

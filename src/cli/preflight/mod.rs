@@ -2,6 +2,7 @@
 //! for? Looks, measures, and leaves nothing behind. The configuration itself is
 //! checked first, with exit code 2, as everywhere.
 
+mod adoption;
 mod disk;
 mod distribution;
 mod fence;
@@ -41,6 +42,7 @@ fn checks(config: &Config) -> Vec<Check> {
         checks.push(host::capabilities(Path::new("/")));
         checks.extend(disk::all(member));
         checks.extend(postgres::all(&member.postgresql));
+        checks.extend(adoption::all(config, member));
         checks.extend(distribution::all(Path::new("/"), &member.postgresql));
         checks.extend(layers::all(Path::new("/"), &config.layers));
         checks.push(host::memory(Path::new("/")));
