@@ -194,7 +194,7 @@ fn a_disk_that_stands_still_ends_the_epoch_before_the_tree_is_dead() {
         let cluster = Cluster::new();
         let mut config = cluster.config(0);
         config.member.as_mut().unwrap().postgresql.data_dir = disk.dir().join("data");
-        let (mut host, _second) = followed(&cluster, config).await;
+        let (mut host, _second) = Box::pin(followed(&cluster, config)).await;
         let acknowledged = keep_writing(&host).await;
         let frozen = disk.freeze();
         let began = Instant::now();
@@ -225,7 +225,7 @@ fn a_disk_that_holds_the_agents_own_files_too_does_not_keep_the_lease() {
         local.postgresql.data_dir = disk.dir().join("data");
         local.agent.state_dir = disk.dir().join("state");
         fs::create_dir(&local.agent.state_dir).unwrap();
-        let (mut host, _second) = followed(&cluster, config).await;
+        let (mut host, _second) = Box::pin(followed(&cluster, config)).await;
         let acknowledged = keep_writing(&host).await;
         let frozen = disk.freeze();
         let began = Instant::now();
@@ -259,7 +259,7 @@ fn a_standby_whose_disk_stands_still_says_so_and_goes_on_with_it() {
 fn a_data_directory_that_is_gone_ends_the_epoch() {
     as_postgres("stalled::a_data_directory_that_is_gone_ends_the_epoch", || async {
         let cluster = Cluster::new();
-        let (mut host, _second) = followed(&cluster, cluster.config(0)).await;
+        let (mut host, _second) = Box::pin(followed(&cluster, cluster.config(0))).await;
         let data = host.local().postgresql.data_dir.clone();
         fs::rename(&data, data.with_extension("elsewhere")).unwrap();
         let began = Instant::now();
