@@ -34,7 +34,7 @@ use super::{
     tasks,
 };
 use crate::{
-    domain::{Archiving, MemberId, SlotsYield, slots::PermanentSlot, sync::slot_name, version::PostgresVersion},
+    domain::{MemberId, SlotsYield, slots::PermanentSlot, sync::slot_name, version::PostgresVersion},
     postgres::{Instance, Session, SlotsFound, SqlError, SyncedSlots, Upstream},
     telemetry::events,
 };
@@ -47,8 +47,6 @@ const AGAIN: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(3);
 /// A server that doesn't answer is asked no less often than this many times [`AGAIN`].
 const PATIENCE: u32 = 4;
-/// The archive is looked at with each so many-th look, for that reads a directory that may be large.
-const ARCHIVE: u64 = 5;
 /// The size of the volume is looked at with each so many-th look.
 const RESIZED: u64 = 15;
 /// WAL that slots held is removed by a checkpoint; one on a full disk may take long.
@@ -131,7 +129,6 @@ struct Keeper {
     budget: u64,
     /// What the last look was told to give up.
     short: Option<SlotsYield>,
-    archiving: Archiving,
     /// Permanent slots that this host had as a standby; `None`: not read yet.
     copies: Option<BTreeSet<String>>,
     /// The slots of standbys that have to have what a logical subscriber is sent, and since when each of them has no WAL sender.
@@ -159,7 +156,6 @@ impl Keeper {
             looks: 0,
             budget: 0,
             short: None,
-            archiving: Archiving::default(),
             copies: None,
             confirming: BTreeSet::new(),
             away: BTreeMap::new(),
@@ -179,7 +175,7 @@ impl Keeper {
     async fn look(&mut self, plan: &Plan) -> Instant {
         if self.life != plan.life {
             (self.life, self.session, self.heard, self.failed) = (plan.life, None, Heard::default(), 0);
-            (self.looks, self.archiving) = (0, Archiving::default());
+            self.looks = 0;
             self.doomed.clear();
         }
         let resized = self.looks.is_multiple_of(RESIZED) || self.budget != plan.slot_budget;
@@ -210,10 +206,6 @@ impl Keeper {
         let resized = self.confirm(&found, &wished.wishes) || resized;
         if resized {
             give_budget(&self.instance, &session, self.looks == 0).await?;
-        }
-        if self.looks.is_multiple_of(ARCHIVE) {
-            // Beside the slots it is no reason to do nothing.
-            self.archiving = session.archiving(deadline).await.unwrap_or_default();
         }
         self.looks += 1;
         let primary = self.originals(&found, &wished, deadline).await;
@@ -296,7 +288,7 @@ impl Keeper {
         wishes: &Wishes,
         short: Option<SlotsYield>,
     ) -> Vec<Step> {
-        let mut kept = steps::kept(found, self.archiving.clone(), wishes);
+        let mut kept = steps::kept(found, wishes);
         kept.problems = steps::problems(found, primary, wishes);
         kept.problems.extend(self.told.iter().cloned());
         let short = short.filter(|_| !found.in_recovery);

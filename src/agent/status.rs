@@ -188,9 +188,6 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
     for slot in calm.kept_wal.iter_mut().flat_map(|kept| &mut kept.slots) {
         slot.bytes = 0;
     }
-    if let Some(kept) = &mut calm.kept_wal {
-        kept.archive_waiting = 0;
-    }
     if let Some(archive) = &mut calm.archive {
         let fails = archive.failing_ms.map(|_| 0);
         *archive = v1::Archive { on: archive.on, failing_ms: fails, much: archive.much, ..Default::default() };

@@ -12,8 +12,6 @@ const MOST: u64 = i32::MAX as u64;
 const STEADY: u64 = 10;
 /// A slot that holds less than this back gains nothing when it is given up: two segments.
 const WORTH: u64 = 32 * MIB;
-/// So many segments may wait to be archived before that is told.
-const BACKLOG: u64 = 10;
 
 /// How much WAL slots may hold back on one host, and what that was resolved from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,15 +93,6 @@ pub struct SlotHolds {
     pub bytes: u64,
 }
 
-/// What is archived, and what isn't.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct Archiving {
-    /// What `archive_command` failed with last, when it has not succeeded since; empty: it does not fail.
-    pub failed: String,
-    /// Segments that wait to be archived.
-    pub waiting: u64,
-}
-
 /// What keeps WAL on the volume of one member.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct KeptWal {
@@ -113,8 +102,6 @@ pub struct KeptWal {
     pub anyway: u64,
     /// The slots that hold WAL back.
     pub slots: Vec<SlotHolds>,
-    /// The archive.
-    pub archiving: Archiving,
     /// There is too little room, and slots are given up for it: the primary may not have to move.
     pub gives_way: bool,
     /// What keeps slots from being as they should, in words for people.
@@ -138,8 +125,7 @@ impl KeptWal {
 
     /// What people should know of it.
     pub fn complaints(&self) -> Vec<String> {
-        let slots = self.slots.iter().filter_map(|slot| self.complaint(slot));
-        slots.chain(self.archiving.complaint()).collect()
+        self.slots.iter().filter_map(|slot| self.complaint(slot)).collect()
     }
 
     fn complaint(&self, slot: &SlotHolds) -> Option<String> {
@@ -156,17 +142,6 @@ impl KeptWal {
         };
         let (name, held) = (&slot.name, slot.bytes / MIB);
         (much || unknown).then(|| format!("slot {name}, {who}, holds {held}{of} MiB of WAL back"))
-    }
-}
-
-impl Archiving {
-    fn complaint(&self) -> Option<String> {
-        let waiting = format!("{} segments of WAL wait to be archived", self.waiting);
-        match (self.failed.as_str(), self.waiting) {
-            ("", 0..BACKLOG) => None,
-            ("", _) => Some(waiting),
-            (segment, _) => Some(format!("archive_command fails, last with {segment}; {waiting}")),
-        }
     }
 }
 
@@ -250,17 +225,6 @@ mod tests {
         assert_eq!(
             unlimited.complaints(),
             ["slot old, that is no member's and that nobody uses, holds 3 MiB of WAL back"]
-        );
-    }
-
-    #[test]
-    fn an_archive_that_fails_or_falls_behind_is_told() {
-        let told = |failed: &str, waiting| Archiving { failed: failed.into(), waiting }.complaint();
-        assert_eq!((told("", 0), told("", 9)), (None, None));
-        assert_eq!(told("", 10).as_deref(), Some("10 segments of WAL wait to be archived"));
-        assert_eq!(
-            told("00000002000000000000000A", 1).as_deref(),
-            Some("archive_command fails, last with 00000002000000000000000A; 1 segments of WAL wait to be archived")
         );
     }
 }

@@ -35,7 +35,7 @@ pub use copying::{CloneCompression, HowToCopy};
 pub use cure::{CLONES_TRIED, CONTENT_TRIED, CopyCause, CureView, NeedsCopy, STARTS_TRIED};
 pub use format::Format;
 pub use ids::{ClusterId, Epoch, Generation, MemberId, NodeId};
-pub use kept_wal::{Archiving, KeptWal, SlotBudget, SlotHolds, SlotsYield, Whose};
+pub use kept_wal::{KeptWal, SlotBudget, SlotHolds, SlotsYield, Whose};
 pub use membership::{Group, GroupNode, GroupStep, Membership};
 pub use moment::Moment;
 pub use observation::{Observation, PostgresState, Promise};

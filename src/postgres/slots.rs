@@ -17,7 +17,7 @@ use super::{
     instance::Instance,
     session::{Session, SqlError, connect_as},
 };
-use crate::domain::{Archiving, Logical, Lsn, sync::SLOT_PREFIX};
+use crate::domain::{Logical, Lsn, sync::SLOT_PREFIX};
 
 /// The slots on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -101,18 +101,6 @@ fn query() -> String {
     )
 }
 
-/// What the archiver has come to. `pg_stat_archiver` (manual, 28.2.6) has the last failure and the last success; the files
-/// that end in `.ready` are what waits.
-const ARCHIVING: &str = "SELECT json_build_object('failed', CASE WHEN a.last_failed_time > coalesce(a.last_archived_time, '-infinity') \
-     THEN a.last_failed_wal ELSE '' END, 'waiting', (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'))::text \
-     FROM pg_stat_archiver a WHERE current_setting('archive_mode') <> 'off'";
-
-#[derive(Deserialize)]
-struct ArchivingFound {
-    failed: Option<String>,
-    waiting: u64,
-}
-
 impl Instance {
     /// Connects to another member's server as the replication role, which may look at its slots.
     ///
@@ -163,19 +151,6 @@ impl Instance {
 }
 
 impl Session {
-    /// How archiving goes; as if all were well where nothing is archived.
-    ///
-    /// # Errors
-    /// See [`SqlError`].
-    pub async fn archiving(&self, deadline: Duration) -> Result<Archiving, SqlError> {
-        let doing = "looking at what is archived";
-        let rows = self.query(doing, ARCHIVING, deadline).await?;
-        let Some(text) = rows.first().and_then(|row| row.get(0)) else { return Ok(Archiving::default()) };
-        let found: ArchivingFound =
-            serde_json::from_str(text).map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?;
-        Ok(Archiving { failed: found.failed.unwrap_or_default(), waiting: found.waiting })
-    }
-
     /// The slots.
     ///
     /// # Errors

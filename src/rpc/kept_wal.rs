@@ -1,7 +1,7 @@
 //! What keeps WAL from being removed, to and from the wire.
 
 use super::v1;
-use crate::domain::{Archiving, KeptWal, SlotHolds, Whose};
+use crate::domain::{KeptWal, SlotHolds, Whose};
 
 /// To the wire.
 pub(super) fn to_wire(view: &KeptWal) -> v1::KeptWal {
@@ -15,8 +15,6 @@ pub(super) fn to_wire(view: &KeptWal) -> v1::KeptWal {
         limit_bytes: view.limit,
         anyway_bytes: view.anyway,
         slots: view.slots.iter().map(slot).collect(),
-        archive_failed: view.archiving.failed.clone(),
-        archive_waiting: view.archiving.waiting,
         gives_way: view.gives_way,
         problems: view.problems.clone(),
     }
@@ -46,7 +44,6 @@ pub(super) fn of_wire(raw: v1::KeptWal) -> KeptWal {
         limit: raw.limit_bytes,
         anyway: raw.anyway_bytes,
         slots: raw.slots.into_iter().map(slot).collect(),
-        archiving: Archiving { failed: raw.archive_failed, waiting: raw.archive_waiting },
         gives_way: raw.gives_way,
         problems: raw.problems,
     }

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{
-        Archiving, IgnoredSlots, KeptWal, Logical, Lsn, PermanentSlots, SlotHolds, SlotsYield, Whose,
-        slots::PermanentSlot, version::PostgresVersion,
+        IgnoredSlots, KeptWal, Logical, Lsn, PermanentSlots, SlotHolds, SlotsYield, Whose, slots::PermanentSlot,
+        version::PostgresVersion,
     },
     postgres::{SlotFound, SlotsFound},
 };
@@ -254,7 +254,7 @@ pub fn confirming(
 }
 
 /// What the slots hold back.
-pub fn kept(found: &SlotsFound, archiving: Archiving, wishes: &Wishes) -> KeptWal {
+pub fn kept(found: &SlotsFound, wishes: &Wishes) -> KeptWal {
     let holds = |slot: &SlotFound| SlotHolds {
         name: slot.name.clone(),
         whose: wishes.whose(slot),
@@ -265,7 +265,6 @@ pub fn kept(found: &SlotsFound, archiving: Archiving, wishes: &Wishes) -> KeptWa
         limit: u64::try_from(found.limit_mib).ok().map(|mib| mib.saturating_mul(MIB)),
         anyway: found.anyway_mib.saturating_mul(MIB),
         slots: found.slots.iter().filter(|s| s.reserves && !s.lost).map(holds).collect(),
-        archiving,
         gives_way: false,
         problems: Vec::new(),
     }

@@ -73,7 +73,7 @@ fn what_holds_no_wal_back_is_not_counted_and_what_is_nobodys_is_left_alone_while
     let all = vec![theirs, lost, fresh];
     assert_eq!(steps(false, all.clone(), &[]), [Step::Renew("matriarch_n2".into())]);
     let found = SlotsFound { slots: all, limit_mib: 51, anyway_mib: 51, ..SlotsFound::default() };
-    let kept = kept(&found, Archiving::default(), &wishes("", 15));
+    let kept = kept(&found, &wishes("", 15));
     assert_eq!((kept.limit, kept.anyway, kept.slots.len()), (Some(51 << 20), 51 << 20, 1));
     let given_up = |whose| for_room(&kept, Some(whose));
     let theirs = Step::GiveUp { slot: "theirs".into(), of_member: false, bytes: 100 << 20 };
