@@ -381,6 +381,7 @@ impl World {
             clone_failures: 0,
             unsteady: false,
             crashed_lately: false,
+            gives_wal: false,
             storage: None,
             never_streamed: false,
             ended_by: EndCause::Unknown,

@@ -23,7 +23,7 @@ use tokio::{
     time::Instant,
 };
 
-use steps::{Heard, Step, Wishes};
+use steps::{Heard, Logicals, Step, Wishes};
 use uses::SlotUse;
 
 use super::{
@@ -129,6 +129,7 @@ struct Keeper {
     budget: u64,
     /// What the last look was told to give up.
     short: Option<SlotsYield>,
+    logical: Logicals,
     /// Permanent slots that this host had as a standby; `None`: not read yet.
     copies: Option<BTreeSet<String>>,
     /// The slots of standbys that have to have what a logical subscriber is sent, and since when each of them has no WAL sender.
@@ -156,6 +157,7 @@ impl Keeper {
             looks: 0,
             budget: 0,
             short: None,
+            logical: Logicals::default(),
             copies: None,
             confirming: BTreeSet::new(),
             away: BTreeMap::new(),
@@ -175,6 +177,7 @@ impl Keeper {
     async fn look(&mut self, plan: &Plan) -> Instant {
         if self.life != plan.life {
             (self.life, self.session, self.heard, self.failed) = (plan.life, None, Heard::default(), 0);
+            self.logical = Logicals::default();
             self.looks = 0;
             self.doomed.clear();
         }
@@ -218,9 +221,9 @@ impl Keeper {
         wishes.members.retain(|name| uses.contains_key(name));
         let due = steps::due(&found, &wishes, &silent);
         let mut due = uses::adapt(due, &found, uses.iter().map(|(name, used)| (name, *used)));
-        // What has just been given up for want of room is not taken again.
-        due.retain(|step| plan.short.is_none() || !matches!(step, Step::Reserve(_)));
         due.extend(self.permanent(&found, primary.as_ref(), &wished.wishes).await?);
+        // What has just been given up for want of room is not taken again.
+        due.retain(|step| plan.short.is_none() || !matches!(step, Step::Reserve(_) | Step::CreatePermanent(_)));
         let done = self.take_all(&session, steps::with(due, given_up), deadline).await;
         if gives_up {
             self.checkpoint = Some(tokio::spawn(checkpoint(self.instance.clone())));
@@ -251,6 +254,10 @@ impl Keeper {
             return self.instance.set_synced_slots(None);
         }
         let now = Instant::now();
+        if found.in_recovery {
+            // Nobody streams from a standby that is no primary yet: that says nothing of them.
+            self.away.clear();
+        }
         let streams = |name: &String| found.slots.iter().any(|s| s.name == *name && s.active_pid.is_some());
         self.away.retain(|name, _| !streams(name));
         for name in wishes.members.iter().filter(|name| !streams(name)) {
@@ -291,6 +298,7 @@ impl Keeper {
         let mut kept = steps::kept(found, wishes);
         kept.problems = steps::problems(found, primary, wishes);
         kept.problems.extend(self.told.iter().cloned());
+        kept.problems.extend(self.logical.problems());
         let short = short.filter(|_| !found.in_recovery);
         let given_up = if self.frees_room() { Vec::new() } else { steps::for_room(&kept, short) };
         let _ = self.wakes.send(Wake::Core(Event::Kept(kept)));
@@ -312,8 +320,13 @@ impl Keeper {
                 blocking(move || instance.slot_copies().map_err(said)).await??
             }
         };
-        let due = steps::permanent(found, primary, wishes, &was);
-        let there = |name: &String| found.slots.iter().any(|s| s.name == *name) || wishes.permanent.get(name).is_some();
+        let due =
+            self.logical.without_those_that_were_lost(steps::permanent(found, primary, wishes, &was), found, wishes);
+        let there = |name: &String| {
+            // What is taken off the list on the primary is its owner's from then on.
+            let kept = found.in_recovery && found.slots.iter().any(|s| s.name == *name);
+            kept || wishes.permanent.get(name).is_some()
+        };
         let mut copies: BTreeSet<String> = was.iter().filter(|name| there(name)).cloned().collect();
         if found.in_recovery {
             copies.extend(due.iter().filter_map(Step::copies).map(str::to_owned));

@@ -92,6 +92,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         clone_failures: durable.clone_failures,
         unsteady: core.is_unsteady(now),
         crashed_lately: core.has_crashed_lately(now),
+        gives_wal: core.gives_wal(),
         storage: core.storage_problem(),
         never_streamed: durable.fresh_copy,
         paused: core.is_paused(),

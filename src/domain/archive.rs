@@ -176,8 +176,12 @@ impl ArchiveView {
     /// The same, and what else people should know.
     pub fn remarks(&self) -> Vec<String> {
         let mut out = self.complaints();
-        if self.wants_restart {
-            out.push("archiving goes on as before until PostgreSQL is restarted (`matriarch restart`)".to_owned());
+        match (self.wants_restart, self.on) {
+            (true, true) => out.push(
+                "nothing is archived any more; PostgreSQL runs with archive_mode until it is restarted (`matriarch restart`)".to_owned(),
+            ),
+            (true, false) => out.push("archiving begins when PostgreSQL is restarted (`matriarch restart`)".to_owned()),
+            (false, _) => {}
         }
         if let Some(ms) = self.seeks_ms {
             out.push(format!(
@@ -221,7 +225,34 @@ pub(super) fn problem(settings: &Settings) -> Option<String> {
 /// `PGPASSWORD=…`, `--secret-key …` and their like, with a value that is no variable and no file.
 fn names_a_secret(command: &str) -> bool {
     let lower = command.to_ascii_lowercase();
-    ["password", "passwd", "secret", "access_key", "access-key", "token", "cipher-pass"].iter().any(|word| {
+    // `https://user:word@host`, `curl -u user:word`, `sshpass -p word`.
+    let in_url = lower.split("://").skip(1).any(|rest| {
+        let host = rest.split(['/', ' ', '\'', '"']).next().unwrap_or_default();
+        host.split_once('@').is_some_and(|(user, _)| user.contains(':') && !user.contains('$'))
+    });
+    let words: Vec<&str> = lower.split_whitespace().collect();
+    let as_option = words
+        .windows(2)
+        .any(|two| matches!(two, ["-u" | "--user", value] if value.contains(':') && !value.contains('$')))
+        || words.windows(3).any(|three| matches!(three, ["sshpass", "-p", value] if !value.contains('$')));
+    if in_url || as_option {
+        return true;
+    }
+    [
+        "password",
+        "apikey",
+        "api-key",
+        "accountkey",
+        "account-key",
+        "passwd",
+        "secret",
+        "access_key",
+        "access-key",
+        "token",
+        "cipher-pass",
+    ]
+    .iter()
+    .any(|word| {
         lower.match_indices(word).any(|(at, _)| {
             let rest =
                 lower[at + word.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-".contains(c));

@@ -262,6 +262,8 @@ pub struct AgentView {
     pub unsteady: bool,
     /// PostgreSQL crashed there less than `failover_calm` ago, whatever followed.
     pub crashed_lately: bool,
+    /// A crash left WAL here that a successor may have.
+    pub gives_wal: bool,
     /// What is wrong with the disks under PostgreSQL, for people: nothing can be granted to it. `None` when writes end, as
     /// far as is known, and from an agent that doesn't look.
     pub storage: Option<String>,

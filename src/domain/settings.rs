@@ -501,7 +501,8 @@ settings! {
          host's file";
     /// So long either may take for one file.
     archive_command_limit: Duration = "archive_command_ms", Duration::from_secs(300), 1000..=86_400_000,
-        "so long archive_command or restore_command may take for one file, then it is killed with its children and counts as failed";
+        "so long archive_command may take for one file, then it is killed with its children and counts as failed; restore_command: as long, and 15 s \
+         at most, for a standby asks the archive before it streams";
     /// So long a standby looks in the archive for what its primary has removed.
     archive_wait: Duration = "archive_wait_ms", Duration::from_secs(60), 10_000..=86_400_000,
         "so long a standby whose WAL the primary has removed, and that gets no further, looks for it in the archive before it is copied anew";

@@ -55,6 +55,15 @@ pub fn successor(
         let sync = sync::start(s, (&member, end), everything, (released, &promised(s)));
         (member, end, sync)
     };
+    // What is more than a rescue fetches is not given up for it.
+    let others = fit.iter().filter(|(_, c)| !c.just_crashed).map(|(_, c)| c.end).max();
+    let most = s.state.settings.settings().wal_rescue_max;
+    for (_, candidate) in &mut fit {
+        let fetched = |other: WalPosition| {
+            other.timeline == candidate.end.timeline && candidate.end.lsn.bytes_past(other.lsn) <= most
+        };
+        candidate.just_crashed &= others.is_some_and(fetched);
+    }
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
@@ -344,6 +353,7 @@ fn fitness(
             || failed_at(agent, &["restart", "start"])
             || (in_vain && (failed_to_promote || !running)),
         just_crashed: released.is_some_and(|r| r.member == *member && r.cause.leaves_wal())
+            && agent.gives_wal
             && !s.state.settings.settings().wal_rescue.is_zero(),
         failed_to_promote,
         in_vain,

@@ -51,14 +51,23 @@ fn priority_decides_among_equals_and_never_costs_wal() {
 fn where_all_have_crashed_the_last_one_is_taken_last() {
     let mut bench = fenced(&[], &[("a", "stopped 2:90"), ("b", "standby 2:80")]);
     bench.seals.values_mut().for_each(|seal| seal.agent.as_mut().unwrap().unsteady = true);
+    let given =
+        |bench: &mut Bench, gives| bench.seals.get_mut(&id("a")).unwrap().agent.as_mut().unwrap().gives_wal = gives;
+    given(&mut bench, true);
     let after = |bench: &Bench, cause| {
         let release = Release { epoch: Epoch(1), member: id("a"), end: position("2:90"), clean: false, cause };
         successor(&bench.situation(), Some(&release), None).map(|(member, ..)| member.to_string()).unwrap()
     };
     assert_eq!(after(&bench, EndCause::Crash), "b");
     assert_eq!(after(&bench, EndCause::Storage), "a", "it gives nothing");
-    bench.state.settings.values.insert("wal_rescue_ms".to_owned(), "0".to_owned());
-    assert_eq!(after(&bench, EndCause::Crash), "a", "nobody asks for it");
+    given(&mut bench, false);
+    assert_eq!(after(&bench, EndCause::Crash), "a", "something is said against its WAL");
+    given(&mut bench, true);
+    for (key, value) in [("wal_rescue_max", "9"), ("wal_rescue_ms", "0")] {
+        bench.state.settings.values.insert(key.to_owned(), value.to_owned());
+        assert_eq!(after(&bench, EndCause::Crash), "a", "{key}: it would not be fetched");
+        bench.state.settings.values.remove(key);
+    }
 }
 
 #[test]

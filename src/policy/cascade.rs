@@ -81,7 +81,8 @@ fn fails(s: &Situation<'_>, member: &MemberId, source: &MemberId) -> Option<Stri
     if missed(s.timings.hold) {
         return Some(format!("it has not streamed from {source} for {:.1} s", own.streaming_ms as f64 / 1e3));
     }
-    let stale = agent.state == PostgresState::Standby && !agent.streaming && !agent.waits_on_purpose;
+    // Also one whose receiver waits on purpose: it gets nothing, and so does whoever follows it.
+    let stale = agent.state == PostgresState::Standby && !agent.streaming;
     if stale && agent.streaming_ms >= millis(s.timings.replication) {
         return Some(format!("{source} itself has not streamed for {} s", agent.streaming_ms / 1_000));
     }

@@ -191,6 +191,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         crashed_lately: false,
+        gives_wal: false,
         storage: None,
         never_streamed: false,
         ended_by: crate::domain::EndCause::Unknown,

@@ -60,13 +60,13 @@ pub struct Adoption {
 /// Judges by what was found. `ours` are the settings and lines of the configuration file of Matriarch.
 pub fn judge(facts: &AdoptionFacts, ours: (&BTreeMap<String, String>, &[String]), superuser: &str) -> Adoption {
     let mut adoption = Adoption::default();
-    refusals(facts, &mut adoption.refused);
+    refusals(facts, ours.0, &mut adoption.refused);
     warnings(facts, &mut adoption.warnings);
     changes(facts, ours, superuser, &mut adoption.changes);
     adoption
 }
 
-fn refusals(facts: &AdoptionFacts, refused: &mut Vec<String>) {
+fn refusals(facts: &AdoptionFacts, parameters: &BTreeMap<String, String>, refused: &mut Vec<String>) {
     refused.extend(facts.unusable.clone());
     for (manager, pid) in &facts.managers {
         refused.push(format!(
@@ -110,10 +110,11 @@ fn refusals(facts: &AdoptionFacts, refused: &mut Vec<String>) {
     }));
     let logical = facts.slots.iter().filter(|(_, logical)| *logical).map(|(name, _)| name.as_str());
     let logical = Vec::from_iter(logical);
-    if !logical.is_empty() {
+    let decodes = parameters.iter().any(|(key, value)| key.eq_ignore_ascii_case("wal_level") && value == "logical");
+    if !logical.is_empty() && !decodes {
         refused.push(format!(
-            "it has logical slots ({}), and with wal_level = replica, which Matriarch sets, PostgreSQL doesn't start: drop \
-             them first",
+            "it has logical slots ({}), and with wal_level = replica PostgreSQL doesn't start: set wal_level = \"logical\" in \
+             [postgresql.parameters], or drop them first",
             logical.join(", ")
         ));
     }
@@ -178,6 +179,7 @@ impl Instance {
     pub fn is_to_be_adopted(&self) -> bool {
         self.config().bootstrap.source == ContentSource::Adopt
             && !self.is_configured_by_us()
+            && !self.adopted_mark().exists()
             && self.data_dir().join("PG_VERSION").exists()
     }
 
@@ -246,8 +248,9 @@ impl Instance {
         for name in ["postgresql.conf", "pg_hba.conf"] {
             keep_copy(&dir.join(name))?;
         }
-        self.set_standby_signal(true)?;
+        // First, for what is ours is gone on with, and what has the signal and isn't would pass for somebody's standby.
         self.write_config(&waiting())?;
+        self.set_standby_signal(true)?;
         Ok(self.control_data()?.system_identifier)
     }
 }

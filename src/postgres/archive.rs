@@ -22,6 +22,9 @@ use super::{
 };
 use crate::domain::{Lsn, Settings, TimelineHistory, TimelineId, TimelineSwitch, archive::timeline_of};
 
+/// So long a standby may wait for the archive at most: PostgreSQL asks it before it streams.
+const GET_LIMIT_MS: u64 = 15_000;
+
 /// In the runtime directory: what may be run to archive a file …
 pub(super) const PUT: &str = "archive.json";
 /// … and to get one.
@@ -185,20 +188,19 @@ impl Instance {
     /// What PostgreSQL is told of the archive; `None`: nobody has said, and the host's file counts alone.
     pub(super) fn archive_lines(&self) -> Option<conf::Archive> {
         let rules = self.archive_lock().clone()?;
-        if self.parameter("archive_library").is_some_and(|library| !library.is_empty()) {
-            return None;
-        }
+        // What archives by a library does so by itself; what a standby takes is held to the history all the same.
+        let library = self.parameter("archive_library").is_some_and(|library| !library.is_empty());
         let line = |verb: &str, placeholders: &str| {
             let word = |path: &Path| shell_quote(&path.to_string_lossy().replace('%', "%%"));
             format!("{} wal {verb} {} {placeholders}", word(&rules.program), word(self.runtime_dir()))
         };
         // pgBackRest makes no backup while archive_command doesn't name it.
-        let put = self.put_command(&rules).map(|command| {
+        let put = self.put_command(&rules).filter(|_| !library).map(|command| {
             let mark = if command.contains("pgbackrest") { " # pgbackrest" } else { "" };
             line("put", "'%f' '%p'") + mark
         });
         let get = self.get_command(&rules).map(|_| line("get", "'%f' '%p' '%r'"));
-        Some(conf::Archive { put, get })
+        Some(conf::Archive { put, get, library })
     }
 
     /// It is to archive what it writes, as a primary.
@@ -244,8 +246,11 @@ impl Instance {
         let rules = self.archive_lock().clone();
         let may = rules.as_ref().filter(|rules| all || rules.lineage.is_some());
         let command = may.and_then(|rules| Some((rules, self.get_command(rules)?)));
-        let permit =
-            command.map(|(rules, command)| Permit::new(command, rules, rules.lineage.as_ref().filter(|_| !all)));
+        let permit = command.map(|(rules, command)| {
+            let permit = Permit::new(command, rules, rules.lineage.as_ref().filter(|_| !all));
+            let most = if all { permit.limit_ms } else { GET_LIMIT_MS };
+            Permit { limit_ms: permit.limit_ms.min(most), ..permit }
+        });
         self.write_permit(GET, permit.as_ref())
     }
 
@@ -333,7 +338,10 @@ impl Instance {
         for (file, is_segment) in histories.iter().map(|f| (f, false)).chain(segments.iter().map(|f| (f, true))) {
             let (runtime_dir, path) = (self.runtime_dir().to_owned(), self.pg_wal().join(file));
             let call = WalCall { runtime_dir, file: file.clone(), path, oldest: String::new() };
+            let asked = std::time::Instant::now();
             match call.in_archive(&get, rules.limit).await {
+                // An archive that doesn't answer has not said that it lacks anything.
+                None if asked.elapsed() >= rules.limit => return Ok(0),
                 None => missing.push(file),
                 Some(_) if is_segment => break,
                 Some(_) => {}

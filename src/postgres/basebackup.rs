@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -221,6 +222,12 @@ impl Instance {
             }
             DataState::Incomplete(why) | DataState::Foreign(why) => return Err(CloneError::NoCopy(why)),
         }
+        if new.join("postmaster.pid").exists() {
+            return Err(CloneError::NoCopy(
+                "it has a postmaster.pid: a PostgreSQL runs in it, or it was copied as it ran".to_owned(),
+            ));
+        }
+        fs::set_permissions(new, fs::Permissions::from_mode(0o700)).map_err(PostgresError::file("closing", new))?;
         let copied = self.control_data_of(new)?;
         if let DataState::Present(old) = present
             && old.system_identifier != copied.system_identifier

@@ -71,6 +71,8 @@ pub(super) struct Archive {
     pub(super) put: Option<String>,
     /// For each that it needs.
     pub(super) get: Option<String>,
+    /// `archive_library` archives: the other two keys are the user's.
+    pub(super) library: bool,
 }
 
 /// Those of [`Archive`].
@@ -79,11 +81,21 @@ const ARCHIVE: [&str; 3] = ["archive_mode", "archive_command", "restore_command"
 impl Archive {
     /// A server that was started with `archive_mode` keeps every file until one command takes it: with none to be run that is
     /// one that takes everything.
-    fn settings(&self, follows: bool) -> [(&'static str, &str); 3] {
+    fn settings(&self, follows: bool) -> Vec<(&'static str, &str)> {
         let mode = if self.put.is_some() { "on" } else { "off" };
         let get = self.get.as_deref().filter(|_| follows).unwrap_or_default();
         let [mode_key, put_key, get_key] = ARCHIVE;
-        [(mode_key, mode), (put_key, self.put.as_deref().unwrap_or("true")), (get_key, get)]
+        let all = [(mode_key, mode), (put_key, self.put.as_deref().unwrap_or("true")), (get_key, get)];
+        all.into_iter().filter(|(key, _)| self.owns(key)).collect()
+    }
+
+    fn owns(&self, key: &str) -> bool {
+        let [_, _, get_key] = ARCHIVE;
+        if self.library {
+            key.eq_ignore_ascii_case(get_key)
+        } else {
+            ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own))
+        }
     }
 }
 
@@ -243,7 +255,7 @@ pub(super) fn postgresql_conf(settings: &Settings<'_>, role: &ConfigRole) -> Str
     let dormant = *role == ConfigRole::DormantPrimary;
     for (key, value) in settings.parameters {
         // A primary that restarts in place must find nothing but its own WAL.
-        let ours = settings.archive.is_some() && ARCHIVE.iter().any(|own| key.eq_ignore_ascii_case(own));
+        let ours = settings.archive.as_ref().is_some_and(|archive| archive.owns(key));
         let archive = ours || (dormant && key.eq_ignore_ascii_case("restore_command"));
         if is_setting_name(key) && !owned_key(key) && !archive {
             set(key, value);
@@ -349,7 +361,11 @@ fn delay_line(delay: Duration) -> String {
 
 /// The text of `postgresql.conf` with another delay; `None`: it is the same, or there is none, for it is no standby's.
 pub(super) fn other_delay(text: &str, delay: Duration) -> Option<String> {
-    let line = text.lines().find(|line| line.starts_with("recovery_min_apply_delay = "))?;
+    let Some(line) = text.lines().find(|line| line.starts_with("recovery_min_apply_delay = ")) else {
+        // A standby's that was written by a version without it.
+        let standby = text.lines().any(|line| line.starts_with("# generation ")) && !delay.is_zero();
+        return standby.then(|| format!("{text}{}", delay_line(delay)));
+    };
     let (line, new) = (format!("{line}\n"), delay_line(delay));
     (line != new).then(|| text.replacen(&line, &new, 1))
 }
@@ -361,7 +377,7 @@ pub(super) fn follows_somebody(text: &str) -> bool {
 
 /// The text of `postgresql.conf` with this of the archive.
 pub(super) fn other_archive(text: &str, archive: &Archive, follows: bool) -> String {
-    let ours = |line: &&str| ARCHIVE.iter().any(|key| line.split_once(" = ").is_some_and(|(found, _)| found == *key));
+    let ours = |line: &&str| line.split_once(" = ").is_some_and(|(found, _)| archive.owns(found));
     let mut kept = text.lines().filter(|line| !ours(line));
     let mut out: String = kept.by_ref().take(1).map(|line| format!("{line}\n")).collect();
     for (key, value) in archive.settings(follows) {
@@ -750,7 +766,7 @@ mod tests {
         assert_eq!(of(&postgresql_conf(&settings, &ConfigRole::DormantPrimary))[2], "''");
         assert!(follows_somebody(&follows) && !follows_somebody(&postgresql_conf(&settings, &standby(None))));
         // Switched off while it runs: no file waits for a command that isn't there.
-        let off = other_archive(&follows, &Archive { put: None, get: None }, true);
+        let off = other_archive(&follows, &Archive { put: None, get: None, library: false }, true);
         assert_eq!(of(&off), ["'off'", "'true'", "''"]);
         assert_eq!(other_archive(&off, &archive, true).lines().count(), follows.lines().count());
         assert_eq!(value(&off, "primary_conninfo"), value(&follows, "primary_conninfo"));

@@ -195,6 +195,12 @@ impl Instance {
         system: u64,
         on_progress: OnProgress<'_>,
     ) -> Result<(), CloneError> {
+        // It is not told of places for them, and would write into those that the present directory uses.
+        let spaces = fs::read_dir(self.data_dir().join("pg_tblspc")).is_ok_and(|mut entries| entries.next().is_some());
+        if spaces {
+            let dir = self.data_dir().display();
+            return Err(CloneError::NoCopy(format!("{dir} has tablespaces, and clone_command is not used with any")));
+        }
         on_progress(Progress::phase("clone_command"));
         let cfg = self.config();
         let run = Helper::new(Path::new("/bin"), "sh", limit).holding(lock.share()?).args(["-c", command]);

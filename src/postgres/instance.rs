@@ -21,7 +21,7 @@ use super::{
     files,
 };
 use crate::{
-    config::{AgentConfig, MemberConfig, PostgresqlConfig},
+    config::{AgentConfig, ContentSource, MemberConfig, PostgresqlConfig},
     domain::{
         Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
@@ -73,6 +73,8 @@ struct Inner {
     passfile: PathBuf,
     log_file: PathBuf,
     slot_copies: PathBuf,
+    /// There once a data directory was adopted: from then on it is Matriarch's, whatever becomes of its configuration.
+    adopted: PathBuf,
     silence: Mutex<Silence>,
     /// What operators have set.
     settings: Mutex<SettingsDocument>,
@@ -108,6 +110,7 @@ impl Instance {
             // Not in the runtime directory: that is memory, and gone after a reboot.
             log_file: agent.state_dir.join("postgres.log"),
             slot_copies: agent.state_dir.join("slot-copies"),
+            adopted: agent.state_dir.join("adopted"),
             silence: Mutex::new(Silence::from(timings)),
             settings: Mutex::default(),
             slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
@@ -233,6 +236,10 @@ impl Instance {
         let set = *self.0.slot_wal.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(space) = self.space() else { return in_force };
         Some(SlotBudget::resolve(set, space.wal.unwrap_or(space.data).size, in_force))
+    }
+
+    pub(super) fn adopted_mark(&self) -> &Path {
+        &self.0.adopted
     }
 
     pub(super) fn slot_copies_path(&self) -> &Path {
@@ -390,6 +397,9 @@ impl Instance {
         let paths = self.paths();
         let settings = self.settings(&paths);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
+        if dir == self.data_dir() && self.config().bootstrap.source == ContentSource::Adopt {
+            files::ensure(self.adopted_mark(), "")?;
+        }
         files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings, false))?;
         let auto_conf = dir.join("postgresql.auto.conf");
         match fs::read_to_string(&auto_conf).ok().and_then(|text| conf::without_owned(&text)) {

@@ -82,6 +82,15 @@ pub async fn survive_a_takeover() {
     }
     if logical {
         assert_eq!(text(&first, DECODED).await.len(), 1);
+        // PostgreSQL's copy is ready once its reader is past the rows that the standby began without.
+        let ready = "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name = 'audit' AND NOT temporary";
+        let until = Instant::now() + DEADLINE * 3;
+        while text(&second, ready).await.is_empty() {
+            assert!(Instant::now() < until, "{}", second.log());
+            text(&first, "SELECT pg_log_standby_snapshot()::text").await;
+            assert!(text(&first, DECODED).await.is_empty());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
     first.client().await.execute("INSERT INTO t VALUES (222)", &[]).await.unwrap();
     let mine = [["matriarch_n1", "matriarch_n3"].as_slice(), &all].concat();

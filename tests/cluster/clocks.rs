@@ -38,7 +38,7 @@ fn a_member_whose_clocks_run_fast_is_named_and_never_promoted() {
     let before = rig.healthy(HEAL).unwrap();
     let standbys = others(&rig, &[&before.primary]);
     let (fast, sound) = (&standbys[0], &standbys[1]);
-    assert_eq!(problems(Some(&before), fast), "");
+    assert!(!problems(Some(&before), fast).contains("clocks"));
 
     // The file is read when a process starts: manager, agent and with it the guard.
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
@@ -53,7 +53,7 @@ fn a_member_whose_clocks_run_fast_is_named_and_never_promoted() {
     });
     let seen = rig.status().unwrap();
     assert_eq!((&seen.primary, seen.epoch), (&before.primary, before.epoch), "{seen:?}");
-    assert_eq!(problems(Some(&seen), sound), "", "{seen:?}");
+    assert!(!problems(Some(&seen), sound).contains("clocks"), "{seen:?}");
     let planned = rig.switchover(fast).unwrap();
     assert!(!planned.accepted && planned.reason.contains("clock"), "{planned:?}");
 

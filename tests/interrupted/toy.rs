@@ -188,6 +188,7 @@ fn blank(me: &MemberId) -> AgentView {
         clone_failures: 0,
         unsteady: false,
         crashed_lately: false,
+        gives_wal: false,
         storage: None,
         never_streamed: false,
         ended_by: matriarch::domain::EndCause::Unknown,

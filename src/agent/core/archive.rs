@@ -81,7 +81,8 @@ impl Core {
     }
 
     pub(super) fn on_copied(&mut self, method: CloneMethod) {
-        self.cure.copied_by(method);
+        let methods = &self.settings.clone_methods.0;
+        self.cure.copied_by(method, methods.last().is_some_and(|last| *last != method));
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Cure {
     copied: Option<Moment>,
     /// By which method it was copied last, while nothing was streamed into the copy.
     method: Option<CloneMethod>,
+    /// One that was not tried since follows it.
+    another: bool,
     /// So long WAL that the primary has removed is looked for in the archive; `None`: there is none.
     archive: Option<Duration>,
 }
@@ -169,8 +171,8 @@ impl Cure {
     pub(super) fn replaced(&mut self, now: Moment) {
         let copied = self.verdict().map(|_| now).or(self.copied);
         // What a backup didn't do another method may.
-        let copied = copied.filter(|_| self.method.is_none_or(|method| method == CloneMethod::Basebackup));
-        *self = Cure { copied, method: self.method, archive: self.archive, ..Cure::default() };
+        let copied = copied.filter(|_| !self.another);
+        *self = Cure { copied, method: self.method, another: self.another, archive: self.archive, ..Cure::default() };
     }
 
     /// Whether its data is of no use, and why.
@@ -214,8 +216,9 @@ impl Cure {
         Some(self.patience().saturating_sub(now.since(gone.first))).filter(|left| !left.is_zero())
     }
 
-    pub(super) fn copied_by(&mut self, method: CloneMethod) {
-        self.method = Some(method);
+    /// `another`: a method is left that was not tried since.
+    pub(super) fn copied_by(&mut self, method: CloneMethod, another: bool) {
+        (self.method, self.another) = (Some(method), another);
     }
 
     /// The method of the last copy, which never streamed.

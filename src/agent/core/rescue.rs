@@ -81,6 +81,11 @@ impl Core {
         self.left_wal.wal.is_some()
     }
 
+    /// … and nothing is said against that.
+    pub fn gives_wal(&self) -> bool {
+        self.left_wal.wal.as_ref().is_some_and(|left| left.doubt.is_none())
+    }
+
     /// Whether the successor of `epoch` may read the WAL that is here.
     ///
     /// # Errors

@@ -146,6 +146,45 @@ pub fn permanent(
     stale.chain(physical.filter_map(|slot| copy(slot, found, primary?))).collect()
 }
 
+/// Logical slots that a primary has to have already: made anew, one would let its reader skip what it has not read, without a word.
+#[derive(Debug, Default)]
+pub struct Logicals {
+    /// Those that were wished for while this was a standby, or when its primary was seen first, and those that were there since.
+    expected: Option<BTreeSet<String>>,
+    lost: BTreeSet<String>,
+}
+
+impl Logicals {
+    /// `due` but for slots that were there once.
+    pub fn without_those_that_were_lost(&mut self, due: Vec<Step>, found: &SlotsFound, wishes: &Wishes) -> Vec<Step> {
+        let logical = wishes.permanent.iter().filter(|slot| slot.logical.is_some()).map(|slot| slot.name.clone());
+        let logical: BTreeSet<String> = logical.collect();
+        if found.in_recovery {
+            (self.expected, self.lost) = (Some(logical), BTreeSet::new());
+            return due;
+        }
+        let expected = self.expected.get_or_insert_with(|| logical.clone());
+        expected.retain(|name| logical.contains(name));
+        let there = |name: &&String| found.slots.iter().any(|slot| slot.name == **name);
+        self.lost = expected.iter().filter(|name| !there(name)).cloned().collect();
+        expected.extend(logical.iter().filter(there).cloned());
+        let lost = &self.lost;
+        due.into_iter()
+            .filter(|step| !matches!(step, Step::CreatePermanent(slot) if lost.contains(&slot.name)))
+            .collect()
+    }
+
+    /// For people.
+    pub fn problems(&self) -> impl Iterator<Item = String> + '_ {
+        self.lost.iter().map(|name| {
+            format!(
+                "the permanent slot {name} is missing, and is not made anew: its reader would skip what it has not read. Let it begin \
+                 anew, and make the slot by hand, or take it off permanent_slots and put it there again"
+            )
+        })
+    }
+}
+
 /// What a standby has no use for.
 fn stale(slot: &SlotFound, primary: Option<&SlotsFound>, wishes: &Wishes, copies: &BTreeSet<String>) -> Option<Step> {
     let wanted = wishes.permanent.get(&slot.name).is_some_and(|p| p.logical.is_none()) && wishes.possible_primary;

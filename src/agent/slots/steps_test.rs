@@ -253,3 +253,26 @@ fn a_subscriber_waits_for_the_standbys_that_stream_and_a_while_for_one_that_is_a
     assert_eq!(of(false, both(None, None), &all, away(20, 30), 0), names(&[]));
     assert_eq!(of(false, both(None, None), &all, away(20, 30), 1), two, "commits wait for one, so it does");
 }
+
+#[test]
+fn a_logical_slot_that_was_there_once_is_not_made_anew() {
+    let wished = wishes("audit:postgres:pgoutput", 17);
+    let make = |in_recovery, slots: Vec<SlotFound>, logicals: &mut Logicals| {
+        let found = SlotsFound { in_recovery, slots, ..SlotsFound::default() };
+        let due = permanent(&found, None, &wished, &BTreeSet::new());
+        logicals.without_those_that_were_lost(due, &found, &wished).len()
+    };
+    let audit = || SlotFound { physical: false, ours: false, ..slot("audit", None) };
+    // It was wished for while this was a standby: the primary before had it.
+    let mut successor = Logicals::default();
+    make(true, vec![], &mut successor);
+    assert_eq!(make(false, vec![], &mut successor), 0);
+    assert_eq!(successor.problems().count(), 1);
+    assert_eq!(make(false, vec![audit()], &mut successor), 0);
+    assert_eq!(successor.problems().count(), 0);
+    // One that is asked for later is made, once.
+    let mut primary = Logicals { expected: Some(BTreeSet::new()), ..Logicals::default() };
+    assert_eq!(make(false, vec![], &mut primary), 1);
+    make(false, vec![audit()], &mut primary);
+    assert_eq!(make(false, vec![], &mut primary), 0, "somebody dropped it");
+}
