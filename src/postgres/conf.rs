@@ -756,7 +756,7 @@ mod tests {
     #[test]
     fn what_is_set_of_the_archive_goes_with_the_role_and_before_the_users_own() {
         let parameters = BTreeMap::from([("archive_command".to_owned(), "cp own".to_owned())]);
-        let archive = Archive { put: Some("m wal put".into()), get: Some("m wal get".into()) };
+        let archive = Archive { put: Some("m wal put".into()), get: Some("m wal get".into()), library: false };
         let settings = Settings { archive: Some(archive.clone()), ..settings(&parameters, &[]) };
         let standby = |upstream| ConfigRole::Standby { upstream, epoch: Epoch(7), generation: Generation(1) };
         let of = |conf: &str| ARCHIVE.map(|key| value(conf, key).unwrap_or_default().to_owned());

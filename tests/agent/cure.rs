@@ -186,6 +186,7 @@ fn a_server_that_lets_nobody_in_for_a_file_that_is_missing_is_copied_anew() {
 }
 
 #[test]
+#[ignore = "half a minute: make proof"]
 fn a_directory_without_its_wal_or_a_history_is_copied_anew() {
     as_postgres("cure::a_directory_without_its_wal_or_a_history_is_copied_anew", || async {
         let cluster = Cluster::new();

@@ -18,6 +18,7 @@ fn told(status: &StatusReply) -> String {
 }
 
 #[test]
+#[ignore = "half a minute: make proof"]
 fn a_stonith_hook_that_hangs_delays_nothing_and_its_end_is_in_the_log() {
     let _alone = stage::alone();
     let dir = tempfile::tempdir().unwrap();
