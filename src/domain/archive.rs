@@ -343,10 +343,25 @@ mod tests {
         assert!(told(&[("clone_methods", "command")]).contains("clone_command is empty"));
         assert!(told(&[("pgbackrest_stanza", "a b")]).contains("letters, digits"));
         assert!(told(&[("pgbackrest_config", "here")]).contains("path from `/`"));
-        for secret in ["PGPASSWORD=hunter2 cp %p /a/%f", "s3put --secret-key AKIA1 %p", "x --token='abc' %p"] {
+        for secret in [
+            "PGPASSWORD=hunter2 cp %p /a/%f",
+            "s3put --secret-key AKIA1 %p",
+            "x --token='abc' %p",
+            "curl -u kim:word -T %p https://a/%f",
+            "sshpass -p word scp %p h:",
+            "curl https://kim:word@a/%f -o %p",
+            "x --api-key=k1 %p",
+        ] {
             assert!(told(&[("archive_command", secret)]).contains("seems to hold a password"), "{secret}");
         }
-        for open in ["cp %p /secret/%f", "x --password-file=/etc/p %p", "x --token \"$TOKEN\" %p", "PGPASSFILE=/p x"] {
+        for open in [
+            "cp %p /secret/%f",
+            "x --password-file=/etc/p %p",
+            "x --token \"$TOKEN\" %p",
+            "PGPASSFILE=/p x",
+            "curl -u \"kim:$WORD\" https://a/%f -o %p",
+            "scp kim@a:/%f %p",
+        ] {
             assert_eq!(told(&[("restore_command", open)]), "", "{open}");
         }
     }

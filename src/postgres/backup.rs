@@ -68,7 +68,13 @@ pub(super) async fn unpack(
     said: Said<'_>,
 ) -> Result<(), BackupError> {
     match layout(from)? {
-        Layout::Plain => copy(from, to, said).await,
+        Layout::Plain => {
+            let copied = tokio::time::timeout(deadline, copy(from, to, said)).await;
+            copied.unwrap_or_else(|_| {
+                let problem = format!("copying it took longer than {} s (deadline_s)", deadline.as_secs());
+                Err(BackupError::Odd { place: from.to_owned(), problem })
+            })
+        }
         Layout::Tar { base, wal } => {
             untar(&base, to, deadline, lock()?, said).await?;
             if let Some(wal) = wal {

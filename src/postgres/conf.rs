@@ -563,8 +563,13 @@ mod tests {
         let now = postgresql_conf(&settings(&parameters, &[]), &role);
         assert_eq!(other_delay(&text, Duration::ZERO), Some(now));
         assert_eq!(other_delay(&text, Duration::from_secs(5)), None);
+        let line = delay_line(Duration::from_secs(5));
+        let (older, late) = (text.replace(&line, ""), Duration::from_secs(5));
+        assert_eq!(other_delay(&older, late), Some(format!("{older}{line}")), "of a version that had no such line");
+        assert_eq!(other_delay(&older, Duration::ZERO), None);
         let dormant = postgresql_conf(&delayed, &ConfigRole::DormantPrimary);
         assert_eq!((value(&dormant, "recovery_min_apply_delay"), other_delay(&dormant, Duration::ZERO)), (None, None));
+        assert_eq!(other_delay(&dormant, late), None, "a primary is not delayed");
     }
 
     fn upstream() -> Upstream {
@@ -770,6 +775,13 @@ mod tests {
         assert_eq!(of(&off), ["'off'", "'true'", "''"]);
         assert_eq!(other_archive(&off, &archive, true).lines().count(), follows.lines().count());
         assert_eq!(value(&off, "primary_conninfo"), value(&follows, "primary_conninfo"));
+        // A library archives by itself, and what is restored is held to the history all the same.
+        let library = Archive { put: None, library: true, ..archive };
+        assert_eq!(library.settings(true), [("restore_command", "m wal get")]);
+        let settings = Settings { archive: Some(library), ..settings };
+        let follows = postgresql_conf(&settings, &standby(Some(upstream())));
+        assert_eq!(of(&follows), ["", "'cp own'", "'m wal get'"]);
+        assert_eq!(of(&postgresql_conf(&settings, &standby(None)))[2], "''");
         assert_eq!(without_owned("restore_command = 'x'\nwork_mem = '1MB'\n").as_deref(), Some("work_mem = '1MB'\n"));
     }
 }

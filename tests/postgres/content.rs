@@ -349,6 +349,11 @@ fn a_stopped_postgresql_is_taken_over_as_it_lies() {
         let before = host.instance.control_data().unwrap().system_identifier;
         assert_eq!(host.instance.initdb(&quiet).await.unwrap(), before);
         assert!(!host.instance.is_to_be_adopted() && host.instance.has_standby_signal());
+        // It is Matriarch's from now on, whatever becomes of its configuration: what somebody starts in there is not spared.
+        let (ours, aside) = (data.join("postgresql.conf"), data.join("aside.conf"));
+        fs::rename(&ours, &aside).unwrap();
+        assert!(!host.instance.is_to_be_adopted());
+        fs::rename(&aside, &ours).unwrap();
         assert_eq!(fs::read_to_string(data.join("postgresql.conf.before-matriarch")).unwrap(), conf);
         let session = host.start().await;
         assert_eq!(rows_of(&session).await, ["7"]);

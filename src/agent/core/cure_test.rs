@@ -240,3 +240,16 @@ fn a_rewind_that_could_never_succeed_is_tried_once() {
         "/data is a standby that was not shut down cleanly; start it without upstream and stop it, or clone it again";
     assert_eq!(failures(crashed), 1, "it is recovered first");
 }
+
+#[test]
+fn a_copy_in_vain_counts_but_while_a_method_is_left() {
+    let at = |minutes: u64| Moment(Duration::from_secs(minutes * 60));
+    let copied = |another| {
+        let mut cure = Cure { copied: Some(at(1)), ..Cure::default() };
+        cure.copied_by(CloneMethod::Pgbackrest, another);
+        cure.replaced(at(1));
+        cure.lately(at(2))
+    };
+    assert!(copied(false), "it is the last one: not again for ten minutes");
+    assert!(!copied(true), "another method may do better, at once");
+}
