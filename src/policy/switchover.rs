@@ -154,7 +154,8 @@ fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> 
 /// Why `to` can't take over from `from` soon, `None` when it can.
 pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
     let Some(agent) = s.agent(to) else { return Some(format!("{to} does not answer")) };
-    if let Some(why) = not_following(s, from, to).or_else(|| host_unfit(s, to)) {
+    // A host that is unfit may not stream for that very reason, which is the one to name.
+    if let Some(why) = host_unfit(s, to).or_else(|| not_following(s, from, to)) {
         return Some(why);
     }
     let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));

@@ -51,7 +51,9 @@ fn set(rig: &Rig, settings: &[&str]) {
     let config = rig.config(&rig.members()[0]).unwrap();
     let mut command = Command::new(EXE);
     command.args(["config", "set"]).args(settings).arg("--config").arg::<&Path>(&config);
-    assert!(command.status().unwrap().success(), "{command:?}");
+    // All settings, as it prints them, are too long for a report of what failed.
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn commits(rig: &Rig) -> Option<Commits> {
@@ -87,8 +89,10 @@ fn whoever_streams_confirms_as_soon_as_that_is_set(rig: &Rig, before: &StatusRep
 
 fn a_primary_that_is_lost_takes_no_commit_along(rig: &Rig, before: &StatusReply) -> Promise {
     quorum(rig, before);
+    let server = rig.server().unwrap();
     let fault = rig.kill_host(&before.primary).unwrap();
-    rig.wait_for_write(ROUTED, fault, None, SOON).unwrap();
+    // One on its way from the lost primary is none of its successor.
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     let primary = rig.status().unwrap().primary;
     confirmed_by(rig, &others(rig, &[&before.primary, &primary]), 1);
     rig.boot_host(&before.primary).unwrap();
@@ -105,8 +109,9 @@ fn a_primary_nobody_hears_is_outvoted(rig: &Rig, before: &StatusReply) -> Promis
     let server = rig.server().unwrap();
     let fault = rig.kill_host(&before.primary).unwrap();
     rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    let in_time = fault.elapsed() < stage::grant();
     let told = asks(rig, &["history"]).to_string();
-    assert!(told.contains("can outvote it"), "{told}");
+    assert!(told.contains("can outvote it") || !in_time, "before a lease could have ended: {told}");
     rig.boot_host(&before.primary).unwrap();
     rig.healthy(HEAL).unwrap();
     set(rig, &["protection=max-availability", "failover_wait=lease"]);
