@@ -33,6 +33,7 @@ mod hands;
 mod lease_news;
 pub mod order;
 mod pace;
+mod phases;
 mod prober;
 mod process;
 mod publish;

@@ -58,6 +58,8 @@ pub enum Wake {
     Core(Event),
     /// The lease holder has news, which are looked up when they are needed.
     Lease,
+    /// Something was done that others wait for and only a probe sees.
+    Look,
     /// A probe ended.
     Probed {
         /// Of which postmaster.
@@ -415,6 +417,7 @@ impl Agent {
                 let effects = self.step(Event::Tick)?;
                 self.perform(effects, None)?;
             }
+            Wake::Look => self.asked += 1,
             Wake::Core(event) => {
                 if matches!(event, Event::Done(_)) {
                     // The task may know of the end of a postmaster before its watcher has told the rules.
@@ -522,12 +525,7 @@ impl Agent {
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
                 hands.mend_archive();
-                let hands = hands.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = tasks::checkpoint(&hands.instance, Duration::from_secs(3600)).await {
-                        tracing::warn!(error, "failed to write the checkpoint after the promotion");
-                    }
-                });
+                tasks::checkpoint_beside(hands);
             }
             Effect::EndShutdown => hands.end_shutdown(self.guard.clone()),
             Effect::Survey { wal_end } => {

@@ -10,6 +10,7 @@ use super::{
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     order::{Source, StopMode, WalHolder},
+    phases::Phases,
     prober::{lineage, sight},
     process::Wake,
     rescue::Asker,
@@ -248,13 +249,18 @@ impl Job {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         self.count_what_is_lost(source).await;
-        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
+        let phases = Phases::default();
+        let progress = |p: Progress| {
+            phases.note(&p);
+            self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
+        };
         let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await;
+        phases.end();
         let outcome = outcome.map_err(|error| Failure {
             harmless: matches!(error, RewindError::Step(PostgresError::Busy { .. })),
             error: said(error),
         })?;
-        tracing::info!(source = %source.member, ?outcome, "rewound");
+        tracing::info!(source = %source.member, ?outcome, %phases, "rewound");
         Ok(())
     }
 
@@ -691,6 +697,19 @@ fn is_settled(view: &lease::HolderView) -> bool {
         lease::Phase::Held | lease::Phase::Expired | lease::Phase::Superseded { .. } => true,
         lease::Phase::Idle | lease::Phase::Seeking | lease::Phase::Probing => false,
     }
+}
+
+/// After a promotion: members are rewound and copied from this one only once it has a checkpoint on its timeline.
+pub fn checkpoint_beside(hands: &Hands) {
+    const DEADLINE: Duration = Duration::from_secs(3600);
+    let (instance, wakes) = (hands.instance.clone(), hands.wakes.clone());
+    tokio::spawn(async move {
+        match checkpoint(&instance, DEADLINE).await {
+            // Who is gone needs no look.
+            Ok(()) => drop(wakes.send(Wake::Look)),
+            Err(error) => tracing::warn!(error, "failed to write the checkpoint after the promotion"),
+        }
+    });
 }
 
 /// Writes a checkpoint.

@@ -10,7 +10,7 @@ use super::{
     view,
 };
 use crate::{
-    domain::{Epoch, Format, MemberId, observation::Notice},
+    domain::{Epoch, Format, MemberId, PostgresState, observation::Notice},
     guard::sys::two_clocks,
     policy::Situation,
     rpc::{convert, v1},
@@ -30,7 +30,9 @@ pub(super) async fn run(manager: Manager) {
         if delivered {
             heard.clear();
         }
-        let pause = if delivered { manager.timings().report } else { manager.timings().heartbeat };
+        let timings = manager.timings();
+        let soon = !delivered || waits_for_the_primary(&manager);
+        let pause = if soon { timings.heartbeat } else { timings.report };
         tokio::select! {
             changed = said.changed() => if changed.is_err() { return },
             changed = promise.changed() => if changed.is_err() { return },
@@ -43,6 +45,15 @@ pub(super) async fn run(manager: Manager) {
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// This member can't follow before the primary has a checkpoint on its timeline, which the leader's answer says.
+fn waits_for_the_primary(manager: &Manager) -> bool {
+    let inner = &manager.inner;
+    let state = inner.node.state().borrow().clone();
+    let follows = state.holder().is_some_and(|(_, holder)| *holder != inner.me);
+    let down = inner.link.said().is_some_and(|s| s.view.state == PostgresState::Stopped);
+    follows && down && inner.board.read(|f| f.primary_ready != Some(state.epoch))
 }
 
 async fn next_notice(notices: &mut Option<tokio::sync::mpsc::Receiver<Notice>>) -> Notice {
