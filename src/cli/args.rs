@@ -500,7 +500,7 @@ pub struct ConfigSetArgs {
     /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     pub assignments: Vec<String>,
-    /// Of this member only: priority, failover, site
+    /// Of this member only: priority, failover, site, replicatefrom, nostream, recovery_min_apply_delay
     #[arg(long, value_name = "MEMBER")]
     pub member: Option<String>,
     /// Bring the default of a key back; may be given several times

@@ -334,16 +334,39 @@ impl Drop for Changer {
 /// # Errors
 /// It is refused, or nobody answers.
 pub fn set(config: &Path, settings: &[String]) -> Result<()> {
+    let (of_members, of_all): (Vec<&String>, Vec<&String>) = settings.iter().partition(|s| of_member(s).is_some());
+    if !of_all.is_empty() {
+        run_set(config, of_all.iter().map(|s| s.as_str()))?;
+    }
+    // Whom a member follows has to be there before it can be named, so these come last.
+    of_members.iter().filter_map(|s| of_member(s)).try_for_each(|(member, setting)| {
+        run_set(config, [setting, "--member", member])
+    })
+}
+
+/// `n3:replicatefrom=n2` is a key of that member.
+fn of_member(setting: &str) -> Option<(&str, &str)> {
+    let (member, rest) = setting.split_once(':')?;
+    (!member.contains('=')).then_some((member, rest))
+}
+
+fn run_set<'a>(config: &Path, args: impl IntoIterator<Item = &'a str>) -> Result<()> {
     let mut command = Command::new("timeout");
-    command.arg("10").arg(exe()).args(["config", "set"]).args(settings).arg("--config").arg(config);
+    command.arg("10").arg(exe()).args(["config", "set"]).args(args).arg("--config").arg(config);
     let out = command.output()?;
-    ensure!(out.status.success(), "config set {settings:?}: {}", String::from_utf8_lossy(&out.stderr));
+    ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_of_a_member_names_it() {
+        assert_eq!(of_member("n3:replicatefrom=n2"), Some(("n3", "replicatefrom=n2")));
+        assert_eq!(of_member("archive_command=scp %p host:/wal/%f"), None);
+    }
 
     #[test]
     fn modes_are_what_their_names_say() {

@@ -60,7 +60,7 @@ pub fn log() -> PathBuf {
     env::var_os("NEMESIS_LOG").map_or_else(usual, PathBuf::from)
 }
 
-/// `SETTINGS=replication_mode=quorum,sync_strict=true`.
+/// `SETTINGS=replication_mode=quorum,sync_strict=true,n3:replicatefrom=n2`: the last is a key of member n3.
 fn settings() -> Vec<String> {
     let given = env::var("SETTINGS").unwrap_or_default();
     given.split(',').map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
