@@ -20,6 +20,8 @@ const DOUBLINGS: u32 = 6;
 const FORGET: Duration = Duration::from_secs(900);
 /// A source that is further behind would keep its follower from what the primary has.
 const MOST_BEHIND: u64 = 64 << 20;
+/// One that falls behind so far is left. Much more than it may be to begin with: nobody goes to and fro for a burst of WAL.
+const LEFT_BEHIND: u64 = 4 * MOST_BEHIND;
 
 /// The primary, when it is open and does well: who has none to go to stays where it is.
 struct Primary<'a> {
@@ -60,7 +62,15 @@ fn leaves(s: &Situation<'_>, primary: &Primary<'_>, member: &MemberId, source: &
     if source == primary.member {
         return Some(Leaves { why: format!("{source} is primary"), failed: false });
     }
-    fails(s, member, source).map(|why| Leaves { why, failed: true })
+    let why = fails(s, member, source).or_else(|| falls_behind(s, primary, source))?;
+    Some(Leaves { why, failed: true })
+}
+
+/// A source that streams and gets less than the primary writes.
+fn falls_behind(s: &Situation<'_>, primary: &Primary<'_>, source: &MemberId) -> Option<String> {
+    let agent = s.agent(source).filter(|a| a.state == PostgresState::Standby && a.streaming)?;
+    let behind = primary.agent.wal_end.lsn.bytes_past(agent.wal_end.lsn);
+    (behind > LEFT_BEHIND).then(|| format!("{source} is {behind} bytes behind, more than {LEFT_BEHIND}"))
 }
 
 /// Why the source is of no use to this member. A source that only doesn't answer its manager may do well: whoever streams from it

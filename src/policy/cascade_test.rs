@@ -106,6 +106,17 @@ fn a_source_that_fails_is_left_and_one_that_only_its_manager_lost_is_not() {
 }
 
 #[test]
+fn a_source_that_falls_far_behind_is_left() {
+    let (near, far) = (PRIMARY, "primary 2:400000000 lease=1");
+    let left = |primary: &str| told(leave(&linked(FROM_A, FROM_B, 0).says("a", primary).situation()));
+    assert_eq!(left(near), "nothing");
+    assert_eq!(left("primary 2:300000000 lease=1"), "nothing", "a burst");
+    assert_eq!(left(far), "c to the primary, 1 falls: b is 310000000 bytes behind, more than 268435456");
+    let starts = told(leave(&linked("starting", FROM_B, 0).says("a", far).situation()));
+    assert_eq!(starts, "nothing", "its end is not known");
+}
+
+#[test]
 fn a_silent_source_is_left_by_whoever_hears_nothing_of_it_either() {
     let silent = |c: &str, ms: u64| {
         let mut bench = linked(FROM_A, c, 0);
