@@ -351,8 +351,12 @@ impl World {
         self.sky.told.cover.count(if refused.is_err() { "requests refused" } else { "requests taken" });
     }
 
-    /// Another mode of replication, by chance.
+    /// Another mode of replication, or another source, by chance.
     pub fn change_settings(&mut self) {
+        if self.sky.cascade && self.sky.dice.one_in(2) {
+            let i = self.sky.dice.below(self.sky.n());
+            return self.set_source(i);
+        }
         let dice = &mut self.sky.dice;
         let mode = ["quorum", "quorum", "quorum", "sync", "sync", "sync", "async"][dice.below(7)];
         let (strict, two) = (dice.one_in(2), dice.one_in(3));
@@ -376,6 +380,16 @@ impl World {
         let refused = self.hosts[leader].configure(&mut self.sky, &changes);
         self.sky.told.cover.count(if refused.is_err() { "settings refused" } else { "settings changed" });
         refused.is_ok()
+    }
+
+    /// An operator sets from whom a member streams, somebody or again the primary.
+    pub fn set_source(&mut self, i: usize) {
+        let from = self.sky.dice.below(self.sky.n());
+        let source = (from != i).then(|| self.sky.names[from].to_string());
+        let changes = [(format!("{}.replicatefrom", self.sky.names[i]), source)].into_iter().collect();
+        let Some(leader) = self.leader() else { return };
+        let refused = self.hosts[leader].configure(&mut self.sky, &changes);
+        self.sky.told.cover.count(if refused.is_err() { "sources refused" } else { "sources set" });
     }
 
     fn leader(&self) -> Option<usize> {

@@ -59,6 +59,12 @@ fn promise_plan(seed: u64) -> Plan {
     Plan { promise: true, aimed: seed.is_multiple_of(2), ..sync_plan(seed) }
 }
 
+/// Confirmed commits by every other seed, and members that stream from standbys.
+fn cascade_plan(seed: u64) -> Plan {
+    let plan = if seed.is_multiple_of(2) { sync_plan(seed) } else { chaos_plan(seed) };
+    Plan { cascade: true, ..plan }
+}
+
 /// One seed again, with its trace.
 fn again(plan: &Plan) {
     let report = run::one(plan, true);
@@ -163,6 +169,36 @@ fn no_confirmed_commit_is_lost_where_standbys_outvote_a_lost_primary() {
         demand(&batch, &[("promotions that keep commits", 40), ("promised commits", 5_000)]);
         demand(&batch, &[("grants beside an outvoted primary", 5), ("failovers", 15)]);
     }
+}
+
+/// In `make test`.
+const CASCADE_RUNS: u64 = 20;
+
+/// Whoever streams from a standby comes to the primary when that fails, and nothing that holds for others doesn't for it.
+#[test]
+fn members_that_stream_from_standbys_are_back_after_any_seed() {
+    if let Some(seed) = number("WORLD_CASCADE_SEED") {
+        return again(&cascade_plan(seed));
+    }
+    let mut batch = Batch::default();
+    for seed in 1..=number("WORLD_RUNS").unwrap_or(CASCADE_RUNS) {
+        batch.add(&cascade_plan(seed));
+        if batch.is_broken() {
+            break;
+        }
+    }
+    println!("{batch}");
+    batch.assert_unbroken();
+    if number("WORLD_RUNS").is_none() {
+        demand(&batch, &[("cascade", 20), ("sources set", 40), ("failovers", 15)]);
+    }
+}
+
+/// The same as `many_seeds`, with members that stream from standbys.
+#[test]
+#[ignore = "long: SEEDS=20000 or MINUTES=60"]
+fn many_seeds_with_members_that_stream_from_standbys() {
+    many(cascade_plan);
 }
 
 /// The same as `many_seeds_with_confirmed_commits`, with `failover_wait = promise`.

@@ -40,6 +40,8 @@ pub struct Plan {
     pub sync: bool,
     /// The same, mostly strict, and standbys may outvote a lost primary.
     pub promise: bool,
+    /// Members are set to stream from standbys, by chance.
+    pub cascade: bool,
 }
 
 impl Plan {
@@ -55,6 +57,7 @@ impl Plan {
             aimed: false,
             sync: false,
             promise: false,
+            cascade: false,
         }
     }
 
@@ -115,7 +118,7 @@ fn world(plan: &Plan, tracing: bool) -> World {
     let rho = i64::from(timings.drift_permille) * 1_000;
     let hosts = (0..n).map(|i| Host::new(i, Clock::new(&mut dice, rho, extreme, twins))).collect();
     let mut sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
-    (sky.sync, sky.promise) = (plan.sync, plan.promise);
+    (sky.sync, sky.promise, sky.cascade) = (plan.sync, plan.promise, plan.cascade);
     sky.told.outvoted.unbound = plan.mutation == Mutation::RuleBeforeItBinds;
     let mut world = World { sky, hosts, chaos: Chaos::default(), writers_changed: false };
     for i in 0..n {
@@ -190,8 +193,15 @@ fn healthy(world: &mut World, since: &mut Option<Time>) -> bool {
 
 /// Why commits don't flow though everybody is back that can be.
 fn stuck(world: &World) -> Option<String> {
-    let away = (0..world.hosts.len()).filter(|i| everyone_rejoins::needs_an_operator(world, *i)).count();
-    confirmed_commits_are_kept::stuck(&world.sky, world.hosts.len() - 1 - away)
+    let state = world.sky.told.state()?;
+    let primary = state.holder().map(|(_, holder)| world.sky.index(holder));
+    let confirms = |i: &usize| {
+        let away = everyone_rejoins::needs_an_operator(world, *i) || Some(*i) == primary;
+        // Who streams from a standby confirms nothing.
+        !away && state.may_confirm(&world.sky.names[*i])
+    };
+    let back = (0..world.hosts.len()).filter(confirms).count();
+    confirmed_commits_are_kept::stuck(&world.sky, back)
 }
 
 /// How commits are confirmed from here on.
@@ -208,6 +218,18 @@ fn choose_mode(world: &mut World, plan: &Plan) -> Result<(), String> {
         }
     }
     Err(format!("commits are not confirmed: {:?}{}", stuck(world), describe(world)))
+}
+
+/// Half of the members are to stream from another; who follows it before the faults begin is left to the time there is.
+fn choose_sources(world: &mut World) {
+    for i in 0..world.hosts.len() {
+        if world.sky.dice.one_in(2) {
+            world.set_source(i);
+            world.run(world.sky.now + 200 * MS, |_| false);
+        }
+    }
+    let wait = world.sky.dice.between(0, 20 * SECOND);
+    world.run(world.sky.now + wait, |_| false);
 }
 
 /// Runs until all is well; when it was, or why it is not.
@@ -292,6 +314,9 @@ fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
     if plan.sync {
         choose_mode(world, plan)?;
     }
+    if plan.cascade {
+        choose_sources(world);
+    }
     choose_faults(world, plan);
     world.sky.after(1, 0, 0, What::Chaos);
     let until = world.chaos.until;
@@ -375,6 +400,7 @@ impl Batch {
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
         let again = match plan {
             Plan { small: true, .. } => "WORLD_SMALL_SEED",
+            Plan { cascade: true, .. } => "WORLD_CASCADE_SEED",
             Plan { promise: true, .. } => "WORLD_PROMISE_SEED",
             Plan { sync: true, .. } => "WORLD_SYNC_SEED",
             _ => "WORLD_SEED",

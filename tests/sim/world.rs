@@ -120,6 +120,8 @@ pub struct Sky {
     pub sync: bool,
     /// Standbys may outvote a lost primary: managers tell when a promise is half over.
     pub promise: bool,
+    /// Members are set to stream from standbys.
+    pub cascade: bool,
     /// Of WAL receivers, so far.
     pub connections: u32,
 }
@@ -134,7 +136,7 @@ impl Sky {
         mutation: Mutation,
     ) -> Self {
         let (now, queue, events, branches, rough) = (0, Queue::default(), 0, Branches::default(), false);
-        let (sync, promise, connections) = (false, false, 0);
+        let (sync, promise, cascade, connections) = (false, false, false, 0);
         Self {
             now,
             queue,
@@ -149,6 +151,7 @@ impl Sky {
             rough,
             sync,
             promise,
+            cascade,
             connections,
         }
     }

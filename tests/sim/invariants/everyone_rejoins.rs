@@ -15,6 +15,13 @@ pub fn needs_an_operator(world: &World, i: usize) -> bool {
     says || tried || host.disks.manager_lost
 }
 
+/// It streams from the primary, or from somebody who does.
+fn follows(world: &World, i: usize, primary: usize) -> bool {
+    let sender = |i: usize| Some(world.hosts[i].postgres.as_ref()?.receiver.as_ref()?.sender);
+    let mut above = std::iter::successors(sender(i), |i| sender(*i)).take(world.hosts.len());
+    above.any(|sender| sender == primary)
+}
+
 /// The hosts that are not back in line, `None` when there is no primary to follow.
 pub fn missing(world: &World) -> Option<Vec<usize>> {
     let primary = open_primary(world)?;
@@ -22,8 +29,7 @@ pub fn missing(world: &World) -> Option<Vec<usize>> {
     let back = |i: usize| {
         let host = &world.hosts[i];
         let (Some(postgres), Some(data)) = (&host.postgres, &host.disks.place.data) else { return false };
-        let follows = postgres.receiver.as_ref().is_some_and(|r| r.sender == primary);
-        follows && postgres.open && world.sky.branches.is_prefix(data.wal, theirs) && !data.corrupt
+        follows(world, i, primary) && postgres.open && world.sky.branches.is_prefix(data.wal, theirs) && !data.corrupt
     };
     let others = (0..world.hosts.len()).filter(|i| *i != primary);
     Some(others.filter(|i| !needs_an_operator(world, *i) && !back(*i)).collect())
