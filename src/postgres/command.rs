@@ -151,6 +151,14 @@ impl Helper {
         self
     }
 
+    /// What of the agent's own environment begins so stays: a program may be configured by it.
+    pub(super) fn keeping(mut self, prefix: &str) -> Self {
+        let begins = |name: &OsString| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        let kept = std::env::vars_os().filter(|(name, _)| begins(name));
+        self.changes.extend(kept.map(|(name, value)| (name, Some(value))));
+        self
+    }
+
     pub(super) fn holding(mut self, lock: File) -> Self {
         self.input = Input::Lock(lock);
         self
@@ -332,6 +340,17 @@ mod tests {
         let helper = Helper::new(Path::new("/bin"), "sh", Duration::from_secs(5));
         let error = helper.args(["-c", "echo one >&2; echo two >&2; exit 3"]).run(|_| ()).await.err().unwrap();
         assert_eq!(error.to_string(), "sh ended with exit status: 3: one | two");
+    }
+
+    #[tokio::test]
+    async fn a_helper_has_nothing_of_the_agents_environment_but_what_is_kept() {
+        let mut seen = Vec::new();
+        let helper = Helper::new(Path::new("/usr/bin"), "env", Duration::from_secs(5)).keeping("CARGO_PKG_");
+        helper.run(|line| seen.push(line.to_owned())).await.unwrap();
+        assert!(seen.contains(&"CARGO_PKG_NAME=matriarch".to_owned()), "{seen:?}");
+        let names = seen.iter().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+        let others = names.filter(|name| !name.starts_with("CARGO_PKG_")).collect::<std::collections::BTreeSet<_>>();
+        assert!(others.is_subset(&clean_env().iter().map(|(name, _)| *name).collect()), "{others:?}");
     }
 
     #[tokio::test]

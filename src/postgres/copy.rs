@@ -114,9 +114,10 @@ fn restored(line: &str) -> Option<u64> {
     Some(whole.parse::<u64>().ok()? * 100 + format!("{part:0<2}").get(..2)?.parse::<u64>().ok()?)
 }
 
-/// Wherever it is in the search path.
+/// Wherever it is in the search path. Its options may be given as `PGBACKREST_…` in the agent's environment, keys of a
+/// repository above all, and its archive commands, which PostgreSQL runs, have them.
 fn pgbackrest(deadline: Duration) -> Helper {
-    Helper::new(Path::new(""), "pgbackrest", deadline)
+    Helper::new(Path::new(""), "pgbackrest", deadline).keeping("PGBACKREST_")
 }
 
 /// The files from the first to the last.

@@ -249,7 +249,20 @@ impl Pgbackrest {
         ]
     }
 
+    /// A pgBackRest is older than PostgreSQL may be: `false` where it doesn't know this one, which is not Debian's then.
+    async fn knows_this_version(&self) -> bool {
+        let said = self.says("stanza-create").await;
+        let unknown = said.as_ref().is_err_and(|why| why.contains("VersionNotSupportedError"));
+        assert!(!unknown || std::env::var_os("MATRIARCH_TEST_BIN_DIR").is_some(), "{said:?}");
+        said.inspect_err(|why| assert!(unknown, "{why}")).is_ok()
+    }
+
     async fn run(&self, what: &'static str) {
+        let said = self.says(what).await;
+        assert!(said.is_ok(), "{said:?}");
+    }
+
+    async fn says(&self, what: &'static str) -> Result<(), String> {
         let config = format!("--config={}", self.config.display());
         let run = move || {
             let args = [config.as_str(), "--stanza=main", "--log-level-console=info", what];
@@ -257,7 +270,7 @@ impl Pgbackrest {
         };
         let Output { status, stdout, stderr } = tokio::task::spawn_blocking(run).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned();
-        assert!(status.success(), "{what}: {said}");
+        status.success().then_some(()).ok_or_else(|| format!("{what}: {said}"))
     }
 }
 
@@ -293,7 +306,9 @@ async fn backups(repository: impl FnOnce(&Path) -> String) {
     let settings = pgbackrest.settings();
     // What it archives before there is a stanza fails, and is tried again.
     let (mut first, lineage) = archiving(&cluster, &settings).await;
-    pgbackrest.run("stanza-create").await;
+    if !pgbackrest.knows_this_version().await {
+        return eprintln!("this pgBackRest is older than this PostgreSQL: passed over");
+    }
     pgbackrest.run("backup").await;
     first.fills(3).await;
     first.all_archived().await;
@@ -382,7 +397,7 @@ impl S3Server {
 
     fn repository(&self, root: &Path) -> String {
         format!(
-            "repo1-type=s3\nrepo1-path=/matriarch\nrepo1-s3-bucket=backups\nrepo1-s3-endpoint=localhost\nrepo1-s3-region=us-east-1\n\
+            "repo1-type=s3\nrepo1-bundle=y\nrepo1-path=/matriarch\nrepo1-s3-bucket=backups\nrepo1-s3-endpoint=localhost\nrepo1-s3-region=us-east-1\n\
              repo1-s3-key=key\nrepo1-s3-key-secret=secret\nrepo1-s3-uri-style=path\nrepo1-storage-port={}\n\
              repo1-storage-ca-file={}",
             self.port,
