@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Situation, loss, report::Unfit, room, sync};
 use crate::{
     domain::{
-        EndCause, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory,
+        EndCause, Epoch, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory,
         Timings, WalPosition,
         observation::{AgentView, Promise},
     },
@@ -18,7 +18,8 @@ use crate::{
 /// The member to be primary next, where its WAL ends, and by which rule it acknowledges its first commits.
 ///
 /// One that crashed out of the lock not long ago, whose last start failed, or that failed or is stopped still after a
-/// grant in vain, is taken only when nobody else can; where all have crashed, the last one is. An older promotion that failed decides only among equals, for
+/// grant in vain, is taken only when nobody else can; where all have crashed, the last one is. Where everybody else is far
+/// behind, on an older timeline above all, the first grant in vain is forgiven: more than commits of a moment would be lost. An older promotion that failed decides only among equals, for
 /// WAL nobody else has is worth a second try; priority decides only among what is equal then.
 ///
 /// # Errors
@@ -63,6 +64,14 @@ pub fn successor(
             other.timeline == candidate.end.timeline && candidate.end.lsn.bytes_past(other.lsn) <= most
         };
         candidate.just_crashed &= others.is_some_and(fetched);
+    }
+    let others = fit.iter().filter(|(_, c)| !c.vain && !c.passed_over).map(|(_, c)| c.end).max();
+    let forgiven = first_in_vain(s);
+    for (_, candidate) in fit.iter_mut().filter(|(_, c)| c.vain) {
+        let near = |other: WalPosition| {
+            other.timeline >= candidate.end.timeline && candidate.end.lsn.bytes_past(other.lsn) <= most
+        };
+        candidate.passed_over |= !forgiven || others.is_some_and(near);
     }
     let best = fit.into_iter().max_by(|(a_name, a), (b_name, b)| {
         let rank = |name: &MemberId, c: &Candidate| {
@@ -252,6 +261,8 @@ struct Candidate {
     end: WalPosition,
     running: bool,
     passed_over: bool,
+    /// Nothing came of the last grant, which was its own, by a failure, or it is down still.
+    vain: bool,
     /// The epoch that has just ended did so because PostgreSQL crashed here, and its host gives whoever follows what only it has.
     just_crashed: bool,
     failed_to_promote: bool,
@@ -339,7 +350,7 @@ fn fitness(
     }
     // The word of a failed order is overwritten by the start that follows; why the epoch ended is not. It counts until
     // somebody else has become primary.
-    let completed = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch).max();
+    let completed = last_completed(s);
     let late = matches!(agent.ended_by, EndCause::PromotionLate | EndCause::PromotionFailed);
     let failed_to_promote = failed_at(agent, &["promote"]) || (late && Some(agent.ended_epoch) > completed);
     let in_vain = granted_in_vain(s, member);
@@ -349,9 +360,8 @@ fn fitness(
         running,
         // A standby that runs and has not failed was only interrupted, be it by a power cut of all hosts: its WAL,
         // which may be nobody else's, is worth a second try.
-        passed_over: agent.unsteady
-            || failed_at(agent, &["restart", "start"])
-            || (in_vain && (failed_to_promote || !running)),
+        passed_over: agent.unsteady || failed_at(agent, &["restart", "start"]),
+        vain: in_vain && (failed_to_promote || !running),
         just_crashed: released.is_some_and(|r| r.member == *member && r.cause.leaves_wal())
             && agent.gives_wal
             && !s.state.settings.settings().wal_rescue.is_zero(),
@@ -399,6 +409,17 @@ fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
     let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
     let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
     last == member && !promoted
+}
+
+/// The last epoch whose primary was promoted.
+fn last_completed(s: &Situation<'_>) -> Option<Epoch> {
+    s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch).max()
+}
+
+/// Before the last grant, of which nothing came, there was a primary.
+fn first_in_vain(s: &Situation<'_>) -> bool {
+    let Lock::Fenced { previous: Some((epoch, _)), .. } = &s.state.lock else { return false };
+    last_completed(s).is_some_and(|completed| epoch.0 == completed.0 + 1)
 }
 
 /// Its last order was one of these, and failed.

@@ -282,3 +282,21 @@ fn whose_promotion_came_to_no_end_is_not_the_next_one_again_among_equals() {
         assert_eq!(chosen(&bench), again, "its WAL is worth a second try, but not a promotion that hangs: {cause:?}");
     }
 }
+
+#[test]
+fn a_first_grant_in_vain_is_forgiven_where_everybody_else_is_far_behind() {
+    let bench = |of_b: &str, of_c: &str, epoch: u64| {
+        let mut bench = fenced(&[], &[("b", of_b), ("c", of_c)]);
+        let Lock::Fenced { previous, .. } = &mut bench.state.lock else { panic!() };
+        *previous = Some((Epoch(epoch), id("b")));
+        let agent = bench.seals.get_mut(&id("b")).unwrap().agent.as_mut().unwrap();
+        (agent.ended_epoch, agent.ended_by) = (Epoch(epoch), EndCause::PromotionFailed);
+        chosen(&bench)
+    };
+    assert_eq!(bench("standby 2:80", "standby 1:50", 2), "b", "an older timeline");
+    assert_eq!(bench("standby 2:80", "standby 1:50", 3), "c", "once");
+    assert_eq!(bench("stopped 2:80", "standby 1:50", 2), "b", "it was killed meanwhile");
+    let far = format!("standby 2:{}", 81 + (64 << 20));
+    assert_eq!(bench(&far, "standby 2:80", 2), "b", "more than a rescue would fetch");
+    assert_eq!(bench("standby 2:81", "standby 2:80", 2), "c");
+}

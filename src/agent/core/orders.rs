@@ -238,7 +238,11 @@ impl Core {
             return Ok(Task::Follow(source));
         }
         self.complete_data("start")?;
-        let fork = source.as_ref().and_then(|s| s.fork).filter(|fork| self.wal_end_known && self.wal_end > *fork);
+        if source.is_some() && !self.wal_end_known {
+            // Somebody may have promoted it by hand before it ended, to the very number that it is to follow.
+            return Err("where its WAL ends is read first".to_owned());
+        }
+        let fork = source.as_ref().and_then(|s| s.fork).filter(|fork| self.wal_end > *fork);
         if let (Some(fork), Some(source)) = (fork, &source) {
             return Err(format!("its WAL ends at {}, that of {} parts from it at {fork}", self.wal_end, source.member));
         }

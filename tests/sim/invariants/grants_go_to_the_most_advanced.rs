@@ -2,7 +2,7 @@
 //! another that answered (reliability notes §1.11 and §2.1). Written without the policy's own code.
 
 use matriarch::{
-    domain::{PostgresState, SiteFailover, observation::AgentView},
+    domain::{EndCause, PostgresState, SiteFailover, observation::AgentView},
     policy::Situation,
     state::{Command, Kind, Lock},
 };
@@ -26,19 +26,40 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         Lock::Fenced { previous: Some((_, m)), .. } => Some(m),
         _ => None,
     };
+    let (last_epoch, released) = match &s.state.lock {
+        Lock::Fenced { previous, released, .. } => (previous.as_ref().map(|(epoch, _)| *epoch), released.as_ref()),
+        _ => (None, None),
+    };
     for (other, seal) in s.seals.iter().filter(|_| !by_command) {
         let Some(agent) = seal.agent.as_ref().filter(|a| can(s, a)) else { continue };
         // One whose clocks are off must hold no lease, whatever it has.
         let clock_unfit = seal.promise.clock_off_ppm != 0 || agent.clock.own_off;
-        // After a grant in vain one that is stopped still comes last, too (`policy::candidates::successor`).
-        let in_vain = last == Some(other) && agent.state == PostgresState::Stopped;
+        // After a grant in vain one that failed or is stopped still comes last, too (`policy::candidates::successor`), unless
+        // it was the first and everybody else is on an older timeline.
+        let failed_then = matches!(agent.ended_by, EndCause::PromotionLate | EndCause::PromotionFailed);
+        let completed = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch).max();
+        let epoch = last_epoch.filter(|epoch| Some(*epoch) > completed);
+        let first = epoch.zip(completed).is_some_and(|(epoch, completed)| epoch.0 == completed.0 + 1);
+        let in_vain = last == Some(other)
+            && epoch.is_some()
+            && (failed_then || agent.state == PostgresState::Stopped)
+            && !(first && floor.timeline < agent.wal_end.timeline);
+        // Its host gives whoever is granted what it alone has.
+        let gives = released.is_some_and(|r| r.member == *other && r.cause.leaves_wal()) && agent.gives_wal;
         // What operators have set: never by itself, or not before those at another place.
         let of = s.state.settings.of_member(other);
         let sites = s.state.settings.settings().site_failover != SiteFailover::Any;
         let elsewhere = sites && of.site != s.state.settings.of_member(member).site;
         let set_aside = !of.failover || of.priority == 0 || elsewhere;
         // One that crashed out of the lock not long ago comes last, for it may do so again.
-        let passed_over = clock_unfit || failed(agent) || in_vain || set_aside || agent.unsteady;
+        // A copy that has not streamed is an operator's choice only.
+        let passed_over = clock_unfit
+            || failed(agent)
+            || in_vain
+            || gives
+            || set_aside
+            || agent.unsteady
+            || agent.never_streamed;
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");

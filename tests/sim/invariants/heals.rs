@@ -55,6 +55,7 @@ pub fn waits_for_an_operator(world: &World) -> bool {
         "it has priority = 0",
         "site_failover = same",
         "maximum_lag_on_failover is",
+        "may have been acknowledged",
     ];
     let count = |hold: &Hold| unfit.iter().map(|why| hold.to_string().matches(why).count()).sum::<usize>();
     let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
