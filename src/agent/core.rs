@@ -16,6 +16,7 @@ mod events;
 mod heard_test;
 #[cfg(test)]
 mod hung_test;
+mod lend;
 mod lists;
 #[cfg(test)]
 mod lists_test;
@@ -47,6 +48,7 @@ pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
 };
+pub use lend::Wanted;
 pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
 

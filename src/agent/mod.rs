@@ -31,6 +31,7 @@ mod freshness;
 mod guarding;
 mod hands;
 mod lease_news;
+mod lend;
 pub mod order;
 mod pace;
 mod prober;

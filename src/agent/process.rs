@@ -606,6 +606,7 @@ impl Agent {
             keep: self.core.settings().keep_diverged_data,
             copies: self.core.copy_plan(),
             rescue: self.asks_for_wal(),
+            lenders: self.lenders(),
             damaged: self.core.is_damaged(),
         };
         let wakes = self.hands.wakes.clone();

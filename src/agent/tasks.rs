@@ -7,8 +7,10 @@ use std::{
 };
 
 use super::{
+    blame,
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
+    lend::Lenders,
     order::{Source, StopMode, WalHolder},
     prober::{lineage, sight},
     process::Wake,
@@ -55,6 +57,8 @@ pub struct Job {
     pub copies: CopyPlan,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
+    /// Who may have WAL that this member has removed; `None`: nobody is known.
+    pub lenders: Option<Lenders>,
     /// What is in the data directory is damaged.
     pub damaged: bool,
 }
@@ -249,7 +253,12 @@ impl Job {
         self.stop_if_running().await?;
         self.count_what_is_lost(source).await;
         let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
-        let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await;
+        let upstream = Upstream::from(source);
+        let rewind = || self.hands.instance.rewind(&upstream, &progress);
+        let mut outcome = rewind().await;
+        if outcome.as_ref().is_err_and(lacks_wal) && self.borrow_wal(source).await {
+            outcome = rewind().await;
+        }
         let outcome = outcome.map_err(|error| Failure {
             harmless: matches!(error, RewindError::Step(PostgresError::Busy { .. })),
             error: said(error),
@@ -691,6 +700,11 @@ fn is_settled(view: &lease::HolderView) -> bool {
         lease::Phase::Held | lease::Phase::Expired | lease::Phase::Superseded { .. } => true,
         lease::Phase::Idle | lease::Phase::Seeking | lease::Phase::Probing => false,
     }
+}
+
+/// It has changed nothing, for WAL back to the last checkpoint before the fork was not there.
+fn lacks_wal(error: &RewindError) -> bool {
+    matches!(error, RewindError::Failed { touched: false, source } if blame::lacks_wal(&source.to_string()))
 }
 
 /// Writes a checkpoint.
