@@ -4,8 +4,8 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{
-    core::{Event, Refusal},
-    lend::{self, Lenders},
+    core::{Event, Refusal, Unlent},
+    lend::{self, Borrower},
     order::{Address, WalHolder},
     process::Agent,
     rescue::{self, Asker},
@@ -78,12 +78,15 @@ impl Agent {
         Ok(pieces)
     }
 
-    fn lend(&self, to: &Address, request: &v1::ReadSegmentRequest) -> Result<Pieces, String> {
+    fn lend(&self, to: &Address, request: &v1::ReadSegmentRequest) -> Result<Pieces, Status> {
         if !lend::is_of_a_member(&self.hands.codec, request) {
-            return Err("the request has no tag of a member".to_owned());
+            return Err(Status::permission_denied("the request has no tag of a member"));
         }
-        let wanted = lend::wanted(request)?;
-        self.core.may_lend(to, &wanted)?;
+        let wanted = lend::wanted(request).map_err(Status::invalid_argument)?;
+        self.core.may_lend(to, &wanted).map_err(|unlent| match unlent {
+            Unlent::Refused(why) => Status::failed_precondition(why),
+            Unlent::NotYet(why) => Status::out_of_range(why),
+        })?;
         let (sender, pieces) = rescue::pipe();
         tokio::spawn(lend::serve(self.hands.clone(), wanted.segment, request.nonce, sender));
         Ok(pieces)
@@ -104,9 +107,11 @@ impl Agent {
     }
 
     /// Whom to ask for WAL that was removed here.
-    pub(super) fn lenders(&self) -> Option<Lenders> {
+    pub(super) fn borrower(&self) -> Option<Borrower> {
         let others = self.core.others().map(|(member, manager)| (member.clone(), manager.to_owned()));
-        Some(Lenders { members: others.collect(), asker: self.asker()? })
+        let (hands, asker, members) = (self.hands.clone(), self.asker()?, others.collect());
+        let (generation, epoch) = (self.core.durable().generation, self.core.durable().accepted);
+        Some(Borrower { hands, members, asker, generation, epoch })
     }
 
     fn asker(&self) -> Option<Asker> {

@@ -7,19 +7,18 @@ use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc, time::Duration};
 use futures_util::StreamExt as _;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::{
-    Status,
+    Code, Status,
     transport::{Channel, Endpoint},
 };
 
 use super::{
     core::Wanted,
-    hands::{Hands, blocking, said},
+    hands::{Hands, blocking, chain, said},
     order::Source,
-    rescue::{ANSWER, Asker, PIECE, Piece, piece_numbers},
-    tasks::Job,
+    rescue::{ANSWER, Asker, PIECE, Piece, piece_numbers, room},
 };
 use crate::{
-    domain::{Lsn, MemberId, TimelineHistory, TimelineId, WalPosition},
+    domain::{Epoch, Generation, Lsn, MemberId, TimelineHistory, TimelineId, WalPosition},
     lease::wire::Codec,
     postgres::Segment,
     rpc::v1::{self, peer_client::PeerClient},
@@ -37,12 +36,18 @@ static LENT: Semaphore = Semaphore::const_new(2);
 /// What tags of requests are made of.
 const REQUEST: &str = "read segment";
 
-/// Whom to ask, in this order, and how.
-pub struct Lenders {
-    /// With `host:port` of their managers.
+/// Whoever lacks WAL, and whom it may ask.
+pub struct Borrower {
+    /// What to touch things with.
+    pub hands: Hands,
+    /// The other members, with `host:port` of their managers.
     pub members: Vec<(MemberId, String)>,
     /// What a request says.
     pub asker: Asker,
+    /// Of the cluster.
+    pub generation: Generation,
+    /// Highest epoch accepted.
+    pub epoch: Epoch,
 }
 
 /// A member that may have what is missing.
@@ -58,6 +63,25 @@ struct Own {
     /// The size of segment files, in bytes.
     segment: u64,
     history: TimelineHistory,
+}
+
+/// Why a member gave nothing.
+struct Unlent {
+    why: String,
+    /// It has none of that segment yet, or not all.
+    not_yet: bool,
+}
+
+impl From<String> for Unlent {
+    fn from(why: String) -> Self {
+        Self { why, not_yet: false }
+    }
+}
+
+impl From<Status> for Unlent {
+    fn from(status: Status) -> Self {
+        Self { why: status.message().to_owned(), not_yet: status.code() == Code::OutOfRange }
+    }
 }
 
 fn request_parts(request: &v1::ReadSegmentRequest) -> Vec<u8> {
@@ -118,13 +142,13 @@ pub async fn serve(hands: Hands, segment: Segment, nonce: u64, pieces: mpsc::Sen
     tracing::info!(segment = segment.name(), "lent WAL to another member");
 }
 
-impl Job {
+impl Borrower {
     /// pg_rewind needs the WAL from the last checkpoint before the fork on, and some of it is gone here. True when some came.
-    pub(super) async fn borrow_wal(&self, source: &Source) -> bool {
+    pub async fn for_rewind(&self, source: &Source) -> bool {
         let mut bytes = 0;
         let borrowed = tokio::time::timeout(LONGEST, self.borrow(source, &mut bytes)).await;
         let elsewhere = self.hands.instance.forget_lent().await;
-        match borrowed.unwrap_or_else(|_| Err("it took too long".to_owned())).and(elsewhere.map_err(said)) {
+        match borrowed.unwrap_or_else(|_| Err("it took too long".to_owned())).and_then(|()| elsewhere.map_err(said)) {
             Ok(()) => tracing::info!(event = events::BORROWED, bytes, "got WAL for the rewind from other members"),
             Err(error) => tracing::warn!(error, bytes, "WAL for the rewind could not be got from other members"),
         }
@@ -136,7 +160,7 @@ impl Job {
         let fork = source.fork.ok_or("nobody said where the histories part")?.lsn;
         let own = self.own_wal().await?;
         let mut lenders = self.lenders_of(&source.member);
-        let most = MOST.min(self.room(own.segment).await / 2);
+        let most = MOST.min(room(&self.hands, own.segment).await / 2);
         let (mut redo, mut number) = (None, fork.0.saturating_sub(1) / own.segment);
         loop {
             let segment = Segment::on(&own.history, number, own.segment);
@@ -161,6 +185,82 @@ impl Job {
         }
     }
 
+    /// A standby whose WAL ends at `end` needs what the member that it follows, `upstream`, has removed: whole segments from there
+    /// on, up to the first that `upstream` has as well. They are put where `restore_command` finds them. How many bytes came.
+    pub async fn for_standby(&self, (history, end): (TimelineHistory, Lsn), upstream: &MemberId) -> u64 {
+        let mut bytes = 0;
+        let borrowed = tokio::time::timeout(LONGEST, self.offer(history, end, upstream, &mut bytes)).await;
+        match borrowed.unwrap_or_else(|_| Err("it took too long".to_owned())) {
+            Ok(()) => {
+                tracing::info!(
+                    event = events::BORROWED,
+                    bytes,
+                    "got WAL that the primary has removed from other members"
+                );
+                bytes
+            }
+            Err(error) => {
+                tracing::warn!(error, bytes, "WAL that the primary has removed could not be got from other members");
+                if let Err(error) = self.hands.instance.forget_lent().await {
+                    tracing::warn!(error = chain(&error), "failed to remove WAL that is of no use");
+                }
+                0
+            }
+        }
+    }
+
+    async fn offer(
+        &self,
+        history: TimelineHistory,
+        end: Lsn,
+        upstream: &MemberId,
+        bytes: &mut u64,
+    ) -> Result<(), String> {
+        let instance = self.hands.instance.clone();
+        let control = blocking(move || instance.control_data().map_err(said)).await??;
+        let own = Own { system: control.system_identifier, segment: control.wal_segment_bytes, history };
+        let mut lenders = self.lenders_of(upstream);
+        let most = MOST.min(room(&self.hands, own.segment).await / 2);
+        for number in end.0 / own.segment.. {
+            let segment = Segment::on(&own.history, number, own.segment);
+            if *bytes + segment.bytes > most {
+                return Err(format!("more than {most} bytes are missing, or there is no room for them"));
+            }
+            let lender = self.offered(&mut lenders, (segment, &own), *bytes).await?;
+            *bytes += lender.as_ref().map_or(0, |_| segment.bytes);
+            if lender.is_none_or(|lender| lender == *upstream) {
+                break;
+            }
+        }
+        if *bytes == 0 {
+            return Err(format!("{upstream} has not removed what is missing"));
+        }
+        let instance = self.hands.instance.clone();
+        blocking(move || instance.lend().map_err(said)).await?
+    }
+
+    /// Who gave it; `None`: the first of them, who is followed, still writes it. What one has removed it may have of later segments.
+    async fn offered(
+        &self,
+        lenders: &mut [Lender],
+        (segment, own): (Segment, &Own),
+        before: u64,
+    ) -> Result<Option<MemberId>, String> {
+        let mut why = Vec::new();
+        for (place, lender) in lenders.iter_mut().enumerate() {
+            match self.borrow_from(lender, (segment, own), before).await {
+                Ok(()) => {
+                    let instance = self.hands.instance.clone();
+                    blocking(move || instance.offer_lent(segment).map_err(said)).await??;
+                    return Ok(Some(lender.member.clone()));
+                }
+                Err(Unlent { not_yet: true, .. }) if place == 0 => return Ok(None),
+                Err(Unlent { why: error, .. }) => why.push(format!("{}: {error}", lender.member)),
+            }
+        }
+        Err(format!("no member gives {}: {}", segment.name(), why.join("; ")))
+    }
+
     async fn own_wal(&self) -> Result<Own, String> {
         let end = self.hands.instance.wal_end_on_disk().await.map_err(said)?;
         let instance = self.hands.instance.clone();
@@ -174,12 +274,11 @@ impl Job {
 
     /// The primary first: it has to have most of it anyway.
     fn lenders_of(&self, primary: &MemberId) -> Vec<Lender> {
-        let known = self.lenders.iter().flat_map(|lenders| &lenders.members);
         let lender = |(member, manager): &(MemberId, String)| {
             let (member, manager) = (member.clone(), manager.clone());
             Lender { member, manager, client: None }
         };
-        let mut lenders: Vec<Lender> = known.map(lender).collect();
+        let mut lenders: Vec<Lender> = self.members.iter().map(lender).collect();
         lenders.sort_by_key(|lender| lender.member != *primary);
         lenders
     }
@@ -194,8 +293,11 @@ impl Job {
         let mut why = Vec::new();
         while let Some(lender) = lenders.first_mut() {
             match self.borrow_from(lender, (segment, own), before).await {
-                Ok(()) => return Ok(()),
-                Err(error) => {
+                Ok(()) => {
+                    let instance = self.hands.instance.clone();
+                    return blocking(move || instance.keep_lent(segment).map_err(said)).await?;
+                }
+                Err(Unlent { why: error, .. }) => {
                     tracing::warn!(member = %lender.member, segment = segment.name(), error, "WAL was not to be had");
                     why.push(format!("{}: {error}", lender.member));
                 }
@@ -210,9 +312,9 @@ impl Job {
         lender: &mut Lender,
         (segment, own): (Segment, &Own),
         before: u64,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unlent> {
         let silent = |_| "it doesn't answer".to_owned();
-        let request = self.segment_request(&lender.member, (segment, own))?;
+        let request = self.segment_request(&lender.member, (segment, own));
         let nonce = request.nonce;
         let ask = async {
             let client = match &mut lender.client {
@@ -222,36 +324,30 @@ impl Job {
                     none.insert(PeerClient::new(endpoint.connect().await.map_err(said)?))
                 }
             };
-            client.read_segment(request).await.map_err(|status| status.message().to_owned())
+            Ok::<_, Unlent>(client.read_segment(request).await?)
         };
         let mut pieces = tokio::time::timeout(SILENCE, ask).await.map_err(silent)??.into_inner();
         let instance = self.hands.instance.clone();
         let file: Arc<File> = blocking(move || instance.lend_into(segment).map_err(said)).await??.into();
         let mut at = segment.start;
         while let Some(piece) = tokio::time::timeout(SILENCE, pieces.next()).await.map_err(silent)? {
-            let piece = piece.map_err(|status| status.message().to_owned())?;
+            let piece = piece?;
             let numbers = piece_numbers(nonce, piece.lsn, piece.end);
             let next = Lsn(at.0 + piece.data.len() as u64);
             let tagged = self.hands.codec.is_tag(&piece.tag, ANSWER, &[&numbers, &piece.data]);
             if piece.lsn != at.0 || next > segment.end() || !tagged {
-                return Err(format!("what came for {at} is not what was asked for"));
+                return Err(format!("what came for {at} is not what was asked for").into());
             }
             let (file, offset) = (Arc::clone(&file), at.bytes_past(segment.start));
             blocking(move || file.write_all_at(&piece.data, offset).map_err(said)).await??;
             at = next;
             self.hands.progress("fetching WAL from other members", before + at.bytes_past(segment.start), 0);
         }
-        self.hands.instance.check_lent(segment, own.system, &own.history).await.map_err(said)?;
-        let instance = self.hands.instance.clone();
-        blocking(move || instance.keep_lent(segment).map_err(said)).await?
+        self.hands.instance.check_lent(segment, own.system, &own.history).await.map_err(|error| said(error).into())
     }
 
-    fn segment_request(
-        &self,
-        to: &MemberId,
-        (segment, own): (Segment, &Own),
-    ) -> Result<v1::ReadSegmentRequest, String> {
-        let asker = &self.lenders.as_ref().ok_or("nobody is known to ask")?.asker;
+    fn segment_request(&self, to: &MemberId, (segment, own): (Segment, &Own)) -> v1::ReadSegmentRequest {
+        let asker = &self.asker;
         let mut request = v1::ReadSegmentRequest {
             to: Some(v1::Target {
                 cluster_id: asker.cluster.0.clone(),
@@ -269,7 +365,7 @@ impl Job {
             tag: bytes::Bytes::new(),
         };
         request.tag = self.hands.codec.tag(REQUEST, &[&request_parts(&request)]).into();
-        Ok(request)
+        request
     }
 }
 

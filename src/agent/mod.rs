@@ -22,6 +22,7 @@
 
 pub mod acks;
 mod archive;
+mod aside;
 mod asks;
 mod blame;
 pub mod core;

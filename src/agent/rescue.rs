@@ -172,6 +172,14 @@ async fn segment(instance: &Instance) -> Result<u64, String> {
     blocking(move || instance.control_data().map(|control| control.wal_segment_bytes).map_err(said)).await?
 }
 
+/// How much can be put into `pg_wal` without taking from PostgreSQL what it needs to go on.
+pub(super) async fn room(hands: &Hands, segment: u64) -> u64 {
+    let instance = hands.instance.clone();
+    let space = blocking(move || instance.space()).await;
+    let free = space.ok().and_then(Result::ok).map(|space| space.wal.unwrap_or(space.data).free);
+    free.unwrap_or(0).saturating_sub(SPARE * segment)
+}
+
 async fn tag_before(hands: &Hands, segment: u64, at: WalPosition) -> Result<Vec<u8>, String> {
     let (instance, codec) = (hands.instance.clone(), hands.codec.clone());
     blocking(move || instance.wal_before(segment, at).map(|wal| codec.tag(BEFORE, &[&wal])).map_err(said)).await?
@@ -321,20 +329,12 @@ impl Job {
             from: from.0,
             record: record.0,
             before: tag_before(&self.hands, segment, at).await?.into(),
-            most_bytes: asker.most.min(self.room(segment).await),
+            most_bytes: asker.most.min(room(&self.hands, segment).await),
             nonce: uuid::Uuid::new_v4().as_u64_pair().0,
             tag: Bytes::new(),
         };
         request.tag = request_tag(&self.hands.codec, &request).into();
         Ok(request)
-    }
-
-    /// How much can be put into `pg_wal` without taking from PostgreSQL what it needs to go on.
-    pub(super) async fn room(&self, segment: u64) -> u64 {
-        let instance = self.hands.instance.clone();
-        let space = blocking(move || instance.space()).await;
-        let free = space.ok().and_then(Result::ok).map(|space| space.wal.unwrap_or(space.data).free);
-        free.unwrap_or(0).saturating_sub(SPARE * segment)
     }
 
     /// The promotion would replay it as well, but nobody could see then how far it is.

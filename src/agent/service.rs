@@ -41,7 +41,7 @@ pub enum Ask {
     /// Read WAL that a crashed primary has left here.
     ReadWal(Address, v1::ReadWalRequest, oneshot::Sender<Result<Pieces, String>>),
     /// Read a segment of WAL that another member has removed.
-    ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, String>>),
+    ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, Status>>),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
 }
@@ -114,8 +114,7 @@ impl agent_server::Agent for Service {
         let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
         let (sender, answer) = oneshot::channel();
         let ask = Ask::ReadSegment(to, request, sender);
-        let pieces = self.ask(ask, answer).await?.map_err(Status::failed_precondition)?;
-        Ok(Response::new(ReceiverStream::new(pieces)))
+        Ok(Response::new(ReceiverStream::new(self.ask(ask, answer).await??)))
     }
 
     async fn brief(&self, request: Request<v1::BriefRequest>) -> Result<Response<v1::BriefReply>, Status> {

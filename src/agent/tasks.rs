@@ -10,7 +10,7 @@ use super::{
     blame,
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
-    lend::Lenders,
+    lend::Borrower,
     order::{Source, StopMode, WalHolder},
     prober::{lineage, sight},
     process::Wake,
@@ -58,7 +58,7 @@ pub struct Job {
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
     /// Who may have WAL that this member has removed; `None`: nobody is known.
-    pub lenders: Option<Lenders>,
+    pub borrower: Option<Borrower>,
     /// What is in the data directory is damaged.
     pub damaged: bool,
 }
@@ -256,7 +256,9 @@ impl Job {
         let upstream = Upstream::from(source);
         let rewind = || self.hands.instance.rewind(&upstream, &progress);
         let mut outcome = rewind().await;
-        if outcome.as_ref().is_err_and(lacks_wal) && self.borrow_wal(source).await {
+        if let Some(borrower) = self.borrower.as_ref().filter(|_| outcome.as_ref().is_err_and(lacks_wal))
+            && borrower.for_rewind(source).await
+        {
             outcome = rewind().await;
         }
         let outcome = outcome.map_err(|error| Failure {
@@ -337,6 +339,9 @@ impl Job {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         let instance = &self.hands.instance;
+        if let Err(error) = instance.forget_lent().await {
+            tracing::warn!(error = chain(&error), "failed to remove WAL that other members have lent");
+        }
         match self.count_what_is_lost(source).await {
             Left::Tail(tail) => self.marked(instance.mark_diverged(tail)),
             _ if self.damaged => self.marked(instance.mark_as("damaged")),

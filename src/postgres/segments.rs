@@ -17,6 +17,8 @@ use crate::domain::{
 
 /// pg_waldump reads a segment of the usual size in a tenth of a second, and the largest in some.
 const READ: Duration = Duration::from_secs(60);
+/// Beside segments that are for a standby.
+const READY: &str = "ready";
 /// `XLogLongPageHeaderData`, at the beginning of a segment, and `XLogPageHeaderData` (xlog_internal.h).
 const LONG_HEADER: usize = 40;
 const HEADER: usize = 24;
@@ -67,12 +69,22 @@ impl Instance {
         self.beside_wal(".wal-lent", ".lent")
     }
 
+    /// Where they are until they were looked at.
+    fn lent_unseen(&self) -> PathBuf {
+        self.lent().join("unseen")
+    }
+
+    /// What is lent is for a standby: its `restore_command` gets it.
+    pub fn lends(&self) -> bool {
+        self.lent().join(READY).exists()
+    }
+
     /// A new, empty file for what another member gives of it.
     ///
     /// # Errors
     /// It can't be made.
     pub fn lend_into(&self, segment: Segment) -> Result<File, PostgresError> {
-        let dir = self.lent();
+        let dir = self.lent_unseen();
         fs::create_dir_all(&dir).map_err(PostgresError::file("creating", &dir))?;
         let path = dir.join(segment.name());
         File::create(&path).map_err(PostgresError::file("creating", &path))
@@ -89,9 +101,9 @@ impl Instance {
         system: u64,
         history: &TimelineHistory,
     ) -> Result<(), PostgresError> {
-        let (path, history) = (self.lent().join(segment.name()), history.clone());
+        let (path, history) = (self.lent_unseen().join(segment.name()), history.clone());
         files::reading(move || check_pages(&path, segment, system, &history)).await?;
-        self.checkpoint_in(&self.lent(), segment, segment.end()).await.map(drop)
+        self.checkpoint_in(&self.lent_unseen(), segment, segment.end()).await.map(drop)
     }
 
     /// Puts it among this member's WAL, if there is no such file.
@@ -99,7 +111,7 @@ impl Instance {
     /// # Errors
     /// It can't be written to the disk, or not be linked.
     pub fn keep_lent(&self, segment: Segment) -> Result<(), PostgresError> {
-        let (path, place) = (self.lent().join(segment.name()), self.pg_wal().join(segment.name()));
+        let (path, place) = (self.lent_unseen().join(segment.name()), self.pg_wal().join(segment.name()));
         File::open(&path).and_then(|file| file.sync_all()).map_err(PostgresError::file("syncing", &path))?;
         match fs::hard_link(&path, &place) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -109,6 +121,28 @@ impl Instance {
         }
         files::sync_dir(&self.pg_wal())?;
         files::remove(&path).map(drop)
+    }
+
+    /// Puts it where a standby's `restore_command` finds it, once [`Instance::lend`] was called.
+    ///
+    /// # Errors
+    /// It can't be renamed.
+    pub fn offer_lent(&self, segment: Segment) -> Result<(), PostgresError> {
+        let (path, place) = (self.lent_unseen().join(segment.name()), self.lent().join(segment.name()));
+        fs::rename(&path, &place).map_err(PostgresError::file("putting in place", &place))
+    }
+
+    /// From the next change of the configuration on a standby takes what was offered.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn lend(&self) -> Result<(), PostgresError> {
+        files::ensure(&self.lent().join(READY), "")
+    }
+
+    /// Where a standby finds what is lent to it; `None`: nothing is.
+    pub(super) fn lent_to_standby(&self) -> Option<PathBuf> {
+        self.lends().then(|| self.lent())
     }
 
     /// Removes what is kept apart.
@@ -179,7 +213,8 @@ impl Instance {
 /// Of a line of pg_waldump for a checkpoint: where recovery from it begins.
 fn redo_of(line: &str) -> Option<Lsn> {
     let (_, desc) = line.split_once(" desc: ")?;
-    let rest = desc.strip_prefix("CHECKPOINT_ONLINE redo ").or(desc.strip_prefix("CHECKPOINT_SHUTDOWN redo "))?;
+    let of = |kind: &str| desc.strip_prefix(kind)?.strip_prefix(" redo ");
+    let rest = of("CHECKPOINT_ONLINE").or_else(|| of("CHECKPOINT_SHUTDOWN"))?;
     rest.split(';').next()?.trim().parse().ok()
 }
 

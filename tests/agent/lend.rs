@@ -66,12 +66,13 @@ impl Host {
         self.local().postgresql.data_dir.join("pg_wal")
     }
 
-    async fn knows(&mut self, epoch: u64, others: &[&Host]) {
+    /// Whom it may ask; where `lineage` is given, it is told the history that a standby goes on by.
+    async fn knows(&mut self, epoch: u64, others: &[&Host], lineage: Option<v1::Lineage>) {
         let mut managers = BTreeMap::new();
         for host in others {
             managers.insert(host.local().id.to_string(), manager_of(host).await);
         }
-        let briefing = Some(v1::Briefing { epoch, managers, ..Default::default() });
+        let briefing = Some(v1::Briefing { epoch, managers, lineage, ..Default::default() });
         self.agent.brief(v1::BriefRequest { to: self.to(0), briefing }).await.unwrap();
     }
 
@@ -157,7 +158,7 @@ fn a_diverged_primary_that_has_removed_its_wal_is_rewound_with_that_of_a_member(
     as_postgres(name, || async {
         let cluster = Cluster::new();
         let Removed { mut first, second, third, fork, segments } = removed(&cluster).await;
-        first.knows(2, &[&second, &third]).await;
+        first.knows(2, &[&second, &third], None).await;
         let rewound = first.is_rewound(2, &second, fork).await;
         assert_eq!((rewound.last_order.unwrap().error.as_str(), rewound.rewind_failures), ("", 0));
         // Recovery begins in them, and the primary has none of them.
@@ -177,7 +178,7 @@ fn wal_of_a_member_that_is_damaged_is_refused_and_a_copy_is_due() {
     as_postgres(name, || async {
         let cluster = Cluster::new();
         let Removed { mut first, second, third, fork, segments } = removed(&cluster).await;
-        first.knows(2, &[&second, &third]).await;
+        first.knows(2, &[&second, &third], None).await;
         let newest = segments.last().unwrap();
         let file = fs::OpenOptions::new().write(true).open(third.pg_wal().join(newest)).unwrap();
         file.write_all_at(b"damaged", 100_000).unwrap();
@@ -191,5 +192,57 @@ fn wal_of_a_member_that_is_damaged_is_refused_and_a_copy_is_due() {
         first.follow(2, Some(&second)).await;
         first.until("it streams", |s| s.streaming && s.state() == State::Standby).await;
         assert_eq!(first.rows().await, second.rows().await);
+    });
+}
+
+#[test]
+fn a_standby_whose_wal_the_primary_has_removed_gets_it_from_another_standby() {
+    let name = "lend::a_standby_whose_wal_the_primary_has_removed_gets_it_from_another_standby";
+    as_postgres(name, || async {
+        let cluster = Cluster::new();
+        let mut first = cluster.primary().await;
+        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
+        second.copy_and_follow(1, &first).await;
+        third.copy_and_follow(1, &first).await;
+        // What a killed command of the archive has left goes with its server.
+        let left = second.pg_wal().join("000000020000000000000003.matriarch-check");
+        fs::write(&left, "").unwrap();
+        second.stop(1, false).await;
+        second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+        assert!(!left.exists());
+        let client = first.client().await;
+        client.batch_execute("SELECT pg_drop_replication_slot('matriarch_n2')").await.unwrap();
+        client.batch_execute("ALTER SYSTEM SET wal_keep_size = 0").await.unwrap();
+        client.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        for statement in
+            ["INSERT INTO t SELECT generate_series(1, 20000)", "SELECT pg_switch_wal()", "CHECKPOINT"].repeat(4)
+        {
+            client.batch_execute(statement).await.unwrap();
+        }
+        let written = first.status().await.wal_end.unwrap().lsn;
+        third.until("it has all", |s| s.streaming && s.wal_end.unwrap().lsn >= written).await;
+        client.batch_execute("CHECKPOINT").await.unwrap();
+        let needed = second.status().await.wal_end.unwrap();
+        let file = format!("{:08X}{:08X}{:08X}", needed.timeline, needed.lsn >> 32, (needed.lsn >> 24) & 0xff);
+        assert!(!first.pg_wal().join(&file).exists() && third.pg_wal().join(&file).exists(), "{file}");
+        let history = first.status().await.history;
+        let lineage = Some(v1::Lineage { timeline: 2, switches: history });
+        second.knows(1, &[&first, &third], lineage).await;
+        second.follow(1, Some(&first)).await;
+        let well = second.until("it streams", |s| s.streaming && s.state() == State::Standby).await;
+        assert!(well.cure.is_none() && well.clone_failures == 0, "{well:?}");
+        let rows = first.rows().await;
+        let (data, run) = (second.local().postgresql.data_dir.clone(), second.local().agent.runtime_dir.clone());
+        // What was lent goes, and with it what PostgreSQL is told of it.
+        let tells = || fs::read_to_string(data.join("postgresql.conf")).unwrap().contains("restore_command = ''");
+        let begun = std::time::Instant::now();
+        while second.rows().await != rows
+            || data.with_extension("wal-lent").exists()
+            || run.join("restore.json").exists()
+            || !tells()
+        {
+            assert!(begun.elapsed() < super::DEADLINE, "it is not as before");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     });
 }

@@ -19,6 +19,11 @@ pub(super) struct Lineage {
 }
 
 impl Lineage {
+    /// Up to the timeline that the primary writes, as far as it was told.
+    pub(super) fn history(&self) -> Option<&TimelineHistory> {
+        self.history.as_ref()
+    }
+
     /// Whoever doesn't know them says nothing of them.
     pub(super) fn take_managers(&mut self, told: BTreeMap<MemberId, String>) {
         if !told.is_empty() {

@@ -1,7 +1,26 @@
 //! WAL that this member has and that another may ask for, because it has removed it.
 
 use super::Core;
-use crate::{agent::order::Address, domain::PostgresState, postgres::Segment};
+use crate::{
+    agent::order::Address,
+    domain::{Lsn, MemberId, PostgresState, TimelineHistory},
+    postgres::Segment,
+};
+
+/// Why somebody does not get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unlent {
+    /// For the reason given.
+    Refused(String),
+    /// Not all of it is written here.
+    NotYet(String),
+}
+
+impl From<String> for Unlent {
+    fn from(why: String) -> Self {
+        Unlent::Refused(why)
+    }
+}
 
 /// A segment that somebody asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +34,23 @@ pub struct Wanted {
 }
 
 impl Core {
+    /// WAL that this standby needs is gone where it streams from, and no archive has it: whom it follows, where its WAL ends, and by which
+    /// history it goes on. From then on it doesn't count as of no use until [`Event::Borrowed`](super::Event::Borrowed).
+    pub fn borrows(&mut self) -> Option<(MemberId, Lsn, TimelineHistory)> {
+        // What lies past the end that is known is fetched once more at worst.
+        let idle = self.work.is_none() && self.state() == PostgresState::Standby && self.wal_end.lsn > Lsn(0);
+        let upstream = self.follows.clone().filter(|_| idle && self.cure.wants_wal())?;
+        let history = self.lineage.history().filter(|history| history.includes(self.wal_end))?.clone();
+        self.others().next()?;
+        self.cure.borrow();
+        Some((upstream, self.wal_end.lsn, history))
+    }
+
+    /// Nobody is asked for WAL any more; so many bytes came. `None`: that was given up for other work.
+    pub fn borrowed(&mut self, bytes: Option<u64>) {
+        self.cure.borrowed(bytes.map(|bytes| bytes > 0));
+    }
+
     /// The request is for this member of this cluster.
     ///
     /// # Errors
@@ -33,7 +69,7 @@ impl Core {
     ///
     /// # Errors
     /// Why not.
-    pub fn may_lend(&self, to: &Address, wanted: &Wanted) -> Result<(), String> {
+    pub fn may_lend(&self, to: &Address, wanted: &Wanted) -> Result<(), Unlent> {
         self.is_for_this(to, wanted.system)?;
         let streams = self.sight.as_ref().is_some_and(|sight| sight.streaming);
         let in_line = match self.state() {
@@ -42,7 +78,7 @@ impl Core {
             _ => false,
         };
         if !in_line || !self.wal_end_known {
-            return Err("it is neither a primary nor a standby that streams".to_owned());
+            return Err("it is neither a primary nor a standby that streams".to_owned().into());
         }
         let Wanted { segment, first_record, .. } = *wanted;
         let (ours, timeline) = (&self.history, segment.timeline);
@@ -51,11 +87,12 @@ impl Core {
             end => end.ok_or_else(|| format!("timeline {timeline} is not of its history"))?,
         };
         if segment.end() > until {
-            return Err(format!("{} ends past {until}, where timeline {timeline} does here", segment.name()));
+            let why = format!("{} ends past {until}, where timeline {timeline} does here", segment.name());
+            return Err(if timeline == ours.timeline { Unlent::NotYet(why) } else { why.into() });
         }
         match (first_record, ours.first_records.get(&timeline)) {
             (Some(theirs), Some(own)) if theirs != *own => {
-                Err(format!("another promotion began its timeline {timeline}"))
+                Err(format!("another promotion began its timeline {timeline}").into())
             }
             _ => Ok(()),
         }
@@ -72,7 +109,7 @@ mod checks {
 
     const BYTES: u64 = 1 << 20;
 
-    fn asked(core: &Core, timeline: u32, number: u64, first_record: Option<u32>) -> Result<(), String> {
+    fn asked(core: &Core, timeline: u32, number: u64, first_record: Option<u32>) -> Result<(), Unlent> {
         let (cluster_id, generation) = (core.durable.cluster_id.clone(), core.durable.generation);
         let to = Address { cluster_id, generation, target: "n1".to_owned() };
         let segment = Segment { timeline: TimelineId(timeline), start: Lsn(number * BYTES), bytes: BYTES };
@@ -94,9 +131,9 @@ mod checks {
     fn only_whole_segments_before_the_end_of_their_timeline_are_lent() {
         let core = lender();
         assert_eq!(asked(&core, 1, 2, None), Ok(()));
-        assert!(asked(&core, 1, 3, None).is_err(), "the fork lies in it");
+        assert!(matches!(asked(&core, 1, 3, None), Err(Unlent::Refused(_))), "the fork lies in it");
         assert_eq!(asked(&core, 2, 5, Some(9)), Ok(()));
-        assert!(asked(&core, 2, 6, None).is_err(), "it is being written");
+        assert!(matches!(asked(&core, 2, 6, None), Err(Unlent::NotYet(_))), "it is being written");
         assert!(asked(&core, 3, 1, None).is_err(), "of nobody's history");
         assert!(asked(&core, 2, 5, Some(8)).is_err(), "another timeline of that number");
     }
