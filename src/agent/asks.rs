@@ -4,7 +4,8 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{
-    core::{Event, Refusal},
+    core::{Event, Refusal, Unlent},
+    lend::{self, Borrower},
     order::{Address, WalHolder},
     process::Agent,
     rescue::{self, Asker},
@@ -56,6 +57,7 @@ impl Agent {
                 Err(reason) => drop(reply.send(Err(reason))),
             },
             Ask::ReadWal(to, request, reply) => drop(reply.send(self.give_wal(&to, request))),
+            Ask::ReadSegment(to, request, reply) => drop(reply.send(self.lend(&to, &request))),
         }
         self.look_around();
         Ok(())
@@ -76,6 +78,20 @@ impl Agent {
         Ok(pieces)
     }
 
+    fn lend(&self, to: &Address, request: &v1::ReadSegmentRequest) -> Result<Pieces, Status> {
+        if !lend::is_of_a_member(&self.hands.codec, request) {
+            return Err(Status::permission_denied("the request has no tag of a member"));
+        }
+        let wanted = lend::wanted(request).map_err(Status::invalid_argument)?;
+        self.core.may_lend(to, &wanted).map_err(|unlent| match unlent {
+            Unlent::Refused(why) => Status::failed_precondition(why),
+            Unlent::NotYet(why) => Status::out_of_range(why),
+        })?;
+        let (sender, pieces) = rescue::pipe();
+        tokio::spawn(lend::serve(self.hands.clone(), wanted.segment, request.nonce, sender));
+        Ok(pieces)
+    }
+
     /// What becomes other WAL is read no more.
     pub(super) fn end_serving(&mut self) {
         if !self.core.has_wal_left()
@@ -87,14 +103,25 @@ impl Agent {
 
     /// Whom a promotion asks for WAL, and how.
     pub(super) fn asks_for_wal(&self) -> Option<(WalHolder, Asker)> {
-        let (holder, durable, settings) = (self.core.wal_holder()?, self.core.durable(), self.core.settings());
-        let asker = Asker {
+        Some((self.core.wal_holder()?.clone(), self.asker()?))
+    }
+
+    /// Whom to ask for WAL that was removed here.
+    pub(super) fn borrower(&self) -> Option<Borrower> {
+        let others = self.core.others().map(|(member, manager)| (member.clone(), manager.to_owned()));
+        let (hands, asker, members) = (self.hands.clone(), self.asker()?, others.collect());
+        let (generation, epoch) = (self.core.durable().generation, self.core.durable().accepted);
+        Some(Borrower { hands, members, asker, generation, epoch })
+    }
+
+    fn asker(&self) -> Option<Asker> {
+        let (durable, settings) = (self.core.durable(), self.core.settings());
+        Some(Asker {
             cluster: durable.cluster_id.clone(),
             me: self.identity.member.to_string(),
             system: self.core.system_identifier()?,
             most: settings.wal_rescue_max,
             patience: settings.wal_rescue,
-        };
-        Some((holder.clone(), asker))
+        })
     }
 }

@@ -98,6 +98,11 @@ pub fn is_gone(words: &str) -> bool {
     (words.contains("requested WAL segment") && words.contains("has already been removed")) || slot
 }
 
+/// pg_rewind did not find WAL from before the fork.
+pub fn lacks_wal(words: &str) -> bool {
+    words.contains("could not find previous WAL record")
+}
+
 /// What pg_rewind, or who looks before it, says when it would say the same the next time.
 const NO_REWIND: &[&str] = &[
     // WAL from before the fork is not there any more.

@@ -16,6 +16,7 @@ mod events;
 mod heard_test;
 #[cfg(test)]
 mod hung_test;
+mod lend;
 mod lists;
 #[cfg(test)]
 mod lists_test;
@@ -47,6 +48,7 @@ pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
 };
+pub use lend::{Unlent, Wanted};
 pub use orders::{covers, grows_from, is_as_granted};
 use stuck::Stuck;
 
@@ -299,6 +301,7 @@ impl Core {
             Event::Uncovered { life, view } if life == self.life => self.uncovered = view,
             Event::Archive { life, seen } if life == self.life => self.on_archive(*seen, now),
             Event::Copied(method) => self.on_copied(method),
+            Event::Borrowed(bytes) => self.borrowed(Some(bytes)),
             Event::Lost(lost) => self.on_lost(lost, &mut out),
             Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),

@@ -462,6 +462,7 @@ fn make_safe(instance: &Instance) {
             if instance.rewind_unfinished() { Ok(()) } else { instance.set_standby_signal(true) },
         ),
         ("remove the stub history files", instance.remove_stubs()),
+        ("remove what was compared with the archive", instance.remove_checks()),
     ];
     for (what, result) in done {
         if let Err(error) = result {

@@ -22,6 +22,7 @@
 
 pub mod acks;
 mod archive;
+mod aside;
 mod asks;
 mod blame;
 pub mod core;
@@ -31,6 +32,7 @@ mod freshness;
 mod guarding;
 mod hands;
 mod lease_news;
+mod lend;
 pub mod order;
 mod pace;
 mod phases;

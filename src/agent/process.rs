@@ -88,6 +88,10 @@ pub(super) struct Agent {
     pub(super) task: Option<JoinHandle<()>>,
     /// Whoever reads the WAL that a crashed primary has left here.
     pub(super) serves: Option<JoinHandle<()>>,
+    /// Asks other members for WAL that the primary has removed.
+    pub(super) borrows: Option<JoinHandle<()>>,
+    /// Something may have come of that.
+    pub(super) lent: bool,
     pub(super) plan: watch::Sender<Option<Plan>>,
     /// By which rule the running primary is to acknowledge.
     pub(super) acks: watch::Sender<Option<SyncPlan>>,
@@ -301,6 +305,8 @@ impl Agent {
             guard,
             task: None,
             serves: None,
+            borrows: None,
+            lent: false,
             plan,
             acks,
             patience,
@@ -592,6 +598,7 @@ impl Agent {
 
     fn begin(&mut self, task: super::core::Task) {
         self.end_serving();
+        self.end_borrowing();
         let job = Job {
             hands: self.hands.clone(),
             task,
@@ -604,6 +611,7 @@ impl Agent {
             keep: self.core.settings().keep_diverged_data,
             copies: self.core.copy_plan(),
             rescue: self.asks_for_wal(),
+            borrower: self.borrower(),
             damaged: self.core.is_damaged(),
         };
         let wakes = self.hands.wakes.clone();
@@ -621,19 +629,6 @@ impl Agent {
         task.abort();
         let error = why.to_owned();
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
-    }
-
-    fn discard_what_was_kept_aside(&mut self) {
-        let streams = self.core.sight().is_some_and(|s| s.streaming);
-        if streams && self.discarded_life != self.core.life() && self.core.work().is_none() {
-            self.discarded_life = self.core.life();
-            let (hands, keep) = (self.hands.clone(), self.core.settings().keep_diverged_data);
-            tokio::spawn(async move {
-                if let Err(error) = hands.discard_old(keep).await {
-                    tracing::warn!(error, "failed to remove what a rewind or a clone kept aside");
-                }
-            });
-        }
     }
 
     /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
@@ -655,6 +650,7 @@ impl Agent {
     /// After each event: what to probe, and whether others should hear of it.
     pub(super) fn look_around(&mut self) {
         self.mind_layers();
+        self.mind_lent();
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);
         let (interval, redo) = (self.core.probe_interval(now), self.core.redo_to_watch(now));

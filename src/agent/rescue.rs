@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How much WAL one message carries.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 /// Pieces that are read ahead.
 const AHEAD: usize = 8;
 /// The other host is alive, or it isn't asked.
@@ -46,7 +46,7 @@ const SMALL: u64 = 1 << 20;
 
 /// What tags of requests, of pieces and of WAL before a position are made of.
 const REQUEST: &str = "read WAL";
-const ANSWER: &str = "WAL";
+pub(super) const ANSWER: &str = "WAL";
 const BEFORE: &str = "WAL before";
 
 /// What came of it.
@@ -86,7 +86,7 @@ fn request_parts(request: &v1::ReadWalRequest) -> Vec<u8> {
     parts.iter().flat_map(|part| (part.len() as u64).to_be_bytes().into_iter().chain(part.iter().copied())).collect()
 }
 
-fn piece_numbers(nonce: u64, lsn: u64, end: u64) -> Vec<u8> {
+pub(super) fn piece_numbers(nonce: u64, lsn: u64, end: u64) -> Vec<u8> {
     [nonce, lsn, end].iter().flat_map(|n| n.to_be_bytes()).collect()
 }
 
@@ -170,6 +170,14 @@ pub fn pipe() -> (mpsc::Sender<Piece>, mpsc::Receiver<Piece>) {
 async fn segment(instance: &Instance) -> Result<u64, String> {
     let instance = instance.clone();
     blocking(move || instance.control_data().map(|control| control.wal_segment_bytes).map_err(said)).await?
+}
+
+/// How much can be put into `pg_wal` without taking from PostgreSQL what it needs to go on.
+pub(super) async fn room(hands: &Hands, segment: u64) -> u64 {
+    let instance = hands.instance.clone();
+    let space = blocking(move || instance.space()).await;
+    let free = space.ok().and_then(Result::ok).map(|space| space.wal.unwrap_or(space.data).free);
+    free.unwrap_or(0).saturating_sub(SPARE * segment)
 }
 
 async fn tag_before(hands: &Hands, segment: u64, at: WalPosition) -> Result<Vec<u8>, String> {
@@ -321,20 +329,12 @@ impl Job {
             from: from.0,
             record: record.0,
             before: tag_before(&self.hands, segment, at).await?.into(),
-            most_bytes: asker.most.min(self.room(segment).await),
+            most_bytes: asker.most.min(room(&self.hands, segment).await),
             nonce: uuid::Uuid::new_v4().as_u64_pair().0,
             tag: Bytes::new(),
         };
         request.tag = request_tag(&self.hands.codec, &request).into();
         Ok(request)
-    }
-
-    /// How much can be put into `pg_wal` without taking from PostgreSQL what it needs to go on.
-    async fn room(&self, segment: u64) -> u64 {
-        let instance = self.hands.instance.clone();
-        let space = blocking(move || instance.space()).await;
-        let free = space.ok().and_then(Result::ok).map(|space| space.wal.unwrap_or(space.data).free);
-        free.unwrap_or(0).saturating_sub(SPARE * segment)
     }
 
     /// The promotion would replay it as well, but nobody could see then how far it is.

@@ -40,6 +40,8 @@ pub enum Ask {
     Probe(Address, oneshot::Sender<Result<v1::AgentStatus, String>>),
     /// Read WAL that a crashed primary has left here.
     ReadWal(Address, v1::ReadWalRequest, oneshot::Sender<Result<Pieces, String>>),
+    /// Read a segment of WAL that another member has removed.
+    ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, Status>>),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
 }
@@ -66,6 +68,7 @@ impl Service {
 #[tonic::async_trait]
 impl agent_server::Agent for Service {
     type ReadWalStream = ReceiverStream<Result<v1::WalPiece, Status>>;
+    type ReadSegmentStream = ReceiverStream<Result<v1::WalPiece, Status>>;
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentStatus, Status>> + Send>>;
 
     async fn watch(&self, request: Request<v1::AgentWatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -101,6 +104,17 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         let pieces = self.ask(Ask::ReadWal(to, request, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(ReceiverStream::new(pieces)))
+    }
+
+    async fn read_segment(
+        &self,
+        request: Request<v1::ReadSegmentRequest>,
+    ) -> Result<Response<Self::ReadSegmentStream>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let ask = Ask::ReadSegment(to, request, sender);
+        Ok(Response::new(ReceiverStream::new(self.ask(ask, answer).await??)))
     }
 
     async fn brief(&self, request: Request<v1::BriefRequest>) -> Result<Response<v1::BriefReply>, Status> {

@@ -7,8 +7,10 @@ use std::{
 };
 
 use super::{
+    blame,
     core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
+    lend::Borrower,
     order::{Source, StopMode, WalHolder},
     phases::Phases,
     prober::{lineage, sight},
@@ -56,6 +58,8 @@ pub struct Job {
     pub copies: CopyPlan,
     /// Whom a promotion asks for WAL that this member lacks.
     pub rescue: Option<(WalHolder, Asker)>,
+    /// Who may have WAL that this member has removed; `None`: nobody is known.
+    pub borrower: Option<Borrower>,
     /// What is in the data directory is damaged.
     pub damaged: bool,
 }
@@ -254,7 +258,14 @@ impl Job {
             phases.note(&p);
             self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
         };
-        let outcome = self.hands.instance.rewind(&Upstream::from(source), &progress).await;
+        let upstream = Upstream::from(source);
+        let rewind = || self.hands.instance.rewind(&upstream, &progress);
+        let mut outcome = rewind().await;
+        if let Some(borrower) = self.borrower.as_ref().filter(|_| outcome.as_ref().is_err_and(lacks_wal))
+            && borrower.for_rewind(source).await
+        {
+            outcome = rewind().await;
+        }
         phases.end();
         let outcome = outcome.map_err(|error| Failure {
             harmless: matches!(error, RewindError::Step(PostgresError::Busy { .. })),
@@ -334,6 +345,9 @@ impl Job {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         let instance = &self.hands.instance;
+        if let Err(error) = instance.forget_lent().await {
+            tracing::warn!(error = chain(&error), "failed to remove WAL that other members have lent");
+        }
         match self.count_what_is_lost(source).await {
             Left::Tail(tail) => self.marked(instance.mark_diverged(tail)),
             _ if self.damaged => self.marked(instance.mark_as("damaged")),
@@ -710,6 +724,11 @@ pub fn checkpoint_beside(hands: &Hands) {
             Err(error) => tracing::warn!(error, "failed to write the checkpoint after the promotion"),
         }
     });
+}
+
+/// It has changed nothing, for WAL back to the last checkpoint before the fork was not there.
+fn lacks_wal(error: &RewindError) -> bool {
+    matches!(error, RewindError::Failed { touched: false, source } if blame::lacks_wal(&source.to_string()))
 }
 
 /// Writes a checkpoint.

@@ -1,6 +1,6 @@
 //! The WAL archive: what a standby may take from it, how a member's archiving goes, and the ways to make a copy.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use super::{Lsn, Settings, TimelineHistory, TimelineId};
 
@@ -78,6 +78,9 @@ impl fmt::Display for CloneMethods {
         f.write_str(&names.join(","))
     }
 }
+
+/// So long a standby waits for the archive at most: PostgreSQL asks it before it streams.
+pub const STANDBY_ASKS: Duration = Duration::from_secs(15);
 
 /// What a standby may take of a file from the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -42,4 +42,6 @@ pub struct Briefing {
     pub sync: SyncWord,
     /// The history of the primary's timeline; `None` while nobody is promoted. A standby takes from an archive what is on it.
     pub lineage: Option<TimelineHistory>,
+    /// Where the manager of each of these members listens, `host:port`; empty: nobody said.
+    pub managers: BTreeMap<MemberId, String>,
 }

@@ -82,6 +82,14 @@ impl Link {
         Ok(self.client().read_wal(request).await?.into_inner())
     }
 
+    /// A segment of WAL that this host still has.
+    pub(super) async fn read_segment(
+        &self,
+        request: v1::ReadSegmentRequest,
+    ) -> Result<tonic::Streaming<v1::WalPiece>, tonic::Status> {
+        Ok(self.client().read_segment(request).await?.into_inner())
+    }
+
     /// A status probed now.
     pub(super) async fn probe(&self, to: v1::Target, limit: Duration) -> Result<AgentView, tonic::Status> {
         let request = timed(v1::AgentProbeRequest { to: Some(to) }, limit);

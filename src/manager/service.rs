@@ -142,6 +142,17 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(self.manager.inner.link.read_wal(request).await?))
     }
 
+    type ReadSegmentStream = tonic::Streaming<v1::WalPiece>;
+
+    async fn read_segment(
+        &self,
+        request: Request<v1::ReadSegmentRequest>,
+    ) -> Result<Response<Self::ReadSegmentStream>, Status> {
+        let request = request.into_inner();
+        check(&self.manager, request.to.as_ref())?;
+        Ok(Response::new(self.manager.inner.link.read_segment(request).await?))
+    }
+
     async fn seal(&self, request: Request<v1::SealRequest>) -> Result<Response<v1::SealReply>, Status> {
         let seal = request.into_inner();
         check(&self.manager, seal.to.as_ref())?;

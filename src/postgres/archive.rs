@@ -20,15 +20,17 @@ use super::{
     session::{Session, SqlError},
     wal_run::WalCall,
 };
-use crate::domain::{Lsn, Settings, TimelineHistory, TimelineId, TimelineSwitch, archive::timeline_of};
-
-/// So long a standby may wait for the archive at most: PostgreSQL asks it before it streams.
-const GET_LIMIT_MS: u64 = 15_000;
+use crate::domain::{
+    Lsn, Settings, TimelineHistory, TimelineId, TimelineSwitch,
+    archive::{STANDBY_ASKS, timeline_of},
+};
 
 /// In the runtime directory: what may be run to archive a file …
 pub(super) const PUT: &str = "archive.json";
 /// … and to get one.
 pub(super) const GET: &str = "restore.json";
+/// How a file of the archive is called while it is compared with the one here.
+pub(super) const CHECK: &str = ".matriarch-check";
 /// What the last of them came to.
 pub(super) const PUT_NOTE: &str = "archive.note.json";
 /// The same of what was got.
@@ -43,8 +45,10 @@ pub struct ArchiveRules {
     pub archive_command: String,
     /// The same.
     pub restore_command: String,
-    /// So long either may take for a file.
+    /// So long either may take for a file …
     pub limit: Duration,
+    /// … and so long where a standby asks.
+    pub standby_limit: Duration,
     /// pgBackRest, where it is used.
     pub pgbackrest: Option<Stanza>,
     /// What a standby may take; `None`: nothing yet.
@@ -59,6 +63,7 @@ impl ArchiveRules {
             archive_command: settings.archive_command.clone(),
             restore_command: settings.restore_command.clone(),
             limit: settings.archive_command_limit,
+            standby_limit: settings.archive_command_limit.min(STANDBY_ASKS),
             pgbackrest: Stanza::of(settings),
             lineage,
         }
@@ -115,17 +120,22 @@ pub(super) struct Permit {
     pub(super) limit_ms: u64,
     /// What would get such a file back, where there is that.
     pub(super) check: Option<String>,
+    /// Where segments lie that other members have lent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) lent: Option<PathBuf>,
     /// The timelines that may be taken, each but the last with its end; `None`: all of every one.
     pub(super) lineage: Option<(u32, Vec<(u32, u64)>)>,
 }
 
 impl Permit {
+    /// `lineage`: what a standby may take; `None`: everything.
     fn new(command: String, rules: &ArchiveRules, lineage: Option<&TimelineHistory>) -> Self {
         let told = |history: &TimelineHistory| {
             (history.timeline.0, history.switches.iter().map(|s| (s.timeline.0, s.end.0)).collect())
         };
-        let limit_ms = u64::try_from(rules.limit.as_millis()).unwrap_or(u64::MAX);
-        Self { command, limit_ms, check: None, lineage: lineage.map(told) }
+        let limit = lineage.map_or(rules.limit, |_| rules.standby_limit);
+        let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        Self { command, limit_ms, check: None, lent: None, lineage: lineage.map(told) }
     }
 
     pub(super) fn history(&self) -> Option<TimelineHistory> {
@@ -199,7 +209,8 @@ impl Instance {
             let mark = if command.contains("pgbackrest") { " # pgbackrest" } else { "" };
             line("put", "'%f' '%p'") + mark
         });
-        let get = self.get_command(&rules).map(|_| line("get", "'%f' '%p' '%r'"));
+        let get =
+            self.get_command(&rules).or_else(|| self.lends().then(String::new)).map(|_| line("get", "'%f' '%p' '%r'"));
         Some(conf::Archive { put, get, library })
     }
 
@@ -245,11 +256,12 @@ impl Instance {
     pub(super) fn write_get_permit(&self, all: bool) -> Result<(), PostgresError> {
         let rules = self.archive_lock().clone();
         let may = rules.as_ref().filter(|rules| all || rules.lineage.is_some());
-        let command = may.and_then(|rules| Some((rules, self.get_command(rules)?)));
+        let lent = self.lent_to_standby();
+        let command = |rules| self.get_command(rules).or_else(|| lent.is_some().then(String::new));
+        let command = may.and_then(|rules| Some((rules, command(rules)?)));
         let permit = command.map(|(rules, command)| {
             let permit = Permit::new(command, rules, rules.lineage.as_ref().filter(|_| !all));
-            let most = if all { permit.limit_ms } else { GET_LIMIT_MS };
-            Permit { limit_ms: permit.limit_ms.min(most), ..permit }
+            Permit { lent: lent.clone(), ..permit }
         });
         self.write_permit(GET, permit.as_ref())
     }
@@ -303,6 +315,24 @@ impl Instance {
         }
         self.write_put_permit()?;
         files::replace(&main, &conf::other_archive(&text, &lines, follows))
+    }
+
+    /// Removes what a command was to get from the archive to compare with, when it was killed with whoever called it.
+    ///
+    /// # Errors
+    /// The directory can't be read, or a file not be removed.
+    pub fn remove_checks(&self) -> Result<(), PostgresError> {
+        let dir = self.pg_wal();
+        if !dir.exists() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(&dir).map_err(PostgresError::file("reading", &dir))? {
+            let path = entry.map_err(PostgresError::file("reading", &dir))?.path();
+            if path.to_str().is_some_and(|path| path.ends_with(CHECK)) {
+                files::remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Files that wait to be archived, and their bytes.
@@ -415,6 +445,8 @@ mod tests {
         let permit = Permit::new(rules.restore_command.clone(), &rules, Some(&lineage));
         let again: Permit = serde_json::from_str(&serde_json::to_string(&permit).unwrap()).unwrap();
         assert_eq!((again.history(), again.command.as_str()), (Some(lineage), "cp /a/%f %p"));
-        assert_eq!(Permit::new(String::new(), &rules, None).history(), None, "a rewind takes everything");
+        let rewind = Permit::new(String::new(), &rules, None);
+        assert_eq!(rewind.history(), None, "a rewind takes everything");
+        assert_eq!((permit.limit_ms, rewind.limit_ms), (15_000, 300_000), "PostgreSQL asks before it streams");
     }
 }

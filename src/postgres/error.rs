@@ -56,6 +56,14 @@ pub enum PostgresError {
         /// What is missing.
         problem: String,
     },
+    /// A segment of WAL from another member is not as it should be.
+    #[error("the WAL in {name} is not as it was written: {problem}")]
+    Segment {
+        /// Its file.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// A process uses the data directory.
     #[error("PostgreSQL runs in {} as process {pid}", data_dir.display())]
     Running {

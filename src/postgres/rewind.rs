@@ -125,6 +125,7 @@ impl Instance {
         let outcome = self.run_pg_rewind(source, lock, touched, on_progress).await?;
         if outcome == RewindOutcome::Rewound {
             self.remove_foreign_wal(self.control_data()?.timeline)?;
+            self.put_back_shared_wal()?;
         }
         Ok(outcome)
     }
@@ -187,9 +188,14 @@ impl Instance {
 
     /// Beside the data directory, or beside WAL that lies elsewhere: a link leads nowhere on another volume.
     pub(super) fn wal_aside(&self) -> PathBuf {
+        self.beside_wal(".wal-aside", ".aside")
+    }
+
+    /// `plain`: its ending beside the data directory; `linked`: beside WAL that lies elsewhere.
+    pub(super) fn beside_wal(&self, plain: &str, linked: &str) -> PathBuf {
         match fs::read_link(self.pg_wal()) {
-            Ok(elsewhere) if elsewhere.is_absolute() => files::beside(&elsewhere, ".aside"),
-            Ok(_) | Err(_) => self.beside(".wal-aside"),
+            Ok(elsewhere) if elsewhere.is_absolute() => files::beside(&elsewhere, linked),
+            Ok(_) | Err(_) => self.beside(plain),
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    archive::{GET, GET_NOTE, PUT, PUT_NOTE, Permit, WalNote},
+    archive::{CHECK, GET, GET_NOTE, PUT, PUT_NOTE, Permit, WalNote},
     command::Helper,
     files,
 };
@@ -72,7 +72,7 @@ impl WalCall {
         }
         let part = files::beside(&self.path, ".matriarch-part");
         let permitted = || self.permit(GET).as_ref() == Some(&permit);
-        let fetched = match self.run(&permit, &part, permitted).await {
+        let fetched = match self.fetch(&permit, &part, permitted).await {
             Ok(()) => self.keep(&part, lineage.as_ref(), permitted),
             Err(error) => Err(error),
         };
@@ -84,12 +84,23 @@ impl WalCall {
         fetched
     }
 
+    /// What other members have lent is here, and nobody has to be asked for it.
+    async fn fetch(&self, permit: &Permit, part: &Path, permitted: impl Fn() -> bool) -> Result<(), String> {
+        if let Some(lent) = permit.lent.as_ref().map(|lent| lent.join(&self.file)).filter(|lent| lent.exists()) {
+            return fs::copy(&lent, part).map(drop).map_err(|error| format!("{}: {error}", lent.display()));
+        }
+        match permit.command.is_empty() {
+            true => Err(format!("no member has lent {}", self.file)),
+            false => self.run(permit, part, permitted).await,
+        }
+    }
+
     /// Whether the archive has this file, by the command that gets it: `Some(true)` as it is here, `Some(false)` another; `None`: it
     /// has none, or doesn't answer.
     pub(super) async fn in_archive(&self, get: &str, limit: Duration) -> Option<bool> {
-        let copy = files::beside(&self.path, ".matriarch-check");
+        let copy = files::beside(&self.path, CHECK);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let permit = Permit { command: get.to_owned(), limit_ms, check: None, lineage: None };
+        let permit = Permit { command: get.to_owned(), limit_ms, check: None, lent: None, lineage: None };
         let got = self.run(&permit, &copy, || true).await;
         let same = got.ok().and_then(|()| is_equal(&copy, &self.path).ok());
         let _ = fs::remove_file(&copy);
@@ -253,7 +264,7 @@ mod tests {
     }
 
     fn permit(command: String, lineage: Option<(u32, Vec<(u32, u64)>)>) -> Permit {
-        Permit { command, limit_ms: 10_000, check: None, lineage }
+        Permit { command, limit_ms: 10_000, check: None, lent: None, lineage }
     }
 
     /// Timeline 1 ended 256 bytes into its third segment of 1 MiB.
@@ -281,6 +292,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_members_have_lent_is_taken_first_and_by_the_same_rules() {
+        let lent = tempfile::tempdir().unwrap();
+        for segment in ["000000010000000000000001", "000000010000000000000003"] {
+            fs::write(lent.path().join(segment), vec![b'l'; 1 << 20]).unwrap();
+        }
+        let lent = Some(lent.path().to_owned());
+        let place = Place::new(&[(GET, &Permit { lent: lent.clone(), ..permit(String::new(), lineage()) })]);
+        place.call("000000010000000000000001").get().await.unwrap();
+        assert!(fs::read(place.at("RECOVERYXLOG")).unwrap().iter().all(|b| *b == b'l'));
+        let past = place.call("000000010000000000000003").get().await.unwrap_err();
+        assert!(past.contains("past the end"), "{past}");
+        let none = place.call("000000010000000000000002").get().await.unwrap_err();
+        assert!(none.contains("no member has lent"), "{none}");
+        let place = Place::new(&[(GET, &Permit { lent, ..permit("echo archive > %p".into(), lineage()) })]);
+        place.call("000000020000000000000004").get().await.unwrap();
+        assert_eq!(fs::read_to_string(place.at("RECOVERYXLOG")).unwrap(), "archive\n");
+    }
+
+    #[tokio::test]
     async fn a_command_that_hangs_ends_when_the_standby_leaves_its_primary() {
         let place = Place::new(&[(GET, &permit("echo x > %p; sleep 60".into(), lineage()))]);
         let call = place.call("000000020000000000000003");
@@ -293,6 +323,16 @@ mod tests {
         assert!(got.unwrap_err().contains("permitted no more"));
         assert!(!place.at("RECOVERYXLOG").exists());
         assert!(call.get().await.unwrap_err().contains("nothing is taken from the archive now"));
+    }
+
+    #[tokio::test]
+    async fn a_command_that_hangs_gives_way_after_its_limit() {
+        let hangs = Permit { limit_ms: 50, ..permit("echo x > %p; sleep 60".into(), lineage()) };
+        let place = Place::new(&[(GET, &hangs)]);
+        let begun = std::time::Instant::now();
+        let got = place.call("000000020000000000000003").get().await.unwrap_err();
+        assert!(got.contains("was killed after") && begun.elapsed() < Duration::from_secs(30), "{got}");
+        assert!(!place.at("RECOVERYXLOG").exists() && !place.at("RECOVERYXLOG.matriarch-part").exists());
     }
 
     #[tokio::test]

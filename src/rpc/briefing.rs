@@ -98,6 +98,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
         }),
         sync: Some(super::sync::word(&briefing.sync)),
         lineage: briefing.lineage.as_ref().map(super::archive::lineage),
+        managers: briefing.managers.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
     }
 }
 
@@ -115,6 +116,7 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         pause: PauseWord { version: pause.version, on: pause.on, stays: pause.stays },
         sync: super::sync::word_of(raw.sync)?,
         lineage: raw.lineage.map(super::archive::lineage_of),
+        managers: raw.managers.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
     })
 }
 
@@ -147,6 +149,7 @@ mod tests {
                 switches: vec![TimelineSwitch { timeline: TimelineId(2), end: Lsn(77) }],
                 ..TimelineHistory::default()
             }),
+            managers: [("a".parse().unwrap(), "h1:7400".to_owned())].into(),
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

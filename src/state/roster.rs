@@ -83,7 +83,8 @@ impl ClusterState {
         let (timings, settings) = (self.timings.clone(), self.settings.clone());
         let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };
         let (pause, lineage) = (self.pause_word(), self.lineage_of_primary());
-        Briefing { epoch: self.epoch, members, timings, settings, pause, sync, lineage }
+        let managers = self.members.iter().map(|(id, member)| (id.clone(), member.manager.clone())).collect();
+        Briefing { epoch: self.epoch, members, timings, settings, pause, sync, lineage, managers }
     }
 
     /// The history of the timeline that the promoted primary writes.

@@ -70,6 +70,8 @@ pub const UNCOVERED: &str = "commits.uncovered";
 pub const OVERRIDE_UNDONE: &str = "commits.override_undone";
 /// WAL that only a crashed primary had was given to its successor. Fields: `member`, `timeline`, `bytes`, `to`.
 pub const RESCUED: &str = "failover.rescued";
+/// WAL that this member had removed came from others that still had it. Fields: `bytes`.
+pub const BORROWED: &str = "rejoin.wal_borrowed";
 /// What a former primary had alone was counted before it is undone. Fields: `timeline`, `bytes`, `transactions`.
 pub const LOST: &str = "failover.lost";
 /// A member is in maintenance, or is so no more. Fields: `member`.

@@ -1,9 +1,11 @@
 //! What is set of the archive and of copies, and what is seen of them.
 
+use std::collections::BTreeMap;
+
 use super::{Core, Effect, Now};
 use crate::{
     agent::archive::ArchiveSeen,
-    domain::{ArchiveView, CloneMethod, Epoch, PostgresState, TimelineHistory},
+    domain::{ArchiveView, CloneMethod, Epoch, MemberId, PostgresState, TimelineHistory},
     postgres::{ArchiveRules, CopyPlan, Stanza},
 };
 
@@ -12,9 +14,23 @@ use crate::{
 pub(super) struct Lineage {
     epoch: Epoch,
     history: Option<TimelineHistory>,
+    /// Where managers of members listen that may still have WAL of it.
+    managers: BTreeMap<MemberId, String>,
 }
 
 impl Lineage {
+    /// Up to the timeline that the primary writes, as far as it was told.
+    pub(super) fn history(&self) -> Option<&TimelineHistory> {
+        self.history.as_ref()
+    }
+
+    /// Whoever doesn't know them says nothing of them.
+    pub(super) fn take_managers(&mut self, told: BTreeMap<MemberId, String>) {
+        if !told.is_empty() {
+            self.managers = told;
+        }
+    }
+
     /// True when it is another one. Within an epoch a timeline is told before it is known where it began.
     fn take(&mut self, epoch: Epoch, told: Option<TimelineHistory>) -> bool {
         let Some(told) = told else { return false };
@@ -53,6 +69,12 @@ impl Core {
     pub(super) fn on_archive(&mut self, seen: ArchiveSeen, now: Now) {
         self.archiving.see(seen, now.moment);
         self.cure.look_in_archive(self.archiving.restores().then_some(self.settings.archive_wait));
+    }
+
+    /// The other members, with `host:port` of their managers: they may have WAL that was removed here.
+    pub fn others(&self) -> impl Iterator<Item = (&MemberId, &str)> {
+        let others = self.lineage.managers.iter().filter(|(member, _)| **member != self.me);
+        others.map(|(member, manager)| (member, manager.as_str()))
     }
 
     /// What PostgreSQL is given of the archive.

@@ -51,6 +51,22 @@ pub(super) struct Cure {
     another: bool,
     /// So long WAL that the primary has removed is looked for in the archive; `None`: there is none.
     archive: Option<Duration>,
+    /// What became of asking other members for that WAL.
+    lent: Lent,
+}
+
+/// WAL that the primary has removed, and other members may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Lent {
+    /// Nobody was asked.
+    #[default]
+    No,
+    /// They are being asked.
+    Asked,
+    /// It is here, for PostgreSQL to take.
+    Here,
+    /// They don't have it.
+    InVain,
 }
 
 /// PostgreSQL says that WAL is gone.
@@ -80,6 +96,10 @@ impl Cure {
         (self.starts, self.failed_starts, self.last, self.refuses) = (0, 0, None, None);
         if self.gone.as_ref().is_some_and(|gone| gone.replayed < sight.replay_lsn && gone.replayed > Lsn(0)) {
             self.gone = None;
+            // The primary may have removed more meanwhile.
+            if self.lent == Lent::Here {
+                self.lent = Lent::No;
+            }
         }
     }
 
@@ -161,7 +181,7 @@ impl Cure {
 
     /// What one primary has removed another may have.
     pub(super) fn another_primary(&mut self) {
-        self.gone = None;
+        (self.gone, self.lent) = (None, Lent::No);
         if self.last.as_ref().is_some_and(|(_, words)| blame::is_gone(words)) {
             (self.starts, self.failed_starts, self.last) = (0, 0, None);
         }
@@ -197,7 +217,25 @@ impl Cure {
         }
         let long = self.patience();
         let lasting = |gone: &&Gone| gone.times >= GONE_SAID && gone.last.since(gone.first) >= long;
-        self.gone.as_ref().filter(lasting).and_then(|gone| need(CopyCause::WalGone, &gone.said))
+        let asks = self.lent == Lent::Asked;
+        self.gone.as_ref().filter(lasting).filter(|_| !asks).and_then(|gone| need(CopyCause::WalGone, &gone.said))
+    }
+
+    /// The primary said so twice, and no archive is looked in.
+    pub(super) fn wants_wal(&self) -> bool {
+        let gone = self.gone.as_ref().is_some_and(|gone| gone.times > 0);
+        gone && self.lent == Lent::No && self.archive.is_none()
+    }
+
+    pub(super) fn borrow(&mut self) {
+        self.lent = Lent::Asked;
+    }
+
+    /// PostgreSQL has a while to take what came; `None`: they were not asked to the end.
+    pub(super) fn borrowed(&mut self, some: Option<bool>) {
+        if self.lent == Lent::Asked {
+            self.lent = some.map_or(Lent::No, |some| if some { Lent::Here } else { Lent::InVain });
+        }
     }
 
     /// So long it may get no further until WAL that is gone counts as gone for good.

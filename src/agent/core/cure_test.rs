@@ -8,7 +8,11 @@ use super::{
     *,
 };
 use crate::{
-    agent::order::{Action, Source},
+    agent::{
+        core::lists_test::briefing,
+        order::{Action, Source},
+    },
+    domain::{Briefing, TimelineHistory, TimelineId},
     postgres::Vitals,
 };
 
@@ -67,6 +71,39 @@ fn wal_that_the_primary_has_removed_is_believed_when_postgresql_says_so_again_an
     );
     assert_eq!(core.cure(now(16_000)).needs_operator, None);
     assert_eq!(cause(&complaining("could not connect to the primary server: refused", 60_000), 60_000), None);
+}
+
+#[test]
+fn wal_that_the_primary_has_removed_is_sought_at_other_members_before_a_copy_is_due() {
+    let told = |core: &mut Core| {
+        let switches = Vec::new();
+        let lineage = Some(TimelineHistory { timeline: TimelineId(1), switches, ..TimelineHistory::default() });
+        core.step(Event::Briefed(Box::new(Briefing { lineage, ..briefing(4, 9, &[]) })), now(900));
+    };
+    let asked = |until: u64| {
+        let mut core = standby();
+        told(&mut core);
+        follows(&mut core, 4, 1_000);
+        let mut asked = None;
+        for ms in (2_000..=until).step_by(1_000) {
+            core.step(idle(1, 100), now(ms));
+            core.step(says(1, ms / 5_000, REMOVED), now(ms));
+            asked = asked.or_else(|| core.borrows().map(|(from, end, _)| (ms, from.to_string(), end)));
+        }
+        (core, asked)
+    };
+    let (mut core, first) = asked(30_000);
+    assert_eq!(first, Some((5_000, "n2".to_owned(), Lsn(100))), "said anew once");
+    assert_eq!((core.borrows(), cause(&core, 30_000)), (None, None), "they are being asked");
+    core.step(Event::Borrowed(0), now(30_000));
+    assert_eq!((core.borrows(), cause(&core, 30_000)), (None, Some(CopyCause::WalGone)), "nobody has it");
+    let (mut core, _) = asked(6_000);
+    core.step(Event::Borrowed(16 << 20), now(6_000));
+    core.step(idle(1, 200), now(7_000));
+    for ms in (8_000..=11_000).step_by(1_000) {
+        core.step(says(1, ms / 1_000, REMOVED), now(ms));
+    }
+    assert!(core.borrows().is_some(), "it got on with what came, and more is gone");
 }
 
 #[test]

@@ -311,6 +311,8 @@ pub enum Event {
     },
     /// A copy was made.
     Copied(CloneMethod),
+    /// So many bytes of WAL that this standby lacks came from other members; 0: none that is of use.
+    Borrowed(u64),
     /// What is about to be undone was counted.
     Lost(LostWal),
     /// The manager tells what it has applied.

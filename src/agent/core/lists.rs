@@ -17,6 +17,9 @@ impl Core {
     /// and then to the lease.
     pub(super) fn on_briefed(&mut self, briefing: Briefing, now: Now, out: &mut Vec<Effect>) {
         self.briefed = self.briefed.max(briefing.epoch);
+        if briefing.members.version >= self.durable.members.version {
+            self.lineage.take_managers(briefing.managers);
+        }
         let other_members = briefing.members.version > self.durable.members.version;
         let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
         let other_timings = age(&briefing.timings) > age(&self.durable.timings);

@@ -91,13 +91,7 @@ impl Core {
     /// # Errors
     /// The request is for somebody else, PostgreSQL may still write, it has become other WAL, or something was wrong with it.
     pub fn may_be_read(&self, to: &Address, epoch: Epoch, system: u64) -> Result<(), String> {
-        let known = (&self.durable.cluster_id, self.durable.generation);
-        if to.target != self.me.as_str()
-            || (&to.cluster_id, to.generation) != known
-            || self.system_identifier() != Some(system)
-        {
-            return Err(format!("this is {} of cluster {}, which the request is not for", self.me, known.0));
-        }
+        self.is_for_this(to, system)?;
         let left = self.left_wal.wal.as_ref().filter(|left| left.epoch == epoch);
         let left = left.ok_or_else(|| format!("no WAL that epoch {epoch} left is known to be here"))?;
         let reads_only = match self.tree {
