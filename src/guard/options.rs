@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::means::GroupUse;
+use super::{means::GroupUse, tree::ProcessIdentity};
 use crate::domain::{Epoch, moment::TwoClocks};
 
 /// What comes first on the command line of a successor.
@@ -22,7 +22,8 @@ pub(super) enum CommandLine {
     Resume(Inheritance),
 }
 
-/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] [--cgroup auto|off|required] -- PROGRAM ARGS...`
+/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] [--cgroup auto|off|required]`, and then either
+/// `-- PROGRAM ARGS...` or `--take-over PID,START --data-dir D`.
 #[derive(Debug)]
 pub(super) struct Options {
     pub runtime_dir: PathBuf,
@@ -30,8 +31,11 @@ pub(super) struct Options {
     pub epoch_hint: Epoch,
     pub deadline: Option<TwoClocks>,
     pub group: GroupUse,
+    /// Empty when something is taken over.
     pub program: OsString,
     pub args: Vec<OsString>,
+    /// A postmaster that runs already, and its data directory.
+    pub take_over: Option<(ProcessIdentity, PathBuf)>,
 }
 
 /// What a guard hands to the program that takes its place: all it knows and all it has open.
@@ -74,6 +78,7 @@ impl Options {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
         let (mut runtime_dir, mut log_file, mut epoch_hint, mut deadline) = (None, None, Epoch(0), None);
         let mut group = GroupUse::default();
+        let (mut postmaster, mut data_dir) = (None, None);
         while let Some(key) = args.next() {
             if key == "--" {
                 break;
@@ -84,20 +89,32 @@ impl Options {
                 Some("--log-file") => log_file = Some(PathBuf::from(value)),
                 Some("--epoch-hint") => epoch_hint = Epoch(number(&value, "an epoch")?),
                 Some("--deadline") => deadline = Some(moment(&value)?),
+                Some("--take-over") => {
+                    let [pid, start_ticks] = numbers::<u64, 2>(&value)?;
+                    let pid = u32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
+                    postmaster = Some(ProcessIdentity { pid, start_ticks });
+                }
+                Some("--data-dir") => data_dir = Some(PathBuf::from(value)),
                 Some("--cgroup") => {
                     group = GroupUse::parse(&value).ok_or_else(|| format!("{} is no use", value.display()))?;
                 }
                 _ => return Err(format!("unknown argument {}", key.display())),
             }
         }
+        let take_over = postmaster.zip(data_dir);
+        let program = match &take_over {
+            Some(_) => OsString::new(),
+            None => args.next().ok_or("no program after --")?,
+        };
         Ok(Self {
             runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
             log_file: log_file.ok_or("--log-file is missing")?,
             epoch_hint,
             deadline,
             group,
-            program: args.next().ok_or("no program after --")?,
+            program,
             args: args.collect(),
+            take_over,
         })
     }
 }
@@ -238,6 +255,14 @@ mod tests {
         assert_eq!((options.epoch_hint, options.group), (Epoch(7), GroupUse::Off));
         assert_eq!(options.program, "postgres");
         assert_eq!(options.args, ["-D", "/d", "--", "x"]);
+    }
+
+    #[test]
+    fn a_postmaster_that_runs_needs_no_program() {
+        let options = options("--runtime-dir /r --log-file /l --take-over 71,4711 --data-dir /d");
+        let postmaster = ProcessIdentity { pid: 71, start_ticks: 4711 };
+        assert_eq!(options.take_over, Some((postmaster, PathBuf::from("/d"))));
+        assert_eq!(parse("--runtime-dir /r --log-file /l --take-over 71,4711").unwrap_err(), "no program after --");
     }
 
     #[test]
