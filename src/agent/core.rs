@@ -24,6 +24,9 @@ mod lost_test;
 mod orders;
 mod pause;
 mod rescue;
+mod running;
+#[cfg(test)]
+mod running_test;
 #[cfg(test)]
 mod room_test;
 mod stalled;
@@ -48,6 +51,7 @@ pub use events::{
     Start, Task, TaskEnd, Tree,
 };
 pub use orders::{covers, grows_from, is_as_granted};
+pub use running::goes_on;
 use stuck::Stuck;
 
 use super::{
@@ -171,6 +175,8 @@ pub struct Core {
     lineage: archive::Lineage,
     /// Of the last order to promote.
     wal_holder: Option<WalHolder>,
+    /// What runs in the data directory is to be taken over, and goes on.
+    takes_over: bool,
 }
 
 impl Core {
@@ -231,6 +237,7 @@ impl Core {
             archiving: Archiving::default(),
             lineage: archive::Lineage::default(),
             wal_holder: None,
+            takes_over: false,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),
@@ -253,6 +260,7 @@ impl Core {
             Found::Nothing => {
                 self.end_tenure((EndCause::Restarted, "nothing of it was left when the agent started"), now, out);
                 self.tree_is_empty(out);
+                self.end_unleased(out);
                 // An intent that was left over: the survey put the signal file back.
                 if self.durable.restart_intent.take().is_some() {
                     out.push(Effect::Persist);
@@ -289,6 +297,7 @@ impl Core {
         let mut out = Vec::new();
         match event {
             Event::Tick => {}
+            Event::Identified(system) => self.system = Some(system),
             Event::Spawned { life } => self.on_spawned(life),
             Event::Guard { life, postmaster } if life == self.life => self.on_guard(postmaster, now, &mut out),
             Event::GuardDied { life } if life == self.life => self.on_guard_died(now, &mut out),
@@ -415,7 +424,8 @@ impl Core {
         };
         if !sight.in_recovery {
             let granted = self.durable.tenure.filter(|t| t.phase == Phase::Granted);
-            if self.durable.tenure.is_none() || (granted.is_some() && self.lease_left(now).is_zero()) {
+            let bare = self.durable.tenure.is_none() || (granted.is_some() && self.lease_left(now).is_zero());
+            if bare && !self.is_unleased() {
                 self.problem = Some("PostgreSQL was writable without a lease".to_owned());
                 self.strayed = true;
                 return match granted {
@@ -595,6 +605,9 @@ impl Core {
                 self.fence(now, out);
             }
         }
+        if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty {
+            self.end_unleased(out);
+        }
         let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
@@ -615,6 +628,7 @@ impl Core {
         match end {
             TaskEnd::Succeeded if still_ours => {
                 self.set_phase(Phase::Primary);
+                self.durable.unleased = false;
                 out.push(Effect::Persist);
                 if self.tree == Tree::Empty {
                     // It ended after the task's last look, and was left to the task until now.

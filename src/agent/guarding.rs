@@ -12,7 +12,7 @@ use super::hands::{Hands, chain, said};
 use crate::{
     config::{CgroupUse, Config, ConfigError, LocalMember},
     domain::observation::FenceView,
-    guard::{self, FileId, GroupUse, GuardError, GuardHandle, Measured, Refusal},
+    guard::{self, FileId, GroupUse, GuardError, GuardHandle, Measured, Method, Refusal, WhyWalk},
     postgres::Instance,
 };
 
@@ -175,6 +175,14 @@ pub fn hand_over(hands: &Hands, guard: GuardHandle) {
     if let Err(error) = thread::Builder::new().name("guard-upgrade".to_owned()).spawn(work) {
         tracing::warn!(%error, "no thread to hand a guard over in");
     }
+}
+
+/// PostgreSQL runs, and this guard is not its parent.
+pub fn took_over(guard: Option<&GuardHandle>) -> bool {
+    guard.is_some_and(|guard| {
+        let state = guard.state().borrow().clone();
+        state.means.method == Method::Walk(WhyWalk::TakenOver) && !state.postmaster.is_clear()
+    })
 }
 
 /// How this host fences, in words: what the running guard says, or else what was found at the measurement.

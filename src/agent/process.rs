@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     config::{Config, LocalMember},
-    domain::{Epoch, Moment, observation::Notice},
+    domain::{Epoch, Moment, observation::{Notice, TAKEN_OVER}},
     guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
     layers::Left,
     lease::{HolderOptions, HolderThread, wire::Codec},
@@ -243,7 +243,8 @@ impl Agent {
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
-        let (core, effects) = Core::begin(start, now(began));
+        let (mut core, effects) = Core::begin(start, now(began));
+        core.take_over_what_runs(hands.instance.takes_over_what_runs());
         hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;
@@ -607,6 +608,7 @@ impl Agent {
             copies: self.core.copy_plan(),
             rescue: self.asks_for_wal(),
             damaged: self.core.is_damaged(),
+            unleased: self.core.durable().unleased,
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {
@@ -667,7 +669,8 @@ impl Agent {
         self.slot_budget += u64::from(self.hands.instance.set_slot_wal(self.core.settings().slot_wal_max));
         let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });
-        let acks = self.core.sync_plan(self.hands.timings.renew, deadline);
+        // What was taken over goes by its own rule until it is started again.
+        let acks = self.core.sync_plan(self.hands.timings.renew, deadline).filter(|_| !guarding::took_over(self.guard.as_ref()));
         self.acks.send_if_modified(|old| {
             let changed = *old != acks;
             *old = acks;
@@ -693,6 +696,9 @@ impl Agent {
         let layers = self.hands.layers.views();
         let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
         reached(&mut status, &self.hands.holder.view().borrow());
+        if guarding::took_over(self.guard.as_ref()) {
+            TAKEN_OVER.clone_into(&mut status.guard);
+        }
         status
     }
 
@@ -752,6 +758,7 @@ fn guard_event(life: u64, state: &GuardState) -> Event {
         guard::Postmaster::Running { pid } => Postmaster::Running { pid },
         guard::Postmaster::Gone { status, tree_empty, fenced } => {
             let exit = match status {
+                guard::UNTOLD => "only whoever had started it knows how".to_owned(),
                 ExitKind::Code(code) => format!("exit code {code}"),
                 ExitKind::Signal(signal) => format!("signal {signal}"),
             };
