@@ -20,6 +20,8 @@ mod guarding;
 mod health;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
+#[path = "agent/running.rs"]
+mod running;
 #[path = "agent/slots.rs"]
 mod slots;
 #[path = "agent/stalled.rs"]

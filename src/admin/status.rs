@@ -277,7 +277,7 @@ fn member(
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
     if agent.is_taken_over() {
         out.problems.push(format!(
-            "its PostgreSQL was taken over while it ran: should agent and guard die in one moment, nothing ends it; `matriarch \
+            "its PostgreSQL was taken over while it ran: should agent and guard be killed in one moment, with its second, nothing ends it; `matriarch \
              restart {id}` puts it under a guard"
         ));
     }

@@ -36,7 +36,7 @@ use super::{
 use crate::{
     config::{Config, LocalMember},
     domain::{Epoch, Moment, observation::{Notice, TAKEN_OVER}},
-    guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
+    guard::{self, GuardHandle, sys::two_clocks},
     layers::Left,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
@@ -374,12 +374,12 @@ impl Agent {
     /// The first news are taken at once, so that what follows a start sees it running.
     fn watch_guard(&mut self, life: u64, handle: GuardHandle) -> anyhow::Result<()> {
         let mut state = handle.state();
-        let first = guard_event(life, &state.borrow_and_update());
+        let first = guarding::event(life, &state.borrow_and_update());
         self.guard = Some(handle);
         let wakes = self.hands.wakes.clone();
         tokio::spawn(async move {
             while state.changed().await.is_ok() {
-                let event = guard_event(life, &state.borrow_and_update());
+                let event = guarding::event(life, &state.borrow_and_update());
                 if wakes.send(Wake::Core(event)).is_err() {
                     return;
                 }
@@ -390,7 +390,7 @@ impl Agent {
 
     fn hear_guard(&mut self) -> anyhow::Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) };
-        let event = guard_event(self.core.life(), &guard.state().borrow());
+        let event = guarding::event(self.core.life(), &guard.state().borrow());
         match self.core.tree() {
             Tree::Empty => Ok(()),
             Tree::Running { .. } | Tree::Ending => self.wake(Wake::Core(event)),
@@ -748,24 +748,6 @@ fn find(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
         guard::Postmaster::Gone { .. } => 0,
     };
     Ok(Found::Running { pid, armed, remaining })
-}
-
-fn guard_event(life: u64, state: &GuardState) -> Event {
-    if !state.alive && !state.postmaster.is_clear() {
-        return Event::GuardDied { life };
-    }
-    let postmaster = match state.postmaster {
-        guard::Postmaster::Running { pid } => Postmaster::Running { pid },
-        guard::Postmaster::Gone { status, tree_empty, fenced } => {
-            let exit = match status {
-                guard::UNTOLD => "only whoever had started it knows how".to_owned(),
-                ExitKind::Code(code) => format!("exit code {code}"),
-                ExitKind::Signal(signal) => format!("signal {signal}"),
-            };
-            Postmaster::Gone { tree_empty, fenced, exit }
-        }
-    };
-    Event::Guard { life, postmaster }
 }
 
 /// An exit code says little; PostgreSQL's last complaint in its log says why.

@@ -14,12 +14,22 @@ use crate::domain::{Epoch, moment::TwoClocks};
 
 /// What comes first on the command line of a successor.
 const RESUME: &str = "--resume";
+/// What comes first on the command line of a second (see [`super::taken_over`]).
+const SECOND: &str = "--second";
 
 /// A guard's command line.
 #[derive(Debug)]
 pub(super) enum CommandLine {
     Start(Options),
     Resume(Inheritance),
+    Second(Second),
+}
+
+/// Whose death a second waits for, and whom it ends then: `--second PID,START PID,START`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Second {
+    pub guard: ProcessIdentity,
+    pub postmaster: ProcessIdentity,
 }
 
 /// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] [--cgroup auto|off|required]`, and then either
@@ -70,7 +80,23 @@ impl CommandLine {
         if args.next_if(|first| first == RESUME).is_some() {
             return Inheritance::parse(args).map(Self::Resume);
         }
+        if args.next_if(|first| first == SECOND).is_some() {
+            return Second::parse(args).map(Self::Second);
+        }
         Options::parse(args).map(Self::Start)
+    }
+}
+
+impl Second {
+    /// The whole command line, from `guard` on.
+    pub fn to_args(self) -> Vec<OsString> {
+        let of = |process: ProcessIdentity| format!("{},{}", process.pid, process.start_ticks).into();
+        vec!["guard".into(), SECOND.into(), of(self.guard), of(self.postmaster)]
+    }
+
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
+        let mut process = || identity(&args.next().ok_or_else(|| format!("{SECOND} needs two processes"))?);
+        Ok(Self { guard: process()?, postmaster: process()? })
     }
 }
 
@@ -89,11 +115,7 @@ impl Options {
                 Some("--log-file") => log_file = Some(PathBuf::from(value)),
                 Some("--epoch-hint") => epoch_hint = Epoch(number(&value, "an epoch")?),
                 Some("--deadline") => deadline = Some(moment(&value)?),
-                Some("--take-over") => {
-                    let [pid, start_ticks] = numbers::<u64, 2>(&value)?;
-                    let pid = u32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
-                    postmaster = Some(ProcessIdentity { pid, start_ticks });
-                }
+                Some("--take-over") => postmaster = Some(identity(&value)?),
                 Some("--data-dir") => data_dir = Some(PathBuf::from(value)),
                 Some("--cgroup") => {
                     group = GroupUse::parse(&value).ok_or_else(|| format!("{} is no use", value.display()))?;
@@ -224,6 +246,13 @@ fn numbers<T: FromStr, const N: usize>(text: &OsStr) -> Result<[T; N], String> {
     all.and_then(|all| all.try_into().ok()).ok_or_else(|| format!("{} is not {N} numbers", text.display()))
 }
 
+/// `PID,START`.
+fn identity(text: &OsStr) -> Result<ProcessIdentity, String> {
+    let [pid, start_ticks] = numbers::<u64, 2>(text)?;
+    let pid = u32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
+    Ok(ProcessIdentity { pid, start_ticks })
+}
+
 /// `BOOT,RAW` in nanoseconds.
 pub(super) fn format_moment(at: TwoClocks) -> String {
     format!("{},{}", at.boot.as_nanos(), at.raw.as_nanos())
@@ -245,7 +274,7 @@ mod tests {
     fn options(line: &str) -> Options {
         match parse(line).unwrap() {
             CommandLine::Start(options) => options,
-            CommandLine::Resume(other) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -276,6 +305,16 @@ mod tests {
         assert_eq!(wrong("--what 1"), "unknown argument --what");
     }
 
+    #[test]
+    fn a_second_knows_two_processes() {
+        let process = |pid| ProcessIdentity { pid, start_ticks: u64::from(pid) * 3 };
+        let second = Second { guard: process(7), postmaster: process(8) };
+        let mut args = second.to_args();
+        assert_eq!(args.remove(0), "guard");
+        assert!(matches!(CommandLine::parse(args), Ok(CommandLine::Second(arrived)) if arrived == second));
+        assert_eq!(parse("--second 1,2").unwrap_err(), "--second needs two processes");
+    }
+
     fn inheritance() -> Inheritance {
         Inheritance {
             runtime_dir: "/run/a b".into(),
@@ -301,7 +340,7 @@ mod tests {
             args.extend(["--a-later-field".into(), "1".into()]);
             match CommandLine::parse(args).unwrap() {
                 CommandLine::Resume(arrived) => assert_eq!(arrived, all),
-                CommandLine::Start(other) => panic!("{other:?}"),
+                other => panic!("{other:?}"),
             }
         }
     }

@@ -39,7 +39,7 @@ use super::{
     options::{CommandLine, FORM, Inheritance, Options},
     record::{self, Record},
     sys,
-    taken_over::TakenOver,
+    taken_over::{self, TakenOver},
     tree::{ProcessIdentity, TreeKiller},
     wire::{self, Answer, Report, Request, WireError},
 };
@@ -73,6 +73,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (guard, took_over) = match options {
         CommandLine::Start(options) => (Guard::start(options), false),
         CommandLine::Resume(all) => (Guard::resume(all), true),
+        CommandLine::Second(second) => return taken_over::stand_second(second),
     };
     match guard {
         Ok(guard) => guard.watch(),
@@ -205,7 +206,9 @@ impl Guard {
         note(&lock, None);
         let taken_over = match &options.take_over {
             Some((postmaster, data_dir)) => {
-                Some(TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?)
+                let taken_over = TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?;
+                taken_over::start_second(*postmaster).map_err(StartError::TakeOver)?;
+                Some(taken_over)
             }
             None => None,
         };

@@ -3,12 +3,17 @@
 //! It is no child of the guard: its end is seen by a pidfd, not by `waitpid`, and its orphans go to somebody else. So
 //! it is frozen before anything of it is killed: the postmaster first, which then forks nobody, and every process of its data
 //! directory; what is left is looked for until two looks at all processes of the host find nothing.
+//!
+//! Nor does the kernel end it when the guard dies. A second process does: it sleeps until the guard or the postmaster has ended.
 
 use std::{
     collections::HashSet,
-    io,
+    env, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -17,7 +22,9 @@ use nix::{
 };
 
 use super::{
-    PostmasterSignal, sys,
+    PostmasterSignal,
+    options::Second,
+    sys,
     tree::{Place, ProcessIdentity, Roots, Struck, is_postgres, strike, works_in},
 };
 
@@ -54,8 +61,7 @@ impl TakenOver {
     }
 
     pub fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(self.process(), PollFlags::POLLIN)];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        has_ended(self.process())
     }
 
     /// Freezes and kills what it finds. Call until [`TakenOver::is_empty`].
@@ -73,4 +79,48 @@ impl TakenOver {
     pub fn signal(&self, signal: PostmasterSignal) {
         let _ = sys::pidfd_send(self.process(), signal.number());
     }
+}
+
+fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Starts the second of this very guard. It has the guard's signal mask, so that only SIGKILL ends it, and its OOM score.
+pub(super) fn start_second(postmaster: ProcessIdentity) -> io::Result<()> {
+    let guard = ProcessIdentity::of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+    let mut command = Command::new(env::current_exe()?);
+    command.args(Second { guard, postmaster }.to_args()).stdin(Stdio::null()).stdout(Stdio::null());
+    // Dropping a Child neither kills nor waits: its end is the guard's or the postmaster's.
+    command.spawn().map(drop)
+}
+
+/// Between two passes.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The body of a second. What runs in the directory later is none of its business, so it goes by the process alone:
+/// frozen with its children still below it, it leaves nobody out.
+pub(super) fn stand_second(Second { guard, postmaster }: Second) -> ExitCode {
+    let (Ok(guarded), Ok(watched)) = (sys::pidfd_open(postmaster.pid), sys::pidfd_open(guard.pid)) else {
+        return ExitCode::from(70);
+    };
+    if !postmaster.is_alive() {
+        return ExitCode::SUCCESS;
+    }
+    // A guard that was gone before is dead as well.
+    while guard.is_alive() && !has_ended(watched.as_fd()) && !has_ended(guarded.as_fd()) {
+        let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        // An interruption is as good as a wake-up.
+        let _ = poll(&mut [process(watched.as_fd()), process(guarded.as_fd())], PollTimeout::NONE);
+    }
+    if has_ended(guarded.as_fd()) {
+        return ExitCode::SUCCESS;
+    }
+    let roots = Roots { pid: 0, recorded: Some(postmaster), place: None };
+    let mut killed = HashSet::new();
+    let _ = sys::pidfd_send(guarded.as_fd(), Signal::SIGSTOP);
+    while !matches!(strike(&roots, &mut killed), Ok(Struck::Nothing)) {
+        thread::sleep(PAUSE);
+    }
+    ExitCode::SUCCESS
 }

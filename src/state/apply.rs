@@ -481,7 +481,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::{
-        domain::{ClusterId, Generation, NodeId, Profile, Timings, TimingsId},
+        domain::{ClusterId, Format, Generation, NodeId, Profile, TimelineSwitch, Timings, TimingsId},
         state::{Member, RuleId},
     };
 
@@ -807,6 +807,50 @@ mod tests {
         assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("b") })), "it is about to be primary");
         assert_eq!(run(&mut state, Kind::RemoveMember { member: id("c") }), Applied::Changed);
         assert_eq!(state.members.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "d"]);
+    }
+
+    #[test]
+    fn only_the_founding_member_goes_on_running() {
+        let restored = TimelineHistory {
+            timeline: TimelineId(3),
+            switches: vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(40) }],
+            first_records: Default::default(),
+        };
+        for (history, timeline) in [(None, 1), (Some(restored), 3)] {
+            let mut state = founded();
+            state.system_identifier = None;
+            state.lineage.clear();
+            run(&mut state, Kind::RecordSystem { system_identifier: 7, history });
+            let running = |member: &str, timeline| Kind::GrantRunning { member: id(member), floor: at(timeline, 50) };
+            assert!(is_stale(&run(&mut state, running("a", timeline))), "nothing is fenced");
+            run(&mut state, Kind::fence("first".into()));
+            assert!(is_stale(&run(&mut state, running("b", timeline))), "who has no data");
+            assert!(is_stale(&run(&mut state, running("a", timeline + 1))), "another timeline");
+            let lineage = state.lineage.clone();
+            assert_eq!(run(&mut state, running("a", timeline)), Applied::Changed);
+            assert!(state.is_granted_running());
+            assert_eq!(state.format, Format::RUNNING);
+            // Given back without a lease: again, for nobody else has anything.
+            run(&mut state, Kind::fence("no majority".into()));
+            assert_eq!(run(&mut state, running("a", timeline)), Applied::Changed);
+            let member = id("a");
+            let began = Kind::PromotionComplete {
+                member,
+                timeline: TimelineId(timeline),
+                switch: at(timeline, 50),
+                first_record: None,
+            };
+            assert_eq!(run(&mut state, began), Applied::Changed);
+            assert_eq!(run(&mut state, Kind::Open { member: id("a") }), Applied::Changed);
+            assert_eq!(state.lineage, lineage, "where its timeline comes from is as it was recorded");
+            // The next takes a number that nobody had, and then nobody goes on running any more.
+            run(&mut state, Kind::fence("it is lost".into()));
+            assert_eq!(run(&mut state, Kind::Grant { member: id("b"), floor: at(timeline, 90), sync: None }), Applied::Changed);
+            assert!(matches!(state.lock, Lock::Granted { timeline: next, .. } if next == TimelineId(timeline + 1)));
+            assert!(!state.is_granted_running());
+            run(&mut state, Kind::fence("again".into()));
+            assert!(is_stale(&run(&mut state, running("a", timeline))), "somebody else was granted");
+        }
     }
 
     #[test]
