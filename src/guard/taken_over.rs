@@ -101,17 +101,17 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The body of a second. What runs in the directory later is none of its business, so it goes by the process alone:
 /// frozen with its children still below it, it leaves nobody out.
 pub(super) fn stand_second(Second { guard, postmaster }: Second) -> ExitCode {
-    let (Ok(guarded), Ok(watched)) = (sys::pidfd_open(postmaster.pid), sys::pidfd_open(guard.pid)) else {
-        return ExitCode::from(70);
-    };
+    let Ok(guarded) = sys::pidfd_open(postmaster.pid) else { return ExitCode::SUCCESS };
     if !postmaster.is_alive() {
         return ExitCode::SUCCESS;
     }
     // A guard that was gone before is dead as well.
-    while guard.is_alive() && !has_ended(watched.as_fd()) && !has_ended(guarded.as_fd()) {
-        let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        // An interruption is as good as a wake-up.
-        let _ = poll(&mut [process(watched.as_fd()), process(guarded.as_fd())], PollTimeout::NONE);
+    if let Ok(watched) = sys::pidfd_open(guard.pid) {
+        while guard.is_alive() && !has_ended(guarded.as_fd()) {
+            let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            // An interruption is as good as a wake-up.
+            let _ = poll(&mut [process(watched.as_fd()), process(guarded.as_fd())], PollTimeout::NONE);
+        }
     }
     if has_ended(guarded.as_fd()) {
         return ExitCode::SUCCESS;

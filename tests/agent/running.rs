@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use super::{Cluster, Host, as_postgres, connect, send, support::bin_dir, working_in};
 
 /// What it needs beside what it is found with: PostgreSQL's own default of `wal_log_hints` is off.
-const FITS: &[&str] = &["wal_log_hints=on", "listen_addresses=127.0.0.1"];
+const FITS: &[&str] = &["wal_log_hints=on", "listen_addresses='127.0.0.1'"];
 
 fn going_on(mut config: Config) -> Config {
     let content = InitialContent { source: ContentSource::Adopt, restart: false, ..InitialContent::default() };

@@ -13,6 +13,7 @@ use crate::{
         store::{Durable, Phase},
     },
     domain::{Epoch, PostgresState, TimelineId, observation::Notice},
+    postgres::Knock,
 };
 
 fn is_fenced(effects: &[Effect]) -> bool {
@@ -64,6 +65,8 @@ fn what_is_taken_over_is_on_disk_before_a_guard_can_stand_beside_it() {
 fn it_writes_without_a_lease_until_it_has_held_one() {
     let mut core = unleased();
     assert!(!is_fenced(&core.step(sight(false, at(1, 110)), now(5_000))));
+    let hangs = Event::Knocked { life: 1, knock: Knock::Silent, waited: Duration::from_secs(5) };
+    assert!(!is_fenced(&core.step(hangs, now(6_000))), "it was nobody's to end before");
     let mut core = bound();
     let lost = LeaseSight { epoch: Epoch(1), phase: LeasePhase::Expired, ..LeaseSight::default() };
     assert!(is_fenced(&core.step(Event::Lease(lost), now(2_600))), "bound like every primary");
