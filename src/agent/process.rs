@@ -35,7 +35,10 @@ use super::{
 };
 use crate::{
     config::{Config, LocalMember},
-    domain::{Epoch, Moment, observation::{Notice, TAKEN_OVER}},
+    domain::{
+        Epoch, Moment,
+        observation::{Notice, TAKEN_OVER},
+    },
     guard::{self, GuardHandle, sys::two_clocks},
     layers::Left,
     lease::{HolderOptions, HolderThread, wire::Codec},
@@ -670,7 +673,10 @@ impl Agent {
         let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });
         // What was taken over goes by its own rule until it is started again.
-        let acks = self.core.sync_plan(self.hands.timings.renew, deadline).filter(|_| !guarding::took_over(self.guard.as_ref()));
+        let acks = self
+            .core
+            .sync_plan(self.hands.timings.renew, deadline)
+            .filter(|_| !guarding::took_over(self.guard.as_ref()));
         self.acks.send_if_modified(|old| {
             let changed = *old != acks;
             *old = acks;

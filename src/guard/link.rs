@@ -135,11 +135,7 @@ fn spawn_under(options: &SpawnOptions, deadline: Option<TwoClocks>) -> Result<Gu
 /// A postmaster that is there already, and where.
 type Running<'a> = Option<(ProcessIdentity, &'a Path)>;
 
-fn begin(
-    options: &SpawnOptions,
-    deadline: Option<TwoClocks>,
-    running: Running<'_>,
-) -> Result<GuardHandle, GuardError> {
+fn begin(options: &SpawnOptions, deadline: Option<TwoClocks>, running: Running<'_>) -> Result<GuardHandle, GuardError> {
     let runtime_dir = absolute(&options.runtime_dir);
     if let Some(earlier) = adopt(&runtime_dir)? {
         let state = earlier.state().borrow().clone();

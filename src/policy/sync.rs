@@ -82,7 +82,10 @@ pub fn change(s: &Situation<'_>) -> Option<Verdict> {
     }
     // It was not started with the file that names who confirms.
     if primary.agent.is_taken_over() {
-        return Some(Verdict::Hold(Hold::TakenOver { member: primary.member.clone(), mode: settings.replication_mode }));
+        return Some(Verdict::Hold(Hold::TakenOver {
+            member: primary.member.clone(),
+            mode: settings.replication_mode,
+        }));
     }
     let present = set.in_force(primary.epoch);
     let (wanted, able) = wanted(s, &primary, &settings, present);

@@ -89,12 +89,15 @@ pub fn judge(facts: &RunningFacts, wanted: &Wanted<'_>, adoption: &mut Adoption)
     }
     if facts.bad_hba > 0 {
         let lines = facts.bad_hba;
-        refused.push(format!("pg_hba.conf has {lines} lines that PostgreSQL can't read (pg_hba_file_rules): correct them"));
+        refused.push(format!(
+            "pg_hba.conf has {lines} lines that PostgreSQL can't read (pg_hba_file_rules): correct them"
+        ));
     }
     refused.extend(facts.fixed_hba.iter().map(|why| format!("hba_file: lines for the members can't be added: {why}")));
     let of = |name: &str| facts.settings.get(name).map_or("", |(value, _)| value.as_str());
     if of("allow_alter_system") == "off" {
-        refused.push("allow_alter_system = off: restart_after_crash could not be set; set it to on and reload".to_owned());
+        refused
+            .push("allow_alter_system = off: restart_after_crash could not be set; set it to on and reload".to_owned());
     }
     if of("full_page_writes") == "off" {
         refused.push("full_page_writes = off: set it to on and reload".to_owned());
@@ -129,11 +132,17 @@ fn needs_restart(facts: &RunningFacts, wanted: &Wanted<'_>, refused: &mut Vec<St
     let others = wanted.members.saturating_sub(1);
     let least = others + SENDERS_FOR_A_COPY + facts.senders;
     if found("max_wal_senders").parse::<u64>().is_ok_and(|most| most < least) {
-        wants("max_wal_senders", format!("{least} are needed, for {others} standbys, a copy and those that are connected"));
+        wants(
+            "max_wal_senders",
+            format!("{least} are needed, for {others} standbys, a copy and those that are connected"),
+        );
     }
     let least = others + SLOTS_FOR_A_COPY + facts.slots;
     if found("max_replication_slots").parse::<u64>().is_ok_and(|most| most < least) {
-        wants("max_replication_slots", format!("{least} are needed, for {others} standbys, a copy and those that are there"));
+        wants(
+            "max_replication_slots",
+            format!("{least} are needed, for {others} standbys, a copy and those that are there"),
+        );
     }
     if found("data_checksums") != "on" && found("wal_log_hints") != "on" {
         wants("wal_log_hints", "without it and without checksums it could not be rewound after a failover".to_owned());
@@ -201,12 +210,14 @@ impl Instance {
     pub(super) fn running_facts(&self) -> Result<RunningFacts, String> {
         let instance = self.clone();
         let ask = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-            runtime.block_on(async {
-                let session = instance.connect().await?;
-                instance.ask_running(&session).await
-            })
-            .map_err(|error: SqlError| with_cause(&error))
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+            runtime
+                .block_on(async {
+                    let session = instance.connect().await?;
+                    instance.ask_running(&session).await
+                })
+                .map_err(|error: SqlError| with_cause(&error))
         };
         let asked = thread::Builder::new().name("adoption".to_owned()).spawn(ask).map_err(|error| error.to_string())?;
         asked.join().unwrap_or_else(|_| Err("the question broke off".to_owned()))
@@ -432,7 +443,12 @@ mod tests {
             ("synchronous_standby_names", ""),
         ];
         let of = |(name, value): (&str, &str)| (name.to_owned(), (value.to_owned(), "configuration file".to_owned()));
-        RunningFacts { settings: settings.into_iter().map(of).collect(), superuser: true, uid: 26, ..RunningFacts::default() }
+        RunningFacts {
+            settings: settings.into_iter().map(of).collect(),
+            superuser: true,
+            uid: 26,
+            ..RunningFacts::default()
+        }
     }
 
     fn refused(change: impl Fn(&mut RunningFacts)) -> String {

@@ -137,6 +137,11 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "grant-primary" => {
             successors(state, &members).map(|member| Kind::Grant { member, floor: end, sync: None }).collect()
         }
+        // To the founding member alone; what it asks of that host is what any grant asks.
+        "grant-running" => {
+            let floor = WalPosition { timeline: state.highest_timeline(), ..end };
+            vec![Kind::GrantRunning { member: testing::id("a"), floor }]
+        }
         "promotion-complete" => match &state.lock {
             Lock::Granted { member, timeline, .. } => vec![Kind::PromotionComplete {
                 member: member.clone(),

@@ -195,7 +195,11 @@ impl ClusterState {
             return Err("somebody else was granted before".to_owned());
         }
         if floor.timeline != self.highest_timeline() {
-            return Err(format!("{member} is on timeline {}, the cluster on {}", floor.timeline, self.highest_timeline()));
+            return Err(format!(
+                "{member} is on timeline {}, the cluster on {}",
+                floor.timeline,
+                self.highest_timeline()
+            ));
         }
         self.may_be_granted(member)?;
         self.start_sync(epoch, member, None)?;
@@ -845,7 +849,10 @@ mod tests {
             assert_eq!(state.lineage, lineage, "where its timeline comes from is as it was recorded");
             // The next takes a number that nobody had, and then nobody goes on running any more.
             run(&mut state, Kind::fence("it is lost".into()));
-            assert_eq!(run(&mut state, Kind::Grant { member: id("b"), floor: at(timeline, 90), sync: None }), Applied::Changed);
+            assert_eq!(
+                run(&mut state, Kind::Grant { member: id("b"), floor: at(timeline, 90), sync: None }),
+                Applied::Changed
+            );
             assert!(matches!(state.lock, Lock::Granted { timeline: next, .. } if next == TimelineId(timeline + 1)));
             assert!(!state.is_granted_running());
             run(&mut state, Kind::fence("again".into()));

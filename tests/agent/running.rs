@@ -68,7 +68,14 @@ impl Somebodys {
         let log = data.with_file_name("old.log");
         ran(program("pg_ctl").arg("-D").arg(&data).arg("-w").arg("-l").arg(log).arg("start"));
         let sql = "CREATE TABLE t (i bigint)";
-        ran(program("psql").arg("-Xqh").arg(sockets).args(["-p", &postgresql.port.to_string(), "-U", "postgres", "-c", sql]));
+        ran(program("psql").arg("-Xqh").arg(sockets).args([
+            "-p",
+            &postgresql.port.to_string(),
+            "-U",
+            "postgres",
+            "-c",
+            sql,
+        ]));
         let pid = fs::read_to_string(data.join("postmaster.pid")).unwrap();
         let postmaster = ProcessIdentity::of(pid.lines().next().unwrap().parse().unwrap()).unwrap();
         Somebodys { data, postmaster }

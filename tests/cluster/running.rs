@@ -178,7 +178,9 @@ pub fn play() {
     let refused = run(&rig, &["config", "set", "replication_mode=quorum"]);
     assert!(refused.is_ok(), "{refused:?}");
     let told = || run(&rig, &["explain"]).map(|told| told.to_string()).unwrap_or_default();
-    until("it is told that the mode is not in effect", SOON, || told().contains("replication_mode=quorum is not in effect"));
+    until("it is told that the mode is not in effect", SOON, || {
+        told().contains("replication_mode=quorum is not in effect")
+    });
     let restarted = run(&rig, &["restart", "n1", "--yes", "--timeout", "60"]).unwrap();
     assert_eq!(restarted["succeeded"], true, "{restarted}");
     let after = rig.healthy(HEAL).unwrap();

@@ -143,12 +143,11 @@ fn when_its_guard_dies_the_agent_kills_what_was_taken_over() {
 fn only_the_postmaster_of_the_directory_is_taken_over() {
     let there = Somebodys::start();
     let options = there.bench.options("/nonexistent", &[]);
-    let refused = |postmaster: ProcessIdentity, dir: &str| {
-        match guard::take_over(&options, postmaster, &there.bench.path(dir)) {
+    let refused =
+        |postmaster: ProcessIdentity, dir: &str| match guard::take_over(&options, postmaster, &there.bench.path(dir)) {
             Err(GuardError::Ended { last_line, .. }) => last_line,
             other => panic!("{other:?}"),
-        }
-    };
+        };
     let reused = ProcessIdentity { start_ticks: there.tree[0].start_ticks + 1, ..there.tree[0] };
     assert!(refused(reused, "data").contains("is not the postmaster"));
     assert!(refused(there.tree[1], "data").contains("is not the postmaster"), "a sleep");
