@@ -57,6 +57,8 @@ pub struct Adoption {
     pub warnings: Vec<String>,
     /// What is changed.
     pub changes: Vec<String>,
+    /// It is not stopped for it.
+    pub goes_on: bool,
 }
 
 /// Judges by what was found. `ours` are the settings and lines of the configuration file of Matriarch.
@@ -193,15 +195,24 @@ impl Instance {
         let facts = self.adoption_facts()?;
         let cfg = self.config();
         let mut adoption = judge(&facts, (&cfg.parameters, &cfg.hba), &cfg.superuser);
-        if let Some(pid) = facts.running.filter(|_| facts.goes_on) {
+        let Some(pid) = facts.running else { return Ok(adoption) };
+        if facts.goes_on {
             self.judge_running(pid, &mut adoption)?;
+            adoption.goes_on = true;
             if !adoption.refused.is_empty() {
                 adoption.refused.push(format!(
                     "so it can't be taken over while it runs, as process {pid}: correct that, or stop it cleanly, and it is taken \
                      over with one restart"
                 ));
             }
+            return Ok(adoption);
         }
+        let mut without = Adoption::default();
+        self.judge_running(pid, &mut without)?;
+        adoption.warnings.push(match without.refused.is_empty() {
+            true => "it could go on running: bootstrap.restart = false takes it over without a restart".to_owned(),
+            false => format!("it could not go on running (bootstrap.restart = false): {}", without.refused.join("; ")),
+        });
         Ok(adoption)
     }
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use matriarch::{
+    agent,
     config::{Config, ContentSource, InitialContent},
     domain::observation::TAKEN_OVER,
     guard::ProcessIdentity,
@@ -123,6 +124,18 @@ impl Load {
     }
 }
 
+/// What `matriarch preflight` says of it, the other way included.
+fn dry_run(config: &Config) {
+    let member = config.member.as_ref().unwrap();
+    let told = agent::adoption(config, member).unwrap().unwrap();
+    assert!(told.refused.is_empty() && told.goes_on, "{told:?}");
+    let mut stopped = config.clone();
+    stopped.member.as_mut().unwrap().postgresql.bootstrap.restart = true;
+    let told = agent::adoption(&stopped, stopped.member.as_ref().unwrap()).unwrap().unwrap();
+    assert!(told.refused[0].contains("stop it cleanly"), "{told:?}");
+    assert!(told.warnings.iter().any(|w| w.contains("it could go on running: bootstrap.restart = false")), "{told:?}");
+}
+
 /// From what runs to the primary of epoch 1, on the timeline it is on.
 async fn taken_over(config: Config) -> Host {
     let mut host = Host::start(config).await;
@@ -160,6 +173,7 @@ fn a_postgresql_that_runs_is_taken_over_and_nobody_notices() {
         let cluster = Cluster::new();
         let config = going_on(cluster.config(0));
         let old = Somebodys::start(&config, FITS);
+        dry_run(&config);
         // It was let in as anybody was: with a password that nobody asks for.
         let load = Load::begin(config.member.as_ref().unwrap().postgresql.port);
         let mut host = taken_over(config).await;
