@@ -7,7 +7,7 @@ use crate::{
         WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
-    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId},
+    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId, TimelineRecord},
 };
 
 /// All a host needs to know to find its next action.
@@ -379,8 +379,10 @@ pub fn left_by_a_crash(state: &ClusterState) -> Option<(&Reign, &Member)> {
     let (now, me) = state.holder()?;
     let was_promoted = |reign: &&Reign| {
         let record = state.lineage.iter().find(|record| record.epoch == reign.epoch);
-        // One that was taken over while it ran has begun no timeline.
-        let promoted = record.map_or(reign.opened_ms.is_some(), |record| record.switch.is_some());
+        // One that was taken over while it ran has begun no timeline: its own is from before the cluster.
+        let older = |r: &&TimelineRecord| r.timeline == reign.timeline && r.epoch == Epoch(0);
+        let went_on = || reign.opened_ms.is_some() && state.lineage.iter().any(|record| older(&record));
+        let promoted = record.map_or_else(went_on, |record| record.switch.is_some());
         reign.epoch < now && promoted
     };
     let last = state.reigns.iter().rev().find(was_promoted)?;

@@ -29,8 +29,9 @@ struct Committed {
     me: MemberId,
 }
 
-/// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 11] = [
+/// Proposals that ask nothing of any member's PostgreSQL, or, of one that goes on running, what any grant asks.
+const ASIDE: [&str; 12] = [
+    "grant-running",
     "settle-sync",
     "keep-out",
     "acknowledge",
@@ -136,11 +137,6 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "fence-epoch" if state.system_identifier.is_some() => vec![Kind::fence(String::new())],
         "grant-primary" => {
             successors(state, &members).map(|member| Kind::Grant { member, floor: end, sync: None }).collect()
-        }
-        // To the founding member alone; what it asks of that host is what any grant asks.
-        "grant-running" => {
-            let floor = WalPosition { timeline: state.highest_timeline(), ..end };
-            vec![Kind::GrantRunning { member: testing::id("a"), floor }]
         }
         "promotion-complete" => match &state.lock {
             Lock::Granted { member, timeline, .. } => vec![Kind::PromotionComplete {

@@ -172,7 +172,7 @@ impl ClusterState {
         Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
     }
 
-    fn may_be_granted(&self, member: &MemberId) -> Result<(), String> {
+    pub(super) fn may_be_granted(&self, member: &MemberId) -> Result<(), String> {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
@@ -182,35 +182,7 @@ impl ClusterState {
         Ok(())
     }
 
-    /// A timeline that somebody was granted before is never granted again, so this is for the first grant alone: until
-    /// then there is no WAL of this cluster but on that host.
-    fn grant_running(&mut self, member: &MemberId, floor: WalPosition) -> Result<Option<String>, String> {
-        let Lock::Fenced { epoch, previous, .. } = &self.lock else {
-            return Err("a grant needs a fenced epoch".to_owned());
-        };
-        let epoch = *epoch;
-        let others = previous.as_ref().is_some_and(|(_, last)| last != member);
-        let reserved = self.lineage.iter().any(|record| record.epoch > Epoch(0));
-        if others || reserved || self.initializer.as_ref() != Some(member) {
-            return Err("somebody else was granted before".to_owned());
-        }
-        if floor.timeline != self.highest_timeline() {
-            return Err(format!(
-                "{member} is on timeline {}, the cluster on {}",
-                floor.timeline,
-                self.highest_timeline()
-            ));
-        }
-        self.may_be_granted(member)?;
-        self.start_sync(epoch, member, None)?;
-        self.hand_to(member, (epoch, floor.timeline), floor);
-        let timeline = floor.timeline;
-        Ok(Some(format!(
-            "{member} is to be primary of epoch {epoch}, goes on running on timeline {timeline}, its WAL ends at {floor}"
-        )))
-    }
-
-    fn hand_to(&mut self, member: &MemberId, (epoch, timeline): (Epoch, TimelineId), floor: WalPosition) {
+    pub(super) fn hand_to(&mut self, member: &MemberId, (epoch, timeline): (Epoch, TimelineId), floor: WalPosition) {
         self.roster.grant();
         self.keep_newest_timings();
         self.unexplained.remove(member);
@@ -485,7 +457,7 @@ impl ClusterState {
 mod tests {
     use super::*;
     use crate::{
-        domain::{ClusterId, Format, Generation, NodeId, Profile, TimelineSwitch, Timings, TimingsId},
+        domain::{ClusterId, Generation, NodeId, Profile, Timings, TimingsId},
         state::{Member, RuleId},
     };
 
@@ -811,53 +783,6 @@ mod tests {
         assert!(is_stale(&run(&mut state, Kind::RemoveMember { member: id("b") })), "it is about to be primary");
         assert_eq!(run(&mut state, Kind::RemoveMember { member: id("c") }), Applied::Changed);
         assert_eq!(state.members.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "d"]);
-    }
-
-    #[test]
-    fn only_the_founding_member_goes_on_running() {
-        let restored = TimelineHistory {
-            timeline: TimelineId(3),
-            switches: vec![TimelineSwitch { timeline: TimelineId(1), end: Lsn(40) }],
-            first_records: Default::default(),
-        };
-        for (history, timeline) in [(None, 1), (Some(restored), 3)] {
-            let mut state = founded();
-            state.system_identifier = None;
-            state.lineage.clear();
-            run(&mut state, Kind::RecordSystem { system_identifier: 7, history });
-            let running = |member: &str, timeline| Kind::GrantRunning { member: id(member), floor: at(timeline, 50) };
-            assert!(is_stale(&run(&mut state, running("a", timeline))), "nothing is fenced");
-            run(&mut state, Kind::fence("first".into()));
-            assert!(is_stale(&run(&mut state, running("b", timeline))), "who has no data");
-            assert!(is_stale(&run(&mut state, running("a", timeline + 1))), "another timeline");
-            let lineage = state.lineage.clone();
-            assert_eq!(run(&mut state, running("a", timeline)), Applied::Changed);
-            assert!(state.is_granted_running());
-            assert_eq!(state.format, Format::RUNNING);
-            // Given back without a lease: again, for nobody else has anything.
-            run(&mut state, Kind::fence("no majority".into()));
-            assert_eq!(run(&mut state, running("a", timeline)), Applied::Changed);
-            let member = id("a");
-            let began = Kind::PromotionComplete {
-                member,
-                timeline: TimelineId(timeline),
-                switch: at(timeline, 50),
-                first_record: None,
-            };
-            assert_eq!(run(&mut state, began), Applied::Changed);
-            assert_eq!(run(&mut state, Kind::Open { member: id("a") }), Applied::Changed);
-            assert_eq!(state.lineage, lineage, "where its timeline comes from is as it was recorded");
-            // The next takes a number that nobody had, and then nobody goes on running any more.
-            run(&mut state, Kind::fence("it is lost".into()));
-            assert_eq!(
-                run(&mut state, Kind::Grant { member: id("b"), floor: at(timeline, 90), sync: None }),
-                Applied::Changed
-            );
-            assert!(matches!(state.lock, Lock::Granted { timeline: next, .. } if next == TimelineId(timeline + 1)));
-            assert!(!state.is_granted_running());
-            run(&mut state, Kind::fence("again".into()));
-            assert!(is_stale(&run(&mut state, running("a", timeline))), "somebody else was granted");
-        }
     }
 
     #[test]

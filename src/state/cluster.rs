@@ -320,12 +320,6 @@ impl ClusterState {
         }
     }
 
-    /// The lock was granted to one that goes on running on the timeline it is on: none was reserved for it.
-    pub fn is_granted_running(&self) -> bool {
-        let Lock::Granted { epoch, timeline, .. } = &self.lock else { return false };
-        !self.lineage.iter().any(|record| record.timeline == *timeline && record.epoch == *epoch)
-    }
-
     /// The highest timeline number ever used or reserved.
     pub fn highest_timeline(&self) -> TimelineId {
         self.lineage.iter().map(|r| r.timeline).max().unwrap_or(TimelineId(1))
