@@ -22,6 +22,8 @@ mod health;
 mod interrupted;
 #[path = "agent/lend.rs"]
 mod lend;
+#[path = "agent/running.rs"]
+mod running;
 #[path = "agent/slots.rs"]
 mod slots;
 #[path = "agent/stalled.rs"]

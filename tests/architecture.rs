@@ -283,6 +283,7 @@ fn processes_are_started_where_it_is_expected() {
         demo/processes.rs
         guard/link.rs
         guard/process.rs
+        guard/taken_over.rs
         layers/stonith.rs
         postgres/command.rs
         postgres/private.rs

@@ -150,7 +150,7 @@ fn rules_are_printed_with_what_they_lead_to() {
     expect![[r#"
         RULE  WHEN, AND THEN WHAT                                                                     PROPOSES
          230  switchover: the primary has flushed, hold new writes                                    advance-operation, end-operation
-         410  the old epoch is sealed and over: grant to the successor                                grant-primary
+         410  the old epoch is sealed and over: grant to the successor                                grant-primary, grant-running
          480  a node in the Raft group is nobody's: drop it                                           drop-node
         RULE  WHEN, AND THEN WHAT                                                   ORDERS
          520  switchover or restart: the primary flushes early                      checkpoint
@@ -167,7 +167,7 @@ fn rules_as_json_and_as_a_drawing() {
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let row =
         |table: &str, rule: u32| told[table].as_array().unwrap().iter().find(|r| r["rule"] == rule).unwrap().clone();
-    assert_eq!(row("policy", 410)["then"], serde_json::json!(["grant-primary"]));
+    assert_eq!(row("policy", 410)["then"], serde_json::json!(["grant-primary", "grant-running"]));
     assert_eq!(row("reconcile", 530)["then"], serde_json::json!(["start", "promote"]));
     let change = serde_json::json!({"from": "Standby", "to": "Promoting", "order": "promote", "rules": [530]});
     assert!(told["states"].as_array().unwrap().contains(&change), "{told}");

@@ -109,6 +109,7 @@ fn postgres_state(word: &str) -> PostgresState {
         "crashed" => PostgresState::Crashed,
         "busy" => PostgresState::Busy,
         "failed" => PostgresState::Failed,
+        "unleased" => PostgresState::Unleased,
         other => panic!("`{other}` is no state of PostgreSQL"),
     }
 }
@@ -804,6 +805,7 @@ fn describe(command: &Command) -> String {
             format!("record system identifier {system_identifier}, which begins on timeline {}", history.timeline)
         }
         Kind::Fence { reason, .. } => format!("end epoch {}: {reason}", command.expected),
+        Kind::GrantRunning { member, floor } => format!("grant to {member}, which goes on running, at {floor}"),
         Kind::Grant { member, floor, sync: None } => format!("grant to {member} at {floor}"),
         Kind::Grant { member, floor, sync: Some(start) } => {
             let names = |of: &[MemberId]| Vec::from_iter(of.iter().map(MemberId::as_str)).join(", ");

@@ -224,6 +224,9 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         Hold::TooFewSync { strict: false, .. } => {
             "bring a standby up that may confirm (`sync`, `sync_priority`): it is taken in by itself".to_owned()
         }
+        Hold::TakenOver { member, .. } => format!(
+            "`matriarch restart {member}`, or `matriarch switchover`: from then on it runs with Matriarch's configuration, under a guard"
+        ),
         Hold::SyncUnsettled { .. } => {
             "bring those up who are to confirm; or `matriarch config set replication_mode=async` until then".to_owned()
         }

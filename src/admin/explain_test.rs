@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    domain::{Epoch, Format, GroupStep, Lsn, TimelineId, WalPosition},
+    domain::{Epoch, Format, GroupStep, Lsn, SyncMode, TimelineId, WalPosition},
     policy::{format::TooOld, report::NotReady},
     state::{Asked, OperationPhase},
 };
@@ -108,6 +108,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::TooFewSync { have: 0, wanted: 1, strict: false },
         Hold::KeptOut { member: n1(), confirms: "n2".into() },
         Hold::TooFewSync { have: 1, wanted: 2, strict: true },
+        Hold::TakenOver { member: n1(), mode: SyncMode::Quorum },
         Hold::SyncUnsettled { rules: 6, waits_for: "n2".into() },
         Hold::NewVotersNotReady { why: vec![(n1(), NotReady::Silent)] },
         Hold::TooOld(TooOld { member: n1(), knows: None, needed: Format::SETTINGS }),
@@ -136,6 +137,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::Unconfirmed { .. }
             | Hold::TooFewSync { .. }
             | Hold::KeptOut { .. }
+            | Hold::TakenOver { .. }
             | Hold::SyncUnsettled { .. }
             | Hold::NewVotersNotReady { .. }
             | Hold::TooOld(_) => {}

@@ -196,6 +196,7 @@ fn state_word(agent: &AgentView) -> &'static str {
         (PostgresState::Crashed, _) => "crashed",
         (PostgresState::Busy, _) => "busy",
         (PostgresState::Failed, _) => "failed",
+        (PostgresState::Unleased, _) => "unleased",
     }
 }
 
@@ -239,7 +240,8 @@ fn member(
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => "none",
+        | PostgresState::Failed
+        | PostgresState::Unleased => "none",
     }
     .to_owned();
     out.state = state_word(agent).to_owned();
@@ -273,6 +275,12 @@ fn member(
     out.problems = problems(state, id, agent, holds);
     out.problems.extend(clock(seen.clock_off_ppm, agent));
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
+    if agent.is_taken_over() {
+        out.problems.push(format!(
+            "its PostgreSQL was taken over while it ran: should agent and guard be killed in one moment, with its second, nothing ends it; `matriarch \
+             restart {id}` puts it under a guard"
+        ));
+    }
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());
@@ -351,6 +359,7 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
         out.push(format!("its last order failed: {error}"));
     }
     match agent.state {
+        PostgresState::Unleased => out.push("it runs as before, and is to be granted the lock".to_owned()),
         PostgresState::Primary if !holds => out.push("it runs as primary without the lock".to_owned()),
         PostgresState::Primary if !agent.lease.held => out.push("it does not hold its lease".to_owned()),
         PostgresState::Primary => {}

@@ -24,7 +24,11 @@ mod lists_test;
 mod lost_test;
 mod orders;
 mod pause;
+mod promoted;
 mod rescue;
+mod running;
+#[cfg(test)]
+mod running_test;
 #[cfg(test)]
 mod room_test;
 mod stalled;
@@ -50,6 +54,7 @@ pub use events::{
 };
 pub use lend::{Unlent, Wanted};
 pub use orders::{covers, grows_from, is_as_granted};
+pub use running::goes_on;
 use stuck::Stuck;
 
 use super::{
@@ -173,6 +178,8 @@ pub struct Core {
     lineage: archive::Lineage,
     /// Of the last order to promote.
     wal_holder: Option<WalHolder>,
+    /// What runs in the data directory is to be taken over, and goes on.
+    takes_over: bool,
 }
 
 impl Core {
@@ -233,6 +240,7 @@ impl Core {
             archiving: Archiving::default(),
             lineage: archive::Lineage::default(),
             wal_holder: None,
+            takes_over: false,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),
@@ -255,6 +263,7 @@ impl Core {
             Found::Nothing => {
                 self.end_tenure((EndCause::Restarted, "nothing of it was left when the agent started"), now, out);
                 self.tree_is_empty(out);
+                self.end_unleased(out);
                 // An intent that was left over: the survey put the signal file back.
                 if self.durable.restart_intent.take().is_some() {
                     out.push(Effect::Persist);
@@ -291,6 +300,7 @@ impl Core {
         let mut out = Vec::new();
         match event {
             Event::Tick => {}
+            Event::Identified(system) => self.system = Some(system),
             Event::Spawned { life } => self.on_spawned(life),
             Event::Guard { life, postmaster } if life == self.life => self.on_guard(postmaster, now, &mut out),
             Event::GuardDied { life } if life == self.life => self.on_guard_died(now, &mut out),
@@ -418,7 +428,8 @@ impl Core {
         };
         if !sight.in_recovery {
             let granted = self.durable.tenure.filter(|t| t.phase == Phase::Granted);
-            if self.durable.tenure.is_none() || (granted.is_some() && self.lease_left(now).is_zero()) {
+            let bare = self.durable.tenure.is_none() || (granted.is_some() && self.lease_left(now).is_zero());
+            if bare && !self.is_unleased() {
                 self.problem = Some("PostgreSQL was writable without a lease".to_owned());
                 self.strayed = true;
                 return match granted {
@@ -598,6 +609,9 @@ impl Core {
                 self.fence(now, out);
             }
         }
+        if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty {
+            self.end_unleased(out);
+        }
         let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
@@ -611,41 +625,6 @@ impl Core {
             self.survey(!self.wal_end_known, out);
         }
         self.last_order = Some(OrderResult { order: work.shown.order, kind: work.shown.kind, error });
-    }
-
-    fn promoted(&mut self, tenure: Tenure, end: &TaskEnd, now: Now, out: &mut Vec<Effect>) {
-        let still_ours = self.durable.tenure.is_some_and(|t| t.epoch == tenure.epoch);
-        match end {
-            TaskEnd::Succeeded if still_ours => {
-                self.set_phase(Phase::Primary);
-                out.push(Effect::Persist);
-                if self.tree == Tree::Empty {
-                    // It ended after the task's last look, and was left to the task until now.
-                    return self.crash(Tenure { phase: Phase::Primary, ..tenure }, false, now, out);
-                }
-                out.push(Effect::CheckpointBeside);
-            }
-            // The lease was lost on the way; the fence is under way already.
-            TaskEnd::Succeeded => self.fence(now, out),
-            TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
-            TaskEnd::Failed { error, .. } => {
-                let why = format!("the promotion failed: {error}");
-                self.end_tenure((EndCause::PromotionFailed, &why), now, out);
-            }
-        }
-    }
-
-    /// A promotion that never held the lease: the standby goes on as a standby.
-    fn give_back(&mut self, tenure: Tenure, error: &str, out: &mut Vec<Effect>) {
-        tracing::warn!(epoch = %tenure.epoch, error, "the lease was not reached, the grant is given back");
-        self.ended_by = EndCause::PromotionFailed;
-        self.durable.tenure = None;
-        self.durable.ended = self.durable.ended.max(tenure.epoch);
-        self.durable.fenced = self.durable.fenced.max(tenure.epoch);
-        let notice = self.notice(tenure.epoch, true, false);
-        out.extend([Effect::Release, Effect::Persist, Effect::Notice(notice)]);
-        // PostgreSQL may have ended meanwhile, and its directory been read.
-        self.seek_the_end(out);
     }
 
     fn stopped(&mut self, keep_lease: bool, now: Now, out: &mut Vec<Effect>) {

@@ -8,11 +8,16 @@ use std::{
     thread,
 };
 
-use super::hands::{Hands, chain, said};
+use super::{
+    core::{Event, Postmaster},
+    hands::{Hands, chain, said},
+};
 use crate::{
     config::{CgroupUse, Config, ConfigError, LocalMember},
     domain::observation::FenceView,
-    guard::{self, FileId, GroupUse, GuardError, GuardHandle, Measured, Refusal},
+    guard::{
+        self, ExitKind, FileId, GroupUse, GuardError, GuardHandle, GuardState, Measured, Method, Refusal, WhyWalk,
+    },
     postgres::Instance,
 };
 
@@ -175,6 +180,33 @@ pub fn hand_over(hands: &Hands, guard: GuardHandle) {
     if let Err(error) = thread::Builder::new().name("guard-upgrade".to_owned()).spawn(work) {
         tracing::warn!(%error, "no thread to hand a guard over in");
     }
+}
+
+/// The guard's word, for the rules.
+pub fn event(life: u64, state: &GuardState) -> Event {
+    if !state.alive && !state.postmaster.is_clear() {
+        return Event::GuardDied { life };
+    }
+    let postmaster = match state.postmaster {
+        guard::Postmaster::Running { pid } => Postmaster::Running { pid },
+        guard::Postmaster::Gone { status, tree_empty, fenced } => {
+            let exit = match status {
+                guard::UNTOLD => "only whoever had started it knows how".to_owned(),
+                ExitKind::Code(code) => format!("exit code {code}"),
+                ExitKind::Signal(signal) => format!("signal {signal}"),
+            };
+            Postmaster::Gone { tree_empty, fenced, exit }
+        }
+    };
+    Event::Guard { life, postmaster }
+}
+
+/// PostgreSQL runs, and this guard is not its parent.
+pub fn took_over(guard: Option<&GuardHandle>) -> bool {
+    guard.is_some_and(|guard| {
+        let state = guard.state().borrow().clone();
+        state.means.method == Method::Walk(WhyWalk::TakenOver) && !state.postmaster.is_clear()
+    })
 }
 
 /// How this host fences, in words: what the running guard says, or else what was found at the measurement.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     domain::{Epoch, Generation, KeepDiverged, TimelineHistory, Timings, WalPosition, moment::TwoClocks},
-    guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, SpawnOptions},
+    guard::{self, GroupUse, GuardHandle, GuardedCommand, Measured, PostmasterSignal, ProcessIdentity, SpawnOptions},
     layers::Layers,
     lease::{HolderHandle, wire::Codec},
     postgres::{DataState, DbState, Instance, Upstream},
@@ -108,6 +108,37 @@ impl Hands {
         // The loop is gone only when the agent ends; then the guard goes on by itself.
         let _ = self.wakes.send(Wake::Guarded { life, handle: handle.clone() });
         Ok(handle)
+    }
+
+    /// Puts a guard beside the postmaster that runs here already; from then on it is Matriarch's.
+    pub async fn take_over(&self) -> Result<(), String> {
+        let hands = self.clone();
+        let (life, handle) = blocking(move || hands.take_over_blocking()).await??;
+        let _ = self.wakes.send(Wake::Guarded { life, handle });
+        Ok(())
+    }
+
+    fn take_over_blocking(&self) -> Result<(u64, GuardHandle), String> {
+        let _alone = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = self.instance.running_pid().map(i32::unsigned_abs);
+        let postmaster = pid.and_then(ProcessIdentity::of).ok_or("what was to be taken over has ended")?;
+        let log_file = self.instance.log_file().to_owned();
+        let command = GuardedCommand { program: PathBuf::new(), args: Vec::new(), env: Vec::new(), log_file };
+        let (exe, runtime_dir) = (self.exe.clone(), self.runtime_dir.clone());
+        let options = SpawnOptions { exe, runtime_dir, command, epoch_hint: Epoch(0), group: self.group };
+        let system = self.instance.control_data().map_err(said)?.system_identifier;
+        let handle = guard::take_over(&options, postmaster, self.instance.data_dir()).map_err(said)?;
+        let life = self.life.load(Ordering::SeqCst) + 1;
+        let marked = self.instance.mark_adopted(true).map_err(said);
+        if let Err(error) = marked.and_then(|()| self.watch_over(life, &handle)) {
+            // It goes on without a guard, as before.
+            let undone = guard::put_down(&self.runtime_dir).map_err(said);
+            return undone.and_then(|()| self.instance.mark_adopted(false).map_err(said)).and(Err(error));
+        }
+        self.life.store(life, Ordering::SeqCst);
+        let _ = self.wakes.send(Wake::Core(Event::Identified(system)));
+        tracing::warn!(pid = postmaster.pid, "a PostgreSQL that runs was taken over");
+        Ok((life, handle))
     }
 
     /// Gives PostgreSQL the timings in force, as soon as nobody works in its data directory.
@@ -452,6 +483,9 @@ pub async fn wait_clear(guard: &GuardHandle, patience: Duration) -> bool {
 /// Whoever starts this directory by hand gets a read-only standby. Best effort:
 /// the postmaster's own start by this agent does all of it again.
 fn make_safe(instance: &Instance) {
+    if let Err(error) = instance.end_adoption() {
+        tracing::error!(error = chain(&error), "failed to give what was taken over Matriarch's configuration");
+    }
     if !instance.is_configured_by_us() {
         return;
     }
@@ -473,7 +507,18 @@ fn make_safe(instance: &Instance) {
 
 /// To the cluster there is no data until it is taken over: nothing else is done with it.
 fn unadopted(instance: &Instance) -> Disk {
-    match instance.running_pid() {
+    let running = instance.running_pid();
+    if instance.is_to_go_on_running() {
+        return match instance.adoption() {
+            Ok(adoption) if adoption.refused.is_empty() => Disk::NoData,
+            Ok(adoption) => {
+                let dir = instance.data_dir().display();
+                Disk::Unusable(format!("{TO_BE_STOPPED}{dir}, and can't: {}", adoption.refused.join("; ")))
+            }
+            Err(error) => Disk::Unusable(chain(&error)),
+        };
+    }
+    match running {
         Some(pid) => Disk::Unusable(format!(
             "{TO_BE_STOPPED}{} as process {pid}: stop it cleanly, and keep whatever starts it from \
              doing so",

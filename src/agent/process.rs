@@ -35,8 +35,11 @@ use super::{
 };
 use crate::{
     config::{Config, LocalMember},
-    domain::{Epoch, Moment, observation::Notice},
-    guard::{self, ExitKind, GuardHandle, GuardState, sys::two_clocks},
+    domain::{
+        Epoch, Moment,
+        observation::{Notice, TAKEN_OVER},
+    },
+    guard::{self, GuardHandle, sys::two_clocks},
     layers::Left,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
@@ -249,7 +252,8 @@ impl Agent {
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
-        let (core, effects) = Core::begin(start, now(began));
+        let (mut core, effects) = Core::begin(start, now(began));
+        core.take_over_what_runs(hands.instance.takes_over_what_runs());
         hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;
@@ -381,12 +385,12 @@ impl Agent {
     /// The first news are taken at once, so that what follows a start sees it running.
     fn watch_guard(&mut self, life: u64, handle: GuardHandle) -> anyhow::Result<()> {
         let mut state = handle.state();
-        let first = guard_event(life, &state.borrow_and_update());
+        let first = guarding::event(life, &state.borrow_and_update());
         self.guard = Some(handle);
         let wakes = self.hands.wakes.clone();
         tokio::spawn(async move {
             while state.changed().await.is_ok() {
-                let event = guard_event(life, &state.borrow_and_update());
+                let event = guarding::event(life, &state.borrow_and_update());
                 if wakes.send(Wake::Core(event)).is_err() {
                     return;
                 }
@@ -397,7 +401,7 @@ impl Agent {
 
     fn hear_guard(&mut self) -> anyhow::Result<()> {
         let Some(guard) = &self.guard else { return Ok(()) };
-        let event = guard_event(self.core.life(), &guard.state().borrow());
+        let event = guarding::event(self.core.life(), &guard.state().borrow());
         match self.core.tree() {
             Tree::Empty => Ok(()),
             Tree::Running { .. } | Tree::Ending => self.wake(Wake::Core(event)),
@@ -613,6 +617,7 @@ impl Agent {
             rescue: self.asks_for_wal(),
             borrower: self.borrower(),
             damaged: self.core.is_damaged(),
+            unleased: self.core.durable().unleased,
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {
@@ -661,7 +666,11 @@ impl Agent {
         self.slot_budget += u64::from(self.hands.instance.set_slot_wal(self.core.settings().slot_wal_max));
         let (slot_budget, short) = (self.slot_budget, self.core.gives_up_slots());
         let plan = interval.map(|interval| Plan { life, interval, deadline, asked, redo, slot_budget, short });
-        let acks = self.core.sync_plan(self.hands.timings.renew, deadline);
+        // What was taken over goes by its own rule until it is started again.
+        let acks = self
+            .core
+            .sync_plan(self.hands.timings.renew, deadline)
+            .filter(|_| !guarding::took_over(self.guard.as_ref()));
         self.acks.send_if_modified(|old| {
             let changed = *old != acks;
             *old = acks;
@@ -687,6 +696,9 @@ impl Agent {
         let layers = self.hands.layers.views();
         let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
         reached(&mut status, &self.hands.holder.view().borrow());
+        if guarding::took_over(self.guard.as_ref()) {
+            TAKEN_OVER.clone_into(&mut status.guard);
+        }
         status
     }
 
@@ -736,23 +748,6 @@ fn find(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
         guard::Postmaster::Gone { .. } => 0,
     };
     Ok(Found::Running { pid, armed, remaining })
-}
-
-fn guard_event(life: u64, state: &GuardState) -> Event {
-    if !state.alive && !state.postmaster.is_clear() {
-        return Event::GuardDied { life };
-    }
-    let postmaster = match state.postmaster {
-        guard::Postmaster::Running { pid } => Postmaster::Running { pid },
-        guard::Postmaster::Gone { status, tree_empty, fenced } => {
-            let exit = match status {
-                ExitKind::Code(code) => format!("exit code {code}"),
-                ExitKind::Signal(signal) => format!("signal {signal}"),
-            };
-            Postmaster::Gone { tree_empty, fenced, exit }
-        }
-    };
-    Event::Guard { life, postmaster }
 }
 
 /// An exit code says little; PostgreSQL's last complaint in its log says why.

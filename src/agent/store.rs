@@ -111,6 +111,8 @@ pub struct Durable {
     pub fresh_copy: bool,
     /// Somebody stopped PostgreSQL while the cluster was paused, and nothing was ordered since.
     pub stopped_by_hand: bool,
+    /// What runs here was taken over while it ran, and has not been primary under a lease yet: it may write without one.
+    pub unleased: bool,
     /// What was lost of this host's WAL when it was primary, the newest last.
     pub lost: Vec<LostWal>,
 }
@@ -146,6 +148,9 @@ struct Raw {
     /// Only when it is so, for a version that doesn't know of it refuses the file.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     stopped_by_hand: bool,
+    /// The same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unleased: bool,
     /// Only when something was, for the same reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lost: Vec<RawLost>,
@@ -302,6 +307,7 @@ impl From<&Durable> for Raw {
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
             stopped_by_hand: d.stopped_by_hand,
+            unleased: d.unleased,
             lost: d.lost.iter().map(RawLost::from).collect(),
         }
     }
@@ -359,6 +365,7 @@ impl TryFrom<Raw> for Durable {
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
             stopped_by_hand: r.stopped_by_hand,
+            unleased: r.unleased,
             lost: r.lost.into_iter().map(LostWal::from).collect(),
         })
     }
@@ -488,6 +495,7 @@ mod tests {
                 rule: Some(SyncRule { id: 9, epoch: Epoch(7), names: vec!["n2".parse().unwrap()], count: 1 }),
             },
             failsafe: Some(Duration::from_millis(3_200)),
+            unleased: true,
         };
         store.save(&full).unwrap();
         drop(store);

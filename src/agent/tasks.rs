@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     blame,
-    core::{Event, Sight, Task, TaskEnd, grows_from, is_as_granted},
+    core::{Event, Sight, Task, TaskEnd, goes_on, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     lend::Borrower,
     order::{Source, StopMode, WalHolder},
@@ -62,6 +62,8 @@ pub struct Job {
     pub borrower: Option<Borrower>,
     /// What is in the data directory is damaged.
     pub damaged: bool,
+    /// What runs was taken over, and has held no lease yet.
+    pub unleased: bool,
 }
 
 /// What a member has that the cluster has not.
@@ -121,7 +123,16 @@ impl Job {
     async fn initdb(&self) -> Result<(), String> {
         let _works = self.hands.data_dir.lock().await;
         let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
-        self.hands.instance.initdb(&progress).await.map(|_| ()).map_err(said)
+        self.hands.instance.initdb(&progress).await.map_err(said)?;
+        if self.hands.instance.is_to_go_on_running() {
+            // Whoever finds a writable PostgreSQL under a guard would end it.
+            if !self.unleased {
+                return Err("it began to run meanwhile".to_owned());
+            }
+            self.hands.progress("a guard beside it", 0, 0);
+            self.hands.take_over().await?;
+        }
+        Ok(())
     }
 
     async fn start(&self, source: Option<&Source>) -> Result<(), String> {
@@ -389,24 +400,16 @@ impl Job {
         let mut session = None;
         let before = self.look(&mut session).await.map_err(|error| failed_before_the_lease(error, armed, None))?;
         let harmless = |error| failed_before_the_lease(error, armed, Some(&before));
+        if !before.in_recovery && self.unleased {
+            return self.bind(tenure, &before, (session, armed), &guard).await;
+        }
         if before.in_recovery {
             is_as_granted(&before, tenure.floor).map_err(harmless)?;
             self.is_free(tenure.timeline).await.map_err(harmless)?;
         } else if !armed {
             return Err(harmless(BY_HAND.to_owned()));
         }
-        self.hands.progress("lease", 0, 0);
-        if let Err(error) = self.take_lease(tenure, &guard).await {
-            let failure = harmless(error);
-            if !failure.harmless {
-                return Err(failure);
-            }
-            let (handle, epoch) = (guard.clone(), tenure.epoch);
-            self.hands.holder.release();
-            // A deadline may have arrived in the last moment; the standby goes on without one.
-            let _ = blocking(move || handle.disarm(epoch)).await;
-            return Err(failure);
-        }
+        self.lease_or(tenure, &guard, harmless).await?;
         let Some(session) = session else { return Err("the probe left no session".to_owned().into()) };
         if before.in_recovery {
             self.open(tenure, &before, &session, until).await?;
@@ -416,6 +419,51 @@ impl Job {
             // It may have been promoted before that try had come to the live names.
             self.go_live(&session).await?;
         }
+        Ok(())
+    }
+
+    /// What can go on without a lease does, when there is none.
+    async fn lease_or(
+        &self,
+        tenure: &Tenure,
+        guard: &GuardHandle,
+        failure: impl Fn(String) -> Failure,
+    ) -> Result<(), Failure> {
+        self.hands.progress("lease", 0, 0);
+        let Err(error) = self.take_lease(tenure, guard).await else { return Ok(()) };
+        let failure = failure(error);
+        if failure.harmless {
+            let (handle, epoch) = (guard.clone(), tenure.epoch);
+            self.hands.holder.release();
+            // A deadline may have arrived in the last moment; it goes on without one.
+            let _ = blocking(move || handle.disarm(epoch)).await;
+        }
+        Err(failure)
+    }
+
+    /// What was taken over while it ran is bound to its first lease, and goes on as it is. Until that is done it writes as
+    /// it did before, and nobody can have taken anything from it: no primary was open.
+    async fn bind(
+        &self,
+        tenure: &Tenure,
+        before: &Sight,
+        (session, armed): (Option<Session>, bool),
+        guard: &GuardHandle,
+    ) -> Result<(), Failure> {
+        let harmless = |error| Failure { error, harmless: !armed };
+        goes_on(before, tenure.timeline, tenure.floor).map_err(harmless)?;
+        let Some(session) = session else { return Err(harmless("the probe left no session".to_owned())) };
+        // What may fail does so before there is a lease that could end.
+        let kept_down = self.hands.instance.keep_down_after_crash(&session).await;
+        kept_down.map_err(|error| harmless(said(error)))?;
+        self.lease_or(tenure, guard, harmless).await?;
+        self.hands.progress("binding", 0, 0);
+        let instance = self.hands.instance.clone();
+        blocking(move || instance.bind_running().map_err(said)).await??;
+        let after = self.look(&mut None).await?;
+        goes_on(&after, tenure.timeline, tenure.floor)?;
+        self.still_held(tenure)?;
+        self.report(after);
         Ok(())
     }
 

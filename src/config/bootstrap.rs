@@ -19,6 +19,8 @@ use crate::domain::Lsn;
 pub struct InitialContent {
     /// Where the data comes from.
     pub source: ContentSource,
+    /// What is adopted is stopped first, and started by Matriarch; otherwise it goes on running.
+    pub restart: bool,
     /// How it is taken to the state that the cluster begins with.
     pub recovery: Recovery,
     /// Further arguments of initdb: encoding and locale.
@@ -40,6 +42,7 @@ impl Default for InitialContent {
     fn default() -> Self {
         Self {
             source: ContentSource::Initdb,
+            restart: true,
             recovery: Recovery::default(),
             initdb_options: Vec::new(),
             roles: Vec::new(),
@@ -247,13 +250,18 @@ pub(super) fn check(raw: Option<RawBootstrap>, own: &OwnRoles<'_>) -> Result<Ini
     let raw = raw.unwrap_or_default();
     let source = source(&raw)?;
     let recovery = recovery(&raw, &source)?;
+    let restart = raw.restart.unwrap_or(true);
+    if raw.restart.is_some() && source != ContentSource::Adopt {
+        let problem = "given, but nothing is adopted";
+        return Err(Wrong::new("bootstrap.restart", problem, "remove it, or set bootstrap.method to adopt"));
+    }
     let initdb_options = initdb_options(raw.initdb_options.unwrap_or_default(), &source)?;
     let roles = roles(raw.roles.unwrap_or_default(), own)?;
     let databases = databases(raw.databases.unwrap_or_default())?;
     let after = raw.post_command.map(|command| hook("bootstrap.post_command", command)).transpose()?;
     let deadline = seconds("bootstrap.deadline_s", raw.deadline_s, DEADLINE_S)?;
     let after_deadline = seconds("bootstrap.post_deadline_s", raw.post_deadline_s, AFTER_DEADLINE_S)?;
-    Ok(InitialContent { source, recovery, initdb_options, roles, databases, after, deadline, after_deadline })
+    Ok(InitialContent { source, restart, recovery, initdb_options, roles, databases, after, deadline, after_deadline })
 }
 
 fn seconds(key: &str, value: Option<u64>, default: u64) -> Result<Duration, Wrong> {
@@ -571,6 +579,9 @@ mod tests {
         assert!(checked("method = \"clone\"").unwrap_err().contains("use initdb, command, backup or adopt"));
         assert!(checked("method = \"adopt\"\n[[roles]]\nname = \"a\"").unwrap_err().contains("bootstrap.roles: given"));
         assert_eq!(checked("method = \"adopt\"").unwrap().source, ContentSource::Adopt);
+        assert!(checked("method = \"adopt\"").unwrap().restart);
+        assert!(!checked("method = \"adopt\"\nrestart = false").unwrap().restart);
+        assert!(checked("restart = false").unwrap_err().contains("bootstrap.restart: given, but nothing is adopted"));
         let options = "method = \"backup\"\nbackup = \"/b\"\ninitdb_options = [\"--no-locale\"]";
         assert!(checked(options).unwrap_err().contains("initdb is not run"));
         assert!(checked("initdb_options = [\"--auth=trust\"]").unwrap_err().contains("may be given"));

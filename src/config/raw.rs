@@ -122,6 +122,7 @@ pub(super) struct RawPostgresql {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawBootstrap {
     pub method: Option<String>,
+    pub restart: Option<bool>,
     pub command: Option<Vec<String>>,
     pub backup: Option<String>,
     pub initdb_options: Option<Vec<String>>,

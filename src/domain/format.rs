@@ -23,9 +23,11 @@ impl Format {
     pub const CASCADE: Format = Format(6);
     /// Clusters that begin with data which has been through other timelines.
     pub const CONTENT: Format = Format(6);
+    /// Clusters that begin with a PostgreSQL that goes on running.
+    pub const RUNNING: Format = Format(7);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::CASCADE;
+    pub const NEWEST: Format = Format::RUNNING;
 }
 
 impl Default for Format {

@@ -38,6 +38,8 @@ pub enum PostgresState {
     Busy,
     /// Needs an operator.
     Failed,
+    /// It was taken over while it ran, and accepts writes as before. No lease was ever held for it.
+    Unleased,
 }
 
 /// Long work that runs on a host.
@@ -188,6 +190,16 @@ pub struct HeardOfPrimary {
     pub replayed_ago_ms: Option<u64>,
 }
 
+/// What an agent says of its guard when that has not started PostgreSQL, which was taken over while it ran.
+pub const TAKEN_OVER: &str = "taken over";
+
+impl AgentView {
+    /// Its guard is not the parent of the postmaster, which knows nothing of Matriarch's configuration before it is started again.
+    pub fn is_taken_over(&self) -> bool {
+        self.guard == TAKEN_OVER
+    }
+}
+
 /// What an agent says of itself and its PostgreSQL at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentView {
@@ -248,7 +260,7 @@ pub struct AgentView {
     pub checkpoint_timeline: TimelineId,
     /// The last Checkpoint order that was carried out.
     pub checkpoints_done: u64,
-    /// `guarding`, `none`, `adopted`.
+    /// `guarding`, `none`, `adopted` (found by a later agent), or [`TAKEN_OVER`].
     pub guard: String,
     /// Why it isn't healthy, for people.
     pub problem: Option<String>,

@@ -19,6 +19,8 @@ pub enum Refusal {
     TooLate,
     #[error("the new program does not understand what this guard would hand over")]
     OtherHandover,
+    #[error("the guard has not started PostgreSQL, and is replaced only with it")]
+    TakenOver,
     #[error("the new program could not be executed (the guard's log says why); the guard goes on as it is")]
     NotExecuted,
 }

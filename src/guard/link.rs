@@ -36,7 +36,7 @@ use super::{
     record,
     sentry::{Kill, Mirror, Sentry},
     sys,
-    tree::kill_below,
+    tree::{ProcessIdentity, kill_below},
     wire::{self, Answer, Report, Request},
 };
 use crate::domain::{Epoch, moment::TwoClocks};
@@ -118,7 +118,24 @@ pub fn spawn_armed(options: &SpawnOptions, deadline: TwoClocks) -> Result<GuardH
     spawn_under(options, Some(deadline))
 }
 
+/// Starts a guard for a postmaster that runs in `data_dir` already and is nobody's here. Of the command of `options` it
+/// needs the log file only. After an error PostgreSQL is as it was.
+pub fn take_over(
+    options: &SpawnOptions,
+    postmaster: ProcessIdentity,
+    data_dir: &Path,
+) -> Result<GuardHandle, GuardError> {
+    begin(options, None, Some((postmaster, data_dir)))
+}
+
 fn spawn_under(options: &SpawnOptions, deadline: Option<TwoClocks>) -> Result<GuardHandle, GuardError> {
+    begin(options, deadline, None)
+}
+
+/// A postmaster that is there already, and where.
+type Running<'a> = Option<(ProcessIdentity, &'a Path)>;
+
+fn begin(options: &SpawnOptions, deadline: Option<TwoClocks>, running: Running<'_>) -> Result<GuardHandle, GuardError> {
     let runtime_dir = absolute(&options.runtime_dir);
     if let Some(earlier) = adopt(&runtime_dir)? {
         let state = earlier.state().borrow().clone();
@@ -127,7 +144,7 @@ fn spawn_under(options: &SpawnOptions, deadline: Option<TwoClocks>) -> Result<Gu
         }
         earlier.bye()?;
     }
-    let mut child = start_process(options, deadline, &runtime_dir)?;
+    let mut child = start_process(options, deadline, &runtime_dir, running)?;
     let met = meet(&mut child, deadline, &runtime_dir, &options.command.log_file);
     if met.is_err() {
         end_child(&mut child, &runtime_dir);
@@ -200,7 +217,12 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_dir: &Path) -> Result<Child, GuardError> {
+fn start_process(
+    options: &SpawnOptions,
+    deadline: Option<TwoClocks>,
+    runtime_dir: &Path,
+    running: Running<'_>,
+) -> Result<Child, GuardError> {
     let log_file = absolute(&options.command.log_file);
     let log = OpenOptions::new()
         .create(true)
@@ -220,11 +242,15 @@ fn start_process(options: &SpawnOptions, deadline: Option<TwoClocks>, runtime_di
     if let Some(at) = deadline {
         command.arg("--deadline").arg(format_moment(at));
     }
+    command.args(["--cgroup", options.group.word()]);
+    match running {
+        Some((postmaster, data_dir)) => {
+            let identity = format!("{},{}", postmaster.pid, postmaster.start_ticks);
+            command.arg("--take-over").arg(identity).arg("--data-dir").arg(absolute(data_dir));
+        }
+        None => drop(command.arg("--").arg(&options.command.program).args(&options.command.args)),
+    }
     command
-        .args(["--cgroup", options.group.word()])
-        .arg("--")
-        .arg(&options.command.program)
-        .args(&options.command.args)
         .envs(options.command.env.iter().map(|(key, value)| (key, value)))
         .current_dir("/")
         .stdin(Stdio::null())

@@ -41,6 +41,8 @@ pub enum WhyWalk {
     NoKill,
     /// Something else; the guard's log has it.
     Failed,
+    /// PostgreSQL was taken over while it ran: the guard is not its parent.
+    TakenOver,
 }
 
 impl Default for Method {
@@ -59,6 +61,7 @@ impl Method {
             Method::Walk(WhyWalk::NotDelegated) => 4,
             Method::Walk(WhyWalk::NoKill) => 5,
             Method::Walk(WhyWalk::Failed) => 6,
+            Method::Walk(WhyWalk::TakenOver) => 7,
         }
     }
 
@@ -70,6 +73,7 @@ impl Method {
             4 => Method::Walk(WhyWalk::NotDelegated),
             5 => Method::Walk(WhyWalk::NoKill),
             6 => Method::Walk(WhyWalk::Failed),
+            7 => Method::Walk(WhyWalk::TakenOver),
             _ => Method::Walk(WhyWalk::Unknown),
         }
     }
@@ -94,6 +98,7 @@ impl fmt::Display for WhyWalk {
             WhyWalk::NotDelegated => "unavailable: needs a delegated cgroup (Delegate=yes)",
             WhyWalk::NoKill => "unavailable: needs Linux 5.14",
             WhyWalk::Failed => "failed (the guard's log says why)",
+            WhyWalk::TakenOver => "unavailable: PostgreSQL was taken over while it ran",
         })
     }
 }
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_word_survives_its_byte() {
-        for byte in 0..=6 {
+        for byte in 0..=7 {
             assert_eq!(Method::from_byte(byte).to_byte(), byte);
         }
         for byte in 0..=4 {

@@ -14,6 +14,9 @@
 //! sentry does the same at the deadline, whether the guard answers or not: it covers a
 //! guard that is frozen. A newer program takes a guard over by exec ([`handover`]).
 //!
+//! A PostgreSQL that ran before there was a guard can be [`taken_over`]: everything holds but that the kernel ends
+//! it when the guard dies; then it is the sentry's alone.
+//!
 //! What nobody here can do: fence while agent and guard are frozen or the machine is. Any
 //! process of the same user, and so any database superuser, can stop both.
 //!
@@ -30,6 +33,7 @@ mod process;
 mod record;
 mod sentry;
 pub mod sys;
+mod taken_over;
 mod tree;
 mod wire;
 
@@ -37,7 +41,7 @@ use std::{ffi::OsString, path::PathBuf};
 
 pub use cgroup::own_cgroup;
 pub use deadline::Refusal;
-pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, put_down, spawn, spawn_armed};
+pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, put_down, spawn, spawn_armed, take_over};
 pub use means::{FileId, GroupUse, Means, Method, Shield, Shields, WhyWalk};
 pub use measure::{Measured, measure_kill};
 pub use process::run;
@@ -77,6 +81,17 @@ pub enum PostmasterSignal {
     Reload,
 }
 
+impl PostmasterSignal {
+    fn number(self) -> nix::sys::signal::Signal {
+        use nix::sys::signal::Signal;
+        match self {
+            PostmasterSignal::Fast => Signal::SIGINT,
+            PostmasterSignal::Immediate => Signal::SIGQUIT,
+            PostmasterSignal::Reload => Signal::SIGHUP,
+        }
+    }
+}
+
 /// How the postmaster ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitKind {
@@ -85,6 +100,9 @@ pub enum ExitKind {
     /// Killed by this signal number.
     Signal(i32),
 }
+
+/// How a postmaster ended that is not the guard's child: only a parent is told.
+pub const UNTOLD: ExitKind = ExitKind::Code(i32::MIN);
 
 /// The postmaster as its parent sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,20 +9,31 @@ use std::{
     time::Duration,
 };
 
-use super::means::GroupUse;
+use super::{means::GroupUse, tree::ProcessIdentity};
 use crate::domain::{Epoch, moment::TwoClocks};
 
 /// What comes first on the command line of a successor.
 const RESUME: &str = "--resume";
+/// What comes first on the command line of a second (see [`super::taken_over`]).
+const SECOND: &str = "--second";
 
 /// A guard's command line.
 #[derive(Debug)]
 pub(super) enum CommandLine {
     Start(Options),
     Resume(Inheritance),
+    Second(Second),
 }
 
-/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] [--cgroup auto|off|required] -- PROGRAM ARGS...`
+/// Whose death a second waits for, and whom it ends then: `--second PID,START PID,START`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Second {
+    pub guard: ProcessIdentity,
+    pub postmaster: ProcessIdentity,
+}
+
+/// `--runtime-dir D --log-file F --epoch-hint N [--deadline BOOT,RAW] [--cgroup auto|off|required]`, and then either
+/// `-- PROGRAM ARGS...` or `--take-over PID,START --data-dir D`.
 #[derive(Debug)]
 pub(super) struct Options {
     pub runtime_dir: PathBuf,
@@ -30,8 +41,11 @@ pub(super) struct Options {
     pub epoch_hint: Epoch,
     pub deadline: Option<TwoClocks>,
     pub group: GroupUse,
+    /// Empty when something is taken over.
     pub program: OsString,
     pub args: Vec<OsString>,
+    /// A postmaster that runs already, and its data directory.
+    pub take_over: Option<(ProcessIdentity, PathBuf)>,
 }
 
 /// What a guard hands to the program that takes its place: all it knows and all it has open.
@@ -66,7 +80,23 @@ impl CommandLine {
         if args.next_if(|first| first == RESUME).is_some() {
             return Inheritance::parse(args).map(Self::Resume);
         }
+        if args.next_if(|first| first == SECOND).is_some() {
+            return Second::parse(args).map(Self::Second);
+        }
         Options::parse(args).map(Self::Start)
+    }
+}
+
+impl Second {
+    /// The whole command line, from `guard` on.
+    pub fn to_args(self) -> Vec<OsString> {
+        let of = |process: ProcessIdentity| format!("{},{}", process.pid, process.start_ticks).into();
+        vec!["guard".into(), SECOND.into(), of(self.guard), of(self.postmaster)]
+    }
+
+    fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
+        let mut process = || identity(&args.next().ok_or_else(|| format!("{SECOND} needs two processes"))?);
+        Ok(Self { guard: process()?, postmaster: process()? })
     }
 }
 
@@ -74,6 +104,7 @@ impl Options {
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, String> {
         let (mut runtime_dir, mut log_file, mut epoch_hint, mut deadline) = (None, None, Epoch(0), None);
         let mut group = GroupUse::default();
+        let (mut postmaster, mut data_dir) = (None, None);
         while let Some(key) = args.next() {
             if key == "--" {
                 break;
@@ -84,20 +115,28 @@ impl Options {
                 Some("--log-file") => log_file = Some(PathBuf::from(value)),
                 Some("--epoch-hint") => epoch_hint = Epoch(number(&value, "an epoch")?),
                 Some("--deadline") => deadline = Some(moment(&value)?),
+                Some("--take-over") => postmaster = Some(identity(&value)?),
+                Some("--data-dir") => data_dir = Some(PathBuf::from(value)),
                 Some("--cgroup") => {
                     group = GroupUse::parse(&value).ok_or_else(|| format!("{} is no use", value.display()))?;
                 }
                 _ => return Err(format!("unknown argument {}", key.display())),
             }
         }
+        let take_over = postmaster.zip(data_dir);
+        let program = match &take_over {
+            Some(_) => OsString::new(),
+            None => args.next().ok_or("no program after --")?,
+        };
         Ok(Self {
             runtime_dir: runtime_dir.ok_or("--runtime-dir is missing")?,
             log_file: log_file.ok_or("--log-file is missing")?,
             epoch_hint,
             deadline,
             group,
-            program: args.next().ok_or("no program after --")?,
+            program,
             args: args.collect(),
+            take_over,
         })
     }
 }
@@ -207,6 +246,13 @@ fn numbers<T: FromStr, const N: usize>(text: &OsStr) -> Result<[T; N], String> {
     all.and_then(|all| all.try_into().ok()).ok_or_else(|| format!("{} is not {N} numbers", text.display()))
 }
 
+/// `PID,START`.
+fn identity(text: &OsStr) -> Result<ProcessIdentity, String> {
+    let [pid, start_ticks] = numbers::<u64, 2>(text)?;
+    let pid = u32::try_from(pid).map_err(|_| format!("{pid} is no process"))?;
+    Ok(ProcessIdentity { pid, start_ticks })
+}
+
 /// `BOOT,RAW` in nanoseconds.
 pub(super) fn format_moment(at: TwoClocks) -> String {
     format!("{},{}", at.boot.as_nanos(), at.raw.as_nanos())
@@ -228,7 +274,7 @@ mod tests {
     fn options(line: &str) -> Options {
         match parse(line).unwrap() {
             CommandLine::Start(options) => options,
-            CommandLine::Resume(other) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -241,6 +287,14 @@ mod tests {
     }
 
     #[test]
+    fn a_postmaster_that_runs_needs_no_program() {
+        let options = options("--runtime-dir /r --log-file /l --take-over 71,4711 --data-dir /d");
+        let postmaster = ProcessIdentity { pid: 71, start_ticks: 4711 };
+        assert_eq!(options.take_over, Some((postmaster, PathBuf::from("/d"))));
+        assert_eq!(parse("--runtime-dir /r --log-file /l --take-over 71,4711").unwrap_err(), "no program after --");
+    }
+
+    #[test]
     fn a_wrong_command_line_says_what_is_wrong() {
         let wrong = |line: &str| parse(line).unwrap_err();
         assert_eq!(wrong("--runtime-dir /r -- x"), "--log-file is missing");
@@ -249,6 +303,16 @@ mod tests {
         assert_eq!(wrong("--deadline 5"), "5 is no deadline");
         assert_eq!(wrong("--cgroup maybe"), "maybe is no use");
         assert_eq!(wrong("--what 1"), "unknown argument --what");
+    }
+
+    #[test]
+    fn a_second_knows_two_processes() {
+        let process = |pid| ProcessIdentity { pid, start_ticks: u64::from(pid) * 3 };
+        let second = Second { guard: process(7), postmaster: process(8) };
+        let mut args = second.to_args();
+        assert_eq!(args.remove(0), "guard");
+        assert!(matches!(CommandLine::parse(args), Ok(CommandLine::Second(arrived)) if arrived == second));
+        assert_eq!(parse("--second 1,2").unwrap_err(), "--second needs two processes");
     }
 
     fn inheritance() -> Inheritance {
@@ -276,7 +340,7 @@ mod tests {
             args.extend(["--a-later-field".into(), "1".into()]);
             match CommandLine::parse(args).unwrap() {
                 CommandLine::Resume(arrived) => assert_eq!(arrived, all),
-                CommandLine::Start(other) => panic!("{other:?}"),
+                other => panic!("{other:?}"),
             }
         }
     }

@@ -31,7 +31,7 @@ use nix::{
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
-    ExitKind, LIVE_FILE, LOCK_FILE, Postmaster, PostmasterSignal, SOCKET_FILE,
+    ExitKind, LIVE_FILE, LOCK_FILE, Postmaster, PostmasterSignal, SOCKET_FILE, UNTOLD,
     cgroup::{self, Group, NoGroup},
     deadline::{Deadline, Refusal},
     handover::{self, Inherited},
@@ -39,6 +39,7 @@ use super::{
     options::{CommandLine, FORM, Inheritance, Options},
     record::{self, Record},
     sys,
+    taken_over::{self, TakenOver},
     tree::{ProcessIdentity, TreeKiller},
     wire::{self, Answer, Report, Request, WireError},
 };
@@ -72,6 +73,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (guard, took_over) = match options {
         CommandLine::Start(options) => (Guard::start(options), false),
         CommandLine::Resume(all) => (Guard::resume(all), true),
+        CommandLine::Second(second) => return taken_over::stand_second(second),
     };
     match guard {
         Ok(guard) => guard.watch(),
@@ -117,6 +119,8 @@ enum StartError {
     NoGroup(WhyWalk),
     #[error("something of an earlier PostgreSQL lives on in {group} and can't be killed", group = group.display())]
     StillPopulated { group: PathBuf },
+    #[error("take PostgreSQL over: {0}")]
+    TakeOver(io::Error),
     #[error("take over from the guard before: {0}")]
     Inheritance(io::Error),
 }
@@ -157,6 +161,8 @@ struct Guard {
     ended: Option<ExitKind>,
     phase: Phase,
     killer: TreeKiller,
+    /// What it has not started; then nothing is below it.
+    taken_over: Option<TakenOver>,
     means: Means,
     pushed: Option<Report>,
     farewell: bool,
@@ -175,6 +181,7 @@ struct Parts {
     deadline: Deadline,
     postmaster: Pid,
     killer: TreeKiller,
+    taken_over: Option<TakenOver>,
     method: Method,
     shields: Shields,
     runtime_dir: PathBuf,
@@ -197,7 +204,19 @@ impl Guard {
             let _ = deadline.arm(options.epoch_hint, at);
         }
         note(&lock, None);
-        let postmaster = match start_program(&options, plain, killer.group()) {
+        let taken_over = match &options.take_over {
+            Some((postmaster, data_dir)) => {
+                let taken_over = TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?;
+                taken_over::start_second(*postmaster).map_err(StartError::TakeOver)?;
+                Some(taken_over)
+            }
+            None => None,
+        };
+        let started = match &options.take_over {
+            Some((postmaster, _)) => Ok(Pid::from_raw(postmaster.pid.cast_signed())),
+            None => start_program(&options, plain, killer.group()),
+        };
+        let postmaster = match started {
             Err(error) if killer.group().is_some() && options.group == GroupUse::Auto => {
                 say(format_args!("{error}; trying again without a cgroup of its own"));
                 method = Method::Walk(WhyWalk::Failed);
@@ -216,6 +235,7 @@ impl Guard {
             deadline,
             postmaster,
             killer,
+            taken_over,
             method,
             shields,
             runtime_dir,
@@ -250,6 +270,8 @@ impl Guard {
             deadline,
             postmaster: Pid::from_raw(all.postmaster),
             killer,
+            // Such a guard is not replaced.
+            taken_over: None,
             method: Method::from_byte(all.method),
             shields,
             runtime_dir: all.runtime_dir,
@@ -276,6 +298,7 @@ impl Guard {
             ended: None,
             phase: Phase::Running,
             killer: parts.killer,
+            taken_over: parts.taken_over,
             means: Means { method, shields, program, handover: FORM },
             pushed: None,
             farewell: false,
@@ -315,7 +338,7 @@ impl Guard {
         }
         let Phase::Killing { fenced, pause, next } = self.phase else { return };
         if !tree_empty && now.raw >= next {
-            self.killer.pass();
+            self.strike();
             tree_empty = self.reap();
             // A process stuck in the kernel dies late; there is no point in spinning on it.
             let pause = (pause * 2).min(Duration::from_millis(50));
@@ -331,14 +354,27 @@ impl Guard {
     /// started by hand must find no standby that acknowledges for it. It happens once, because
     /// after the tree is empty the file may already belong to the next guard.
     fn begin_kill(&mut self, fenced: bool) {
-        self.killer.pass();
+        self.strike();
         let _ = fs::remove_file(&self.live_path);
         let pause = Duration::from_micros(250);
         self.phase = Phase::Killing { fenced, pause, next: sys::two_clocks().raw + pause };
     }
 
+    fn strike(&mut self) {
+        match &mut self.taken_over {
+            Some(taken_over) => taken_over.pass(),
+            None => self.killer.pass(),
+        }
+    }
+
     /// Collects dead children; true when none is left, living or dead, and nothing lives in the group.
     fn reap(&mut self) -> bool {
+        if let Some(taken_over) = &self.taken_over {
+            if taken_over.has_ended() {
+                self.ended = Some(UNTOLD);
+            }
+            return taken_over.is_empty();
+        }
         loop {
             match sys::collect_child() {
                 Ok(Some((pid, kind))) if pid == self.postmaster => self.ended = Some(kind),
@@ -419,13 +455,18 @@ impl Guard {
         let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);
     }
 
-    fn poll_fds(&self) -> [PollFd<'_>; CONNECTIONS + 3] {
+    fn poll_fds(&self) -> [PollFd<'_>; CONNECTIONS + 4] {
         let fd = |i: usize| -> (BorrowedFd<'_>, PollFlags) {
             match i {
                 0 => (self.listener.as_fd(), PollFlags::POLLIN),
                 1 => (self.signals.as_fd(), PollFlags::POLLIN),
                 2 => (self.timer.as_fd(), PollFlags::POLLIN),
-                _ => match &self.connections[i - 3] {
+                3 => match &self.taken_over {
+                    // Its end stays readable, and is news only while it runs.
+                    Some(taken_over) if self.ended.is_none() => (taken_over.process(), PollFlags::POLLIN),
+                    Some(_) | None => (self.listener.as_fd(), PollFlags::empty()),
+                },
+                _ => match &self.connections[i - 4] {
                     Some(connection) => (connection.socket.as_fd(), PollFlags::POLLIN),
                     None => (self.listener.as_fd(), PollFlags::empty()),
                 },
@@ -554,6 +595,9 @@ impl Guard {
 
     /// Executes its successor; returns only when it could not.
     fn upgrade(&self, index: usize, sequence: u64, handover: u8, program: FileId) -> Refusal {
+        if self.taken_over.is_some() {
+            return Refusal::TakenOver;
+        }
         if handover < FORM {
             return Refusal::OtherHandover;
         }
@@ -590,12 +634,10 @@ impl Guard {
 
     /// Only called while the postmaster isn't reaped, so the pid is still its own.
     fn signal(&self, signal: PostmasterSignal) {
-        let signal = match signal {
-            PostmasterSignal::Fast => Signal::SIGINT,
-            PostmasterSignal::Immediate => Signal::SIGQUIT,
-            PostmasterSignal::Reload => Signal::SIGHUP,
-        };
-        let _ = kill(self.postmaster, signal);
+        match &self.taken_over {
+            Some(taken_over) => taken_over.signal(signal),
+            None => drop(kill(self.postmaster, signal.number())),
+        }
     }
 }
 
@@ -644,6 +686,13 @@ fn listen(path: &Path) -> io::Result<Socket> {
 
 /// A group of PostgreSQL's own, or why there is none.
 fn prepare_group(options: &Options) -> Result<(Method, Option<Group>), StartError> {
+    if options.take_over.is_some() {
+        // Whoever started it has put it where it is; that it could be moved is not certain, and a walk finds all of it.
+        return match options.group {
+            GroupUse::Required => Err(StartError::NoGroup(WhyWalk::TakenOver)),
+            GroupUse::Auto | GroupUse::Off => Ok((Method::Walk(WhyWalk::TakenOver), None)),
+        };
+    }
     let found = match options.group {
         GroupUse::Off => Err(NoGroup::Unavailable(WhyWalk::Off)),
         GroupUse::Auto | GroupUse::Required => match cgroup::own_cgroup(Path::new("/")) {

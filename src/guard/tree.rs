@@ -368,14 +368,15 @@ pub(super) fn kill_below(guard: u32, runtime_dir: &Path) -> Result<usize, KillTr
     kill_trees(&roots, runtime_dir)
 }
 
-/// Where the trees of a PostgreSQL without a guard begin.
-struct Roots {
+/// Where the trees of a PostgreSQL that is not below the caller begin.
+#[derive(Debug)]
+pub(super) struct Roots {
     /// What the caller takes for the postmaster, 0 for unknown.
-    pid: u32,
-    /// What the guard has started, whatever it looks like.
-    recorded: Option<ProcessIdentity>,
+    pub pid: u32,
+    /// What the guard has started or taken over, whatever it looks like.
+    pub recorded: Option<ProcessIdentity>,
     /// The data directory; `None` when it can't be had.
-    place: Option<Place>,
+    pub place: Option<Place>,
 }
 
 impl Roots {
@@ -393,38 +394,55 @@ fn kill_trees(roots: &Roots, data_dir: &Path) -> Result<usize, KillTreeError> {
     let started = Instant::now();
     let mut killed = HashSet::new();
     loop {
-        let first = Scan::take();
-        let roots = roots.of(&first);
-        // Frozen, they can't start a child between the look at the tree and the kill; one
-        // that isn't a `postgres` would be lost sight of with the death of its parent.
-        roots.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
-        let second = Scan::take();
-        let mut targets = with_descendants(&second.seen, roots);
-        targets.extend(killed.iter().filter(|k| second.shows(k)).map(|k| k.pid));
-        targets.remove(&std::process::id());
-        targets.retain(|pid| second.seen.get(pid).is_none_or(|stat| !stat.zombie));
-        if targets.is_empty() {
-            let data_dir = data_dir.to_owned();
-            return match first.missed.or(second.missed) {
-                Some(source) => Err(KillTreeError::Look { data_dir, source }),
-                None => Ok(killed.len()),
-            };
-        }
+        let struck = strike(roots, &mut killed);
+        let data_dir = || data_dir.to_owned();
+        let mut left = match struck {
+            Ok(Struck::Nothing) => return Ok(killed.len()),
+            Ok(Struck::These(left)) => left,
+            Err(source) => return Err(KillTreeError::Look { data_dir: data_dir(), source }),
+        };
         if started.elapsed() > KILL_PATIENCE {
-            let mut left: Vec<u32> = targets.into_iter().collect();
             left.sort_unstable();
-            let data_dir = data_dir.to_owned();
-            return Err(KillTreeError::StillAlive { data_dir, left, waited: started.elapsed() });
+            return Err(KillTreeError::StillAlive { data_dir: data_dir(), left, waited: started.elapsed() });
         }
-        // All names first: the death of one ends others before they can be counted.
-        killed.extend(targets.iter().copied().filter_map(ProcessIdentity::of));
-        targets.into_iter().for_each(send_kill);
         thread::sleep(Duration::from_millis(2));
     }
 }
 
+/// What a strike found.
+pub(super) enum Struck {
+    /// Nothing is left.
+    Nothing,
+    /// These were sent SIGKILL.
+    These(Vec<u32>),
+}
+
+/// One look and one kill. `killed` are those of the passes before, and of this one.
+///
+/// # Errors
+/// Nothing was found, and not all processes could be looked at.
+pub(super) fn strike(roots: &Roots, killed: &mut HashSet<ProcessIdentity>) -> io::Result<Struck> {
+    let first = Scan::take();
+    let roots = roots.of(&first);
+    // Frozen, they can't start a child between the look at the tree and the kill; one
+    // that isn't a `postgres` would be lost sight of with the death of its parent.
+    roots.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    let second = Scan::take();
+    let mut targets = with_descendants(&second.seen, roots);
+    targets.extend(killed.iter().filter(|k| second.shows(k)).map(|k| k.pid));
+    targets.remove(&std::process::id());
+    targets.retain(|pid| second.seen.get(pid).is_none_or(|stat| !stat.zombie));
+    if targets.is_empty() {
+        return first.missed.or(second.missed).map_or(Ok(Struck::Nothing), Err);
+    }
+    // All names first: the death of one ends others before they can be counted.
+    killed.extend(targets.iter().copied().filter_map(ProcessIdentity::of));
+    targets.iter().copied().for_each(send_kill);
+    Ok(Struck::These(targets.into_iter().collect()))
+}
+
 /// Like the working directory it can be read for processes of the same user only, and for no zombie.
-fn is_postgres(pid: u32) -> bool {
+pub(super) fn is_postgres(pid: u32) -> bool {
     let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
     let name = program.file_name().map(OsStr::as_bytes).unwrap_or_default();
     // After a package upgrade the old binary is shown with this ending.
@@ -434,19 +452,19 @@ fn is_postgres(pid: u32) -> bool {
 /// A directory whatever its name. Two containers on one host may see two directories under one path, so a
 /// path that reads the same is not the same directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     device: u64,
     inode: u64,
 }
 
 impl Place {
-    fn of(path: &Path) -> io::Result<Self> {
+    pub fn of(path: &Path) -> io::Result<Self> {
         let found = fs::metadata(path)?;
         Ok(Self { device: found.dev(), inode: found.ino() })
     }
 }
 
-fn works_in(pid: u32, place: Place) -> bool {
+pub(super) fn works_in(pid: u32, place: Place) -> bool {
     Place::of(Path::new(&format!("/proc/{pid}/cwd"))).is_ok_and(|cwd| cwd == place)
 }
 

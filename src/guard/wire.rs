@@ -125,6 +125,7 @@ pub fn encode_answer(sequence: u64, answer: &Answer) -> Frame {
                 Err(Refusal::TooLate) => 5,
                 Err(Refusal::OtherHandover) => 6,
                 Err(Refusal::NotExecuted) => 7,
+                Err(Refusal::TakenOver) => 8,
             },
         ),
         Answer::State(report) => {
@@ -166,6 +167,7 @@ pub fn decode_answer(bytes: &[u8]) -> Result<(u64, Answer), WireError> {
             5 => Err(Refusal::TooLate),
             6 => Err(Refusal::OtherHandover),
             7 => Err(Refusal::NotExecuted),
+            8 => Err(Refusal::TakenOver),
             _ => return Err(WireError::Kind(101)),
         }),
         102 => {
@@ -352,6 +354,7 @@ mod tests {
             Answer::Done(Err(Refusal::TooLate)),
             Answer::Done(Err(Refusal::OtherHandover)),
             Answer::Done(Err(Refusal::NotExecuted)),
+            Answer::Done(Err(Refusal::TakenOver)),
             report(Postmaster::Running { pid: 72 }, Some(at())),
             report(Postmaster::Gone { status: ExitKind::Signal(9), tree_empty: true, fenced: true }, None),
             report(Postmaster::Gone { status: ExitKind::Code(-1), tree_empty: false, fenced: false }, None),

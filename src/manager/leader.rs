@@ -238,7 +238,7 @@ fn event_of(kind: &Kind) -> &'static str {
     match kind {
         Kind::Genesis { .. } => events::GENESIS,
         Kind::Fence { .. } => events::EPOCH_FENCED,
-        Kind::Grant { .. } => events::GRANTED,
+        Kind::Grant { .. } | Kind::GrantRunning { .. } => events::GRANTED,
         Kind::Open { .. } => events::PRIMARY_CHANGED,
         Kind::Release { .. } => events::RELEASED,
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
@@ -267,6 +267,7 @@ fn event_of(kind: &Kind) -> &'static str {
 fn subject(kind: &Kind) -> Option<&MemberId> {
     match kind {
         Kind::Grant { member, .. }
+        | Kind::GrantRunning { member, .. }
         | Kind::PromotionComplete { member, .. }
         | Kind::AdoptTimeline { member, .. }
         | Kind::Open { member }

@@ -332,7 +332,8 @@ fn fitness(
     }
     same_system(s, agent)?;
     let running = match agent.state {
-        PostgresState::Standby => true,
+        // Its WAL is what the cluster begins with; nobody else has any.
+        PostgresState::Standby | PostgresState::Unleased => true,
         PostgresState::Stopped => false,
         other @ (PostgresState::NoData
         | PostgresState::Starting

@@ -296,7 +296,7 @@ fn a_first_grant_in_vain_is_forgiven_where_everybody_else_is_far_behind() {
     assert_eq!(bench("standby 2:80", "standby 1:50", 2), "b", "an older timeline");
     assert_eq!(bench("standby 2:80", "standby 1:50", 3), "c", "once");
     assert_eq!(bench("stopped 2:80", "standby 1:50", 2), "b", "it was killed meanwhile");
-    let far = format!("standby 2:{}", 81 + (64 << 20));
+    let far = format!("standby 2:{}", 81 + (257 << 20));
     assert_eq!(bench(&far, "standby 2:80", 2), "b", "more than a rescue would fetch");
     assert_eq!(bench("standby 2:81", "standby 2:80", 2), "c");
 }

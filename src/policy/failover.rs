@@ -169,9 +169,17 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         return Some(Verdict::Hold(hold));
     }
     Some(match successor(s, ground.released, ground.forced) {
+        // It can't be told by which rule to acknowledge, nor go over to another timeline.
+        Ok((member, floor, _)) if goes_on_running(s, &member) => Verdict::Propose(Kind::GrantRunning { member, floor }),
         Ok((member, floor, sync)) => Verdict::Propose(Kind::Grant { member, floor, sync }),
         Err(hold) => Verdict::Hold(hold),
     })
+}
+
+/// It was taken over while it ran, and has not held a lease yet.
+fn goes_on_running(s: &Situation<'_>, member: &MemberId) -> bool {
+    let agent = s.seals.get(member).and_then(|seal| seal.agent.as_ref());
+    agent.is_some_and(|a| a.state == PostgresState::Unleased)
 }
 
 /// Whether the old epoch is over and everybody who is waited for has answered; `None` when nobody is to be granted.
@@ -270,7 +278,7 @@ fn settled(agent: Option<&AgentView>) -> bool {
     agent.is_some_and(|a| match a.state {
         // A disk that stands still tells nothing more.
         _ if a.storage.is_some() => true,
-        PostgresState::Standby | PostgresState::Stopped => a.wal_end_known,
+        PostgresState::Standby | PostgresState::Stopped | PostgresState::Unleased => a.wal_end_known,
         PostgresState::NoData | PostgresState::Busy | PostgresState::Failed | PostgresState::Crashed => true,
         PostgresState::Starting | PostgresState::Stopping | PostgresState::Promoting | PostgresState::Primary => false,
     })

@@ -22,7 +22,8 @@ pub fn found(s: &Situation<'_>) -> Option<Verdict> {
 pub fn record_system(s: &Situation<'_>) -> Option<Verdict> {
     let initializer = s.state.initializer.as_ref().filter(|_| s.state.system_identifier.is_none())?;
     let agent = s.agent(initializer);
-    let done = agent.filter(|a| matches!(a.state, PostgresState::Stopped | PostgresState::Standby));
+    let begins = [PostgresState::Stopped, PostgresState::Standby, PostgresState::Unleased];
+    let done = agent.filter(|a| begins.contains(&a.state));
     // Where its WAL ends says on which timeline the cluster begins.
     let begun = done.filter(|a| a.wal_end_known).and_then(|a| Some((a.system_identifier?, history(a))));
     let Some((system_identifier, history)) = begun else {

@@ -8,16 +8,19 @@ use crate::{
 
 /// Rule 120.
 pub fn complete(s: &Situation<'_>) -> Option<Verdict> {
-    let Lock::Granted { epoch, member, phase: GrantPhase::Promoting, timeline, .. } = &s.state.lock else {
+    let Lock::Granted { epoch, member, phase: GrantPhase::Promoting, timeline, floor, .. } = &s.state.lock else {
         return None;
     };
     let agent = s.agent(member);
     if let Some(a) = agent {
         let primary = a.state == PostgresState::Primary && a.wal_end.timeline == *timeline;
         let leased = a.lease.epoch == *epoch && a.lease.held && a.ended_epoch < *epoch;
-        let began = a.history.switches.last().filter(|_| primary && leased);
-        if let Some(last) = began {
-            let switch = WalPosition { timeline: last.timeline, lsn: last.end };
+        let began = match s.state.is_granted_running() {
+            // Its timeline is older than the cluster; this is where it becomes the cluster's.
+            true => Some(*floor),
+            false => a.history.switches.last().map(|last| WalPosition { timeline: last.timeline, lsn: last.end }),
+        };
+        if let Some(switch) = began.filter(|_| primary && leased) {
             return Some(Verdict::Propose(Kind::PromotionComplete {
                 member: member.clone(),
                 timeline: *timeline,

@@ -39,7 +39,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (337, &["release-primary"]),
     (405, &["promotion-complete"]),
     (407, &["adopt-timeline"]),
-    (410, &["grant-primary"]),
+    (410, &["grant-primary", "grant-running"]),
     (430, &["settle-sync"]),
     (432, &["set-sync"]),
     (440, &["cascade"]),

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 
 use super::format::TooOld;
 use crate::{
-    domain::{Epoch, GroupStep, MemberId, PostgresState, WalPosition},
+    domain::{Epoch, GroupStep, MemberId, PostgresState, SyncMode, WalPosition},
     state::{Asked, Command, OperationPhase, RuleId},
 };
 
@@ -119,6 +119,13 @@ pub enum Hold {
         wanted: usize,
         /// Commits wait for them.
         strict: bool,
+    },
+    /// The primary was taken over while it ran, and can't be told who has to confirm commits before it is started again.
+    TakenOver {
+        /// Which.
+        member: MemberId,
+        /// How it is to replicate.
+        mode: SyncMode,
     },
     /// Rules of commits change faster than they come into effect.
     SyncUnsettled {
@@ -480,6 +487,7 @@ pub fn state_word(state: PostgresState) -> &'static str {
         PostgresState::Crashed => "crashed",
         PostgresState::Busy => "busy with its data directory",
         PostgresState::Failed => "failed",
+        PostgresState::Unleased => "running as before, without a lease",
     }
 }
 
@@ -575,6 +583,11 @@ impl fmt::Display for Hold {
             Self::TooFewSync { have, wanted, .. } => {
                 write!(f, "{have} of {wanted} standbys confirm commits, for there are no more")
             }
+            Self::TakenOver { member, mode } => write!(
+                f,
+                "replication_mode={mode} is not in effect: {member} was taken over while it ran, and goes by no rule of commits until \
+                 it is started again"
+            ),
             Self::SyncUnsettled { rules, waits_for } => {
                 write!(f, "{rules} rules of commits are in use; the last waits until it is in effect: {waits_for}")
             }

@@ -80,6 +80,13 @@ pub fn change(s: &Situation<'_>) -> Option<Verdict> {
     if mode(s, &settings) == SyncMode::Async {
         return (!set.rules.is_empty()).then_some(Verdict::Propose(Kind::SetSync { after, rule: None }));
     }
+    // It was not started with the file that names who confirms.
+    if primary.agent.is_taken_over() {
+        return Some(Verdict::Hold(Hold::TakenOver {
+            member: primary.member.clone(),
+            mode: settings.replication_mode,
+        }));
+    }
     let present = set.in_force(primary.epoch);
     let (wanted, able) = wanted(s, &primary, &settings, present);
     let too_few = (able < settings.sync_count as usize).then(|| {
@@ -246,7 +253,8 @@ fn is_lost(s: &Situation<'_>, primary: &Primary<'_>, member: &MemberId) -> bool 
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => true,
+        | PostgresState::Failed
+        | PostgresState::Unleased => true,
     });
     let away = !connected || !primary.agent.reach.answering.contains(member);
     leaves(s, member) || down || (away && unheard >= millis(s.timings.hold)) || unheard >= millis(s.timings.replication)

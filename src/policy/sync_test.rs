@@ -67,6 +67,16 @@ fn hold(bench: &Bench) -> String {
 }
 
 #[test]
+fn what_was_taken_over_while_it_ran_goes_by_no_rule_until_it_is_started_again() {
+    let mut taken_over = bench(QUORUM);
+    let said = taken_over.seen.get_mut(&id("a")).and_then(|seen| seen.agent.as_mut()).unwrap();
+    said.guard = crate::domain::observation::TAKEN_OVER.to_owned();
+    assert!(hold(&taken_over).starts_with("replication_mode=quorum is not in effect: a was taken over"));
+    set(&mut taken_over, &[("replication_mode", "async")]);
+    assert_eq!(change(&taken_over.situation()), None);
+}
+
+#[test]
 fn whoever_streams_closely_confirms_from_then_on() {
     assert_eq!(change(&bench(&[]).situation()), None, "async");
     assert_eq!(next(&bench(QUORUM)), rule("b c", 1));

@@ -154,6 +154,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         "crashed" => PostgresState::Crashed,
         "busy" => PostgresState::Busy,
         "failed" => PostgresState::Failed,
+        "unleased" => PostgresState::Unleased,
         other => panic!("no state: {other}"),
     };
     let mut view = AgentView {

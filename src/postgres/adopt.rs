@@ -30,6 +30,8 @@ pub struct AdoptionFacts {
     pub unusable: Option<String>,
     /// The process that runs in it.
     pub running: Option<i32>,
+    /// It may go on running.
+    pub goes_on: bool,
     /// Of `standby.signal`, `recovery.signal` and `backup_label` those that are there.
     pub signals: Vec<&'static str>,
     /// Programs that manage a PostgreSQL of this host now, with their process.
@@ -55,6 +57,8 @@ pub struct Adoption {
     pub warnings: Vec<String>,
     /// What is changed.
     pub changes: Vec<String>,
+    /// It is not stopped for it.
+    pub goes_on: bool,
 }
 
 /// Judges by what was found. `ours` are the settings and lines of the configuration file of Matriarch.
@@ -73,7 +77,7 @@ fn refusals(facts: &AdoptionFacts, parameters: &BTreeMap<String, String>, refuse
             "{manager} runs as process {pid} and would start or change PostgreSQL again: stop it for good on every host first"
         ));
     }
-    if let Some(pid) = facts.running {
+    if let Some(pid) = facts.running.filter(|_| !facts.goes_on) {
         refused.push(format!(
             "PostgreSQL runs in it as process {pid}: stop it cleanly (pg_ctl stop -m fast) and keep whatever starts it from \
              doing so; it is started once, under a guard, as soon as the cluster is founded"
@@ -190,7 +194,26 @@ impl Instance {
     pub fn adoption(&self) -> Result<Adoption, PostgresError> {
         let facts = self.adoption_facts()?;
         let cfg = self.config();
-        Ok(judge(&facts, (&cfg.parameters, &cfg.hba), &cfg.superuser))
+        let mut adoption = judge(&facts, (&cfg.parameters, &cfg.hba), &cfg.superuser);
+        let Some(pid) = facts.running else { return Ok(adoption) };
+        if facts.goes_on {
+            self.judge_running(pid, &mut adoption)?;
+            adoption.goes_on = true;
+            if !adoption.refused.is_empty() {
+                adoption.refused.push(format!(
+                    "so it can't be taken over while it runs, as process {pid}: correct that, or stop it cleanly, and it is taken \
+                     over with one restart"
+                ));
+            }
+            return Ok(adoption);
+        }
+        let mut without = Adoption::default();
+        self.judge_running(pid, &mut without)?;
+        adoption.warnings.push(match without.refused.is_empty() {
+            true => "it could go on running: bootstrap.restart = false takes it over without a restart".to_owned(),
+            false => format!("it could not go on running (bootstrap.restart = false): {}", without.refused.join("; ")),
+        });
+        Ok(adoption)
     }
 
     fn adoption_facts(&self) -> Result<AdoptionFacts, PostgresError> {
@@ -216,6 +239,7 @@ impl Instance {
             control,
             unusable,
             running: self.running_pid(),
+            goes_on: !self.config().bootstrap.restart,
             signals: signals.into_iter().filter(|file| dir.join(file).exists()).collect(),
             managers: managers(Path::new("/proc")),
             slots: slots(&dir.join("pg_replslot")),
@@ -239,15 +263,18 @@ impl Instance {
             tracing::warn!("adoption: {told}");
         }
         said.progress(Progress::phase("roles"));
+        if self.is_to_go_on_running() {
+            self.keep_foreign_configuration()?;
+            self.prepare_running().await?;
+            return Ok(self.control_data()?.system_identifier);
+        }
         let (dir, private) = (self.data_dir(), self.private_dir());
         private_dir(&private)?;
         // Its own may lie elsewhere, or name what only its old place has.
         files::replace(&private.join("postgresql.conf"), &self.private_conf(dir, &[])?)?;
         self.make_own_roles(dir, Some(&private.join("postgresql.conf"))).await?;
         let _ = fs::remove_dir_all(&private);
-        for name in ["postgresql.conf", "pg_hba.conf"] {
-            keep_copy(&dir.join(name))?;
-        }
+        self.keep_foreign_configuration()?;
         // First, for what is ours is gone on with, and what has the signal and isn't would pass for somebody's standby.
         self.write_config(&waiting())?;
         self.set_standby_signal(true)?;
@@ -255,11 +282,18 @@ impl Instance {
     }
 }
 
+impl Instance {
+    pub(super) fn keep_foreign_configuration(&self) -> Result<(), PostgresError> {
+        ["postgresql.conf", "pg_hba.conf"].iter().try_for_each(|name| keep_copy(&self.data_dir().join(name)))
+    }
+}
+
 /// A copy that an earlier try has made is the true one.
 fn keep_copy(file: &Path) -> Result<(), PostgresError> {
     let kept: PathBuf = files::beside(file, ".before-matriarch");
     match fs::read_to_string(file) {
-        Ok(text) => files::ensure(&kept, &text),
+        Ok(_) if kept.exists() => Ok(()),
+        Ok(text) => files::replace(&kept, &text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(PostgresError::File { doing: "reading", path: file.to_owned(), source }),
     }

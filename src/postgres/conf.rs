@@ -476,11 +476,11 @@ pub(super) fn pg_hba(settings: &Settings<'_>, closed: bool) -> String {
     text
 }
 
-fn hba_quote(name: &str) -> String {
+pub(super) fn hba_quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn hba_address(host: &str) -> String {
+pub(super) fn hba_address(host: &str) -> String {
     match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) => format!("{ip}/32"),
         Ok(IpAddr::V6(ip)) => format!("{ip}/128"),

@@ -51,20 +51,7 @@ impl Instance {
     /// Through `postgres --single`, which needs no role that is there already. The statements go in by stdin: an argument would
     /// show the verifiers of the passwords to every user of the host. `config_file`: not that of the directory.
     pub(super) async fn make_own_roles(&self, dir: &Path, config_file: Option<&Path>) -> Result<(), PostgresError> {
-        let cfg = self.config();
-        let mut sql = own_role(&cfg.superuser, "SUPERUSER", &self.superuser_password()?);
-        sql.push_str(&own_role(&cfg.replication_user, "REPLICATION", &self.replication_password()?));
-        let role = sql_identifier(&cfg.replication_user);
-        // pg_rewind reads the source with these four (PostgreSQL manual, pg_rewind, "Notes").
-        let functions = [
-            "pg_ls_dir(text, boolean, boolean)",
-            "pg_stat_file(text, boolean)",
-            "pg_read_binary_file(text)",
-            "pg_read_binary_file(text, bigint, bigint, boolean)",
-        ];
-        for function in functions {
-            sql.push_str(&format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};\n"));
-        }
+        let sql = self.own_roles_sql()?;
         let mut helper = self.helper("postgres", DEADLINE).arg("--single").arg("-D").arg(dir).input(sql);
         if let Some(file) = config_file {
             let mut setting = std::ffi::OsString::from("config_file=");
@@ -85,6 +72,25 @@ impl Instance {
         }
         helper.arg("postgres").run(|_| ()).await?;
         Ok(())
+    }
+
+    /// The statements for the two roles, one a line. They have the verifiers of the passwords in them.
+    pub(super) fn own_roles_sql(&self) -> Result<String, PostgresError> {
+        let cfg = self.config();
+        let mut sql = own_role(&cfg.superuser, "SUPERUSER", &self.superuser_password()?);
+        sql.push_str(&own_role(&cfg.replication_user, "REPLICATION", &self.replication_password()?));
+        let role = sql_identifier(&cfg.replication_user);
+        // pg_rewind reads the source with these four (PostgreSQL manual, pg_rewind, "Notes").
+        let functions = [
+            "pg_ls_dir(text, boolean, boolean)",
+            "pg_stat_file(text, boolean)",
+            "pg_read_binary_file(text)",
+            "pg_read_binary_file(text, bigint, bigint, boolean)",
+        ];
+        for function in functions {
+            sql.push_str(&format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};\n"));
+        }
+        Ok(sql)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
         WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
-    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId},
+    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId, TimelineRecord},
 };
 
 /// All a host needs to know to find its next action.
@@ -243,7 +243,7 @@ fn promote(host: &Host<'_>) -> Option<Action> {
         return None;
     }
     match host.agent.state {
-        PostgresState::Standby => Some(Action::Promote { timeline, floor }),
+        PostgresState::Standby | PostgresState::Unleased => Some(Action::Promote { timeline, floor }),
         PostgresState::Stopped if !host.agent.lease.held => Some(Action::StartStandby { upstream: None }),
         PostgresState::Stopped
         | PostgresState::NoData
@@ -279,7 +279,8 @@ fn restart(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => None,
+        | PostgresState::Failed
+        | PostgresState::Unleased => None,
     }
 }
 
@@ -378,7 +379,11 @@ pub fn left_by_a_crash(state: &ClusterState) -> Option<(&Reign, &Member)> {
     let (now, me) = state.holder()?;
     let was_promoted = |reign: &&Reign| {
         let record = state.lineage.iter().find(|record| record.epoch == reign.epoch);
-        reign.epoch < now && record.is_some_and(|record| record.switch.is_some())
+        // One that was taken over while it ran has begun no timeline: its own is from before the cluster.
+        let older = |r: &&TimelineRecord| r.timeline == reign.timeline && r.epoch == Epoch(0);
+        let went_on = || reign.opened_ms.is_some() && state.lineage.iter().any(|record| older(&record));
+        let promoted = record.map_or_else(went_on, |record| record.switch.is_some());
+        reign.epoch < now && promoted
     };
     let last = state.reigns.iter().rev().find(was_promoted)?;
     // It may have failed because of that WAL.
@@ -456,7 +461,8 @@ fn read_archive(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => false,
+        | PostgresState::Failed
+        | PostgresState::Unleased => false,
     };
     let alone = due && way == Rejoin::Follow && reads_archive(host) && !stops_for_restart(host);
     alone.then_some(Action::StartStandby { upstream: None })
@@ -483,7 +489,8 @@ fn follow(host: &Host<'_>) -> Option<Action> {
         | PostgresState::Stopping
         | PostgresState::Crashed
         | PostgresState::Busy
-        | PostgresState::Failed => false,
+        | PostgresState::Failed
+        | PostgresState::Unleased => false,
     };
     due.then(|| Action::StartStandby { upstream: Some(upstream.into()) })
 }

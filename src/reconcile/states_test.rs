@@ -29,8 +29,9 @@ struct Committed {
     me: MemberId,
 }
 
-/// Proposals that ask nothing of any member's PostgreSQL.
-const ASIDE: [&str; 11] = [
+/// Proposals that ask nothing of any member's PostgreSQL, or, of one that goes on running, what any grant asks.
+const ASIDE: [&str; 12] = [
+    "grant-running",
     "settle-sync",
     "keep-out",
     "acknowledge",

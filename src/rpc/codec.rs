@@ -43,6 +43,9 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             floor: Some(position(*floor)),
             sync: sync.as_ref().map(sync::start),
         }),
+        Kind::GrantRunning { member, floor } => {
+            c::Kind::GrantRunning(c::GrantRunning { member: member.to_string(), floor: Some(position(*floor)) })
+        }
         Kind::SetSync { after, rule } => {
             c::Kind::SetSync(c::SetSync { after: *after, rule: rule.as_ref().map(sync::wanted) })
         }
@@ -169,6 +172,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             floor: position_of(g.floor),
             sync: g.sync.as_ref().map(sync::start_of).transpose()?,
         },
+        K::GrantRunning(g) => Kind::GrantRunning { member: member_id(&g.member)?, floor: position_of(g.floor) },
         K::SetSync(s) => Kind::SetSync { after: s.after, rule: s.rule.as_ref().map(sync::wanted_of).transpose()? },
         K::KeepOut(k) => Kind::KeepOut { on: k.on },
         K::SettleSync(s) => Kind::SettleSync { id: s.id },
@@ -658,6 +662,8 @@ mod tests {
             },
             Kind::RecordSystem { system_identifier: 99, history: None },
             Kind::fence("why".into()),
+            Kind::GrantRunning { member: id("a"), floor: at(1, 5) },
+            Kind::fence("no lease".into()),
             Kind::Grant { member: id("a"), floor: at(1, 5), sync: None },
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },

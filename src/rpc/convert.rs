@@ -191,6 +191,7 @@ fn postgres_state(state: PostgresState) -> v1::PostgresState {
         PostgresState::Crashed => v1::PostgresState::Crashed,
         PostgresState::Busy => v1::PostgresState::Busy,
         PostgresState::Failed => v1::PostgresState::Failed,
+        PostgresState::Unleased => v1::PostgresState::Unleased,
     }
 }
 
@@ -206,6 +207,7 @@ fn postgres_state_of(raw: v1::PostgresState) -> Result<PostgresState> {
         v1::PostgresState::Crashed => PostgresState::Crashed,
         v1::PostgresState::Busy => PostgresState::Busy,
         v1::PostgresState::Failed => PostgresState::Failed,
+        v1::PostgresState::Unleased => PostgresState::Unleased,
         v1::PostgresState::Unspecified => return Err(Malformed::new("agent status", "unknown state of PostgreSQL")),
     })
 }

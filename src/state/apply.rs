@@ -63,6 +63,7 @@ impl ClusterState {
             }
             Kind::Fence { reason, cause } => self.fence(reason, *cause),
             Kind::Grant { member, floor, sync } => self.grant(member, *floor, sync.as_ref()),
+            Kind::GrantRunning { member, floor } => self.grant_running(member, *floor),
             Kind::PromotionComplete { member, timeline, switch, first_record } => {
                 self.promoted(member, *timeline, (*switch, *first_record))
             }
@@ -163,15 +164,25 @@ impl ClusterState {
             return Err("a grant needs a fenced epoch".to_owned());
         };
         let epoch = *epoch;
+        self.may_be_granted(member)?;
+        self.start_sync(epoch, member, sync)?;
+        let timeline = self.highest_timeline().next();
+        self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
+        self.hand_to(member, (epoch, timeline), floor);
+        Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
+    }
+
+    pub(super) fn may_be_granted(&self, member: &MemberId) -> Result<(), String> {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
         if self.maintenance.contains_key(member) {
             return Err(format!("{member} is in maintenance"));
         }
-        self.start_sync(epoch, member, sync)?;
-        let timeline = self.highest_timeline().next();
-        self.lineage.push(TimelineRecord { timeline, epoch, switch: None, first_record: None });
+        Ok(())
+    }
+
+    pub(super) fn hand_to(&mut self, member: &MemberId, (epoch, timeline): (Epoch, TimelineId), floor: WalPosition) {
         self.roster.grant();
         self.keep_newest_timings();
         self.unexplained.remove(member);
@@ -185,7 +196,6 @@ impl ClusterState {
             switch_lsn: Lsn(0),
             floor,
         };
-        Ok(Some(format!("{member} is to be primary of epoch {epoch} on timeline {timeline}, its WAL ends at {floor}")))
     }
 
     fn promoted(&mut self, by: &MemberId, on: TimelineId, began: Beginning) -> Result<Option<String>, String> {
@@ -205,7 +215,8 @@ impl ClusterState {
         let epoch = *epoch;
         self.roster.taken();
         for record in &mut self.lineage {
-            if record.timeline == on {
+            // One that goes on running has not begun its timeline: where that comes from was recorded before.
+            if record.timeline == on && record.epoch == epoch {
                 (record.switch, record.first_record) = (Some(at), first_record);
             }
         }

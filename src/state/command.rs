@@ -77,6 +77,14 @@ pub enum Kind {
         /// By which rule its commits are acknowledged; `None`: by none, and nothing is promised any more.
         sync: Option<SyncStart>,
     },
+    /// Gives the lock of the fenced epoch to the first member, whose PostgreSQL was taken over while it ran and writes
+    /// already: it stays on the timeline that it is on, and none is reserved. Only before anybody was granted.
+    GrantRunning {
+        /// To whom.
+        member: MemberId,
+        /// The WAL end the choice was made on.
+        floor: WalPosition,
+    },
     /// The promotion is done.
     PromotionComplete {
         /// Who was promoted.
@@ -291,6 +299,7 @@ impl Kind {
             Self::RecordSystem { .. } => "record-system",
             Self::Fence { .. } => "fence-epoch",
             Self::Grant { .. } => "grant-primary",
+            Self::GrantRunning { .. } => "grant-running",
             Self::PromotionComplete { .. } => "promotion-complete",
             Self::Open { .. } => "primary-open",
             Self::Release { .. } => "release-primary",
@@ -352,6 +361,7 @@ impl Kind {
             | Self::KeepOut { .. } => Format::SYNC,
             Self::Cascade { .. } => Format::CASCADE,
             Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
+            Self::GrantRunning { .. } => Format::RUNNING,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

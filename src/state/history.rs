@@ -63,7 +63,7 @@ impl ClusterState {
     pub(super) fn chronicle(&mut self, command: &Command) {
         let at = command.evidence.as_ref().map_or(0, |evidence| evidence.at_ms);
         match &command.kind {
-            Kind::Grant { member, .. } => self.begin_reign(member, at),
+            Kind::Grant { member, .. } | Kind::GrantRunning { member, .. } => self.begin_reign(member, at),
             Kind::Open { .. } => {
                 if let Some(reign) = self.reigns.back_mut() {
                     reign.opened_ms = Some(at);

@@ -16,6 +16,7 @@ pub mod history;
 pub mod pause;
 mod recover;
 pub mod roster;
+mod running;
 mod settings;
 mod sync;
 pub mod timings;

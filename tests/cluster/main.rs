@@ -30,6 +30,7 @@ mod pauses;
 mod processes;
 mod quorum;
 mod room;
+mod running;
 mod slow;
 mod stage;
 mod streams;
@@ -87,6 +88,13 @@ fn what_is_confirmed_is_never_lost() {
 #[ignore = "half a minute; tests/scenarios and tests/postgres have its parts: make proof"]
 fn a_cluster_begins_with_restored_data_on_a_later_timeline() {
     content::play();
+}
+
+/// Two clusters; the guard alone ends what was taken over.
+#[test]
+#[ignore = "a minute; tests/agent and tests/guard have its parts: make proof"]
+fn a_cluster_begins_with_a_postgresql_that_goes_on_running() {
+    running::play();
 }
 
 /// Sixty rounds of two clusters.

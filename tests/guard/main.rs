@@ -5,6 +5,7 @@ mod bench;
 mod group;
 mod protection;
 mod sentry;
+mod taken_over;
 mod upgrade;
 mod with_postgresql;
 

@@ -16,7 +16,8 @@ impl Core {
         // A checkpoint keeps nobody out.
         let at_work = self.work.as_ref().is_some_and(|work| work.task != Task::Checkpoint);
         let settled = matches!(self.tree, Tree::Running { .. }) && self.answered && !at_work;
-        if !settled || self.is_fencing() {
+        // Until it has held a lease nothing is done to it that was not done before.
+        if !settled || self.is_fencing() || self.is_unleased() {
             self.turns_away = None;
             return;
         }

@@ -8,6 +8,7 @@ impl Core {
             return;
         }
         self.tree = Tree::Empty;
+        self.end_unleased(out);
         self.sight = None;
         self.fencing_since = None;
         self.wal_end_known = false;

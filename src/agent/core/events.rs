@@ -262,6 +262,8 @@ pub enum TaskEnd {
 pub enum Event {
     /// Time has passed.
     Tick,
+    /// The identity in the `pg_control` of what is taken over.
+    Identified(u64),
     /// A task started a postmaster under a new guard.
     Spawned {
         /// Counts postmasters; tells late news of an older one apart.

@@ -99,7 +99,11 @@ impl Core {
             return Err(format!("busy with order {} ({}, {})", work.shown.order, work.shown.kind, work.shown.phase));
         }
         let task = match &order.action {
-            Action::Initdb => self.initdb()?,
+            Action::Initdb => {
+                let task = self.initdb()?;
+                self.begin_unleased(out);
+                task
+            }
             Action::StartStandby(source) if self.follows_already(source.as_ref()) => return Ok(false),
             Action::StartStandby(source) => self.start_standby(source.clone(), order.own_timeline, now, out)?,
             Action::Promote { timeline, floor } => match self.promote((order.epoch, *timeline), *floor, now, out)? {
@@ -217,6 +221,9 @@ impl Core {
         now: Now,
         out: &mut Vec<Effect>,
     ) -> Result<Task, String> {
+        if self.is_unleased() && self.tree != Tree::Empty {
+            return Err("what runs was taken over and goes on running".to_owned());
+        }
         self.give_up_idle_tenure("start as a standby", now, out)?;
         if source.as_ref().is_some_and(|s| s.member == self.me) {
             return Err("a member can't follow itself".to_owned());
@@ -238,7 +245,7 @@ impl Core {
             return Ok(Task::Follow(source));
         }
         self.complete_data("start")?;
-        if source.is_some() && !self.wal_end_known {
+        if source.as_ref().is_some_and(|s| s.fork.is_some()) && !self.wal_end_known {
             // Somebody may have promoted it by hand before it ended, to the very number that it is to follow.
             return Err("where its WAL ends is read first".to_owned());
         }
@@ -266,6 +273,9 @@ impl Core {
                 Phase::Granted => Ok(Some(Task::Promote(tenure))),
                 Phase::Crashed | Phase::Stopped => Err("it holds the lease and is to be restarted in place".to_owned()),
             };
+        }
+        if self.is_unleased() && self.tree != Tree::Empty {
+            return self.bind((epoch, timeline), floor, now, out).map(Some);
         }
         if let Some(why) = self.may_not_be_promoted(now) {
             return Err(why);

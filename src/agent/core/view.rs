@@ -51,6 +51,7 @@ impl Core {
             // The probe that saw it in recovery is older than the promotion.
             Some(_) if phase == Some(Phase::Primary) => PostgresState::Primary,
             Some(sight) if sight.in_recovery => PostgresState::Standby,
+            Some(_) if phase.is_none() && self.is_unleased() => PostgresState::Unleased,
             Some(_) => PostgresState::Promoting,
         }
     }

@@ -15,7 +15,8 @@ pub(super) fn all(config: &Config, member: &LocalMember) -> Vec<Check> {
         Ok(None) => return Vec::new(),
         Err(error) => return vec![fail(NAME, format!("it can't be read: {error}"))],
     };
-    let fits = adoption.refused.is_empty().then(|| ok(NAME, "it is taken over as it lies when the cluster is founded"));
+    let how = if adoption.goes_on { "it is taken over while it runs" } else { "it is taken over as it lies" };
+    let fits = adoption.refused.is_empty().then(|| ok(NAME, format!("{how} when the cluster is founded")));
     let refused = adoption.refused.iter().map(|why| fail(NAME, format!("refused: {why}")));
     let warnings = adoption.warnings.iter().map(|why| warn(NAME, why.clone()));
     let changes = adoption.changes.iter().map(|what| ok(NAME, format!("would change: {what}")));

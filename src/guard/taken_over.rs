@@ -1,0 +1,126 @@
+//! A PostgreSQL that the guard did not start.
+//!
+//! It is no child of the guard: its end is seen by a pidfd, not by `waitpid`, and its orphans go to somebody else. So
+//! it is frozen before anything of it is killed: the postmaster first, which then forks nobody, and every process of its data
+//! directory; what is left is looked for until two looks at all processes of the host find nothing.
+//!
+//! Nor does the kernel end it when the guard dies. A second process does: it sleeps until the guard or the postmaster has ended.
+
+use std::{
+    collections::HashSet,
+    env, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
+
+use super::{
+    PostmasterSignal,
+    options::Second,
+    sys,
+    tree::{Place, ProcessIdentity, Roots, Struck, is_postgres, strike, works_in},
+};
+
+/// A postmaster that ran before its guard, and all below it.
+#[derive(Debug)]
+pub(super) struct TakenOver {
+    process: OwnedFd,
+    roots: Roots,
+    killed: HashSet<ProcessIdentity>,
+    empty: bool,
+}
+
+impl TakenOver {
+    /// Only the very process, and only when it is a `postgres` that works in `data_dir`.
+    ///
+    /// # Errors
+    /// It has ended, is another, or can't be followed.
+    pub fn of(postmaster: ProcessIdentity, data_dir: &Path) -> io::Result<Self> {
+        let process = sys::pidfd_open(postmaster.pid)?;
+        // Looked at after the descriptor was opened: so the descriptor is of what was looked at.
+        let place = Place::of(data_dir)?;
+        let is_it = postmaster.is_alive() && is_postgres(postmaster.pid) && works_in(postmaster.pid, place);
+        if !is_it {
+            let problem = format!("process {} is not the postmaster of {}", postmaster.pid, data_dir.display());
+            return Err(io::Error::other(problem));
+        }
+        let roots = Roots { pid: postmaster.pid, recorded: Some(postmaster), place: Some(place) };
+        Ok(Self { process, roots, killed: HashSet::with_capacity(1024), empty: false })
+    }
+
+    /// Becomes readable at its end.
+    pub fn process(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        has_ended(self.process())
+    }
+
+    /// Freezes and kills what it finds. Call until [`TakenOver::is_empty`].
+    pub fn pass(&mut self) {
+        // It has ended when this fails, and that is what is wanted.
+        let _ = sys::pidfd_send(self.process(), Signal::SIGSTOP);
+        self.empty = matches!(strike(&self.roots, &mut self.killed), Ok(Struck::Nothing)) && self.has_ended();
+    }
+
+    /// The last pass found nothing that lives.
+    pub fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    pub fn signal(&self, signal: PostmasterSignal) {
+        let _ = sys::pidfd_send(self.process(), signal.number());
+    }
+}
+
+fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Starts the second of this very guard. It has the guard's signal mask, so that only SIGKILL ends it, and its OOM score.
+pub(super) fn start_second(postmaster: ProcessIdentity) -> io::Result<()> {
+    let guard = ProcessIdentity::of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+    let mut command = Command::new(env::current_exe()?);
+    command.args(Second { guard, postmaster }.to_args()).stdin(Stdio::null()).stdout(Stdio::null());
+    // Dropping a Child neither kills nor waits: its end is the guard's or the postmaster's.
+    command.spawn().map(drop)
+}
+
+/// Between two passes.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The body of a second. What runs in the directory later is none of its business, so it goes by the process alone:
+/// frozen with its children still below it, it leaves nobody out.
+pub(super) fn stand_second(Second { guard, postmaster }: Second) -> ExitCode {
+    let Ok(guarded) = sys::pidfd_open(postmaster.pid) else { return ExitCode::SUCCESS };
+    if !postmaster.is_alive() {
+        return ExitCode::SUCCESS;
+    }
+    // A guard that was gone before is dead as well.
+    if let Ok(watched) = sys::pidfd_open(guard.pid) {
+        while guard.is_alive() && !has_ended(guarded.as_fd()) {
+            let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            // An interruption is as good as a wake-up.
+            let _ = poll(&mut [process(watched.as_fd()), process(guarded.as_fd())], PollTimeout::NONE);
+        }
+    }
+    if has_ended(guarded.as_fd()) {
+        return ExitCode::SUCCESS;
+    }
+    let roots = Roots { pid: 0, recorded: Some(postmaster), place: None };
+    let mut killed = HashSet::new();
+    let _ = sys::pidfd_send(guarded.as_fd(), Signal::SIGSTOP);
+    while !matches!(strike(&roots, &mut killed), Ok(Struck::Nothing)) {
+        thread::sleep(PAUSE);
+    }
+    ExitCode::SUCCESS
+}
