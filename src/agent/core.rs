@@ -26,11 +26,11 @@ mod orders;
 mod pause;
 mod promoted;
 mod rescue;
+#[cfg(test)]
+mod room_test;
 mod running;
 #[cfg(test)]
 mod running_test;
-#[cfg(test)]
-mod room_test;
 mod stalled;
 #[cfg(test)]
 mod stalled_test;

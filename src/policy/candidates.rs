@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{Hold, Situation, loss, report::Unfit, room, sync};
 use crate::{
     domain::{
-        EndCause, Epoch, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart, TimelineHistory,
-        Timings, WalPosition,
+        EndCause, Epoch, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart,
+        TimelineHistory, Timings, WalPosition,
         observation::{AgentView, Promise},
     },
     state::{Lock, OperationKind, OperationPhase, Release},

@@ -437,7 +437,7 @@ fn a_restart_in_place_killed_before_the_signal_file_is_back() {
 fn a_restart_in_place_killed_at_every_step_in_every_way() {
     as_postgres("interrupted::a_restart_in_place_killed_at_every_step_in_every_way", || async {
         for step in [Step::IntentOnDisk, Step::SignalRemoved, Step::Spawned, Step::Writable] {
-            rounds(step, &EVERY_KIND).await;
+            Box::pin(rounds(step, &EVERY_KIND)).await;
         }
     });
 }

@@ -157,7 +157,7 @@ fn a_diverged_primary_that_has_removed_its_wal_is_rewound_with_that_of_a_member(
     let name = "lend::a_diverged_primary_that_has_removed_its_wal_is_rewound_with_that_of_a_member";
     as_postgres(name, || async {
         let cluster = Cluster::new();
-        let Removed { mut first, second, third, fork, segments } = removed(&cluster).await;
+        let Removed { mut first, second, third, fork, segments } = Box::pin(removed(&cluster)).await;
         first.knows(2, &[&second, &third], None).await;
         let rewound = first.is_rewound(2, &second, fork).await;
         assert_eq!((rewound.last_order.unwrap().error.as_str(), rewound.rewind_failures), ("", 0));
@@ -177,7 +177,7 @@ fn wal_of_a_member_that_is_damaged_is_refused_and_a_copy_is_due() {
     let name = "lend::wal_of_a_member_that_is_damaged_is_refused_and_a_copy_is_due";
     as_postgres(name, || async {
         let cluster = Cluster::new();
-        let Removed { mut first, second, third, fork, segments } = removed(&cluster).await;
+        let Removed { mut first, second, third, fork, segments } = Box::pin(removed(&cluster)).await;
         first.knows(2, &[&second, &third], None).await;
         let newest = segments.last().unwrap();
         let file = fs::OpenOptions::new().write(true).open(third.pg_wal().join(newest)).unwrap();

@@ -339,9 +339,10 @@ pub fn set(config: &Path, settings: &[String]) -> Result<()> {
         run_set(config, of_all.iter().map(|s| s.as_str()))?;
     }
     // Whom a member follows has to be there before it can be named, so these come last.
-    of_members.iter().filter_map(|s| of_member(s)).try_for_each(|(member, setting)| {
-        run_set(config, [setting, "--member", member])
-    })
+    of_members
+        .iter()
+        .filter_map(|s| of_member(s))
+        .try_for_each(|(member, setting)| run_set(config, [setting, "--member", member]))
 }
 
 /// `n3:replicatefrom=n2` is a key of that member.

@@ -24,7 +24,11 @@ fn play(mode: &str, on: usize, count: u64) {
     let mut mode: Mode = mode.parse().expect("it is one of four");
     // Of five, two confirm: then writes go on when the primary is lost with one of them.
     mode.count = number("SYNC_COUNT").map_or(if on < 5 { 1 } else { 2 }, |n| n as usize);
-    let wanted = Wanted { members: on, settings: [mode.settings(), runs::wanted(false, true).settings].concat(), ..runs::wanted(false, true) };
+    let wanted = Wanted {
+        members: on,
+        settings: [mode.settings(), runs::wanted(false, true).settings].concat(),
+        ..runs::wanted(false, true)
+    };
     let (usual, special) = (faults::catalogue(), confirmers::catalogue());
     let count = env::var("FAULTS").ok().and_then(|f| f.parse().ok()).unwrap_or(count);
     let chosen = env::var("FAULTS").is_ok_and(|f| f.parse::<u64>().is_err() && !f.is_empty());

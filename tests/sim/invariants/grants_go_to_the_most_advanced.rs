@@ -53,13 +53,8 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         let set_aside = !of.failover || of.priority == 0 || elsewhere;
         // One that crashed out of the lock not long ago comes last, for it may do so again.
         // A copy that has not streamed is an operator's choice only.
-        let passed_over = clock_unfit
-            || failed(agent)
-            || in_vain
-            || gives
-            || set_aside
-            || agent.unsteady
-            || agent.never_streamed;
+        let passed_over =
+            clock_unfit || failed(agent) || in_vain || gives || set_aside || agent.unsteady || agent.never_streamed;
         if agent.wal_end > *floor && !passed_over {
             let end = agent.wal_end;
             let what = || format!("{member} is granted at {floor}, {other} has {end}");
