@@ -1189,34 +1189,35 @@ fn help_of_config_set() {
     check(
         &["config", "set", "--help"],
         expect![[r#"
-        exit 0
-        Change settings of the cluster, all that are given or none; no host is restarted
+            exit 0
+            Change settings of the cluster, all that are given or none; no host is restarted
 
-        Usage: matriarch config set [OPTIONS] [KEY=VALUE]...
+            Usage: matriarch config set [OPTIONS] [KEY=VALUE]...
 
-        Arguments:
-          [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the
-                          keys
+            Arguments:
+              [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the
+                              keys
 
-        Options:
-              --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
-                                     configuration file]
-              --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
-                                     /etc/matriarch/matriarch.toml]
-              --member <MEMBER>      Of this member only: priority, failover, site
-              --unset <KEY>          Bring the default of a key back; may be given several times
-              --if-version <N>       Change nothing unless the settings are of this version [default: the
-                                     one they have when asked]
-              --json                 Print JSON
-          -h, --help                 Print help
+            Options:
+                  --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
+                                         configuration file]
+                  --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
+                                         /etc/matriarch/matriarch.toml]
+                  --member <MEMBER>      Of this member only: priority, failover, site, replicatefrom, nostream,
+                                         recovery_min_apply_delay
+                  --unset <KEY>          Bring the default of a key back; may be given several times
+                  --if-version <N>       Change nothing unless the settings are of this version [default: the
+                                         one they have when asked]
+                  --json                 Print JSON
+              -h, --help                 Print help
 
-        Exit codes:
-          0  done; status: every member is healthy and the primary is open
-          1  failed or refused; the reason was printed
-          2  wrong usage or configuration; nothing was changed
-          3  no manager could be reached
-          4  status: the cluster answers and is degraded
-    "#]],
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded
+        "#]],
     );
 }
 

@@ -25,6 +25,7 @@ mod archive;
 mod aside;
 mod asks;
 mod blame;
+mod checkpoints;
 pub mod core;
 mod crashes;
 mod failsafe;

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     acks::{self, SyncPlan},
-    archive,
+    archive, checkpoints,
     core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
     failsafe::{Door, Question},
     guarding,
@@ -535,7 +535,7 @@ impl Agent {
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
                 hands.mend_archive();
-                tasks::checkpoint_beside(hands);
+                checkpoints::checkpoint_beside(hands);
             }
             Effect::EndShutdown => hands.end_shutdown(self.guard.clone()),
             Effect::Survey { wal_end } => {

@@ -27,11 +27,11 @@ use steps::{Heard, Logicals, Step, Wishes};
 use uses::SlotUse;
 
 use super::{
+    checkpoints,
     core::{Core, Event},
     hands::{blocking, said},
     prober::Plan,
     process::Wake,
-    tasks,
 };
 use crate::{
     domain::{MemberId, SlotsYield, slots::PermanentSlot, sync::slot_name, version::PostgresVersion},
@@ -373,7 +373,7 @@ fn unheard(of: &MemberId, error: SqlError) {
 
 /// What slots held back is removed by it.
 async fn checkpoint(instance: Instance) {
-    if let Err(error) = tasks::checkpoint(&instance, CHECKPOINT).await {
+    if let Err(error) = checkpoints::checkpoint(&instance, CHECKPOINT).await {
         tracing::warn!(error, "the checkpoint that removes what slots held back has failed");
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     blame,
+    checkpoints::checkpoint,
     core::{Event, Sight, Task, TaskEnd, goes_on, grows_from, is_as_granted},
     hands::{Hands, blocking, chain, said, standby_role, wait_clear},
     lend::Borrower,
@@ -23,8 +24,7 @@ use crate::{
     guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{
-        CloneError, ConfigRole, CopyPlan, Instance, Live, PostgresError, Progress, RewindError, Saved, Session, Tail,
-        Upstream,
+        CloneError, ConfigRole, CopyPlan, Live, PostgresError, Progress, RewindError, Saved, Session, Tail, Upstream,
     },
     telemetry::events,
 };
@@ -761,31 +761,9 @@ fn is_settled(view: &lease::HolderView) -> bool {
     }
 }
 
-/// After a promotion: members are rewound and copied from this one only once it has a checkpoint on its timeline.
-pub fn checkpoint_beside(hands: &Hands) {
-    const DEADLINE: Duration = Duration::from_secs(3600);
-    let (instance, wakes) = (hands.instance.clone(), hands.wakes.clone());
-    tokio::spawn(async move {
-        match checkpoint(&instance, DEADLINE).await {
-            // Who is gone needs no look.
-            Ok(()) => drop(wakes.send(Wake::Look)),
-            Err(error) => tracing::warn!(error, "failed to write the checkpoint after the promotion"),
-        }
-    });
-}
-
 /// It has changed nothing, for WAL back to the last checkpoint before the fork was not there.
 fn lacks_wal(error: &RewindError) -> bool {
     matches!(error, RewindError::Failed { touched: false, source } if blame::lacks_wal(&source.to_string()))
-}
-
-/// Writes a checkpoint.
-///
-/// # Errors
-/// What PostgreSQL said.
-pub async fn checkpoint(instance: &Instance, deadline: Duration) -> Result<(), String> {
-    let session = instance.connect().await.map_err(|e| chain(&e))?;
-    session.checkpoint(deadline).await.map_err(|e| chain(&e))
 }
 
 #[cfg(test)]
