@@ -352,7 +352,7 @@ fn a_primary_that_lets_clients_in_after_a_crash_is_found() {
 #[test]
 fn a_restart_in_place_by_an_old_rule_is_found() {
     // The first seed that finds it.
-    loses_commits(Mutation::OldRuleInPlace, &[Fault::CrashBackend, Fault::PowerOff, Fault::IsolateHost], 15, 800);
+    loses_commits(Mutation::OldRuleInPlace, &[Fault::CrashBackend, Fault::PowerOff, Fault::IsolateHost], 121, 80);
 }
 
 /// A bug of failovers that don't wait for the end of the lease.
