@@ -408,7 +408,9 @@ fn on_history(agent: &AgentView, lineage: &TimelineHistory) -> bool {
 /// The last grant was this member's and nothing came of it.
 fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
     let Lock::Fenced { previous: Some((epoch, last)), .. } = &s.state.lock else { return false };
-    let promoted = s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
+    // One that goes on running begins no timeline; before that grant nobody had begun any.
+    let goes_on = !s.state.lineage.iter().any(|r| r.epoch > Epoch(0));
+    let promoted = goes_on || s.state.lineage.iter().any(|r| r.epoch == *epoch && r.switch.is_some());
     last == member && !promoted
 }
 

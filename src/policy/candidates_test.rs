@@ -283,6 +283,17 @@ fn whose_promotion_came_to_no_end_is_not_the_next_one_again_among_equals() {
     }
 }
 
+/// Its reign has no timeline of its own in the log.
+#[test]
+fn a_primary_that_went_on_running_was_not_granted_in_vain() {
+    let mut bench = fenced(&[], &[("a", "stopped 1:90"), ("b", "standby 1:80"), ("c", "standby 1:80")]);
+    bench.state.lineage.retain(|record| record.epoch == Epoch(0));
+    let Lock::Fenced { previous, .. } = &mut bench.state.lock else { panic!() };
+    *previous = Some((Epoch(1), id("a")));
+    assert!(!granted_in_vain(&bench.situation(), &id("a")));
+    assert_eq!(chosen(&bench), "a");
+}
+
 #[test]
 fn a_first_grant_in_vain_is_forgiven_where_everybody_else_is_far_behind() {
     let bench = |of_b: &str, of_c: &str, epoch: u64| {

@@ -283,6 +283,13 @@ impl Core {
         let standby = matches!(self.tree, Tree::Running { .. }) && self.fencing_since.is_none();
         match &self.sight {
             Some(sight) if standby && sight.in_recovery => {
+                if timeline <= sight.wal_end.timeline {
+                    // The grant was to let it go on running, and it has ended since: its promotion would take the next number.
+                    return Err(format!(
+                        "it is on timeline {} already, and is to begin {timeline}",
+                        sight.wal_end.timeline
+                    ));
+                }
                 is_as_granted(sight, floor)?;
             }
             _ => return Err("only a running standby that answers is promoted".to_owned()),
