@@ -22,12 +22,12 @@ const SECOND: &str = "--second";
 pub(super) enum CommandLine {
     Start(Options),
     Resume(Inheritance),
-    Second(Second),
+    Second(Wards),
 }
 
 /// Whose death a second waits for, and whom it ends then: `--second PID,START PID,START`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Second {
+pub(super) struct Wards {
     pub guard: ProcessIdentity,
     pub postmaster: ProcessIdentity,
 }
@@ -81,13 +81,13 @@ impl CommandLine {
             return Inheritance::parse(args).map(Self::Resume);
         }
         if args.next_if(|first| first == SECOND).is_some() {
-            return Second::parse(args).map(Self::Second);
+            return Wards::parse(args).map(Self::Second);
         }
         Options::parse(args).map(Self::Start)
     }
 }
 
-impl Second {
+impl Wards {
     /// The whole command line, from `guard` on.
     pub fn to_args(self) -> Vec<OsString> {
         let of = |process: ProcessIdentity| format!("{},{}", process.pid, process.start_ticks).into();
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn a_second_knows_two_processes() {
         let process = |pid| ProcessIdentity { pid, start_ticks: u64::from(pid) * 3 };
-        let second = Second { guard: process(7), postmaster: process(8) };
+        let second = Wards { guard: process(7), postmaster: process(8) };
         let mut args = second.to_args();
         assert_eq!(args.remove(0), "guard");
         assert!(matches!(CommandLine::parse(args), Ok(CommandLine::Second(arrived)) if arrived == second));

@@ -98,7 +98,7 @@ fn end_children() {
 }
 
 /// Best effort: a full disk must not stop the guard.
-fn say(text: std::fmt::Arguments<'_>) {
+pub(super) fn say(text: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "matriarch guard: {text}");
 }
 
@@ -205,11 +205,7 @@ impl Guard {
         }
         note(&lock, None);
         let taken_over = match &options.take_over {
-            Some((postmaster, data_dir)) => {
-                let taken_over = TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?;
-                taken_over::start_second(*postmaster).map_err(StartError::TakeOver)?;
-                Some(taken_over)
-            }
+            Some((postmaster, data_dir)) => Some(TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?),
             None => None,
         };
         let started = match &options.take_over {
@@ -449,7 +445,9 @@ impl Guard {
             }
         };
         let owing = self.connections.iter().flatten().any(|c| c.owed);
-        let timeout = if owing { Some(timeout.unwrap_or(LINGER).min(Duration::from_millis(50))) } else { timeout };
+        let owed = owing.then_some(Duration::from_millis(50));
+        let second = self.taken_over.as_mut().and_then(TakenOver::keep_second);
+        let timeout = [timeout, owed, second].into_iter().flatten().min();
         let mut fds = self.poll_fds();
         // An error is EINTR at most: then the loop simply turns.
         let _ = ppoll(&mut fds, timeout.map(TimeSpec::from), None);

@@ -4,26 +4,29 @@
 //! it is frozen before anything of it is killed: the postmaster first, which then forks nobody, and every process of its data
 //! directory; what is left is looked for until two looks at all processes of the host find nothing.
 //!
-//! Nor does the kernel end it when the guard dies. A second process does: it sleeps until the guard or the postmaster has ended.
+//! Nor does the kernel end it when the guard dies. A second process does: it sleeps until the guard or the postmaster has ended,
+//! and the guard sees to it that there is one.
 
 use std::{
     collections::HashSet,
     env, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::Signal,
 };
 
 use super::{
     PostmasterSignal,
-    options::Second,
+    options::Wards,
+    process::say,
     sys,
     tree::{Place, ProcessIdentity, Roots, Struck, is_postgres, strike, works_in},
 };
@@ -35,13 +38,14 @@ pub(super) struct TakenOver {
     roots: Roots,
     killed: HashSet<ProcessIdentity>,
     empty: bool,
+    second: Second,
 }
 
 impl TakenOver {
     /// Only the very process, and only when it is a `postgres` that works in `data_dir`.
     ///
     /// # Errors
-    /// It has ended, is another, or can't be followed.
+    /// It has ended, is another, or can't be followed, or no second can be started.
     pub fn of(postmaster: ProcessIdentity, data_dir: &Path) -> io::Result<Self> {
         let process = sys::pidfd_open(postmaster.pid)?;
         // Looked at after the descriptor was opened: so the descriptor is of what was looked at.
@@ -52,7 +56,8 @@ impl TakenOver {
             return Err(io::Error::other(problem));
         }
         let roots = Roots { pid: postmaster.pid, recorded: Some(postmaster), place: Some(place) };
-        Ok(Self { process, roots, killed: HashSet::with_capacity(1024), empty: false })
+        let second = Second::start(postmaster)?;
+        Ok(Self { process, roots, killed: HashSet::with_capacity(1024), empty: false, second })
     }
 
     /// Becomes readable at its end.
@@ -79,34 +84,78 @@ impl TakenOver {
     pub fn signal(&self, signal: PostmasterSignal) {
         let _ = sys::pidfd_send(self.process(), signal.number());
     }
+
+    /// Starts another second when somebody has ended it; when this has to be called again at the latest, if it could not.
+    pub fn keep_second(&mut self) -> Option<Duration> {
+        // Then the second leaves, too.
+        if self.has_ended() || self.second.is_there() {
+            return None;
+        }
+        self.second.start_again()
+    }
 }
+
+/// The second, as the guard sees it.
+#[derive(Debug)]
+struct Second {
+    of: Wards,
+    child: Option<Child>,
+    started: Instant,
+}
+
+impl Second {
+    fn start(postmaster: ProcessIdentity) -> io::Result<Self> {
+        let guard = ProcessIdentity::of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+        let of = Wards { guard, postmaster };
+        Ok(Self { of, child: Some(spawn(of)?), started: Instant::now() })
+    }
+
+    fn is_there(&mut self) -> bool {
+        let there = self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)));
+        if !there && self.child.take().is_some() {
+            say(format_args!("the second process of this guard has ended; another is started"));
+        }
+        there
+    }
+
+    fn start_again(&mut self) -> Option<Duration> {
+        let early = SECOND_PAUSE.saturating_sub(self.started.elapsed());
+        if !early.is_zero() {
+            return Some(early);
+        }
+        self.started = Instant::now();
+        match spawn(self.of) {
+            Ok(child) => self.child = Some(child),
+            Err(error) => say(format_args!("no second process could be started: {error}")),
+        }
+        self.child.is_none().then_some(SECOND_PAUSE)
+    }
+}
+
+/// Between two starts of a second.
+const SECOND_PAUSE: Duration = Duration::from_millis(200);
 
 fn has_ended(process: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Starts the second of this very guard. It has the guard's signal mask, so that only SIGKILL ends it, and its OOM score.
-pub(super) fn start_second(postmaster: ProcessIdentity) -> io::Result<()> {
-    let guard = ProcessIdentity::of(std::process::id()).ok_or(io::ErrorKind::NotFound)?;
+/// It has the guard's signal mask, so that only SIGKILL ends it, and its OOM score.
+fn spawn(of: Wards) -> io::Result<Child> {
     let mut command = Command::new(env::current_exe()?);
-    command.args(Second { guard, postmaster }.to_args()).stdin(Stdio::null()).stdout(Stdio::null());
-    // Dropping a Child neither kills nor waits: its end is the guard's or the postmaster's.
-    command.spawn().map(drop)
+    command.args(of.to_args()).stdin(Stdio::null()).stdout(Stdio::null()).spawn()
 }
 
 /// Between two passes.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// The body of a second. What runs in the directory later is none of its business, so it goes by the process alone:
-/// frozen with its children still below it, it leaves nobody out.
-pub(super) fn stand_second(Second { guard, postmaster }: Second) -> ExitCode {
-    let Ok(guarded) = sys::pidfd_open(postmaster.pid) else { return ExitCode::SUCCESS };
-    if !postmaster.is_alive() {
-        return ExitCode::SUCCESS;
-    }
+/// frozen with its children still below it, it leaves nobody out. It fails when it can't watch: the guard starts another.
+pub(super) fn stand_second(Wards { guard, postmaster }: Wards) -> ExitCode {
+    let (Ok(guarded), Ok(watched)) = (open(postmaster.pid), open(guard.pid)) else { return ExitCode::FAILURE };
+    let Some(guarded) = guarded.filter(|_| postmaster.is_alive()) else { return ExitCode::SUCCESS };
     // A guard that was gone before is dead as well.
-    if let Ok(watched) = sys::pidfd_open(guard.pid) {
+    if let Some(watched) = watched {
         while guard.is_alive() && !has_ended(guarded.as_fd()) {
             let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
             // An interruption is as good as a wake-up.
@@ -123,4 +172,13 @@ pub(super) fn stand_second(Second { guard, postmaster }: Second) -> ExitCode {
         thread::sleep(PAUSE);
     }
     ExitCode::SUCCESS
+}
+
+/// `None`: there is no such process.
+fn open(pid: u32) -> io::Result<Option<OwnedFd>> {
+    match sys::pidfd_open(pid) {
+        Ok(process) => Ok(Some(process)),
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -407,7 +407,7 @@ fn keep_configuration(dir: &Path) -> Result<(), PostgresError> {
             fs::rename(&file, &kept).map_err(PostgresError::file("putting aside", &file))?;
         }
     }
-    files::sync_dir(dir)
+    files::sync(dir)
 }
 
 #[cfg(test)]

@@ -247,7 +247,7 @@ impl Instance {
         fs::create_dir_all(place.join("archive_status")).map_err(PostgresError::file("creating", &place))?;
         fs::remove_dir_all(&wal).map_err(PostgresError::file("removing", &wal))?;
         std::os::unix::fs::symlink(&place, &wal).map_err(PostgresError::file("linking", &wal))?;
-        files::sync_dir(new)
+        files::sync(new)
     }
 }
 

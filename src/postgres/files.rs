@@ -20,15 +20,15 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes creations, renames and removals in `dir` survive a power loss.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), PostgresError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(PostgresError::file("syncing", dir))
+/// Makes it survive a power loss: the bytes of a file, or what was created, renamed and removed in a directory.
+pub(super) fn sync(path: &Path) -> Result<(), PostgresError> {
+    File::open(path).and_then(|it| it.sync_all()).map_err(PostgresError::file("syncing", path))
 }
 
 /// Makes the entry of `path` in its directory survive a power loss.
 pub(super) fn sync_parent(path: &Path) -> Result<(), PostgresError> {
     match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
         _ => Ok(()),
     }
 }

@@ -111,7 +111,7 @@ impl Instance {
         }
         self.number(new)?;
         files::replace(&new.join(REPORT), report)?;
-        files::sync_dir(new)
+        files::sync(new)
     }
 
     /// Says that this entry is younger than all that are there. Times of files would not do: clocks are set back, and whoever removes
@@ -199,7 +199,7 @@ impl Instance {
             self.number(&place)?;
         }
         fs::rename(&old, &data).map_err(PostgresError::file("putting aside", &old))?;
-        files::sync_dir(&place)?;
+        files::sync(&place)?;
         files::sync_parent(&place)?;
         files::sync_parent(&self.all_kept())?;
         files::sync_parent(&old)?;

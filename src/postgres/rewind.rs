@@ -167,7 +167,7 @@ impl Instance {
         if wanted != mode {
             let wanted = fs::Permissions::from_mode(wanted);
             fs::set_permissions(dir, wanted).map_err(PostgresError::file("changing the permissions of", dir))?;
-            files::sync_dir(dir)?;
+            files::sync(dir)?;
         }
         Ok(())
     }
@@ -272,5 +272,5 @@ fn link_missing(from: &std::path::Path, to: &std::path::Path) -> Result<(), Post
             fs::hard_link(entry.path(), &link).map_err(PostgresError::file("linking", &link))?;
         }
     }
-    files::sync_dir(to)
+    files::sync(to)
 }

@@ -87,7 +87,9 @@ impl Instance {
         let dir = self.lent_unseen();
         fs::create_dir_all(&dir).map_err(PostgresError::file("creating", &dir))?;
         let path = dir.join(segment.name());
-        File::create(&path).map_err(PostgresError::file("creating", &path))
+        // Not emptied: what a killed agent left here may be among this member's WAL by now, under a second name.
+        files::remove(&path)?;
+        File::create_new(&path).map_err(PostgresError::file("creating", &path))
     }
 
     /// What another member gave is such a segment of this system's history: each page says so, and each record has the
@@ -112,24 +114,26 @@ impl Instance {
     /// It can't be written to the disk, or not be linked.
     pub fn keep_lent(&self, segment: Segment) -> Result<(), PostgresError> {
         let (path, place) = (self.lent_unseen().join(segment.name()), self.pg_wal().join(segment.name()));
-        File::open(&path).and_then(|file| file.sync_all()).map_err(PostgresError::file("syncing", &path))?;
+        files::sync(&path)?;
         match fs::hard_link(&path, &place) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(PostgresError::file("linking", &place)(error));
             }
             Ok(()) | Err(_) => {}
         }
-        files::sync_dir(&self.pg_wal())?;
+        files::sync(&self.pg_wal())?;
         files::remove(&path).map(drop)
     }
 
     /// Puts it where a standby's `restore_command` finds it, once [`Instance::lend`] was called.
     ///
     /// # Errors
-    /// It can't be renamed.
+    /// It can't be written to the disk, or not be renamed.
     pub fn offer_lent(&self, segment: Segment) -> Result<(), PostgresError> {
         let (path, place) = (self.lent_unseen().join(segment.name()), self.lent().join(segment.name()));
-        fs::rename(&path, &place).map_err(PostgresError::file("putting in place", &place))
+        files::sync(&path)?;
+        fs::rename(&path, &place).map_err(PostgresError::file("putting in place", &place))?;
+        files::sync(&self.lent())
     }
 
     /// From the next change of the configuration on a standby takes what was offered.
@@ -199,7 +203,7 @@ impl Instance {
                 File::create(&done).map_err(PostgresError::file("creating", &done))?;
             }
         }
-        files::sync_dir(&wal)
+        files::sync(&wal)
     }
 
     /// Where recovery begins, by `backup_label`.

@@ -128,6 +128,34 @@ fn when_its_guard_dies_a_second_kills_what_was_taken_over() {
     assert!(ProcessIdentity::of(bystander.0.id()).is_some());
 }
 
+/// The process that waits for the death of this guard.
+fn second_of(guard: u32) -> Option<ProcessIdentity> {
+    let of = format!("--second\0{guard},");
+    let is_it = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(&of))
+    };
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_it).find_map(ProcessIdentity::of)
+}
+
+#[test]
+fn a_second_that_is_killed_is_replaced() {
+    let mut there = Somebodys::start();
+    let handle = there.take_over();
+    let guard = state(&handle).guard_pid;
+    drop(handle);
+    for _ in 0..3 {
+        eventually("there is a second", || second_of(guard).is_some());
+        let second = second_of(guard).unwrap();
+        assert!(second.kill());
+        eventually("there is another", || second_of(guard).is_some_and(|next| next != second));
+    }
+    assert!(there.tree.iter().all(ProcessIdentity::is_alive), "it goes on as it is");
+    send(guard, Signal::SIGKILL);
+    eventually("the tree is gone", || !any_alive(&there.tree[..4]));
+    eventually("the second has left", || second_of(guard).is_none());
+}
+
 /// The agent looks for whoever works in the directory, in the tree or not.
 #[test]
 fn when_its_guard_dies_the_agent_kills_what_was_taken_over() {
