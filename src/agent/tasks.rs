@@ -377,7 +377,11 @@ impl Job {
             let short: String = why.chars().take(200).collect();
             *failed.lock().unwrap_or_else(PoisonError::into_inner) += &format!(" ({method} failed: {short})");
         };
-        let copied = instance.copy(&Upstream::from(source), &self.copies, &progress, &on_failure).await;
+        let source_server = Upstream::from(source);
+        if let Err(error) = instance.keep_wal_for_copy(&source_server).await {
+            tracing::warn!(error = chain(&error), "the primary keeps no WAL for this member until it streams");
+        }
+        let copied = instance.copy(&source_server, &self.copies, &progress, &on_failure).await;
         let before = failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (_, method) = copied.map_err(|error| Failure {
             harmless: matches!(error, CloneError::Step(PostgresError::Busy { .. })),

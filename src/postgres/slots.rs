@@ -17,7 +17,13 @@ use super::{
     instance::Instance,
     session::{Session, SqlError, connect_as},
 };
-use crate::domain::{Logical, Lsn, sync::SLOT_PREFIX};
+use crate::domain::{
+    Logical, Lsn,
+    sync::{SLOT_PREFIX, slot_name},
+};
+
+/// A copy doesn't wait longer for each server that may be primary.
+const KEEP: Duration = Duration::from_secs(2);
 
 /// The slots on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -113,6 +119,42 @@ impl Instance {
         target.host(&upstream.host).port(upstream.port).user(&self.config().replication_user).connect_timeout(deadline);
         target.tcp_user_timeout(deadline);
         connect_as(target, "connecting to whom this standby follows", password, deadline).await
+    }
+
+    /// Before a copy: from now on whoever is primary keeps WAL for this member, in its slot. A copy has a slot of its own until it
+    /// ends, but before its PostgreSQL streams it may have to replay for long.
+    ///
+    /// # Errors
+    /// No primary was found, or its last error.
+    pub async fn keep_wal_for_copy(&self, source: &Upstream) -> Result<(), SqlError> {
+        let others = self.others().filter(|other| other.id != source.member);
+        let others = others.map(|m| Upstream { member: m.id.clone(), host: m.host.clone(), port: m.postgres_port });
+        let problem = "no member's server says that it is primary".to_owned();
+        let mut failed = SqlError::Unexpected { doing: "looking for the primary", problem };
+        for server in std::iter::once(source.clone()).chain(others) {
+            match self.keep_wal_at(&server).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    /// False: it is a standby.
+    async fn keep_wal_at(&self, server: &Upstream) -> Result<bool, SqlError> {
+        let session = self.connect_to(server, KEEP).await?;
+        let (found, name) = (session.slots(KEEP).await?, slot_name(self.me()));
+        if found.in_recovery {
+            return Ok(false);
+        }
+        match found.slots.iter().find(|slot| slot.name == name) {
+            // From its old place on, which is more.
+            Some(slot) if slot.reserves && !slot.lost => return Ok(true),
+            Some(_) => session.drop_slot(&name, KEEP).await?,
+            None => {}
+        }
+        session.create_reserving_slot(&name, KEEP).await.map(|()| true)
     }
 
     /// The permanent slots that this host had copies of, as noted last.

@@ -145,3 +145,37 @@ fn a_copy_of_a_slot_that_is_permanent_no_more_goes_and_what_a_user_made_there_st
         assert_eq!(text(&first, NAMES).await, ["backup", "matriarch_n2", "matriarch_n3"], "the user's, on the primary");
     });
 }
+
+/// Between the end of a copy and the moment its PostgreSQL streams the primary may write much, as when there is much to replay.
+#[test]
+fn the_primary_keeps_what_a_copy_needs_before_it_streams() {
+    as_postgres("slots::the_primary_keeps_what_a_copy_needs_before_it_streams", || async {
+        let cluster = Cluster::new();
+        let keeps_nothing = |index| {
+            let mut config = cluster.config(index);
+            let parameters = &mut config.member.as_mut().unwrap().postgresql.parameters;
+            parameters.insert("wal_keep_size".into(), "0".into());
+            config
+        };
+        let mut first = cluster.primary_of(keeps_nothing(0)).await;
+        let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
+        second.copy_and_follow(1, &first).await;
+        // Also when the copy is of a standby, and when the slot has been used before.
+        for source in [&second, &first] {
+            let before = third.status().await;
+            third.copy(1, source, before.wal_end.filter(|_| before.wal_end_known)).await;
+            for _ in 0..3 {
+                switched(&first).await;
+                first.client().await.batch_execute("CHECKPOINT").await.unwrap();
+            }
+            third.follow(1, Some(&first)).await;
+            third.until("it streams", |s| s.streaming && s.state() == State::Standby).await;
+        }
+        let removed = text(
+            &first,
+            "SELECT count(*)::text FROM pg_ls_waldir() WHERE length(name) = 24 AND name < '000000020000000000000003'",
+        )
+        .await;
+        assert_eq!(removed, ["0"], "the primary keeps nothing but for slots");
+    });
+}

@@ -139,7 +139,7 @@ fn begun() -> (Rig, Old) {
     for host in others(&rig, &["n1"]) {
         let rows = || rig.query(&host, "select 1").is_ok();
         until("it streams", SOON, rows);
-        assert_eq!(tasks_done(&rig, &host, "clone"), 1);
+        assert_eq!(tasks_done(&rig, &host, "clone"), 1, "its WAL was kept until it streamed");
     }
     (rig, old)
 }
