@@ -157,7 +157,7 @@ fn the_primary_keeps_what_a_copy_needs_before_it_streams() {
             parameters.insert("wal_keep_size".into(), "0".into());
             config
         };
-        let mut first = cluster.primary_of(keeps_nothing(0)).await;
+        let first = cluster.primary_of(keeps_nothing(0)).await;
         let (mut second, mut third) = (cluster.host(1).await, cluster.host(2).await);
         second.copy_and_follow(1, &first).await;
         // Also when the copy is of a standby, and when the slot has been used before.
