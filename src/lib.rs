@@ -28,6 +28,7 @@ pub mod rpc;
 // The processes.
 pub mod agent;
 pub mod manager;
+pub mod rest;
 pub mod routing;
 
 // The faces.

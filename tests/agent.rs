@@ -204,6 +204,7 @@ impl Cluster {
                 },
                 postgresql,
             }),
+            rest: None,
             router: None,
             layers: LayersConfig::default(),
         }

@@ -161,7 +161,7 @@ fn arrows() {
     expect![[r#"
         admin -> domain, manager, policy, rpc, state
         agent -> config, domain, guard, layers, lease, postgres, rpc, telemetry
-        cli -> admin, agent, config, demo, domain, guard, manager, policy, postgres, reconcile, routing, rpc, telemetry
+        cli -> admin, agent, config, demo, domain, guard, manager, policy, postgres, reconcile, rest, routing, rpc, telemetry
         config -> domain
         demo -> domain, rpc, telemetry
         guard -> domain
@@ -173,6 +173,7 @@ fn arrows() {
         postgres -> config, domain
         raft -> domain, rpc, state
         reconcile -> domain, state
+        rest -> config, domain, manager, state
         routing -> config, domain, rpc, telemetry
         rpc -> domain, state
         state -> domain

@@ -26,7 +26,14 @@ pub(super) async fn wal(args: super::args::WalArgs) -> super::exit::Exit {
 
 /// Runs a manager until `shutdown` turns true. Gives whether this process has to start itself again.
 pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<bool> {
-    let ending = crate::manager::run(config, shutdown, crate::admin::AdminService::new).await?;
+    let rest = crate::rest::Rest::bind(&config).await?;
+    let admin = |manager: crate::manager::ManagerHandle| {
+        if let Some(rest) = rest {
+            tokio::spawn(rest.serve(manager.clone()));
+        }
+        crate::admin::AdminService::new(manager)
+    };
+    let ending = crate::manager::run(config, shutdown, admin).await?;
     Ok(match ending {
         crate::manager::Ending::Stopped => false,
         crate::manager::Ending::StartOver(why) => {

@@ -16,7 +16,7 @@ use super::{
     error::Wrong,
     layers, parameters,
     raw::{
-        RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter,
+        RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRest, RawRouter,
         RawTimings,
     },
 };
@@ -52,8 +52,9 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
         }
     };
     let router = raw.router.map(router).transpose()?;
+    let rest = raw.rest.map(|raw| rest(&raw, member.is_some())).transpose()?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
-    let config = Config { file: file.to_owned(), cluster, member, router, layers };
+    let config = Config { file: file.to_owned(), cluster, member, router, rest, layers };
     listen_addresses(&config)?;
     Ok(config)
 }
@@ -471,6 +472,14 @@ fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {
     Ok(RouterConfig { read_write, read_only, max_sessions, certificate, tls_required, postgresql_ca_file })
 }
 
+fn rest(raw: &RawRest, is_member: bool) -> Result<SocketAddr, Wrong> {
+    if !is_member {
+        let advice = "remove the table, or add `[member]` with the id of this host";
+        return Err(Wrong::new("rest", "given, but no manager runs on this host to answer", advice));
+    }
+    address("rest.listen", raw.listen.as_deref().unwrap_or("127.0.0.1:8008"))
+}
+
 /// Every TCP address this host listens on, by key.
 pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
     let mut all = Vec::new();
@@ -484,6 +493,7 @@ pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
         all.push(("router.read_write", router.read_write));
         all.extend(router.read_only.map(|address| ("router.read_only", address)));
     }
+    all.extend(config.rest.map(|address| ("rest.listen", address)));
     all
 }
 

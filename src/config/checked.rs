@@ -16,6 +16,8 @@ pub struct Config {
     pub member: Option<LocalMember>,
     /// The router of this host, when it has one.
     pub router: Option<RouterConfig>,
+    /// Where the manager of this host answers in Patroni's words over HTTP; `None`: nowhere.
+    pub rest: Option<SocketAddr>,
     /// What protects beyond lease and guard.
     pub layers: LayersConfig,
 }

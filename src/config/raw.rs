@@ -16,6 +16,7 @@ pub(super) struct RawConfig {
     pub postgresql: Option<RawPostgresql>,
     pub bootstrap: Option<RawBootstrap>,
     pub router: Option<RawRouter>,
+    pub rest: Option<RawRest>,
     pub layers: Option<RawLayers>,
 }
 
@@ -172,6 +173,12 @@ pub(super) struct RawRouter {
     pub tls_key_file: Option<String>,
     pub tls_required: Option<bool>,
     pub postgresql_ca_file: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRest {
+    pub listen: Option<String>,
 }
 
 /// Why a text is no configuration: the key it happened at, where known, and

@@ -45,6 +45,8 @@ pub(crate) struct Host {
     pub(crate) read_write_port: u16,
     /// Router, read-only.
     pub(crate) read_only_port: u16,
+    /// REST.
+    pub(crate) rest_port: u16,
     /// Its network namespace.
     pub(crate) netns: Option<String>,
     /// Its PostgreSQL has disks of its own.
@@ -110,6 +112,7 @@ impl Layout {
                 postgres_port: port(5432)?,
                 read_write_port: port(6432)?,
                 read_only_port: port(6433)?,
+                rest_port: port(8008)?,
                 netns: network.map(|n| n.netns(name)),
                 disks: None,
             });
@@ -217,6 +220,7 @@ impl Layout {
                 runtime_dir: host.runtime_dir(),
             }),
             postgresql: member.is_some().then(|| self.postgresql(host)),
+            rest: member.is_some().then(|| FileRest { listen: format!("{}:{}", host.address, host.rest_port) }),
             member: member.map(|id| FileLocal { id }),
             router: FileRouter {
                 read_write: format!("{}:{}", host.address, host.read_write_port),
@@ -290,6 +294,8 @@ struct File {
     manager: Option<FileManager>,
     agent: Option<FileAgent>,
     postgresql: Option<FilePostgresql>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rest: Option<FileRest>,
     router: FileRouter,
 }
 
@@ -343,6 +349,11 @@ struct FilePostgresql {
 }
 
 #[derive(Serialize)]
+struct FileRest {
+    listen: String,
+}
+
+#[derive(Serialize)]
 struct FileRouter {
     read_write: String,
     read_only: String,
@@ -372,7 +383,7 @@ mod tests {
         assert_eq!(n2["member"]["id"].as_str(), Some("n2"));
         assert_eq!(n2["cluster"]["insecure"].as_bool(), Some(false));
         let keys = |table: &toml::Table| table.keys().cloned().collect::<std::collections::BTreeSet<_>>();
-        let all = ["cluster", "member", "manager", "agent", "postgresql", "router"];
+        let all = ["cluster", "member", "manager", "agent", "postgresql", "rest", "router"];
         assert_eq!(keys(&n2), all.map(str::to_owned).into());
         assert_eq!(keys(&read("client")), ["cluster", "router"].map(str::to_owned).into());
 
@@ -397,11 +408,11 @@ mod tests {
             .members
             .iter()
             .chain([&layout.client])
-            .flat_map(|h| [h.manager_port, h.postgres_port, h.read_write_port, h.read_only_port])
+            .flat_map(|h| [h.manager_port, h.postgres_port, h.read_write_port, h.read_only_port, h.rest_port])
             .collect();
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!(ports.len(), 24);
+        assert_eq!(ports.len(), 30);
     }
 
     #[test]

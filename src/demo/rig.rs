@@ -77,6 +77,8 @@ pub struct Contact {
     pub postgres_port: u16,
     /// Read-write port of its router.
     pub router_port: u16,
+    /// Port of its manager's REST.
+    pub rest_port: u16,
     /// Role of the workload.
     pub user: &'static str,
     /// Its password.
@@ -346,6 +348,7 @@ impl Rig {
             socket_dir: at.runtime_dir(),
             postgres_port: at.postgres_port,
             router_port: at.read_write_port,
+            rest_port: at.rest_port,
             user: WORKLOAD_USER,
             password: layout.workload_password.clone(),
             database: DATABASE,

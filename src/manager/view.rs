@@ -147,6 +147,12 @@ impl ManagerHandle {
         confirmed_age(&self.manager, &self.state())
     }
 
+    /// What this host's agent said last, and how long ago; `None`: it doesn't answer.
+    pub fn own(&self) -> Option<(AgentView, Duration)> {
+        let said = self.manager.inner.link.said()?;
+        Some((said.view, two_clocks().boot.saturating_sub(said.at)))
+    }
+
     /// What is known of every member.
     pub fn seen(&self) -> BTreeMap<MemberId, SeenMember> {
         let state = self.state();

@@ -391,7 +391,7 @@ async fn rounds(step: Step, kinds: &[(bool, bool)]) {
             }
             let began = Instant::now();
             let round = Round { step, with_guard: kind.0, at_once: kind.1 };
-            let outcome = cut_off(round).await;
+            let outcome = Box::pin(cut_off(round)).await;
             eprintln!("{round:?}: {outcome:?} in {:?}", began.elapsed());
             *met |= outcome.hit;
             resumed |= outcome.resumed;

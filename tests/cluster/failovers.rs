@@ -29,6 +29,7 @@ pub const STEPS: &[Step] = &[
     ),
     ("an_old_primary_with_diverged_wal_is_rewound", an_old_primary_with_diverged_wal_is_rewound),
     ("a_member_that_lost_its_data_is_cloned", a_member_that_lost_its_data_is_cloned),
+    ("health_checks_follow_a_failover", crate::rest::health_checks_follow_a_failover),
     ("cold_start_of_the_whole_cluster", cold_start_of_the_whole_cluster),
     // After a start of all agents, which have forgotten then who crashed lately: such a member is taken only when nobody else can be.
     ("what_a_crashed_primary_alone_had_is_rescued", what_a_crashed_primary_alone_had_is_rescued),

@@ -29,6 +29,7 @@ mod members;
 mod pauses;
 mod processes;
 mod quorum;
+mod rest;
 mod room;
 mod running;
 mod slow;

@@ -418,6 +418,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             members: members.collect(),
         },
         member: None,
+        rest: None,
         router: Some(RouterConfig {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: Some(([127, 0, 0, 1], 0).into()),

@@ -1,0 +1,216 @@
+//! Patroni's JSON documents: `/patroni`, `/cluster` and `/history`, with its names and its words.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    facts::{Facts, Known, Role},
+    health::replication_state,
+};
+use crate::{
+    domain::{
+        Epoch, Lsn, MemberId, PostgresState, WalPosition,
+        observation::{AgentView, StandbyProgress},
+    },
+    state::ClusterState,
+};
+
+/// What Patroni says of a PostgreSQL.
+pub fn state_word(agent: Option<&AgentView>) -> &'static str {
+    let Some(agent) = agent else { return "unknown" };
+    let work = agent.work.as_ref().map(|work| work.kind.as_str());
+    match (agent.state, work) {
+        (_, Some("clone")) => "creating replica",
+        (_, Some("rewind")) => "running pg_rewind",
+        (PostgresState::Busy, Some("initdb")) => "initializing new cluster",
+        (PostgresState::Standby | PostgresState::Primary | PostgresState::Promoting | PostgresState::Unleased, _) => {
+            "running"
+        }
+        (PostgresState::Starting, _) => "starting",
+        (PostgresState::Stopping, _) => "stopping",
+        (PostgresState::Crashed, _) => "crashed",
+        (PostgresState::Failed, _) => "start failed",
+        (PostgresState::NoData | PostgresState::Stopped | PostgresState::Busy, _) => "stopped",
+    }
+}
+
+/// The settings of a member, and Patroni's names of those that it has, too.
+pub fn tags(state: &ClusterState, member: &MemberId) -> Map<String, Value> {
+    let settings = state.settings.of_member(member);
+    let typed = |text: String| match text.as_str() {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        number if number.parse::<i64>().is_ok() => json!(number.parse::<i64>().unwrap_or_default()),
+        _ => Value::String(text),
+    };
+    let mut tags: Map<String, Value> =
+        settings.values().into_iter().map(|(key, value)| (key.to_owned(), typed(value))).collect();
+    tags.insert("nofailover".to_owned(), Value::Bool(!settings.failover || settings.priority == 0));
+    tags.insert("failover_priority".to_owned(), json!(settings.priority));
+    tags.insert("nosync".to_owned(), Value::Bool(!settings.confirms()));
+    tags.insert("noloadbalance".to_owned(), Value::Bool(settings.is_delayed()));
+    tags
+}
+
+/// `/patroni`, and the body of every health check.
+pub fn host(facts: &Facts<'_>) -> Value {
+    let (agent, role) = (facts.agent(), facts.role_of(facts.me));
+    let mut body = Map::new();
+    let mut say = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
+    say("state", json!(state_word(agent)));
+    say("role", json!(if facts.holds_lease() { "primary" } else { "replica" }));
+    if let Some(agent) = agent {
+        say("server_version", json!(agent.server_version));
+        say("timeline", json!(agent.wal_end.timeline.0));
+        say("xlog", wal(agent));
+        if let Some(system) = agent.system_identifier {
+            say("database_system_identifier", json!(system.to_string()));
+        }
+        if !agent.standbys.is_empty() {
+            say("replication", replication(facts, agent));
+        }
+    }
+    say("replication_state", json!(replication_state(facts)));
+    if role == Role::SyncStandby {
+        say("sync_standby", json!(true));
+    }
+    if role == Role::QuorumStandby {
+        say("quorum_standby", json!(true));
+    }
+    say("cluster_unlocked", json!(facts.state.holder().is_none()));
+    if agent.is_some_and(|agent| agent.lease.failsafe) {
+        say("failsafe_mode_is_active", json!(true));
+    }
+    if facts.state.paused.is_some() {
+        say("pause", json!(true));
+    }
+    say("tags", Value::Object(tags(facts.state, facts.me)));
+    say("dcs_last_seen", json!(facts.now.saturating_sub(facts.confirmed).as_secs()));
+    say("epoch", json!(facts.state.epoch.0));
+    say("accepts_writes", json!(facts.takes_writes()));
+    let version = env!("CARGO_PKG_VERSION");
+    say("patroni", json!({"version": version, "scope": facts.scope, "name": facts.me.as_str()}));
+    say("matriarch", json!({"version": version}));
+    Value::Object(body)
+}
+
+fn wal(agent: &AgentView) -> Value {
+    match agent.state {
+        PostgresState::Primary | PostgresState::Unleased => json!({"location": agent.wal_end.lsn.0}),
+        _ => json!({
+            "received_location": agent.wal_end.lsn.0,
+            "replayed_location": agent.replay_lsn.0,
+            "paused": agent.waits_on_purpose,
+        }),
+    }
+}
+
+/// What the primary sees of its standbys.
+fn replication(facts: &Facts<'_>, agent: &AgentView) -> Value {
+    let standby = |standby: &StandbyProgress| {
+        let sync = match facts.role_of(&standby.member) {
+            Role::SyncStandby => "sync",
+            Role::QuorumStandby => "quorum",
+            Role::Primary | Role::Replica => "async",
+        };
+        let host = facts.members.get(&standby.member).map(|known| known.postgres.0);
+        json!({
+            "application_name": standby.member.as_str(),
+            "client_addr": host,
+            "state": standby.state,
+            "sync_state": sync,
+            "flush_location": standby.flush_lsn.0,
+            "lag": standby.lag_bytes,
+        })
+    };
+    Value::Array(agent.standbys.iter().map(standby).collect())
+}
+
+/// `/cluster`.
+pub fn cluster(facts: &Facts<'_>) -> Value {
+    let members = facts.members.iter().map(|(member, known)| of_member(facts, member, known));
+    let mut body = Map::new();
+    body.insert("members".to_owned(), Value::Array(members.collect()));
+    body.insert("scope".to_owned(), json!(facts.scope));
+    if facts.state.paused.is_some() {
+        body.insert("pause".to_owned(), json!(true));
+    }
+    Value::Object(body)
+}
+
+fn of_member(facts: &Facts<'_>, member: &MemberId, known: &Known<'_>) -> Value {
+    let (role, agent, (host, port)) = (facts.role_of(member), known.agent, known.postgres);
+    let streams = agent.is_some_and(|agent| agent.state == PostgresState::Standby && agent.streaming);
+    let state = if streams { "streaming" } else { state_word(agent) };
+    let mut body = Map::new();
+    let mut say = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
+    say("name", json!(member.as_str()));
+    say("role", json!(role.word()));
+    say("state", json!(state));
+    say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
+    say("host", json!(host));
+    say("port", json!(port));
+    if let Some(agent) = agent {
+        say("timeline", json!(agent.wal_end.timeline.0));
+    }
+    let tags = tags_that_differ(facts.state, member);
+    if !tags.is_empty() {
+        say("tags", Value::Object(tags));
+    }
+    if role != Role::Primary {
+        let at = |lsn: Option<Lsn>| lsn.filter(|lsn| *lsn > Lsn(0));
+        let end = facts.primary_end();
+        let lag = |lsn: Option<Lsn>| {
+            at(lsn).filter(|_| end > Lsn(0)).map_or_else(|| json!("unknown"), |lsn| json!(end.bytes_past(lsn)))
+        };
+        let (received, replayed) = (agent.map(|a| a.wal_end.lsn), agent.map(|a| a.replay_lsn));
+        say("lag", lag(replayed));
+        say("receive_lag", lag(received));
+        say("replay_lag", lag(replayed));
+        for (key, lsn) in [("receive_lsn", received), ("replay_lsn", replayed), ("lsn", replayed)] {
+            say(key, at(lsn).map_or_else(|| json!("unknown"), |lsn| json!(lsn.to_string())));
+        }
+    }
+    Value::Object(body)
+}
+
+/// As Patroni lists only tags that somebody has set.
+fn tags_that_differ(state: &ClusterState, member: &MemberId) -> Map<String, Value> {
+    let usual = crate::domain::MemberSettings::default().values();
+    let settings = state.settings.of_member(member);
+    let all = tags(state, member);
+    let differs = |key: &&str| settings.values().get(*key) != usual.get(*key);
+    let own = usual.keys().copied().filter(differs).collect::<Vec<_>>();
+    let derived =
+        ["nofailover", "nosync", "noloadbalance"].into_iter().filter(|key| all.get(*key) == Some(&Value::Bool(true)));
+    own.into_iter().chain(derived).filter_map(|key| Some((key.to_owned(), all.get(key)?.clone()))).collect()
+}
+
+/// `/history`: of each timeline that was left `[timeline, end, why, when, who went on]`.
+pub fn history(facts: &Facts<'_>) -> Value {
+    let left = facts.state.lineage.iter().filter_map(|record| Some((record.epoch, record.switch?)));
+    let of = |(epoch, switch): (Epoch, WalPosition)| {
+        let reign = facts.state.reigns.iter().find(|reign| reign.epoch == epoch);
+        let before = facts.state.reigns.iter().rev().find(|reign| reign.epoch < epoch);
+        let when = reign.and_then(|reign| reign.opened_ms).map(|ms| rfc3339(Duration::from_millis(ms)));
+        let why = before.map_or("", |reign| reign.reason.as_str());
+        json!([switch.timeline.0, switch.lsn.0, why, when, reign.map(|reign| reign.member.as_str())])
+    };
+    Value::Array(left.map(of).collect())
+}
+
+fn rfc3339(since_1970: Duration) -> String {
+    let at = time::OffsetDateTime::UNIX_EPOCH + since_1970;
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+/// `/config`: the settings in force, by Matriarch's names; of each member what somebody has set.
+pub fn config(facts: &Facts<'_>) -> Value {
+    let document = &facts.state.settings;
+    let settings: Map<String, Value> =
+        document.settings().values().into_iter().map(|(key, value)| (key.to_owned(), Value::String(value))).collect();
+    let members = facts.state.members.keys();
+    let members = members.map(|member| (member.to_string(), Value::Object(tags_that_differ(facts.state, member))));
+    json!({"version": document.version, "settings": settings, "members": Value::Object(members.collect())})
+}

@@ -1,0 +1,221 @@
+//! What a load balancer, an exporter and a plugin are told, in each situation.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    domain::{Epoch, MemberId, PostgresState, SettingsDocument, SyncMode, SyncRule, observation::AgentView},
+    policy::testing,
+    state::ClusterState,
+};
+
+/// What is asked of the member `me`, as a bench.
+struct Host {
+    state: ClusterState,
+    agents: BTreeMap<MemberId, AgentView>,
+    me: MemberId,
+    ago: Duration,
+}
+
+impl Host {
+    fn new(lock: &str, me: &str, agents: &[(&str, &str)]) -> Host {
+        let agents = agents.iter().map(|(member, spec)| (testing::id(member), testing::agent(member, spec)));
+        Host { state: testing::state(lock), agents: agents.collect(), me: testing::id(me), ago: Duration::ZERO }
+    }
+
+    /// A primary with its lease, and two standbys; `me` is asked.
+    fn healthy(me: &str) -> Host {
+        let mut host = Host::new(
+            "granted a open 2",
+            me,
+            &[("a", "primary 2:5000000 lease=1"), ("b", "standby 2:5000000"), ("c", "standby 2:3000000")],
+        );
+        for (member, agent) in &mut host.agents {
+            agent.lease.remaining_ms = if member.as_str() == "a" { 1_000 } else { 0 };
+            agent.streaming = member.as_str() != "a";
+            agent.replay_lsn = agent.wal_end.lsn;
+        }
+        host
+    }
+
+    fn own(&mut self) -> &mut AgentView {
+        self.agents.get_mut(&self.me).unwrap()
+    }
+
+    fn facts<T>(&self, look: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let known = |id: &MemberId| Known { agent: self.agents.get(id), postgres: ("10.0.0.1", 5432) };
+        let members = self.state.members.keys().map(|id| (id.clone(), known(id))).collect();
+        look(&Facts {
+            state: &self.state,
+            scope: "orders",
+            me: &self.me,
+            own: self.agents.get(&self.me).map(|agent| (agent, self.ago)),
+            members: &members,
+            confirmed: Duration::from_secs(2),
+            now: Duration::from_secs(1_000),
+            api: ("http", 8008),
+        })
+    }
+
+    fn says(&self, path: &str) -> u16 {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        self.facts(|facts| answer(path, query, facts)).status
+    }
+
+    fn json(&self, path: &str) -> serde_json::Value {
+        let reply = self.facts(|facts| answer(path, "", facts));
+        serde_json::from_str(&reply.body).unwrap()
+    }
+}
+
+fn set(key: &str, value: &str) -> SettingsDocument {
+    SettingsDocument { version: 1, values: [(key.to_owned(), value.to_owned())].into() }
+}
+
+/// Of all questions those that are answered by 200.
+fn yes(host: &Host) -> Vec<&'static str> {
+    let all = [
+        "primary",
+        "leader",
+        "standby-leader",
+        "replica",
+        "read-only",
+        "sync",
+        "read-only-sync",
+        "quorum",
+        "read-only-quorum",
+        "async",
+        "health",
+        "liveness",
+        "readiness",
+    ];
+    all.into_iter().filter(|path| host.says(&format!("/{path}")) == 200).collect()
+}
+
+#[test]
+fn a_primary_and_a_standby_are_told_apart() {
+    let primary =
+        ["primary", "leader", "read-only", "read-only-sync", "read-only-quorum", "health", "liveness", "readiness"];
+    assert_eq!(yes(&Host::healthy("a")), primary);
+    assert_eq!(yes(&Host::healthy("b")), ["replica", "read-only", "async", "health", "liveness", "readiness"]);
+    assert_eq!(yes(&Host::healthy("c")), ["replica", "read-only", "async", "health", "liveness"], "2 MB behind");
+}
+
+#[test]
+fn nobody_is_primary_without_a_lease_that_runs() {
+    let mut late = Host::healthy("a");
+    late.ago = Duration::from_millis(1_000);
+    assert_eq!(yes(&late), ["health", "liveness"], "the lease has ended since its agent spoke");
+    let mut lost = Host::healthy("a");
+    lost.own().lease.held = false;
+    assert_eq!(yes(&lost), ["health", "liveness"]);
+    // The committed state may be old: the lease alone is not enough either.
+    let mut other = Host::healthy("a");
+    other.state = testing::state("granted b open 2");
+    assert_eq!((other.says("/primary"), other.says("/leader")), (503, 200));
+}
+
+#[test]
+fn a_primary_that_takes_no_writes_is_none_to_a_load_balancer() {
+    let mut crashed = Host::healthy("a");
+    crashed.own().state = PostgresState::Crashed;
+    assert_eq!(yes(&crashed), ["leader", "liveness"], "restarted in place under its lease");
+    let mut closed = Host::healthy("a");
+    closed.own().sync.gate_closed = true;
+    assert_eq!(closed.says("/primary"), 503, "clients are kept out until what it has is confirmed");
+    let leaving = |phase: &str| {
+        let mut host = Host::healthy("a");
+        host.state = testing::state(&format!("granted a open 2; switchover b {phase}"));
+        host.says("/primary")
+    };
+    assert_eq!((leaving("checkpoint"), leaving("stop")), (200, 503), "a switchover holds writes");
+}
+
+#[test]
+fn a_silent_agent_is_nothing() {
+    let mut host = Host::healthy("a");
+    host.agents.remove(&testing::id("a"));
+    assert_eq!(yes(&host), Vec::<&str>::new());
+    assert_eq!(host.json("/patroni")["state"], "unknown");
+}
+
+#[test]
+fn a_standby_is_measured_as_it_is_asked() {
+    let host = Host::healthy("c");
+    let says = |query: &str| host.says(&format!("/replica?{query}"));
+    assert_eq!((says("lag=2000000"), says("lag=1999999"), says("lag=10MB")), (200, 503, 200));
+    assert_eq!((says("lag=much"), host.says("/replica?lag=")), (400, 400), "never by no limit");
+    assert_eq!((says("replication_state=streaming"), says("replication_state=in+archive+recovery")), (200, 503));
+    assert_eq!((says("tag_nofailover=false"), says("tag_nofailover=true"), says("tag_what=1")), (200, 503, 503));
+    let mut blind = Host::healthy("c");
+    blind.agents.remove(&testing::id("a"));
+    assert_eq!(
+        (blind.says("/replica"), blind.says("/replica?lag=10MB")),
+        (200, 503),
+        "nobody knows how far the primary is"
+    );
+    let mut delayed = Host::healthy("c");
+    delayed.state.settings = set("c.recovery_min_apply_delay", "60000");
+    assert_eq!(delayed.says("/replica"), 503, "it shows the past on purpose");
+}
+
+#[test]
+fn who_confirms_has_a_name_for_it() {
+    let of = |mode: SyncMode, me: &str| {
+        let mut host = Host::healthy(me);
+        let rule = SyncRule { id: 1, epoch: Epoch(1), names: vec![testing::id("b")], count: 1 };
+        host.state.sync.rules.push(rule);
+        host.state.settings = set("replication_mode", &mode.to_string());
+        host
+    };
+    let asked = |host: &Host| [host.says("/sync"), host.says("/quorum"), host.says("/async")];
+    assert_eq!(asked(&of(SyncMode::Sync, "b")), [200, 503, 503]);
+    assert_eq!(asked(&of(SyncMode::Quorum, "b")), [503, 200, 503]);
+    assert_eq!(asked(&of(SyncMode::Quorum, "c")), [503, 503, 200]);
+    assert_eq!(of(SyncMode::Sync, "b").json("/patroni")["sync_standby"], true);
+    let roles = of(SyncMode::Sync, "a").json("/cluster");
+    let roles = roles["members"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap().to_owned());
+    assert_eq!(roles.collect::<Vec<_>>(), ["leader", "sync_standby", "replica"]);
+}
+
+#[test]
+fn documents_have_the_fields_that_plugins_read() {
+    let cluster = Host::healthy("a").json("/cluster");
+    let members = cluster["members"].as_array().unwrap();
+    let behind = &members[2];
+    assert_eq!((behind["name"].as_str(), behind["state"].as_str()), (Some("c"), Some("streaming")));
+    assert_eq!((behind["lag"].as_u64(), behind["timeline"].as_u64()), (Some(2_000_000), Some(2)));
+    assert_eq!(behind["api_url"], "http://10.0.0.1:8008/patroni");
+    assert!(members[0].get("lag").is_none(), "a leader has none");
+    let host = Host::healthy("a").json("/patroni");
+    for (field, value) in [("state", "running"), ("role", "primary"), ("database_system_identifier", "7")] {
+        assert_eq!(host[field], value, "{field}");
+    }
+    assert_eq!((host["dcs_last_seen"].as_u64(), host["cluster_unlocked"].as_bool()), (Some(998), Some(false)));
+    assert_eq!(
+        (host["xlog"]["location"].as_u64(), host["patroni"]["scope"].as_str()),
+        (Some(5_000_000), Some("orders"))
+    );
+    assert_eq!(Host::healthy("a").json("/config")["settings"]["replication_mode"], "async");
+}
+
+#[test]
+fn metrics_are_as_prometheus_reads_them() {
+    let page = Host::healthy("b").facts(|facts| answer("/metrics", "", facts)).body;
+    let value = |name: &str| {
+        let line = page.lines().find(|line| line.starts_with(&format!("patroni_{name}{{"))).unwrap();
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    assert_eq!((value("primary"), value("replica"), value("postgres_state")), ("0".into(), "1".into(), "5".into()));
+    assert_eq!(value("xlog_replayed_location"), "5000000");
+    assert!(page.contains("patroni_version{scope=\"orders\",name=\"b\"} "));
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
+    }
+    assert_eq!(page.matches("# TYPE").count(), page.matches("# HELP").count());
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    assert_eq!(Host::healthy("a").says("/nothing"), 404);
+}
