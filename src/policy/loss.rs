@@ -106,19 +106,23 @@ fn told(s: &Situation<'_>, timeline: TimelineId) -> Option<WalPosition> {
 /// What is flushed can end inside a record, but then at the end of a page (`XLogBackgroundFlush` of PostgreSQL), and after
 /// a crash WAL ends before that record.
 pub fn has_what_it_told(s: &Situation<'_>, epoch: Epoch, end: WalPosition) -> bool {
-    // A generation that was begun by command reserves one more.
-    let Some(record) = s.state.lineage.iter().rfind(|record| record.epoch == epoch) else { return true };
+    // A generation that was begun by command reserves one more. One that went on running began none: it was on one that is older.
+    let record = s.state.lineage.iter().rfind(|record| record.epoch == epoch);
+    let reign = s.state.reigns.iter().rfind(|reign| reign.epoch == epoch);
+    let Some(timeline) = record.map(|record| record.timeline).or_else(|| reign.map(|reign| reign.timeline)) else {
+        return true;
+    };
     let word = match &s.state.lock {
         Lock::Fenced { released: Some(release), .. } if release.epoch == epoch => Some(release.end),
         Lock::Free | Lock::Granted { .. } | Lock::Released(_) | Lock::Fenced { .. } => None,
     };
-    let word = word.filter(|end| end.timeline == record.timeline);
-    match told(s, record.timeline).max(word) {
+    let word = word.filter(|end| end.timeline == timeline);
+    match told(s, timeline).max(word) {
         Some(known) if end.timeline == known.timeline && known.lsn.0 % PAGE_BYTES == 0 => {
             end.lsn.0 + RECORD_BYTES >= known.lsn.0
         }
         Some(known) => end >= known,
         // One that never came to be primary told nobody anything.
-        None => record.switch.is_none() || end.timeline >= record.timeline,
+        None => record.is_none_or(|record| record.switch.is_none()) || end.timeline >= timeline,
     }
 }

@@ -377,6 +377,27 @@ fn a_last_primary_put_back_from_an_older_copy_speaks_for_nobody() {
     let streamed = lost("b", 1).seal("c", "standby 2:140 severed=2 heard=2:150").seal("a", "standby 2:149 severed=2");
     assert!(matches!(granted(&streamed), Err(Hold::Unconfirmed { .. })));
 
+    // One that was taken over as it ran began no timeline: it told of the one that it was on.
+    let went_on = |end: &str| {
+        let has = lost("b", 1).seal("c", "standby 1:140 severed=2").seal("a", &format!("standby {end} severed=2"));
+        let mut has = has.promise("c", told("1:150"));
+        has.state.lineage.retain(|record| record.epoch == Epoch(0));
+        has.state.reigns.push_back(crate::state::Reign {
+            epoch: Epoch(1),
+            member: id("a"),
+            timeline: crate::domain::TimelineId(1),
+            granted_ms: 1,
+            opened_ms: Some(2),
+            ended_ms: None,
+            cause: crate::domain::EndCause::Unknown,
+            reason: String::new(),
+            end: None,
+        });
+        has
+    };
+    assert_eq!(who(&went_on("1:150")), "a");
+    assert!(matches!(granted(&went_on("1:149")), Err(Hold::Unconfirmed { .. })));
+
     // Flushed up to the end of a page, in the middle of a record that a crash cut off.
     let page = |end: u64| {
         let has = lost("b", 1).seal("c", "standby 2:140 severed=2").seal("a", &format!("standby 2:{end} severed=2"));
