@@ -139,7 +139,7 @@ async fn look(instance: &Instance, session: &mut Option<Session>, deadline: Dura
     let read = move || {
         // Without archiving nothing waits, and the directory may be large.
         let waiting = if archiver.on { at_work.archive_backlog().map_err(said)? } else { (0, 0) };
-        let (wanted, restores) = (at_work.wants_archiving(), at_work.has_restore_command());
+        let (wanted, restores) = (at_work.wants_archiving(), at_work.has_archive());
         Ok(ArchiveSeen { archiver, waiting, notes: at_work.wal_notes(), wanted, restores })
     };
     blocking(read).await?

@@ -62,7 +62,7 @@ impl Agent {
 
 async fn give_back(hands: Hands, guard: Option<GuardHandle>) {
     let instance = hands.instance.clone();
-    if !blocking(move || instance.lends()).await.unwrap_or(true) {
+    if !blocking(move || instance.keeps_lent()).await.unwrap_or(true) {
         return;
     }
     match hands.instance.forget_lent().await {

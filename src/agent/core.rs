@@ -311,7 +311,7 @@ impl Core {
             Event::Uncovered { life, view } if life == self.life => self.uncovered = view,
             Event::Archive { life, seen } if life == self.life => self.on_archive(*seen, now),
             Event::Copied(method) => self.on_copied(method),
-            Event::Borrowed(bytes) => self.borrowed(Some(bytes)),
+            Event::Borrowed(bytes) => self.came(bytes, now),
             Event::Lost(lost) => self.on_lost(lost, &mut out),
             Event::Briefed(briefing) => self.on_briefed(*briefing, now, &mut out),
             Event::StrayEnded => self.on_stray_ended(&mut out),

@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashSet,
-    env, io,
+    io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     process::{Child, Command, ExitCode, Stdio},
@@ -142,7 +142,8 @@ fn has_ended(process: BorrowedFd<'_>) -> bool {
 
 /// It has the guard's signal mask, so that only SIGKILL ends it, and its OOM score.
 fn spawn(of: Wards) -> io::Result<Child> {
-    let mut command = Command::new(env::current_exe()?);
+    // This very program, also when its file was replaced meanwhile.
+    let mut command = Command::new("/proc/self/exe");
     command.args(of.to_args()).stdin(Stdio::null()).stdout(Stdio::null()).spawn()
 }
 

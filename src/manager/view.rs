@@ -147,6 +147,11 @@ impl ManagerHandle {
         confirmed_age(&self.manager, &self.state())
     }
 
+    /// Whoever leads clients goes by a state so old at most (`router_stale_ms`).
+    pub fn stale_after(&self) -> Duration {
+        self.manager.timings().router_stale
+    }
+
     /// What this host's agent said last, and how long ago; `None`: it doesn't answer.
     pub fn own(&self) -> Option<(AgentView, Duration)> {
         let said = self.manager.inner.link.said()?;

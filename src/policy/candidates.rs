@@ -414,9 +414,11 @@ fn granted_in_vain(s: &Situation<'_>, member: &MemberId) -> bool {
     last == member && !promoted
 }
 
-/// The last epoch whose primary was promoted.
+/// The last epoch whose primary was promoted, or went on running.
 fn last_completed(s: &Situation<'_>) -> Option<Epoch> {
-    s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch).max()
+    let promoted = s.state.lineage.iter().filter(|r| r.switch.is_some()).map(|r| r.epoch);
+    let opened = s.state.reigns.iter().filter(|r| r.opened_ms.is_some()).map(|r| r.epoch);
+    promoted.chain(opened).max()
 }
 
 /// Before the last grant, of which nothing came, there was a primary.

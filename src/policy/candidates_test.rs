@@ -295,6 +295,20 @@ fn a_primary_that_went_on_running_was_not_granted_in_vain() {
 }
 
 #[test]
+fn the_first_grant_after_one_that_went_on_running_is_forgiven_as_well() {
+    let far = format!("standby 1:{}", 81 + (257 << 20));
+    let mut bench = fenced(&[], &[("b", &far), ("c", "standby 1:80")]);
+    crate::policy::testing::went_on_running(&mut bench.state, "a");
+    let (timeline, epoch) = (crate::domain::TimelineId(2), Epoch(2));
+    bench.state.lineage.push(crate::state::TimelineRecord { timeline, epoch, switch: None, first_record: None });
+    let Lock::Fenced { previous, .. } = &mut bench.state.lock else { panic!() };
+    *previous = Some((Epoch(2), id("b")));
+    let agent = bench.seals.get_mut(&id("b")).unwrap().agent.as_mut().unwrap();
+    (agent.ended_epoch, agent.ended_by) = (Epoch(2), EndCause::PromotionFailed);
+    assert_eq!(chosen(&bench), "b");
+}
+
+#[test]
 fn a_first_grant_in_vain_is_forgiven_where_everybody_else_is_far_behind() {
     let bench = |of_b: &str, of_c: &str, epoch: u64| {
         let mut bench = fenced(&[], &[("b", of_b), ("c", of_c)]);

@@ -381,18 +381,7 @@ fn a_last_primary_put_back_from_an_older_copy_speaks_for_nobody() {
     let went_on = |end: &str| {
         let has = lost("b", 1).seal("c", "standby 1:140 severed=2").seal("a", &format!("standby {end} severed=2"));
         let mut has = has.promise("c", told("1:150"));
-        has.state.lineage.retain(|record| record.epoch == Epoch(0));
-        has.state.reigns.push_back(crate::state::Reign {
-            epoch: Epoch(1),
-            member: id("a"),
-            timeline: crate::domain::TimelineId(1),
-            granted_ms: 1,
-            opened_ms: Some(2),
-            ended_ms: None,
-            cause: crate::domain::EndCause::Unknown,
-            reason: String::new(),
-            end: None,
-        });
+        crate::policy::testing::went_on_running(&mut has.state, "a");
         has
     };
     assert_eq!(who(&went_on("1:150")), "a");

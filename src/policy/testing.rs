@@ -140,6 +140,22 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
     })
 }
 
+/// In epoch 1 `member` was taken over as it ran: it began no timeline.
+pub fn went_on_running(state: &mut ClusterState, member: &str) {
+    state.lineage.retain(|record| record.epoch == Epoch(0));
+    state.reigns.push_back(crate::state::Reign {
+        epoch: Epoch(1),
+        member: id(member),
+        timeline: TimelineId(1),
+        granted_ms: 1,
+        opened_ms: Some(2),
+        ended_ms: None,
+        cause: crate::domain::EndCause::Unknown,
+        reason: String::new(),
+        end: None,
+    });
+}
+
 /// What the agent of `member` says.
 pub fn agent(member: &str, spec: &str) -> AgentView {
     let mut words = spec.split_whitespace();

@@ -219,8 +219,13 @@ impl Instance {
         self.archive_lines().is_some_and(|lines| lines.put.is_some())
     }
 
-    /// A standby can take WAL from an archive.
-    pub fn has_restore_command(&self) -> bool {
+    /// A standby can take WAL from an archive; what members have lent it is none.
+    pub fn has_archive(&self) -> bool {
+        self.archive_lock().as_ref().is_some_and(|rules| self.get_command(rules).is_some())
+    }
+
+    /// A standby has where to take WAL from: an archive, or what members have lent it.
+    pub(super) fn has_restore_command(&self) -> bool {
         self.archive_lines().is_some_and(|lines| lines.get.is_some())
     }
 

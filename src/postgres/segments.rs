@@ -74,6 +74,11 @@ impl Instance {
         self.lent().join("unseen")
     }
 
+    /// Something is kept apart, whole or not.
+    pub fn keeps_lent(&self) -> bool {
+        self.lent().exists()
+    }
+
     /// What is lent is for a standby: its `restore_command` gets it.
     pub fn lends(&self) -> bool {
         self.lent().join(READY).exists()

@@ -148,9 +148,10 @@ impl Instance {
         if found.in_recovery {
             return Ok(false);
         }
-        match found.slots.iter().find(|slot| slot.name == name) {
-            // From its old place on, which is more.
-            Some(slot) if slot.reserves && !slot.lost => return Ok(true),
+        match found.slots.iter().find(|slot| slot.name == name && slot.physical) {
+            // Its last connection is ending, and keeps WAL from its old place on.
+            Some(slot) if slot.active_pid.is_some() => return Ok(true),
+            // The old place would count against the budget of slots, and a copy needs nothing from there.
             Some(_) => session.drop_slot(&name, KEEP).await?,
             None => {}
         }

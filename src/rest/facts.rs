@@ -22,6 +22,8 @@ pub struct Facts<'a> {
     pub members: &'a BTreeMap<MemberId, Known<'a>>,
     /// How long ago a majority confirmed the state.
     pub confirmed: Duration,
+    /// A state that is older leads nobody to a primary.
+    pub stale_after: Duration,
     /// Since 1970.
     pub now: Duration,
     /// How and at which port this API listens; on the other hosts as well, as far as this one knows.
@@ -40,7 +42,7 @@ pub struct Known<'a> {
 /// What the lock and PostgreSQL make of a member, in Patroni's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It holds the lock, and a lease.
+    /// It holds the lock, by the committed state.
     Primary,
     /// It has to confirm commits in the mode sync.
     SyncStandby,
@@ -68,9 +70,10 @@ impl<'a> Facts<'a> {
         self.own.map(|(agent, _)| agent)
     }
 
-    /// The lease is held now: what its agent said of it, less what has passed since.
+    /// The lease is held now: what its agent said of it, less what has passed since. A manager that stood still may read
+    /// old words late; its state is old as well then.
     pub fn holds_lease(&self) -> bool {
-        let Some((agent, ago)) = self.own else { return false };
+        let Some((agent, ago)) = self.own.filter(|_| self.confirmed <= self.stale_after) else { return false };
         agent.lease.held && Duration::from_millis(agent.lease.remaining_ms) > ago
     }
 

@@ -42,7 +42,7 @@ use facts::{Facts, Known};
 
 /// Requests that are being answered at one time; more wait to be accepted.
 const AT_ONCE: usize = 128;
-/// A client has so long to say what it wants, and an idle connection stays so long.
+/// A client has so long to say what it wants, and twice that to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After the operating system gave no connection.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -94,10 +94,14 @@ async fn converse(client: TcpStream, manager: ManagerHandle, port: u16) {
         async move { Ok::<_, Infallible>(reply) }
     };
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    // Whoever breaks off has what it wanted, or comes again.
-    if let Err(error) = http.serve_connection(TokioIo::new(client), service_fn(respond)).await {
-        tracing::debug!(%error, "a client of the API broke off");
+    // One request for each connection: nobody keeps one open.
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
+    let conversation = http.serve_connection(TokioIo::new(client), service_fn(respond));
+    // Whoever breaks off, or doesn't read, has what it wanted, or comes again.
+    match tokio::time::timeout(2 * PATIENCE, conversation).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a client of the API broke off"),
+        Err(_) => tracing::debug!("a client of the API took too long"),
     }
 }
 
@@ -160,6 +164,7 @@ fn look<T>(manager: &ManagerHandle, port: u16, answer: impl FnOnce(&Facts<'_>) -
         own: own.as_ref().map(|(agent, ago)| (agent, *ago)),
         members: &members,
         confirmed: manager.confirmed_age(),
+        stale_after: manager.stale_after(),
         now: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
         api: ("http", port),
     })

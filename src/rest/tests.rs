@@ -15,12 +15,19 @@ struct Host {
     agents: BTreeMap<MemberId, AgentView>,
     me: MemberId,
     ago: Duration,
+    confirmed: Duration,
 }
 
 impl Host {
     fn new(lock: &str, me: &str, agents: &[(&str, &str)]) -> Host {
         let agents = agents.iter().map(|(member, spec)| (testing::id(member), testing::agent(member, spec)));
-        Host { state: testing::state(lock), agents: agents.collect(), me: testing::id(me), ago: Duration::ZERO }
+        Host {
+            state: testing::state(lock),
+            agents: agents.collect(),
+            me: testing::id(me),
+            ago: Duration::ZERO,
+            confirmed: Duration::from_secs(2),
+        }
     }
 
     /// A primary with its lease, and two standbys; `me` is asked.
@@ -51,7 +58,8 @@ impl Host {
             me: &self.me,
             own: self.agents.get(&self.me).map(|agent| (agent, self.ago)),
             members: &members,
-            confirmed: Duration::from_secs(2),
+            confirmed: self.confirmed,
+            stale_after: Duration::from_secs(15),
             now: Duration::from_secs(1_000),
             api: ("http", 8008),
         })
@@ -109,6 +117,9 @@ fn nobody_is_primary_without_a_lease_that_runs() {
     let mut lost = Host::healthy("a");
     lost.own().lease.held = false;
     assert_eq!(yes(&lost), ["health", "liveness"]);
+    let mut stood_still = Host::healthy("a");
+    stood_still.confirmed = Duration::from_secs(16);
+    assert_eq!(yes(&stood_still), ["health", "liveness"], "an old word that is read late");
     // The committed state may be old: the lease alone is not enough either.
     let mut other = Host::healthy("a");
     other.state = testing::state("granted b open 2");

@@ -238,6 +238,13 @@ impl Cure {
         }
     }
 
+    /// What PostgreSQL has said so far is of WAL that is here now.
+    pub(super) fn begin_anew(&mut self, now: Moment) {
+        if let Some(gone) = &mut self.gone {
+            (gone.first, gone.last, gone.times) = (now, now, 0);
+        }
+    }
+
     /// So long it may get no further until WAL that is gone counts as gone for good.
     fn patience(&self) -> Duration {
         self.archive.map_or(GONE_FOR, |wait| wait.max(GONE_FOR))

@@ -97,6 +97,13 @@ fn wal_that_the_primary_has_removed_is_sought_at_other_members_before_a_copy_is_
     assert_eq!((core.borrows(), cause(&core, 30_000)), (None, None), "they are being asked");
     core.step(Event::Borrowed(0), now(30_000));
     assert_eq!((core.borrows(), cause(&core, 30_000)), (None, Some(CopyCause::WalGone)), "nobody has it");
+    let (mut core, _) = asked(30_000);
+    core.step(Event::Borrowed(16 << 20), now(30_000));
+    assert_eq!(cause(&core, 30_000), None, "asking took long, and PostgreSQL has yet to take what came");
+    for ms in (31_000..=46_000).step_by(1_000) {
+        core.step(says(1, ms / 1_000, REMOVED), now(ms));
+    }
+    assert_eq!(cause(&core, 46_000), Some(CopyCause::WalGone), "it was of no use");
     let (mut core, _) = asked(6_000);
     core.step(Event::Borrowed(16 << 20), now(6_000));
     core.step(idle(1, 200), now(7_000));

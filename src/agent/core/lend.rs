@@ -1,6 +1,6 @@
 //! WAL that this member has and that another may ask for, because it has removed it.
 
-use super::Core;
+use super::{Core, Now};
 use crate::{
     agent::order::Address,
     domain::{Lsn, MemberId, PostgresState, TimelineHistory},
@@ -49,6 +49,14 @@ impl Core {
     /// Nobody is asked for WAL any more; so many bytes came. `None`: that was given up for other work.
     pub fn borrowed(&mut self, bytes: Option<u64>) {
         self.cure.borrowed(bytes.map(|bytes| bytes > 0));
+    }
+
+    /// So many bytes of it came.
+    pub(super) fn came(&mut self, bytes: u64, now: Now) {
+        self.borrowed(Some(bytes));
+        if bytes > 0 {
+            self.cure.begin_anew(now.moment);
+        }
     }
 
     /// The request is for this member of this cluster.
