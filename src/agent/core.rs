@@ -180,6 +180,8 @@ pub struct Core {
     wal_holder: Option<WalHolder>,
     /// What runs in the data directory is to be taken over, and goes on.
     takes_over: bool,
+    /// The newest epoch that is known to have been held here: by the lease, or by a guard that was armed for it.
+    held: Epoch,
 }
 
 impl Core {
@@ -241,6 +243,7 @@ impl Core {
             lineage: archive::Lineage::default(),
             wal_holder: None,
             takes_over: false,
+            held: Epoch(0),
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),
@@ -274,6 +277,7 @@ impl Core {
             }
             Found::Running { pid, armed, remaining } => {
                 self.tree = Tree::Running { pid };
+                self.held = armed;
                 match self.durable.tenure {
                     Some(tenure) if tenure.epoch == armed && !remaining.is_zero() => {
                         out.push(Effect::Hold(tenure));
@@ -407,9 +411,10 @@ impl Core {
         match sight.phase {
             LeasePhase::Expired => self.end_tenure_of(tenure, (EndCause::Lease, "the lease ran out"), now, out),
             LeasePhase::Superseded => {
-                self.end_tenure_of(tenure, (EndCause::Superseded, "a higher epoch was committed"), now, out)
+                self.end_or_let_go(tenure, (EndCause::Superseded, "a higher epoch was committed"), now, out)
             }
-            LeasePhase::Idle | LeasePhase::Seeking | LeasePhase::Held => {}
+            LeasePhase::Held => self.held = self.held.max(sight.epoch),
+            LeasePhase::Idle | LeasePhase::Seeking => {}
         }
     }
 

@@ -132,7 +132,7 @@ impl Hands {
         let marked = self.instance.mark_adopted(true).map_err(said);
         if let Err(error) = marked.and_then(|()| self.watch_over(life, &handle)) {
             // It goes on without a guard, as before.
-            let undone = guard::put_down(&self.runtime_dir).map_err(said);
+            let undone = guard::let_go(&self.runtime_dir).map_err(said);
             return undone.and_then(|()| self.instance.mark_adopted(false).map_err(said)).and(Err(error));
         }
         self.life.store(life, Ordering::SeqCst);

@@ -35,7 +35,7 @@ use super::{
     options::{FORM, format_moment},
     record,
     sentry::{Kill, Mirror, Sentry},
-    sys,
+    sys, taken_over,
     tree::{ProcessIdentity, kill_below},
     wire::{self, Answer, Report, Request},
 };
@@ -146,8 +146,10 @@ fn begin(options: &SpawnOptions, deadline: Option<TwoClocks>, running: Running<'
     }
     let mut child = start_process(options, deadline, &runtime_dir, running)?;
     let met = meet(&mut child, deadline, &runtime_dir, &options.command.log_file);
-    if met.is_err() {
-        end_child(&mut child, &runtime_dir);
+    match (&met, running) {
+        (Ok(_), _) => {}
+        (Err(_), None) => end_child(&mut child, &runtime_dir),
+        (Err(_), Some(_)) => leave_running(&mut child),
     }
     reap_in_background(child);
     met
@@ -167,6 +169,16 @@ fn end_child(child: &mut Child, runtime_dir: &Path) {
     while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A guard that can't be talked to must not stay, and what it was to take over goes on.
+fn leave_running(child: &mut Child) {
+    // A child that wasn't waited for keeps its pid.
+    let guard = ProcessIdentity::of(child.id()).filter(|_| matches!(child.try_wait(), Ok(None)));
+    if let Some(Err(error)) = guard.map(|guard| taken_over::let_go(guard, END_PATIENCE)) {
+        warn!(%error, "failed to end a guard that didn't answer");
+    }
+    let _ = child.try_wait();
 }
 
 /// Finds the guard that an earlier run of the agent left. `None` when there is none; an
@@ -211,6 +223,20 @@ pub fn put_down(runtime_dir: &Path) -> Result<(), GuardError> {
         thread::sleep(Duration::from_millis(2));
     }
     Ok(())
+}
+
+/// Ends the guard of what was taken over, if there is one, and leaves what was taken over as it ran before. Only for one that
+/// has no deadline: what is bound to a lease is not let go.
+///
+/// # Errors
+/// It doesn't end, or isn't known.
+pub fn let_go(runtime_dir: &Path) -> Result<(), GuardError> {
+    let dir = absolute(runtime_dir);
+    let ended = record::read(&dir).and_then(|record| match record {
+        Some(record) => taken_over::let_go(record.guard, END_PATIENCE),
+        None => Ok(()),
+    });
+    ended.map_err(|error| GuardError::PutDown { dir, problem: error.to_string() })
 }
 
 fn absolute(path: &Path) -> PathBuf {

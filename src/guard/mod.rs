@@ -41,7 +41,9 @@ use std::{ffi::OsString, path::PathBuf};
 
 pub use cgroup::own_cgroup;
 pub use deadline::Refusal;
-pub use link::{DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, put_down, spawn, spawn_armed, take_over};
+pub use link::{
+    DeadlineLink, GuardError, GuardHandle, SpawnOptions, adopt, let_go, put_down, spawn, spawn_armed, take_over,
+};
 pub use means::{FileId, GroupUse, Means, Method, Shield, Shields, WhyWalk};
 pub use measure::{Measured, measure_kill};
 pub use process::run;

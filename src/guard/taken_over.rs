@@ -28,7 +28,7 @@ use super::{
     options::Wards,
     process::say,
     sys,
-    tree::{Place, ProcessIdentity, Roots, Struck, is_postgres, strike, works_in},
+    tree::{Place, ProcessIdentity, Roots, Struck, children_of, is_postgres, stands_still, strike, works_in},
 };
 
 /// A postmaster that ran before its guard, and all below it.
@@ -173,6 +173,37 @@ pub(super) fn stand_second(Wards { guard, postmaster }: Wards) -> ExitCode {
         thread::sleep(PAUSE);
     }
     ExitCode::SUCCESS
+}
+
+/// Ends a guard and its second, and leaves what was taken over as it is. The second dies first, and under a guard that stands still,
+/// for a guard that lives starts another, and a second that sees its guard die does what it is there for. Blocks, usually for
+/// some milliseconds.
+///
+/// # Errors
+/// The guard or its second does not end in time; the guard may stand still then.
+pub(super) fn let_go(guard: ProcessIdentity, patience: Duration) -> io::Result<()> {
+    let until = Instant::now() + patience;
+    let Some(process) = open(guard.pid)?.filter(|_| guard.is_alive()) else { return Ok(()) };
+    sys::pidfd_send(process.as_fd(), Signal::SIGSTOP)?;
+    wait(until, || Ok(stands_still(guard)))?;
+    wait(until, || {
+        let seconds = children_of(guard)?;
+        // One that has ended by itself meanwhile is as good.
+        seconds.iter().for_each(|second| _ = second.kill());
+        Ok(seconds.is_empty())
+    })?;
+    sys::pidfd_send(process.as_fd(), Signal::SIGKILL)?;
+    wait(until, || Ok(!guard.is_alive()))
+}
+
+fn wait(until: Instant, done: impl Fn() -> io::Result<bool>) -> io::Result<()> {
+    while !done()? {
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(())
 }
 
 /// `None`: there is no such process.

@@ -66,6 +66,8 @@ pub fn boot_id() -> io::Result<String> {
 struct Stat {
     parent: u32,
     zombie: bool,
+    /// By a signal; it does nothing until it is let go on or killed.
+    stopped: bool,
     start_ticks: u64,
 }
 
@@ -96,11 +98,32 @@ impl Stat {
     fn parse(bytes: &[u8]) -> Option<Self> {
         let after_name = bytes.iter().rposition(|b| *b == b')')? + 1;
         let mut fields = std::str::from_utf8(&bytes[after_name..]).ok()?.split_ascii_whitespace();
-        let zombie = matches!(fields.next()?, "Z" | "X" | "x");
+        let state = fields.next()?;
+        let (zombie, stopped) = (matches!(state, "Z" | "X" | "x"), state == "T");
         let parent = fields.next()?.parse().ok()?;
         let start_ticks = fields.nth(17)?.parse().ok()?;
-        Some(Self { parent, zombie, start_ticks })
+        Some(Self { parent, zombie, stopped, start_ticks })
     }
+}
+
+/// Whether this very process is stopped by a signal, or is no more.
+pub(super) fn stands_still(process: ProcessIdentity) -> bool {
+    let stat = Stat::read(process.pid).filter(|stat| !stat.zombie && stat.start_ticks == process.start_ticks);
+    stat.is_none_or(|stat| stat.stopped)
+}
+
+/// Those that this process has started and that live.
+///
+/// # Errors
+/// Not all processes of the host could be looked at.
+pub(super) fn children_of(parent: ProcessIdentity) -> io::Result<Vec<ProcessIdentity>> {
+    let scan = Scan::take();
+    if let Some(error) = scan.missed {
+        return Err(error);
+    }
+    let its = |stat: &Stat| stat.parent == parent.pid && !stat.zombie;
+    let living = scan.seen.iter().filter(|(_, stat)| its(stat));
+    Ok(living.map(|(pid, stat)| ProcessIdentity { pid: *pid, start_ticks: stat.start_ticks }).collect())
 }
 
 /// One look at all processes of this host.
@@ -521,7 +544,7 @@ mod tests {
 
     #[test]
     fn descendants_are_found_at_any_depth() {
-        let stat = |parent| Stat { parent, zombie: false, start_ticks: 0 };
+        let stat = |parent| Stat { parent, zombie: false, stopped: false, start_ticks: 0 };
         let all = HashMap::from([(10, stat(1)), (11, stat(10)), (12, stat(11)), (13, stat(10)), (20, stat(1))]);
         assert_eq!(with_descendants(&all, [10]), HashSet::from([10, 11, 12, 13]));
     }

@@ -21,7 +21,7 @@ use super::{
     files,
 };
 use crate::{
-    config::{AgentConfig, ContentSource, MemberConfig, PostgresqlConfig},
+    config::{AgentConfig, CgroupUse, ContentSource, MemberConfig, PostgresqlConfig},
     domain::{
         Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
@@ -75,6 +75,8 @@ struct Inner {
     slot_copies: PathBuf,
     /// There once a data directory was adopted: from then on it is Matriarch's, whatever becomes of its configuration.
     adopted: PathBuf,
+    /// It may run in a cgroup of its own only.
+    needs_cgroup: bool,
     silence: Mutex<Silence>,
     /// What operators have set.
     settings: Mutex<SettingsDocument>,
@@ -111,6 +113,7 @@ impl Instance {
             log_file: agent.state_dir.join("postgres.log"),
             slot_copies: agent.state_dir.join("slot-copies"),
             adopted: agent.state_dir.join("adopted"),
+            needs_cgroup: agent.cgroup == CgroupUse::Required,
             silence: Mutex::new(Silence::from(timings)),
             settings: Mutex::default(),
             slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
@@ -130,6 +133,11 @@ impl Instance {
     /// From the next writing of a configuration on, and the next look at slots, it goes by these.
     pub fn set_settings(&self, settings: SettingsDocument) {
         *self.0.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// Whether `agent.cgroup = "required"`.
+    pub(super) fn needs_cgroup(&self) -> bool {
+        self.0.needs_cgroup
     }
 
     /// What operators have set for a member.

@@ -250,6 +250,10 @@ impl Instance {
             uid: nix::unistd::geteuid().as_raw(),
         };
         judge(&facts, &wanted, adoption);
+        if self.needs_cgroup() {
+            let why = "agent.cgroup = \"required\": it stays in the cgroup of whoever has started it; set it to \"auto\" until it was restarted";
+            adoption.refused.push(why.to_owned());
+        }
         Ok(())
     }
 

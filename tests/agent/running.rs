@@ -14,7 +14,7 @@ use std::{
 
 use matriarch::{
     agent,
-    config::{Config, ContentSource, InitialContent},
+    config::{CgroupUse, Config, ContentSource, InitialContent},
     domain::observation::TAKEN_OVER,
     guard::ProcessIdentity,
     rpc::v1::{self, PostgresState as State, order::Action},
@@ -124,11 +124,15 @@ impl Load {
     }
 }
 
-/// What `matriarch preflight` says of it, the other way included.
+/// What `matriarch preflight` says of it, the other ways included.
 fn dry_run(config: &Config) {
     let member = config.member.as_ref().unwrap();
     let told = agent::adoption(config, member).unwrap().unwrap();
     assert!(told.refused.is_empty() && told.goes_on, "{told:?}");
+    let mut grouped = config.clone();
+    grouped.member.as_mut().unwrap().agent.cgroup = CgroupUse::Required;
+    let told = agent::adoption(&grouped, grouped.member.as_ref().unwrap()).unwrap().unwrap();
+    assert!(told.refused[0].contains("agent.cgroup = \"required\""), "{told:?}");
     let mut stopped = config.clone();
     stopped.member.as_mut().unwrap().postgresql.bootstrap.restart = true;
     let told = agent::adoption(&stopped, stopped.member.as_ref().unwrap()).unwrap().unwrap();

@@ -156,6 +156,41 @@ fn a_second_that_is_killed_is_replaced() {
     eventually("the second has left", || second_of(guard).is_none());
 }
 
+/// As when something fails after the guard has come to stand beside it. Many times: a second that dies late would kill it.
+#[test]
+fn what_is_let_go_runs_on_without_guard_and_second() {
+    let mut there = Somebodys::start();
+    for _ in 0..20 {
+        let handle = there.take_over();
+        let guard = state(&handle).guard_pid;
+        eventually("there is a second", || second_of(guard).is_some());
+        guard::let_go(there.bench.dir.path()).unwrap();
+        assert!(ProcessIdentity::of(guard).is_none() && second_of(guard).is_none());
+    }
+    // A second's work takes milliseconds.
+    thread::sleep(Duration::from_millis(200));
+    assert!(there.tree.iter().all(ProcessIdentity::is_alive), "it goes on as it is");
+    guard::let_go(there.bench.dir.path()).unwrap();
+    let handle = there.take_over();
+    handle.fence().unwrap();
+    eventually("fenced", || state(&handle).postmaster == FENCED);
+}
+
+/// Something stops it before it serves its socket: the agent gives up, and ends it.
+#[test]
+fn a_guard_that_never_answers_is_ended_and_nothing_else() {
+    let there = Somebodys::start();
+    let mut options = there.bench.options("/nonexistent", &[]);
+    options.exe = there.bench.path("guard");
+    fs::write(&options.exe, "#!/bin/sh\nsleep 600 & echo $! > $(dirname $0)/left\nwait\n").unwrap();
+    fs::set_permissions(&options.exe, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = guard::take_over(&options, there.tree[0], &there.bench.path("data")).unwrap_err();
+    println!("{error}");
+    let left: u32 = fs::read_to_string(there.bench.path("left")).unwrap().trim().parse().unwrap();
+    assert!(ProcessIdentity::of(left).is_none(), "nothing that it had started stays");
+    assert!(there.tree.iter().all(ProcessIdentity::is_alive), "it goes on as it is");
+}
+
 /// The agent looks for whoever works in the directory, in the tree or not.
 #[test]
 fn when_its_guard_dies_the_agent_kills_what_was_taken_over() {

@@ -48,7 +48,7 @@ impl Core {
             self.cure.another_primary();
             out.push(Effect::Persist);
             if let Some(tenure) = self.durable.tenure.filter(|t| t.epoch < order.epoch) {
-                self.end_tenure_of(tenure, (EndCause::Superseded, "an order came with a higher epoch"), now, out);
+                self.end_or_let_go(tenure, (EndCause::Superseded, "an order came with a higher epoch"), now, out);
             }
             self.drop_overtaken_work(order.epoch, out);
         }

@@ -27,7 +27,7 @@ impl Core {
     }
 
     /// A promotion that never held the lease: the standby goes on as a standby.
-    fn give_back(&mut self, tenure: Tenure, error: &str, out: &mut Vec<Effect>) {
+    pub(super) fn give_back(&mut self, tenure: Tenure, error: &str, out: &mut Vec<Effect>) {
         tracing::warn!(epoch = %tenure.epoch, error, "the lease was not reached, the grant is given back");
         self.ended_by = EndCause::PromotionFailed;
         self.durable.tenure = None;

@@ -1,7 +1,7 @@
 //! A PostgreSQL that was taken over while it ran. Until it is primary under a lease it writes without one, as it did before:
 //! nobody else has its data, so nobody else can be granted. From then on it is bound like every primary.
 
-use super::{Core, Effect, Now, Phase, Sight, Task, Tenure, Tree};
+use super::{Core, Effect, EndCause, Now, Phase, Sight, Task, Tenure, Tree};
 use crate::domain::{Epoch, TimelineId, WalPosition};
 
 impl Core {
@@ -28,6 +28,16 @@ impl Core {
     /// It writes as it did before there was a cluster.
     pub(super) fn is_unleased(&self) -> bool {
         self.durable.unleased
+    }
+
+    /// Ends an epoch, and lets what was taken over go on when that epoch was never held here: it writes as it did before, and
+    /// nobody else can have been granted.
+    pub(super) fn end_or_let_go(&mut self, tenure: Tenure, why: (EndCause, &str), now: Now, out: &mut Vec<Effect>) {
+        let never_held = self.is_unleased() && tenure.phase == Phase::Granted && self.held < tenure.epoch;
+        match &self.tree {
+            Tree::Running { .. } if never_held && self.fencing_since.is_none() => self.give_back(tenure, why.1, out),
+            _ => self.end_tenure_of(tenure, why, now, out),
+        }
     }
 
     /// A grant that lets it go on: for the very timeline it is on, and with all WAL that the grant was decided on.

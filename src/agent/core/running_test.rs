@@ -10,7 +10,7 @@ use crate::{
     agent::{
         core::{Core, Disk},
         order::Action,
-        store::{Durable, Phase},
+        store::{Durable, Phase, Tenure},
     },
     domain::{Epoch, PostgresState, TimelineId, observation::Notice},
     postgres::Knock,
@@ -99,6 +99,47 @@ fn without_a_lease_the_grant_is_given_back_and_it_goes_on() {
     assert_eq!((core.state(), core.durable().unleased), (PostgresState::Unleased, true));
     core.step(grant(3, 1, 120), now(4_200));
     assert_eq!(core.durable().tenure.map(|t| (t.epoch, t.phase)), Some((Epoch(3), Phase::Granted)));
+}
+
+fn granted() -> Durable {
+    let tenure = Tenure { epoch: Epoch(1), timeline: TimelineId(1), floor: at(1, 90), phase: Phase::Granted };
+    Durable { unleased: true, accepted: Epoch(1), tenure: Some(tenure), ..Durable::default() }
+}
+
+fn lost(epoch: u64) -> Event {
+    Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Superseded, ..LeaseSight::default() })
+}
+
+/// The agent was killed between the grant and the first lease, and is back after the promotion's deadline.
+#[test]
+fn a_grant_that_was_given_up_meanwhile_lets_it_go_on() {
+    let found = |armed| Found::Running { pid: 42, armed: Epoch(armed), remaining: Duration::from_secs(armed) };
+    for overtaken in [lost(1), grant(2, 1, 90)] {
+        let (mut core, effects) = agent(granted(), found(0), None);
+        assert!(matches!(effects[..], [Effect::Hold(_)]), "{effects:?}");
+        core.step(sight(false, at(1, 100)), now(10));
+        let effects = core.step(overtaken, now(20));
+        assert!(!is_fenced(&effects) && effects.contains(&Effect::Release), "{effects:?}");
+        assert!(core.durable().unleased && core.durable().ended == Epoch(1));
+        core.step(grant(2, 1, 90), now(30));
+        assert_eq!(core.durable().tenure.map(|t| t.epoch), Some(Epoch(2)), "and it can be granted again");
+    }
+    // An earlier agent had got as far as the lease: then it ends.
+    let (mut core, _) = agent(granted(), found(1), None);
+    assert!(is_fenced(&core.step(lost(1), now(20))));
+    let (mut core, _) = agent(granted(), found(0), None);
+    core.step(sight(false, at(1, 100)), now(10));
+    core.step(held(1, 2_500), now(15));
+    assert!(is_fenced(&core.step(lost(1), now(20))));
+}
+
+#[test]
+fn what_is_not_bound_in_time_goes_on() {
+    let mut core = unleased();
+    core.step(grant(1, 1, 90), now(20));
+    let effects = core.step(Event::Tick, now(3_600_000));
+    assert!(!is_fenced(&effects) && effects.contains(&Effect::Release), "{effects:?}");
+    assert!(core.durable().tenure.is_none() && core.durable().unleased);
 }
 
 #[test]

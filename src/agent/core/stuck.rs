@@ -108,7 +108,7 @@ impl Core {
         }
         let why = format!("not promoted within {} ms, it was at `{}`", self.limits.promote.as_millis(), shown.phase);
         self.problem = Some(why.clone());
-        self.end_tenure_of(*tenure, (EndCause::PromotionLate, &why), now, out);
+        self.end_or_let_go(*tenure, (EndCause::PromotionLate, &why), now, out);
     }
 
     /// Until the promotion under way is given up; `None` when none is.

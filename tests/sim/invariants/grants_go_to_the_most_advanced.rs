@@ -44,8 +44,10 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
             && epoch.is_some()
             && (failed_then || agent.state == PostgresState::Stopped)
             && !(first && floor.timeline < agent.wal_end.timeline);
-        // Its host gives whoever is granted what it alone has.
-        let gives = released.is_some_and(|r| r.member == *other && r.cause.leaves_wal()) && agent.gives_wal;
+        // Its host gives whoever is granted what it alone has, if that is no more than a rescue fetches.
+        let fetched = floor.timeline == agent.wal_end.timeline
+            && agent.wal_end.lsn.bytes_past(floor.lsn) <= s.state.settings.settings().wal_rescue_max;
+        let gives = released.is_some_and(|r| r.member == *other && r.cause.leaves_wal()) && agent.gives_wal && fetched;
         // What operators have set: never by itself, or not before those at another place.
         let of = s.state.settings.of_member(other);
         let sites = s.state.settings.settings().site_failover != SiteFailover::Any;
