@@ -407,14 +407,19 @@ impl Core {
 
     fn on_lease(&mut self, sight: LeaseSight, now: Now, out: &mut Vec<Effect>) {
         self.lease = sight;
+        if sight.phase == LeasePhase::Held
+            || sight.deadline != LeaseSight::default().deadline
+            || sight.confirmed.is_some()
+        {
+            self.held = self.held.max(sight.epoch);
+        }
         let Some(tenure) = self.durable.tenure.filter(|t| t.epoch == sight.epoch) else { return };
         match sight.phase {
             LeasePhase::Expired => self.end_tenure_of(tenure, (EndCause::Lease, "the lease ran out"), now, out),
             LeasePhase::Superseded => {
                 self.end_or_let_go(tenure, (EndCause::Superseded, "a higher epoch was committed"), now, out)
             }
-            LeasePhase::Held => self.held = self.held.max(sight.epoch),
-            LeasePhase::Idle | LeasePhase::Seeking => {}
+            LeasePhase::Idle | LeasePhase::Seeking | LeasePhase::Held => {}
         }
     }
 
@@ -614,7 +619,7 @@ impl Core {
                 self.fence(now, out);
             }
         }
-        if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty {
+        if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty && running::is_harmless(&end) {
             self.end_unleased(out);
         }
         let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));

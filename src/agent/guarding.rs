@@ -28,10 +28,18 @@ const TRIES: usize = 3;
 
 /// The guard that an earlier agent has left, if its PostgreSQL still runs. One that doesn't
 /// answer is frozen, and nobody knows its deadline, which may have passed: then
-/// PostgreSQL is ended, and it as well.
-pub fn find(hands: &Hands) -> Result<Option<GuardHandle>, String> {
+/// PostgreSQL is ended, and it as well. `unbound`: it never had one, and what it stands beside goes on.
+pub fn find(hands: &Hands, unbound: bool) -> Result<Option<GuardHandle>, String> {
     match guard::adopt(&hands.runtime_dir) {
         Ok(found) => Ok(found.filter(|g| !g.state().borrow().postmaster.is_clear())),
+        Err(error) if is_frozen(&error) && unbound => {
+            tracing::error!(
+                error = chain(&error),
+                "a guard is there and doesn't answer; it is ended, PostgreSQL goes on"
+            );
+            guard::let_go(&hands.runtime_dir).map_err(said)?;
+            Ok(None)
+        }
         Err(error) if is_frozen(&error) => {
             tracing::error!(
                 error = chain(&error),

@@ -131,9 +131,9 @@ impl Hands {
         let life = self.life.load(Ordering::SeqCst) + 1;
         let marked = self.instance.mark_adopted(true).map_err(said);
         if let Err(error) = marked.and_then(|()| self.watch_over(life, &handle)) {
-            // It goes on without a guard, as before.
-            let undone = guard::let_go(&self.runtime_dir).map_err(said);
-            return undone.and_then(|()| self.instance.mark_adopted(false).map_err(said)).and(Err(error));
+            // It goes on without a guard, as before. Without the mark first: marked and without a guard it would be ended.
+            let undone = self.instance.mark_adopted(false).map_err(said);
+            return undone.and_then(|()| handle.let_go().map_err(said)).and(Err(error));
         }
         self.life.store(life, Ordering::SeqCst);
         let _ = self.wakes.send(Wake::Core(Event::Identified(system)));

@@ -235,7 +235,7 @@ impl Agent {
             rescued: Arc::default(),
             codec: Codec::new(&secret),
         };
-        let guard = guarding::find(&hands).map_err(anyhow::Error::msg)?;
+        let guard = guarding::find(&hands, durable.unleased && durable.tenure.is_none()).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
         }

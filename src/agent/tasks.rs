@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::{CloneMethod, Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
-    guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
+    guard::{self, GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{
         CloneError, ConfigRole, CopyPlan, Live, PostgresError, Progress, RewindError, Saved, Session, Tail, Upstream,
@@ -107,7 +107,7 @@ pub async fn run(job: Job) -> TaskEnd {
 impl Job {
     async fn carry_out(&self) -> Result<(), Failure> {
         match &self.task {
-            Task::Initdb => self.initdb().await?,
+            Task::Initdb => return self.initdb().await,
             Task::Start(source) => self.start(source.as_ref()).await?,
             Task::Follow(source) => self.follow(source.as_ref()).await?,
             Task::Promote(tenure) => return self.promote(tenure).await,
@@ -120,17 +120,23 @@ impl Job {
         Ok(())
     }
 
-    async fn initdb(&self) -> Result<(), String> {
+    /// A failure is harmless when no guard came to stand beside anything.
+    async fn initdb(&self) -> Result<(), Failure> {
+        let harmless = |error| Failure { error, harmless: true };
         let _works = self.hands.data_dir.lock().await;
         let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
-        self.hands.instance.initdb(&progress).await.map_err(said)?;
+        self.hands.instance.initdb(&progress).await.map_err(|error| harmless(said(error)))?;
         if self.hands.instance.is_to_go_on_running() {
             // Whoever finds a writable PostgreSQL under a guard would end it.
             if !self.unleased {
-                return Err("it began to run meanwhile".to_owned());
+                return Err(harmless("it began to run meanwhile".to_owned()));
             }
             self.hands.progress("a guard beside it", 0, 0);
-            self.hands.take_over().await?;
+            if let Err(error) = self.hands.take_over().await {
+                let runtime_dir = self.hands.runtime_dir.clone();
+                let stands = blocking(move || !matches!(guard::adopt(&runtime_dir), Ok(None))).await;
+                return Err(Failure { error, harmless: stands == Ok(false) });
+            }
         }
         Ok(())
     }
@@ -396,9 +402,11 @@ impl Job {
     /// the rules keep as well.
     async fn promote(&self, tenure: &Tenure) -> Result<(), Failure> {
         let until = tokio::time::Instant::now() + self.hands.timings.promote;
-        let guard = self.running_guard()?;
+        // Nothing was asked for yet. A guard that is late for a moment ends no more than this try.
+        let harmless = |error| Failure { error, harmless: true };
+        let guard = self.running_guard().map_err(harmless)?;
         let handle = guard.clone();
-        let state = blocking(move || handle.refresh().map_err(said)).await??;
+        let state = blocking(move || handle.refresh().map_err(said)).await.and_then(|state| state).map_err(harmless)?;
         // An earlier try, of an agent that is no more, got as far as the lease.
         let armed = state.deadline.is_some() && state.epoch == tenure.epoch;
         let mut session = None;

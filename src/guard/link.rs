@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::{
-    GuardState, GuardedCommand, LOCK_FILE, NEXT_FILE, PostmasterSignal, SOCKET_FILE,
+    GuardState, GuardedCommand, LOCK_FILE, NEXT_FILE, Postmaster, PostmasterSignal, SOCKET_FILE,
     deadline::Refusal,
     means::{FileId, GroupUse},
     options::{FORM, format_moment},
@@ -137,6 +137,11 @@ type Running<'a> = Option<(ProcessIdentity, &'a Path)>;
 
 fn begin(options: &SpawnOptions, deadline: Option<TwoClocks>, running: Running<'_>) -> Result<GuardHandle, GuardError> {
     let runtime_dir = absolute(&options.runtime_dir);
+    if let Some((postmaster, _)) = running
+        && let Some(earlier) = beside_already(&runtime_dir, postmaster)?
+    {
+        return Ok(earlier);
+    }
     if let Some(earlier) = adopt(&runtime_dir)? {
         let state = earlier.state().borrow().clone();
         if !state.postmaster.is_clear() {
@@ -153,6 +158,18 @@ fn begin(options: &SpawnOptions, deadline: Option<TwoClocks>, running: Running<'
     }
     reap_in_background(child);
     met
+}
+
+/// The guard that an earlier try left beside it, which is as good as a new one. One that doesn't answer is ended.
+fn beside_already(runtime_dir: &Path, postmaster: ProcessIdentity) -> Result<Option<GuardHandle>, GuardError> {
+    match adopt(runtime_dir) {
+        Err(GuardError::Silent { .. } | GuardError::Closed { .. }) => let_go(runtime_dir).map(|()| None),
+        Err(error) => Err(error),
+        Ok(found) => Ok(found.filter(|guard| {
+            let state = guard.state().borrow().clone();
+            state.postmaster == Postmaster::Running { pid: postmaster.pid } && state.deadline.is_none()
+        })),
+    }
 }
 
 /// A guard that can't be talked to must not stay. It may have started its program already, which
@@ -234,7 +251,7 @@ pub fn let_go(runtime_dir: &Path) -> Result<(), GuardError> {
     let dir = absolute(runtime_dir);
     let ended = record::read(&dir).and_then(|record| match record {
         Some(record) => taken_over::let_go(record.guard, END_PATIENCE),
-        None => Ok(()),
+        None => Err(io::Error::other(format!("{LOCK_FILE} doesn't say which process it is"))),
     });
     ended.map_err(|error| GuardError::PutDown { dir, problem: error.to_string() })
 }
@@ -505,6 +522,17 @@ impl GuardHandle {
             Answer::Done(outcome) => outcome.map_err(GuardError::Refused),
             Answer::State(_) => Ok(()),
         }
+    }
+
+    /// Like [`let_go`], for this guard.
+    ///
+    /// # Errors
+    /// It doesn't end.
+    pub fn let_go(&self) -> Result<(), GuardError> {
+        let guard = ProcessIdentity::of(self.state().borrow().guard_pid);
+        let ended = guard.map_or(Ok(()), |guard| taken_over::let_go(guard, END_PATIENCE));
+        let dir = || self.inner.path.parent().unwrap_or(Path::new("/")).to_owned();
+        ended.map_err(|error| GuardError::PutDown { dir: dir(), problem: error.to_string() })
     }
 
     /// Tells a guard whose PostgreSQL has ended that it may go, and waits for its end.

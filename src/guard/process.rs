@@ -186,6 +186,7 @@ struct Parts {
     shields: Shields,
     runtime_dir: PathBuf,
     lock: File,
+    timer: TimerFd,
 }
 
 impl Guard {
@@ -204,6 +205,8 @@ impl Guard {
             let _ = deadline.arm(options.epoch_hint, at);
         }
         note(&lock, None);
+        // The last that may fail: once there is a second, the end of this process is that of PostgreSQL.
+        let timer = new_timer()?;
         let taken_over = match &options.take_over {
             Some((postmaster, data_dir)) => Some(TakenOver::of(*postmaster, data_dir).map_err(StartError::TakeOver)?),
             None => None,
@@ -236,6 +239,7 @@ impl Guard {
             shields,
             runtime_dir,
             lock,
+            timer,
         })
     }
 
@@ -272,6 +276,7 @@ impl Guard {
             shields,
             runtime_dir: all.runtime_dir,
             lock,
+            timer: new_timer()?,
         })?;
         // The next thing is a look at the clocks.
         sys::end_after(None).map_err(StartError::Process)?;
@@ -279,15 +284,13 @@ impl Guard {
     }
 
     fn new(parts: Parts) -> Result<Self, StartError> {
-        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
-            .map_err(|errno| StartError::Process(errno.into()))?;
         let Parts { method, shields, runtime_dir, .. } = parts;
         let program = FileId::of(Path::new("/proc/self/exe")).unwrap_or_default();
         Ok(Self {
             listener: parts.listener,
             connections: parts.connections,
             signals: parts.signals,
-            timer,
+            timer: parts.timer,
             timer_set_to: None,
             deadline: parts.deadline,
             postmaster: parts.postmaster,
@@ -680,6 +683,11 @@ fn listen(path: &Path) -> io::Result<Socket> {
     socket.listen(16)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
+}
+
+fn new_timer() -> Result<TimerFd, StartError> {
+    TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+        .map_err(|errno| StartError::Process(errno.into()))
 }
 
 /// A group of PostgreSQL's own, or why there is none.

@@ -28,7 +28,7 @@ use super::{
     options::Wards,
     process::say,
     sys,
-    tree::{Place, ProcessIdentity, Roots, Struck, children_of, is_postgres, stands_still, strike, works_in},
+    tree::{Doing, Place, ProcessIdentity, Roots, Struck, children_of, doing, is_postgres, strike, works_in},
 };
 
 /// A postmaster that ran before its guard, and all below it.
@@ -154,10 +154,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// frozen with its children still below it, it leaves nobody out. It fails when it can't watch: the guard starts another.
 pub(super) fn stand_second(Wards { guard, postmaster }: Wards) -> ExitCode {
     let (Ok(guarded), Ok(watched)) = (open(postmaster.pid), open(guard.pid)) else { return ExitCode::FAILURE };
-    let Some(guarded) = guarded.filter(|_| postmaster.is_alive()) else { return ExitCode::SUCCESS };
+    // Looked at once, after they were opened: from then on a descriptor can't be another's, nor fail to be read.
+    let (Ok(runs), Ok(guards)) = (doing(postmaster), doing(guard)) else { return ExitCode::FAILURE };
+    let Some(guarded) = guarded.filter(|_| runs != Doing::Nothing) else { return ExitCode::SUCCESS };
     // A guard that was gone before is dead as well.
-    if let Some(watched) = watched {
-        while guard.is_alive() && !has_ended(guarded.as_fd()) {
+    if let Some(watched) = watched.filter(|_| guards != Doing::Nothing) {
+        while !has_ended(watched.as_fd()) && !has_ended(guarded.as_fd()) {
             let process = |fd| PollFd::new(fd, PollFlags::POLLIN);
             // An interruption is as good as a wake-up.
             let _ = poll(&mut [process(watched.as_fd()), process(guarded.as_fd())], PollTimeout::NONE);
@@ -180,20 +182,38 @@ pub(super) fn stand_second(Wards { guard, postmaster }: Wards) -> ExitCode {
 /// some milliseconds.
 ///
 /// # Errors
-/// The guard or its second does not end in time; the guard may stand still then.
+/// The guard or its second does not end in time. Then the guard goes on, and starts another second if it has none.
 pub(super) fn let_go(guard: ProcessIdentity, patience: Duration) -> io::Result<()> {
-    let until = Instant::now() + patience;
-    let Some(process) = open(guard.pid)?.filter(|_| guard.is_alive()) else { return Ok(()) };
-    sys::pidfd_send(process.as_fd(), Signal::SIGSTOP)?;
-    wait(until, || Ok(stands_still(guard)))?;
+    let Some(process) = open(guard.pid)? else { return Ok(()) };
+    if doing(guard)? == Doing::Nothing {
+        return Ok(());
+    }
+    let ended = end_with_second(guard, process.as_fd(), Instant::now() + patience);
+    if ended.is_err() && !has_ended(process.as_fd()) {
+        // A process that stands still would keep the next guard out for ever.
+        let _ = sys::pidfd_send(process.as_fd(), Signal::SIGCONT);
+    }
+    ended
+}
+
+fn end_with_second(guard: ProcessIdentity, process: BorrowedFd<'_>, until: Instant) -> io::Result<()> {
+    send_if_there(process, Signal::SIGSTOP)?;
+    wait(until, || Ok(doing(guard)? != Doing::Runs))?;
     wait(until, || {
         let seconds = children_of(guard)?;
         // One that has ended by itself meanwhile is as good.
         seconds.iter().for_each(|second| _ = second.kill());
         Ok(seconds.is_empty())
     })?;
-    sys::pidfd_send(process.as_fd(), Signal::SIGKILL)?;
-    wait(until, || Ok(!guard.is_alive()))
+    send_if_there(process, Signal::SIGKILL)?;
+    wait(until, || Ok(has_ended(process)))
+}
+
+fn send_if_there(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    match sys::pidfd_send(process, signal) {
+        Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+        sent => sent,
+    }
 }
 
 fn wait(until: Instant, done: impl Fn() -> io::Result<bool>) -> io::Result<()> {

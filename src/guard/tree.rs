@@ -106,10 +106,27 @@ impl Stat {
     }
 }
 
-/// Whether this very process is stopped by a signal, or is no more.
-pub(super) fn stands_still(process: ProcessIdentity) -> bool {
-    let stat = Stat::read(process.pid).filter(|stat| !stat.zombie && stat.start_ticks == process.start_ticks);
-    stat.is_none_or(|stat| stat.stopped)
+/// What a process that may be no more is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doing {
+    Runs,
+    /// Stopped by a signal.
+    StandsStill,
+    /// It has ended.
+    Nothing,
+}
+
+/// What this very process is doing.
+///
+/// # Errors
+/// That could not be looked at: never taken for its end.
+pub(super) fn doing(process: ProcessIdentity) -> io::Result<Doing> {
+    let stat = Stat::look(Path::new("/proc"), process.pid)?;
+    Ok(match stat.filter(|stat| !stat.zombie && stat.start_ticks == process.start_ticks) {
+        None => Doing::Nothing,
+        Some(stat) if stat.stopped => Doing::StandsStill,
+        Some(_) => Doing::Runs,
+    })
 }
 
 /// Those that this process has started and that live.
@@ -118,6 +135,9 @@ pub(super) fn stands_still(process: ProcessIdentity) -> bool {
 /// Not all processes of the host could be looked at.
 pub(super) fn children_of(parent: ProcessIdentity) -> io::Result<Vec<ProcessIdentity>> {
     let scan = Scan::take();
+    if !scan.shows(&parent) {
+        return scan.missed.map_or(Ok(Vec::new()), Err);
+    }
     if let Some(error) = scan.missed {
         return Err(error);
     }

@@ -164,7 +164,7 @@ fn what_is_let_go_runs_on_without_guard_and_second() {
         let handle = there.take_over();
         let guard = state(&handle).guard_pid;
         eventually("there is a second", || second_of(guard).is_some());
-        guard::let_go(there.bench.dir.path()).unwrap();
+        handle.let_go().unwrap();
         assert!(ProcessIdentity::of(guard).is_none() && second_of(guard).is_none());
     }
     // A second's work takes milliseconds.
@@ -174,6 +174,25 @@ fn what_is_let_go_runs_on_without_guard_and_second() {
     let handle = there.take_over();
     handle.fence().unwrap();
     eventually("fenced", || state(&handle).postmaster == FENCED);
+}
+
+/// Of a try that was cut off before anybody else knew of it.
+#[test]
+fn a_guard_that_stands_beside_it_already_is_taken_for_the_new_one() {
+    let mut there = Somebodys::start();
+    let first = state(&there.take_over()).guard_pid;
+    assert_eq!(state(&there.take_over()).guard_pid, first);
+    // Frozen, it is ended, and a new one comes.
+    send(first, Signal::SIGSTOP);
+    let handle = there.take_over();
+    assert_ne!(state(&handle).guard_pid, first);
+    assert!(ProcessIdentity::of(first).is_none());
+    assert!(there.tree.iter().all(ProcessIdentity::is_alive), "it goes on as it is");
+    // Bound to a deadline it is nobody's to be taken over again.
+    assert!(handle.arm(Epoch(1), in_ms(60_000)));
+    let options = there.bench.options("/nonexistent", &[]);
+    let refused = guard::take_over(&options, there.tree[0], &there.bench.path("data"));
+    assert!(matches!(refused, Err(GuardError::AlreadyThere { .. })), "{refused:?}");
 }
 
 /// Something stops it before it serves its socket: the agent gives up, and ends it.

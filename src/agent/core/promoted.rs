@@ -21,7 +21,9 @@ impl Core {
             TaskEnd::Failed { harmless: true, error } if still_ours => self.give_back(tenure, error, out),
             TaskEnd::Failed { error, .. } => {
                 let why = format!("the promotion failed: {error}");
-                self.end_tenure((EndCause::PromotionFailed, &why), now, out);
+                if let Some(tenure) = self.durable.tenure {
+                    self.end_or_let_go(tenure, (EndCause::PromotionFailed, &why), now, out);
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A PostgreSQL that was taken over while it ran. Until it is primary under a lease it writes without one, as it did before:
 //! nobody else has its data, so nobody else can be granted. From then on it is bound like every primary.
 
-use super::{Core, Effect, EndCause, Now, Phase, Sight, Task, Tenure, Tree};
+use super::{Core, Effect, EndCause, Now, Phase, Sight, Task, TaskEnd, Tenure, Tree};
 use crate::domain::{Epoch, TimelineId, WalPosition};
 
 impl Core {
@@ -65,6 +65,11 @@ impl Core {
         out.push(Effect::Persist);
         Ok(Task::Promote(tenure))
     }
+}
+
+/// It left nothing behind that can end what runs.
+pub(super) fn is_harmless(end: &TaskEnd) -> bool {
+    !matches!(end, TaskEnd::Failed { harmless: false, .. })
 }
 
 /// Whether what runs is what such a grant was decided on.

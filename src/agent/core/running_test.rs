@@ -12,7 +12,7 @@ use crate::{
         order::Action,
         store::{Durable, Phase, Tenure},
     },
-    domain::{Epoch, PostgresState, TimelineId, observation::Notice},
+    domain::{Epoch, PostgresState, TimelineId, moment::TwoClocks, observation::Notice},
     postgres::Knock,
 };
 
@@ -49,16 +49,25 @@ fn bound() -> Core {
 
 #[test]
 fn what_is_taken_over_is_on_disk_before_a_guard_can_stand_beside_it() {
-    let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
-    core.take_over_what_runs(true);
-    let effects = core.step(order(0, Action::Initdb), now(10));
+    let begun = || {
+        let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+        core.take_over_what_runs(true);
+        let effects = core.step(order(0, Action::Initdb), now(10));
+        (core, effects)
+    };
+    let (mut core, effects) = begun();
     let begins = effects.iter().position(|effect| matches!(effect, Effect::Begin(Task::Initdb))).unwrap();
     let persisted = effects.iter().position(|effect| *effect == Effect::Persist).unwrap();
     assert!(persisted < begins && core.durable().unleased, "{effects:?}");
     // It could not be taken over: what comes up here later has no such right.
-    let failed = TaskEnd::Failed { error: "no".into(), harmless: false };
-    core.step(Event::Done(failed), now(20));
-    assert!(!core.durable().unleased);
+    let failed = |harmless| Event::Done(TaskEnd::Failed { error: "no".into(), harmless });
+    core.step(failed(false), now(20));
+    assert!(core.durable().unleased, "a guard may stand there");
+    for nothing_stands in [failed(true), Event::Done(TaskEnd::Succeeded)] {
+        let mut core = begun().0;
+        core.step(nothing_stands, now(20));
+        assert!(!core.durable().unleased);
+    }
 }
 
 #[test]
@@ -106,8 +115,26 @@ fn granted() -> Durable {
     Durable { unleased: true, accepted: Epoch(1), tenure: Some(tenure), ..Durable::default() }
 }
 
+fn superseded(epoch: u64) -> LeaseSight {
+    LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Superseded, ..LeaseSight::default() }
+}
+
 fn lost(epoch: u64) -> Event {
-    Event::Lease(LeaseSight { epoch: Epoch(epoch), phase: LeasePhase::Superseded, ..LeaseSight::default() })
+    Event::Lease(superseded(epoch))
+}
+
+#[test]
+fn a_promotion_that_fails_before_the_lease_lets_it_go_on() {
+    for (held_before, ends) in [(false, false), (true, true)] {
+        let mut core = unleased();
+        core.step(grant(1, 1, 90), now(20));
+        if held_before {
+            core.step(held(1, 2_500), now(30));
+        }
+        let failed = TaskEnd::Failed { error: "the guard was late".into(), harmless: false };
+        let effects = core.step(Event::Done(failed), now(40));
+        assert_eq!(is_fenced(&effects), ends, "{effects:?}");
+    }
 }
 
 /// The agent was killed between the grant and the first lease, and is back after the promotion's deadline.
@@ -127,10 +154,15 @@ fn a_grant_that_was_given_up_meanwhile_lets_it_go_on() {
     // An earlier agent had got as far as the lease: then it ends.
     let (mut core, _) = agent(granted(), found(1), None);
     assert!(is_fenced(&core.step(lost(1), now(20))));
-    let (mut core, _) = agent(granted(), found(0), None);
-    core.step(sight(false, at(1, 100)), now(10));
-    core.step(held(1, 2_500), now(15));
-    assert!(is_fenced(&core.step(lost(1), now(20))));
+    // Or this one had it, be it for so short that nobody here has seen it held.
+    let d = Duration::from_secs(2);
+    let held_then = LeaseSight { deadline: TwoClocks { boot: d, raw: d }, ..superseded(1) };
+    for events in [vec![held(1, 2_500), lost(1)], vec![Event::Lease(held_then)]] {
+        let (mut core, _) = agent(granted(), found(0), None);
+        core.step(sight(false, at(1, 100)), now(10));
+        let effects: Vec<Effect> = events.into_iter().flat_map(|event| core.step(event, now(20))).collect();
+        assert!(is_fenced(&effects), "{effects:?}");
+    }
 }
 
 #[test]
