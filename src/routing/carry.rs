@@ -1,10 +1,19 @@
 //! A session that has begun: bytes both ways until one side ends, the state says
 //! so, or the server is about to acknowledge a commit that is not confirmed.
+//!
+//! A session that is quiet holds no buffer: all of one thread share one, and what could not be written at once is kept.
 
-use std::{io, time::Duration};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy, split},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split},
     select,
     time::{sleep, timeout},
 };
@@ -13,8 +22,12 @@ use super::{desk::Pass, follower::Follower, stream::Stream, table::Cut};
 
 /// Time for the last message of one side after the other has stopped to listen.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Bytes of a server that are on their way to a client at once.
-const BUFFER: usize = 16 << 10;
+/// Bytes that are on their way from one side to the other at once.
+const BUFFER: usize = 64 << 10;
+
+thread_local! {
+    static BETWEEN: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into());
+}
 
 /// How a session ended.
 #[derive(Debug)]
@@ -34,7 +47,7 @@ pub enum Ending {
 pub async fn carry(
     client: &mut Stream,
     backend: &mut Stream,
-    early: &[u8],
+    early: Vec<u8>,
     follower: Option<Follower>,
     pass: &mut Pass,
 ) -> Ending {
@@ -46,10 +59,10 @@ pub async fn carry(
 }
 
 async fn both_ways<CR, CW, BR, BW>(
-    (mut from_client, mut to_client): (CR, CW),
-    (mut from_backend, mut to_backend): (BR, BW),
-    early: &[u8],
-    follower: Option<Follower>,
+    (from_client, to_client): (CR, CW),
+    (from_backend, to_backend): (BR, BW),
+    early: Vec<u8>,
+    mut follower: Option<Follower>,
     pass: &mut Pass,
 ) -> Ending
 where
@@ -59,51 +72,110 @@ where
     BW: AsyncWrite + Unpin,
 {
     let up = async {
-        let carried = async {
-            to_backend.write_all(early).await?;
-            copy(&mut from_client, &mut to_backend).await
-        };
-        let carried = carried.await;
+        let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false };
+        let carried = way.carry(|_| None).await;
         // The backend may have more to say, so only its input ends here.
-        let _ = to_backend.shutdown().await;
+        let _ = way.to.shutdown().await;
         let Err(error) = carried else { return std::future::pending().await };
         // A backend that was told to stop takes no bytes, but why it stops is on its way.
         sleep(LAST_WORDS).await;
         error
     };
     let down = async {
-        match follower {
-            Some(follower) => followed(&mut from_backend, &mut to_client, follower).await,
-            None => copy(&mut from_backend, &mut to_client).await.map(|_| Ending::Server),
-        }
+        let mut way = Way { from: from_backend, to: to_client, kept: Vec::new(), dirty: false };
+        way.carry(|said| follower.as_mut()?.follow(said)).await
     };
     // When the backend ends the session, so does this: a client that doesn't notice must not hold a place.
     select! {
         biased;
         cut = pass.cut() => Ending::Cut(cut),
-        carried = down => carried.unwrap_or_else(Ending::Broken),
+        carried = down => match carried {
+            Ok(Stop::Ended) => Ending::Server,
+            Ok(Stop::Said) => Ending::Unconfirmed,
+            Err(error) => Ending::Broken(error),
+        },
         error = up => Ending::Broken(error),
     }
 }
 
-/// Hands on what the server says, up to the end of a notice that makes its next word untrue.
-async fn followed(
-    from: &mut (impl AsyncRead + Unpin),
-    to: &mut (impl AsyncWrite + Unpin),
-    mut follower: Follower,
-) -> io::Result<Ending> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let read = from.read(&mut buffer).await?;
-        if read == 0 {
-            return Ok(Ending::Server);
+/// Why one way has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// Who was read from says no more.
+    Ended,
+    /// Something was said after which nothing is handed on.
+    Said,
+}
+
+/// One way of a session.
+struct Way<R, W> {
+    from: R,
+    to: W,
+    /// What the other side did not take at once.
+    kept: Vec<u8>,
+    /// Something was written since the last flush.
+    dirty: bool,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<R, W> {
+    /// Hands on what is read, in the pieces in which it is read. `look` sees each piece, and gives the place in it after which
+    /// nothing is handed on.
+    async fn carry(&mut self, mut look: impl FnMut(&[u8]) -> Option<usize>) -> io::Result<Stop> {
+        let mut said = false;
+        poll_fn(|cx| {
+            loop {
+                ready!(self.hand_on_kept(cx))?;
+                if said {
+                    return Poll::Ready(Ok(Stop::Said));
+                }
+                match ready!(BETWEEN.with_borrow_mut(|between| self.step(cx, between, &mut look)))? {
+                    Some(ends) => said = ends,
+                    None => return Poll::Ready(Ok(Stop::Ended)),
+                }
+            }
+        })
+        .await
+    }
+
+    fn hand_on_kept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.kept.is_empty() {
+            match ready!(Pin::new(&mut self.to).poll_write(cx, &self.kept))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                // What is kept for one that reads nothing is not kept for the rest of the session.
+                all if all == self.kept.len() => self.kept = Vec::new(),
+                part => drop(self.kept.drain(..part)),
+            }
+            self.dirty = true;
         }
-        let end = follower.follow(&buffer[..read]);
-        to.write_all(&buffer[..end.unwrap_or(read)]).await?;
-        to.flush().await?;
-        if end.is_some() {
-            return Ok(Ending::Unconfirmed);
+        if self.dirty {
+            ready!(Pin::new(&mut self.to).poll_flush(cx))?;
+            self.dirty = false;
         }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once and writes once; whether that was the last. `None`: there is nothing more to read.
+    fn step(
+        &mut self,
+        cx: &mut Context<'_>,
+        between: &mut [u8],
+        look: &mut impl FnMut(&[u8]) -> Option<usize>,
+    ) -> Poll<io::Result<Option<bool>>> {
+        let mut buffer = ReadBuf::new(between);
+        ready!(Pin::new(&mut self.from).poll_read(cx, &mut buffer))?;
+        let said = buffer.filled();
+        if said.is_empty() {
+            return Poll::Ready(Ok(None));
+        }
+        let end = look(said);
+        let to_write = &said[..end.unwrap_or(said.len())];
+        let written = match Pin::new(&mut self.to).poll_write(cx, to_write) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        self.dirty = true;
+        self.kept.extend_from_slice(&to_write[written..]);
+        Poll::Ready(Ok(Some(end.is_some())))
     }
 }
 

@@ -25,6 +25,7 @@ mod wire;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     select,
@@ -282,7 +283,11 @@ fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: P
 }
 
 async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, RouterError> {
-    TcpListener::bind(address).await.map_err(|source| RouterError::Listen { address, purpose, source })
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| RouterError::Listen { address, purpose, source })?;
+    // Linux gives them to every connection that is accepted.
+    proxy::keep_alive(&SockRef::from(&listener), None);
+    Ok(listener)
 }
 
 async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {

@@ -39,6 +39,8 @@ const RETRY: Duration = Duration::from_millis(25);
 /// Bytes sent to a backend may stay unacknowledged this long: a host that is
 /// gone without a word ends its sessions by then.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// What a client or a server says at first fits into this many bytes.
+const READ_AHEAD: usize = 1024;
 /// Both requests to encrypt, and then the session itself.
 const PACKETS_MAX: usize = 3;
 
@@ -119,7 +121,6 @@ struct Link {
 /// Serves one client to its end. With `crowded` it is told that there is no room,
 /// unless it only wants to cancel.
 pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, crowded: bool) {
-    keep_alive(&client, None);
     let client = Stream::Plain(client);
     match (Guest { desk, access, client, early: Vec::new(), port }).serve(crowded).await {
         Ok(()) => debug!(?port, "connection ended"),
@@ -172,12 +173,12 @@ impl Guest {
                 other => other?,
             };
             let answer = std::mem::take(&mut link.answer);
-            self.say(&answer).await?;
             if expect != Expect::Byte || answer != b"N" {
                 let unwatched = unwatched(expect, &packet, &answer);
                 drop(packet);
-                return self.session(link, &answer, expect == Expect::Message, unwatched).await;
+                return self.session(link, answer, expect == Expect::Message, unwatched).await;
             }
+            self.say(&answer).await?;
             // No encryption: the client goes on in plain text, on the same connection to the backend if it can.
             kept = Some(link);
         }
@@ -192,14 +193,14 @@ impl Guest {
         said.await.map_err(End::ClientGone)
     }
 
-    /// Reads one packet and not a byte more; `None` for TLS from the first byte on, of
-    /// which nothing is read when it ends here.
+    /// Reads one packet; `None` for TLS from the first byte on, of which nothing is read when it ends here.
     async fn packet(&mut self) -> Result<(Vec<u8>, Option<Opening>), End> {
-        let ends_here = self.access.tls.ends_here();
-        let client = &mut self.client;
+        // Where TLS may follow that ends here, not a byte of it is read.
+        let (exactly, client) = (self.access.tls.ends_here() && !self.client.is_encrypted(), &mut self.client);
+        let (early, ahead) = (&mut self.early, if exactly { 0 } else { READ_AHEAD });
         let read = async {
             if let Stream::Plain(client) = client
-                && ends_here
+                && exactly
             {
                 let mut first = [0; 1];
                 client.peek(&mut first).await.map_err(End::ClientGone)?;
@@ -207,17 +208,17 @@ impl Guest {
                     return Ok((Vec::new(), None));
                 }
             }
-            let mut packet = vec![0; 4];
-            client.read_exact(&mut packet).await.map_err(End::ClientGone)?;
-            let head = [packet[0], packet[1], packet[2], packet[3]];
+            fill(client, early, 4, ahead).await.map_err(End::ClientGone)?;
+            let head = [early[0], early[1], early[2], early[3]];
             let rest = match wire::framing(head)? {
                 Framing::Rest(rest) => rest,
                 // TLS within TLS is as little of PostgreSQL's protocol as any other bytes.
                 Framing::Tls if client.is_encrypted() => return Err(Malformed::Length(u32::from_be_bytes(head)).into()),
-                Framing::Tls => return Ok((packet, None)),
+                Framing::Tls => return Ok((std::mem::take(early), None)),
             };
-            packet.resize(4 + rest, 0);
-            client.read_exact(&mut packet[4..]).await.map_err(End::ClientGone)?;
+            fill(client, early, 4 + rest, ahead).await.map_err(End::ClientGone)?;
+            let more = early.split_off(4 + rest);
+            let packet = std::mem::replace(early, more);
             match wire::opening(&packet)? {
                 Opening::Tls | Opening::Gss if client.is_encrypted() => Err(Malformed::Again.into()),
                 opening => Ok((packet, Some(opening))),
@@ -292,17 +293,24 @@ impl Guest {
     }
 
     /// Carries a session. `read`: the server's messages can be looked at, and `answer` begins with one.
-    async fn session(mut self, link: Link, answer: &[u8], read: bool, unwatched: Option<Unwatched>) -> Result<(), End> {
+    async fn session(
+        mut self,
+        link: Link,
+        answer: Vec<u8>,
+        read: bool,
+        unwatched: Option<Unwatched>,
+    ) -> Result<(), End> {
         let Link { mut backend, mut pass, .. } = link;
+        let mut follower = read.then(Follower::default);
+        let end = follower.as_mut().and_then(|follower| follower.follow(&answer));
+        self.say(&answer[..end.unwrap_or(answer.len())]).await?;
+        drop(answer);
         pass.establish(unwatched);
-        let follower = read.then(|| {
-            let mut follower = Follower::default();
-            // A first answer ends with the first byte of a message or with an error: there is no notice in it.
-            let _ = follower.follow(answer);
-            follower
-        });
+        if end.is_some() {
+            return self.unconfirmed(backend, pass).await;
+        }
         let early = std::mem::take(&mut self.early);
-        match carry(&mut self.client, &mut backend, &early, follower, &mut pass).await {
+        match carry(&mut self.client, &mut backend, early, follower, &mut pass).await {
             Ending::Server if self.client.is_encrypted() => {
                 // An end that isn't said in TLS could be anybody's doing.
                 drop((backend, pass));
@@ -312,14 +320,16 @@ impl Guest {
             Ending::Server => Ok(()),
             Ending::Cut(cut) => Err(End::Cut(cut)),
             Ending::Broken(error) => Err(End::Carry(error)),
-            Ending::Unconfirmed => {
-                self.desk.turned(&pass.address());
-                // The server's side first: whatever else the client had asked for should not be begun.
-                drop((backend, pass));
-                farewell(&mut self.client, &unconfirmed()).await;
-                Err(End::Unconfirmed)
-            }
+            Ending::Unconfirmed => self.unconfirmed(backend, pass).await,
         }
+    }
+
+    async fn unconfirmed(&mut self, backend: Stream, pass: Pass) -> Result<(), End> {
+        self.desk.turned(&pass.address());
+        // The server's side first: whatever else the client had asked for should not be begun.
+        drop((backend, pass));
+        farewell(&mut self.client, &unconfirmed()).await;
+        Err(End::Unconfirmed)
     }
 
     /// Hands a request to cancel on, and waits for the backend to close, as libpq does.
@@ -485,13 +495,12 @@ impl<'a> Search<'a> {
 async fn connect(address: &str) -> Result<TcpStream, NotYet> {
     let backend = timeout(CONNECT, TcpStream::connect(address)).await;
     let backend = backend.map_err(|_| NotYet::Silent)?.map_err(NotYet::Connect)?;
-    keep_alive(&backend, Some(UNACKNOWLEDGED));
+    keep_alive(&SockRef::from(&backend), Some(UNACKNOWLEDGED));
     Ok(backend)
 }
 
 /// Options that fail leave a connection that works, only slower to notice a dead peer.
-fn keep_alive(stream: &TcpStream, unacknowledged: Option<Duration>) {
-    let socket = SockRef::from(stream);
+pub fn keep_alive(socket: &SockRef<'_>, unacknowledged: Option<Duration>) {
     let (idle, interval) = if unacknowledged.is_some() { (10, 3) } else { (60, 10) };
     let probes = TcpKeepalive::new()
         .with_time(Duration::from_secs(idle))
@@ -516,40 +525,53 @@ async fn answer(backend: &mut Stream, expect: Expect, unbound: bool) -> Result<V
             out.resize(1, 0);
             backend.read_exact(&mut out).await.map_err(NotYet::Closed)?;
         }
-        Expect::Message => loop {
-            let start = out.len();
-            out.resize(start + 5, 0);
-            // The first byte decides, except for an error, for the one message that may come before it, and for an
-            // offer that has to be altered.
-            backend.read_exact(&mut out[start..=start]).await.map_err(NotYet::Closed)?;
-            let kind = out[start];
-            if kind != b'E' && kind != b'v' && !(unbound && kind == b'R') {
-                out.truncate(start + 1);
-                break;
-            }
-            backend.read_exact(&mut out[start + 1..]).await.map_err(NotYet::Closed)?;
-            let head = [out[start + 1], out[start + 2], out[start + 3], out[start + 4]];
-            let Some(length) = wire::body_length(head) else { break };
-            out.resize(start + 5 + length, 0);
-            backend.read_exact(&mut out[start + 5..]).await.map_err(NotYet::Closed)?;
-            if kind == b'R' {
-                if let Some(altered) = wire::without_channel_binding(&out[start..]) {
-                    out.truncate(start);
-                    out.extend(altered);
-                }
-                break;
-            }
-            if kind == b'E' {
-                if wire::sqlstate(&out[start + 5..]) == Some(wire::CANNOT_CONNECT_NOW) {
-                    return Err(NotYet::Starting);
-                }
-                break;
-            }
-            // A peer that keeps negotiating is not PostgreSQL; what it said goes to the client as it is.
-            if out.len() > wire::ANSWER_MAX {
-                break;
-            }
-        },
+        Expect::Message => first_message(backend, &mut out, unbound).await?,
     }
     Ok(out)
+}
+
+/// Reads until it is known whether it is a "not yet". What has come with that goes to the client as well.
+async fn first_message(backend: &mut Stream, out: &mut Vec<u8>, unbound: bool) -> Result<(), NotYet> {
+    let mut start = 0;
+    // A peer that keeps negotiating is not PostgreSQL; what it said goes to the client as it is.
+    while start <= wire::ANSWER_MAX {
+        // The first byte decides, except for an error, for the one message that may come before it, and for an
+        // offer that has to be altered.
+        fill(backend, out, start + 1, READ_AHEAD).await.map_err(NotYet::Closed)?;
+        let kind = out[start];
+        if kind != b'E' && kind != b'v' && !(unbound && kind == b'R') {
+            break;
+        }
+        fill(backend, out, start + 5, READ_AHEAD).await.map_err(NotYet::Closed)?;
+        let head = [out[start + 1], out[start + 2], out[start + 3], out[start + 4]];
+        let Some(length) = wire::body_length(head) else { break };
+        let end = start + 5 + length;
+        fill(backend, out, end, READ_AHEAD).await.map_err(NotYet::Closed)?;
+        match kind {
+            b'E' if wire::sqlstate(&out[start + 5..end]) == Some(wire::CANNOT_CONNECT_NOW) => {
+                return Err(NotYet::Starting);
+            }
+            b'R' => {
+                if let Some(altered) = wire::without_channel_binding(&out[start..end]) {
+                    out.splice(start..end, altered);
+                }
+                break;
+            }
+            b'v' => start = end,
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// Reads until there are `wanted` bytes, and at most `ahead` more.
+async fn fill(from: &mut Stream, bytes: &mut Vec<u8>, wanted: usize, ahead: usize) -> io::Result<()> {
+    while bytes.len() < wanted {
+        let limit = wanted + ahead - bytes.len();
+        bytes.reserve(limit);
+        if (&mut *from).take(limit as u64).read_buf(bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }

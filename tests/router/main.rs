@@ -4,6 +4,7 @@
 mod carried;
 mod fakes;
 mod idle;
+mod measure;
 mod real;
 mod tls;
 mod unconfirmed;

@@ -1,0 +1,207 @@
+//! What the way through the router costs, side by side with HAProxy and with no proxy at all, in turns in one run.
+//! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    fakes::{Client, Manager},
+    real::Server,
+};
+
+/// Clients of pgbench.
+const CLIENTS: &str = "16";
+/// Connections that do nothing.
+const IDLE: usize = 2_000;
+const WAYS: [&str; 3] = ["direct", "router", "haproxy"];
+
+fn from_env(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+/// Ends with the measurement.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Bytes that no other process shares.
+    fn private_bytes(&self) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id())).unwrap();
+        let of = |key: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+        };
+        of("Private_Clean:") + of("Private_Dirty:")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn listens(port: u16) {
+    let began = Instant::now();
+    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(20), "nothing listens on {port}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A router of its own process, as it is released.
+pub async fn router_process(dir: &Path, managers: &[&Manager], more: &str) -> (Child, u16) {
+    let port = free_port();
+    let mut text = "[cluster]\nname = \"measured\"\ninsecure = true\n".to_owned();
+    // A cluster has three; of those that are missing here nobody is there.
+    for i in 0..managers.len().max(3) {
+        let manager = managers.get(i).map_or_else(free_port, |manager| manager.port);
+        let ports = format!("manager_port = {manager}\nagent_port = {}\npostgres_port = {}", free_port(), free_port());
+        text += &format!("[[cluster.members]]\nid = \"n{i}\"\nhost = \"127.0.0.1\"\n{ports}\n");
+    }
+    text += &format!("[router]\nread_write = \"127.0.0.1:{port}\"\nmax_sessions = 5000\n{more}\n");
+    let file = dir.join("router.toml");
+    fs::write(&file, text).unwrap();
+    let exe = std::env::var_os("MATRIARCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_matriarch").into());
+    let log = fs::File::create(dir.join("router.log")).unwrap();
+    let mut command = Command::new(PathBuf::from(exe));
+    let child = command.args(["router", "--config"]).arg(&file).stdin(Stdio::null()).stdout(log.try_clone().unwrap());
+    let child = child.stderr(log).spawn().unwrap();
+    listens(port).await;
+    (child, port)
+}
+
+async fn haproxy(dir: &Path, server: u16) -> (Process, u16) {
+    let port = free_port();
+    let file = dir.join("haproxy.cfg");
+    let text = format!(
+        "global\n  maxconn 5000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 1s\n  timeout client 30m\n  \
+         timeout server 30m\nlisten pg\n  bind 127.0.0.1:{port}\n  server n0 127.0.0.1:{server}\n"
+    );
+    fs::write(&file, text).unwrap();
+    let process = Process::start(Command::new("haproxy").arg("-f").arg(&file).arg("-db"));
+    listens(port).await;
+    (process, port)
+}
+
+/// Transactions a second, and the 99th percentile of their latencies in microseconds.
+fn pgbench(server: &Server, dir: &Path, port: u16, load: &[&str], seconds: usize) -> (f64, f64) {
+    let prefix = dir.join("latencies");
+    let output = Command::new(server.bin.join("pgbench"))
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-n", "-c", CLIENTS, "-j", "1", "-l", "-T", &seconds.to_string()])
+        .arg("--log-prefix")
+        .arg(&prefix)
+        .args(["-p", &port.to_string()])
+        .args(load)
+        .arg("postgres")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let tps = said.lines().find_map(|l| l.strip_prefix("tps = ")?.split(' ').next()?.parse().ok()).unwrap();
+    let mut latencies: Vec<u64> = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("latencies") {
+            let text = fs::read_to_string(entry.path()).unwrap();
+            latencies.extend(text.lines().filter_map(|l| l.split(' ').nth(2)?.parse::<u64>().ok()));
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    latencies.sort_unstable();
+    (tps, latencies[latencies.len() * 99 / 100] as f64)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// At least the throughput of HAProxy, and no more latency added at the 99th percentile.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn beside_haproxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(&["max_connections=100", "shared_buffers=256MB"], |_| {}).await.unwrap();
+    let manager = Manager::start_with_beat(server.state(), Duration::from_millis(500));
+    let (router, through_router) = router_process(dir.path(), &[&manager], "").await;
+    let _router = Process(router);
+    let (_haproxy, through_haproxy) = haproxy(dir.path(), server.port).await;
+    let made = Command::new(server.bin.join("pgbench"))
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-i", "-q", "-s", "20", "-p", &server.port.to_string(), "postgres"])
+        .output();
+    assert!(made.unwrap().status.success());
+    let ports = [server.port, through_router, through_haproxy];
+    let (rounds, seconds) = (from_env("ROUNDS", 10), from_env("SECONDS", 4));
+    let loads: [(&str, &[&str]); 3] = [
+        ("select-only", &["-S", "-M", "prepared"]),
+        ("tpcb-like", &["-M", "prepared"]),
+        ("connect-per-transaction", &["-S", "-C"]),
+    ];
+    let mut worse = Vec::new();
+    for (name, load) in loads {
+        let (mut ratios, mut added): (Vec<f64>, Vec<f64>) = Default::default();
+        let mut all = [const { Vec::new() }; 3];
+        for round in 0..rounds {
+            let mut this = [(0.0, 0.0); 3];
+            for turn in 0..3 {
+                let way = (turn + round) % 3;
+                this[way] = pgbench(&server, dir.path(), ports[way], load, seconds);
+                all[way].push(this[way]);
+            }
+            ratios.push(this[1].0 / this[2].0);
+            added.push((this[1].1 - this[2].1) / 1e3);
+        }
+        for (way, of) in WAYS.iter().zip(&all) {
+            let (tps, p99) = (median(of.iter().map(|m| m.0).collect()), median(of.iter().map(|m| m.1).collect()));
+            println!("{name}, {way}: {tps:.0} tps, p99 {:.2} ms (medians of {rounds})", p99 / 1e3);
+        }
+        let shown: Vec<String> = ratios.iter().map(|r| format!("{r:.3}")).collect();
+        let (ratio, more) = (median(ratios), median(added));
+        println!("{name}: router against haproxy {ratio:.3} ({}), p99 {more:+.2} ms", shown.join(" "));
+        if ratio < 1.0 || more > 0.0 {
+            worse.push(format!("{name}: {ratio:.3}, p99 {more:+.2} ms"));
+        }
+    }
+    assert!(worse.is_empty(), "{worse:?}");
+}
+
+/// Connections that do nothing cost little.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn idle_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = crate::fakes::Backend::start("a").await;
+    let manager = Manager::start_with_beat(crate::fakes::state(1, 1, true, Some(&backend)), Duration::from_millis(500));
+    let (router, port) = router_process(dir.path(), &[&manager], "").await;
+    let router = Process(router);
+    let (haproxy, through_haproxy) = haproxy(dir.path(), backend.address.port()).await;
+    let mut each = Vec::new();
+    for (name, process, port) in [("router", &router, port), ("haproxy", &haproxy, through_haproxy)] {
+        let before = process.private_bytes();
+        let mut sessions = Vec::new();
+        for _ in 0..IDLE {
+            let (mut client, _) = Client::session(SocketAddr::from(([127, 0, 0, 1], port))).await;
+            assert!(client.works().await);
+            sessions.push(client);
+        }
+        let one = (process.private_bytes() - before) as f64 / IDLE as f64 / 1024.0;
+        println!("{name}: {one:.1} KiB for each of {IDLE} connections that do nothing");
+        each.push(one);
+    }
+    assert!(each[0] <= 40.0, "{each:?}");
+}
