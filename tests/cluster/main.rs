@@ -14,6 +14,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clients;
 mod clocks;
 mod commands;
 mod confirmed;
@@ -154,6 +155,11 @@ fn what_an_operator_asks_for() {
 #[ignore = "long, `make proof`"]
 fn what_an_operator_asks_for_and_takes_long() {
     stage::play(commands::LONG);
+}
+
+#[test]
+fn clients_come_through_what_others_made() {
+    stage::play(clients::STEPS);
 }
 
 #[test]
