@@ -12,7 +12,7 @@ use super::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig,
     MemberConfig, PostgresqlConfig, RouterConfig,
     bootstrap::{self, OwnRoles},
-    checked::host_port,
+    checked::{host_port, is_host},
     error::Wrong,
     layers, parameters,
     raw::{
@@ -189,8 +189,7 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         return Err(Wrong::new(key("id"), format!("`{id}` is a name that Matriarch uses itself"), "rename it"));
     }
     let host = required(&key("host"), raw.host)?;
-    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if host.parse::<IpAddr>().is_err() && !host.chars().all(in_name) {
+    if !is_host(&host) {
         let problem = format!("`{host}` is neither a host name nor an address");
         return Err(Wrong::new(
             key("host"),

@@ -1,6 +1,11 @@
 //! The configuration as used: complete, consistent, and the only one passed on.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::bootstrap::InitialContent;
 use crate::domain::{MemberId, NodeId, Profile, Timings};
@@ -134,6 +139,12 @@ impl MemberConfig {
 /// `host:port`, with an IPv6 address in brackets.
 pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// A name or an address, without port and brackets: nothing that would have to be escaped anywhere.
+pub fn is_host(text: &str) -> bool {
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.chars().all(in_name))
 }
 
 /// What only this host's manager, agent and PostgreSQL need.
