@@ -83,6 +83,8 @@ install_debian() {
     packages=($(missing_packages postgresql "gcc libc6-dev" iproute2))
     # The tests of copies that are made of backups pass without it, and show nothing.
     if [ "$purpose" = test ] && ! has pgbackrest; then packages+=(pgbackrest); fi
+    if [ "$purpose" = test ] && ! has haproxy && [ ! -x /usr/sbin/haproxy ]; then packages+=(haproxy); fi
+    if [ "$purpose" = test ] && ! has pgbouncer && [ ! -x /usr/sbin/pgbouncer ]; then packages+=(pgbouncer); fi
     if [ ${#packages[@]} = 0 ]; then return; fi
     announce "apt-get install" "${packages[@]}"
     if [[ " ${packages[*]} " == *" postgresql "* ]]; then

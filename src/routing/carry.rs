@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     desk::{Pass, Signal},
     follower::Follower,
-    requests::Requests,
+    requests::{self, Requests},
     stream::Stream,
     table::Cut,
 };
@@ -175,9 +175,13 @@ impl Talk {
         }
     }
 
-    /// Outside of a transaction, everything the client has asked for is answered.
+    /// Outside of a transaction, everything the client has asked for is answered. One that has only just been let in is about
+    /// to ask: ended then it would have met with an error on a new connection.
     fn is_idle(&self) -> bool {
-        self.both().is_some_and(|both| both.1.ready_outside() == Some(both.0.asked()))
+        self.both().is_some_and(|both| {
+            let asked = both.0.asked();
+            asked > requests::BEGIN && both.1.ready_outside() == Some(asked)
+        })
     }
 
     fn drains(&self) -> bool {

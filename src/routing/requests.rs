@@ -6,6 +6,9 @@
 /// Kind and length of a message.
 const HEAD: usize = 5;
 
+/// What is asked for by the begin of a session.
+pub const BEGIN: u64 = 1;
+
 /// Where in the stream of one client the bytes have got to.
 #[derive(Debug)]
 pub struct Requests {
@@ -18,8 +21,7 @@ pub struct Requests {
 
 impl Default for Requests {
     fn default() -> Self {
-        // The session itself.
-        Self { head: [0; HEAD], have: 0, left: 0, asked: 1 }
+        Self { head: [0; HEAD], have: 0, left: 0, asked: BEGIN }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -25,7 +25,10 @@ use crate::{
     stage::{HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
-pub const STEPS: &[Step] = &[("haproxy_by_the_shipped_example", haproxy_by_the_shipped_example)];
+pub const STEPS: &[Step] = &[
+    ("haproxy_by_the_shipped_example", haproxy_by_the_shipped_example),
+    ("pgbouncer_by_the_shipped_example", pgbouncer_by_the_shipped_example),
+];
 
 /// Ends with the step.
 struct Process(Child);
@@ -41,13 +44,20 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Where it was put; Debian's place is on root's path only.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    places.map(|place| place.join(name)).find(|file| file.exists())
+}
+
 /// The shipped file with the places of this cluster: ports of the two listeners, primary first, and the process.
-fn haproxy(rig: &Rig) -> (Process, [u16; 2]) {
+fn haproxy(rig: &Rig, program: &Path) -> (Process, [u16; 2]) {
     let ports = [free_port(), free_port()];
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy/haproxy.cfg");
     let mut text = fs::read_to_string(shipped).unwrap();
     for (listener, port) in ["*:5000", "*:5001"].into_iter().zip(ports) {
-        text = text.replace(listener, &format!("127.0.0.1:{port}"));
+        text = text.replace(listener, &format!("0.0.0.0:{port}"));
     }
     for (i, host) in rig.members().iter().enumerate() {
         let Contact { address, postgres_port, rest_port, .. } = rig.contact(host).unwrap();
@@ -58,9 +68,9 @@ fn haproxy(rig: &Rig) -> (Process, [u16; 2]) {
     let file = rig.dir(&rig.members()[0]).unwrap().join("haproxy.cfg");
     fs::write(&file, text).unwrap();
     let log = fs::File::create(file.with_extension("log")).unwrap();
-    let mut command = Command::new("haproxy");
+    let mut command = Command::new(program);
     let process = command.arg("-db").arg("-f").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    (Process(process.spawn().expect("haproxy is installed by deploy/scripts/prepare.sh")), ports)
+    (Process(process.spawn().unwrap()), ports)
 }
 
 /// A write of one connection.
@@ -81,7 +91,7 @@ impl Writer {
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
         let mut config = Config::new();
-        config.host("127.0.0.1").port(port).user(contact.user).password(&contact.password).dbname("postgres");
+        config.host(&contact.address).port(port).user(contact.user).password(&contact.password).dbname(contact.user);
         config.connect_timeout(Duration::from_secs(25));
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -135,13 +145,93 @@ fn both_write(contact: &Contact, ports: &[u16]) {
         until("a write goes through", SOON, || {
             let writes = Writer::begin(contact, *port);
             thread::sleep(Duration::from_millis(300));
-            writes.end().iter().any(|write| write.error.is_none() && write.began < write.ended)
+            let writes = writes.end();
+            if let Some(error) = writes.last().and_then(|write| write.error.as_ref()) {
+                println!("port {port}: {error}");
+            }
+            writes.iter().any(|write| write.error.is_none())
         });
     }
 }
 
+/// The shipped file before the router of `contact`. It refuses to run as root.
+fn pgbouncer(rig: &Rig, program: &Path, contact: &Contact) -> (Process, u16) {
+    let (port, dir) = (free_port(), rig.dir(&rig.members()[0]).unwrap().join("pgbouncer"));
+    fs::create_dir_all(&dir).unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/pgbouncer/pgbouncer.ini");
+    let mut text = fs::read_to_string(shipped).unwrap();
+    let users = dir.join("userlist.txt");
+    for (shipped, here) in [
+        ("host=127.0.0.1 port=6432", format!("host={} port={}", contact.address, contact.router_port)),
+        ("listen_port = 6500", format!("listen_port = {port}\nunix_socket_dir =")),
+        ("/etc/pgbouncer/userlist.txt", users.display().to_string()),
+    ] {
+        assert_eq!(text.matches(shipped).count(), 1, "{shipped}");
+        text = text.replace(shipped, &here);
+    }
+    let file = dir.join("pgbouncer.ini");
+    fs::write(&file, text).unwrap();
+    fs::write(&users, format!("\"{}\" \"{}\"\n", contact.user, contact.password)).unwrap();
+    let mut command = match rig.user() {
+        Some((uid, gid)) => {
+            for place in [&dir, &file, &users] {
+                std::os::unix::fs::chown(place, Some(uid), Some(gid)).unwrap();
+            }
+            let mut command = Command::new("setpriv");
+            command
+                .args([format!("--reuid={uid}"), format!("--regid={gid}")])
+                .args(["--clear-groups", "--"])
+                .arg(program);
+            command
+        }
+        None => Command::new(program),
+    };
+    let log = fs::File::create(dir.join("log")).unwrap();
+    let process = command.arg("-q").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    (Process(process.spawn().unwrap()), port)
+}
+
+fn pgbouncer_by_the_shipped_example(rig: &Rig, before: &StatusReply) -> Promise {
+    let Some(program) = program("pgbouncer") else {
+        println!("pgbouncer is not installed: passed over");
+        return Promise::no_loss(Instant::now());
+    };
+    // The same host stays what it is in both changes.
+    let [to, stays] = others(rig, &[&before.primary]).try_into().expect("three members");
+    let contact = rig.contact(&stays).unwrap();
+    let (_pgbouncer, port) = pgbouncer(rig, &program, &contact);
+    both_write(&contact, &[port]);
+
+    let (writer, began) = (Writer::begin(&contact, port), Instant::now());
+    let reply = rig.switchover(&to).unwrap();
+    assert!(reply.accepted, "{reply:?}");
+    assert!(rig.finished(reply.id, SOON).unwrap().succeeded);
+    both_write(&contact, &[port]);
+    let (gap, errors) = seen(&writer.end(), began);
+    println!("switchover, through pgbouncer and the router: {gap:?} without a write, {errors:?}");
+    assert!(gap < SOON);
+    rig.healthy(HEAL).unwrap();
+
+    let (writer, server) = (Writer::begin(&contact, port), rig.server().unwrap());
+    thread::sleep(Duration::from_millis(200));
+    let fault = rig.kill_host(&to).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    both_write(&contact, &[port]);
+    let (gap, errors) = seen(&writer.end(), fault);
+    println!("loss of the primary's host, through pgbouncer and the router: {gap:?} without a write, {errors:?}");
+    assert!(gap < SOON);
+    seen_down(rig, &to);
+    rig.boot_host(&to).unwrap();
+    rig.healthy(HEAL).unwrap();
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
+}
+
 fn haproxy_by_the_shipped_example(rig: &Rig, before: &StatusReply) -> Promise {
-    let (_haproxy, [primary, standbys]) = haproxy(rig);
+    let Some(program) = program("haproxy") else {
+        println!("haproxy is not installed: passed over");
+        return Promise::no_loss(Instant::now());
+    };
+    let (_haproxy, [primary, standbys]) = haproxy(rig, &program);
     let contact = rig.contact(&others(rig, &[&before.primary])[0]).unwrap();
     both_write(&contact, &[primary, contact.router_port]);
     until("standbys are led to, which take no writes", SOON, || {

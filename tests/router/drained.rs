@@ -81,10 +81,13 @@ async fn a_planned_stop_ends_sessions_between_transactions_and_holds_new_ones() 
 #[tokio::test]
 async fn a_stop_that_is_called_off_ends_no_session_that_was_busy() {
     let Some((server, manager, r)) = begun(Duration::ZERO).await else { return };
-    let busy = Session::begin(r.read_write.port()).await;
+    let (busy, new) = (Session::begin(r.read_write.port()).await, Session::begin(r.read_write.port()).await);
     busy.run("BEGIN").await;
     manager.say(draining(&server));
     r.until("it is heard of", |s| s.draining).await;
+    // It was let in, and about to ask for something.
+    new.run("SELECT 1").await;
+    new.is_ended().await;
     manager.say(RoutingState { revision: 3, ..server.state() });
     r.until("and that it is not", |s| !s.draining).await;
     busy.run("COMMIT").await;
@@ -98,6 +101,7 @@ async fn a_router_that_is_stopped_lets_transactions_end_within_its_bound() {
     let Some((_server, _manager, r)) = begun(Duration::from_secs(20)).await else { return };
     let port = r.read_write.port();
     let (idle, busy) = (Session::begin(port).await, Session::begin(port).await);
+    idle.run("SELECT 1").await;
     busy.run("BEGIN").await;
     r.shutdown.send(true).unwrap();
     idle.is_ended().await;
