@@ -205,3 +205,44 @@ async fn idle_connections() {
     }
     assert!(each[0] <= 40.0, "{each:?}");
 }
+
+/// From the word of a manager that the primary is open to the server's first byte at a client that was held.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn from_open_to_the_first_byte() {
+    use crate::fakes::{Backend, Told, state};
+    let dir = tempfile::tempdir().unwrap();
+    let backend = Backend::start("a").await;
+    let managers = [(); 3].map(|()| Manager::start(state(1, 1, true, Some(&backend))));
+    let (router, port) = router_process(dir.path(), &managers.each_ref(), 100).await;
+    let _router = Process(router);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut took = Vec::new();
+    for epoch in 2..202 {
+        for manager in &managers {
+            manager.say(state(epoch, epoch * 2, false, Some(&backend)));
+        }
+        // Sessions of the last epoch are cut by that: then it is known.
+        let mut held: Vec<Client> = Vec::new();
+        for _ in 0..10 {
+            held.push(Client::open(address).await);
+        }
+        sleep(Duration::from_millis(60)).await;
+        let told = Instant::now();
+        managers[epoch as usize % 3].say(state(epoch, epoch * 2 + 1, true, Some(&backend)));
+        for client in &mut held {
+            assert_eq!(client.told().await, Told::Ready("a".into()));
+        }
+        // The last of ten.
+        took.push(told.elapsed());
+    }
+    took.sort_unstable();
+    let at = |percent: usize| took[took.len() * percent / 100 - 1];
+    println!(
+        "from open to the first byte at the last of ten: median {:?}, p99 {:?}, max {:?}",
+        at(50),
+        at(99),
+        at(100)
+    );
+    assert!(at(99) <= Duration::from_millis(20), "{:?}", at(99));
+}
