@@ -486,6 +486,7 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
         read_only_max_lag: raw.read_only_max_lag,
         read_only_from_primary: raw.read_only_from_primary.unwrap_or(true),
         read_only_weights,
+        proxy_protocol: raw.proxy_protocol.unwrap_or(false),
         drain: Duration::from_millis(drain),
         max_sessions,
         certificate,

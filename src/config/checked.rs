@@ -250,6 +250,8 @@ pub struct RouterConfig {
     pub read_only_from_primary: bool,
     /// How much of the sessions that only read each member gets, where they share them; 100 is usual, 0: none.
     pub read_only_weights: BTreeMap<MemberId, u32>,
+    /// Clients come through a load balancer that begins each connection with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// So long sessions may take to come to an end when the router is stopped.
     pub drain: Duration,
     /// At most this many sessions at once; more are refused with SQLSTATE 53300.

@@ -16,6 +16,7 @@ mod carry;
 mod desk;
 mod follower;
 mod lobby;
+mod origin;
 mod proxy;
 mod requests;
 mod stream;
@@ -165,6 +166,8 @@ struct Access {
     max_sessions: usize,
     lobby: Arc<Lobby>,
     tls_required: bool,
+    /// Each client comes through a load balancer that says who it is.
+    proxied: bool,
     tls: Arc<Tls>,
 }
 
@@ -238,7 +241,8 @@ impl Router {
             weights: router.read_only_weights,
             primary_too: router.read_only_from_primary,
         };
-        let access = Access { max_sessions, lobby: Lobby::new(max_sessions), tls_required, tls };
+        let access =
+            Access { max_sessions, lobby: Lobby::new(max_sessions), tls_required, proxied: router.proxy_protocol, tls };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));

@@ -7,6 +7,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -27,6 +28,7 @@ use super::{
     desk::{Counts, Desk, Pass, now},
     follower::Follower,
     lobby::Ticket,
+    origin::{self, BadOrigin},
     stream::Stream,
     table::{Cut, Port, Stamp, View},
     tls::Tls,
@@ -58,6 +60,9 @@ pub enum End {
     /// The client took too long to say what it wants.
     #[error("the client sent no startup packet within {STARTUP_DEADLINE:?}")]
     Slow,
+    /// No header of the PROXY protocol came, where each client has one.
+    #[error(transparent)]
+    Origin(#[from] BadOrigin),
     /// The client's bytes open no session.
     #[error("the client sent no startup packet")]
     Malformed(#[from] Malformed),
@@ -127,18 +132,23 @@ struct Link {
 pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, ticket: Ticket) {
     let client = Stream::Plain(client);
     let counting = Arc::clone(&desk);
-    let end = (Guest { desk, access, client, early: Vec::new(), port }).serve(ticket).await;
+    let mut guest = Guest { desk, access, client, early: Vec::new(), port };
+    let from = guest.origin().await;
+    let (from, end) = match from {
+        Ok(from) => (from, guest.serve(ticket).await),
+        Err(end) => (None, Err(end)),
+    };
     count(counting.counts(port), end.as_ref().err());
     match end {
-        Ok(()) => debug!(?port, "connection ended"),
-        Err(end) => debug!(?port, end = format!("{:#}", anyhow::Error::new(end)), "connection ended"),
+        Ok(()) => debug!(?port, ?from, "connection ended"),
+        Err(end) => debug!(?port, ?from, end = format!("{:#}", anyhow::Error::new(end)), "connection ended"),
     }
 }
 
 fn count(counts: &Counts, end: Option<&End>) {
     let of = match end {
         Some(End::Crowded | End::HeldTooLong { .. } | End::NotEncrypted) => &counts.refused,
-        Some(End::Malformed(_) | End::Slow | End::Handshake(_)) => &counts.malformed,
+        Some(End::Malformed(_) | End::Origin(_) | End::Slow | End::Handshake(_)) => &counts.malformed,
         Some(End::ClientGone(_) | End::Cut(_) | End::Unconfirmed | End::Carry(_)) | None => return,
     };
     of.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +164,24 @@ struct Guest {
 }
 
 impl Guest {
+    /// Where the client comes from, as the load balancer before the router says; `None`: it says nothing, or there is none.
+    async fn origin(&mut self) -> Result<Option<SocketAddr>, End> {
+        if !self.access.proxied {
+            let Stream::Plain(client) = &self.client else { return Ok(None) };
+            return Ok(client.peer_addr().ok());
+        }
+        let (client, mut header) = (&mut self.client, Vec::new());
+        let read = async {
+            fill(client, &mut header, origin::HEAD, 0).await.map_err(End::ClientGone)?;
+            let mut head = [0; origin::HEAD];
+            head.copy_from_slice(&header[..origin::HEAD]);
+            let rest = origin::rest(&head)?;
+            fill(client, &mut header, origin::HEAD + rest, 0).await.map_err(End::ClientGone)?;
+            Ok(origin::client(&head, &header[origin::HEAD..]))
+        };
+        timeout(STARTUP_DEADLINE, read).await.unwrap_or(Err(End::Slow))
+    }
+
     async fn serve(mut self, ticket: Ticket) -> Result<(), End> {
         let mut kept: Option<Link> = None;
         let (mut ticket, mut place) = (Some(ticket), None);

@@ -34,6 +34,7 @@ impl Files {
             read_only_max_lag: None,
             read_only_from_primary: true,
             read_only_weights: [].into(),
+            proxy_protocol: false,
             drain: Duration::ZERO,
             max_sessions: 1,
             certificate: Some(CertificateFiles { certificate: self.certificate.clone(), key: self.key.clone() }),

@@ -75,7 +75,6 @@ fn haproxy(rig: &Rig, program: &Path) -> (Process, [u16; 2]) {
 
 /// A write of one connection.
 struct Write {
-    began: Instant,
     ended: Instant,
     error: Option<String>,
 }
@@ -97,9 +96,8 @@ impl Writer {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut writes = Vec::new();
             while !ends.load(Ordering::SeqCst) {
-                let began = Instant::now();
                 let error = runtime.block_on(write(&config)).err().map(|error| format!("{error:?}"));
-                writes.push(Write { began, ended: Instant::now(), error });
+                writes.push(Write { ended: Instant::now(), error });
                 // One that is refused at once is not tried a thousand times a second.
                 thread::sleep(Duration::from_millis(if writes.last().is_some_and(|w| w.error.is_some()) {
                     20

@@ -428,3 +428,21 @@ async fn many_held_clients_knock_seldom_and_are_let_in_soon() {
     }
     assert!(start.elapsed() < Duration::from_secs(3), "all in after {:?}", start.elapsed());
 }
+
+#[tokio::test]
+async fn behind_a_load_balancer_each_connection_says_where_it_comes_from() {
+    let a = Backend::start("a").await;
+    let manager = Manager::start(state(1, 1, true, Some(&a)));
+    let r = router(&[&manager], Options { proxied: true, ..Options::default() }).await;
+    let header = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &[192, 0, 2, 7, 10, 0, 0, 1, 1, 2, 3, 4]].concat();
+    let mut client = Client::connect(r.read_write).await;
+    // In pieces, and the session's packet right behind it.
+    client.send(&header[..7]).await;
+    client.send(&header[7..]).await;
+    client.start().await;
+    assert_eq!(client.told().await, ready("a"));
+    assert!(client.works().await);
+    let mut without = Client::open(r.read_write).await;
+    without.ended().await;
+    assert_eq!(a.attempts(), 1);
+}
