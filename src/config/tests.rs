@@ -343,7 +343,7 @@ fn a_missing_file_says_what_to_do() {
 fn the_api_listens_where_a_manager_answers() {
     assert_eq!(parse(GOOD).unwrap().rest, None, "off without its table");
     let with = |text: &str| parse(&format!("{GOOD}\n[rest]\n{text}"));
-    assert_eq!(with("").unwrap().rest, Some("127.0.0.1:8008".parse().unwrap()));
+    assert_eq!(with("").unwrap().rest.unwrap().listen, "127.0.0.1:8008".parse().unwrap());
     assert!(with("listen = \"127.0.0.1:6433\"").unwrap_err().to_string().contains("is taken by router.read_only"));
     assert!(with("port = 8008").unwrap_err().to_string().contains("rest.port: unknown key"));
 }

@@ -204,25 +204,24 @@ impl ManagerHandle {
         })
     }
 
-    /// Begins a switchover or a failover by command; only the Raft leader can.
+    /// Begins a switchover, a failover or a restart by command; only the Raft leader can. `from`: only if that is primary.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
     pub async fn begin(
         &self,
         kind: OperationKind,
-        wanted: Option<&MemberId>,
+        (from, wanted): (Option<&MemberId>, Option<&MemberId>),
         (request_id, allow_loss): (String, bool),
     ) -> Result<crate::state::Operation, String> {
         let state = self.state();
         if let Some(known) = state.operation_of(&request_id) {
             return Ok(known.clone());
         }
-        let admitted = self
-            .manager
-            .inner
-            .board
-            .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted, allow_loss))?;
+        let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
+            switchover::admit(s, kind, wanted, allow_loss)
+        })?;
         let expected = state.epoch;
         let command = Command {
             request_id: request_id.clone(),

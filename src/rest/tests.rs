@@ -67,11 +67,11 @@ impl Host {
 
     fn says(&self, path: &str) -> u16 {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        self.facts(|facts| answer(path, query, facts)).status
+        self.facts(|facts| answer(path, query, facts, &BTreeMap::new())).status
     }
 
     fn json(&self, path: &str) -> serde_json::Value {
-        let reply = self.facts(|facts| answer(path, "", facts));
+        let reply = self.facts(|facts| answer(path, "", facts, &BTreeMap::new()));
         serde_json::from_str(&reply.body).unwrap()
     }
 }
@@ -212,7 +212,7 @@ fn documents_have_the_fields_that_plugins_read() {
 
 #[test]
 fn metrics_are_as_prometheus_reads_them() {
-    let page = Host::healthy("b").facts(|facts| answer("/metrics", "", facts)).body;
+    let page = Host::healthy("b").facts(|facts| answer("/metrics", "", facts, &BTreeMap::new())).body;
     let value = |name: &str| {
         let line = page.lines().find(|line| line.starts_with(&format!("patroni_{name}{{"))).unwrap();
         line.rsplit(' ').next().unwrap().to_owned()
