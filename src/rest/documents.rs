@@ -67,6 +67,13 @@ pub fn host(facts: &Facts<'_>) -> Value {
     say("role", json!(if facts.holds_lease() { "primary" } else { "replica" }));
     if let Some(agent) = agent {
         say("server_version", json!(agent.server_version));
+        say("postmaster_start_time", timestamp(agent.server.started_ms));
+        if agent.server.pending_restart {
+            say("pending_restart", json!(true));
+        }
+        if watchdog_failed(agent) {
+            say("watchdog_failed", json!(true));
+        }
         say("timeline", json!(agent.wal_end.timeline.0));
         say("xlog", wal(agent));
         if let Some(system) = agent.system_identifier {
@@ -100,12 +107,29 @@ pub fn host(facts: &Facts<'_>) -> Value {
     Value::Object(body)
 }
 
+/// As PostgreSQL writes it, in UTC; null where nobody knows.
+fn timestamp(ms_since_1970: u64) -> Value {
+    let at = time::OffsetDateTime::UNIX_EPOCH + Duration::from_millis(ms_since_1970);
+    let (date, (hour, minute, second, ms)) = (at.date(), at.time().as_hms_milli());
+    match ms_since_1970 {
+        0 => Value::Null,
+        _ => json!(format!("{date} {hour:02}:{minute:02}:{second:02}.{ms:03}+00:00")),
+    }
+}
+
+/// Somebody asked for a watchdog, and it does not work.
+fn watchdog_failed(agent: &AgentView) -> bool {
+    let failed = |state: &str| state.starts_with("failed") || state.starts_with("unavailable");
+    agent.layers.iter().any(|layer| layer.name == "watchdog" && failed(&layer.state))
+}
+
 fn wal(agent: &AgentView) -> Value {
     match agent.state {
         PostgresState::Primary | PostgresState::Unleased => json!({"location": agent.wal_end.lsn.0}),
         _ => json!({
             "received_location": agent.wal_end.lsn.0,
             "replayed_location": agent.replay_lsn.0,
+            "replayed_timestamp": timestamp(agent.server.replayed_at_ms),
             "paused": agent.waits_on_purpose,
         }),
     }
