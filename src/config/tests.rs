@@ -372,7 +372,9 @@ fn errors_of_the_api() {
     ]
     .map(|text| format!("[rest]\n{text}\n[router]\n"));
     let edits: Vec<(&str, &str)> = edits.iter().map(|to| ("[router]\n", to.as_str())).collect();
-    check(&edits, expect![[r#"
+    check(
+        &edits,
+        expect![[r#"
         m.toml: rest.port: unknown key in line 30; known here: listen, username, password_file, allowlist, tls_certificate_file, tls_key_file
         m.toml: rest.password_file: missing; name a file with the user's password
         m.toml: rest.username: missing; name the user whose password that is
@@ -384,7 +386,8 @@ fn errors_of_the_api() {
         m.toml: rest.allowlist: invalid type: string "10.0.0.0/8", expected a sequence (line 30); correct the line; deploy/matriarch.toml.example has every key
         m.toml: rest.tls_certificate_file: missing; name the key's certificate
         m.toml: rest.tls_key_file: missing; name the certificate's key
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

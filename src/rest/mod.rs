@@ -30,10 +30,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body, Bytes, Incoming},
     header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
@@ -62,6 +62,8 @@ use told::Shown;
 const AT_ONCE: usize = 128;
 /// A client has so long to say what it wants, and twice that to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// So much of a body that is too long is read and thrown away, in bytes.
+const DISCARDED: usize = 1 << 20;
 /// After the operating system gave no connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -236,15 +238,31 @@ impl<A: Admin> Desk<A> {
     }
 }
 
-/// The body of a request that changes something.
-async fn received(body: Incoming) -> Result<Bytes, Reply> {
-    match timeout(PATIENCE, Limited::new(body, orders::BODY_MAX).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+/// The body of a request that changes something. What is too long is read to its end, within reason: a client that still
+/// sends when the connection is closed never sees the answer.
+async fn received<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Result<Vec<u8>, Reply> {
+    let (mut bytes, mut length) = (Vec::new(), 0_usize);
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            let data = frame.map_err(drop)?.into_data().unwrap_or_default();
+            length = length.saturating_add(data.len());
+            match length {
+                0..=orders::BODY_MAX => bytes.extend_from_slice(&data),
+                _ if length > DISCARDED => break,
+                _ => bytes.clear(),
+            }
+        }
+        Ok::<_, ()>(())
+    };
+    match timeout(PATIENCE, read).await {
+        Err(_) => {
+            Err(Reply::text(408, format!("the body took more than {} s; nothing was changed\n", PATIENCE.as_secs())))
+        }
+        Ok(Err(())) => Err(Reply::text(400, "the body broke off; nothing was changed\n")),
+        Ok(Ok(())) if length > orders::BODY_MAX => {
             Err(Reply::text(413, format!("the body has more than {} bytes; nothing was changed\n", orders::BODY_MAX)))
         }
-        Ok(Err(_)) => Err(Reply::text(400, "the body broke off; nothing was changed\n")),
-        Err(_) => Err(Reply::text(408, format!("the body took more than {} s\n", PATIENCE.as_secs()))),
+        Ok(Ok(())) => Ok(bytes),
     }
 }
 

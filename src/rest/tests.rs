@@ -324,3 +324,13 @@ fn settings_are_shown_in_the_shape_in_which_they_are_put() {
     };
     assert_eq!((back.version, back.named["b.priority"].as_deref(), back.replace), (Some(4), Some("0"), true));
 }
+
+#[tokio::test]
+async fn a_body_is_read_up_to_its_limit_and_no_further() {
+    let of = async |length: usize| received(Full::new(Bytes::from(vec![b' '; length]))).await;
+    assert_eq!(of(0).await, Ok(Vec::new()));
+    assert_eq!(of(orders::BODY_MAX).await.unwrap().len(), orders::BODY_MAX);
+    for length in [orders::BODY_MAX + 1, DISCARDED + 1] {
+        assert_eq!(of(length).await.unwrap_err().status, 413);
+    }
+}

@@ -89,3 +89,67 @@ fn read(files: &CertificateFiles) -> Result<Arc<ServerConfig>, CertificateError>
     let keys = ("rest.tls_certificate_file", "rest.tls_key_file");
     server_tls(files, keys, ALPN).map(|(config, _)| config)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use tokio::net::TcpListener;
+    use tokio_rustls::{
+        TlsConnector,
+        rustls::{
+            ClientConfig, RootCertStore,
+            pki_types::{CertificateDer, ServerName},
+        },
+    };
+
+    use super::*;
+
+    fn renew(files: &CertificateFiles) -> CertificateDer<'static> {
+        let made = rcgen::generate_simple_self_signed(["db1.example".to_owned()]).unwrap();
+        fs::write(&files.certificate, made.cert.pem()).unwrap();
+        fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
+        made.cert.der().clone()
+    }
+
+    /// Whether a client that trusts only `authority` comes to terms.
+    async fn trusts(tls: &Tls, authority: &CertificateDer<'static>, protocol: &[u8]) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone()).unwrap();
+        let mut client = ClientConfig::builder_with_provider(crate::config::tls_provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.alpn_protocols = vec![b"h2".to_vec(), protocol.to_vec()];
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let there = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (here, _) = listener.accept().await.unwrap();
+        let name = ServerName::try_from("db1.example").unwrap();
+        let connect = TlsConnector::from(Arc::new(client)).connect(name, there);
+        let (accepted, connected) = tokio::join!(tls.accept(here), connect);
+        accepted.is_ok() && connected.is_ok()
+    }
+
+    #[tokio::test]
+    async fn clients_see_the_certificate_and_a_new_one_once_it_is_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = CertificateFiles { certificate: dir.path().join("crt"), key: dir.path().join("key") };
+        let missing = Tls::load(files.clone()).unwrap_err();
+        assert_eq!(missing.key, "rest.tls_certificate_file");
+        let first = renew(&files);
+        let tls = Tls::load(files.clone()).unwrap();
+        assert!(trusts(&tls, &first, ALPN).await);
+        assert!(!trusts(&tls, &first, b"postgresql").await, "no protocol in common");
+
+        let before = tls.stamps();
+        fs::write(&files.key, "no key").unwrap();
+        assert_ne!(tls.stamps(), before);
+        tls.reload();
+        assert!(trusts(&tls, &first, ALPN).await, "what can't be used changes nothing");
+        let second = renew(&files);
+        tls.reload();
+        assert!(trusts(&tls, &second, ALPN).await && !trusts(&tls, &first, ALPN).await);
+    }
+}
