@@ -15,7 +15,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::MemberId,
-    manager::{ManagerHandle, view::MemberChange},
+    manager::{
+        ManagerHandle,
+        view::{MemberChange, NotBegun},
+    },
     rpc::{convert, v1},
     state::{Operation, OperationKind},
 };
@@ -53,7 +56,11 @@ impl AdminService {
         let moves = (from.as_ref(), wanted.as_ref());
         let reply = match self.manager.begin(kind, moves, (self::request_id(request_id), allow_loss)).await {
             Ok(operation) => accepted(&operation),
-            Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
+            Err(why) => v1::OperationReply {
+                reason: why.to_string(),
+                undecided: matches!(why, NotBegun::Undecided(_)),
+                ..Default::default()
+            },
         };
         Ok(Response::new(reply))
     }
@@ -71,6 +78,7 @@ fn accepted(operation: &Operation) -> v1::OperationReply {
         to: operation.to.to_string(),
         accepted: true,
         reason: String::new(),
+        undecided: false,
     }
 }
 

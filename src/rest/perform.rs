@@ -167,6 +167,12 @@ async fn follow(
         Ok(reply) => reply.into_inner(),
         Err(status) => return unanswered(&format!("the {}", words.name), &status),
     };
+    if !begun.accepted && begun.undecided {
+        return Reply::text(
+            503,
+            format!("{} may not have begun: {}; see `matriarch status`\n", words.name, begun.reason),
+        );
+    }
     if !begun.accepted {
         return Reply::text(412, format!("{} is not possible: {}\n", words.name, begun.reason));
     }

@@ -20,7 +20,7 @@ fn cause(status: &v1::AgentStatus) -> Option<CopyCause> {
 async fn pair(cluster: &Cluster) -> (Host, Host) {
     let first = cluster.primary().await;
     let mut second = cluster.host(1).await;
-    second.copy_and_follow(1, &first).await;
+    Box::pin(second.copy_and_follow(1, &first)).await;
     (first, second)
 }
 
