@@ -82,6 +82,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               history      Show who was primary from when to when and why it ended, and the last decisions
               events       Show decisions as they are made, with what holds the cluster up
               rules        Print the numbered rules by which the cluster decides and each host acts
+              dsn          Print connection strings for applications, driver by driver; asks nobody
               raft         Work with the managers' Raft group
               member       Show, add, remove or replace members
               recover      Begin a new generation with what this host has, when a majority of the hosts is gone
@@ -1285,6 +1286,182 @@ fn status_exits_0_when_healthy() {
     });
 }
 
+// ---- connection strings --------------------------------------------------------------------------------------
+
+fn cluster_of(members: &[(&str, &str, u16)]) -> tempfile::NamedTempFile {
+    let member = |(id, host, port): &(&str, &str, u16)| {
+        format!("[[cluster.members]]\nid = \"{id}\"\nhost = \"{host}\"\npostgres_port = {port}\n")
+    };
+    let members: String = members.iter().map(member).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("[cluster]\nname = \"main\"\ninsecure = true\n{members}")).unwrap();
+    file
+}
+
+fn three_hosts() -> tempfile::NamedTempFile {
+    cluster_of(&[("n1", "10.0.0.1", 5432), ("n2", "fd00::2", 5433), ("n3", "db3.example", 5432)])
+}
+
+#[test]
+fn help_of_dsn() {
+    check(
+        &["dsn", "--help"],
+        expect![[r#"
+        exit 0
+        Print connection strings for applications, driver by driver; asks nobody
+
+        Usage: matriarch dsn [OPTIONS]
+
+        Options:
+              --driver <NAME>       Whose: libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg,
+                                    rust; of one only the string is printed [default: all]
+              --for <ACCESS>        What for: read-write (the primary) or read-only (a standby, or the
+                                    primary where there is none) [default: read-write]
+              --database <NAME>     Database to connect to [default: postgres]
+              --user <NAME>         Role to connect as [default: none is named, and the driver has its own]
+              --router <HOST:PORT>  Through a router, by its port for this access; may be given several
+                                    times [default: to the members]
+              --json                Print JSON, with what the strings can't say
+              --config <FILE>       Configuration file [default: $MATRIARCH_CONFIG, else
+                                    /etc/matriarch/matriarch.toml]
+          -h, --help                Print help
+
+        Exit codes:
+          0  done; status: every member is healthy and the primary is open
+          1  failed or refused; the reason was printed
+          2  wrong usage or configuration; nothing was changed
+          3  no manager could be reached
+          4  status: the cluster answers and is degraded
+    "#]],
+    );
+}
+
+#[test]
+fn dsn_of_one_driver_is_the_string_and_nothing_else() {
+    let file = three_hosts();
+    let config = ["--config", file.path().to_str().unwrap()];
+    let dsn = |args: &[&str], expected: Expect| check(&[&["dsn"], args, &config].concat(), expected);
+    dsn(
+        &["--driver", "libpq-uri"],
+        expect![[r#"
+        exit 0
+        postgresql://10.0.0.1:5432,[fd00::2]:5433,db3.example:5432/postgres?target_session_attrs=read-write&connect_timeout=3&keepalives_idle=5&keepalives_interval=2&keepalives_count=3&tcp_user_timeout=10000
+    "#]],
+    );
+    dsn(
+        &["--driver", "go", "--user", "app", "--database", "my shop"],
+        expect![[r#"
+        exit 0
+        host=10.0.0.1,fd00::2,db3.example port=5432,5433,5432 user=app dbname='my shop' target_session_attrs=read-write connect_timeout=3
+    "#]],
+    );
+    dsn(
+        &["--driver", "jdbc", "--for", "read-only", "--router", "[fd00::9]:6433"],
+        expect![[r#"
+        exit 0
+        jdbc:postgresql://[fd00::9]:6433/postgres?connectTimeout=3&sslResponseTimeout=23000&loginTimeout=26&tcpKeepAlive=true
+    "#]],
+    );
+    dsn(
+        &["--driver", "node"],
+        expect![[r#"
+            exit 2
+            matriarch: --driver node: pg takes one host and doesn't look whether it is the primary: name a router with --router HOST:PORT. pg-native takes libpq's string, postgres.js asyncpg's with primary for read-write
+        "#]],
+    );
+}
+
+#[test]
+fn dsn_says_what_is_wrong_with_its_arguments() {
+    let file = three_hosts();
+    let config = ["--config", file.path().to_str().unwrap()];
+    let dsn = |args: &[&str], expected: Expect| check(&[&["dsn"], args, &config].concat(), expected);
+    dsn(
+        &["--router", "0.0.0.0:6432"],
+        expect![[r#"
+        exit 2
+        matriarch: --router 0.0.0.0:6432: not HOST:PORT that clients can connect to; write e.g. 10.0.0.1:6432 or [fd00::1]:6432
+    "#]],
+    );
+    dsn(
+        &["--user", ""],
+        expect![[r#"
+        exit 2
+        matriarch: --user: empty; leave it out for the default
+    "#]],
+    );
+    dsn(
+        &["--driver", "odbc"],
+        expect![[r#"
+        exit 2
+        error: invalid value 'odbc' for '--driver <NAME>': all or one of libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg, rust
+
+        For more information, try '--help'.
+    "#]],
+    );
+    dsn(
+        &["--for", "writing"],
+        expect![[r#"
+        exit 2
+        error: invalid value 'writing' for '--for <ACCESS>': read-write or read-only
+
+        For more information, try '--help'.
+    "#]],
+    );
+    check(
+        &["dsn"],
+        expect![[r#"
+        exit 2
+        matriarch: /nonexistent/matriarch.toml: can't be read (No such file or directory (os error 2)); create it (docs/install.md), or name another with --config
+    "#]],
+    );
+}
+
+#[test]
+fn dsn_as_json_says_through_what_and_why_there_is_none() {
+    let file = three_hosts();
+    let dsn = |args: &[&str]| -> serde_json::Value {
+        let output = matriarch(&[&["dsn", "--json", "--config", file.path().to_str().unwrap()], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let told = dsn(&["--driver", "node"]);
+    assert_eq!(told["hosts"], serde_json::json!(["10.0.0.1:5432", "[fd00::2]:5433", "db3.example:5432"]));
+    assert_eq!((&told["through"], &told["for"]), (&"members".into(), &"read-write".into()));
+    assert!(told["strings"][0]["string"].is_null());
+    assert!(told["strings"][0]["reason"].as_str().unwrap().contains("--router"));
+    let told = dsn(&["--router", "r1:6432", "--router", "r2:6432"]);
+    assert_eq!((&told["through"], &told["hosts"]), (&"router".into(), &serde_json::json!(["r1:6432", "r2:6432"])));
+    assert!(told["strings"].as_array().unwrap().iter().all(|one| one["string"].is_string()), "{told}");
+}
+
+/// What is wrong with a string psql says before it connects.
+#[test]
+fn psql_takes_the_strings_of_libpq() {
+    if Command::new("psql").arg("--version").output().is_err() {
+        eprintln!("skipped: no psql is installed");
+        return;
+    }
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let file = cluster_of(&[("n1", "127.0.0.1", port), ("n2", "127.0.0.2", port), ("n3", "127.0.0.3", port)]);
+    let odd = "a b/c?d#e%f'g\"h\\i;j=k@l:m+n,ö";
+    for driver in ["libpq-uri", "libpq"] {
+        for access in ["read-write", "read-only"] {
+            let args = ["dsn", "--driver", driver, "--for", access, "--user", odd, "--database", odd];
+            let output = matriarch(&[&args[..], &["--config", file.path().to_str().unwrap()]].concat());
+            let string = String::from_utf8(output.stdout).unwrap();
+            let psql = Command::new("psql").args(["-X", "-c", "select", string.trim_end()]).output().unwrap();
+            let told = String::from_utf8(psql.stderr).unwrap();
+            for host in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+                let refused = format!("connection to server at \"{host}\", port {port} failed: Connection refused");
+                assert!(told.contains(&refused), "{string}{told}");
+            }
+        }
+    }
+}
+
 // ---- files that go with the command line ---------------------------------------------------------------------
 
 fn repository(path: &str) -> String {
@@ -1331,6 +1508,25 @@ fn the_page_of_rto_is_what_the_command_says() {
         std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/rto.md"), &written).unwrap();
     } else {
         assert!(written == page, "docs/rto.md is out of date: UPDATE_EXPECT=1 cargo test --test cli writes it");
+    }
+}
+
+/// The example of docs/clients.md is what the command prints.
+#[test]
+fn the_page_of_clients_is_what_the_command_says() {
+    let page = repository("docs/clients.md");
+    let mut written = page.clone();
+    for (name, more) in [("members", &[][..]), ("router", &["--router", "127.0.0.1:6432", "--driver", "jdbc"][..])] {
+        let args = ["dsn", "--user", "app", "--database", "shop", "--config", "deploy/matriarch.toml.example"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_matriarch"));
+        let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        written = between(&written, name, &format!("```text\n{}```\n", String::from_utf8(output.stdout).unwrap()));
+    }
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/clients.md"), &written).unwrap();
+    } else {
+        assert!(written == page, "docs/clients.md is out of date: UPDATE_EXPECT=1 cargo test --test cli writes it");
     }
 }
 

@@ -111,6 +111,7 @@ mod tests {
             "data_room_act=2% default 2% set false ",
             "data_room_warn=10% default 10% set false ",
             "disk_reserve=64MB default 64MB set false ",
+            "drain_timeout_ms=500 default 500 set false ",
             "failover_calm_ms=600000 default 600000 set false ",
             "failover_limit=3 default 3 set false ",
             "failover_wait=lease default lease set false ",

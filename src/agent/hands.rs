@@ -274,6 +274,22 @@ impl Hands {
         self.holder.set_sink(Box::new(|_, _| true));
     }
 
+    /// Gives transactions in progress time to end. Whatever comes of it, PostgreSQL is stopped then.
+    pub async fn drain(&self, patience: Duration) {
+        self.progress("transactions in progress", 0, 0);
+        let began = std::time::Instant::now();
+        let waits = async { self.instance.connect().await?.await_transactions(patience).await };
+        match tokio::time::timeout(patience, waits).await {
+            Ok(Ok(())) => {
+                tracing::info!(elapsed_ms = began.elapsed().as_millis(), "no transaction is in progress any more")
+            }
+            Ok(Err(error)) => tracing::info!(error = chain(&error), "transactions are ended by the stop"),
+            Err(_) => {
+                tracing::info!(drain_timeout_ms = patience.as_millis(), "transactions take longer, the stop ends them")
+            }
+        }
+    }
+
     /// Asks PostgreSQL to end and sees to it that it does: fast, then immediate,
     /// then by force.
     pub async fn stop_postmaster(&self, guard: &GuardHandle, fast_for: Option<Duration>) -> Result<(), String> {

@@ -32,6 +32,7 @@ mod failsafe;
 mod freshness;
 mod guarding;
 mod hands;
+mod initial;
 mod lease_news;
 mod lend;
 pub mod order;

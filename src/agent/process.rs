@@ -618,6 +618,7 @@ impl Agent {
             borrower: self.borrower(),
             damaged: self.core.is_damaged(),
             unleased: self.core.durable().unleased,
+            drain: self.core.settings().drain_timeout,
         };
         let wakes = self.hands.wakes.clone();
         self.task = Some(tokio::spawn(async move {

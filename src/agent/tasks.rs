@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::{CloneMethod, Epoch, Generation, KeepDiverged, LostWal, TimelineId, WalPosition, moment::TwoClocks},
-    guard::{self, GuardHandle, PostmasterSignal, sys::two_clocks},
+    guard::{GuardHandle, PostmasterSignal, sys::two_clocks},
     lease,
     postgres::{
         CloneError, ConfigRole, CopyPlan, Live, PostgresError, Progress, RewindError, Saved, Session, Tail, Upstream,
@@ -64,6 +64,8 @@ pub struct Job {
     pub damaged: bool,
     /// What runs was taken over, and has held no lease yet.
     pub unleased: bool,
+    /// So long a stop that an operator wants waits for transactions in progress.
+    pub drain: Duration,
 }
 
 /// What a member has that the cluster has not.
@@ -77,9 +79,9 @@ enum Left {
 }
 
 /// Why a task failed.
-struct Failure {
-    error: String,
-    harmless: bool,
+pub(super) struct Failure {
+    pub error: String,
+    pub harmless: bool,
 }
 
 impl From<String> for Failure {
@@ -112,31 +114,10 @@ impl Job {
             Task::Follow(source) => self.follow(source.as_ref()).await?,
             Task::Promote(tenure) => return self.promote(tenure).await,
             Task::Restart { tenure, resume } => self.restart(tenure, *resume).await?,
-            Task::Stop { mode, .. } => self.stop(*mode).await?,
+            Task::Stop { mode, keep_lease } => self.stop(*mode, *keep_lease).await?,
             Task::Rewind(source) => return self.rewind(source).await,
             Task::Clone(source) => return self.copy(source).await,
             Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
-        }
-        Ok(())
-    }
-
-    /// A failure is harmless when no guard came to stand beside anything.
-    async fn initdb(&self) -> Result<(), Failure> {
-        let harmless = |error| Failure { error, harmless: true };
-        let _works = self.hands.data_dir.lock().await;
-        let progress = |p: Progress| self.hands.progress(&p.phase, p.done_bytes, p.total_bytes);
-        self.hands.instance.initdb(&progress).await.map_err(|error| harmless(said(error)))?;
-        if self.hands.instance.is_to_go_on_running() {
-            // Whoever finds a writable PostgreSQL under a guard would end it.
-            if !self.unleased {
-                return Err(harmless("it began to run meanwhile".to_owned()));
-            }
-            self.hands.progress("a guard beside it", 0, 0);
-            if let Err(error) = self.hands.take_over().await {
-                let runtime_dir = self.hands.runtime_dir.clone();
-                let stands = blocking(move || !matches!(guard::adopt(&runtime_dir), Ok(None))).await;
-                return Err(Failure { error, harmless: stands == Ok(false) });
-            }
         }
         Ok(())
     }
@@ -249,7 +230,10 @@ impl Job {
         self.guard.clone().ok_or_else(|| "no guard runs".to_owned())
     }
 
-    async fn stop(&self, mode: StopMode) -> Result<(), String> {
+    async fn stop(&self, mode: StopMode, planned: bool) -> Result<(), String> {
+        if planned && mode == StopMode::Fast && !self.drain.is_zero() {
+            self.hands.drain(self.drain).await;
+        }
         let patience = (mode == StopMode::Fast).then_some(self.hands.timings.stop_patience());
         self.hands.stop_postmaster(&self.running_guard()?, patience).await
     }

@@ -1,10 +1,14 @@
 //! The command line as typed. The only place that knows clap.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{exit, wiring::DemoArgs};
+use super::{
+    dsn::{Access, Driver},
+    exit,
+    wiring::DemoArgs,
+};
 use crate::telemetry::Format;
 
 /// PostgreSQL high availability without an external store.
@@ -57,6 +61,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Print the numbered rules by which the cluster decides and each host acts
     Rules(RulesArgs),
+    /// Print connection strings for applications, driver by driver; asks nobody
+    Dsn(DsnArgs),
     /// Work with the managers' Raft group
     Raft(RaftArgs),
     /// Show, add, remove or replace members
@@ -374,6 +380,47 @@ pub struct RulesArgs {
     /// Print JSON: the rules, and the states with what leads from one to the other
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct DsnArgs {
+    /// Whose: libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg, rust; of one only the string is printed
+    #[arg(long, value_name = "NAME", default_value = "all")]
+    pub driver: DsnDrivers,
+    /// What for: read-write (the primary) or read-only (a standby, or the primary where there is none)
+    #[arg(long = "for", value_name = "ACCESS", default_value = "read-write")]
+    pub access: Access,
+    /// Database to connect to
+    #[arg(long, value_name = "NAME", default_value = "postgres")]
+    pub database: String,
+    /// Role to connect as [default: none is named, and the driver has its own]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// Through a router, by its port for this access; may be given several times [default: to the members]
+    #[arg(long = "router", value_name = "HOST:PORT")]
+    pub routers: Vec<String>,
+    /// Print JSON, with what the strings can't say
+    #[arg(long)]
+    pub json: bool,
+    /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// One driver, or each that there is.
+#[derive(Debug, Clone, Copy)]
+pub enum DsnDrivers {
+    All,
+    One(Driver),
+}
+
+impl FromStr for DsnDrivers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" { Ok(Self::All) } else { text.parse().map(Self::One) }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 
 mod args;
 mod client;
+mod dsn;
 pub mod exit;
 mod history;
 mod members;
@@ -68,6 +69,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::History(args) => with_runtime(history::history(args)),
         Command::Events(args) => with_runtime(history::events(args)),
         Command::Rules(args) => rules::run(&args).into(),
+        Command::Dsn(args) => dsn::run(&args).into(),
         Command::Pause(args) => with_runtime(pause::pause(args)),
         Command::Acknowledge(args) => with_runtime(pause::acknowledge(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),

@@ -12,7 +12,7 @@ use super::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig,
     MemberConfig, PostgresqlConfig, RouterConfig,
     bootstrap::{self, OwnRoles},
-    checked::host_port,
+    checked::{host_port, is_host},
     error::Wrong,
     layers, parameters,
     raw::{
@@ -52,7 +52,7 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
             None
         }
     };
-    let router = raw.router.map(router).transpose()?;
+    let router = raw.router.map(|raw| router(raw, &cluster)).transpose()?;
     let rest = raw.rest.map(|raw| rest::check(raw, member.is_some())).transpose()?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
     let config = Config { file: file.to_owned(), cluster, member, router, rest, layers };
@@ -190,8 +190,7 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         return Err(Wrong::new(key("id"), format!("`{id}` is a name that Matriarch uses itself"), "rename it"));
     }
     let host = required(&key("host"), raw.host)?;
-    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if host.parse::<IpAddr>().is_err() && !host.chars().all(in_name) {
+    if !is_host(&host) {
         let problem = format!("`{host}` is neither a host name nor an address");
         return Err(Wrong::new(
             key("host"),
@@ -447,9 +446,20 @@ fn cgroup(text: Option<&str>) -> Result<CgroupUse, Wrong> {
     }
 }
 
-fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {
+/// An hour: whoever needs longer has sessions that never end.
+const DRAIN_MAX_MS: u64 = 3_600_000;
+const WEIGHT_MAX: u32 = 1_000;
+
+fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong> {
     let read_write = address("router.read_write", raw.read_write.as_deref().unwrap_or("127.0.0.1:6432"))?;
     let read_only = raw.read_only.as_deref().map(|text| address("router.read_only", text)).transpose()?;
+    let sync_only = raw.sync_only.as_deref().map(|text| address("router.sync_only", text)).transpose()?;
+    let drain = raw.drain_ms.unwrap_or(2_000);
+    if drain > DRAIN_MAX_MS {
+        let advice = format!("use up to {DRAIN_MAX_MS} ms; 0 ends sessions at once");
+        return Err(Wrong::new("router.drain_ms", format!("{drain} ms is too long"), advice));
+    }
+    let read_only_weights = weights(raw.read_only_weights.unwrap_or_default(), cluster)?;
     let max_sessions = raw.max_sessions.unwrap_or(1_000);
     if max_sessions == 0 {
         return Err(Wrong::new("router.max_sessions", "0 would refuse everybody", "use 1 or more"));
@@ -462,7 +472,35 @@ fn router(raw: RawRouter) -> Result<RouterConfig, Wrong> {
         return Err(Wrong::new("router.tls_required", "the router has no certificate to encrypt with", advice));
     }
     let postgresql_ca_file = given("router.postgresql_ca_file", raw.postgresql_ca_file)?;
-    Ok(RouterConfig { read_write, read_only, max_sessions, certificate, tls_required, postgresql_ca_file })
+    Ok(RouterConfig {
+        read_write,
+        read_only,
+        sync_only,
+        read_only_max_lag: raw.read_only_max_lag,
+        read_only_from_primary: raw.read_only_from_primary.unwrap_or(true),
+        read_only_weights,
+        drain: Duration::from_millis(drain),
+        max_sessions,
+        certificate,
+        tls_required,
+        postgresql_ca_file,
+    })
+}
+
+fn weights(raw: BTreeMap<String, u32>, cluster: &ClusterConfig) -> Result<BTreeMap<MemberId, u32>, Wrong> {
+    let key = "router.read_only_weights";
+    let one = |(name, weight): (String, u32)| {
+        let member = cluster.members.iter().find(|member| member.id.as_str() == name);
+        let member = member.ok_or_else(|| {
+            let known = Vec::from_iter(cluster.members.iter().map(|member| member.id.as_str())).join(", ");
+            Wrong::new(key, format!("`{name}` is no member"), format!("name one of {known}"))
+        })?;
+        match weight {
+            0..=WEIGHT_MAX => Ok((member.id.clone(), weight)),
+            _ => Err(Wrong::new(key, format!("{weight} for {name} is too much"), format!("use 0 to {WEIGHT_MAX}"))),
+        }
+    };
+    raw.into_iter().map(one).collect()
 }
 
 fn given(key: &str, file: Option<String>) -> Result<Option<PathBuf>, Wrong> {
@@ -495,6 +533,7 @@ pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
     if let Some(router) = &config.router {
         all.push(("router.read_write", router.read_write));
         all.extend(router.read_only.map(|address| ("router.read_only", address)));
+        all.extend(router.sync_only.map(|address| ("router.sync_only", address)));
     }
     all.extend(config.rest.as_ref().map(|rest| ("rest.listen", rest.listen)));
     all

@@ -1,6 +1,11 @@
 //! The configuration as used: complete, consistent, and the only one passed on.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use super::{bootstrap::InitialContent, rest::RestConfig};
 use crate::domain::{MemberId, NodeId, Profile, Timings};
@@ -136,6 +141,12 @@ pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// A name or an address, without port and brackets: nothing that would have to be escaped anywhere.
+pub fn is_host(text: &str) -> bool {
+    let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.chars().all(in_name))
+}
+
 /// What only this host's manager, agent and PostgreSQL need.
 #[derive(Debug, Clone)]
 pub struct LocalMember {
@@ -231,6 +242,16 @@ pub struct RouterConfig {
     pub read_write: SocketAddr,
     /// Port that leads to a standby, or to the primary when there is none.
     pub read_only: Option<SocketAddr>,
+    /// Port that leads to a standby that commits wait for, and nowhere else.
+    pub sync_only: Option<SocketAddr>,
+    /// A standby that is more bytes behind gets no new session that only reads; `None`: however far.
+    pub read_only_max_lag: Option<u64>,
+    /// Sessions that only read go to the primary when there is no standby for them.
+    pub read_only_from_primary: bool,
+    /// How much of the sessions that only read each member gets, where they share them; 100 is usual, 0: none.
+    pub read_only_weights: BTreeMap<MemberId, u32>,
+    /// So long sessions may take to come to an end when the router is stopped.
+    pub drain: Duration,
     /// At most this many sessions at once; more are refused with SQLSTATE 53300.
     pub max_sessions: usize,
     /// The certificate clients see. `None`: what they encrypt is passed on to PostgreSQL unread.

@@ -168,6 +168,11 @@ pub(super) struct RawDatabase {
 pub(super) struct RawRouter {
     pub read_write: Option<String>,
     pub read_only: Option<String>,
+    pub sync_only: Option<String>,
+    pub read_only_max_lag: Option<u64>,
+    pub read_only_from_primary: Option<bool>,
+    pub read_only_weights: Option<BTreeMap<String, u32>>,
+    pub drain_ms: Option<u64>,
     pub max_sessions: Option<usize>,
     pub tls_certificate_file: Option<String>,
     pub tls_key_file: Option<String>,
@@ -312,8 +317,9 @@ mod tests {
         assert_eq!(problem("[managr]\n"), "managr: unknown key in line 1; did you mean `manager`?");
         assert_eq!(
             problem("[router]\nzzzzzz = 1\n"),
-            "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, max_sessions, tls_certificate_file, \
-             tls_key_file, tls_required, postgresql_ca_file"
+            "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, sync_only, \
+             read_only_max_lag, read_only_from_primary, read_only_weights, drain_ms, max_sessions, tls_certificate_file, tls_key_file, \
+             tls_required, postgresql_ca_file"
         );
     }
 

@@ -531,7 +531,7 @@ impl GuardHandle {
     pub fn let_go(&self) -> Result<(), GuardError> {
         let guard = ProcessIdentity::of(self.state().borrow().guard_pid);
         let ended = guard.map_or(Ok(()), |guard| taken_over::let_go(guard, END_PATIENCE));
-        let dir = || self.inner.path.parent().unwrap_or(Path::new("/")).to_owned();
+        let dir = || self.inner.path.parent().unwrap_or_else(|| Path::new("/")).to_owned();
         ended.map_err(|error| GuardError::PutDown { dir: dir(), problem: error.to_string() })
     }
 

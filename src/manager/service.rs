@@ -212,7 +212,9 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         .filter(|m| Some(*m) != primary)
         .map(|m| {
             let (streaming, lag_bytes) = seen.get(m).copied().unwrap_or((false, 0));
-            v1::routing_state::Standby { member: m.to_string(), address: address(m), streaming, lag_bytes }
+            let confirms =
+                state.sync.in_force(state.epoch).is_some_and(|rule| rule.count > 0 && rule.names.contains(m));
+            v1::routing_state::Standby { member: m.to_string(), address: address(m), streaming, lag_bytes, confirms }
         })
         .collect();
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -229,5 +231,6 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         revision: state.revision,
         stale_ms: committed.map_or(0, |t| ms(t.router_stale)),
         hold_ms: committed.map_or(0, |t| ms(t.router_hold)),
+        draining: state.holds_writes(),
     }
 }

@@ -4,7 +4,7 @@
 
 use super::{
     Situation, Verdict, format,
-    switchover::{advance, end, gone, remaining, waits},
+    switchover::{advance, end, gone, remaining, stop_limit, waits},
     sync,
 };
 use crate::{
@@ -103,9 +103,9 @@ pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
         OperationPhase::Checkpoint if flushed(agent, operation) => OperationPhase::HoldWrites,
         OperationPhase::HoldWrites => OperationPhase::Stop,
         OperationPhase::Stop if is_down(agent) => OperationPhase::Start,
-        OperationPhase::Stop if remaining(s, s.timings.stop).is_zero() => OperationPhase::RollBack,
+        OperationPhase::Stop if remaining(s, stop_limit(s)).is_zero() => OperationPhase::RollBack,
         OperationPhase::Stop => {
-            return waits(s, operation, s.timings.stop, format!("PostgreSQL on {} to stop", operation.to));
+            return waits(s, operation, stop_limit(s), format!("PostgreSQL on {} to stop", operation.to));
         }
         OperationPhase::Checkpoint | OperationPhase::Transfer | OperationPhase::RollBack | OperationPhase::Start => {
             return None;

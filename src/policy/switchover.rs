@@ -33,6 +33,11 @@ pub(super) fn remaining(s: &Situation<'_>, limit: Duration) -> Duration {
     limit.saturating_sub(s.now.since(s.since.operation))
 }
 
+/// So long the stop of a primary may take, with the transactions that it waits for.
+pub(super) fn stop_limit(s: &Situation<'_>) -> Duration {
+    s.timings.stop + s.state.settings.settings().drain_timeout
+}
+
 pub(super) fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
     Verdict::Propose(Kind::AdvanceOperation { id: operation.id, phase })
 }
@@ -403,8 +408,8 @@ pub fn roll_back(s: &Situation<'_>) -> Option<Verdict> {
         || host_unfit(s, &operation.to).is_some()
         || left_behind(s, operation, from)
         || s.agent(from).is_some_and(stopped_the_hard_way);
-    if hopeless || remaining(s, s.timings.stop).is_zero() {
+    if hopeless || remaining(s, stop_limit(s)).is_zero() {
         return Some(advance(operation, OperationPhase::RollBack));
     }
-    waits(s, operation, s.timings.stop, format!("{from} to stop and {} to have all its WAL", operation.to))
+    waits(s, operation, stop_limit(s), format!("{from} to stop and {} to have all its WAL", operation.to))
 }

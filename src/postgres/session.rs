@@ -320,6 +320,23 @@ impl Session {
         })
     }
 
+    /// Waits until no client is in a transaction that had begun when this was called. Those of clients that begin one after the
+    /// other without end are not waited for.
+    ///
+    /// # Errors
+    /// See [`SqlError`]; after `deadline` some are under way still.
+    pub async fn await_transactions(&self, deadline: Duration) -> Result<(), SqlError> {
+        let doing = "waiting for transactions to end";
+        let rows = self.query(doing, "SELECT clock_timestamp()", deadline.min(SHORT)).await?;
+        let since = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
+        // It is what the server itself has just written.
+        let sql = format!(
+            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND xact_start <= '{since}' \
+             AND pid <> pg_backend_pid() AND application_name <> 'matriarch')"
+        );
+        self.until(doing, &sql, deadline).await
+    }
+
     async fn until(&self, doing: &'static str, sql: &str, deadline: Duration) -> Result<(), SqlError> {
         let poll = async {
             loop {

@@ -1,13 +1,18 @@
 //! A session that has begun: bytes both ways until one side ends, the state says
 //! so, or the server is about to acknowledge a commit that is not confirmed.
 //!
+//! Told to drain, a session whose messages can be looked at ends between two transactions, when its client has everything.
 //! A session that is quiet holds no buffer: all of one thread share one, and what could not be written at once is kept.
 
 use std::{
     cell::RefCell,
     future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,10 +20,17 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split},
     select,
+    sync::Notify,
     time::{sleep, timeout},
 };
 
-use super::{desk::Pass, follower::Follower, stream::Stream, table::Cut};
+use super::{
+    desk::{Pass, Signal},
+    follower::Follower,
+    requests::Requests,
+    stream::Stream,
+    table::Cut,
+};
 
 /// Time for the last message of one side after the other has stopped to listen.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -36,6 +48,8 @@ pub enum Ending {
     Server,
     /// The state said so.
     Cut(Cut),
+    /// Nothing was under way, and its server or the router is about to stop.
+    Drained,
     /// The server said that it gave a wait for standbys up. The client has its notice, and nothing after it.
     Unconfirmed,
     /// A socket failed.
@@ -62,7 +76,7 @@ async fn both_ways<CR, CW, BR, BW>(
     (from_client, to_client): (CR, CW),
     (from_backend, to_backend): (BR, BW),
     early: Vec<u8>,
-    mut follower: Option<Follower>,
+    follower: Option<Follower>,
     pass: &mut Pass,
 ) -> Ending
 where
@@ -71,9 +85,11 @@ where
     BR: AsyncRead + Unpin,
     BW: AsyncWrite + Unpin,
 {
+    let talk = Talk::new(follower, &early);
+    let counts = pass.shared_counts();
     let up = async {
-        let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false };
-        let carried = way.carry(|_| None).await;
+        let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, count: &counts.bytes_up };
+        let carried = way.carry(|said| talk.client(said), || {}).await;
         // The backend may have more to say, so only its input ends here.
         let _ = way.to.shutdown().await;
         let Err(error) = carried else { return std::future::pending().await };
@@ -82,19 +98,106 @@ where
         error
     };
     let down = async {
-        let mut way = Way { from: from_backend, to: to_client, kept: Vec::new(), dirty: false };
-        way.carry(|said| follower.as_mut()?.follow(said)).await
+        let count = &counts.bytes_down;
+        let mut way = Way { from: from_backend, to: to_client, kept: Vec::new(), dirty: false, count };
+        way.carry(|said| talk.server(said), || talk.handed_on()).await
     };
-    // When the backend ends the session, so does this: a client that doesn't notice must not hold a place.
-    select! {
-        biased;
-        cut = pass.cut() => Ending::Cut(cut),
-        carried = down => match carried {
-            Ok(Stop::Ended) => Ending::Server,
-            Ok(Stop::Said) => Ending::Unconfirmed,
-            Err(error) => Ending::Broken(error),
-        },
-        error = up => Ending::Broken(error),
+    let (mut up, mut down) = (pin!(up), pin!(down));
+    loop {
+        // When the backend ends the session, so does this: a client that doesn't notice must not hold a place.
+        select! {
+            biased;
+            told = pass.told() => match told {
+                Signal::Cut(cut) => return Ending::Cut(cut),
+                Signal::Drain => {
+                    pass.listen_again();
+                    talk.drain();
+                }
+            },
+            carried = &mut down => return match carried {
+                Ok(Stop::Ended) => Ending::Server,
+                Ok(Stop::Said) => Ending::Unconfirmed,
+                Err(error) => Ending::Broken(error),
+            },
+            error = &mut up => return Ending::Broken(error),
+            () = talk.drained(), if talk.drains() => {
+                if pass.drains() {
+                    return Ending::Drained;
+                }
+                // What was about to stop goes on.
+                talk.drains.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What both sides have said, as far as it is looked at.
+struct Talk {
+    /// `None`: it is encrypted for somebody else, or no session.
+    both: Option<Mutex<(Requests, Follower)>>,
+    /// It is to end as soon as nothing is under way.
+    drains: AtomicBool,
+    idle: Notify,
+}
+
+impl Talk {
+    fn new(follower: Option<Follower>, early: &[u8]) -> Self {
+        let both = follower.map(|follower| {
+            let mut requests = Requests::default();
+            requests.follow(early);
+            Mutex::new((requests, follower))
+        });
+        Self { both, drains: AtomicBool::new(false), idle: Notify::new() }
+    }
+
+    /// Nothing that a client says ends a session.
+    fn client(&self, said: &[u8]) -> Option<usize> {
+        self.both()?.0.follow(said);
+        None
+    }
+
+    fn server(&self, said: &[u8]) -> Option<usize> {
+        self.both()?.1.follow(said)
+    }
+
+    /// The client has all that the server has said.
+    fn handed_on(&self) {
+        if self.drains() && self.is_idle() {
+            self.idle.notify_one();
+        }
+    }
+
+    fn drain(&self) {
+        self.drains.store(true, Ordering::Relaxed);
+        // What is not handed on yet will be, and be told of then; a client that takes nothing is cut off in the end.
+        if self.is_idle() {
+            self.idle.notify_one();
+        }
+    }
+
+    /// Outside of a transaction, everything the client has asked for is answered.
+    fn is_idle(&self) -> bool {
+        self.both().is_some_and(|both| both.1.ready_outside() == Some(both.0.asked()))
+    }
+
+    fn drains(&self) -> bool {
+        self.drains.load(Ordering::Relaxed)
+    }
+
+    /// Never waited for: one task uses it.
+    fn both(&self) -> Option<MutexGuard<'_, (Requests, Follower)>> {
+        Some(self.both.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until nothing is under way.
+    async fn drained(&self) {
+        loop {
+            self.idle.notified().await;
+            // The client may have said something since.
+            if self.is_idle() {
+                return;
+            }
+        }
     }
 }
 
@@ -108,23 +211,26 @@ enum Stop {
 }
 
 /// One way of a session.
-struct Way<R, W> {
+struct Way<'a, R, W> {
     from: R,
     to: W,
     /// What the other side did not take at once.
     kept: Vec<u8>,
     /// Something was written since the last flush.
     dirty: bool,
+    /// Bytes that were handed on.
+    count: &'a AtomicU64,
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<R, W> {
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
     /// Hands on what is read, in the pieces in which it is read. `look` sees each piece, and gives the place in it after which
-    /// nothing is handed on.
-    async fn carry(&mut self, mut look: impl FnMut(&[u8]) -> Option<usize>) -> io::Result<Stop> {
+    /// nothing is handed on; `handed_on` is called whenever everything was.
+    async fn carry(&mut self, mut look: impl FnMut(&[u8]) -> Option<usize>, handed_on: impl Fn()) -> io::Result<Stop> {
         let mut said = false;
         poll_fn(|cx| {
             loop {
                 ready!(self.hand_on_kept(cx))?;
+                handed_on();
                 if said {
                     return Poll::Ready(Ok(Stop::Said));
                 }
@@ -174,6 +280,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<R, W> {
             Poll::Pending => 0,
         };
         self.dirty = true;
+        self.count.fetch_add(to_write.len() as u64, Ordering::Relaxed);
         self.kept.extend_from_slice(&to_write[written..]);
         Poll::Ready(Ok(Some(end.is_some())))
     }

@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Status, Unwatched,
-    table::{Bounds, Cut, Heard, Port, Stamp, Table, Verdict, View},
+    table::{Bounds, Cut, Heard, Port, Rules, Stamp, Table, Verdict, View},
 };
 use crate::{
     domain::{ClusterId, MemberId, Moment},
@@ -40,19 +40,59 @@ pub struct Desk {
     inner: Mutex<Inner>,
     views: watch::Sender<Arc<View>>,
     /// Permits for repeated attempts, by port.
-    knocking: [Semaphore; 2],
+    knocking: [Semaphore; PORTS],
+    /// What was counted since the start, by port.
+    counts: [Counts; PORTS],
     turn: AtomicUsize,
     held: AtomicUsize,
-    cut: AtomicU64,
     /// False acknowledgements turned into an unknown outcome.
     turned: AtomicU64,
     /// Something was counted that is to be told.
     counted: Notify,
 }
 
+/// Kinds of ports.
+pub const PORTS: usize = 3;
+
+/// What one port has seen since the start.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Connections that were accepted.
+    pub accepted: AtomicU64,
+    /// Sessions that began.
+    pub begun: AtomicU64,
+    /// Connections that were refused: too many, held too long, not encrypted.
+    pub refused: AtomicU64,
+    /// Connections that brought nothing a server would understand, or too slowly.
+    pub malformed: AtomicU64,
+    /// Sessions that the state has ended.
+    pub cut: AtomicU64,
+    /// Sessions that ended between two transactions, for their server or the router was about to stop.
+    pub drained: AtomicU64,
+    /// Bytes of clients that were handed on.
+    pub bytes_up: AtomicU64,
+    /// Bytes of servers that were handed on.
+    pub bytes_down: AtomicU64,
+    /// Microseconds that all connections were held before their sessions began.
+    pub held_micros: AtomicU64,
+    /// The longest of them.
+    pub held_micros_max: AtomicU64,
+}
+
+/// What a session is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// End now.
+    Cut(Cut),
+    /// End as soon as nothing is under way.
+    Drain,
+}
+
 #[derive(Debug)]
 struct Inner {
     table: Table,
+    /// The router is about to stop.
+    leaving: bool,
     sessions: HashMap<u64, Entry>,
     next: u64,
     /// Since the start.
@@ -68,7 +108,10 @@ struct Entry {
     port: Port,
     established: bool,
     watched: bool,
-    cut: oneshot::Sender<Cut>,
+    /// It was told to end as soon as nothing is under way.
+    drains: bool,
+    /// `None`: it was told something, and has not listened again yet.
+    tell: Option<oneshot::Sender<Signal>>,
 }
 
 /// The right to be connected to the backend of a stamp, until it is cut.
@@ -76,7 +119,8 @@ struct Entry {
 pub struct Pass {
     desk: Arc<Desk>,
     id: u64,
-    cut: oneshot::Receiver<Cut>,
+    port: Port,
+    told: oneshot::Receiver<Signal>,
 }
 
 /// Counts one held connection for as long as it lives.
@@ -85,22 +129,23 @@ pub struct Held<'a>(&'a AtomicUsize);
 
 impl Desk {
     /// A desk that knows nothing yet.
-    pub fn new(managers: usize, own: Bounds) -> Self {
-        let table = Table::new(managers, own);
+    pub fn new(managers: usize, own: Bounds, rules: Rules) -> Self {
+        let table = Table::new(managers, own, rules);
         Self {
             views: watch::Sender::new(Arc::new(table.view().clone())),
             inner: Mutex::new(Inner {
                 table,
+                leaving: false,
                 sessions: HashMap::new(),
                 next: 0,
                 unwatched: Unwatched::default(),
                 stale: false,
                 strangers: HashSet::new(),
             }),
-            knocking: [Semaphore::new(KNOCKING), Semaphore::new(KNOCKING)],
+            knocking: [(); PORTS].map(|()| Semaphore::new(KNOCKING)),
+            counts: Default::default(),
             turn: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
-            cut: AtomicU64::new(0),
             turned: AtomicU64::new(0),
             counted: Notify::new(),
         }
@@ -174,11 +219,17 @@ impl Desk {
         let mut established = 0;
         for (id, cut) in ends {
             let Some(entry) = inner.sessions.remove(&id) else { continue };
-            established += usize::from(entry.established);
+            if entry.established {
+                established += 1;
+                self.counts(entry.port).cut.fetch_add(1, Ordering::Relaxed);
+            }
             // A session that has just ended by itself listens no more.
-            let _ = entry.cut.send(cut);
+            let _ = entry.tell.map(|tell| tell.send(Signal::Cut(cut)));
         }
-        self.cut.fetch_add(established as u64, Ordering::Relaxed);
+        let leaving = inner.leaving;
+        for entry in inner.sessions.values_mut() {
+            entry.drain(leaving || view.drains(&entry.stamp));
+        }
         let stale = view.is_stale(now);
         if stale != inner.stale {
             inner.stale = stale;
@@ -196,10 +247,19 @@ impl Desk {
 
     /// Permits for attempts that come after a failed one.
     pub fn knocking(&self, port: Port) -> &Semaphore {
-        match port {
-            Port::ReadWrite => &self.knocking[0],
-            Port::ReadOnly => &self.knocking[1],
-        }
+        &self.knocking[port.index()]
+    }
+
+    /// What is counted for a port.
+    pub fn counts(&self, port: Port) -> &Counts {
+        &self.counts[port.index()]
+    }
+
+    /// From here on each session ends as soon as nothing is under way in it.
+    pub fn leave(&self) {
+        let mut inner = self.lock();
+        inner.leaving = true;
+        self.settle(&mut inner);
     }
 
     /// Number of this connection, for taking turns.
@@ -221,9 +281,11 @@ impl Desk {
         }
         let id = inner.next;
         inner.next += 1;
-        let (cut, listen) = oneshot::channel();
-        inner.sessions.insert(id, Entry { stamp: stamp.clone(), port, established: false, watched: true, cut });
-        Some(Pass { desk: Arc::clone(self), id, cut: listen })
+        let (tell, told) = oneshot::channel();
+        let (stamp, tell) = (stamp.clone(), Some(tell));
+        let entry = Entry { stamp, port, established: false, watched: true, drains: false, tell };
+        inner.sessions.insert(id, entry);
+        Some(Pass { desk: Arc::clone(self), id, port, told })
     }
 
     /// Where a request to cancel may have to go: to the primary, or to each
@@ -235,7 +297,7 @@ impl Desk {
             return Vec::new();
         }
         let primary = view.primary.iter().filter(|_| port == Port::ReadWrite).map(|p| &p.address);
-        let readers = inner.sessions.values().filter(|e| port == Port::ReadOnly && e.port == port && e.established);
+        let readers = inner.sessions.values().filter(|e| port != Port::ReadWrite && e.port == port && e.established);
         let mut out: Vec<String> = primary.chain(readers.map(|e| &e.stamp.backend.address)).cloned().collect();
         out.sort();
         out.dedup();
@@ -256,12 +318,19 @@ impl Desk {
             managers_followed: inner.table.followed(),
             sessions_read_write: count(Port::ReadWrite),
             sessions_read_only: count(Port::ReadOnly),
+            sessions_sync_only: count(Port::SyncOnly),
+            draining: view.draining,
             held: self.held.load(Ordering::Relaxed),
-            cut_total: self.cut.load(Ordering::Relaxed),
+            cut_total: self.total(|counts| &counts.cut),
+            drained_total: self.total(|counts| &counts.drained),
             unwatched_now: inner.sessions.values().filter(|e| e.established && !e.watched).count(),
             unwatched: inner.unwatched,
             false_acks_turned: self.turned.load(Ordering::Relaxed),
         }
+    }
+
+    fn total(&self, of: impl Fn(&Counts) -> &AtomicU64) -> u64 {
+        self.counts.iter().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
     }
 
     /// A server was about to acknowledge a commit that is not confirmed, and its client was told otherwise.
@@ -287,13 +356,41 @@ impl Desk {
     }
 }
 
+impl Entry {
+    /// Told once; when it need not any more, it finds that out when it could.
+    fn drain(&mut self, drains: bool) {
+        if drains
+            && !self.drains
+            && self.established
+            && let Some(tell) = self.tell.take()
+        {
+            let _ = tell.send(Signal::Drain);
+        }
+        self.drains = drains && self.established;
+    }
+}
+
+impl Port {
+    fn index(self) -> usize {
+        match self {
+            Self::ReadWrite => 0,
+            Self::ReadOnly => 1,
+            Self::SyncOnly => 2,
+        }
+    }
+}
+
 impl Pass {
     /// Counts as a session from now on. `unwatched`: why its cancelled commits won't be seen.
     pub fn establish(&self, unwatched: Option<Unwatched>) {
         let mut inner = self.desk.lock();
+        let (view, leaving) = (inner.table.view().clone(), inner.leaving);
         if let Some(entry) = inner.sessions.get_mut(&self.id) {
             (entry.established, entry.watched) = (true, unwatched.is_none());
+            // The state may have moved on since it was led here.
+            entry.drain(leaving || view.drains(&entry.stamp));
         }
+        self.counts().begun.fetch_add(1, Ordering::Relaxed);
         if let Some(one) = unwatched {
             inner.unwatched.add(one);
             self.desk.counted.notify_one();
@@ -305,9 +402,60 @@ impl Pass {
         self.desk.lock().sessions.get(&self.id).map(|e| e.stamp.backend.address.clone()).unwrap_or_default()
     }
 
-    /// Waits until the session must end. May be called again after it was dropped halfway.
+    /// Waits until it is told something. May be called again after it was dropped halfway.
+    pub async fn told(&mut self) -> Signal {
+        (&mut self.told).await.unwrap_or(Signal::Cut(Cut::Superseded))
+    }
+
+    /// Waits until it must end, as long as it is no session yet.
     pub async fn cut(&mut self) -> Cut {
-        (&mut self.cut).await.unwrap_or(Cut::Superseded)
+        loop {
+            match self.told().await {
+                Signal::Cut(cut) => return cut,
+                Signal::Drain => self.listen_again(),
+            }
+        }
+    }
+
+    /// After it was told to end as soon as nothing is under way: more may be said.
+    pub fn listen_again(&mut self) {
+        let mut inner = self.desk.lock();
+        let (tell, told) = oneshot::channel();
+        // With no entry any more it hears at once that it must end.
+        if let Some(entry) = inner.sessions.get_mut(&self.id) {
+            entry.tell = Some(tell);
+        }
+        self.told = told;
+    }
+
+    /// Whether it is still to end as soon as nothing is under way.
+    pub fn drains(&self) -> bool {
+        self.desk.lock().sessions.get(&self.id).is_none_or(|entry| entry.drains)
+    }
+
+    /// What is counted for its port.
+    pub fn counts(&self) -> &Counts {
+        self.desk.counts(self.port)
+    }
+
+    /// The same, for whoever has to change this meanwhile.
+    pub fn shared_counts(&self) -> SharedCounts {
+        SharedCounts { desk: Arc::clone(&self.desk), port: self.port }
+    }
+}
+
+/// What is counted for one port.
+#[derive(Debug)]
+pub struct SharedCounts {
+    desk: Arc<Desk>,
+    port: Port,
+}
+
+impl std::ops::Deref for SharedCounts {
+    type Target = Counts;
+
+    fn deref(&self) -> &Counts {
+        self.desk.counts(self.port)
     }
 }
 

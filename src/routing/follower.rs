@@ -17,6 +17,10 @@ const HEAD: usize = 5;
 #[derive(Debug, Default)]
 pub struct Follower {
     state: State,
+    /// How often it has said that it is ready for a query.
+    ready: u64,
+    /// It said so outside of a transaction at last.
+    outside: bool,
 }
 
 #[derive(Debug)]
@@ -25,6 +29,8 @@ enum State {
     Head { head: [u8; HEAD], have: usize },
     /// So many bytes of a message of no interest are to come.
     Body { left: u64 },
+    /// The byte of a ReadyForQuery is to come.
+    Ready,
     /// So many bytes of a NoticeResponse are to come.
     Notice { left: u64, fields: Fields },
     /// Not looked at any more.
@@ -57,6 +63,9 @@ impl Follower {
             let rest = &bytes[at..];
             // Small rows come by the hundred, and most of them whole.
             if let (State::Head { have: 0, .. }, Some(size)) = (&self.state, whole(rest)) {
+                if rest[0] == b'Z' {
+                    self.is_ready(rest[size - 1]);
+                }
                 at += size;
                 continue;
             }
@@ -78,6 +87,11 @@ impl Follower {
                         self.state = State::default();
                     }
                 }
+                State::Ready => {
+                    self.is_ready(rest[0]);
+                    self.state = State::default();
+                    at += 1;
+                }
                 State::Notice { left, fields } => {
                     let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
                     rest[..taken].iter().for_each(|byte| fields.take(*byte));
@@ -98,6 +112,18 @@ impl Follower {
     }
 }
 
+impl Follower {
+    fn is_ready(&mut self, status: u8) {
+        self.ready += 1;
+        self.outside = status == b'I';
+    }
+
+    /// How often the server has said that it is ready; `None` when a transaction is open, or its words were not understood.
+    pub fn ready_outside(&self) -> Option<u64> {
+        (self.outside && !matches!(self.state, State::Unread)).then_some(self.ready)
+    }
+}
+
 /// The size of the message that these bytes begin with, when it is all there and of no interest.
 fn whole(bytes: &[u8]) -> Option<usize> {
     let &[kind, a, b, c, d, ..] = bytes else { return None };
@@ -113,6 +139,7 @@ impl State {
             // What has such a length is no message.
             (_, 0..=3) => Self::Unread,
             (_, 4) => Self::default(),
+            (b'Z', 5) => Self::Ready,
             (b'N', length) => Self::Notice { left: u64::from(length) - 4, fields: Fields::default() },
             (_, length) => Self::Body { left: u64::from(length) - 4 },
         }

@@ -153,3 +153,20 @@ proptest::proptest! {
         let _ = ends([first, second]);
     }
 }
+
+#[test]
+fn it_is_known_how_often_a_server_was_ready_wherever_the_bytes_are_cut() {
+    let begin = [message(b'Z', b"I"), message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat();
+    let stream = [&begin[..], &message(b'Z', b"I")].concat();
+    for cut in 0..stream.len() {
+        let mut follower = Follower::default();
+        follower.follow(&stream[..cut]);
+        let expected = if (6..begin.len()).contains(&cut) { Some(1) } else { None };
+        assert_eq!(follower.ready_outside(), expected, "cut at {cut}");
+        follower.follow(&stream[cut..]);
+        assert_eq!(follower.ready_outside(), Some(3));
+    }
+    let mut follower = Follower::default();
+    follower.follow(&[&stream[..], b"E\0\0\0\x01"].concat());
+    assert_eq!(follower.ready_outside(), None, "no message is so short");
+}

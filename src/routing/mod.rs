@@ -15,14 +15,23 @@
 mod carry;
 mod desk;
 mod follower;
+mod lobby;
 mod proxy;
+mod requests;
 mod stream;
 pub mod table;
 mod tls;
 mod watch;
 mod wire;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
@@ -31,25 +40,29 @@ use tokio::{
     select,
     sync::watch as state,
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
 use crate::config::{Config, RouterConfig};
 use desk::Desk;
-use table::{Backend, Bounds, Port, Version};
+use lobby::Lobby;
+pub use table::Port;
+use table::{Backend, Bounds, Rules, Version};
 use tls::Tls;
 pub use tls::TlsError;
 
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
 const CROWD: usize = 64;
-const READ_WRITE: &str = "read-write";
-const READ_ONLY: &str = "read-only";
+/// Served at most, whatever they are.
+const fn most(max_sessions: usize) -> usize {
+    max_sessions.saturating_add(CROWD + lobby::ROOM)
+}
 /// Sessions that are not watched are told of at most this often.
 const TELL: Duration = Duration::from_secs(60);
 /// File descriptors apart from those of sessions.
-const OTHER_FILES: u64 = 128;
+const OTHER_FILES: u64 = 128 + (CROWD + lobby::ROOM) as u64;
 
 /// Why a router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,10 +107,16 @@ pub struct Status {
     pub sessions_read_write: usize,
     /// Sessions that came in by the read-only port.
     pub sessions_read_only: usize,
+    /// Sessions that came in by the sync-only port.
+    pub sessions_sync_only: usize,
+    /// The primary is about to be stopped by a command, and its sessions end when their transactions do.
+    pub draining: bool,
     /// New connections that wait for a backend.
     pub held: usize,
     /// Sessions cut since the start.
     pub cut_total: u64,
+    /// Sessions since the start that ended between two transactions, for their server or the router was about to stop.
+    pub drained_total: u64,
     /// Sessions whose cancelled commits are not seen, now.
     pub unwatched_now: usize,
     /// Such sessions since the start.
@@ -135,14 +154,16 @@ pub struct Router {
     config: Config,
     access: Access,
     desk: Arc<Desk>,
-    read_write: TcpListener,
-    read_only: Option<TcpListener>,
+    ports: Vec<(Port, TcpListener)>,
+    /// So long sessions may take to come to an end when the router stops.
+    drain: Duration,
 }
 
 /// Who is let in, and how.
 #[derive(Debug, Clone)]
 struct Access {
     max_sessions: usize,
+    lobby: Arc<Lobby>,
     tls_required: bool,
     tls: Arc<Tls>,
 }
@@ -151,8 +172,7 @@ struct Access {
 #[derive(Debug, Clone)]
 pub struct RouterHandle {
     desk: Arc<Desk>,
-    read_write: Option<SocketAddr>,
-    read_only: Option<SocketAddr>,
+    ports: Vec<(Port, SocketAddr)>,
 }
 
 impl RouterHandle {
@@ -161,14 +181,19 @@ impl RouterHandle {
         self.desk.status()
     }
 
+    /// Where a port listens.
+    pub fn port(&self, port: Port) -> Option<SocketAddr> {
+        self.ports.iter().find(|(of, _)| *of == port).map(|(_, address)| *address)
+    }
+
     /// Where the read-write port listens.
     pub fn read_write(&self) -> Option<SocketAddr> {
-        self.read_write
+        self.port(Port::ReadWrite)
     }
 
     /// Where the read-only port listens.
     pub fn read_only(&self) -> Option<SocketAddr> {
-        self.read_only
+        self.port(Port::ReadOnly)
     }
 }
 
@@ -189,8 +214,8 @@ pub async fn run(config: Config, shutdown: state::Receiver<bool>) -> anyhow::Res
 fn told(config: &Config, error: RouterError) -> anyhow::Error {
     match error {
         RouterError::Listen { address, purpose, source } => {
-            let key = if purpose == READ_ONLY { "router.read_only" } else { "router.read_write" };
-            config.cannot_listen(key, &address.to_string(), &source).into()
+            let key = format!("router.{}", purpose.replace('-', "_"));
+            config.cannot_listen(&key, &address.to_string(), &source).into()
         }
         RouterError::Tls(TlsError { key, told }) => config.told(key, &told).into(),
         RouterError::NotConfigured { .. } => error.into(),
@@ -207,31 +232,35 @@ impl Router {
             return Err(RouterError::NotConfigured { file: config.file.display().to_string() });
         };
         let tls = Arc::new(Tls::load(&router)?);
-        let RouterConfig { read_write, read_only, max_sessions, tls_required, .. } = router;
-        let access = Access { max_sessions, tls_required, tls };
+        let RouterConfig { read_write, read_only, sync_only, max_sessions, tls_required, drain, .. } = router;
+        let rules = Rules {
+            max_lag: router.read_only_max_lag,
+            weights: router.read_only_weights,
+            primary_too: router.read_only_from_primary,
+        };
+        let access = Access { max_sessions, lobby: Lobby::new(max_sessions), tls_required, tls };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
-        let desk = Arc::new(Desk::new(config.cluster.members.len(), own));
-        let read_write = listen(read_write, READ_WRITE).await?;
-        let read_only = match read_only {
-            Some(address) => Some(listen(address, READ_ONLY).await?),
-            None => None,
-        };
-        Ok(Self { config, access, desk, read_write, read_only })
+        let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));
+        let mut ports = vec![(Port::ReadWrite, listen(read_write, Port::ReadWrite).await?)];
+        for (port, address) in [(Port::ReadOnly, read_only), (Port::SyncOnly, sync_only)] {
+            if let Some(address) = address {
+                ports.push((port, listen(address, port).await?));
+            }
+        }
+        Ok(Self { config, access, desk, ports, drain })
     }
 
     /// A handle to look at it while it runs.
     pub fn handle(&self) -> RouterHandle {
-        RouterHandle {
-            desk: Arc::clone(&self.desk),
-            read_write: self.read_write.local_addr().ok(),
-            read_only: self.read_only.as_ref().and_then(|l| l.local_addr().ok()),
-        }
+        let address = |(port, listener): &(Port, TcpListener)| Some((*port, listener.local_addr().ok()?));
+        RouterHandle { desk: Arc::clone(&self.desk), ports: self.ports.iter().filter_map(address).collect() }
     }
 
     /// Serves until `shutdown` says true, or until whoever could say so is gone.
     pub async fn run(self, mut shutdown: state::Receiver<bool>) {
-        let Self { config, access, desk, read_write, read_only } = self;
+        let handle = self.handle();
+        let Self { config, access, desk, ports, drain } = self;
         raise_file_limit(access.max_sessions);
         // Dropped at the end of this function, these end everything that was started here.
         let mut background = JoinSet::new();
@@ -243,8 +272,7 @@ impl Router {
         background.spawn(tell_unwatched(Arc::clone(&desk)));
         background.spawn(Arc::clone(&access.tls).keep_fresh());
         info!(
-            read_write = ?read_write.local_addr().ok(),
-            read_only = ?read_only.as_ref().and_then(|l| l.local_addr().ok()),
+            ports = ?handle.ports,
             max_sessions = access.max_sessions,
             tls_ends_here = access.tls.ends_here(),
             tls_goes_on = access.tls.goes_on(),
@@ -252,13 +280,12 @@ impl Router {
         );
         loop {
             let (client, port) = select! {
-                accepted = read_write.accept() => (accepted, Port::ReadWrite),
-                accepted = accept(read_only.as_ref()) => (accepted, Port::ReadOnly),
+                accepted = accept(&ports) => accepted,
                 Some(_) = clients.join_next() => continue,
                 _ = shutdown.wait_for(|stop| *stop) => break,
             };
             match client {
-                Ok((client, _)) => admit(&mut clients, &desk, client, port, &access),
+                Ok(client) => admit(&mut clients, &desk, client, port, &access),
                 Err(error) => {
                     // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
                     warn!(%error, ?port, "could not accept a connection");
@@ -266,23 +293,40 @@ impl Router {
                 }
             }
         }
+        // Whoever comes from here on is refused by the kernel, and goes to another router or to none.
+        drop(ports);
         let status = desk.status();
-        let sessions = status.sessions_read_write + status.sessions_read_only;
-        let turned = status.false_acks_turned;
-        info!(sessions, held = status.held, false_acks_turned = turned, "router stops, its sessions end");
+        info!(
+            sessions = clients.len(),
+            held = status.held,
+            false_acks_turned = status.false_acks_turned,
+            drain_ms = drain.as_millis(),
+            "router stops, its sessions end with their transactions"
+        );
+        desk.leave();
+        let ended = timeout(drain, async { while clients.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            info!(sessions = clients.len(), "sessions that were not done in time are cut off");
+        }
     }
 }
 
 fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, access: &Access) {
     // Those that have ended take no place.
     while clients.try_join_next().is_some() {}
-    let crowded = clients.len() >= access.max_sessions;
-    if clients.len() < access.max_sessions.saturating_add(CROWD) {
-        clients.spawn(proxy::serve(Arc::clone(desk), access.clone(), client, port, crowded));
+    desk.counts(port).accepted.fetch_add(1, Ordering::Relaxed);
+    if clients.len() >= most(access.max_sessions) {
+        desk.counts(port).refused.fetch_add(1, Ordering::Relaxed);
+        return;
     }
+    let ticket = access.lobby.enter();
+    let number = ticket.number();
+    let task = clients.spawn(proxy::serve(Arc::clone(desk), access.clone(), client, port, ticket));
+    access.lobby.serves(number, task);
 }
 
-async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, RouterError> {
+async fn listen(address: SocketAddr, port: Port) -> Result<TcpListener, RouterError> {
+    let purpose = port.name();
     let listener =
         TcpListener::bind(address).await.map_err(|source| RouterError::Listen { address, purpose, source })?;
     // Linux gives them to every connection that is accepted.
@@ -290,11 +334,17 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListene
     Ok(listener)
 }
 
-async fn accept(listener: Option<&TcpListener>) -> io::Result<(TcpStream, SocketAddr)> {
-    match listener {
-        Some(listener) => listener.accept().await,
-        None => std::future::pending().await,
-    }
+/// The next connection of any of the ports.
+async fn accept(ports: &[(Port, TcpListener)]) -> (io::Result<TcpStream>, Port) {
+    poll_fn(|cx| {
+        for (port, listener) in ports {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                return Poll::Ready((accepted.map(|(client, _)| client), *port));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 async fn watch_staleness(desk: Arc<Desk>) {

@@ -5,7 +5,11 @@
 //! answered its packet with anything but "not yet", the packet is kept and sent
 //! again, to whoever is the primary by then.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -20,8 +24,9 @@ use tracing::debug;
 use super::{
     Access, Unwatched,
     carry::{Ending, carry, farewell},
-    desk::{Desk, Pass, now},
+    desk::{Counts, Desk, Pass, now},
     follower::Follower,
+    lobby::Ticket,
     stream::Stream,
     table::{Cut, Port, Stamp, View},
     tls::Tls,
@@ -118,14 +123,25 @@ struct Link {
     answer: Vec<u8>,
 }
 
-/// Serves one client to its end. With `crowded` it is told that there is no room,
-/// unless it only wants to cancel.
-pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, crowded: bool) {
+/// Serves one client to its end. Where there is no place for it it is told so, unless it only wants to cancel.
+pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, ticket: Ticket) {
     let client = Stream::Plain(client);
-    match (Guest { desk, access, client, early: Vec::new(), port }).serve(crowded).await {
+    let counting = Arc::clone(&desk);
+    let end = (Guest { desk, access, client, early: Vec::new(), port }).serve(ticket).await;
+    count(counting.counts(port), end.as_ref().err());
+    match end {
         Ok(()) => debug!(?port, "connection ended"),
         Err(end) => debug!(?port, end = format!("{:#}", anyhow::Error::new(end)), "connection ended"),
     }
+}
+
+fn count(counts: &Counts, end: Option<&End>) {
+    let of = match end {
+        Some(End::Crowded | End::HeldTooLong { .. } | End::NotEncrypted) => &counts.refused,
+        Some(End::Malformed(_) | End::Slow | End::Handshake(_)) => &counts.malformed,
+        Some(End::ClientGone(_) | End::Cut(_) | End::Unconfirmed | End::Carry(_)) | None => return,
+    };
+    of.fetch_add(1, Ordering::Relaxed);
 }
 
 struct Guest {
@@ -138,10 +154,15 @@ struct Guest {
 }
 
 impl Guest {
-    async fn serve(mut self, crowded: bool) -> Result<(), End> {
+    async fn serve(mut self, ticket: Ticket) -> Result<(), End> {
         let mut kept: Option<Link> = None;
+        let (mut ticket, mut place) = (Some(ticket), None);
         for _ in 0..PACKETS_MAX {
             let (packet, opening) = self.packet().await?;
+            if let Some(ticket) = ticket.take() {
+                place = ticket.take_place();
+            }
+            let crowded = place.is_none();
             let expect = match opening {
                 Some(Opening::Cancel) => return self.cancel(&packet).await,
                 Some(Opening::Tls) | None if self.access.tls.ends_here() => {
@@ -255,6 +276,10 @@ impl Guest {
             error = self.client.gone(&mut self.early) => Err(End::ClientGone(error)),
             () = sleep_until(start + hold) => Err(End::Slow),
         };
+        let counts = self.desk.counts(self.port);
+        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        counts.held_micros.fetch_add(micros, Ordering::Relaxed);
+        counts.held_micros_max.fetch_max(micros, Ordering::Relaxed);
         // The reason is borrowed by the search until here.
         link.map_err(|end| match end {
             End::Slow => End::HeldTooLong { held: start.elapsed(), why },
@@ -320,6 +345,13 @@ impl Guest {
             Ending::Server => Ok(()),
             Ending::Cut(cut) => Err(End::Cut(cut)),
             Ending::Broken(error) => Err(End::Carry(error)),
+            Ending::Drained => {
+                pass.counts().drained.fetch_add(1, Ordering::Relaxed);
+                // The server's side first, so that it need not wait for this client.
+                drop((backend, pass));
+                farewell(&mut self.client, &drained()).await;
+                Ok(())
+            }
             Ending::Unconfirmed => self.unconfirmed(backend, pass).await,
         }
     }
@@ -369,6 +401,16 @@ fn unconfirmed() -> Vec<u8> {
         "the wait for synchronous replication was cancelled, so the outcome of the commit is unknown",
         "The commit is on the primary, and not known to be on a standby: it may or may not survive a failover.",
         "Connect anew and look whether it is there before trying again.",
+    )
+}
+
+/// What PostgreSQL says to sessions when it is stopped, and what every driver takes for the end of a connection.
+fn drained() -> Vec<u8> {
+    wire::fatal(
+        wire::ADMIN_SHUTDOWN,
+        "terminating connection due to administrator command",
+        "The server is about to be stopped by a command of the cluster. No transaction was open.",
+        "Connect anew.",
     )
 }
 

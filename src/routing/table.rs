@@ -6,7 +6,7 @@
 //! confirmed it. A session outlives the state it was opened in only as long as
 //! that state names the same primary in the same epoch.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use crate::domain::{ClusterId, Epoch, Generation, MemberId, Moment};
 
@@ -31,6 +31,49 @@ pub struct Standby {
     pub streaming: bool,
     /// Bytes of WAL it is behind.
     pub lag_bytes: u64,
+    /// Commits of the primary wait for it.
+    pub confirms: bool,
+}
+
+/// A streaming standby, by what all managers say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// Where it is.
+    pub backend: Backend,
+    /// Bytes of WAL it is behind.
+    pub lag_bytes: u64,
+    /// Commits of the primary wait for it.
+    pub confirms: bool,
+}
+
+/// Who of the standbys is led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// One that is further behind takes no session that only reads; `None`: however far.
+    pub max_lag: Option<u64>,
+    /// How much of them each member gets; 100 where nothing is said, 0: none.
+    pub weights: BTreeMap<MemberId, u32>,
+    /// The primary takes them when no standby does.
+    pub primary_too: bool,
+}
+
+/// Of a member of which nothing is said.
+pub const WEIGHT: u32 = 100;
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { max_lag: None, weights: BTreeMap::new(), primary_too: true }
+    }
+}
+
+impl Rules {
+    fn weight(&self, member: &MemberId) -> u32 {
+        self.weights.get(member).copied().unwrap_or(WEIGHT)
+    }
+
+    fn take(&self, reader: &Reader) -> bool {
+        self.max_lag.is_none_or(|most| reader.lag_bytes <= most) && self.weight(&reader.backend.member) > 0
+    }
 }
 
 /// Orders everything that was ever committed.
@@ -62,6 +105,8 @@ pub struct Heard {
     pub version: Version,
     /// The primary may be routed to.
     pub open: bool,
+    /// It is about to be stopped by a command: its sessions end when their transactions do.
+    pub draining: bool,
     /// The primary, when there is one.
     pub primary: Option<Backend>,
     /// The standbys this manager knows of.
@@ -94,6 +139,19 @@ pub enum Port {
     ReadWrite,
     /// Leads to a standby, to the primary when there is none.
     ReadOnly,
+    /// Leads to a standby that commits wait for, and nowhere else.
+    SyncOnly,
+}
+
+impl Port {
+    /// As it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+            Self::SyncOnly => "sync-only",
+        }
+    }
 }
 
 /// As what a session's backend was chosen.
@@ -140,6 +198,8 @@ pub enum Closed {
     NotOpen(MemberId),
     /// Every backend there is was tried.
     AllTried,
+    /// No standby that may be led to, and the primary is not to be.
+    NoStandby,
 }
 
 impl fmt::Display for Closed {
@@ -154,6 +214,7 @@ impl fmt::Display for Closed {
             Self::NoPrimary => f.write_str("no member is the primary"),
             Self::NotOpen(member) => write!(f, "{member} is to be the primary and is not open yet"),
             Self::AllTried => f.write_str("no member accepts connections"),
+            Self::NoStandby => f.write_str("no standby streams that this port leads to"),
         }
     }
 }
@@ -167,8 +228,12 @@ pub struct View {
     pub primary: Option<Backend>,
     /// The primary may be routed to.
     pub open: bool,
-    /// Streaming standbys and their lag in bytes, by name.
-    pub standbys: Vec<(Backend, u64)>,
+    /// It is about to be stopped by a command.
+    pub draining: bool,
+    /// Streaming standbys, by name.
+    pub standbys: Vec<Reader>,
+    /// Who of them is led to.
+    pub rules: Arc<Rules>,
     /// When a manager was last sure of this state.
     pub confirmed_at: Moment,
     /// As of that state.
@@ -223,10 +288,14 @@ impl View {
             return Err(Closed::Stale(now.since(self.confirmed_at)));
         }
         let stamp = |backend: &Backend, role| Stamp { generation, epoch, backend: backend.clone(), role };
-        if port == Port::ReadOnly
-            && let Some(standby) = self.standby(turn, avoid)
-        {
-            return Ok(stamp(standby, Role::Standby));
+        if port != Port::ReadWrite {
+            if let Some(standby) = self.standby(port, turn, avoid) {
+                return Ok(stamp(standby, Role::Standby));
+            }
+            if port == Port::SyncOnly || !self.rules.primary_too {
+                let tried = self.standby(port, turn, &[]).is_some();
+                return Err(if tried { Closed::AllTried } else { Closed::NoStandby });
+            }
         }
         match &self.primary {
             None => Err(Closed::NoPrimary),
@@ -243,17 +312,45 @@ impl View {
         match (self.lead(port, 0, &[], now), port) {
             (Err(closed @ (Closed::NothingHeard | Closed::Stale(_))), _) => format!("{closed}: held {held:.1} s"),
             (_, Port::ReadWrite) => format!("the cluster has no open primary (epoch {epoch}): held {held:.1} s"),
-            (_, Port::ReadOnly) => format!("no member takes read-only sessions (epoch {epoch}): held {held:.1} s"),
+            (_, Port::ReadOnly | Port::SyncOnly) => {
+                format!("no member takes {} sessions (epoch {epoch}): held {held:.1} s", port.name())
+            }
         }
     }
 
-    fn standby(&self, turn: usize, avoid: &[MemberId]) -> Option<&Backend> {
-        let usable = || self.standbys.iter().filter(|(backend, _)| !avoid.contains(&backend.member));
-        let least = usable().map(|(_, lag)| *lag).min()?;
-        let near: Vec<&Backend> =
-            usable().filter(|(_, lag)| lag - least <= SHARED_LAG_BYTES).map(|(backend, _)| backend).collect();
-        near.get(turn % near.len()).copied()
+    fn standby(&self, port: Port, turn: usize, avoid: &[MemberId]) -> Option<&Backend> {
+        let wanted = |reader: &&Reader| port == Port::ReadOnly || reader.confirms;
+        let usable = || {
+            let readers = self.standbys.iter().filter(|reader| self.rules.take(reader)).filter(wanted);
+            readers.filter(|reader| !avoid.contains(&reader.backend.member))
+        };
+        let least = usable().map(|reader| reader.lag_bytes).min()?;
+        let near: Vec<&Reader> = usable().filter(|reader| reader.lag_bytes - least <= SHARED_LAG_BYTES).collect();
+        let weights: Vec<u32> = near.iter().map(|reader| self.rules.weight(&reader.backend.member)).collect();
+        near.get(choose(&weights, turn)).map(|reader| &reader.backend)
     }
+
+    /// Whether a session opened in the state of `stamp` is to end as soon as nothing is under way in it.
+    pub fn drains(&self, stamp: &Stamp) -> bool {
+        self.draining && stamp.role == Role::Primary && self.epoch() == (stamp.generation, stamp.epoch)
+    }
+}
+
+/// Whose turn it is: each as often as its weight says, and well mixed. None of the weights is 0.
+fn choose(weights: &[u32], turn: usize) -> usize {
+    if weights.windows(2).all(|two| two[0] == two[1]) {
+        return turn % weights.len().max(1);
+    }
+    // Multiples of the golden ratio, less their whole parts, fill the range from 0 to 1 evenly, however many there are.
+    let part = (turn as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    let total: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let mut left = (part * total) >> 32;
+    let takes = |weight: &u32| {
+        let its = left < u64::from(*weight);
+        left = left.saturating_sub(u64::from(*weight));
+        its
+    };
+    weights.iter().position(takes).unwrap_or(0)
 }
 
 /// Collects what the managers say.
@@ -276,8 +373,8 @@ struct Source {
 
 impl Table {
     /// An empty table for that many managers.
-    pub fn new(managers: usize, own: Bounds) -> Self {
-        let view = View { bounds: own, ..View::default() };
+    pub fn new(managers: usize, own: Bounds, rules: Rules) -> Self {
+        let view = View { bounds: own, rules: Arc::new(rules), ..View::default() };
         Self { cluster: None, sources: vec![None; managers], own, view }
     }
 
@@ -323,6 +420,7 @@ impl Table {
             self.view.bounds = heard.bounds.unwrap_or(self.own);
             self.view.primary.clone_from(&heard.primary);
             self.view.open = heard.open && heard.primary.is_some();
+            self.view.draining = heard.draining && heard.primary.is_some();
         }
         self.sources.iter_mut().for_each(|slot| *slot = slot.take().filter(|s| s.followed));
         if let Some(slot) = self.sources.get_mut(source) {
@@ -342,18 +440,21 @@ impl Table {
 
     /// All managers at the newest state together: one that knows no lag (it does
     /// not lead) leaves the list to those that do, and of two lags the worse counts.
-    fn standbys(&self) -> Vec<(Backend, u64)> {
-        let mut out: Vec<(Backend, u64)> = Vec::new();
+    fn standbys(&self) -> Vec<Reader> {
+        let mut out: Vec<Reader> = Vec::new();
         let newest = self.sources.iter().flatten().map(|s| &s.heard).filter(|h| Some(h.version) == self.view.version);
         for standby in newest.flat_map(|h| &h.standbys).filter(|s| s.streaming) {
             let is_primary = self.view.primary.as_ref().is_some_and(|p| p.member == standby.backend.member);
-            match out.iter_mut().find(|(backend, _)| backend.member == standby.backend.member) {
-                Some((_, lag)) => *lag = standby.lag_bytes.max(*lag),
+            match out.iter_mut().find(|reader| reader.backend.member == standby.backend.member) {
+                Some(reader) => reader.lag_bytes = standby.lag_bytes.max(reader.lag_bytes),
                 None if is_primary => {}
-                None => out.push((standby.backend.clone(), standby.lag_bytes)),
+                None => {
+                    let Standby { backend, lag_bytes, confirms, .. } = standby.clone();
+                    out.push(Reader { backend, lag_bytes, confirms });
+                }
             }
         }
-        out.sort_by(|a, b| a.0.member.cmp(&b.0.member));
+        out.sort_by(|a, b| a.backend.member.cmp(&b.backend.member));
         out
     }
 }

@@ -22,6 +22,7 @@ fn heard(epoch: u64, revision: u64, primary: &str) -> Heard {
         cluster: ClusterId("c".into()),
         version: version(1, epoch, revision),
         open: !primary.ends_with('?'),
+        draining: false,
         primary: (!name.is_empty()).then(|| backend(name)),
         standbys: Vec::new(),
         confirmed_age: Duration::ZERO,
@@ -36,13 +37,18 @@ fn with_standbys(mut heard: Heard, standbys: &[(&str, u64)]) -> Heard {
             backend: backend(name.trim_end_matches('!')),
             streaming: !name.ends_with('!'),
             lag_bytes: *lag_bytes,
+            confirms: name.starts_with('s'),
         })
         .collect();
     heard
 }
 
+fn reader(member: &str, lag_bytes: u64) -> Reader {
+    Reader { backend: backend(member), lag_bytes, confirms: false }
+}
+
 fn table() -> Table {
-    Table::new(3, OWN)
+    Table::new(3, OWN, Rules::default())
 }
 
 fn read_write(table: &Table, now: Moment) -> Result<String, Closed> {
@@ -249,10 +255,10 @@ fn a_manager_that_knows_no_lag_leaves_the_standbys_to_the_others() {
     t.hear(0, with_standbys(heard(1, 1, "a"), &[("b", 7)]), at(0));
     t.hear(1, heard(1, 1, "a"), at(0));
     t.hear(2, with_standbys(heard(1, 1, "a"), &[("b", 9), ("a", 0)]), at(0));
-    assert_eq!(t.view().standbys, [(backend("b"), 9)], "the worse lag counts, and the primary is no standby");
+    assert_eq!(t.view().standbys, [reader("b", 9)], "the worse lag counts, and the primary is no standby");
     t.lose(2);
     t.hear(1, heard(1, 1, "a"), at(0));
-    assert_eq!(t.view().standbys, [(backend("b"), 7)]);
+    assert_eq!(t.view().standbys, [reader("b", 7)]);
     t.lose(0);
     assert_eq!((t.followed(), t.view().standbys.len()), (1, 1), "until another speaks");
     t.hear(1, heard(1, 1, "a"), at(0));
@@ -265,7 +271,7 @@ fn the_last_manager_lost_leaves_the_state_as_it_was() {
     t.hear(0, with_standbys(heard(1, 1, "a"), &[("b", 7)]), at(0));
     t.lose(0);
     assert_eq!(read_write(&t, at(15)), Ok("a".into()));
-    assert_eq!(t.view().standbys, [(backend("b"), 7)]);
+    assert_eq!(t.view().standbys, [reader("b", 7)]);
 }
 
 proptest::proptest! {
@@ -286,4 +292,60 @@ proptest::proptest! {
             stamps.extend(t.view().lead(Port::ReadWrite, 0, &[], at(0)));
         }
     }
+}
+
+fn with_rules(rules: Rules, standbys: &[(&str, u64)]) -> Table {
+    let mut table = Table::new(3, OWN, rules);
+    table.hear(0, with_standbys(heard(1, 1, "a"), standbys), at(0));
+    table
+}
+
+#[test]
+fn a_standby_too_far_behind_or_without_weight_takes_no_session_that_only_reads() {
+    let rules = Rules { max_lag: Some(100), weights: [("c".parse().unwrap(), 0)].into(), primary_too: true };
+    let t = with_rules(rules.clone(), &[("b", 101), ("c", 0), ("d", 100)]);
+    assert!((0..9).all(|turn| read_only(&t, turn, &[]).unwrap() == "d"));
+    let t = with_rules(rules.clone(), &[("b", 101), ("c", 0)]);
+    assert_eq!(read_only(&t, 0, &[]), Ok("a".into()), "then the primary takes them");
+    let t = with_rules(Rules { primary_too: false, ..rules.clone() }, &[("b", 101), ("c", 0)]);
+    assert_eq!(read_only(&t, 0, &[]), Err(Closed::NoStandby), "or nobody");
+    let t = with_rules(Rules { primary_too: false, ..rules }, &[("d", 0)]);
+    assert_eq!(read_only(&t, 0, &["d"]), Err(Closed::AllTried));
+}
+
+#[test]
+fn sessions_that_only_read_are_shared_by_weight() {
+    let weights = [("b".parse().unwrap(), 300), ("c".parse().unwrap(), 100)].into();
+    let t = with_rules(Rules { weights, ..Rules::default() }, &[("b", 0), ("c", 0)]);
+    let turns: String = (0..400).map(|turn| read_only(&t, turn, &[]).unwrap()).collect();
+    let of_c = turns.matches('c').count();
+    assert!((98..=102).contains(&of_c), "{of_c} of 400");
+    assert!(!turns.contains("bbbbb") && !turns.contains("cc"), "mixed: {turns}");
+}
+
+#[test]
+fn the_sync_only_port_leads_to_who_confirms_and_to_nobody_else() {
+    let lead = |t: &Table, turn| t.view().lead(Port::SyncOnly, turn, &[], at(0)).map(|s| s.backend.member.to_string());
+    let t = with_rules(Rules::default(), &[("b", 0), ("s1", 5), ("s2", 0)]);
+    assert_eq!([0, 1, 2].map(|turn| lead(&t, turn).unwrap()), ["s1", "s2", "s1"]);
+    let t = with_rules(Rules::default(), &[("b", 0)]);
+    assert_eq!(lead(&t, 0), Err(Closed::NoStandby));
+    assert_eq!(
+        t.view().refusal(Port::SyncOnly, Duration::from_secs(2), at(0)),
+        "no member takes sync-only sessions (epoch 1): held 2.0 s"
+    );
+}
+
+#[test]
+fn only_sessions_of_a_primary_that_is_about_to_stop_are_to_end() {
+    let mut t = table();
+    t.hear(0, with_standbys(heard(5, 10, "a"), &[("b", 0)]), at(0));
+    let primary = t.view().lead(Port::ReadWrite, 0, &[], at(0)).unwrap();
+    let reader = t.view().lead(Port::ReadOnly, 0, &[], at(0)).unwrap();
+    assert!(!t.view().drains(&primary));
+    t.hear(0, Heard { open: false, draining: true, ..with_standbys(heard(5, 11, "a"), &[("b", 0)]) }, at(0));
+    assert!(t.view().drains(&primary) && !t.view().drains(&reader));
+    assert_eq!(t.view().cut(&primary, at(0)), None, "not cut");
+    t.hear(0, with_standbys(heard(5, 12, "a"), &[("b", 0)]), at(0));
+    assert!(!t.view().drains(&primary), "it goes on");
 }

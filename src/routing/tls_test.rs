@@ -30,6 +30,11 @@ impl Files {
         RouterConfig {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: None,
+            sync_only: None,
+            read_only_max_lag: None,
+            read_only_from_primary: true,
+            read_only_weights: [].into(),
+            drain: Duration::ZERO,
             max_sessions: 1,
             certificate: Some(CertificateFiles { certificate: self.certificate.clone(), key: self.key.clone() }),
             tls_required: false,

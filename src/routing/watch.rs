@@ -125,7 +125,7 @@ fn request(desk: &Desk, manager: &MemberId) -> v1::RoutingRequest {
 fn heard(state: v1::RoutingState) -> Result<Heard, BadMemberId> {
     let standby = |s: v1::routing_state::Standby| {
         let backend = Backend { member: s.member.parse()?, address: s.address };
-        Ok(Standby { backend, streaming: s.streaming, lag_bytes: s.lag_bytes })
+        Ok(Standby { backend, streaming: s.streaming, lag_bytes: s.lag_bytes, confirms: s.confirms })
     };
     let primary = match state.primary.as_str() {
         "" => None,
@@ -139,6 +139,7 @@ fn heard(state: v1::RoutingState) -> Result<Heard, BadMemberId> {
             revision: state.revision,
         },
         open: state.open,
+        draining: state.draining,
         primary,
         standbys: state.standbys.into_iter().map(standby).collect::<Result<_, _>>()?,
         confirmed_age: Duration::from_millis(state.confirmed_age_ms),

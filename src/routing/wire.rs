@@ -9,6 +9,8 @@ pub const ANSWER_MAX: usize = 16_384;
 
 /// SQLSTATE `cannot_connect_now`: the server is starting up or shutting down.
 pub const CANNOT_CONNECT_NOW: &str = "57P03";
+/// SQLSTATE `admin_shutdown`.
+pub const ADMIN_SHUTDOWN: &str = "57P01";
 /// SQLSTATE `too_many_connections`.
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
 /// SQLSTATE `invalid_authorization_specification`: what PostgreSQL says to whom its access rules refuse.

@@ -49,11 +49,18 @@ pub fn state(epoch: u64, revision: u64, open: bool, primary: Option<&Backend>) -
         revision,
         stale_ms: 0,
         hold_ms: 0,
+        draining: false,
     }
 }
 
 pub fn standby(backend: &Backend, lag_bytes: u64) -> Standby {
-    Standby { member: backend.name.clone(), address: backend.address.to_string(), streaming: true, lag_bytes }
+    Standby {
+        member: backend.name.clone(),
+        address: backend.address.to_string(),
+        streaming: true,
+        lag_bytes,
+        confirms: false,
+    }
 }
 
 /// A manager: sends its state at once, on each change and every `beat` (50 ms).
@@ -264,6 +271,9 @@ async fn echo(mut stream: TcpStream) {
 
 async fn startup_packet(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let length = stream.read_u32().await?;
+    if length > 10_000 {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
     let mut packet = length.to_be_bytes().to_vec();
     packet.resize(length as usize, 0);
     stream.read_exact(&mut packet[4..]).await?;
@@ -378,6 +388,7 @@ pub struct Options {
     pub stale: Duration,
     pub hold: Duration,
     pub max_sessions: usize,
+    pub drain: Duration,
     pub certificate: Option<CertificateFiles>,
     pub tls_required: bool,
     pub postgresql_ca_file: Option<PathBuf>,
@@ -389,6 +400,7 @@ impl Default for Options {
             stale: Duration::from_secs(5),
             hold: Duration::from_secs(5),
             max_sessions: 100,
+            drain: Duration::ZERO,
             certificate: None,
             tls_required: false,
             postgresql_ca_file: None,
@@ -422,6 +434,11 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         router: Some(RouterConfig {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: Some(([127, 0, 0, 1], 0).into()),
+            sync_only: Some(([127, 0, 0, 1], 0).into()),
+            read_only_max_lag: None,
+            read_only_from_primary: true,
+            read_only_weights: [].into(),
+            drain: options.drain,
             max_sessions: options.max_sessions,
             certificate: options.certificate,
             tls_required: options.tls_required,

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod carried;
+mod drained;
 mod fakes;
+mod hostile;
 mod idle;
 mod measure;
 mod real;

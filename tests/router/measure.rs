@@ -27,7 +27,7 @@ fn from_env(name: &str, default: usize) -> usize {
 }
 
 /// Ends with the measurement.
-struct Process(Child);
+pub struct Process(pub Child);
 
 impl Process {
     fn start(command: &mut Command) -> Self {
@@ -35,7 +35,7 @@ impl Process {
     }
 
     /// Bytes that no other process shares.
-    fn private_bytes(&self) -> u64 {
+    pub fn private_bytes(&self) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id())).unwrap();
         let of = |key: &str| {
             let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
@@ -65,7 +65,7 @@ async fn listens(port: u16) {
 }
 
 /// A router of its own process, as it is released.
-pub async fn router_process(dir: &Path, managers: &[&Manager], more: &str) -> (Child, u16) {
+pub async fn router_process(dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Child, u16) {
     let port = free_port();
     let mut text = "[cluster]\nname = \"measured\"\ninsecure = true\n".to_owned();
     // A cluster has three; of those that are missing here nobody is there.
@@ -74,7 +74,7 @@ pub async fn router_process(dir: &Path, managers: &[&Manager], more: &str) -> (C
         let ports = format!("manager_port = {manager}\nagent_port = {}\npostgres_port = {}", free_port(), free_port());
         text += &format!("[[cluster.members]]\nid = \"n{i}\"\nhost = \"127.0.0.1\"\n{ports}\n");
     }
-    text += &format!("[router]\nread_write = \"127.0.0.1:{port}\"\nmax_sessions = 5000\n{more}\n");
+    text += &format!("[router]\nread_write = \"127.0.0.1:{port}\"\nmax_sessions = {max_sessions}\n");
     let file = dir.join("router.toml");
     fs::write(&file, text).unwrap();
     let exe = std::env::var_os("MATRIARCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_matriarch").into());
@@ -138,7 +138,7 @@ async fn beside_haproxy() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(&["max_connections=100", "shared_buffers=256MB"], |_| {}).await.unwrap();
     let manager = Manager::start_with_beat(server.state(), Duration::from_millis(500));
-    let (router, through_router) = router_process(dir.path(), &[&manager], "").await;
+    let (router, through_router) = router_process(dir.path(), &[&manager], 5_000).await;
     let _router = Process(router);
     let (_haproxy, through_haproxy) = haproxy(dir.path(), server.port).await;
     let made = Command::new(server.bin.join("pgbench"))
@@ -187,7 +187,7 @@ async fn idle_connections() {
     let dir = tempfile::tempdir().unwrap();
     let backend = crate::fakes::Backend::start("a").await;
     let manager = Manager::start_with_beat(crate::fakes::state(1, 1, true, Some(&backend)), Duration::from_millis(500));
-    let (router, port) = router_process(dir.path(), &[&manager], "").await;
+    let (router, port) = router_process(dir.path(), &[&manager], 5_000).await;
     let router = Process(router);
     let (haproxy, through_haproxy) = haproxy(dir.path(), backend.address.port()).await;
     let mut each = Vec::new();

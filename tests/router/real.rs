@@ -121,6 +121,7 @@ impl Server {
             revision: 1,
             stale_ms: 0,
             hold_ms: 0,
+            draining: false,
         }
     }
 }
