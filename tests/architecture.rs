@@ -173,7 +173,7 @@ fn arrows() {
         postgres -> config, domain
         raft -> domain, rpc, state
         reconcile -> domain, state
-        rest -> config, domain, manager, state
+        rest -> config, domain, manager, rpc, state, telemetry
         routing -> config, domain, rpc, telemetry
         rpc -> domain, state
         state -> domain

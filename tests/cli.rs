@@ -608,7 +608,7 @@ impl Manager {
     fn operation(&self) -> Response<OperationReply> {
         let (from, to) = ("n1".to_owned(), "n2".to_owned());
         let reason = self.refusal.unwrap_or_default().to_owned();
-        Response::new(OperationReply { id: 7, from, to, accepted: self.refusal.is_none(), reason })
+        Response::new(OperationReply { id: 7, from, to, accepted: self.refusal.is_none(), reason, undecided: false })
     }
 }
 
@@ -748,7 +748,7 @@ impl Admin for Manager {
         let request = request.into_inner();
         let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
         let (from, to) = ("n1".to_owned(), request.member);
-        Ok(Response::new(OperationReply { id, from, to, accepted, reason }))
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
     }
 
     async fn change_member(

@@ -402,6 +402,7 @@ impl World {
             lost: Vec::new(),
             cure: Default::default(),
             archive: Default::default(),
+            server: Default::default(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {

@@ -15,7 +15,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::MemberId,
-    manager::{ManagerHandle, view::MemberChange},
+    manager::{
+        ManagerHandle,
+        view::{MemberChange, NotBegun},
+    },
     rpc::{convert, v1},
     state::{Operation, OperationKind},
 };
@@ -45,13 +48,19 @@ impl AdminService {
     async fn operate(
         &self,
         kind: OperationKind,
-        candidate: &str,
+        (from, candidate): (&str, &str),
         (request_id, allow_loss): (String, bool),
     ) -> Result<Response<v1::OperationReply>, Status> {
-        let wanted = convert::optional_member(candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let reply = match self.manager.begin(kind, wanted.as_ref(), (self::request_id(request_id), allow_loss)).await {
+        let named = |name| convert::optional_member(name).map_err(|e| Status::invalid_argument(e.to_string()));
+        let (from, wanted) = (named(from)?, named(candidate)?);
+        let moves = (from.as_ref(), wanted.as_ref());
+        let reply = match self.manager.begin(kind, moves, (self::request_id(request_id), allow_loss)).await {
             Ok(operation) => accepted(&operation),
-            Err(reason) => v1::OperationReply { accepted: false, reason, ..Default::default() },
+            Err(why) => v1::OperationReply {
+                reason: why.to_string(),
+                undecided: matches!(why, NotBegun::Undecided(_)),
+                ..Default::default()
+            },
         };
         Ok(Response::new(reply))
     }
@@ -69,6 +78,7 @@ fn accepted(operation: &Operation) -> v1::OperationReply {
         to: operation.to.to_string(),
         accepted: true,
         reason: String::new(),
+        undecided: false,
     }
 }
 
@@ -156,7 +166,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Switchover, &asked.candidate, (asked.request_id, false)).await
+        self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
@@ -168,7 +178,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Failover, &asked.candidate, (asked.request_id, asked.allow_data_loss)).await
+        self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss)).await
     }
 
     async fn failover_loss(
@@ -317,7 +327,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.restart(passed_on(v1::RestartRequest { to, ..asked })).await;
         }
-        self.operate(OperationKind::Restart, &asked.member, (asked.request_id, false)).await
+        self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await
     }
 
     async fn change_member(

@@ -247,6 +247,9 @@ fn member(
     out.state = state_word(agent).to_owned();
     out.timeline = agent.wal_end.timeline.0;
     out.lsn = agent.wal_end.lsn.to_string();
+    if agent.state == PostgresState::Standby {
+        out.replayed_lsn = agent.replay_lsn.to_string();
+    }
     if let Some(p) = primary.filter(|_| agent.state == PostgresState::Standby) {
         let (flushed, replayed) = lags(p, agent);
         (out.lag_bytes, out.lag_known) = (replayed.bytes, true);

@@ -160,6 +160,7 @@ pub fn sight(probe: Probe, history: TimelineHistory) -> Sight {
         checkpoint_timeline: probe.checkpoint_timeline,
         replay_waits: probe.replay_waits,
         replay_paused: probe.replay_paused,
+        server: probe.server,
         severed: probe.severed,
     }
 }

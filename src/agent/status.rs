@@ -112,6 +112,7 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         lost: core.lost(),
         cure: core.cure(now),
         archive: core.archive(now),
+        server: sight.map(|s| s.server).unwrap_or_default(),
     }
 }
 
@@ -182,6 +183,9 @@ pub fn essence(status: &v1::AgentStatus) -> v1::AgentStatus {
         work.done_bytes = 0;
         work.total_bytes = 0;
         work.phase_ms = 0;
+    }
+    if let Some(server) = &mut calm.server {
+        server.replayed_at_ms = 0;
     }
     if let Some(redo) = &mut calm.redo {
         redo.still_ms = 0;

@@ -32,7 +32,8 @@ pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
         Err(exit) => return exit,
     };
     let to = Some(target(&status.cluster_id, status.generation));
-    let request = SwitchoverRequest { to, candidate, request_id: Uuid::now_v7().to_string() };
+    let request_id = Uuid::now_v7().to_string();
+    let request = SwitchoverRequest { to, candidate, request_id, from: String::new() };
     let reply = client.switchover(request).await;
     follow(&client, "switchover", reply, &args.operation).await
 }

@@ -29,7 +29,7 @@ pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> 
     let rest = crate::rest::Rest::bind(&config).await?;
     let admin = |manager: crate::manager::ManagerHandle| {
         if let Some(rest) = rest {
-            tokio::spawn(rest.serve(manager.clone()));
+            tokio::spawn(rest.serve(manager.clone(), crate::admin::AdminService::new(manager.clone())));
         }
         crate::admin::AdminService::new(manager)
     };

@@ -16,9 +16,10 @@ use super::{
     error::Wrong,
     layers, parameters,
     raw::{
-        RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRest, RawRouter,
+        RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter,
         RawTimings,
     },
+    rest,
 };
 use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved, sync::slot_name};
 
@@ -52,7 +53,7 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
         }
     };
     let router = raw.router.map(|raw| router(raw, &cluster)).transpose()?;
-    let rest = raw.rest.map(|raw| rest(&raw, member.is_some())).transpose()?;
+    let rest = raw.rest.map(|raw| rest::check(raw, member.is_some())).transpose()?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
     let config = Config { file: file.to_owned(), cluster, member, router, rest, layers };
     listen_addresses(&config)?;
@@ -397,7 +398,7 @@ fn apart(manager: &ManagerConfig, agent: &AgentConfig, postgresql: &PostgresqlCo
 
 // ---- addresses -----------------------------------------------------------------------------------------------
 
-fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
+pub(super) fn address(key: &str, text: &str) -> Result<SocketAddr, Wrong> {
     let address: SocketAddr = text.parse().map_err(|_| {
         Wrong::new(key, format!("`{text}` is no address with a port"), "write e.g. 10.0.0.1:7400 or [fd00::1]:7400")
     })?;
@@ -463,16 +464,8 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
     if max_sessions == 0 {
         return Err(Wrong::new("router.max_sessions", "0 would refuse everybody", "use 1 or more"));
     }
-    let given = |key: &str, value: Option<String>| value.map(|file| path(key, Some(file), "")).transpose();
-    let certificate = given("router.tls_certificate_file", raw.tls_certificate_file)?;
-    let certificate = match (certificate, given("router.tls_key_file", raw.tls_key_file)?) {
-        (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
-        (None, None) => None,
-        (Some(_), None) => return Err(Wrong::new("router.tls_key_file", "missing", "name the certificate's key")),
-        (None, Some(_)) => {
-            return Err(Wrong::new("router.tls_certificate_file", "missing", "name the key's certificate"));
-        }
-    };
+    let keys = ("router.tls_certificate_file", "router.tls_key_file");
+    let certificate = certificate_files(keys, raw.tls_certificate_file, raw.tls_key_file)?;
     let tls_required = raw.tls_required.unwrap_or(false);
     if tls_required && certificate.is_none() {
         let advice = "set tls_certificate_file and tls_key_file, or remove it";
@@ -511,12 +504,22 @@ fn weights(raw: BTreeMap<String, u32>, cluster: &ClusterConfig) -> Result<BTreeM
     raw.into_iter().map(one).collect()
 }
 
-fn rest(raw: &RawRest, is_member: bool) -> Result<SocketAddr, Wrong> {
-    if !is_member {
-        let advice = "remove the table, or add `[member]` with the id of this host";
-        return Err(Wrong::new("rest", "given, but no manager runs on this host to answer", advice));
+fn given(key: &str, file: Option<String>) -> Result<Option<PathBuf>, Wrong> {
+    file.map(|file| path(key, Some(file), "")).transpose()
+}
+
+/// A certificate and its key, or neither; `keys` name both.
+pub(super) fn certificate_files(
+    keys: (&str, &str),
+    certificate: Option<String>,
+    key: Option<String>,
+) -> Result<Option<CertificateFiles>, Wrong> {
+    match (given(keys.0, certificate)?, given(keys.1, key)?) {
+        (Some(certificate), Some(key)) => Ok(Some(CertificateFiles { certificate, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(Wrong::new(keys.1, "missing", "name the certificate's key")),
+        (None, Some(_)) => Err(Wrong::new(keys.0, "missing", "name the key's certificate")),
     }
-    address("rest.listen", raw.listen.as_deref().unwrap_or("127.0.0.1:8008"))
 }
 
 /// Every TCP address this host listens on, by key.
@@ -533,17 +536,16 @@ pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
         all.extend(router.read_only.map(|address| ("router.read_only", address)));
         all.extend(router.sync_only.map(|address| ("router.sync_only", address)));
     }
-    all.extend(config.rest.map(|address| ("rest.listen", address)));
+    all.extend(config.rest.as_ref().map(|rest| ("rest.listen", rest.listen)));
     all
 }
 
 fn listen_addresses(config: &Config) -> Result<(), Wrong> {
     let all = listeners(config);
     for (index, (key, address)) in all.iter().enumerate() {
-        if !address.ip().is_loopback() && !config.cluster.insecure {
-            let problem = format!("{address} can be reached from other hosts, and nothing is encrypted yet");
-            let advice = "set cluster.insecure = true on a network you trust, or listen on 127.0.0.1";
-            return Err(Wrong::new(*key, problem, advice));
+        let encrypted = *key == "rest.listen" && config.rest.as_ref().is_some_and(|rest| rest.certificate.is_some());
+        if !address.ip().is_loopback() && !config.cluster.insecure && !encrypted {
+            return Err(open_to_others(key, *address));
         }
         if let Some((other, _)) = all.iter().take(index).find(|(_, taken)| collide(*taken, *address)) {
             return Err(Wrong::new(*key, format!("{address} is taken by {other}"), "give each its own port"));
@@ -556,6 +558,16 @@ fn listen_addresses(config: &Config) -> Result<(), Wrong> {
         }
     }
     Ok(())
+}
+
+fn open_to_others(key: &str, address: SocketAddr) -> Wrong {
+    let (what, advice) = match key {
+        "rest.listen" => ("this API is not encrypted", "set rest.tls_certificate_file and rest.tls_key_file, "),
+        _ => ("nothing is encrypted yet", ""),
+    };
+    let problem = format!("{address} can be reached from other hosts, and {what}");
+    let advice = format!("{advice}set cluster.insecure = true on a network you trust, or listen on 127.0.0.1");
+    Wrong::new(key, problem, advice)
 }
 
 fn collide(one: SocketAddr, two: SocketAddr) -> bool {

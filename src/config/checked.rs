@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::bootstrap::InitialContent;
+use super::{bootstrap::InitialContent, rest::RestConfig};
 use crate::domain::{MemberId, NodeId, Profile, Timings};
 
 /// Everything one host's processes need to know.
@@ -22,7 +22,7 @@ pub struct Config {
     /// The router of this host, when it has one.
     pub router: Option<RouterConfig>,
     /// Where the manager of this host answers in Patroni's words over HTTP; `None`: nowhere.
-    pub rest: Option<SocketAddr>,
+    pub rest: Option<RestConfig>,
     /// What protects beyond lease and guard.
     pub layers: LayersConfig,
 }

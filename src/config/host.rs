@@ -7,7 +7,7 @@ use nix::sys::statvfs::statvfs;
 
 use super::{
     Config, LocalMember, Purpose, RouterConfig, check::resolve, error::Wrong, read_password, read_private_key,
-    read_secret,
+    read_secret, rest,
 };
 
 /// A process of ours doesn't start with less free space than this.
@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
         Purpose::Manager => {
             let member = config.member.as_ref().ok_or_else(|| missing("member", "manager"))?;
             secret(config)?;
+            config.rest.as_ref().map_or(Ok(()), rest::on_host)?;
             space("manager.state_dir", &member.manager.state_dir)?;
         }
         Purpose::Agent => {
@@ -38,6 +39,7 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
             if let Some(member) = &config.member {
                 secret(config)?;
                 passwords(member)?;
+                config.rest.as_ref().map_or(Ok(()), rest::on_host)?;
                 space("manager.state_dir", &member.manager.state_dir)?;
                 agent_space(member)?;
             }

@@ -2,6 +2,7 @@
 //! one line, `FILE: KEY: problem; what to do`, and is found before anything is changed.
 
 pub mod bootstrap;
+mod certificate;
 mod check;
 pub mod checked;
 mod error;
@@ -9,6 +10,7 @@ mod host;
 mod layers;
 mod parameters;
 mod raw;
+mod rest;
 mod secret;
 
 use std::{
@@ -19,6 +21,7 @@ use std::{
 pub use bootstrap::{
     ContentSource, HookCommand, InitialContent, InitialDatabase, InitialRole, PasswordSource, Recovery, RecoveryTarget,
 };
+pub use certificate::{CertificateError, file_stamp, read_certificates, server_tls, tls_provider};
 pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
@@ -28,6 +31,7 @@ pub use checked::{
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};
 pub use parameters::OWNED as OWNED_PARAMETERS;
+pub use rest::{Network, RestConfig, RestLogin};
 pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_private_key, read_secret};
 
 use self::error::Wrong;

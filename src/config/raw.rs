@@ -185,6 +185,11 @@ pub(super) struct RawRouter {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRest {
     pub listen: Option<String>,
+    pub username: Option<String>,
+    pub password_file: Option<String>,
+    pub allowlist: Option<Vec<String>>,
+    pub tls_certificate_file: Option<String>,
+    pub tls_key_file: Option<String>,
 }
 
 /// Why a text is no configuration: the key it happened at, where known, and

@@ -351,7 +351,91 @@ fn a_missing_file_says_what_to_do() {
 fn the_api_listens_where_a_manager_answers() {
     assert_eq!(parse(GOOD).unwrap().rest, None, "off without its table");
     let with = |text: &str| parse(&format!("{GOOD}\n[rest]\n{text}"));
-    assert_eq!(with("").unwrap().rest, Some("127.0.0.1:8008".parse().unwrap()));
+    let read_only = with("").unwrap().rest.unwrap();
+    assert_eq!(read_only.listen, "127.0.0.1:8008".parse().unwrap());
+    assert_eq!((read_only.login, read_only.certificate, read_only.allowlist.len()), (None, None, 0));
     assert!(with("listen = \"127.0.0.1:6433\"").unwrap_err().to_string().contains("is taken by router.read_only"));
-    assert!(with("port = 8008").unwrap_err().to_string().contains("rest.port: unknown key"));
+    let full = "username = \"ops\"\npassword_file = \"/p\"\nallowlist = [\"10.0.0.0/24\", \"::1\"]\n\
+                tls_certificate_file = \"/c\"\ntls_key_file = \"/k\"";
+    let full = with(full).unwrap().rest.unwrap();
+    assert_eq!(full.login.unwrap().username, "ops");
+    assert_eq!(full.certificate, Some(CertificateFiles { certificate: "/c".into(), key: "/k".into() }));
+    assert!(full.allowlist[0].has("10.0.0.9".parse().unwrap()) && !full.allowlist[0].has("10.0.1.9".parse().unwrap()));
+}
+
+#[test]
+fn errors_of_the_api() {
+    let edits = [
+        "port = 8008",
+        "username = \"ops\"",
+        "password_file = \"/p\"",
+        "username = \"o:s\"\npassword_file = \"/p\"",
+        "username = \"ops\"\npassword_file = \"p\"",
+        "allowlist = [\"10.0.0.0/8\"]",
+        "username = \"ops\"\npassword_file = \"/p\"\nallowlist = [\"::1\", \"db1.example\"]",
+        "username = \"ops\"\npassword_file = \"/p\"\nallowlist = [\"10.0.0.0/40\"]",
+        "allowlist = \"10.0.0.0/8\"",
+        "tls_key_file = \"/k\"",
+        "tls_certificate_file = \"/c\"",
+    ]
+    .map(|text| format!("[rest]\n{text}\n[router]\n"));
+    let edits: Vec<(&str, &str)> = edits.iter().map(|to| ("[router]\n", to.as_str())).collect();
+    check(
+        &edits,
+        expect![[r#"
+        m.toml: rest.port: unknown key in line 30; known here: listen, username, password_file, allowlist, tls_certificate_file, tls_key_file
+        m.toml: rest.password_file: missing; name a file with the user's password
+        m.toml: rest.username: missing; name the user whose password that is
+        m.toml: rest.username: `o:s` can't be a user's name; use at least one character, and no colon
+        m.toml: rest.password_file: `p` is a relative path; write it from the root (/…)
+        m.toml: rest.allowlist: given, but without a login nobody may change anything from anywhere; set rest.username and rest.password_file, or remove it
+        m.toml: rest.allowlist[1]: `db1.example` is no network: no address; write e.g. 10.0.0.0/24, 10.0.0.1 or fd00::/64
+        m.toml: rest.allowlist[0]: `10.0.0.0/40` is no network: no such prefix; write e.g. 10.0.0.0/24, 10.0.0.1 or fd00::/64
+        m.toml: rest.allowlist: invalid type: string "10.0.0.0/8", expected a sequence (line 30); correct the line; deploy/matriarch.toml.example has every key
+        m.toml: rest.tls_certificate_file: missing; name the key's certificate
+        m.toml: rest.tls_key_file: missing; name the certificate's key
+    "#]],
+    );
+}
+
+#[test]
+fn the_api_leaves_loopback_with_a_certificate_only() {
+    let text = GOOD.replace("insecure = true", "").replace("10.0.0.", "127.0.0.");
+    let with = |more: &str| parse(&format!("{text}\n[rest]\nlisten = \"10.0.0.1:8008\"\n{more}"));
+    let refused = with("").unwrap_err();
+    assert_eq!(refused.key, "rest.listen");
+    assert!(refused.advice.starts_with("set rest.tls_certificate_file and rest.tls_key_file, "), "{refused}");
+    with("tls_certificate_file = \"/c\"\ntls_key_file = \"/k\"").unwrap();
+}
+
+#[test]
+fn what_the_api_needs_from_the_host_is_looked_at_for_the_manager() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let write = |name: &str, mode| {
+        fs::write(at(name), "x".repeat(40)).unwrap();
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let rest = format!(
+        "[rest]\nusername = \"ops\"\npassword_file = \"{}\"\ntls_certificate_file = \"{}\"\ntls_key_file = \"{}\"\n",
+        at("pass").display(),
+        at("crt").display(),
+        at("key").display()
+    );
+    let secret = format!("name = \"demo\"\nsecret_file = \"{}\"", at("secret").display());
+    fs::write(at("m.toml"), format!("{}\n{rest}", GOOD.replace("name = \"demo\"", &secret))).unwrap();
+    let key = || Config::load_for(&at("m.toml"), Purpose::Manager).map(drop).map_err(|error| error.key);
+    write("secret", 0o600);
+    assert_eq!(key().unwrap_err(), "rest.password_file");
+    write("pass", 0o640);
+    let open = Config::load_for(&at("m.toml"), Purpose::Manager).unwrap_err();
+    assert!(open.to_string().contains("has mode 0640") && !open.to_string().contains("xxxx"), "{open}");
+    write("pass", 0o600);
+    assert_eq!(key().unwrap_err(), "rest.tls_certificate_file");
+    write("crt", 0o644);
+    write("key", 0o644);
+    assert_eq!(key().unwrap_err(), "rest.tls_key_file");
+    write("key", 0o600);
+    assert_eq!(key(), Ok(()));
+    assert!(Config::load_for(&at("m.toml"), Purpose::Router).is_ok(), "it is none of the router's");
 }

@@ -410,7 +410,8 @@ impl Rig {
     /// Asks for a switchover; an empty candidate leaves the choice to the leader.
     pub fn switchover(&self, candidate: &str) -> Result<OperationReply> {
         let to = self.target()?;
-        let request = SwitchoverRequest { to: Some(to), candidate: candidate.to_owned(), request_id: request_id() };
+        let candidate = candidate.to_owned();
+        let request = SwitchoverRequest { to: Some(to), candidate, request_id: request_id(), from: String::new() };
         self.any(async |mut admin| Ok(admin.switchover(request.clone()).await?.into_inner()))
     }
 

@@ -131,6 +131,7 @@ impl Watcher {
                 to: Some(to.clone()),
                 candidate: String::new(),
                 request_id: uuid::Uuid::new_v4().to_string(),
+                from: String::new(),
             };
             match AdminClient::new(manager.channel.clone()).switchover(request).await {
                 Ok(reply) if reply.get_ref().accepted => return Ok(reply.into_inner().to),

@@ -314,6 +314,19 @@ pub struct AgentView {
     pub cure: CureView,
     /// How archiving goes, and what it has from the archive.
     pub archive: ArchiveView,
+    /// What a running server says of itself, for people. Nothing is decided by it.
+    pub server: ServerView,
+}
+
+/// What a running server says of itself beside its WAL; nothing of one that doesn't answer. Times are by its host's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct ServerView {
+    /// When it was started, in milliseconds since 1970; 0: not known.
+    pub started_ms: u64,
+    /// Standby: when the last transaction that it has replayed was committed; 0: none yet.
+    pub replayed_at_ms: u64,
+    /// A setting was changed that takes effect with a restart.
+    pub pending_restart: bool,
 }
 
 /// Where recovery or replay is.

@@ -75,6 +75,17 @@ pub enum MemberChange {
     },
 }
 
+/// Why an operation has not begun, in words for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    /// Not as things are.
+    #[error("{0}")]
+    Refused(String),
+    /// For want of a leader or a majority: it may begin later all the same.
+    #[error("{0}")]
+    Undecided(String),
+}
+
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
@@ -204,25 +215,25 @@ impl ManagerHandle {
         })
     }
 
-    /// Begins a switchover or a failover by command; only the Raft leader can.
+    /// Begins a switchover, a failover or a restart by command; only the Raft leader can. `from`: only if that is primary.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
     pub async fn begin(
         &self,
         kind: OperationKind,
-        wanted: Option<&MemberId>,
+        (from, wanted): (Option<&MemberId>, Option<&MemberId>),
         (request_id, allow_loss): (String, bool),
-    ) -> Result<crate::state::Operation, String> {
+    ) -> Result<crate::state::Operation, NotBegun> {
         let state = self.state();
         if let Some(known) = state.operation_of(&request_id) {
             return Ok(known.clone());
         }
-        let admitted = self
-            .manager
-            .inner
-            .board
-            .situation(&state, &self.manager.timings(), |s| switchover::admit(s, kind, wanted, allow_loss))?;
+        let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
+            switchover::admit(s, kind, wanted, allow_loss)
+        });
+        let admitted = admitted.map_err(NotBegun::Refused)?;
         let expected = state.epoch;
         let command = Command {
             request_id: request_id.clone(),
@@ -236,12 +247,13 @@ impl ManagerHandle {
         if let Some(known) = self.state().operation_of(&request_id) {
             return Ok(known.clone());
         }
-        match proposed {
-            Ok(Applied::Changed) => Err("the operation is over, and so is a later one".to_owned()),
-            Ok(Applied::Stale { why, .. }) => Err(format!("the cluster has changed meanwhile: {why}")),
-            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        Err(match proposed {
+            Ok(Applied::Changed) => NotBegun::Refused("the operation is over, and so is a later one".to_owned()),
+            Ok(Applied::Stale { why, .. }) => NotBegun::Refused(format!("the cluster has changed meanwhile: {why}")),
+            Ok(Applied::Nothing) => NotBegun::Refused("nothing was proposed".to_owned()),
+            Err(error @ ProposeError::TooLarge(_)) => NotBegun::Refused(error.to_string()),
+            Err(error) => NotBegun::Undecided(error.to_string()),
+        })
     }
 
     /// What a failover by command to `candidate` would lose, as this manager knows it; only the Raft leader hears all.

@@ -188,6 +188,18 @@ fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
     Some(format!("{to} can't be granted the lock: {unfit}"))
 }
 
+/// Whoever names the primary to leave means that one, not its successor.
+///
+/// # Errors
+/// Who is primary, in words for the operator.
+pub fn is_primary(s: &Situation<'_>, from: &MemberId) -> Result<(), String> {
+    match s.state.holder() {
+        Some((_, holder)) if holder == from => Ok(()),
+        Some((_, holder)) => Err(format!("{holder} is primary, not {from}")),
+        None => Err(format!("nobody is primary, also not {from}")),
+    }
+}
+
 /// What an operator's request becomes, checked against what is known now. `allow_loss`: a failover may lose WAL, and
 /// take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
 ///

@@ -221,6 +221,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         room: None,
         kept_wal: KeptWal::default(),
         redo: None,
+        server: Default::default(),
         sync: SyncView::default(),
         severed: false,
         follows_epoch: Epoch(0),

@@ -9,7 +9,11 @@ use super::{
     instance::Instance,
     session::{Session, SqlError},
 };
-use crate::domain::{Lsn, MemberId, TimelineId, WalPosition, observation::StandbyProgress, sync::read_standby_name};
+use crate::domain::{
+    Lsn, MemberId, TimelineId, WalPosition,
+    observation::{ServerView, StandbyProgress},
+    sync::read_standby_name,
+};
 
 /// What the local server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub struct Probe {
     pub server_version: u32,
     /// `synchronous_standby_names` in force.
     pub sync_names: String,
+    /// When it was started, and the like.
+    pub server: ServerView,
 }
 
 /// The local server didn't answer the probe.
@@ -109,12 +115,16 @@ SELECT pg_is_in_recovery() AS in_recovery,
   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup' LIMIT 1) AS startup_wait,
   current_setting('server_version_num') AS version,
   current_setting('synchronous_standby_names') AS sync_names,
-  l.follows_nobody,
-  (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size') AS segment_bytes,
+  l.follows_nobody, g.segment_bytes, g.pending_restart,
+  (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint AS started_ms,
+  CASE WHEN pg_is_in_recovery() THEN (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000)::bigint END
+    AS replayed_at_ms,
   (SELECT string_agg(application_name || E'\\t' || coalesce(state, '') || E'\\t' || coalesce(flush_lsn, '0/0'), E'\\n')
    FROM pg_stat_replication) AS standbys
 FROM (SELECT current_setting('primary_conninfo') = ''
     AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody OFFSET 0) l,
+  (SELECT max(CASE WHEN name = 'wal_segment_size' THEN setting::bigint END) AS segment_bytes,
+    bool_or(pending_restart) AS pending_restart FROM pg_settings) g,
   pg_control_checkpoint() c, pg_control_recovery() r, pg_control_system() s
   LEFT JOIN pg_stat_wal_receiver w ON true";
 
@@ -209,6 +219,11 @@ impl Instance {
             system_identifier: number("system_identifier").unwrap_or_default().cast_unsigned(),
             server_version: text("version").and_then(|t| t.parse().ok()).unwrap_or_default(),
             sync_names: text("sync_names").unwrap_or_default().to_owned(),
+            server: ServerView {
+                started_ms: number("started_ms").unwrap_or_default().max(0).cast_unsigned(),
+                replayed_at_ms: number("replayed_at_ms").unwrap_or_default().max(0).cast_unsigned(),
+                pending_restart: text("pending_restart") == Some("t"),
+            },
         })
     }
 

@@ -1,17 +1,19 @@
 //! Patroni's JSON documents: `/patroni`, `/cluster` and `/history`, with its names and its words.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Map, Value, json};
 
 use super::{
     facts::{Facts, Known, Role},
     health::replication_state,
+    told::Shown,
 };
 use crate::{
     domain::{
-        Epoch, Lsn, MemberId, PostgresState, WalPosition,
+        Epoch, MemberId, PostgresState, WalPosition,
         observation::{AgentView, StandbyProgress},
+        settings_document::member_of,
     },
     state::ClusterState,
 };
@@ -38,19 +40,22 @@ pub fn state_word(agent: Option<&AgentView>) -> &'static str {
 /// The settings of a member, and Patroni's names of those that it has, too.
 pub fn tags(state: &ClusterState, member: &MemberId) -> Map<String, Value> {
     let settings = state.settings.of_member(member);
-    let typed = |text: String| match text.as_str() {
-        "true" => Value::Bool(true),
-        "false" => Value::Bool(false),
-        number if number.parse::<i64>().is_ok() => json!(number.parse::<i64>().unwrap_or_default()),
-        _ => Value::String(text),
-    };
     let mut tags: Map<String, Value> =
-        settings.values().into_iter().map(|(key, value)| (key.to_owned(), typed(value))).collect();
+        settings.values().into_iter().map(|(key, value)| (key.to_owned(), typed(&value))).collect();
     tags.insert("nofailover".to_owned(), Value::Bool(!settings.failover || settings.priority == 0));
     tags.insert("failover_priority".to_owned(), json!(settings.priority));
     tags.insert("nosync".to_owned(), Value::Bool(!settings.confirms()));
     tags.insert("noloadbalance".to_owned(), Value::Bool(settings.is_delayed()));
     tags
+}
+
+/// A setting as JSON has it.
+fn typed(text: &str) -> Value {
+    match text {
+        "true" => Value::Bool(true),
+        "false" => Value::Bool(false),
+        text => text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number)),
+    }
 }
 
 /// `/patroni`, and the body of every health check.
@@ -62,6 +67,13 @@ pub fn host(facts: &Facts<'_>) -> Value {
     say("role", json!(if facts.holds_lease() { "primary" } else { "replica" }));
     if let Some(agent) = agent {
         say("server_version", json!(agent.server_version));
+        say("postmaster_start_time", timestamp(agent.server.started_ms));
+        if agent.server.pending_restart {
+            say("pending_restart", json!(true));
+        }
+        if watchdog_failed(agent) {
+            say("watchdog_failed", json!(true));
+        }
         say("timeline", json!(agent.wal_end.timeline.0));
         say("xlog", wal(agent));
         if let Some(system) = agent.system_identifier {
@@ -95,12 +107,29 @@ pub fn host(facts: &Facts<'_>) -> Value {
     Value::Object(body)
 }
 
+/// As PostgreSQL writes it, in UTC; null where nobody knows.
+fn timestamp(ms_since_1970: u64) -> Value {
+    let at = time::OffsetDateTime::UNIX_EPOCH + Duration::from_millis(ms_since_1970);
+    let (date, (hour, minute, second, ms)) = (at.date(), at.time().as_hms_milli());
+    match ms_since_1970 {
+        0 => Value::Null,
+        _ => json!(format!("{date} {hour:02}:{minute:02}:{second:02}.{ms:03}+00:00")),
+    }
+}
+
+/// Somebody asked for a watchdog, and it does not work.
+fn watchdog_failed(agent: &AgentView) -> bool {
+    let failed = |state: &str| state.starts_with("failed") || state.starts_with("unavailable");
+    agent.layers.iter().any(|layer| layer.name == "watchdog" && failed(&layer.state))
+}
+
 fn wal(agent: &AgentView) -> Value {
     match agent.state {
         PostgresState::Primary | PostgresState::Unleased => json!({"location": agent.wal_end.lsn.0}),
         _ => json!({
             "received_location": agent.wal_end.lsn.0,
             "replayed_location": agent.replay_lsn.0,
+            "replayed_timestamp": timestamp(agent.server.replayed_at_ms),
             "paused": agent.waits_on_purpose,
         }),
     }
@@ -127,9 +156,11 @@ fn replication(facts: &Facts<'_>, agent: &AgentView) -> Value {
     Value::Array(agent.standbys.iter().map(standby).collect())
 }
 
-/// `/cluster`.
-pub fn cluster(facts: &Facts<'_>) -> Value {
-    let members = facts.members.iter().map(|(member, known)| of_member(facts, member, known));
+/// `/cluster`. What the Raft leader has told of a member goes before what is known here.
+pub fn cluster(facts: &Facts<'_>, told: &BTreeMap<MemberId, Shown>) -> Value {
+    let shown =
+        |member: &MemberId, known: &Known<'_>| told.get(member).cloned().unwrap_or_else(|| Shown::here(facts, known));
+    let members = facts.members.iter().map(|(member, known)| of_member(facts, (member, known), &shown(member, known)));
     let mut body = Map::new();
     body.insert("members".to_owned(), Value::Array(members.collect()));
     body.insert("scope".to_owned(), json!(facts.scope));
@@ -139,37 +170,30 @@ pub fn cluster(facts: &Facts<'_>) -> Value {
     Value::Object(body)
 }
 
-fn of_member(facts: &Facts<'_>, member: &MemberId, known: &Known<'_>) -> Value {
-    let (role, agent, (host, port)) = (facts.role_of(member), known.agent, known.postgres);
-    let streams = agent.is_some_and(|agent| agent.state == PostgresState::Standby && agent.streaming);
-    let state = if streams { "streaming" } else { state_word(agent) };
+fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown: &Shown) -> Value {
+    let (role, (host, port)) = (facts.role_of(member), known.postgres);
     let mut body = Map::new();
     let mut say = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
     say("name", json!(member.as_str()));
     say("role", json!(role.word()));
-    say("state", json!(state));
+    say("state", json!(shown.state));
     say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
     say("host", json!(host));
     say("port", json!(port));
-    if let Some(agent) = agent {
-        say("timeline", json!(agent.wal_end.timeline.0));
+    if let Some(timeline) = shown.timeline {
+        say("timeline", json!(timeline.0));
     }
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));
     }
     if role != Role::Primary {
-        let at = |lsn: Option<Lsn>| lsn.filter(|lsn| *lsn > Lsn(0));
-        let end = facts.primary_end();
-        let lag = |lsn: Option<Lsn>| {
-            at(lsn).filter(|_| end > Lsn(0)).map_or_else(|| json!("unknown"), |lsn| json!(end.bytes_past(lsn)))
-        };
-        let (received, replayed) = (agent.map(|a| a.wal_end.lsn), agent.map(|a| a.replay_lsn));
-        say("lag", lag(replayed));
-        say("receive_lag", lag(received));
-        say("replay_lag", lag(replayed));
-        for (key, lsn) in [("receive_lsn", received), ("replay_lsn", replayed), ("lsn", replayed)] {
-            say(key, at(lsn).map_or_else(|| json!("unknown"), |lsn| json!(lsn.to_string())));
+        let (received, replayed) = (shown.received, shown.replayed);
+        for (key, lag) in [("lag", replayed.1), ("receive_lag", received.1), ("replay_lag", replayed.1)] {
+            say(key, lag.map_or_else(|| json!("unknown"), |bytes| json!(bytes)));
+        }
+        for (key, lsn) in [("receive_lsn", received.0), ("replay_lsn", replayed.0), ("lsn", replayed.0)] {
+            say(key, lsn.map_or_else(|| json!("unknown"), |lsn| json!(lsn.to_string())));
         }
     }
     Value::Object(body)
@@ -205,12 +229,16 @@ fn rfc3339(since_1970: Duration) -> String {
     at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
 }
 
-/// `/config`: the settings in force, by Matriarch's names; of each member what somebody has set.
+/// `/config`: the settings in force, by Matriarch's names; of each member what somebody has set. `PUT /config` takes it.
 pub fn config(facts: &Facts<'_>) -> Value {
     let document = &facts.state.settings;
     let settings: Map<String, Value> =
         document.settings().values().into_iter().map(|(key, value)| (key.to_owned(), Value::String(value))).collect();
-    let members = facts.state.members.keys();
-    let members = members.map(|member| (member.to_string(), Value::Object(tags_that_differ(facts.state, member))));
+    let of = |member: &MemberId| -> Map<String, Value> {
+        let set = document.values.iter().filter_map(|(key, value)| Some((member_of(key)?, value)));
+        let own = set.filter(|((of, _), _)| *of == member.as_str());
+        own.map(|((_, key), value)| (key.to_owned(), typed(value))).collect()
+    };
+    let members = facts.state.members.keys().map(|member| (member.to_string(), Value::Object(of(member))));
     json!({"version": document.version, "settings": settings, "members": Value::Object(members.collect())})
 }

@@ -36,6 +36,9 @@ pub fn page(facts: &Facts<'_>) -> String {
     let standby = agent.is_some_and(|agent| agent.state == PostgresState::Standby);
     page.gauge("version", "Version of Matriarch, as Patroni counts.", version());
     page.gauge("postgres_running", "Value is 1 if Postgres is running, 0 otherwise.", one(facts.runs()));
+    let server = agent.map(|agent| agent.server).unwrap_or_default();
+    let started = seconds(server.started_ms);
+    page.gauge("postmaster_start_time", "Epoch seconds since Postgres started.", started);
     page.gauge("primary", "Value is 1 if this node is the leader, 0 otherwise.", one(facts.holds_lease()));
     page.gauge("standby_leader", "Value is 1 if this node is the standby_leader, 0 otherwise.", 0);
     page.gauge("replica", "Value is 1 if this node is a replica, 0 otherwise.", one(standby));
@@ -69,6 +72,11 @@ pub fn page(facts: &Facts<'_>) -> String {
         "Current location of the replayed Postgres transaction log, 0 if this node is not a replica.",
         replayed,
     );
+    page.gauge(
+        "xlog_replayed_timestamp",
+        "Current timestamp of the replayed Postgres transaction log, 0 if null.",
+        seconds(server.replayed_at_ms),
+    );
     let paused = agent.is_some_and(|agent| agent.waits_on_purpose);
     page.gauge("xlog_paused", "Value is 1 if the Postgres xlog is paused, 0 otherwise.", one(paused));
     let streams = replication_state(facts) == Some("streaming");
@@ -79,11 +87,11 @@ pub fn page(facts: &Facts<'_>) -> String {
         "Value is 1 if Postgres is replicating from archive, 0 otherwise.",
         one(archive),
     );
-    let server = agent.map_or(0, |agent| agent.server_version);
+    let version_of_server = agent.map_or(0, |agent| agent.server_version);
     page.gauge(
         "postgres_server_version",
         "Version of Postgres (if running), 0 otherwise.",
-        if facts.runs() { server } else { 0 },
+        if facts.runs() { version_of_server } else { 0 },
     );
     page.gauge(
         "cluster_unlocked",
@@ -96,7 +104,8 @@ pub fn page(facts: &Facts<'_>) -> String {
     page.say("postgres_timeline", "counter", "Postgres timeline of this node (if running), 0 otherwise.", timeline);
     let seen = facts.now.saturating_sub(facts.confirmed).as_secs();
     page.gauge("dcs_last_seen", "Epoch timestamp when a majority of managers last confirmed the state.", seen);
-    page.gauge("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", 0);
+    let pending = one(server.pending_restart);
+    page.gauge("pending_restart", "Value is 1 if the node needs a restart, 0 otherwise.", pending);
     page.gauge("is_paused", "Value is 1 if auto failover is disabled, 0 otherwise.", one(facts.state.paused.is_some()));
     page.gauge("postgres_state", "State of PostgreSQL, by Patroni's numbers.", number_of(state_word(agent)));
     let priority = facts.state.settings.of_member(facts.me).priority;
@@ -116,6 +125,11 @@ fn number_of(word: &str) -> u8 {
         "crashed" => 14,
         _ => 12,
     }
+}
+
+/// Of milliseconds.
+fn seconds(ms: u64) -> String {
+    format!("{}.{:03}", ms / 1_000, ms % 1_000)
 }
 
 /// `1.2.3` is 10203.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, SettingsDocument, SyncMode, SyncRule, observation::AgentView},
+    domain::{
+        Epoch, MemberId, PostgresState, SettingsDocument, SyncMode, SyncRule,
+        observation::{AgentView, LayerView, ServerView},
+    },
     policy::testing,
     state::ClusterState,
 };
@@ -67,11 +70,11 @@ impl Host {
 
     fn says(&self, path: &str) -> u16 {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        self.facts(|facts| answer(path, query, facts)).status
+        self.facts(|facts| answer(path, query, facts, &BTreeMap::new())).status
     }
 
     fn json(&self, path: &str) -> serde_json::Value {
-        let reply = self.facts(|facts| answer(path, "", facts));
+        let reply = self.facts(|facts| answer(path, "", facts, &BTreeMap::new()));
         serde_json::from_str(&reply.body).unwrap()
     }
 }
@@ -212,7 +215,7 @@ fn documents_have_the_fields_that_plugins_read() {
 
 #[test]
 fn metrics_are_as_prometheus_reads_them() {
-    let page = Host::healthy("b").facts(|facts| answer("/metrics", "", facts)).body;
+    let page = Host::healthy("b").facts(|facts| answer("/metrics", "", facts, &BTreeMap::new())).body;
     let value = |name: &str| {
         let line = page.lines().find(|line| line.starts_with(&format!("patroni_{name}{{"))).unwrap();
         line.rsplit(' ').next().unwrap().to_owned()
@@ -228,5 +231,106 @@ fn metrics_are_as_prometheus_reads_them() {
 
 #[test]
 fn what_is_not_there_is_said() {
-    assert_eq!(Host::healthy("a").says("/nothing"), 404);
+    let host = Host::healthy("a");
+    assert_eq!([host.says("/nothing"), host.says("/switchover"), host.says("/restart")], [404, 405, 405]);
+    let of = |method: Method, path: &str| no_such(path, &method).status;
+    assert_eq!([of(Method::POST, "/primary"), of(Method::DELETE, "/config"), of(Method::POST, "/x")], [405, 405, 404]);
+    assert_eq!(allowed("/config"), "GET, HEAD, OPTIONS, PATCH, PUT");
+    assert_eq!(allowed("/switchover"), "POST, DELETE");
+}
+
+#[test]
+fn refusals_ask_for_a_login_or_name_the_verbs() {
+    let denied = response("/restart", Reply::denied(Denied::Nobody));
+    assert_eq!((denied.status().as_u16(), denied.headers().contains_key(WWW_AUTHENTICATE)), (401, true));
+    let closed = response("/restart", Reply::denied(Denied::Closed));
+    assert_eq!((closed.status().as_u16(), closed.headers().contains_key(WWW_AUTHENTICATE)), (403, false));
+    let wrong = response("/restart", no_such("/restart", &Method::PUT));
+    assert_eq!(wrong.headers()[ALLOW], "POST, DELETE");
+}
+
+#[test]
+fn what_the_leader_tells_of_the_others_is_shown_by_every_manager() {
+    use crate::rpc::v1::{Lag, MemberStatus, StatusReply};
+    let mut host = Host::healthy("b");
+    host.agents.retain(|member, _| member.as_str() == "b");
+    let alone = host.json("/cluster");
+    let of = |cluster: &serde_json::Value, index: usize, key: &str| cluster["members"][index][key].clone();
+    assert_eq!(
+        (of(&alone, 0, "state"), of(&alone, 0, "role")),
+        ("unknown".into(), "leader".into()),
+        "marked as not known"
+    );
+    let member = |id: &str, state: &str, lag: Option<u64>| MemberStatus {
+        member: id.to_owned(),
+        state: state.to_owned(),
+        timeline: 2,
+        lsn: "0/4C4B40".to_owned(),
+        replayed_lsn: lag.map(|_| "0/2DC6C0".to_owned()).unwrap_or_default(),
+        flushed: lag.map(|_| Lag { bytes: 0, ms: None }),
+        replayed: lag.map(|bytes| Lag { bytes, ms: None }),
+        ..MemberStatus::default()
+    };
+    let members =
+        vec![member("a", "running", None), member("c", "streaming", Some(2_000_000)), member("b", "silent", None)];
+    let reply = StatusReply { members, leader: "a".to_owned(), answered_by: "a".to_owned(), ..StatusReply::default() };
+    let told = told::members(&reply);
+    assert_eq!(told.len(), 2, "of whom it hears nothing it tells nothing");
+    let full = host.facts(|facts| documents::cluster(facts, &told));
+    assert_eq!(
+        (of(&full, 0, "state"), of(&full, 0, "timeline"), of(&full, 1, "state")),
+        ("running".into(), 2.into(), "streaming".into())
+    );
+    assert_eq!((of(&full, 2, "lag"), of(&full, 2, "receive_lag")), (2_000_000.into(), 0.into()));
+    assert_eq!((of(&full, 2, "replay_lsn"), of(&full, 2, "receive_lsn")), ("0/2DC6C0".into(), "0/4C4B40".into()));
+    let in_its_place = StatusReply { answered_by: "b".to_owned(), ..reply };
+    assert!(told::members(&in_its_place).is_empty(), "a follower's own view is nothing that a leader told");
+}
+
+#[test]
+fn what_a_server_says_of_itself_is_shown() {
+    let mut host = Host::healthy("b");
+    host.own().server =
+        ServerView { started_ms: 1_700_000_000_042, replayed_at_ms: 1_700_000_001_000, pending_restart: true };
+    host.own().layers = vec![LayerView { name: "watchdog".to_owned(), state: "failed: no answer".to_owned() }];
+    let body = host.json("/patroni");
+    assert_eq!(body["postmaster_start_time"], "2023-11-14 22:13:20.042+00:00");
+    assert_eq!(body["xlog"]["replayed_timestamp"], "2023-11-14 22:13:21.000+00:00");
+    assert_eq!((&body["pending_restart"], &body["watchdog_failed"]), (&true.into(), &true.into()));
+    let healthy = Host::healthy("b").json("/patroni");
+    assert!(healthy["postmaster_start_time"].is_null() && healthy.get("pending_restart").is_none());
+    assert!(healthy.get("watchdog_failed").is_none());
+    let page = host.facts(|facts| answer("/metrics", "", facts, &BTreeMap::new())).body;
+    assert!(page.contains("patroni_postmaster_start_time{scope=\"orders\",name=\"b\"} 1700000000.042\n"), "{page}");
+}
+
+#[test]
+fn settings_are_shown_in_the_shape_in_which_they_are_put() {
+    let mut host = Host::healthy("a");
+    host.state.settings = SettingsDocument {
+        version: 4,
+        values: [("crash_budget", "5"), ("b.priority", "0"), ("b.site", "east"), ("b.failover", "true")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    };
+    let shown = host.json("/config");
+    assert_eq!((&shown["version"], &shown["settings"]["crash_budget"]), (&4.into(), &"5".into()));
+    assert_eq!(
+        shown["members"],
+        serde_json::json!({"a": {}, "b": {"priority": 0, "site": "east", "failover": true}, "c": {}})
+    );
+    let Ok(orders::Order::Set(back)) = orders::order(orders::Change::Put, shown.to_string().as_bytes()) else {
+        panic!()
+    };
+    assert_eq!((back.version, back.named["b.priority"].as_deref(), back.replace), (Some(4), Some("0"), true));
+}
+
+#[tokio::test]
+async fn a_body_is_read_up_to_its_limit_and_no_further() {
+    let of = async |length: usize| received(Full::new(Bytes::from(vec![b' '; length]))).await;
+    assert_eq!(of(0).await, Ok(Vec::new()));
+    assert_eq!(of(orders::BODY_MAX).await.unwrap().len(), orders::BODY_MAX);
+    for length in [orders::BODY_MAX + 1, DISCARDED + 1] {
+        assert_eq!(of(length).await.unwrap_err().status, 413);
+    }
 }

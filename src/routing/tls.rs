@@ -3,8 +3,7 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -22,16 +21,16 @@ use tokio_rustls::{
     rustls::{
         ClientConfig, RootCertStore, ServerConfig,
         client::Resumption,
-        crypto::{CryptoProvider, ring},
-        pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem, pem::PemObject as _},
-        server::NoServerSessionStorage,
+        pki_types::{CertificateDer, ServerName},
     },
 };
 use tracing::{info, warn};
 
+pub use crate::config::CertificateError as TlsError;
+
 use super::{stream::Stream, wire};
 use crate::{
-    config::{CertificateFiles, RouterConfig, read_private_key},
+    config::{CertificateFiles, RouterConfig, file_stamp, read_certificates, server_tls, tls_provider},
     telemetry::events,
 };
 
@@ -41,16 +40,6 @@ const ALPN: &[u8] = b"postgresql";
 const LOOK: Duration = Duration::from_secs(10);
 /// The authority of PostgreSQL's certificates.
 const CA_KEY: &str = "router.postgresql_ca_file";
-
-/// Why a file can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{told}")]
-pub struct TlsError {
-    /// The key of the configuration that names it.
-    pub key: &'static str,
-    /// File and reason, then `; what to do`.
-    pub told: String,
-}
 
 /// What a router needs to encrypt, as the files were when they were last found good.
 #[derive(Debug)]
@@ -159,11 +148,7 @@ impl Tls {
 
     fn stamps(&self) -> Stamps {
         let pair = self.certificate.iter().flat_map(|f| [&f.certificate, &f.key]);
-        // A key that others could read is mended without a change of its bytes.
-        let stamp = |m: fs::Metadata| {
-            [m.ino(), m.size(), m.mtime_nsec().unsigned_abs()].into_iter().chain(changed(&m)).collect()
-        };
-        pair.chain(&self.authority).map(|file| fs::metadata(file).ok().map(stamp)).collect()
+        pair.chain(&self.authority).map(|file| file_stamp(file)).collect()
     }
 
     /// Reads the files again. When they can't be used, what was read before stays, and this is false.
@@ -222,10 +207,6 @@ impl Tls {
     }
 }
 
-fn changed(file: &fs::Metadata) -> [u64; 3] {
-    [file.mtime().unsigned_abs(), file.ctime().unsigned_abs(), file.ctime_nsec().unsigned_abs()]
-}
-
 async fn told(hangup: Option<&mut Signal>) {
     match hangup {
         Some(hangup) => drop(hangup.recv().await),
@@ -242,51 +223,21 @@ impl Current {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
-
-/// TLS 1.2 and 1.3, no resumption: as PostgreSQL has it.
 fn to_clients(files: &CertificateFiles) -> Result<(Arc<ServerConfig>, CertificateDer<'static>), TlsError> {
-    let chain = certificates("router.tls_certificate_file", &files.certificate)?;
-    let Some(first) = chain.first().cloned() else {
-        let told = format!("{} holds no certificate; put it there in PEM", files.certificate.display());
-        return Err(TlsError { key: "router.tls_certificate_file", told });
-    };
-    let wrong = |told: String| TlsError { key: "router.tls_key_file", told };
-    let secret = read_private_key(&files.key).map_err(|error| wrong(error.to_string()))?;
-    let key = PrivateKeyDer::from_pem_slice(secret.expose()).map_err(|error| {
-        // The error itself may quote the file.
-        let problem = match error {
-            pem::Error::NoItemsFound => "holds no private key, or one with a passphrase",
-            _ => "is no PEM",
-        };
-        wrong(format!("{} {problem}; put the key there in PEM, without a passphrase", files.key.display()))
-    })?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| {
-            let (certificate, key) = (files.certificate.display(), files.key.display());
-            wrong(format!("{key} doesn't go with {certificate} ({error}); name a certificate and its own key"))
-        })?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok((Arc::new(config), first))
+    server_tls(files, ("router.tls_certificate_file", "router.tls_key_file"), ALPN)
 }
 
 fn to_servers(file: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     let wrong = |problem: String| TlsError { key: CA_KEY, told: format!("{} {problem}", file.display()) };
     let mut roots = RootCertStore::empty();
-    for authority in certificates(CA_KEY, file)? {
+    for authority in read_certificates(CA_KEY, file)? {
         let advice = "name the certificates of those who signed PostgreSQL's";
         roots.add(authority).map_err(|error| wrong(format!("can't be used ({error}); {advice}")))?;
     }
     if roots.is_empty() {
         return Err(wrong("holds no certificate; put those who signed PostgreSQL's there, in PEM".to_owned()));
     }
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_provider(tls_provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| wrong(format!("can't be used ({error}); report this")))?
         .with_root_certificates(roots)
@@ -294,18 +245,6 @@ fn to_servers(file: &Path) -> Result<Arc<ClientConfig>, TlsError> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
-}
-
-fn certificates(key: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-    found.map_err(|error| {
-        // Only these say nothing of what is in the file: somebody may have named a key.
-        let problem = match error {
-            pem::Error::Io(error) => format!("can't be read ({error})"),
-            _ => "is no PEM".to_owned(),
-        };
-        TlsError { key, told: format!("{} {problem}; name a file in PEM", file.display()) }
-    })
 }
 
 #[cfg(test)]

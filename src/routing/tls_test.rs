@@ -1,6 +1,6 @@
 //! Files that can't be used, and files that change. Handshakes are in tests/router.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use super::*;
 

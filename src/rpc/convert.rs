@@ -7,7 +7,7 @@ use crate::domain::{
     membership::Floor,
     observation::{
         AgentView, ClockView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice,
-        OrderResult, PostgresState, Promise, RedoView, StandbyProgress, Work,
+        OrderResult, PostgresState, Promise, RedoView, ServerView, StandbyProgress, Work,
     },
 };
 
@@ -316,6 +316,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         redo: view.redo.clone().map(|RedoView { at, still_ms, stands }| v1::Redo { at, still_ms, stands }),
         cure: (view.cure != CureView::default()).then(|| cure(&view.cure)),
         archive: archive::view(&view.archive),
+        server: server(&view.server),
     }
 }
 
@@ -499,7 +500,18 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         redo: raw.redo.map(|v1::Redo { at, still_ms, stands }| RedoView { at, still_ms, stands }),
         cure: raw.cure.map(cure_of).unwrap_or_default(),
         archive: archive::view_of(raw.archive),
+        server: raw.server.map(server_of).unwrap_or_default(),
     })
+}
+
+fn server(view: &ServerView) -> Option<v1::Server> {
+    let ServerView { started_ms, replayed_at_ms, pending_restart } = *view;
+    (started_ms > 0).then_some(v1::Server { started_ms, replayed_at_ms, pending_restart })
+}
+
+fn server_of(raw: v1::Server) -> ServerView {
+    let v1::Server { started_ms, replayed_at_ms, pending_restart } = raw;
+    ServerView { started_ms, replayed_at_ms, pending_restart }
 }
 
 fn clock_of(raw: v1::ClockStatus) -> Result<ClockView> {

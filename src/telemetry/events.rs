@@ -123,6 +123,10 @@ pub const FALSE_ACK_TURNED: &str = "route.false_ack_turned";
 /// Sessions came in that are not watched for that; at most once a minute. Fields: `open` now, and since the start `tls`,
 /// `gss`, `muted` and `false_acks_turned`.
 pub const SESSIONS_UNWATCHED: &str = "route.sessions_unwatched";
+/// Somebody asked for a change over the REST API and was heard. Fields: `user`, `client`, `method`, `path`, `status`.
+pub const REST_CHANGE: &str = "rest.change";
+/// Somebody asked for a change over the REST API and may not. Fields: `client`, `method`, `path`, `error`.
+pub const REST_REFUSED: &str = "rest.refused";
 /// New certificates are in use. Fields: `certificate`.
 pub const CERTIFICATE_RELOADED: &str = "route.certificate_reloaded";
 /// Changed files can't be used; what was read before stays. Fields: `error`.

@@ -419,7 +419,7 @@ fn backups_on_an_s3_server() {
     as_postgres("archive::backups_on_an_s3_server", || async {
         let root = tempfile::tempdir().unwrap();
         let Some(server) = S3Server::start(root.path()) else { return };
-        backups(|_| server.repository(root.path())).await;
+        Box::pin(backups(|_| server.repository(root.path()))).await;
     });
 }
 

@@ -53,7 +53,7 @@ fn a_standby_whose_wal_the_primary_has_removed_says_so_and_a_copy_cures_it() {
     let name = "cure::a_standby_whose_wal_the_primary_has_removed_says_so_and_a_copy_cures_it";
     as_postgres(name, || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         // It starts and answers with what it has; what follows is nowhere any more.
         second.stop(1, false).await;
         second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
@@ -91,7 +91,7 @@ fn a_standby_whose_wal_the_primary_has_removed_says_so_and_a_copy_cures_it() {
 fn a_damaged_data_directory_is_told_copied_anew_and_kept() {
     as_postgres("cure::a_damaged_data_directory_is_told_copied_anew_and_kept", || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         let data = second.local().postgresql.data_dir.clone();
         second.stop(1, false).await;
         second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
@@ -120,7 +120,7 @@ fn a_directory_without_a_file_that_postgresql_needs_is_copied_anew_after_two_sta
     let name = "cure::a_directory_without_a_file_that_postgresql_needs_is_copied_anew_after_two_starts";
     as_postgres(name, || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         second.stop(1, false).await;
         second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
         fs::remove_dir_all(second.local().postgresql.data_dir.join("pg_replslot")).unwrap();
@@ -173,7 +173,7 @@ fn a_server_that_lets_nobody_in_for_a_file_that_is_missing_is_copied_anew() {
     let name = "cure::a_server_that_lets_nobody_in_for_a_file_that_is_missing_is_copied_anew";
     as_postgres(name, || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         second.stop(1, false).await;
         second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
         fs::remove_file(second.local().postgresql.data_dir.join("global/pg_filenode.map")).unwrap();
@@ -190,7 +190,7 @@ fn a_server_that_lets_nobody_in_for_a_file_that_is_missing_is_copied_anew() {
 fn a_directory_without_its_wal_or_a_history_is_copied_anew() {
     as_postgres("cure::a_directory_without_its_wal_or_a_history_is_copied_anew", || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         let wal = second.local().postgresql.data_dir.join("pg_wal");
         for lost in ["00000002.history", "0000000"] {
             second.stop(1, false).await;
@@ -215,7 +215,7 @@ fn a_directory_without_its_wal_or_a_history_is_copied_anew() {
 fn what_lies_in_the_host_is_told_and_its_data_is_not_touched() {
     as_postgres("cure::what_lies_in_the_host_is_told_and_its_data_is_not_touched", || async {
         let cluster = Cluster::new();
-        let (first, mut second) = pair(&cluster).await;
+        let (first, mut second) = Box::pin(pair(&cluster)).await;
         second.stop(1, false).await;
         second.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
         let _taken = std::net::TcpListener::bind(("127.0.0.1", second.local().postgresql.port)).unwrap();

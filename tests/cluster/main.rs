@@ -158,6 +158,11 @@ fn what_an_operator_asks_for_and_takes_long() {
 }
 
 #[test]
+fn what_is_asked_for_in_patronis_words() {
+    stage::play_as(Ground::default(), rest::with_login, rest::STEPS);
+}
+
+#[test]
 fn clients_come_through_what_others_made() {
     stage::play(clients::STEPS);
 }

@@ -12,17 +12,49 @@ use matriarch::{
 };
 use serde_json::Value;
 
-use crate::stage::{HEAL, Promise, SOON, others, seen_down};
+use crate::stage::{HEAL, Promise, SOON, Step, others, seen_down, until};
+
+/// On a cluster of which the API has a login.
+pub const STEPS: &[Step] = &[("what_patronis_api_changes_changes", what_patronis_api_changes_changes)];
 
 /// Longer than any healthy answer takes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The login of the API in a host's file: its password is that of PostgreSQL's superuser, which lies there anyhow.
+pub fn with_login(text: &str) -> String {
+    let file = text.lines().find_map(|line| line.strip_prefix("superuser_password_file = ")).unwrap_or("\"\"");
+    text.replace("[rest]\n", &format!("[rest]\nusername = \"ops\"\npassword_file = {file}\n"))
+}
+
 /// Status and body; `None`: nobody answers.
 fn asked(rig: &Rig, host: &str, method: &str, path: &str) -> Option<(u16, String)> {
+    sent(rig, host, &format!("{method} {path} HTTP/1.0\r\nHost: x\r\n\r\n"), PATIENCE)
+}
+
+/// The same of a request that changes something; `login`: name and password.
+fn told(rig: &Rig, host: &str, (method, path): (&str, &str), login: Option<&str>, body: &str) -> (u16, String) {
+    let login = login.map(|login| format!("Authorization: Basic {}\r\n", base64(login))).unwrap_or_default();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{login}Content-Length: {}\r\n\r\n", body.len());
+    // It answers when the operation is over.
+    sent(rig, host, &(head + body), HEAL).unwrap()
+}
+
+/// RFC 4648, 4.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |three: &[u8]| {
+        let bits = three.iter().chain(&[0; 2]).take(3).fold(0_usize, |all, byte| all << 8 | usize::from(*byte));
+        let digit = |n: usize| if n > three.len() { '=' } else { char::from(DIGITS[bits >> (18 - 6 * n) & 63]) };
+        (0..4).map(digit).collect::<String>()
+    };
+    text.as_bytes().chunks(3).map(group).collect()
+}
+
+fn sent(rig: &Rig, host: &str, request: &str, patience: Duration) -> Option<(u16, String)> {
     let at = rig.contact(host).unwrap();
     let mut stream = TcpStream::connect((at.address.as_str(), at.rest_port)).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "{method} {path} HTTP/1.0\r\nHost: x\r\n\r\n").ok()?;
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.write_all(request.as_bytes()).ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
@@ -53,7 +85,9 @@ pub fn health_checks_follow_a_failover(rig: &Rig, before: &StatusReply) -> Promi
     assert_eq!(roles.filter(|role| *role == "leader").count(), 1, "{cluster}");
     assert_eq!(document(rig, &old, "/patroni")["role"], "primary");
     assert!(asked(rig, &old, "GET", "/metrics").unwrap().1.contains("patroni_primary{"));
-    assert_eq!(asked(rig, &old, "POST", "/switchover").unwrap().0, 405);
+    let (status, why) = asked(rig, &old, "POST", "/switchover").unwrap();
+    assert_eq!((status, why.contains("rest.username")), (403, true), "without a login it is read only: {why}");
+    assert_eq!(asked(rig, &old, "POST", "/primary").unwrap().0, 405);
     assert_eq!(asked(rig, &old, "HEAD", "/primary").unwrap(), (200, String::new()));
 
     let server = rig.server().unwrap();
@@ -77,4 +111,84 @@ pub fn health_checks_follow_a_failover(rig: &Rig, before: &StatusReply) -> Promi
     let history = document(rig, &next, "/history");
     assert_eq!(history.as_array().unwrap().last().unwrap()[4], next, "{history}");
     Promise::asynchronous(fault, fault - crate::failovers::STREAMED).ended(server)
+}
+
+/// The state of every member, as each host tells it.
+fn states(rig: &Rig, host: &str) -> Vec<String> {
+    let cluster = document(rig, host, "/cluster");
+    let members = cluster["members"].as_array().unwrap().iter();
+    let mut states: Vec<String> = members.map(|m| format!("{} {}", m["role"], m["state"])).collect();
+    states.sort();
+    states
+}
+
+fn settings_are_changed_all_or_none(rig: &Rig, host: &str, all: &[String], login: &str) {
+    let config = ("PATCH", "/config");
+    let before = document(rig, host, "/config");
+    let version = before["version"].as_u64().unwrap();
+    for (login, body, expected) in [
+        (None, r#"{"settings":{"crash_budget":7}}"#, 401),
+        (Some("ops:wrong"), r#"{"settings":{"crash_budget":7}}"#, 401),
+        (Some(login), r#"{"settings":{"crash_budget":7,"no_such":1}}"#, 400),
+        (Some(login), r#"{"settings":{"crash_budget":-7}}"#, 400),
+        (Some(login), r#"{"loop_wait":5}"#, 400),
+        (Some(login), r#"{"settings":"#, 400),
+        (Some(login), r#"{"version":999,"settings":{"crash_budget":7}}"#, 409),
+        (Some(login), &" ".repeat(70_000), 413),
+    ] {
+        let (status, why) = told(rig, host, config, login, body);
+        let body: String = body.chars().take(60).collect();
+        assert_eq!(status, expected, "{body}: {why}");
+    }
+    assert_eq!(document(rig, host, "/config"), before, "bad input changes nothing");
+
+    let (status, body) = told(rig, host, config, Some(login), r#"{"settings":{"crash_budget":7}}"#);
+    assert_eq!(status, 200, "{body}");
+    let after: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((after["version"].as_u64(), &after["settings"]["crash_budget"]), (Some(version + 1), &"7".into()));
+    for other in all {
+        until("the setting is everywhere", SOON, || document(rig, other, "/config") == after);
+    }
+    let (status, body) = told(rig, host, ("PUT", "/config"), Some(login), &after.to_string());
+    assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, after), "what is shown is put as it is");
+    let (status, body) = told(rig, host, config, Some(login), r#"{"settings":{"crash_budget":null}}"#);
+    assert_eq!((status, body.contains(r#""crash_budget":"3""#)), (200, true), "{body}");
+}
+
+/// Asked of a host that does not lead Raft, and is no primary.
+fn what_patronis_api_changes_changes(rig: &Rig, before: &StatusReply) -> Promise {
+    let login = format!("ops:{}", rig.superuser_password());
+    let standbys = others(rig, &[&before.primary]);
+    let all: Vec<String> = [vec![before.primary.clone()], standbys.clone()].concat();
+    let leader = rig.healthy(HEAL).unwrap().leader;
+    let host = standbys.iter().find(|host| **host != leader).unwrap();
+    let healthy = [r#""leader" "running""#, r#""replica" "streaming""#, r#""replica" "streaming""#];
+    for host in &all {
+        until("every manager tells of all members", SOON, || states(rig, host) == healthy);
+    }
+    let own = document(rig, host, "/patroni");
+    assert!(own["postmaster_start_time"].as_str().unwrap().ends_with("+00:00"), "{own}");
+    assert!(own["xlog"]["replayed_timestamp"].is_string() && own.get("pending_restart").is_none(), "{own}");
+    settings_are_changed_all_or_none(rig, host, &all, &login);
+
+    let restarted = told(rig, host, ("POST", "/restart"), Some(&login), "");
+    assert_eq!(restarted, (200, "restarted successfully\n".to_owned()));
+    let again = document(rig, host, "/patroni");
+    assert!(again["postmaster_start_time"].as_str() > own["postmaster_start_time"].as_str(), "{again}");
+    rig.healthy(HEAL).unwrap();
+
+    let (began, server) = (Instant::now(), rig.server().unwrap());
+    let to = |from: &str, to: &str| format!(r#"{{"leader":"{from}","candidate":"{to}"}}"#);
+    let switchover = ("POST", "/switchover");
+    let (status, why) = told(rig, host, switchover, Some(&login), &to(&standbys[1], &standbys[0]));
+    assert_eq!((status, why.contains("is primary, not")), (412, true), "{why}");
+    let done = told(rig, host, switchover, Some(&login), &to(&before.primary, host));
+    assert_eq!(done, (200, format!("Successfully switched over to \"{host}\"\n")));
+    println!("a switchover by POST took {:?}", began.elapsed());
+    until("the health check follows", SOON, || led_to(rig, &all, "/primary") == [host.as_str()]);
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch), (host, before.epoch + 1));
+    assert_eq!(told(rig, host, ("DELETE", "/switchover"), Some(&login), "").0, 404);
+    assert_eq!(told(rig, host, ("POST", "/reload"), Some(&login), "").0, 501);
+    Promise::no_loss(began).ended(server)
 }

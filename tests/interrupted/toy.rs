@@ -208,6 +208,7 @@ fn blank(me: &MemberId) -> AgentView {
         lost: Vec::new(),
         cure: Default::default(),
         archive: Default::default(),
+        server: Default::default(),
     }
 }
 

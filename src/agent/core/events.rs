@@ -13,7 +13,7 @@ use crate::{
         Briefing, CloneMethod, ClusterId, CommittedTimings, Epoch, Generation, KeptWal, LostWal, Lsn, MemberId,
         MemberList, Moment, SettingsDocument, TimelineHistory, TimelineId, Timings, TimingsId, Uncovered, WalPosition,
         moment::TwoClocks,
-        observation::{ClockView, Notice, StandbyProgress, SyncView},
+        observation::{ClockView, Notice, ServerView, StandbyProgress, SyncView},
     },
     lease::message::Letter,
     postgres::{Knock, Place, Space, Touch, Vitals, waits_on_purpose},
@@ -148,6 +148,8 @@ pub struct Sight {
     pub replay_paused: bool,
     /// Standby: it is configured to follow nobody, and no WAL receiver runs.
     pub severed: bool,
+    /// When it was started, and the like.
+    pub server: ServerView,
 }
 
 impl Sight {

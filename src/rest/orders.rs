@@ -1,0 +1,362 @@
+//! What a request that changes something asks for: verb, path and body as in Patroni's API, read before anything is done.
+//! Whatever is in a body and not carried out is refused, never left out.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::Reply;
+use crate::domain::settings_document::member_key;
+
+/// The largest body that is read, in bytes.
+pub const BODY_MAX: usize = 64 << 10;
+
+/// What a verb does at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// `PATCH /config`
+    Patch,
+    /// `PUT /config`
+    Put,
+    /// `POST /switchover`
+    Switchover,
+    /// `DELETE /switchover`
+    CancelSwitchover,
+    /// `POST /failover`
+    Failover,
+    /// `POST /restart`
+    Restart,
+    /// `DELETE /restart`
+    CancelRestart,
+    /// `POST /reload`
+    Reload,
+    /// `POST /reinitialize`
+    Reinitialize,
+}
+
+const CHANGES: [(&str, &str, Change); 9] = [
+    ("PATCH", "config", Change::Patch),
+    ("PUT", "config", Change::Put),
+    ("POST", "switchover", Change::Switchover),
+    ("DELETE", "switchover", Change::CancelSwitchover),
+    ("POST", "failover", Change::Failover),
+    ("POST", "restart", Change::Restart),
+    ("DELETE", "restart", Change::CancelRestart),
+    ("POST", "reload", Change::Reload),
+    ("POST", "reinitialize", Change::Reinitialize),
+];
+
+/// What is asked for; `None`: nothing that changes anything.
+pub fn change(method: &str, path: &str) -> Option<Change> {
+    let name = path.trim_matches('/');
+    CHANGES.iter().find(|(verb, place, _)| *verb == method && *place == name).map(|(.., change)| *change)
+}
+
+/// The verbs that change something at a path.
+pub fn verbs(path: &str) -> impl Iterator<Item = &'static str> {
+    let name = path.trim_matches('/');
+    CHANGES.iter().filter(move |(_, place, _)| *place == name).map(|(verb, ..)| *verb)
+}
+
+/// A request that makes sense by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// Other settings.
+    Set(Settings),
+    /// The primary is moved.
+    Switchover {
+        /// Who is primary.
+        from: String,
+        /// Who shall be; empty: the best standby.
+        to: String,
+    },
+    /// Somebody is made primary.
+    Failover {
+        /// Who.
+        to: String,
+    },
+    /// PostgreSQL of this host is restarted.
+    Restart,
+}
+
+/// What becomes of the settings.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Only if they are of this version.
+    pub version: Option<u64>,
+    /// Each key that is named, as it stands in the document; `None`: its default.
+    pub named: BTreeMap<String, Option<String>>,
+    /// Whatever is not named gets its default.
+    pub replace: bool,
+}
+
+/// What a request asks for.
+///
+/// # Errors
+/// The answer to a request that can't be carried out, whatever the cluster is like.
+pub fn order(change: Change, body: &[u8]) -> Result<Order, Reply> {
+    match change {
+        Change::Patch => settings(&object(body, true)?, false),
+        Change::Put => settings(&object(body, true)?, true),
+        Change::Switchover => switchover(&object(body, true)?),
+        Change::Failover => failover(&object(body, true)?),
+        Change::Restart => restart(&object(body, false)?),
+        Change::CancelSwitchover => Err(Reply::text(404, "no switchover is scheduled: none can be\n")),
+        Change::CancelRestart => Err(Reply::text(404, "no restarts are scheduled: none can be\n")),
+        Change::Reload => Err(Reply::text(
+            501,
+            "there is nothing to reload: settings (PATCH /config) come into force when they are committed, a host's \
+             file when its processes are restarted (`systemctl restart matriarch-manager` or matriarch-agent; \
+             PostgreSQL goes on)\n",
+        )),
+        Change::Reinitialize => Err(Reply::text(
+            501,
+            "no copy is made by command: a member whose data is of no use is copied anew by itself \
+             (docs/rejoin.md says when, `matriarch explain` why one is not); a standby whose data directory somebody \
+             has moved away is copied anew once its PostgreSQL has ended\n",
+        )),
+    }
+}
+
+fn object(body: &[u8], needed: bool) -> Result<Map<String, Value>, Reply> {
+    if body.trim_ascii().is_empty() && !needed {
+        return Ok(Map::new());
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(map)) if !map.is_empty() || !needed => Ok(map),
+        Ok(Value::Object(_)) => Err(bad("the body is an empty object: name what shall change")),
+        Ok(_) => Err(bad("the body is no JSON object")),
+        // Where it is wrong, and not what stands there: it may be a secret that went the wrong way.
+        Err(error) => Err(bad(&format!("the body is no JSON (line {}, column {})", error.line(), error.column()))),
+    }
+}
+
+fn bad(what: &str) -> Reply {
+    Reply::text(400, format!("{what}; nothing was changed\n"))
+}
+
+/// A text; none where it is missing, null or empty.
+fn text<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a str, Reply> {
+    match body.get(key) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(bad(&format!("{key} is no text"))),
+    }
+}
+
+fn only(body: &Map<String, Value>, known: &[&str]) -> Result<(), Reply> {
+    match body.keys().find(|key| !known.contains(&key.as_str())) {
+        Some(key) => Err(bad(&format!("`{key}` is unknown here; known: {}", known.join(", ")))),
+        None => Ok(()),
+    }
+}
+
+/// `leader` and `candidate`, which is also called `member`.
+fn moves(body: &Map<String, Value>) -> Result<(&str, &str), Reply> {
+    only(body, &["leader", "candidate", "member", "scheduled_at"])?;
+    let (leader, candidate, member) = (text(body, "leader")?, text(body, "candidate")?, text(body, "member")?);
+    let candidate = if candidate.is_empty() { member } else { candidate };
+    if !text(body, "scheduled_at")?.is_empty() {
+        return Err(Reply::text(
+            501,
+            "nothing is scheduled here: leave scheduled_at out and send the request when it is time, e.g. by cron or a \
+             systemd timer; nothing was changed\n",
+        ));
+    }
+    if leader == candidate && !leader.is_empty() {
+        return Err(bad("leader and candidate are the same member"));
+    }
+    Ok((leader, candidate))
+}
+
+fn switchover(body: &Map<String, Value>) -> Result<Order, Reply> {
+    let (leader, candidate) = moves(body)?;
+    if leader.is_empty() {
+        return Err(bad("a switchover needs `leader`, the present primary"));
+    }
+    Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned() })
+}
+
+/// With a leader it is a switchover, as in Patroni.
+fn failover(body: &Map<String, Value>) -> Result<Order, Reply> {
+    match moves(body)? {
+        (_, "") => Err(bad("a failover needs `candidate`, who shall be primary")),
+        ("", candidate) => Ok(Order::Failover { to: candidate.to_owned() }),
+        (leader, candidate) => Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned() }),
+    }
+}
+
+fn restart(body: &Map<String, Value>) -> Result<Order, Reply> {
+    only(body, &["schedule", "role", "postgres_version", "timeout", "restart_pending"])?;
+    let absent = |value: &Value| value.is_null() || *value == Value::Bool(false);
+    match body.iter().find(|(_, value)| !absent(value)) {
+        None => Ok(Order::Restart),
+        Some((key, _)) => {
+            Err(bad(&format!("a restart with `{key}` is not offered: look first (GET /patroni), then ask without it")))
+        }
+    }
+}
+
+/// The shape of `GET /config`: `version`, `settings` and `members`.
+fn settings(body: &Map<String, Value>, replace: bool) -> Result<Order, Reply> {
+    if let Some(key) = body.keys().find(|key| !["version", "settings", "members"].contains(&key.as_str())) {
+        return Err(bad(&format!(
+            "`{key}` is unknown here: write {{\"settings\": {{…}}, \"members\": {{MEMBER: {{…}}}}}} with the names of \
+             GET /config, which are not Patroni's"
+        )));
+    }
+    let version = match body.get("version") {
+        None | Some(Value::Null) => None,
+        Some(version) => Some(version.as_u64().ok_or_else(|| bad("version is no whole number"))?),
+    };
+    let nothing = Map::new();
+    let table = |key: &str| match body.get(key) {
+        None => Ok(&nothing),
+        Some(Value::Object(table)) => Ok(table),
+        Some(_) => Err(bad(&format!("{key} is no JSON object"))),
+    };
+    let (of_all, of_members) = (table("settings")?, table("members")?);
+    // Whoever forgot it would set everything back.
+    if replace && !body.contains_key("settings") {
+        return Err(bad("PUT replaces all settings, and `settings` is missing; PATCH changes single ones"));
+    }
+    let mut named = BTreeMap::new();
+    for (key, value) in of_all {
+        // A member's would be named twice, one way and the other.
+        if key.contains('.') {
+            return Err(bad(&format!("`{key}` is a member's setting: it belongs to `members`")));
+        }
+        named.insert(key.clone(), written(key, value)?);
+    }
+    for (member, table) in of_members {
+        let Value::Object(table) = table else { return Err(bad(&format!("members.{member} is no JSON object"))) };
+        for (key, value) in table {
+            let whole = member_key(member, key);
+            named.insert(whole.clone(), written(&whole, value)?);
+        }
+    }
+    if named.is_empty() && !replace {
+        return Err(bad("no setting is named"));
+    }
+    Ok(Order::Set(Settings { version, named, replace }))
+}
+
+/// As `matriarch config set` takes it; `None` for null: the default.
+fn written(key: &str, value: &Value) -> Result<Option<String>, Reply> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bool(yes) => Ok(Some(yes.to_string())),
+        Value::Number(number) => Ok(Some(number.to_string())),
+        Value::String(text) => Ok(Some(text.trim().to_owned())),
+        Value::Array(_) | Value::Object(_) => {
+            Err(bad(&format!("{key} is no single value: write a text, a number, true, false or null")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: Change, body: &str) -> (u16, String) {
+        let reply = order(change, body.as_bytes()).unwrap_err();
+        (reply.status, reply.body)
+    }
+
+    fn set(change: Change, body: &str) -> Settings {
+        match order(change, body.as_bytes()) {
+            Ok(Order::Set(settings)) => settings,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn paths_and_verbs_are_patronis() {
+        assert_eq!(change("PATCH", "/config"), Some(Change::Patch));
+        assert_eq!(change("DELETE", "/switchover/"), Some(Change::CancelSwitchover));
+        for (method, path) in [("GET", "/config"), ("POST", "/config"), ("POST", "/"), ("patch", "/config")] {
+            assert_eq!(change(method, path), None, "{method} {path}");
+        }
+        assert_eq!(verbs("/restart").collect::<Vec<_>>(), ["POST", "DELETE"]);
+    }
+
+    #[test]
+    fn a_switchover_names_the_primary_and_perhaps_its_successor() {
+        let to = |from: &str, to: &str| Order::Switchover { from: from.to_owned(), to: to.to_owned() };
+        let asked = |body: &str| order(Change::Switchover, body.as_bytes()).unwrap();
+        assert_eq!(asked(r#"{"leader":"n1"}"#), to("n1", ""));
+        assert_eq!(asked(r#"{"leader":"n1","candidate":null,"scheduled_at":null}"#), to("n1", ""));
+        assert_eq!(asked(r#"{"leader":"n1","member":"n2"}"#), to("n1", "n2"), "as older Patronis called it");
+        let failover = |body: &str| order(Change::Failover, body.as_bytes()).unwrap();
+        assert_eq!(failover(r#"{"candidate":"n2"}"#), Order::Failover { to: "n2".to_owned() });
+        assert_eq!(failover(r#"{"leader":"n1","candidate":"n2"}"#), to("n1", "n2"), "with a leader it loses nothing");
+    }
+
+    #[test]
+    fn what_can_not_be_carried_out_is_refused_and_not_left_out() {
+        let at = r#"{"leader":"n1","scheduled_at":"2030-01-01T00:00:00+00:00"}"#;
+        for change in [Change::Switchover, Change::Failover] {
+            let (status, text) = refused(change, at);
+            assert_eq!((status, text.contains("nothing is scheduled here")), (501, true), "{text}");
+        }
+        for (body, says) in [
+            (r#"{"candidate":"n2"}"#, "needs `leader`"),
+            (r#"{"leader":"n1","candidate":"n1"}"#, "the same member"),
+            (r#"{"leader":1}"#, "leader is no text"),
+            (r#"{"leader":"n1","force":true}"#, "`force` is unknown here"),
+            ("{}", "empty object"),
+            ("[]", "no JSON object"),
+            ("", "no JSON (line 1, column 0)"),
+            (r#"{"leader":"n1""#, "no JSON (line 1"),
+            ("\u{0}\u{1}", "no JSON"),
+        ] {
+            let (status, text) = refused(Change::Switchover, body);
+            assert!(status == 400 && text.contains(says) && text.ends_with("nothing was changed\n"), "{body}: {text}");
+        }
+        assert!(refused(Change::Failover, r#"{"candidate":""}"#).1.contains("needs `candidate`"));
+        let not_utf8 = order(Change::Restart, b"\xff{").unwrap_err();
+        assert_eq!(not_utf8.status, 400);
+        let deep = format!("{}1{}", "[".repeat(4_000), "]".repeat(4_000));
+        assert_eq!(refused(Change::Restart, &deep).0, 400, "no stack is used up");
+        for body in ["", " ", "{}", r#"{"restart_pending":false,"timeout":null}"#] {
+            assert_eq!(order(Change::Restart, body.as_bytes()), Ok(Order::Restart), "{body}");
+        }
+        for key in ["schedule", "role", "postgres_version", "timeout", "restart_pending"] {
+            let (status, text) = refused(Change::Restart, &format!(r#"{{"{key}":"x"}}"#));
+            assert!(status == 400 && text.contains(&format!("with `{key}` is not offered")), "{text}");
+        }
+        let fixed = [Change::CancelSwitchover, Change::CancelRestart, Change::Reload, Change::Reinitialize];
+        assert_eq!(fixed.map(|change| refused(change, "").0), [404, 404, 501, 501]);
+    }
+
+    #[test]
+    fn settings_are_named_as_they_are_shown() {
+        let body = r#"{"version":3,"settings":{"crash_budget":5,"sync_strict":true,"replication_mode":" quorum ",
+            "sync_count":null},"members":{"n2":{"priority":50,"site":null}}}"#;
+        let patch = set(Change::Patch, body);
+        let named: Vec<String> = patch.named.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let expected = [
+            "crash_budget=Some(\"5\")",
+            "n2.priority=Some(\"50\")",
+            "n2.site=None",
+            "replication_mode=Some(\"quorum\")",
+            "sync_count=None",
+            "sync_strict=Some(\"true\")",
+        ];
+        assert_eq!((named, patch.version, patch.replace), (expected.map(str::to_owned).to_vec(), Some(3), false));
+        assert!(set(Change::Put, r#"{"settings":{}}"#).replace, "everything gets its default");
+        for (change, body, says) in [
+            (Change::Patch, r#"{"loop_wait":5}"#, "`loop_wait` is unknown here"),
+            (Change::Patch, r#"{"settings":null}"#, "settings is no JSON object"),
+            (Change::Patch, r#"{"settings":{"crash_budget":[5]}}"#, "crash_budget is no single value"),
+            (Change::Patch, r#"{"settings":{"n1.priority":5}}"#, "a member's setting"),
+            (Change::Patch, r#"{"members":{"n1":5}}"#, "members.n1 is no JSON object"),
+            (Change::Patch, r#"{"version":-1,"settings":{"crash_budget":5}}"#, "version is no whole number"),
+            (Change::Patch, r#"{"settings":{}}"#, "no setting is named"),
+            (Change::Put, r#"{"members":{}}"#, "`settings` is missing"),
+        ] {
+            let (status, text) = refused(change, body);
+            assert!(status == 400 && text.contains(says), "{body}: {text}");
+        }
+    }
+}
