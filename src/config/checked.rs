@@ -94,7 +94,13 @@ impl Default for LayersConfig {
     /// What a file without the table gives.
     fn default() -> LayersConfig {
         let watchdog = WatchdogConfig { mode: LayerMode::Off, device: WATCHDOG_DEVICE.into(), timeout_s: 1 };
-        LayersConfig { kernel_lease: LayerMode::Automatic, watchdog, client_reset: LayerMode::Automatic, stonith: None, vip: None }
+        LayersConfig {
+            kernel_lease: LayerMode::Automatic,
+            watchdog,
+            client_reset: LayerMode::Automatic,
+            stonith: None,
+            vip: None,
+        }
     }
 }
 

@@ -39,8 +39,8 @@ use crate::{
 use gate::{Gate, Parts};
 use kernel_lease::KernelLease;
 use sockets::Sockets;
-use vip::Vip;
 pub use vip::Serving;
+use vip::Vip;
 use watchdog::{Ioctl, Watchdog, WatchdogOptions};
 
 /// How long a promotion waits for a layer to stand.

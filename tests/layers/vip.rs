@@ -285,7 +285,7 @@ async fn primary_and_standby() {
     host.until("it is primary again", |s| s.state() == State::Primary && layer(s, LAYER) == "active").await;
     assert!(is_here(V4));
     // A switchover begins with this.
-    host.execute(1, Action::Stop(v1::Stop { mode: v1::StopMode::Release.into(), ..Default::default() })).await.unwrap();
+    host.execute(1, Action::Stop(v1::Stop { mode: v1::StopMode::Fast.into(), keep_lease: false })).await.unwrap();
     host.until("it is stopped", |s| s.state() == State::Stopped).await;
     assert!(!is_here(V4));
     host.follow(1, None).await;

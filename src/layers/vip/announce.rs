@@ -103,12 +103,8 @@ fn arp(operation: u8, mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
 
 /// Its checksum is the kernel's to fill in.
 fn advertisement(mac: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    let parts: [&[u8]; 4] = [
-        &[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0],
-        &address.octets(),
-        &[TARGET_LINK_ADDRESS, 1],
-        &mac,
-    ];
+    let parts: [&[u8]; 4] =
+        [&[NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, OVERRIDE, 0, 0, 0], &address.octets(), &[TARGET_LINK_ADDRESS, 1], &mac];
     parts.concat()
 }
 
