@@ -280,7 +280,15 @@ fn a_virtual_address_is_nobodys_own_and_postgresql_listens_on_it() {
             (table, &with("vip_address = \"10.0.0.256\"\nvip_interface = \"eth0\"")),
             (table, &with("vip_address = \"10.0.0.2\"\nvip_interface = \"eth0\"")),
         ],
-        expect![[r#""#]],
+        expect![[r#"
+            m.toml: postgresql.listen_addresses: PostgreSQL does not listen on 10.0.0.100; set it to `*`: the address comes and goes
+            m.toml: layers.vip_address: missing; add the address that is to be the primary's
+            m.toml: layers.vip_address: missing; add the address that is to be the primary's
+            m.toml: layers.vip_interface: missing; add the interface it is put on
+            m.toml: layers.vip_interface: `eth 0` names no interface; use what `ip link` shows
+            m.toml: layers.vip_address: `10.0.0.256` is no address that hosts could share; write it as 10.0.0.100/24 or fd00::100/64, or without the length
+            m.toml: layers.vip_address: 10.0.0.2 is the host of a member; use one that no host has of its own
+        "#]],
     );
 }
 

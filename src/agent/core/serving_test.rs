@@ -2,7 +2,11 @@
 //! it ends their sessions under its lease.
 
 use super::{tests::*, *};
-use crate::{domain::TimelineId, layers::Serving};
+use crate::{
+    agent::order::{Action, StopMode},
+    domain::TimelineId,
+    layers::Serving,
+};
 
 #[test]
 fn clients_are_led_to_an_open_primary_and_to_nothing_else() {
