@@ -274,7 +274,7 @@ async fn primary_and_standby() {
     let cluster = Cluster::new();
     let layers = format!("vip = \"required\"\nvip_address = \"{V4}\"\nvip_interface = \"eth0\"");
     let mut host = cluster.host(0, &layers).await;
-    host.become_primary(1, 1).await;
+    host.become_primary(1, 2).await;
     let led = Instant::now();
     until("it is here", || is_here(V4));
     figure("virtual address here after PostgreSQL is seen open", "ms", vec![led.elapsed().as_secs_f64() * 1e3]);
@@ -285,14 +285,11 @@ async fn primary_and_standby() {
     host.until("it is primary again", |s| s.state() == State::Primary && layer(s, LAYER) == "active").await;
     assert!(is_here(V4));
     // A switchover begins with this.
-    host.execute(1, Action::Stop(v1::Stop { mode: v1::StopMode::Fast.into(), keep_lease: false })).await.unwrap();
+    host.execute(1, fast_stop()).await.unwrap();
     host.until("it is stopped", |s| s.state() == State::Stopped).await;
     assert!(!is_here(V4));
-    host.follow(1, None).await;
-    host.until("it is a standby", |s| s.state() == State::Standby && layer(s, LAYER) == "ready").await;
-    assert!(!is_here(V4));
     // Primary again, and both agent and guard are stopped: the kernel ends it with the lease.
-    host.become_primary(2, 2).await;
+    host.become_primary(2, 3).await;
     until("it is here", || is_here(V4));
     let (agent, guard) = (host.agent_pid(), host.guard_pid());
     signal(agent, Signal::SIGSTOP);
@@ -304,4 +301,14 @@ async fn primary_and_standby() {
     figure("agent and guard stopped: last renewal to no virtual address", "ms", vec![after.as_secs_f64() * 1e3]);
     signal(guard, Signal::SIGCONT);
     signal(agent, Signal::SIGCONT);
+    until("the lease went on in time, and so does it", || is_here(V4));
+    host.execute(2, fast_stop()).await.unwrap();
+    host.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
+    host.follow(2, None).await;
+    host.until("it is a standby", |s| s.state() == State::Standby && layer(s, LAYER) == "ready").await;
+    assert!(!is_here(V4));
+}
+
+fn fast_stop() -> Action {
+    Action::Stop(v1::Stop { mode: v1::StopMode::Fast.into(), keep_lease: false })
 }
