@@ -106,6 +106,9 @@ fn it_is_here_while_the_lease_is_held_and_postgresql_is_open() {
                 thread::sleep(ms(300));
                 assert!(is_here(address), "{:?} after it was put up", began.elapsed());
             }
+            ip(&["addr", "del", &format!("{address}/24"), "dev", "eth0"]);
+            assert!(layers.moved(Epoch(1), in_time(ms(2_500))));
+            until("whoever took it away, the next renewal brings it back", || is_here(address));
             // A stop under the lease ends sessions through it.
             layers.serve(Serving::Keep);
             assert!(layers.moved(Epoch(1), in_time(ms(2_500))));

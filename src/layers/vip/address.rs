@@ -106,9 +106,8 @@ impl Address {
     /// Why not.
     pub fn check(&mut self) -> Result<(), AddressError> {
         // No interface has this index, and the kernel looks at the privilege before.
-        match self.delete(Found { index: 0, prefix: self.prefix, ours: true }) {
-            Err(Errno::EPERM) => return Err(AddressError::Privilege),
-            Ok(()) | Err(_) => {}
+        if self.delete(Found { index: 0, prefix: self.prefix, ours: true }) == Err(Errno::EPERM) {
+            return Err(AddressError::Privilege);
         }
         self.index()?;
         self.is_foreign()
