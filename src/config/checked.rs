@@ -51,7 +51,7 @@ pub struct LayersConfig {
     /// The program that takes a host's power away; run by the manager of the Raft leader.
     pub stonith: Option<StonithConfig>,
     /// The address that leads clients to the primary.
-    pub vip: Option<VipConfig>,
+    pub vip: Option<Box<VipConfig>>,
 }
 
 /// An address that is on the host of the primary only.

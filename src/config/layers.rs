@@ -115,7 +115,7 @@ fn vip(
     address: Option<&str>,
     interface: Option<String>,
     timings: &Timings,
-) -> Result<Option<VipConfig>, Wrong> {
+) -> Result<Option<Box<VipConfig>>, Wrong> {
     let wanted = mode("layers.vip", text, LayerMode::Automatic)?;
     let (address, interface) = match (address, interface) {
         (Some(address), Some(interface)) => (address, interface),
@@ -132,7 +132,7 @@ fn vip(
         let problem = "the kernel keeps an address for whole seconds, and T_hold >= 1280 ms does not hold";
         return Err(Wrong::new("layers.vip", problem, "raise cluster.timings.hold_ms, or set it to off"));
     }
-    Ok(Some(VipConfig { mode: wanted, address, prefix, interface }))
+    Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
 }
 
 /// `10.0.0.100/24`; without a length it is the address alone.

@@ -338,7 +338,7 @@ fn open_vip(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, Layer
             }
         }
     }
-    Ok(Some(Vip::spawn(config.clone(), words.clone())?))
+    Ok(Some(Vip::spawn(config.as_ref().clone(), words.clone())?))
 }
 
 /// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.

@@ -41,7 +41,7 @@ pub fn options(address: &str, interface: &str, mode: LayerMode) -> LayersOptions
     let config = LayersConfig {
         kernel_lease: LayerMode::Off,
         client_reset: LayerMode::Off,
-        vip: Some(vip),
+        vip: Some(Box::new(vip)),
         ..LayersConfig::default()
     };
     LayersOptions {

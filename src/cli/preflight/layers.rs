@@ -96,7 +96,7 @@ mod tests {
         let command = vec!["/nonexistent/fence".to_owned()];
         let stonith = Some(StonithConfig { command, deadline: std::time::Duration::from_secs(1) });
         let (mode, interface) = (LayerMode::Required, "eth7".to_owned());
-        let vip = Some(VipConfig { mode, address: [10, 0, 0, 100].into(), prefix: 32, interface });
+        let vip = Some(Box::new(VipConfig { mode, address: [10, 0, 0, 100].into(), prefix: 32, interface }));
         let layers = LayersConfig { watchdog, stonith, vip, ..LayersConfig::default() };
         let found: Vec<_> = all(root.path(), &layers).into_iter().map(|c| (c.name, c.outcome)).collect();
         let failed = ["watchdog", "virtual address", "stonith"].map(|name| (name, Outcome::Fail));
