@@ -31,6 +31,8 @@ mod room_test;
 mod running;
 #[cfg(test)]
 mod running_test;
+#[cfg(test)]
+mod serving_test;
 mod stalled;
 #[cfg(test)]
 mod stalled_test;

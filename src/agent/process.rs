@@ -40,7 +40,7 @@ use crate::{
         observation::{Notice, TAKEN_OVER},
     },
     guard::{self, GuardHandle, sys::two_clocks},
-    layers::Left,
+    layers::{Left, Serving},
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
     rpc::v1,
@@ -121,6 +121,8 @@ pub(super) struct Agent {
     pub(super) discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
     pub(super) layers_stand: bool,
+    /// What the layers were told last of whether clients are led here.
+    serving: Serving,
     /// Where holders in failsafe ask; `None` when this host takes no part in that.
     pub(super) door: Option<Door>,
     /// The question that is being answered.
@@ -330,6 +332,7 @@ impl Agent {
             publish_at: None,
             discarded_life: 0,
             layers_stand,
+            serving: Serving::Shut,
             door: None,
             question: None,
             began,
@@ -504,7 +507,11 @@ impl Agent {
                     anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e))
                 })?;
             }
-            Effect::Release => hands.holder.release(),
+            Effect::Release => {
+                // Another host may lead clients to itself as soon as the lock is free.
+                hands.layers.lead_nobody();
+                hands.holder.release();
+            }
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
             Effect::Identify(cluster, generation) => hands.holder.set_identity(cluster, generation),
             Effect::SetWal(position) => hands.holder.set_wal(position),
@@ -644,6 +651,10 @@ impl Agent {
             self.stand_down();
         }
         self.layers_stand = needed;
+        let serving = self.core.serving();
+        if std::mem::replace(&mut self.serving, serving) != serving {
+            self.hands.layers.serve(serving);
+        }
     }
 
     fn stand_down(&self) {

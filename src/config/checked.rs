@@ -50,6 +50,21 @@ pub struct LayersConfig {
     pub client_reset: LayerMode,
     /// The program that takes a host's power away; run by the manager of the Raft leader.
     pub stonith: Option<StonithConfig>,
+    /// The address that leads clients to the primary.
+    pub vip: Option<Box<VipConfig>>,
+}
+
+/// An address that is on the host of the primary only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VipConfig {
+    /// Whether it is wanted.
+    pub mode: LayerMode,
+    /// The address.
+    pub address: IpAddr,
+    /// How much of it names the network.
+    pub prefix: u8,
+    /// The interface it is put on.
+    pub interface: String,
 }
 
 /// The Linux watchdog.
@@ -79,7 +94,13 @@ impl Default for LayersConfig {
     /// What a file without the table gives.
     fn default() -> LayersConfig {
         let watchdog = WatchdogConfig { mode: LayerMode::Off, device: WATCHDOG_DEVICE.into(), timeout_s: 1 };
-        LayersConfig { kernel_lease: LayerMode::Automatic, watchdog, client_reset: LayerMode::Automatic, stonith: None }
+        LayersConfig {
+            kernel_lease: LayerMode::Automatic,
+            watchdog,
+            client_reset: LayerMode::Automatic,
+            stonith: None,
+            vip: None,
+        }
     }
 }
 

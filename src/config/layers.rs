@@ -1,10 +1,10 @@
 //! The table `[layers]`, checked against the timings it has to go with.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
-    LayerMode, LayersConfig, StonithConfig, WatchdogConfig, check::path, checked::WATCHDOG_DEVICE, error::Wrong,
-    raw::RawLayers,
+    LayerMode, LayersConfig, StonithConfig, VipConfig, WatchdogConfig, check::path, checked::WATCHDOG_DEVICE,
+    error::Wrong, raw::RawLayers,
 };
 use crate::domain::Timings;
 
@@ -31,6 +31,7 @@ pub(super) fn check(raw: Option<RawLayers>, timings: &Timings) -> Result<LayersC
         watchdog: watchdog(raw.watchdog.as_deref(), raw.watchdog_device, raw.watchdog_timeout_s, timings)?,
         client_reset,
         stonith: stonith(raw.stonith_command, raw.stonith_deadline_ms)?,
+        vip: vip(raw.vip.as_deref(), raw.vip_address.as_deref(), raw.vip_interface, timings)?,
     })
 }
 
@@ -104,4 +105,74 @@ fn stonith(command: Option<Vec<String>>, deadline_ms: Option<u64>) -> Result<Opt
         ));
     }
     Ok(Some(StonithConfig { command, deadline: Duration::from_millis(deadline_ms) }))
+}
+
+const VIP_ADDRESS: &str = "layers.vip_address";
+const VIP_INTERFACE: &str = "layers.vip_interface";
+
+fn vip(
+    text: Option<&str>,
+    address: Option<&str>,
+    interface: Option<String>,
+    timings: &Timings,
+) -> Result<Option<Box<VipConfig>>, Wrong> {
+    let wanted = mode("layers.vip", text, LayerMode::Automatic)?;
+    let (address, interface) = match (address, interface) {
+        (Some(address), Some(interface)) => (address, interface),
+        (None, None) if wanted == LayerMode::Off || text.is_none() => return Ok(None),
+        (None, _) => return Err(Wrong::new(VIP_ADDRESS, "missing", "add the address that is to be the primary's")),
+        (Some(_), None) => return Err(Wrong::new(VIP_INTERFACE, "missing", "add the interface it is put on")),
+    };
+    let (address, prefix) = vip_address(address)?;
+    if interface.is_empty() || interface.len() > 15 || interface.contains(|c: char| c == '/' || !c.is_ascii_graphic()) {
+        let problem = format!("`{interface}` names no interface");
+        return Err(Wrong::new(VIP_INTERFACE, problem, "use what `ip link` shows"));
+    }
+    if wanted != LayerMode::Off && !timings.allows_vip() {
+        let problem = "the kernel keeps an address for whole seconds, and T_hold >= 1280 ms does not hold";
+        return Err(Wrong::new("layers.vip", problem, "raise cluster.timings.hold_ms, or set it to off"));
+    }
+    Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
+}
+
+/// `10.0.0.100/24`; without a length it is the address alone.
+fn vip_address(text: &str) -> Result<(IpAddr, u8), Wrong> {
+    let wrong = || {
+        let problem = format!("`{text}` is no address that hosts could share");
+        Wrong::new(VIP_ADDRESS, problem, "write it as 10.0.0.100/24 or fd00::100/64, or without the length")
+    };
+    let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+    let address: IpAddr = address.parse().map_err(|_| wrong())?;
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    let prefix = prefix.map_or(Ok(longest), |prefix| prefix.parse().map_err(|_| wrong()))?;
+    let narrow = match address {
+        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_unicast_link_local() || address.to_ipv4_mapped().is_some(),
+    };
+    let nobodys = narrow || address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    if nobodys || !(1..=longest).contains(&prefix) {
+        return Err(wrong());
+    }
+    Ok((address, prefix))
+}
+
+/// An address that a host has anyway moves nowhere, and one on which PostgreSQL doesn't listen leads nobody to it.
+pub(super) fn check_vip(vip: &VipConfig, hosts: &[&str], listen: Option<&str>) -> Result<(), Wrong> {
+    if let Some(host) = hosts.iter().find(|host| host.parse() == Ok(vip.address)) {
+        let advice = "use one that no host has of its own";
+        return Err(Wrong::new(VIP_ADDRESS, format!("{host} is the host of a member"), advice));
+    }
+    let everywhere = if vip.address.is_ipv4() { "0.0.0.0" } else { "::" };
+    let reaches = |part: &str| match part.parse::<IpAddr>() {
+        Ok(address) => address == vip.address || part == everywhere,
+        // A name may stand for it.
+        Err(_) => true,
+    };
+    match listen {
+        Some(listen) if vip.mode != LayerMode::Off && !listen.split(',').map(str::trim).any(reaches) => {
+            let problem = format!("PostgreSQL does not listen on {}", vip.address);
+            Err(Wrong::new("postgresql.listen_addresses", problem, "set it to `*`: the address comes and goes"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }

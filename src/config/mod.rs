@@ -25,8 +25,8 @@ pub use certificate::{CertificateError, file_stamp, read_certificates, server_tl
 pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
-    LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, WatchdogConfig, host_port,
-    is_host,
+    LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
+    host_port, is_host,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};

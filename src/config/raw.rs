@@ -30,6 +30,9 @@ pub(super) struct RawLayers {
     pub client_reset: Option<String>,
     pub stonith_command: Option<Vec<String>>,
     pub stonith_deadline_ms: Option<u64>,
+    pub vip: Option<String>,
+    pub vip_address: Option<String>,
+    pub vip_interface: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

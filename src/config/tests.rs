@@ -262,6 +262,45 @@ fn layers_are_checked_against_the_timings() {
 }
 
 #[test]
+fn a_virtual_address_is_nobodys_own_and_postgresql_listens_on_it() {
+    assert_eq!(parse(GOOD).unwrap().layers.vip, None);
+    let (hba, everywhere) = ("hba = [", "listen_addresses = \"*\"\nhba = [");
+    let (table, with) = ("[router]\n", |text: &str| format!("[layers]\n{text}\n[router]\n"));
+    let given = |text: &str| parse(&GOOD.replacen(hba, everywhere, 1).replacen(table, &with(text), 1));
+    let on = |address: &str| given(&format!("vip_address = \"{address}\"\nvip_interface = \"eth0\""));
+    let vip = |address: &str| on(address).unwrap().layers.vip.unwrap();
+    let four = vip("10.0.0.100/24");
+    assert_eq!((four.address, four.prefix, four.mode), ([10, 0, 0, 100].into(), 24, LayerMode::Automatic));
+    assert_eq!((four.interface.as_str(), vip("10.0.0.100").prefix, vip("fd00::100").prefix), ("eth0", 32, 128));
+    for wrong in ["10.0.0.100/33", "10.0.0.100/0", "127.0.0.1", "fe80::1", "224.0.0.1", "::ffff:10.0.0.9", "db.example"]
+    {
+        assert_eq!(on(wrong).unwrap_err().key, "layers.vip_address", "{wrong}");
+    }
+    let all = "vip_address = \"10.0.0.100\"\nvip_interface = \"eth0\"";
+    assert!(parse(&GOOD.replacen(table, &with(&format!("vip = \"off\"\n{all}")), 1)).is_ok());
+    check(
+        &[
+            (table, &with(all)),
+            (table, &with("vip = \"required\"")),
+            (table, &with("vip_interface = \"eth0\"")),
+            (table, &with("vip_address = \"10.0.0.100\"")),
+            (table, &with("vip_address = \"10.0.0.100\"\nvip_interface = \"eth 0\"")),
+            (table, &with("vip_address = \"10.0.0.256\"\nvip_interface = \"eth0\"")),
+            (table, &with("vip_address = \"10.0.0.2\"\nvip_interface = \"eth0\"")),
+        ],
+        expect![[r#"
+            m.toml: postgresql.listen_addresses: PostgreSQL does not listen on 10.0.0.100; set it to `*`: the address comes and goes
+            m.toml: layers.vip_address: missing; add the address that is to be the primary's
+            m.toml: layers.vip_address: missing; add the address that is to be the primary's
+            m.toml: layers.vip_interface: missing; add the interface it is put on
+            m.toml: layers.vip_interface: `eth 0` names no interface; use what `ip link` shows
+            m.toml: layers.vip_address: `10.0.0.256` is no address that hosts could share; write it as 10.0.0.100/24 or fd00::100/64, or without the length
+            m.toml: layers.vip_address: 10.0.0.2 is the host of a member; use one that no host has of its own
+        "#]],
+    );
+}
+
+#[test]
 fn postgresql_errors() {
     check(
         &[

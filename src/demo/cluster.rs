@@ -63,7 +63,7 @@ pub(crate) struct Wanted {
 
 /// Those of deploy/systemd/matriarch-agent.service, with their bits (capabilities(7), linux/capability.h).
 const AGENT_CAPABILITIES: &[(&str, u32)] =
-    &[("net_admin", 12), ("ipc_lock", 14), ("sys_nice", 23), ("sys_resource", 24)];
+    &[("net_admin", 12), ("net_raw", 13), ("ipc_lock", 14), ("sys_nice", 23), ("sys_resource", 24)];
 
 /// Which of the agent's capabilities this process can pass on: containers lack some, and their layers then say so.
 fn capabilities_at_hand() -> Vec<&'static str> {

@@ -402,6 +402,15 @@ impl Timings {
         self.hold.as_secs_f64() / (1.0 - rho) + granularity.as_secs_f64() <= self.grant.as_secs_f64() / (1.0 + rho)
     }
 
+    /// The kernel may keep an address so much longer than the whole seconds it was told.
+    pub const ADDRESS_LATE: Duration = ms(260);
+
+    /// Whether an address, which the kernel keeps for whole seconds, is gone with the lease that it was put up for, with
+    /// 20 ms for the managers' answers: `T_hold >= 1 s + 260 ms + 20 ms`.
+    pub fn allows_vip(&self) -> bool {
+        self.hold >= ms(1_000) + Timings::ADDRESS_LATE + ms(20)
+    }
+
     /// An agent whose loop stands still for longer has its lease renewed no more. Longer than anything that a healthy one
     /// waits for in between: its guard, its disk, a probe.
     pub fn agent_patience(&self) -> Duration {

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!  holder thread ──deadline──▶ gate thread ──▶ nf_tables, inet_diag   kernel_lease, sockets
-//!                        └───▶ watchdog thread ──▶ /dev/watchdog      watchdog
+//!                        ├───▶ watchdog thread ──▶ /dev/watchdog      watchdog
+//!                        └───▶ virtual-address thread ──▶ rtnetlink   vip
 //!  manager of the Raft leader ──fenced epoch──▶ a program            stonith
 //! ```
 //!
@@ -18,6 +19,7 @@ mod netlink;
 mod nft;
 pub mod sockets;
 pub mod stonith;
+pub mod vip;
 pub mod watchdog;
 
 use std::{
@@ -37,6 +39,8 @@ use crate::{
 use gate::{Gate, Parts};
 use kernel_lease::KernelLease;
 use sockets::Sockets;
+pub use vip::Serving;
+use vip::Vip;
 use watchdog::{Ioctl, Watchdog, WatchdogOptions};
 
 /// How long a promotion waits for a layer to stand.
@@ -98,6 +102,7 @@ pub struct Layers {
 struct Inner {
     gate: Gate,
     watchdog: Option<Watchdog>,
+    vip: Option<Vip>,
     words: Words,
 }
 
@@ -107,6 +112,9 @@ impl Drop for Inner {
         self.gate.end();
         if let Some(watchdog) = &self.watchdog {
             watchdog.end();
+        }
+        if let Some(vip) = &self.vip {
+            vip.end();
         }
     }
 }
@@ -133,7 +141,8 @@ impl Layers {
         let mode = options.config.kernel_lease;
         let gate = Gate::spawn(Parts { lease, sockets, may_reset, mode, kill, words: words.clone() })?;
         let watchdog = open_watchdog(&options, ioctl, &words)?;
-        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, words }) })
+        let vip = open_vip(&options, &words)?;
+        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, words }) })
     }
 
     /// Before PostgreSQL can become writable: blocks until every layer stands.
@@ -142,7 +151,8 @@ impl Layers {
     /// A required layer doesn't, or what an earlier primary left is not cleared yet.
     pub fn arm(&self, epoch: Epoch, deadline: TwoClocks) -> Result<(), String> {
         self.inner.gate.arm(epoch, deadline)?;
-        self.inner.watchdog.as_ref().map_or(Ok(()), |watchdog| watchdog.arm(epoch, deadline))
+        self.inner.watchdog.as_ref().map_or(Ok(()), |watchdog| watchdog.arm(epoch, deadline))?;
+        self.inner.vip.as_ref().map_or(Ok(()), |vip| vip.arm(epoch, deadline))
     }
 
     /// Takes over what an earlier agent armed, without waiting.
@@ -150,6 +160,9 @@ impl Layers {
         self.inner.gate.arm_later(epoch, deadline);
         if let Some(watchdog) = &self.inner.watchdog {
             watchdog.arm_later(epoch, deadline);
+        }
+        if let Some(vip) = &self.inner.vip {
+            vip.resume(epoch, deadline);
         }
     }
 
@@ -159,7 +172,22 @@ impl Layers {
     pub fn moved(&self, epoch: Epoch, deadline: TwoClocks) -> bool {
         let gate = self.inner.gate.moved(epoch, deadline);
         let watchdog = self.inner.watchdog.as_ref().is_none_or(|watchdog| watchdog.moved(epoch, deadline));
-        gate && watchdog
+        let vip = self.inner.vip.as_ref().is_none_or(|vip| vip.moved(epoch, deadline));
+        gate && watchdog && vip
+    }
+
+    /// Whether clients are to be led to this host. Never blocks.
+    pub fn serve(&self, serving: Serving) {
+        if let Some(vip) = &self.inner.vip {
+            vip.serve(serving);
+        }
+    }
+
+    /// The lock is about to be given back: what leads clients here goes before. Waits for that, a quarter of a second at most.
+    pub fn lead_nobody(&self) {
+        if let Some(vip) = &self.inner.vip {
+            vip.down_first();
+        }
     }
 
     /// Other timings are in force. Never blocks.
@@ -174,6 +202,9 @@ impl Layers {
         self.inner.gate.down(left);
         if let Some(watchdog) = &self.inner.watchdog {
             watchdog.down(left);
+        }
+        if let Some(vip) = &self.inner.vip {
+            vip.down();
         }
     }
 
@@ -283,6 +314,33 @@ fn open_watchdog(
     Ok(Some(Watchdog::spawn(options, ioctl, words.clone())?))
 }
 
+fn open_vip(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
+    let Some(config) = &options.config.vip else {
+        words.vip("off");
+        return Ok(None);
+    };
+    if config.mode == LayerMode::Off {
+        words.vip("off");
+        vip::remove_what_was_left(config);
+        return Ok(None);
+    }
+    match vip::look(config) {
+        Ok(()) => {
+            words.vip("ready");
+        }
+        Err(vip::Missing { problem, .. }) if config.mode == LayerMode::Required => {
+            return Err(LayerError::Unavailable { key: "layers.vip", what: "the virtual address", problem });
+        }
+        Err(vip::Missing { problem, lasting }) => {
+            words.vip(&format!("unavailable: {problem}"));
+            if lasting {
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(Vip::spawn(config.as_ref().clone(), words.clone())?))
+}
+
 /// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.
 fn addresses(listen: &str) -> Vec<IpAddr> {
     let parts = listen.split(',').map(|part| part.trim().parse::<IpAddr>().ok().filter(|ip| !ip.is_unspecified()));
@@ -292,10 +350,10 @@ fn addresses(listen: &str) -> Vec<IpAddr> {
 /// What each layer says of itself.
 #[derive(Debug, Clone, Default)]
 struct Words {
-    said: Arc<Mutex<[String; 3]>>,
+    said: Arc<Mutex<[String; 4]>>,
 }
 
-const NAMES: [&str; 3] = ["kernel lease", "watchdog", "client reset"];
+const NAMES: [&str; 4] = ["kernel lease", "watchdog", "client reset", "virtual address"];
 
 impl Words {
     /// True when that is news.
@@ -309,6 +367,11 @@ impl Words {
 
     fn client_reset(&self, word: &str) {
         self.say(2, word);
+    }
+
+    /// True when that is news.
+    fn vip(&self, word: &str) -> bool {
+        self.say(3, word)
     }
 
     fn say(&self, index: usize, word: &str) -> bool {

@@ -1,4 +1,4 @@
-//! The little of netlink that two kernel interfaces need: messages with
+//! The little of netlink that three kernel interfaces need: messages with
 //! attributes, sent in one datagram, and the kernel's answers to them.
 //!
 //! The kernel works a request off inside of `send`, so its answers are there when
@@ -58,6 +58,12 @@ impl Batch {
         let length = u32::try_from(self.bytes.len() - start).unwrap_or(u32::MAX);
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
         self.sequence += 1;
+    }
+
+    /// As they are sent.
+    #[cfg(test)]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Asks for an answer to the last message also when all went well; gives its sequence number.

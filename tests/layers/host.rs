@@ -99,6 +99,8 @@ impl Cluster {
             format!("[[cluster.members]]\nid = \"n{n}\"\nhost = \"127.0.0.1\"\nmanager_port = {manager}\npostgres_port = {postgres}\n")
         }).collect();
         let (dir, bin) = (host.dir.display(), bin_dir().unwrap());
+        // An address that comes and goes can't be listened on by itself.
+        let listen = if layers.contains("vip") { "listen_addresses = \"*\"" } else { "" };
         format!(
             r#"
 [cluster]
@@ -119,6 +121,7 @@ data_dir = "{dir}/data"
 superuser_password_file = "{dir}/super"
 replication_password_file = "{dir}/repl"
 hba = ["host all all 127.0.0.1/32 scram-sha-256"]
+{listen}
 [postgresql.parameters]
 shared_buffers = "16MB"
 max_connections = 60

@@ -10,6 +10,8 @@
 mod gate;
 mod host;
 mod primary;
+mod vip;
+mod vip_hosts;
 mod watchdog;
 
 use std::{
@@ -22,6 +24,8 @@ use nix::unistd::Uid;
 /// Which privileges the test has in its namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Privilege {
+    /// NET_RAW too, which only announcements need.
+    NetRaw,
     NetAdmin,
     None,
 }
@@ -66,11 +70,7 @@ fn in_namespace(test: &str, privilege: Privilege, body: impl FnOnce()) {
     }
     let namespace = Namespace::create();
     let mut again = Command::new("ip");
-    again.args(["netns", "exec", &namespace.0, "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]);
-    again.args(["--bounding-set=-all,+net_admin"]);
-    if privilege == Privilege::NetAdmin {
-        again.args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
-    }
+    again.args(["netns", "exec", &namespace.0]).args(as_postgres(privilege));
     again.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]);
     let output = again.env(INSIDE, "1").current_dir("/").output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -78,6 +78,23 @@ fn in_namespace(test: &str, privilege: Privilege, body: impl FnOnce()) {
     assert!(out.contains("1 passed"), "no such test: {test}\n{out}");
     // The figures.
     eprint!("{}", err.lines().filter(|l| l.starts_with("figure: ")).map(|l| format!("{l}\n")).collect::<String>());
+}
+
+/// The command that becomes the user `postgres` with these privileges.
+fn as_postgres(privilege: Privilege) -> Vec<&'static str> {
+    let mut all = vec!["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"];
+    all.extend(match privilege {
+        Privilege::NetRaw => vec![
+            "--bounding-set=-all,+net_admin,+net_raw",
+            "--inh-caps=+net_admin,+net_raw",
+            "--ambient-caps=+net_admin,+net_raw",
+        ],
+        Privilege::NetAdmin => {
+            vec!["--bounding-set=-all,+net_admin", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"]
+        }
+        Privilege::None => vec!["--bounding-set=-all,+net_admin"],
+    });
+    all
 }
 
 /// `figure: name: min, median, max` on a line of its own.

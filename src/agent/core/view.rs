@@ -10,6 +10,7 @@ use crate::{
         KeptWal, MemberId, Moment, PostgresState, RoomView, SlotsYield, TimelineHistory, TimelineId, WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
+    layers::Serving,
 };
 
 /// Standbys that were cut off by a restart are back within a few of their retries, or stay away for longer.
@@ -165,6 +166,18 @@ impl Core {
         let unproven = self.durable.ended > self.durable.fenced;
         let fencing = self.fencing_since.is_some();
         begins || (self.tree != Tree::Empty && (self.durable.tenure.is_some() || fencing || unproven))
+    }
+
+    /// Whether clients are to be led here: to a primary that is open. One that is being stopped under its lease keeps
+    /// them, so that it can end their sessions itself.
+    pub fn serving(&self) -> Serving {
+        let stops = matches!(self.work.as_ref().map(|w| &w.task), Some(Task::Stop { .. }));
+        let primary = self.durable.tenure.is_some_and(|t| t.phase == Phase::Primary);
+        match self.state() {
+            PostgresState::Primary => Serving::Open,
+            _ if stops && primary && self.tree != Tree::Empty && self.fencing_since.is_none() => Serving::Keep,
+            _ => Serving::Shut,
+        }
     }
 
     /// A fence is under way.

@@ -21,8 +21,9 @@ use crate::{
 };
 
 /// What the agent and the guard make use of (capabilities(7)), and what for.
-const CAPABILITIES: [(u32, &str, &str); 4] = [
+const CAPABILITIES: [(u32, &str, &str); 5] = [
     (12, "CAP_NET_ADMIN", "virtual address and kernel lease"),
+    (13, "CAP_NET_RAW", "announcing the virtual address"),
     (14, "CAP_IPC_LOCK", "locking the guard into memory"),
     (23, "CAP_SYS_NICE", "real-time priority of the guard"),
     (24, "CAP_SYS_RESOURCE", "protection from the OOM killer"),
@@ -90,7 +91,7 @@ pub(super) fn capabilities(root: &Path) -> Check {
         .map(|(_, name, purpose)| format!("{name} ({purpose})"))
         .collect();
     if missing.is_empty() {
-        return ok(NAME, "all four that the agent makes use of");
+        return ok(NAME, "all five that the agent makes use of");
     }
     let advice = "the systemd unit gives them to the agent; everything else works without";
     warn(NAME, format!("not in this session: {}; {advice}", missing.join(", ")))
@@ -171,7 +172,7 @@ mod tests {
     fn missing_capabilities_are_named_with_what_they_are_for() {
         let all = tree(&[("proc/self/status", "Name:\tx\nCapEff:\t000001ffffffffff\n")]);
         assert_eq!(capabilities(all.path()).outcome, Outcome::Ok);
-        let some = tree(&[("proc/self/status", "CapEff:\t0000000001801000\n")]);
+        let some = tree(&[("proc/self/status", "CapEff:\t0000000001803000\n")]);
         let check = capabilities(some.path());
         assert_eq!(check.outcome, Outcome::Warn);
         assert!(check.detail.starts_with("not in this session: CAP_IPC_LOCK (locking the guard into memory);"));

@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access};
 use super::{fail, ok, warn};
 use crate::{
     cli::render::Check,
-    config::{LayerMode, LayersConfig},
+    config::{LayerMode, LayersConfig, VipConfig},
 };
 
 pub(super) fn all(root: &Path, layers: &LayersConfig) -> Vec<Check> {
@@ -16,6 +16,7 @@ pub(super) fn all(root: &Path, layers: &LayersConfig) -> Vec<Check> {
     if layers.watchdog.mode != LayerMode::Off {
         checks.push(watchdog(layers));
     }
+    checks.extend(layers.vip.as_ref().filter(|vip| vip.mode != LayerMode::Off).map(|vip| interface(root, vip)));
     checks.extend(layers.stonith.as_ref().map(|stonith| program(&stonith.command)));
     checks
 }
@@ -59,6 +60,18 @@ fn watchdog(layers: &LayersConfig) -> Check {
     }
 }
 
+/// Whether there is an interface for the virtual address; the capabilities have a check of their own.
+fn interface(root: &Path, vip: &VipConfig) -> Check {
+    const NAME: &str = "virtual address";
+    let VipConfig { address, prefix, interface, mode } = vip;
+    match root.join("sys/class/net").join(interface).exists() {
+        true => {
+            ok(NAME, format!("{address}/{prefix} on {interface}; the agent's status says whether it may be put up"))
+        }
+        false => missing(*mode, NAME, format!("there is no interface {interface}")),
+    }
+}
+
 fn program(command: &[String]) -> Check {
     const NAME: &str = "stonith";
     let program = command.first().map(String::as_str).unwrap_or_default();
@@ -82,10 +95,15 @@ mod tests {
         let watchdog = WatchdogConfig { mode: LayerMode::Required, device: root.path().join("none"), timeout_s: 2 };
         let command = vec!["/nonexistent/fence".to_owned()];
         let stonith = Some(StonithConfig { command, deadline: std::time::Duration::from_secs(1) });
-        let layers = LayersConfig { watchdog, stonith, ..LayersConfig::default() };
+        let (mode, interface) = (LayerMode::Required, "eth7".to_owned());
+        let vip = Some(Box::new(VipConfig { mode, address: [10, 0, 0, 100].into(), prefix: 32, interface }));
+        let layers = LayersConfig { watchdog, stonith, vip, ..LayersConfig::default() };
         let found: Vec<_> = all(root.path(), &layers).into_iter().map(|c| (c.name, c.outcome)).collect();
-        let expected = [("kernel lease", Outcome::Warn), ("watchdog", Outcome::Fail), ("stonith", Outcome::Fail)];
-        assert_eq!(found, expected.map(|(name, outcome)| (name.to_owned(), outcome)));
+        let failed = ["watchdog", "virtual address", "stonith"].map(|name| (name, Outcome::Fail));
+        let expected = [("kernel lease", Outcome::Warn)].into_iter().chain(failed);
+        assert_eq!(found, expected.map(|(name, outcome)| (name.to_owned(), outcome)).collect::<Vec<_>>());
+        fs::create_dir_all(root.path().join("sys/class/net/eth7")).unwrap();
+        assert_eq!(all(root.path(), &layers)[2].outcome, Outcome::Ok);
         let off = LayersConfig { kernel_lease: LayerMode::Off, ..LayersConfig::default() };
         assert_eq!(all(root.path(), &off).len(), 1);
         fs::create_dir_all(root.path().join("proc/sys/net/netfilter")).unwrap();

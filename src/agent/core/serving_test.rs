@@ -1,0 +1,45 @@
+//! When clients are led to this host: not before PostgreSQL is open, and for as long as
+//! it ends their sessions under its lease.
+
+use super::{tests::*, *};
+use crate::{
+    agent::order::{Action, StopMode},
+    domain::TimelineId,
+    layers::Serving,
+};
+
+#[test]
+fn clients_are_led_to_an_open_primary_and_to_nothing_else() {
+    let mut core = standby();
+    assert_eq!(core.serving(), Serving::Shut, "a standby");
+    core.step(promote(4), now(20));
+    core.step(held(4, 2_500), now(30));
+    core.step(sight(false, at(2, 200)), now(40));
+    assert_eq!(core.serving(), Serving::Shut, "promoted, not yet open");
+    core.step(Event::Done(TaskEnd::Succeeded), now(50));
+    assert_eq!(core.serving(), Serving::Open);
+}
+
+#[test]
+fn a_primary_that_is_stopped_keeps_them_until_it_is_gone() {
+    for keep_lease in [false, true] {
+        let mut core = primary();
+        core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease }), now(100));
+        assert_eq!(core.serving(), Serving::Keep, "sessions are ended through it");
+        core.step(gone(false), now(200));
+        assert_eq!(core.serving(), Serving::Shut);
+    }
+}
+
+#[test]
+fn a_primary_that_is_fenced_or_crashed_leads_nobody() {
+    let mut core = primary();
+    let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Expired, ..LeaseSight::default() };
+    core.step(Event::Lease(lost), now(100));
+    assert_eq!(core.serving(), Serving::Shut);
+    let mut crashed = primary();
+    crashed.step(gone(false), now(100));
+    assert_eq!(crashed.serving(), Serving::Shut);
+    crashed.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
+    assert_eq!(crashed.serving(), Serving::Shut, "not before it is open again");
+}
