@@ -47,7 +47,7 @@ async fn harm(kind: usize, router: SocketAddr) {
             sleep(Duration::from_millis(100)).await;
         }
     }
-    if kind % 3 == 0 {
+    if kind.is_multiple_of(3) {
         // Reset, with what was said still unread perhaps.
         let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         return;
