@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// It ended as sessions do whose server is stopped.
-    async fn to_be_ended(self) {
+    async fn end_in_order(self) {
         let end = tokio::time::timeout(SOON, self.connection).await.expect("an end in time").unwrap();
         let error = end.unwrap_err();
         assert_eq!(error.code(), Some(&SqlState::ADMIN_SHUTDOWN), "{error:?}");
@@ -61,16 +61,16 @@ async fn a_planned_stop_ends_sessions_between_transactions_and_holds_new_ones() 
     // One message: with two the session would be at rest between them.
     let (works, ()) = tokio::join!(at_work.client.simple_query("INSERT INTO t SELECT 4 FROM pg_sleep(0.5)"), async {
         manager.say(draining(&server));
-        idle.to_be_ended().await;
+        idle.end_in_order().await;
     });
     works.expect("what was under way came to its end");
-    at_work.to_be_ended().await;
+    at_work.end_in_order().await;
     // In its transaction it goes on as before, by either protocol.
     busy.client.execute(&prepared, &[]).await.unwrap();
     let held = tokio::spawn(Session::begin(port));
     r.until_held(1).await;
     busy.run("COMMIT").await;
-    busy.to_be_ended().await;
+    busy.end_in_order().await;
     r.until("all have ended", |s| s.sessions_read_write == 0 && s.drained_total == 3 && s.cut_total == 0).await;
     // It was called off.
     manager.say(RoutingState { revision: 3, ..server.state() });
@@ -87,13 +87,13 @@ async fn a_stop_that_is_called_off_ends_no_session_that_was_busy() {
     r.until("it is heard of", |s| s.draining).await;
     // It was let in, and about to ask for something.
     new.run("SELECT 1").await;
-    new.to_be_ended().await;
+    new.end_in_order().await;
     manager.say(RoutingState { revision: 3, ..server.state() });
     r.until("and that it is not", |s| !s.draining).await;
     busy.run("COMMIT").await;
     busy.run("SELECT 1").await;
     manager.say(RoutingState { revision: 4, ..draining(&server) });
-    busy.to_be_ended().await;
+    busy.end_in_order().await;
 }
 
 #[tokio::test]
@@ -104,10 +104,10 @@ async fn a_router_that_is_stopped_lets_transactions_end_within_its_bound() {
     idle.run("SELECT 1").await;
     busy.run("BEGIN").await;
     r.shutdown.send(true).unwrap();
-    idle.to_be_ended().await;
+    idle.end_in_order().await;
     assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nobody new");
     busy.run("COMMIT").await;
-    busy.to_be_ended().await;
+    busy.end_in_order().await;
     tokio::time::timeout(SOON, r.task).await.expect("then it ends").unwrap();
 
     let Some((_server, _manager, r)) = begun(Duration::from_millis(200)).await else { return };
