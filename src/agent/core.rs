@@ -70,7 +70,8 @@ use super::{
 };
 use crate::{
     domain::{
-        EndCause, Epoch, LostWal, MemberId, Moment, Settings, SyncWord, TimelineHistory, Uncovered, WalPosition,
+        EndCause, Epoch, FailoverWait, LostWal, MemberId, Moment, Settings, SyncWord, TimelineHistory, Uncovered,
+        WalPosition,
         observation::{ClockView, Notice, OrderResult, StandbyProgress, SyncView, Work},
     },
     lease::failsafe::Promiser,
@@ -184,6 +185,8 @@ pub struct Core {
     takes_over: bool,
     /// The newest epoch that is known to have been held here: by the lease, or by a guard that was armed for it.
     held: Epoch,
+    /// When this host was granted last, or this agent began: no older lease ends later than T_hold after that.
+    granted: Moment,
 }
 
 impl Core {
@@ -246,6 +249,7 @@ impl Core {
             wal_holder: None,
             takes_over: false,
             held: Epoch(0),
+            granted: now.moment,
             told_sync: SyncWord::default(),
             sync_view: SyncView::default(),
             uncovered: Uncovered::default(),

@@ -507,11 +507,7 @@ impl Agent {
                     anyhow::anyhow!("{}; the agent ends, for nothing may rest on what is not on disk", chain(&e))
                 })?;
             }
-            Effect::Release => {
-                // Another host may lead clients to itself as soon as the lock is free.
-                hands.layers.lead_nobody();
-                hands.holder.release();
-            }
+            Effect::Release => hands.holder.release(),
             Effect::Hold(tenure) => self.hold_again(tenure.epoch, tenure.timeline),
             Effect::Identify(cluster, generation) => hands.holder.set_identity(cluster, generation),
             Effect::SetWal(position) => hands.holder.set_wal(position),
@@ -651,7 +647,7 @@ impl Agent {
             self.stand_down();
         }
         self.layers_stand = needed;
-        let serving = self.core.serving();
+        let serving = self.core.serving(now(self.began));
         if std::mem::replace(&mut self.serving, serving) != serving {
             self.hands.layers.serve(serving);
         }
@@ -740,6 +736,10 @@ fn ends_the_tree(core: &Core, event: &Event) -> bool {
 fn send_notice(hands: &Hands, notice: Notice) {
     let what = if notice.fenced { "epoch fenced" } else { "primary crashed" };
     tracing::warn!(epoch = %notice.epoch, end = %notice.end, clean = notice.clean, "{what}");
+    if notice.fenced {
+        // Another host may lead clients to itself as soon as this is heard.
+        hands.layers.lead_nobody();
+    }
     hands.holder.send_notice(notice);
 }
 

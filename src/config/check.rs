@@ -450,8 +450,8 @@ fn cgroup(text: Option<&str>) -> Result<CgroupUse, Wrong> {
     }
 }
 
-/// An hour: whoever needs longer has sessions that never end.
-const DRAIN_MAX_MS: u64 = 3_600_000;
+/// The service manager waits a little longer than this.
+const DRAIN_MAX_MS: u64 = 60_000;
 const WEIGHT_MAX: u32 = 1_000;
 
 fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong> {

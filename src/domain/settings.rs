@@ -417,7 +417,7 @@ settings! {
     failover_calm: Duration = "failover_calm_ms", Duration::from_secs(600), 1000..=86_400_000,
         "a primary that is open this long, without a crash, ends such a row";
     /// So long a planned stop of the primary waits for transactions in progress.
-    drain_timeout: Duration = "drain_timeout_ms", Duration::from_millis(500), 0..=60_000,
+    drain_timeout: Duration = "drain_timeout_ms", Duration::from_millis(500), 0..=10_000,
         "so long a switchover, or a restart of the primary, waits for transactions in progress before PostgreSQL is stopped; routers hold new \
          sessions meanwhile and end those in which nothing is under way. 0: not at all";
     /// What a failover from a lost primary waits for.

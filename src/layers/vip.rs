@@ -176,7 +176,8 @@ impl Run {
                 Mail::Order(Order::Serve(serving)) => self.known.serving = serving,
                 Mail::Order(Order::Down(reply)) => {
                     self.down();
-                    if let Some(reply) = reply {
+                    // Without an answer it is known that it may be there still.
+                    if let Some(reply) = reply.filter(|_| !self.remove_again) {
                         let _ = reply.send(());
                     }
                 }

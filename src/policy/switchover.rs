@@ -135,10 +135,12 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
     if s.agent(from).is_some_and(|a| a.stopped_by_hand && a.state == PostgresState::Stopped) {
         return Some(end(operation, format!("rolled back: PostgreSQL on {from} was stopped by hand and stays down")));
     }
-    if remaining(s, s.timings.primary_start).is_zero() {
+    // Its agent may still wait for transactions, and stops PostgreSQL then.
+    let limit = s.timings.primary_start + s.state.settings.settings().drain_timeout;
+    if remaining(s, limit).is_zero() {
         return Some(end(operation, format!("rolling back failed: {from} is not primary again in time")));
     }
-    waits(s, operation, s.timings.primary_start, format!("{from} to be primary again"))
+    waits(s, operation, limit, format!("{from} to be primary again"))
 }
 
 fn transfer_failed(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> {
@@ -170,11 +172,16 @@ pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String
 /// Both must say so. A primary waits with its end until every standby that it sends to has everything, and for no other:
 /// right after a restart it may have none yet, though the standby's last word is still of the time before.
 fn not_following(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
-    let sends = |p: &AgentView| p.standbys.iter().any(|standby| standby.member == *to && standby.state == "streaming");
+    not_streaming(s, from, to).or_else(|| not_sending(s, from, to))
+}
+
+fn not_streaming(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
     let follows = |a: &AgentView| a.state == PostgresState::Standby && a.streaming && a.upstream.as_ref() == Some(from);
-    if !s.agent(to).is_some_and(follows) {
-        return Some(format!("{to} does not stream from {from}"));
-    }
+    (!s.agent(to).is_some_and(follows)).then(|| format!("{to} does not stream from {from}"))
+}
+
+fn not_sending(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
+    let sends = |p: &AgentView| p.standbys.iter().any(|standby| standby.member == *to && standby.state == "streaming");
     (!s.agent(from).is_some_and(sends)).then(|| format!("{from} does not say that it streams to {to}"))
 }
 
@@ -251,7 +258,10 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
             let first = format!("first `matriarch config set --unset replicatefrom --member {to}`");
             return Err(format!("{to} streams from {source} and not from {from}; {first}"));
         }
-        return unfit(s, from, to).map_or_else(|| Ok(to.clone()), Err);
+        // Right after it has connected the primary's last word is still of the time before: rule 220 waits for the next.
+        let comes =
+            host_unfit(s, to).is_none() && not_streaming(s, from, to).is_none() && not_sending(s, from, to).is_some();
+        return unfit(s, from, to).filter(|_| !comes).map_or_else(|| Ok(to.clone()), Err);
     }
     let wishes = Wishes::of(s);
     let fit: Vec<_> = s.state.members.keys().filter(|m| *m != from && unfit(s, from, m).is_none()).collect();

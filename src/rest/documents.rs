@@ -54,7 +54,11 @@ fn typed(text: &str) -> Value {
     match text {
         "true" => Value::Bool(true),
         "false" => Value::Bool(false),
-        text => text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number)),
+        // Only what is written the same way: `01` put back as 1 would be another value.
+        text => match text.parse::<i64>() {
+            Ok(number) if number.to_string() == text => json!(number),
+            Ok(_) | Err(_) => json!(text),
+        },
     }
 }
 

@@ -129,7 +129,7 @@ struct Desk<A> {
     api: (&'static str, u16),
 }
 
-async fn meet<A: Admin>(client: TcpStream, from: IpAddr, desk: &Desk<A>, tls: Option<&tls::Tls>) {
+async fn meet<A: Admin>(client: TcpStream, from: IpAddr, desk: &Arc<Desk<A>>, tls: Option<&tls::Tls>) {
     let Some(tls) = tls else { return converse(client, from, desk).await };
     match timeout(PATIENCE, tls.accept(client)).await {
         Ok(Ok(client)) => converse(client, from, desk).await,
@@ -138,7 +138,7 @@ async fn meet<A: Admin>(client: TcpStream, from: IpAddr, desk: &Desk<A>, tls: Op
     }
 }
 
-async fn converse<A: Admin>(client: impl AsyncRead + AsyncWrite + Unpin, from: IpAddr, desk: &Desk<A>) {
+async fn converse<A: Admin>(client: impl AsyncRead + AsyncWrite + Unpin, from: IpAddr, desk: &Arc<Desk<A>>) {
     // An operation takes its time, and only who may ask for one gets more.
     let works = AtomicBool::new(false);
     let respond = |request: Request<Incoming>| {
@@ -147,7 +147,7 @@ async fn converse<A: Admin>(client: impl AsyncRead + AsyncWrite + Unpin, from: I
     };
     let mut http = http1::Builder::new();
     // One request for each connection: nobody keeps one open.
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false);
+    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false).half_close(true);
     let conversation = http.serve_connection(TokioIo::new(client), service_fn(respond));
     let too_long = async {
         sleep(2 * PATIENCE).await;
@@ -192,7 +192,12 @@ impl Reply {
 }
 
 impl<A: Admin> Desk<A> {
-    async fn respond(&self, request: Request<Incoming>, from: IpAddr, works: &AtomicBool) -> Response<Full<Bytes>> {
+    async fn respond(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        from: IpAddr,
+        works: &AtomicBool,
+    ) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let (method, path) = (head.method, head.uri.path().to_owned());
         if [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method) {
@@ -206,23 +211,34 @@ impl<A: Admin> Desk<A> {
         };
         let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let user = match self.access.admit(from, authorization) {
-            Ok(user) => user,
+            Ok(user) => user.to_owned(),
             Err(denied) => {
                 tracing::info!(event = events::REST_REFUSED, client = %from, %method, path, error = denied.says(), "a change was refused");
                 return response(&path, Reply::denied(denied));
             }
         };
-        let reply = match body.and_then(|body| orders::order(change, &body)) {
+        let order = body.and_then(|body| orders::order(change, &body));
+        works.store(order.is_ok(), Ordering::Relaxed);
+        // Whoever hangs up meanwhile stops nothing: what has begun comes to its end, and into the log.
+        let (desk, asked_for) = (Arc::clone(self), path.clone());
+        let work = tokio::spawn(async move {
+            let reply = desk.carry_out(&user, order).await;
+            let status = reply.status;
+            tracing::info!(event = events::REST_CHANGE, user, client = %from, %method, path = asked_for, status, "a change was asked for");
+            reply
+        });
+        let lost = |_| Reply::text(500, "the manager broke off: look at its log, and whether it was done\n");
+        response(&path, work.await.unwrap_or_else(lost))
+    }
+
+    async fn carry_out(&self, user: &str, order: Result<orders::Order, Reply>) -> Reply {
+        match order {
             Ok(order) => {
-                works.store(true, Ordering::Relaxed);
                 let config = || self.look(|facts| Reply::json(200, &documents::config(facts)));
                 perform::perform(&self.manager, &self.admin, perform::Asked { user, order }, config).await
             }
             Err(refusal) => refusal,
-        };
-        let status = reply.status;
-        tracing::info!(event = events::REST_CHANGE, user, client = %from, %method, path, status, "a change was asked for");
-        response(&path, reply)
+        }
     }
 
     async fn read(&self, path: &str, query: &str) -> Reply {

@@ -107,7 +107,9 @@ fn request(settings: Settings, known: &SettingsReply, (user, request_id): (&str,
         ..SetSettingsRequest::default()
     };
     if settings.replace {
-        let left_out = known.settings.iter().filter(|s| s.is_set && !settings.named.contains_key(&s.key));
+        // What this version can't read is not shown either: whoever left it out didn't know of it.
+        let shown = known.settings.iter().filter(|s| s.problem.is_empty());
+        let left_out = shown.filter(|s| s.is_set && !settings.named.contains_key(&s.key));
         request.unset.extend(left_out.map(|s| s.key.clone()));
     }
     // Whoever sends back what was shown sets nothing that is a default to what it is.

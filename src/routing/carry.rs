@@ -21,6 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split},
     select,
     sync::Notify,
+    task::yield_now,
     time::{sleep, timeout},
 };
 
@@ -91,7 +92,8 @@ where
         let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, count: &counts.bytes_up };
         let carried = way.carry(|said| talk.client(said), || {}).await;
         // The backend may have more to say, so only its input ends here.
-        let _ = way.to.shutdown().await;
+        // One that takes nothing does not hold this up.
+        let _ = timeout(LAST_WORDS, way.to.shutdown()).await;
         let Err(error) = carried else { return std::future::pending().await };
         // A backend that was told to stop takes no bytes, but why it stops is on its way.
         sleep(LAST_WORDS).await;
@@ -111,7 +113,7 @@ where
                 Signal::Cut(cut) => return Ending::Cut(cut),
                 Signal::Drain => {
                     pass.listen_again();
-                    talk.drain();
+                    talk.drain(pass.leaves());
                 }
             },
             carried = &mut down => return match carried {
@@ -137,6 +139,10 @@ struct Talk {
     both: Option<Mutex<(Requests, Follower)>>,
     /// It is to end as soon as nothing is under way.
     drains: AtomicBool,
+    /// The router itself leaves: then one that has asked for nothing yet ends as well.
+    leaves: AtomicBool,
+    /// The client has all that the server has said so far.
+    handed_on: AtomicBool,
     idle: Notify,
 }
 
@@ -147,7 +153,13 @@ impl Talk {
             requests.follow(early);
             Mutex::new((requests, follower))
         });
-        Self { both, drains: AtomicBool::new(false), idle: Notify::new() }
+        Self {
+            both,
+            drains: AtomicBool::new(false),
+            leaves: AtomicBool::new(false),
+            handed_on: AtomicBool::new(true),
+            idle: Notify::new(),
+        }
     }
 
     /// Nothing that a client says ends a session.
@@ -157,18 +169,21 @@ impl Talk {
     }
 
     fn server(&self, said: &[u8]) -> Option<usize> {
+        self.handed_on.store(false, Ordering::Relaxed);
         self.both()?.1.follow(said)
     }
 
     /// The client has all that the server has said.
     fn handed_on(&self) {
+        self.handed_on.store(true, Ordering::Relaxed);
         if self.drains() && self.is_idle() {
             self.idle.notify_one();
         }
     }
 
-    fn drain(&self) {
+    fn drain(&self, leaves: bool) {
         self.drains.store(true, Ordering::Relaxed);
+        self.leaves.store(leaves, Ordering::Relaxed);
         // What is not handed on yet will be, and be told of then; a client that takes nothing is cut off in the end.
         if self.is_idle() {
             self.idle.notify_one();
@@ -178,10 +193,13 @@ impl Talk {
     /// Outside of a transaction, everything the client has asked for is answered. One that has only just been let in is about
     /// to ask: ended then it would have met with an error on a new connection.
     fn is_idle(&self) -> bool {
-        self.both().is_some_and(|both| {
-            let asked = both.0.asked();
-            asked > requests::BEGIN && both.1.ready_outside() == Some(asked)
-        })
+        let handed_on = self.handed_on.load(Ordering::Relaxed);
+        handed_on
+            && self.both().is_some_and(|both| {
+                let asked = both.0.asked();
+                let begun = asked > requests::BEGIN || self.leaves.load(Ordering::Relaxed);
+                begun && both.1.ready_outside() == Some(asked)
+            })
     }
 
     fn drains(&self) -> bool {
@@ -197,7 +215,8 @@ impl Talk {
     async fn drained(&self) {
         loop {
             self.idle.notified().await;
-            // The client may have said something since.
+            // The client may have said something since, of which the kernel has told, and nobody has heard yet.
+            yield_now().await;
             if self.is_idle() {
                 return;
             }
@@ -303,3 +322,7 @@ pub async fn farewell(client: &mut Stream, words: &[u8]) {
     // One that has gone hears nothing, and one that goes on talking is cut off.
     let _ = timeout(LAST_WORDS, talk).await;
 }
+
+#[cfg(test)]
+#[path = "carry_test.rs"]
+mod tests;

@@ -433,6 +433,11 @@ impl Pass {
         self.desk.lock().sessions.get(&self.id).is_none_or(|entry| entry.drains)
     }
 
+    /// Whether it is the router that is about to stop.
+    pub fn leaves(&self) -> bool {
+        self.desk.lock().leaving
+    }
+
     /// What is counted for its port.
     pub fn counts(&self) -> &Counts {
         self.desk.counts(self.port)

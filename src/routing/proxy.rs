@@ -43,9 +43,10 @@ const CONNECT: Duration = Duration::from_secs(1);
 const SHAKE_HANDS: Duration = Duration::from_secs(3);
 /// Pause before a backend that was not ready is tried again.
 const RETRY: Duration = Duration::from_millis(25);
-/// Bytes sent to a backend may stay unacknowledged this long: a host that is
-/// gone without a word ends its sessions by then.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// Bytes sent to a backend may stay unacknowledged this long: a host that is gone without a word ends its sessions by
+/// then, where no decision does so before. To the kernel one that lives and reads nothing, for it waits for a lock or a disk,
+/// is no different.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// What a client or a server says at first fits into this many bytes.
 const READ_AHEAD: usize = 1024;
 /// Both requests to encrypt, and then the session itself.
@@ -132,7 +133,8 @@ struct Link {
 pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, ticket: Ticket) {
     let client = Stream::Plain(client);
     let counting = Arc::clone(&desk);
-    let mut guest = Guest { desk, access, client, early: Vec::new(), port };
+    let turn = desk.turn();
+    let mut guest = Guest { desk, access, client, early: Vec::new(), port, turn };
     let from = guest.origin().await;
     let (from, end) = match from {
         Ok(from) => (from, guest.serve(ticket).await),
@@ -161,6 +163,8 @@ struct Guest {
     /// What the client said before it was answered, where it had to be read to notice that it is still there.
     early: Vec<u8>,
     port: Port,
+    /// Which of all connections it is, for taking turns.
+    turn: usize,
 }
 
 impl Guest {
@@ -187,7 +191,9 @@ impl Guest {
         let (mut ticket, mut place) = (Some(ticket), None);
         for _ in 0..PACKETS_MAX {
             let (packet, opening) = self.packet().await?;
-            if let Some(ticket) = ticket.take() {
+            // Where TLS ends here nobody waits for anything before it has shaken hands.
+            let shakes_hands = matches!(opening, Some(Opening::Tls) | None) && self.access.tls.ends_here();
+            if !shakes_hands && let Some(ticket) = ticket.take() {
                 place = ticket.take_place();
             }
             let crowded = place.is_none();
@@ -278,14 +284,14 @@ impl Guest {
 
     /// From here on the client is talked to in TLS. `direct`: it began so without asking.
     async fn encrypt(self, direct: bool) -> Result<Self, End> {
-        let Self { desk, access, client, early, port } = self;
+        let Self { desk, access, client, early, port, turn } = self;
         let Stream::Plain(mut client) = client else { return Err(Malformed::Again.into()) };
         if !direct {
             client.write_all(b"S").await.map_err(End::ClientGone)?;
         }
         let client = timeout(STARTUP_DEADLINE, access.tls.accept(client, direct)).await;
         let client = client.map_err(|_| End::Slow)?.map_err(End::Handshake)?;
-        Ok(Self { desk, access, client, early, port })
+        Ok(Self { desk, access, client, early, port, turn })
     }
 
     /// Finds a backend that takes the packet, within the bound.
@@ -295,7 +301,8 @@ impl Guest {
         let mut why = String::new();
         let _held = self.desk.hold_one();
         let bound = self.client.is_encrypted();
-        let search = Search { desk: &self.desk, tls: &self.access.tls, port: self.port, packet, expect, bound };
+        let search =
+            Search { desk: &self.desk, tls: &self.access.tls, port: self.port, turn: self.turn, packet, expect, bound };
         // Only a session is encrypted by the router: a client that asks whether the server encrypts does so itself.
         let kept = kept.filter(|_| !search.encrypts());
         let link = select! {
@@ -318,7 +325,10 @@ impl Guest {
     async fn held_too_long(&mut self, expect: Expect, held: Duration, why: String) -> Result<(), End> {
         let message = self.desk.views().borrow().refusal(self.port, held, now());
         let mut expect = expect;
-        while expect == Expect::Byte {
+        for _ in 0..PACKETS_MAX {
+            if expect != Expect::Byte {
+                break;
+            }
             // An error can't be told before the client has said which protocol it speaks.
             self.refuse(expect, "", "", "").await?;
             expect = match self.packet().await? {
@@ -448,6 +458,7 @@ struct Search<'a> {
     desk: &'a Arc<Desk>,
     tls: &'a Tls,
     port: Port,
+    turn: usize,
     packet: &'a [u8],
     expect: Expect,
     /// The client came in TLS that ends here.
@@ -463,7 +474,6 @@ impl<'a> Search<'a> {
     /// Runs until there is one; `why` always says what is in the way.
     async fn run(self, mut kept: Option<Link>, why: &mut String) -> Link {
         let mut views = self.desk.views();
-        let turn = self.desk.turn();
         let mut avoid = Vec::new();
         let mut permit = None;
         loop {
@@ -475,7 +485,7 @@ impl<'a> Search<'a> {
                 }
             }
             let view = Arc::clone(&views.borrow_and_update());
-            let stamp = match view.lead(self.port, turn, &avoid, now()) {
+            let stamp = match view.lead(self.port, self.turn, &avoid, now()) {
                 Ok(stamp) => stamp,
                 Err(closed) if avoid.is_empty() => {
                     *why = closed.to_string();

@@ -17,11 +17,13 @@ pub struct Requests {
     /// Bytes of a message's body that are to come.
     left: u64,
     asked: u64,
+    /// Messages of the extended protocol have come, and no Sync after them: a transaction may be open by them.
+    open: bool,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { head: [0; HEAD], have: 0, left: 0, asked: BEGIN }
+        Self { head: [0; HEAD], have: 0, left: 0, asked: BEGIN, open: false }
     }
 }
 
@@ -50,13 +52,18 @@ impl Requests {
         let [kind, a, b, c, d] = self.head;
         self.have = 0;
         self.left = u64::from(u32::from_be_bytes([a, b, c, d])).saturating_sub(4);
-        self.asked += u64::from(matches!(kind, b'Q' | b'S' | b'F'));
+        match kind {
+            b'Q' | b'S' | b'F' => (self.asked, self.open) = (self.asked + 1, false),
+            b'P' | b'B' | b'E' | b'D' | b'C' => self.open = true,
+            // Parts of a COPY, Flush, passwords, the end.
+            _ => {}
+        }
     }
 
-    /// How often a server that is done with all of it has said that it is ready. A message that has only begun
-    /// counts: its header may be cut anywhere, so that one does not count is not said.
+    /// How often a server that is done with all of it has said that it is ready. What has not come whole, or waits for its
+    /// Sync, counts as well: it is under way, and its answer is to come.
     pub fn asked(&self) -> u64 {
-        self.asked + u64::from(self.have > 0)
+        self.asked + u64::from(self.have > 0 || self.left > 0 || self.open)
     }
 }
 
@@ -105,7 +112,22 @@ mod tests {
         assert_eq!(requests.asked(), 2);
         // Its text has not come, and no answer to it either.
         requests.follow(b"\0\0\x09");
+        assert_eq!(requests.asked(), 3);
+        requests.follow(b"text\0");
         assert_eq!(requests.asked(), 2);
+    }
+
+    #[test]
+    fn what_waits_for_its_sync_is_under_way() {
+        let mut requests = Requests::default();
+        for (kind, asked) in [(b'P', 2), (b'B', 2), (b'E', 2), (b'H', 2), (b'S', 2), (b'H', 2), (b'C', 3), (b'S', 3)] {
+            requests.follow(&message(kind, b""));
+            assert_eq!(requests.asked(), asked, "{}", char::from(kind));
+        }
+        // Half of a Bind.
+        let bind = message(b'B', &[7; 100]);
+        requests.follow(&bind[..50]);
+        assert_eq!(requests.asked(), 4);
     }
 
     proptest::proptest! {

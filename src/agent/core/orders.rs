@@ -297,6 +297,7 @@ impl Core {
         self.begin_sync(epoch)?;
         let tenure = Tenure { epoch, timeline, floor, phase: Phase::Granted };
         self.durable.tenure = Some(tenure);
+        self.granted = now.moment;
         out.push(Effect::Persist);
         Ok(Some(Task::Promote(tenure)))
     }

@@ -11,13 +11,13 @@ use crate::{
 #[test]
 fn clients_are_led_to_an_open_primary_and_to_nothing_else() {
     let mut core = standby();
-    assert_eq!(core.serving(), Serving::Shut, "a standby");
+    assert_eq!(core.serving(now(1_000)), Serving::Shut, "a standby");
     core.step(promote(4), now(20));
     core.step(held(4, 2_500), now(30));
     core.step(sight(false, at(2, 200)), now(40));
-    assert_eq!(core.serving(), Serving::Shut, "promoted, not yet open");
+    assert_eq!(core.serving(now(1_000)), Serving::Shut, "promoted, not yet open");
     core.step(Event::Done(TaskEnd::Succeeded), now(50));
-    assert_eq!(core.serving(), Serving::Open);
+    assert_eq!(core.serving(now(1_000)), Serving::Open);
 }
 
 #[test]
@@ -25,9 +25,9 @@ fn a_primary_that_is_stopped_keeps_them_until_it_is_gone() {
     for keep_lease in [false, true] {
         let mut core = primary();
         core.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease }), now(100));
-        assert_eq!(core.serving(), Serving::Keep, "sessions are ended through it");
+        assert_eq!(core.serving(now(1_000)), Serving::Keep, "sessions are ended through it");
         core.step(gone(false), now(200));
-        assert_eq!(core.serving(), Serving::Shut);
+        assert_eq!(core.serving(now(1_000)), Serving::Shut);
     }
 }
 
@@ -36,10 +36,25 @@ fn a_primary_that_is_fenced_or_crashed_leads_nobody() {
     let mut core = primary();
     let lost = LeaseSight { epoch: Epoch(4), phase: LeasePhase::Expired, ..LeaseSight::default() };
     core.step(Event::Lease(lost), now(100));
-    assert_eq!(core.serving(), Serving::Shut);
+    assert_eq!(core.serving(now(1_000)), Serving::Shut);
     let mut crashed = primary();
     crashed.step(gone(false), now(100));
-    assert_eq!(crashed.serving(), Serving::Shut);
+    assert_eq!(crashed.serving(now(1_000)), Serving::Shut);
     crashed.step(order(4, Action::RestartInPlace { timeline: TimelineId(2) }), now(110));
-    assert_eq!(crashed.serving(), Serving::Shut, "not before it is open again");
+    assert_eq!(crashed.serving(now(1_000)), Serving::Shut, "not before it is open again");
+}
+
+/// The standbys that confirm have left the last primary, and its lease, with its address, may go on for a while.
+#[test]
+fn who_did_not_wait_for_the_last_lease_leads_nobody_before_its_end() {
+    let mut core = primary();
+    core.settings.failover_wait = FailoverWait::Promise;
+    assert_eq!(core.granted, now(20).moment, "counted from the grant");
+    let hold = u64::try_from(core.limits.hold.as_millis()).unwrap();
+    assert_eq!(core.serving(now(20 + hold)), Serving::Shut);
+    assert_eq!(core.serving(now(21 + hold + hold / 100)), Serving::Open);
+    let found = Found::Running { pid: 42, armed: Epoch(4), remaining: Duration::from_secs(1) };
+    let (mut later, _) = agent(core.durable().clone(), found, None);
+    later.settings.failover_wait = FailoverWait::Promise;
+    assert!(later.granted >= now(0).moment, "an agent that is restarted counts anew");
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Disk, LeaseSight, Now, Sight, Task, Tree};
+use super::{Core, Disk, FailoverWait, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
@@ -169,15 +169,22 @@ impl Core {
     }
 
     /// Whether clients are to be led here: to a primary that is open. One that is being stopped under its lease keeps
-    /// them, so that it can end their sessions itself.
-    pub fn serving(&self) -> Serving {
+    /// them, so that it can end their sessions itself. One that did not wait for the end of the last lease waits here: until
+    /// then somebody else may lead them to itself.
+    pub fn serving(&self, now: Now) -> Serving {
         let stops = matches!(self.work.as_ref().map(|w| &w.task), Some(Task::Stop { .. }));
         let primary = self.durable.tenure.is_some_and(|t| t.phase == Phase::Primary);
         match self.state() {
+            PostgresState::Primary if self.another_may_lead(now) => Serving::Shut,
             PostgresState::Primary => Serving::Open,
             _ if stops && primary && self.tree != Tree::Empty && self.fencing_since.is_none() => Serving::Keep,
             _ => Serving::Shut,
         }
+    }
+
+    fn another_may_lead(&self, now: Now) -> bool {
+        let hold = self.limits.hold + self.limits.hold / 100;
+        self.settings.failover_wait == FailoverWait::Promise && now.moment.since(self.granted) < hold
     }
 
     /// A fence is under way.

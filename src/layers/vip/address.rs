@@ -119,13 +119,14 @@ impl Address {
     /// Why not. Nothing has changed then.
     pub fn put(&mut self, seconds: u32, believed: bool) -> Result<Put, AddressError> {
         let index = self.index()?;
+        if !believed {
+            // With another length, or on another interface, the kernel would take both.
+            self.is_foreign()?;
+        }
         match self.write(index, seconds, CREATE | EXCLUSIVE) {
             Ok(()) => return Ok(Put::Added),
             Err(Errno::EEXIST) => {}
             Err(errno) => return Err(errno.into()),
-        }
-        if !believed {
-            self.is_foreign()?;
         }
         self.write(index, seconds, CREATE | REPLACE)?;
         Ok(if believed { Put::Refreshed } else { Put::Added })
@@ -200,7 +201,10 @@ fn encode(batch: &mut Batch, (address, prefix): (IpAddr, u8), (index, label): (u
     batch.message(RTM_NEWADDR, flags, |body| {
         body.raw(&header(address, prefix, index));
         body.attr(IFA_LOCAL, &bytes(address)).attr(IFA_ADDRESS, &bytes(address));
-        let times = [seconds, seconds, 0, 0].map(u32::to_ne_bytes).concat();
+        // Deprecated from the start, an IPv6 address is nobody's source: this host's own connections must not come from one
+        // that moves. An IPv4 address with a length of its own is not chosen while there is another.
+        let preferred = if address.is_ipv6() { 0 } else { seconds };
+        let times = [preferred, seconds, 0, 0].map(u32::to_ne_bytes).concat();
         body.attr(IFA_CACHEINFO, &times).attr(IFA_PROTO, &[PROTO]);
         match address {
             IpAddr::V4(_) => body.text(IFA_LABEL, label),
