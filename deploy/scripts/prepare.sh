@@ -77,14 +77,18 @@ missing_packages() {
 }
 
 install_debian() {
-    local packages=() drop_in=/etc/postgresql-common/createcluster.d/matriarch-no-cluster.conf
+    local packages=() services=() drop_in=/etc/postgresql-common/createcluster.d/matriarch-no-cluster.conf
+    local policy=/usr/sbin/policy-rc.d made=()
     # Word splitting is meant: several packages may stand for one thing.
     # shellcheck disable=SC2207
     packages=($(missing_packages postgresql "gcc libc6-dev" iproute2))
-    # The tests of copies that are made of backups pass without it, and show nothing.
-    if [ "$purpose" = test ] && ! has pgbackrest; then packages+=(pgbackrest); fi
-    if [ "$purpose" = test ] && ! has haproxy && [ ! -x /usr/sbin/haproxy ]; then packages+=(haproxy); fi
-    if [ "$purpose" = test ] && ! has pgbouncer && [ ! -x /usr/sbin/pgbouncer ]; then packages+=(pgbouncer); fi
+    # The tests of copies that are made of backups, and of what stands before the router, pass without them, and show nothing.
+    if [ "$purpose" = test ]; then
+        if ! has pgbackrest; then packages+=(pgbackrest); fi
+        if ! has haproxy && [ ! -x /usr/sbin/haproxy ]; then services+=(haproxy); fi
+        if ! has pgbouncer && [ ! -x /usr/sbin/pgbouncer ]; then services+=(pgbouncer); fi
+    fi
+    packages+=("${services[@]}")
     if [ ${#packages[@]} = 0 ]; then return; fi
     announce "apt-get install" "${packages[@]}"
     if [[ " ${packages[*]} " == *" postgresql "* ]]; then
@@ -92,10 +96,20 @@ install_debian() {
         as_root mkdir -p "${drop_in%/*}"
         echo 'create_main_cluster = false' | as_root tee "$drop_in" >/dev/null
         # Left in place it would also hold for clusters that somebody wants later.
-        trap 'as_root rm -f '"$drop_in" EXIT
+        made+=("$drop_in")
     fi
+    if [ ${#services[@]} != 0 ] && [ ! -e "$policy" ]; then
+        say "nothing of ${services[*]} will be started as a service"
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 0755 "$policy"
+        made+=("$policy")
+    fi
+    # shellcheck disable=SC2064
+    if [ ${#made[@]} != 0 ]; then trap "as_root rm -f ${made[*]}" EXIT; fi
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${packages[@]}"
+    # Nor after the next boot: PgBouncer's usual port is that of the router.
+    if [ ${#services[@]} != 0 ] && has systemctl; then as_root systemctl disable "${services[@]}" || true; fi
 }
 
 # Untested: no such system was at hand.
