@@ -329,6 +329,27 @@ impl Desk {
         }
     }
 
+    /// What each port has seen, into the log.
+    pub fn tell_counts(&self) {
+        for port in [Port::ReadWrite, Port::ReadOnly, Port::SyncOnly] {
+            let count = |of: fn(&Counts) -> &AtomicU64| of(self.counts(port)).load(Ordering::Relaxed);
+            info!(
+                port = port.name(),
+                accepted = count(|c| &c.accepted),
+                sessions = count(|c| &c.begun),
+                refused = count(|c| &c.refused),
+                malformed = count(|c| &c.malformed),
+                cut = count(|c| &c.cut),
+                drained = count(|c| &c.drained),
+                bytes_up = count(|c| &c.bytes_up),
+                bytes_down = count(|c| &c.bytes_down),
+                held_ms = count(|c| &c.held_micros) / 1_000,
+                held_ms_max = count(|c| &c.held_micros_max) / 1_000,
+                "what came in by this port since the start"
+            );
+        }
+    }
+
     fn total(&self, of: impl Fn(&Counts) -> &AtomicU64) -> u64 {
         self.counts.iter().map(|counts| of(counts).load(Ordering::Relaxed)).sum()
     }

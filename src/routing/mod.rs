@@ -307,6 +307,7 @@ impl Router {
             drain_ms = drain.as_millis(),
             "router stops, its sessions end with their transactions"
         );
+        desk.tell_counts();
         desk.leave();
         let ended = timeout(drain, async { while clients.join_next().await.is_some() {} }).await;
         if ended.is_err() {

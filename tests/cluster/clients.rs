@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc::channel,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -79,6 +80,19 @@ struct Write {
     error: Option<String>,
 }
 
+/// Where a client comes in.
+fn way(contact: &Contact, port: u16) -> Config {
+    let mut config = Config::new();
+    config.host(&contact.address).port(port).user(contact.user).password(&contact.password).dbname(contact.user);
+    config.connect_timeout(Duration::from_secs(25));
+    config
+}
+
+fn one_write(config: &Config) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(write(config)).map_err(|error| format!("{error:?}"))
+}
+
 /// Writes over a new connection each time, without pause, as an application without a pool.
 struct Writer {
     over: Arc<AtomicBool>,
@@ -86,17 +100,20 @@ struct Writer {
 }
 
 impl Writer {
+    /// Returns when it has written.
     fn begin(contact: &Contact, port: u16) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&over);
-        let mut config = Config::new();
-        config.host(&contact.address).port(port).user(contact.user).password(&contact.password).dbname(contact.user);
-        config.connect_timeout(Duration::from_secs(25));
+        let config = way(contact, port);
+        let (wrote, has_written) = channel();
         let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let mut writes = Vec::new();
             while !ends.load(Ordering::SeqCst) {
-                let error = runtime.block_on(write(&config)).err().map(|error| format!("{error:?}"));
+                let error = one_write(&config).err();
+                if error.is_none() {
+                    // Only the first is waited for.
+                    let _ = wrote.send(());
+                }
                 writes.push(Write { ended: Instant::now(), error });
                 // One that is refused at once is not tried a thousand times a second.
                 thread::sleep(Duration::from_millis(if writes.last().is_some_and(|w| w.error.is_some()) {
@@ -107,7 +124,9 @@ impl Writer {
             }
             writes
         };
-        Self { over, thread: thread::spawn(run) }
+        let thread = thread::spawn(run);
+        has_written.recv_timeout(SOON).expect("a first write");
+        Self { over, thread }
     }
 
     fn end(self) -> Vec<Write> {
@@ -137,17 +156,12 @@ fn seen(writes: &[Write], since: Instant) -> (Duration, BTreeMap<String, usize>)
     (gaps.max().unwrap_or(Duration::MAX), errors)
 }
 
-/// Until each of them has written after `since`.
+/// Until a write has gone through each of them.
 fn both_write(contact: &Contact, ports: &[u16]) {
     for port in ports {
         until("a write goes through", SOON, || {
-            let writes = Writer::begin(contact, *port);
-            thread::sleep(Duration::from_millis(300));
-            let writes = writes.end();
-            if let Some(error) = writes.last().and_then(|write| write.error.as_ref()) {
-                println!("port {port}: {error}");
-            }
-            writes.iter().any(|write| write.error.is_none())
+            let written = one_write(&way(contact, *port));
+            written.inspect_err(|error| println!("port {port}: {error}")).is_ok()
         });
     }
 }
@@ -211,7 +225,6 @@ fn pgbouncer_by_the_shipped_example(rig: &Rig, before: &StatusReply) -> Promise 
     rig.healthy(HEAL).unwrap();
 
     let (writer, server) = (Writer::begin(&contact, port), rig.server().unwrap());
-    thread::sleep(Duration::from_millis(200));
     let fault = rig.kill_host(&to).unwrap();
     rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     both_write(&contact, &[port]);
@@ -233,11 +246,7 @@ fn haproxy_by_the_shipped_example(rig: &Rig, before: &StatusReply) -> Promise {
     let contact = rig.contact(&others(rig, &[&before.primary])[0]).unwrap();
     both_write(&contact, &[primary, contact.router_port]);
     until("standbys are led to, which take no writes", SOON, || {
-        let began = Instant::now();
-        let writer = Writer::begin(&contact, standbys);
-        thread::sleep(Duration::from_millis(300));
-        let (_, errors) = seen(&writer.end(), began);
-        !errors.is_empty() && errors.keys().all(|error| error.contains("during recovery"))
+        one_write(&way(&contact, standbys)).is_err_and(|error| error.contains("during recovery"))
     });
 
     let (through_haproxy, routed) = (Writer::begin(&contact, primary), Writer::begin(&contact, contact.router_port));
@@ -258,7 +267,6 @@ fn haproxy_by_the_shipped_example(rig: &Rig, before: &StatusReply) -> Promise {
     let (old, server) = (reply.to.clone(), rig.server().unwrap());
     let contact = rig.contact(&others(rig, &[&old])[0]).unwrap();
     let (through_haproxy, routed) = (Writer::begin(&contact, primary), Writer::begin(&contact, contact.router_port));
-    thread::sleep(Duration::from_millis(200));
     let fault = rig.kill_host(&old).unwrap();
     rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
     both_write(&contact, &[primary, contact.router_port]);
