@@ -288,6 +288,7 @@ fn processes_are_started_where_it_is_expected() {
         layers/stonith.rs
         postgres/command.rs
         postgres/private.rs
+        routing/heir.rs
     "#]]
     .assert_eq(&(started.join("\n") + "\n"));
 }

@@ -26,7 +26,7 @@ pub enum Command {
     /// Run the agent of this host: it controls PostgreSQL and holds the lease
     Agent(ProcessArgs),
     /// Run a router: it leads clients to the primary
-    Router(ProcessArgs),
+    Router(RouterArgs),
     /// Parent of the postmaster; started by the agent only
     #[command(hide = true)]
     Guard,
@@ -89,6 +89,16 @@ pub struct ProcessArgs {
     /// What is logged, e.g. info or info,matriarch::raft=debug [default: $MATRIARCH_LOG, else info]
     #[arg(long, value_name = "LEVELS")]
     pub log_level: Option<String>,
+}
+
+/// Of `matriarch router`.
+#[derive(Debug, Args)]
+pub struct RouterArgs {
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// Take the ports of the router that starts this one
+    #[arg(long, hide = true)]
+    pub inherit: bool,
 }
 
 /// As the agent writes them into PostgreSQL's configuration.

@@ -58,7 +58,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     match arguments.command {
         Command::Manager(args) => processes::run(processes::Process::Manager, &args),
         Command::Agent(args) => processes::run(processes::Process::Agent, &args),
-        Command::Router(args) => processes::run(processes::Process::Router, &args),
+        Command::Router(args) => processes::run(processes::Process::Router { inherits: args.inherit }, &args.process),
         Command::Guard => wiring::guard(),
         Command::Wal(args) => with_runtime(wiring::wal(args)),
         Command::Demo(args) => wiring::demo(args),

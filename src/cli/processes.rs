@@ -20,7 +20,10 @@ use crate::{
 pub(super) enum Process {
     Manager,
     Agent,
-    Router,
+    Router {
+        /// It takes the ports of the one that starts it.
+        inherits: bool,
+    },
 }
 
 impl fmt::Display for Process {
@@ -28,7 +31,7 @@ impl fmt::Display for Process {
         f.pad(match self {
             Self::Manager => "manager",
             Self::Agent => "agent",
-            Self::Router => "router",
+            Self::Router { .. } => "router",
         })
     }
 }
@@ -58,13 +61,13 @@ pub(super) fn run(process: Process, args: &ProcessArgs) -> ExitCode {
     let purpose = match process {
         Process::Manager => Purpose::Manager,
         Process::Agent => Purpose::Agent,
-        Process::Router => Purpose::Router,
+        Process::Router { .. } => Purpose::Router,
     };
     let config = match Config::load_for(&config_file(args.config.clone()), purpose) {
         Ok(config) => config,
         Err(error) => return complain(&error.to_string(), exit::USAGE).into(),
     };
-    if matches!(process, Process::Manager | Process::Router) {
+    if matches!(process, Process::Manager | Process::Router { .. }) {
         // Best effort: without it they wake more often.
         let _ = nix::sys::prctl::set_timerslack(TIMER_SLACK);
     }
@@ -89,7 +92,7 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
         match process {
             Process::Manager => wiring::manager(config, shutdown).await,
             Process::Agent => wiring::agent(config, shutdown).await.map(|()| false),
-            Process::Router => wiring::router(config, shutdown).await.map(|()| false),
+            Process::Router { inherits } => wiring::router(config, inherits, shutdown).await.map(|()| false),
         }
     });
     runtime.shutdown_timeout(LAST_TASKS);

@@ -49,8 +49,8 @@ pub(super) async fn agent(config: Config, shutdown: watch::Receiver<bool>) -> an
 }
 
 /// Runs a router until `shutdown` turns true.
-pub(super) async fn router(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    crate::routing::run(config, shutdown).await
+pub(super) async fn router(config: Config, inherits: bool, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    crate::routing::run(config, inherits, shutdown).await
 }
 
 /// The demo's own flags.

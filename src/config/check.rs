@@ -453,6 +453,13 @@ fn cgroup(text: Option<&str>) -> Result<CgroupUse, Wrong> {
 /// The service manager waits a little longer than this.
 const DRAIN_MAX_MS: u64 = 60_000;
 const WEIGHT_MAX: u32 = 1_000;
+/// Threads of a router where nothing is said; fewer where there are fewer processors.
+const THREADS: usize = 4;
+const THREADS_MAX: usize = 64;
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong> {
     let read_write = address("router.read_write", raw.read_write.as_deref().unwrap_or("127.0.0.1:6432"))?;
@@ -467,6 +474,11 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
     let max_sessions = raw.max_sessions.unwrap_or(1_000);
     if max_sessions == 0 {
         return Err(Wrong::new("router.max_sessions", "0 would refuse everybody", "use 1 or more"));
+    }
+    let threads = raw.threads.unwrap_or_else(|| processors().min(THREADS));
+    if !(1..=THREADS_MAX).contains(&threads) {
+        let advice = format!("use 1 to {THREADS_MAX}, not more than there are processors");
+        return Err(Wrong::new("router.threads", format!("{threads} is no number of threads that helps"), advice));
     }
     let keys = ("router.tls_certificate_file", "router.tls_key_file");
     let certificate = certificate_files(keys, raw.tls_certificate_file, raw.tls_key_file)?;
@@ -486,6 +498,7 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
         proxy_protocol: raw.proxy_protocol.unwrap_or(false),
         drain: Duration::from_millis(drain),
         max_sessions,
+        threads,
         certificate,
         tls_required,
         postgresql_ca_file,

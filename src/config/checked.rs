@@ -277,6 +277,8 @@ pub struct RouterConfig {
     pub drain: Duration,
     /// At most this many sessions at once; more are refused with SQLSTATE 53300.
     pub max_sessions: usize,
+    /// So many threads carry sessions, 1 to 64.
+    pub threads: usize,
     /// The certificate clients see. `None`: what they encrypt is passed on to PostgreSQL unread.
     pub certificate: Option<CertificateFiles>,
     /// Sessions in plain text are refused. Never without a certificate.

@@ -159,6 +159,7 @@ fn host_errors() {
             ("read_only = \"127.0.0.1:6433\"", "max_sessions = 0"),
             ("read_only = \"127.0.0.1:6433\"", "sync_only = \"127.0.0.1:6432\""),
             ("read_only = \"127.0.0.1:6433\"", "drain_ms = 60001"),
+            ("read_only = \"127.0.0.1:6433\"", "threads = 65"),
             ("read_only = \"127.0.0.1:6433\"", "read_only_weights = { n9 = 1 }"),
             ("read_only = \"127.0.0.1:6433\"", "read_only_weights = { n2 = 1001 }"),
         ],
@@ -179,6 +180,7 @@ fn host_errors() {
             m.toml: router.max_sessions: 0 would refuse everybody; use 1 or more
             m.toml: router.sync_only: 127.0.0.1:6432 is taken by router.read_write; give each its own port
             m.toml: router.drain_ms: 60001 ms is too long; use up to 60000 ms; 0 ends sessions at once
+            m.toml: router.threads: 65 is no number of threads that helps; use 1 to 64, not more than there are processors
             m.toml: router.read_only_weights: `n9` is no member; name one of n1, n2, n3
             m.toml: router.read_only_weights: 1001 for n2 is too much; use 0 to 1000
         "#]],

@@ -15,12 +15,14 @@
 mod carry;
 mod desk;
 mod follower;
+mod heir;
 mod lobby;
 mod origin;
 mod proxy;
 mod requests;
 mod stream;
 pub mod table;
+mod threads;
 mod tls;
 mod watch;
 mod wire;
@@ -29,16 +31,19 @@ use std::{
     future::poll_fn,
     io,
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     select,
+    signal::unix::{Signal, SignalKind, signal},
     sync::watch as state,
     task::JoinSet,
     time::{sleep, timeout},
@@ -47,9 +52,11 @@ use tracing::{info, warn};
 
 use crate::config::{Config, RouterConfig};
 use desk::Desk;
+use heir::{Inheritance, Line, NoHeir};
 use lobby::Lobby;
 pub use table::Port;
 use table::{Backend, Bounds, Rules, Version};
+use threads::Threads;
 use tls::Tls;
 pub use tls::TlsError;
 
@@ -87,6 +94,15 @@ pub enum RouterError {
         /// The cause.
         source: io::Error,
     },
+    /// It was started by a router that hands its ports over, and there is none.
+    #[error(transparent)]
+    NoHeir(#[from] NoHeir),
+    /// It was to take the ports of another, and heard of no state to lead clients by.
+    #[error("no manager has confirmed a state within {:?}; the router that runs goes on", .0)]
+    NoState(Duration),
+    /// The router that was to hand its ports over did not.
+    #[error("the router that was to hand its ports over did not")]
+    NotBegun(#[source] io::Error),
 }
 
 /// What a router knows and does at one moment.
@@ -158,6 +174,11 @@ pub struct Router {
     ports: Vec<(Port, TcpListener)>,
     /// So long sessions may take to come to an end when the router stops.
     drain: Duration,
+    /// How many threads carry sessions.
+    threads: usize,
+    /// How to start it anew; `None`: its process has something else to do as well.
+    line: Option<Line>,
+    inheritance: Option<Inheritance>,
 }
 
 /// Who is let in, and how.
@@ -200,17 +221,19 @@ impl RouterHandle {
     }
 }
 
-/// Runs the router of this host until `shutdown` says true. Sessions end with it.
+/// Runs the router of this host until `shutdown` says true; sessions end with it. With `inherits` it takes the ports of the
+/// router that has started it.
 ///
 /// # Errors
-/// When it can't start.
-pub async fn run(config: Config, shutdown: state::Receiver<bool>) -> anyhow::Result<()> {
-    let router = match Router::bind(config.clone()).await {
-        Ok(router) => router,
-        Err(error) => return Err(told(&config, error)),
+/// When it can't start, or there is nothing to inherit.
+pub async fn run(config: Config, inherits: bool, shutdown: state::Receiver<bool>) -> anyhow::Result<()> {
+    let line = Line::of_this_process().context("find this program")?;
+    let route = async {
+        let inheritance = inherits.then(Inheritance::receive).transpose()?;
+        let router = Router::bind_with(config.clone(), inheritance).await?;
+        Router { line: Some(line), ..router }.run(shutdown).await
     };
-    router.run(shutdown).await;
-    Ok(())
+    route.await.map_err(|error| told(&config, error))
 }
 
 /// The error with file and key, where there is one.
@@ -221,7 +244,7 @@ fn told(config: &Config, error: RouterError) -> anyhow::Error {
             config.cannot_listen(&key, &address.to_string(), &source).into()
         }
         RouterError::Tls(TlsError { key, told }) => config.told(key, &told).into(),
-        RouterError::NotConfigured { .. } => error.into(),
+        error => error.into(),
     }
 }
 
@@ -231,11 +254,16 @@ impl Router {
     /// # Errors
     /// When there is no router in the configuration, a file for TLS can't be used, or a port can't be had.
     pub async fn bind(config: Config) -> Result<Self, RouterError> {
+        Self::bind_with(config, None).await
+    }
+
+    /// The same, with the ports that are inherited.
+    async fn bind_with(config: Config, mut inheritance: Option<Inheritance>) -> Result<Self, RouterError> {
         let Some(router) = config.router.clone() else {
             return Err(RouterError::NotConfigured { file: config.file.display().to_string() });
         };
         let tls = Arc::new(Tls::load(&router)?);
-        let RouterConfig { read_write, read_only, sync_only, max_sessions, tls_required, drain, .. } = router;
+        let RouterConfig { read_write, read_only, sync_only, max_sessions, tls_required, drain, threads, .. } = router;
         let rules = Rules {
             max_lag: router.read_only_max_lag,
             weights: router.read_only_weights,
@@ -246,13 +274,15 @@ impl Router {
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));
-        let mut ports = vec![(Port::ReadWrite, listen(read_write, Port::ReadWrite).await?)];
-        for (port, address) in [(Port::ReadOnly, read_only), (Port::SyncOnly, sync_only)] {
+        let mut ports = Vec::new();
+        let wanted = [(Port::ReadWrite, Some(read_write)), (Port::ReadOnly, read_only), (Port::SyncOnly, sync_only)];
+        for (port, address) in wanted {
             if let Some(address) = address {
-                ports.push((port, listen(address, port).await?));
+                let inherited = inheritance.as_mut().and_then(|inheritance| inheritance.take(address));
+                ports.push((port, listen(address, port, inherited).await?));
             }
         }
-        Ok(Self { config, access, desk, ports, drain })
+        Ok(Self { config, access, desk, ports, drain, threads, line: None, inheritance })
     }
 
     /// A handle to look at it while it runs.
@@ -261,11 +291,16 @@ impl Router {
         RouterHandle { desk: Arc::clone(&self.desk), ports: self.ports.iter().filter_map(address).collect() }
     }
 
-    /// Serves until `shutdown` says true, or until whoever could say so is gone.
-    pub async fn run(self, mut shutdown: state::Receiver<bool>) {
+    /// Serves until `shutdown` says true, or until whoever could say so is gone. Once it has an heir, until its last session
+    /// has ended.
+    ///
+    /// # Errors
+    /// When it is an heir, and could not begin.
+    pub async fn run(self, mut shutdown: state::Receiver<bool>) -> Result<(), RouterError> {
         let handle = self.handle();
-        let Self { config, access, desk, ports, drain } = self;
+        let Self { config, access, desk, ports, drain, threads, line, inheritance } = self;
         raise_file_limit(access.max_sessions);
+        let threads = Threads::start(threads);
         // Dropped at the end of this function, these end everything that was started here.
         let mut background = JoinSet::new();
         let mut clients = JoinSet::new();
@@ -277,28 +312,66 @@ impl Router {
         background.spawn(Arc::clone(&access.tls).keep_fresh());
         info!(
             ports = ?handle.ports,
+            threads = threads.count(),
             max_sessions = access.max_sessions,
             tls_ends_here = access.tls.ends_here(),
             tls_goes_on = access.tls.goes_on(),
+            inherited = inheritance.is_some(),
             "router started"
         );
-        loop {
+        // From here on it can be told to; before, the signal ends it, and nothing else.
+        let mut called = line.and_then(|line| Some((line, signal(SignalKind::user_defined2()).ok()?)));
+        match inheritance {
+            None => heir::tell_supervisor(None),
+            Some(inheritance) => select! {
+                begun = begin(&desk, inheritance) => begun?,
+                _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+            },
+        }
+        let mut appointed = JoinSet::new();
+        let heir = loop {
             let (client, port) = select! {
                 accepted = accept(&ports) => accepted,
                 Some(_) = clients.join_next() => continue,
-                _ = shutdown.wait_for(|stop| *stop) => break,
+                line = told_to_appoint(&mut called) => {
+                    if appointed.is_empty() {
+                        info!(program = %line.program(), "the ports are to be handed to a new process");
+                        appointed.spawn(heir::appoint(line, duplicates(&ports)));
+                    }
+                    continue;
+                },
+                Some(heir) = appointed.join_next() => match heir {
+                    Ok(Ok(pid)) => break Some(pid),
+                    Ok(Err(error)) => {
+                        let error = format!("{:#}", anyhow::Error::new(error));
+                        warn!(error, "a new process did not take the ports over; this one goes on");
+                        continue;
+                    }
+                    // It was cancelled or has panicked, which was told then.
+                    Err(_) => continue,
+                },
+                _ = shutdown.wait_for(|stop| *stop) => break None,
             };
             match client {
-                Ok(client) => admit(&mut clients, &desk, client, port, &access),
+                Ok(client) => admit(&mut clients, &threads, &desk, client, port, &access),
                 Err(error) => {
                     // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
                     warn!(%error, ?port, "could not accept a connection");
                     sleep(Duration::from_millis(200)).await;
                 }
             }
-        }
-        // Whoever comes from here on is refused by the kernel, and goes to another router or to none.
+        };
+        // Whoever comes from here on goes to the heir. Where there is none they are refused by the kernel, and go to another
+        // router or to none.
         drop(ports);
+        if let Some(pid) = heir {
+            heir::tell_supervisor(Some(pid));
+            info!(pid, sessions = clients.len(), "a new process has the ports; sessions of this one go on");
+            select! {
+                () = async { while clients.join_next().await.is_some() {} } => {}
+                _ = shutdown.wait_for(|stop| *stop) => {}
+            }
+        }
         let status = desk.status();
         info!(
             sessions = clients.len(),
@@ -313,10 +386,49 @@ impl Router {
         if ended.is_err() {
             info!(sessions = clients.len(), "sessions that were not done in time are cut off");
         }
+        Ok(())
     }
 }
 
-fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, access: &Access) {
+/// An heir has begun when it could lead clients, and the other router knows.
+async fn begin(desk: &Desk, inheritance: Inheritance) -> Result<(), RouterError> {
+    let mut views = desk.views();
+    let known = timeout(heir::READY, views.wait_for(|view| view.version.is_some() && !view.is_stale(desk::now())));
+    // The desk, which tells, lives as long as this.
+    let known = known.await.is_ok_and(|view| view.is_ok());
+    if !known {
+        return Err(RouterError::NoState(heir::READY));
+    }
+    inheritance.begin().await.map_err(RouterError::NotBegun)
+}
+
+/// Waits for the signal to appoint an heir.
+async fn told_to_appoint(called: &mut Option<(Line, Signal)>) -> Line {
+    if let Some((line, signal)) = called
+        && signal.recv().await.is_some()
+    {
+        return line.clone();
+    }
+    std::future::pending().await
+}
+
+fn duplicates(ports: &[(Port, TcpListener)]) -> Vec<OwnedFd> {
+    let duplicate = |(port, listener): &(Port, TcpListener)| {
+        let duplicate = listener.as_fd().try_clone_to_owned();
+        // The heir binds what it isn't given, can't, and ends with that.
+        duplicate.inspect_err(|error| warn!(%error, ?port, "a socket could not be duplicated")).ok()
+    };
+    ports.iter().filter_map(duplicate).collect()
+}
+
+fn admit(
+    clients: &mut JoinSet<()>,
+    threads: &Threads,
+    desk: &Arc<Desk>,
+    client: std::net::TcpStream,
+    port: Port,
+    access: &Access,
+) {
     // Those that have ended take no place.
     while clients.try_join_next().is_some() {}
     desk.counts(port).accepted.fetch_add(1, Ordering::Relaxed);
@@ -326,25 +438,32 @@ fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: P
     }
     let ticket = access.lobby.enter();
     let number = ticket.number();
-    let task = clients.spawn(proxy::serve(Arc::clone(desk), access.clone(), client, port, ticket));
+    let task = threads.spawn(clients, proxy::serve(Arc::clone(desk), access.clone(), client, port, ticket));
     access.lobby.serves(number, task);
 }
 
-async fn listen(address: SocketAddr, port: Port) -> Result<TcpListener, RouterError> {
+async fn listen(
+    address: SocketAddr,
+    port: Port,
+    inherited: Option<std::net::TcpListener>,
+) -> Result<TcpListener, RouterError> {
     let purpose = port.name();
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| RouterError::Listen { address, purpose, source })?;
+    let listener = match inherited {
+        Some(listener) => listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)),
+        None => TcpListener::bind(address).await,
+    };
+    let listener = listener.map_err(|source| RouterError::Listen { address, purpose, source })?;
     // Linux gives them to every connection that is accepted.
     proxy::keep_alive(&SockRef::from(&listener), None);
     Ok(listener)
 }
 
 /// The next connection of any of the ports.
-async fn accept(ports: &[(Port, TcpListener)]) -> (io::Result<TcpStream>, Port) {
+async fn accept(ports: &[(Port, TcpListener)]) -> (io::Result<std::net::TcpStream>, Port) {
     poll_fn(|cx| {
         for (port, listener) in ports {
             if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                return Poll::Ready((accepted.map(|(client, _)| client), *port));
+                return Poll::Ready((accepted.and_then(|(client, _)| client.into_std()), *port));
             }
         }
         Poll::Pending

@@ -130,7 +130,12 @@ struct Link {
 }
 
 /// Serves one client to its end. Where there is no place for it it is told so, unless it only wants to cancel.
-pub async fn serve(desk: Arc<Desk>, access: Access, client: TcpStream, port: Port, ticket: Ticket) {
+pub async fn serve(desk: Arc<Desk>, access: Access, client: std::net::TcpStream, port: Port, ticket: Ticket) {
+    // Only here is it known which thread's it is.
+    let client = match TcpStream::from_std(client) {
+        Ok(client) => client,
+        Err(error) => return debug!(?port, %error, "a connection could not be served"),
+    };
     let client = Stream::Plain(client);
     let counting = Arc::clone(&desk);
     let turn = desk.turn();

@@ -37,6 +37,7 @@ impl Files {
             proxy_protocol: false,
             drain: Duration::ZERO,
             max_sessions: 1,
+            threads: 1,
             certificate: Some(CertificateFiles { certificate: self.certificate.clone(), key: self.key.clone() }),
             tls_required: false,
             postgresql_ca_file: None,

@@ -170,7 +170,9 @@ async fn following_against_passing_on() {
     (first.primary, first.primary_address) = ("a".into(), listener.local_addr().unwrap().to_string());
     tokio::spawn(bench_server(listener));
     let manager = Manager::start(first);
-    let config = config(&[&manager], Options::default());
+    let mut config = config(&[&manager], Options::default());
+    // One is looked at.
+    config.router.as_mut().unwrap().threads = 1;
     let (send, started) = std::sync::mpsc::channel();
     let (shutdown, stop) = watch::channel(false);
     let router = thread::spawn(move || {
@@ -179,7 +181,7 @@ async fn following_against_passing_on() {
             let router = Router::bind(config).await.unwrap();
             let task = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_owned();
             send.send((router.handle(), task.into_string().unwrap())).unwrap();
-            router.run(stop).await;
+            router.run(stop).await.unwrap();
         });
     });
     let (handle, task) = started.recv().unwrap();

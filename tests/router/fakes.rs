@@ -443,6 +443,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             proxy_protocol: options.proxied,
             drain: options.drain,
             max_sessions: options.max_sessions,
+            threads: 2,
             certificate: options.certificate,
             tls_required: options.tls_required,
             postgresql_ca_file: options.postgresql_ca_file,
@@ -456,7 +457,7 @@ pub async fn router(managers: &[&Manager], options: Options) -> Running {
     let handle = router.handle();
     let (read_write, read_only) = (handle.read_write().unwrap(), handle.read_only().unwrap());
     let (shutdown, stop) = watch::channel(false);
-    let task = tokio::spawn(router.run(stop));
+    let task = tokio::spawn(async move { router.run(stop).await.unwrap() });
     Running { handle, read_write, read_only, shutdown, task }
 }
 

@@ -20,7 +20,9 @@ async fn an_idle_router_wakes_for_its_managers_and_little_else() {
     let beat = Duration::from_secs(1);
     let backend = crate::fakes::Backend::start("a").await;
     let managers = [(); 3].map(|()| Manager::start_with_beat(state(1, 1, true, Some(&backend)), beat));
-    let config = config(&managers.each_ref(), Options { stale: Duration::from_secs(15), ..Options::default() });
+    let mut config = config(&managers.each_ref(), Options { stale: Duration::from_secs(15), ..Options::default() });
+    // One is looked at.
+    config.router.as_mut().unwrap().threads = 1;
     let (send, ports) = std::sync::mpsc::channel();
     let (shutdown, stop) = watch::channel(false);
     let router = thread::spawn(move || {
@@ -29,7 +31,7 @@ async fn an_idle_router_wakes_for_its_managers_and_little_else() {
             let router = Router::bind(config).await.unwrap();
             let task = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_owned();
             send.send((router.handle(), task.into_string().unwrap())).unwrap();
-            router.run(stop).await;
+            router.run(stop).await.unwrap();
         });
     });
     let (handle, task) = ports.recv().unwrap();

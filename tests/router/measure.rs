@@ -34,14 +34,14 @@ impl Process {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 
-    /// Bytes that no other process shares.
+    /// Bytes that are its own. Those of its program count for nobody: they seem to be as soon as no other process runs it.
     pub fn private_bytes(&self) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0.id())).unwrap();
         let of = |key: &str| {
             let line = rollup.lines().find_map(|line| line.strip_prefix(key)).unwrap();
             line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
         };
-        of("Private_Clean:") + of("Private_Dirty:")
+        of("Private_Dirty:")
     }
 }
 
@@ -64,8 +64,8 @@ async fn listens(port: u16) {
     }
 }
 
-/// A router of its own process, as it is released.
-pub async fn router_process(dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Child, u16) {
+/// The command that starts a router of its own process, as it is released, and the port of it.
+pub fn router_command(dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Command, u16) {
     let port = free_port();
     let mut text = "[cluster]\nname = \"measured\"\ninsecure = true\n".to_owned();
     // A cluster has three; of those that are missing here nobody is there.
@@ -80,8 +80,14 @@ pub async fn router_process(dir: &Path, managers: &[&Manager], max_sessions: usi
     let exe = std::env::var_os("MATRIARCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_matriarch").into());
     let log = fs::File::create(dir.join("router.log")).unwrap();
     let mut command = Command::new(PathBuf::from(exe));
-    let child = command.args(["router", "--config"]).arg(&file).stdin(Stdio::null()).stdout(log.try_clone().unwrap());
-    let child = child.stderr(log).spawn().unwrap();
+    command.args(["router", "--config"]).arg(&file).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    (command, port)
+}
+
+/// The same, when it listens.
+pub async fn router_process(dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Child, u16) {
+    let (mut command, port) = router_command(dir, managers, max_sessions);
+    let child = command.spawn().unwrap();
     listens(port).await;
     (child, port)
 }
