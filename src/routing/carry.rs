@@ -18,7 +18,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf, split},
+    net::{TcpStream, tcp},
     select,
     sync::Notify,
     task::yield_now,
@@ -26,6 +27,7 @@ use tokio::{
 };
 
 use super::{
+    bulk::Bulk,
     desk::{Pass, Signal},
     follower::Follower,
     requests::{self, Requests},
@@ -81,15 +83,18 @@ async fn both_ways<CR, CW, BR, BW>(
     pass: &mut Pass,
 ) -> Ending
 where
-    CR: AsyncRead + Unpin,
-    CW: AsyncWrite + Unpin,
-    BR: AsyncRead + Unpin,
-    BW: AsyncWrite + Unpin,
+    CR: AsyncRead + Side + Unpin,
+    CW: AsyncWrite + Side + Unpin,
+    BR: AsyncRead + Side + Unpin,
+    BW: AsyncWrite + Side + Unpin,
 {
+    // What nobody looks at need not be copied.
+    let unread = follower.is_none();
     let talk = Talk::new(follower, &early);
     let counts = pass.shared_counts();
     let up = async {
-        let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, count: &counts.bytes_up };
+        let count = &counts.bytes_up;
+        let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, unread, bulk: None, count };
         let carried = way.carry(|said| talk.client(said), || {}).await;
         // The backend may have more to say, so only its input ends here.
         // One that takes nothing does not hold this up.
@@ -101,7 +106,8 @@ where
     };
     let down = async {
         let count = &counts.bytes_down;
-        let mut way = Way { from: from_backend, to: to_client, kept: Vec::new(), dirty: false, count };
+        let kept = Vec::new();
+        let mut way = Way { from: from_backend, to: to_client, kept, dirty: false, unread, bulk: None, count };
         way.carry(|said| talk.server(said), || talk.handed_on()).await
     };
     let (mut up, mut down) = (pin!(up), pin!(down));
@@ -241,11 +247,45 @@ struct Way<'a, R, W> {
     kept: Vec<u8>,
     /// Something was written since the last flush.
     dirty: bool,
+    /// Nobody looks at it.
+    unread: bool,
+    /// While so much comes that it is worth it.
+    bulk: Option<Bulk>,
     /// Bytes that were handed on.
     count: &'a AtomicU64,
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
+/// One half of a connection.
+trait Side {
+    /// Its socket, where the bytes of the session are those of the socket.
+    fn socket(&self) -> Option<&TcpStream>;
+}
+
+impl Side for tcp::ReadHalf<'_> {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
+}
+
+impl Side for tcp::WriteHalf<'_> {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.as_ref())
+    }
+}
+
+impl<T> Side for ReadHalf<T> {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl<T> Side for WriteHalf<T> {
+    fn socket(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl<R: AsyncRead + Side + Unpin, W: AsyncWrite + Side + Unpin> Way<'_, R, W> {
     /// Hands on what is read, in the pieces in which it is read. `look` sees each piece, and gives the place in it after which
     /// nothing is handed on; `handed_on` is called whenever everything was.
     async fn carry(&mut self, mut look: impl FnMut(&[u8]) -> Option<usize>, handed_on: impl Fn()) -> io::Result<Stop> {
@@ -256,6 +296,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
                 handed_on();
                 if said {
                     return Poll::Ready(Ok(Stop::Said));
+                }
+                if !ready!(self.move_bulk(cx))? {
+                    return Poll::Ready(Ok(Stop::Ended));
                 }
                 match ready!(BETWEEN.with_borrow_mut(|between| self.step(cx, between, &mut look)))? {
                     Some(ends) => said = ends,
@@ -283,6 +326,18 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
         Poll::Ready(Ok(()))
     }
 
+    /// Moves bulk, if there is any, until it thins out; false when there is nothing more to come.
+    fn move_bulk(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some(bulk) = &mut self.bulk else { return Poll::Ready(Ok(true)) };
+        let (Some(from), Some(to)) = (self.from.socket(), self.to.socket()) else { return Poll::Ready(Ok(true)) };
+        let count = |moved: usize| {
+            self.count.fetch_add(moved as u64, Ordering::Relaxed);
+        };
+        let goes_on = ready!(bulk.poll_move(cx, from, to, count))?;
+        self.bulk = None;
+        Poll::Ready(Ok(goes_on))
+    }
+
     /// Reads once and writes once; whether that was the last. `None`: there is nothing more to read.
     fn step(
         &mut self,
@@ -305,6 +360,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Way<'_, R, W> {
         self.dirty = true;
         self.count.fetch_add(to_write.len() as u64, Ordering::Relaxed);
         self.kept.extend_from_slice(&to_write[written..]);
+        if self.unread && said.len() == BUFFER && self.from.socket().is_some() && self.to.socket().is_some() {
+            self.bulk = Bulk::begin();
+        }
         Poll::Ready(Ok(Some(end.is_some())))
     }
 }

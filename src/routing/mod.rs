@@ -12,6 +12,7 @@
 //! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
 //! `watch` follows the managers, `desk` is what they share.
 
+mod bulk;
 mod carry;
 mod desk;
 mod follower;
@@ -299,8 +300,8 @@ impl Router {
     pub async fn run(self, mut shutdown: state::Receiver<bool>) -> Result<(), RouterError> {
         let handle = self.handle();
         let Self { config, access, desk, ports, drain, threads, line, inheritance } = self;
-        raise_file_limit(access.max_sessions);
         let threads = Threads::start(threads);
+        raise_file_limit(access.max_sessions, threads.count());
         // Dropped at the end of this function, these end everything that was started here.
         let mut background = JoinSet::new();
         let mut clients = JoinSet::new();
@@ -485,8 +486,9 @@ async fn tell_unwatched(desk: Arc<Desk>) {
 }
 
 /// A session has two sockets, and the usual soft limit is 1024 files.
-fn raise_file_limit(max_sessions: usize) {
-    let needed = (max_sessions as u64).saturating_mul(2).saturating_add(OTHER_FILES);
+fn raise_file_limit(max_sessions: usize, threads: usize) {
+    let pipes = 2 * (bulk::PIPES * threads) as u64;
+    let needed = (max_sessions as u64).saturating_mul(2).saturating_add(OTHER_FILES + pipes);
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     if soft >= needed {
         return;

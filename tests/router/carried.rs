@@ -87,6 +87,54 @@ async fn large_rows_and_many_small_ones_come_whole() {
     assert_eq!(rows.len(), 300_000);
 }
 
+/// Nobody reads them, so they go by way of a pipe: in bulk, then one by one, then in bulk again.
+#[tokio::test]
+async fn what_is_not_read_comes_whole_whether_much_or_little() {
+    let a = Backend::start("a").await;
+    *a.encrypts.lock().unwrap() = b'S';
+    let manager = Manager::start(state(1, 1, true, Some(&a)));
+    let r = router(&[&manager], Options::default()).await;
+    let mut client = Client::connect(r.read_write).await;
+    client.send(&SSL_REQUEST).await;
+    assert_eq!(client.byte().await, b'S');
+    let said: Vec<u8> = (0u32..4 << 20).flat_map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    for _ in 0..2 {
+        let (mut from, mut to) = client.0.split();
+        let send = async {
+            for piece in said.chunks(1 << 20) {
+                to.write_all(piece).await.unwrap();
+            }
+        };
+        let receive = async {
+            let mut heard = Vec::new();
+            while heard.len() < said.len() {
+                // Now and then it reads nothing, and everything before it fills.
+                if heard.len() % (1 << 20) < 1 << 15 {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                assert_ne!(from.read_buf(&mut heard).await.unwrap(), 0);
+            }
+            heard
+        };
+        let (heard, ()) = timeout(SOON, async { tokio::join!(receive, send) }).await.unwrap();
+        assert!(heard == said);
+        for _ in 0..100 {
+            assert!(client.works().await);
+        }
+    }
+    // Much, and then the end of it.
+    let (mut from, mut to) = client.0.into_split();
+    let receive = tokio::spawn(async move {
+        let mut heard = Vec::new();
+        from.read_to_end(&mut heard).await.map(|_| heard)
+    });
+    to.write_all(&said).await.unwrap();
+    to.shutdown().await.unwrap();
+    let heard = timeout(SOON, receive).await.unwrap().unwrap().unwrap();
+    assert!(heard == said, "{} of {} bytes", heard.len(), said.len());
+    r.until("it has ended", |s| s.sessions_read_write == 0).await;
+}
+
 /// Bytes of rows to send in one go.
 const BULK: usize = 1 << 30;
 const PINGS: u32 = 40_000;

@@ -1,0 +1,129 @@
+//! Bytes that nobody looks at and that come in bulk, from socket to socket by way of a pipe: the kernel hands its pages on, and
+//! none is copied (splice(2)). Pipes belong to threads, and a session has one only while bulk is on its way.
+
+use std::{
+    cell::RefCell,
+    io,
+    os::fd::OwnedFd,
+    task::{Context, Poll, ready},
+};
+
+use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use tokio::{io::Interest, net::TcpStream};
+
+/// What a pipe is to hold at most.
+const MOST: usize = 1 << 20;
+/// Less at one time is no bulk any more.
+const THIN: usize = 16 << 10;
+/// Pipes of one thread; what finds none is copied.
+pub const PIPES: usize = 32;
+/// Of these so many are kept that nobody needs now.
+const SPARE: usize = 4;
+
+thread_local! {
+    static OF_THREAD: RefCell<Pipes> = const { RefCell::new(Pipes { spare: Vec::new(), in_use: 0 }) };
+}
+
+struct Pipes {
+    spare: Vec<Pipe>,
+    in_use: usize,
+}
+
+/// What is between two sockets.
+#[derive(Debug)]
+struct Pipe {
+    out: OwnedFd,
+    into: OwnedFd,
+    /// Bytes in it.
+    holds: usize,
+}
+
+/// Bulk on its way; a pipe that is empty goes back to its thread with it.
+#[derive(Debug)]
+pub struct Bulk {
+    /// Until it is dropped.
+    pipe: Option<Pipe>,
+    /// Bytes that were moved since there was nothing to move.
+    moved: usize,
+}
+
+impl Bulk {
+    /// `None` when there is no pipe to be had: then bytes are copied.
+    pub fn begin() -> Option<Self> {
+        let pipe = OF_THREAD.with_borrow_mut(|pipes| {
+            if pipes.in_use == PIPES {
+                return None;
+            }
+            let new = || {
+                let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+                // Each page takes a place in it, and a large one more than it has; one that stays small works, too.
+                let _ = fcntl_setpipe_size(&into, MOST);
+                Some(Pipe { out, into, holds: 0 })
+            };
+            let pipe = pipes.spare.pop().or_else(new)?;
+            pipes.in_use += 1;
+            Some(pipe)
+        });
+        // What made it begin counts, so that a pause right after it is none.
+        pipe.map(|pipe| Self { pipe: Some(pipe), moved: THIN })
+    }
+
+    /// Moves what there is. Ready with true when it has thinned out and nothing is held, with false when nothing more comes.
+    /// `count` is told of each piece.
+    pub fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        to: &TcpStream,
+        count: impl Fn(usize),
+    ) -> Poll<io::Result<bool>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(true)) };
+        loop {
+            while pipe.holds > 0 {
+                ready!(to.poll_write_ready(cx))?;
+                let moved = to.try_io(Interest::WRITABLE, || {
+                    Ok(splice(&pipe.out, None, to, None, pipe.holds, SpliceFlags::NONBLOCK)?)
+                });
+                match moved {
+                    Ok(moved) => {
+                        pipe.holds -= moved;
+                        self.moved += moved;
+                        count(moved);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            }
+            if from.poll_read_ready(cx)?.is_pending() {
+                let thin = std::mem::take(&mut self.moved) < THIN;
+                return if thin { Poll::Ready(Ok(true)) } else { Poll::Pending };
+            }
+            let moved = from
+                .try_io(Interest::READABLE, || Ok(splice(from, None, &pipe.into, None, MOST, SpliceFlags::NONBLOCK)?));
+            match moved {
+                Ok(0) => return Poll::Ready(Ok(false)),
+                Ok(moved) => pipe.holds = moved,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        let pipe = self.pipe.take();
+        // A thread that ends has no place for it.
+        let _ = OF_THREAD.try_with(|pipes| {
+            let mut pipes = pipes.borrow_mut();
+            // What a runtime of several threads carries may end on another one.
+            pipes.in_use = pipes.in_use.saturating_sub(1);
+            // One with bytes of this session in it must not be used again.
+            if let Some(pipe) = pipe.filter(|pipe| pipe.holds == 0)
+                && pipes.spare.len() < SPARE
+            {
+                pipes.spare.push(pipe);
+            }
+        });
+    }
+}
