@@ -15,7 +15,6 @@
 mod carry;
 mod desk;
 mod follower;
-mod lobby;
 mod origin;
 mod proxy;
 mod requests;
@@ -45,9 +44,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::config::{Config, RouterConfig};
+use crate::{
+    config::{Config, RouterConfig},
+    net::lobby::{self, Lobby},
+};
 use desk::Desk;
-use lobby::Lobby;
 pub use table::Port;
 use table::{Backend, Bounds, Rules, Version};
 use tls::Tls;
@@ -56,14 +57,16 @@ pub use tls::TlsError;
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
 const CROWD: usize = 64;
+/// So many may say nothing at one time.
+const SILENT: usize = 1_024;
 /// Served at most, whatever they are.
 const fn most(max_sessions: usize) -> usize {
-    max_sessions.saturating_add(CROWD + lobby::ROOM)
+    max_sessions.saturating_add(CROWD + SILENT)
 }
 /// Sessions that are not watched are told of at most this often.
 const TELL: Duration = Duration::from_secs(60);
 /// File descriptors apart from those of sessions.
-const OTHER_FILES: u64 = 128 + (CROWD + lobby::ROOM) as u64;
+const OTHER_FILES: u64 = 128 + (CROWD + SILENT) as u64;
 
 /// Why a router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -242,7 +245,7 @@ impl Router {
             primary_too: router.read_only_from_primary,
         };
         let access =
-            Access { max_sessions, lobby: Lobby::new(max_sessions), tls_required, proxied: router.proxy_protocol, tls };
+            Access { max_sessions, lobby: Lobby::new(max_sessions, SILENT), tls_required, proxied: router.proxy_protocol, tls };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));
