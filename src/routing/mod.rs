@@ -10,10 +10,12 @@
 //!
 //! Start with [`table`] (where to, pure), `wire` and `follower` (the protocol, pure);
 //! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
-//! `watch` follows the managers, `desk` is what they share.
+//! `watch` follows the managers, `desk` is what they share; `face` answers those who look at it with `figures` (pure).
 
 mod carry;
 mod desk;
+mod face;
+mod figures;
 mod follower;
 mod origin;
 mod proxy;
@@ -46,9 +48,14 @@ use tracing::{info, warn};
 
 use crate::{
     config::{Config, RouterConfig},
-    net::lobby::{self, Lobby},
+    net::{
+        http,
+        lobby::{self, Lobby},
+    },
 };
 use desk::Desk;
+use face::Face;
+use figures::Fixed;
 pub use table::Port;
 use table::{Backend, Bounds, Rules, Version};
 use tls::Tls;
@@ -66,7 +73,7 @@ const fn most(max_sessions: usize) -> usize {
 /// Sessions that are not watched are told of at most this often.
 const TELL: Duration = Duration::from_secs(60);
 /// File descriptors apart from those of sessions.
-const OTHER_FILES: u64 = 128 + (CROWD + SILENT) as u64;
+const OTHER_FILES: u64 = 128 + (CROWD + SILENT + http::MOST) as u64;
 
 /// Why a router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +94,14 @@ pub enum RouterError {
         address: SocketAddr,
         /// For which port of the router.
         purpose: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The same of the port for its statistics.
+    #[error("listen on {address} for its statistics")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
         /// The cause.
         source: io::Error,
     },
@@ -159,6 +174,8 @@ pub struct Router {
     access: Access,
     desk: Arc<Desk>,
     ports: Vec<(Port, TcpListener)>,
+    /// For those who look at it.
+    metrics: Option<http::Server>,
     /// So long sessions may take to come to an end when the router stops.
     drain: Duration,
 }
@@ -179,6 +196,7 @@ struct Access {
 pub struct RouterHandle {
     desk: Arc<Desk>,
     ports: Vec<(Port, SocketAddr)>,
+    metrics: Option<SocketAddr>,
 }
 
 impl RouterHandle {
@@ -190,6 +208,11 @@ impl RouterHandle {
     /// Where a port listens.
     pub fn port(&self, port: Port) -> Option<SocketAddr> {
         self.ports.iter().find(|(of, _)| *of == port).map(|(_, address)| *address)
+    }
+
+    /// Where it tells its statistics.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Where the read-write port listens.
@@ -223,6 +246,9 @@ fn told(config: &Config, error: RouterError) -> anyhow::Error {
             let key = format!("router.{}", purpose.replace('-', "_"));
             config.cannot_listen(&key, &address.to_string(), &source).into()
         }
+        RouterError::Metrics { address, source } => {
+            config.cannot_listen("router.metrics", &address.to_string(), &source).into()
+        }
         RouterError::Tls(TlsError { key, told }) => config.told(key, &told).into(),
         RouterError::NotConfigured { .. } => error.into(),
     }
@@ -244,8 +270,13 @@ impl Router {
             weights: router.read_only_weights,
             primary_too: router.read_only_from_primary,
         };
-        let access =
-            Access { max_sessions, lobby: Lobby::new(max_sessions, SILENT), tls_required, proxied: router.proxy_protocol, tls };
+        let access = Access {
+            max_sessions,
+            lobby: Lobby::new(max_sessions, SILENT),
+            tls_required,
+            proxied: router.proxy_protocol,
+            tls,
+        };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));
@@ -255,19 +286,26 @@ impl Router {
                 ports.push((port, listen(address, port).await?));
             }
         }
-        Ok(Self { config, access, desk, ports, drain })
+        let metrics = router.metrics.map(|address| {
+            http::Server::bind(address, None).map_err(|source| RouterError::Metrics { address, source })
+        });
+        Ok(Self { config, access, desk, ports, metrics: metrics.transpose()?, drain })
     }
 
     /// A handle to look at it while it runs.
     pub fn handle(&self) -> RouterHandle {
         let address = |(port, listener): &(Port, TcpListener)| Some((*port, listener.local_addr().ok()?));
-        RouterHandle { desk: Arc::clone(&self.desk), ports: self.ports.iter().filter_map(address).collect() }
+        RouterHandle {
+            desk: Arc::clone(&self.desk),
+            ports: self.ports.iter().filter_map(address).collect(),
+            metrics: self.metrics.as_ref().map(http::Server::address),
+        }
     }
 
     /// Serves until `shutdown` says true, or until whoever could say so is gone.
     pub async fn run(self, mut shutdown: state::Receiver<bool>) {
         let handle = self.handle();
-        let Self { config, access, desk, ports, drain } = self;
+        let Self { config, access, desk, ports, metrics, drain } = self;
         raise_file_limit(access.max_sessions);
         // Dropped at the end of this function, these end everything that was started here.
         let mut background = JoinSet::new();
@@ -278,8 +316,15 @@ impl Router {
         background.spawn(watch_staleness(Arc::clone(&desk)));
         background.spawn(tell_unwatched(Arc::clone(&desk)));
         background.spawn(Arc::clone(&access.tls).keep_fresh());
+        let face = Fixed {
+            listens: handle.ports.clone(),
+            max_sessions: access.max_sessions,
+            managers: config.cluster.members.len(),
+        };
+        let metrics = metrics.and_then(|server| show(server, Face::new(Arc::clone(&desk), face)));
         info!(
             ports = ?handle.ports,
+            metrics = ?handle.metrics,
             max_sessions = access.max_sessions,
             tls_ends_here = access.tls.ends_here(),
             tls_goes_on = access.tls.goes_on(),
@@ -302,6 +347,7 @@ impl Router {
         }
         // Whoever comes from here on is refused by the kernel, and goes to another router or to none.
         drop(ports);
+        drop(metrics);
         let status = desk.status();
         info!(
             sessions = clients.len(),
@@ -317,6 +363,12 @@ impl Router {
             info!(sessions = clients.len(), "sessions that were not done in time are cut off");
         }
     }
+}
+
+/// Statistics are no reason not to lead clients.
+fn show(server: http::Server, face: Face) -> Option<http::Running> {
+    let running = server.start("router-metrics", face);
+    running.inspect_err(|error| warn!(%error, "the statistics can't be told, the router runs without them")).ok()
 }
 
 fn admit(clients: &mut JoinSet<()>, desk: &Arc<Desk>, client: TcpStream, port: Port, access: &Access) {

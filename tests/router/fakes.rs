@@ -390,6 +390,7 @@ pub struct Options {
     pub max_sessions: usize,
     pub drain: Duration,
     pub proxied: bool,
+    pub metrics: bool,
     pub certificate: Option<CertificateFiles>,
     pub tls_required: bool,
     pub postgresql_ca_file: Option<PathBuf>,
@@ -403,6 +404,7 @@ impl Default for Options {
             max_sessions: 100,
             drain: Duration::ZERO,
             proxied: false,
+            metrics: false,
             certificate: None,
             tls_required: false,
             postgresql_ca_file: None,
@@ -437,6 +439,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: Some(([127, 0, 0, 1], 0).into()),
             sync_only: Some(([127, 0, 0, 1], 0).into()),
+            metrics: options.metrics.then(|| ([127, 0, 0, 1], 0).into()),
             read_only_max_lag: None,
             read_only_from_primary: true,
             read_only_weights: [].into(),
@@ -461,6 +464,11 @@ pub async fn router(managers: &[&Manager], options: Options) -> Running {
 }
 
 impl Running {
+    /// Where it tells its statistics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.handle.metrics().expect("asked for in the options")
+    }
+
     /// Waits until the router is as described.
     pub async fn until(&self, what: &str, holds: impl Fn(&Status) -> bool) {
         let start = Instant::now();
