@@ -2,7 +2,7 @@
 //!
 //! A server has a thread and a runtime of its own, so that neither a flood of connections nor TLS handshakes (about 1 ms each
 //! with RSA) keep anybody else in the process from its work. Whoever has said nothing yet, or doesn't take its answer, waits in
-//! the [lobby](super::lobby) and goes when too many others come; only an answer that takes time has a place.
+//! the [lobby](super::lobby) and goes when too many others come; only operations have places.
 
 use std::{
     convert::Infallible,
@@ -41,7 +41,7 @@ use super::{
     tls::Tls,
 };
 
-/// Answers that take time, at one time; who wants one more is told to come again.
+/// Operations at one time; who wants one more is told to come again.
 const AT_ONCE: usize = 128;
 /// So many may say nothing, or not take their answers, at one time.
 const SILENT: usize = 256;
@@ -138,23 +138,15 @@ impl Reply {
 pub enum Answer {
     /// It is answered.
     Now(Reply),
-    /// It will be.
-    Later(Work),
+    /// It soon will be. Whoever waits for that goes, too, when too many others come.
+    Soon(Pending),
+    /// An operation that takes so long at the longest, with a place of its own: for those who may ask for one.
+    Later(Duration, Pending),
 }
 
-/// An answer that takes time. It begins when it is polled.
-pub struct Work {
-    longest: Duration,
-    work: Pin<Box<dyn Future<Output = Reply> + Send>>,
-}
-
-impl Answer {
-    /// Something that takes so long at the longest. It is dropped when the client goes, so what must not be broken off has to
-    /// be a task of its own.
-    pub fn later(longest: Duration, work: impl Future<Output = Reply> + Send + 'static) -> Self {
-        Self::Later(Work { longest, work: Box::pin(work) })
-    }
-}
+/// An answer that is looked for once it is polled. It is dropped when the client goes, so what must not be broken off has to be
+/// a task of its own.
+pub type Pending = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// Who answers.
 pub trait Answers: Send + Sync + 'static {
@@ -318,7 +310,7 @@ impl Course {
     }
 
     /// An operation takes its time, and only who may ask for one gets more.
-    async fn carry_out(&self, Work { longest, work }: Work) -> Reply {
+    async fn carry_out(&self, longest: Duration, work: Pending) -> Reply {
         let ticket = lock(&self.ticket).take();
         let place = match ticket.map(Ticket::or_stay) {
             Some(Ok(place)) => place,
@@ -338,7 +330,7 @@ impl Course {
 }
 
 fn busy() -> Reply {
-    Reply::text(503, format!("{AT_ONCE} answers are being looked for already; nothing was done, come again\n"))
+    Reply::text(503, format!("{AT_ONCE} operations are under way already; nothing was changed, come again\n"))
         .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
 }
 
@@ -356,7 +348,8 @@ async fn converse<A: Answers>(
         let body = if reads(&head.method) { Ok(Vec::new()) } else { received(body).await };
         let reply = match Arc::clone(answers).answer(Asked { head, body, from }) {
             Answer::Now(reply) => reply,
-            Answer::Later(work) => course.carry_out(work).await,
+            Answer::Soon(pending) => pending.await,
+            Answer::Later(longest, work) => course.carry_out(longest, work).await,
         };
         Ok::<_, Infallible>(response(reply, with_body))
     };

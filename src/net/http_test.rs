@@ -15,19 +15,23 @@ use tokio_rustls::rustls::{
 use super::*;
 use crate::config::CertificateFiles;
 
-/// Says who asks for what; `/slow` takes time, `/never` no end.
+/// Says who asks for what; `/soon` takes time, `/slow` too, but as an operation, and `/never` never ends.
 struct Echo;
 
 impl Answers for Echo {
     fn answer(self: Arc<Self>, asked: Asked) -> Answer {
         let length = asked.body.as_ref().map_or(0, Vec::len);
         let said = format!("{} {} {} {length}", asked.head.method, asked.head.uri.path(), asked.query());
-        match asked.head.uri.path() {
-            "/slow" => Answer::later(PATIENCE, async {
-                sleep(Duration::from_millis(200)).await;
-                Reply::text(200, said)
-            }),
-            "/never" => Answer::later(PATIENCE, std::future::pending()),
+        let path = asked.head.uri.path().to_owned();
+        let words = said.clone();
+        let takes_time = async move {
+            sleep(Duration::from_millis(200)).await;
+            Reply::text(200, words)
+        };
+        match path.as_str() {
+            "/soon" => Answer::Soon(Box::pin(takes_time)),
+            "/slow" => Answer::Later(PATIENCE, Box::pin(takes_time)),
+            "/never" => Answer::Later(PATIENCE, Box::pin(std::future::pending())),
             _ => Answer::Now(Reply::text(200, said)),
         }
     }
@@ -102,7 +106,7 @@ fn five_hundred_who_say_nothing_keep_nobody_waiting() {
 }
 
 #[test]
-fn answers_that_take_time_keep_nobody_waiting_who_needs_none() {
+fn operations_keep_nobody_waiting_who_only_looks() {
     let (_running, address) = echo();
     let slow: Vec<Client> = (0..AT_ONCE)
         .map(|_| {
@@ -117,6 +121,7 @@ fn answers_that_take_time_keep_nobody_waiting_who_needs_none() {
     }
     let waited = waits(address);
     assert!(waited < Duration::from_secs(1), "{waited:?}");
+    assert_eq!(ask(address, "GET /soon", "").0, 200);
     // Whoever is being served isn't let go for those who say nothing.
     let _silent: Vec<Client> = (0..SILENT + 50).map(|_| connect(address)).collect();
     waits(address);

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
 use crate::{
     config::Config,
@@ -111,22 +111,20 @@ impl<A: Admin> Answers for Desk<A> {
 impl<A: Admin> Desk<A> {
     fn read(self: &Arc<Self>, asked: &Asked) -> Answer {
         let (path, query) = (asked.head.uri.path().to_owned(), asked.query().to_owned());
-        let (this, runtime) = (Arc::clone(self), self.runtime.clone());
+        let this = Arc::clone(self);
         match asked::place(&path) {
-            Some(Place::Document(Document::Cluster)) => Answer::later(TURN, async move {
-                let leader = Arc::clone(&this);
-                let told = runtime.spawn(async move { perform::members(&leader.manager, &leader.admin).await });
-                let told = timeout(TURN, told).await.ok().and_then(Result::ok).unwrap_or_default();
-                this.look(|facts| answer(&path, &query, facts, &told))
-            }),
+            Some(Place::Document(Document::Cluster)) => Answer::Soon(Box::pin(async move {
+                let there = Arc::clone(&this);
+                let told = this.turn(async move { perform::members(&there.manager, &there.admin).await }).await;
+                this.look(|facts| answer(&path, &query, facts, &told.unwrap_or_default()))
+            })),
             // Only the manager's own thread can say that it isn't stuck.
-            Some(Place::Question(Question::Liveness)) => Answer::later(TURN, async move {
-                let look = async move { this.look(|facts| answer(&path, &query, facts, &BTreeMap::new())) };
-                match timeout(TURN, runtime.spawn(look)).await {
-                    Ok(Ok(reply)) => reply,
-                    Ok(Err(_)) | Err(_) => Reply::text(503, "the manager doesn't turn to this question\n"),
-                }
-            }),
+            Some(Place::Question(Question::Liveness)) => Answer::Soon(Box::pin(async move {
+                let there = Arc::clone(&this);
+                let look = async move { there.look(|facts| answer(&path, &query, facts, &BTreeMap::new())) };
+                let stuck = || Reply::text(503, "the manager doesn't turn to this question\n");
+                this.turn(look).await.unwrap_or_else(stuck)
+            })),
             Some(Place::Document(_) | Place::Question(_)) | None => {
                 Answer::Now(dressed(&path, self.look(|facts| answer(&path, &query, facts, &BTreeMap::new()))))
             }
@@ -159,7 +157,7 @@ impl<A: Admin> Desk<A> {
             }
         };
         let this = Arc::clone(self);
-        Answer::later(perform::FOLLOWED + 2 * PATIENCE, async move {
+        let carry_out = async move {
             let runtime = this.runtime.clone();
             // Whoever hangs up meanwhile stops nothing: what has begun comes to its end, and into the log.
             let work = runtime.spawn(async move {
@@ -169,7 +167,15 @@ impl<A: Admin> Desk<A> {
             });
             let lost = |_| Reply::text(500, "the manager broke off: look at its log, and whether it was done\n");
             work.await.unwrap_or_else(lost)
-        })
+        };
+        Answer::Later(perform::FOLLOWED + 2 * PATIENCE, Box::pin(carry_out))
+    }
+
+    /// Has the manager's thread do something, which ends with the one who waits for it; `None`: it didn't in time.
+    async fn turn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let mut one = JoinSet::new();
+        one.spawn_on(work, &self.runtime);
+        timeout(TURN, one.join_next()).await.ok()??.ok()
     }
 
     async fn carry_out(&self, user: &str, order: orders::Order) -> Reply {

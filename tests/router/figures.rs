@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     net::SocketAddr,
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -10,10 +13,13 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-use crate::fakes::{Backend, Client, Manager, Options, Running, SOON, router, standby, state};
+use crate::{
+    fakes::{Backend, Client, Manager, Options, Running, SOON, Told, router, standby, state},
+    measure::{Process, free_port, listens},
+};
 
 /// Status and body.
 async fn asked(address: SocketAddr, request: &str) -> (u16, String) {
@@ -38,7 +44,7 @@ async fn metrics(router: &Running) -> BTreeMap<String, f64> {
 }
 
 fn measured() -> Options {
-    Options { metrics: true, ..Options::default() }
+    Options { metrics: Some(([127, 0, 0, 1], 0).into()), ..Options::default() }
 }
 
 #[tokio::test]
@@ -126,6 +132,64 @@ async fn a_load_balancer_hears_whether_the_router_leads() {
         let (status, why) = says(path).await;
         assert_eq!((status, why.contains("is stale")), (503, true), "{why}");
     }
+}
+
+/// The configuration of HAProxy that docs/router.md shows.
+fn shown() -> String {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/router.md")).unwrap();
+    let (_, block) = page.split_once("```haproxy\n").unwrap();
+    block.split_once("```").unwrap().0.to_owned()
+}
+
+#[tokio::test]
+async fn haproxy_before_several_routers_passes_by_the_one_that_knows_nothing() {
+    if !Path::new("/usr/sbin/haproxy").exists() {
+        println!("haproxy is not installed: passed over");
+        return;
+    }
+    let a = Backend::start("a").await;
+    let mut managers = [(); 2].map(|()| Manager::start(state(1, 1, true, Some(&a))));
+    let (front, checked) = (free_port(), free_port());
+    let mut routers = Vec::new();
+    for (index, manager) in managers.iter().enumerate() {
+        let metrics = SocketAddr::from(([127, 0, 0, u8::try_from(index).unwrap() + 1], checked));
+        let options = Options { metrics: Some(metrics), stale: Duration::from_secs(1), ..Options::default() };
+        routers.push(router(&[manager], options).await);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("haproxy.cfg");
+    let text = shown()
+        .replace("10.0.0.9:5432", &format!("127.0.0.1:{front}"))
+        .replace("6480", &checked.to_string())
+        .replace("10.0.0.11:6432", &routers[0].read_write.to_string())
+        .replace("10.0.0.12:6432", &routers[1].read_write.to_string());
+    let timeouts = "defaults\n  timeout connect 1s\n  timeout client 1m\n  timeout server 1m\n";
+    fs::write(&file, format!("{timeouts}{text}")).unwrap();
+    let _haproxy = Process::start(Command::new("/usr/sbin/haproxy").arg("-f").arg(&file).arg("-db"));
+    listens(front).await;
+    let front = SocketAddr::from(([127, 0, 0, 1], front));
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        sessions.push(Client::session(front).await.0);
+    }
+    for router in &routers {
+        assert_eq!(router.handle.status().sessions_read_write, 2, "they share");
+    }
+    managers[0].kill();
+    routers[0].until("the first knows nothing any more", |s| s.stale && s.sessions_read_write == 0).await;
+    sleep(Duration::from_secs(4)).await; // Two checks, and some more.
+    sessions.clear();
+    for _ in 0..4 {
+        sessions.push(Client::session(front).await.0);
+    }
+    // No primary is no reason to refuse anybody: the router holds them.
+    managers[1].say(state(2, 2, false, Some(&a)));
+    routers[1].until_epoch(2).await;
+    sleep(Duration::from_secs(4)).await;
+    let mut held = Client::open(front).await;
+    routers[1].until_held(1).await;
+    managers[1].say(state(2, 3, true, Some(&a)));
+    assert_eq!(held.told().await, Told::Ready("a".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
