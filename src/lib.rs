@@ -21,6 +21,7 @@ pub mod state;
 pub mod guard;
 pub mod layers;
 pub mod lease;
+pub mod net;
 pub mod postgres;
 pub mod raft;
 pub mod rpc;

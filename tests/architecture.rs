@@ -169,12 +169,13 @@ fn arrows() {
         lease -> domain, rpc
         main -> cli
         manager -> config, domain, guard, layers, lease, policy, raft, reconcile, rpc, state, telemetry
+        net -> config, telemetry
         policy -> domain, state
         postgres -> config, domain
         raft -> domain, rpc, state
         reconcile -> domain, state
-        rest -> config, domain, manager, rpc, state, telemetry
-        routing -> config, domain, rpc, telemetry
+        rest -> config, domain, manager, net, rpc, state, telemetry
+        routing -> config, domain, net, rpc, telemetry
         rpc -> domain, state
         state -> domain
     "#]]

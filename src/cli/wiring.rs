@@ -26,11 +26,15 @@ pub(super) async fn wal(args: super::args::WalArgs) -> super::exit::Exit {
 
 /// Runs a manager until `shutdown` turns true. Gives whether this process has to start itself again.
 pub(super) async fn manager(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<bool> {
-    let rest = crate::rest::Rest::bind(&config).await?;
+    let rest = crate::rest::Rest::bind(&config)?;
+    // It answers for as long as the manager runs.
+    let mut answering = None;
     let admin = |manager: crate::manager::ManagerHandle| {
-        if let Some(rest) = rest {
-            tokio::spawn(rest.serve(manager.clone(), crate::admin::AdminService::new(manager.clone())));
-        }
+        let started = rest.map(|rest| rest.start(manager.clone(), crate::admin::AdminService::new(manager.clone())));
+        answering = started.transpose().unwrap_or_else(|error| {
+            tracing::error!(%error, "the API can't be started, the manager runs without it");
+            None
+        });
         crate::admin::AdminService::new(manager)
     };
     let ending = crate::manager::run(config, shutdown, admin).await?;

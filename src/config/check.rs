@@ -465,6 +465,7 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
     let read_write = address("router.read_write", raw.read_write.as_deref().unwrap_or("127.0.0.1:6432"))?;
     let read_only = raw.read_only.as_deref().map(|text| address("router.read_only", text)).transpose()?;
     let sync_only = raw.sync_only.as_deref().map(|text| address("router.sync_only", text)).transpose()?;
+    let metrics = raw.metrics.as_deref().map(|text| address("router.metrics", text)).transpose()?;
     let drain = raw.drain_ms.unwrap_or(2_000);
     if drain > DRAIN_MAX_MS {
         let advice = format!("use up to {DRAIN_MAX_MS} ms; 0 ends sessions at once");
@@ -492,6 +493,7 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
         read_write,
         read_only,
         sync_only,
+        metrics,
         read_only_max_lag: raw.read_only_max_lag,
         read_only_from_primary: raw.read_only_from_primary.unwrap_or(true),
         read_only_weights,
@@ -552,6 +554,7 @@ pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
         all.push(("router.read_write", router.read_write));
         all.extend(router.read_only.map(|address| ("router.read_only", address)));
         all.extend(router.sync_only.map(|address| ("router.sync_only", address)));
+        all.extend(router.metrics.map(|address| ("router.metrics", address)));
     }
     all.extend(config.rest.as_ref().map(|rest| ("rest.listen", rest.listen)));
     all

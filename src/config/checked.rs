@@ -265,6 +265,8 @@ pub struct RouterConfig {
     pub read_only: Option<SocketAddr>,
     /// Port that leads to a standby that commits wait for, and nowhere else.
     pub sync_only: Option<SocketAddr>,
+    /// Where it tells its statistics over HTTP, to whoever asks; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// A standby that is more bytes behind gets no new session that only reads; `None`: however far.
     pub read_only_max_lag: Option<u64>,
     /// Sessions that only read go to the primary when there is no standby for them.

@@ -172,6 +172,7 @@ pub(super) struct RawRouter {
     pub read_write: Option<String>,
     pub read_only: Option<String>,
     pub sync_only: Option<String>,
+    pub metrics: Option<String>,
     pub read_only_max_lag: Option<u64>,
     pub read_only_from_primary: Option<bool>,
     pub read_only_weights: Option<BTreeMap<String, u32>>,
@@ -323,7 +324,7 @@ mod tests {
         assert_eq!(
             problem("[router]\nzzzzzz = 1\n"),
             "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, sync_only, \
-             read_only_max_lag, read_only_from_primary, read_only_weights, drain_ms, proxy_protocol, max_sessions, \
+             metrics, read_only_max_lag, read_only_from_primary, read_only_weights, drain_ms, proxy_protocol, max_sessions, \
              threads, tls_certificate_file, tls_key_file, tls_required, postgresql_ca_file"
         );
     }

@@ -158,6 +158,8 @@ fn host_errors() {
             ("read_only = \"127.0.0.1:6433\"", "read_only = \"0.0.0.0:5432\""),
             ("read_only = \"127.0.0.1:6433\"", "max_sessions = 0"),
             ("read_only = \"127.0.0.1:6433\"", "sync_only = \"127.0.0.1:6432\""),
+            ("read_only = \"127.0.0.1:6433\"", "metrics = \"127.0.0.1:6432\""),
+            ("read_only = \"127.0.0.1:6433\"", "metrics = \"9187\""),
             ("read_only = \"127.0.0.1:6433\"", "drain_ms = 60001"),
             ("read_only = \"127.0.0.1:6433\"", "threads = 65"),
             ("read_only = \"127.0.0.1:6433\"", "read_only_weights = { n9 = 1 }"),
@@ -179,6 +181,8 @@ fn host_errors() {
             m.toml: router.read_only: 0.0.0.0:5432 is taken by PostgreSQL; give each its own port
             m.toml: router.max_sessions: 0 would refuse everybody; use 1 or more
             m.toml: router.sync_only: 127.0.0.1:6432 is taken by router.read_write; give each its own port
+            m.toml: router.metrics: 127.0.0.1:6432 is taken by router.read_write; give each its own port
+            m.toml: router.metrics: `9187` is no address with a port; write e.g. 10.0.0.1:7400 or [fd00::1]:7400
             m.toml: router.drain_ms: 60001 ms is too long; use up to 60000 ms; 0 ends sessions at once
             m.toml: router.threads: 65 is no number of threads that helps; use 1 to 64, not more than there are processors
             m.toml: router.read_only_weights: `n9` is no member; name one of n1, n2, n3
@@ -340,6 +344,8 @@ fn without_insecure_the_manager_must_stay_on_loopback() {
     parse(&text).unwrap();
     let router = text.replace("127.0.0.1:6432", "10.0.0.1:6432");
     assert_eq!(parse(&router).unwrap_err().key, "router.read_write");
+    let metrics = text.replace("[router]", "[router]\nmetrics = \"0.0.0.0:6480\"");
+    assert_eq!(parse(&metrics).unwrap_err().key, "router.metrics");
     let agent = text.replace("unix:/run/matriarch/agent.sock", "tcp:0.0.0.0:7402");
     assert_eq!(parse(&agent).unwrap_err().key, "agent.listen");
 }

@@ -1,36 +1,34 @@
 //! `/metrics`: Patroni's names, so that dashboards and alerts go on; in the text format of Prometheus 0.0.4.
 
-use std::fmt::Write as _;
+use std::fmt::Display;
 
 use super::{
     documents::state_word,
     facts::{Facts, Role},
     health::replication_state,
 };
-use crate::domain::PostgresState;
+use crate::{domain::PostgresState, net::exposition::Exposition};
 
-/// One line of help, one of type, one value.
+/// Values that all have the same labels.
 struct Page<'a> {
-    text: String,
-    labels: &'a str,
+    page: Exposition,
+    labels: [(&'a str, &'a str); 2],
 }
 
 impl Page<'_> {
-    fn say(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
-        // Writing to a String can't fail.
-        let _ = writeln!(self.text, "# HELP patroni_{name} {help}\n# TYPE patroni_{name} {kind}");
-        let _ = writeln!(self.text, "patroni_{name}{{{}}} {value}", self.labels);
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.page.gauge(&format!("patroni_{name}"), help).value(&self.labels, value);
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
-        self.say(name, "gauge", help, value);
+    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
+        self.page.counter(&format!("patroni_{name}"), help).value(&self.labels, value);
     }
 }
 
 /// The page.
 pub fn page(facts: &Facts<'_>) -> String {
-    let labels = format!("scope=\"{}\",name=\"{}\"", escaped(facts.scope), escaped(facts.me.as_str()));
-    let mut page = Page { text: String::new(), labels: &labels };
+    let labels = [("scope", facts.scope), ("name", facts.me.as_str())];
+    let mut page = Page { page: Exposition::default(), labels };
     let (agent, role) = (facts.agent(), facts.role_of(facts.me));
     let one = u8::from;
     let standby = agent.is_some_and(|agent| agent.state == PostgresState::Standby);
@@ -54,21 +52,18 @@ pub fn page(facts: &Facts<'_>) -> String {
         Some(agent) => (agent.wal_end.lsn.0, 0, 0),
         None => (0, 0, 0),
     };
-    page.say(
+    page.counter(
         "xlog_location",
-        "counter",
         "Current location of the Postgres transaction log, 0 if this node is not the leader.",
         location,
     );
-    page.say(
+    page.counter(
         "xlog_received_location",
-        "counter",
         "Current location of the received Postgres transaction log, 0 if this node is not a replica.",
         received,
     );
-    page.say(
+    page.counter(
         "xlog_replayed_location",
-        "counter",
         "Current location of the replayed Postgres transaction log, 0 if this node is not a replica.",
         replayed,
     );
@@ -101,7 +96,7 @@ pub fn page(facts: &Facts<'_>) -> String {
     let failsafe = agent.is_some_and(|agent| agent.lease.failsafe);
     page.gauge("failsafe_mode_is_active", "Value is 1 if failsafe mode is active, 0 if inactive.", one(failsafe));
     let timeline = agent.map_or(0, |agent| agent.wal_end.timeline.0);
-    page.say("postgres_timeline", "counter", "Postgres timeline of this node (if running), 0 otherwise.", timeline);
+    page.counter("postgres_timeline", "Postgres timeline of this node (if running), 0 otherwise.", timeline);
     let seen = facts.now.saturating_sub(facts.confirmed).as_secs();
     page.gauge("dcs_last_seen", "Epoch timestamp when a majority of managers last confirmed the state.", seen);
     let pending = one(server.pending_restart);
@@ -110,7 +105,7 @@ pub fn page(facts: &Facts<'_>) -> String {
     page.gauge("postgres_state", "State of PostgreSQL, by Patroni's numbers.", number_of(state_word(agent)));
     let priority = facts.state.settings.of_member(facts.me).priority;
     page.gauge("failover_priority", "Priority of this node as failover candidate.", priority);
-    page.text
+    page.page.into_text()
 }
 
 /// Patroni's `PostgresqlState` (its postgresql/misc.py, 4.1). It has no word for a rewind, and counts it as a copy here.
@@ -136,8 +131,4 @@ fn seconds(ms: u64) -> String {
 fn version() -> u64 {
     let numbers = env!("CARGO_PKG_VERSION").split('.').map(|part| part.parse::<u64>().unwrap_or(0));
     numbers.take(3).fold(0, |all, number| all * 100 + number)
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

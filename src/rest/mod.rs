@@ -16,40 +16,28 @@ mod orders;
 mod perform;
 #[cfg(test)]
 mod tests;
-mod tls;
 mod told;
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
-    net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    io,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    Method, Request, Response, StatusCode,
-    body::{Body, Bytes, Incoming},
-    header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time::{sleep, timeout},
-};
+use tokio::{runtime::Handle, task::JoinSet, time::timeout};
 
 use crate::{
     config::Config,
     domain::MemberId,
     manager::{ManagerHandle, view::SeenMember},
+    net::{
+        http::{
+            Answer, Answers, Asked, BODY_MAX, Method, PATIENCE, Reply, Running, Server, Unread,
+            header::{ALLOW, AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE},
+        },
+        tls::Tls,
+    },
     rpc::v1::admin_server::Admin,
     telemetry::events,
 };
@@ -58,21 +46,13 @@ use asked::{Conditions, Document, Place, Question};
 use facts::{Facts, Known};
 use told::Shown;
 
-/// Requests that are being answered at one time; more wait to be accepted.
-const AT_ONCE: usize = 128;
-/// A client has so long to say what it wants, and twice that to take the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// So much of a body that is too long is read and thrown away, in bytes.
-const DISCARDED: usize = 1 << 20;
-/// After the operating system gave no connection.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The manager has so long to turn to a question about itself.
+const TURN: Duration = Duration::from_secs(3);
 
 /// Bound, and not served yet.
 pub struct Rest {
-    listener: TcpListener,
-    listen: SocketAddr,
+    server: Server,
     access: Access,
-    tls: Option<Arc<tls::Tls>>,
 }
 
 impl Rest {
@@ -80,43 +60,30 @@ impl Rest {
     ///
     /// # Errors
     /// The address is taken, or not of this host; the password or the certificate can't be used.
-    pub async fn bind(config: &Config) -> anyhow::Result<Option<Self>> {
+    pub fn bind(config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(rest) = &config.rest else { return Ok(None) };
         let access = Access::load(rest).map_err(|error| config.told("rest.password_file", &error.to_string()))?;
-        let tls = rest.certificate.clone().map(tls::Tls::load).transpose();
-        let tls = tls.map_err(|error| config.told(error.key, &error.told))?.map(Arc::new);
-        let listen = rest.listen;
-        let bound = TcpListener::bind(listen).await;
-        let listener = bound.map_err(|error| config.cannot_listen("rest.listen", &listen.to_string(), &error))?;
-        Ok(Some(Self { listener, listen, access, tls }))
+        let keys = ("rest.tls_certificate_file", "rest.tls_key_file");
+        let tls = rest.certificate.clone().map(|files| Tls::load(files, keys)).transpose();
+        let tls = tls.map_err(|error| config.told(error.key, &error.told))?;
+        let server = Server::bind(rest.listen, tls)
+            .map_err(|error| config.cannot_listen("rest.listen", &rest.listen.to_string(), &error))?;
+        Ok(Some(Self { server, access }))
     }
 
-    /// Answers for as long as it is polled.
-    pub async fn serve(self, manager: ManagerHandle, admin: impl Admin) {
-        let Self { listener, listen, access, tls } = self;
-        let room = Arc::new(Semaphore::new(AT_ONCE));
-        tracing::info!(%listen, tls = tls.is_some(), "answers in Patroni's words");
-        if let Some(tls) = &tls {
-            tokio::spawn(Arc::clone(tls).keep_fresh());
-        }
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let desk = Arc::new(Desk { manager, admin, access, api: (scheme, listen.port()) });
-        loop {
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((client, from)) => {
-                    let (desk, tls) = (Arc::clone(&desk), tls.clone());
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        meet(client, from.ip().to_canonical(), &desk, tls.as_deref()).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "no connection could be accepted");
-                    sleep(PAUSE).await;
-                }
-            }
-        }
+    /// Answers until what it gives is dropped, on a thread of its own. What has to wait for others runs where this is called,
+    /// which has to be inside of the manager's runtime: a flood of clients is none of its connections' affair.
+    ///
+    /// # Errors
+    /// The operating system gives no thread.
+    pub fn start(self, manager: ManagerHandle, admin: impl Admin) -> io::Result<Running> {
+        let Self { server, access } = self;
+        let (listen, tls) = (server.address(), server.encrypts());
+        let api = (if tls { "https" } else { "http" }, listen.port());
+        let desk = Desk { manager, admin, access, api, runtime: Handle::current() };
+        let running = server.start("rest", desk)?;
+        tracing::info!(%listen, tls, "answers in Patroni's words");
+        Ok(running)
     }
 }
 
@@ -127,126 +94,93 @@ struct Desk<A> {
     access: Access,
     /// How and at which port it answers.
     api: (&'static str, u16),
+    /// The manager's.
+    runtime: Handle,
 }
 
-async fn meet<A: Admin>(client: TcpStream, from: IpAddr, desk: &Arc<Desk<A>>, tls: Option<&tls::Tls>) {
-    let Some(tls) = tls else { return converse(client, from, desk).await };
-    match timeout(PATIENCE, tls.accept(client)).await {
-        Ok(Ok(client)) => converse(client, from, desk).await,
-        Ok(Err(error)) => tracing::debug!(%error, "a client of the API didn't come to terms about TLS"),
-        Err(_) => tracing::debug!("a client of the API took too long over TLS"),
-    }
+fn denied(denied: Denied) -> Reply {
+    Reply::text(denied.status(), format!("{}\n", denied.says()))
 }
 
-async fn converse<A: Admin>(client: impl AsyncRead + AsyncWrite + Unpin, from: IpAddr, desk: &Arc<Desk<A>>) {
-    // An operation takes its time, and only who may ask for one gets more.
-    let works = AtomicBool::new(false);
-    let respond = |request: Request<Incoming>| {
-        let reply = desk.respond(request, from, &works);
-        async move { Ok::<_, Infallible>(reply.await) }
-    };
-    let mut http = http1::Builder::new();
-    // One request for each connection: nobody keeps one open.
-    http.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false).half_close(true);
-    let conversation = http.serve_connection(TokioIo::new(client), service_fn(respond));
-    let too_long = async {
-        sleep(2 * PATIENCE).await;
-        if works.load(Ordering::Relaxed) {
-            sleep(perform::FOLLOWED + 2 * PATIENCE).await;
-        }
-    };
-    // Whoever breaks off, or doesn't read, has what it wanted, or comes again.
-    tokio::select! {
-        ended = conversation => match ended {
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%error, "a client of the API broke off"),
-        },
-        () = too_long => tracing::debug!("a client of the API took too long"),
-    }
-}
-
-/// An answer before it is put on the wire.
-#[derive(Debug, PartialEq, Eq)]
-struct Reply {
-    status: u16,
-    kind: &'static str,
-    body: String,
-}
-
-impl Reply {
-    fn json(status: u16, body: &serde_json::Value) -> Self {
-        Self { status, kind: "application/json", body: body.to_string() }
-    }
-
-    fn text(status: u16, text: impl Into<String>) -> Self {
-        Self { status, kind: "text/plain; charset=utf-8", body: text.into() }
-    }
-
-    fn denied(denied: Denied) -> Self {
-        Self::text(denied.status(), format!("{}\n", denied.says()))
-    }
-
-    fn without_body(self) -> Self {
-        Self { body: String::new(), ..self }
+impl<A: Admin> Answers for Desk<A> {
+    fn answer(self: Arc<Self>, asked: Asked) -> Answer {
+        if asked.reads() { self.read(&asked) } else { self.change(asked) }
     }
 }
 
 impl<A: Admin> Desk<A> {
-    async fn respond(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-        from: IpAddr,
-        works: &AtomicBool,
-    ) -> Response<Full<Bytes>> {
-        let (head, body) = request.into_parts();
-        let (method, path) = (head.method, head.uri.path().to_owned());
-        if [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method) {
-            let reply = self.read(&path, head.uri.query().unwrap_or_default()).await;
-            return response(&path, if method == Method::GET { reply } else { reply.without_body() });
+    fn read(self: &Arc<Self>, asked: &Asked) -> Answer {
+        let (path, query) = (asked.head.uri.path().to_owned(), asked.query().to_owned());
+        let this = Arc::clone(self);
+        match asked::place(&path) {
+            Some(Place::Document(Document::Cluster)) => Answer::Soon(Box::pin(async move {
+                let there = Arc::clone(&this);
+                let told = this.turn(async move { perform::members(&there.manager, &there.admin).await }).await;
+                this.look(|facts| answer(&path, &query, facts, &told.unwrap_or_default()))
+            })),
+            // Only the manager's own thread can say that it isn't stuck.
+            Some(Place::Question(Question::Liveness)) => Answer::Soon(Box::pin(async move {
+                let there = Arc::clone(&this);
+                let look = async move { there.look(|facts| answer(&path, &query, facts, &BTreeMap::new())) };
+                let stuck = || Reply::text(503, "the manager doesn't turn to this question\n");
+                this.turn(look).await.unwrap_or_else(stuck)
+            })),
+            Some(Place::Document(_) | Place::Question(_)) | None => {
+                Answer::Now(dressed(&path, self.look(|facts| answer(&path, &query, facts, &BTreeMap::new()))))
+            }
         }
-        // Whoever is refused has sent it all the same, and reads no answer before.
-        let body = received(body).await;
-        let Some(change) = orders::change(method.as_str(), &path) else {
-            return response(&path, no_such(&path, &method));
-        };
+    }
+
+    fn change(self: &Arc<Self>, asked: Asked) -> Answer {
+        let Asked { head, body, from } = asked;
+        let (method, path) = (head.method, head.uri.path().to_owned());
+        let now = |reply| Answer::Now(dressed(&path, reply));
+        let Some(change) = orders::change(method.as_str(), &path) else { return now(no_such(&path, &method)) };
         let authorization = head.headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let user = match self.access.admit(from, authorization) {
             Ok(user) => user.to_owned(),
-            Err(denied) => {
-                tracing::info!(event = events::REST_REFUSED, client = %from, %method, path, error = denied.says(), "a change was refused");
-                return response(&path, Reply::denied(denied));
+            Err(why) => {
+                tracing::info!(event = events::REST_REFUSED, client = %from, %method, path, error = why.says(), "a change was refused");
+                return now(denied(why));
             }
         };
-        let order = body.and_then(|body| orders::order(change, &body));
-        works.store(order.is_ok(), Ordering::Relaxed);
-        // Whoever hangs up meanwhile stops nothing: what has begun comes to its end, and into the log.
-        let (desk, asked_for) = (Arc::clone(self), path.clone());
-        let work = tokio::spawn(async move {
-            let reply = desk.carry_out(&user, order).await;
+        let order = body.map_err(unread).and_then(|body| orders::order(change, &body));
+        let told = move |user: &str, reply: &Reply| {
             let status = reply.status;
-            tracing::info!(event = events::REST_CHANGE, user, client = %from, %method, path = asked_for, status, "a change was asked for");
-            reply
-        });
-        let lost = |_| Reply::text(500, "the manager broke off: look at its log, and whether it was done\n");
-        response(&path, work.await.unwrap_or_else(lost))
-    }
-
-    async fn carry_out(&self, user: &str, order: Result<orders::Order, Reply>) -> Reply {
-        match order {
-            Ok(order) => {
-                let config = || self.look(|facts| Reply::json(200, &documents::config(facts)));
-                perform::perform(&self.manager, &self.admin, perform::Asked { user, order }, config).await
-            }
-            Err(refusal) => refusal,
-        }
-    }
-
-    async fn read(&self, path: &str, query: &str) -> Reply {
-        let told = match asked::place(path) {
-            Some(Place::Document(Document::Cluster)) => perform::members(&self.manager, &self.admin).await,
-            Some(Place::Document(_) | Place::Question(_)) | None => BTreeMap::new(),
+            tracing::info!(event = events::REST_CHANGE, user, client = %from, %method, path, status, "a change was asked for");
         };
-        self.look(|facts| answer(path, query, facts, &told))
+        let order = match order {
+            Ok(order) => order,
+            Err(refusal) => {
+                told(&user, &refusal);
+                return Answer::Now(refusal);
+            }
+        };
+        let this = Arc::clone(self);
+        let carry_out = async move {
+            let runtime = this.runtime.clone();
+            // Whoever hangs up meanwhile stops nothing: what has begun comes to its end, and into the log.
+            let work = runtime.spawn(async move {
+                let reply = this.carry_out(&user, order).await;
+                told(&user, &reply);
+                reply
+            });
+            let lost = |_| Reply::text(500, "the manager broke off: look at its log, and whether it was done\n");
+            work.await.unwrap_or_else(lost)
+        };
+        Answer::Later(perform::FOLLOWED + 2 * PATIENCE, Box::pin(carry_out))
+    }
+
+    /// Has the manager's thread do something, which ends with the one who waits for it; `None`: it didn't in time.
+    async fn turn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let mut one = JoinSet::new();
+        one.spawn_on(work, &self.runtime);
+        timeout(TURN, one.join_next()).await.ok()??.ok()
+    }
+
+    async fn carry_out(&self, user: &str, order: orders::Order) -> Reply {
+        let config = || self.look(|facts| Reply::json(200, &documents::config(facts)));
+        perform::perform(&self.manager, &self.admin, perform::Asked { user, order }, config).await
     }
 
     fn look<T>(&self, answer: impl FnOnce(&Facts<'_>) -> T) -> T {
@@ -254,32 +188,13 @@ impl<A: Admin> Desk<A> {
     }
 }
 
-/// The body of a request that changes something. What is too long is read to its end, within reason: a client that still
-/// sends when the connection is closed never sees the answer.
-async fn received<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Result<Vec<u8>, Reply> {
-    let (mut bytes, mut length) = (Vec::new(), 0_usize);
-    let read = async {
-        while let Some(frame) = body.frame().await {
-            let data = frame.map_err(drop)?.into_data().unwrap_or_default();
-            length = length.saturating_add(data.len());
-            match length {
-                0..=orders::BODY_MAX => bytes.extend_from_slice(&data),
-                _ if length > DISCARDED => break,
-                _ => bytes.clear(),
-            }
-        }
-        Ok::<_, ()>(())
+fn unread(why: Unread) -> Reply {
+    let (status, why) = match why {
+        Unread::TooSlow => (408, format!("the body took more than {} s", PATIENCE.as_secs())),
+        Unread::Broken => (400, "the body broke off".to_owned()),
+        Unread::TooLong => (413, format!("the body has more than {BODY_MAX} bytes")),
     };
-    match timeout(PATIENCE, read).await {
-        Err(_) => {
-            Err(Reply::text(408, format!("the body took more than {} s; nothing was changed\n", PATIENCE.as_secs())))
-        }
-        Ok(Err(())) => Err(Reply::text(400, "the body broke off; nothing was changed\n")),
-        Ok(Ok(())) if length > orders::BODY_MAX => {
-            Err(Reply::text(413, format!("the body has more than {} bytes; nothing was changed\n", orders::BODY_MAX)))
-        }
-        Ok(Ok(())) => Ok(bytes),
-    }
+    Reply::text(status, format!("{why}; nothing was changed\n"))
 }
 
 /// A verb that isn't offered, or not there.
@@ -300,20 +215,16 @@ fn allowed(path: &str) -> String {
     reads.into_iter().chain(orders::verbs(path)).collect::<Vec<_>>().join(", ")
 }
 
-fn response(path: &str, reply: Reply) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(reply.body)));
-    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.kind));
-    if reply.status == 405
-        && let Ok(verbs) = HeaderValue::from_str(&allowed(path))
-    {
-        headers.insert(ALLOW, verbs);
+/// With the headers that its status asks for.
+fn dressed(path: &str, reply: Reply) -> Reply {
+    match (reply.status, HeaderValue::from_str(&allowed(path))) {
+        (405, Ok(verbs)) => reply.with(ALLOW, verbs),
+        (401, _) => {
+            let asks = HeaderValue::from_static("Basic realm=\"Matriarch\", charset=\"UTF-8\"");
+            reply.with(WWW_AUTHENTICATE, asks)
+        }
+        _ => reply,
     }
-    if reply.status == 401 {
-        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Matriarch\", charset=\"UTF-8\""));
-    }
-    response
 }
 
 /// Gathers what an answer may go by.
@@ -347,9 +258,7 @@ fn answer(path: &str, query: &str, facts: &Facts<'_>, told: &BTreeMap<MemberId, 
         Some(Place::Document(Document::Cluster)) => Reply::json(200, &documents::cluster(facts, told)),
         Some(Place::Document(Document::History)) => Reply::json(200, &documents::history(facts)),
         Some(Place::Document(Document::Config)) => Reply::json(200, &documents::config(facts)),
-        Some(Place::Document(Document::Metrics)) => {
-            Reply { status: 200, kind: "text/plain; version=0.0.4; charset=utf-8", body: metrics::page(facts) }
-        }
+        Some(Place::Document(Document::Metrics)) => Reply::metrics(metrics::page(facts)),
         None if orders::verbs(path).next().is_some() => no_such(path, &Method::GET),
         None => unknown(path),
     }

@@ -8,9 +8,6 @@ use serde_json::{Map, Value};
 use super::Reply;
 use crate::domain::settings_document::member_key;
 
-/// The largest body that is read, in bytes.
-pub const BODY_MAX: usize = 64 << 10;
-
 /// What a verb does at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {

@@ -2,7 +2,7 @@
 //! who is connected where, and who waits. The lock is never held across an await.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -16,6 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Status, Unwatched,
+    figures::{CountFigures, Figures, PortFigures, RouteFigures},
     table::{Bounds, Cut, Heard, Port, Rules, Stamp, Table, Verdict, View},
 };
 use crate::{
@@ -44,7 +45,6 @@ pub struct Desk {
     /// What was counted since the start, by port.
     counts: [Counts; PORTS],
     turn: AtomicUsize,
-    held: AtomicUsize,
     /// False acknowledgements turned into an unknown outcome.
     turned: AtomicU64,
     /// Something was counted that is to be told.
@@ -69,14 +69,24 @@ pub struct Counts {
     pub cut: AtomicU64,
     /// Sessions that ended between two transactions, for their server or the router was about to stop.
     pub drained: AtomicU64,
-    /// Bytes of clients that were handed on.
-    pub bytes_up: AtomicU64,
-    /// Bytes of servers that were handed on.
-    pub bytes_down: AtomicU64,
+    /// Connections that wait for a server now.
+    pub held: AtomicUsize,
     /// Microseconds that all connections were held before their sessions began.
     pub held_micros: AtomicU64,
     /// The longest of them.
     pub held_micros_max: AtomicU64,
+}
+
+/// What one port and one server have seen of each other since the start.
+#[derive(Debug, Default)]
+pub struct Route {
+    /// Bytes of clients that were handed on.
+    pub bytes_up: AtomicU64,
+    /// Bytes of the server that were handed on.
+    pub bytes_down: AtomicU64,
+    begun: AtomicU64,
+    /// Sessions now. Changed under the desk's lock only.
+    open: AtomicUsize,
 }
 
 /// What a session is told.
@@ -95,8 +105,11 @@ struct Inner {
     leaving: bool,
     sessions: HashMap<u64, Entry>,
     next: u64,
+    /// By port and member: as many as there ever were members.
+    routes: BTreeMap<(Port, MemberId), Arc<Route>>,
     /// Since the start.
     unwatched: Unwatched,
+    unwatched_now: usize,
     stale: bool,
     /// Managers of another cluster, to complain of each once.
     strangers: HashSet<MemberId>,
@@ -106,6 +119,7 @@ struct Inner {
 struct Entry {
     stamp: Stamp,
     port: Port,
+    route: Arc<Route>,
     established: bool,
     watched: bool,
     /// It was told to end as soon as nothing is under way.
@@ -120,6 +134,7 @@ pub struct Pass {
     desk: Arc<Desk>,
     id: u64,
     port: Port,
+    route: Arc<Route>,
     told: oneshot::Receiver<Signal>,
 }
 
@@ -138,14 +153,15 @@ impl Desk {
                 leaving: false,
                 sessions: HashMap::new(),
                 next: 0,
+                routes: BTreeMap::new(),
                 unwatched: Unwatched::default(),
+                unwatched_now: 0,
                 stale: false,
                 strangers: HashSet::new(),
             }),
             knocking: [(); PORTS].map(|()| Semaphore::new(KNOCKING)),
             counts: Default::default(),
             turn: AtomicUsize::new(0),
-            held: AtomicUsize::new(0),
             turned: AtomicU64::new(0),
             counted: Notify::new(),
         }
@@ -218,7 +234,7 @@ impl Desk {
             inner.sessions.iter().filter_map(|(id, e)| view.cut(&e.stamp, now).map(|cut| (*id, cut))).collect();
         let mut established = 0;
         for (id, cut) in ends {
-            let Some(entry) = inner.sessions.remove(&id) else { continue };
+            let Some(entry) = inner.forget(id) else { continue };
             if entry.established {
                 established += 1;
                 self.counts(entry.port).cut.fetch_add(1, Ordering::Relaxed);
@@ -268,9 +284,10 @@ impl Desk {
     }
 
     /// Counts a held connection.
-    pub fn hold_one(&self) -> Held<'_> {
-        self.held.fetch_add(1, Ordering::Relaxed);
-        Held(&self.held)
+    pub fn hold_one(&self, port: Port) -> Held<'_> {
+        let held = &self.counts(port).held;
+        held.fetch_add(1, Ordering::Relaxed);
+        Held(held)
     }
 
     /// Registers a connection to the backend of `stamp`. `None` when the state has moved on.
@@ -283,9 +300,11 @@ impl Desk {
         inner.next += 1;
         let (tell, told) = oneshot::channel();
         let (stamp, tell) = (stamp.clone(), Some(tell));
-        let entry = Entry { stamp, port, established: false, watched: true, drains: false, tell };
+        let route = Arc::clone(inner.routes.entry((port, stamp.backend.member.clone())).or_default());
+        let ours = Arc::clone(&route);
+        let entry = Entry { stamp, port, route, established: false, watched: true, drains: false, tell };
         inner.sessions.insert(id, entry);
-        Some(Pass { desk: Arc::clone(self), id, port, told })
+        Some(Pass { desk: Arc::clone(self), id, port, route: ours, told })
     }
 
     /// Where a request to cancel may have to go: to the primary, or to each
@@ -308,7 +327,7 @@ impl Desk {
     pub fn status(&self) -> Status {
         let inner = self.lock();
         let view = inner.table.view();
-        let count = |port| inner.sessions.values().filter(|e| e.established && e.port == port).count();
+        let count = |port| inner.routes_of(port).map(|(_, route)| route.open.load(Ordering::Relaxed)).sum();
         Status {
             version: view.version,
             primary: view.primary.clone(),
@@ -320,10 +339,10 @@ impl Desk {
             sessions_read_only: count(Port::ReadOnly),
             sessions_sync_only: count(Port::SyncOnly),
             draining: view.draining,
-            held: self.held.load(Ordering::Relaxed),
+            held: self.counts.iter().map(|counts| counts.held.load(Ordering::Relaxed)).sum(),
             cut_total: self.total(|counts| &counts.cut),
             drained_total: self.total(|counts| &counts.drained),
-            unwatched_now: inner.sessions.values().filter(|e| e.established && !e.watched).count(),
+            unwatched_now: inner.unwatched_now,
             unwatched: inner.unwatched,
             false_acks_turned: self.turned.load(Ordering::Relaxed),
         }
@@ -331,22 +350,65 @@ impl Desk {
 
     /// What each port has seen, into the log.
     pub fn tell_counts(&self) {
-        for port in [Port::ReadWrite, Port::ReadOnly, Port::SyncOnly] {
-            let count = |of: fn(&Counts) -> &AtomicU64| of(self.counts(port)).load(Ordering::Relaxed);
+        for PortFigures { port, counts: c, routes, .. } in self.figures().ports {
+            let bytes = |of: fn(&RouteFigures) -> u64| routes.iter().map(of).sum::<u64>();
             info!(
                 port = port.name(),
-                accepted = count(|c| &c.accepted),
-                sessions = count(|c| &c.begun),
-                refused = count(|c| &c.refused),
-                malformed = count(|c| &c.malformed),
-                cut = count(|c| &c.cut),
-                drained = count(|c| &c.drained),
-                bytes_up = count(|c| &c.bytes_up),
-                bytes_down = count(|c| &c.bytes_down),
-                held_ms = count(|c| &c.held_micros) / 1_000,
-                held_ms_max = count(|c| &c.held_micros_max) / 1_000,
+                accepted = c.accepted,
+                sessions = c.begun,
+                refused = c.refused,
+                malformed = c.malformed,
+                cut = c.cut,
+                drained = c.drained,
+                bytes_up = bytes(|route| route.bytes_up),
+                bytes_down = bytes(|route| route.bytes_down),
+                held_ms = c.held.as_millis(),
+                held_ms_max = c.held_max.as_millis(),
                 "what came in by this port since the start"
             );
+        }
+    }
+
+    /// Everything that is told of the router.
+    pub fn figures(&self) -> Figures {
+        let inner = self.lock();
+        let (view, now) = (inner.table.view(), now());
+        let port = |port| {
+            let counts = self.counts(port);
+            let count = |of: fn(&Counts) -> &AtomicU64| of(counts).load(Ordering::Relaxed);
+            let routes = inner.routes_of(port).map(|(member, route)| RouteFigures {
+                member: member.clone(),
+                open: route.open.load(Ordering::Relaxed),
+                begun: route.begun.load(Ordering::Relaxed),
+                bytes_up: route.bytes_up.load(Ordering::Relaxed),
+                bytes_down: route.bytes_down.load(Ordering::Relaxed),
+            });
+            PortFigures {
+                port,
+                closed: view.lead(port, 0, &[], now).err(),
+                held_now: counts.held.load(Ordering::Relaxed),
+                counts: CountFigures {
+                    accepted: count(|c| &c.accepted),
+                    begun: count(|c| &c.begun),
+                    refused: count(|c| &c.refused),
+                    malformed: count(|c| &c.malformed),
+                    cut: count(|c| &c.cut),
+                    drained: count(|c| &c.drained),
+                    held: Duration::from_micros(count(|c| &c.held_micros)),
+                    held_max: Duration::from_micros(count(|c| &c.held_micros_max)),
+                },
+                routes: routes.collect(),
+            }
+        };
+        Figures {
+            view: view.clone(),
+            stale: view.is_stale(now),
+            confirmed_age: view.version.map(|_| now.since(view.confirmed_at)),
+            managers_followed: inner.table.followed(),
+            ports: [Port::ReadWrite, Port::ReadOnly, Port::SyncOnly].map(port).into(),
+            unwatched_now: inner.unwatched_now,
+            unwatched: inner.unwatched,
+            false_acks_turned: self.turned.load(Ordering::Relaxed),
         }
     }
 
@@ -374,6 +436,23 @@ impl Desk {
             event = events::SESSIONS_UNWATCHED,
             open, tls, gss, muted, false_acks_turned, "sessions come in that are not watched for cancelled commits"
         );
+    }
+}
+
+impl Inner {
+    /// The routes of one port.
+    fn routes_of(&self, port: Port) -> impl Iterator<Item = (&MemberId, &Arc<Route>)> {
+        self.routes.iter().filter(move |((of, _), _)| *of == port).map(|((_, member), route)| (member, route))
+    }
+
+    /// Nothing of a session counts from here on.
+    fn forget(&mut self, id: u64) -> Option<Entry> {
+        let entry = self.sessions.remove(&id)?;
+        if entry.established {
+            entry.route.open.fetch_sub(1, Ordering::Relaxed);
+            self.unwatched_now -= usize::from(!entry.watched);
+        }
+        Some(entry)
     }
 }
 
@@ -408,10 +487,13 @@ impl Pass {
         let (view, leaving) = (inner.table.view().clone(), inner.leaving);
         if let Some(entry) = inner.sessions.get_mut(&self.id) {
             (entry.established, entry.watched) = (true, unwatched.is_none());
+            entry.route.open.fetch_add(1, Ordering::Relaxed);
             // The state may have moved on since it was led here.
             entry.drain(leaving || view.drains(&entry.stamp));
+            inner.unwatched_now += usize::from(unwatched.is_some());
         }
         self.counts().begun.fetch_add(1, Ordering::Relaxed);
+        self.route.begun.fetch_add(1, Ordering::Relaxed);
         if let Some(one) = unwatched {
             inner.unwatched.add(one);
             self.desk.counted.notify_one();
@@ -464,30 +546,15 @@ impl Pass {
         self.desk.counts(self.port)
     }
 
-    /// The same, for whoever has to change this meanwhile.
-    pub fn shared_counts(&self) -> SharedCounts {
-        SharedCounts { desk: Arc::clone(&self.desk), port: self.port }
-    }
-}
-
-/// What is counted for one port.
-#[derive(Debug)]
-pub struct SharedCounts {
-    desk: Arc<Desk>,
-    port: Port,
-}
-
-impl std::ops::Deref for SharedCounts {
-    type Target = Counts;
-
-    fn deref(&self) -> &Counts {
-        self.desk.counts(self.port)
+    /// What is counted for its port and its server.
+    pub fn shared_counts(&self) -> Arc<Route> {
+        Arc::clone(&self.route)
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.desk.lock().sessions.remove(&self.id);
+        self.desk.lock().forget(self.id);
     }
 }
 

@@ -10,14 +10,15 @@
 //!
 //! Start with [`table`] (where to, pure), `wire` and `follower` (the protocol, pure);
 //! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
-//! `watch` follows the managers, `desk` is what they share.
+//! `watch` follows the managers, `desk` is what they share; `face` answers those who look at it with `figures` (pure).
 
 mod bulk;
 mod carry;
 mod desk;
+mod face;
+mod figures;
 mod follower;
 mod heir;
-mod lobby;
 mod origin;
 mod proxy;
 mod requests;
@@ -51,10 +52,17 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::config::{Config, RouterConfig};
+use crate::{
+    config::{Config, RouterConfig},
+    net::{
+        http,
+        lobby::{self, Lobby},
+    },
+};
 use desk::Desk;
+use face::Face;
+use figures::Fixed;
 use heir::{Inheritance, Line, NoHeir};
-use lobby::Lobby;
 pub use table::Port;
 use table::{Backend, Bounds, Rules, Version};
 use threads::Threads;
@@ -64,14 +72,16 @@ pub use tls::TlsError;
 /// Clients above `max_sessions` that are being told so, or cancel something.
 /// Above this a connection is closed without a word.
 const CROWD: usize = 64;
+/// So many may say nothing at one time.
+const SILENT: usize = 1_024;
 /// Served at most, whatever they are.
 const fn most(max_sessions: usize) -> usize {
-    max_sessions.saturating_add(CROWD + lobby::ROOM)
+    max_sessions.saturating_add(CROWD + SILENT)
 }
 /// Sessions that are not watched are told of at most this often.
 const TELL: Duration = Duration::from_secs(60);
 /// File descriptors apart from those of sessions.
-const OTHER_FILES: u64 = 128 + (CROWD + lobby::ROOM) as u64;
+const OTHER_FILES: u64 = 128 + (CROWD + SILENT + http::MOST) as u64;
 
 /// Why a router did not start.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +114,14 @@ pub enum RouterError {
     /// The router that was to hand its ports over did not.
     #[error("the router that was to hand its ports over did not")]
     NotBegun(#[source] io::Error),
+    /// The same of the port for its statistics.
+    #[error("listen on {address} for its statistics")]
+    Metrics {
+        /// Where.
+        address: SocketAddr,
+        /// The cause.
+        source: io::Error,
+    },
 }
 
 /// What a router knows and does at one moment.
@@ -173,6 +191,8 @@ pub struct Router {
     access: Access,
     desk: Arc<Desk>,
     ports: Vec<(Port, TcpListener)>,
+    /// For those who look at it.
+    metrics: Option<http::Server>,
     /// So long sessions may take to come to an end when the router stops.
     drain: Duration,
     /// How many threads carry sessions.
@@ -198,6 +218,7 @@ struct Access {
 pub struct RouterHandle {
     desk: Arc<Desk>,
     ports: Vec<(Port, SocketAddr)>,
+    metrics: Option<SocketAddr>,
 }
 
 impl RouterHandle {
@@ -209,6 +230,11 @@ impl RouterHandle {
     /// Where a port listens.
     pub fn port(&self, port: Port) -> Option<SocketAddr> {
         self.ports.iter().find(|(of, _)| *of == port).map(|(_, address)| *address)
+    }
+
+    /// Where it tells its statistics.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Where the read-write port listens.
@@ -244,6 +270,9 @@ fn told(config: &Config, error: RouterError) -> anyhow::Error {
             let key = format!("router.{}", purpose.replace('-', "_"));
             config.cannot_listen(&key, &address.to_string(), &source).into()
         }
+        RouterError::Metrics { address, source } => {
+            config.cannot_listen("router.metrics", &address.to_string(), &source).into()
+        }
         RouterError::Tls(TlsError { key, told }) => config.told(key, &told).into(),
         error => error.into(),
     }
@@ -270,8 +299,13 @@ impl Router {
             weights: router.read_only_weights,
             primary_too: router.read_only_from_primary,
         };
-        let access =
-            Access { max_sessions, lobby: Lobby::new(max_sessions), tls_required, proxied: router.proxy_protocol, tls };
+        let access = Access {
+            max_sessions,
+            lobby: Lobby::new(max_sessions, SILENT),
+            tls_required,
+            proxied: router.proxy_protocol,
+            tls,
+        };
         let timings = config.cluster.timings;
         let own = Bounds { stale: timings.router_stale, hold: timings.router_hold };
         let desk = Arc::new(Desk::new(config.cluster.members.len(), own, rules));
@@ -283,13 +317,23 @@ impl Router {
                 ports.push((port, listen(address, port, inherited).await?));
             }
         }
-        Ok(Self { config, access, desk, ports, drain, threads, line: None, inheritance })
+        let metrics = router.metrics.map(|address| {
+            let inherited = inheritance.as_mut().and_then(|inheritance| inheritance.take(address));
+            let server = inherited.map_or_else(|| http::Server::bind(address, None), http::Server::inherit);
+            server.map_err(|source| RouterError::Metrics { address, source })
+        });
+        let metrics = metrics.transpose()?;
+        Ok(Self { config, access, desk, ports, metrics, drain, threads, line: None, inheritance })
     }
 
     /// A handle to look at it while it runs.
     pub fn handle(&self) -> RouterHandle {
         let address = |(port, listener): &(Port, TcpListener)| Some((*port, listener.local_addr().ok()?));
-        RouterHandle { desk: Arc::clone(&self.desk), ports: self.ports.iter().filter_map(address).collect() }
+        RouterHandle {
+            desk: Arc::clone(&self.desk),
+            ports: self.ports.iter().filter_map(address).collect(),
+            metrics: self.metrics.as_ref().map(http::Server::address),
+        }
     }
 
     /// Serves until `shutdown` says true, or until whoever could say so is gone. Once it has an heir, until its last session
@@ -299,7 +343,7 @@ impl Router {
     /// When it is an heir, and could not begin.
     pub async fn run(self, mut shutdown: state::Receiver<bool>) -> Result<(), RouterError> {
         let handle = self.handle();
-        let Self { config, access, desk, ports, drain, threads, line, inheritance } = self;
+        let Self { config, access, desk, ports, metrics, drain, threads, line, inheritance } = self;
         let threads = Threads::start(threads);
         raise_file_limit(access.max_sessions, threads.count());
         // Dropped at the end of this function, these end everything that was started here.
@@ -311,9 +355,17 @@ impl Router {
         background.spawn(watch_staleness(Arc::clone(&desk)));
         background.spawn(tell_unwatched(Arc::clone(&desk)));
         background.spawn(Arc::clone(&access.tls).keep_fresh());
+        let face = Fixed {
+            listens: handle.ports.clone(),
+            max_sessions: access.max_sessions,
+            managers: config.cluster.members.len(),
+        };
+        // An heir's heir gets it, too.
+        let metrics_socket = metrics.as_ref().and_then(|server| server.duplicate().ok());
         info!(
             ports = ?handle.ports,
             threads = threads.count(),
+            metrics = ?handle.metrics,
             max_sessions = access.max_sessions,
             tls_ends_here = access.tls.ends_here(),
             tls_goes_on = access.tls.goes_on(),
@@ -329,6 +381,7 @@ impl Router {
                 _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
             },
         }
+        let metrics = metrics.and_then(|server| show(server, Face::new(Arc::clone(&desk), face)));
         let mut appointed = JoinSet::new();
         let heir = loop {
             let (client, port) = select! {
@@ -337,7 +390,7 @@ impl Router {
                 line = told_to_appoint(&mut called) => {
                     if appointed.is_empty() {
                         info!(program = %line.program(), "the ports are to be handed to a new process");
-                        appointed.spawn(heir::appoint(line, duplicates(&ports)));
+                        appointed.spawn(heir::appoint(line, duplicates(&ports, metrics_socket.as_ref())));
                     }
                     continue;
                 },
@@ -364,7 +417,7 @@ impl Router {
         };
         // Whoever comes from here on goes to the heir. Where there is none they are refused by the kernel, and go to another
         // router or to none.
-        drop(ports);
+        drop((ports, metrics, metrics_socket));
         if let Some(pid) = heir {
             heir::tell_supervisor(Some(pid));
             info!(pid, sessions = clients.len(), "a new process has the ports; sessions of this one go on");
@@ -391,6 +444,12 @@ impl Router {
     }
 }
 
+/// Statistics are no reason not to lead clients.
+fn show(server: http::Server, face: Face) -> Option<http::Running> {
+    let running = server.start("router-metrics", face);
+    running.inspect_err(|error| warn!(%error, "the statistics can't be told, the router runs without them")).ok()
+}
+
 /// An heir has begun when it could lead clients, and the other router knows.
 async fn begin(desk: &Desk, inheritance: Inheritance) -> Result<(), RouterError> {
     let mut views = desk.views();
@@ -413,13 +472,14 @@ async fn told_to_appoint(called: &mut Option<(Line, Signal)>) -> Line {
     std::future::pending().await
 }
 
-fn duplicates(ports: &[(Port, TcpListener)]) -> Vec<OwnedFd> {
+fn duplicates(ports: &[(Port, TcpListener)], metrics: Option<&OwnedFd>) -> Vec<OwnedFd> {
     let duplicate = |(port, listener): &(Port, TcpListener)| {
         let duplicate = listener.as_fd().try_clone_to_owned();
         // The heir binds what it isn't given, can't, and ends with that.
         duplicate.inspect_err(|error| warn!(%error, ?port, "a socket could not be duplicated")).ok()
     };
-    ports.iter().filter_map(duplicate).collect()
+    let metrics = metrics.and_then(|socket| socket.try_clone().ok());
+    ports.iter().filter_map(duplicate).chain(metrics).collect()
 }
 
 fn admit(

@@ -304,7 +304,7 @@ impl Guest {
         let start = Instant::now();
         let hold = self.desk.views().borrow().bounds.hold;
         let mut why = String::new();
-        let _held = self.desk.hold_one();
+        let _held = self.desk.hold_one(self.port);
         let bound = self.client.is_encrypted();
         let search =
             Search { desk: &self.desk, tls: &self.access.tls, port: self.port, turn: self.turn, packet, expect, bound };

@@ -133,7 +133,7 @@ pub enum Verdict {
 }
 
 /// Which of the router's ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Port {
     /// Leads to the primary.
     ReadWrite,
@@ -150,6 +150,15 @@ impl Port {
             Self::ReadWrite => "read-write",
             Self::ReadOnly => "read-only",
             Self::SyncOnly => "sync-only",
+        }
+    }
+
+    /// As it is called in the configuration, and by programs.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::ReadWrite => "read_write",
+            Self::ReadOnly => "read_only",
+            Self::SyncOnly => "sync_only",
         }
     }
 }

@@ -31,6 +31,7 @@ impl Files {
             read_write: ([127, 0, 0, 1], 0).into(),
             read_only: None,
             sync_only: None,
+            metrics: None,
             read_only_max_lag: None,
             read_only_from_primary: true,
             read_only_weights: [].into(),

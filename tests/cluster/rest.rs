@@ -122,6 +122,22 @@ fn states(rig: &Rig, host: &str) -> Vec<String> {
     states
 }
 
+/// Far more than are kept.
+const SILENT: usize = 500;
+
+fn who_says_nothing_keeps_nobody_waiting(rig: &Rig, host: &str) {
+    let at = rig.contact(host).unwrap();
+    let connect = |_| TcpStream::connect((at.address.as_str(), at.rest_port)).unwrap();
+    let silent: Vec<TcpStream> = (0..SILENT).map(connect).collect();
+    let began = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(asked(rig, host, "GET", "/health").unwrap().0, 200);
+        assert_eq!(asked(rig, host, "GET", "/liveness").unwrap().0, 200);
+    }
+    println!("20 answers beside {} who say nothing: {:?}", silent.len(), began.elapsed());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+}
+
 fn settings_are_changed_all_or_none(rig: &Rig, host: &str, all: &[String], login: &str) {
     let config = ("PATCH", "/config");
     let before = document(rig, host, "/config");
@@ -169,6 +185,7 @@ fn what_patronis_api_changes_changes(rig: &Rig, before: &StatusReply) -> Promise
     let own = document(rig, host, "/patroni");
     assert!(own["postmaster_start_time"].as_str().unwrap().ends_with("+00:00"), "{own}");
     assert!(own["xlog"]["replayed_timestamp"].is_string() && own.get("pending_restart").is_none(), "{own}");
+    who_says_nothing_keeps_nobody_waiting(rig, host);
     settings_are_changed_all_or_none(rig, host, &all, &login);
 
     let restarted = told(rig, host, ("POST", "/restart"), Some(&login), "");

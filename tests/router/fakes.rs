@@ -2,7 +2,7 @@
 //! PostgreSQL to be told apart, and a client that sees every byte.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     pin::Pin,
     sync::{Arc, Mutex, atomic::AtomicUsize, atomic::Ordering},
@@ -390,6 +390,8 @@ pub struct Options {
     pub max_sessions: usize,
     pub drain: Duration,
     pub proxied: bool,
+    /// Where it tells its statistics; its other ports are on the same address.
+    pub metrics: Option<SocketAddr>,
     pub certificate: Option<CertificateFiles>,
     pub tls_required: bool,
     pub postgresql_ca_file: Option<PathBuf>,
@@ -403,6 +405,7 @@ impl Default for Options {
             max_sessions: 100,
             drain: Duration::ZERO,
             proxied: false,
+            metrics: None,
             certificate: None,
             tls_required: false,
             postgresql_ca_file: None,
@@ -419,6 +422,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         agent_port: 2,
         postgres_port: 1,
     });
+    let any = SocketAddr::new(options.metrics.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip()), 0);
     let timings = Timings { router_stale: options.stale, router_hold: options.hold, ..Timings::of(Profile::Normal) };
     Config {
         file: "test.toml".into(),
@@ -434,9 +438,10 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         member: None,
         rest: None,
         router: Some(RouterConfig {
-            read_write: ([127, 0, 0, 1], 0).into(),
-            read_only: Some(([127, 0, 0, 1], 0).into()),
-            sync_only: Some(([127, 0, 0, 1], 0).into()),
+            read_write: any,
+            read_only: Some(any),
+            sync_only: Some(any),
+            metrics: options.metrics,
             read_only_max_lag: None,
             read_only_from_primary: true,
             read_only_weights: [].into(),
@@ -462,6 +467,11 @@ pub async fn router(managers: &[&Manager], options: Options) -> Running {
 }
 
 impl Running {
+    /// Where it tells its statistics.
+    pub fn metrics(&self) -> SocketAddr {
+        self.handle.metrics().expect("asked for in the options")
+    }
+
     /// Waits until the router is as described.
     pub async fn until(&self, what: &str, holds: impl Fn(&Status) -> bool) {
         let start = Instant::now();

@@ -21,6 +21,7 @@ use tokio_postgres::{Config, NoTls};
 
 use crate::{
     fakes::{Client, Manager, SOON},
+    figures::asked,
     measure::router_command,
     real::Server,
 };
@@ -202,6 +203,15 @@ async fn what_stands_in_the_way_of_an_heir_leaves_everything_as_it_was() {
     let (mut old, _) = Client::session(address).await;
     let file = dir.path().join("router.toml");
     let good = fs::read_to_string(&file).unwrap();
+    // With a port more, which is free, and statistics, which its own heir has, too.
+    let [more, metrics] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let ready = || async move { asked(metrics, "GET /ready").await.0 };
+    fs::write(&file, format!("{good}read_only = \"{more}\"\nmetrics = \"{metrics}\"\n")).unwrap();
+    for _ in 0..2 {
+        service.inherited();
+        assert_eq!(Client::session(more).await.1, "a");
+        assert_eq!(ready().await, 200);
+    }
     let log = || fs::read_to_string(dir.path().join("router.log")).unwrap();
     fs::write(&file, format!("{good}nonsense = 1\n")).unwrap();
     service.reload();
@@ -210,17 +220,13 @@ async fn what_stands_in_the_way_of_an_heir_leaves_everything_as_it_was() {
     assert!(old.works().await);
     Client::session(address).await;
 
-    // With a port more, which is free, and another that isn't where it was.
-    let more = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    fs::write(&file, format!("{good}read_only = \"{more}\"\n")).unwrap();
-    service.inherited();
-    assert_eq!(Client::session(more).await.1, "a");
+    // And one that isn't where it was.
     let moved = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     fs::write(&file, good.replace(&address.to_string(), &moved.to_string())).unwrap();
     service.inherited();
     assert_eq!(Client::session(moved).await.1, "a");
     until("the ports it no longer has are closed", || {
-        [address, more].iter().all(|gone| std::net::TcpStream::connect(gone).is_err())
+        [address, more, metrics].iter().all(|gone| std::net::TcpStream::connect(gone).is_err())
     });
     assert!(old.works().await);
 }

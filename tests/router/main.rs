@@ -4,6 +4,7 @@
 mod carried;
 mod drained;
 mod fakes;
+mod figures;
 mod heir;
 mod hostile;
 mod idle;

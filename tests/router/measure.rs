@@ -30,7 +30,7 @@ fn from_env(name: &str, default: usize) -> usize {
 pub struct Process(pub Child);
 
 impl Process {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
 
@@ -52,11 +52,11 @@ impl Drop for Process {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-async fn listens(port: u16) {
+pub async fn listens(port: u16) {
     let began = Instant::now();
     while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
         assert!(began.elapsed() < Duration::from_secs(20), "nothing listens on {port}");

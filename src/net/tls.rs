@@ -1,4 +1,4 @@
-//! The certificate of this API, read again whenever its files change.
+//! The certificate of a server, read again whenever its files change.
 
 use std::{
     io,
@@ -19,21 +19,25 @@ const ALPN: &[u8] = b"http/1.1";
 /// The files are looked at this often.
 const LOOK: Duration = Duration::from_secs(10);
 
+/// The keys of the configuration that name certificate and key, for errors.
+type Keys = (&'static str, &'static str);
+
 /// The certificate as its files were when they were last found good.
 #[derive(Debug)]
 pub struct Tls {
     files: CertificateFiles,
+    keys: Keys,
     current: RwLock<Arc<ServerConfig>>,
 }
 
 impl Tls {
-    /// Reads the files.
+    /// Reads the files; `keys` of the configuration name both in errors.
     ///
     /// # Errors
     /// When one can't be used.
-    pub fn load(files: CertificateFiles) -> Result<Tls, CertificateError> {
-        let current = RwLock::new(read(&files)?);
-        Ok(Tls { files, current })
+    pub fn load(files: CertificateFiles, keys: Keys) -> Result<Tls, CertificateError> {
+        let current = RwLock::new(read(&files, keys)?);
+        Ok(Tls { files, keys, current })
     }
 
     /// Shakes hands with a client.
@@ -70,7 +74,7 @@ impl Tls {
     }
 
     fn reload(&self) {
-        match read(&self.files) {
+        match read(&self.files, self.keys) {
             Ok(config) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
                 let certificate = self.files.certificate.display().to_string();
@@ -85,8 +89,7 @@ impl Tls {
     }
 }
 
-fn read(files: &CertificateFiles) -> Result<Arc<ServerConfig>, CertificateError> {
-    let keys = ("rest.tls_certificate_file", "rest.tls_key_file");
+fn read(files: &CertificateFiles, keys: Keys) -> Result<Arc<ServerConfig>, CertificateError> {
     server_tls(files, keys, ALPN).map(|(config, _)| config)
 }
 
@@ -104,6 +107,8 @@ mod tests {
     };
 
     use super::*;
+
+    const KEYS: Keys = ("rest.tls_certificate_file", "rest.tls_key_file");
 
     fn renew(files: &CertificateFiles) -> CertificateDer<'static> {
         let made = rcgen::generate_simple_self_signed(["db1.example".to_owned()]).unwrap();
@@ -136,10 +141,10 @@ mod tests {
     async fn clients_see_the_certificate_and_a_new_one_once_it_is_good() {
         let dir = tempfile::tempdir().unwrap();
         let files = CertificateFiles { certificate: dir.path().join("crt"), key: dir.path().join("key") };
-        let missing = Tls::load(files.clone()).unwrap_err();
+        let missing = Tls::load(files.clone(), KEYS).unwrap_err();
         assert_eq!(missing.key, "rest.tls_certificate_file");
         let first = renew(&files);
-        let tls = Tls::load(files.clone()).unwrap();
+        let tls = Tls::load(files.clone(), KEYS).unwrap();
         assert!(trusts(&tls, &first, ALPN).await);
         assert!(!trusts(&tls, &first, b"postgresql").await, "no protocol in common");
 

@@ -1,5 +1,5 @@
-//! Connections that have not said yet what they want. They take no place of a session, and there are so many of them at most:
-//! when another comes the oldest goes, for a client says what it wants at once.
+//! Connections that have not said yet what they want. They take no place of those that have, and there are so many of them at
+//! most: when another comes the oldest goes, for a client says what it wants at once.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +11,11 @@ use std::{
 
 use tokio::task::AbortHandle;
 
-/// So many may say nothing at one time.
-pub const ROOM: usize = 1_024;
-
 /// Who has said nothing yet, and how many have a place.
 #[derive(Debug)]
 pub struct Lobby {
     waiting: Mutex<Waiting>,
+    room: usize,
     places: usize,
     taken: AtomicUsize,
 }
@@ -36,14 +34,17 @@ pub struct Ticket {
     number: u64,
 }
 
-/// The right to be a session.
+/// The right to be served.
 #[derive(Debug)]
-pub struct Place(Arc<Lobby>);
+pub struct Place {
+    lobby: Arc<Lobby>,
+    task: Option<AbortHandle>,
+}
 
 impl Lobby {
-    /// With places for so many sessions.
-    pub fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), places, taken: AtomicUsize::new(0) })
+    /// With `places` for those that are served; `room`: so many may say nothing at one time.
+    pub fn new(places: usize, room: usize) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), room, places, taken: AtomicUsize::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -52,11 +53,15 @@ impl Lobby {
 
     /// Lets one in; whoever has been silent for longest has to go for it where there are too many.
     pub fn enter(self: &Arc<Self>) -> Ticket {
+        self.let_in(None)
+    }
+
+    fn let_in(self: &Arc<Self>, task: Option<AbortHandle>) -> Ticket {
         let mut waiting = self.lock();
         let number = waiting.next;
         waiting.next += 1;
-        waiting.silent.insert(number, None);
-        if waiting.silent.len() > ROOM
+        waiting.silent.insert(number, task);
+        if waiting.silent.len() > self.room
             && let Some((_, task)) = waiting.silent.pop_first()
         {
             task.inspect(AbortHandle::abort);
@@ -78,12 +83,31 @@ impl Ticket {
         self.number
     }
 
-    /// It has said what it wants; `None`: there is no place for another session.
+    /// It has said what it wants; `None`: there is no place for another.
     pub fn take_place(self) -> Option<Place> {
+        self.or_stay().ok()
+    }
+
+    /// It has said what it wants.
+    ///
+    /// # Errors
+    /// There is no place for another, so it stays in the lobby.
+    pub fn or_stay(self) -> Result<Place, Ticket> {
         let lobby = Arc::clone(&self.lobby);
         let more = |taken: usize| (taken < lobby.places).then_some(taken + 1);
-        let took = lobby.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        took.then(|| Place(lobby))
+        if lobby.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return Err(self);
+        }
+        let task = lobby.lock().silent.remove(&self.number).flatten();
+        Ok(Place { lobby, task })
+    }
+}
+
+impl Place {
+    /// It has been served, and what comes next is up to the client again.
+    pub fn leave(mut self) -> Ticket {
+        let task = self.task.take();
+        self.lobby.let_in(task)
     }
 }
 
@@ -95,7 +119,7 @@ impl Drop for Ticket {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+        self.lobby.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -105,18 +129,21 @@ mod tests {
 
     #[test]
     fn places_are_given_to_those_who_speak_and_given_back() {
-        let lobby = Lobby::new(1);
+        let lobby = Lobby::new(1, 9);
         let (first, second, third) = (lobby.enter(), lobby.enter(), lobby.enter());
         let place = first.take_place().unwrap();
         assert!(second.take_place().is_none());
-        drop(place);
+        let back = place.leave();
+        assert_eq!(lobby.lock().silent.len(), 2, "the third, and the first again");
+        drop(back);
         assert!(third.take_place().is_some());
         assert!(lobby.lock().silent.is_empty());
     }
 
     #[tokio::test]
     async fn the_oldest_goes_when_there_are_too_many() {
-        let lobby = Lobby::new(1);
+        const ROOM: usize = 5;
+        let lobby = Lobby::new(1, ROOM);
         let mut tasks = tokio::task::JoinSet::new();
         let mut tickets = Vec::new();
         for _ in 0..ROOM + 2 {
