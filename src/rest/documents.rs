@@ -105,9 +105,8 @@ pub fn host(facts: &Facts<'_>) -> Value {
     say("dcs_last_seen", json!(facts.now.saturating_sub(facts.confirmed).as_secs()));
     say("epoch", json!(facts.state.epoch.0));
     say("accepts_writes", json!(facts.takes_writes()));
-    let version = env!("CARGO_PKG_VERSION");
-    say("patroni", json!({"version": version, "scope": facts.scope, "name": facts.me.as_str()}));
-    say("matriarch", json!({"version": version}));
+    say("patroni", json!({"version": super::SPOKEN, "scope": facts.scope, "name": facts.me.as_str()}));
+    say("matriarch", json!({"version": env!("CARGO_PKG_VERSION")}));
     Value::Object(body)
 }
 

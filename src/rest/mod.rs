@@ -58,6 +58,8 @@ use asked::{Conditions, Document, Place, Question};
 use facts::{Facts, Known};
 use told::Shown;
 
+/// The Patroni whose words these are. Plugins go by it: to one that is older than 3.0.4 no state but `running` is healthy.
+const SPOKEN: &str = "4.1.4";
 /// Requests that are being answered at one time; more wait to be accepted.
 const AT_ONCE: usize = 128;
 /// A client has so long to say what it wants, and twice that to take the answer.

@@ -222,7 +222,7 @@ fn metrics_are_as_prometheus_reads_them() {
     };
     assert_eq!((value("primary"), value("replica"), value("postgres_state")), ("0".into(), "1".into(), "5".into()));
     assert_eq!(value("xlog_replayed_location"), "5000000");
-    assert!(page.contains("patroni_version{scope=\"orders\",name=\"b\"} "));
+    assert!(page.contains("patroni_version{scope=\"orders\",name=\"b\"} 40104\n"));
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
     }
