@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Puts drivers of other languages, check_patroni and vip-manager below DIR, as files: no root, nothing of the system is changed, nothing that
-# is there already. Versions and hashes are those of tests/cluster/drivers. The tests of real clients look in target/drivers, or
-# where MATRIARCH_TEST_DRIVERS says, run what is there with /usr/bin/python3 and node, and pass over what isn't.
+# Puts drivers of other languages, check_patroni and vip-manager below DIR, as files: no root, nothing of the system is changed,
+# nothing that is there already. Versions and hashes are those of tests/cluster/drivers. The tests of real clients look in
+# target/drivers, or where MATRIARCH_TEST_DRIVERS says, run what is there with /usr/bin/python3 and node, and pass over what isn't.
 #   usage: drivers.sh [DIR]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -183,9 +183,8 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
     say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
     say("host", json!(host));
     say("port", json!(port));
-    if let Some(timeline) = shown.timeline {
-        say("timeline", json!(timeline.0));
-    }
+    // Plugins expect a number of a member that nobody has heard of, too.
+    say("timeline", json!(shown.timeline.map_or(0, |timeline| timeline.0)));
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));

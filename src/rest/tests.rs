@@ -261,6 +261,7 @@ fn what_the_leader_tells_of_the_others_is_shown_by_every_manager() {
         ("unknown".into(), "leader".into()),
         "marked as not known"
     );
+    assert_eq!(of(&alone, 0, "timeline"), 0, "plugins want a number");
     let member = |id: &str, state: &str, lag: Option<u64>| MemberStatus {
         member: id.to_owned(),
         state: state.to_owned(),
