@@ -82,11 +82,21 @@ install_debian() {
     # Word splitting is meant: several packages may stand for one thing.
     # shellcheck disable=SC2207
     packages=($(missing_packages postgresql "gcc libc6-dev" iproute2))
-    # The tests of copies that are made of backups, and of what stands before the router, pass without them, and show nothing.
+    # The tests of copies that are made of backups, of what stands before the router, and of drivers, pass without them, and show
+    # nothing.
     if [ "$purpose" = test ]; then
         if ! has pgbackrest; then packages+=(pgbackrest); fi
+        if ! has javac; then packages+=(default-jdk-headless); fi
+        if [ ! -e /usr/share/java/postgresql.jar ]; then packages+=(libpostgresql-jdbc-java); fi
+        if ! has node; then packages+=(nodejs); fi
+        if ! has npm; then packages+=(npm); fi
+        if [ ! -x /usr/bin/python3 ] || ! python3 -m pip --version >/dev/null 2>&1; then packages+=(python3 python3-pip); fi
         if ! has haproxy && [ ! -x /usr/sbin/haproxy ]; then services+=(haproxy); fi
         if ! has pgbouncer && [ ! -x /usr/sbin/pgbouncer ]; then services+=(pgbouncer); fi
+        if ! has keepalived && [ ! -x /usr/sbin/keepalived ]; then services+=(keepalived); fi
+        if ! has curl; then packages+=(curl); fi
+        # Debian 13 and newer; what Debian 12 has doesn't know Patroni's REST.
+        if ! has vip-manager && apt-cache show vip-manager2 >/dev/null 2>&1; then services+=(vip-manager2); fi
     fi
     packages+=("${services[@]}")
     if [ ${#packages[@]} = 0 ]; then return; fi

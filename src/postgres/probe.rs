@@ -100,6 +100,7 @@ impl ProbeError {
 
 /// Everything at once, as text. Functions that only one role may call are asked only there. Whether it follows nobody is
 /// looked at before where its WAL ends: `OFFSET 0` keeps that among what is scanned, and the end is of what is shown then.
+/// What only recovery goes by is left out of the pending restart, or a promoted standby would have one for good.
 const QUERY: &str = "\
 SELECT pg_is_in_recovery() AS in_recovery,
   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received,
@@ -124,7 +125,7 @@ SELECT pg_is_in_recovery() AS in_recovery,
 FROM (SELECT current_setting('primary_conninfo') = ''
     AND NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver') AS follows_nobody OFFSET 0) l,
   (SELECT max(CASE WHEN name = 'wal_segment_size' THEN setting::bigint END) AS segment_bytes,
-    bool_or(pending_restart) AS pending_restart FROM pg_settings) g,
+    bool_or(pending_restart AND name NOT LIKE 'recovery_target%') AS pending_restart FROM pg_settings) g,
   pg_control_checkpoint() c, pg_control_recovery() r, pg_control_system() s
   LEFT JOIN pg_stat_wal_receiver w ON true";
 

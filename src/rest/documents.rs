@@ -105,9 +105,8 @@ pub fn host(facts: &Facts<'_>) -> Value {
     say("dcs_last_seen", json!(facts.now.saturating_sub(facts.confirmed).as_secs()));
     say("epoch", json!(facts.state.epoch.0));
     say("accepts_writes", json!(facts.takes_writes()));
-    let version = env!("CARGO_PKG_VERSION");
-    say("patroni", json!({"version": version, "scope": facts.scope, "name": facts.me.as_str()}));
-    say("matriarch", json!({"version": version}));
+    say("patroni", json!({"version": super::SPOKEN, "scope": facts.scope, "name": facts.me.as_str()}));
+    say("matriarch", json!({"version": env!("CARGO_PKG_VERSION")}));
     Value::Object(body)
 }
 
@@ -184,9 +183,8 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
     say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
     say("host", json!(host));
     say("port", json!(port));
-    if let Some(timeline) = shown.timeline {
-        say("timeline", json!(timeline.0));
-    }
+    // Plugins expect a number of a member that nobody has heard of, too.
+    say("timeline", json!(shown.timeline.map_or(0, |timeline| timeline.0)));
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));

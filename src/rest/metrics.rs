@@ -32,7 +32,7 @@ pub fn page(facts: &Facts<'_>) -> String {
     let (agent, role) = (facts.agent(), facts.role_of(facts.me));
     let one = u8::from;
     let standby = agent.is_some_and(|agent| agent.state == PostgresState::Standby);
-    page.gauge("version", "Version of Matriarch, as Patroni counts.", version());
+    page.gauge("version", "Version of Patroni whose words these are.", version());
     page.gauge("postgres_running", "Value is 1 if Postgres is running, 0 otherwise.", one(facts.runs()));
     let server = agent.map(|agent| agent.server).unwrap_or_default();
     let started = seconds(server.started_ms);
@@ -129,6 +129,6 @@ fn seconds(ms: u64) -> String {
 
 /// `1.2.3` is 10203.
 fn version() -> u64 {
-    let numbers = env!("CARGO_PKG_VERSION").split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+    let numbers = super::SPOKEN.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
     numbers.take(3).fold(0, |all, number| all * 100 + number)
 }

@@ -46,6 +46,8 @@ use asked::{Conditions, Document, Place, Question};
 use facts::{Facts, Known};
 use told::Shown;
 
+/// The Patroni whose words these are. Plugins go by it: to one that is older than 3.0.4 no state but `running` is healthy.
+const SPOKEN: &str = "4.1.4";
 /// The manager has so long to turn to a question about itself.
 const TURN: Duration = Duration::from_secs(3);
 

@@ -222,7 +222,7 @@ fn metrics_are_as_prometheus_reads_them() {
     };
     assert_eq!((value("primary"), value("replica"), value("postgres_state")), ("0".into(), "1".into(), "5".into()));
     assert_eq!(value("xlog_replayed_location"), "5000000");
-    assert!(page.contains("patroni_version{scope=\"orders\",name=\"b\"} "));
+    assert!(page.contains("patroni_version{scope=\"orders\",name=\"b\"} 40104\n"));
     for line in page.lines().filter(|line| !line.starts_with('#')) {
         assert!(line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}");
     }
@@ -269,6 +269,7 @@ fn what_the_leader_tells_of_the_others_is_shown_by_every_manager() {
         ("unknown".into(), "leader".into()),
         "marked as not known"
     );
+    assert_eq!(of(&alone, 0, "timeline"), 0, "plugins want a number");
     let member = |id: &str, state: &str, lag: Option<u64>| MemberStatus {
         member: id.to_owned(),
         state: state.to_owned(),

@@ -46,7 +46,7 @@ fn free_port() -> u16 {
 }
 
 /// Where it was put; Debian's place is on root's path only.
-fn program(name: &str) -> Option<PathBuf> {
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     places.map(|place| place.join(name)).find(|file| file.exists())

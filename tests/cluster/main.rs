@@ -14,6 +14,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod addresses;
 mod clients;
 mod clocks;
 mod commands;
@@ -21,6 +22,7 @@ mod confirmed;
 mod content;
 mod cost;
 mod cures;
+mod drivers;
 mod failovers;
 mod failsafe;
 mod frozen;
@@ -28,6 +30,7 @@ mod history;
 mod layers;
 mod members;
 mod pauses;
+mod plugin;
 mod processes;
 mod quorum;
 mod rest;
@@ -165,6 +168,11 @@ fn what_is_asked_for_in_patronis_words() {
 #[test]
 fn clients_come_through_what_others_made() {
     stage::play(clients::STEPS);
+}
+
+#[test]
+fn applications_find_the_primary_again() {
+    stage::play_as(drivers::ground(), str::to_owned, drivers::STEPS);
 }
 
 #[test]

@@ -43,12 +43,12 @@ fn restart(rig: &Rig, member: &str) {
     assert_eq!((&told["succeeded"], &told["to"]), (&true.into(), &member.into()), "{told}");
 }
 
-fn pause(rig: &Rig) {
+pub fn pause(rig: &Rig) {
     let told = run(rig, &["pause", "--reason", "a test", "--wait"]).unwrap();
     assert_eq!((&told["paused"], &told["everywhere"]), (&true.into(), &true.into()), "{told}");
 }
 
-fn resume(rig: &Rig) {
+pub fn resume(rig: &Rig) {
     run(rig, &["resume", "--wait", "--timeout", "120"]).unwrap();
 }
 

@@ -12,10 +12,16 @@ use matriarch::{
 };
 use serde_json::Value;
 
-use crate::stage::{HEAL, Promise, SOON, Step, others, seen_down, until};
+use crate::{
+    plugin,
+    stage::{HEAL, Promise, SOON, Step, others, seen_down, until},
+};
 
 /// On a cluster of which the API has a login.
-pub const STEPS: &[Step] = &[("what_patronis_api_changes_changes", what_patronis_api_changes_changes)];
+pub const STEPS: &[Step] = &[
+    ("what_patronis_api_changes_changes", what_patronis_api_changes_changes),
+    ("every_check_of_check_patroni", plugin::every_check_of_check_patroni),
+];
 
 /// Longer than any healthy answer takes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,7 +38,7 @@ fn asked(rig: &Rig, host: &str, method: &str, path: &str) -> Option<(u16, String
 }
 
 /// The same of a request that changes something; `login`: name and password.
-fn told(rig: &Rig, host: &str, (method, path): (&str, &str), login: Option<&str>, body: &str) -> (u16, String) {
+pub fn told(rig: &Rig, host: &str, (method, path): (&str, &str), login: Option<&str>, body: &str) -> (u16, String) {
     let login = login.map(|login| format!("Authorization: Basic {}\r\n", base64(login))).unwrap_or_default();
     let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{login}Content-Length: {}\r\n\r\n", body.len());
     // It answers when the operation is over.
