@@ -61,6 +61,8 @@ struct Told {
 }
 
 type Journal = Arc<Mutex<Vec<Told>>>;
+/// Names, and what each connects with.
+type Ways = Vec<(&'static str, String)>;
 
 /// Ends with the step, with all that it started.
 struct Program(Child);
@@ -152,7 +154,7 @@ impl Scene<'_> {
     }
 
     /// Each program with its ways; `None`: it isn't installed.
-    fn programs(&self) -> Vec<(&'static str, Option<Command>, Vec<(&'static str, String)>)> {
+    fn programs(&self) -> Vec<(&'static str, Option<Command>, Ways)> {
         let psycopg = vec![
             ("psycopg routed", self.routed("libpq")),
             ("psycopg direct", self.direct("libpq")),
