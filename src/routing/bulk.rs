@@ -5,14 +5,22 @@ use std::{
     cell::RefCell,
     io,
     os::fd::OwnedFd,
+    sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, ready},
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    io::Errno,
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{io::Interest, net::TcpStream};
 
 /// What a pipe is to hold at most.
-const MOST: usize = 1 << 20;
+const MOST: usize = 512 << 10;
+/// A pipe that holds less is slower than a copy. The kernel gives no more to a user who has many.
+const LEAST: usize = 256 << 10;
+/// After so much the other way of the session has its turn.
+const TURN: usize = 1 << 20;
 /// Less at one time is no bulk any more.
 const THIN: usize = 16 << 10;
 /// Pipes of one thread; what finds none is copied.
@@ -23,6 +31,9 @@ const SPARE: usize = 4;
 thread_local! {
     static OF_THREAD: RefCell<Pipes> = const { RefCell::new(Pipes { spare: Vec::new(), in_use: 0 }) };
 }
+
+/// This kernel, or what is between it and this process, doesn't move anything so.
+static REFUSED: AtomicBool = AtomicBool::new(false);
 
 struct Pipes {
     spare: Vec<Pipe>,
@@ -51,13 +62,12 @@ impl Bulk {
     /// `None` when there is no pipe to be had: then bytes are copied.
     pub fn begin() -> Option<Self> {
         let pipe = OF_THREAD.with_borrow_mut(|pipes| {
-            if pipes.in_use == PIPES {
+            if pipes.in_use == PIPES || REFUSED.load(Ordering::Relaxed) {
                 return None;
             }
             let new = || {
                 let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-                // Each page takes a place in it, and a large one more than it has; one that stays small works, too.
-                let _ = fcntl_setpipe_size(&into, MOST);
+                fcntl_setpipe_size(&into, MOST).ok().filter(|size| *size >= LEAST)?;
                 Some(Pipe { out, into, holds: 0 })
             };
             let pipe = pipes.spare.pop().or_else(new)?;
@@ -78,14 +88,21 @@ impl Bulk {
         count: impl Fn(usize),
     ) -> Poll<io::Result<bool>> {
         let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(true)) };
+        let mut this_turn = 0;
         loop {
+            if this_turn >= TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             while pipe.holds > 0 {
                 ready!(to.poll_write_ready(cx))?;
                 let moved = to.try_io(Interest::WRITABLE, || {
                     Ok(splice(&pipe.out, None, to, None, pipe.holds, SpliceFlags::NONBLOCK)?)
                 });
                 match moved {
+                    Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     Ok(moved) => {
+                        this_turn += moved;
                         pipe.holds -= moved;
                         self.moved += moved;
                         count(moved);
@@ -104,10 +121,20 @@ impl Bulk {
                 Ok(0) => return Poll::Ready(Ok(false)),
                 Ok(moved) => pipe.holds = moved,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if is_refusal(&error) => {
+                    REFUSED.store(true, Ordering::Relaxed);
+                    return Poll::Ready(Ok(true));
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
+}
+
+/// It was not tried at all: nothing is lost, and all is copied from then on.
+fn is_refusal(error: &io::Error) -> bool {
+    let codes = [Errno::INVAL, Errno::NOSYS, Errno::PERM, Errno::OPNOTSUPP];
+    codes.iter().any(|code| error.raw_os_error() == Some(code.raw_os_error()))
 }
 
 impl Drop for Bulk {

@@ -3,7 +3,10 @@
 //! the sockets that listen, with whoever waits in them, are the same ones (unix(7), `SCM_RIGHTS`).
 //!
 //! The two talk over a pair of sockets, the heir's standard input: the sockets that listen come with one byte, the heir says
-//! when it could lead clients, and begins when it is told to. Whichever ends before that leaves everything as it was.
+//! when it could lead clients, begins when it is told to, and says so. Whichever ends before that leaves everything as it was.
+//!
+//! The heir is nobody's child but init's: a service manager that takes it for the service has to hear when it ends, and hears
+//! it of its own children alone.
 
 use std::{
     env,
@@ -15,11 +18,15 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    path::{Display, PathBuf},
+    path::{self, Display, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -28,7 +35,7 @@ use sd_notify::NotifyState;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream as Socket,
-    process::{Child, Command},
+    process::Command,
     time::timeout,
 };
 use tracing::{debug, warn};
@@ -37,6 +44,11 @@ use tracing::{debug, warn};
 pub const FLAG: &str = "--inherit";
 /// An heir must have a state that managers have confirmed by then.
 pub const READY: Duration = Duration::from_secs(15);
+/// So much longer is waited for it, so that it is the one to say what it lacks.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Starts what follows it, and ends at once. What a shell runs in the background has /dev/null as its input before any
+/// redirection (POSIX, "Asynchronous Lists"), so the socket is kept under another number.
+const ORPHAN: [&str; 3] = ["/bin/sh", "-c", "exec 3<&0; \"$0\" \"$@\" <&3 3<&- &"];
 /// Sockets that can be handed over at once.
 const SOCKETS: usize = 8;
 
@@ -46,6 +58,8 @@ const TAKE: u8 = b'T';
 const COULD: u8 = b'C';
 /// It is to do so.
 const BEGIN: u8 = b'B';
+/// The heir's: from here on it does.
+const SERVES: u8 = b'S';
 
 /// How this program was started, so that it can be again.
 #[derive(Debug, Clone)]
@@ -60,8 +74,11 @@ impl Line {
     /// # Errors
     /// When the path of its program can't be read.
     pub fn of_this_process() -> io::Result<Self> {
-        let args = env::args_os().skip(1).filter(|arg| arg != FLAG);
-        Ok(Self { program: env::current_exe()?, args: args.collect() })
+        let mut args = env::args_os();
+        // The path as it was given: a link may lead to another version by then.
+        let given = args.next().map(PathBuf::from).filter(|path| path.components().count() > 1);
+        let program = given.map_or_else(env::current_exe, path::absolute)?;
+        Ok(Self { program, args: args.filter(|arg| arg != FLAG).collect() })
     }
 
     /// Where its program is.
@@ -73,59 +90,63 @@ impl Line {
 /// Why an heir did not take the ports. Everything is as it was.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
+    /// It would end with this process, or this process's end would be taken for its own.
+    #[error("{0}: start it anew instead")]
+    Unsuited(&'static str),
     /// It could not be started.
-    #[error("start {program}")]
-    Start {
-        /// Its file.
-        program: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    #[error("start a shell that starts it")]
+    Start(#[source] io::Error),
     /// The sockets could not be handed over.
     #[error("hand the ports over")]
     Sockets(#[source] io::Error),
     /// It ended before it was ready; it has said why.
-    #[error("it ended before it was ready ({0})")]
-    Ended(String),
+    #[error("it ended before it was ready, and has said why")]
+    Ended,
     /// It had no confirmed state in time.
-    #[error("it was not ready within {READY:?}")]
+    #[error("it was not ready within {:?}", READY + LAST_WORDS)]
     Late,
+}
+
+/// Whether whoever supervises this process would follow an heir.
+fn suited() -> Result<(), Refused> {
+    if nix::unistd::getpid().as_raw() == 1 {
+        return Err(Refused::Unsuited("this process is the first of its container, which ends with it"));
+    }
+    if env::var_os("INVOCATION_ID").is_some() && env::var_os("NOTIFY_SOCKET").is_none() {
+        return Err(Refused::Unsuited("systemd can't be told of another process: the unit needs Type=notify"));
+    }
+    Ok(())
 }
 
 /// Starts the heir and hands the sockets over. Its process id.
 pub async fn appoint(line: Line, sockets: Vec<OwnedFd>) -> Result<u32, Refused> {
+    suited()?;
     let (ours, theirs) = UnixStream::pair().map_err(Refused::Sockets)?;
-    let mut child = {
-        let mut command = Command::new(&line.program);
-        command.args(&line.args).arg(FLAG).stdin(Stdio::from(OwnedFd::from(theirs)));
-        command.spawn().map_err(|source| Refused::Start { program: line.program, source })?
-    };
-    let agreed = timeout(READY, agree(ours, &sockets, &mut child)).await.unwrap_or(Err(Refused::Late));
-    if agreed.is_err() {
-        // It has seen the end of the socket by now, and may be gone.
-        let _ = child.start_kill();
-    }
-    let pid = agreed.map(|()| child.id())?;
-    pid.ok_or_else(|| Refused::Ended("right after it had begun".to_owned()))
+    let [shell, flag, orphan] = ORPHAN;
+    let mut command = Command::new(shell);
+    command.args([flag, orphan]).arg(&line.program).args(&line.args).arg(FLAG);
+    command.stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.status().await.map_err(Refused::Start)?;
+    // Ours alone from here on: when it ends, the heir has.
+    drop(command);
+    timeout(READY + LAST_WORDS, agree(ours, &sockets)).await.unwrap_or(Err(Refused::Late))
 }
 
-async fn agree(ours: UnixStream, sockets: &[OwnedFd], child: &mut Child) -> Result<(), Refused> {
+async fn agree(ours: UnixStream, sockets: &[OwnedFd]) -> Result<u32, Refused> {
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-    match send(&ours, &fds) {
-        // It has gone already; how is read below.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        sent => sent.map_err(Refused::Sockets)?,
-    }
+    // One that has gone already is seen to have below.
+    let gone = |error: &io::Error| [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset].contains(&error.kind());
+    send(&ours, &fds).or_else(|error| if gone(&error) { Ok(()) } else { Err(Refused::Sockets(error)) })?;
     ours.set_nonblocking(true).map_err(Refused::Sockets)?;
     let mut ours = Socket::from_std(ours).map_err(Refused::Sockets)?;
-    let mut said = [0; 1];
-    match ours.read(&mut said).await {
-        Ok(1) if said == [COULD] => ours.write_all(&[BEGIN]).await.map_err(Refused::Sockets),
-        _ => {
-            let how = child.wait().await;
-            Err(Refused::Ended(how.map_or_else(|error| error.to_string(), |status| status.to_string())))
-        }
-    }
+    let talk = async {
+        let could = ours.read_u8().await?;
+        let pid = ours.read_u32().await?;
+        ours.write_u8(BEGIN).await?;
+        let serves = ours.read_u8().await?;
+        if (could, serves) == (COULD, SERVES) { Ok(pid) } else { Err(io::Error::from(io::ErrorKind::InvalidData)) }
+    };
+    talk.await.map_err(|_| Refused::Ended)
 }
 
 fn send(to: &UnixStream, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -175,10 +196,12 @@ impl Inheritance {
     pub async fn begin(self) -> io::Result<()> {
         self.from.set_nonblocking(true)?;
         let mut from = Socket::from_std(self.from)?;
-        from.write_all(&[COULD]).await?;
-        let mut said = [0; 1];
-        from.read_exact(&mut said).await?;
-        if said == [BEGIN] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+        from.write_u8(COULD).await?;
+        from.write_u32(std::process::id()).await?;
+        if from.read_u8().await? != BEGIN {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        from.write_u8(SERVES).await
     }
 }
 
@@ -198,6 +221,14 @@ fn received(from: &UnixStream) -> io::Result<Vec<TcpListener>> {
         }
     }
     Ok(sockets)
+}
+
+/// Ends an heir that has begun while this router was told to end.
+pub fn end(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().filter(|pid| *pid > 1) else { return };
+    if let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM) {
+        warn!(%error, pid, "a new process has begun, and could not be told to end");
+    }
 }
 
 /// Tells the service manager, where there is one: it is to take this process for the service, or `heir`.
@@ -245,11 +276,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_heir_that_ends_is_told_with_how() {
-        let line = Line { program: "/bin/false".into(), args: Vec::new() };
-        let refused = appoint(line, Vec::new()).await.unwrap_err();
-        assert!(matches!(&refused, Refused::Ended(how) if how.contains('1')), "{refused:?}");
-        let line = Line { program: "/nowhere".into(), args: Vec::new() };
-        assert_eq!(appoint(line, Vec::new()).await.unwrap_err().to_string(), "start /nowhere");
+    async fn one_that_ends_is_no_heir() {
+        for program in ["/bin/false", "/nowhere/at all"] {
+            let line = Line { program: program.into(), args: vec!["'; \"".into()] };
+            let refused = appoint(line, Vec::new()).await.unwrap_err();
+            assert!(matches!(refused, Refused::Ended), "{refused:?}");
+        }
     }
 }

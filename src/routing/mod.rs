@@ -388,7 +388,9 @@ impl Router {
                 accepted = accept(&ports) => accepted,
                 Some(_) = clients.join_next() => continue,
                 line = told_to_appoint(&mut called) => {
-                    if appointed.is_empty() {
+                    if !appointed.is_empty() {
+                        warn!("the ports are being handed over already; reload again when that has come to its end");
+                    } else {
                         info!(program = %line.program(), "the ports are to be handed to a new process");
                         appointed.spawn(heir::appoint(line, duplicates(&ports, metrics_socket.as_ref())));
                     }
@@ -415,6 +417,13 @@ impl Router {
                 }
             }
         };
+        // One that is on its way sees the end of this, and ends; one that has begun in this very moment is told to.
+        appointed.abort_all();
+        while let Some(done) = appointed.join_next().await {
+            if let Ok(Ok(pid)) = done {
+                heir::end(pid);
+            }
+        }
         // Whoever comes from here on goes to the heir. Where there is none they are refused by the kernel, and go to another
         // router or to none.
         drop((ports, metrics, metrics_socket));

@@ -66,6 +66,8 @@ impl Thread {
         let run = move || {
             // Nobody is left who could say so: that is the word.
             let _ = runtime.block_on(told.changed());
+            // What still looks for an address of a name is not waited for.
+            runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name(format!("sessions-{number}")).spawn(run)?;
         Ok(Self { runtime: handle, ends, thread })

@@ -156,6 +156,11 @@ async fn a_router_is_started_anew_under_load_and_nobody_notices() {
     assert_eq!(log.matches("a new process has the ports").count(), 3, "{log}");
 }
 
+fn parent(pid: Pid) -> Pid {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    Pid::from_raw(stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap())
+}
+
 /// Nobody waits for a heir's heir here but init, or whoever stands for it.
 fn has_ended(pid: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -173,6 +178,8 @@ async fn a_session_goes_on_in_the_elder_until_it_is_stopped_too() {
     let (mut old, _) = Client::session(address).await;
     let (mut other, _) = Client::session(address).await;
     service.inherited();
+    // Whoever supervises the service hears of the end of its own children alone.
+    assert_ne!(parent(service.pids[1]), service.pids[0]);
     let (mut new, _) = Client::session(address).await;
     assert!(old.works().await && new.works().await);
     drop(old);
