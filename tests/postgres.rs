@@ -1263,6 +1263,59 @@ impl Drop for Receiver {
     }
 }
 
+/// Who has only just been let in is about to ask for something, and would meet with an error on a new connection.
+#[test]
+fn before_a_planned_stop_whoever_is_being_let_in_has_a_turn() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    as_postgres("before_a_planned_stop_whoever_is_being_let_in_has_a_turn", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 1);
+        let session = primary(&mut all[0]).await;
+        let host = &all[0];
+        let until_let_in = async |wanted: usize| {
+            let until = Instant::now() + DEADLINE;
+            loop {
+                let new = host.instance.letting_in();
+                if new.len() == wanted {
+                    return new;
+                }
+                assert!(Instant::now() < until, "{new:?}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        until_let_in(0).await;
+        let mut slow = tokio::net::TcpStream::connect(("127.0.0.1", host.member.postgres_port)).await.unwrap();
+        let silent = until_let_in(1).await;
+        slow.write_all(b"\0\0\0\x17\0\x03\0\0user\0postgres\0\0").await.unwrap();
+        assert_eq!(slow.read_u8().await.unwrap(), b'R', "it is asked for its password");
+        assert_eq!(until_let_in(1).await, silent);
+        drop(slow);
+        until_let_in(0).await;
+
+        run(&session, r"CREATE ROLE app LOGIN PASSWORD 'app'").await;
+        let client = host.client("app", "app").await.unwrap();
+        until_let_in(0).await;
+        let of_app = "SELECT pid FROM pg_stat_activity WHERE usename = 'app'";
+        let pid: u32 = run(&session, of_app).await[0].parse().unwrap();
+        let asks = async {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            client.simple_query("SELECT pg_sleep(0.5)").await.unwrap();
+        };
+        let began = Instant::now();
+        let waits = async {
+            session.await_transactions(&[pid], DEADLINE).await.unwrap();
+            began.elapsed()
+        };
+        let (waited, ()) = tokio::join!(waits, asks);
+        assert!(waited >= Duration::from_millis(500), "{waited:?}");
+        // One that asks for nothing is left to the stop.
+        let idle = host.client("app", "app").await.unwrap();
+        let pids: Vec<u32> = run(&session, of_app).await.iter().map(|pid| pid.parse().unwrap()).collect();
+        session.await_transactions(&pids, DEADLINE).await.unwrap();
+        drop((idle, client));
+    });
+}
+
 /// Begins to insert a row.
 fn inserted(client: tokio_postgres::Client, x: i32) -> tokio::task::JoinHandle<Result<(), tokio_postgres::Error>> {
     tokio::spawn(async move { client.simple_query(&format!("INSERT INTO t VALUES ({x})")).await.map(drop) })

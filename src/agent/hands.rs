@@ -30,6 +30,8 @@ use crate::{
 
 /// Between two tries to kill.
 const KILL_AGAIN: Duration = Duration::from_millis(20);
+/// A client has so long to be let in before a planned stop.
+const LET_IN: Duration = Duration::from_millis(200);
 
 /// Everything a task may touch. Cheap to clone.
 #[derive(Clone)]
@@ -274,11 +276,24 @@ impl Hands {
         self.holder.set_sink(Box::new(|_, _| true));
     }
 
-    /// Gives transactions in progress time to end. Whatever comes of it, PostgreSQL is stopped then.
+    /// Gives transactions in progress time to end, and those who are being let in to begin one. Whatever comes of it, PostgreSQL
+    /// is stopped then.
     pub async fn drain(&self, patience: Duration) {
         self.progress("transactions in progress", 0, 0);
         let began = std::time::Instant::now();
-        let waits = async { self.instance.connect().await?.await_transactions(patience).await };
+        let waits = async {
+            let new = self.instance.letting_in();
+            let session = self.instance.connect().await?;
+            // Those that came later are not waited for: where no router holds them there is no end of them.
+            let let_in = async {
+                while self.instance.letting_in().iter().any(|pid| new.contains(pid)) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            // One that says nothing is not waited for any longer.
+            let _ = tokio::time::timeout(LET_IN, let_in).await;
+            session.await_transactions(&new, patience).await
+        };
         match tokio::time::timeout(patience, waits).await {
             Ok(Ok(())) => {
                 tracing::info!(elapsed_ms = began.elapsed().as_millis(), "no transaction is in progress any more")

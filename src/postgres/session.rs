@@ -10,6 +10,8 @@ use crate::domain::Lsn;
 
 /// For calls that a healthy server answers at once.
 const SHORT: Duration = Duration::from_secs(5);
+/// A client asks for something so soon after it was let in, or means to wait.
+const NEW: Duration = Duration::from_millis(100);
 /// It is told to follow nobody, and nothing is received.
 const SEVERED: &str = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
                        (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
@@ -321,18 +323,23 @@ impl Session {
     }
 
     /// Waits until no client is in a transaction that had begun when this was called. Those of clients that begin one after the
-    /// other without end are not waited for.
+    /// other without end are not waited for. Who had only just been let in, and the backends `new`, may ask for something
+    /// within 100 ms, and have an end to that.
     ///
     /// # Errors
     /// See [`SqlError`]; after `deadline` some are under way still.
-    pub async fn await_transactions(&self, deadline: Duration) -> Result<(), SqlError> {
+    pub async fn await_transactions(&self, new: &[u32], deadline: Duration) -> Result<(), SqlError> {
         let doing = "waiting for transactions to end";
         let rows = self.query(doing, "SELECT clock_timestamp()", deadline.min(SHORT)).await?;
         let since = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
+        let new = Vec::from_iter(new.iter().map(u32::to_string)).join(",");
+        let ms = NEW.as_millis();
         // It is what the server itself has just written.
         let sql = format!(
-            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND xact_start <= '{since}' \
-             AND pid <> pg_backend_pid() AND application_name <> 'matriarch')"
+            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' \
+             AND pid <> pg_backend_pid() AND application_name <> 'matriarch' AND (xact_start <= '{since}' OR \
+             (pid = ANY ('{{{new}}}') OR backend_start BETWEEN timestamptz '{since}' - interval '{ms} ms' AND '{since}') AND \
+             (xact_start IS NOT NULL OR query = '' AND clock_timestamp() < timestamptz '{since}' + interval '{ms} ms')))"
         );
         self.until(doing, &sql, deadline).await
     }

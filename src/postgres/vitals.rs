@@ -67,6 +67,14 @@ pub struct Vitals {
 }
 
 impl Instance {
+    /// Backends that are letting a client in. Stopped then they tell it nothing (postgres.c, `ProcessInterrupts`, while
+    /// `ClientAuthInProgress`), so that it sees a connection that breaks.
+    pub fn letting_in(&self) -> Vec<u32> {
+        let postmaster = self.running_pid().and_then(|pid| u32::try_from(pid).ok());
+        let children = postmaster.and_then(children).unwrap_or_default();
+        children.into_iter().filter(|(_, title)| lets_in(title)).map(|(pid, _)| pid).collect()
+    }
+
     /// The vitals of recovery below this postmaster. Takes a few reads of `/proc`; what can't be read counts as nothing.
     /// `None`: it has processes, and none of them is known, so nothing can be said.
     pub fn vitals(&self, postmaster: u32) -> Option<Vitals> {
@@ -164,6 +172,12 @@ fn children(parent: u32) -> Option<Vec<(u32, String)>> {
     Some(pids.split_whitespace().filter_map(titled).collect())
 }
 
+/// The title is still the postmaster's until the client's first packet is there.
+fn lets_in(title: &str) -> bool {
+    let said = title.trim_end_matches(['\0', ' ']);
+    !said.starts_with("postgres: ") || said.ends_with(" authentication")
+}
+
 /// `postgres: startup recovering 0000…` is `startup`, and `recovering 0000…`; `cluster_name` may stand before that.
 fn role(title: &str) -> Option<(&'static str, &str)> {
     let said = title.trim_end_matches(['\0', ' ']).strip_prefix("postgres: ")?;
@@ -205,6 +219,14 @@ mod tests {
         assert_eq!(role("postgres: main: demo demo [local] idle"), None);
         assert_eq!(role("postgres: startupper demo [local] idle"), None);
         assert_eq!(role("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"), None);
+    }
+
+    #[test]
+    fn the_title_tells_who_is_being_let_in() {
+        assert!(lets_in("postgres: main: app shop 10.0.0.7(40312) authentication\0\0"));
+        assert!(lets_in("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"));
+        assert!(!lets_in("postgres: main: app authentication 10.0.0.7(40312) idle\0"));
+        assert!(!lets_in("postgres: checkpointer \0"));
     }
 
     #[test]
