@@ -154,3 +154,45 @@ impl Drop for Bulk {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, future::poll_fn};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn all_of_it_is_moved_up_to_its_end_and_the_pipe_is_used_again() {
+        for _ in 0..2 {
+            let ((mut client, from), (to, mut server)) = (pair().await, pair().await);
+            let said: Vec<u8> = (0u32..1 << 20).flat_map(u32::to_be_bytes).collect();
+            let expected = said.clone();
+            let sends = async {
+                client.write_all(&said).await.unwrap();
+                drop(client);
+            };
+            let moved = Cell::new(0);
+            let moves = async {
+                let mut bulk = Bulk::begin().expect("a pipe");
+                let count = |more| moved.set(moved.get() + more);
+                while poll_fn(|cx| bulk.poll_move(cx, &from, &to, count)).await.unwrap() {}
+                drop((bulk, to));
+            };
+            let mut heard = Vec::new();
+            tokio::join!(sends, moves, async { server.read_to_end(&mut heard).await.unwrap() });
+            assert!(heard == expected && moved.get() == expected.len(), "{} bytes", heard.len());
+            assert_eq!(OF_THREAD.with_borrow(|pipes| (pipes.spare.len(), pipes.in_use)), (1, 0));
+        }
+    }
+}

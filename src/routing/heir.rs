@@ -121,6 +121,10 @@ fn suited() -> Result<(), Refused> {
 /// Starts the heir and hands the sockets over. Its process id.
 pub async fn appoint(line: Line, sockets: Vec<OwnedFd>) -> Result<u32, Refused> {
     suited()?;
+    timeout(READY + LAST_WORDS, begun(line, sockets)).await.unwrap_or(Err(Refused::Late))
+}
+
+async fn begun(line: Line, sockets: Vec<OwnedFd>) -> Result<u32, Refused> {
     let (ours, theirs) = UnixStream::pair().map_err(Refused::Sockets)?;
     let [shell, flag, orphan] = ORPHAN;
     let mut command = Command::new(shell);
@@ -129,7 +133,7 @@ pub async fn appoint(line: Line, sockets: Vec<OwnedFd>) -> Result<u32, Refused> 
     command.status().await.map_err(Refused::Start)?;
     // Ours alone from here on: when it ends, the heir has.
     drop(command);
-    timeout(READY + LAST_WORDS, agree(ours, &sockets)).await.unwrap_or(Err(Refused::Late))
+    agree(ours, &sockets).await
 }
 
 async fn agree(ours: UnixStream, sockets: &[OwnedFd]) -> Result<u32, Refused> {
@@ -198,7 +202,8 @@ impl Inheritance {
         let mut from = Socket::from_std(self.from)?;
         from.write_u8(COULD).await?;
         from.write_u32(std::process::id()).await?;
-        if from.read_u8().await? != BEGIN {
+        // The other one may stand still, and go on to lead clients later.
+        if timeout(READY, from.read_u8()).await?? != BEGIN {
             return Err(io::ErrorKind::InvalidData.into());
         }
         from.write_u8(SERVES).await
