@@ -25,9 +25,12 @@ impl Format {
     pub const CONTENT: Format = Format(6);
     /// Clusters that begin with a PostgreSQL that goes on running.
     pub const RUNNING: Format = Format(7);
+    /// Settings of PostgreSQL that hold for all members, operations that are scheduled or take many steps, and members of
+    /// other kinds.
+    pub const OPERATE: Format = Format(8);
     /// What this version can apply. One more with each version that has new commands, new parts of the state, or makes
     /// something else of a command that was there.
-    pub const NEWEST: Format = Format::RUNNING;
+    pub const NEWEST: Format = Format::OPERATE;
 }
 
 impl Default for Format {
