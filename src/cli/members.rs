@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     config::{Config, Purpose},
-    rpc::v1::{ChangeMemberReply, ChangeMemberRequest, MemberChange, RecoverReply, RecoverRequest, StatusReply},
+    rpc::v1::{
+        ChangeMemberReply, ChangeMemberRequest, CheckMemberReply, CheckMemberRequest, MemberChange, RecoverReply,
+        RecoverRequest, StatusReply,
+    },
 };
 
 /// Between two looks at the Raft group.
@@ -28,20 +31,45 @@ pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
         MemberCommand::List { client } => list(&client).await,
         MemberCommand::Add { member, client } => add(member, &client).await,
-        MemberCommand::Remove { member, client } => {
-            let request = request(MemberChange::Remove, &member);
+        MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
+        MemberCommand::Remove { member, dry_run, client } => {
+            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Remove, &member) };
             change(&client, request, &format!("{member} is no member any more")).await
         }
-        MemberCommand::Replace { member, client } => {
-            let request = request(MemberChange::Replace, &member);
+        MemberCommand::Replace { member, dry_run, client } => {
+            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Replace, &member) };
             change(&client, request, &format!("{member} gets a new Raft node; the old one never votes again")).await
         }
     }
 }
 
+/// May this member's host be taken down now? For scripts: 0 yes, 1 no.
+async fn check(member: &str, args: &ClientArgs, json: bool) -> Exit {
+    let reply = match Client::new(args) {
+        Ok(client) => client.check_member(member).await,
+        Err(error) => Err(error),
+    };
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(error) => return complain_client(&error),
+    };
+    print(&if json { render::may_go_json(member, &reply) } else { render::may_go(member, &reply) });
+    if reply.may_go { exit::OK } else { exit::FAILED }
+}
+
 fn request(change: MemberChange, member: &str) -> ChangeMemberRequest {
     let (to, change) = (Some(target("", 0)), change as i32);
     ChangeMemberRequest { to, change, member: member.to_owned(), ..ChangeMemberRequest::default() }
+}
+
+impl Client {
+    async fn check_member(&self, member: &str) -> Result<CheckMemberReply, ClientError> {
+        self.ask(super::client::OPERATION_PATIENCE, async move |mut admin| {
+            let request = CheckMemberRequest { to: Some(target("", 0)), member: member.to_owned() };
+            admin.check_member(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
 }
 
 async fn list(args: &ClientArgs) -> Exit {
@@ -82,16 +110,22 @@ async fn add(member: String, args: &ClientArgs) -> Exit {
 }
 
 async fn change(args: &ClientArgs, request: ChangeMemberRequest, done: &str) -> Exit {
+    let dry_run = request.dry_run;
     let reply: Result<ChangeMemberReply, ClientError> = match Client::new(args) {
         Ok(client) => client.change_member(request).await,
         Err(error) => Err(error),
     };
     match reply {
+        Ok(reply) if reply.done && dry_run => {
+            print("nothing stands against it; nothing was changed\n");
+            exit::OK
+        }
         Ok(reply) if reply.done => {
             print(&format!("{done}; see `matriarch member list`\n"));
             exit::OK
         }
-        Ok(reply) => complain(&format!("refused: {}", reply.reason), exit::FAILED),
+        Ok(reply) if reply.advice.is_empty() => complain(&format!("refused: {}", reply.reason), exit::FAILED),
+        Ok(reply) => complain(&format!("refused: {}; {}", reply.reason, reply.advice), exit::FAILED),
         Err(error) => complain_client(&error),
     }
 }

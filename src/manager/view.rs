@@ -6,7 +6,13 @@ use super::{Manager, leader, recover};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
-    policy::{self, Plan, Situation, loss::Loss, settings::Refused, switchover},
+    policy::{
+        self, Plan, Situation,
+        departure::{self, Obstacle},
+        loss::Loss,
+        settings::Refused,
+        switchover,
+    },
     raft::{Leadership, ProposeError},
     rpc::v1,
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
@@ -86,10 +92,31 @@ pub enum NotBegun {
     Undecided(String),
 }
 
+/// Why the list of members is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotChanged {
+    /// In words for the operator.
+    pub reason: String,
+    /// What to do instead; empty when nothing is known.
+    pub advice: String,
+}
+
+impl From<String> for NotChanged {
+    fn from(reason: String) -> Self {
+        Self { reason, advice: String::new() }
+    }
+}
+
+impl From<&Obstacle> for NotChanged {
+    fn from(of: &Obstacle) -> Self {
+        Self { reason: of.to_string(), advice: of.advice() }
+    }
+}
+
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    manager: Manager,
+    pub(super) manager: Manager,
 }
 
 /// One host as the answering manager knows it.
@@ -405,14 +432,50 @@ impl ManagerHandle {
         Ok((proposal.says, true))
     }
 
-    /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can.
+    /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can. With `dry_run` it is only
+    /// looked at whether that would be refused.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
-    pub async fn change_members(&self, change: MemberChange) -> Result<(), String> {
+    pub async fn change_members(&self, change: MemberChange, dry_run: bool) -> Result<(), NotChanged> {
         let state = self.state();
-        let group = self.group();
-        let kind = match change {
+        if !self.leadership().am_leader {
+            // Only a leader hears of all hosts.
+            return Err("no Raft leader answers: bring a majority of managers up".to_owned().into());
+        }
+        let obstacles = self.look(|s| match &change {
+            MemberChange::Add { .. } => Vec::new(),
+            MemberChange::Remove { member } => departure::of_removal(s, member),
+            MemberChange::Replace { member } => departure::of_node(s, member),
+        });
+        let command = Command {
+            request_id: uuid::Uuid::now_v7().to_string(),
+            expected: state.epoch,
+            because: RuleId(1),
+            kind: self.kind_of(change)?,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
+        // What the log would refuse needs no advice: its words say what to do.
+        if let Applied::Stale { why, .. } = ClusterState::clone(&state).apply(&command) {
+            return Err(why.into());
+        }
+        if let Some(first) = obstacles.first() {
+            return Err(first.into());
+        }
+        if dry_run {
+            return Ok(());
+        }
+        match self.manager.inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(why.into()),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned().into()),
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+
+    fn kind_of(&self, change: MemberChange) -> Result<Kind, String> {
+        let (state, group) = (self.state(), self.group());
+        Ok(match change {
             MemberChange::Add { member, manager, postgres } => {
                 if state.members.len() >= MEMBERS_MAX {
                     return Err(format!("the cluster has {MEMBERS_MAX} members, the most that can vote"));
@@ -434,21 +497,7 @@ impl ManagerHandle {
                 let reason = "by command".to_owned();
                 Kind::ReplaceNode { member, old, node: state.next_node(), reason }
             }
-        };
-        let request_id = uuid::Uuid::now_v7().to_string();
-        let command = Command {
-            request_id,
-            expected: state.epoch,
-            because: RuleId(1),
-            kind,
-            evidence: leader::evidence(&self.manager, &state, &[]),
-        };
-        match self.manager.inner.node.propose(command).await {
-            Ok(Applied::Changed) => Ok(()),
-            Ok(Applied::Stale { why, .. }) => Err(why),
-            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        })
     }
 
     /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.

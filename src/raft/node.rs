@@ -119,6 +119,12 @@ pub enum RaftError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// No snapshot was built.
+    #[error("the snapshot was not there within {waited:?}; it may come all the same")]
+    NoSnapshot {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Not a voter, or this node doesn't lead.
     #[error("can't move the Raft leadership to {to}: {why}")]
     CantTransfer {
