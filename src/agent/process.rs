@@ -529,6 +529,7 @@ impl Agent {
                 }
             }
             Effect::Members(members) => hands.holder.set_members(members),
+            Effect::Moved(moved) => hands.holder.set_moved(moved),
             Effect::Answer(letter) => {
                 if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
                     door.answer(question, letter, *sender);

@@ -529,6 +529,30 @@ pub enum MemberCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Say where a member is reached from now on; it has to be started there with its new address in its own file
+    #[command(after_help = example::help(&[
+        "matriarch member address n3 --to-manager 10.0.0.9:7400 --to-postgres 10.0.0.9:5432",
+        "matriarch member address n3     as this host's configuration file has it",
+    ]))]
+    Address {
+        /// Which
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        /// Where its manager is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_manager: Option<String>,
+        /// Where its PostgreSQL is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_postgres: Option<String>,
+        /// Where its agent gets datagrams [default: as it is]
+        #[arg(long, value_name = "HOST:PORT")]
+        to_agent: Option<String>,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
     /// Give a member a new Raft node, so that its present one never votes again
     #[command(after_help = example::help(&["matriarch member replace n3"]))]
     Replace {

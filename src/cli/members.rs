@@ -15,7 +15,7 @@ use super::{
     print, render,
 };
 use crate::{
-    config::{Config, Purpose},
+    config::{Config, MemberConfig, Purpose, check_address},
     rpc::v1::{
         ChangeMemberReply, ChangeMemberRequest, CheckMemberReply, CheckMemberRequest, MemberChange, RecoverReply,
         RecoverRequest, StatusReply,
@@ -32,6 +32,9 @@ pub(super) async fn member(command: MemberCommand) -> Exit {
         MemberCommand::List { client } => list(&client).await,
         MemberCommand::Add { member, client } => add(member, &client).await,
         MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
+        MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
+            address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
+        }
         MemberCommand::Remove { member, dry_run, client } => {
             let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Remove, &member) };
             change(&client, request, &format!("{member} is no member any more")).await
@@ -84,6 +87,41 @@ async fn list(args: &ClientArgs) -> Exit {
         }
         Err(error) => complain_client(&error),
     }
+}
+
+/// Without a word of where, this host's configuration file says it.
+async fn address(member: &str, to: [Option<String>; 3], dry_run: bool, args: &ClientArgs) -> Exit {
+    let [manager, postgres, agent] = if to.iter().all(Option::is_none) {
+        match configured(member, args) {
+            Ok(found) => [found.manager(), found.postgres(), found.agent()],
+            Err(why) => return complain(&why, exit::USAGE),
+        }
+    } else {
+        let names = ["--to-manager", "--to-postgres", "--to-agent"];
+        for (name, given) in names.iter().zip(&to) {
+            if let Some(given) = given
+                && let Err(why) = check_address(given)
+            {
+                return complain(&format!("{name} {given}: {why}; nothing was changed"), exit::USAGE);
+            }
+        }
+        to.map(Option::unwrap_or_default)
+    };
+    let request = ChangeMemberRequest { manager, postgres, agent, dry_run, ..request(MemberChange::Move, member) };
+    let done = format!("the others look for {member} there from now on; start it there, with that in its own file");
+    change(args, request, &done).await
+}
+
+fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
+    let file = config_file(args.config.clone());
+    let config = Config::load_for(&file, Purpose::Client).map_err(|error| error.to_string())?;
+    let found = config.cluster.members.into_iter().find(|m| m.id.as_str() == member);
+    found.ok_or_else(|| {
+        format!(
+            "{}: cluster.members has no `{member}`; say where it is: --to-manager HOST:PORT --to-postgres HOST:PORT",
+            file.display()
+        )
+    })
 }
 
 /// Its addresses are those of this host's configuration file: every host needs them there, too.

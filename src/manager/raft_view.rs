@@ -50,10 +50,11 @@ impl ManagerHandle {
             let new = group.voters.last().is_some_and(|half| half.contains(&id));
             (old, new)
         };
+        let moved = &self.state().moved;
         let seen = |(id, of): (&NodeId, &crate::domain::GroupNode)| GroupMember {
             node: *id,
             member: of.member.clone(),
-            address: of.address.clone(),
+            address: moved.get(&of.member).unwrap_or(&of.address).clone(),
             votes: votes(&view.group, *id),
             held: view.held.get(id).copied().filter(|_| leads),
             answered_ms: node.last_answer(*id).map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),

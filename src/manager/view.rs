@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, leader, recover};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
+    domain::{Epoch, Format, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
     policy::{
         self, Plan, Situation,
@@ -73,6 +73,17 @@ pub enum MemberChange {
     Remove {
         /// Which.
         member: MemberId,
+    },
+    /// It is reached elsewhere.
+    Move {
+        /// Which.
+        member: MemberId,
+        /// `host:port` of its manager; empty: as it is.
+        manager: String,
+        /// `host:port` of its PostgreSQL; empty: as it is.
+        postgres: String,
+        /// `host:port` of its agent's datagrams; empty: as it is.
+        agent: String,
     },
     /// It gets a new Raft node, and the present one never votes again.
     Replace {
@@ -447,7 +458,12 @@ impl ManagerHandle {
             MemberChange::Add { .. } => Vec::new(),
             MemberChange::Remove { member } => departure::of_removal(s, member),
             MemberChange::Replace { member } => departure::of_node(s, member),
+            // Until it is there it is nowhere.
+            MemberChange::Move { member, .. } => departure::of_host(s, member),
         });
+        if let MemberChange::Move { .. } = change {
+            self.look(|s| policy::format::gate(s, Format::OPERATE)).map_err(|old| old.to_string())?;
+        }
         let command = Command {
             request_id: uuid::Uuid::now_v7().to_string(),
             expected: state.epoch,
@@ -491,6 +507,16 @@ impl ManagerHandle {
                     ));
                 }
                 Kind::RemoveMember { member }
+            }
+            MemberChange::Move { member, manager, postgres, agent } => {
+                let at = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?;
+                let or = |asked: String, present: &String| if asked.is_empty() { present.clone() } else { asked };
+                Kind::MoveMember {
+                    manager: or(manager, &at.manager),
+                    postgres: or(postgres, &at.postgres),
+                    agent: or(agent, &at.agent),
+                    member,
+                }
             }
             MemberChange::Replace { member } => {
                 let old = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?.node;

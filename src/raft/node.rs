@@ -250,7 +250,8 @@ impl Node {
         let (log_membership, here, durable) = (log.membership(), log.here(), log.synced());
         let identity = Identity::new(options.member.clone(), options.node);
         let (contact, silence, memory) = (Contact::new(clock), Silence::default(), Memory::default());
-        let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
+        let ways = (silence.clone(), memory.clone());
+        let network = Network::new(identity.clone(), dialer, options.timings, ways, state.clone());
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
         let (group_tx, group) = watch::channel(group::group_of(&raft.metrics().borrow_watched().membership_config));
