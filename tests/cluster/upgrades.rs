@@ -129,7 +129,7 @@ pub fn rolling() {
     if older.is_none() {
         say("no older program (MATRIARCH_PREVIOUS): a copy of the program under test takes its place".to_owned());
     }
-    let rig = raise_from(older.as_deref().unwrap_or(Path::new(EXE)), Ground::default());
+    let rig = raise_from(older.as_deref().unwrap_or_else(|| Path::new(EXE)), Ground::default());
     let before = rig.healthy(HEAL).unwrap();
     let postmasters = || rig.members().iter().map(|m| rig.postmaster(m).unwrap()).collect::<Vec<_>>();
     let (began, pids, newer) = (Instant::now(), postmasters(), newer(&rig));
@@ -253,6 +253,12 @@ fn waits_for_the_others(rig: &Rig) {
     let status: StatusReply = rig.healthy(HEAL).unwrap();
     let (_, said) = asked(rig, &["status"]);
     assert!(said.contains("primary"), "the newer command line understands {}: {said}", status.leader);
+    // This one came with format 8; a version that knows that refuses nothing.
+    let guest = others(rig, &[&status.primary]).remove(0);
+    let (done, said) = asked(rig, &["member", "address", &guest, "--to-manager", "127.0.0.1:1", "--dry-run"]);
+    let refused = said.contains("runs a version that knows format") || said.contains("names no change");
+    assert!(done || refused, "{said}");
+    say(format!("led by {}, a command of the newer version: {}", status.leader, said.trim()));
 }
 
 fn checks_after(rig: &Rig) {
