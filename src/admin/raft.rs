@@ -9,7 +9,6 @@ use super::{passed_on, to_leader};
 use crate::{
     domain::MemberId,
     manager::{ManagerHandle, raft_view::GroupMember},
-    raft::Overview,
     rpc::{convert, v1},
 };
 
@@ -17,22 +16,6 @@ use crate::{
 const ASKED: Duration = Duration::from_millis(800);
 /// A snapshot takes longer than a word.
 const COMPACTED: Duration = Duration::from_secs(8);
-
-pub(super) fn own(of: &Overview) -> v1::RaftSelf {
-    v1::RaftSelf {
-        term: of.term,
-        voted_for: of.voted_for.map_or(0, |node| node.0),
-        vote_won: of.vote_won,
-        last: of.last,
-        commit: of.commit,
-        applied: of.applied,
-        snapshot: of.snapshot,
-        purged: of.purged,
-        bytes: of.bytes,
-        role: of.role.to_owned(),
-        log_bytes: of.log_bytes,
-    }
-}
 
 fn node(of: GroupMember) -> v1::RaftNode {
     v1::RaftNode {
@@ -51,7 +34,7 @@ fn node(of: GroupMember) -> v1::RaftNode {
 pub(super) async fn status(manager: &ManagerHandle, alone: bool) -> v1::RaftStatusReply {
     let (membership, joint) = manager.raft_membership();
     let mut nodes: Vec<v1::RaftNode> = manager.raft_members().into_iter().map(node).collect();
-    let here = own(&manager.raft_overview());
+    let here = manager.raft_overview();
     let mut said: Vec<(String, v1::RaftSelf)> = vec![(manager.me().to_string(), here)];
     if !alone {
         said.extend(of_others(manager).await);
@@ -122,9 +105,9 @@ pub(super) async fn snapshot(manager: &ManagerHandle, asked: v1::RaftSnapshotReq
 }
 
 async fn here(manager: &ManagerHandle) -> v1::RaftSnapshotOf {
-    let before = own(&manager.raft_overview());
+    let before = manager.raft_overview();
     let problem = manager.compact_raft().await.err().unwrap_or_default();
-    let after = own(&manager.raft_overview());
+    let after = manager.raft_overview();
     v1::RaftSnapshotOf { member: manager.me().to_string(), before: Some(before), after: Some(after), problem }
 }
 

@@ -34,10 +34,26 @@ pub struct MayGo {
     pub notes: Vec<String>,
 }
 
+fn own(of: &Overview) -> v1::RaftSelf {
+    v1::RaftSelf {
+        term: of.term,
+        voted_for: of.voted_for.map_or(0, |node| node.0),
+        vote_won: of.vote_won,
+        last: of.last,
+        commit: of.commit,
+        applied: of.applied,
+        snapshot: of.snapshot,
+        purged: of.purged,
+        bytes: of.bytes,
+        role: of.role.to_owned(),
+        log_bytes: of.log_bytes,
+    }
+}
+
 impl ManagerHandle {
     /// What this manager's node knows of itself.
-    pub fn raft_overview(&self) -> Overview {
-        self.manager.inner.node.overview()
+    pub fn raft_overview(&self) -> v1::RaftSelf {
+        own(&self.manager.inner.node.overview())
     }
 
     /// Each node of the group.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, leader, recover};
 use crate::{
+    config::check_address,
     domain::{Epoch, Format, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
     policy::{
@@ -510,6 +511,9 @@ impl ManagerHandle {
             }
             MemberChange::Move { member, manager, postgres, agent } => {
                 let at = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?;
+                for address in [&manager, &postgres, &agent].into_iter().filter(|address| !address.is_empty()) {
+                    check_address(address).map_err(|why| format!("{address}: {why}"))?;
+                }
                 let or = |asked: String, present: &String| if asked.is_empty() { present.clone() } else { asked };
                 Kind::MoveMember {
                     manager: or(manager, &at.manager),
