@@ -20,13 +20,14 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
-        EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
-        HistoryRequest, Incident, Lag, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
-        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
-        TransferLeaderReply, TransferLeaderRequest,
+        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CheckMemberReply,
+        CheckMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
+        FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
+        MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, PauseReply,
+        PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply, RaftSnapshotRequest,
+        RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply,
+        SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -758,7 +759,32 @@ impl Admin for Manager {
         let request = request.into_inner();
         let done = request.change() == MemberChange::Replace && request.member == "n2";
         let reason = if done { String::new() } else { format!("{} is no member", request.member) };
-        Ok(Response::new(ChangeMemberReply { done, reason }))
+        Ok(Response::new(ChangeMemberReply { done, reason, advice: String::new() }))
+    }
+
+    async fn raft_status(&self, _: Request<RaftStatusRequest>) -> Result<Response<RaftStatusReply>, Status> {
+        Ok(Response::new(RaftStatusReply { answered_by: "n1".into(), leader: "n1".into(), ..Default::default() }))
+    }
+
+    async fn raft_snapshot(
+        &self,
+        request: Request<RaftSnapshotRequest>,
+    ) -> Result<Response<RaftSnapshotReply>, Status> {
+        let member = request.into_inner().member;
+        let problem = if member == "n7" { "it is no node of the Raft group".to_owned() } else { String::new() };
+        Ok(Response::new(RaftSnapshotReply { nodes: vec![RaftSnapshotOf { member, problem, ..Default::default() }] }))
+    }
+
+    async fn check_member(&self, request: Request<CheckMemberRequest>) -> Result<Response<CheckMemberReply>, Status> {
+        let may_go = request.into_inner().member == "n2";
+        let obstacle = Obstacle {
+            kind: "primary".into(),
+            says: "n1 is primary".into(),
+            advice: "make another member primary first: `matriarch switchover`".into(),
+        };
+        let obstacles = if may_go { Vec::new() } else { vec![obstacle] };
+        let notes = vec!["n2 leads the managers".to_owned()];
+        Ok(Response::new(CheckMemberReply { may_go, obstacles, notes, answered_by: "n1".into() }))
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverReply>, Status> {
@@ -873,10 +899,33 @@ fn a_member_is_replaced_or_the_reason_is_given() {
         let done = member("replace", "n2");
         assert_eq!(done.status.code(), Some(0));
         assert!(lines(&done)[0].contains("never votes again"), "{:?}", lines(&done));
+        let dry = matriarch(&["member", "replace", "n2", "--dry-run", "--manager", &address.to_string()]);
+        assert_eq!(lines(&dry), ["nothing stands against it; nothing was changed"]);
         let refused = member("remove", "n7");
         let expected = vec!["matriarch: refused: n# is no member".to_owned()];
         assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
     });
+}
+
+#[test]
+fn scripts_learn_by_the_exit_code_whether_a_host_may_be_taken_down() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let check =
+            |name: &str, more: &[&str]| matriarch(&[&["member", "check", name, "--manager", &address], more].concat());
+        let may = check("n2", &[]);
+        assert_eq!(may.status.code(), Some(0));
+        assert_eq!(lines(&may), ["n# may be taken down now", "note: n# leads the managers"]);
+        let must_not = check("n1", &[]);
+        assert_eq!(must_not.status.code(), Some(1));
+        assert!(lines(&must_not)[1].starts_with("- primary: n# is primary; make another"), "{:?}", lines(&must_not));
+        let told: serde_json::Value = serde_json::from_slice(&check("n1", &["--json"]).stdout).unwrap();
+        assert_eq!((&told["may_go"], &told["reasons"][0]["kind"]), (&false.into(), &"primary".into()), "{told}");
+        let snapshot = matriarch(&["raft", "snapshot", "--member", "n7", "--manager", &address]);
+        assert_eq!(snapshot.status.code(), Some(1));
+    });
+    // Whether nobody answers, or the answer is no, is not the same to a script.
+    assert_eq!(matriarch(&["member", "check", "n2", "--manager", "127.0.0.1:1"]).status.code(), Some(3));
 }
 
 #[test]

@@ -835,6 +835,7 @@ fn describe(command: &Command) -> String {
         Kind::SettleTimings { id } => format!("nothing older than timings {id} is in use"),
         Kind::ReplaceNode { member, node, .. } => format!("{member} takes part as node {node}"),
         Kind::AddMember { member, .. } => format!("add {member}"),
+        Kind::MoveMember { member, manager, .. } => format!("{member} is at {manager}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
         Kind::Pause { .. } => "pause".to_owned(),

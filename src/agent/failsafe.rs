@@ -25,6 +25,15 @@ pub struct Door {
     codec: Codec,
 }
 
+impl super::process::Agent {
+    /// To the question that is being answered.
+    pub(super) fn answer(&self, letter: Letter) {
+        if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
+            door.answer(question, letter, *sender);
+        }
+    }
+}
+
 impl Door {
     /// Opens it; questions come out at the other end.
     ///

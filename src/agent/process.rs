@@ -529,11 +529,8 @@ impl Agent {
                 }
             }
             Effect::Members(members) => hands.holder.set_members(members),
-            Effect::Answer(letter) => {
-                if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
-                    door.answer(question, letter, *sender);
-                }
-            }
+            Effect::Moved(moved) => hands.holder.set_moved(moved),
+            Effect::Answer(letter) => self.answer(letter),
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {

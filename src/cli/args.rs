@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     dsn::{Access, Driver},
-    exit,
+    example, exit,
     wiring::DemoArgs,
 };
 use crate::telemetry::Format;
@@ -439,8 +439,38 @@ pub struct RaftArgs {
     pub command: RaftCommand,
 }
 
+#[derive(Debug, Args)]
+pub struct RaftStatusArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// What the node of this host's manager, or of the one that is named, knows by itself
+    #[arg(long)]
+    pub local: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RaftSnapshotArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Of this member only [default: of every one that answers]
+    #[arg(long, value_name = "MEMBER")]
+    pub member: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum RaftCommand {
+    /// Show the nodes: term, vote, how far each has come, log and snapshot, who votes
+    #[command(after_help = example::help(&["matriarch raft status", "matriarch raft status --json | jq '.nodes[].own.applied'"]))]
+    Status(RaftStatusArgs),
+    /// Build a snapshot now and drop the log that it covers; it happens by itself as the log grows
+    #[command(after_help = example::help(&["matriarch raft snapshot", "matriarch raft snapshot --member n2"]))]
+    Snapshot(RaftSnapshotArgs),
     /// Move the Raft leader to another member; PostgreSQL and its primary don't notice
     #[command(after_help = exit::HELP)]
     Transfer {
@@ -466,6 +496,18 @@ pub enum MemberCommand {
         #[command(flatten)]
         client: ClientArgs,
     },
+    /// Say whether a member's host may be taken down now: 0 yes, 1 no
+    #[command(after_help = example::help(&["matriarch member check n2 && ssh n2 reboot"]))]
+    Check {
+        /// Whose host
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Add a member of the configuration file to the cluster
     #[command(after_help = exit::HELP)]
     Add {
@@ -476,20 +518,50 @@ pub enum MemberCommand {
         client: ClientArgs,
     },
     /// Take a member out of the cluster; its data stays where it is
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = example::help(&["matriarch member remove n4 --dry-run", "matriarch member remove n4"]))]
     Remove {
         /// Which
         #[arg(value_name = "MEMBER")]
         member: String,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Say where a member is reached from now on; it has to be started there with its new address in its own file
+    #[command(after_help = example::help(&[
+        "matriarch member address n3 --to-manager 10.0.0.9:7400 --to-postgres 10.0.0.9:5432",
+        "matriarch member address n3     as this host's configuration file has it",
+    ]))]
+    Address {
+        /// Which
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        /// Where its manager is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_manager: Option<String>,
+        /// Where its PostgreSQL is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_postgres: Option<String>,
+        /// Where its agent gets datagrams [default: as it is]
+        #[arg(long, value_name = "HOST:PORT")]
+        to_agent: Option<String>,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
     /// Give a member a new Raft node, so that its present one never votes again
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = example::help(&["matriarch member replace n3"]))]
     Replace {
         /// Which
         #[arg(value_name = "MEMBER")]
         member: String,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -24,7 +24,7 @@ use crate::{
 /// A manager that takes longer to accept a connection or to answer is passed over.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// An operation is answered once it is committed, which may need a new Raft leader first.
-const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an admin command got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -225,7 +225,7 @@ impl Client {
         .await
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         patience: Duration,
         call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,

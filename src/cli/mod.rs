@@ -4,6 +4,7 @@
 mod args;
 mod client;
 mod dsn;
+mod example;
 pub mod exit;
 mod history;
 mod members;
@@ -12,6 +13,7 @@ mod pause;
 mod preflight;
 mod processes;
 mod profile;
+mod raft;
 pub mod render;
 mod rto;
 mod rules;
@@ -78,6 +80,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
         Command::Raft(args) => match args.command {
+            RaftCommand::Status(args) => with_runtime(raft::status(args)),
+            RaftCommand::Snapshot(args) => with_runtime(raft::snapshot(args)),
             RaftCommand::Transfer { member, client } => with_runtime(operations::transfer_leader(member, client)),
         },
         Command::Member(args) => with_runtime(members::member(args.command)),

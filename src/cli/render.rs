@@ -3,7 +3,10 @@
 mod archive;
 mod commits;
 mod lag;
+mod may_go;
 mod room;
+
+pub use may_go::{may_go, may_go_json};
 
 use std::{collections::BTreeMap, fmt::Write as _};
 

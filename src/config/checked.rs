@@ -162,6 +162,22 @@ pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
+/// `host:port` of a member, as the others are to reach it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(text: &str) -> Result<(), &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400")?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if !is_host(bare.unwrap_or(host)) || (host.contains(':') && bare.is_none()) {
+        return Err("its host is neither a name nor an address; an IPv6 address stands in brackets");
+    }
+    match port.parse::<u16>() {
+        Ok(port) if port > 0 => Ok(()),
+        Ok(_) | Err(_) => Err("its port is no number from 1 to 65535"),
+    }
+}
+
 /// A name or an address, without port and brackets: nothing that would have to be escaped anywhere.
 pub fn is_host(text: &str) -> bool {
     let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');

@@ -26,7 +26,7 @@ pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
     LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
-    host_port, is_host,
+    check_address, host_port, is_host,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};

@@ -244,7 +244,9 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
         Kind::RecordStonith { .. } => events::STONITH,
-        Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
+        Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::MoveMember { .. } | Kind::RemoveMember { .. } => {
+            events::MEMBERS_CHANGED
+        }
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
@@ -275,6 +277,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::RecordStonith { member, .. }
         | Kind::ReplaceNode { member, .. }
         | Kind::AddMember { member, .. }
+        | Kind::MoveMember { member, .. }
         | Kind::Maintenance { member, .. }
         | Kind::Cascade { member, .. }
         | Kind::RemoveMember { member } => Some(member),

@@ -24,6 +24,7 @@ mod identity;
 mod leader;
 mod link;
 mod peers;
+pub mod raft_view;
 pub mod recover;
 mod rejoin;
 mod report;
@@ -131,7 +132,7 @@ pub async fn run<A: Admin>(
         inner: Arc::new(Inner {
             me: local.id.clone(),
             board: Board::new(&config),
-            peers: peers::Peers::new(&config),
+            peers: peers::Peers::new(&config, node.state()),
             link: link::Link::new(&local.agent.listen, &local.id),
             stonith: stonith::Stonith::default(),
             gate: entry::Gate::default(),

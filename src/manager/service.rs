@@ -232,5 +232,6 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         stale_ms: committed.map_or(0, |t| ms(t.router_stale)),
         hold_ms: committed.map_or(0, |t| ms(t.router_hold)),
         draining: state.holds_writes(),
+        moved: state.moved.iter().map(|(m, at)| (m.to_string(), at.clone())).collect(),
     }
 }

@@ -12,6 +12,7 @@ pub mod by_hand;
 pub mod candidates;
 pub mod cascade;
 pub mod copies;
+pub mod departure;
 pub mod evidence;
 mod failover;
 pub mod flaps;

@@ -69,6 +69,8 @@ struct Inner {
     cfg: PostgresqlConfig,
     me: MemberId,
     members: Vec<MemberConfig>,
+    /// Whom it was told to follow last, and where: a member may have moved since the file was written.
+    followed: Mutex<Option<Upstream>>,
     runtime_dir: PathBuf,
     passfile: PathBuf,
     log_file: PathBuf,
@@ -107,6 +109,7 @@ impl Instance {
             cfg: cfg.clone(),
             me: me.clone(),
             members: members.to_vec(),
+            followed: Mutex::default(),
             runtime_dir: agent.runtime_dir.clone(),
             passfile: agent.state_dir.join("pgpass"),
             // Not in the runtime directory: that is memory, and gone after a reboot.
@@ -269,6 +272,26 @@ impl Instance {
         &self.0.cfg
     }
 
+    fn followed(&self) -> MutexGuard<'_, Option<Upstream>> {
+        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where PostgreSQL of another member is: where this one was last told to follow it, or as the configuration says.
+    pub fn place_of(&self, member: &MemberId) -> Option<Upstream> {
+        let told = self.followed().clone().filter(|of| of.member == *member);
+        told.or_else(|| {
+            let of = self.0.members.iter().find(|of| of.id == *member)?;
+            Some(Upstream { member: of.id.clone(), host: of.host.clone(), port: of.postgres_port })
+        })
+    }
+
+    /// Whose PostgreSQL is at this address.
+    pub(super) fn member_at(&self, host: &str, port: u16) -> Option<MemberId> {
+        let told = self.followed().clone().filter(|of| of.host == host && of.port == port);
+        told.map(|of| of.member)
+            .or_else(|| self.0.members.iter().find(|m| m.host == host && m.postgres_port == port).map(|m| m.id.clone()))
+    }
+
     /// The members the configuration names.
     pub fn members(&self) -> &[MemberConfig] {
         &self.0.members
@@ -386,6 +409,9 @@ impl Instance {
     }
 
     pub(super) fn write_config_to(&self, dir: &Path, role: &ConfigRole) -> Result<(), PostgresError> {
+        if let ConfigRole::Standby { upstream: Some(upstream), .. } = role {
+            *self.followed() = Some(upstream.clone());
+        }
         let upstream = match role {
             ConfigRole::Standby { upstream, .. } => upstream.as_ref(),
             ConfigRole::DormantPrimary => None,

@@ -119,6 +119,12 @@ pub enum RaftError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// No snapshot was built.
+    #[error("the snapshot was not there within {waited:?}; it may come all the same")]
+    NoSnapshot {
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// Not a voter, or this node doesn't lead.
     #[error("can't move the Raft leadership to {to}: {why}")]
     CantTransfer {
@@ -244,7 +250,8 @@ impl Node {
         let (log_membership, here, durable) = (log.membership(), log.here(), log.synced());
         let identity = Identity::new(options.member.clone(), options.node);
         let (contact, silence, memory) = (Contact::new(clock), Silence::default(), Memory::default());
-        let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
+        let ways = (silence.clone(), memory.clone());
+        let network = Network::new(identity.clone(), dialer, options.timings, ways, state.clone());
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
         let (group_tx, group) = watch::channel(group::group_of(&raft.metrics().borrow_watched().membership_config));

@@ -8,7 +8,7 @@ use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     convert::{member_id, optional_member, optional_text, position, position_of},
-    history, sync, v1,
+    history, members, sync, v1,
 };
 use crate::{
     domain::{
@@ -31,7 +31,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             cluster_id: cluster_id.0.clone(),
             generation: generation.0,
             name: name.clone(),
-            members: members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+            members: members.iter().map(|(id, m)| members::encode(id, m)).collect(),
             initializer: initializer.to_string(),
         }),
         Kind::RecordSystem { system_identifier, history } => {
@@ -114,6 +114,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             postgres: postgres.clone(),
         }),
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
+        Kind::MoveMember { member, manager, postgres, agent } => c::Kind::MoveMember(c::MoveMember {
+            member: member.to_string(),
+            manager: manager.clone(),
+            postgres: postgres.clone(),
+            agent: agent.clone(),
+        }),
         Kind::SetSettings { version, changes, by, beside } => {
             c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
         }
@@ -162,7 +168,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             cluster_id: ClusterId(g.cluster_id),
             generation: Generation(g.generation),
             name: g.name,
-            members: g.members.into_iter().map(decode_member).collect::<Result<_>>()?,
+            members: g.members.into_iter().map(members::decode).collect::<Result<_>>()?,
             initializer: member_id(&g.initializer)?,
         },
         K::RecordSystem(r) => decode_system(r),
@@ -229,6 +235,9 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
+        K::MoveMember(m) => {
+            Kind::MoveMember { member: member_id(&m.member)?, manager: m.manager, postgres: m.postgres, agent: m.agent }
+        }
         K::SetSettings(s) => Kind::SetSettings {
             version: s.version,
             changes: changes(s.set, s.unset),
@@ -273,7 +282,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         cluster_id: state.cluster_id().0,
         generation: state.generation().0,
         name: state.identity.as_ref().map(|i| i.name.clone()).unwrap_or_default(),
-        members: state.members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+        members: state.members.iter().map(|(id, m)| members::encode(id, m)).collect(),
         initializer: optional_text(state.initializer.as_ref()),
         system_identifier: state.system_identifier.unwrap_or(0),
         epoch: state.epoch.0,
@@ -291,7 +300,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
         settings: Some(settings(&state.settings)),
-        roster: Some(encode_roster(&state.roster)),
+        roster: Some(members::encode_roster(&state.roster)),
         last_node: state.last_node.0,
         paused: state.paused.as_ref().map(encode_asked),
         pauses: state.pauses,
@@ -301,6 +310,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
         cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
+        moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
     }
     .encode_to_vec()
 }
@@ -333,10 +343,10 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             })
         }
     };
-    let members: BTreeMap<MemberId, Member> = raw.members.into_iter().map(decode_member).collect::<Result<_>>()?;
+    let members: BTreeMap<MemberId, Member> = raw.members.into_iter().map(members::decode).collect::<Result<_>>()?;
     // The first timeline is that of genesis; each grant reserves another.
     let roster = match raw.roster {
-        Some(roster) => decode_roster(roster)?,
+        Some(roster) => members::decode_roster(roster)?,
         None => Roster::of_founded(members.keys(), raw.lineage.len() > 1),
     };
     let begun_by_hand = |r: &v1::TimelineRecord| {
@@ -384,6 +394,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .into_iter()
             .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
             .collect::<Result<_>>()?,
+        moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
     })
 }
 
@@ -401,36 +412,6 @@ fn encode_asked(asked: &Asked) -> v1::Asked {
 
 fn decode_asked(raw: v1::Asked) -> Asked {
     Asked { reason: raw.reason, by: raw.by }
-}
-
-fn encode_roster(roster: &Roster) -> v1::Roster {
-    let since = roster.since.iter().map(|(id, version)| (id.to_string(), *version));
-    v1::Roster { version: roster.version, since: since.collect(), at_grant: roster.at_grant, granted: roster.granted }
-}
-
-fn decode_roster(raw: v1::Roster) -> Result<Roster> {
-    let since = raw.since.into_iter().map(|(id, version)| Ok((member_id(&id)?, version)));
-    Ok(Roster {
-        version: raw.version,
-        since: since.collect::<Result<_>>()?,
-        at_grant: raw.at_grant,
-        granted: raw.granted,
-    })
-}
-
-fn encode_member(id: &MemberId, member: &Member) -> v1::Member {
-    v1::Member {
-        id: id.to_string(),
-        node: member.node.0,
-        manager: member.manager.clone(),
-        postgres: member.postgres.clone(),
-        agent: member.agent.clone(),
-    }
-}
-
-fn decode_member(raw: v1::Member) -> Result<(MemberId, Member)> {
-    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres, agent: raw.agent };
-    Ok((member_id(&raw.id)?, member))
 }
 
 fn encode_lock(lock: &Lock) -> v1::Lock {
@@ -690,6 +671,7 @@ mod tests {
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
             Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
+            Kind::MoveMember { member: id("c"), manager: "j:1".into(), postgres: "j:2".into(), agent: "j:3".into() },
             Kind::RemoveMember { member: id("b") },
             Kind::SetSettings {
                 version: 0,

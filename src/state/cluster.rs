@@ -78,6 +78,8 @@ pub struct ClusterState {
     pub by_hand: BTreeMap<TimelineId, MemberId>,
     /// Who streams from a standby, or has lately. Nobody does so before it has streamed from the primary of this epoch.
     pub cascade: BTreeMap<MemberId, Link>,
+    /// Managers that were moved by command, and where they are, `host:port`: that counts before the hosts' files.
+    pub moved: BTreeMap<MemberId, String>,
 }
 
 /// Which life of which cluster.

@@ -150,6 +150,17 @@ pub enum Kind {
         /// `host:port` of its PostgreSQL.
         postgres: String,
     },
+    /// A member is reached elsewhere from now on. What it is stays: whoever answers there has to be that member.
+    MoveMember {
+        /// Which.
+        member: MemberId,
+        /// `host:port` of its manager.
+        manager: String,
+        /// `host:port` of its PostgreSQL.
+        postgres: String,
+        /// `host:port` of its agent's datagrams; empty when it has none.
+        agent: String,
+    },
     /// A host leaves the cluster.
     RemoveMember {
         /// Which.
@@ -312,6 +323,7 @@ impl Kind {
             Self::ReplaceNode { .. } => "replace-node",
             Self::AddMember { .. } => "add-member",
             Self::RemoveMember { .. } => "remove-member",
+            Self::MoveMember { .. } => "move-member",
             Self::AdoptTimeline { .. } => "adopt-timeline",
             Self::SetSettings { .. } => "set-settings",
             Self::NoteFormat { .. } => "note-format",
@@ -362,6 +374,7 @@ impl Kind {
             Self::Cascade { .. } => Format::CASCADE,
             Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
             Self::GrantRunning { .. } => Format::RUNNING,
+            Self::MoveMember { .. } => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod command;
 mod flaps;
 pub mod history;
+mod members;
 pub mod pause;
 mod recover;
 pub mod roster;

@@ -39,6 +39,7 @@ mod running;
 mod slow;
 mod stage;
 mod streams;
+mod upgrades;
 mod wal;
 
 use std::time::Duration;
@@ -198,4 +199,17 @@ fn without_a_quorum_and_with_failsafe() {
 #[test]
 fn hosts_come_and_go() {
     stage::play_on(1, members::STEPS);
+}
+
+#[test]
+#[ignore = "a minute: make proof"]
+fn every_process_is_replaced_under_load_and_no_transaction_fails() {
+    upgrades::rolling();
+}
+
+/// With the older program that MATRIARCH_PREVIOUS names.
+#[test]
+#[ignore = "minutes, and needs an older program: make proof"]
+fn an_older_and_a_newer_version_work_together() {
+    upgrades::mixed();
 }

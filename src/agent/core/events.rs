@@ -1,6 +1,6 @@
 //! What comes into the rules and what comes out of them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     agent::{
@@ -433,6 +433,8 @@ pub enum Effect {
     Archive,
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
+    /// Managers that were moved by command, and where they are, for the lease.
+    Moved(BTreeMap<MemberId, String>),
     /// To the holder that asked in failsafe.
     Answer(Letter),
     /// Tell every manager.

@@ -19,6 +19,7 @@ impl Core {
         self.briefed = self.briefed.max(briefing.epoch);
         if briefing.members.version >= self.durable.members.version {
             self.lineage.take_managers(briefing.managers);
+            out.extend(self.lineage.take_moved(briefing.moved).map(Effect::Moved));
         }
         let other_members = briefing.members.version > self.durable.members.version;
         let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
