@@ -11,6 +11,7 @@ pub mod codec;
 pub mod convert;
 pub mod history;
 mod kept_wal;
+pub mod reader;
 pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.

@@ -11,6 +11,7 @@ use super::{
     command::RuleId,
     history::{Evidence, Reign},
     pause::Asked,
+    reader::Reader,
     roster::Roster,
 };
 use crate::domain::{
@@ -78,6 +79,8 @@ pub struct ClusterState {
     pub by_hand: BTreeMap<TimelineId, MemberId>,
     /// Who streams from a standby, or has lately. Nobody does so before it has streamed from the primary of this epoch.
     pub cascade: BTreeMap<MemberId, Link>,
+    /// Who has the address for standbys.
+    pub reader: Reader,
 }
 
 /// Which life of which cluster.
