@@ -6,12 +6,7 @@ use super::{
     core::Tree,
     process::{Agent, now},
 };
-use crate::{
-    domain::moment::TwoClocks,
-    guard::clocks_name,
-    layers::Left,
-    rpc::v1,
-};
+use crate::{domain::moment::TwoClocks, guard::clocks_name, layers::Left, rpc::v1};
 
 impl Agent {
     /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
@@ -45,7 +40,10 @@ impl Agent {
             id => {
                 let own = clocks_name().map_err(|error| format!("/proc can't be read: {error}"))?;
                 if request.clocks != own {
-                    return Err("the manager has other clocks than this agent: run both on one host, in one time namespace".to_owned());
+                    return Err(
+                        "the manager has other clocks than this agent: run both on one host, in one time namespace"
+                            .to_owned(),
+                    );
                 }
                 let (boot, raw) = (Duration::from_nanos(request.boot_ns), Duration::from_nanos(request.raw_ns));
                 Some((id, TwoClocks { boot, raw }))

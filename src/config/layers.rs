@@ -29,7 +29,7 @@ pub(super) fn check(raw: Option<RawLayers>, timings: &Timings) -> Result<LayersC
     let standbys = raw.vip_standby_address.as_deref();
     let address = (raw.vip_address.as_deref(), standbys.is_some());
     let vip = vip(raw.vip.as_deref(), address, raw.vip_interface.clone(), timings)?;
-    let vip_standby = vip_standby(raw.vip_standby.as_deref(), (standbys, vip.as_deref()), raw.vip_interface, timings)?;
+    let vip_standby = vip_standby(raw.vip_standby.as_deref(), (standbys, vip.as_deref()), raw.vip_interface)?;
     Ok(LayersConfig {
         kernel_lease,
         watchdog: watchdog(raw.watchdog.as_deref(), raw.watchdog_device, raw.watchdog_timeout_s, timings)?,
@@ -133,9 +133,12 @@ fn vip(
         (Some(_), None) => return Err(Wrong::new(VIP_INTERFACE, "missing", "add the interface it is put on")),
     };
     let (address, prefix) = vip_address(VIP_ADDRESS, address)?;
-    let config = VipConfig { mode: wanted, address, prefix, interface };
-    check_address("layers.vip", &config, timings)?;
-    Ok(Some(Box::new(config)))
+    let interface = vip_interface(interface)?;
+    if wanted != LayerMode::Off && !timings.allows_vip() {
+        let problem = "the kernel keeps an address for whole seconds, and T_hold >= 1280 ms does not hold";
+        return Err(Wrong::new("layers.vip", problem, "raise cluster.timings.hold_ms, or set it to off"));
+    }
+    Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
 }
 
 /// The one for standbys, on the same interface.
@@ -143,7 +146,6 @@ fn vip_standby(
     text: Option<&str>,
     (address, vip): (Option<&str>, Option<&VipConfig>),
     interface: Option<String>,
-    timings: &Timings,
 ) -> Result<Option<Box<VipConfig>>, Wrong> {
     let wanted = mode(STANDBY, text, LayerMode::Automatic)?;
     if wanted == LayerMode::Required {
@@ -161,22 +163,16 @@ fn vip_standby(
         let problem = format!("{address} is layers.vip_address, too");
         return Err(Wrong::new(STANDBY_ADDRESS, problem, "use another: the two may be on different hosts"));
     }
-    let config = VipConfig { mode: wanted, address, prefix, interface };
-    check_address(STANDBY, &config, timings)?;
-    Ok(Some(Box::new(config)))
+    let interface = vip_interface(interface)?;
+    Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
 }
 
-fn check_address(key: &str, config: &VipConfig, timings: &Timings) -> Result<(), Wrong> {
-    let interface = &config.interface;
+fn vip_interface(interface: String) -> Result<String, Wrong> {
     if interface.is_empty() || interface.len() > 15 || interface.contains(|c: char| c == '/' || !c.is_ascii_graphic()) {
         let problem = format!("`{interface}` names no interface");
         return Err(Wrong::new(VIP_INTERFACE, problem, "use what `ip link` shows"));
     }
-    if config.mode != LayerMode::Off && !timings.allows_vip() {
-        let problem = "the kernel keeps an address for whole seconds, and T_hold >= 1280 ms does not hold";
-        return Err(Wrong::new(key, problem, "raise cluster.timings.hold_ms, or set it to off"));
-    }
-    Ok(())
+    Ok(interface)
 }
 
 impl LayersConfig {

@@ -305,7 +305,8 @@ impl Run {
         match self.known.step(now) {
             Step::Leave => {
                 if self.known.has_lapsed(now) && self.known.serving == Serving::Open {
-                    let what = if self.reader { "that it is lent was not confirmed" } else { "the lease was not renewed" };
+                    let what =
+                        if self.reader { "that it is lent was not confirmed" } else { "the lease was not renewed" };
                     self.sign.say(&format!("failed: it has lapsed, {what} in time"));
                 }
                 true

@@ -162,7 +162,7 @@ pub fn end(s: &Situation<'_>) -> Option<Verdict> {
 pub fn lend(s: &Situation<'_>) -> Option<Verdict> {
     let Reader { id, holder, life } = &s.state.reader;
     let wanted = s.state.members.keys().any(|m| s.agent(m).is_some_and(AgentView::may_have_reader));
-    primary(s).filter(|_| wanted && holder.is_none() && s.state.paused.is_none() && s.timings.allows_vip())?;
+    primary(s).filter(|_| wanted && holder.is_none() && s.state.paused.is_none())?;
     let wait = if *id == 0 { Duration::ZERO } else { s.timings.reader_wait(*life) };
     let (to, wait) = match best(s) {
         Some(standby) => (standby, wait),
@@ -173,7 +173,7 @@ pub fn lend(s: &Situation<'_>) -> Option<Verdict> {
     };
     let remaining = wait.saturating_sub(s.now.since(s.since.reader));
     if remaining.is_zero() {
-        return Some(Verdict::Propose(Kind::Lend { member: to.clone(), id: id + 1, life: s.timings.hold }));
+        return Some(Verdict::Propose(Kind::Lend { member: to.clone(), id: id + 1, life: s.timings.reader_life() }));
     }
     Some(hold(format!("{to} is to have the address for standbys, which somebody else may still have"), remaining))
 }

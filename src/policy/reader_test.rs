@@ -72,7 +72,10 @@ fn nobody_gets_it_before_every_confirmation_of_the_last_lend_is_over() {
     let free = bench("", FIT, FIT);
     let wait = free.situation().timings.reader_wait(LIFE);
     assert_eq!(wait.as_millis(), 3_122, "(1 + 0.02) * (2.5 / (1 - 0.02) + 0.51)");
-    assert_eq!(lent_after(3_122, &free), "b is to have the address for standbys, which somebody else may still have (0.0 s left)");
+    assert_eq!(
+        lent_after(3_122, &free),
+        "b is to have the address for standbys, which somebody else may still have (0.0 s left)"
+    );
     assert_eq!(lent_after(3_123, &free), "lend 5 to b for 2.5s");
     // A life that was longer when it was lent is waited for, whatever the timings are now.
     let mut longer = bench("", FIT, FIT);
@@ -90,7 +93,10 @@ fn who_is_not_fit_does_not_get_it() {
         ("standby 2:90000000 upstream=a replayed=90000000", "the address can't be put up there"),
         ("standby 2:90000000 upstream=a replayed=90000000 reader=failed:x", "the address can't be put up there"),
         ("standby 2:90000000 replayed=90000000 reader", "it does not stream"),
-        ("standby 2:90000000 upstream=a replayed=70000000 reader", "it has not replayed 20000000 bytes, more than 16777216"),
+        (
+            "standby 2:90000000 upstream=a replayed=70000000 reader",
+            "it has not replayed 20000000 bytes, more than 16777216",
+        ),
         ("standby 2:90000000 upstream=a replayed=90000000 reader storage", "its disk or its replay stands still"),
         ("stopped 2:90000000 reader", "its PostgreSQL is stopped"),
     ];
@@ -109,7 +115,8 @@ fn who_is_not_fit_does_not_get_it() {
     operation.state.reader = Reader { id: 4, holder: None, life: LIFE };
     let operation = operation.says("a", PRIMARY).says("b", FIT).says("c", FIT);
     assert_eq!(lent(&operation), "lend 5 to c for 2.5s", "b is about to be primary");
-    let nobody_has_the_layer = Bench::new("granted a open 2").says("a", "primary 2:9 lease=1").says("b", "standby 2:9 upstream=a");
+    let nobody_has_the_layer =
+        Bench::new("granted a open 2").says("a", "primary 2:9 lease=1").says("b", "standby 2:9 upstream=a");
     assert_eq!(lent(&nobody_has_the_layer), "nothing", "where it is not configured nothing is said of it");
 }
 
@@ -123,7 +130,10 @@ fn who_does_not_do_well_loses_it_after_a_while_and_who_cannot_have_it_at_once() 
     let burst = FIT.replace("replayed=90000000", "replayed=60000000");
     assert_eq!(ended_after(9_000, &bench("b", &burst, FIT)), "nothing", "30 MB are a burst");
     let far = FIT.replace("replayed=90000000", "replayed=20000000");
-    assert_eq!(ended_after(5_000, &bench("b", &far, FIT)), "end 4: it has not replayed 70000000 bytes, more than 67108864");
+    assert_eq!(
+        ended_after(5_000, &bench("b", &far, FIT)),
+        "end 4: it has not replayed 70000000 bytes, more than 67108864"
+    );
     assert_eq!(ended(&bench("a", FIT, FIT)), "end 4: it is primary, or is to be");
     let mut removed = bench("b", FIT, FIT);
     removed.state.members.remove(&id("b"));
@@ -177,10 +187,15 @@ fn the_primary_has_it_in_place_of_a_standby_where_that_is_set() {
 }
 
 #[test]
-fn timings_that_leave_no_room_for_an_address_lend_none() {
+fn a_confirmation_counts_for_two_and_a_half_seconds_at_least() {
+    use crate::domain::{Profile, Timings};
     let bench = bench("", FIT, FIT);
-    let timings = crate::domain::Timings { hold: Duration::from_millis(1_279), ..*bench.situation().timings };
-    let mut s = bench.situation();
-    s.timings = &timings;
-    assert_eq!(told(lend(&s)), "nothing");
+    let lent_under = |profile| {
+        let timings = Timings::of(profile);
+        let mut s = bench.situation();
+        s.timings = &timings;
+        told(lend(&s))
+    };
+    assert_eq!(lent_under(Profile::Fast), "lend 5 to b for 2.5s");
+    assert_eq!(lent_under(Profile::Safe), "lend 5 to b for 20s");
 }

@@ -12,8 +12,9 @@ use crate::{
         ArchiveView, ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy,
         NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
         WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
-        observation::HeardOfPrimary, observation::LayerView, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
-        observation::READER_LAYER,        observation::StandbyProgress, observation::SyncView, observation::Work,
+        observation::HeardOfPrimary, observation::LayerView, observation::LeaseReach, observation::LeaseView,
+        observation::OrderResult, observation::READER_LAYER, observation::StandbyProgress, observation::SyncView,
+        observation::Work,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,

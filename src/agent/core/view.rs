@@ -7,7 +7,8 @@ use super::{Core, Disk, FailoverWait, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        KeptWal, MemberId, Moment, PostgresState, ReaderFallback, RoomView, SlotsYield, TimelineHistory, TimelineId, WalPosition,
+        KeptWal, MemberId, Moment, PostgresState, ReaderFallback, RoomView, SlotsYield, TimelineHistory, TimelineId,
+        WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
     layers::Serving,
