@@ -244,7 +244,7 @@ pub fn a_standby_has_the_address_for_standbys_and_never_two_hosts(rig: &Rig, bef
         println!("there is no network for each host: passed over");
         return Promise::no_loss(began);
     };
-    let watches: Vec<Watch> = rig.members().iter().map(|host| Watch::start(rig, host)).collect();
+    let mut watches: Vec<Watch> = rig.members().iter().map(|host| Watch::start(rig, host)).collect();
     let first = settles(rig, &[]);
     let moved = |what: &str, from: &str| {
         let began = Instant::now();
@@ -256,14 +256,19 @@ pub fn a_standby_has_the_address_for_standbys_and_never_two_hosts(rig: &Rig, bef
     rig.kill_host(&first).unwrap();
     let second = moved("host lost", &first);
     rig.boot_host(&first).unwrap();
+    // Its network was made anew.
+    watches.push(Watch::start(rig, &first));
     let well = || rig.healthy(SOON).unwrap();
     well();
 
+    // Whoever confirms stands still, too.
+    rig.transfer_leader(&second);
     let frozen: Vec<i32> = [Role::Manager, Role::Agent].iter().filter_map(|role| rig.pid(&second, *role)).collect();
     assert_eq!(frozen.len(), 2);
-    frozen.iter().for_each(|pid| drop(rig.signal(*pid, Signal::SIGSTOP).unwrap()));
+    let signal_all = |signal| frozen.iter().for_each(|pid| assert!(rig.signal(*pid, signal).is_ok()));
+    signal_all(Signal::SIGSTOP);
     let third = moved("manager and agent stopped", &second);
-    frozen.iter().for_each(|pid| drop(rig.signal(*pid, Signal::SIGCONT).unwrap()));
+    signal_all(Signal::SIGCONT);
     well();
 
     let cable = |state: &str| {
