@@ -488,6 +488,7 @@ fn json_says_null_for_what_is_not_known() {
           "failsafe": null,
           "commits": null,
           "raft_leader": "n2",
+          "reader": null,
           "answered_by": "n1",
           "members": [
             {

@@ -113,7 +113,7 @@ pub const RULES: &[Rule] = &[
     Rule { id: 446, name: "who has the address for standbys is not fit for it: it ends", decide: reader::end },
     Rule {
         id: 448,
-        name: "nobody has the address for standbys for longer than anybody could keep it: the best standby gets it",
+        name: "nobody has the address for standbys, or could keep it: the best of them gets it",
         decide: reader::lend,
     },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
