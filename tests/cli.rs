@@ -441,6 +441,7 @@ fn status_says_what_each_layer_does() {
     let mut reply = healthy();
     reply.members[0].layers = vec![layer("kernel lease", "active"), layer("watchdog", "off")];
     reply.members[1].layers = vec![layer("kernel lease", "unavailable: needs CAP_NET_ADMIN")];
+    reply.reader = "n2".to_owned();
     reply.layers = vec![layer("stonith", "ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms")];
     let text = render::status(&reply, Style::Plain);
     let (_, layers) = text.split_once("Layers\n").unwrap();
@@ -448,12 +449,14 @@ fn status_says_what_each_layer_does() {
           n1: kernel lease active, watchdog off
           n2: kernel lease unavailable: needs CAP_NET_ADMIN
           cluster: stonith ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms
+          address for standbys: lent to n2
 
         Warning: cluster.insecure is on: traffic between the hosts is not encrypted
     "#]]
     .assert_eq(layers);
     let json: serde_json::Value = serde_json::from_str(&render::status_json(&reply)).unwrap();
     assert_eq!(json["members"][0]["layers"]["kernel lease"], "active");
+    assert_eq!(json["reader"], "n2");
     assert_eq!(json["layers"]["stonith"], reply.layers[0].state.as_str());
 }
 
@@ -489,6 +492,7 @@ fn json_says_null_for_what_is_not_known() {
           "failsafe": null,
           "commits": null,
           "raft_leader": "n2",
+          "reader": null,
           "answered_by": "n1",
           "members": [
             {

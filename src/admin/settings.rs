@@ -135,6 +135,7 @@ mod tests {
             "sync_other_site=false default false set false ",
             "sync_strict=false default false set false ",
             "synchronous_commit=on default on set false ",
+            "vip_standby_fallback=none default none set false ",
             "wal_rescue_max=256MB default 256MB set false ",
             "wal_rescue_ms=1000 default 1000 set false ",
             "wal_room_act=2% default 2% set false ",

@@ -59,6 +59,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
         banners: banners(&state),
+        reader: state.reader.holder.as_ref().map(MemberId::to_string).unwrap_or_default(),
         commits: Some(commits(&state, primary.as_ref())),
         voters: voters(&manager.group()),
     }

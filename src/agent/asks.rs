@@ -56,6 +56,13 @@ impl Agent {
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },
+            Ask::LendReader(to, request, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    let _ = reply.send(self.lend_reader(&request));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
             Ask::ReadWal(to, request, reply) => drop(reply.send(self.give_wal(&to, request))),
             Ask::ReadSegment(to, request, reply) => drop(reply.send(self.lend(&to, &request))),
         }

@@ -47,6 +47,7 @@ mod room;
 mod service;
 mod slots;
 mod stall;
+mod standing;
 mod start;
 pub mod status;
 pub mod store;

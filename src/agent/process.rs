@@ -40,7 +40,7 @@ use crate::{
         observation::{Notice, TAKEN_OVER},
     },
     guard::{self, GuardHandle, sys::two_clocks},
-    layers::{Left, Serving},
+    layers::Serving,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
     rpc::v1,
@@ -121,8 +121,9 @@ pub(super) struct Agent {
     pub(super) discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
     pub(super) layers_stand: bool,
-    /// What the layers were told last of whether clients are led here.
-    serving: Serving,
+    /// What the layers were told last of whether clients are led here, and of whether those are that only read.
+    pub(super) serving: Serving,
+    pub(super) serving_readers: Serving,
     /// Where holders in failsafe ask; `None` when this host takes no part in that.
     pub(super) door: Option<Door>,
     /// The question that is being answered.
@@ -333,6 +334,7 @@ impl Agent {
             discarded_life: 0,
             layers_stand,
             serving: Serving::Shut,
+            serving_readers: Serving::Shut,
             door: None,
             question: None,
             began,
@@ -637,26 +639,6 @@ impl Agent {
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 
-    /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
-    fn mind_layers(&mut self) {
-        let needed = self.core.needs_layers();
-        if self.layers_stand && !needed {
-            self.stand_down();
-        }
-        self.layers_stand = needed;
-        let serving = self.core.serving(now(self.began));
-        if std::mem::replace(&mut self.serving, serving) != serving {
-            self.hands.layers.serve(serving);
-        }
-    }
-
-    fn stand_down(&self) {
-        self.hands.layers.stand_down(match self.core.tree() {
-            Tree::Empty => Left::Nothing,
-            Tree::Running { .. } | Tree::Ending => Left::Standby,
-        });
-    }
-
     /// After each event: what to probe, and whether others should hear of it.
     pub(super) fn look_around(&mut self) {
         self.mind_layers();
@@ -718,7 +700,7 @@ impl Agent {
     }
 }
 
-fn now(began: Instant) -> Now {
+pub(super) fn now(began: Instant) -> Now {
     Now { moment: Moment(began.elapsed()), clocks: two_clocks() }
 }
 

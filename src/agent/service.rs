@@ -44,6 +44,8 @@ pub enum Ask {
     ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, Status>>),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
+    /// Until when this host may have the address for standbys.
+    LendReader(Address, v1::LendReaderRequest, oneshot::Sender<Result<(), String>>),
 }
 
 /// The service; cheap to clone.
@@ -125,6 +127,17 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         self.ask(Ask::Brief(to, briefing, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(v1::BriefReply {}))
+    }
+
+    async fn lend_reader(
+        &self,
+        request: Request<v1::LendReaderRequest>,
+    ) -> Result<Response<v1::LendReaderReply>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        self.ask(Ask::LendReader(to, request, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::LendReaderReply {}))
     }
 }
 

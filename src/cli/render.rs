@@ -173,10 +173,11 @@ fn layers(reply: &StatusReply) -> String {
     };
     let hosts = reply.members.iter().map(|m| (m.member.as_str(), m.layers.as_slice()));
     let all = hosts.chain([("cluster", reply.layers.as_slice())]);
-    let lines: Vec<String> = all
+    let mut lines: Vec<String> = all
         .filter(|(_, layers)| !layers.is_empty())
         .map(|(who, layers)| format!("  {who}: {}\n", said(layers)))
         .collect();
+    lines.extend(known(&reply.reader).map(|reader| format!("  address for standbys: lent to {reader}\n")));
     if lines.is_empty() { String::new() } else { format!("\nLayers\n{}", lines.concat()) }
 }
 
@@ -351,6 +352,8 @@ struct StatusJson<'a> {
     failsafe: Option<&'a str>,
     commits: Option<commits::CommitsJson<'a>>,
     raft_leader: Option<&'a str>,
+    /// Who has the address for standbys.
+    reader: Option<&'a str>,
     answered_by: &'a str,
     members: Vec<MemberJson<'a>>,
     banners: &'a [String],
@@ -498,6 +501,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         failsafe: known(&reply.failsafe),
         commits: reply.commits.as_ref().map(commits::CommitsJson::from),
         raft_leader: known(&reply.leader),
+        reader: known(&reply.reader),
         answered_by: &reply.answered_by,
         members: reply.members.iter().map(member_json).collect(),
         holds: &reply.holds,

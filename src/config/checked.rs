@@ -52,9 +52,11 @@ pub struct LayersConfig {
     pub stonith: Option<StonithConfig>,
     /// The address that leads clients to the primary.
     pub vip: Option<Box<VipConfig>>,
+    /// The address that leads clients to a standby. Never required.
+    pub vip_standby: Option<Box<VipConfig>>,
 }
 
-/// An address that is on the host of the primary only.
+/// An address that is on one host at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VipConfig {
     /// Whether it is wanted.
@@ -100,6 +102,7 @@ impl Default for LayersConfig {
             client_reset: LayerMode::Automatic,
             stonith: None,
             vip: None,
+            vip_standby: None,
         }
     }
 }

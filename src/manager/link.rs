@@ -74,6 +74,11 @@ impl Link {
         self.client().brief(timed(request, Duration::from_secs(1))).await.map(drop)
     }
 
+    /// Tells the agent until when it may have the address for standbys.
+    pub(super) async fn lend_reader(&self, request: v1::LendReaderRequest) -> Result<(), tonic::Status> {
+        self.client().lend_reader(timed(request, Duration::from_secs(1))).await.map(drop)
+    }
+
     /// WAL that a crashed primary has left on this host.
     pub(super) async fn read_wal(
         &self,

@@ -25,6 +25,7 @@ mod leader;
 mod link;
 mod peers;
 pub mod raft_view;
+mod reader;
 pub mod recover;
 mod rejoin;
 mod report;
@@ -190,6 +191,7 @@ impl Manager {
         tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
         tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { brief::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { reader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { leader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { seal::run(m).await }));

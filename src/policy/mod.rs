@@ -25,6 +25,7 @@ mod outvoted;
 pub mod pause;
 pub mod promotion;
 pub mod proposals;
+pub mod reader;
 pub mod report;
 mod restart;
 pub mod room;
@@ -88,6 +89,10 @@ pub struct Since {
     pub operation: Moment,
     /// The holder counts by these timings, the newest, and since when.
     pub timings: Option<(TimingsId, Moment)>,
+    /// The address for standbys came to whoever has it now, or to nobody.
+    pub reader: Moment,
+    /// Whoever has it does not do well.
+    pub reader_unfit: Option<Moment>,
 }
 
 /// A voter's durable promise not to help an epoch below `promise.sealed`.

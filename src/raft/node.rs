@@ -13,6 +13,7 @@ use openraft::{
     Config, ServerState, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as LibraryError},
+    raft::ReadPolicy,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -373,6 +374,14 @@ impl Node {
     /// On a follower it counts suspended time too; on the leader it doesn't.
     pub fn confirmed_age(&self) -> Duration {
         leadership::confirmed_age(&self.raft.metrics().borrow_watched(), &self.contact)
+    }
+
+    /// A state that has everything which was committed before the call, if this node leads and a quorum has confirmed that after
+    /// it. No clock is asked: a leader that was stopped, or whose clocks were, gets no confirmation of what is over.
+    pub async fn confirmed_state(&self) -> Option<Arc<ClusterState>> {
+        let limit = self.options.timings.election_max;
+        let confirmed = tokio::time::timeout(limit, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        matches!(confirmed, Ok(Ok(_))).then(|| self.state.borrow().clone())
     }
 
     /// This node's number.

@@ -8,7 +8,7 @@ use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     convert::{member_id, optional_member, optional_text, position, position_of},
-    history, members, sync, v1,
+    history, members, reader, sync, v1,
 };
 use crate::{
     domain::{
@@ -57,6 +57,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             falls: *falls,
             reason: reason.clone(),
         }),
+        Kind::Lend { member, id, life } => reader::lend(member, *id, *life),
+        Kind::EndLend { id, reason } => reader::end(*id, reason),
         Kind::PromotionComplete { member, timeline, switch, first_record } => {
             c::Kind::PromotionComplete(c::PromotionComplete {
                 member: member.to_string(),
@@ -188,6 +190,8 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             falls: c.falls,
             reason: c.reason,
         },
+        K::Lend(l) => reader::lend_of(&l)?,
+        K::EndLend(e) => Kind::EndLend { id: e.id, reason: e.reason },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
@@ -309,6 +313,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
+        reader: reader::reader(&state.reader),
         cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
         moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
     }
@@ -389,6 +394,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         by_hand,
         sync: sync::set_of(raw.sync)?,
         kept_out: raw.kept_out,
+        reader: reader::reader_of(raw.reader)?,
         cascade: raw
             .cascade
             .into_iter()
@@ -649,6 +655,8 @@ mod tests {
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
             Kind::Cascade { member: id("b"), source: None, falls: 2, reason: "b is silent".into() },
+            Kind::Lend { member: id("b"), id: 1, life: std::time::Duration::from_millis(2_500) },
+            Kind::EndLend { id: 1, reason: "b is silent".into() },
             Kind::SetSync { after: 0, rule: Some((vec![id("b")], 1)) },
             Kind::SetSync { after: 1, rule: Some((vec![], 0)) },
             Kind::SettleSync { id: 2 },

@@ -12,6 +12,7 @@ pub mod convert;
 pub mod history;
 mod kept_wal;
 mod members;
+pub mod reader;
 pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.

@@ -95,6 +95,8 @@ impl ClusterState {
             Kind::SettleSync { id } => self.settle_sync(*id),
             Kind::KeepOut { on } => self.keep_out(*on),
             Kind::Cascade { member, source, falls, reason } => self.lead_to(member, source.as_ref(), *falls, reason),
+            Kind::Lend { member, id, life } => self.lend(member, *id, *life),
+            Kind::EndLend { id, reason } => self.end_lend(*id, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),

@@ -11,6 +11,7 @@ use super::{
     command::RuleId,
     history::{Evidence, Reign},
     pause::Asked,
+    reader::Reader,
     roster::Roster,
 };
 use crate::domain::{
@@ -80,6 +81,8 @@ pub struct ClusterState {
     pub cascade: BTreeMap<MemberId, Link>,
     /// Managers that were moved by command, and where they are, `host:port`: that counts before the hosts' files.
     pub moved: BTreeMap<MemberId, String>,
+    /// Who has the address for standbys.
+    pub reader: Reader,
 }
 
 /// Which life of which cluster.

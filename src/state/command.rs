@@ -1,7 +1,7 @@
 //! What may be proposed. Every command names the epoch it expects and the rule
 //! that asked for it; one that lost a race is [`Applied::Stale`] and changes nothing.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     cluster::{Member, OperationKind, OperationPhase},
@@ -281,6 +281,22 @@ pub enum Kind {
         /// Why, for people.
         reason: String,
     },
+    /// A member has the address for standbys from now on.
+    Lend {
+        /// Which.
+        member: MemberId,
+        /// One more than that of the last.
+        id: u64,
+        /// So long each confirmation of it counts.
+        life: Duration,
+    },
+    /// It has it no more.
+    EndLend {
+        /// Which lend.
+        id: u64,
+        /// Why, for people.
+        reason: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -335,6 +351,8 @@ impl Kind {
             Self::SettleSync { .. } => "settle-sync",
             Self::KeepOut { .. } => "keep-out",
             Self::Cascade { .. } => "cascade",
+            Self::Lend { .. } => "lend",
+            Self::EndLend { .. } => "end-lend",
         }
     }
 
@@ -375,6 +393,7 @@ impl Kind {
             Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
             Self::GrantRunning { .. } => Format::RUNNING,
             Self::MoveMember { .. } => Format::OPERATE,
+            Self::Lend { .. } | Self::EndLend { .. } => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

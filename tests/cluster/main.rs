@@ -173,7 +173,7 @@ fn clients_come_through_what_others_made() {
 
 #[test]
 fn applications_find_the_primary_again() {
-    stage::play_as(drivers::ground(), str::to_owned, drivers::STEPS);
+    stage::play_as(drivers::ground(), addresses::with_one_for_standbys, drivers::STEPS);
 }
 
 #[test]
