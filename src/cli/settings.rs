@@ -74,6 +74,7 @@ fn request(args: &ConfigSetArgs) -> Result<SetSettingsRequest, String> {
         unset: args.unset.iter().map(of).collect(),
         by: who(),
         request_id: Uuid::now_v7().to_string(),
+        ..SetSettingsRequest::default()
     })
 }
 

@@ -89,7 +89,7 @@ pub enum NotBegun {
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    manager: Manager,
+    pub(super) manager: Manager,
 }
 
 /// One host as the answering manager knows it.

@@ -28,6 +28,7 @@ pub mod report;
 mod restart;
 pub mod room;
 pub mod rules;
+pub mod postgres_settings;
 pub mod settings;
 pub mod stonith;
 pub mod switchover;
