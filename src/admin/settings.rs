@@ -102,7 +102,9 @@ async fn try_to_set(
     let (mut changes, mut by) = (codec::changes(asked.set, asked.unset), asked.by);
     if let Some(version) = asked.back_to {
         if !changes.is_empty() {
-            return Err(Refused::Impossible("either single settings are changed, or all go back to a version".to_owned()));
+            return Err(Refused::Impossible(
+                "either single settings are changed, or all go back to a version".to_owned(),
+            ));
         }
         changes = back_to(&manager.state(), version)?;
         by = format!("{by} (back to version {version})").trim_start().to_owned();

@@ -77,7 +77,11 @@ async fn listen(socket: Arc<UdpSocket>, codec: Codec, questions: mpsc::Sender<Qu
 
 impl Agent {
     /// Opens the door for holders in failsafe where the configuration wants it. Without, nobody ever asks.
-    pub(super) fn open_door(&mut self, config: &Config, local: &LocalMember) -> anyhow::Result<mpsc::Receiver<Question>> {
+    pub(super) fn open_door(
+        &mut self,
+        config: &Config,
+        local: &LocalMember,
+    ) -> anyhow::Result<mpsc::Receiver<Question>> {
         let Some(address) = local.agent.failsafe_listen else { return Ok(mpsc::channel(1).1) };
         let secret = crate::config::read_secret(&config.cluster.secret_file)?;
         let opened = Door::open(address, &secret);

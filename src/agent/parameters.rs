@@ -30,7 +30,10 @@ pub(super) async fn apply(instance: &Instance) {
     // Whoever is to work in the data directory waits for this.
     let done = tokio::time::timeout(PATIENCE, try_to_apply(instance)).await;
     if let Err(error) = done.unwrap_or_else(|_| Err("PostgreSQL does not answer".to_owned())) {
-        tracing::warn!(error, "failed to give PostgreSQL the settings of the cluster; it gets them with its next start or change of role");
+        tracing::warn!(
+            error,
+            "failed to give PostgreSQL the settings of the cluster; it gets them with its next start or change of role"
+        );
     }
 }
 

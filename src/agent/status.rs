@@ -5,8 +5,7 @@ use std::time::Duration;
 use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
-        ConfigurationView,
-        Epoch, MemberId, TimelineId,
+        ConfigurationView, Epoch, MemberId, TimelineId,
         observation::{AgentView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView},
     },
     lease::HolderView,

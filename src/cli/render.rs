@@ -286,6 +286,18 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 
+/// How a member's PostgreSQL stands to what was committed.
+pub(super) fn configuration_json(member: &MemberStatus) -> serde_json::Value {
+    let view = crate::rpc::configuration::view_of(member.configuration.clone());
+    let pending = view
+        .pending
+        .iter()
+        .map(|p| serde_json::json!({"name": p.name, "running": p.running, "configured": p.configured, "why": p.why}));
+    let strays = view.strays.iter().map(|s| serde_json::json!({"name": s.name, "value": s.value, "place": s.place}));
+    let (pending, strays): (Vec<_>, Vec<_>) = (pending.collect(), strays.collect());
+    serde_json::json!({"pending_restart": pending, "behind_our_back": strays, "problem": view.problem})
+}
+
 // ---- explain, config -----------------------------------------------------------------------------------------
 
 /// The text of `matriarch explain`.

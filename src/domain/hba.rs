@@ -135,7 +135,9 @@ fn option_is_possible(option: &str) -> Result<(), String> {
         return Err(format!("`{option}` is no option: write NAME=VALUE"));
     };
     if SECRETS.contains(&key) {
-        return Err(format!("{key} is a secret and would stand in the cluster's log; keep such lines in each host's file"));
+        return Err(format!(
+            "{key} is a secret and would stand in the cluster's log; keep such lines in each host's file"
+        ));
     }
     Ok(())
 }

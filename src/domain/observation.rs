@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveView, ConfigurationView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory,
-    TimelineId, TimingsId, Uncovered, WalPosition,
+    ArchiveView, ConfigurationView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment,
+    RoomView, TimelineHistory, TimelineId, TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.

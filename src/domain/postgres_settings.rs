@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{
-    MemberId, MemberSettings, SettingsDocument,
-    hba::lines,
-    parameters::AT_LEAST_THE_PRIMARYS,
-};
+use super::{MemberId, MemberSettings, SettingsDocument, hba::lines, parameters::AT_LEAST_THE_PRIMARYS};
 
 /// Names that no member may have: a key of the settings begins with them. A cluster that has such a member already goes on,
 /// without the keys that could be meant for it.
@@ -126,9 +122,9 @@ impl SettingsDocument {
         member: &MemberId,
         side: Side,
     ) -> BTreeMap<String, Given> {
-        let own = file.iter().map(|(name, value)| {
-            (name.to_ascii_lowercase(), Given { value: value.clone(), origin: Origin::File })
-        });
+        let own = file
+            .iter()
+            .map(|(name, value)| (name.to_ascii_lowercase(), Given { value: value.clone(), origin: Origin::File }));
         let mut all: BTreeMap<String, Given> = own.collect();
         for scope in [Scope::All, Scope::Side(side), Scope::Member(member.as_str())] {
             let of_scope = self.values.iter().filter_map(|(key, value)| match PostgresKey::of(key) {
@@ -231,7 +227,10 @@ mod tests {
     fn keys_say_whose_they_are() {
         let parameter = |scope, name| Some(PostgresKey::Parameter(scope, name));
         assert_eq!(PostgresKey::of("parameters.work_mem"), parameter(Scope::All, "work_mem"));
-        assert_eq!(PostgresKey::of("parameters.auto_explain.log_analyze"), parameter(Scope::All, "auto_explain.log_analyze"));
+        assert_eq!(
+            PostgresKey::of("parameters.auto_explain.log_analyze"),
+            parameter(Scope::All, "auto_explain.log_analyze")
+        );
         assert_eq!(PostgresKey::of("standby.parameters.work_mem"), parameter(Scope::Side(Side::Standby), "work_mem"));
         assert_eq!(PostgresKey::of("n1.parameters.work_mem"), parameter(Scope::Member("n1"), "work_mem"));
         assert_eq!(PostgresKey::of("hba"), Some(PostgresKey::Hba));
@@ -255,12 +254,16 @@ mod tests {
         ];
         let values = set.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let document = SettingsDocument { version: 1, values };
-        let file = BTreeMap::from([("Work_Mem".to_owned(), "0".to_owned()), ("log_connections".to_owned(), "on".to_owned())]);
+        let file =
+            BTreeMap::from([("Work_Mem".to_owned(), "0".to_owned()), ("log_connections".to_owned(), "on".to_owned())]);
         let of = |member: &str, side| {
             let all = document.parameters(&file, &member.parse().unwrap(), side);
             all.into_iter().map(|(name, given)| format!("{name}={} {}", given.value, given.origin)).collect::<Vec<_>>()
         };
-        assert_eq!(of("n1", Side::Primary), ["log_connections=on the host's file", "work_mem=3MB n1.parameters.work_mem"]);
+        assert_eq!(
+            of("n1", Side::Primary),
+            ["log_connections=on the host's file", "work_mem=3MB n1.parameters.work_mem"]
+        );
         assert_eq!(of("n2", Side::Primary)[1], "work_mem=2MB primary.parameters.work_mem");
         let standby = of("n2", Side::Standby);
         assert_eq!(standby[1], "max_parallel_workers=4 standby.parameters.max_parallel_workers");
@@ -273,7 +276,10 @@ mod tests {
     fn lines_are_those_that_say_something() {
         let text = "# a\nlocal all all peer\n\n  host all all all md5\n".to_owned();
         let document = SettingsDocument { version: 1, values: [(HBA.to_owned(), text)].into() };
-        assert_eq!(document.lines_of(HBA), Some(vec!["local all all peer".to_owned(), "host all all all md5".to_owned()]));
+        assert_eq!(
+            document.lines_of(HBA),
+            Some(vec!["local all all peer".to_owned(), "host all all all md5".to_owned()])
+        );
         assert_eq!(document.read().1, [], "it is no unknown key");
     }
 

@@ -68,9 +68,9 @@ mod tests {
     use super::*;
 
     fn change(version: u64, keys: &[(&str, Option<&str>, Option<&str>)]) -> SettingsChange {
-        let keys = keys.iter().map(|(key, before, after)| {
-            ((*key).to_owned(), (before.map(str::to_owned), after.map(str::to_owned)))
-        });
+        let keys = keys
+            .iter()
+            .map(|(key, before, after)| ((*key).to_owned(), (before.map(str::to_owned), after.map(str::to_owned))));
         SettingsChange { version, by: String::new(), at_ms: 0, keys: keys.collect(), why: String::new() }
     }
 

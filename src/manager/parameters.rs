@@ -45,7 +45,9 @@ impl ManagerHandle {
                     warnings.extend(reply.warnings);
                     if !reply.live {
                         let me = self.me();
-                        warnings.push(format!("PostgreSQL of {me} doesn't answer: its programs alone have looked at the values"));
+                        warnings.push(format!(
+                            "PostgreSQL of {me} doesn't answer: its programs alone have looked at the values"
+                        ));
                     }
                 }
                 Err(why) if force => warnings.push(format!("nobody has looked at the values: {why}")),
@@ -100,6 +102,9 @@ mod tests {
         let changes = changes.map(|(key, value)| (key.to_owned(), value.map(str::to_owned))).into();
         let words = |round: BTreeMap<String, String>| round.into_iter().map(|(name, value)| format!("{name}={value}"));
         let found: Vec<Vec<String>> = rounds(&changes).into_iter().map(|round| words(round).collect()).collect();
-        assert_eq!(found, [vec!["log_lock_waits=on".to_owned(), "work_mem=2MB".to_owned()], vec!["work_mem=1MB".to_owned()]]);
+        assert_eq!(
+            found,
+            [vec!["log_lock_waits=on".to_owned(), "work_mem=2MB".to_owned()], vec!["work_mem=1MB".to_owned()]]
+        );
     }
 }

@@ -242,7 +242,8 @@ fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) ->
     };
     let mut settings = MemberSettings::default();
     let meant = || nearest(key, MemberSettings::KEYS.iter().map(|(known, _)| *known));
-    if let Some(meant) = Some(is_key).filter(|is_key| !is_key).and_then(|_| meant()) {
+    let alias = ["nofailover", "nosync"].contains(&key);
+    if let Some(meant) = Some(is_key || alias).filter(|known| !known).and_then(|_| meant()) {
         return Err(format!("`{key}` is no setting of a member, did you mean `{meant}`?"));
     }
     settings.set(key, value).map_err(|bad| match is_key {

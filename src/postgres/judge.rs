@@ -105,7 +105,8 @@ impl Instance {
         // Without what is configured here: it is in question by itself.
         std::fs::write(&empty, "").map_err(start)?;
         let config = format!("config_file={}", empty.display());
-        let mut helper = self.helper("postgres", SHORT).arg("-D").arg(self.runtime_dir()).args(["-c".to_owned(), config]);
+        let mut helper =
+            self.helper("postgres", SHORT).arg("-D").arg(self.runtime_dir()).args(["-c".to_owned(), config]);
         for (name, value) in values {
             helper = helper.args(["-c".to_owned(), format!("{name}={value}")]);
         }
@@ -129,7 +130,12 @@ impl Instance {
         let judged = files::reading(move || Ok(instance.judge_values(&asked)));
         let mut judged = match judged.await {
             Ok(judged) => judged?,
-            Err(error) => return Err(HelperError::Start { program: self.runtime_dir().to_owned(), source: std::io::Error::other(error) }),
+            Err(error) => {
+                return Err(HelperError::Start {
+                    program: self.runtime_dir().to_owned(),
+                    source: std::io::Error::other(error),
+                });
+            }
         };
         if let Some(session) = session {
             // A server that breaks off in the middle is as none.
@@ -189,7 +195,8 @@ impl Instance {
                 let (name, running) = (text(row, 0), text(row, 1));
                 let configured = files.get(&name.to_ascii_lowercase()).cloned().unwrap_or_else(|| text(row, 2));
                 let order = parameters::restart_order(&name, &running, &configured);
-                let why = order.map_or_else(|| "needs a restart".to_owned(), |order| format!("needs a restart, {order}"));
+                let why =
+                    order.map_or_else(|| "needs a restart".to_owned(), |order| format!("needs a restart, {order}"));
                 PendingSetting { name, running, configured, why }
             }));
         }
@@ -214,11 +221,7 @@ impl Instance {
     }
 }
 
-async fn judge_live(
-    session: &Session,
-    values: &BTreeMap<String, String>,
-    judged: &mut Judged,
-) -> Result<(), SqlError> {
+async fn judge_live(session: &Session, values: &BTreeMap<String, String>, judged: &mut Judged) -> Result<(), SqlError> {
     let doing = "judging settings";
     let rows = session.query(doing, "SELECT lower(name), context FROM pg_settings", SHORT).await?;
     let known: BTreeMap<&str, &str> = rows.iter().filter_map(|row| Some((row.get(0)?, row.get(1)?))).collect();
@@ -241,7 +244,9 @@ async fn judge_live(
             }
             Some(_) => {}
             None if name.contains('.') => {
-                judged.warnings.push(format!("{name}: nothing that is loaded knows it, so nobody can say whether it is right"));
+                judged
+                    .warnings
+                    .push(format!("{name}: nothing that is loaded knows it, so nobody can say whether it is right"));
             }
             None => {
                 let meant = parameters::nearest(name, known.keys().copied());

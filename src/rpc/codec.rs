@@ -6,8 +6,8 @@ use prost::Message as _;
 
 use super::{
     Malformed,
-    configuration,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
+    configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
     history, sync, v1,
 };

@@ -14,8 +14,8 @@ use super::{
     roster::Roster,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsChange, SettingsDocument, SyncSet, TimelineHistory,
-    TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsChange, SettingsDocument, SyncSet,
+    TimelineHistory, TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
 /// How many incidents the state remembers.

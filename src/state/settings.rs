@@ -5,8 +5,8 @@ use super::{
     command::{Command, Kind},
 };
 use crate::domain::{
-    Format, SettingChanges, SettingsChange, SettingsDocument, TimingsId, postgres_settings,
-    hba, settings_history::{CHANGES_KEPT, differences},
+    Format, SettingChanges, SettingsChange, SettingsDocument, TimingsId, hba, postgres_settings,
+    settings_history::{CHANGES_KEPT, differences},
 };
 
 impl ClusterState {
@@ -154,7 +154,10 @@ mod tests {
         let mut state = founded();
         assert_eq!(run(&mut state, set(0, &[("crash_budget", Some("5"))])), Applied::Changed);
         assert!(state.settings_changes.is_empty(), "not every host would");
-        assert_eq!(run(&mut state, set(1, &[("parameters.work_mem", Some("1MB")), ("hba", Some("a\nb"))])), Applied::Changed);
+        assert_eq!(
+            run(&mut state, set(1, &[("parameters.work_mem", Some("1MB")), ("hba", Some("a\nb"))])),
+            Applied::Changed
+        );
         assert_eq!(state.format, Format::OPERATE, "an older host would make a member of `parameters`");
         assert_eq!(
             last(&state),
