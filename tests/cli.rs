@@ -23,10 +23,10 @@ use matriarch::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
         EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
         HistoryRequest, Incident, Lag, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
-        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
-        RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse,
-        TransferLeaderReply, TransferLeaderRequest,
+        OperationReply, OperationStatus, ParametersReply, ParametersRequest, PauseReply, PauseRequest, ProfileReply,
+        ProfileRequest, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest,
+        Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -679,6 +679,14 @@ impl Admin for Manager {
         Ok(Response::new(settings(4, &[])))
     }
 
+    async fn settings_history(&self, _: Request<SettingsRequest>) -> Result<Response<SettingsHistoryReply>, Status> {
+        Ok(Response::new(SettingsHistoryReply { version: 4, ..SettingsHistoryReply::default() }))
+    }
+
+    async fn postgres_settings(&self, _: Request<ParametersRequest>) -> Result<Response<ParametersReply>, Status> {
+        Err(Status::unavailable("no agent here"))
+    }
+
     /// Of version 4, and keys and values are whatever they like, but for `colour`.
     async fn set_settings(&self, request: Request<SetSettingsRequest>) -> Result<Response<SetSettingsReply>, Status> {
         let request = request.into_inner();
@@ -696,7 +704,7 @@ impl Admin for Manager {
         };
         let set: Vec<(&str, &str)> = request.set.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let settings = Some(settings(5, &set));
-        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings }))
+        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings, warnings: Vec::new() }))
     }
 
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {

@@ -400,6 +400,11 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
     if crate::domain::membership::is_reserved(&member) {
         return Err(Status::invalid_argument(format!("no member may be called {member}")));
     }
+    if let Some(why) =
+        crate::domain::postgres_settings::no_name(member.as_str()).filter(|_| change == v1::MemberChange::Add)
+    {
+        return Err(Status::invalid_argument(why));
+    }
     Ok(match change {
         v1::MemberChange::Add => MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres },
         v1::MemberChange::Remove => MemberChange::Remove { member },

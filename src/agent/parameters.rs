@@ -84,7 +84,7 @@ pub(super) async fn watch(instance: Instance, mut plans: watch::Receiver<Option<
         let plan = *plans.borrow_and_update();
         let Some(plan) = plan else {
             session = None;
-            instance.see_configuration(ConfigurationView::default());
+            instance.see_configuration(None);
             if plans.changed().await.is_err() {
                 return;
             }
@@ -126,7 +126,7 @@ async fn look(
     let strays = found.iter().filter(|stray| before.contains(stray)).cloned().collect();
     *before = found;
     let (version, problem) = (instance.document().version, instance.rejections());
-    instance.see_configuration(ConfigurationView { version, pending, strays, problem });
+    instance.see_configuration(Some(ConfigurationView { version, pending, strays, problem }));
     Ok(())
 }
 
@@ -148,7 +148,7 @@ async fn tell(instance: &Instance, request: v1::ParametersRequest) -> Result<v1:
         Some(session) => session.describe(&request.describe).await.map_err(said)?,
         None => Vec::new(),
     };
-    let view = instance.configuration();
+    let view = instance.configuration().unwrap_or_default();
     let given = instance.given(instance.side());
     let parameter = |is: Described| {
         let wanted = given.get(&is.name.to_ascii_lowercase());

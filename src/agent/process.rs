@@ -694,7 +694,10 @@ impl Agent {
         let layers = self.hands.layers.views();
         let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
         reached(&mut status, &self.hands.holder.view().borrow());
-        status.configuration = configuration::view(&self.hands.instance.configuration());
+        if let Some(view) = self.hands.instance.configuration() {
+            status.configuration = configuration::view(&view);
+            status.server.iter_mut().for_each(|server| server.pending_restart = view.needs_restart());
+        }
         if guarding::took_over(self.guard.as_ref()) {
             TAKEN_OVER.clone_into(&mut status.guard);
         }

@@ -337,6 +337,12 @@ pub fn config_summary(config: &Config) -> String {
     let cluster = &config.cluster;
     let mut text = format!("{file}: good\n  cluster {}, profile {}\n", cluster.name, cluster.profile);
     let _ = writeln!(text, "  members {}\n  {here}{router}", members.join(", "));
+    for why in cluster.members.iter().filter_map(|m| crate::domain::postgres_settings::no_name(m.id.as_str())) {
+        let _ = writeln!(
+            text,
+            "  warning: {why}; a cluster that has it already goes on without settings of PostgreSQL for all hosts"
+        );
+    }
     if cluster.insecure {
         text.push_str("  warning: cluster.insecure is on; traffic between the hosts is not encrypted\n");
     }

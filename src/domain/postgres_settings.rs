@@ -14,6 +14,13 @@ pub const HBA: &str = "hba";
 /// Lines of `pg_ident.conf`.
 pub const IDENT: &str = "ident";
 
+/// Why no new member may have this name; `None`: it may.
+pub fn no_name(name: &str) -> Option<String> {
+    NO_NAMES.contains(&name).then(|| {
+        format!("`{name}` can't be the name of a new member, for keys of the settings begin with it; give it another in every host's file")
+    })
+}
+
 /// As what a member's PostgreSQL runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
@@ -150,6 +157,9 @@ impl SettingsDocument {
     }
 }
 
+/// Why a standby runs with more than it is configured for.
+pub const HELD_UP: &str = "the primary's WAL needs as much: the primary first";
+
 /// A setting that takes effect with a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct PendingSetting {
@@ -164,6 +174,11 @@ pub struct PendingSetting {
 }
 
 impl PendingSetting {
+    /// A restart of this very member would put it in force.
+    pub fn needs_restart(&self) -> bool {
+        self.why != HELD_UP
+    }
+
     /// It rises, and standbys need as much first.
     pub fn rises(&self) -> bool {
         let number = |text: &str| text.parse::<u64>().ok();
@@ -206,6 +221,11 @@ pub struct ConfigurationView {
 }
 
 impl ConfigurationView {
+    /// A restart of this member would put something in force.
+    pub fn needs_restart(&self) -> bool {
+        self.pending.iter().any(PendingSetting::needs_restart)
+    }
+
     /// What an operator should know, one line each.
     pub fn remarks(&self) -> Vec<String> {
         let pending = self.pending.iter().map(|p| {
@@ -241,6 +261,14 @@ mod tests {
         for scope in [Scope::All, Scope::Side(Side::Primary), Scope::Member("n2")] {
             assert_eq!(PostgresKey::of(&parameter_key(scope, "Work_Mem")), parameter(scope, "work_mem"));
         }
+    }
+
+    #[test]
+    fn keys_are_no_names_of_members() {
+        assert!(
+            NO_NAMES.into_iter().all(|name| no_name(name).is_some_and(|why| why.starts_with(&format!("`{name}` "))))
+        );
+        assert_eq!(no_name("n1"), None);
     }
 
     #[test]
@@ -291,7 +319,7 @@ mod tests {
             configured: "200".into(),
             why: "standbys first".into(),
         };
-        assert!(pending.rises());
+        assert!(pending.rises() && pending.needs_restart());
         assert!(!PendingSetting { configured: "50".into(), ..pending.clone() }.rises());
         let stray = StraySetting { name: "work_mem".into(), value: "1GB".into(), place: "ALTER SYSTEM".into() };
         let view = ConfigurationView { pending: vec![pending], strays: vec![stray], ..ConfigurationView::default() };

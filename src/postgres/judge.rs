@@ -15,7 +15,7 @@ use super::{
     instance::Instance,
     session::{Session, SqlError},
 };
-use crate::domain::{PendingSetting, Side, parameters};
+use crate::domain::{PendingSetting, Side, parameters, postgres_settings::HELD_UP};
 
 /// For statements that a healthy server answers at once.
 const SHORT: Duration = Duration::from_secs(5);
@@ -184,20 +184,24 @@ impl Instance {
         let doing = "asking what waits for a restart";
         let text = |row: &tokio_postgres::SimpleQueryRow, column: usize| row.get(column).unwrap_or_default().to_owned();
         // What only recovery goes by would wait for ever on a standby that was promoted.
-        let sql = "SELECT name, current_setting(name), boot_val FROM pg_settings WHERE pending_restart AND name NOT LIKE 'recovery_target%'";
+        let sql = "SELECT name, current_setting(name), coalesce(boot_val, ''), setting FROM pg_settings WHERE pending_restart AND name NOT LIKE 'recovery_target%'";
         let waiting = session.query(doing, sql, SHORT).await?;
         let mut pending = Vec::new();
         if !waiting.is_empty() {
             let sql = "SELECT lower(name), setting FROM pg_file_settings WHERE name IS NOT NULL ORDER BY seqno";
             let rows = session.query(doing, sql, SHORT).await?;
             let files: BTreeMap<String, String> = rows.iter().map(|row| (text(row, 0), text(row, 1))).collect();
-            pending.extend(waiting.iter().map(|row| {
+            pending.extend(waiting.iter().filter_map(|row| {
                 let (name, running) = (text(row, 0), text(row, 1));
                 let configured = files.get(&name.to_ascii_lowercase()).cloned().unwrap_or_else(|| text(row, 2));
+                // One that was taken back before the restart counts as waiting in PostgreSQL until it is started again.
+                if configured == running || configured == text(row, 3) {
+                    return None;
+                }
                 let order = parameters::restart_order(&name, &running, &configured);
                 let why =
                     order.map_or_else(|| "needs a restart".to_owned(), |order| format!("needs a restart, {order}"));
-                PendingSetting { name, running, configured, why }
+                Some(PendingSetting { name, running, configured, why })
             }));
         }
         pending.extend(self.held_up(session).await?);
@@ -214,7 +218,7 @@ impl Instance {
             let [name, running, default] = [0, 1, 2].map(|column| row.get(column).unwrap_or_default().to_owned());
             let wanted = configured.get(&name).cloned().unwrap_or(default);
             let less = wanted.parse::<u64>().ok()? < running.parse().ok()?;
-            let why = "the primary's WAL needs as much: the primary first".to_owned();
+            let why = HELD_UP.to_owned();
             less.then_some(PendingSetting { name, running, configured: wanted, why })
         };
         Ok(rows.iter().filter_map(of).collect())

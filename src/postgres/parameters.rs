@@ -24,7 +24,8 @@ use crate::domain::{
 pub(super) struct Standing {
     /// What PostgreSQL can't take here, by name of the parameter or key of the lines, and why.
     rejected: BTreeMap<String, String>,
-    view: ConfigurationView,
+    /// `None`: nobody has looked at the server that runs.
+    view: Option<ConfigurationView>,
 }
 
 /// What configuration files are made of that is not in the host's file as it stands.
@@ -116,13 +117,13 @@ impl Instance {
         self.standing().rejected.clear();
     }
 
-    /// How the committed configuration stands here.
-    pub fn configuration(&self) -> ConfigurationView {
+    /// How the committed configuration stands here; `None`: nobody has looked at the server that runs.
+    pub fn configuration(&self) -> Option<ConfigurationView> {
         self.standing().view.clone()
     }
 
     /// Notes how it stands.
-    pub fn see_configuration(&self, view: ConfigurationView) {
+    pub fn see_configuration(&self, view: Option<ConfigurationView>) {
         self.standing().view = view;
     }
 
