@@ -1,7 +1,8 @@
 //! Lines of `pg_hba.conf` and `pg_ident.conf`, looked at one by one before they are committed for all hosts. PostgreSQL
 //! looks at them once more on each host; here is found what no version of it takes, and what doesn't belong into a log.
 
-use std::net::IpAddr;
+// An address as a value; nothing is reached by it.
+use core::net::IpAddr;
 
 /// So many bytes all lines may have: each change of them is kept for a while.
 const BYTES_MAX: usize = 32 << 10;

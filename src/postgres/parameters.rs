@@ -43,6 +43,8 @@ pub struct Staged(Vec<(PathBuf, Option<String>)>);
 /// How our `pg_ident.conf` begins.
 const IDENT_HEAD: &str =
     "# Written by matriarch; its lines come from the settings of the cluster (`matriarch config`).\n";
+/// What a configuration has of its role and of the archive beside what every one has.
+const OF_ROLE: [&str; 4] = ["recovery_min_apply_delay", "archive_mode", "archive_command", "restore_command"];
 /// Where the parameters of a configuration end.
 const AFTER_PARAMETERS: &str = "listen_addresses = ";
 
@@ -215,7 +217,7 @@ impl Instance {
         let fresh = conf::postgresql_conf(&settings, &role_of(side));
         let closed = read(&hba).contains(conf::CLOSED);
         let mut wanted = vec![
-            (main, with_parameters(&text, &fresh, settings.archive.as_ref())),
+            (main, without_strange(&with_parameters(&text, &fresh, settings.archive.as_ref()), &fresh)),
             (hba, conf::pg_hba(&settings, closed)),
         ];
         let lines = self.ident(&read(&ident));
@@ -272,7 +274,7 @@ impl Instance {
             let text = fs::read_to_string(path).unwrap_or_default();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name == "postgresql.conf" {
-                strays.extend(strange_lines(&text, &self.with_role(&text, new), &name));
+                strays.extend(strange_lines(&text, new, &name));
             } else if text != *new {
                 let place = "edited; it is written anew with the next change".to_owned();
                 strays.push(StraySetting { name: name.into_owned(), value: String::new(), place });
@@ -284,23 +286,22 @@ impl Instance {
         }
         strays
     }
+}
 
-    /// All that Matriarch writes into a `postgresql.conf`, with what this one has of its role and the archive.
-    fn with_role(&self, text: &str, new: &str) -> String {
-        let side = side_of(text);
-        let texts = self.texts(side);
-        let fresh = conf::postgresql_conf(&self.settings(&texts), &role_of(side));
-        let known: BTreeSet<&str> = fresh.lines().filter_map(key_of).collect();
-        let of_role = ["recovery_min_apply_delay", "archive_mode", "archive_command", "restore_command"];
-        let ours = |line: &&str| key_of(line).is_none_or(|key| known.contains(key) || of_role.contains(&key));
-        let head = new.lines().take_while(|line| !line.starts_with(AFTER_PARAMETERS));
-        // Twice is once too often: the last one counts.
-        let mut seen = BTreeSet::new();
-        let rest = new.lines().skip_while(|line| !line.starts_with(AFTER_PARAMETERS)).filter(ours);
-        let rest = rest.filter(|line| key_of(line).is_none_or(|key| seen.insert(key)));
-        let rest: Vec<&str> = rest.collect();
-        head.chain(rest).map(|line| format!("{line}\n")).collect()
+/// A configuration without lines of settings after its parameters that Matriarch doesn't make, or makes once.
+fn without_strange(text: &str, fresh: &str) -> String {
+    let known: BTreeSet<&str> = fresh.lines().filter_map(key_of).chain(OF_ROLE).collect();
+    let head = text.lines().take_while(|line| !line.starts_with(AFTER_PARAMETERS));
+    let rest = text.lines().skip_while(|line| !line.starts_with(AFTER_PARAMETERS));
+    let mut seen = BTreeSet::new();
+    let of_parameters: BTreeSet<&str> = head.clone().filter_map(key_of).collect();
+    let mut kept: Vec<&str> = head.collect();
+    for line in rest {
+        let is_ours =
+            key_of(line).is_none_or(|key| known.contains(key) && !of_parameters.contains(key) && seen.insert(key));
+        kept.extend(is_ours.then_some(line));
     }
+    kept.iter().map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -324,6 +325,17 @@ mod tests {
         assert_eq!(with_parameters(&new, fresh, Some(&archive)), new, "twice is as once");
         assert!(!with_parameters(OLD, fresh, None).contains("restore_command"), "that of a parameter goes with it");
         assert_eq!((side_of(OLD), side_of(fresh)), (Side::Standby, Side::Primary));
+    }
+
+    #[test]
+    fn what_was_added_by_hand_goes() {
+        let edited = format!(
+            "{OLD}work_mem = '9MB'\nport = 1\nlisten_addresses = 'x'\n# a remark\nrecovery_min_apply_delay = '0'\n"
+        );
+        let kept = without_strange(&edited, OLD);
+        assert_eq!(kept, format!("{OLD}# a remark\nrecovery_min_apply_delay = '0'\n"));
+        assert_eq!(without_strange(&kept, OLD), kept);
+        assert_eq!(without_strange(OLD, OLD), OLD);
     }
 
     #[test]

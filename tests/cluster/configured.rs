@@ -1,6 +1,6 @@
 //! PostgreSQL's own settings, made once for all members.
 
-use std::{process::Command, time::Instant};
+use std::{fs, io::Write as _, process::Command, time::Instant};
 
 use matriarch::{demo::rig::Rig, rpc::v1::StatusReply};
 use serde_json::Value;
@@ -95,12 +95,20 @@ fn settings_of_postgresql_reach_every_member(rig: &Rig, before: &StatusReply) ->
     let after = rig.healthy(HEAL).unwrap();
     until("the sides have changed", SOON, || sides(&after.primary));
 
-    rig.query(&after.primary, "alter system set log_min_duration_statement = 5000").unwrap();
-    until("ALTER SYSTEM is seen", SOON, || strays(rig) == ["log_min_duration_statement"]);
-    rig.query(&after.primary, "alter system reset log_min_duration_statement").unwrap();
-    until("it is gone", SOON, || strays(rig).is_empty());
+    // What ALTER SYSTEM writes, and an edit.
+    let dir = rig.data_dir(&after.primary).unwrap();
+    let edit = |name: &str, line: &str| {
+        let mut file = fs::OpenOptions::new().append(true).open(dir.join(name)).unwrap();
+        file.write_all(line.as_bytes()).unwrap();
+    };
+    let auto = fs::read(dir.join("postgresql.auto.conf")).unwrap();
+    edit("postgresql.auto.conf", "log_min_duration_statement = '5000'\n");
+    edit("postgresql.conf", "work_mem = '9MB'\n");
+    until("both are seen", SOON, || strays(rig) == ["work_mem", "log_min_duration_statement"]);
+    fs::write(dir.join("postgresql.auto.conf"), auto).unwrap();
 
     set(rig, &["--unset", "parameters.work_mem", "--unset", "standby.parameters.work_mem", "--unset", "hba"]);
     until_all_show(rig, "work_mem", "4MB");
+    until("the edit is gone", SOON, || strays(rig).is_empty());
     Promise::no_loss(began)
 }
