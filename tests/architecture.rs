@@ -265,8 +265,8 @@ fn each_outside_thing_has_one_room() {
         ("clap", &["cli/", "demo/"]),
         ("ratatui", &["demo/"]),
         ("unsafe", &["guard/sys.rs"]),
-        // An identity file is read by people too; the demo writes configurations.
-        ("toml", &["config/", "manager/identity.rs", "demo/layout.rs"]),
+        // An identity file is read by people too; the demo writes configurations; settings are edited as text.
+        ("toml", &["config/", "manager/identity.rs", "demo/layout.rs", "cli/settings/edit.rs"]),
         ("hmac", &["lease/wire.rs"]),
     ];
     for (needle, allowed) in homes {
@@ -279,6 +279,7 @@ fn processes_are_started_where_it_is_expected() {
     let started: Vec<String> = strays("Command::new", &[]);
     expect![[r#"
         cli/preflight/postgres.rs
+        cli/settings/edit.rs
         demo/cluster.rs
         demo/disks.rs
         demo/netns.rs

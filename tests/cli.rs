@@ -23,11 +23,12 @@ use matriarch::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CheckMemberReply,
         CheckMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
         FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
-        MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, PauseReply,
-        PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply, RaftSnapshotRequest,
-        RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply,
-        SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
-        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
+        ParametersRequest, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply,
+        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, RestartRequest,
+        SetSettingsReply, SetSettingsRequest, Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
+        TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -684,6 +685,14 @@ impl Admin for Manager {
         Ok(Response::new(settings(4, &[])))
     }
 
+    async fn settings_history(&self, _: Request<SettingsRequest>) -> Result<Response<SettingsHistoryReply>, Status> {
+        Ok(Response::new(SettingsHistoryReply { version: 4, ..SettingsHistoryReply::default() }))
+    }
+
+    async fn postgres_settings(&self, _: Request<ParametersRequest>) -> Result<Response<ParametersReply>, Status> {
+        Err(Status::unavailable("no agent here"))
+    }
+
     /// Of version 4, and keys and values are whatever they like, but for `colour`.
     async fn set_settings(&self, request: Request<SetSettingsRequest>) -> Result<Response<SetSettingsReply>, Status> {
         let request = request.into_inner();
@@ -701,7 +710,7 @@ impl Admin for Manager {
         };
         let set: Vec<(&str, &str)> = request.set.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let settings = Some(settings(5, &set));
-        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings }))
+        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings, warnings: Vec::new() }))
     }
 
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {
@@ -1189,9 +1198,9 @@ fn settings_are_changed_or_the_reason_is_given() {
         set(
             &["n1.priority=5", "--member", "n1"],
             expect![[r#"
-            exit 2
-            matriarch: n1.priority names a member, and so does --member
-        "#]],
+                exit 2
+                matriarch: n1.priority says for whom it is, and so does --member
+            "#]],
         );
         set(
             &["crash_budget=5", "--unset", "crash_budget"],
@@ -1249,8 +1258,8 @@ fn help_of_config_set() {
             Usage: matriarch config set [OPTIONS] [KEY=VALUE]...
 
             Arguments:
-              [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the
-                              keys
+              [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5, parameters.work_mem=64MB or
+                              hba=@FILE; `matriarch config show` lists the keys
 
             Options:
                   --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
@@ -1258,12 +1267,20 @@ fn help_of_config_set() {
                   --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                          /etc/matriarch/matriarch.toml]
                   --member <MEMBER>      Of this member only: priority, failover, site, replicatefrom, nostream,
-                                         recovery_min_apply_delay
+                                         recovery_min_apply_delay, parameters.NAME
                   --unset <KEY>          Bring the default of a key back; may be given several times
                   --if-version <N>       Change nothing unless the settings are of this version [default: the
                                          one they have when asked]
+                  --dry-run              Say whether it could be changed, and change nothing
+                  --force                Also when PostgreSQL can't be asked whether it could take the values
                   --json                 Print JSON
               -h, --help                 Print help
+
+            Example:
+              matriarch config set crash_budget=5 on_primary_crash=restart
+              matriarch config set parameters.work_mem=64MB
+              matriarch config set priority=0 --member n2
+              matriarch config set hba=@pg_hba.conf
 
             Exit codes:
               0  done; status: every member is healthy and the primary is open

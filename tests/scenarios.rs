@@ -404,6 +404,7 @@ impl World {
             cure: Default::default(),
             archive: Default::default(),
             server: Default::default(),
+            configuration: Default::default(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {

@@ -262,9 +262,38 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.set_settings(passed_on(v1::SetSettingsRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::SetSettingsRequest { to, ..asked });
+            // PostgreSQL's programs are run for it.
+            request.set_timeout(3 * PASSED_ON);
+            return client.set_settings(request).await;
         }
         Ok(Response::new(settings::set(&self.manager, asked).await))
+    }
+
+    async fn settings_history(
+        &self,
+        request: Request<v1::SettingsRequest>,
+    ) -> Result<Response<v1::SettingsHistoryReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings_history(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(settings::history(&self.manager)))
+    }
+
+    async fn postgres_settings(
+        &self,
+        request: Request<v1::ParametersRequest>,
+    ) -> Result<Response<v1::ParametersReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        self.manager.postgres_settings(asked).await.map(Response::new).map_err(Status::unavailable)
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseReply>, Status> {
@@ -416,6 +445,11 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
     let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
     if crate::domain::membership::is_reserved(&member) {
         return Err(Status::invalid_argument(format!("no member may be called {member}")));
+    }
+    if let Some(why) =
+        crate::domain::postgres_settings::no_name(member.as_str()).filter(|_| change == v1::MemberChange::Add)
+    {
+        return Err(Status::invalid_argument(why));
     }
     Ok(match change {
         v1::MemberChange::Add => MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres },

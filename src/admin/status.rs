@@ -288,6 +288,8 @@ fn member(
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());
+    out.problems.extend(agent.configuration.remarks());
+    out.configuration = crate::rpc::configuration::view(&agent.configuration);
     out.archive = crate::rpc::archive::view(&agent.archive);
     out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);

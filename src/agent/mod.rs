@@ -37,6 +37,7 @@ mod lease_news;
 mod lend;
 pub mod order;
 mod pace;
+mod parameters;
 mod phases;
 mod prober;
 mod process;

@@ -23,7 +23,7 @@ use super::{
     failsafe::{Door, Question},
     guarding,
     hands::{Hands, blocking, chain, last_life, last_words, read_disk, said},
-    lease_news,
+    lease_news, parameters,
     prober::{self, Plan},
     redo, room,
     service::{Listener, Service},
@@ -43,7 +43,7 @@ use crate::{
     layers::Serving,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
-    rpc::v1,
+    rpc::{configuration, v1},
 };
 
 /// Between two looks at what only time can change.
@@ -293,6 +293,7 @@ impl Agent {
         let (wished, wished_receiver) = watch::channel(slots::Wished::default());
         tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), wished_receiver, hands.wakes.clone()));
         tokio::spawn(archive::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(parameters::watch(hands.instance.clone(), plan_receiver.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -339,17 +340,6 @@ impl Agent {
             question: None,
             began,
         }
-    }
-
-    /// Opens the door for holders in failsafe where the configuration wants it. Without, nobody ever asks.
-    fn open_door(&mut self, config: &Config, local: &LocalMember) -> anyhow::Result<mpsc::Receiver<Question>> {
-        let Some(address) = local.agent.failsafe_listen else { return Ok(mpsc::channel(1).1) };
-        let secret = crate::config::read_secret(&config.cluster.secret_file)?;
-        let opened = Door::open(address, &secret);
-        let (door, questions) =
-            opened.map_err(|error| config.cannot_listen("agent.failsafe_listen", &format!("{address} UDP"), &error))?;
-        self.door = Some(door);
-        Ok(questions)
     }
 
     fn question(&mut self, question: Question) -> anyhow::Result<()> {
@@ -683,6 +673,10 @@ impl Agent {
         let layers = self.hands.layers.views();
         let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
         reached(&mut status, &self.hands.holder.view().borrow());
+        if let Some(view) = self.hands.instance.configuration() {
+            status.configuration = configuration::view(&view);
+            status.server.iter_mut().for_each(|server| server.pending_restart = view.needs_restart());
+        }
         if guarding::took_over(self.guard.as_ref()) {
             TAKEN_OVER.clone_into(&mut status.guard);
         }

@@ -609,10 +609,103 @@ pub enum ConfigCommand {
     Show(ConfigShowArgs),
     /// Change settings of the cluster, all that are given or none; no host is restarted
     Set(ConfigSetArgs),
+    /// Show what is set against what runs on each member, or one version against another
+    #[command(after_help = example("matriarch config diff\n  matriarch config diff 7      version 7 against the present one\n  matriarch config diff 7 9"))]
+    Diff(ConfigDiffArgs),
+    /// Show the last changes of the settings: which version, who, when, what
+    #[command(after_help = example("matriarch config history"))]
+    History(ConfigHistoryArgs),
+    /// Set everything as it was in a version; that makes a new version
+    #[command(after_help = example("matriarch config rollback 7 --dry-run\n  matriarch config rollback 7"))]
+    Rollback(ConfigRollbackArgs),
+    /// Say what a key is, where its value comes from on each member, and whether it takes a restart
+    #[command(after_help = example("matriarch config explain work_mem\n  matriarch config explain crash_budget"))]
+    Explain(ConfigExplainArgs),
+    /// Change what is set in an editor ($VISUAL, $EDITOR, else vi)
+    #[command(after_help = example("EDITOR=nano matriarch config edit"))]
+    Edit(ConfigEditArgs),
+}
+
+/// Examples before the list of exit codes.
+fn example(lines: &str) -> String {
+    format!("Example:\n  {lines}\n\n{}", exit::HELP)
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
+pub struct ConfigDiffArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// One version, which is compared with the present one, or two
+    #[arg(value_name = "VERSION", num_args = 0..=2)]
+    pub versions: Vec<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigHistoryArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigRollbackArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// As in this version; `matriarch config history` lists them
+    #[arg(value_name = "VERSION")]
+    pub version: u64,
+    #[command(flatten)]
+    pub taken: TakenArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigExplainArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// A setting of the cluster, or of PostgreSQL
+    #[arg(value_name = "KEY")]
+    pub key: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigEditArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Don't ask before it is changed
+    #[arg(long)]
+    pub yes: bool,
+    /// Also when PostgreSQL can't be asked whether it could take the values
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How a change of settings is taken.
+#[derive(Debug, Args)]
+pub struct TakenArgs {
+    /// Change nothing unless the settings are of this version [default: the one they have when asked]
+    #[arg(long, value_name = "N")]
+    pub if_version: Option<u64>,
+    /// Say whether it could be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also when PostgreSQL can't be asked whether it could take the values
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = example("matriarch config show"))]
 pub struct ConfigShowArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -622,23 +715,20 @@ pub struct ConfigShowArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
+#[command(after_help = example("matriarch config set crash_budget=5 on_primary_crash=restart\n  matriarch config set parameters.work_mem=64MB\n  \
+    matriarch config set priority=0 --member n2\n  matriarch config set hba=@pg_hba.conf"))]
 pub struct ConfigSetArgs {
     #[command(flatten)]
     pub client: ClientArgs,
-    /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
+    /// A key and its new value, e.g. crash_budget=5, parameters.work_mem=64MB or hba=@FILE; `matriarch config show` lists the keys
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     pub assignments: Vec<String>,
-    /// Of this member only: priority, failover, site, replicatefrom, nostream, recovery_min_apply_delay
+    /// Of this member only: priority, failover, site, replicatefrom, nostream, recovery_min_apply_delay, parameters.NAME
     #[arg(long, value_name = "MEMBER")]
     pub member: Option<String>,
     /// Bring the default of a key back; may be given several times
     #[arg(long, value_name = "KEY")]
     pub unset: Vec<String>,
-    /// Change nothing unless the settings are of this version [default: the one they have when asked]
-    #[arg(long, value_name = "N")]
-    pub if_version: Option<u64>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub taken: TakenArgs,
 }

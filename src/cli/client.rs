@@ -14,10 +14,10 @@ use crate::{
     rpc::v1::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest,
         ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
-        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
-        RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        MaintenanceReply, MaintenanceRequest, OperationReply, ParametersReply, ParametersRequest, PauseReply,
+        PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply,
+        SetSettingsRequest, SettingsHistoryReply, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -169,9 +169,33 @@ impl Client {
         .await
     }
 
+    /// One manager, whose address a reply had.
+    pub fn of(manager: &str) -> Client {
+        Client { managers: vec![manager.to_owned()] }
+    }
+
+    /// Asks for the last changes of the settings.
+    pub async fn settings_history(&self) -> Result<SettingsHistoryReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = SettingsRequest { to: Some(target("", 0)) };
+            admin.settings_history(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for PostgreSQL's settings on the host of the manager that answers.
+    pub async fn postgres_settings(&self, request: ParametersRequest) -> Result<ParametersReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = ParametersRequest { to: Some(target("", 0)), ..request.clone() };
+            admin.postgres_settings(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
     /// Changes settings. A second try after an unknown first one finds them as asked.
     pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        // PostgreSQL's programs are run for it.
+        self.ask(2 * OPERATION_PATIENCE, async |mut admin| {
             admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await

@@ -91,6 +91,11 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),
             ConfigCommand::Show(args) => with_runtime(settings::show(args)),
             ConfigCommand::Set(args) => with_runtime(settings::set(args)),
+            ConfigCommand::Diff(args) => with_runtime(settings::diff(args)),
+            ConfigCommand::History(args) => with_runtime(settings::history(args)),
+            ConfigCommand::Rollback(args) => with_runtime(settings::rollback(args)),
+            ConfigCommand::Explain(args) => with_runtime(settings::explain(args)),
+            ConfigCommand::Edit(args) => with_runtime(settings::edit(args)),
         },
     }
 }

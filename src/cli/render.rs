@@ -290,6 +290,18 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 
+/// How a member's PostgreSQL stands to what was committed.
+pub(super) fn configuration_json(member: &MemberStatus) -> serde_json::Value {
+    let view = crate::rpc::configuration::view_of(member.configuration.clone());
+    let pending = view
+        .pending
+        .iter()
+        .map(|p| serde_json::json!({"name": p.name, "running": p.running, "configured": p.configured, "why": p.why}));
+    let strays = view.strays.iter().map(|s| serde_json::json!({"name": s.name, "value": s.value, "place": s.place}));
+    let (pending, strays): (Vec<_>, Vec<_>) = (pending.collect(), strays.collect());
+    serde_json::json!({"pending_restart": pending, "behind_our_back": strays, "problem": view.problem})
+}
+
 // ---- explain, config -----------------------------------------------------------------------------------------
 
 /// The text of `matriarch explain`.
@@ -329,6 +341,12 @@ pub fn config_summary(config: &Config) -> String {
     let cluster = &config.cluster;
     let mut text = format!("{file}: good\n  cluster {}, profile {}\n", cluster.name, cluster.profile);
     let _ = writeln!(text, "  members {}\n  {here}{router}", members.join(", "));
+    for why in cluster.members.iter().filter_map(|m| crate::domain::postgres_settings::no_name(m.id.as_str())) {
+        let _ = writeln!(
+            text,
+            "  warning: {why}; a cluster that has it already goes on without settings of PostgreSQL for all hosts"
+        );
+    }
     if cluster.insecure {
         text.push_str("  warning: cluster.insecure is on; traffic between the hosts is not encrypted\n");
     }

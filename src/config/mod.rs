@@ -30,7 +30,6 @@ pub use checked::{
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};
-pub use parameters::OWNED as OWNED_PARAMETERS;
 pub use rest::{Network, RestConfig, RestLogin};
 pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_private_key, read_secret};
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory,
-    TimelineId, TimingsId, Uncovered, WalPosition,
+    ArchiveView, ConfigurationView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment,
+    RoomView, TimelineHistory, TimelineId, TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.
@@ -324,6 +324,8 @@ pub struct AgentView {
     pub archive: ArchiveView,
     /// What a running server says of itself, for people. Nothing is decided by it.
     pub server: ServerView,
+    /// How PostgreSQL's configuration stands to what was committed.
+    pub configuration: ConfigurationView,
 }
 
 /// What a running server says of itself beside its WAL; nothing of one that doesn't answer. Times are by its host's clock.

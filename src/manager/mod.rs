@@ -23,6 +23,7 @@ pub mod host;
 mod identity;
 mod leader;
 mod link;
+mod parameters;
 mod peers;
 pub mod raft_view;
 mod reader;

@@ -23,6 +23,7 @@ pub mod loss;
 pub mod membership;
 mod outvoted;
 pub mod pause;
+pub mod postgres_settings;
 pub mod promotion;
 pub mod proposals;
 pub mod reader;

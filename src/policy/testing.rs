@@ -223,6 +223,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         kept_wal: KeptWal::default(),
         redo: None,
         server: Default::default(),
+        configuration: Default::default(),
         sync: SyncView::default(),
         severed: false,
         follows_epoch: Epoch(0),

@@ -7,6 +7,7 @@ use prost::Message as _;
 use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
+    configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
     history, members, reader, sync, v1,
 };
@@ -304,6 +305,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
         settings: Some(settings(&state.settings)),
+        settings_changes: state.settings_changes.iter().map(configuration::change).collect(),
         roster: Some(members::encode_roster(&state.roster)),
         last_node: state.last_node.0,
         paused: state.paused.as_ref().map(encode_asked),
@@ -375,6 +377,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
+        settings_changes: raw.settings_changes.into_iter().map(configuration::change_of).collect(),
         format,
         roster,
         last_node: NodeId(raw.last_node),

@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod briefing;
 pub mod codec;
+pub mod configuration;
 pub mod convert;
 pub mod history;
 mod kept_wal;

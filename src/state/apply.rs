@@ -19,7 +19,7 @@ impl ClusterState {
         if command.expected != self.epoch {
             return self.stale(format!("decided in epoch {}", command.expected));
         }
-        let (before, stayed) = (self.members.clone(), self.stays_put());
+        let (before, stayed, settings) = (self.members.clone(), self.stays_put(), self.settings.clone());
         let done = self.change(command);
         match done {
             Err(why) => self.stale(why),
@@ -29,6 +29,7 @@ impl ClusterState {
                 self.roster.follow(&before, &self.members);
                 self.format = self.format.max(command.kind.format());
                 self.chronicle(command);
+                self.note_settings(&settings, command);
                 if let Some(what) = incident {
                     self.remember(what, command);
                 }

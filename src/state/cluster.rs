@@ -15,8 +15,8 @@ use super::{
     roster::Roster,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, SyncSet, TimelineHistory,
-    TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsChange, SettingsDocument, SyncSet,
+    TimelineHistory, TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
 /// How many incidents the state remembers.
@@ -55,6 +55,8 @@ pub struct ClusterState {
     pub timings: TimingsInUse,
     /// What operators have set.
     pub settings: SettingsDocument,
+    /// The last changes of that, oldest first.
+    pub settings_changes: VecDeque<SettingsChange>,
     /// What it takes to read this state and the log that led to it. Never goes back.
     pub format: Format,
     /// The cluster decides nothing by itself: who asked for that, and why.

@@ -8,7 +8,7 @@ use super::{
     history::Evidence,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, PostgresKey, Profile, SettingChanges, SyncStart,
     TimelineHistory, TimelineId, Timings, TimingsId, WalPosition,
 };
 
@@ -377,6 +377,9 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
+            Self::SetSettings { changes, .. } if changes.keys().any(|key| PostgresKey::of(key).is_some()) => {
+                Format::OPERATE
+            }
             Self::SetTimings { decided: Some(_), .. } | Self::SetSettings { beside: Some(_), .. } => Format::BESIDE,
             Self::SetTimings { profile, timings, .. } if timings.are_newer(*profile) => Format::MOVES,
             Self::SetTimings { .. } => Format::FIRST,

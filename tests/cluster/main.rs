@@ -18,6 +18,7 @@ mod addresses;
 mod clients;
 mod clocks;
 mod commands;
+mod configured;
 mod confirmed;
 mod content;
 mod cost;
@@ -178,7 +179,7 @@ fn applications_find_the_primary_again() {
 
 #[test]
 fn what_is_put_aside_or_restarted() {
-    stage::play(pauses::STEPS);
+    stage::play(&[pauses::STEPS, configured::STEPS].concat());
 }
 
 #[test]

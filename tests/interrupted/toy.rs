@@ -209,6 +209,7 @@ fn blank(me: &MemberId) -> AgentView {
         cure: Default::default(),
         archive: Default::default(),
         server: Default::default(),
+        configuration: Default::default(),
     }
 }
 

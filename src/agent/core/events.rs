@@ -427,7 +427,8 @@ pub enum Effect {
     SetWal(WalPosition),
     /// The lease is counted by these timings as soon as the acceptors have them.
     Timings(Box<CommittedTimings>),
-    /// Operators have set otherwise who streams from whom, or how old a commit is when it is replayed.
+    /// Operators have set otherwise who streams from whom, how old a commit is when it is replayed, or what PostgreSQL is
+    /// configured with.
     Streams(Box<SettingsDocument>),
     /// Give PostgreSQL what is set of the archive, and what a standby may take from it.
     Archive,

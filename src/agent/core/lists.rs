@@ -30,9 +30,10 @@ impl Core {
         if other_timings {
             self.durable.timings = briefing.timings;
         }
-        let streams = self.durable.settings.of_streams();
+        let before = self.durable.settings.clone();
         let other_settings = self.take_settings(briefing.settings);
-        if streams != self.durable.settings.of_streams() {
+        let now_set = &self.durable.settings;
+        if before.of_streams() != now_set.of_streams() || before.of_postgres() != now_set.of_postgres() {
             out.push(Effect::Streams(Box::new(self.durable.settings.clone())));
         }
         self.take_pause(briefing.pause, now);
