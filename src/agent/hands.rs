@@ -538,6 +538,16 @@ fn make_safe(instance: &Instance) {
 
 /// To the cluster there is no data until it is taken over: nothing else is done with it.
 fn unadopted(instance: &Instance) -> Disk {
+    if instance.takes_standby_in() {
+        return match instance.standby_waits_for() {
+            Ok(waits) if waits.is_empty() => Disk::NoData,
+            Ok(waits) => {
+                let dir = instance.data_dir().display();
+                Disk::Unusable(format!("{TO_BE_STOPPED}{dir}: {}", waits.join("; ")))
+            }
+            Err(error) => Disk::Unusable(chain(&error)),
+        };
+    }
     let running = instance.running_pid();
     if instance.is_to_go_on_running() {
         return match instance.adoption() {

@@ -50,6 +50,7 @@ mod stall;
 mod start;
 pub mod status;
 pub mod store;
+mod take_in;
 mod tasks;
 mod uncovered;
 
