@@ -49,7 +49,7 @@ mod walk_test;
 
 use std::time::Duration;
 
-pub use content::TO_BE_STOPPED;
+pub use content::{TO_BE_STOPPED, TO_BE_TAKEN_IN};
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,

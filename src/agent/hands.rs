@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{
     blame::{self, Blame},
-    core::{Disk, DiskFacts, Event, TO_BE_STOPPED},
+    core::{Disk, DiskFacts, Event, TO_BE_STOPPED, TO_BE_TAKEN_IN},
     order::Source,
     process::Wake,
 };
@@ -543,7 +543,7 @@ fn unadopted(instance: &Instance) -> Disk {
             Ok(waits) if waits.is_empty() => Disk::NoData,
             Ok(waits) => {
                 let dir = instance.data_dir().display();
-                Disk::Unusable(format!("{TO_BE_STOPPED}{dir}: {}", waits.join("; ")))
+                Disk::Unusable(format!("{TO_BE_TAKEN_IN}{dir} can't be yet: {}", waits.join("; ")))
             }
             Err(error) => Disk::Unusable(chain(&error)),
         };

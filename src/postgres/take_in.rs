@@ -90,7 +90,7 @@ pub fn judge(left: &Left, primary: PrimarySays, lineage: &TimelineHistory) -> Re
         return Err(TakeInError::Refused(why));
     }
     if let Some(why) = no_standby(left.state, &left.signals) {
-        return unproven(why);
+        return Err(TakeInError::Refused(why));
     }
     let (history, end) = (&left.history, left.end);
     let fork = history.fork_from(lineage).filter(|_| !history.is_mistaken_for(lineage));
@@ -110,21 +110,20 @@ pub fn judge(left: &Left, primary: PrimarySays, lineage: &TimelineHistory) -> Re
     }
 }
 
-/// Why it is no standby's.
+/// Why it is no standby's. What may have been written to is nothing that a copy may replace.
 fn no_standby(state: DbState, signals: &[&str]) -> Option<String> {
-    match state {
-        DbState::ShutDownInRecovery | DbState::InArchiveRecovery => {}
-        DbState::StartingUp
-        | DbState::ShutDown
-        | DbState::ShuttingDown
-        | DbState::InCrashRecovery
-        | DbState::InProduction => return Some("it was no standby when it ended".to_owned()),
-    }
-    if !signals.contains(&"standby.signal") {
-        return Some("it has no standby.signal".to_owned());
-    }
+    let standby = matches!(state, DbState::ShutDownInRecovery | DbState::InArchiveRecovery);
     let other = signals.iter().find(|file| **file != "standby.signal");
-    other.map(|file| format!("it has {file}: its recovery never came to its end"))
+    let why = match other {
+        _ if !standby => "it is no standby".to_owned(),
+        _ if !signals.contains(&"standby.signal") => "it has no standby.signal".to_owned(),
+        Some(file) => format!("it has {file}, its recovery never came to its end"),
+        None => return None,
+    };
+    Some(format!(
+        "{why}: if the cluster is to begin with it, name its member first in cluster.members on all hosts; if it is of no use, \
+         move it away, and its member is copied from the primary"
+    ))
 }
 
 /// The same for `matriarch preflight`, as far as the host alone can say it.
@@ -142,7 +141,7 @@ pub(super) fn judge_standby(facts: &AdoptionFacts, ours: (&BTreeMap<String, Stri
     }
     let Some(control) = &facts.control else { return adoption };
     if let Some(why) = no_standby(control.state, &facts.signals) {
-        adoption.warnings.push(format!("{why}: it will be copied anew from the primary, and what is there is kept"));
+        adoption.refused.push(why);
     }
     if facts.tablespaces {
         adoption.warnings.push("it has tablespaces: they stay where they are".to_owned());
@@ -176,10 +175,10 @@ impl Instance {
     /// The data directory can't be read.
     pub fn standby_waits_for(&self) -> Result<Vec<String>, PostgresError> {
         let facts = self.adoption_facts()?;
-        let waits = Adoption { refused: managers(&facts).collect(), ..Adoption::default() };
         let runs = facts.running.filter(|_| self.config().bootstrap.restart);
-        let runs = runs.map(|pid| format!("it runs as process {pid}: stop it cleanly"));
-        Ok(waits.refused.into_iter().chain(runs).collect())
+        let runs = runs.map(|pid| format!("PostgreSQL runs in it as process {pid}: stop it cleanly"));
+        let other = facts.control.as_ref().and_then(|control| no_standby(control.state, &facts.signals));
+        Ok(managers(&facts).chain(runs).chain(other).collect())
     }
 
     /// Stops it, if it runs and is a standby; takes it in, if it is proven to be one of the primary's. `primaries` are asked in
@@ -363,17 +362,20 @@ mod tests {
         unproven(|l| (l.end, l.history) = (at(3, 600), history(&[(1, 100), (2, 400)], 3)), "parted from it");
         unproven(|l| l.history.first_records = [(TimelineId(3), 34)].into(), "timeline 3 of its WAL is none");
         unproven(|l| (l.end, l.history) = (at(9, 1), history(&[], 9)), "timeline 9 of its WAL is none");
-        unproven(|l| l.state = DbState::ShutDown, "no standby when it ended");
-        unproven(|l| l.state = DbState::InProduction, "no standby when it ended");
-        unproven(|l| l.signals.clear(), "no standby.signal");
-        unproven(|l| l.signals.push("backup_label"), "backup_label");
         unproven(|l| l.required = Some(at(2, 600)), "it has to replay to 2:0/258");
     }
 
     #[test]
-    fn data_of_another_system_is_left_alone() {
-        let told = judged(|l| l.system_identifier = 8).unwrap_err();
-        assert!(told.starts_with("it is left alone: its system identifier is 8, the cluster's 7"), "{told}");
+    fn data_of_another_system_and_what_was_written_to_is_left_alone() {
+        let refused = |change: fn(&mut Left), word: &str| {
+            let told = judged(change).unwrap_err();
+            assert!(told.starts_with("it is left alone: ") && told.contains(word), "{told}");
+        };
+        refused(|l| l.system_identifier = 8, "its system identifier is 8, the cluster's 7");
+        refused(|l| l.state = DbState::ShutDown, "it is no standby: if the cluster is to begin with it");
+        refused(|l| l.state = DbState::InProduction, "it is no standby");
+        refused(|l| l.signals.clear(), "no standby.signal");
+        refused(|l| l.signals.push("backup_label"), "it has backup_label");
     }
 
     #[test]

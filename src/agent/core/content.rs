@@ -7,6 +7,8 @@ use crate::domain::CONTENT_TRIED;
 
 /// So begins what is said of a directory that is to be taken over and is in use.
 pub const TO_BE_STOPPED: &str = "a PostgreSQL that is to be taken over runs in ";
+/// The same of a standby that can't be taken in as it is.
+pub const TO_BE_TAKEN_IN: &str = "the standby that is to be taken in, in ";
 
 /// Tries in a row that failed, and why the last one did. In memory: an agent that is started again reads its configuration
 /// anew, and begins to count anew.
@@ -70,7 +72,7 @@ impl Core {
 
     /// Somebody may just be stopping what is to be taken over, with clients that wait.
     pub(super) fn content_waits(&self) -> Option<Duration> {
-        let waits = matches!(&self.disk, Some(Disk::Unusable(why)) if why.starts_with(TO_BE_STOPPED));
+        let waits = matches!(&self.disk, Some(Disk::Unusable(why)) if [TO_BE_STOPPED, TO_BE_TAKEN_IN].iter().any(|words| why.starts_with(words)));
         waits.then_some(Duration::from_millis(500))
     }
 
