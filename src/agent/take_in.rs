@@ -26,10 +26,7 @@ impl Job {
         let others = others.map(|m| Upstream { member: m.id.clone(), host: m.host.clone(), port: m.postgres_port });
         let primaries = Vec::from_iter(std::iter::once(first.clone()).chain(others));
         let taken = instance.take_in(&primaries, self.copies.lineage.as_ref(), STOP).await;
-        taken.map_err(|error| Failure {
-            harmless: matches!(error, TakeInError::Unproven(_)),
-            error: said(error),
-        })?;
+        taken.map_err(|error| Failure { harmless: matches!(error, TakeInError::Unproven(_)), error: said(error) })?;
         // From now on, and not only when it streams. What it needs from before, its old slot has kept.
         if let Err(error) = instance.keep_wal_for_copy(&first).await {
             tracing::warn!(error = said(error), "the primary keeps no WAL for this member until it streams");

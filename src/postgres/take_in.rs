@@ -36,7 +36,9 @@ pub enum TakeInError {
     #[error("it is left alone: {0}")]
     Refused(String),
     /// It did not end.
-    #[error("PostgreSQL runs as process {pid} and did not end within {after:?} of a fast stop; stop it (pg_ctl stop -m fast)")]
+    #[error(
+        "PostgreSQL runs as process {pid} and did not end within {after:?} of a fast stop; stop it (pg_ctl stop -m fast)"
+    )]
     Goes {
         /// The postmaster.
         pid: i32,
@@ -268,7 +270,11 @@ impl Instance {
         // The signal is there. What is cut off from here on is found as a standby of ours, and looked at as one.
         self.write_config(&waiting())?;
         self.set_standby_signal(true)?;
-        debug_assert_eq!(self.config().bootstrap.source, ContentSource::Adopt, "the mark is written with the configuration");
+        debug_assert_eq!(
+            self.config().bootstrap.source,
+            ContentSource::Adopt,
+            "the mark is written with the configuration"
+        );
         Ok(())
     }
 }
@@ -333,10 +339,8 @@ mod tests {
         let mut left = left();
         change(&mut left);
         let primary = PrimarySays { system_identifier: 7, end: at(3, 900) };
-        let lineage = TimelineHistory {
-            first_records: [(TimelineId(3), 33)].into(),
-            ..history(&[(1, 100), (2, 500)], 3)
-        };
+        let lineage =
+            TimelineHistory { first_records: [(TimelineId(3), 33)].into(), ..history(&[(1, 100), (2, 500)], 3) };
         judge(&left, primary, &lineage).map_err(|error| error.to_string())
     }
 

@@ -202,7 +202,11 @@ async fn taken_in(config: Config, primary: &mut Host) -> Host {
     standby.agent.brief(v1::BriefRequest { to: standby.to(0), briefing }).await.unwrap();
     standby.copy_and_follow(1, primary).await;
     let status = standby.status().await;
-    assert_eq!((old.inode(), status.last_order.as_ref().map(|o| o.kind.as_str())), (inode, Some("start")), "{status:?}");
+    assert_eq!(
+        (old.inode(), status.last_order.as_ref().map(|o| o.kind.as_str())),
+        (inode, Some("start")),
+        "{status:?}"
+    );
     assert!(!old.postmaster.is_alive() && old.data.join("postgresql.conf.before-matriarch").exists());
     standby
 }

@@ -18,7 +18,9 @@ pub(super) fn all(config: &Config, member: &LocalMember) -> Vec<Check> {
     let how = match (adoption.standby, adoption.goes_on) {
         (false, true) => "it is taken over while it runs when the cluster is founded",
         (false, false) => "it is taken over as it lies when the cluster is founded",
-        (true, true) => "it is stopped and taken in as a standby as soon as there is a primary that it proves to follow",
+        (true, true) => {
+            "it is stopped and taken in as a standby as soon as there is a primary that it proves to follow"
+        }
         (true, false) => "it is taken in as a standby as soon as there is a primary that it proves to follow",
     };
     let fits = adoption.refused.is_empty().then(|| ok(NAME, how.to_owned()));
