@@ -25,8 +25,9 @@ venv() {
         printf '#!/usr/bin/python3\nimport os, sys\nsys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib"))\n' \
             >"$new/bin/$program"
     done
-    printf 'from patroni.__main__ import main\nmain()\n' >>"$new/bin/patroni"
-    printf 'from patroni.ctl import ctl\nctl(obj={})\n' >>"$new/bin/patronictl"
+    # Patroni starts itself anew to start PostgreSQL, and must not run then.
+    printf 'from patroni.__main__ import main\nif __name__ == "__main__":\n    main()\n' >>"$new/bin/patroni"
+    printf 'from patroni.ctl import ctl\nif __name__ == "__main__":\n    ctl(obj={})\n' >>"$new/bin/patronictl"
     chmod -R a+rX "$new"
     chmod a+x "$new/bin/"*
     mv "$new" "$dir/patroni-$patroni"

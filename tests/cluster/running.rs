@@ -25,17 +25,18 @@ use crate::{
 };
 
 /// What is known of the host that has it, from its configuration.
-struct Old {
-    bin: PathBuf,
-    data: PathBuf,
-    sockets: PathBuf,
-    port: u16,
-    user: Option<User>,
-    postmaster: Option<ProcessIdentity>,
+#[derive(Clone)]
+pub struct Old {
+    pub bin: PathBuf,
+    pub data: PathBuf,
+    pub sockets: PathBuf,
+    pub port: u16,
+    pub user: Option<User>,
+    pub postmaster: Option<ProcessIdentity>,
 }
 
 impl Old {
-    fn on(cluster: &Unstarted, number: usize) -> Old {
+    pub fn on(cluster: &Unstarted, number: usize) -> Old {
         let text = fs::read_to_string(cluster.root().join(format!("n{number}/matriarch.toml"))).unwrap();
         let file: toml::Table = text.parse().unwrap();
         let path = |key: &str| PathBuf::from(file["postgresql"][key].as_str().unwrap());
@@ -81,7 +82,7 @@ impl Old {
         self.ran("pg_ctl", &["-D", &data, "-w", "-l", &format!("{data}.log"), what]);
     }
 
-    fn sql(&self, sql: &str) {
+    pub fn sql(&self, sql: &str) {
         let (sockets, port) = (self.sockets.display().to_string(), self.port.to_string());
         self.ran("psql", &["-Xqh", &sockets, "-p", &port, "-U", "postgres", "postgres", "-c", sql]);
     }
@@ -108,7 +109,7 @@ impl Old {
     }
 
     /// Which directory it is; a copy would be another.
-    fn inode(&self) -> u64 {
+    pub fn inode(&self) -> u64 {
         fs::metadata(&self.data).unwrap().ino()
     }
 }
@@ -208,7 +209,7 @@ fn begun(others_have: Others) -> (Rig, Old) {
 }
 
 /// Agent and manager die in one moment, which is also what its host sees of a lost network: nobody renews, and the guard alone is left.
-fn lost(rig: &Rig, old: &Old) {
+pub fn lost(rig: &Rig, old: &Old) {
     let postmaster = old.postmaster.unwrap();
     let server = rig.server();
     let began = Instant::now();

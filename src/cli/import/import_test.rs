@@ -125,7 +125,6 @@ fn what_is_written_is_a_configuration() {
         [postgresql]
         bin_dir = "/usr/lib/postgresql/15/bin"
         data_dir = "/var/lib/postgresql/15/main"
-        listen_addresses = "10.0.0.1,127.0.0.1"
         socket_dir = "/run/postgresql"
         superuser = "postgres"
         superuser_password_file = "/etc/matriarch/superuser.pass"
@@ -157,7 +156,7 @@ fn what_is_written_is_a_configuration() {
         restart = false
 
         [rest]
-        listen = "10.0.0.1:8008"
+        listen = "0.0.0.0:8008"
         password_file = "/etc/matriarch/rest.pass"
         tls_certificate_file = "/etc/patroni/rest.crt"
         tls_key_file = "/etc/patroni/rest.key"
@@ -192,7 +191,7 @@ fn what_is_written_is_a_configuration() {
         imported.drafts[0].to_toml(false).split("postgres_port = 5433\n\n[member]").nth(1).unwrap()
     ));
     expect![[r#"
-        matriarch config set replication_mode=quorum sync_strict=true sync_count=1 maximum_lag_on_syncnode=off maximum_lag_on_failover=1048576 permanent_slots=reports,cdc:app:pgoutput 'ignore_slots=name=other type=logical database=app plugin=test_decoding,type=physical name=debezium' 'archive_command=cp %p /archive/%f' synchronous_commit=remote_apply 'restore_command=cp /archive/%f %p'
+        matriarch config set replication_mode=quorum sync_strict=true sync_count=1 maximum_lag_on_syncnode=off maximum_lag_on_failover=1048576 permanent_slots=reports,cdc:app:pgoutput 'ignore_slots=name=other type=logical database=app plugin=test_decoding,type=physical name=debezium' 'archive_command=cp %p /archive/%f' synchronous_commit=remote_apply 'restore_command=cp /archive/%f %p' pgbackrest_stanza=main clone_command=/bin/wal_e_restore clone_methods=pgbackrest,command,basebackup clone_rate=100MB
     "#]]
     .assert_eq(&format!("{}\n", imported.commands.join("\n")));
 }
