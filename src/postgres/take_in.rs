@@ -86,11 +86,7 @@ pub struct Left {
 /// What speaks against it.
 pub fn judge(left: &Left, primary: PrimarySays, lineage: &TimelineHistory) -> Result<(), TakeInError> {
     let unproven = |why: String| Err(TakeInError::Unproven(why));
-    if left.system_identifier != primary.system_identifier {
-        let (ours, theirs) = (left.system_identifier, primary.system_identifier);
-        let why = format!("its system identifier is {ours}, the cluster's {theirs}; name an empty postgresql.data_dir");
-        return Err(TakeInError::Refused(why));
-    }
+    same_system(left.system_identifier, primary.system_identifier)?;
     if let Some(why) = no_standby(left.state, &left.signals) {
         return Err(TakeInError::Refused(why));
     }
@@ -110,6 +106,14 @@ pub fn judge(left: &Left, primary: PrimarySays, lineage: &TimelineHistory) -> Re
         Some(point) => unproven(format!("it has to replay to {point}, which is not on its way")),
         None => Ok(()),
     }
+}
+
+fn same_system(ours: u64, theirs: u64) -> Result<(), TakeInError> {
+    if ours == theirs {
+        return Ok(());
+    }
+    let why = format!("its system identifier is {ours}, the cluster's {theirs}; name an empty postgresql.data_dir");
+    Err(TakeInError::Refused(why))
 }
 
 /// Why it is no standby's. What may have been written to is nothing that a copy may replace.
@@ -201,6 +205,11 @@ impl Instance {
         refusal_of_slots(&facts, &self.config().parameters, &mut refused);
         if !refused.is_empty() {
             return Err(TakeInError::Refused(refused.join("; ")));
+        }
+        // Nothing is stopped for a primary that doesn't answer, or is another's.
+        let before = self.ask_primary(primaries).await?;
+        if let Some(control) = &facts.control {
+            same_system(control.system_identifier, before.system_identifier)?;
         }
         self.stop_standby(&facts, patience).await?;
         let left = self.left().await?;

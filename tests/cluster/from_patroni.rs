@@ -16,7 +16,7 @@ use std::{
 };
 
 use matriarch::{
-    demo::rig::{Ground, Unstarted, two_writers},
+    demo::rig::{Ground, Rig, Role, Unstarted, two_writers},
     guard::ProcessIdentity,
 };
 use nix::{
@@ -25,6 +25,7 @@ use nix::{
 };
 
 use crate::{
+    pauses::run,
     running::{Old, lost},
     stage::{EXE, HEAL, SOON, TIMINGS, alone, others, profile, say, tasks_done, until},
 };
@@ -84,9 +85,9 @@ impl Patroni {
             fs::write(patroni.file(at), patroni.yml(at, client)).unwrap();
         }
         patroni.raise(0);
-        patroni.until("select not pg_is_in_recovery()", "t");
+        patroni.until(0, "select not pg_is_in_recovery()", "t");
         (1..3).for_each(|at| patroni.raise(at));
-        patroni.until("select count(*) from pg_stat_replication where state = 'streaming'", "2");
+        patroni.until(0, "select count(*) from pg_stat_replication where state = 'streaming'", "2");
         patroni
     }
 
@@ -133,11 +134,13 @@ impl Patroni {
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
-    fn until(&self, sql: &str, answer: &str) {
+    fn until(&self, at: usize, sql: &str, answer: &str) {
         let began = Instant::now();
-        while self.ask(0, sql) != answer {
-            let logs =
-                ["etcd.log", "patroni.log"].map(|log| fs::read_to_string(self.root.join("n1").join(log)).unwrap());
+        while self.ask(at, sql) != answer {
+            let logs = ["etcd.log", "patroni.log"].map(|log| {
+                fs::read_to_string(self.root.join(format!("n{}", if log == "etcd.log" { 1 } else { at + 1 })).join(log))
+                    .unwrap()
+            });
             let ends = logs.map(|log| {
                 log.lines()
                     .filter(|l| {
@@ -154,9 +157,13 @@ impl Patroni {
     }
 
     fn ctl(&self, args: &[&str]) -> String {
+        told(self.ctl_output(args))
+    }
+
+    fn ctl_output(&self, args: &[&str]) -> Output {
         let mut command = Command::new(drivers().join(PATRONI).join("patronictl"));
         command.arg("-c").arg(self.file(0)).args(args);
-        told(self.members[0].as_user(&mut command).output().unwrap())
+        self.members[0].as_user(&mut command).output().unwrap()
     }
 
     /// In pause PostgreSQL goes on.
@@ -319,7 +326,6 @@ pub fn play() {
     let gap = writer.longest_gap();
     say(format!("the longest time without an acknowledged write: {gap:.1?}"));
     assert!(gap < Duration::from_secs(3), "{gap:?}");
-    patroni.etcd.kill().unwrap();
     let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name in ('n2', 'n3')";
     until("Patroni's slots are given up", SOON, || {
         patroni.members[0].sql(drop);
@@ -338,6 +344,27 @@ pub fn play() {
     let there = rows(port);
     assert_eq!(acknowledged.difference(&there).count(), 0, "of {} acknowledged", acknowledged.len());
     say(format!("{} acknowledged writes, all there after a failover to {primary}", acknowledged.len()));
+    back(&rig, &mut patroni, primary[1..].parse::<usize>().unwrap() - 1);
+    let there = rows(port);
+    assert_eq!(acknowledged.difference(&there).count(), 0, "of {} acknowledged", acknowledged.len());
+}
+
+/// The way back, as docs/from-patroni.md has it.
+fn back(rig: &Rig, patroni: &mut Patroni, primary: usize) {
+    let began = Instant::now();
+    run(rig, &["pause", "--reason", "back to Patroni", "--wait"]).unwrap();
+    let order = [primary, (primary + 1) % 3, (primary + 2) % 3];
+    order.into_iter().for_each(|at| patroni.members[at].control("stop"));
+    for host in rig.members() {
+        rig.take_down(&host, Role::Agent).unwrap();
+        rig.take_down(&host, Role::Manager).unwrap();
+    }
+    order.into_iter().for_each(|at| patroni.raise(at));
+    // It is answered by Patroni's members, which have only begun.
+    until("patroni is resumed", SOON, || patroni.ctl_output(&["resume", "--wait"]).status.success());
+    patroni.until(primary, "select not pg_is_in_recovery()", "t");
+    patroni.until(primary, "select count(*) from pg_stat_replication where state = 'streaming'", "2");
+    say(format!("back with Patroni, on the same data, after {:.1?}", began.elapsed()));
 }
 
 fn rows(port: u16) -> BTreeSet<i64> {

@@ -77,7 +77,7 @@ impl Old {
         fs::write(&conf, fs::read_to_string(&conf).unwrap() + more).unwrap();
     }
 
-    fn control(&self, what: &str) {
+    pub fn control(&self, what: &str) {
         let data = self.data.display().to_string();
         self.ran("pg_ctl", &["-D", &data, "-w", "-l", &format!("{data}.log"), what]);
     }

@@ -113,7 +113,7 @@ fn what_is_written_is_a_configuration() {
         # ttl 30 s, loop_wait 10 s, retry_timeout 10 s are Patroni's defaults or less, so nothing speaks for patience; a lost host is replaced after about 3.5 s (fast: 2 s, same rack).
         profile = "normal"
     "#]]
-    .assert_eq(&(text_of(&imported.drafts[0]).split("# Traffic").next().unwrap().to_owned()));
+    .assert_eq(text_of(&imported.drafts[0]).split("# Traffic").next().unwrap());
     expect![[r#"
 
         id = "pg_1"
