@@ -56,7 +56,38 @@ fn check(args: &[&str], expected: Expect) {
 
 #[test]
 fn a_configuration_of_patroni_is_imported_and_nothing_is_written_over() {
-    check(&["import", "--help"], expect![[""]]);
+    check(
+        &["import", "--help"],
+        expect![[r#"
+        exit 0
+        Turn a configuration of Patroni into Matriarch's, and say what becomes of each key; asks nobody
+
+        Usage: matriarch import [OPTIONS] <FILE>...
+
+        Arguments:
+          <FILE>...  patroni.yml of each host, or one that counts for all (with --members)
+
+        Options:
+              --dynamic <FILE>                The dynamic configuration, as `patronictl show-config` prints
+                                              it; -: standard input [default: bootstrap.dcs of the first
+                                              file]
+              --members <NAME=HOST[:PORT],…>  Names and hosts of the members [default: name and
+                                              postgresql.connect_address of each file]
+              --primary <NAME>                The member that is primary now; it becomes the first [default:
+                                              the first given]
+              --member <NAME>                 Only the file of this member
+              --output <DIR>                  A directory for the files, the commands and the report; -:
+                                              print them [default: -]
+              --json                          Print JSON
+          -h, --help                          Print help
+
+        Example: the files of three hosts, whose primary is pg2, with the dynamic configuration
+          patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 \
+            --dynamic - --output ./matriarch
+
+        Passwords are written into files of mode 0600 below --output, and never printed.
+    "#]],
+    );
     let dir = tempfile::tempdir().unwrap();
     let (file, out) = (dir.path().join("p.yml"), dir.path().join("out"));
     let text = "scope: shop\nname: pg1\nfrobnicate: 1\npostgresql:\n  listen: 0.0.0.0:5432\n  bin_dir: /usr/lib/postgresql/15/bin\n  \
