@@ -49,7 +49,7 @@ mod walk_test;
 
 use std::time::Duration;
 
-pub use content::TO_BE_STOPPED;
+pub use content::{TO_BE_STOPPED, TO_BE_TAKEN_IN};
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
@@ -585,7 +585,7 @@ impl Core {
             TaskEnd::Succeeded => None,
             TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
-        self.content_ended(&work.task, &end);
+        self.content_ended(&work.task, &end, now);
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
             (Task::Restart { tenure, .. }, _) => self.restarted(*tenure, &end, now, out),
@@ -615,7 +615,7 @@ impl Core {
                 self.follows_epoch = work.epoch;
             }
             (Task::Start(_), TaskEnd::Failed { error, .. }) if self.tree == Tree::Empty => self.cure.not_started(error),
-            (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
+            (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::TakeIn(_) | Task::Checkpoint, _) => {}
         }
         if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
             out.push(Effect::Persist);
@@ -628,7 +628,7 @@ impl Core {
         if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty && running::is_harmless(&end) {
             self.end_unleased(out);
         }
-        let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
+        let touched = work.task.touches_data();
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
             self.disk = None;

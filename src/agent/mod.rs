@@ -52,6 +52,7 @@ mod standing;
 mod start;
 pub mod status;
 pub mod store;
+mod take_in;
 mod tasks;
 mod uncovered;
 

@@ -256,7 +256,7 @@ impl Agent {
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
         let (mut core, effects) = Core::begin(start, now(began));
-        core.take_over_what_runs(hands.instance.takes_over_what_runs());
+        core.adopts(&hands.instance);
         hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;

@@ -116,6 +116,7 @@ impl Job {
             Task::Restart { tenure, resume } => self.restart(tenure, *resume).await?,
             Task::Stop { mode, keep_lease } => self.stop(*mode, *keep_lease).await?,
             Task::Rewind(source) => return self.rewind(source).await,
+            Task::TakeIn(source) => return self.take_in(source).await,
             Task::Clone(source) => return self.copy(source).await,
             Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
         }

@@ -7,6 +7,7 @@ mod dsn;
 mod example;
 pub mod exit;
 mod history;
+mod import;
 mod members;
 mod operations;
 mod pause;
@@ -87,6 +88,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Member(args) => with_runtime(members::member(args.command)),
         Command::Recover(args) => with_runtime(members::recover(args)),
         Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
+        Command::Import(args) => import::run(&args).into(),
         Command::Config(args) => match args.command {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),
             ConfigCommand::Show(args) => with_runtime(settings::show(args)),

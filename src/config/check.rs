@@ -313,11 +313,6 @@ fn postgresql(
     let runtime = runtime_dir.to_string_lossy();
     let own = OwnRoles { superuser: &superuser, replication: &replication_user };
     let bootstrap = bootstrap::check(bootstrap, &own)?;
-    if bootstrap.source == bootstrap::ContentSource::Adopt && me.node != NodeId(1) {
-        let problem = format!("{} is not the first of cluster.members, which makes the first data directory", me.id);
-        let advice = "name the member with the data first on all hosts, and set this on its host only";
-        return Err(Wrong::new("bootstrap.method", problem, advice));
-    }
     Ok(PostgresqlConfig {
         bin_dir: path("postgresql.bin_dir", Some(bin_dir), "")?,
         data_dir: path("postgresql.data_dir", raw.data_dir, "/var/lib/matriarch/pgdata")?,

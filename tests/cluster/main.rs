@@ -26,6 +26,7 @@ mod cures;
 mod drivers;
 mod failovers;
 mod failsafe;
+mod from_patroni;
 mod frozen;
 mod history;
 mod layers;
@@ -102,6 +103,13 @@ fn a_cluster_begins_with_restored_data_on_a_later_timeline() {
 #[ignore = "a minute; tests/agent and tests/guard have its parts: make proof"]
 fn a_cluster_begins_with_a_postgresql_that_goes_on_running() {
     running::play();
+}
+
+/// With Patroni and etcd, where deploy/scripts/patroni.sh has put them.
+#[test]
+#[ignore = "a minute; tests/agent has its parts: make proof"]
+fn a_cluster_of_patronis_is_taken_over_in_place() {
+    from_patroni::play();
 }
 
 /// Sixty rounds of two clusters.

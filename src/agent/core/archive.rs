@@ -110,6 +110,7 @@ impl Core {
             command: self.settings.clone_command.clone(),
             command_limit: self.settings.clone_command_limit,
             lineage: self.lineage.history.clone(),
+            not_taken_in: self.content.is_not_taken_in(),
         }
     }
 

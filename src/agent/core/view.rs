@@ -25,7 +25,7 @@ impl Core {
     /// What PostgreSQL does, as others see it.
     pub fn state(&self) -> PostgresState {
         let task = self.work.as_ref().map(|w| &w.task);
-        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::Clone(_))) {
+        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::TakeIn(_) | Task::Clone(_))) {
             return PostgresState::Busy;
         }
         match self.tree {
