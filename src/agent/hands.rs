@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, mpsc};
 use super::{
     blame::{self, Blame},
     core::{Disk, DiskFacts, Event, TO_BE_STOPPED},
+    hooks::Hooks,
     order::Source,
     process::Wake,
 };
@@ -67,6 +68,8 @@ pub struct Hands {
     pub rescued: Arc<std::sync::Mutex<WalPosition>>,
     /// Makes the tags that only members can make.
     pub codec: Codec,
+    /// The operator's programs.
+    pub hooks: Hooks,
 }
 
 /// An error with all its causes in one line.

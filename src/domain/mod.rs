@@ -11,6 +11,7 @@ pub mod cause;
 pub mod copying;
 pub mod cure;
 pub mod format;
+pub mod hooks;
 pub mod ids;
 pub mod kept_wal;
 pub mod membership;
