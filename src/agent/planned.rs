@@ -69,7 +69,7 @@ impl Job {
     }
 
     fn own(&self, event: HookEvent, role: HookRole) -> Occurrence {
-        let timeline = self.timeline.or(self.wal_end.map(|end| end.timeline)).unwrap_or(TimelineId(0));
+        let timeline = self.timeline.or_else(|| self.wal_end.map(|end| end.timeline)).unwrap_or(TimelineId(0));
         Occurrence { event, role, epoch: self.epoch, timeline }
     }
 }

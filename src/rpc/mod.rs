@@ -9,6 +9,7 @@ pub mod archive;
 pub mod briefing;
 pub mod codec;
 pub mod convert;
+pub mod errors;
 pub mod history;
 mod kept_wal;
 pub mod sync;
