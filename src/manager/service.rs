@@ -36,9 +36,8 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     health.set_service_status("matriarch.v1.Admin", tonic_health::ServingStatus::Serving).await;
-    let described = || {
-        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
-    };
+    let described =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET);
     let reflection = described().build_v1().context("gRPC reflection")?;
     // What grpcio-reflection of Python and others ask still.
     let older_reflection = described().build_v1alpha().context("gRPC reflection")?;

@@ -46,7 +46,8 @@ impl Reason {
 
 /// The status for this reason; `says` is for people, `facts` for programs.
 pub fn status(reason: Reason, says: &str, facts: &[(&str, &str)]) -> Status {
-    let facts: HashMap<_, _> = facts.iter().map(|(key, value)| (*key, *value)).collect();
+    let facts: HashMap<String, String> =
+        facts.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let details = ErrorDetails::with_error_info(reason.name(), DOMAIN, facts);
     Status::with_error_details(reason.code(), says, details)
 }
@@ -81,9 +82,10 @@ impl Told {
             return Ok(answer);
         }
         let reason = match (reply.undecided, self.leaderless) {
-            (true, true) => Reason::NoLeader,
+            // A manager that hears no leader hears of no member either: what it refuses it for says little.
+            (_, true) => Reason::NoLeader,
             (true, false) => Reason::Undecided,
-            (false, _) => Reason::RefusedByPolicy,
+            (false, false) => Reason::RefusedByPolicy,
         };
         Err(status(reason, &reply.reason, &[]))
     }
@@ -118,7 +120,9 @@ mod tests {
         };
         assert_eq!(told(false, false), (Code::FailedPrecondition, "REFUSED_BY_POLICY".to_owned()));
         assert_eq!(told(false, true), (Code::Unavailable, "UNDECIDED".to_owned()));
-        assert_eq!(told(true, true), (Code::Unavailable, "NO_LEADER".to_owned()));
+        for undecided in [false, true] {
+            assert_eq!(told(true, undecided), (Code::Unavailable, "NO_LEADER".to_owned()));
+        }
     }
 
     #[test]

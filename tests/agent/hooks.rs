@@ -106,8 +106,8 @@ fn hooks_run_in_order_with_patronis_arguments_and_once_for_an_epoch() {
 }
 
 #[test]
-fn a_veto_gives_the_grant_back_and_the_next_one_promotes() {
-    as_postgres("hooks::a_veto_gives_the_grant_back_and_the_next_one_promotes", || async {
+fn a_veto_gives_the_grant_back_before_a_lease() {
+    as_postgres("hooks::a_veto_gives_the_grant_back_before_a_lease", || async {
         let cluster = Cluster::new();
         let book = Book::of(&cluster);
         let veto = cluster.root.path().join("veto");

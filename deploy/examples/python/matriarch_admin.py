@@ -113,8 +113,8 @@ def main(arguments):
         print(__doc__, file=sys.stderr)
         return 2
     (address, command), rest = arguments[:2], arguments[2:]
-    admin = Admin(address)
     try:
+        admin = Admin(address)
         if command == "status":
             show(admin.call("Status"))
         elif command == "events":
