@@ -279,6 +279,7 @@ fn each_outside_thing_has_one_room() {
 fn processes_are_started_where_it_is_expected() {
     let started: Vec<String> = strays("Command::new", &[]);
     expect![[r#"
+        agent/hooks/program.rs
         cli/preflight/postgres.rs
         cli/settings/edit.rs
         demo/cluster.rs

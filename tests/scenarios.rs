@@ -384,6 +384,7 @@ impl World {
             unsteady: false,
             crashed_lately: false,
             gives_wal: false,
+            failed_hook: None,
             storage: None,
             never_streamed: false,
             ended_by: EndCause::Unknown,

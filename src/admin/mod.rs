@@ -20,7 +20,7 @@ use crate::{
         ManagerHandle,
         view::{MemberChange, NotBegun, NotChanged},
     },
-    rpc::{convert, v1},
+    rpc::{convert, errors::Told, v1},
     state::{Operation, OperationKind},
 };
 
@@ -44,6 +44,10 @@ impl AdminService {
         // An operator's tool names no member: any manager will do.
         convert::check_target(Some(to), self.manager.me().as_str(), &state.cluster_id(), state.generation())?;
         Ok(())
+    }
+
+    fn told<T>(&self, request: &Request<T>) -> Told {
+        Told::of(request, self.manager.leadership().leader.is_none())
     }
 
     async fn operate(
@@ -159,27 +163,34 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::SwitchoverRequest>,
     ) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
+            return told.answer(client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await
+        told.answer(
+            self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await,
+        )
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
+            return told.answer(client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss)).await
+        told.answer(
+            self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss))
+                .await,
+        )
     }
 
     async fn failover_loss(
@@ -349,15 +360,16 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn restart(&self, request: Request<v1::RestartRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.restart(passed_on(v1::RestartRequest { to, ..asked })).await;
+            return told.answer(client.restart(passed_on(v1::RestartRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await
+        told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await)
     }
 
     async fn change_member(

@@ -285,6 +285,7 @@ fn member(
              restart {id}` puts it under a guard"
         ));
     }
+    out.problems.extend(agent.failed_hook.clone());
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());

@@ -101,6 +101,8 @@ pub struct Core {
     tree: Tree,
     life: u64,
     fencing_since: Option<Moment>,
+    /// How many trees were killed.
+    killed: u64,
     lease: LeaseSight,
     sight: Option<Sight>,
     disk: Option<Disk>,
@@ -205,6 +207,7 @@ impl Core {
             tree: Tree::Empty,
             life: 1,
             fencing_since: None,
+            killed: 0,
             lease: LeaseSight::default(),
             sight: None,
             disk,
@@ -778,7 +781,7 @@ impl Core {
     }
 
     /// A restart in place is under way: a postmaster may come up at any moment.
-    fn restarts(&self) -> bool {
+    pub fn restarts(&self) -> bool {
         matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
     }
 

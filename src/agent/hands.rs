@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, mpsc};
 use super::{
     blame::{self, Blame},
     core::{Disk, DiskFacts, Event, TO_BE_STOPPED, TO_BE_TAKEN_IN},
+    hooks::Hooks,
     order::Source,
     parameters,
     process::Wake,
@@ -68,6 +69,8 @@ pub struct Hands {
     pub rescued: Arc<std::sync::Mutex<WalPosition>>,
     /// Makes the tags that only members can make.
     pub codec: Codec,
+    /// The operator's programs.
+    pub hooks: Hooks,
 }
 
 /// An error with all its causes in one line.

@@ -117,6 +117,13 @@ pub struct Durable {
     pub lost: Vec<LostWal>,
 }
 
+impl Durable {
+    /// The epoch by which this host is primary; that its PostgreSQL is down for a moment doesn't matter.
+    pub fn reign(&self) -> Option<Epoch> {
+        self.tenure.filter(|tenure| tenure.phase != Phase::Granted).map(|tenure| tenure.epoch)
+    }
+}
+
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -278,6 +278,8 @@ pub struct AgentView {
     pub rewind_failures: u64,
     /// Failed clones in a row.
     pub clone_failures: u64,
+    /// The last hook that failed and has not succeeded since, in words; `None`: none.
+    pub failed_hook: Option<String>,
     /// It crashed out of the lock not long ago: whoever else can is to be primary.
     pub unsteady: bool,
     /// PostgreSQL crashed there less than `failover_calm` ago, whatever followed.

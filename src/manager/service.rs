@@ -36,10 +36,11 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     health.set_service_status("matriarch.v1.Admin", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("gRPC reflection")?;
+    let described =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET);
+    let reflection = described().build_v1().context("gRPC reflection")?;
+    // What grpcio-reflection of Python and others ask still.
+    let older_reflection = described().build_v1alpha().context("gRPC reflection")?;
     let gate = manager.clone();
     let raft = tonic::service::interceptor::InterceptedService::new(manager.inner.node.grpc(), move |request| {
         // A manager without a log takes no part before it has seen genesis, one with a log not before it
@@ -61,6 +62,7 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
         .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(MESSAGE_MAX))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
             let _ = shutdown.wait_for(|stop| *stop).await;
         })

@@ -210,6 +210,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         unsteady: false,
         crashed_lately: false,
         gives_wal: false,
+        failed_hook: None,
         storage: None,
         never_streamed: false,
         ended_by: crate::domain::EndCause::Unknown,

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod addresses;
+mod api;
 mod clients;
 mod clocks;
 mod commands;
@@ -172,7 +173,7 @@ fn what_an_operator_asks_for_and_takes_long() {
 
 #[test]
 fn what_is_asked_for_in_patronis_words() {
-    stage::play_as(Ground::default(), rest::with_login, rest::STEPS);
+    stage::play_as(Ground::default(), |text| api::with_hooks(&rest::with_login(text)), rest::STEPS);
 }
 
 #[test]

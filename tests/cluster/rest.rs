@@ -13,7 +13,7 @@ use matriarch::{
 use serde_json::Value;
 
 use crate::{
-    plugin,
+    api, plugin,
     stage::{HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
@@ -21,6 +21,7 @@ use crate::{
 pub const STEPS: &[Step] = &[
     ("what_patronis_api_changes_changes", what_patronis_api_changes_changes),
     ("every_check_of_check_patroni", plugin::every_check_of_check_patroni),
+    ("a_program_asks_by_reflection_and_a_veto_is_passed_by", api::a_program_asks_by_reflection_and_a_veto_is_passed_by),
 ];
 
 /// Longer than any healthy answer takes.

@@ -189,6 +189,7 @@ fn blank(me: &MemberId) -> AgentView {
         unsteady: false,
         crashed_lately: false,
         gives_wal: false,
+        failed_hook: None,
         storage: None,
         never_streamed: false,
         ended_by: matriarch::domain::EndCause::Unknown,

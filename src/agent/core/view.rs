@@ -200,6 +200,11 @@ impl Core {
         self.settings.failover_wait == FailoverWait::Promise && now.moment.since(self.granted) < hold
     }
 
+    /// How many trees of processes were killed since the agent began.
+    pub fn killed(&self) -> u64 {
+        self.killed
+    }
+
     /// A fence is under way.
     pub fn is_fencing(&self) -> bool {
         self.fencing_since.is_some()
