@@ -375,6 +375,7 @@ impl World {
             standbys: Vec::new(),
             checkpoint_timeline: TimelineId(1),
             checkpoints_done: 0,
+            copied_for: Some(0),
             guard: "guarding".into(),
             problem: None,
             rewind_unfinished: false,
@@ -869,6 +870,7 @@ fn action(action: &Action) -> String {
         Action::Rewind { source } => format!("rewind from {}", source.member),
         Action::EndClone => "give the copy up".to_owned(),
         Action::Clone { source } => format!("clone from {}", source.member),
+        Action::Reinit { operation, source, .. } => format!("clone from {} for operation {operation}", source.member),
         Action::Checkpoint { operation } => format!("checkpoint for operation {operation}"),
     }
 }

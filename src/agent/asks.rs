@@ -8,6 +8,7 @@ use super::{
     lend::{self, Borrower},
     order::{Address, WalHolder},
     process::Agent,
+    reload,
     rescue::{self, Asker},
     service::Ask,
 };
@@ -44,6 +45,13 @@ impl Agent {
                     self.perform(learned, None)?;
                     self.asked += 1;
                     self.probes_wanted.push((self.asked, reply));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Reload(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    reload::reload_beside(&self.hands, self.identity.member.to_string(), reply);
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },

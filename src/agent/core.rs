@@ -603,7 +603,12 @@ impl Core {
             (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
-            (Task::Clone(_), TaskEnd::Succeeded) => self.copied_anew(now),
+            (Task::Clone(source), TaskEnd::Succeeded) => {
+                if source.named.is_some() {
+                    self.durable.copied_for = work.shown.order;
+                }
+                self.copied_anew(now);
+            }
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;

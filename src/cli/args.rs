@@ -49,6 +49,10 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    /// Copy the data of a standby anew; what it has is kept until the copy is complete
+    Reinit(ReinitArgs),
+    /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart
+    Reload(ReloadArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -280,6 +284,56 @@ pub struct RestartArgs {
     pub client: ClientArgs,
     #[command(flatten)]
     pub operation: OperationArgs,
+}
+
+const REINIT_EXAMPLES: &str = "\
+Examples:
+  matriarch reinit n3                    copy n3 anew, from a standby if one is fit
+  matriarch reinit n3 --from n1 --yes    from n1, without being asked
+  matriarch maintenance on n3            give a copy up that is under way";
+
+#[derive(Debug, Args)]
+#[command(after_help = with_examples(REINIT_EXAMPLES))]
+pub struct ReinitArgs {
+    /// Whose data; not the primary
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Whom to copy, by pg_basebackup [default: as clone_methods says, a standby if one is fit]
+    #[arg(long, value_name = "MEMBER")]
+    pub from: Option<String>,
+    /// Though commits wait for this member until the copy streams; nothing is lost by that
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = with_examples(RELOAD_EXAMPLES))]
+pub struct ReloadArgs {
+    /// Of these members
+    #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
+    pub members: Vec<String>,
+    /// Of all members
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const RELOAD_EXAMPLES: &str = "\
+Examples:
+  matriarch reload n2 n3
+  matriarch reload --all --json";
+
+/// Examples, and what exit codes mean.
+fn with_examples(examples: &str) -> String {
+    format!("{examples}\n\n{}", exit::HELP)
 }
 
 #[derive(Debug, Args)]

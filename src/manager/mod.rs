@@ -26,6 +26,7 @@ mod link;
 mod peers;
 pub mod recover;
 mod rejoin;
+mod reload;
 mod report;
 mod seal;
 mod service;

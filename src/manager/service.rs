@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, copies, founding, rejoin, seal, view};
+use super::{Manager, copies, founding, rejoin, reload, seal, view};
 use crate::{
     domain::{Epoch, Format, Generation, MemberId},
     policy::Situation,
@@ -122,6 +122,11 @@ impl v1::peer_server::Peer for PeerService {
         let epoch = state.epoch.0;
         let (may_copy, copy_from) = (copying.may, copying.from.map(|m| m.to_string()).unwrap_or_default());
         Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch, floors, forgot, may_copy, copy_from }))
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadHereRequest>) -> Result<Response<v1::Reloaded>, Status> {
+        check(&self.manager, request.into_inner().to.as_ref())?;
+        Ok(Response::new(reload::here(&self.manager).await?))
     }
 
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {

@@ -6,7 +6,7 @@ use super::{Manager, leader, recover};
 use crate::{
     domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
-    policy::{self, Plan, Situation, loss::Loss, settings::Refused, switchover},
+    policy::{self, Plan, Situation, loss::Loss, reinit, settings::Refused, switchover},
     raft::{Leadership, ProposeError},
     rpc::v1,
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
@@ -89,7 +89,7 @@ pub enum NotBegun {
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    manager: Manager,
+    pub(super) manager: Manager,
 }
 
 /// One host as the answering manager knows it.
@@ -215,7 +215,8 @@ impl ManagerHandle {
         })
     }
 
-    /// Begins a switchover, a failover or a restart by command; only the Raft leader can. `from`: only if that is primary.
+    /// Begins a switchover, a failover, a restart or a copy by command; only the Raft leader can. `from`: only if that is primary;
+    /// of a copy, whom to copy. `allow_loss`: see [`Operation::accepts_loss`](crate::state::Operation::accepts_loss).
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
@@ -230,6 +231,9 @@ impl ManagerHandle {
             return Ok(known.clone());
         }
         let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            if let (OperationKind::Reinit, Some(member)) = (kind, wanted) {
+                return reinit::admit(s, reinit::Asked { member, from, force: allow_loss });
+            }
             from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
             switchover::admit(s, kind, wanted, allow_loss)
         });

@@ -24,6 +24,7 @@ mod outvoted;
 pub mod pause;
 pub mod promotion;
 pub mod proposals;
+pub mod reinit;
 pub mod report;
 mod restart;
 pub mod room;

@@ -316,7 +316,11 @@ impl ClusterState {
         if let Some(running) = &self.operation {
             return Err(format!("operation {} is under way", running.id));
         }
-        if self.holder().map(|(_, m)| m) != from {
+        let holder = self.holder().map(|(_, m)| m);
+        if kind == OperationKind::Reinit && holder == Some(to) {
+            return Err(format!("{to} holds the lock"));
+        }
+        if kind != OperationKind::Reinit && holder != from {
             return Err("the primary has changed".to_owned());
         }
         let to_itself = from == Some(to) && kind != OperationKind::Restart;
@@ -330,6 +334,7 @@ impl ClusterState {
             OperationKind::Restart if from == Some(to) => OperationPhase::Checkpoint,
             // Nobody waits for a standby.
             OperationKind::Restart => OperationPhase::Stop,
+            OperationKind::Reinit => OperationPhase::Copy,
         };
         self.operation = Some(Operation {
             id: self.operations,
@@ -346,6 +351,7 @@ impl ClusterState {
             OperationKind::Switchover => format!("switchover {id} to {to} begins"),
             OperationKind::Failover => format!("failover by command {id} to {to} begins"),
             OperationKind::Restart => format!("restart {id} of {to} begins"),
+            OperationKind::Reinit => format!("reinit {id} of {to} begins: its data is copied anew"),
         }))
     }
 
