@@ -719,9 +719,10 @@ mod tests {
             Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
             Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
-            Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("a"), accepts_loss: true },
-            Kind::AdvanceOperation { id: 3, phase: OperationPhase::Stream },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
+            Kind::EndOperation { id: 2, succeeded: true, reason: String::new() },
+            Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("b"), accepts_loss: true },
+            Kind::AdvanceOperation { id: 3, phase: OperationPhase::Stream },
             Kind::Acknowledge { by: "kim".into() },
             Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },
         ]
