@@ -721,7 +721,7 @@ mod tests {
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::EndOperation { id: 2, succeeded: true, reason: String::new() },
-            Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("b"), accepts_loss: true },
+            Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("a"), accepts_loss: true },
             Kind::AdvanceOperation { id: 3, phase: OperationPhase::Stream },
             Kind::Acknowledge { by: "kim".into() },
             Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },
