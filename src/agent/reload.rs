@@ -38,7 +38,7 @@ async fn reload(instance: &Instance) -> Result<Vec<v1::PendingRestart>, String> 
     blocking(write).await??;
     let errors = session.configuration_errors().await.map_err(said)?;
     if !errors.is_empty() {
-        return Err(format!("PostgreSQL would read nothing of it, correct this first: {}", errors.join("; ")));
+        return Err(format!("its configuration has errors and is not read, correct this first: {}", errors.join("; ")));
     }
     let pending = session.reload_and_look().await.map_err(said)?;
     let told = |p: crate::postgres::Pending| v1::PendingRestart {

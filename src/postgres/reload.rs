@@ -21,9 +21,12 @@ pub struct Pending {
     pub written: Option<String>,
 }
 
-/// Where a file is wrong. What can only not be applied now is no error.
-const ERRORS: &str = "SELECT format('%s line %s: %s', sourcefile, sourceline, error) FROM pg_file_settings \
-    WHERE error IS NOT NULL AND error <> 'setting could not be applied' \
+/// Where a file is wrong. What can only not be applied now, for it needs a restart, has the same words as a value that can't be:
+/// of the settings that need one it is taken for the former.
+const ERRORS: &str = "SELECT format('%s line %s: %s', f.sourcefile, f.sourceline, \
+    CASE WHEN f.error = 'setting could not be applied' THEN f.name || ' can''t be that' ELSE f.error END) \
+    FROM pg_file_settings f LEFT JOIN pg_settings s ON lower(s.name) = lower(f.name) WHERE f.error IS NOT NULL AND \
+    NOT (f.error = 'setting could not be applied' AND s.context IS NOT DISTINCT FROM 'postmaster') \
     UNION ALL SELECT format('pg_hba.conf line %s: %s', line_number, error) FROM pg_hba_file_rules WHERE error IS NOT NULL \
     LIMIT 3";
 
@@ -33,7 +36,7 @@ const PENDING: &str = "SELECT s.name, current_setting(s.name), f.setting FROM pg
     WHERE s.pending_restart AND s.name NOT LIKE 'recovery_target%' ORDER BY 1";
 
 impl Session {
-    /// What is wrong with the configuration files as they are now, for people; of a file with errors nothing is read.
+    /// What is wrong with the configuration files as they are now, for people.
     ///
     /// # Errors
     /// See [`SqlError`].

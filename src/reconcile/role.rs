@@ -171,7 +171,7 @@ pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &
     let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none() && my_reinit(host).is_none();
     let busy = agent.work.is_some() || agent.state == PostgresState::Busy || failed;
     let put_aside = host.state.maintenance.contains_key(host.me);
-    if host.state.identity.is_none() || (busy && !put_aside) || !same_system(host) || is_left_alone(host) {
+    if host.state.identity.is_none() || !same_system(host) || is_left_alone(host) {
         return None;
     }
     let counts = |rule: &&Rule| if busy { rule.id == END_CLONE } else { !put_aside || rule.id == STEP_DOWN };

@@ -463,7 +463,8 @@ fn what_an_operator_wants_copied_is_copied_once() {
     };
     let lock = "granted b open 2; reinit a copy";
     let nobody = |state: &mut ClusterState| state.operation.as_mut().unwrap().from = None;
-    let copies = |said: &str| matches!(act(lock, said, &nobody), Some((550, Action::Reinit { operation: 1, named: false, .. })));
+    let copies =
+        |said: &str| matches!(act(lock, said, &nobody), Some((550, Action::Reinit { operation: 1, named: false, .. })));
     for said in ["standby 2:90 upstream=b", "stopped 2:90", "failed", "starting", "nodata", "standby 1:70 clones=9"] {
         assert!(copies(said), "{said}");
     }

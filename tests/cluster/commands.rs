@@ -143,7 +143,8 @@ fn a_standby_is_copied_anew_and_reloaded_by_command(rig: &Rig, before: &StatusRe
     fs::write(&own, format!("{good}work_mem = much\n")).unwrap();
     let (code, said) = command(rig, &["reload", member]);
     assert!(code == Some(1) && said.contains("correct this first") && said.contains("work_mem"), "{code:?} {said}");
-    fs::write(&own, good).unwrap();
+    // PostgreSQL takes back that a restart is pending when the value is written that it has, not when the line is gone.
+    fs::write(&own, format!("{good}max_files_per_process = 1000\n")).unwrap();
     let (code, said) = command(rig, &["reload", member]);
     assert_eq!((code, said), (Some(0), format!("{member}: reloaded\n")));
     rig.healthy(HEAL).unwrap();
