@@ -317,13 +317,10 @@ impl ClusterState {
             return Err(format!("operation {} is under way", running.id));
         }
         let holder = self.holder().map(|(_, m)| m);
-        if kind == OperationKind::Reinit && holder == Some(to) {
-            return Err(format!("{to} holds the lock"));
-        }
         if kind != OperationKind::Reinit && holder != from {
             return Err("the primary has changed".to_owned());
         }
-        let to_itself = from == Some(to) && kind != OperationKind::Restart;
+        let to_itself = [from, holder].contains(&Some(to)) && kind != OperationKind::Restart;
         if !self.members.contains_key(to) || to_itself || self.maintenance.contains_key(to) {
             return Err(format!("{to} can't be the target"));
         }
