@@ -410,6 +410,7 @@ impl Host {
     async fn copy(&mut self, epoch: u64, source: &Host, fork: Option<v1::WalPosition>) {
         self.system = source.system;
         let clone = v1::Clone {
+            named: None,
             source: source.local().id.to_string(),
             source_host: "127.0.0.1".into(),
             source_port: source.local().postgresql.port.into(),

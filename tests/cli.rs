@@ -26,10 +26,10 @@ use matriarch::{
         FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
         MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
         ParametersRequest, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply,
-        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, RestartRequest,
-        SetSettingsReply, SetSettingsRequest, Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
-        TransferLeaderRequest,
+        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, ReinitRequest,
+        ReloadReply, ReloadRequest, Reloaded, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting,
+        SettingsHistoryReply, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -144,6 +144,9 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               acknowledge  Let a cluster fail over again that has stopped to, after too many crashes in a row
               maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
               restart      Stop and start PostgreSQL of a member; that of the primary stays primary
+              reinit       Copy the data of a standby anew; what it has is kept until the copy is complete
+              reload       Write PostgreSQL's configuration anew and have it read, and say what waits for a
+                           restart
               profile      Show the timings, or put those of another profile in force
               rto          Say how long writes stop, for each way to fail, by the timings in force
               explain      Say what the cluster considered, what holds it up, and what can be done
@@ -223,9 +226,9 @@ fn rules_are_printed_with_what_they_lead_to() {
          230  switchover: the primary has flushed, hold new writes                                    advance-operation, end-operation
          410  the old epoch is sealed and over: grant to the successor                                grant-primary, grant-running
          480  a node in the Raft group is nobody's: drop it                                           drop-node
-        RULE  WHEN, AND THEN WHAT                                                   ORDERS
-         520  switchover or restart: the primary flushes early                      checkpoint
-         550  no data, data of no use, or a rejoin by copy is due: clone            clone
+        RULE  WHEN, AND THEN WHAT                                                                 ORDERS
+         520  switchover or restart: the primary flushes early                                    checkpoint
+         550  no data, data of no use, a rejoin by copy is due, or an operator wants one: clone   clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
@@ -824,6 +827,24 @@ impl Admin for Manager {
         let refusal = "n1 is the primary: `matriarch switchover` moves it first";
         let reason = if done { String::new() } else { refusal.to_owned() };
         Ok(Response::new(MaintenanceReply { done, reason }))
+    }
+
+    async fn reinit(&self, request: Request<ReinitRequest>) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
+        let (from, to) = (request.from, request.member);
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
+    }
+
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadReply>, Status> {
+        let told = |member: String| Reloaded {
+            done: member == "n1",
+            reason: "it is down".to_owned(),
+            member,
+            pending: vec![],
+        };
+        let members = request.into_inner().members.into_iter().map(told).collect();
+        Ok(Response::new(ReloadReply { members }))
     }
 
     async fn restart(&self, request: Request<RestartRequest>) -> Result<Response<OperationReply>, Status> {

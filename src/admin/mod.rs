@@ -372,6 +372,29 @@ impl v1::admin_server::Admin for AdminService {
         told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await)
     }
 
+    async fn reinit(&self, request: Request<v1::ReinitRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.reinit(passed_on(v1::ReinitRequest { to, ..asked })).await;
+        }
+        if asked.member.is_empty() {
+            return Err(Status::invalid_argument("the request names no member"));
+        }
+        self.operate(OperationKind::Reinit, (&asked.from, &asked.member), (asked.request_id, asked.force)).await
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadRequest>) -> Result<Response<v1::ReloadReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        let wanted = asked.members.iter().map(|m| convert::member_id(m)).collect::<Result<Vec<_>, _>>();
+        let wanted = wanted.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(v1::ReloadReply { members: self.manager.reload(&wanted).await }))
+    }
+
     async fn change_member(
         &self,
         request: Request<v1::ChangeMemberRequest>,

@@ -606,7 +606,12 @@ impl Core {
             (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
-            (Task::Clone(_), TaskEnd::Succeeded) => self.copied_anew(now),
+            (Task::Clone(source), TaskEnd::Succeeded) => {
+                if source.named.is_some() {
+                    self.durable.copied_for = work.shown.order;
+                }
+                self.copied_anew(now);
+            }
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
@@ -783,15 +788,5 @@ impl Core {
     /// A restart in place is under way: a postmaster may come up at any moment.
     pub fn restarts(&self) -> bool {
         matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
-    }
-
-    /// Time left of the lease this host's tenure rests on.
-    fn lease_left(&self, now: Now) -> Duration {
-        let ours = self.durable.tenure.is_some_and(|t| t.epoch == self.lease.epoch);
-        if ours && self.lease.phase == LeasePhase::Held {
-            self.lease.deadline.holder_remaining(now.clocks)
-        } else {
-            Duration::ZERO
-        }
     }
 }

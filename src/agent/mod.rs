@@ -45,6 +45,7 @@ mod prober;
 mod process;
 mod publish;
 mod redo;
+mod reload;
 mod rescue;
 mod room;
 mod service;

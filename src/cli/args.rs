@@ -5,6 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
+    args_verbs::{ReinitArgs, ReloadArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -49,6 +50,10 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    /// Copy the data of a standby anew; what it has is kept until the copy is complete
+    Reinit(ReinitArgs),
+    /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart
+    Reload(ReloadArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force

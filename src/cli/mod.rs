@@ -2,6 +2,7 @@
 //! manager through gRPC, `render` turns answers into text.
 
 mod args;
+mod args_verbs;
 mod client;
 mod dsn;
 mod example;
@@ -19,6 +20,7 @@ pub mod render;
 mod rto;
 mod rules;
 mod settings;
+mod verbs;
 mod wiring;
 
 use std::{
@@ -77,6 +79,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Acknowledge(args) => with_runtime(pause::acknowledge(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
         Command::Restart(args) => with_runtime(operations::restart(args)),
+        Command::Reinit(args) => with_runtime(verbs::reinit(args)),
+        Command::Reload(args) => with_runtime(verbs::reload(args)),
         Command::Resume(args) => with_runtime(pause::resume(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),

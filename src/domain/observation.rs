@@ -268,6 +268,8 @@ pub struct AgentView {
     pub checkpoint_timeline: TimelineId,
     /// The last Checkpoint order that was carried out.
     pub checkpoints_done: u64,
+    /// The order by which its data was copied last, 0: none; `None` from an agent that doesn't say.
+    pub copied_for: Option<u64>,
     /// `guarding`, `none`, `adopted` (found by a later agent), or [`TAKEN_OVER`].
     pub guard: String,
     /// Why it isn't healthy, for people.

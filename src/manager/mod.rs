@@ -29,6 +29,7 @@ pub mod raft_view;
 mod reader;
 pub mod recover;
 mod rejoin;
+mod reload;
 mod report;
 mod seal;
 mod service;

@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, copies, founding, reader, rejoin, seal, view};
+use super::{Manager, copies, founding, reader, rejoin, reload, seal, view};
 use crate::{
     domain::{Epoch, Format, Generation, MemberId},
     policy::Situation,
@@ -136,6 +136,11 @@ impl v1::peer_server::Peer for PeerService {
         let life = reader::life(&self.manager, &sender, request.id).await;
         let life_ms = life.map_or(0, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
         Ok(Response::new(v1::ConfirmReaderReply { confirmed: life.is_some(), life_ms }))
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadHereRequest>) -> Result<Response<v1::Reloaded>, Status> {
+        check(&self.manager, request.into_inner().to.as_ref())?;
+        Ok(Response::new(reload::here(&self.manager).await?))
     }
 
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_in_is_copied_only_when_nothing_else_helps() {
-        let source = || Source { member: "b".parse().unwrap(), host: "h".into(), port: 1, fork: None };
+        let source = || Source { member: "b".parse().unwrap(), host: "h".into(), port: 1, fork: None, named: None };
         let asked = |core: &mut Core, ms| {
             let out = core.step(order(1, Action::Clone(source())), now(ms));
             out.into_iter().find_map(|effect| match effect {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Disk, FailoverWait, LeaseSight, Now, Sight, Task, Tree};
+use super::{Core, Disk, FailoverWait, LeasePhase, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
@@ -22,6 +22,16 @@ const OUT_OF_REACH: &str = "the data directory has to replay WAL past the end of
      PostgreSQL refuses to start; it is copied anew from the primary";
 
 impl Core {
+    /// Time left of the lease this host's tenure rests on.
+    pub(super) fn lease_left(&self, now: Now) -> Duration {
+        let ours = self.durable.tenure.is_some_and(|t| t.epoch == self.lease.epoch);
+        if ours && self.lease.phase == LeasePhase::Held {
+            self.lease.deadline.holder_remaining(now.clocks)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// What PostgreSQL does, as others see it.
     pub fn state(&self) -> PostgresState {
         let task = self.work.as_ref().map(|w| &w.task);
