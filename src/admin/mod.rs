@@ -407,7 +407,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
         }
-        let dry_run = asked.dry_run;
+        let dry_run = is_dry(asked.change());
         Ok(Response::new(match self.manager.change_members(member_change(asked)?, dry_run).await {
             Ok(()) => v1::ChangeMemberReply { done: true, ..Default::default() },
             Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice },
@@ -473,6 +473,11 @@ impl v1::admin_server::Admin for AdminService {
     }
 }
 
+/// It is only asked whether it would be refused.
+fn is_dry(change: v1::MemberChange) -> bool {
+    matches!(change, v1::MemberChange::DryRemove | v1::MemberChange::DryReplace | v1::MemberChange::DryMove)
+}
+
 // tonic's own error type; boxing it here would only be undone by the caller.
 #[allow(clippy::result_large_err)]
 fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status> {
@@ -488,9 +493,9 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
     }
     Ok(match change {
         v1::MemberChange::Add => MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres },
-        v1::MemberChange::Remove => MemberChange::Remove { member },
-        v1::MemberChange::Replace => MemberChange::Replace { member },
-        v1::MemberChange::Move => {
+        v1::MemberChange::Remove | v1::MemberChange::DryRemove => MemberChange::Remove { member },
+        v1::MemberChange::Replace | v1::MemberChange::DryReplace => MemberChange::Replace { member },
+        v1::MemberChange::Move | v1::MemberChange::DryMove => {
             let (manager, postgres, agent) = (asked.manager, asked.postgres, asked.agent);
             MemberChange::Move { member, manager, postgres, agent }
         }

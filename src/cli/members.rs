@@ -36,12 +36,18 @@ pub(super) async fn member(command: MemberCommand) -> Exit {
             address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
         }
         MemberCommand::Remove { member, dry_run, client } => {
-            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Remove, &member) };
-            change(&client, request, &format!("{member} is no member any more")).await
+            let asked = if dry_run { MemberChange::DryRemove } else { MemberChange::Remove };
+            change(&client, request(asked, &member), dry_run, &format!("{member} is no member any more")).await
         }
         MemberCommand::Replace { member, dry_run, client } => {
-            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Replace, &member) };
-            change(&client, request, &format!("{member} gets a new Raft node; the old one never votes again")).await
+            let asked = if dry_run { MemberChange::DryReplace } else { MemberChange::Replace };
+            change(
+                &client,
+                request(asked, &member),
+                dry_run,
+                &format!("{member} gets a new Raft node; the old one never votes again"),
+            )
+            .await
         }
     }
 }
@@ -107,9 +113,10 @@ async fn address(member: &str, to: [Option<String>; 3], dry_run: bool, args: &Cl
         }
         to.map(Option::unwrap_or_default)
     };
-    let request = ChangeMemberRequest { manager, postgres, agent, dry_run, ..request(MemberChange::Move, member) };
+    let asked = if dry_run { MemberChange::DryMove } else { MemberChange::Move };
+    let request = ChangeMemberRequest { manager, postgres, agent, ..request(asked, member) };
     let done = format!("the others look for {member} there from now on; start it there, with that in its own file");
-    change(args, request, &done).await
+    change(args, request, dry_run, &done).await
 }
 
 fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
@@ -144,11 +151,10 @@ async fn add(member: String, args: &ClientArgs) -> Exit {
         postgres: found.postgres(),
         ..request(MemberChange::Add, &member)
     };
-    change(args, request, &format!("{member} is a member; it votes when its manager runs and has the log")).await
+    change(args, request, false, &format!("{member} is a member; it votes when its manager runs and has the log")).await
 }
 
-async fn change(args: &ClientArgs, request: ChangeMemberRequest, done: &str) -> Exit {
-    let dry_run = request.dry_run;
+async fn change(args: &ClientArgs, request: ChangeMemberRequest, dry_run: bool, done: &str) -> Exit {
     let reply: Result<ChangeMemberReply, ClientError> = match Client::new(args) {
         Ok(client) => client.change_member(request).await,
         Err(error) => Err(error),

@@ -172,13 +172,18 @@ pub fn host_port(host: &str, port: u16) -> String {
 /// # Errors
 /// What is wrong with it.
 pub fn check_address(text: &str) -> Result<(), &'static str> {
+    const CANONICAL: &str = "not in its usual form; write e.g. 10.0.0.1:7400, host:7400 or [fd00::1]:7400";
     let (host, port) = text.rsplit_once(':').ok_or("not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400")?;
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     if !is_host(bare.unwrap_or(host)) || (host.contains(':') && bare.is_none()) {
         return Err("its host is neither a name nor an address; an IPv6 address stands in brackets");
     }
+    if bare.is_some_and(|bare| bare.parse::<std::net::Ipv6Addr>().is_err()) {
+        return Err(CANONICAL);
+    }
     match port.parse::<u16>() {
-        Ok(port) if port > 0 => Ok(()),
+        Ok(number) if number > 0 && number.to_string() != port => Err(CANONICAL),
+        Ok(number) if number > 0 => Ok(()),
         Ok(_) | Err(_) => Err("its port is no number from 1 to 65535"),
     }
 }

@@ -465,7 +465,7 @@ impl ManagerHandle {
             MemberChange::Remove { member } => departure::of_removal(s, member),
             MemberChange::Replace { member } => departure::of_node(s, member),
             // Until it is there it is nowhere.
-            MemberChange::Move { member, .. } => departure::of_host(s, member),
+            MemberChange::Move { member, .. } => departure::of_move(s, member),
         });
         if let MemberChange::Move { .. } = change {
             self.look(|s| policy::format::gate(s, Format::OPERATE)).map_err(|old| old.to_string())?;

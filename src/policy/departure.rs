@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, fmt};
 
 use super::{Situation, sync};
 use crate::{
-    domain::{MemberId, NodeId},
-    state::{Lock, OperationKind},
+    domain::{MemberId, NodeId, PostgresState},
+    state::{GrantPhase, Lock, OperationKind},
 };
 
 /// Why a member may not go now.
@@ -45,6 +45,16 @@ pub enum Obstacle {
         /// Commits wait then; otherwise nobody confirms them.
         strict: bool,
     },
+    /// Nobody is open for writers: this one may have acknowledged commits that the next primary needs.
+    NoPrimary {
+        /// Who is asked for.
+        member: MemberId,
+    },
+    /// Nothing is known of who confirms the primary's commits.
+    Unheard {
+        /// The primary.
+        primary: MemberId,
+    },
     /// It is being made primary, or restarted.
     Operation {
         /// Who.
@@ -62,6 +72,8 @@ impl Obstacle {
             Obstacle::Primary { .. } => "primary",
             Obstacle::Quorum { .. } => "quorum",
             Obstacle::Sync { .. } => "sync",
+            Obstacle::NoPrimary { .. } => "no_primary",
+            Obstacle::Unheard { .. } => "unheard",
             Obstacle::Operation { .. } => "operation",
         }
     }
@@ -84,6 +96,12 @@ impl Obstacle {
             }
             Obstacle::Sync { strict: false, .. } => {
                 "bring another standby up that can confirm commits, or set replication_mode=async".to_owned()
+            }
+            Obstacle::NoPrimary { .. } => {
+                "wait until there is one; `matriarch explain` says what it waits for".to_owned()
+            }
+            Obstacle::Unheard { primary } => {
+                format!("ask again in a moment; if it stays so, look at the agent of {primary}: `matriarch explain`")
             }
             Obstacle::Operation { .. } => "wait until it is finished; see `matriarch status`".to_owned(),
         }
@@ -108,6 +126,18 @@ impl fmt::Display for Obstacle {
             Obstacle::Sync { member, needed: _, left: _, strict: false } => {
                 write!(f, "{member} is the last standby that confirms commits: they would be on the primary alone")
             }
+            Obstacle::NoPrimary { member } => {
+                write!(
+                    f,
+                    "there is no primary that is open for writers: {member} may have commits that nobody else has"
+                )
+            }
+            Obstacle::Unheard { primary } => {
+                write!(
+                    f,
+                    "the agent of the primary {primary} does not answer, or has no lease: who confirms commits is unknown"
+                )
+            }
             Obstacle::Operation { member, id } => write!(f, "{member} is the target of operation {id}"),
         }
     }
@@ -127,10 +157,21 @@ pub fn of_host(s: &Situation<'_>, member: &MemberId) -> Vec<Obstacle> {
     obstacles.extend(primary.map(|_| Obstacle::Primary { member: member.clone() }));
     obstacles.extend(quorum(s, member));
     obstacles.extend(confirmation(s, member));
+    obstacles.extend(unsure(s, member));
     let operation = s.state.operation.as_ref().filter(|o| o.to == *member);
     // A restart of the member that is asked for takes it down anyway.
     let operation = operation.filter(|o| o.kind != OperationKind::Restart);
     obstacles.extend(operation.map(|o| Obstacle::Operation { member: member.clone(), id: o.id }));
+    obstacles
+}
+
+/// Why `member` may not be looked for elsewhere now. One that is silent already may be what a cluster without a primary
+/// waits for.
+pub fn of_move(s: &Situation<'_>, member: &MemberId) -> Vec<Obstacle> {
+    let mut obstacles = of_host(s, member);
+    if s.fresh(member).is_none() {
+        obstacles.retain(|o| !matches!(o, Obstacle::NoPrimary { .. } | Obstacle::Unheard { .. }));
+    }
     obstacles
 }
 
@@ -216,6 +257,20 @@ fn remaining_quorum(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {
         }
     }
     worst
+}
+
+/// Who confirms commits, and who has them, is known from an open primary and its agent alone.
+fn unsure(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {
+    match &s.state.lock {
+        Lock::Granted { member: primary, .. } if primary == member => None,
+        Lock::Granted { member: primary, phase: GrantPhase::Open, .. } => {
+            let heard = s.agent(primary).is_some_and(|a| a.state == PostgresState::Primary && a.lease.held);
+            (!heard).then(|| Obstacle::Unheard { primary: primary.clone() })
+        }
+        Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
+            Some(Obstacle::NoPrimary { member: member.clone() })
+        }
+    }
 }
 
 fn confirmation(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {

@@ -104,3 +104,26 @@ fn who_leads_the_managers_may_go_and_that_is_said() {
     assert_eq!(of_host(&led.situation(), &id("b")), []);
     assert!(notes(&led.situation(), &id("b"))[0].contains("leads the managers"));
 }
+
+#[test]
+fn without_an_open_primary_no_standby_may_go() {
+    for lock in ["granted a promoting 2", "fenced"] {
+        let mut closed = bench();
+        closed.state.lock = Bench::new(lock).state.lock;
+        assert!(kinds(&of_host(&closed.situation(), &id("b"))).contains(&"no_primary"), "{lock}");
+    }
+    let mut free = bench();
+    free.state.lock = Lock::Free;
+    free.seen.remove(&id("b"));
+    assert!(kinds(&of_host(&free.situation(), &id("b"))).contains(&"no_primary"));
+    assert!(!kinds(&of_move(&free.situation(), &id("b"))).contains(&"no_primary"), "it may be what is waited for");
+}
+
+#[test]
+fn without_the_word_of_the_primary_no_standby_may_go() {
+    let mut silent = bench();
+    silent.seen.remove(&id("a"));
+    assert!(kinds(&of_host(&silent.situation(), &id("b"))).contains(&"unheard"));
+    let lapsed = bench().says("a", "primary 2:200 unheard=b unheard=c answering=a,b,c");
+    assert_eq!(kinds(&of_host(&lapsed.situation(), &id("b"))), ["unheard"]);
+}
