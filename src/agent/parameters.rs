@@ -142,7 +142,10 @@ pub(super) async fn answer(
 
 async fn tell(instance: &Instance, request: v1::ParametersRequest) -> Result<v1::ParametersReply, String> {
     let session = instance.connect().await.ok();
-    let judged = instance.judge(&request.check, session.as_ref()).await.map_err(said)?;
+    // What nobody may set is not given to a program either: one of them names a file to read.
+    let mut check = request.check;
+    check.retain(|name, value| crate::domain::parameters::refused(name, Some(value)).is_none());
+    let judged = instance.judge(&check, session.as_ref()).await.map_err(said)?;
     let asks = request.describe_all || !request.describe.is_empty();
     let described = match session.as_ref().filter(|_| asks) {
         Some(session) => session.describe(&request.describe).await.map_err(said)?,

@@ -14,6 +14,10 @@ pub const OWNED: &[(&str, &str)] = &[
     ("hba_file", "set postgresql.hba"),
     ("hot_standby", "every standby answers reads and probes"),
     ("ident_file", "set postgresql.hba"),
+    ("idle_replication_slot_timeout", "members' slots have a limit of their own, slot_wal_max"),
+    ("ignore_checksum_failure", "what is damaged would be served and copied"),
+    ("ignore_invalid_pages", "what is damaged would be served and copied"),
+    ("ignore_system_indexes", "it is for repairs by hand"),
     ("listen_addresses", "set postgresql.listen_addresses"),
     ("log_destination", "PostgreSQL's log goes through its guard"),
     ("logging_collector", "PostgreSQL's log goes through its guard"),
@@ -24,17 +28,22 @@ pub const OWNED: &[(&str, &str)] = &[
     ("primary_conninfo", "it follows the committed primary"),
     ("primary_slot_name", "it follows the committed primary"),
     ("promote_trigger_file", "only a committed grant promotes"),
+    ("recovery_end_command", "it would be a part of each promotion"),
     ("recovery_min_apply_delay", "`matriarch config set recovery_min_apply_delay=… --member …`"),
     ("restart_after_crash", "a crashed primary is restarted only while its lease holds"),
+    ("standard_conforming_strings", "the agent's own statements depend on it"),
     ("superuser_reserved_connections", "the agent's own connections are among them"),
     ("synchronous_standby_names", "it is the live catch against starts by hand"),
     ("trigger_file", "only a committed grant promotes"),
     ("unix_socket_directories", "set postgresql.socket_dir"),
+    ("unix_socket_group", "the agent has to reach the socket"),
+    ("unix_socket_permissions", "the agent has to reach the socket"),
     ("wal_log_hints", "pg_rewind needs it"),
     ("wal_receiver_status_interval", "it goes with the cluster's timings"),
     ("wal_receiver_timeout", "it goes with the cluster's timings"),
     ("wal_retrieve_retry_interval", "it goes with the cluster's timings"),
     ("wal_sender_timeout", "it goes with the cluster's timings"),
+    ("zero_damaged_pages", "what is damaged would be overwritten"),
 ];
 
 /// What is wrong with a setting, and what to do about it.
@@ -60,6 +69,10 @@ pub fn forbidden(name: &str) -> Option<Wrong> {
     })
 }
 
+/// Counts of which a standby needs as many as its primary has.
+const COUNTS: [&str; 4] =
+    ["max_connections", "max_locks_per_transaction", "max_prepared_transactions", "max_worker_processes"];
+
 /// Why a setting can't have this value in any configuration.
 pub fn impossible(name: &str, value: &str) -> Option<Wrong> {
     let lower = name.to_ascii_lowercase();
@@ -69,6 +82,13 @@ pub fn impossible(name: &str, value: &str) -> Option<Wrong> {
     }
     if lower == "wal_level" && !["replica", "logical"].contains(&value) {
         return Some(wrong("standbys need `replica`, logical slots `logical`", "write one of them or nothing"));
+    }
+    // PostgreSQL reads more than that, and what a standby needs at least is compared with these.
+    if COUNTS.contains(&lower.as_str()) && !(value.starts_with(|c: char| ('1'..='9').contains(&c)) || value == "0") {
+        return Some(wrong("not a plain number", "write decimal digits, without a leading zero"));
+    }
+    if COUNTS.contains(&lower.as_str()) && !value.bytes().all(|b| b.is_ascii_digit()) {
+        return Some(wrong("not a plain number", "write decimal digits only"));
     }
     if value.chars().any(char::is_control) {
         return Some(wrong("the value has a control character or spans lines", "write it on one line"));

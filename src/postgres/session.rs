@@ -3,7 +3,7 @@
 use std::{error::Error as _, io, path::Path, time::Duration};
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, error::SqlState};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, SimpleQueryRow, config::Host, error::SqlState};
 
 use super::{error::PostgresError, files, instance::Instance, probe::waits_at_the_end};
 use crate::domain::Lsn;
@@ -163,6 +163,11 @@ impl Instance {
     }
 }
 
+/// Of every session of the agent's.
+const OPTIONS: &str = "-c synchronous_commit=local -c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0 \
+                       -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 \
+                       -c default_transaction_read_only=off -c local_preload_libraries= -c standard_conforming_strings=on";
+
 /// Connects within `deadline`, in which the password is read as well.
 pub(super) async fn connect_as(
     mut target: Config,
@@ -175,7 +180,11 @@ pub(super) async fn connect_as(
     }
     // A missing synchronous standby must not hold up the agent's own sessions. And a superuser's session must not call
     // what others may have put into a schema on its path (CVE-2018-1058).
-    target.application_name("matriarch").options("-c synchronous_commit=local -c search_path=pg_catalog");
+    // Nor may settings that are meant for clients end it, or keep it from connecting at all; the libraries of each session
+    // are a superuser's to leave away, and only superusers come by the socket.
+    let superuser = target.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+    let libraries = if superuser { " -c session_preload_libraries=" } else { "" };
+    target.application_name("matriarch").options(format!("{OPTIONS}{libraries}"));
     let connect = async {
         target.password(password.await.map_err(|e| SqlError::Unexpected { doing, problem: e.to_string() })?);
         open(target, doing).await
