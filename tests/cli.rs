@@ -859,7 +859,8 @@ impl Admin for Manager {
         request: Request<ChangeMemberRequest>,
     ) -> Result<Response<ChangeMemberReply>, Status> {
         let request = request.into_inner();
-        let done = request.change() == MemberChange::Replace && request.member == "n2";
+        let replaces = matches!(request.change(), MemberChange::Replace | MemberChange::DryReplace);
+        let done = replaces && request.member == "n2";
         let reason = if done { String::new() } else { format!("{} is no member", request.member) };
         Ok(Response::new(ChangeMemberReply { done, reason, advice: String::new() }))
     }

@@ -454,7 +454,7 @@ impl v1::admin_server::Admin for AdminService {
             return client.check_member(passed_on(v1::CheckMemberRequest { to, ..asked })).await;
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        raft::check(&self.manager, &member).map(Response::new)
+        raft::check(&self.manager, &member).await.map(Response::new)
     }
 
     async fn recover(&self, request: Request<v1::RecoverRequest>) -> Result<Response<v1::RecoverReply>, Status> {

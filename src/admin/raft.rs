@@ -136,8 +136,8 @@ async fn of_other(
 }
 
 /// May this member's host be taken down now?
-pub(super) fn check(manager: &ManagerHandle, member: &MemberId) -> Result<v1::CheckMemberReply, Status> {
-    let may = manager.may_go(member).map_err(Status::unavailable)?;
+pub(super) async fn check(manager: &ManagerHandle, member: &MemberId) -> Result<v1::CheckMemberReply, Status> {
+    let may = manager.may_go(member).await.map_err(Status::unavailable)?;
     let obstacle = |of: &crate::policy::departure::Obstacle| v1::Obstacle {
         kind: of.kind().to_owned(),
         says: of.to_string(),

@@ -96,16 +96,12 @@ impl ManagerHandle {
     ///
     /// # Errors
     /// That this manager doesn't lead.
-    pub fn may_go(&self, member: &MemberId) -> Result<MayGo, String> {
+    pub async fn may_go(&self, member: &MemberId) -> Result<MayGo, String> {
         if !self.leadership().am_leader {
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
-        let state = self.state();
-        let look = |s: &crate::policy::Situation<'_>| MayGo {
-            obstacles: departure::of_host(s, member),
-            notes: departure::notes(s, member),
-        };
-        Ok(self.manager.inner.board.situation(&state, &self.manager.timings(), look))
+        let obstacles = self.obstacles(|s| departure::of_host(s, member)).await;
+        Ok(MayGo { obstacles, notes: self.look(|s| departure::notes(s, member)) })
     }
 
     /// A client of the admin service of another member's manager.

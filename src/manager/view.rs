@@ -54,6 +54,8 @@ pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration
     vouched.map_or(by_raft, |age| age.min(by_raft))
 }
 
+/// How long an obstacle that may be over in a moment is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// More members than this don't vote yet.
 const MEMBERS_MAX: usize = 7;
 /// Fewer voters than this can't lose one.
@@ -231,6 +233,19 @@ impl ManagerHandle {
     pub fn look<T>(&self, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         let state = self.state();
         self.manager.inner.board.situation(&state, &self.manager.timings(), look)
+    }
+
+    /// Looks for what stands against something, again and again for [`PATIENCE`] while it may be over in a moment.
+    pub async fn obstacles(&self, look: impl Fn(&Situation<'_>) -> Vec<Obstacle>) -> Vec<Obstacle> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let found = self.look(&look);
+            let over = found.is_empty() || !found.iter().all(Obstacle::may_pass);
+            if over || tokio::time::Instant::now() >= until {
+                return found;
+            }
+            tokio::time::sleep(PATIENCE / 8).await;
+        }
     }
 
     /// Each rule and what it says of the situation now.
@@ -460,13 +475,14 @@ impl ManagerHandle {
             // Only a leader hears of all hosts.
             return Err("no Raft leader answers: bring a majority of managers up".to_owned().into());
         }
-        let obstacles = self.look(|s| match &change {
+        let found = self.obstacles(|s| match &change {
             MemberChange::Add { .. } => Vec::new(),
             MemberChange::Remove { member } => departure::of_removal(s, member),
             MemberChange::Replace { member } => departure::of_node(s, member),
             // Until it is there it is nowhere.
             MemberChange::Move { member, .. } => departure::of_move(s, member),
         });
+        let obstacles = found.await;
         if let MemberChange::Move { .. } = change {
             self.look(|s| policy::format::gate(s, Format::OPERATE)).map_err(|old| old.to_string())?;
         }

@@ -78,6 +78,11 @@ impl Obstacle {
         }
     }
 
+    /// It may be over in a moment: a single answer that comes late, on a busy host, looks like a silent one.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Obstacle::Quorum { .. } | Obstacle::Unheard { .. })
+    }
+
     /// What to do instead.
     pub fn advice(&self) -> String {
         match self {

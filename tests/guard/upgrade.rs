@@ -166,10 +166,11 @@ fn what_cannot_be_executed_leaves_the_guard_as_it_was() {
     assert!(matches!(handle.upgrade(&bench.path("nowhere")), Err(GuardError::Next { .. })));
 
     // Too little time left is no time for it, and the timer of a failed try is not left behind.
+    let program = newer(&bench, "newer");
     assert!(handle.arm(Epoch(3), in_ms(700)));
     assert_eq!(refused(&text), Some(Refusal::NotExecuted));
     thread::sleep(Duration::from_millis(450));
-    assert_eq!(refused(&newer(&bench, "newer")), Some(Refusal::TooLate));
+    assert_eq!(refused(&program), Some(Refusal::TooLate));
     assert!(handle.arm(Epoch(3), in_ms(60_000)));
     thread::sleep(Duration::from_millis(400));
     assert!(tree[0].is_alive());
