@@ -3,11 +3,14 @@
 
 mod args;
 mod client;
+mod clusters;
 mod dsn;
+mod examples;
 pub mod exit;
 mod history;
 mod members;
 mod operations;
+mod output;
 mod pause;
 mod preflight;
 mod processes;
@@ -16,6 +19,8 @@ pub mod render;
 mod rto;
 mod rules;
 mod settings;
+mod tree;
+mod views;
 mod wiring;
 
 use std::{
@@ -27,10 +32,8 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser as _;
-
 use self::{
-    args::{Arguments, Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
+    args::{Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
     client::{Client, ClientError},
     exit::Exit,
     render::Style,
@@ -40,6 +43,8 @@ use crate::config::{Config, DEFAULT_FILE, Purpose};
 /// Names the configuration file where `--config` isn't given.
 pub const CONFIG_VARIABLE: &str = "MATRIARCH_CONFIG";
 
+pub use tree::command as command_tree;
+
 /// Body of `matriarch guard`.
 pub fn guard() -> ExitCode {
     wiring::guard()
@@ -47,8 +52,11 @@ pub fn guard() -> ExitCode {
 
 /// Runs the command line and says how it ended.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(args) {
-        Ok(arguments) => arguments,
+    let arguments = match tree::parse(args) {
+        Ok((arguments, format)) => {
+            output::choose(format);
+            arguments
+        }
         Err(error) => {
             // Nothing can be done when even the usage can't be printed.
             let _ = error.print();
@@ -62,7 +70,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Guard => wiring::guard(),
         Command::Wal(args) => with_runtime(wiring::wal(args)),
         Command::Demo(args) => wiring::demo(args),
+        Command::Status(args) if args.all => with_runtime(views::fleet::run(args.json)),
         Command::Status(args) => with_runtime(status(args)),
+        Command::View(view) => views::run(view),
         Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),

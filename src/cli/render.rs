@@ -518,10 +518,9 @@ pub fn explain_json(reply: &ExplainReply) -> String {
     })
 }
 
+/// The document as `--output` asks for it; JSON where nothing was asked.
 pub(super) fn json(value: &impl Serialize) -> String {
-    let mut text = serde_json::to_string_pretty(value).expect("plain structs with text keys always serialize");
-    text.push('\n');
-    text
+    super::output::document(value)
 }
 
 // ---- preflight -----------------------------------------------------------------------------------------------
@@ -579,7 +578,38 @@ pub fn preflight_json(checks: &[Check]) -> String {
     json(&Report { fit: checks.iter().all(|c| c.outcome != Outcome::Fail), checks })
 }
 
+/// What a standby has not flushed and what it has not replayed, for a table.
+pub(super) fn lag_cells(member: &MemberStatus) -> [String; 2] {
+    lag::cells(member)
+}
+
 // ---- members -------------------------------------------------------------------------------------------------
+
+/// `matriarch member list --json`.
+pub fn voters_json(status: &StatusReply) -> String {
+    #[derive(Serialize)]
+    struct Node<'a> {
+        member: &'a str,
+        node: Option<u64>,
+        votes: bool,
+        votes_after_change: bool,
+    }
+    #[derive(Serialize)]
+    struct Members<'a> {
+        members: Vec<Node<'a>>,
+    }
+    fn nodes_of<'a>(status: &'a StatusReply, member: &'a MemberStatus) -> Vec<Node<'a>> {
+        let nodes = status.voters.iter().filter(|v| v.member == member.member);
+        let mut nodes: Vec<Node<'_>> = nodes
+            .map(|v| Node { member: &v.member, node: Some(v.node), votes: v.old, votes_after_change: v.new })
+            .collect();
+        if nodes.is_empty() {
+            nodes.push(Node { member: &member.member, node: None, votes: false, votes_after_change: false });
+        }
+        nodes
+    }
+    json(&Members { members: status.members.iter().flat_map(|m| nodes_of(status, m)).collect() })
+}
 
 /// The members and their Raft nodes. A member can have two while one replaces the other.
 pub fn voters(status: &StatusReply) -> String {

@@ -154,7 +154,7 @@ fn origin(setting: &Setting) -> String {
     }
 }
 
-fn json(reply: &SettingsReply) -> String {
+pub(super) fn json(reply: &SettingsReply) -> String {
     #[derive(Serialize)]
     struct One<'a> {
         value: &'a str,

@@ -24,6 +24,7 @@ mod identity;
 mod leader;
 mod link;
 mod peers;
+pub mod reach;
 pub mod recover;
 mod rejoin;
 mod report;

@@ -10,7 +10,7 @@ pub mod briefing;
 pub mod codec;
 pub mod convert;
 pub mod history;
-mod kept_wal;
+pub mod kept_wal;
 pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.
