@@ -65,10 +65,10 @@ impl Cell {
 }
 
 /// A column: its head, and whether it holds numbers (aligned right).
-pub(super) type Column = (&'static str, bool);
+pub(super) type Column<'a> = (&'a str, bool);
 
 /// Columns two spaces apart, as wide as their widest cell; no blanks at the end of a line.
-pub(super) fn table(columns: &[Column], rows: &[Vec<Cell>], style: Style) -> String {
+pub(super) fn table(columns: &[Column<'_>], rows: &[Vec<Cell>], style: Style) -> String {
     let wide = |index: usize, head: &str| {
         rows.iter().map(|row| row[index].text.chars().count()).chain([head.chars().count()]).max().unwrap_or(0)
     };
@@ -109,7 +109,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let _ = writeln!(text, "  {}", style.paint(Tone::Warn, &format!("*** {banner} ***")));
     }
     text.push('\n');
-    let columns: &[Column] = &[
+    let columns: &[Column<'_>] = &[
         ("MEMBER", false),
         ("ROLE", false),
         ("STATE", false),

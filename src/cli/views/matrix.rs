@@ -65,8 +65,8 @@ fn between<'a>(host: &'a Host, to: &str) -> Option<&'a ReachedManager> {
 
 fn text(status: &StatusReply, hosts: &[Host], style: Style) -> String {
     let mut columns = vec![("FROM", false)];
-    // Heads live as long as the program does; members have any name, so they stand in the first row.
-    columns.extend(hosts.iter().map(|_| ("", true)));
+    let heads: Vec<String> = hosts.iter().map(|host| format!("TO {}", host.member)).collect();
+    columns.extend(heads.iter().map(|head| (head.as_str(), true)));
     columns.extend([
         ("HERE", true),
         ("AGENT", true),
@@ -75,8 +75,7 @@ fn text(status: &StatusReply, hosts: &[Host], style: Style) -> String {
         ("RAFT", true),
         ("LEASE", true),
     ]);
-    let mut rows = vec![heading(hosts)];
-    rows.extend(hosts.iter().map(|host| row(host, hosts)));
+    let rows: Vec<Vec<Cell>> = hosts.iter().map(|host| row(host, hosts)).collect();
     let mut out = render::table(&columns, &rows, style);
     let faults = faults(status, hosts);
     if !faults.is_empty() {
@@ -94,13 +93,6 @@ fn text(status: &StatusReply, hosts: &[Host], style: Style) -> String {
         if status.primary.is_empty() { "nobody" } else { &status.primary },
     );
     out
-}
-
-fn heading(hosts: &[Host]) -> Vec<Cell> {
-    let mut cells = vec![Cell::new(" ")];
-    cells.extend(hosts.iter().map(|host| Cell::toned(format!("to {}", host.member), Tone::Head)));
-    cells.extend((0..6).map(|_| Cell::new(" ")));
-    cells
 }
 
 fn row(host: &Host, hosts: &[Host]) -> Vec<Cell> {
@@ -281,11 +273,10 @@ mod tests {
             host("n3", &[("n1", Ok(700)), ("n2", Ok(900))]),
         ];
         let expected = "\
-FROM                           HERE  AGENT  POSTGRES   FOLLOWS   RAFT  LEASE
-       to n1   to n2   to n3
-n1         .  0.8 ms  1.2 ms   4 ms  0.3 s  running    -        0.1 s  0.4 s
-n2    0.7 ms       .  0.9 ms   4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
-n3    0.7 ms  0.9 ms       .   4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
+FROM   TO n1   TO n2   TO n3  HERE  AGENT  POSTGRES   FOLLOWS   RAFT  LEASE
+n1         .  0.8 ms  1.2 ms  4 ms  0.3 s  running    -        0.1 s  0.4 s
+n2    0.7 ms       .  0.9 ms  4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
+n3    0.7 ms  0.9 ms       .  4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
 ";
         let shown = text(&status(), &hosts, Style::Plain);
         assert!(shown.starts_with(expected), "{shown}");
