@@ -113,7 +113,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }
@@ -154,7 +154,7 @@ fn help_of_switchover() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }
@@ -1261,7 +1261,7 @@ fn help_of_config_set() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }
@@ -1380,7 +1380,7 @@ fn help_of_dsn() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }

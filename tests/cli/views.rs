@@ -31,6 +31,24 @@ fn frozen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// An address that swallows connections, as that of a host without power: those that wait to be taken are as many as may.
+fn swallowing() -> (Vec<socket2::Socket>, SocketAddr) {
+    use socket2::{Domain, Socket, Type};
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let waiting = (0..4).map(|_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        // It is in progress, for ever.
+        let _ = socket.connect(&address);
+        socket
+    });
+    let sockets = std::iter::once(listener).chain(waiting).collect();
+    (sockets, address.as_socket().unwrap())
+}
+
 #[test]
 fn the_same_document_as_json_yaml_and_a_table_with_tabs() {
     with_manager(Ok(()), None, |address| {
@@ -89,8 +107,8 @@ fn clusters_have_names_and_all_of_them_one_line_each() {
 #[test]
 fn a_dead_or_frozen_host_costs_a_moment() {
     let (_listener, silent) = frozen();
-    // Nobody answers for addresses that are for documentation, or the network refuses them at once.
-    for first in [silent.to_string(), "192.0.2.1:7400".to_owned(), "127.0.0.1:1".to_owned()] {
+    let (_sockets, dead) = swallowing();
+    for first in [silent.to_string(), dead.to_string(), "127.0.0.1:1".to_owned()] {
         with_manager(Ok(()), None, |address| {
             let address = address.to_string();
             let ask = |command: &[&str]| {
@@ -112,9 +130,10 @@ fn a_dead_or_frozen_host_costs_a_moment() {
 /// What changes something is asked of one manager only, also when another is slow to connect to.
 #[test]
 fn a_change_goes_around_a_host_that_is_gone() {
+    let (_sockets, dead) = swallowing();
     with_manager(Ok(()), None, |address| {
-        let (address, began) = (address.to_string(), Instant::now());
-        let transfer = ["raft", "transfer", "n2", "--manager", "192.0.2.1:7400", "--manager", &address];
+        let (address, dead, began) = (address.to_string(), dead.to_string(), Instant::now());
+        let transfer = ["raft", "transfer", "n2", "--manager", &dead, "--manager", &address];
         let output = matriarch(&transfer);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));
         assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());

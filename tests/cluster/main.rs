@@ -39,6 +39,7 @@ mod running;
 mod slow;
 mod stage;
 mod streams;
+mod views;
 mod wal;
 
 use std::time::Duration;

@@ -72,7 +72,20 @@ pub enum Role {
     Standby,
 }
 
+/// Instead of the exit codes of other commands.
+const CHECK_HELP: &str = "\
+Without limits it warns at, and is critical from: lag 16 MB and 1 GB; slots 80 and 95 percent of
+what they may hold back; archive at once and 300 s; disk what the cluster itself goes by. Quorum and
+sync warn when one more host would be too much.
+
+Exit codes:
+  0  OK
+  1  WARNING
+  2  CRITICAL, or wrong usage: that is said on stderr
+  3  UNKNOWN; also when no manager could be reached";
+
 #[derive(Debug, Args)]
+#[command(after_help = CHECK_HELP)]
 pub struct CheckArgs {
     /// What to look at
     #[arg(value_name = "WHAT", default_value = "all", hide_possible_values = false)]
