@@ -89,7 +89,6 @@ pub fn any_manager_is_looked_through_and_a_dead_one_costs_a_moment(rig: &Rig, be
 fn every_command_works(manager: &[String]) {
     let looks: &[&[&str]] = &[
         &["status"],
-        &["status", "--local"],
         &["topology"],
         &["matrix"],
         &["explain"],
