@@ -265,9 +265,19 @@ fn each_outside_thing_has_one_room() {
         ("clap", &["cli/", "demo/"]),
         ("ratatui", &["demo/", "cli/views/top"]),
         ("unsafe", &["guard/sys.rs"]),
-        // An identity file is read by people too; the demo writes configurations; a command line has a file of its own, and
-        // a support bundle looks for secrets in any configuration, right or wrong.
-        ("toml", &["config/", "manager/identity.rs", "demo/layout.rs", "cli/clusters.rs", "cli/views/bundle.rs"]),
+        // An identity file is read by people too; the demo writes configurations; settings are edited as text, a command line has a file of
+        // its own, and a support bundle looks for secrets in any configuration, right or wrong.
+        (
+            "toml",
+            &[
+                "config/",
+                "manager/identity.rs",
+                "demo/layout.rs",
+                "cli/settings/edit.rs",
+                "cli/clusters.rs",
+                "cli/views/bundle.rs",
+            ],
+        ),
         ("hmac", &["lease/wire.rs"]),
     ];
     for (needle, allowed) in homes {
@@ -280,6 +290,7 @@ fn processes_are_started_where_it_is_expected() {
     let started: Vec<String> = strays("Command::new", &[]);
     expect![[r#"
         cli/preflight/postgres.rs
+        cli/settings/edit.rs
         cli/views/bundle.rs
         demo/cluster.rs
         demo/disks.rs

@@ -25,12 +25,14 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
-        EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
-        HistoryRequest, Incident, Lag, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
-        OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, ReachReply,
-        ReachRequest, ReachedManager, RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply,
-        SetSettingsRequest, Setting, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
+        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CheckMemberReply,
+        CheckMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
+        FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
+        MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
+        ParametersRequest, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply,
+        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, ReachReply, ReachRequest, ReachedManager,
+        RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting,
+        SettingsHistoryReply, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
         SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
@@ -460,6 +462,7 @@ fn status_says_what_each_layer_does() {
     let mut reply = healthy();
     reply.members[0].layers = vec![layer("kernel lease", "active"), layer("watchdog", "off")];
     reply.members[1].layers = vec![layer("kernel lease", "unavailable: needs CAP_NET_ADMIN")];
+    reply.reader = "n2".to_owned();
     reply.layers = vec![layer("stonith", "ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms")];
     let text = render::status(&reply, Style::Plain);
     let (_, layers) = text.split_once("Layers\n").unwrap();
@@ -467,12 +470,14 @@ fn status_says_what_each_layer_does() {
           n1: kernel lease active, watchdog off
           n2: kernel lease unavailable: needs CAP_NET_ADMIN
           cluster: stonith ready; last: STONITH of n3, which held epoch 3, succeeded: after 12 ms
+          address for standbys: lent to n2
 
         Warning: cluster.insecure is on: traffic between the hosts is not encrypted
     "#]]
     .assert_eq(layers);
     let json: serde_json::Value = serde_json::from_str(&render::status_json(&reply)).unwrap();
     assert_eq!(json["members"][0]["layers"]["kernel lease"], "active");
+    assert_eq!(json["reader"], "n2");
     assert_eq!(json["layers"]["stonith"], reply.layers[0].state.as_str());
 }
 
@@ -508,6 +513,7 @@ fn json_says_null_for_what_is_not_known() {
           "failsafe": null,
           "commits": null,
           "raft_leader": "n2",
+          "reader": null,
           "answered_by": "n1",
           "members": [
             {
@@ -699,6 +705,14 @@ impl Admin for Manager {
         Ok(Response::new(settings(4, &[])))
     }
 
+    async fn settings_history(&self, _: Request<SettingsRequest>) -> Result<Response<SettingsHistoryReply>, Status> {
+        Ok(Response::new(SettingsHistoryReply { version: 4, ..SettingsHistoryReply::default() }))
+    }
+
+    async fn postgres_settings(&self, _: Request<ParametersRequest>) -> Result<Response<ParametersReply>, Status> {
+        Err(Status::unavailable("no agent here"))
+    }
+
     /// Of version 4, and keys and values are whatever they like, but for `colour`.
     async fn set_settings(&self, request: Request<SetSettingsRequest>) -> Result<Response<SetSettingsReply>, Status> {
         let request = request.into_inner();
@@ -716,7 +730,7 @@ impl Admin for Manager {
         };
         let set: Vec<(&str, &str)> = request.set.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let settings = Some(settings(5, &set));
-        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings }))
+        Ok(Response::new(SetSettingsReply { outcome: outcome.into(), reason, settings, warnings: Vec::new() }))
     }
 
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainReply>, Status> {
@@ -778,7 +792,32 @@ impl Admin for Manager {
         let request = request.into_inner();
         let done = request.change() == MemberChange::Replace && request.member == "n2";
         let reason = if done { String::new() } else { format!("{} is no member", request.member) };
-        Ok(Response::new(ChangeMemberReply { done, reason }))
+        Ok(Response::new(ChangeMemberReply { done, reason, advice: String::new() }))
+    }
+
+    async fn raft_status(&self, _: Request<RaftStatusRequest>) -> Result<Response<RaftStatusReply>, Status> {
+        Ok(Response::new(RaftStatusReply { answered_by: "n1".into(), leader: "n1".into(), ..Default::default() }))
+    }
+
+    async fn raft_snapshot(
+        &self,
+        request: Request<RaftSnapshotRequest>,
+    ) -> Result<Response<RaftSnapshotReply>, Status> {
+        let member = request.into_inner().member;
+        let problem = if member == "n7" { "it is no node of the Raft group".to_owned() } else { String::new() };
+        Ok(Response::new(RaftSnapshotReply { nodes: vec![RaftSnapshotOf { member, problem, ..Default::default() }] }))
+    }
+
+    async fn check_member(&self, request: Request<CheckMemberRequest>) -> Result<Response<CheckMemberReply>, Status> {
+        let may_go = request.into_inner().member == "n2";
+        let obstacle = Obstacle {
+            kind: "primary".into(),
+            says: "n1 is primary".into(),
+            advice: "make another member primary first: `matriarch switchover`".into(),
+        };
+        let obstacles = if may_go { Vec::new() } else { vec![obstacle] };
+        let notes = vec!["n2 leads the managers".to_owned()];
+        Ok(Response::new(CheckMemberReply { may_go, obstacles, notes, answered_by: "n1".into() }))
     }
 
     async fn reach(&self, _: Request<ReachRequest>) -> Result<Response<ReachReply>, Status> {
@@ -909,10 +948,33 @@ fn a_member_is_replaced_or_the_reason_is_given() {
         let done = member("replace", "n2");
         assert_eq!(done.status.code(), Some(0));
         assert!(lines(&done)[0].contains("never votes again"), "{:?}", lines(&done));
+        let dry = matriarch(&["member", "replace", "n2", "--dry-run", "--manager", &address.to_string()]);
+        assert_eq!(lines(&dry), ["nothing stands against it; nothing was changed"]);
         let refused = member("remove", "n7");
         let expected = vec!["matriarch: refused: n# is no member".to_owned()];
         assert_eq!((lines(&refused), refused.status.code()), (expected, Some(1)));
     });
+}
+
+#[test]
+fn scripts_learn_by_the_exit_code_whether_a_host_may_be_taken_down() {
+    with_manager(Ok(()), None, |address| {
+        let address = address.to_string();
+        let check =
+            |name: &str, more: &[&str]| matriarch(&[&["member", "check", name, "--manager", &address], more].concat());
+        let may = check("n2", &[]);
+        assert_eq!(may.status.code(), Some(0));
+        assert_eq!(lines(&may), ["n# may be taken down now", "note: n# leads the managers"]);
+        let must_not = check("n1", &[]);
+        assert_eq!(must_not.status.code(), Some(1));
+        assert!(lines(&must_not)[1].starts_with("- primary: n# is primary; make another"), "{:?}", lines(&must_not));
+        let told: serde_json::Value = serde_json::from_slice(&check("n1", &["--json"]).stdout).unwrap();
+        assert_eq!((&told["may_go"], &told["reasons"][0]["kind"]), (&false.into(), &"primary".into()), "{told}");
+        let snapshot = matriarch(&["raft", "snapshot", "--member", "n7", "--manager", &address]);
+        assert_eq!(snapshot.status.code(), Some(1));
+    });
+    // Whether nobody answers, or the answer is no, is not the same to a script.
+    assert_eq!(matriarch(&["member", "check", "n2", "--manager", "127.0.0.1:1"]).status.code(), Some(3));
 }
 
 #[test]
@@ -1172,9 +1234,9 @@ fn settings_are_changed_or_the_reason_is_given() {
         set(
             &["n1.priority=5", "--member", "n1"],
             expect![[r#"
-            exit 2
-            matriarch: n1.priority names a member, and so does --member
-        "#]],
+                exit 2
+                matriarch: n1.priority says for whom it is, and so does --member
+            "#]],
         );
         set(
             &["crash_budget=5", "--unset", "crash_budget"],
@@ -1232,8 +1294,8 @@ fn help_of_config_set() {
             Usage: matriarch config set [OPTIONS] [KEY=VALUE]...
 
             Arguments:
-              [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the
-                              keys
+              [KEY=VALUE]...  A key and its new value, e.g. crash_budget=5, parameters.work_mem=64MB or
+                              hba=@FILE; `matriarch config show` lists the keys
 
             Options:
                   --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
@@ -1243,18 +1305,21 @@ fn help_of_config_set() {
                   --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                          /etc/matriarch/matriarch.toml]
                   --member <MEMBER>      Of this member only: priority, failover, site, replicatefrom, nostream,
-                                         recovery_min_apply_delay
+                                         recovery_min_apply_delay, parameters.NAME
                   --unset <KEY>          Bring the default of a key back; may be given several times
                   --if-version <N>       Change nothing unless the settings are of this version [default: the
                                          one they have when asked]
+                  --dry-run              Say whether it could be changed, and change nothing
+                  --force                Also when PostgreSQL can't be asked whether it could take the values
                   --json                 Print JSON
                   --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
               -h, --help                 Print help
 
-            Examples:
-              matriarch config set crash_budget=5
-              matriarch config set priority=0 --member n3  (of one member)
-              matriarch config set --unset crash_budget --if-version 4  (only if nobody else has changed any)
+            Example:
+              matriarch config set crash_budget=5 on_primary_crash=restart
+              matriarch config set parameters.work_mem=64MB
+              matriarch config set priority=0 --member n2
+              matriarch config set hba=@pg_hba.conf
 
             Exit codes:
               0  done; status: every member is healthy and the primary is open

@@ -54,17 +54,29 @@ fn reopen(dir: &Path) -> LogStore {
 /// A Raft directory that is not there yet, one level down: the mark beside it goes with what it is in.
 struct RaftDir {
     path: PathBuf,
-    _in: TempDir,
+    within: TempDir,
 }
 
 impl RaftDir {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        Self { path: dir.path().join("raft"), _in: dir }
+        Self { path: dir.path().join("raft"), within: dir }
     }
 
     fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for RaftDir {
+    /// The thread that writes the mark may be at it still, and a directory that gets a file meanwhile is not removed.
+    fn drop(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while self.within.path().exists() && Instant::now() < deadline {
+            if fs::remove_dir_all(self.within.path()).is_err() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
     }
 }
 
@@ -168,7 +180,8 @@ fn writer() {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut store = open(Path::new(&dir)).unwrap();
+        // Whoever looked at it last may not have let go of it yet.
+        let mut store = reopen(Path::new(&dir));
         let state = store.get_log_state().await.unwrap();
         let mut next = state.last_log_id.map_or(0, |id| id.index + 1);
         loop {
@@ -197,19 +210,26 @@ async fn a_killed_writer_loses_nothing_acknowledged() {
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let killer = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(40 + round * 90));
-            child.kill().unwrap();
-            child.wait().unwrap();
-        });
+        let mut child = Some(child);
+        let mut kill_after = |wait: Duration| {
+            let mut child = child.take().unwrap();
+            std::thread::spawn(move || {
+                std::thread::sleep(wait);
+                child.kill().unwrap();
+                child.wait().unwrap();
+            })
+        };
+        // The first is killed while it begins, the others at some moment after they have written.
+        let mut killer = (round == 0).then(|| kill_after(Duration::from_millis(40)));
         for line in output.lines() {
             let line = line.unwrap();
             if let Some(rest) = line.strip_prefix("acked ") {
                 let (term, index) = rest.split_once(' ').unwrap();
                 acked = Some((term.parse::<u64>().unwrap(), index.parse::<u64>().unwrap()));
+                killer.get_or_insert_with(|| kill_after(Duration::from_millis(round * 70)));
             }
         }
-        killer.join().unwrap();
+        killer.expect("the writer never wrote").join().unwrap();
         let mut store = reopen(dir.path());
         if let Some((term, index)) = acked {
             let last = store.get_log_state().await.unwrap().last_log_id.unwrap();

@@ -43,13 +43,13 @@ use matriarch::{
         TimelineId, TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
-            AgentView, FailsafeView, FenceView, HeardOfPrimary, LeaseReach, LeaseView, Notice, OrderResult, RedoView,
-            StandbyProgress, SyncView, Work,
+            AgentView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
+            READER_LAYER, RedoView, StandbyProgress, SyncView, Work,
         },
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
-    state::{Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, RuleId},
+    state::{Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, Reader, RuleId},
 };
 
 /// What a host says when asked.
@@ -80,6 +80,7 @@ struct World {
     group: GroupView,
     since: Since,
     lock_seen: Option<Lock>,
+    reader_seen: Reader,
     operation_seen: Option<(u64, OperationPhase)>,
     founding: Option<Founding>,
     decided: Option<Command>,
@@ -403,6 +404,7 @@ impl World {
             cure: Default::default(),
             archive: Default::default(),
             server: Default::default(),
+            configuration: Default::default(),
         };
         if state == PostgresState::Primary {
             let sent_to = |m: &MemberId| StandbyProgress {
@@ -441,6 +443,11 @@ impl World {
             "for" => {
                 view.streaming = !value.starts_with('-');
                 view.streaming_ms = value.trim_start_matches('-').parse().unwrap();
+            }
+            // All is replayed, and the address for standbys could be put up.
+            "reader" => {
+                view.replay_lsn = view.wal_end.lsn;
+                view.layers = vec![LayerView { name: READER_LAYER.to_owned(), state: "ready".to_owned() }];
             }
             "delayed" => (view.streaming, view.waits_on_purpose) = (false, true),
             "useless" => {
@@ -669,12 +676,16 @@ impl World {
             None if counts_by_it => Some((newest, self.now)),
             known => known,
         };
+        if self.reader_seen != self.state.reader {
+            self.reader_seen = self.state.reader.clone();
+            (self.since.reader, self.since.reader_unfit) = (self.now, None);
+        }
     }
 
     fn look<T>(&mut self, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         self.keep_time();
         let timings = self.state.timings.in_force().map_or(Timings::of(Profile::Normal), |c| c.timings);
-        look(&Situation {
+        let mut situation = Situation {
             state: &self.state,
             seen: &self.seen,
             notices: &self.notices,
@@ -684,7 +695,10 @@ impl World {
             timings: &timings,
             since: self.since,
             now: self.now,
-        })
+        };
+        let since = policy::reader::is_unfit(&situation).then(|| self.since.reader_unfit.unwrap_or(self.now));
+        (self.since.reader_unfit, situation.since.reader_unfit) = (since, since);
+        look(&situation)
     }
 
     fn plan(&mut self) -> Plan {
@@ -835,6 +849,7 @@ fn describe(command: &Command) -> String {
         Kind::SettleTimings { id } => format!("nothing older than timings {id} is in use"),
         Kind::ReplaceNode { member, node, .. } => format!("{member} takes part as node {node}"),
         Kind::AddMember { member, .. } => format!("add {member}"),
+        Kind::MoveMember { member, manager, .. } => format!("{member} is at {manager}"),
         Kind::RemoveMember { member } => format!("remove {member}"),
         Kind::SetSettings { changes, .. } => format!("settings: {changes:?}"),
         Kind::Pause { .. } => "pause".to_owned(),
@@ -851,6 +866,10 @@ fn describe(command: &Command) -> String {
             let source = source.as_ref().map_or("the primary", MemberId::as_str);
             format!("{member} follows {source} after {falls} falls: {reason}")
         }
+        Kind::Lend { member, id, life } => {
+            format!("{member} has the address for standbys by lend {id}, confirmed for {life:?} each time")
+        }
+        Kind::EndLend { id, reason } => format!("lend {id} of the address for standbys ends: {reason}"),
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

@@ -42,7 +42,8 @@ run_all() {
     cargo nextest run "$@" --no-run
     "${beside[@]}" cargo nextest run "$@" --no-fail-fast --profile beside -E "$virtual" >"$log.beside" 2>&1 &
     local pid=$!
-    cargo nextest run "$@" --no-fail-fast -E "not ($virtual)" 2>&1 | tee "$log" || status=$?
+    # Most of them wait for PostgreSQL most of their time; .config/nextest.toml says how many of which kind run at once.
+    cargo nextest run "$@" --test-threads "$((2 * $(nproc)))" --no-fail-fast -E "not ($virtual)" 2>&1 | tee "$log" || status=$?
     wait "$pid" || status=$?
     cat "$log.beside"
     closing="$(grep -a 'Summary' "$log" | tail -n 1 || true)

@@ -163,6 +163,10 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
         Hold::Paused { .. } => {
             "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
         }
+        Hold::Reader { remaining, .. } if !remaining.is_zero() => wait(*remaining, "it is decided anew then"),
+        Hold::Reader { .. } => {
+            "bring a standby up; or let the primary have it meanwhile: `matriarch config set vip_standby_fallback=primary`".to_owned()
+        }
         Hold::NotCascaded { member, source, .. } => format!(
             "bring {source} up, or wait until it has streamed for a while; or let {member} stream from the primary: \
              `matriarch config set --unset replicatefrom --member {member}`"

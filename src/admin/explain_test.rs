@@ -98,6 +98,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
         Hold::NotCascaded { member: n1(), source: "n2".into(), why: "x".into() },
+        Hold::Reader { what: "x".into(), remaining: SECOND },
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::SlotsGiveWay { member: n1(), volumes: vec![] },
@@ -128,6 +129,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::Operation { .. }
             | Hold::NotOpen { .. }
             | Hold::NotCascaded { .. }
+            | Hold::Reader { .. }
             | Hold::StaysPut { .. }
             | Hold::Paused { .. }
             | Hold::SlotsGiveWay { .. }

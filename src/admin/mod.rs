@@ -5,6 +5,7 @@ mod cure;
 mod explain;
 mod history;
 mod profile;
+mod raft;
 mod reach;
 mod settings;
 mod status;
@@ -18,7 +19,7 @@ use crate::{
     domain::MemberId,
     manager::{
         ManagerHandle,
-        view::{MemberChange, NotBegun},
+        view::{MemberChange, NotBegun, NotChanged},
     },
     rpc::{convert, v1},
     state::{Operation, OperationKind},
@@ -265,9 +266,38 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.set_settings(passed_on(v1::SetSettingsRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::SetSettingsRequest { to, ..asked });
+            // PostgreSQL's programs are run for it.
+            request.set_timeout(3 * PASSED_ON);
+            return client.set_settings(request).await;
         }
         Ok(Response::new(settings::set(&self.manager, asked).await))
+    }
+
+    async fn settings_history(
+        &self,
+        request: Request<v1::SettingsRequest>,
+    ) -> Result<Response<v1::SettingsHistoryReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings_history(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(settings::history(&self.manager)))
+    }
+
+    async fn postgres_settings(
+        &self,
+        request: Request<v1::ParametersRequest>,
+    ) -> Result<Response<v1::ParametersReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        self.manager.postgres_settings(asked).await.map(Response::new).map_err(Status::unavailable)
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseReply>, Status> {
@@ -346,9 +376,54 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
         }
-        let changed = self.manager.change_members(member_change(asked)?).await;
-        let reason = changed.as_ref().err().cloned().unwrap_or_default();
-        Ok(Response::new(v1::ChangeMemberReply { done: changed.is_ok(), reason }))
+        let dry_run = asked.dry_run;
+        Ok(Response::new(match self.manager.change_members(member_change(asked)?, dry_run).await {
+            Ok(()) => v1::ChangeMemberReply { done: true, ..Default::default() },
+            Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice },
+        }))
+    }
+
+    async fn raft_status(
+        &self,
+        request: Request<v1::RaftStatusRequest>,
+    ) -> Result<Response<v1::RaftStatusReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !asked.local
+            && !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::RaftStatusRequest { to: to_leader(&leader, &self.manager), local: false };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.raft_status(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(raft::status(&self.manager, asked.local).await))
+    }
+
+    async fn raft_snapshot(
+        &self,
+        request: Request<v1::RaftSnapshotRequest>,
+    ) -> Result<Response<v1::RaftSnapshotReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        Ok(Response::new(raft::snapshot(&self.manager, asked).await))
+    }
+
+    async fn check_member(
+        &self,
+        request: Request<v1::CheckMemberRequest>,
+    ) -> Result<Response<v1::CheckMemberReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.check_member(passed_on(v1::CheckMemberRequest { to, ..asked })).await;
+        }
+        let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        raft::check(&self.manager, &member).map(Response::new)
     }
 
     async fn reach(&self, request: Request<v1::ReachRequest>) -> Result<Response<v1::ReachReply>, Status> {
@@ -380,10 +455,19 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
     if crate::domain::membership::is_reserved(&member) {
         return Err(Status::invalid_argument(format!("no member may be called {member}")));
     }
+    if let Some(why) =
+        crate::domain::postgres_settings::no_name(member.as_str()).filter(|_| change == v1::MemberChange::Add)
+    {
+        return Err(Status::invalid_argument(why));
+    }
     Ok(match change {
         v1::MemberChange::Add => MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres },
         v1::MemberChange::Remove => MemberChange::Remove { member },
         v1::MemberChange::Replace => MemberChange::Replace { member },
+        v1::MemberChange::Move => {
+            let (manager, postgres, agent) = (asked.manager, asked.postgres, asked.agent);
+            MemberChange::Move { member, manager, postgres, agent }
+        }
         v1::MemberChange::Unspecified => return Err(Status::invalid_argument("the request names no change")),
     })
 }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use crate::{
     domain::{
-        MemberId, MemberSettings, Settings, SettingsDocument,
+        MemberId, MemberSettings, PostgresKey, SettingChanges, Settings, SettingsDocument,
+        postgres_settings::Scope,
         settings::BadSetting,
         settings_document::{member_key, member_of},
+        settings_history::{changes_to, values_of},
     },
     manager::ManagerHandle,
     policy::settings::Refused,
-    rpc::{codec, v1},
+    rpc::{codec, configuration, v1},
+    state::ClusterState,
 };
 
 /// Every key of this version and every other that was set.
@@ -37,16 +40,29 @@ fn list<'a>(document: &SettingsDocument, members: impl Iterator<Item = &'a Membe
     });
     let mut by_key: BTreeMap<String, v1::Setting> = of_cluster.chain(of_members).map(|s| (s.key.clone(), s)).collect();
     for (key, value) in &document.values {
+        let (problem, help) = match PostgresKey::of(key) {
+            Some(PostgresKey::Parameter(..)) => ("", "setting of PostgreSQL"),
+            Some(PostgresKey::Hba) => ("", "lines of pg_hba.conf, instead of those of each host's file"),
+            Some(PostgresKey::Ident) => ("", "lines of pg_ident.conf"),
+            None => ("this version does not know it", ""),
+        };
         by_key.entry(key.clone()).or_insert_with(|| v1::Setting {
             key: key.clone(),
             value: value.clone(),
             is_set: true,
-            problem: "this version does not know it".to_owned(),
+            problem: problem.to_owned(),
+            help: help.to_owned(),
             ..v1::Setting::default()
         });
     }
-    let (of_all, of_one): (Vec<_>, Vec<_>) = by_key.into_values().partition(|s| member_of(&s.key).is_none());
-    of_all.into_iter().chain(of_one).collect()
+    let place = |s: &v1::Setting| (PostgresKey::of(&s.key).is_some(), member_of(&s.key).is_some());
+    let mut all: Vec<_> = by_key.into_values().collect();
+    // Those of PostgreSQL last.
+    all.sort_by_key(|setting| match place(setting) {
+        (false, of_one) => (u8::from(of_one), 0),
+        (true, of_one) => (2, u8::from(of_one)),
+    });
+    all
 }
 
 fn known((key, help): (&str, &str), default: String, set: Option<(String, Option<BadSetting>)>) -> v1::Setting {
@@ -61,9 +77,8 @@ fn known((key, help): (&str, &str), default: String, set: Option<(String, Option
 
 /// Changes what is asked for, all of it or nothing.
 pub(super) async fn set(manager: &ManagerHandle, asked: v1::SetSettingsRequest) -> v1::SetSettingsReply {
-    let changes = codec::changes(asked.set, asked.unset);
-    let id = if asked.request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked.request_id };
-    let done = manager.set_settings(asked.version, &changes, (&asked.by, id)).await;
+    let (mut warnings, dry_run) = (Vec::new(), asked.dry_run);
+    let done = try_to_set(manager, asked, &mut warnings).await;
     let outcome = match &done {
         Ok(()) => v1::SettingsOutcome::InForce,
         Err(Refused::Impossible(_)) => v1::SettingsOutcome::Impossible,
@@ -71,8 +86,69 @@ pub(super) async fn set(manager: &ManagerHandle, asked: v1::SetSettingsRequest) 
         Err(Refused::NotNow(_)) => v1::SettingsOutcome::Refused,
         Err(Refused::Unknown(_)) => v1::SettingsOutcome::Unknown,
     };
+    if done.is_ok() && dry_run {
+        warnings.push("nothing was changed: it was only asked whether it could be".to_owned());
+    }
     let reason = done.err().map(|why| why.to_string()).unwrap_or_default();
-    v1::SetSettingsReply { outcome: outcome.into(), reason, settings: Some(of(manager)) }
+    v1::SetSettingsReply { outcome: outcome.into(), reason, settings: Some(of(manager)), warnings }
+}
+
+/// First what can be said without PostgreSQL, then what it says itself.
+async fn try_to_set(
+    manager: &ManagerHandle,
+    asked: v1::SetSettingsRequest,
+    warnings: &mut Vec<String>,
+) -> Result<(), Refused> {
+    let (mut changes, mut by) = (codec::changes(asked.set, asked.unset), asked.by);
+    if let Some(version) = asked.back_to {
+        if !changes.is_empty() {
+            return Err(Refused::Impossible(
+                "either single settings are changed, or all go back to a version".to_owned(),
+            ));
+        }
+        changes = back_to(&manager.state(), version)?;
+        by = format!("{by} (back to version {version})").trim_start().to_owned();
+    }
+    let checked = manager.would_set(asked.version, &changes, &by)?;
+    warnings.extend(manager.judge_settings(&checked, asked.force).await?);
+    if asked.dry_run {
+        return Ok(());
+    }
+    let id = if asked.request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked.request_id };
+    manager.set_settings(asked.version, &changes, (&by, id)).await
+}
+
+/// What has to change for everything to be as in that version. What a member had that is gone stays away.
+fn back_to(state: &ClusterState, version: u64) -> Result<SettingChanges, Refused> {
+    let Some(values) = values_of(&state.settings, state.settings_changes.iter(), version) else {
+        let oldest = state.settings_changes.front().map_or(state.settings.version, |change| change.version - 1);
+        let newest = state.settings.version;
+        return Err(Refused::Impossible(format!(
+            "what was set in version {version} is not known: versions {oldest} to {newest} are kept"
+        )));
+    };
+    let mut changes = changes_to(&state.settings, &values);
+    let there = |key: &str| {
+        let member = match PostgresKey::of(key) {
+            Some(PostgresKey::Parameter(Scope::Member(member), _)) => Some(member),
+            Some(_) => None,
+            None => member_of(key).map(|(member, _)| member),
+        };
+        member.is_none_or(|member| state.members.keys().any(|known| known.as_str() == member))
+    };
+    changes.retain(|key, value| value.is_none() || there(key));
+    Ok(changes)
+}
+
+/// The changes that are kept, and what is set.
+pub(super) fn history(manager: &ManagerHandle) -> v1::SettingsHistoryReply {
+    let state = manager.state();
+    v1::SettingsHistoryReply {
+        version: state.settings.version,
+        values: state.settings.values.clone(),
+        changes: state.settings_changes.iter().map(configuration::change).collect(),
+        answered_by: manager.me().to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +211,7 @@ mod tests {
             "sync_other_site=false default false set false ",
             "sync_strict=false default false set false ",
             "synchronous_commit=on default on set false ",
+            "vip_standby_fallback=none default none set false ",
             "wal_rescue_max=256MB default 256MB set false ",
             "wal_rescue_ms=1000 default 1000 set false ",
             "wal_room_act=2% default 2% set false ",

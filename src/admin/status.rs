@@ -59,6 +59,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
         banners: banners(&state),
+        reader: state.reader.holder.as_ref().map(MemberId::to_string).unwrap_or_default(),
         commits: Some(commits(&state, primary.as_ref())),
         voters: voters(&manager.group()),
     }
@@ -287,6 +288,8 @@ fn member(
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());
+    out.problems.extend(agent.configuration.remarks());
+    out.configuration = crate::rpc::configuration::view(&agent.configuration);
     out.archive = crate::rpc::archive::view(&agent.archive);
     out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);

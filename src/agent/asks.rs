@@ -7,6 +7,7 @@ use super::{
     core::{Event, Refusal, Unlent},
     lend::{self, Borrower},
     order::{Address, WalHolder},
+    parameters,
     process::Agent,
     rescue::{self, Asker},
     service::Ask,
@@ -53,6 +54,20 @@ impl Agent {
                     let effects = self.step(Event::Briefed(briefing.into()))?;
                     self.perform(effects, None)?;
                     let _ = reply.send(Ok(()));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::LendReader(to, request, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    let _ = reply.send(self.lend_reader(&request));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Parameters(to, request, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    tokio::spawn(parameters::answer(self.hands.instance.clone(), request, reply));
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },

@@ -5,7 +5,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{net::UdpSocket, sync::mpsc};
 
+use super::process::Agent;
 use crate::{
+    config::{Config, LocalMember},
     domain::{ClusterId, Generation, MemberId, Secret},
     lease::{
         message::{Envelope, Letter},
@@ -23,6 +25,15 @@ pub type Question = (Envelope, SocketAddr);
 pub struct Door {
     socket: Arc<UdpSocket>,
     codec: Codec,
+}
+
+impl Agent {
+    /// To the question that is being answered.
+    pub(super) fn answer(&self, letter: Letter) {
+        if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
+            door.answer(question, letter, *sender);
+        }
+    }
 }
 
 impl Door {
@@ -70,5 +81,22 @@ async fn listen(socket: Arc<UdpSocket>, codec: Codec, questions: mpsc::Sender<Qu
             }
             Err(refusal) => tracing::debug!(%sender, why = refusal.name(), "a datagram is passed over"),
         }
+    }
+}
+
+impl Agent {
+    /// Opens the door for holders in failsafe where the configuration wants it. Without, nobody ever asks.
+    pub(super) fn open_door(
+        &mut self,
+        config: &Config,
+        local: &LocalMember,
+    ) -> anyhow::Result<mpsc::Receiver<Question>> {
+        let Some(address) = local.agent.failsafe_listen else { return Ok(mpsc::channel(1).1) };
+        let secret = crate::config::read_secret(&config.cluster.secret_file)?;
+        let opened = Door::open(address, &secret);
+        let (door, questions) =
+            opened.map_err(|error| config.cannot_listen("agent.failsafe_listen", &format!("{address} UDP"), &error))?;
+        self.door = Some(door);
+        Ok(questions)
     }
 }

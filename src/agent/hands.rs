@@ -18,6 +18,7 @@ use super::{
     blame::{self, Blame},
     core::{Disk, DiskFacts, Event, TO_BE_STOPPED},
     order::Source,
+    parameters,
     process::Wake,
 };
 use crate::{
@@ -143,11 +144,12 @@ impl Hands {
         Ok((life, handle))
     }
 
-    /// Gives PostgreSQL the timings in force, as soon as nobody works in its data directory.
+    /// Gives PostgreSQL the timings in force and the settings of all hosts, as soon as nobody works in its data directory.
     pub fn refresh_timings(&self, guard: Option<GuardHandle>) {
         let hands = self.clone();
         tokio::spawn(async move {
             let _works = hands.data_dir.lock().await;
+            parameters::apply(&hands.instance).await;
             let refresh = move || {
                 hands.instance.refresh_timings().map_err(said)?;
                 // Also when nothing had to be written: an agent that was killed may have written it and no more.

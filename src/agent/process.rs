@@ -23,7 +23,7 @@ use super::{
     failsafe::{Door, Question},
     guarding,
     hands::{Hands, blocking, chain, last_life, last_words, read_disk, said},
-    lease_news,
+    lease_news, parameters,
     prober::{self, Plan},
     redo, room,
     service::{Listener, Service},
@@ -40,10 +40,10 @@ use crate::{
         observation::{Notice, TAKEN_OVER},
     },
     guard::{self, GuardHandle, sys::two_clocks},
-    layers::{Left, Serving},
+    layers::Serving,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
-    rpc::v1,
+    rpc::{configuration, v1},
 };
 
 /// Between two looks at what only time can change.
@@ -121,8 +121,9 @@ pub(super) struct Agent {
     pub(super) discarded_life: u64,
     /// Protection beyond the guard was needed when it was last looked at.
     pub(super) layers_stand: bool,
-    /// What the layers were told last of whether clients are led here.
-    serving: Serving,
+    /// What the layers were told last of whether clients are led here, and of whether those are that only read.
+    pub(super) serving: Serving,
+    pub(super) serving_readers: Serving,
     /// Where holders in failsafe ask; `None` when this host takes no part in that.
     pub(super) door: Option<Door>,
     /// The question that is being answered.
@@ -292,6 +293,7 @@ impl Agent {
         let (wished, wished_receiver) = watch::channel(slots::Wished::default());
         tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), wished_receiver, hands.wakes.clone()));
         tokio::spawn(archive::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
+        tokio::spawn(parameters::watch(hands.instance.clone(), plan_receiver.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -333,21 +335,11 @@ impl Agent {
             discarded_life: 0,
             layers_stand,
             serving: Serving::Shut,
+            serving_readers: Serving::Shut,
             door: None,
             question: None,
             began,
         }
-    }
-
-    /// Opens the door for holders in failsafe where the configuration wants it. Without, nobody ever asks.
-    fn open_door(&mut self, config: &Config, local: &LocalMember) -> anyhow::Result<mpsc::Receiver<Question>> {
-        let Some(address) = local.agent.failsafe_listen else { return Ok(mpsc::channel(1).1) };
-        let secret = crate::config::read_secret(&config.cluster.secret_file)?;
-        let opened = Door::open(address, &secret);
-        let (door, questions) =
-            opened.map_err(|error| config.cannot_listen("agent.failsafe_listen", &format!("{address} UDP"), &error))?;
-        self.door = Some(door);
-        Ok(questions)
     }
 
     fn question(&mut self, question: Question) -> anyhow::Result<()> {
@@ -529,11 +521,8 @@ impl Agent {
                 }
             }
             Effect::Members(members) => hands.holder.set_members(members),
-            Effect::Answer(letter) => {
-                if let (Some(door), Some((question, sender))) = (&self.door, &self.question) {
-                    door.answer(question, letter, *sender);
-                }
-            }
+            Effect::Moved(moved) => hands.holder.set_moved(moved),
+            Effect::Answer(letter) => self.answer(letter),
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),
             Effect::CheckpointBeside => {
@@ -640,26 +629,6 @@ impl Agent {
         let _ = self.hands.wakes.send(Wake::Core(Event::Done(TaskEnd::Failed { error, harmless: false })));
     }
 
-    /// What protects beyond the guard goes when nothing of a primary can run any more, and not before.
-    fn mind_layers(&mut self) {
-        let needed = self.core.needs_layers();
-        if self.layers_stand && !needed {
-            self.stand_down();
-        }
-        self.layers_stand = needed;
-        let serving = self.core.serving(now(self.began));
-        if std::mem::replace(&mut self.serving, serving) != serving {
-            self.hands.layers.serve(serving);
-        }
-    }
-
-    fn stand_down(&self) {
-        self.hands.layers.stand_down(match self.core.tree() {
-            Tree::Empty => Left::Nothing,
-            Tree::Running { .. } | Tree::Ending => Left::Standby,
-        });
-    }
-
     /// After each event: what to probe, and whether others should hear of it.
     pub(super) fn look_around(&mut self) {
         self.mind_layers();
@@ -704,6 +673,10 @@ impl Agent {
         let layers = self.hands.layers.views();
         let mut status = status(&self.core, &self.identity, adopted, fence, layers, now(self.began));
         reached(&mut status, &self.hands.holder.view().borrow());
+        if let Some(view) = self.hands.instance.configuration() {
+            status.configuration = configuration::view(&view);
+            status.server.iter_mut().for_each(|server| server.pending_restart = view.needs_restart());
+        }
         if guarding::took_over(self.guard.as_ref()) {
             TAKEN_OVER.clone_into(&mut status.guard);
         }
@@ -721,7 +694,7 @@ impl Agent {
     }
 }
 
-fn now(began: Instant) -> Now {
+pub(super) fn now(began: Instant) -> Now {
     Now { moment: Moment(began.elapsed()), clocks: two_clocks() }
 }
 

@@ -42,8 +42,12 @@ pub enum Ask {
     ReadWal(Address, v1::ReadWalRequest, oneshot::Sender<Result<Pieces, String>>),
     /// Read a segment of WAL that another member has removed.
     ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, Status>>),
+    /// Judge settings of PostgreSQL, and tell of them.
+    Parameters(Address, v1::ParametersRequest, oneshot::Sender<Result<v1::ParametersReply, String>>),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
+    /// Until when this host may have the address for standbys.
+    LendReader(Address, v1::LendReaderRequest, oneshot::Sender<Result<(), String>>),
 }
 
 /// The service; cheap to clone.
@@ -117,6 +121,17 @@ impl agent_server::Agent for Service {
         Ok(Response::new(ReceiverStream::new(self.ask(ask, answer).await??)))
     }
 
+    async fn parameters(
+        &self,
+        request: Request<v1::ParametersRequest>,
+    ) -> Result<Response<v1::ParametersReply>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let reply = self.ask(Ask::Parameters(to, request, sender), answer).await?;
+        reply.map(Response::new).map_err(Status::failed_precondition)
+    }
+
     async fn brief(&self, request: Request<v1::BriefRequest>) -> Result<Response<v1::BriefReply>, Status> {
         let request = request.into_inner();
         let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
@@ -125,6 +140,17 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         self.ask(Ask::Brief(to, briefing, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(v1::BriefReply {}))
+    }
+
+    async fn lend_reader(
+        &self,
+        request: Request<v1::LendReaderRequest>,
+    ) -> Result<Response<v1::LendReaderReply>, Status> {
+        let request = request.into_inner();
+        let to = order::address(request.to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        self.ask(Ask::LendReader(to, request, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::LendReaderReply {}))
     }
 }
 

@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     domain::{MemberId, SlotsYield, slots::PermanentSlot, sync::slot_name, version::PostgresVersion},
-    postgres::{Instance, Session, SlotsFound, SqlError, SyncedSlots, Upstream},
+    postgres::{Instance, Session, SlotsFound, SqlError, SyncedSlots},
     telemetry::events,
 };
 
@@ -276,8 +276,7 @@ impl Keeper {
             self.primary = None;
             return None;
         };
-        let member = self.instance.members().iter().find(|member| member.id == *follows)?;
-        let upstream = Upstream { member: member.id.clone(), host: member.host.clone(), port: member.postgres_port };
+        let upstream = self.instance.place_of(follows)?;
         let session = match self.primary.take() {
             Some((of, session)) if of == *follows && !session.is_closed() => session,
             _ => self.instance.connect_to(&upstream, deadline).await.map_err(|error| unheard(follows, error)).ok()?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::core::{Core, Disk, LeasePhase, Now, Tree};
 use crate::{
     domain::{
-        Epoch, MemberId, TimelineId,
+        ConfigurationView, Epoch, MemberId, TimelineId,
         observation::{AgentView, FailsafeView, FenceView, LayerView, LeaseReach, LeaseView},
     },
     lease::HolderView,
@@ -113,6 +113,8 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         cure: core.cure(now),
         archive: core.archive(now),
         server: sight.map(|s| s.server).unwrap_or_default(),
+        // Put in by who looks at it.
+        configuration: ConfigurationView::default(),
     }
 }
 

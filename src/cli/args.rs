@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     dsn::{Access, Driver},
-    exit,
+    example, exit,
     wiring::DemoArgs,
 };
 use crate::telemetry::Format;
@@ -449,8 +449,38 @@ pub struct RaftArgs {
     pub command: RaftCommand,
 }
 
+#[derive(Debug, Args)]
+pub struct RaftStatusArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// What the node of this host's manager, or of the one that is named, knows by itself
+    #[arg(long)]
+    pub local: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RaftSnapshotArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Of this member only [default: of every one that answers]
+    #[arg(long, value_name = "MEMBER")]
+    pub member: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum RaftCommand {
+    /// Show the nodes: term, vote, how far each has come, log and snapshot, who votes
+    #[command(after_help = example::help(&["matriarch raft status", "matriarch raft status --json | jq '.nodes[].own.applied'"]))]
+    Status(RaftStatusArgs),
+    /// Build a snapshot now and drop the log that it covers; it happens by itself as the log grows
+    #[command(after_help = example::help(&["matriarch raft snapshot", "matriarch raft snapshot --member n2"]))]
+    Snapshot(RaftSnapshotArgs),
     /// Move the Raft leader to another member; PostgreSQL and its primary don't notice
     #[command(after_help = exit::HELP)]
     Transfer {
@@ -479,6 +509,18 @@ pub enum MemberCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether a member's host may be taken down now: 0 yes, 1 no
+    #[command(after_help = example::help(&["matriarch member check n2 && ssh n2 reboot"]))]
+    Check {
+        /// Whose host
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        #[command(flatten)]
+        client: ClientArgs,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Add a member of the configuration file to the cluster
     #[command(after_help = exit::HELP)]
     Add {
@@ -489,20 +531,50 @@ pub enum MemberCommand {
         client: ClientArgs,
     },
     /// Take a member out of the cluster; its data stays where it is
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = example::help(&["matriarch member remove n4 --dry-run", "matriarch member remove n4"]))]
     Remove {
         /// Which
         #[arg(value_name = "MEMBER")]
         member: String,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        client: ClientArgs,
+    },
+    /// Say where a member is reached from now on; it has to be started there with its new address in its own file
+    #[command(after_help = example::help(&[
+        "matriarch member address n3 --to-manager 10.0.0.9:7400 --to-postgres 10.0.0.9:5432",
+        "matriarch member address n3     as this host's configuration file has it",
+    ]))]
+    Address {
+        /// Which
+        #[arg(value_name = "MEMBER")]
+        member: String,
+        /// Where its manager is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_manager: Option<String>,
+        /// Where its PostgreSQL is
+        #[arg(long, value_name = "HOST:PORT")]
+        to_postgres: Option<String>,
+        /// Where its agent gets datagrams [default: as it is]
+        #[arg(long, value_name = "HOST:PORT")]
+        to_agent: Option<String>,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
     /// Give a member a new Raft node, so that its present one never votes again
-    #[command(after_help = exit::HELP)]
+    #[command(after_help = example::help(&["matriarch member replace n3"]))]
     Replace {
         /// Which
         #[arg(value_name = "MEMBER")]
         member: String,
+        /// Only say whether it would be refused, and why
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         client: ClientArgs,
     },
@@ -550,10 +622,103 @@ pub enum ConfigCommand {
     Show(ConfigShowArgs),
     /// Change settings of the cluster, all that are given or none; no host is restarted
     Set(ConfigSetArgs),
+    /// Show what is set against what runs on each member, or one version against another
+    #[command(after_help = example("matriarch config diff\n  matriarch config diff 7      version 7 against the present one\n  matriarch config diff 7 9"))]
+    Diff(ConfigDiffArgs),
+    /// Show the last changes of the settings: which version, who, when, what
+    #[command(after_help = example("matriarch config history"))]
+    History(ConfigHistoryArgs),
+    /// Set everything as it was in a version; that makes a new version
+    #[command(after_help = example("matriarch config rollback 7 --dry-run\n  matriarch config rollback 7"))]
+    Rollback(ConfigRollbackArgs),
+    /// Say what a key is, where its value comes from on each member, and whether it takes a restart
+    #[command(after_help = example("matriarch config explain work_mem\n  matriarch config explain crash_budget"))]
+    Explain(ConfigExplainArgs),
+    /// Change what is set in an editor ($VISUAL, $EDITOR, else vi)
+    #[command(after_help = example("EDITOR=nano matriarch config edit"))]
+    Edit(ConfigEditArgs),
+}
+
+/// Examples before the list of exit codes.
+fn example(lines: &str) -> String {
+    format!("Example:\n  {lines}\n\n{}", exit::HELP)
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
+pub struct ConfigDiffArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// One version, which is compared with the present one, or two
+    #[arg(value_name = "VERSION", num_args = 0..=2)]
+    pub versions: Vec<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigHistoryArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigRollbackArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// As in this version; `matriarch config history` lists them
+    #[arg(value_name = "VERSION")]
+    pub version: u64,
+    #[command(flatten)]
+    pub taken: TakenArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigExplainArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// A setting of the cluster, or of PostgreSQL
+    #[arg(value_name = "KEY")]
+    pub key: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigEditArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Don't ask before it is changed
+    #[arg(long)]
+    pub yes: bool,
+    /// Also when PostgreSQL can't be asked whether it could take the values
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How a change of settings is taken.
+#[derive(Debug, Args)]
+pub struct TakenArgs {
+    /// Change nothing unless the settings are of this version [default: the one they have when asked]
+    #[arg(long, value_name = "N")]
+    pub if_version: Option<u64>,
+    /// Say whether it could be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also when PostgreSQL can't be asked whether it could take the values
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = example("matriarch config show"))]
 pub struct ConfigShowArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -563,23 +728,20 @@ pub struct ConfigShowArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
+#[command(after_help = example("matriarch config set crash_budget=5 on_primary_crash=restart\n  matriarch config set parameters.work_mem=64MB\n  \
+    matriarch config set priority=0 --member n2\n  matriarch config set hba=@pg_hba.conf"))]
 pub struct ConfigSetArgs {
     #[command(flatten)]
     pub client: ClientArgs,
-    /// A key and its new value, e.g. crash_budget=5; `matriarch config show` lists the keys
+    /// A key and its new value, e.g. crash_budget=5, parameters.work_mem=64MB or hba=@FILE; `matriarch config show` lists the keys
     #[arg(value_name = "KEY=VALUE", required_unless_present = "unset")]
     pub assignments: Vec<String>,
-    /// Of this member only: priority, failover, site, replicatefrom, nostream, recovery_min_apply_delay
+    /// Of this member only: priority, failover, site, replicatefrom, nostream, recovery_min_apply_delay, parameters.NAME
     #[arg(long, value_name = "MEMBER")]
     pub member: Option<String>,
     /// Bring the default of a key back; may be given several times
     #[arg(long, value_name = "KEY")]
     pub unset: Vec<String>,
-    /// Change nothing unless the settings are of this version [default: the one they have when asked]
-    #[arg(long, value_name = "N")]
-    pub if_version: Option<u64>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub taken: TakenArgs,
 }

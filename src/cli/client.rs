@@ -16,10 +16,11 @@ use crate::{
     rpc::v1::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest,
         ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
-        MaintenanceReply, MaintenanceRequest, OperationReply, PauseReply, PauseRequest, ProfileReply, ProfileRequest,
-        ReachReply, ReachRequest, RecoverReply, RecoverRequest, RestartRequest, SetSettingsReply, SetSettingsRequest,
-        SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        MaintenanceReply, MaintenanceRequest, OperationReply, ParametersReply, ParametersRequest, PauseReply,
+        PauseRequest, ProfileReply, ProfileRequest, ReachReply, ReachRequest, RecoverReply, RecoverRequest,
+        RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsHistoryReply, SettingsReply, SettingsRequest,
+        StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest,
+        admin_client::AdminClient,
     },
 };
 
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// After so long the next manager is tried beside those that have not answered: a healthy one answers in a few milliseconds.
 const NEXT: Duration = Duration::from_millis(150);
 /// An operation is answered once it is committed, which may need a new Raft leader first.
-const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why an admin command got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +83,7 @@ impl Client {
     }
 
     /// Of managers whose addresses were checked.
-    pub fn of(managers: Vec<String>) -> Client {
+    pub fn of_all(managers: Vec<String>) -> Client {
         Client { managers }
     }
 
@@ -201,9 +202,33 @@ impl Client {
         .await
     }
 
+    /// One manager, whose address a reply had.
+    pub fn of(manager: &str) -> Client {
+        Client { managers: vec![manager.to_owned()] }
+    }
+
+    /// Asks for the last changes of the settings.
+    pub async fn settings_history(&self) -> Result<SettingsHistoryReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = SettingsRequest { to: Some(target("", 0)) };
+            admin.settings_history(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for PostgreSQL's settings on the host of the manager that answers.
+    pub async fn postgres_settings(&self, request: ParametersRequest) -> Result<ParametersReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = ParametersRequest { to: Some(target("", 0)), ..request.clone() };
+            admin.postgres_settings(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
     /// Changes settings. A second try after an unknown first one finds them as asked.
     pub async fn set_settings(&self, request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        // PostgreSQL's programs are run for it.
+        self.ask(2 * OPERATION_PATIENCE, async |mut admin| {
             admin.set_settings(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
@@ -274,7 +299,7 @@ impl Client {
         self.race(Way::Look, patience, call).await
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         patience: Duration,
         call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,

@@ -89,23 +89,12 @@ const EXAMPLES: &[(&str, &[Example])] = &[
     ("member", &[("member list", ""), ("member replace n3", "its log is gone")]),
     ("member list", &[("member list", ""), ("member list --output tsv", "")]),
     ("member add", &[("member add n4", "it stands in cluster.members of every host's file")]),
-    ("member remove", &[("member remove n4", "")]),
-    ("member replace", &[("member replace n3", "")]),
     (
         "recover",
         &[("recover", "on the host to go on with; says what would be done, and asks"), ("recover --confirm main", "")],
     ),
     ("preflight", &[("preflight {config}", ""), ("preflight --output yaml", "")]),
-    ("config", &[("config check {config}", ""), ("config show", ""), ("config set crash_budget=5", "")]),
+    ("config", &[("config check {config}", ""), ("config show --output yaml", ""), ("config set crash_budget=5", "")]),
     ("config check", &[("config check {config}", "")]),
-    ("config show", &[("config show", ""), ("config show --output yaml", "")]),
-    (
-        "config set",
-        &[
-            ("config set crash_budget=5", ""),
-            ("config set priority=0 --member n3", "of one member"),
-            ("config set --unset crash_budget --if-version 4", "only if nobody else has changed any"),
-        ],
-    ),
     ("demo", &[("demo", "")]),
 ];

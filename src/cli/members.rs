@@ -15,8 +15,11 @@ use super::{
     print, render,
 };
 use crate::{
-    config::{Config, Purpose},
-    rpc::v1::{ChangeMemberReply, ChangeMemberRequest, MemberChange, RecoverReply, RecoverRequest, StatusReply},
+    config::{Config, MemberConfig, Purpose, check_address},
+    rpc::v1::{
+        ChangeMemberReply, ChangeMemberRequest, CheckMemberReply, CheckMemberRequest, MemberChange, RecoverReply,
+        RecoverRequest, StatusReply,
+    },
 };
 
 /// Between two looks at the Raft group.
@@ -28,20 +31,48 @@ pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
         MemberCommand::List { client, json } => list(&client, json).await,
         MemberCommand::Add { member, client } => add(member, &client).await,
-        MemberCommand::Remove { member, client } => {
-            let request = request(MemberChange::Remove, &member);
+        MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
+        MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
+            address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
+        }
+        MemberCommand::Remove { member, dry_run, client } => {
+            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Remove, &member) };
             change(&client, request, &format!("{member} is no member any more")).await
         }
-        MemberCommand::Replace { member, client } => {
-            let request = request(MemberChange::Replace, &member);
+        MemberCommand::Replace { member, dry_run, client } => {
+            let request = ChangeMemberRequest { dry_run, ..request(MemberChange::Replace, &member) };
             change(&client, request, &format!("{member} gets a new Raft node; the old one never votes again")).await
         }
     }
 }
 
+/// May this member's host be taken down now? For scripts: 0 yes, 1 no.
+async fn check(member: &str, args: &ClientArgs, json: bool) -> Exit {
+    let reply = match Client::new(args) {
+        Ok(client) => client.check_member(member).await,
+        Err(error) => Err(error),
+    };
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(error) => return complain_client(&error),
+    };
+    print(&if json { render::may_go_json(member, &reply) } else { render::may_go(member, &reply) });
+    if reply.may_go { exit::OK } else { exit::FAILED }
+}
+
 fn request(change: MemberChange, member: &str) -> ChangeMemberRequest {
     let (to, change) = (Some(target("", 0)), change as i32);
     ChangeMemberRequest { to, change, member: member.to_owned(), ..ChangeMemberRequest::default() }
+}
+
+impl Client {
+    async fn check_member(&self, member: &str) -> Result<CheckMemberReply, ClientError> {
+        self.ask(super::client::OPERATION_PATIENCE, async move |mut admin| {
+            let request = CheckMemberRequest { to: Some(target("", 0)), member: member.to_owned() };
+            admin.check_member(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
 }
 
 async fn list(args: &ClientArgs, json: bool) -> Exit {
@@ -56,6 +87,41 @@ async fn list(args: &ClientArgs, json: bool) -> Exit {
         }
         Err(error) => complain_client(&error),
     }
+}
+
+/// Without a word of where, this host's configuration file says it.
+async fn address(member: &str, to: [Option<String>; 3], dry_run: bool, args: &ClientArgs) -> Exit {
+    let [manager, postgres, agent] = if to.iter().all(Option::is_none) {
+        match configured(member, args) {
+            Ok(found) => [found.manager(), found.postgres(), found.agent()],
+            Err(why) => return complain(&why, exit::USAGE),
+        }
+    } else {
+        let names = ["--to-manager", "--to-postgres", "--to-agent"];
+        for (name, given) in names.iter().zip(&to) {
+            if let Some(given) = given
+                && let Err(why) = check_address(given)
+            {
+                return complain(&format!("{name} {given}: {why}; nothing was changed"), exit::USAGE);
+            }
+        }
+        to.map(Option::unwrap_or_default)
+    };
+    let request = ChangeMemberRequest { manager, postgres, agent, dry_run, ..request(MemberChange::Move, member) };
+    let done = format!("the others look for {member} there from now on; start it there, with that in its own file");
+    change(args, request, &done).await
+}
+
+fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
+    let file = config_file(args.config.clone());
+    let config = Config::load_for(&file, Purpose::Client).map_err(|error| error.to_string())?;
+    let found = config.cluster.members.into_iter().find(|m| m.id.as_str() == member);
+    found.ok_or_else(|| {
+        format!(
+            "{}: cluster.members has no `{member}`; say where it is: --to-manager HOST:PORT --to-postgres HOST:PORT",
+            file.display()
+        )
+    })
 }
 
 /// Its addresses are those of this host's configuration file: every host needs them there, too.
@@ -82,16 +148,22 @@ async fn add(member: String, args: &ClientArgs) -> Exit {
 }
 
 async fn change(args: &ClientArgs, request: ChangeMemberRequest, done: &str) -> Exit {
+    let dry_run = request.dry_run;
     let reply: Result<ChangeMemberReply, ClientError> = match Client::new(args) {
         Ok(client) => client.change_member(request).await,
         Err(error) => Err(error),
     };
     match reply {
+        Ok(reply) if reply.done && dry_run => {
+            print("nothing stands against it; nothing was changed\n");
+            exit::OK
+        }
         Ok(reply) if reply.done => {
             print(&format!("{done}; see `matriarch member list`\n"));
             exit::OK
         }
-        Ok(reply) => complain(&format!("refused: {}", reply.reason), exit::FAILED),
+        Ok(reply) if reply.advice.is_empty() => complain(&format!("refused: {}", reply.reason), exit::FAILED),
+        Ok(reply) => complain(&format!("refused: {}; {}", reply.reason, reply.advice), exit::FAILED),
         Err(error) => complain_client(&error),
     }
 }

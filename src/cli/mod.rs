@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod clusters;
 mod dsn;
+mod example;
 mod examples;
 pub mod exit;
 mod history;
@@ -15,6 +16,7 @@ mod pause;
 mod preflight;
 mod processes;
 mod profile;
+mod raft;
 pub mod render;
 mod rto;
 mod rules;
@@ -88,6 +90,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
         Command::Raft(args) => match args.command {
+            RaftCommand::Status(args) => with_runtime(raft::status(args)),
+            RaftCommand::Snapshot(args) => with_runtime(raft::snapshot(args)),
             RaftCommand::Transfer { member, client } => with_runtime(operations::transfer_leader(member, client)),
         },
         Command::Member(args) => with_runtime(members::member(args.command)),
@@ -97,6 +101,11 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),
             ConfigCommand::Show(args) => with_runtime(settings::show(args)),
             ConfigCommand::Set(args) => with_runtime(settings::set(args)),
+            ConfigCommand::Diff(args) => with_runtime(settings::diff(args)),
+            ConfigCommand::History(args) => with_runtime(settings::history(args)),
+            ConfigCommand::Rollback(args) => with_runtime(settings::rollback(args)),
+            ConfigCommand::Explain(args) => with_runtime(settings::explain(args)),
+            ConfigCommand::Edit(args) => with_runtime(settings::edit(args)),
         },
     }
 }

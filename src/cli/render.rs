@@ -3,7 +3,10 @@
 mod archive;
 mod commits;
 mod lag;
+mod may_go;
 mod room;
+
+pub use may_go::{may_go, may_go_json};
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -170,10 +173,11 @@ fn layers(reply: &StatusReply) -> String {
     };
     let hosts = reply.members.iter().map(|m| (m.member.as_str(), m.layers.as_slice()));
     let all = hosts.chain([("cluster", reply.layers.as_slice())]);
-    let lines: Vec<String> = all
+    let mut lines: Vec<String> = all
         .filter(|(_, layers)| !layers.is_empty())
         .map(|(who, layers)| format!("  {who}: {}\n", said(layers)))
         .collect();
+    lines.extend(known(&reply.reader).map(|reader| format!("  address for standbys: lent to {reader}\n")));
     if lines.is_empty() { String::new() } else { format!("\nLayers\n{}", lines.concat()) }
 }
 
@@ -286,6 +290,18 @@ fn or<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
 }
 
+/// How a member's PostgreSQL stands to what was committed.
+pub(super) fn configuration_json(member: &MemberStatus) -> serde_json::Value {
+    let view = crate::rpc::configuration::view_of(member.configuration.clone());
+    let pending = view
+        .pending
+        .iter()
+        .map(|p| serde_json::json!({"name": p.name, "running": p.running, "configured": p.configured, "why": p.why}));
+    let strays = view.strays.iter().map(|s| serde_json::json!({"name": s.name, "value": s.value, "place": s.place}));
+    let (pending, strays): (Vec<_>, Vec<_>) = (pending.collect(), strays.collect());
+    serde_json::json!({"pending_restart": pending, "behind_our_back": strays, "problem": view.problem})
+}
+
 // ---- explain, config -----------------------------------------------------------------------------------------
 
 /// The text of `matriarch explain`.
@@ -325,6 +341,12 @@ pub fn config_summary(config: &Config) -> String {
     let cluster = &config.cluster;
     let mut text = format!("{file}: good\n  cluster {}, profile {}\n", cluster.name, cluster.profile);
     let _ = writeln!(text, "  members {}\n  {here}{router}", members.join(", "));
+    for why in cluster.members.iter().filter_map(|m| crate::domain::postgres_settings::no_name(m.id.as_str())) {
+        let _ = writeln!(
+            text,
+            "  warning: {why}; a cluster that has it already goes on without settings of PostgreSQL for all hosts"
+        );
+    }
     if cluster.insecure {
         text.push_str("  warning: cluster.insecure is on; traffic between the hosts is not encrypted\n");
     }
@@ -348,6 +370,8 @@ struct StatusJson<'a> {
     failsafe: Option<&'a str>,
     commits: Option<commits::CommitsJson<'a>>,
     raft_leader: Option<&'a str>,
+    /// Who has the address for standbys.
+    reader: Option<&'a str>,
     answered_by: &'a str,
     members: Vec<MemberJson<'a>>,
     banners: &'a [String],
@@ -495,6 +519,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         failsafe: known(&reply.failsafe),
         commits: reply.commits.as_ref().map(commits::CommitsJson::from),
         raft_leader: known(&reply.leader),
+        reader: known(&reply.reader),
         answered_by: &reply.answered_by,
         members: reply.members.iter().map(member_json).collect(),
         holds: &reply.holds,

@@ -1,33 +1,62 @@
-//! `matriarch config show` and `config set`: what operators have set for the
-//! whole cluster. The file of a host is another matter.
+//! `matriarch config`: what operators have set for the whole cluster. The file of a host is another matter.
+
+mod edit;
+mod explain;
+mod versions;
 
 use std::{collections::BTreeMap, env, fmt::Write as _};
 
 use serde::Serialize;
 use uuid::Uuid;
 
+pub(super) use self::{
+    edit::edit,
+    explain::explain,
+    versions::{diff, history, rollback},
+};
 use super::{
-    args::{ConfigSetArgs, ConfigShowArgs},
+    args::{ClientArgs, ConfigSetArgs, ConfigShowArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
     print, render,
 };
-use crate::domain::settings_document::{member_key, member_of};
-use crate::rpc::v1::{SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply};
+use crate::domain::{
+    PostgresKey, SettingChanges,
+    postgres_settings::Scope,
+    settings_document::{member_key, member_of},
+};
+use crate::rpc::v1::{MemberStatus, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply};
 
 pub(super) async fn show(args: ConfigShowArgs) -> Exit {
-    let answer = match Client::new(&args.client) {
-        Ok(client) => client.settings().await,
-        Err(error) => Err(error),
+    let client = match Client::new(&args.client) {
+        Ok(client) => client,
+        Err(error) => return complain_client(&error),
     };
-    match answer {
+    match client.settings().await {
         Ok(reply) => {
-            print(&if args.json { json(&reply) } else { text(&reply) });
+            // What waits is worth a line, and no reason to show nothing.
+            let members = client.status(false).await.map(|status| status.members).unwrap_or_default();
+            print(&if args.json { json(&reply, &members) } else { text(&reply) + &waiting(&members) });
             exit::OK
         }
         Err(error) => complain_client(&error),
     }
+}
+
+/// What is not in force as it is set, on each member.
+fn waiting(members: &[MemberStatus]) -> String {
+    let mut out = String::new();
+    for member in members {
+        for remark in crate::rpc::configuration::view_of(member.configuration.clone()).remarks() {
+            if out.is_empty() {
+                out.push_str("\nnot as set\n");
+            }
+            // Writing to a String can't fail.
+            let _ = writeln!(out, "  {}: {remark}", member.member);
+        }
+    }
+    out
 }
 
 pub(super) async fn set(args: ConfigSetArgs) -> Exit {
@@ -35,8 +64,9 @@ pub(super) async fn set(args: ConfigSetArgs) -> Exit {
         Ok(request) => request,
         Err(problem) => return complain(&problem, exit::USAGE),
     };
-    match changed(&args, request).await {
-        Ok(reply) => told(&reply, args.json),
+    let request = SetSettingsRequest { force: args.taken.force, dry_run: args.taken.dry_run, ..request };
+    match changed_with(&args.client, args.taken.if_version, request).await {
+        Ok(reply) => told(&reply, args.taken.json),
         Err(error) => complain_client(&error),
     }
 }
@@ -48,11 +78,11 @@ fn request(args: &ConfigSetArgs) -> Result<SetSettingsRequest, String> {
         let (key, value) = word
             .split_once('=')
             .map(|(key, value)| (key.trim(), value.trim()))
-            .filter(|(key, value)| !key.is_empty() && !value.is_empty())
+            .filter(|(key, value)| !key.is_empty() && (!value.is_empty() || key.contains("parameters.")))
             .ok_or_else(|| {
                 format!("{word}: write KEY=VALUE, e.g. crash_budget=5; `--unset KEY` brings a default back")
             })?;
-        if set.insert(key.to_owned(), value.to_owned()).is_some() {
+        if set.insert(key.to_owned(), read_lines(key, value)?).is_some() {
             return Err(format!("{key} is given twice"));
         }
     }
@@ -64,17 +94,46 @@ fn request(args: &ConfigSetArgs) -> Result<SetSettingsRequest, String> {
         Some(member) => member_key(member, key),
         None => key.clone(),
     };
-    if let Some(key) = set.keys().chain(&args.unset).find(|key| args.member.is_some() && member_of(key).is_some()) {
-        return Err(format!("{key} names a member, and so does --member"));
+    let for_another = |key: &&String| match PostgresKey::of(key) {
+        Some(PostgresKey::Parameter(Scope::All, _)) => false,
+        Some(_) => true,
+        None => member_of(key).is_some(),
+    };
+    if let Some(key) = set.keys().chain(&args.unset).filter(|_| args.member.is_some()).find(for_another) {
+        return Err(format!("{key} says for whom it is, and so does --member"));
     }
-    Ok(SetSettingsRequest {
+    let changes = set.iter().map(|(key, value)| (of(key), Some(value.clone())));
+    Ok(request_of(changes.chain(args.unset.iter().map(|key| (of(key), None)))))
+}
+
+/// Lines are read from a file that is named (`hba=@FILE`).
+fn read_lines(key: &str, value: &str) -> Result<String, String> {
+    match value
+        .strip_prefix('@')
+        .filter(|_| matches!(PostgresKey::of(key), Some(PostgresKey::Hba | PostgresKey::Ident)))
+    {
+        None => Ok(value.to_owned()),
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).map_err(|error| format!("{key}: {file} can't be read: {error}"))?;
+            Ok(text.trim_end().to_owned())
+        }
+    }
+}
+
+/// The request for these changes, but for the version.
+fn request_of(changes: impl Iterator<Item = (String, Option<String>)>) -> SetSettingsRequest {
+    let changes: SettingChanges = changes.collect();
+    let set = changes.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?)));
+    let unset = changes.iter().filter(|(_, value)| value.is_none()).map(|(key, _)| key.clone());
+    SetSettingsRequest {
         to: Some(target("", 0)),
-        version: args.if_version.unwrap_or_default(),
-        set: set.iter().map(|(key, value)| (of(key), value.clone())).collect(),
-        unset: args.unset.iter().map(of).collect(),
+        set: set.collect(),
+        unset: unset.collect(),
         by: who(),
         request_id: Uuid::now_v7().to_string(),
-    })
+        ..SetSettingsRequest::default()
+    }
 }
 
 /// Who asks, for those who read of it in `matriarch explain`. Nothing rests on it.
@@ -84,19 +143,27 @@ pub(super) fn who() -> String {
 }
 
 /// Without a version the one that is read first counts: whoever changes settings in between is not overruled.
-async fn changed(args: &ConfigSetArgs, mut request: SetSettingsRequest) -> Result<SetSettingsReply, ClientError> {
-    let client = Client::new(&args.client)?;
-    if args.if_version.is_none() {
-        request.version = client.settings().await?.version;
-    }
+async fn changed_with(
+    args: &ClientArgs,
+    if_version: Option<u64>,
+    mut request: SetSettingsRequest,
+) -> Result<SetSettingsReply, ClientError> {
+    let client = Client::new(args)?;
+    request.version = match if_version {
+        Some(version) => version,
+        None => client.settings().await?.version,
+    };
     client.set_settings(request).await
 }
 
 fn told(reply: &SetSettingsReply, as_json: bool) -> Exit {
+    for warning in &reply.warnings {
+        eprintln!("matriarch: {warning}");
+    }
     let (exit, advice) = match reply.outcome() {
         SettingsOutcome::InForce => {
             let settings = reply.settings.clone().unwrap_or_default();
-            print(&if as_json { json(&settings) } else { text(&settings) });
+            print(&if as_json { json(&settings, &[]) } else { text(&settings) });
             return exit::OK;
         }
         SettingsOutcome::Impossible => (exit::USAGE, "nothing was changed"),
@@ -113,7 +180,8 @@ fn told(reply: &SetSettingsReply, as_json: bool) -> Exit {
 
 fn text(reply: &SettingsReply) -> String {
     let mut out = format!("settings of version {} (answered by {})\n", reply.version, reply.answered_by);
-    let (of_all, of_one): (Vec<_>, Vec<_>) = reply.settings.iter().partition(|s| member_of(&s.key).is_none());
+    let (postgres, own): (Vec<_>, Vec<_>) = reply.settings.iter().partition(|s| PostgresKey::of(&s.key).is_some());
+    let (of_all, of_one): (Vec<&Setting>, Vec<&Setting>) = own.into_iter().partition(|s| member_of(&s.key).is_none());
     for setting in of_all {
         // Writing to a String can't fail.
         let _ = writeln!(out, "\n  {} = {}  ({})", setting.key, setting.value, origin(setting));
@@ -122,7 +190,22 @@ fn text(reply: &SettingsReply) -> String {
         }
     }
     members(&mut out, &of_one);
+    of_postgres(&mut out, &postgres);
     out
+}
+
+/// What PostgreSQL is configured with on all hosts.
+fn of_postgres(out: &mut String, settings: &[&Setting]) {
+    if !settings.is_empty() {
+        out.push_str("\nof PostgreSQL (config explain NAME says where each is in force)\n");
+    }
+    for setting in settings {
+        // Writing to a String can't fail.
+        let _ = match setting.value.contains('\n') {
+            true => writeln!(out, "  {} =\n      {}", setting.key, setting.value.replace('\n', "\n      ")),
+            false => writeln!(out, "  {} = {}", setting.key, setting.value),
+        };
+    }
 }
 
 /// One line each: what a key does is said once.
@@ -154,7 +237,7 @@ fn origin(setting: &Setting) -> String {
     }
 }
 
-pub(super) fn json(reply: &SettingsReply) -> String {
+pub(super) fn json(reply: &SettingsReply, members: &[MemberStatus]) -> String {
     #[derive(Serialize)]
     struct One<'a> {
         value: &'a str,
@@ -168,6 +251,8 @@ pub(super) fn json(reply: &SettingsReply) -> String {
         version: u64,
         settings: BTreeMap<&'a str, One<'a>>,
         answered_by: &'a str,
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        members: BTreeMap<&'a str, serde_json::Value>,
     }
     fn given(text: &str) -> Option<&str> {
         Some(text).filter(|t| !t.is_empty())
@@ -176,5 +261,12 @@ pub(super) fn json(reply: &SettingsReply) -> String {
         let (default, help, problem) = (given(&s.default), given(&s.help), given(&s.problem));
         (s.key.as_str(), One { value: &s.value, default, set: s.is_set, help, problem })
     });
-    render::json(&Json { version: reply.version, settings: settings.collect(), answered_by: &reply.answered_by })
+    let waiting = members.iter().filter(|member| member.configuration.is_some());
+    let waiting = waiting.map(|member| (member.member.as_str(), render::configuration_json(member))).collect();
+    render::json(&Json {
+        version: reply.version,
+        settings: settings.collect(),
+        answered_by: &reply.answered_by,
+        members: waiting,
+    })
 }

@@ -110,8 +110,9 @@ mod tests {
         walk(&command(), &mut |command| {
             let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             for line in after.lines().filter_map(|line| line.strip_prefix("  matriarch ")) {
-                // What follows two blanks is said of it; what follows a pipe or `>` is the shell's.
-                let typed = [" | ", " > ", "  "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
+                // What follows two blanks is said of it; what follows a pipe, `>` or `&&` is the shell's.
+                let typed =
+                    [" | ", " > ", " && ", "  "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
                 seen += 1;
                 let words = std::iter::once("matriarch".to_owned()).chain(unquoted(typed));
                 if let Err(error) = super::command().try_get_matches_from(words) {

@@ -55,9 +55,9 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
     let router = raw.router.map(|raw| router(raw, &cluster)).transpose()?;
     let rest = raw.rest.map(|raw| rest::check(raw, member.is_some())).transpose()?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
-    if let Some(vip) = &layers.vip {
+    for (key, vip) in layers.addresses() {
         let hosts: Vec<&str> = cluster.members.iter().map(|member| member.host.as_str()).collect();
-        layers::check_vip(vip, &hosts, member.as_ref().map(|m| m.postgresql.listen_addresses.as_str()))?;
+        layers::check_vip(key, vip, &hosts, member.as_ref().map(|m| m.postgresql.listen_addresses.as_str()))?;
     }
     let config = Config { file: file.to_owned(), cluster, member, router, rest, layers };
     listen_addresses(&config)?;

@@ -52,9 +52,11 @@ pub struct LayersConfig {
     pub stonith: Option<StonithConfig>,
     /// The address that leads clients to the primary.
     pub vip: Option<Box<VipConfig>>,
+    /// The address that leads clients to a standby. Never required.
+    pub vip_standby: Option<Box<VipConfig>>,
 }
 
-/// An address that is on the host of the primary only.
+/// An address that is on one host at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VipConfig {
     /// Whether it is wanted.
@@ -100,6 +102,7 @@ impl Default for LayersConfig {
             client_reset: LayerMode::Automatic,
             stonith: None,
             vip: None,
+            vip_standby: None,
         }
     }
 }
@@ -160,6 +163,22 @@ impl MemberConfig {
 /// `host:port`, with an IPv6 address in brackets.
 pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// `host:port` of a member, as the others are to reach it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_address(text: &str) -> Result<(), &'static str> {
+    let (host, port) = text.rsplit_once(':').ok_or("not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400")?;
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if !is_host(bare.unwrap_or(host)) || (host.contains(':') && bare.is_none()) {
+        return Err("its host is neither a name nor an address; an IPv6 address stands in brackets");
+    }
+    match port.parse::<u16>() {
+        Ok(port) if port > 0 => Ok(()),
+        Ok(_) | Err(_) => Err("its port is no number from 1 to 65535"),
+    }
 }
 
 /// A name or an address, without port and brackets: nothing that would have to be escaped anywhere.

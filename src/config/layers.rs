@@ -26,12 +26,17 @@ pub(super) fn check(raw: Option<RawLayers>, timings: &Timings) -> Result<LayersC
         let advice = "use off or automatic";
         return Err(Wrong::new("layers.client_reset", "it protects nothing, so it can't be required", advice));
     }
+    let standbys = raw.vip_standby_address.as_deref();
+    let address = (raw.vip_address.as_deref(), standbys.is_some());
+    let vip = vip(raw.vip.as_deref(), address, raw.vip_interface.clone(), timings)?;
+    let vip_standby = vip_standby(raw.vip_standby.as_deref(), (standbys, vip.as_deref()), raw.vip_interface)?;
     Ok(LayersConfig {
         kernel_lease,
         watchdog: watchdog(raw.watchdog.as_deref(), raw.watchdog_device, raw.watchdog_timeout_s, timings)?,
         client_reset,
         stonith: stonith(raw.stonith_command, raw.stonith_deadline_ms)?,
-        vip: vip(raw.vip.as_deref(), raw.vip_address.as_deref(), raw.vip_interface, timings)?,
+        vip,
+        vip_standby,
     })
 }
 
@@ -109,25 +114,26 @@ fn stonith(command: Option<Vec<String>>, deadline_ms: Option<u64>) -> Result<Opt
 
 const VIP_ADDRESS: &str = "layers.vip_address";
 const VIP_INTERFACE: &str = "layers.vip_interface";
+const STANDBY: &str = "layers.vip_standby";
+const STANDBY_ADDRESS: &str = "layers.vip_standby_address";
 
 fn vip(
     text: Option<&str>,
-    address: Option<&str>,
+    (address, another): (Option<&str>, bool),
     interface: Option<String>,
     timings: &Timings,
 ) -> Result<Option<Box<VipConfig>>, Wrong> {
     let wanted = mode("layers.vip", text, LayerMode::Automatic)?;
+    // The interface may be for the other one alone.
+    let interface = interface.filter(|_| address.is_some() || !another);
     let (address, interface) = match (address, interface) {
         (Some(address), Some(interface)) => (address, interface),
         (None, None) if wanted == LayerMode::Off || text.is_none() => return Ok(None),
         (None, _) => return Err(Wrong::new(VIP_ADDRESS, "missing", "add the address that is to be the primary's")),
         (Some(_), None) => return Err(Wrong::new(VIP_INTERFACE, "missing", "add the interface it is put on")),
     };
-    let (address, prefix) = vip_address(address)?;
-    if interface.is_empty() || interface.len() > 15 || interface.contains(|c: char| c == '/' || !c.is_ascii_graphic()) {
-        let problem = format!("`{interface}` names no interface");
-        return Err(Wrong::new(VIP_INTERFACE, problem, "use what `ip link` shows"));
-    }
+    let (address, prefix) = vip_address(VIP_ADDRESS, address)?;
+    let interface = vip_interface(interface)?;
     if wanted != LayerMode::Off && !timings.allows_vip() {
         let problem = "the kernel keeps an address for whole seconds, and T_hold >= 1280 ms does not hold";
         return Err(Wrong::new("layers.vip", problem, "raise cluster.timings.hold_ms, or set it to off"));
@@ -135,11 +141,53 @@ fn vip(
     Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
 }
 
+/// The one for standbys, on the same interface.
+fn vip_standby(
+    text: Option<&str>,
+    (address, vip): (Option<&str>, Option<&VipConfig>),
+    interface: Option<String>,
+) -> Result<Option<Box<VipConfig>>, Wrong> {
+    let wanted = mode(STANDBY, text, LayerMode::Automatic)?;
+    if wanted == LayerMode::Required {
+        let advice = "use off or automatic";
+        return Err(Wrong::new(STANDBY, "it protects nothing, so it can't be required", advice));
+    }
+    let (address, interface) = match (address, interface) {
+        (Some(address), Some(interface)) => (address, interface),
+        (None, _) if wanted == LayerMode::Off || text.is_none() => return Ok(None),
+        (None, _) => return Err(Wrong::new(STANDBY_ADDRESS, "missing", "add the address that is to be a standby's")),
+        (Some(_), None) => return Err(Wrong::new(VIP_INTERFACE, "missing", "add the interface it is put on")),
+    };
+    let (address, prefix) = vip_address(STANDBY_ADDRESS, address)?;
+    if vip.is_some_and(|vip| vip.address == address) {
+        let problem = format!("{address} is layers.vip_address, too");
+        return Err(Wrong::new(STANDBY_ADDRESS, problem, "use another: the two may be on different hosts"));
+    }
+    let interface = vip_interface(interface)?;
+    Ok(Some(Box::new(VipConfig { mode: wanted, address, prefix, interface })))
+}
+
+fn vip_interface(interface: String) -> Result<String, Wrong> {
+    if interface.is_empty() || interface.len() > 15 || interface.contains(|c: char| c == '/' || !c.is_ascii_graphic()) {
+        let problem = format!("`{interface}` names no interface");
+        return Err(Wrong::new(VIP_INTERFACE, problem, "use what `ip link` shows"));
+    }
+    Ok(interface)
+}
+
+impl LayersConfig {
+    /// The virtual addresses that are configured, each with its key.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = (&'static str, &VipConfig)> {
+        let all = [(VIP_ADDRESS, &self.vip), (STANDBY_ADDRESS, &self.vip_standby)];
+        all.into_iter().filter_map(|(key, vip)| Some((key, vip.as_deref()?)))
+    }
+}
+
 /// `10.0.0.100/24`; without a length it is the address alone.
-fn vip_address(text: &str) -> Result<(IpAddr, u8), Wrong> {
+fn vip_address(key: &str, text: &str) -> Result<(IpAddr, u8), Wrong> {
     let wrong = || {
         let problem = format!("`{text}` is no address that hosts could share");
-        Wrong::new(VIP_ADDRESS, problem, "write it as 10.0.0.100/24 or fd00::100/64, or without the length")
+        Wrong::new(key, problem, "write it as 10.0.0.100/24 or fd00::100/64, or without the length")
     };
     let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
     let address: IpAddr = address.parse().map_err(|_| wrong())?;
@@ -157,10 +205,10 @@ fn vip_address(text: &str) -> Result<(IpAddr, u8), Wrong> {
 }
 
 /// An address that a host has anyway moves nowhere, and one on which PostgreSQL doesn't listen leads nobody to it.
-pub(super) fn check_vip(vip: &VipConfig, hosts: &[&str], listen: Option<&str>) -> Result<(), Wrong> {
+pub(super) fn check_vip(key: &str, vip: &VipConfig, hosts: &[&str], listen: Option<&str>) -> Result<(), Wrong> {
     if let Some(host) = hosts.iter().find(|host| host.parse() == Ok(vip.address)) {
         let advice = "use one that no host has of its own";
-        return Err(Wrong::new(VIP_ADDRESS, format!("{host} is the host of a member"), advice));
+        return Err(Wrong::new(key, format!("{host} is the host of a member"), advice));
     }
     let everywhere = if vip.address.is_ipv4() { "0.0.0.0" } else { "::" };
     let reaches = |part: &str| match part.parse::<IpAddr>() {

@@ -26,11 +26,10 @@ pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
     LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
-    host_port, is_host,
+    check_address, host_port, is_host,
 };
 pub use error::ConfigError;
 pub use host::{FREE_BYTES_MIN, free_bytes};
-pub use parameters::OWNED as OWNED_PARAMETERS;
 pub use rest::{Network, RestConfig, RestLogin};
 pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_private_key, read_secret};
 

@@ -33,6 +33,8 @@ pub(super) struct RawLayers {
     pub vip: Option<String>,
     pub vip_address: Option<String>,
     pub vip_interface: Option<String>,
+    pub vip_standby: Option<String>,
+    pub vip_standby_address: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -307,6 +307,41 @@ fn a_virtual_address_is_nobodys_own_and_postgresql_listens_on_it() {
 }
 
 #[test]
+fn an_address_for_standbys_is_another_one_on_the_same_interface() {
+    let (hba, everywhere) = ("hba = [", "listen_addresses = \"*\"\nhba = [");
+    let (table, with) = ("[router]\n", |text: &str| format!("[layers]\n{text}\n[router]\n"));
+    let given = |text: &str| parse(&GOOD.replacen(hba, everywhere, 1).replacen(table, &with(text), 1));
+    let alone = "vip_interface = \"eth0\"\nvip_standby_address = \"10.0.0.101/24\"";
+    let layers = given(alone).unwrap().layers;
+    let standbys = layers.vip_standby.unwrap();
+    assert_eq!((layers.vip, standbys.address, standbys.prefix), (None, [10, 0, 0, 101].into(), 24));
+    assert_eq!((standbys.interface.as_str(), standbys.mode), ("eth0", LayerMode::Automatic));
+    let both = given(&format!("{alone}\nvip_address = \"10.0.0.100/24\"")).unwrap().layers;
+    assert_eq!(both.vip.unwrap().interface, both.vip_standby.unwrap().interface);
+    assert_eq!(given("vip_standby = \"off\"").unwrap().layers.vip_standby, None);
+    check(
+        &[
+            (table, &with(alone)),
+            (table, &with("vip_standby = \"automatic\"")),
+            (table, &with(&format!("{alone}\nvip_standby = \"required\""))),
+            (table, &with("vip_standby_address = \"10.0.0.101\"")),
+            (table, &with(&format!("{alone}\nvip_address = \"10.0.0.101\""))),
+            (table, &with("vip_interface = \"eth0\"\nvip_standby_address = \"127.0.0.1\"")),
+            (table, &with("vip_interface = \"eth0\"\nvip_standby_address = \"10.0.0.2\"")),
+        ],
+        expect![[r#"
+            m.toml: postgresql.listen_addresses: PostgreSQL does not listen on 10.0.0.101; set it to `*`: the address comes and goes
+            m.toml: layers.vip_standby_address: missing; add the address that is to be a standby's
+            m.toml: layers.vip_standby: it protects nothing, so it can't be required; use off or automatic
+            m.toml: layers.vip_interface: missing; add the interface it is put on
+            m.toml: layers.vip_standby_address: 10.0.0.101 is layers.vip_address, too; use another: the two may be on different hosts
+            m.toml: layers.vip_standby_address: `127.0.0.1` is no address that hosts could share; write it as 10.0.0.100/24 or fd00::100/64, or without the length
+            m.toml: layers.vip_standby_address: 10.0.0.2 is the host of a member; use one that no host has of its own
+        "#]],
+    );
+}
+
+#[test]
 fn postgresql_errors() {
     check(
         &[

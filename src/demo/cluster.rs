@@ -309,6 +309,11 @@ impl Cluster {
         self.supervisor.start_process(host, role)
     }
 
+    /// The next start of that process is one of the program `exe`, which the cluster's OS user can run.
+    pub(crate) fn use_program(&self, host: &str, role: Role, exe: &Path) {
+        self.supervisor.use_program(host, role, exe);
+    }
+
     /// Kills one process of a host, and nobody starts it again.
     pub(crate) fn take_down(&self, host: &str, role: Role) -> Result<Instant> {
         self.supervisor.leave_process_down(host, role);

@@ -313,6 +313,11 @@ impl Program {
     /// first child is born, and becomes the wanted user and program only then.
     fn command(&self) -> Command {
         let Some(cgroup) = &self.cgroup else {
+            if let Some(user) = self.user.as_ref().filter(|_| !self.capabilities.is_empty()) {
+                let mut command = Command::new("setpriv");
+                command.args(self.privileges(user)).arg(&self.file).args(&self.args);
+                return command;
+            }
             let mut command = Command::new(&self.file);
             command.args(&self.args);
             if let Some(user) = &self.user {
@@ -323,15 +328,21 @@ impl Program {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "echo $$ >\"$0\" && exec \"$@\""]).arg(cgroup.join("cgroup.procs"));
         if let Some(user) = &self.user {
-            command.arg("setpriv").arg(format!("--reuid={}", user.uid)).arg(format!("--regid={}", user.gid));
-            if !self.capabilities.is_empty() {
-                let set = format!("+{}", self.capabilities.join(",+"));
-                command.arg(format!("--inh-caps={set}")).arg(format!("--ambient-caps={set}"));
-            }
-            command.args(["--clear-groups", "--"]);
+            command.arg("setpriv").args(self.privileges(user));
         }
         command.arg(&self.file).args(&self.args);
         command
+    }
+
+    /// What makes setpriv(1) run it as this user.
+    fn privileges(&self, user: &OsUser) -> Vec<String> {
+        let mut all = vec![format!("--reuid={}", user.uid), format!("--regid={}", user.gid)];
+        if !self.capabilities.is_empty() {
+            let set = format!("+{}", self.capabilities.join(",+"));
+            all.extend([format!("--inh-caps={set}"), format!("--ambient-caps={set}")]);
+        }
+        all.extend(["--clear-groups".to_owned(), "--".to_owned()]);
+        all
     }
 }
 

@@ -225,6 +225,11 @@ impl Rig {
         self.driver.cluster.start_process(host, role)
     }
 
+    /// From its next start on that process is one of the program `exe`, which the cluster's OS user can run.
+    pub fn use_program(&self, host: &str, role: Role, exe: &Path) {
+        self.driver.cluster.use_program(host, role, exe);
+    }
+
     /// The pid of a process while it runs.
     pub fn pid(&self, host: &str, role: Role) -> Option<i32> {
         self.driver.cluster.pid(host, role).ok()

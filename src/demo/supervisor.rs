@@ -125,6 +125,13 @@ impl Supervisor {
         service.start().with_context(|| format!("start the {role} of {host}"))
     }
 
+    /// The next start of that process is one of this program.
+    pub(crate) fn use_program(&self, host: &str, role: Role, file: &Path) {
+        if let Some(service) = lock(&self.table).services.get_mut(&(host.to_owned(), role)) {
+            service.program.file = file.to_owned();
+        }
+    }
+
     /// From now on that process is not started again when it ends.
     pub(crate) fn leave_process_down(&self, host: &str, role: Role) {
         if let Some(service) = lock(&self.table).services.get_mut(&(host.to_owned(), role)) {

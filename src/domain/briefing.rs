@@ -44,4 +44,6 @@ pub struct Briefing {
     pub lineage: Option<TimelineHistory>,
     /// Where the manager of each of these members listens, `host:port`; empty: nobody said.
     pub managers: BTreeMap<MemberId, String>,
+    /// Those of them that were moved by command: for these the hosts' files count no more.
+    pub moved: BTreeMap<MemberId, String>,
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ArchiveView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment, RoomView, TimelineHistory,
-    TimelineId, TimingsId, Uncovered, WalPosition,
+    ArchiveView, ConfigurationView, CureView, EndCause, Epoch, Format, KeptWal, LostWal, Lsn, MemberId, Moment,
+    RoomView, TimelineHistory, TimelineId, TimingsId, Uncovered, WalPosition,
 };
 
 /// Rewinds that may fail in a row before the member is cloned anew.
@@ -193,7 +193,15 @@ pub struct HeardOfPrimary {
 /// What an agent says of its guard when that has not started PostgreSQL, which was taken over while it ran.
 pub const TAKEN_OVER: &str = "taken over";
 
+/// The layer of the address for standbys, by which the Raft leader tells who could have it.
+pub const READER_LAYER: &str = "virtual address for standbys";
+
 impl AgentView {
+    /// Its host could have the address for standbys, or has it.
+    pub fn may_have_reader(&self) -> bool {
+        self.layers.iter().any(|l| l.name == READER_LAYER && matches!(l.state.as_str(), "ready" | "active"))
+    }
+
     /// Its guard is not the parent of the postmaster, which knows nothing of Matriarch's configuration before it is started again.
     pub fn is_taken_over(&self) -> bool {
         self.guard == TAKEN_OVER
@@ -316,6 +324,8 @@ pub struct AgentView {
     pub archive: ArchiveView,
     /// What a running server says of itself, for people. Nothing is decided by it.
     pub server: ServerView,
+    /// How PostgreSQL's configuration stands to what was committed.
+    pub configuration: ConfigurationView,
 }
 
 /// What a running server says of itself beside its WAL; nothing of one that doesn't answer. Times are by its host's clock.

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
 use super::{
     CloneCompression, CloneMethods, Timings,
     kept_wal::SlotsYield,
+    reader::ReaderFallback,
     room::{Least, Thresholds},
     slots::{IgnoredSlots, PermanentSlot, PermanentSlots},
     sync::{Confirms, SyncMode},
@@ -288,32 +289,20 @@ impl Setting for MaximumLag {
     }
 }
 
-impl Setting for CloneMethods {
-    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
-        text.parse()
-    }
-    fn write(&self) -> String {
-        self.to_string()
-    }
+macro_rules! as_text {
+    ($($kind:ty),*) => {
+        $(impl Setting for $kind {
+            fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
+                text.parse()
+            }
+            fn write(&self) -> String {
+                self.to_string()
+            }
+        })*
+    };
 }
 
-impl Setting for SyncMode {
-    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
-        text.parse()
-    }
-    fn write(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl Setting for Confirms {
-    fn read(text: &str, _: u64, _: u64) -> Result<Self, String> {
-        text.parse()
-    }
-    fn write(&self) -> String {
-        self.to_string()
-    }
-}
+as_text!(CloneMethods, SyncMode, Confirms, ReaderFallback);
 
 /// In whole milliseconds.
 impl Setting for Duration {
@@ -544,6 +533,9 @@ settings! {
     maximum_lag_on_syncnode: MaximumLag = "maximum_lag_on_syncnode", MaximumLag(None), 1_048_576..=1_099_511_627_776,
         "off, or the bytes of WAL by which a standby that confirms may be behind before it is one no more, if the others are enough. To \
          become one it may lack 16MB, or this if it is less";
+    /// Who has the address for standbys while no standby is fit for it.
+    vip_standby_fallback: ReaderFallback = "vip_standby_fallback", ReaderFallback::None, 0..=0,
+        "who has the virtual address for standbys while no standby is fit for it: none (nobody), primary";
 }
 
 settings! {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    MemberId,
+    MemberId, PostgresKey,
     settings::{BadSetting, MemberSettings, Settings},
 };
 
@@ -33,7 +33,7 @@ impl SettingsDocument {
     /// The settings this version goes by: what it can't read keeps its default, and is named.
     pub fn read(&self) -> (Settings, Vec<BadSetting>) {
         let mut settings = Settings::default();
-        let of_all = self.values.iter().filter(|(key, _)| member_of(key).is_none());
+        let of_all = self.values.iter().filter(|(key, _)| member_of(key).is_none() && PostgresKey::of(key).is_none());
         let bad = of_all.filter_map(|(key, value)| settings.set(key, value).err()).collect();
         (settings, bad)
     }

@@ -411,6 +411,22 @@ impl Timings {
         self.hold >= ms(1_000) + Timings::ADDRESS_LATE + ms(20)
     }
 
+    /// How long a confirmation counts that a host has the address for standbys: `L >= 2.5 s`, also where leases are shorter. The
+    /// kernel keeps an address for whole seconds, so that with less only answers within milliseconds would do.
+    pub fn reader_life(&self) -> Duration {
+        self.hold.max(ms(2_500))
+    }
+
+    /// How long nobody is given an address whose last confirmation counted for `life`, from when the Raft leader that gives it
+    /// has seen the end of the last lend applied: `W >= (1+rho) * (L/(1-rho) + 250 ms + 260 ms)`. `L/(1-rho)` is what a
+    /// slow clock of the last holder makes of the life, `1+rho` what a fast one of the leader makes of the wait; 260 ms is how late
+    /// the kernel may be, and 250 ms is for a thread that is held up on its way to the kernel.
+    pub fn reader_wait(&self, life: Duration) -> Duration {
+        let rho = f64::from(self.drift_permille) / 1_000.0;
+        let slack = Timings::ADDRESS_LATE + ms(250);
+        Duration::from_secs_f64((1.0 + rho) * (life.as_secs_f64() / (1.0 - rho) + slack.as_secs_f64()))
+    }
+
     /// An agent whose loop stands still for longer has its lease renewed no more. Longer than anything that a healthy one
     /// waits for in between: its guard, its disk, a probe.
     pub fn agent_patience(&self) -> Duration {

@@ -48,7 +48,7 @@ pub use means::{FileId, GroupUse, Means, Method, Shield, Shields, WhyWalk};
 pub use measure::{Measured, measure_kill};
 pub use process::run;
 pub use sentry::Kill;
-pub use tree::{KillTreeError, ProcessIdentity, boot_id, kill_tree_of_foreign_postmaster, kill_unguarded};
+pub use tree::{KillTreeError, ProcessIdentity, boot_id, clocks_name, kill_tree_of_foreign_postmaster, kill_unguarded};
 
 use crate::domain::{Epoch, moment::TwoClocks};
 

@@ -62,6 +62,17 @@ pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
+/// Whose clocks this process reads: those of one boot of one kernel, in one time namespace. Readings of two processes can be
+/// compared when these are equal.
+///
+/// # Errors
+/// `/proc` can't be read.
+pub fn clocks_name() -> io::Result<String> {
+    // A kernel without time namespaces has none to tell apart.
+    let namespace = fs::read_link("/proc/self/ns/time").map(|to| to.display().to_string()).unwrap_or_default();
+    Ok(format!("{} {namespace}", boot_id()?))
+}
+
 /// The few fields of /proc/PID/stat that are needed here.
 struct Stat {
     parent: u32,

@@ -7,6 +7,7 @@
 //!  holder thread ──deadline──▶ gate thread ──▶ nf_tables, inet_diag   kernel_lease, sockets
 //!                        ├───▶ watchdog thread ──▶ /dev/watchdog      watchdog
 //!                        └───▶ virtual-address thread ──▶ rtnetlink   vip
+//!  manager ──lent until──▶ another thread of that kind, for the standbys' address
 //!  manager of the Raft leader ──fenced epoch──▶ a program            stonith
 //! ```
 //!
@@ -33,8 +34,8 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    config::{LayerMode, LayersConfig},
-    domain::{Epoch, MemberId, Timings, moment::TwoClocks, observation::LayerView},
+    config::{LayerMode, LayersConfig, VipConfig},
+    domain::{Epoch, MemberId, Timings, moment::TwoClocks, observation::LayerView, observation::READER_LAYER},
 };
 use gate::{Gate, Parts};
 use kernel_lease::KernelLease;
@@ -103,6 +104,7 @@ struct Inner {
     gate: Gate,
     watchdog: Option<Watchdog>,
     vip: Option<Vip>,
+    reader: Option<Vip>,
     words: Words,
 }
 
@@ -113,7 +115,7 @@ impl Drop for Inner {
         if let Some(watchdog) = &self.watchdog {
             watchdog.end();
         }
-        if let Some(vip) = &self.vip {
+        for vip in [&self.vip, &self.reader].into_iter().flatten() {
             vip.end();
         }
     }
@@ -142,7 +144,8 @@ impl Layers {
         let gate = Gate::spawn(Parts { lease, sockets, may_reset, mode, kill, words: words.clone() })?;
         let watchdog = open_watchdog(&options, ioctl, &words)?;
         let vip = open_vip(&options, &words)?;
-        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, words }) })
+        let reader = open_reader(&options, &words)?;
+        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, reader, words }) })
     }
 
     /// Before PostgreSQL can become writable: blocks until every layer stands.
@@ -180,6 +183,22 @@ impl Layers {
     pub fn serve(&self, serving: Serving) {
         if let Some(vip) = &self.inner.vip {
             vip.serve(serving);
+        }
+    }
+
+    /// Until when this host may have the address for standbys by lend `id`; `None`: it may not. Never blocks.
+    pub fn lend_reader(&self, lent: Option<(u64, TwoClocks)>) {
+        let Some(reader) = &self.inner.reader else { return };
+        match lent {
+            Some((id, until)) => reader.lent(id, until),
+            None => reader.down(),
+        }
+    }
+
+    /// Whether clients that read are to be led to this host, where it may have the address for standbys. Never blocks.
+    pub fn serve_reader(&self, serving: Serving) {
+        if let Some(reader) = &self.inner.reader {
+            reader.serve(serving);
         }
     }
 
@@ -316,29 +335,39 @@ fn open_watchdog(
 
 fn open_vip(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
     let Some(config) = &options.config.vip else {
-        words.vip("off");
+        words.vip().say("off");
         return Ok(None);
     };
+    open_address(config, words.vip(), false)
+}
+
+/// Nothing is said of it where none is configured.
+fn open_reader(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
+    let Some(config) = &options.config.vip_standby else { return Ok(None) };
+    open_address(config, words.reader(), true)
+}
+
+fn open_address(config: &VipConfig, sign: Sign, reader: bool) -> Result<Option<Vip>, LayerError> {
     if config.mode == LayerMode::Off {
-        words.vip("off");
+        sign.say("off");
         vip::remove_what_was_left(config);
         return Ok(None);
     }
     match vip::look(config) {
         Ok(()) => {
-            words.vip("ready");
+            sign.say("ready");
         }
         Err(vip::Missing { problem, .. }) if config.mode == LayerMode::Required => {
             return Err(LayerError::Unavailable { key: "layers.vip", what: "the virtual address", problem });
         }
         Err(vip::Missing { problem, lasting }) => {
-            words.vip(&format!("unavailable: {problem}"));
+            sign.say(&format!("unavailable: {problem}"));
             if lasting {
                 return Ok(None);
             }
         }
     }
-    Ok(Some(Vip::spawn(config.as_ref().clone(), words.clone())?))
+    Ok(Some(Vip::spawn(config.clone(), sign, reader)?))
 }
 
 /// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.
@@ -350,10 +379,10 @@ fn addresses(listen: &str) -> Vec<IpAddr> {
 /// What each layer says of itself.
 #[derive(Debug, Clone, Default)]
 struct Words {
-    said: Arc<Mutex<[String; 4]>>,
+    said: Arc<Mutex<[String; 5]>>,
 }
 
-const NAMES: [&str; 4] = ["kernel lease", "watchdog", "client reset", "virtual address"];
+const NAMES: [&str; 5] = ["kernel lease", "watchdog", "client reset", "virtual address", READER_LAYER];
 
 impl Words {
     /// True when that is news.
@@ -369,9 +398,12 @@ impl Words {
         self.say(2, word);
     }
 
-    /// True when that is news.
-    fn vip(&self, word: &str) -> bool {
-        self.say(3, word)
+    fn vip(&self) -> Sign {
+        Sign { words: self.clone(), index: 3 }
+    }
+
+    fn reader(&self) -> Sign {
+        Sign { words: self.clone(), index: 4 }
     }
 
     fn say(&self, index: usize, word: &str) -> bool {
@@ -386,7 +418,22 @@ impl Words {
     fn views(&self) -> Vec<LayerView> {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let view = |(name, state): (&str, &String)| LayerView { name: name.to_owned(), state: state.clone() };
-        NAMES.into_iter().zip(said.iter()).map(view).collect()
+        // What nobody asked for says nothing, and has no line.
+        NAMES.into_iter().zip(said.iter()).filter(|(_, state)| !state.is_empty()).map(view).collect()
+    }
+}
+
+/// Where one of the two virtual addresses tells of itself.
+#[derive(Debug, Clone)]
+struct Sign {
+    words: Words,
+    index: usize,
+}
+
+impl Sign {
+    /// True when that is news.
+    fn say(&self, word: &str) -> bool {
+        self.words.say(self.index, word)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The virtual address that leads clients to the primary: on this host only while it
-//! holds the lease and its PostgreSQL is open.
+//! holds the lease and its PostgreSQL is open. The one for standbys is a second one of its
+//! kind: what the lease is to the first, the confirmations that it is lent are to that.
 //!
 //! It lapses by itself. Each write gives the kernel a lifetime that ends before the lease
 //! does ([`plan`]), and a thread of its own takes it away before that where it still runs.
@@ -22,7 +23,7 @@ use std::{
 use tracing::{info, warn};
 
 use super::{
-    ANSWER_PATIENCE, Words,
+    ANSWER_PATIENCE, Sign,
     inbox::{Inbox, Mail},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub use plan::{LATE, Serving};
 
 /// How long the lock is kept back for an address that has to go first. Usually it takes microseconds.
 const GONE_PATIENCE: Duration = Duration::from_millis(250);
+/// Between two looks whether the one for standbys could be put up.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Tries to write one lifetime in time before the address goes instead.
 const TRIES: usize = 3;
 
@@ -54,6 +57,8 @@ enum Order {
     /// The lease that an earlier agent held.
     Resume(Epoch, TwoClocks),
     Serve(Serving),
+    /// Of the one for standbys: it is lent to this host by this number, until then.
+    Lent(Epoch, TwoClocks),
     /// No lease is held any more.
     Down(Option<SyncSender<()>>),
     End,
@@ -97,15 +102,27 @@ pub(super) fn remove_what_was_left(config: &VipConfig) {
 }
 
 impl Vip {
-    pub fn spawn(config: VipConfig, words: Words) -> io::Result<Vip> {
+    /// `reader`: it is the one for standbys.
+    pub fn spawn(config: VipConfig, sign: Sign, reader: bool) -> io::Result<Vip> {
         let works = Arc::new(AtomicBool::new(true));
         let vip = Vip { inbox: Inbox::new(), required: config.mode == LayerMode::Required, works: works.clone() };
         let address = Address::open(&config)?;
         let known = Known { deadline: None, serving: Serving::Shut, written: None };
         let inbox = vip.inbox.clone();
-        let run =
-            Run { config, address, words, works, inbox, epoch: Epoch(0), known, announcing: None, remove_again: false };
-        thread::Builder::new().name("virtual-address".to_owned()).spawn(move || run.run())?;
+        let run = Run {
+            config,
+            address,
+            sign,
+            reader,
+            works,
+            inbox,
+            epoch: Epoch(0),
+            known,
+            announcing: None,
+            remove_again: false,
+        };
+        let name = if reader { "standby-address" } else { "virtual-address" };
+        thread::Builder::new().name(name.to_owned()).spawn(move || run.run())?;
         Ok(vip)
     }
 
@@ -130,6 +147,11 @@ impl Vip {
         self.inbox.order(Order::Serve(serving));
     }
 
+    /// It is lent to this host by the number `id`, and may be kept until then.
+    pub fn lent(&self, id: u64, until: TwoClocks) {
+        self.inbox.order(Order::Lent(Epoch(id), until));
+    }
+
     pub fn down(&self) {
         self.inbox.order(Order::Down(None));
     }
@@ -151,10 +173,11 @@ impl Vip {
 struct Run {
     config: VipConfig,
     address: Address,
-    words: Words,
+    sign: Sign,
+    reader: bool,
     works: Arc<AtomicBool>,
     inbox: Inbox<Order>,
-    /// Whose deadline is known.
+    /// Whose deadline is known; of the one for standbys the number of its lend.
     epoch: Epoch,
     known: Known,
     /// When the address was put up, and how often that was announced since.
@@ -174,6 +197,7 @@ impl Run {
                 }
                 Mail::Order(Order::Resume(epoch, deadline)) => self.resume(epoch, deadline),
                 Mail::Order(Order::Serve(serving)) => self.known.serving = serving,
+                Mail::Order(Order::Lent(id, until)) => self.lent(id, until),
                 Mail::Order(Order::Down(reply)) => {
                     self.down();
                     // Without an answer it is known that it may be there still.
@@ -195,11 +219,12 @@ impl Run {
     fn patience(&self) -> Option<Duration> {
         let now = two_clocks();
         let again = self.remove_again.then_some(plan::TRY_AGAIN);
+        let look = self.is_to_look().then_some(LOOK_AGAIN);
         let announce = self.announcing.and_then(|(since, times)| {
             let due = announce::TIMES.get(times)?;
             Some(due.saturating_sub(now.boot.saturating_sub(since.boot)))
         });
-        [self.known.patience(now), again, announce].into_iter().flatten().min()
+        [self.known.patience(now), again, look, announce].into_iter().flatten().min()
     }
 
     /// What would keep the address from being put up is said before anything becomes writable.
@@ -207,6 +232,9 @@ impl Run {
         match self.address.check() {
             Ok(()) => {
                 self.works.store(true, Ordering::Relaxed);
+                if self.reader {
+                    self.sign.say("ready");
+                }
                 Ok(())
             }
             Err(error) => {
@@ -229,7 +257,28 @@ impl Run {
         }
     }
 
+    /// Nobody is lent what can't be put up, so it is looked again whether it can.
+    fn is_to_look(&self) -> bool {
+        self.reader && self.known.deadline.is_none() && !self.works.load(Ordering::Relaxed)
+    }
+
+    /// What came late is no longer for it.
+    fn lent(&mut self, id: Epoch, until: TwoClocks) {
+        let now = two_clocks();
+        let left = |deadline: TwoClocks| deadline.holder_remaining(now);
+        let newer = self.known.deadline.is_none_or(|known| id > self.epoch || left(until) > left(known));
+        if id >= self.epoch && newer {
+            (self.epoch, self.known.deadline) = (id, Some(until));
+        }
+    }
+
     fn down(&mut self) {
+        if self.reader {
+            // Whether PostgreSQL is open is told when that changes only, and what did not work stays said.
+            self.known.deadline = None;
+            self.remove();
+            return;
+        }
         (self.known.deadline, self.known.serving) = (None, Serving::Shut);
         // What an earlier agent left goes too.
         self.remove();
@@ -245,6 +294,9 @@ impl Run {
         if self.remove_again {
             self.remove();
         }
+        if self.is_to_look() {
+            let _ = self.prepare();
+        }
         self.announce();
     }
 
@@ -253,7 +305,9 @@ impl Run {
         match self.known.step(now) {
             Step::Leave => {
                 if self.known.has_lapsed(now) && self.known.serving == Serving::Open {
-                    self.words.vip("failed: it has lapsed, the lease was not renewed in time");
+                    let what =
+                        if self.reader { "that it is lent was not confirmed" } else { "the lease was not renewed" };
+                    self.sign.say(&format!("failed: it has lapsed, {what} in time"));
                 }
                 true
             }
@@ -274,7 +328,7 @@ impl Run {
                 self.known.written = Some(Written { deadline, at: now, seconds });
                 self.remove_again = false;
                 self.works.store(true, Ordering::Relaxed);
-                self.words.vip("active");
+                self.sign.say("active");
                 if put == Put::Added {
                     info!(address = %self.config.address, interface = self.config.interface, epoch = %self.epoch, "virtual address put up");
                     self.announcing = Some((now, 0));
@@ -297,14 +351,14 @@ impl Run {
 
     fn complain(&mut self, error: &AddressError) {
         self.works.store(false, Ordering::Relaxed);
-        if self.words.vip(&format!("failed: {error}")) {
+        if self.sign.say(&format!("failed: {error}")) {
             warn!(%error, address = %self.config.address, interface = self.config.interface, "no virtual address");
         }
     }
 
     fn remove(&mut self) {
-        if self.take_away() {
-            self.words.vip("ready");
+        if self.take_away() && (!self.reader || self.works.load(Ordering::Relaxed)) {
+            self.sign.say("ready");
         }
     }
 
@@ -317,7 +371,7 @@ impl Run {
             Ok(()) if written.is_some() => info!(address = %self.config.address, "virtual address taken away"),
             Ok(()) => {}
             Err(errno) => {
-                if self.words.vip(&format!("failed: can't be removed, {}", errno.desc())) {
+                if self.sign.say(&format!("failed: can't be removed, {}", errno.desc())) {
                     warn!(error = errno.desc(), "failed to take the virtual address away, trying again");
                 }
             }

@@ -55,6 +55,15 @@ impl Addresses {
         }
     }
 
+    /// These are elsewhere than they were said to be; of others the first word counts.
+    pub fn moved(&mut self, to: &BTreeMap<MemberId, String>) {
+        for (member, entry) in &mut self.entries {
+            if let Some(text) = to.get(member).filter(|text| **text != entry.text) {
+                *entry = Entry::of(text);
+            }
+        }
+    }
+
     /// A socket that reaches all of them: plain IPv4 when every address is a number of that
     /// family, otherwise both families at once, where the host has both.
     pub fn socket(&self) -> io::Result<UdpSocket> {
@@ -147,6 +156,16 @@ mod tests {
         (0..50).for_each(|_| addresses.sent(&member));
         addresses.look_up(at(100), |_, _| panic!("looked up a number"));
         assert!(addresses.socket().unwrap().local_addr().unwrap().is_ipv4());
+    }
+
+    #[test]
+    fn whoever_moved_is_reached_there_and_nobody_comes_in_by_that() {
+        let (member, mut addresses) = book("127.0.0.1:7400");
+        let other: MemberId = "n2".parse().unwrap();
+        let to = [(member.clone(), "127.0.0.9:7400".to_owned()), (other.clone(), "127.0.0.8:1".to_owned())].into();
+        addresses.moved(&to);
+        assert_eq!(addresses.get(&member, false), Some("127.0.0.9:7400".parse().unwrap()));
+        assert_eq!(addresses.get(&other, false), None, "whom to ask is not decided by that");
     }
 
     #[test]

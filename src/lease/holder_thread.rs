@@ -64,6 +64,7 @@ enum Command {
     Sink(Sink),
     Timings(TimingsId, Box<Timings>),
     Members(MemberList),
+    Moved(BTreeMap<MemberId, String>),
     Failsafe(bool),
     Resolved(Book, MemberId, Option<SocketAddr>),
     Stop,
@@ -188,6 +189,11 @@ impl HolderHandle {
         self.send(Command::Members(members));
     }
 
+    /// Managers that were moved by command, and where they are.
+    pub fn set_moved(&self, moved: BTreeMap<MemberId, String>) {
+        self.send(Command::Moved(moved));
+    }
+
     /// Whether the lease may go on without the managers while all other agents agree. Not before this was called.
     pub fn allow_failsafe(&self, allowed: bool) {
         self.send(Command::Failsafe(allowed));
@@ -289,6 +295,7 @@ impl Run {
                 self.agents.follow(&members.agents);
                 self.holder.set_members(members);
             }
+            Command::Moved(moved) => self.addresses.moved(&moved),
             Command::Failsafe(allowed) => self.holder.set_me(self.me.clone(), allowed),
             Command::Resolved(Book::Managers, member, found) => self.addresses.resolved(&member, found),
             Command::Resolved(Book::Agents, member, found) => self.agents.resolved(&member, found),

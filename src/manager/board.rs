@@ -18,8 +18,8 @@ use crate::{
         observation::{AgentView, Notice},
     },
     guard::sys::two_clocks,
-    policy::{Founding, Plan, Seal, Since, Situation},
-    state::{ClusterState, Lock, Member, OperationPhase},
+    policy::{Founding, Plan, Seal, Since, Situation, reader},
+    state::{ClusterState, Lock, Member, OperationPhase, Reader},
 };
 
 /// The board of one manager. Cheap to clone.
@@ -56,6 +56,7 @@ pub struct Facts {
     pub standbys: BTreeMap<MemberId, (bool, u64)>,
     founding: Founding,
     lock_seen: Option<Lock>,
+    reader_seen: Option<Reader>,
     operation_seen: Option<(u64, OperationPhase)>,
     may_found: bool,
 }
@@ -79,6 +80,7 @@ impl Facts {
             standbys: BTreeMap::new(),
             founding,
             lock_seen: None,
+            reader_seen: None,
             operation_seen: None,
             may_found: false,
         }
@@ -132,7 +134,9 @@ impl Facts {
         self.since.lock = now;
         self.since.operation = now;
         self.since.timings = None;
+        (self.since.reader, self.since.reader_unfit) = (now, None);
         self.lock_seen = None;
+        self.reader_seen = None;
         self.operation_seen = None;
         self.seals.clear();
         // What others said in an earlier term of this leader may be long over.
@@ -144,6 +148,10 @@ impl Facts {
         if self.lock_seen.as_ref() != Some(&state.lock) {
             self.lock_seen = Some(state.lock.clone());
             self.since.lock = now;
+        }
+        if self.reader_seen.as_ref() != Some(&state.reader) {
+            self.reader_seen = Some(state.reader.clone());
+            (self.since.reader, self.since.reader_unfit) = (now, None);
         }
         let operation = state.operation.as_ref().map(|o| (o.id, o.phase));
         if self.operation_seen != operation {
@@ -161,6 +169,12 @@ impl Facts {
             self.sealing = state.epoch;
             self.seals.clear();
         }
+    }
+
+    /// Notes since when whoever has the address for standbys does not do well.
+    pub fn mind_reader(&mut self, state: &ClusterState, timings: &Timings, now: Moment) {
+        let unfit = reader::is_unfit(&self.situation(state, timings, now));
+        self.since.reader_unfit = unfit.then(|| self.since.reader_unfit.unwrap_or(now));
     }
 
     /// One voter's answer to the fenced `epoch`, unless the epoch has changed meanwhile.
@@ -307,10 +321,12 @@ impl Board {
         self.update(|f| f.since.lead = now);
     }
 
-    /// See [`Facts::keep_time`]. Only the leader's loop calls it, with states that never go back.
-    pub fn keep_time(&self, state: &ClusterState) {
+    /// See [`Facts::keep_time`] and [`Facts::mind_reader`]. Only the leader's loop calls it, with states that never go back.
+    pub fn keep_time(&self, state: &ClusterState, timings: &Timings) {
         let now = self.now();
-        self.lock().keep_time(state, now);
+        let mut facts = self.lock();
+        facts.keep_time(state, now);
+        facts.mind_reader(state, timings, now);
     }
 
     /// Looks at the whole situation.

@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Manager, peers::timed, rejoin};
 use crate::{
     config::MemberConfig,
-    domain::{ClusterId, Generation, MemberId, NodeId, PostgresState, observation::AgentView},
+    domain::{
+        ClusterId, Generation, MemberId, NodeId, PostgresState, observation::AgentView, postgres_settings::no_name,
+    },
     rpc::{convert, v1},
     state::ClusterState,
 };
@@ -159,6 +161,7 @@ fn verdict(manager: &Manager, replies: &BTreeMap<String, v1::HelloReply>) -> Res
     let config = &manager.inner.config.cluster;
     let names = names(manager);
     let problem = |member: &MemberConfig| match replies.get(member.id.as_str()) {
+        _ if no_name(member.id.as_str()).is_some() => no_name(member.id.as_str()),
         Some(reply) => check(member.id.as_str(), reply, &config.name, &names).err(),
         None => Some(format!("{} ({}) does not answer", member.id, member.manager())),
     };

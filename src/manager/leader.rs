@@ -45,7 +45,7 @@ pub(super) async fn run(manager: Manager) {
         changes.borrow_and_update();
         let mut plan = Plan::default();
         if leads {
-            board.keep_time(&state);
+            board.keep_time(&state, &manager.timings());
             walked.follow(&state, board.now());
             manager.inner.stonith.consider(&manager, &state);
             board.keep_group(node.group_view());
@@ -244,7 +244,9 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } => events::OPERATION_FINISHED,
         Kind::RecordStonith { .. } => events::STONITH,
-        Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::RemoveMember { .. } => events::MEMBERS_CHANGED,
+        Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::MoveMember { .. } | Kind::RemoveMember { .. } => {
+            events::MEMBERS_CHANGED
+        }
         Kind::SetTimings { .. } => events::TIMINGS_CHANGED,
         Kind::SetSettings { .. } => events::SETTINGS_CHANGED,
         Kind::Pause { .. } | Kind::Resume { .. } => events::PAUSED,
@@ -253,6 +255,7 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::SetSync { .. } => events::SYNC_CHANGED,
         Kind::KeepOut { .. } => events::KEPT_OUT,
         Kind::Cascade { .. } => events::CASCADE,
+        Kind::Lend { .. } | Kind::EndLend { .. } => events::READER,
         Kind::RecordSystem { .. }
         | Kind::PromotionComplete { .. }
         | Kind::AdoptTimeline { .. }
@@ -275,7 +278,9 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::RecordStonith { member, .. }
         | Kind::ReplaceNode { member, .. }
         | Kind::AddMember { member, .. }
+        | Kind::MoveMember { member, .. }
         | Kind::Maintenance { member, .. }
+        | Kind::Lend { member, .. }
         | Kind::Cascade { member, .. }
         | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
@@ -289,6 +294,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::SetSync { .. }
         | Kind::SettleSync { .. }
         | Kind::KeepOut { .. }
+        | Kind::EndLend { .. }
         | Kind::SetSettings { .. }
         | Kind::Pause { .. }
         | Kind::Resume { .. }

@@ -74,6 +74,23 @@ impl Link {
         self.client().brief(timed(request, Duration::from_secs(1))).await.map(drop)
     }
 
+    /// Tells the agent until when it may have the address for standbys.
+    pub(super) async fn lend_reader(&self, request: v1::LendReaderRequest) -> Result<(), tonic::Status> {
+        self.client().lend_reader(timed(request, Duration::from_secs(1))).await.map(drop)
+    }
+
+    /// What PostgreSQL says of settings.
+    pub(super) async fn parameters(
+        &self,
+        request: v1::ParametersRequest,
+        limit: Duration,
+    ) -> Result<v1::ParametersReply, tonic::Status> {
+        let mut client = self.client();
+        let asked = client.parameters(timed(request, limit));
+        let late = |_| tonic::Status::deadline_exceeded("its agent did not answer in time");
+        Ok(tokio::time::timeout(limit, asked).await.map_err(late)??.into_inner())
+    }
+
     /// WAL that a crashed primary has left on this host.
     pub(super) async fn read_wal(
         &self,

@@ -23,8 +23,11 @@ pub mod host;
 mod identity;
 mod leader;
 mod link;
+mod parameters;
 mod peers;
+pub mod raft_view;
 pub mod reach;
+mod reader;
 pub mod recover;
 mod rejoin;
 mod report;
@@ -132,7 +135,7 @@ pub async fn run<A: Admin>(
         inner: Arc::new(Inner {
             me: local.id.clone(),
             board: Board::new(&config),
-            peers: peers::Peers::new(&config),
+            peers: peers::Peers::new(&config, node.state()),
             link: link::Link::new(&local.agent.listen, &local.id),
             stonith: stonith::Stonith::default(),
             gate: entry::Gate::default(),
@@ -190,6 +193,7 @@ impl Manager {
         tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
         tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { brief::run(m).await }));
+        tasks.spawn(forever(self.clone(), |m| async move { reader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { leader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { seal::run(m).await }));

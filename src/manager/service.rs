@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, copies, founding, rejoin, seal, view};
+use super::{Manager, copies, founding, reader, rejoin, seal, view};
 use crate::{
     domain::{Epoch, Format, Generation, MemberId},
     policy::Situation,
@@ -124,6 +124,18 @@ impl v1::peer_server::Peer for PeerService {
         Ok(Response::new(v1::ReportReply { primary_ready, standbys, epoch, floors, forgot, may_copy, copy_from }))
     }
 
+    async fn confirm_reader(
+        &self,
+        request: Request<v1::ConfirmReaderRequest>,
+    ) -> Result<Response<v1::ConfirmReaderReply>, Status> {
+        let request = request.into_inner();
+        let to = check(&self.manager, request.to.as_ref())?;
+        let sender: MemberId = to.sender.parse().map_err(|_| Status::invalid_argument("the sender is no member id"))?;
+        let life = reader::life(&self.manager, &sender, request.id).await;
+        let life_ms = life.map_or(0, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
+        Ok(Response::new(v1::ConfirmReaderReply { confirmed: life.is_some(), life_ms }))
+    }
+
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {
         let request = request.into_inner();
         let to = request.to.clone().unwrap_or_default();
@@ -232,5 +244,6 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         stale_ms: committed.map_or(0, |t| ms(t.router_stale)),
         hold_ms: committed.map_or(0, |t| ms(t.router_hold)),
         draining: state.holds_writes(),
+        moved: state.moved.iter().map(|(m, at)| (m.to_string(), at.clone())).collect(),
     }
 }

@@ -4,9 +4,16 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{Manager, leader, recover};
 use crate::{
-    domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
+    config::check_address,
+    domain::{Epoch, Format, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
-    policy::{self, Plan, Situation, loss::Loss, settings::Refused, switchover},
+    policy::{
+        self, Plan, Situation,
+        departure::{self, Obstacle},
+        loss::Loss,
+        settings::Refused,
+        switchover,
+    },
     raft::{Leadership, ProposeError},
     rpc::v1,
     state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
@@ -68,6 +75,17 @@ pub enum MemberChange {
         /// Which.
         member: MemberId,
     },
+    /// It is reached elsewhere.
+    Move {
+        /// Which.
+        member: MemberId,
+        /// `host:port` of its manager; empty: as it is.
+        manager: String,
+        /// `host:port` of its PostgreSQL; empty: as it is.
+        postgres: String,
+        /// `host:port` of its agent's datagrams; empty: as it is.
+        agent: String,
+    },
     /// It gets a new Raft node, and the present one never votes again.
     Replace {
         /// Which.
@@ -86,10 +104,31 @@ pub enum NotBegun {
     Undecided(String),
 }
 
+/// Why the list of members is as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotChanged {
+    /// In words for the operator.
+    pub reason: String,
+    /// What to do instead; empty when nothing is known.
+    pub advice: String,
+}
+
+impl From<String> for NotChanged {
+    fn from(reason: String) -> Self {
+        Self { reason, advice: String::new() }
+    }
+}
+
+impl From<&Obstacle> for NotChanged {
+    fn from(of: &Obstacle) -> Self {
+        Self { reason: of.to_string(), advice: of.advice() }
+    }
+}
+
 /// What the admin faces may do with a manager. Cheap to clone.
 #[derive(Clone)]
 pub struct ManagerHandle {
-    manager: Manager,
+    pub(super) manager: Manager,
 }
 
 /// One host as the answering manager knows it.
@@ -405,14 +444,55 @@ impl ManagerHandle {
         Ok((proposal.says, true))
     }
 
-    /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can.
+    /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can. With `dry_run` it is only
+    /// looked at whether that would be refused.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
-    pub async fn change_members(&self, change: MemberChange) -> Result<(), String> {
+    pub async fn change_members(&self, change: MemberChange, dry_run: bool) -> Result<(), NotChanged> {
         let state = self.state();
-        let group = self.group();
-        let kind = match change {
+        if !self.leadership().am_leader {
+            // Only a leader hears of all hosts.
+            return Err("no Raft leader answers: bring a majority of managers up".to_owned().into());
+        }
+        let obstacles = self.look(|s| match &change {
+            MemberChange::Add { .. } => Vec::new(),
+            MemberChange::Remove { member } => departure::of_removal(s, member),
+            MemberChange::Replace { member } => departure::of_node(s, member),
+            // Until it is there it is nowhere.
+            MemberChange::Move { member, .. } => departure::of_host(s, member),
+        });
+        if let MemberChange::Move { .. } = change {
+            self.look(|s| policy::format::gate(s, Format::OPERATE)).map_err(|old| old.to_string())?;
+        }
+        let command = Command {
+            request_id: uuid::Uuid::now_v7().to_string(),
+            expected: state.epoch,
+            because: RuleId(1),
+            kind: self.kind_of(change)?,
+            evidence: leader::evidence(&self.manager, &state, &[]),
+        };
+        // What the log would refuse needs no advice: its words say what to do.
+        if let Applied::Stale { why, .. } = ClusterState::clone(&state).apply(&command) {
+            return Err(why.into());
+        }
+        if let Some(first) = obstacles.first() {
+            return Err(first.into());
+        }
+        if dry_run {
+            return Ok(());
+        }
+        match self.manager.inner.node.propose(command).await {
+            Ok(Applied::Changed) => Ok(()),
+            Ok(Applied::Stale { why, .. }) => Err(why.into()),
+            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned().into()),
+            Err(error) => Err(error.to_string().into()),
+        }
+    }
+
+    fn kind_of(&self, change: MemberChange) -> Result<Kind, String> {
+        let (state, group) = (self.state(), self.group());
+        Ok(match change {
             MemberChange::Add { member, manager, postgres } => {
                 if state.members.len() >= MEMBERS_MAX {
                     return Err(format!("the cluster has {MEMBERS_MAX} members, the most that can vote"));
@@ -429,26 +509,25 @@ impl ManagerHandle {
                 }
                 Kind::RemoveMember { member }
             }
+            MemberChange::Move { member, manager, postgres, agent } => {
+                let at = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?;
+                for address in [&manager, &postgres, &agent].into_iter().filter(|address| !address.is_empty()) {
+                    check_address(address).map_err(|why| format!("{address}: {why}"))?;
+                }
+                let or = |asked: String, present: &String| if asked.is_empty() { present.clone() } else { asked };
+                Kind::MoveMember {
+                    manager: or(manager, &at.manager),
+                    postgres: or(postgres, &at.postgres),
+                    agent: or(agent, &at.agent),
+                    member,
+                }
+            }
             MemberChange::Replace { member } => {
                 let old = state.members.get(&member).ok_or_else(|| format!("{member} is no member"))?.node;
                 let reason = "by command".to_owned();
                 Kind::ReplaceNode { member, old, node: state.next_node(), reason }
             }
-        };
-        let request_id = uuid::Uuid::now_v7().to_string();
-        let command = Command {
-            request_id,
-            expected: state.epoch,
-            because: RuleId(1),
-            kind,
-            evidence: leader::evidence(&self.manager, &state, &[]),
-        };
-        match self.manager.inner.node.propose(command).await {
-            Ok(Applied::Changed) => Ok(()),
-            Ok(Applied::Stale { why, .. }) => Err(why),
-            Ok(Applied::Nothing) => Err("nothing was proposed".to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
+        })
     }
 
     /// Whom this manager reaches now, each within `limit`, and of whom it heard when.

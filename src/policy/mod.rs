@@ -12,6 +12,7 @@ pub mod by_hand;
 pub mod candidates;
 pub mod cascade;
 pub mod copies;
+pub mod departure;
 pub mod evidence;
 mod failover;
 pub mod flaps;
@@ -22,8 +23,10 @@ pub mod loss;
 pub mod membership;
 mod outvoted;
 pub mod pause;
+pub mod postgres_settings;
 pub mod promotion;
 pub mod proposals;
+pub mod reader;
 pub mod report;
 mod restart;
 pub mod room;
@@ -87,6 +90,10 @@ pub struct Since {
     pub operation: Moment,
     /// The holder counts by these timings, the newest, and since when.
     pub timings: Option<(TimingsId, Moment)>,
+    /// The address for standbys came to whoever has it now, or to nobody.
+    pub reader: Moment,
+    /// Whoever has it does not do well.
+    pub reader_unfit: Option<Moment>,
 }
 
 /// A voter's durable promise not to help an epoch below `promise.sealed`.

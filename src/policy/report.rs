@@ -171,6 +171,13 @@ pub enum Hold {
     },
     /// A host might end when it reads what would be proposed.
     TooOld(TooOld),
+    /// The address for standbys stays where it is, or with nobody, for now.
+    Reader {
+        /// What is so.
+        what: String,
+        /// Until that changes; zero: nobody knows.
+        remaining: Duration,
+    },
     /// Too many failovers followed crashes: a crashed primary is restarted in place.
     StaysPut {
         /// The primary.
@@ -597,6 +604,8 @@ impl fmt::Display for Hold {
             Self::NotOpen { member } => write!(f, "{member} is promoted and does not report that it accepts writes"),
             Self::GroupUnsettled { step, unsettled } => write!(f, "before {step}: {unsettled}"),
             Self::TooOld(old) => old.fmt(f),
+            Self::Reader { what, remaining } if remaining.is_zero() => f.write_str(what),
+            Self::Reader { what, remaining } => write!(f, "{what} ({} left)", seconds(remaining)),
             Self::StaysPut { member, failovers, remaining } => {
                 write!(
                     f,

@@ -3,7 +3,7 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, restart, room, stonith, switchover, sync, timings,
+    membership, outvoted, promotion, reader, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -109,6 +109,12 @@ pub const RULES: &[Rule] = &[
         id: 444,
         name: "a standby has followed its source for long: how often it left it counts no more",
         decide: cascade::calm,
+    },
+    Rule { id: 446, name: "who has the address for standbys is not fit for it: it ends", decide: reader::end },
+    Rule {
+        id: 448,
+        name: "nobody has the address for standbys, or could keep it: the best of them gets it",
+        decide: reader::lend,
     },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {

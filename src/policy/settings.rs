@@ -1,9 +1,10 @@
 //! What an operator's request for other settings becomes.
 
-use super::{Situation, format};
+use super::{Situation, format, postgres_settings};
 use crate::{
     domain::{
-        Format, MemberId, MemberSettings, SettingChanges, Settings, SettingsDocument, SyncMode,
+        Format, MemberId, MemberSettings, PostgresKey, SettingChanges, Settings, SettingsDocument, SyncMode,
+        parameters::nearest,
         settings_document::{member_key, member_of},
         version::PostgresVersion,
     },
@@ -71,7 +72,9 @@ pub fn admit(s: &Situation<'_>, version: u64, asked: &SettingChanges, by: &str) 
         let now = known.version;
         return Err(Refused::Stale(format!("the settings are of version {now} now, not of {version}")));
     }
-    format::gate(s, Format::SETTINGS).map_err(|old| Refused::NotNow(old.to_string()))?;
+    let postgres = changes.keys().any(|key| PostgresKey::of(key).is_some());
+    let needed = if postgres { Format::OPERATE } else { Format::SETTINGS };
+    format::gate(s, needed).map_err(|old| Refused::NotNow(old.to_string()))?;
     // A host that doesn't know this would change what others leave alone.
     let beside = format::gate(s, Format::BESIDE).is_ok().then(|| s.state.timings.newest());
     Ok(Some(Kind::SetSettings { version, changes, by: name(by), beside }))
@@ -104,9 +107,12 @@ fn checked(s: &Situation<'_>, asked: &SettingChanges) -> Result<SettingChanges, 
         _ => vec![Ok((key.clone(), value.clone()))],
     });
     for one in asked {
-        let one = one.and_then(|(key, value)| match member_of(&key) {
-            Some((member, key)) => of_member(s, member, key, value.as_deref()),
-            None => of_cluster(s, &key, value.as_deref()),
+        let one = one.and_then(|(key, value)| match postgres_settings::checked(s, &key, value.as_deref()) {
+            Some(done) => done,
+            None => match member_of(&key) {
+                Some((member, key)) => of_member(s, member, key, value.as_deref()),
+                None => of_cluster(s, &key, value.as_deref()),
+            },
         });
         match one {
             Err(problem) => wrong.push(problem),
@@ -203,6 +209,9 @@ fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Chang
         let known = is_key || s.state.settings.values.contains_key(key);
         return known.then(|| (key.to_owned(), None)).ok_or_else(|| format!("`{key}` is no setting"));
     };
+    if let Some(meant) = nearest(key, Settings::KEYS.iter().map(|(known, _)| *known)).filter(|_| !is_key) {
+        return Err(format!("`{key}` is no setting, did you mean `{meant}`?"));
+    }
     if MemberSettings::KEYS.iter().any(|(known, _)| *known == key) || ["nofailover", "nosync"].contains(&key) {
         return Err(format!("`{key}` is a setting of one member: say whose (--member)"));
     }
@@ -232,6 +241,11 @@ fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) ->
         return known.then_some((whole, None)).ok_or_else(|| format!("`{key}` is no setting of a member"));
     };
     let mut settings = MemberSettings::default();
+    let meant = || nearest(key, MemberSettings::KEYS.iter().map(|(known, _)| *known));
+    let alias = ["nofailover", "nosync"].contains(&key);
+    if let Some(meant) = Some(is_key || alias).filter(|known| !known).and_then(|_| meant()) {
+        return Err(format!("`{key}` is no setting of a member, did you mean `{meant}`?"));
+    }
     settings.set(key, value).map_err(|bad| match is_key {
         true => format!("{member}: {bad}"),
         false => there_are(&format!("{bad} of a member"), MemberSettings::KEYS),

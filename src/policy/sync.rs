@@ -216,6 +216,36 @@ pub fn absent_substitutes(s: &Situation<'_>, member: &MemberId) -> Option<Vec<Me
     (needs && !gone && !absent.is_empty()).then(|| absent.into_iter().cloned().collect())
 }
 
+/// Who confirms commits when one member does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Without {
+    /// Others that can confirm now.
+    pub left: usize,
+    /// So many have to.
+    pub needed: usize,
+    /// Commits wait for them; otherwise fewer do.
+    pub strict: bool,
+}
+
+/// What is left when this member goes. `None`: it confirms nothing, or nothing any more.
+pub fn without(s: &Situation<'_>, member: &MemberId) -> Option<Without> {
+    let (primary, settings) = (primary(s)?, s.state.settings.settings());
+    let present = s.state.sync.in_force(primary.epoch).filter(|rule| rule.names.contains(member))?;
+    if mode(s, &settings) == SyncMode::Async || is_lost(s, &primary, member) {
+        return None;
+    }
+    let others = s.state.members.keys().filter(|m| *m != member && *m != primary.member && s.state.may_confirm(m));
+    let can = |m: &&MemberId| match present.names.contains(m) {
+        true => !is_lost(s, &primary, m),
+        false => joins(s, &primary, &settings, m),
+    };
+    Some(Without {
+        left: others.filter(can).count(),
+        needed: settings.sync_count as usize,
+        strict: settings.sync_strict,
+    })
+}
+
 /// It streams from this primary under its name of this epoch, and is close enough.
 fn joins(s: &Situation<'_>, primary: &Primary<'_>, settings: &Settings, member: &MemberId) -> bool {
     let Some(agent) = s.agent(member) else { return false };

@@ -12,8 +12,9 @@ use crate::{
         ArchiveView, ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy,
         NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
         WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
-        observation::HeardOfPrimary, observation::LeaseReach, observation::LeaseView, observation::OrderResult,
-        observation::StandbyProgress, observation::SyncView, observation::Work,
+        observation::HeardOfPrimary, observation::LayerView, observation::LeaseReach, observation::LeaseView,
+        observation::OrderResult, observation::READER_LAYER, observation::StandbyProgress, observation::SyncView,
+        observation::Work,
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,
@@ -222,6 +223,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         kept_wal: KeptWal::default(),
         redo: None,
         server: Default::default(),
+        configuration: Default::default(),
         sync: SyncView::default(),
         severed: false,
         follows_epoch: Epoch(0),
@@ -281,6 +283,12 @@ fn apply_word(view: &mut AgentView, word: &str) {
             let lag = bytes.parse().expect("bytes");
             view.standbys.iter_mut().filter(|p| p.member == id(member)).for_each(|p| p.lag_bytes = lag);
         }
+        "replayed" => view.replay_lsn = Lsn(number()),
+        // The layer of the address for standbys, and what it says.
+        "reader" => view.layers.push(LayerView {
+            name: READER_LAYER.to_owned(),
+            state: if value.is_empty() { "ready" } else { value }.to_owned(),
+        }),
         "storage" => view.storage = Some("its disk stands still".to_owned()),
         "counted" => view.reach.counted = number(),
         "answering" => view.reach.answering = value.split(',').map(id).collect(),

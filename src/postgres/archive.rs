@@ -242,7 +242,7 @@ impl Instance {
     /// That of all hosts, or pgBackRest's, or that of the host's file.
     fn command_of(&self, set: &str, pgbackrest: impl FnOnce() -> Option<String>, key: &str) -> Option<String> {
         let set = Some(set.to_owned()).filter(|command| !command.is_empty());
-        let own = || self.parameter(key).map(str::to_owned).filter(|command| !command.is_empty());
+        let own = || self.parameter(key).filter(|command| !command.is_empty());
         set.or_else(pgbackrest).or_else(own)
     }
 
@@ -419,10 +419,9 @@ impl Instance {
         (read(PUT_NOTE), read(GET_NOTE))
     }
 
-    /// What the host's file says of a setting of PostgreSQL.
-    fn parameter(&self, key: &str) -> Option<&str> {
-        let mut given = self.config().parameters.iter();
-        given.find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value.as_str())
+    /// What the host's file, or the settings, say of a setting of PostgreSQL.
+    fn parameter(&self, key: &str) -> Option<String> {
+        self.parameters(self.side()).remove(key)
     }
 }
 

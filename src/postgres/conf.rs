@@ -89,7 +89,7 @@ impl Archive {
         all.into_iter().filter(|(key, _)| self.owns(key)).collect()
     }
 
-    fn owns(&self, key: &str) -> bool {
+    pub(super) fn owns(&self, key: &str) -> bool {
         let [_, _, get_key] = ARCHIVE;
         if self.library {
             key.eq_ignore_ascii_case(get_key)

@@ -19,11 +19,12 @@ use super::{
     controldata::ControlData,
     error::PostgresError,
     files,
+    parameters::{Standing, Texts},
 };
 use crate::{
     config::{AgentConfig, CgroupUse, ContentSource, MemberConfig, PostgresqlConfig},
     domain::{
-        Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, SlotBudget, Timings,
+        Least, MemberId, MemberSettings, Settings as ClusterSettings, SettingsDocument, Side, SlotBudget, Timings,
         version::{self, PostgresVersion, Support},
     },
 };
@@ -69,6 +70,8 @@ struct Inner {
     cfg: PostgresqlConfig,
     me: MemberId,
     members: Vec<MemberConfig>,
+    /// Whom it was told to follow last, and where: a member may have moved since the file was written.
+    followed: Mutex<Option<Upstream>>,
     runtime_dir: PathBuf,
     passfile: PathBuf,
     log_file: PathBuf,
@@ -80,6 +83,8 @@ struct Inner {
     silence: Mutex<Silence>,
     /// What operators have set.
     settings: Mutex<SettingsDocument>,
+    /// What of that PostgreSQL can't take here.
+    standing: Mutex<Standing>,
     /// How much WAL slots may hold back, as it was set.
     slot_wal: Mutex<Least>,
     /// What slots that are synced to standbys need; `None`: there are none.
@@ -107,6 +112,7 @@ impl Instance {
             cfg: cfg.clone(),
             me: me.clone(),
             members: members.to_vec(),
+            followed: Mutex::default(),
             runtime_dir: agent.runtime_dir.clone(),
             passfile: agent.state_dir.join("pgpass"),
             // Not in the runtime directory: that is memory, and gone after a reboot.
@@ -116,6 +122,7 @@ impl Instance {
             needs_cgroup: agent.cgroup == CgroupUse::Required,
             silence: Mutex::new(Silence::from(timings)),
             settings: Mutex::default(),
+            standing: Mutex::default(),
             slot_wal: Mutex::new(ClusterSettings::default().slot_wal_max),
             synced_slots: Mutex::new(None),
             writing: Mutex::new(()),
@@ -132,7 +139,20 @@ impl Instance {
 
     /// From the next writing of a configuration on, and the next look at slots, it goes by these.
     pub fn set_settings(&self, settings: SettingsDocument) {
-        *self.0.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        let mut known = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.of_postgres() != settings.of_postgres() {
+            self.forget_rejections();
+        }
+        *known = settings;
+    }
+
+    /// What operators have set.
+    pub fn document(&self) -> SettingsDocument {
+        self.0.settings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn standing_lock(&self) -> &Mutex<Standing> {
+        &self.0.standing
     }
 
     /// Whether `agent.cgroup = "required"`.
@@ -226,7 +246,7 @@ impl Instance {
         self.refresh_runtime_conf()
     }
 
-    fn refresh_runtime_conf(&self) -> Result<bool, PostgresError> {
+    pub(super) fn refresh_runtime_conf(&self) -> Result<bool, PostgresError> {
         let runtime = self.runtime_conf_path();
         // Without it nothing was started since the host was; the next start writes it.
         let Ok(was) = fs::read_to_string(&runtime) else { return Ok(false) };
@@ -267,6 +287,26 @@ impl Instance {
     /// What the configuration file says of PostgreSQL.
     pub fn config(&self) -> &PostgresqlConfig {
         &self.0.cfg
+    }
+
+    fn followed(&self) -> MutexGuard<'_, Option<Upstream>> {
+        self.0.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where PostgreSQL of another member is: where this one was last told to follow it, or as the configuration says.
+    pub fn place_of(&self, member: &MemberId) -> Option<Upstream> {
+        let told = self.followed().clone().filter(|of| of.member == *member);
+        told.or_else(|| {
+            let of = self.0.members.iter().find(|of| of.id == *member)?;
+            Some(Upstream { member: of.id.clone(), host: of.host.clone(), port: of.postgres_port })
+        })
+    }
+
+    /// Whose PostgreSQL is at this address.
+    pub(super) fn member_at(&self, host: &str, port: u16) -> Option<MemberId> {
+        let told = self.followed().clone().filter(|of| of.host == host && of.port == port);
+        told.map(|of| of.member)
+            .or_else(|| self.0.members.iter().find(|m| m.host == host && m.postgres_port == port).map(|m| m.id.clone()))
     }
 
     /// The members the configuration names.
@@ -386,6 +426,9 @@ impl Instance {
     }
 
     pub(super) fn write_config_to(&self, dir: &Path, role: &ConfigRole) -> Result<(), PostgresError> {
+        if let ConfigRole::Standby { upstream: Some(upstream), .. } = role {
+            *self.followed() = Some(upstream.clone());
+        }
         let upstream = match role {
             ConfigRole::Standby { upstream, .. } => upstream.as_ref(),
             ConfigRole::DormantPrimary => None,
@@ -402,13 +445,21 @@ impl Instance {
             }
             self.write_put_permit()?;
         }
-        let paths = self.paths();
-        let settings = self.settings(&paths);
+        let side = match role {
+            ConfigRole::Standby { .. } => Side::Standby,
+            ConfigRole::DormantPrimary => Side::Primary,
+        };
+        let texts = self.texts(side);
+        let settings = self.settings(&texts);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
         if dir == self.data_dir() && self.config().bootstrap.source == ContentSource::Adopt {
             files::ensure(self.adopted_mark(), "")?;
         }
         files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings, false))?;
+        let ident = dir.join("pg_ident.conf");
+        if let Some(text) = self.ident(&fs::read_to_string(&ident).unwrap_or_default()) {
+            files::replace(&ident, &text)?;
+        }
         let auto_conf = dir.join("postgresql.auto.conf");
         match fs::read_to_string(&auto_conf).ok().and_then(|text| conf::without_owned(&text)) {
             Some(kept) => files::replace(&auto_conf, &kept),
@@ -418,8 +469,8 @@ impl Instance {
 
     /// `primary_conninfo` in this role; empty: it follows nobody.
     pub fn conninfo(&self, role: &ConfigRole) -> String {
-        let paths = self.paths();
-        conf::primary_conninfo(&self.settings(&paths), role)
+        let texts = self.texts(Side::Standby);
+        conf::primary_conninfo(&self.settings(&texts), role)
     }
 
     /// `pg_hba.conf` of the data directory.
@@ -435,8 +486,8 @@ impl Instance {
     /// Writes it anew; `closed`: for nobody but us.
     pub(super) fn write_hba(&self, closed: bool) -> Result<(), PostgresError> {
         let _alone = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let paths = self.paths();
-        files::replace(&self.hba_path(), &conf::pg_hba(&self.settings(&paths), closed))
+        let texts = self.texts(Side::Standby);
+        files::replace(&self.hba_path(), &conf::pg_hba(&self.settings(&texts), closed))
     }
 
     /// Whether we configured the data directory at any time. One that we didn't is
@@ -484,8 +535,8 @@ impl Instance {
             args.extend(["-c".into(), setting]);
         }
         if self.has_standby_signal() {
-            let paths = self.paths();
-            for (name, floor) in conf::raised_to(&self.settings(&paths), &self.control_data()?.floors) {
+            let texts = self.texts(Side::Standby);
+            for (name, floor) in conf::raised_to(&self.settings(&texts), &self.control_data()?.floors) {
                 args.extend(["-c".into(), format!("{name}={floor}").into()]);
             }
         }
@@ -503,9 +554,10 @@ impl Instance {
 
     fn runtime_conf(&self) -> String {
         let main = self.data_dir().join("postgresql.conf");
-        let mut budget = conf::budget_lines(&self.0.cfg.parameters, self.slot_budget());
+        let parameters = self.parameters(self.side());
+        let mut budget = conf::budget_lines(&parameters, self.slot_budget());
         let synced = self.0.synced_slots.lock().unwrap_or_else(PoisonError::into_inner);
-        budget.push_str(&conf::synced_lines(&self.0.cfg.parameters, synced.as_ref()));
+        budget.push_str(&conf::synced_lines(&parameters, synced.as_ref()));
         conf::runtime_conf(self.silence(), &budget, &main.to_string_lossy(), &self.live_path().to_string_lossy())
     }
 
@@ -595,8 +647,8 @@ impl Instance {
 
     /// The connection string of a helper to `source`.
     pub(super) fn source_conninfo(&self, source: &Upstream, dbname: Option<&str>) -> String {
-        let paths = self.paths();
-        conf::replication_conninfo(&self.settings(&paths), source, self.0.me.as_str(), dbname)
+        let texts = self.texts(Side::Standby);
+        conf::replication_conninfo(&self.settings(&texts), source, self.0.me.as_str(), dbname)
     }
 
     /// `<data_dir><suffix>`.
@@ -617,8 +669,8 @@ impl Instance {
     /// The text of the configuration with which that server recovers or completes `dir`: that of a standby which follows
     /// nobody, and what `more` adds.
     pub(super) fn private_conf(&self, dir: &Path, more: &[(&str, String)]) -> Result<String, PostgresError> {
-        let paths = self.paths();
-        let settings = self.settings(&paths);
+        let texts = self.texts(Side::Standby);
+        let settings = self.settings(&texts);
         let raised = conf::raised_to(&settings, &self.control_data_of(dir)?.floors);
         let raised = raised.into_iter().map(|(name, floor)| (name, floor.to_string()));
         let more = more.iter().map(|(name, value)| (*name, value.clone()));
@@ -629,11 +681,8 @@ impl Instance {
         Helper::new(&self.0.cfg.bin_dir, name, deadline)
     }
 
-    fn paths(&self) -> [String; 2] {
-        [self.0.cfg.socket_dir.to_string_lossy().into_owned(), self.0.passfile.to_string_lossy().into_owned()]
-    }
-
-    fn settings<'a>(&'a self, [socket_dir, passfile]: &'a [String; 2]) -> Settings<'a> {
+    pub(super) fn settings<'a>(&'a self, texts: &'a Texts) -> Settings<'a> {
+        let Texts { socket_dir, passfile, parameters, hba } = texts;
         let Inner { cfg, me, members, .. } = &*self.0;
         Settings {
             listen_addresses: &cfg.listen_addresses,
@@ -644,8 +693,8 @@ impl Instance {
             passfile,
             member: me,
             member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
-            hba: &cfg.hba,
-            parameters: &cfg.parameters,
+            hba,
+            parameters,
             silence: self.silence(),
             archive_alone: self.settings_of(me).nostream,
             delay: self.settings_of(me).recovery_min_apply_delay,

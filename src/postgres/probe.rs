@@ -211,7 +211,9 @@ impl Instance {
                 let end = WalPosition { timeline: timeline("received_tli")?, lsn };
                 Some((end, Duration::from_millis(age)))
             }),
-            upstream: self.member_at(text("sender_host"), text("sender_port")),
+            upstream: text("sender_host")
+                .zip(text("sender_port").and_then(|port| port.parse().ok()))
+                .and_then(|(host, port)| self.member_at(host, port)),
             standbys: text("standbys").map(|t| standbys(t, wal_end.lsn)).unwrap_or_default(),
             checkpoint_timeline,
             replay_waits: text("startup_wait").unwrap_or_default().to_owned(),
@@ -247,11 +249,6 @@ impl Instance {
             .filter(|n| n.len() == 24 && n.ends_with(&suffix))
             .filter_map(|n| walfile_timeline(&n))
             .max()
-    }
-
-    fn member_at(&self, host: Option<&str>, port: Option<&str>) -> Option<MemberId> {
-        let (host, port) = (host?, port?.parse::<u16>().ok()?);
-        self.members().iter().find(|m| m.host == host && m.postgres_port == port).map(|m| m.id.clone())
     }
 }
 

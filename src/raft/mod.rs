@@ -33,6 +33,7 @@ mod mark;
 mod memory;
 mod network;
 mod node;
+mod overview;
 mod record;
 mod service;
 mod state_machine;
@@ -48,6 +49,7 @@ pub use leadership::Leadership;
 pub use log_store::{LogStore, SyncGauge};
 pub use network::{Dialer, TcpDialer};
 pub use node::{COMMAND_MAX, Ground, Node, NodeOptions, ProposeError, RaftError};
+pub use overview::Overview;
 pub use service::{Clock, RaftService};
 pub use state_machine::{SnapshotStore, StateMachine};
 #[doc(hidden)]

@@ -20,6 +20,7 @@ use openraft::{
         VoteRequest, VoteResponse,
     },
 };
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
@@ -32,6 +33,7 @@ use super::{
 use crate::{
     domain::Timings,
     rpc::v1::{self, raft_client::RaftClient},
+    state::ClusterState,
 };
 
 /// The largest message either side takes.
@@ -64,30 +66,45 @@ impl Dialer for TcpDialer {
 
 /// The shared connection to one address.
 struct Line {
+    member: String,
+    /// As the group has it.
     address: String,
+    state: watch::Receiver<Arc<ClusterState>>,
     dialer: Arc<dyn Dialer>,
     connect_timeout: Duration,
-    state: Mutex<LineState>,
+    line: Mutex<LineState>,
 }
 
 #[derive(Default)]
 struct LineState {
-    channel: Option<Channel>,
+    /// And where to.
+    channel: Option<(String, Channel)>,
     missed: u32,
 }
 
 impl Line {
-    fn dial(&self) -> Result<Channel, String> {
-        self.dialer.dial(&self.address, self.connect_timeout).map_err(|e| chain(&e))
+    /// A member that was moved by command is reached where the log says. The entries that make it a voter keep the address
+    /// it came with: nothing but the way to it has changed, and who answers there has to be that node.
+    fn address(&self) -> String {
+        let state = self.state.borrow();
+        let moved = state.moved.iter().find(|(member, _)| member.as_str() == self.member);
+        moved.map_or_else(|| self.address.clone(), |(_, at)| at.clone())
+    }
+
+    fn dial(&self, address: &str) -> Result<Channel, String> {
+        self.dialer.dial(address, self.connect_timeout).map_err(|e| chain(&e))
     }
 
     fn channel(&self) -> Result<Channel, String> {
-        let mut state = self.lock();
-        if let Some(channel) = &state.channel {
+        let wanted = self.address();
+        let mut line = self.lock();
+        if let Some((at, channel)) = &line.channel
+            && *at == wanted
+        {
             return Ok(channel.clone());
         }
-        let channel = self.dial()?;
-        state.channel = Some(channel.clone());
+        let channel = self.dial(&wanted)?;
+        line.channel = Some((wanted, channel.clone()));
         Ok(channel)
     }
 
@@ -96,15 +113,15 @@ impl Line {
     }
 
     fn missed(&self) {
-        let mut state = self.lock();
-        state.missed += 1;
-        if state.missed >= MISSED_MAX {
-            *state = LineState::default();
+        let mut line = self.lock();
+        line.missed += 1;
+        if line.missed >= MISSED_MAX {
+            *line = LineState::default();
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, LineState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -115,7 +132,8 @@ pub(super) struct Network {
     memory: Memory,
     dialer: Arc<dyn Dialer>,
     timings: Timings,
-    lines: HashMap<String, Arc<Line>>,
+    state: watch::Receiver<Arc<ClusterState>>,
+    lines: HashMap<(String, String), Arc<Line>>,
 }
 
 impl Network {
@@ -123,19 +141,21 @@ impl Network {
         identity: Identity,
         dialer: Arc<dyn Dialer>,
         timings: Timings,
-        silence: Silence,
-        memory: Memory,
+        (silence, memory): (Silence, Memory),
+        state: watch::Receiver<Arc<ClusterState>>,
     ) -> Self {
-        Self { identity, silence, memory, dialer, timings, lines: HashMap::new() }
+        Self { identity, silence, memory, dialer, timings, state, lines: HashMap::new() }
     }
 
     fn peer(&mut self, target: u64, node: &PeerNode, heartbeats: bool) -> Peer {
-        let line = self.lines.entry(node.address.clone()).or_insert_with(|| {
+        let line = self.lines.entry((node.member.clone(), node.address.clone())).or_insert_with(|| {
             Arc::new(Line {
+                member: node.member.clone(),
                 address: node.address.clone(),
+                state: self.state.clone(),
                 dialer: Arc::clone(&self.dialer),
                 connect_timeout: self.timings.heartbeat,
-                state: Mutex::default(),
+                line: Mutex::default(),
             })
         });
         Peer {
@@ -322,7 +342,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let failed = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
         let stream = tokio_stream::iter(chunks(self.target(), self.node, &vote, &snapshot));
         // Not the shared line: dropped, and with it closed, when the transfer ends.
-        let mut client = client(self.line.dial().map_err(failed)?);
+        let mut client = client(self.line.dial(&self.line.address()).map_err(failed)?);
         let reply = tokio::select! {
             reply = tokio::time::timeout(option.soft_ttl(), client.install_snapshot(stream)) => reply,
             closed = cancel => return Err(StreamingError::Closed(closed)),

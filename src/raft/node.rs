@@ -13,6 +13,7 @@ use openraft::{
     Config, ServerState, SnapshotPolicy,
     async_runtime::WatchReceiver as _,
     errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as LibraryError},
+    raft::ReadPolicy,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -116,6 +117,12 @@ pub enum RaftError {
     NotTransferred {
         /// To whom.
         to: MemberId,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// No snapshot was built.
+    #[error("the snapshot was not there within {waited:?}; it may come all the same")]
+    NoSnapshot {
         /// How long it was waited for.
         waited: Duration,
     },
@@ -244,7 +251,8 @@ impl Node {
         let (log_membership, here, durable) = (log.membership(), log.here(), log.synced());
         let identity = Identity::new(options.member.clone(), options.node);
         let (contact, silence, memory) = (Contact::new(clock), Silence::default(), Memory::default());
-        let network = Network::new(identity.clone(), dialer, options.timings, silence.clone(), memory.clone());
+        let ways = (silence.clone(), memory.clone());
+        let network = Network::new(identity.clone(), dialer, options.timings, ways, state.clone());
         let raft = Raft::new(options.node.0, Arc::new(config), network, log, machine).await.map_err(stopped)?;
         let (leadership_tx, leadership) = watch::channel(Leadership::default());
         let (group_tx, group) = watch::channel(group::group_of(&raft.metrics().borrow_watched().membership_config));
@@ -366,6 +374,14 @@ impl Node {
     /// On a follower it counts suspended time too; on the leader it doesn't.
     pub fn confirmed_age(&self) -> Duration {
         leadership::confirmed_age(&self.raft.metrics().borrow_watched(), &self.contact)
+    }
+
+    /// A state that has everything which was committed before the call, if this node leads and a quorum has confirmed that after
+    /// it. No clock is asked: a leader that was stopped, or whose clocks were, gets no confirmation of what is over.
+    pub async fn confirmed_state(&self) -> Option<Arc<ClusterState>> {
+        let limit = self.options.timings.election_max;
+        let confirmed = tokio::time::timeout(limit, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
+        matches!(confirmed, Ok(Ok(_))).then(|| self.state.borrow().clone())
     }
 
     /// This node's number.

@@ -173,7 +173,7 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "end-operation" => {
             operation(state, |id| vec![Kind::EndOperation { id, succeeded: true, reason: String::new() }])
         }
-        "record-system" | "fence-epoch" | "cascade" | "nostream" => vec![],
+        "record-system" | "fence-epoch" | "cascade" | "nostream" | "lend" | "end-lend" => vec![],
         other => panic!("a rule proposes {other}: make such a command here, or say that it asks nothing of hosts"),
     }
 }

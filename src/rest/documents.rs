@@ -11,8 +11,9 @@ use super::{
 };
 use crate::{
     domain::{
-        Epoch, MemberId, PostgresState, WalPosition,
+        Epoch, MemberId, PostgresKey, PostgresState, SettingsDocument, Side, WalPosition,
         observation::{AgentView, StandbyProgress},
+        postgres_settings::{HBA, IDENT, Scope},
         settings_document::member_of,
     },
     state::ClusterState,
@@ -74,6 +75,13 @@ pub fn host(facts: &Facts<'_>) -> Value {
         say("postmaster_start_time", timestamp(agent.server.started_ms));
         if agent.server.pending_restart {
             say("pending_restart", json!(true));
+        }
+        let pending = agent.configuration.pending.iter();
+        let reasons: Map<String, Value> = pending
+            .map(|p| (p.name.clone(), json!({"old_value": p.running, "new_value": p.configured, "reason": p.why})))
+            .collect();
+        if !reasons.is_empty() {
+            say("pending_restart_reason", Value::Object(reasons));
         }
         if watchdog_failed(agent) {
             say("watchdog_failed", json!(true));
@@ -242,5 +250,36 @@ pub fn config(facts: &Facts<'_>) -> Value {
         own.map(|((_, key), value)| (key.to_owned(), typed(value))).collect()
     };
     let members = facts.state.members.keys().map(|member| (member.to_string(), Value::Object(of(member))));
-    json!({"version": document.version, "settings": settings, "members": Value::Object(members.collect())})
+    let mut body = Map::new();
+    body.insert("version".to_owned(), json!(document.version));
+    body.insert("settings".to_owned(), Value::Object(settings));
+    body.insert("members".to_owned(), Value::Object(members.collect()));
+    for (key, scope) in
+        [("postgresql", Scope::All), ("primary", Scope::Side(Side::Primary)), ("standby", Scope::Side(Side::Standby))]
+    {
+        let of_scope = of_postgres(document, scope);
+        if !of_scope.is_empty() {
+            body.insert(key.to_owned(), Value::Object(of_scope));
+        }
+    }
+    Value::Object(body)
+}
+
+/// What PostgreSQL is configured with, as Patroni shows it.
+fn of_postgres(document: &SettingsDocument, scope: Scope<'_>) -> Map<String, Value> {
+    let mut out = Map::new();
+    let parameter = |(key, value): (&String, &String)| match PostgresKey::of(key) {
+        Some(PostgresKey::Parameter(of, name)) if of == scope => Some((name.to_owned(), json!(value))),
+        _ => None,
+    };
+    let parameters: Map<String, Value> = document.values.iter().filter_map(parameter).collect();
+    if !parameters.is_empty() {
+        out.insert("parameters".to_owned(), Value::Object(parameters));
+    }
+    for (key, name) in [(HBA, "pg_hba"), (IDENT, "pg_ident")] {
+        if let Some(lines) = document.lines_of(key).filter(|_| scope == Scope::All) {
+            out.insert(name.to_owned(), json!(lines));
+        }
+    }
+    out
 }

@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::Reply;
-use crate::domain::settings_document::member_key;
+use crate::domain::{
+    Side,
+    postgres_settings::{HBA, IDENT, Scope, parameter_key},
+    settings_document::member_key,
+};
 
 /// What a verb does at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,12 +198,13 @@ fn restart(body: &Map<String, Value>) -> Result<Order, Reply> {
     }
 }
 
-/// The shape of `GET /config`: `version`, `settings` and `members`.
+/// The shape of `GET /config`: `version`, `settings` and `members`, and what PostgreSQL is configured with, under Patroni's name.
 fn settings(body: &Map<String, Value>, replace: bool) -> Result<Order, Reply> {
-    if let Some(key) = body.keys().find(|key| !["version", "settings", "members"].contains(&key.as_str())) {
+    let known = ["version", "settings", "members", "postgresql", "primary", "standby"];
+    if let Some(key) = body.keys().find(|key| !known.contains(&key.as_str())) {
         return Err(bad(&format!(
             "`{key}` is unknown here: write {{\"settings\": {{…}}, \"members\": {{MEMBER: {{…}}}}}} with the names of \
-             GET /config, which are not Patroni's"
+             GET /config, which are not Patroni's, and {{\"postgresql\": {{\"parameters\": {{…}}}}}} as there"
         )));
     }
     let version = match body.get("version") {
@@ -232,10 +237,56 @@ fn settings(body: &Map<String, Value>, replace: bool) -> Result<Order, Reply> {
             named.insert(whole.clone(), written(&whole, value)?);
         }
     }
+    for (key, scope) in
+        [("postgresql", Scope::All), ("primary", Scope::Side(Side::Primary)), ("standby", Scope::Side(Side::Standby))]
+    {
+        of_postgres((key, scope), table(key)?, &mut named)?;
+    }
     if named.is_empty() && !replace {
         return Err(bad("no setting is named"));
     }
     Ok(Order::Set(Settings { version, named, replace }))
+}
+
+/// `parameters`, `pg_hba` and `pg_ident` as Patroni has them.
+fn of_postgres(
+    (name, scope): (&str, Scope<'_>),
+    table: &Map<String, Value>,
+    named: &mut BTreeMap<String, Option<String>>,
+) -> Result<(), Reply> {
+    for (key, value) in table {
+        let place = format!("{name}.{key}");
+        match (key.as_str(), value) {
+            ("parameters", Value::Object(parameters)) => {
+                for (name, value) in parameters {
+                    named.insert(parameter_key(scope, name), written(&format!("{place}.{name}"), value)?);
+                }
+            }
+            ("pg_hba", value) if scope == Scope::All => drop(named.insert(HBA.to_owned(), lines(&place, value)?)),
+            ("pg_ident", value) if scope == Scope::All => drop(named.insert(IDENT.to_owned(), lines(&place, value)?)),
+            ("parameters", _) => return Err(bad(&format!("{place} is no JSON object"))),
+            _ => {
+                return Err(bad(&format!(
+                    "`{place}` is unknown here; known: parameters, and of postgresql pg_hba, pg_ident"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Lines of a file, as a list or as one text; `None` for null: those of each host's file.
+fn lines(key: &str, value: &Value) -> Result<Option<String>, Reply> {
+    let wrong = || bad(&format!("{key}: write a list of lines, or null"));
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.trim_end().to_owned())),
+        Value::Array(lines) => {
+            let texts: Option<Vec<&str>> = lines.iter().map(Value::as_str).collect();
+            texts.map(|lines| Some(lines.join("\n"))).ok_or_else(wrong)
+        }
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => Err(wrong()),
+    }
 }
 
 /// As `matriarch config set` takes it; `None` for null: the default.
@@ -324,6 +375,34 @@ mod tests {
         }
         let fixed = [Change::CancelSwitchover, Change::CancelRestart, Change::Reload, Change::Reinitialize];
         assert_eq!(fixed.map(|change| refused(change, "").0), [404, 404, 501, 501]);
+    }
+
+    #[test]
+    fn what_postgresql_is_configured_with_is_named_as_in_patroni() {
+        let body = r#"{"postgresql":{"parameters":{"Work_Mem":"64MB","max_connections":200,"log_connections":true,"x.y":null},
+            "pg_hba":["local all all peer","host all all all md5"],"pg_ident":null},"standby":{"parameters":{"work_mem":"1MB"}}}"#;
+        let named: Vec<String> =
+            set(Change::Patch, body).named.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let expected = [
+            "hba=Some(\"local all all peer\\nhost all all all md5\")",
+            "ident=None",
+            "parameters.log_connections=Some(\"true\")",
+            "parameters.max_connections=Some(\"200\")",
+            "parameters.work_mem=Some(\"64MB\")",
+            "parameters.x.y=None",
+            "standby.parameters.work_mem=Some(\"1MB\")",
+        ];
+        assert_eq!(named, expected);
+        for (body, says) in [
+            (r#"{"postgresql":{"parameters":5}}"#, "postgresql.parameters is no JSON object"),
+            (r#"{"postgresql":{"use_pg_rewind":true}}"#, "`postgresql.use_pg_rewind` is unknown here"),
+            (r#"{"standby":{"pg_hba":[]}}"#, "`standby.pg_hba` is unknown here"),
+            (r#"{"postgresql":{"pg_hba":[1]}}"#, "postgresql.pg_hba: write a list of lines"),
+            (r#"{"postgresql":{"parameters":{"a":[1]}}}"#, "postgresql.parameters.a is no single value"),
+        ] {
+            let (status, text) = refused(Change::Patch, body);
+            assert!(status == 400 && text.contains(says), "{body}: {text}");
+        }
     }
 
     #[test]

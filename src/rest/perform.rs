@@ -282,7 +282,8 @@ mod tests {
     #[test]
     fn each_outcome_has_patronis_status() {
         let says = |outcome: SettingsOutcome| {
-            let reply = SetSettingsReply { outcome: outcome.into(), reason: "why".to_owned(), settings: None };
+            let reply =
+                SetSettingsReply { outcome: outcome.into(), reason: "why".to_owned(), ..SetSettingsReply::default() };
             super::outcome(&reply).map(|reply| (reply.status, reply.body))
         };
         assert_eq!(says(SettingsOutcome::InForce), None);

@@ -43,7 +43,7 @@ impl Session {
             confirmed_age: Duration::ZERO,
             bounds: None,
         };
-        desk.hear(0, &member, heard);
+        desk.hear(0, &member, heard, Default::default());
         let stamp = desk.views().borrow().lead(Port::ReadWrite, 0, &[], now()).unwrap();
         let mut pass = desk.enter(&stamp, Port::ReadWrite).unwrap();
         pass.establish(None);

@@ -113,6 +113,8 @@ struct Inner {
     stale: bool,
     /// Managers of another cluster, to complain of each once.
     strangers: HashSet<MemberId>,
+    /// Managers that were moved by command.
+    moved: BTreeMap<MemberId, String>,
 }
 
 #[derive(Debug)]
@@ -158,6 +160,7 @@ impl Desk {
                 unwatched_now: 0,
                 stale: false,
                 strangers: HashSet::new(),
+                moved: BTreeMap::new(),
             }),
             knocking: [(); PORTS].map(|()| Semaphore::new(KNOCKING)),
             counts: Default::default(),
@@ -183,8 +186,13 @@ impl Desk {
         (inner.table.cluster().cloned().unwrap_or_default(), inner.table.view().clone())
     }
 
-    /// Takes in what a manager said, and cuts at once what must not go on.
-    pub fn hear(&self, source: usize, manager: &MemberId, heard: Heard) {
+    /// Where a manager is that was moved by command, as far as was heard.
+    pub fn moved(&self, manager: &MemberId) -> Option<String> {
+        self.lock().moved.get(manager).cloned()
+    }
+
+    /// Takes in what a manager said, and cuts at once what must not go on. `moved`: managers that are not where the file says.
+    pub fn hear(&self, source: usize, manager: &MemberId, heard: Heard, moved: BTreeMap<MemberId, String>) {
         let mut inner = self.lock();
         let before = inner.table.view().clone();
         let cluster = heard.cluster.clone();
@@ -201,7 +209,7 @@ impl Desk {
                 debug!(%manager, ?verdict, "message of a manager changes nothing");
                 return;
             }
-            Verdict::Adopted | Verdict::Confirmed => {}
+            Verdict::Adopted | Verdict::Confirmed => inner.moved = moved,
         }
         let cut = self.settle(&mut inner);
         let view = inner.table.view();

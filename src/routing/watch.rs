@@ -84,7 +84,8 @@ async fn stream(
     manager: &MemberConfig,
     heard_any: &mut bool,
 ) -> Result<std::convert::Infallible, FollowError> {
-    let address = || manager.manager();
+    let at = desk.moved(&manager.id).unwrap_or_else(|| manager.manager());
+    let address = || at.clone();
     let mut silence = silence_of(desk);
     let silent = |silence| move |_| FollowError::Silent { address: address(), silence };
     let connect = |source| FollowError::Connect { address: address(), source };
@@ -96,13 +97,16 @@ async fn stream(
     let mut states = timeout(silence, client.watch(request)).await.map_err(silent(silence))?.map_err(ask)?.into_inner();
     loop {
         let state = timeout(silence, states.message()).await.map_err(silent(silence))?.map_err(ask)?;
-        let state = state.ok_or_else(|| FollowError::Ended { address: address() })?;
-        let heard = heard(state).map_err(|source| FollowError::Member { address: address(), source })?;
+        let mut state = state.ok_or_else(|| FollowError::Ended { address: address() })?;
+        let moved = std::mem::take(&mut state.moved).into_iter();
+        let moved = moved.map(|(member, at)| Ok((member.parse()?, at))).collect::<Result<_, _>>();
+        let wrong = |source| FollowError::Member { address: address(), source };
+        let (heard, moved) = (heard(state).map_err(wrong)?, moved.map_err(wrong)?);
         if !*heard_any {
             *heard_any = true;
             info!(manager = %manager.id, "following a manager");
         }
-        desk.hear(source, &manager.id, heard);
+        desk.hear(source, &manager.id, heard, moved);
         // It may have brought other timings.
         silence = silence_of(desk);
     }

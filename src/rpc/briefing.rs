@@ -99,6 +99,7 @@ pub fn briefing(briefing: &Briefing) -> v1::Briefing {
         sync: Some(super::sync::word(&briefing.sync)),
         lineage: briefing.lineage.as_ref().map(super::archive::lineage),
         managers: briefing.managers.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
+        moved: briefing.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
     }
 }
 
@@ -117,6 +118,7 @@ pub fn briefing_of(raw: v1::Briefing) -> Result<Briefing> {
         sync: super::sync::word_of(raw.sync)?,
         lineage: raw.lineage.map(super::archive::lineage_of),
         managers: raw.managers.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
+        moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
     })
 }
 
@@ -150,6 +152,7 @@ mod tests {
                 ..TimelineHistory::default()
             }),
             managers: [("a".parse().unwrap(), "h1:7400".to_owned())].into(),
+            moved: [("b".parse().unwrap(), "h9:7400".to_owned())].into(),
         };
         assert_eq!(briefing_of(briefing(&sent)).unwrap(), sent);
         assert_eq!(briefing_of(v1::Briefing::default()).unwrap(), Briefing::default());

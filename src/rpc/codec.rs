@@ -7,8 +7,9 @@ use prost::Message as _;
 use super::{
     Malformed,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
+    configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
-    history, sync, v1,
+    history, members, reader, sync, v1,
 };
 use crate::{
     domain::{
@@ -31,7 +32,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             cluster_id: cluster_id.0.clone(),
             generation: generation.0,
             name: name.clone(),
-            members: members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+            members: members.iter().map(|(id, m)| members::encode(id, m)).collect(),
             initializer: initializer.to_string(),
         }),
         Kind::RecordSystem { system_identifier, history } => {
@@ -57,6 +58,8 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             falls: *falls,
             reason: reason.clone(),
         }),
+        Kind::Lend { member, id, life } => reader::lend(member, *id, *life),
+        Kind::EndLend { id, reason } => reader::end(*id, reason),
         Kind::PromotionComplete { member, timeline, switch, first_record } => {
             c::Kind::PromotionComplete(c::PromotionComplete {
                 member: member.to_string(),
@@ -114,6 +117,12 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             postgres: postgres.clone(),
         }),
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
+        Kind::MoveMember { member, manager, postgres, agent } => c::Kind::MoveMember(c::MoveMember {
+            member: member.to_string(),
+            manager: manager.clone(),
+            postgres: postgres.clone(),
+            agent: agent.clone(),
+        }),
         Kind::SetSettings { version, changes, by, beside } => {
             c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
         }
@@ -162,7 +171,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             cluster_id: ClusterId(g.cluster_id),
             generation: Generation(g.generation),
             name: g.name,
-            members: g.members.into_iter().map(decode_member).collect::<Result<_>>()?,
+            members: g.members.into_iter().map(members::decode).collect::<Result<_>>()?,
             initializer: member_id(&g.initializer)?,
         },
         K::RecordSystem(r) => decode_system(r),
@@ -182,6 +191,8 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             falls: c.falls,
             reason: c.reason,
         },
+        K::Lend(l) => reader::lend_of(&l)?,
+        K::EndLend(e) => Kind::EndLend { id: e.id, reason: e.reason },
         K::PromotionComplete(p) => Kind::PromotionComplete {
             member: member_id(&p.member)?,
             timeline: TimelineId(p.timeline),
@@ -229,6 +240,9 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
         },
         K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
+        K::MoveMember(m) => {
+            Kind::MoveMember { member: member_id(&m.member)?, manager: m.manager, postgres: m.postgres, agent: m.agent }
+        }
         K::SetSettings(s) => Kind::SetSettings {
             version: s.version,
             changes: changes(s.set, s.unset),
@@ -273,7 +287,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         cluster_id: state.cluster_id().0,
         generation: state.generation().0,
         name: state.identity.as_ref().map(|i| i.name.clone()).unwrap_or_default(),
-        members: state.members.iter().map(|(id, m)| encode_member(id, m)).collect(),
+        members: state.members.iter().map(|(id, m)| members::encode(id, m)).collect(),
         initializer: optional_text(state.initializer.as_ref()),
         system_identifier: state.system_identifier.unwrap_or(0),
         epoch: state.epoch.0,
@@ -291,7 +305,8 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         revision: state.revision,
         timings: Some(timings_in_use(&state.timings)),
         settings: Some(settings(&state.settings)),
-        roster: Some(encode_roster(&state.roster)),
+        settings_changes: state.settings_changes.iter().map(configuration::change).collect(),
+        roster: Some(members::encode_roster(&state.roster)),
         last_node: state.last_node.0,
         paused: state.paused.as_ref().map(encode_asked),
         pauses: state.pauses,
@@ -300,7 +315,9 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
+        reader: reader::reader(&state.reader),
         cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
+        moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
     }
     .encode_to_vec()
 }
@@ -333,10 +350,10 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             })
         }
     };
-    let members: BTreeMap<MemberId, Member> = raw.members.into_iter().map(decode_member).collect::<Result<_>>()?;
+    let members: BTreeMap<MemberId, Member> = raw.members.into_iter().map(members::decode).collect::<Result<_>>()?;
     // The first timeline is that of genesis; each grant reserves another.
     let roster = match raw.roster {
-        Some(roster) => decode_roster(roster)?,
+        Some(roster) => members::decode_roster(roster)?,
         None => Roster::of_founded(members.keys(), raw.lineage.len() > 1),
     };
     let begun_by_hand = |r: &v1::TimelineRecord| {
@@ -360,6 +377,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         revision: raw.revision,
         timings: timings_in_use_of(raw.timings)?,
         settings: settings_of(raw.settings),
+        settings_changes: raw.settings_changes.into_iter().map(configuration::change_of).collect(),
         format,
         roster,
         last_node: NodeId(raw.last_node),
@@ -379,11 +397,13 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         by_hand,
         sync: sync::set_of(raw.sync)?,
         kept_out: raw.kept_out,
+        reader: reader::reader_of(raw.reader)?,
         cascade: raw
             .cascade
             .into_iter()
             .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
             .collect::<Result<_>>()?,
+        moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
     })
 }
 
@@ -401,36 +421,6 @@ fn encode_asked(asked: &Asked) -> v1::Asked {
 
 fn decode_asked(raw: v1::Asked) -> Asked {
     Asked { reason: raw.reason, by: raw.by }
-}
-
-fn encode_roster(roster: &Roster) -> v1::Roster {
-    let since = roster.since.iter().map(|(id, version)| (id.to_string(), *version));
-    v1::Roster { version: roster.version, since: since.collect(), at_grant: roster.at_grant, granted: roster.granted }
-}
-
-fn decode_roster(raw: v1::Roster) -> Result<Roster> {
-    let since = raw.since.into_iter().map(|(id, version)| Ok((member_id(&id)?, version)));
-    Ok(Roster {
-        version: raw.version,
-        since: since.collect::<Result<_>>()?,
-        at_grant: raw.at_grant,
-        granted: raw.granted,
-    })
-}
-
-fn encode_member(id: &MemberId, member: &Member) -> v1::Member {
-    v1::Member {
-        id: id.to_string(),
-        node: member.node.0,
-        manager: member.manager.clone(),
-        postgres: member.postgres.clone(),
-        agent: member.agent.clone(),
-    }
-}
-
-fn decode_member(raw: v1::Member) -> Result<(MemberId, Member)> {
-    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres, agent: raw.agent };
-    Ok((member_id(&raw.id)?, member))
 }
 
 fn encode_lock(lock: &Lock) -> v1::Lock {
@@ -668,6 +658,8 @@ mod tests {
             Kind::PromotionComplete { member: id("a"), timeline: TimelineId(2), switch: at(1, 6), first_record: None },
             Kind::Open { member: id("a") },
             Kind::Cascade { member: id("b"), source: None, falls: 2, reason: "b is silent".into() },
+            Kind::Lend { member: id("b"), id: 1, life: std::time::Duration::from_millis(2_500) },
+            Kind::EndLend { id: 1, reason: "b is silent".into() },
             Kind::SetSync { after: 0, rule: Some((vec![id("b")], 1)) },
             Kind::SetSync { after: 1, rule: Some((vec![], 0)) },
             Kind::SettleSync { id: 2 },
@@ -690,6 +682,7 @@ mod tests {
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
             Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
+            Kind::MoveMember { member: id("c"), manager: "j:1".into(), postgres: "j:2".into(), agent: "j:3".into() },
             Kind::RemoveMember { member: id("b") },
             Kind::SetSettings {
                 version: 0,

@@ -1,6 +1,6 @@
 //! What travels between processes, to and from the domain.
 
-use super::{Malformed, archive, kept_wal, sync, v1};
+use super::{Malformed, archive, configuration, kept_wal, sync, v1};
 use crate::domain::{
     ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, KeptWal, Level, Lsn, MemberId, NeedsCopy, NodeId,
     RoomView, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
@@ -317,6 +317,7 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
         cure: (view.cure != CureView::default()).then(|| cure(&view.cure)),
         archive: archive::view(&view.archive),
         server: server(&view.server),
+        configuration: configuration::view(&view.configuration),
     }
 }
 
@@ -501,6 +502,7 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
         cure: raw.cure.map(cure_of).unwrap_or_default(),
         archive: archive::view_of(raw.archive),
         server: raw.server.map(server_of).unwrap_or_default(),
+        configuration: configuration::view_of(raw.configuration),
     })
 }
 

@@ -8,9 +8,12 @@
 pub mod archive;
 pub mod briefing;
 pub mod codec;
+pub mod configuration;
 pub mod convert;
 pub mod history;
 pub mod kept_wal;
+mod members;
+pub mod reader;
 pub mod sync;
 
 /// The generated code of `proto/matriarch/v1`.

@@ -3,12 +3,12 @@
 
 use super::{
     cluster::{
-        ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Member, Operation,
+        ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Operation,
         OperationKind, OperationPhase, Release, TimelineRecord,
     },
     command::{Applied, Command, Kind, RuleId},
 };
-use crate::domain::{EndCause, Epoch, Lsn, MemberId, NodeId, SyncStart, TimelineHistory, TimelineId, WalPosition};
+use crate::domain::{EndCause, Epoch, Lsn, MemberId, SyncStart, TimelineHistory, TimelineId, WalPosition};
 
 /// Where a timeline began, and the CRC of its first WAL record as far as it is known.
 type Beginning = (WalPosition, Option<u32>);
@@ -19,7 +19,7 @@ impl ClusterState {
         if command.expected != self.epoch {
             return self.stale(format!("decided in epoch {}", command.expected));
         }
-        let (before, stayed) = (self.members.clone(), self.stays_put());
+        let (before, stayed, settings) = (self.members.clone(), self.stays_put(), self.settings.clone());
         let done = self.change(command);
         match done {
             Err(why) => self.stale(why),
@@ -29,6 +29,7 @@ impl ClusterState {
                 self.roster.follow(&before, &self.members);
                 self.format = self.format.max(command.kind.format());
                 self.chronicle(command);
+                self.note_settings(&settings, command);
                 if let Some(what) = incident {
                     self.remember(what, command);
                 }
@@ -87,11 +88,16 @@ impl ClusterState {
             Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
             Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
             Kind::RemoveMember { member } => self.remove_member(member),
+            Kind::MoveMember { member, manager, postgres, agent } => {
+                self.move_member(member, [manager, postgres, agent])
+            }
             Kind::SetSettings { version, changes, by, beside } => self.set_settings(*version, changes, by, *beside),
             Kind::SetSync { after, rule } => self.set_sync(*after, rule.as_ref()),
             Kind::SettleSync { id } => self.settle_sync(*id),
             Kind::KeepOut { on } => self.keep_out(*on),
             Kind::Cascade { member, source, falls, reason } => self.lead_to(member, source.as_ref(), *falls, reason),
+            Kind::Lend { member, id, life } => self.lend(member, *id, *life),
+            Kind::EndLend { id, reason } => self.end_lend(*id, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
@@ -378,79 +384,6 @@ impl ClusterState {
 /// `: PostgreSQL let nobody in`, or nothing when nobody said why.
 fn told(cause: EndCause) -> String {
     if cause == EndCause::Unknown { String::new() } else { format!(": {cause}") }
-}
-
-/// Who belongs to the cluster, and by which node.
-impl ClusterState {
-    fn replace_node(
-        &mut self,
-        who: &MemberId,
-        old: NodeId,
-        node: NodeId,
-        reason: &str,
-    ) -> Result<Option<String>, String> {
-        let next = self.next_node();
-        let Some(member) = self.members.get_mut(who) else {
-            return Err(format!("{who} is no member"));
-        };
-        if member.node != old {
-            return Err(format!("the node of {who} is {}", member.node));
-        }
-        if node != next {
-            return Err(format!("the next node is {next}"));
-        }
-        member.node = node;
-        self.last_node = node;
-        Ok(Some(match old {
-            NodeId(0) => format!("{who} takes part as node {node}"),
-            old => format!("{who} takes part as node {node}, node {old} never votes again: {reason}"),
-        }))
-    }
-
-    fn add_member(&mut self, who: &MemberId, manager: &str, postgres: &str) -> Result<Option<String>, String> {
-        if self.identity.is_none() {
-            return Err("the cluster is not founded".to_owned());
-        }
-        if self.members.contains_key(who) {
-            return Err(format!("{who} is a member"));
-        }
-        let taken = |m: &Member| [&m.manager, &m.postgres].iter().any(|a| **a == manager || **a == postgres);
-        if let Some((other, _)) = self.members.iter().find(|(_, m)| taken(m)) {
-            return Err(format!("{other} has one of these addresses"));
-        }
-        self.last_node = NodeId(self.next_node().0 - 1);
-        let member = Member {
-            node: NodeId(0),
-            manager: manager.to_owned(),
-            postgres: postgres.to_owned(),
-            agent: String::new(),
-        };
-        self.members.insert(who.clone(), member);
-        Ok(Some(format!("{who} is a member")))
-    }
-
-    fn remove_member(&mut self, who: &MemberId) -> Result<Option<String>, String> {
-        if !self.members.contains_key(who) {
-            return Err(format!("{who} is no member"));
-        }
-        if self.holder().is_some_and(|(_, holder)| holder == who) {
-            return Err(format!("{who} holds the lock"));
-        }
-        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
-            return Err(format!("{who} is the target of operation {}", running.id));
-        }
-        if self.sync.rules.iter().any(|rule| rule.names.contains(who)) {
-            return Err(format!("{who} confirms commits; set {who}.sync=false first"));
-        }
-        // The number of a member that is gone is not given again.
-        self.last_node = NodeId(self.next_node().0 - 1);
-        self.members.remove(who);
-        self.settings.forget(who);
-        self.maintenance.remove(who);
-        self.unexplained.remove(who);
-        self.leave_source(who);
-        Ok(Some(format!("{who} is no member any more")))
-    }
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use super::{
     command::RuleId,
     history::{Evidence, Reign},
     pause::Asked,
+    reader::Reader,
     roster::Roster,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsDocument, SyncSet, TimelineHistory,
-    TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
+    ClusterId, EndCause, Epoch, Format, Generation, Lsn, MemberId, NodeId, SettingsChange, SettingsDocument, SyncSet,
+    TimelineHistory, TimelineId, TimelineSwitch, TimingsInUse, WalPosition,
 };
 
 /// How many incidents the state remembers.
@@ -54,6 +55,8 @@ pub struct ClusterState {
     pub timings: TimingsInUse,
     /// What operators have set.
     pub settings: SettingsDocument,
+    /// The last changes of that, oldest first.
+    pub settings_changes: VecDeque<SettingsChange>,
     /// What it takes to read this state and the log that led to it. Never goes back.
     pub format: Format,
     /// The cluster decides nothing by itself: who asked for that, and why.
@@ -78,6 +81,10 @@ pub struct ClusterState {
     pub by_hand: BTreeMap<TimelineId, MemberId>,
     /// Who streams from a standby, or has lately. Nobody does so before it has streamed from the primary of this epoch.
     pub cascade: BTreeMap<MemberId, Link>,
+    /// Managers that were moved by command, and where they are, `host:port`: that counts before the hosts' files.
+    pub moved: BTreeMap<MemberId, String>,
+    /// Who has the address for standbys.
+    pub reader: Reader,
 }
 
 /// Which life of which cluster.

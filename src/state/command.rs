@@ -1,14 +1,14 @@
 //! What may be proposed. Every command names the epoch it expects and the rule
 //! that asked for it; one that lost a race is [`Applied::Stale`] and changes nothing.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     cluster::{Member, OperationKind, OperationPhase},
     history::Evidence,
 };
 use crate::domain::{
-    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, Profile, SettingChanges, SyncStart,
+    ClusterId, EndCause, Epoch, Format, Generation, MemberId, NodeId, PostgresKey, Profile, SettingChanges, SyncStart,
     TimelineHistory, TimelineId, Timings, TimingsId, WalPosition,
 };
 
@@ -150,6 +150,17 @@ pub enum Kind {
         /// `host:port` of its PostgreSQL.
         postgres: String,
     },
+    /// A member is reached elsewhere from now on. What it is stays: whoever answers there has to be that member.
+    MoveMember {
+        /// Which.
+        member: MemberId,
+        /// `host:port` of its manager.
+        manager: String,
+        /// `host:port` of its PostgreSQL.
+        postgres: String,
+        /// `host:port` of its agent's datagrams; empty when it has none.
+        agent: String,
+    },
     /// A host leaves the cluster.
     RemoveMember {
         /// Which.
@@ -270,6 +281,22 @@ pub enum Kind {
         /// Why, for people.
         reason: String,
     },
+    /// A member has the address for standbys from now on.
+    Lend {
+        /// Which.
+        member: MemberId,
+        /// One more than that of the last.
+        id: u64,
+        /// So long each confirmation of it counts.
+        life: Duration,
+    },
+    /// It has it no more.
+    EndLend {
+        /// Which lend.
+        id: u64,
+        /// Why, for people.
+        reason: String,
+    },
     /// Every host has told that it can apply commands of this format: they may be proposed also while one is away.
     NoteFormat {
         /// Which.
@@ -312,6 +339,7 @@ impl Kind {
             Self::ReplaceNode { .. } => "replace-node",
             Self::AddMember { .. } => "add-member",
             Self::RemoveMember { .. } => "remove-member",
+            Self::MoveMember { .. } => "move-member",
             Self::AdoptTimeline { .. } => "adopt-timeline",
             Self::SetSettings { .. } => "set-settings",
             Self::NoteFormat { .. } => "note-format",
@@ -323,6 +351,8 @@ impl Kind {
             Self::SettleSync { .. } => "settle-sync",
             Self::KeepOut { .. } => "keep-out",
             Self::Cascade { .. } => "cascade",
+            Self::Lend { .. } => "lend",
+            Self::EndLend { .. } => "end-lend",
         }
     }
 
@@ -347,6 +377,9 @@ impl Kind {
             | Self::AddMember { .. }
             | Self::RemoveMember { .. }
             | Self::AdoptTimeline { .. } => Format::FIRST,
+            Self::SetSettings { changes, .. } if changes.keys().any(|key| PostgresKey::of(key).is_some()) => {
+                Format::OPERATE
+            }
             Self::SetTimings { decided: Some(_), .. } | Self::SetSettings { beside: Some(_), .. } => Format::BESIDE,
             Self::SetTimings { profile, timings, .. } if timings.are_newer(*profile) => Format::MOVES,
             Self::SetTimings { .. } => Format::FIRST,
@@ -362,6 +395,8 @@ impl Kind {
             Self::Cascade { .. } => Format::CASCADE,
             Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
             Self::GrantRunning { .. } => Format::RUNNING,
+            Self::MoveMember { .. } => Format::OPERATE,
+            Self::Lend { .. } | Self::EndLend { .. } => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -58,6 +58,11 @@ impl ClusterState {
         // What was acknowledged on hosts that are gone is accepted as lost.
         state.sync.clear();
         state.cascade.clear();
+        if state.reader.id > 0 {
+            // It may have been lent to somebody else unseen: whoever that was does not keep it by a lend of this generation.
+            state.reader.id = after(state.reader.id, JUMP, place);
+            state.reader.holder = None;
+        }
         // Whoever recovers wants a primary.
         state.paused = None;
         state.maintenance.remove(me);

@@ -84,7 +84,17 @@ impl ClusterState {
         let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };
         let (pause, lineage) = (self.pause_word(), self.lineage_of_primary());
         let managers = self.members.iter().map(|(id, member)| (id.clone(), member.manager.clone())).collect();
-        Briefing { epoch: self.epoch, members, timings, settings, pause, sync, lineage, managers }
+        Briefing {
+            epoch: self.epoch,
+            members,
+            timings,
+            settings,
+            pause,
+            sync,
+            lineage,
+            managers,
+            moved: self.moved.clone(),
+        }
     }
 
     /// The history of the timeline that the promoted primary writes.

@@ -1,7 +1,13 @@
 //! How the settings change, and how the state keeps what it takes to read them.
 
-use super::cluster::ClusterState;
-use crate::domain::{Format, SettingChanges, TimingsId};
+use super::{
+    cluster::ClusterState,
+    command::{Command, Kind},
+};
+use crate::domain::{
+    Format, SettingChanges, SettingsChange, SettingsDocument, TimingsId, hba, postgres_settings,
+    settings_history::{CHANGES_KEPT, differences},
+};
 
 impl ClusterState {
     /// Values are not looked at here: a later version may know others, or other contradictions, and every node has to come to
@@ -39,6 +45,28 @@ impl ClusterState {
         Ok(Some(format!("settings of version {}{asked}: {}", known.version, told.join(", "))))
     }
 
+    /// Keeps what a command has changed of the settings. Not before every host does, for all have to keep the same.
+    pub(super) fn note_settings(&mut self, before: &SettingsDocument, command: &Command) {
+        if self.settings.version == before.version || self.format < Format::OPERATE {
+            return;
+        }
+        let (by, why) = match &command.kind {
+            Kind::SetSettings { by, .. } => (by.clone(), String::new()),
+            Kind::RemoveMember { member } => (String::new(), format!("{member} is no member any more")),
+            other => (String::new(), other.name().to_owned()),
+        };
+        self.settings_changes.push_back(SettingsChange {
+            version: self.settings.version,
+            by,
+            at_ms: command.evidence.as_ref().map_or(0, |evidence| evidence.at_ms),
+            keys: differences(&before.values, &self.settings.values),
+            why,
+        });
+        while self.settings_changes.len() > CHANGES_KEPT {
+            self.settings_changes.pop_front();
+        }
+    }
+
     pub(super) fn note_format(&mut self, format: Format) -> Result<Option<String>, String> {
         if format <= self.format {
             return Err(format!("format {} is in use", self.format));
@@ -49,8 +77,15 @@ impl ClusterState {
 }
 
 fn tell(key: &str, was: Option<&String>, is: Option<&String>) -> String {
-    let is = is.map_or_else(|| "default".to_owned(), String::clone);
-    let was = was.map_or_else(|| "default".to_owned(), String::clone);
+    // Lines are too many for one.
+    let say = |value: Option<&String>| match value {
+        None => "default".to_owned(),
+        Some(text) if text.contains('\n') || [postgres_settings::HBA, postgres_settings::IDENT].contains(&key) => {
+            format!("{} lines", hba::lines(text).count())
+        }
+        Some(text) => text.clone(),
+    };
+    let (is, was) = (say(is), say(was));
     format!("{key} = {is} (was {was})")
 }
 
@@ -112,6 +147,29 @@ mod tests {
         assert_eq!(state.settings.settings().crash_budget, Settings::default().crash_budget);
         assert_eq!(state.settings.values["new_key"], "x", "what a newer version has set stays");
         assert_eq!(state.briefing().settings, state.settings);
+    }
+
+    #[test]
+    fn the_last_changes_are_kept_once_every_host_keeps_them() {
+        let mut state = founded();
+        assert_eq!(run(&mut state, set(0, &[("crash_budget", Some("5"))])), Applied::Changed);
+        assert!(state.settings_changes.is_empty(), "not every host would");
+        assert_eq!(
+            run(&mut state, set(1, &[("parameters.work_mem", Some("1MB")), ("hba", Some("a\nb"))])),
+            Applied::Changed
+        );
+        assert_eq!(state.format, Format::OPERATE, "an older host would make a member of `parameters`");
+        assert_eq!(
+            last(&state),
+            "settings of version 2 by kim: hba = 2 lines (was default), parameters.work_mem = 1MB (was default)"
+        );
+        for version in 2..2 + CHANGES_KEPT as u64 {
+            let value = version.to_string();
+            assert_eq!(run(&mut state, set(version, &[("n1.priority", Some(value.as_str()))])), Applied::Changed);
+        }
+        let kept = &state.settings_changes;
+        assert_eq!((kept.len(), kept[0].version, kept[0].by.as_str()), (CHANGES_KEPT, 3, "kim"));
+        assert_eq!(kept[1].keys["n1.priority"], (Some("2".to_owned()), Some("3".to_owned())));
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub const ACKNOWLEDGED: &str = "failovers.acknowledged";
 pub const KEPT_OUT: &str = "clients.kept-out";
 /// A standby streams from another standby from now on, or from the primary again. Fields: `command`, `epoch`, `rule`.
 pub const CASCADE: &str = "replication.source_changed";
+/// The address for standbys goes to a member, or ends with one. Fields: `command`, `epoch`, `rule`, for the first `member`.
+pub const READER: &str = "reader.address";
 /// Other standbys confirm commits from now on. Fields: `command`, `epoch`, `rule`.
 pub const SYNC_CHANGED: &str = "commits.rule";
 /// The connection of a standby that was not heard for `tcp_ms` is ended. Fields: `slot`, `pid`.

@@ -36,6 +36,13 @@ impl peer_server::Peer for Passes {
         Err(Status::unimplemented("seal"))
     }
 
+    async fn confirm_reader(
+        &self,
+        _: Request<v1::ConfirmReaderRequest>,
+    ) -> Result<Response<v1::ConfirmReaderReply>, Status> {
+        Err(Status::unimplemented("confirm_reader"))
+    }
+
     async fn rejoin(&self, _: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {
         Err(Status::unimplemented("rejoin"))
     }

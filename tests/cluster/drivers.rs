@@ -23,7 +23,10 @@ use nix::{
 use tokio_postgres::{Config, NoTls};
 
 use crate::{
-    addresses::{keepalived_by_the_shipped_example, vip_manager_by_the_health_check},
+    addresses::{
+        a_standby_has_the_address_for_standbys_and_never_two_hosts, keepalived_by_the_shipped_example,
+        vip_manager_by_the_health_check,
+    },
     failovers::STREAMED,
     stage::{EXE, HEAL, Promise, SOON, Step, others, seen_down, until},
 };
@@ -32,11 +35,16 @@ pub const STEPS: &[Step] = &[
     ("every_driver_in_a_switchover_and_in_the_loss_of_a_host", every_driver_in_a_switchover_and_in_the_loss_of_a_host),
     ("vip_manager_by_the_health_check", vip_manager_by_the_health_check),
     ("keepalived_by_the_shipped_example", keepalived_by_the_shipped_example),
+    (
+        "a_standby_has_the_address_for_standbys_and_never_two_hosts",
+        a_standby_has_the_address_for_standbys_and_never_two_hosts,
+    ),
 ];
 
 /// A lost host is silent where hosts have networks of their own; on loopback its ports refuse.
 pub fn ground() -> Ground {
-    Ground { netns: geteuid().is_root(), ..Ground::default() }
+    // With the agents' capabilities, for an address of Matriarch's own.
+    Ground { netns: geteuid().is_root(), as_units: geteuid().is_root(), ..Ground::default() }
 }
 
 /// Longer than a router holds a connection, and than three rounds of members of which one is silent.

@@ -18,6 +18,7 @@ mod addresses;
 mod clients;
 mod clocks;
 mod commands;
+mod configured;
 mod confirmed;
 mod content;
 mod cost;
@@ -39,6 +40,7 @@ mod running;
 mod slow;
 mod stage;
 mod streams;
+mod upgrades;
 mod views;
 mod wal;
 
@@ -173,12 +175,12 @@ fn clients_come_through_what_others_made() {
 
 #[test]
 fn applications_find_the_primary_again() {
-    stage::play_as(drivers::ground(), str::to_owned, drivers::STEPS);
+    stage::play_as(drivers::ground(), addresses::with_one_for_standbys, drivers::STEPS);
 }
 
 #[test]
 fn what_is_put_aside_or_restarted() {
-    stage::play(pauses::STEPS);
+    stage::play(&[pauses::STEPS, configured::STEPS].concat());
 }
 
 #[test]
@@ -199,4 +201,17 @@ fn without_a_quorum_and_with_failsafe() {
 #[test]
 fn hosts_come_and_go() {
     stage::play_on(1, members::STEPS);
+}
+
+#[test]
+#[ignore = "a minute: make proof"]
+fn every_process_is_replaced_under_load_and_no_transaction_fails() {
+    upgrades::rolling();
+}
+
+/// With the older program that MATRIARCH_PREVIOUS names.
+#[test]
+#[ignore = "minutes, and needs an older program: make proof"]
+fn an_older_and_a_newer_version_work_together() {
+    upgrades::mixed();
 }

@@ -9,7 +9,7 @@ use matriarch::{
 
 use crate::{
     processes::{node_of, taken_in},
-    stage::{EXE, HEAL, Promise, SOON, Step, others, until},
+    stage::{EXE, HEAL, Promise, SOON, Step, others, say, seen_down, until},
 };
 
 /// Each needs four hosts.
@@ -18,6 +18,10 @@ pub const STEPS: &[Step] = &[
     (
         "a_member_is_removed_and_comes_back_first_with_its_log_then_empty",
         a_member_is_removed_and_comes_back_first_with_its_log_then_empty,
+    ),
+    (
+        "a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command",
+        a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command,
     ),
 ];
 
@@ -69,6 +73,95 @@ fn a_member_is_removed_and_comes_back_first_with_its_log_then_empty(rig: &Rig, b
     assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch), "the leader was {leader}");
     // A clone takes its share of disk and processors, so a write may be late; none is lost.
     Promise::no_loss(fault)
+}
+
+/// The host is gone with all it had. Another one is set up under its name, on other ports; nothing is told to the others but
+/// one command, and to clients nothing at all. Then it moves back, with its data.
+fn a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command(rig: &Rig, before: &StatusReply) -> Promise {
+    let guest = others(rig, &[&before.primary]).remove(0);
+    let asked = |words: &[&str]| member(rig, &before.primary, words);
+    assert!(asked(&["check", &guest]).status.success(), "three of four are enough");
+    assert_eq!(asked(&["check", &before.primary]).status.code(), Some(1), "it is primary");
+    let old = node_of(rig, &guest);
+    let fault = rig.kill_host(&guest).unwrap();
+    for dir in ["manager", "agent", "data"] {
+        fs::remove_dir_all(rig.dir(&guest).unwrap().join(dir)).unwrap();
+    }
+    seen_down(rig, &guest);
+    let other = others(rig, &[&before.primary, &guest]).remove(0);
+    let no = asked(&["check", &other]);
+    assert!(
+        no.status.code() == Some(1) && said(&no).contains("quorum: without"),
+        "two of four are no majority: {}",
+        said(&no)
+    );
+
+    let home = fs::read_to_string(rig.config(&guest).unwrap()).unwrap();
+    let contact = rig.contact(&guest).unwrap();
+    let manager_at = before.members.iter().find(|m| m.member == guest).unwrap().manager.clone();
+    let manager_port = manager_at.rsplit_once(':').unwrap().1.to_owned();
+    let (new_manager, new_postgres) = (free_port(), free_port());
+    let moved = home
+        .replace(&manager_port, &new_manager.to_string())
+        .replace(&contact.postgres_port.to_string(), &new_postgres.to_string());
+    let (to_manager, to_postgres) =
+        (format!("{}:{new_manager}", contact.address), format!("{}:{new_postgres}", contact.address));
+
+    // Nobody can be there, and it can be said otherwise.
+    let nowhere = asked(&["address", &guest, "--to-manager", "127.0.0.1:1"]);
+    assert!(nowhere.status.success(), "{}", said(&nowhere));
+    let taken = asked(&["address", &guest, "--to-manager", &before.members[0].manager, "--dry-run"]);
+    assert!(before.members[0].member == guest || !taken.status.success(), "{}", said(&taken));
+
+    let began = Instant::now();
+    let done = asked(&["address", &guest, "--to-manager", &to_manager, "--to-postgres", &to_postgres]);
+    assert!(done.status.success(), "{}", said(&done));
+    fs::write(rig.config(&guest).unwrap(), moved).unwrap();
+    rig.boot_host(&guest).unwrap();
+    taken_in(rig, &guest, old);
+    whole_again(rig, &guest, &to_manager);
+    say(format!("an empty host elsewhere: full redundancy {:.1} s after the command", began.elapsed().as_secs_f64()));
+
+    // The others know by the log where it is: the command line's file still has the old place.
+    rig.transfer_leader(&guest);
+    until("it leads from where it is now", SOON, || rig.status().is_some_and(|s| s.leader == guest));
+    let group = std::process::Command::new(EXE)
+        .args(["raft", "status", "--json", "--config"])
+        .arg(rig.config(&before.primary).unwrap())
+        .output()
+        .unwrap();
+    let group: serde_json::Value = serde_json::from_slice(&group.stdout).unwrap();
+    assert_eq!((&group["leader"], group["nodes"].as_array().unwrap().len()), (&guest.as_str().into(), 4), "{group}");
+    assert!(group["nodes"].as_array().unwrap().iter().all(|n| n["own"]["applied"].as_u64() > Some(0)), "{group}");
+    rig.transfer_leader(&before.primary);
+    until("it leads no more", SOON, || rig.status().is_some_and(|s| s.leader == before.primary));
+
+    rig.kill_host(&guest).unwrap();
+    seen_down(rig, &guest);
+    // Without a word of where: as this host's file has it, which is where it came from.
+    let back = asked(&["address", &guest]);
+    assert!(back.status.success(), "{}", said(&back));
+    fs::write(rig.config(&guest).unwrap(), home).unwrap();
+    rig.boot_host(&guest).unwrap();
+    whole_again(rig, &guest, &manager_at);
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
+    Promise::no_loss(fault)
+}
+
+/// All vote, all stream, and this one is reached there.
+fn whole_again(rig: &Rig, guest: &str, manager: &str) {
+    until("four vote, and all of them are healthy", HEAL, || {
+        rig.status().is_some_and(|s| {
+            let there = s.members.iter().any(|m| m.member == guest && m.manager == manager);
+            there && s.voters.len() == 4 && s.members.iter().all(|m| m.healthy)
+        })
+    });
+    rig.healthy(HEAL).unwrap();
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn leaves(rig: &Rig, before: &StatusReply, guest: &str, node: u64) {

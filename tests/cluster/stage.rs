@@ -245,8 +245,17 @@ pub fn raise_with(more: &str, first: &[(String, Role, Duration)]) -> Rig {
 
 /// The same on other ground, with any change to the configuration of every host.
 pub fn raise_as(ground: Ground, change: impl Fn(&str) -> String, first: &[(String, Role, Duration)]) -> Rig {
+    raise_all(Path::new(EXE), ground, change, first)
+}
+
+/// The same with another program than the one under test.
+pub fn raise_from(exe: &Path, ground: Ground) -> Rig {
+    raise_all(exe, ground, str::to_owned, &[])
+}
+
+fn raise_all(exe: &Path, ground: Ground, change: impl Fn(&str) -> String, first: &[(String, Role, Duration)]) -> Rig {
     let began = Instant::now();
-    let cluster = Unstarted::lay_out_on(Path::new(EXE), Path::new("/tmp"), &profile().to_string(), ground).unwrap();
+    let cluster = Unstarted::lay_out_on(exe, Path::new("/tmp"), &profile().to_string(), ground).unwrap();
     let bin = postgres_that_may_refuse(&cluster);
     let (real, ours) = (quoted(cluster.bin_dir()), quoted(&bin));
     let root = cluster.root().display().to_string();

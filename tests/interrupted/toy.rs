@@ -209,6 +209,7 @@ fn blank(me: &MemberId) -> AgentView {
         cure: Default::default(),
         archive: Default::default(),
         server: Default::default(),
+        configuration: Default::default(),
     }
 }
 
@@ -347,7 +348,7 @@ impl Toy {
         self.seals.clear();
         self.lock_seen = None;
         self.operation_seen = None;
-        self.since = Since { start: now, lead: now, lock: now, operation: now, timings: None };
+        self.since = Since { start: now, lead: now, lock: now, operation: now, reader: now, ..Since::default() };
     }
 
     fn follow_the_log(&mut self) {

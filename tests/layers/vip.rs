@@ -10,7 +10,7 @@ use std::{
 
 use matriarch::{
     config::{LayerMode, LayersConfig, VipConfig},
-    domain::{Epoch, Profile, Timings, moment::TwoClocks},
+    domain::{Epoch, Profile, Timings, moment::TwoClocks, observation::READER_LAYER},
     guard::sys::two_clocks,
     layers::{Layers, LayersOptions, Left, Serving},
     rpc::v1::{self, PostgresState as State, order::Action},
@@ -85,6 +85,72 @@ fn interface() {
     ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"]);
     ip(&["link", "set", "eth0", "up"]);
     ip(&["link", "set", "eth1", "up"]);
+}
+
+/// Both addresses on one interface; the one for standbys with `prefix` 24, too.
+fn open_both(address: &str, standbys: &str) -> Layers {
+    let mut options = options(address, "eth0", LayerMode::Automatic);
+    let reader = VipConfig { address: standbys.parse().unwrap(), ..options.config.vip.as_deref().unwrap().clone() };
+    options.config.vip_standby = Some(Box::new(reader));
+    Layers::open(options).unwrap()
+}
+
+fn reader_word(layers: &Layers) -> String {
+    layers.views().into_iter().find(|l| l.name == READER_LAYER).unwrap().state
+}
+
+#[test]
+fn the_one_for_standbys_is_here_while_it_is_lent_and_takes_no_notice_of_the_other() {
+    let name = "vip::the_one_for_standbys_is_here_while_it_is_lent_and_takes_no_notice_of_the_other";
+    in_namespace(name, Privilege::NetRaw, || {
+        interface();
+        // Else the kernel would take the second of the network away with the first.
+        ip(&["addr", "add", "10.77.0.1/24", "dev", "eth0"]);
+        assert!(open(V4).views().iter().all(|layer| layer.name != READER_LAYER), "nobody asked for it");
+        for (address, standbys) in [(V4, "10.77.0.101"), (V6, "fd77::101"), (V4, "fd77::101")] {
+            let layers = open_both(address, standbys);
+            assert_eq!((word(&layers).as_str(), reader_word(&layers).as_str()), ("ready", "ready"));
+            layers.lend_reader(Some((4, in_time(ms(2_500)))));
+            thread::sleep(ms(100));
+            assert!(!is_here(standbys), "PostgreSQL is not open yet");
+            layers.serve_reader(Serving::Open);
+            until("it is here", || is_here(standbys) && reader_word(&layers) == "active");
+            assert!(!is_here(address));
+            // The fallback: both on one host.
+            layers.arm(Epoch(1), in_time(ms(2_500))).unwrap();
+            layers.serve(Serving::Open);
+            until("both are here", || is_here(address) && is_here(standbys));
+            let began = Instant::now();
+            while began.elapsed() < ms(1_500) {
+                layers.lend_reader(Some((4, in_time(ms(2_500)))));
+                assert!(layers.moved(Epoch(1), in_time(ms(2_500))));
+                thread::sleep(ms(300));
+                assert!(is_here(address) && is_here(standbys));
+            }
+            layers.serve_reader(Serving::Shut);
+            until("PostgreSQL is down, so it goes at once", || !is_here(standbys));
+            assert!(is_here(address));
+            layers.serve_reader(Serving::Open);
+            until("it is open again", || is_here(standbys));
+            layers.lead_nobody();
+            assert!(!is_here(address) && is_here(standbys));
+            layers.lend_reader(None);
+            until("it is lent to somebody else", || !is_here(standbys) && reader_word(&layers) == "ready");
+            // What comes late is of no use, and of an earlier lend not heeded.
+            layers.lend_reader(Some((5, in_time(ms(0)))));
+            thread::sleep(ms(100));
+            assert!(!is_here(standbys));
+            layers.lend_reader(Some((4, in_time(ms(5_000)))));
+            thread::sleep(ms(100));
+            assert!(!is_here(standbys));
+            // Without confirmations it lapses, and says so.
+            let lent = Instant::now();
+            layers.lend_reader(Some((5, in_time(ms(2_500)))));
+            until("it is here", || is_here(standbys));
+            until("it has lapsed", || !is_here(standbys));
+            assert!(lent.elapsed() < ms(2_500), "after {:?}", lent.elapsed());
+        }
+    });
 }
 
 #[test]

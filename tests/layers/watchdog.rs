@@ -72,7 +72,7 @@ impl Device {
         LayersOptions {
             cluster: "main".into(),
             me: "n1".parse().unwrap(),
-            config: LayersConfig { watchdog, kernel_lease, client_reset, stonith: None, vip: None },
+            config: LayersConfig { watchdog, kernel_lease, client_reset, stonith: None, vip: None, vip_standby: None },
             port: 1,
             listen_addresses: "127.0.0.1".into(),
             runtime_dir: self.dir.path().to_owned(),

@@ -198,6 +198,39 @@ async fn a_leader_cut_off_is_none_and_follows_the_new_one_when_it_is_back() {
     becomes(&mut leadership, "it follows", |l: &Leadership| !l.am_leader && l.leader == Some(name(new))).await;
 }
 
+/// What the address for standbys rests on: no answer is given by who leads no more, however short a time ago it did.
+#[tokio::test]
+async fn a_state_is_confirmed_by_a_quorum_after_the_question_or_not_at_all() {
+    let (cluster, leader) = Cluster::founded().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    let asked = || within(LONG, "an answer", cluster.node(leader).confirmed_state());
+    for _ in 0..5 {
+        cluster.write(leader, 1).await;
+        let newest = cluster.node(leader).state().borrow().clone();
+        let began = Instant::now();
+        assert_eq!(asked().await, Some(newest));
+        assert!(began.elapsed() < timings().election_max, "{:?}", began.elapsed());
+    }
+    assert_eq!(within(LONG, "an answer", cluster.node(others[0]).confirmed_state()).await, None, "it does not lead");
+    cluster.wires.isolate(leader, true);
+    assert!(cluster.node(leader).leadership().borrow().am_leader, "it has not noticed yet");
+    assert_eq!(asked().await, None);
+    let new = cluster.leader_of(&others).await;
+    cluster.write(new, 1).await;
+    cluster.wires.isolate(leader, false);
+    // Until it hears of the new leader it may take itself for one.
+    while let Some(state) = asked().await {
+        assert_eq!(
+            state.revision,
+            cluster.node(new).state().borrow().revision,
+            "what was ended meanwhile is not confirmed"
+        );
+    }
+    let newest = cluster.settled(&[1, 2, 3]).await;
+    let confirmed = within(LONG, "an answer", cluster.node(new).confirmed_state()).await;
+    assert_eq!(confirmed, Some(newest));
+}
+
 #[tokio::test]
 async fn requests_of_another_cluster_or_for_another_member_are_refused() {
     let (cluster, leader) = Cluster::founded().await;

@@ -621,7 +621,8 @@ impl World {
             Effect::SetWal(position) => agent.holder.set_wal(position),
             Effect::Timings(in_force) => agent.holder.set_timings(in_force.id, in_force.timings),
             // Nothing of that is simulated.
-            Effect::Streams(_) => {}
+            // No member moves here.
+            Effect::Streams(_) | Effect::Moved(_) => {}
             Effect::Members(members) => agent.holder.set_members(members),
             Effect::Answer(_) => {} // failsafe has a simulation of its own
             Effect::Notice(notice) => {

@@ -1,6 +1,6 @@
 //! What comes into the rules and what comes out of them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     agent::{
@@ -427,12 +427,15 @@ pub enum Effect {
     SetWal(WalPosition),
     /// The lease is counted by these timings as soon as the acceptors have them.
     Timings(Box<CommittedTimings>),
-    /// Operators have set otherwise who streams from whom, or how old a commit is when it is replayed.
+    /// Operators have set otherwise who streams from whom, how old a commit is when it is replayed, or what PostgreSQL is
+    /// configured with.
     Streams(Box<SettingsDocument>),
     /// Give PostgreSQL what is set of the archive, and what a standby may take from it.
     Archive,
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
+    /// Managers that were moved by command, and where they are, for the lease.
+    Moved(BTreeMap<MemberId, String>),
     /// To the holder that asked in failsafe.
     Answer(Letter),
     /// Tell every manager.

@@ -19,6 +19,7 @@ impl Core {
         self.briefed = self.briefed.max(briefing.epoch);
         if briefing.members.version >= self.durable.members.version {
             self.lineage.take_managers(briefing.managers);
+            out.extend(self.lineage.take_moved(briefing.moved).map(Effect::Moved));
         }
         let other_members = briefing.members.version > self.durable.members.version;
         let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
@@ -29,9 +30,10 @@ impl Core {
         if other_timings {
             self.durable.timings = briefing.timings;
         }
-        let streams = self.durable.settings.of_streams();
+        let before = self.durable.settings.clone();
         let other_settings = self.take_settings(briefing.settings);
-        if streams != self.durable.settings.of_streams() {
+        let now_set = &self.durable.settings;
+        if before.of_streams() != now_set.of_streams() || before.of_postgres() != now_set.of_postgres() {
             out.push(Effect::Streams(Box::new(self.durable.settings.clone())));
         }
         self.take_pause(briefing.pause, now);

@@ -31,6 +31,7 @@ pub(super) fn briefing(epoch: u64, members: u64, timings: &[(u64, Profile)]) -> 
         sync: SyncWord::default(),
         lineage: None,
         managers: ["n1", "n2", "n3"].map(|n| (n.parse().unwrap(), format!("{n}:7400"))).into(),
+        moved: Default::default(),
     }
 }
 

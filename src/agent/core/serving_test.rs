@@ -4,7 +4,7 @@
 use super::{tests::*, *};
 use crate::{
     agent::order::{Action, StopMode},
-    domain::TimelineId,
+    domain::{ReaderFallback, TimelineId},
     layers::Serving,
 };
 
@@ -57,4 +57,22 @@ fn who_did_not_wait_for_the_last_lease_leads_nobody_before_its_end() {
     let (mut later, _) = agent(core.durable().clone(), found, None);
     later.settings.failover_wait = FailoverWait::Promise;
     assert!(later.granted >= now(0).moment, "an agent that is restarted counts anew");
+}
+
+/// Where this host may have the address for standbys.
+#[test]
+fn clients_that_read_are_led_to_an_open_standby_and_to_a_primary_only_where_that_is_set() {
+    let mut core = standby();
+    assert_eq!(core.serving_readers(now(1_000)), Serving::Open);
+    core.step(promote(4), now(20));
+    assert_eq!(core.serving_readers(now(1_000)), Serving::Shut, "it is no standby any more");
+    let mut primary = primary();
+    assert_eq!(primary.serving_readers(now(1_000)), Serving::Shut);
+    primary.settings.vip_standby_fallback = ReaderFallback::Primary;
+    assert_eq!(primary.serving_readers(now(1_000)), Serving::Open);
+    let mut stopped = standby();
+    stopped.step(order(4, Action::Stop { mode: StopMode::Fast, keep_lease: false }), now(100));
+    assert_eq!(stopped.serving_readers(now(1_000)), Serving::Keep, "sessions are ended through it");
+    stopped.step(gone(false), now(200));
+    assert_eq!(stopped.serving_readers(now(1_000)), Serving::Shut);
 }

@@ -7,7 +7,8 @@ use super::{Core, Disk, FailoverWait, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
-        KeptWal, MemberId, Moment, PostgresState, RoomView, SlotsYield, TimelineHistory, TimelineId, WalPosition,
+        KeptWal, MemberId, Moment, PostgresState, ReaderFallback, RoomView, SlotsYield, TimelineHistory, TimelineId,
+        WalPosition,
         observation::{HeardOfPrimary, OrderResult, Work},
     },
     layers::Serving,
@@ -178,6 +179,18 @@ impl Core {
             PostgresState::Primary if self.another_may_lead(now) => Serving::Shut,
             PostgresState::Primary => Serving::Open,
             _ if stops && primary && self.tree != Tree::Empty && self.fencing_since.is_none() => Serving::Keep,
+            _ => Serving::Shut,
+        }
+    }
+
+    /// Whether clients that only read are to be led here, where this host may have their address: to a standby that is open, or to a
+    /// primary where nobody else is fit. One that is being stopped keeps them, as above.
+    pub fn serving_readers(&self, now: Now) -> Serving {
+        let in_place = self.settings.vip_standby_fallback == ReaderFallback::Primary;
+        match self.state() {
+            PostgresState::Standby => Serving::Open,
+            PostgresState::Primary if in_place => self.serving(now),
+            PostgresState::Stopping if self.tree != Tree::Empty && self.fencing_since.is_none() => Serving::Keep,
             _ => Serving::Shut,
         }
     }

@@ -9,6 +9,7 @@ use super::{fail, ok, warn};
 use crate::{
     cli::render::Check,
     config::{LayerMode, LayersConfig, VipConfig},
+    domain::observation::READER_LAYER,
 };
 
 pub(super) fn all(root: &Path, layers: &LayersConfig) -> Vec<Check> {
@@ -16,7 +17,10 @@ pub(super) fn all(root: &Path, layers: &LayersConfig) -> Vec<Check> {
     if layers.watchdog.mode != LayerMode::Off {
         checks.push(watchdog(layers));
     }
-    checks.extend(layers.vip.as_ref().filter(|vip| vip.mode != LayerMode::Off).map(|vip| interface(root, vip)));
+    let addresses = [("virtual address", &layers.vip), (READER_LAYER, &layers.vip_standby)];
+    for (name, vip) in addresses {
+        checks.extend(vip.as_ref().filter(|vip| vip.mode != LayerMode::Off).map(|vip| interface(root, name, vip)));
+    }
     checks.extend(layers.stonith.as_ref().map(|stonith| program(&stonith.command)));
     checks
 }
@@ -61,14 +65,13 @@ fn watchdog(layers: &LayersConfig) -> Check {
 }
 
 /// Whether there is an interface for the virtual address; the capabilities have a check of their own.
-fn interface(root: &Path, vip: &VipConfig) -> Check {
-    const NAME: &str = "virtual address";
+fn interface(root: &Path, name: &str, vip: &VipConfig) -> Check {
     let VipConfig { address, prefix, interface, mode } = vip;
     match root.join("sys/class/net").join(interface).exists() {
         true => {
-            ok(NAME, format!("{address}/{prefix} on {interface}; the agent's status says whether it may be put up"))
+            ok(name, format!("{address}/{prefix} on {interface}; the agent's status says whether it may be put up"))
         }
-        false => missing(*mode, NAME, format!("there is no interface {interface}")),
+        false => missing(*mode, name, format!("there is no interface {interface}")),
     }
 }
 

@@ -206,7 +206,7 @@ async fn of_cluster(client: &Client, bundle: &mut Bundle) -> Option<String> {
     bundle.try_put("cluster/history.json", told.map(|r| history::history_json(&r, usize::MAX)).map_err(words));
     bundle.try_put("cluster/events.jsonl", events(client).await);
     let set = client.settings().await;
-    bundle.try_put("cluster/settings.json", set.map(|r| settings::json(&r)).map_err(words));
+    bundle.try_put("cluster/settings.json", set.map(|r| settings::json(&r, &[])).map_err(words));
     let status = status.ok()?;
     bundle.put("cluster/matrix.json", &matrix::document(&status, &matrix::ask(&status).await));
     bundle.put("cluster/status.txt", &render::status(&status, render::Style::Plain));

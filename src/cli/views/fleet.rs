@@ -33,7 +33,7 @@ pub(in crate::cli) async fn run(json: bool) -> Exit {
     };
     let ask = async |(name, managers): (String, Vec<String>)| {
         let began = Instant::now();
-        let client = Client::of(managers);
+        let client = Client::of_all(managers);
         let answer = match timeout(PATIENCE, client.status(false)).await {
             Ok(answer) => answer.map_err(|error: ClientError| error.to_string()),
             Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),

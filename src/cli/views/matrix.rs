@@ -48,7 +48,7 @@ pub(super) async fn run(args: ShowArgs) -> Exit {
 pub(super) async fn ask(status: &StatusReply) -> Vec<Host> {
     let one = async |(member, manager): (String, String)| {
         let began = Instant::now();
-        let client = Client::of(vec![manager]);
+        let client = Client::of_all(vec![manager]);
         let answer = match timeout(PATIENCE, client.reach()).await {
             Ok(answer) => answer.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {} ms", PATIENCE.as_millis())),

@@ -1,0 +1,356 @@
+//! PostgreSQL's configuration as it was committed for all hosts: written over that of a server that runs, looked at by
+//! PostgreSQL before it counts, and left out where PostgreSQL can't take it. What is wrong is never a reason to stop.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::{MutexGuard, PoisonError},
+};
+
+use super::{
+    conf::{self, ConfigRole},
+    error::PostgresError,
+    files,
+    instance::Instance,
+};
+use crate::domain::{
+    ConfigurationView, Epoch, Generation, PostgresKey, SettingsDocument, Side, StraySetting,
+    postgres_settings::{Given, HBA, IDENT, Origin},
+};
+
+/// How the committed configuration stands here.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// What PostgreSQL can't take here, by name of the parameter or key of the lines, and why.
+    rejected: BTreeMap<String, String>,
+    /// `None`: nobody has looked at the server that runs.
+    view: Option<ConfigurationView>,
+}
+
+/// What configuration files are made of that is not in the host's file as it stands.
+pub(super) struct Texts {
+    pub(super) socket_dir: String,
+    pub(super) passfile: String,
+    pub(super) parameters: BTreeMap<String, String>,
+    pub(super) hba: Vec<String>,
+}
+
+/// Files as they were before they were written anew.
+#[derive(Debug)]
+pub struct Staged(Vec<(PathBuf, Option<String>)>);
+
+/// How our `pg_ident.conf` begins.
+const IDENT_HEAD: &str =
+    "# Written by matriarch; its lines come from the settings of the cluster (`matriarch config`).\n";
+/// What a configuration has of its role and of the archive beside what every one has.
+const OF_ROLE: [&str; 4] = ["recovery_min_apply_delay", "archive_mode", "archive_command", "restore_command"];
+/// Where the parameters of a configuration end.
+const AFTER_PARAMETERS: &str = "listen_addresses = ";
+
+/// As what the server is configured whose `postgresql.conf` this is.
+fn side_of(text: &str) -> Side {
+    if text.lines().any(|line| line.starts_with("# generation ")) { Side::Standby } else { Side::Primary }
+}
+
+/// A role of that side, for what doesn't depend on more of it.
+fn role_of(side: Side) -> ConfigRole {
+    match side {
+        Side::Primary => ConfigRole::DormantPrimary,
+        Side::Standby => ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) },
+    }
+}
+
+/// A `postgresql.conf` with the parameters of a new one; what it has of its role, and of the archive, stays.
+fn with_parameters(text: &str, fresh: &str, archive: Option<&conf::Archive>) -> String {
+    let of_parameters = |text: &'_ str| text.lines().take_while(|line| !line.starts_with(AFTER_PARAMETERS)).count();
+    let is_archives = |line: &&str| key_of(line).is_some_and(|key| archive.is_some_and(|archive| archive.owns(key)));
+    let (old, new) = (of_parameters(text), of_parameters(fresh));
+    let kept = text.lines().take(old).filter(is_archives);
+    let level = fresh.lines().find(|line| line.starts_with("wal_level = "));
+    let rest = text.lines().skip(old).map(|line| level.filter(|_| line.starts_with("wal_level = ")).unwrap_or(line));
+    let mut head = fresh.lines().take(new);
+    let first = head.next().into_iter();
+    first.chain(kept).chain(head).chain(rest).map(|line| format!("{line}\n")).collect()
+}
+
+/// The setting that a line of a configuration makes.
+fn key_of(line: &str) -> Option<&str> {
+    let key = line.trim_start().split(|c: char| c.is_whitespace() || c == '=').next()?;
+    (!key.is_empty() && !key.starts_with('#')).then_some(key)
+}
+
+fn value_of(line: &str) -> String {
+    let value = line.split_once('=').map_or("", |(_, value)| value).trim();
+    let bare = value.strip_prefix('\'').and_then(|value| value.strip_suffix('\''));
+    bare.map_or_else(|| value.to_owned(), |value| value.replace("''", "'"))
+}
+
+/// What stands in a configuration that isn't in the one that was written.
+fn strange_lines(text: &str, written: &str, place: &str) -> Vec<StraySetting> {
+    let own: BTreeSet<&str> = written.lines().collect();
+    let found: BTreeSet<&str> = text.lines().collect();
+    let stray =
+        |line: &str, value: String, place: String| Some(StraySetting { name: key_of(line)?.to_owned(), value, place });
+    let added = text.lines().filter(|line| !own.contains(line));
+    let added: Vec<_> = added.filter_map(|line| stray(line, value_of(line), place.to_owned())).collect();
+    let gone = written.lines().filter(|line| !found.contains(line));
+    let gone = gone.filter_map(|line| stray(line, String::new(), format!("taken out of {place}")));
+    let gone = gone.filter(|one| !added.iter().any(|other| other.name == one.name));
+    added.iter().cloned().chain(gone).collect()
+}
+
+/// The settings of `postgresql.auto.conf`. That of the adoption is ours.
+fn of_alter_system(text: &str) -> impl Iterator<Item = StraySetting> {
+    let made = |line: &str| {
+        let name = key_of(line).filter(|key| *key != "restart_after_crash")?.to_owned();
+        Some(StraySetting { name, value: value_of(line), place: "ALTER SYSTEM".to_owned() })
+    };
+    text.lines().filter_map(made).collect::<Vec<_>>().into_iter()
+}
+
+impl Instance {
+    pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing_lock().lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was rejected of other settings counts no more.
+    pub(super) fn forget_rejections(&self) {
+        self.standing().rejected.clear();
+    }
+
+    /// How the committed configuration stands here; `None`: nobody has looked at the server that runs.
+    pub fn configuration(&self) -> Option<ConfigurationView> {
+        self.standing().view.clone()
+    }
+
+    /// Notes how it stands.
+    pub fn see_configuration(&self, view: Option<ConfigurationView>) {
+        self.standing().view = view;
+    }
+
+    /// Why something of it is not in force here; empty: all is.
+    pub fn rejections(&self) -> String {
+        let standing = self.standing();
+        let why = standing.rejected.iter().map(|(name, why)| format!("{name} is not in force here: {why}"));
+        Vec::from_iter(why).join("; ")
+    }
+
+    /// Leaves out what PostgreSQL can't take, each name with the reason. True when that was anything of the settings: the
+    /// host's file is somebody else's matter.
+    pub fn reject(&self, bad: BTreeMap<String, String>) -> bool {
+        let document = self.document();
+        let ours = |name: &String| {
+            document.of_postgres().into_keys().any(|key| match PostgresKey::of(key) {
+                Some(PostgresKey::Parameter(_, of)) => of == name.as_str(),
+                Some(PostgresKey::Hba | PostgresKey::Ident) => key == name.as_str(),
+                None => false,
+            })
+        };
+        let ours: BTreeMap<_, _> = bad.into_iter().filter(|(name, _)| ours(name)).collect();
+        let any = !ours.is_empty();
+        self.standing().rejected.extend(ours);
+        any
+    }
+
+    /// The settings without what PostgreSQL can't take here.
+    fn accepted(&self) -> SettingsDocument {
+        let (mut document, standing) = (self.document(), self.standing());
+        document.values.retain(|key, _| match PostgresKey::of(key) {
+            Some(PostgresKey::Parameter(_, name)) => !standing.rejected.contains_key(name),
+            Some(PostgresKey::Hba | PostgresKey::Ident) => !standing.rejected.contains_key(key),
+            None => true,
+        });
+        document
+    }
+
+    /// With what PostgreSQL is to be configured on this side, and where it comes from.
+    pub fn given(&self, side: Side) -> BTreeMap<String, Given> {
+        self.accepted().parameters(&self.config().parameters, self.me(), side)
+    }
+
+    /// The same, of the settings alone: what the host's file says may have been tried for long.
+    pub fn given_by_settings(&self, side: Side) -> BTreeMap<String, String> {
+        let given = self.given(side).into_iter();
+        given.filter(|(_, given)| given.origin != Origin::File).map(|(name, given)| (name, given.value)).collect()
+    }
+
+    pub(super) fn parameters(&self, side: Side) -> BTreeMap<String, String> {
+        self.given(side).into_iter().map(|(name, given)| (name, given.value)).collect()
+    }
+
+    /// As what the server here is configured.
+    pub fn side(&self) -> Side {
+        side_of(&fs::read_to_string(self.data_dir().join("postgresql.conf")).unwrap_or_default())
+    }
+
+    pub(super) fn texts(&self, side: Side) -> Texts {
+        Texts {
+            socket_dir: self.config().socket_dir.to_string_lossy().into_owned(),
+            passfile: self.passfile().to_string_lossy().into_owned(),
+            parameters: self.parameters(side),
+            hba: self.accepted().lines_of(HBA).unwrap_or_else(|| self.config().hba.clone()),
+        }
+    }
+
+    /// The text of `pg_ident.conf`; `None`: it is nobody's but the host's.
+    pub(super) fn ident(&self, there: &str) -> Option<String> {
+        let lines = self.accepted().lines_of(IDENT);
+        let ours = lines.is_some() || there.starts_with(IDENT_HEAD);
+        ours.then(|| {
+            format!("{IDENT_HEAD}{}", lines.unwrap_or_default().iter().map(|l| format!("{l}\n")).collect::<String>())
+        })
+    }
+
+    /// What the files of the running server should be, but for what belongs to its role; empty: they are somebody else's.
+    fn wanted_files(&self) -> Vec<(PathBuf, String)> {
+        let dir = self.data_dir();
+        let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let [main, hba, ident] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| dir.join(name));
+        let text = read(&main);
+        if !text.starts_with(conf::WRITTEN_BY_US) {
+            return Vec::new();
+        }
+        let side = side_of(&text);
+        let texts = self.texts(side);
+        let settings = self.settings(&texts);
+        let fresh = conf::postgresql_conf(&settings, &role_of(side));
+        let closed = read(&hba).contains(conf::CLOSED);
+        let mut wanted = vec![
+            (main, without_strange(&with_parameters(&text, &fresh, settings.archive.as_ref()), &fresh)),
+            (hba, conf::pg_hba(&settings, closed)),
+        ];
+        let lines = self.ident(&read(&ident));
+        wanted.extend(lines.map(|text| (ident, text)));
+        wanted
+    }
+
+    /// Nothing of the committed configuration is missing in the files of the running server, or they are somebody else's.
+    pub fn is_configured_as_wanted(&self) -> bool {
+        let _alone = self.config_alone();
+        self.wanted_files().into_iter().all(|(path, new)| fs::read_to_string(path).is_ok_and(|text| text == new))
+    }
+
+    /// Writes what was committed over the configuration of the running server; it takes effect with a reload. `None`: it is
+    /// that already, or somebody else's.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn stage_configuration(&self) -> Result<Option<Staged>, PostgresError> {
+        let _alone = self.config_alone();
+        let mut before = Vec::new();
+        for (path, new) in self.wanted_files() {
+            let was = fs::read_to_string(&path).ok();
+            if was.as_deref() != Some(&new) {
+                files::replace(&path, &new)?;
+                before.push((path, was));
+            }
+        }
+        self.refresh_runtime_conf()?;
+        Ok((!before.is_empty()).then_some(Staged(before)))
+    }
+
+    /// Puts the files back.
+    ///
+    /// # Errors
+    /// A file can't be written.
+    pub fn unstage(&self, staged: Staged) -> Result<(), PostgresError> {
+        let _alone = self.config_alone();
+        for (path, was) in staged.0 {
+            match was {
+                Some(text) => files::replace(&path, &text)?,
+                None => drop(files::remove(&path)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// What somebody has set in files that Matriarch writes, or by ALTER SYSTEM.
+    pub fn strays(&self) -> Vec<StraySetting> {
+        let _alone = self.config_alone();
+        let wanted = self.wanted_files();
+        let mut strays = Vec::new();
+        for (path, new) in &wanted {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name == "postgresql.conf" {
+                strays.extend(strange_lines(&text, new, &name));
+            } else if text != *new {
+                let place = "edited; it is written anew with the next change".to_owned();
+                strays.push(StraySetting { name: name.into_owned(), value: String::new(), place });
+            }
+        }
+        if !wanted.is_empty() {
+            let auto = fs::read_to_string(self.data_dir().join("postgresql.auto.conf")).unwrap_or_default();
+            strays.extend(of_alter_system(&auto));
+        }
+        strays
+    }
+}
+
+/// A configuration without lines of settings after its parameters that Matriarch doesn't make, or makes once.
+fn without_strange(text: &str, fresh: &str) -> String {
+    let known: BTreeSet<&str> = fresh.lines().filter_map(key_of).chain(OF_ROLE).collect();
+    let head = text.lines().take_while(|line| !line.starts_with(AFTER_PARAMETERS));
+    let rest = text.lines().skip_while(|line| !line.starts_with(AFTER_PARAMETERS));
+    let mut seen = BTreeSet::new();
+    let of_parameters: BTreeSet<&str> = head.clone().filter_map(key_of).collect();
+    let mut kept: Vec<&str> = head.collect();
+    for line in rest {
+        let is_ours =
+            key_of(line).is_none_or(|key| known.contains(key) && !of_parameters.contains(key) && seen.insert(key));
+        kept.extend(is_ours.then_some(line));
+    }
+    kept.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "# Written by matriarch\nrestore_command = 'get'\nwal_keep_size = '512MB'\nwork_mem = '1MB'\nlisten_addresses = '*'\n\
+                       wal_level = 'replica'\nprimary_conninfo = 'host=a'\n# generation 1 epoch 2\n";
+
+    #[test]
+    fn other_parameters_leave_role_and_archive_alone() {
+        let fresh = "# Written by matriarch\nwal_keep_size = '512MB'\nwork_mem = '2MB'\nx.y = 'z'\nlisten_addresses = '*'\n\
+                     wal_level = 'logical'\nprimary_conninfo = ''\n";
+        let archive = conf::Archive { put: None, get: Some("get".to_owned()), library: false };
+        let new = with_parameters(OLD, fresh, Some(&archive));
+        assert_eq!(
+            new,
+            "# Written by matriarch\nrestore_command = 'get'\nwal_keep_size = '512MB'\nwork_mem = '2MB'\nx.y = 'z'\nlisten_addresses = '*'\n\
+             wal_level = 'logical'\nprimary_conninfo = 'host=a'\n# generation 1 epoch 2\n"
+        );
+        assert_eq!(with_parameters(&new, fresh, Some(&archive)), new, "twice is as once");
+        assert!(!with_parameters(OLD, fresh, None).contains("restore_command"), "that of a parameter goes with it");
+        assert_eq!((side_of(OLD), side_of(fresh)), (Side::Standby, Side::Primary));
+    }
+
+    #[test]
+    fn what_was_added_by_hand_goes() {
+        let edited = format!(
+            "{OLD}work_mem = '9MB'\nport = 1\nlisten_addresses = 'x'\n# a remark\nrecovery_min_apply_delay = '0'\n"
+        );
+        let kept = without_strange(&edited, OLD);
+        assert_eq!(kept, format!("{OLD}# a remark\nrecovery_min_apply_delay = '0'\n"));
+        assert_eq!(without_strange(&kept, OLD), kept);
+        assert_eq!(without_strange(OLD, OLD), OLD);
+    }
+
+    #[test]
+    fn what_was_edited_is_named() {
+        let edited = OLD.replace("work_mem = '1MB'", "work_mem = 1GB") + "shared_buffers='2GB'  \n# a remark\n";
+        let told: Vec<String> =
+            strange_lines(&edited, OLD, "postgresql.conf").iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["work_mem = 1GB (postgresql.conf)", "shared_buffers = 2GB (postgresql.conf)"]);
+        let without = OLD.replace("work_mem = '1MB'\n", "");
+        let told: Vec<String> =
+            strange_lines(&without, OLD, "postgresql.conf").iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["work_mem: taken out of postgresql.conf"]);
+        assert_eq!(strange_lines(OLD, OLD, "x"), []);
+        let auto = "# Do not edit this file manually!\nrestart_after_crash = 'off'\nlog_line_prefix = 'it''s '\n";
+        let told: Vec<String> = of_alter_system(auto).map(|stray| stray.to_string()).collect();
+        assert_eq!(told, ["log_line_prefix = it's  (ALTER SYSTEM)"]);
+    }
+}

@@ -1,0 +1,187 @@
+//! Who belongs to the cluster, by which Raft node, and where each is reached.
+
+use super::cluster::{ClusterState, Member};
+use crate::domain::{MemberId, NodeId};
+
+impl ClusterState {
+    pub(super) fn replace_node(
+        &mut self,
+        who: &MemberId,
+        old: NodeId,
+        node: NodeId,
+        reason: &str,
+    ) -> Result<Option<String>, String> {
+        let next = self.next_node();
+        let Some(member) = self.members.get_mut(who) else {
+            return Err(format!("{who} is no member"));
+        };
+        if member.node != old {
+            return Err(format!("the node of {who} is {}", member.node));
+        }
+        if node != next {
+            return Err(format!("the next node is {next}"));
+        }
+        member.node = node;
+        self.last_node = node;
+        Ok(Some(match old {
+            NodeId(0) => format!("{who} takes part as node {node}"),
+            old => format!("{who} takes part as node {node}, node {old} never votes again: {reason}"),
+        }))
+    }
+
+    pub(super) fn add_member(
+        &mut self,
+        who: &MemberId,
+        manager: &str,
+        postgres: &str,
+    ) -> Result<Option<String>, String> {
+        if self.identity.is_none() {
+            return Err("the cluster is not founded".to_owned());
+        }
+        if self.members.contains_key(who) {
+            return Err(format!("{who} is a member"));
+        }
+        self.free([manager, postgres], who)?;
+        self.last_node = NodeId(self.next_node().0 - 1);
+        let member = Member {
+            node: NodeId(0),
+            manager: manager.to_owned(),
+            postgres: postgres.to_owned(),
+            agent: String::new(),
+        };
+        self.members.insert(who.clone(), member);
+        self.moved.remove(who);
+        Ok(Some(format!("{who} is a member")))
+    }
+
+    pub(super) fn remove_member(&mut self, who: &MemberId) -> Result<Option<String>, String> {
+        if !self.members.contains_key(who) {
+            return Err(format!("{who} is no member"));
+        }
+        if self.holder().is_some_and(|(_, holder)| holder == who) {
+            return Err(format!("{who} holds the lock"));
+        }
+        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
+            return Err(format!("{who} is the target of operation {}", running.id));
+        }
+        if self.sync.rules.iter().any(|rule| rule.names.contains(who)) {
+            return Err(format!("{who} confirms commits; set {who}.sync=false first"));
+        }
+        // The number of a member that is gone is not given again.
+        self.last_node = NodeId(self.next_node().0 - 1);
+        self.members.remove(who);
+        self.moved.remove(who);
+        self.settings.forget(who);
+        self.maintenance.remove(who);
+        self.unexplained.remove(who);
+        self.leave_source(who);
+        Ok(Some(format!("{who} is no member any more")))
+    }
+
+    /// The address is only where the member is reached: who answers there has to be that member, by its name, its cluster
+    /// and its generation, for every request names them.
+    pub(super) fn move_member(&mut self, who: &MemberId, to: [&str; 3]) -> Result<Option<String>, String> {
+        let [manager, postgres, agent] = to;
+        if !self.members.contains_key(who) {
+            return Err(format!("{who} is no member"));
+        }
+        if self.holder().is_some_and(|(_, holder)| holder == who) {
+            return Err(format!("{who} holds the lock: make another member primary first"));
+        }
+        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
+            return Err(format!("{who} is the target of operation {}", running.id));
+        }
+        self.free(to, who)?;
+        let Some(member) = self.members.get_mut(who) else { return Err(format!("{who} is no member")) };
+        let there = Member {
+            node: member.node,
+            manager: manager.to_owned(),
+            postgres: postgres.to_owned(),
+            agent: agent.to_owned(),
+        };
+        if *member == there {
+            return Err(format!("{who} is there already"));
+        }
+        *member = there;
+        self.moved.insert(who.clone(), manager.to_owned());
+        Ok(Some(format!("{who} is reached at {manager}, its PostgreSQL at {postgres}")))
+    }
+
+    /// Nobody but `who` has one of these addresses.
+    fn free<const N: usize>(&self, addresses: [&str; N], who: &MemberId) -> Result<(), String> {
+        let has = |m: &Member| [&m.manager, &m.postgres].into_iter().any(|a| addresses.contains(&a.as_str()));
+        match self.members.iter().find(|(id, m)| *id != who && has(m)) {
+            Some((other, _)) => Err(format!("{other} has one of these addresses")),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::Epoch,
+        state::{Applied, Command, GrantPhase, Kind, Lock, RuleId},
+    };
+
+    fn id(name: &str) -> MemberId {
+        name.parse().unwrap()
+    }
+
+    /// a is primary.
+    fn state() -> ClusterState {
+        let member = |n: u64| Member {
+            node: NodeId(n),
+            manager: format!("h{n}:1"),
+            postgres: format!("h{n}:2"),
+            agent: format!("h{n}:3"),
+        };
+        let lock = Lock::Granted {
+            epoch: Epoch(1),
+            member: id("a"),
+            phase: GrantPhase::Open,
+            timeline: crate::domain::TimelineId(2),
+            switch_lsn: crate::domain::Lsn(1),
+            floor: crate::domain::WalPosition::default(),
+        };
+        let members = [(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))];
+        ClusterState { members: members.into(), epoch: Epoch(1), lock, ..ClusterState::default() }
+    }
+
+    fn move_to(state: &mut ClusterState, who: &str, host: &str) -> Applied {
+        let [manager, postgres, agent] = [1, 2, 3].map(|port| format!("{host}:{port}"));
+        let kind = Kind::MoveMember { member: id(who), manager, postgres, agent };
+        let because = RuleId(1);
+        state.apply(&Command { request_id: "r".into(), expected: Epoch(1), because, kind, evidence: None })
+    }
+
+    fn why(applied: Applied) -> String {
+        match applied {
+            Applied::Stale { why, .. } => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_member_is_reached_elsewhere_and_back_and_is_the_same_node() {
+        let mut state = state();
+        let before = state.members.clone();
+        assert_eq!(move_to(&mut state, "b", "x"), Applied::Changed);
+        assert_eq!((state.members[&id("b")].node, state.members[&id("b")].postgres.as_str()), (NodeId(2), "x:2"));
+        assert_eq!(state.moved[&id("b")], "x:1");
+        assert_eq!(state.roster.version, 1, "whoever asks the agents has to learn of it");
+        assert!(why(move_to(&mut state, "b", "x")).contains("already"));
+        assert_eq!(move_to(&mut state, "b", "h2"), Applied::Changed);
+        assert_eq!(state.members, before);
+    }
+
+    #[test]
+    fn nobody_moves_to_where_another_one_is_and_the_primary_not_at_all() {
+        let mut state = state();
+        assert_eq!(why(move_to(&mut state, "b", "h3")), "c has one of these addresses");
+        assert!(why(move_to(&mut state, "a", "x")).contains("make another member primary"));
+        assert_eq!(why(move_to(&mut state, "d", "x")), "d is no member");
+        assert!(state.moved.is_empty());
+    }
+}
