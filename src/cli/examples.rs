@@ -1,15 +1,18 @@
 //! What can be typed, command by command, for the end of each help. Every line of it is tried by a test.
 
+use crate::config::DEFAULT_FILE;
+
 /// A line to type, and what it is for; empty where the line says it.
 type Example = (&'static str, &'static str);
-
-const CONFIG: &str = "--config /etc/matriarch/matriarch.toml";
 
 /// The examples of a command by its words, as text; `None`: there are none here.
 pub(super) fn of(words: &str) -> Option<String> {
     let (_, examples) = EXAMPLES.iter().find(|(command, _)| *command == words)?;
-    let lines: Vec<String> =
-        examples.iter().map(|(line, what)| (line.replace("{config}", CONFIG), what)).map(line).collect();
+    let lines: Vec<String> = examples
+        .iter()
+        .map(|(line, what)| (line.replace("{config}", &format!("--config {DEFAULT_FILE}")), what))
+        .map(line)
+        .collect();
     let title = if lines.len() == 1 { "Example" } else { "Examples" };
     Some(format!("{title}:\n{}", lines.join("\n")))
 }
