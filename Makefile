@@ -52,6 +52,7 @@ fix:
 proof:
 	@deploy/scripts/prepare.sh test
 	@deploy/scripts/postgresql-versions.sh || echo "proof: tests on versions of PostgreSQL that are missing are passed over; all others run"
+	@deploy/scripts/patroni.sh || echo "proof: without Patroni and etcd the test that takes its cluster over is passed over; all others run"
 	@deploy/scripts/s3-server.sh || echo "proof: without an S3 server the test of backups on one is passed over; all others run"
 	@deploy/scripts/previous.sh || echo "proof: without an older version, tests of two versions side by side are passed over; all others run"
 	@deploy/scripts/test.sh --ignored $(CARGO_FLAGS)

@@ -18,6 +18,8 @@ mod cure;
 mod guarding;
 #[path = "agent/health.rs"]
 mod health;
+#[path = "agent/hooks.rs"]
+mod hooks;
 #[path = "agent/interrupted.rs"]
 mod interrupted;
 #[path = "agent/lend.rs"]
@@ -49,8 +51,8 @@ use hyper_util::rt::TokioIo;
 use matriarch::{
     agent,
     config::{
-        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, LayersConfig, LocalMember, ManagerConfig,
-        MemberConfig, PostgresqlConfig,
+        AgentConfig, AgentEndpoint, CgroupUse, ClusterConfig, Config, HooksConfig, LayersConfig, LocalMember,
+        ManagerConfig, MemberConfig, PostgresqlConfig,
     },
     domain::{ClusterId, Epoch, Generation, NodeId, Profile, Timings, observation::Notice},
     guard::{self, GuardHandle, Postmaster, ProcessIdentity, sys::two_clocks},
@@ -207,6 +209,7 @@ impl Cluster {
             rest: None,
             router: None,
             layers: LayersConfig::default(),
+            hooks: HooksConfig::default(),
         }
     }
 
@@ -407,6 +410,7 @@ impl Host {
     async fn copy(&mut self, epoch: u64, source: &Host, fork: Option<v1::WalPosition>) {
         self.system = source.system;
         let clone = v1::Clone {
+            named: None,
             source: source.local().id.to_string(),
             source_host: "127.0.0.1".into(),
             source_port: source.local().postgresql.port.into(),

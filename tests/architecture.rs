@@ -257,7 +257,7 @@ fn deciding_reads_no_clock_no_file_and_waits_for_nobody() {
 
 #[test]
 fn each_outside_thing_has_one_room() {
-    let homes: [(&str, &[&str]); 8] = [
+    let homes: [(&str, &[&str]); 9] = [
         // The log filter names their targets.
         ("openraft", &["raft/", "telemetry/mod.rs"]),
         ("sled", &["raft/", "telemetry/mod.rs"]),
@@ -265,7 +265,7 @@ fn each_outside_thing_has_one_room() {
         ("clap", &["cli/", "demo/"]),
         ("ratatui", &["demo/", "cli/views/top"]),
         ("unsafe", &["guard/sys.rs"]),
-        // An identity file is read by people too; the demo writes configurations; settings are edited as text, a command line has a file of
+        // An identity file is read by people too; the demo and the import write configurations; settings are edited as text, a command line has a file of
         // its own, and a support bundle looks for secrets in any configuration, right or wrong.
         (
             "toml",
@@ -273,11 +273,13 @@ fn each_outside_thing_has_one_room() {
                 "config/",
                 "manager/identity.rs",
                 "demo/layout.rs",
+                "cli/import/",
                 "cli/settings/edit.rs",
                 "cli/clusters.rs",
                 "cli/views/bundle.rs",
             ],
         ),
+        ("yaml_rust2", &["cli/import/yaml.rs"]),
         ("hmac", &["lease/wire.rs"]),
     ];
     for (needle, allowed) in homes {
@@ -289,6 +291,7 @@ fn each_outside_thing_has_one_room() {
 fn processes_are_started_where_it_is_expected() {
     let started: Vec<String> = strays("Command::new", &[]);
     expect![[r#"
+        agent/hooks/program.rs
         cli/preflight/postgres.rs
         cli/settings/edit.rs
         cli/views/bundle.rs

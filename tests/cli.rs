@@ -9,6 +9,7 @@ mod views;
 
 use std::{
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Output},
     sync::{
@@ -31,9 +32,10 @@ use matriarch::{
         MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
         ParametersRequest, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply,
         RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, ReachReply, ReachRequest, ReachedManager,
-        RecoverReply, RecoverRequest, Reign, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting,
-        SettingsHistoryReply, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
-        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        RecoverReply, RecoverRequest, Reign, ReinitRequest, ReloadReply, ReloadRequest, Reloaded, RestartRequest,
+        SetSettingsReply, SetSettingsRequest, Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
+        TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -58,6 +60,71 @@ fn check(args: &[&str], expected: Expect) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let code = output.status.code().unwrap_or(-1);
     expected.assert_eq(&format!("exit {code}\n{}{}", text(&output.stdout), text(&output.stderr)));
+}
+
+#[test]
+fn a_configuration_of_patroni_is_imported_and_nothing_is_written_over() {
+    check(
+        &["import", "--help"],
+        expect![[r#"
+        exit 0
+        Turn a configuration of Patroni into Matriarch's, and say what becomes of each key; asks nobody
+
+        Usage: matriarch import [OPTIONS] <FILE>...
+
+        Arguments:
+          <FILE>...  patroni.yml of each host, or one that counts for all (with --members)
+
+        Options:
+              --dynamic <FILE>                The dynamic configuration, as `patronictl show-config` prints
+                                              it; -: standard input [default: bootstrap.dcs of the first
+                                              file]
+              --members <NAME=HOST[:PORT],…>  Names and hosts of the members [default: name and
+                                              postgresql.connect_address of each file]
+              --primary <NAME>                The member that is primary now; it becomes the first [default:
+                                              the first given]
+              --member <NAME>                 Only the file of this member
+              --output <DIR>                  A directory for the files, the commands and the report; -:
+                                              print them [default: -]
+              --json                          Print JSON
+          -h, --help                          Print help
+
+        Example: the files of three hosts, whose primary is pg2, with the dynamic configuration
+          patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 \
+            --dynamic - --output ./matriarch
+
+        Passwords are written into files of mode 0600 below --output, and never printed.
+    "#]],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let (file, out) = (dir.path().join("p.yml"), dir.path().join("out"));
+    let text = "scope: shop\nname: pg1\nfrobnicate: 1\npostgresql:\n  listen: 0.0.0.0:5432\n  bin_dir: /usr/lib/postgresql/15/bin\n  \
+                authentication: {superuser: {username: postgres, password: hidden}}\n";
+    std::fs::write(&file, text).unwrap();
+    let members = "pg2=10.0.0.2,pg1=10.0.0.1,pg3=10.0.0.3";
+    let import = |more: &[&str]| {
+        let output = matriarch(&[&["import", file.to_str().unwrap(), "--members", members], more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, _, told) = import(&["--output", out.to_str().unwrap()]);
+    assert_eq!((code, told.as_str()), (Some(0), ""));
+    let mode = |name: &str| std::fs::metadata(out.join(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("pg1/superuser.pass"), mode("pg3/secret"), mode("pg2/matriarch.toml")), (0o600, 0o600, 0o644));
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    assert_eq!((read("pg2/superuser.pass").as_str(), read("pg1/secret") == read("pg3/secret")), ("hidden\n", true));
+    assert!(read("report.txt").contains("is not known\n  frobnicate\n"));
+    let (code, _, told) = import(&["--output", out.to_str().unwrap()]);
+    assert!(code == Some(1) && told.contains("nothing is written over"), "{told}");
+    let (code, printed, told) = import(&["--member", "pg3"]);
+    assert!(code == Some(0) && printed.contains("id = \"pg3\"") && told.contains("frobnicate"), "{printed}{told}");
+    let (code, json, _) = import(&["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, json["files"].as_array().unwrap().len()), (Some(0), 3));
+    let (code, _, told) = import(&["--primary", "pg9"]);
+    assert!(code == Some(2) && told.contains("--primary pg9"), "{told}");
+    let (code, _, told) = import(&["--dynamic", "/nonexistent"]);
+    assert!(code == Some(2) && told.contains("/nonexistent: can't be read"), "{told}");
 }
 
 #[test]
@@ -175,9 +242,9 @@ fn rules_are_printed_with_what_they_lead_to() {
          230  switchover: the primary has flushed, hold new writes                                    advance-operation, end-operation
          410  the old epoch is sealed and over: grant to the successor                                grant-primary, grant-running
          480  a node in the Raft group is nobody's: drop it                                           drop-node
-        RULE  WHEN, AND THEN WHAT                                                   ORDERS
-         520  switchover or restart: the primary flushes early                      checkpoint
-         550  no data, data of no use, or a rejoin by copy is due: clone            clone
+        RULE  WHEN, AND THEN WHAT                                                                 ORDERS
+         520  switchover or restart: the primary flushes early                                    checkpoint
+         550  no data, data of no use, a rejoin by copy is due, or an operator wants one: clone   clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
@@ -776,6 +843,24 @@ impl Admin for Manager {
         let refusal = "n1 is the primary: `matriarch switchover` moves it first";
         let reason = if done { String::new() } else { refusal.to_owned() };
         Ok(Response::new(MaintenanceReply { done, reason }))
+    }
+
+    async fn reinit(&self, request: Request<ReinitRequest>) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
+        let (from, to) = (request.from, request.member);
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
+    }
+
+    async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadReply>, Status> {
+        let told = |member: String| Reloaded {
+            done: member == "n1",
+            reason: "it is down".to_owned(),
+            member,
+            pending: vec![],
+        };
+        let members = request.into_inner().members.into_iter().map(told).collect();
+        Ok(Response::new(ReloadReply { members }))
     }
 
     async fn restart(&self, request: Request<RestartRequest>) -> Result<Response<OperationReply>, Status> {

@@ -184,6 +184,8 @@ impl World {
             ["resume"] => self.pause(false),
             ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
             ["restart", to] => self.ask(OperationKind::Restart, to, false),
+            ["reinit", to] => self.reinit(&id(to), None),
+            ["reinit", to, "--from", from] => self.reinit(&id(to), Some(&id(from))),
             ["clock", member, ppm] => self.clock(&id(member), ppm.parse().unwrap()),
             ["decide"] => self.decide(),
             ["apply"] => {
@@ -376,6 +378,7 @@ impl World {
             standbys: Vec::new(),
             checkpoint_timeline: TimelineId(1),
             checkpoints_done: 0,
+            copied_for: Some(0),
             guard: "guarding".into(),
             problem: None,
             rewind_unfinished: false,
@@ -384,6 +387,7 @@ impl World {
             unsteady: false,
             crashed_lately: false,
             gives_wal: false,
+            failed_hook: None,
             storage: None,
             never_streamed: false,
             ended_by: EndCause::Unknown,
@@ -480,6 +484,7 @@ impl World {
             "clones" => view.clone_failures = number(),
             "system" => view.system_identifier = Some(number()),
             "checkpointed" => view.checkpoints_done = number(),
+            "copied" => view.copied_for = Some(number()),
             "half-rewound" => view.rewind_unfinished = true,
             "clean" => view.clean_shutdown = true,
             "crashed-standby" => view.crashed_standby = true,
@@ -490,7 +495,10 @@ impl World {
             "unknown" => view.wal_end_known = false,
             "ended-by" => view.ended_by = EndCause::ALL.into_iter().find(|c| c.name() == value).unwrap(),
             "storage" => view.storage = Some(value.replace('-', " ")),
-            "cloning" => view.work = Some(Work { kind: "clone".to_owned(), ..Work::default() }),
+            "cloning" => {
+                let order = value.parse().unwrap_or(0);
+                view.work = Some(Work { order, kind: "clone".to_owned(), ..Work::default() });
+            }
             "never-streamed" => view.never_streamed = true,
             "unsteady" => view.unsteady = true,
             "crashed" => view.crashed_lately = true,
@@ -755,7 +763,18 @@ impl World {
     }
 
     fn ask(&mut self, kind: OperationKind, to: &str, allow_loss: bool) {
-        match self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss)) {
+        let admitted = self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss));
+        self.begin(admitted);
+    }
+
+    fn reinit(&mut self, member: &MemberId, from: Option<&MemberId>) {
+        let asked = policy::reinit::Asked { member, from, force: false };
+        let admitted = self.look(|s| policy::reinit::admit(s, asked));
+        self.begin(admitted);
+    }
+
+    fn begin(&mut self, admitted: Result<Kind, String>) {
+        match admitted {
             Err(why) => self.say(&format!("refused: {why}")),
             Ok(kind) => {
                 let expected = self.state.epoch;
@@ -888,6 +907,7 @@ fn action(action: &Action) -> String {
         Action::Rewind { source } => format!("rewind from {}", source.member),
         Action::EndClone => "give the copy up".to_owned(),
         Action::Clone { source } => format!("clone from {}", source.member),
+        Action::Reinit { operation, source, .. } => format!("clone from {} for operation {operation}", source.member),
         Action::Checkpoint { operation } => format!("checkpoint for operation {operation}"),
     }
 }

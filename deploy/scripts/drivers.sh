@@ -26,12 +26,12 @@ python() {
     local version new
     if is_there python "$wanted/requirements.txt"; then return; fi
     if ! [ -x /usr/bin/python3 ] || ! python3 -m pip --version >/dev/null 2>&1; then
-        say "/usr/bin/python3 and pip are needed to fetch psycopg, asyncpg and check_patroni (apt-get install python3 python3-pip)"
+        say "/usr/bin/python3 and pip are needed to fetch psycopg, asyncpg, grpcio and check_patroni (apt-get install python3 python3-pip)"
         return 1
     fi
     # For that very Python: some of it is compiled.
     version=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    say "fetching psycopg, asyncpg and check_patroni (PyPI) into $dir/python"
+    say "fetching psycopg, asyncpg, grpcio and check_patroni (PyPI) into $dir/python"
     new=$(mktemp -d "$dir/new-XXXXXX")
     if ! python3 -m pip install --quiet --no-warn-conflicts --only-binary :all: --require-hashes --python-version "$version" \
         --platform manylinux_2_17_x86_64 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \

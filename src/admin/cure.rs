@@ -23,7 +23,7 @@ pub(super) fn ways(member: &MemberId, agent: &AgentView, most: u32) -> Vec<Strin
     if let Some(why) = &agent.cure.needs_operator {
         out.push(format!(
             "{member} needs an operator: {why}. Put that right on its host, its data is left as it is; if it should be copied \
-             anew all the same, stop its agent, move its data directory away, and start the agent"
+             anew all the same: `matriarch reinit {member}`"
         ));
     }
     if agent.clone_failures >= CLONES_TRIED {

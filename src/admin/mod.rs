@@ -21,7 +21,7 @@ use crate::{
         ManagerHandle,
         view::{MemberChange, NotBegun, NotChanged},
     },
-    rpc::{convert, v1},
+    rpc::{convert, errors::Told, v1},
     state::{Operation, OperationKind},
 };
 
@@ -48,6 +48,10 @@ impl AdminService {
         // An operator's tool names no member: any manager will do.
         convert::check_target(Some(to), self.manager.me().as_str(), &state.cluster_id(), state.generation())?;
         Ok(())
+    }
+
+    fn told<T>(&self, request: &Request<T>) -> Told {
+        Told::of(request, self.manager.leadership().leader.is_none())
     }
 
     async fn operate(
@@ -163,27 +167,34 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::SwitchoverRequest>,
     ) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await;
+            return told.answer(client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await
+        told.answer(
+            self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await,
+        )
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await;
+            return told.answer(client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss)).await
+        told.answer(
+            self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss))
+                .await,
+        )
     }
 
     async fn failover_loss(
@@ -353,15 +364,39 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn restart(&self, request: Request<v1::RestartRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let told = self.told(&request);
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
         if !was_passed_on(asked.to.as_ref())
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.restart(passed_on(v1::RestartRequest { to, ..asked })).await;
+            return told.answer(client.restart(passed_on(v1::RestartRequest { to, ..asked })).await);
         }
-        self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await
+        told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await)
+    }
+
+    async fn reinit(&self, request: Request<v1::ReinitRequest>) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.reinit(passed_on(v1::ReinitRequest { to, ..asked })).await;
+        }
+        if asked.member.is_empty() {
+            return Err(Status::invalid_argument("the request names no member"));
+        }
+        self.operate(OperationKind::Reinit, (&asked.from, &asked.member), (asked.request_id, asked.force)).await
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadRequest>) -> Result<Response<v1::ReloadReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        let wanted = asked.members.iter().map(|m| convert::member_id(m)).collect::<Result<Vec<_>, _>>();
+        let wanted = wanted.map_err(|e| Status::invalid_argument(e.to_string()))?;
+        Ok(Response::new(v1::ReloadReply { members: self.manager.reload(&wanted).await }))
     }
 
     async fn change_member(

@@ -161,6 +161,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationKind::Switchover => "switchover",
             OperationKind::Failover => "failover",
             OperationKind::Restart => "restart",
+            OperationKind::Reinit => "reinit",
         }
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),
@@ -172,6 +173,8 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationPhase::Transfer => "transfer",
             OperationPhase::RollBack => "roll back",
             OperationPhase::Start => "start",
+            OperationPhase::Copy => "copy",
+            OperationPhase::Stream => "stream",
         }
         .to_owned(),
         finished: end.is_some(),
@@ -285,6 +288,7 @@ fn member(
              restart {id}` puts it under a guard"
         ));
     }
+    out.problems.extend(agent.failed_hook.clone());
     out.problems.extend(agent.room.iter().flat_map(|r| r.complaints()));
     out.problems.extend(agent.kept_wal.complaints());
     out.problems.extend(agent.archive.remarks());

@@ -9,6 +9,7 @@ use super::{
     order::{Address, WalHolder},
     parameters,
     process::Agent,
+    reload,
     rescue::{self, Asker},
     service::Ask,
 };
@@ -45,6 +46,13 @@ impl Agent {
                     self.perform(learned, None)?;
                     self.asked += 1;
                     self.probes_wanted.push((self.asked, reply));
+                }
+                Err(reason) => drop(reply.send(Err(reason))),
+            },
+            Ask::Reload(to, reply) => match self.core.admit(&to) {
+                Ok(learned) => {
+                    self.perform(learned, None)?;
+                    reload::reload_beside(&self.hands, self.identity.member.to_string(), reply);
                 }
                 Err(reason) => drop(reply.send(Err(reason))),
             },

@@ -49,7 +49,7 @@ mod walk_test;
 
 use std::time::Duration;
 
-pub use content::TO_BE_STOPPED;
+pub use content::{TO_BE_STOPPED, TO_BE_TAKEN_IN};
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
@@ -101,6 +101,8 @@ pub struct Core {
     tree: Tree,
     life: u64,
     fencing_since: Option<Moment>,
+    /// How many trees were killed.
+    killed: u64,
     lease: LeaseSight,
     sight: Option<Sight>,
     disk: Option<Disk>,
@@ -205,6 +207,7 @@ impl Core {
             tree: Tree::Empty,
             life: 1,
             fencing_since: None,
+            killed: 0,
             lease: LeaseSight::default(),
             sight: None,
             disk,
@@ -585,7 +588,7 @@ impl Core {
             TaskEnd::Succeeded => None,
             TaskEnd::Failed { error, .. } => Some(self.stalled.clone().unwrap_or_else(|| error.clone())),
         };
-        self.content_ended(&work.task, &end);
+        self.content_ended(&work.task, &end, now);
         match (&work.task, &end) {
             (Task::Promote(tenure), _) => self.promoted(*tenure, &end, now, out),
             (Task::Restart { tenure, .. }, _) => self.restarted(*tenure, &end, now, out),
@@ -603,7 +606,12 @@ impl Core {
             (Task::Clone(_) | Task::Rewind(_), TaskEnd::Failed { harmless: true, .. }) => {}
             (Task::Rewind(_), TaskEnd::Succeeded) => self.durable.rewind_failures = 0,
             (Task::Rewind(_), TaskEnd::Failed { error, .. }) => self.rewind_failed(error),
-            (Task::Clone(_), TaskEnd::Succeeded) => self.copied_anew(now),
+            (Task::Clone(source), TaskEnd::Succeeded) => {
+                if source.named.is_some() {
+                    self.durable.copied_for = work.shown.order;
+                }
+                self.copied_anew(now);
+            }
             (Task::Clone(_), TaskEnd::Failed { error, .. }) if error == orders::GIVEN_UP => {}
             (Task::Clone(_), TaskEnd::Failed { .. }) => {
                 self.durable.clone_failures += 1;
@@ -615,7 +623,7 @@ impl Core {
                 self.follows_epoch = work.epoch;
             }
             (Task::Start(_), TaskEnd::Failed { error, .. }) if self.tree == Tree::Empty => self.cure.not_started(error),
-            (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::Checkpoint, _) => {}
+            (Task::Initdb | Task::Start(_) | Task::Follow(_) | Task::TakeIn(_) | Task::Checkpoint, _) => {}
         }
         if matches!(work.task, Task::Rewind(_) | Task::Clone(_)) {
             out.push(Effect::Persist);
@@ -628,7 +636,7 @@ impl Core {
         if matches!(work.task, Task::Initdb) && self.tree == Tree::Empty && running::is_harmless(&end) {
             self.end_unleased(out);
         }
-        let touched = matches!(work.task, Task::Initdb | Task::Rewind(_) | Task::Clone(_) | Task::Start(_));
+        let touched = work.task.touches_data();
         if touched && self.tree == Tree::Empty {
             // What was known of the directory is no longer true: nothing is said of it until it is read again.
             self.disk = None;
@@ -778,17 +786,7 @@ impl Core {
     }
 
     /// A restart in place is under way: a postmaster may come up at any moment.
-    fn restarts(&self) -> bool {
+    pub fn restarts(&self) -> bool {
         matches!(&self.work, Some(w) if matches!(w.task, Task::Restart { .. }))
-    }
-
-    /// Time left of the lease this host's tenure rests on.
-    fn lease_left(&self, now: Now) -> Duration {
-        let ours = self.durable.tenure.is_some_and(|t| t.epoch == self.lease.epoch);
-        if ours && self.lease.phase == LeasePhase::Held {
-            self.lease.deadline.holder_remaining(now.clocks)
-        } else {
-            Duration::ZERO
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    core::{Event, Postmaster},
+    core::{Event, Found, Postmaster},
     hands::{Hands, chain, said},
 };
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
     domain::observation::FenceView,
     guard::{
         self, ExitKind, FileId, GroupUse, GuardError, GuardHandle, GuardState, Measured, Method, Refusal, WhyWalk,
+        sys::two_clocks,
     },
     postgres::Instance,
 };
@@ -51,6 +52,25 @@ pub fn find(hands: &Hands, unbound: bool) -> Result<Option<GuardHandle>, String>
         }
         Err(error) => Err(said(error)),
     }
+}
+
+/// What an earlier agent left, after what has no guard was killed.
+pub fn left_behind(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
+    hands.instance.end_orphans();
+    let Some(guard) = guard else {
+        hands.kill_foreign()?;
+        hands.instance.finish_swap().map_err(said)?;
+        return Ok(Found::Nothing);
+    };
+    // The pushed state may have an old deadline.
+    let state = guard.refresh().map_err(said)?;
+    let armed = state.deadline.map(|_| state.epoch).unwrap_or_default();
+    let remaining = state.deadline.map(|d| d.holder_remaining(two_clocks())).unwrap_or_default();
+    let pid = match state.postmaster {
+        guard::Postmaster::Running { pid } => pid,
+        guard::Postmaster::Gone { .. } => 0,
+    };
+    Ok(Found::Running { pid, armed, remaining })
 }
 
 /// There, and not answering; anything else wants a person to look at it.

@@ -16,7 +16,8 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{
     blame::{self, Blame},
-    core::{Disk, DiskFacts, Event, TO_BE_STOPPED},
+    core::{Disk, DiskFacts, Event, TO_BE_STOPPED, TO_BE_TAKEN_IN},
+    hooks::Hooks,
     order::Source,
     parameters,
     process::Wake,
@@ -68,6 +69,8 @@ pub struct Hands {
     pub rescued: Arc<std::sync::Mutex<WalPosition>>,
     /// Makes the tags that only members can make.
     pub codec: Codec,
+    /// The operator's programs.
+    pub hooks: Hooks,
 }
 
 /// An error with all its causes in one line.
@@ -540,6 +543,16 @@ fn make_safe(instance: &Instance) {
 
 /// To the cluster there is no data until it is taken over: nothing else is done with it.
 fn unadopted(instance: &Instance) -> Disk {
+    if instance.takes_standby_in() {
+        return match instance.standby_waits_for() {
+            Ok(waits) if waits.is_empty() => Disk::NoData,
+            Ok(waits) => {
+                let dir = instance.data_dir().display();
+                Disk::Unusable(format!("{TO_BE_TAKEN_IN}{dir} can't be yet: {}", waits.join("; ")))
+            }
+            Err(error) => Disk::Unusable(chain(&error)),
+        };
+    }
     let running = instance.running_pid();
     if instance.is_to_go_on_running() {
         return match instance.adoption() {

@@ -18,6 +18,8 @@ pub struct Source {
     /// The last position that the cluster's history and this member's share: for what is undone or copied over, and up to which
     /// WAL may be that is to be continued; `None`: nobody said.
     pub fork: Option<WalPosition>,
+    /// An operator wants a copy, and named this member for it, or nobody; `None`: it is made for another reason.
+    pub named: Option<bool>,
 }
 
 /// The host of a primary that crashed.
@@ -190,7 +192,7 @@ fn read_action(action: v1::order::Action) -> Result<(u64, Action), String> {
         }
         Proto::Clone(a) => {
             let from = source(&a.source, a.source_host, a.source_port)?;
-            (a.system_identifier, Action::Clone(Source { fork: fork(a.fork), ..from }))
+            (a.system_identifier, Action::Clone(Source { fork: fork(a.fork), named: a.named, ..from }))
         }
         Proto::Checkpoint(_) => (0, Action::Checkpoint),
         Proto::EndClone(_) => (0, Action::EndClone),
@@ -204,7 +206,7 @@ fn source(member: &str, host: String, port: u32) -> Result<Source, String> {
     if host.is_empty() {
         return Err(format!("{member}: the order names no host for it"));
     }
-    Ok(Source { member, host, port, fork: None })
+    Ok(Source { member, host, port, fork: None, named: None })
 }
 
 fn wal_holder(told: v1::WalHolder) -> Result<WalHolder, String> {

@@ -22,7 +22,8 @@ use super::{
     core::{Core, Effect, Event, Found, LeaseSight, Now, Postmaster, Refusal, Sight, Start, TaskEnd, Tree},
     failsafe::{Door, Question},
     guarding,
-    hands::{Hands, blocking, chain, last_life, last_words, read_disk, said},
+    hands::{Hands, blocking, chain, last_life, last_words, read_disk},
+    hooks::Hooks,
     lease_news, parameters,
     prober::{self, Plan},
     redo, room,
@@ -39,7 +40,7 @@ use crate::{
         Epoch, Moment,
         observation::{Notice, TAKEN_OVER},
     },
-    guard::{self, GuardHandle, sys::two_clocks},
+    guard::{GuardHandle, sys::two_clocks},
     layers::Serving,
     lease::{HolderOptions, HolderThread, wire::Codec},
     postgres::{Instance, Place},
@@ -237,12 +238,13 @@ impl Agent {
             layers: start::open_layers(&in_use, local)?,
             rescued: Arc::default(),
             codec: Codec::new(&secret),
+            hooks: Hooks::open(config, local)?,
         };
         let guard = guarding::find(&hands, durable.unleased && durable.tenure.is_none()).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
         }
-        let found = find(&hands, guard.as_ref()).map_err(anyhow::Error::msg)?;
+        let found = guarding::left_behind(&hands, guard.as_ref()).map_err(anyhow::Error::msg)?;
         match &guard {
             Some(guard) => {
                 hands.watch_over(1, guard).map_err(anyhow::Error::msg)?;
@@ -253,10 +255,12 @@ impl Agent {
         }
         let disk = (found == Found::Nothing).then(|| read_disk(&hands.instance));
         let system = hands.instance.control_data().ok().map(|c| c.system_identifier);
+        let runs = matches!(found, Found::Running { .. }).then_some(1);
+        hands.hooks.begin(local, durable.reign(), runs);
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
         let (mut core, effects) = Core::begin(start, now(began));
-        core.take_over_what_runs(hands.instance.takes_over_what_runs());
+        core.adopts(&hands.instance);
         hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;
@@ -508,15 +512,18 @@ impl Agent {
                 hands.holder.set_timings(in_force.id, in_force.timings);
                 hands.layers.set_timings(in_force.timings);
                 hands.instance.set_timings(&in_force.timings);
+                hands.hooks.reloaded();
                 hands.refresh_timings(self.guard.clone());
                 self.hands.timings = in_force.timings;
             }
             Effect::Streams(settings) => {
                 hands.instance.set_settings(*settings);
+                hands.hooks.reloaded();
                 hands.refresh_timings(self.guard.clone());
             }
             Effect::Archive => {
                 if hands.instance.set_archive(self.core.archive_rules(hands.exe.clone())) {
+                    hands.hooks.reloaded();
                     hands.refresh_archive(self.guard.clone());
                 }
             }
@@ -632,6 +639,7 @@ impl Agent {
     /// After each event: what to probe, and whether others should hear of it.
     pub(super) fn look_around(&mut self) {
         self.mind_layers();
+        self.hands.hooks.look(&self.core);
         self.mind_lent();
         let (life, deadline, asked) = (self.core.life(), self.hands.timings.probe, self.asked);
         let now = now(self.began);
@@ -677,6 +685,7 @@ impl Agent {
             status.configuration = configuration::view(&view);
             status.server.iter_mut().for_each(|server| server.pending_restart = view.needs_restart());
         }
+        status.failed_hook = self.hands.hooks.failed();
         if guarding::took_over(self.guard.as_ref()) {
             TAKEN_OVER.clone_into(&mut status.guard);
         }
@@ -714,25 +723,6 @@ fn send_notice(hands: &Hands, notice: Notice) {
         hands.layers.lead_nobody();
     }
     hands.holder.send_notice(notice);
-}
-
-/// What an earlier agent left, after what has no guard was killed.
-fn find(hands: &Hands, guard: Option<&GuardHandle>) -> Result<Found, String> {
-    hands.instance.end_orphans();
-    let Some(guard) = guard else {
-        hands.kill_foreign()?;
-        hands.instance.finish_swap().map_err(said)?;
-        return Ok(Found::Nothing);
-    };
-    // The pushed state may have an old deadline.
-    let state = guard.refresh().map_err(said)?;
-    let armed = state.deadline.map(|_| state.epoch).unwrap_or_default();
-    let remaining = state.deadline.map(|d| d.holder_remaining(two_clocks())).unwrap_or_default();
-    let pid = match state.postmaster {
-        guard::Postmaster::Running { pid } => pid,
-        guard::Postmaster::Gone { .. } => 0,
-    };
-    Ok(Found::Running { pid, armed, remaining })
 }
 
 /// An exit code says little; PostgreSQL's last complaint in its log says why.

@@ -44,6 +44,8 @@ pub enum Ask {
     ReadSegment(Address, v1::ReadSegmentRequest, oneshot::Sender<Result<Pieces, Status>>),
     /// Judge settings of PostgreSQL, and tell of them.
     Parameters(Address, v1::ParametersRequest, oneshot::Sender<Result<v1::ParametersReply, String>>),
+    /// Write PostgreSQL's configuration anew and have it read.
+    Reload(Address, super::reload::Reply),
     /// What the manager has applied.
     Brief(Address, Briefing, oneshot::Sender<Result<(), String>>),
     /// Until when this host may have the address for standbys.
@@ -100,6 +102,13 @@ impl agent_server::Agent for Service {
         let (sender, answer) = oneshot::channel();
         let status = self.ask(Ask::Probe(to, sender), answer).await?.map_err(Status::failed_precondition)?;
         Ok(Response::new(status))
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadHereRequest>) -> Result<Response<v1::Reloaded>, Status> {
+        let to = order::address(request.into_inner().to.as_ref()).map_err(Status::invalid_argument)?;
+        let (sender, answer) = oneshot::channel();
+        let reloaded = self.ask(Ask::Reload(to, sender), answer).await?.map_err(Status::failed_precondition)?;
+        Ok(Response::new(reloaded))
     }
 
     async fn read_wal(&self, request: Request<v1::ReadWalRequest>) -> Result<Response<Self::ReadWalStream>, Status> {

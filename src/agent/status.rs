@@ -85,8 +85,11 @@ pub fn view(core: &Core, identity: &Identity, adopted: bool, now: Now) -> AgentV
         standbys: sight.map(|s| s.standbys.clone()).unwrap_or_default(),
         checkpoint_timeline,
         checkpoints_done: core.checkpoints_done(),
+        copied_for: Some(durable.copied_for),
         guard: guard(core.tree(), adopted).to_owned(),
         problem: core.problem(),
+        // Put in by who runs them.
+        failed_hook: None,
         rewind_unfinished: facts.is_some_and(|f| f.rewind_unfinished) || core.is_out_of_reach(),
         rewind_failures: durable.rewind_failures,
         clone_failures: durable.clone_failures,

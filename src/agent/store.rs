@@ -109,12 +109,21 @@ pub struct Durable {
     pub failsafe: Option<Duration>,
     /// The data directory was copied, and nothing has been streamed into it yet.
     pub fresh_copy: bool,
+    /// The order of the last copy that was completed; 0: none was.
+    pub copied_for: u64,
     /// Somebody stopped PostgreSQL while the cluster was paused, and nothing was ordered since.
     pub stopped_by_hand: bool,
     /// What runs here was taken over while it ran, and has not been primary under a lease yet: it may write without one.
     pub unleased: bool,
     /// What was lost of this host's WAL when it was primary, the newest last.
     pub lost: Vec<LostWal>,
+}
+
+impl Durable {
+    /// The epoch by which this host is primary; that its PostgreSQL is down for a moment doesn't matter.
+    pub fn reign(&self) -> Option<Epoch> {
+        self.tenure.filter(|tenure| tenure.phase != Phase::Granted).map(|tenure| tenure.epoch)
+    }
 }
 
 /// The file as written. Unknown fields are refused: a newer agent's promise must not be dropped in silence.
@@ -151,9 +160,16 @@ struct Raw {
     /// The same.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unleased: bool,
+    /// Only of a copy that an operator wanted, for the same reason.
+    #[serde(default, skip_serializing_if = "is_none")]
+    copied_for: u64,
     /// Only when something was, for the same reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     lost: Vec<RawLost>,
+}
+
+fn is_none(order: &u64) -> bool {
+    *order == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -306,6 +322,7 @@ impl From<&Durable> for Raw {
             // Rounded up: a promise is never remembered shorter than it was.
             failsafe_ms: d.failsafe.map(|f| u64::try_from(f.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX)),
             fresh_copy: d.fresh_copy,
+            copied_for: d.copied_for,
             stopped_by_hand: d.stopped_by_hand,
             unleased: d.unleased,
             lost: d.lost.iter().map(RawLost::from).collect(),
@@ -364,6 +381,7 @@ impl TryFrom<Raw> for Durable {
             sync: r.sync.map(SyncWord::try_from).transpose()?.unwrap_or_default(),
             failsafe: r.failsafe_ms.map(Duration::from_millis),
             fresh_copy: r.fresh_copy,
+            copied_for: r.copied_for,
             stopped_by_hand: r.stopped_by_hand,
             unleased: r.unleased,
             lost: r.lost.into_iter().map(LostWal::from).collect(),
@@ -465,6 +483,7 @@ mod tests {
         let at = |lsn| WalPosition { timeline: TimelineId(2), lsn: Lsn(lsn) };
         let full = Durable {
             fresh_copy: true,
+            copied_for: 9,
             lost: vec![LostWal { fork: at(5), end: at(9), transactions: Some(1), saved: true }],
             stopped_by_hand: true,
             cluster_id: ClusterId("c".into()),

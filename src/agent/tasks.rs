@@ -116,6 +116,7 @@ impl Job {
             Task::Restart { tenure, resume } => self.restart(tenure, *resume).await?,
             Task::Stop { mode, keep_lease } => self.stop(*mode, *keep_lease).await?,
             Task::Rewind(source) => return self.rewind(source).await,
+            Task::TakeIn(source) => return self.take_in(source).await,
             Task::Clone(source) => return self.copy(source).await,
             Task::Checkpoint => checkpoint(&self.hands.instance, self.hands.timings.stop).await?,
         }
@@ -124,6 +125,7 @@ impl Job {
 
     async fn start(&self, source: Option<&Source>) -> Result<(), String> {
         let hands = &self.hands;
+        self.before_start().await;
         let _works = hands.data_dir.lock().await;
         if let Some(guard) = &self.guard
             && !wait_clear(guard, Duration::from_secs(10)).await
@@ -234,8 +236,10 @@ impl Job {
         if planned && mode == StopMode::Fast && !self.drain.is_zero() {
             self.hands.drain(self.drain).await;
         }
-        let patience = (mode == StopMode::Fast).then_some(self.hands.timings.stop_patience());
-        self.hands.stop_postmaster(&self.running_guard()?, patience).await
+        let guard = self.running_guard()?;
+        let took = self.before_stop(&guard, mode, planned).await;
+        let patience = self.hands.timings.stop_patience().saturating_sub(took);
+        self.hands.stop_postmaster(&guard, (mode == StopMode::Fast).then_some(patience)).await
     }
 
     /// A standby that runs is stopped first; its fast stop writes a restartpoint only.
@@ -393,6 +397,9 @@ impl Job {
         let state = blocking(move || handle.refresh().map_err(said)).await.and_then(|state| state).map_err(harmless)?;
         // An earlier try, of an agent that is no more, got as far as the lease.
         let armed = state.deadline.is_some() && state.epoch == tenure.epoch;
+        if !armed {
+            self.before_promotion(tenure, until).await.map_err(harmless)?;
+        }
         let mut session = None;
         let before = self.look(&mut session).await.map_err(|error| failed_before_the_lease(error, armed, None))?;
         let harmless = |error| failed_before_the_lease(error, armed, Some(&before));
@@ -619,6 +626,9 @@ impl Job {
 
     /// The one start without `standby.signal`; the rules have persisted the intent.
     async fn restart(&self, tenure: &Tenure, resume: bool) -> Result<(), String> {
+        if !resume {
+            self.before_restart(tenure).await;
+        }
         let _works = self.hands.data_dir.lock().await;
         let started = match resume {
             true => self.running_guard(),
@@ -735,7 +745,7 @@ impl Job {
     }
 }
 
-fn left(until: tokio::time::Instant) -> Duration {
+pub(super) fn left(until: tokio::time::Instant) -> Duration {
     until.saturating_duration_since(tokio::time::Instant::now())
 }
 

@@ -7,6 +7,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
+    args_verbs::{ReinitArgs, ReloadArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -53,6 +54,10 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    /// Copy the data of a standby anew; what it has is kept until the copy is complete
+    Reinit(ReinitArgs),
+    /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart
+    Reload(ReloadArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -77,8 +82,43 @@ pub enum Command {
     Preflight(PreflightArgs),
     /// Check the configuration file; show or change the settings of the cluster
     Config(ConfigArgs),
+    /// Turn a configuration of Patroni into Matriarch's, and say what becomes of each key; asks nobody
+    Import(ImportArgs),
     /// Run a whole cluster in a temporary directory and break it
     Demo(DemoArgs),
+}
+
+/// Of `matriarch import`.
+#[derive(Debug, Args)]
+#[command(after_help = concat!(
+    "Example: the files of three hosts, whose primary is pg2, with the dynamic configuration\n",
+    "  patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 \\\n",
+    "    --dynamic - --output ./matriarch\n\n",
+    "Passwords are written into files of mode 0600 below --output, and never printed."
+))]
+pub struct ImportArgs {
+    /// patroni.yml of each host, or one that counts for all (with --members)
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The dynamic configuration, as `patronictl show-config` prints it; -: standard input [default:
+    /// bootstrap.dcs of the first file]
+    #[arg(long, value_name = "FILE")]
+    pub dynamic: Option<PathBuf>,
+    /// Names and hosts of the members [default: name and postgresql.connect_address of each file]
+    #[arg(long, value_name = "NAME=HOST[:PORT],…", value_delimiter = ',')]
+    pub members: Vec<String>,
+    /// The member that is primary now; it becomes the first [default: the first given]
+    #[arg(long, value_name = "NAME")]
+    pub primary: Option<String>,
+    /// Only the file of this member
+    #[arg(long, value_name = "NAME")]
+    pub member: Option<String>,
+    /// A directory for the files, the commands and the report; -: print them
+    #[arg(long, value_name = "DIR", default_value = "-")]
+    pub output: String,
+    /// Print JSON
+    #[arg(long, conflicts_with = "output")]
+    pub json: bool,
 }
 
 /// Flags of the processes.

@@ -18,9 +18,9 @@ use crate::{
         ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
         MaintenanceReply, MaintenanceRequest, OperationReply, ParametersReply, ParametersRequest, PauseReply,
         PauseRequest, ProfileReply, ProfileRequest, ReachReply, ReachRequest, RecoverReply, RecoverRequest,
-        RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsHistoryReply, SettingsReply, SettingsRequest,
-        StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest,
-        admin_client::AdminClient,
+        ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, SetSettingsReply, SetSettingsRequest,
+        SettingsHistoryReply, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
+        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
@@ -262,6 +262,22 @@ impl Client {
     pub async fn restart(&self, request: RestartRequest) -> Result<OperationReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.restart(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks for a copy. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn reinit(&self, request: ReinitRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.reinit(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Has configurations read anew. To do it twice is harmless.
+    pub async fn reload(&self, request: ReloadRequest) -> Result<ReloadReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.reload(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

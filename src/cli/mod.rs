@@ -2,6 +2,7 @@
 //! manager through gRPC, `render` turns answers into text.
 
 mod args;
+mod args_verbs;
 mod client;
 mod clusters;
 mod dsn;
@@ -9,6 +10,7 @@ mod example;
 mod examples;
 pub mod exit;
 mod history;
+mod import;
 mod members;
 mod operations;
 mod output;
@@ -22,6 +24,7 @@ mod rto;
 mod rules;
 mod settings;
 mod tree;
+mod verbs;
 mod views;
 mod wiring;
 
@@ -86,6 +89,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Acknowledge(args) => with_runtime(pause::acknowledge(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
         Command::Restart(args) => with_runtime(operations::restart(args)),
+        Command::Reinit(args) => with_runtime(verbs::reinit(args)),
+        Command::Reload(args) => with_runtime(verbs::reload(args)),
         Command::Resume(args) => with_runtime(pause::resume(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),
@@ -97,6 +102,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Member(args) => with_runtime(members::member(args.command)),
         Command::Recover(args) => with_runtime(members::recover(args)),
         Command::Preflight(args) => preflight::run(config_file(args.config), args.json).into(),
+        Command::Import(args) => import::run(&args).into(),
         Command::Config(args) => match args.command {
             ConfigCommand::Check { config } => check_config(config_file(config)).into(),
             ConfigCommand::Show(args) => with_runtime(settings::show(args)),

@@ -22,6 +22,8 @@ use crate::rpc::v1::{
 
 /// Between two looks at a running operation.
 const POLL: Duration = Duration::from_millis(200);
+/// How often the progress of a copy is shown.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
     let candidate = args.candidate.unwrap_or_default();
@@ -137,7 +139,7 @@ async fn prepare(
 }
 
 /// Finds the cluster, if somebody is there to confirm what changes it.
-async fn reach(client: &ClientArgs, operation: &OperationArgs) -> Result<(Client, StatusReply), Exit> {
+pub(super) async fn reach(client: &ClientArgs, operation: &OperationArgs) -> Result<(Client, StatusReply), Exit> {
     let client = Client::new(client).map_err(|error| complain_client(&error))?;
     if !operation.yes && !io::stdin().is_terminal() {
         return Err(complain("there is no terminal to ask for confirmation; use --yes", exit::USAGE));
@@ -151,6 +153,12 @@ pub(super) fn confirmed(question: &str) -> bool {
     typed().is_some_and(|answer| matches!(answer.as_str(), "y" | "Y" | "yes"))
 }
 
+/// Has the operator type the name of what is about to be changed.
+pub(super) fn named(member: &str) -> bool {
+    eprint!("Type {member} to confirm that: ");
+    typed().is_some_and(|answer| answer == member)
+}
+
 /// A line from the terminal; an unreadable answer is none.
 fn typed() -> Option<String> {
     let _ = io::stderr().flush();
@@ -159,7 +167,12 @@ fn typed() -> Option<String> {
     Some(answer.trim().to_owned())
 }
 
-async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, ClientError>, args: &OperationArgs) -> Exit {
+pub(super) async fn follow(
+    client: &Client,
+    kind: &str,
+    reply: Result<OperationReply, ClientError>,
+    args: &OperationArgs,
+) -> Exit {
     let reply = match reply {
         Ok(reply) => reply,
         Err(ClientError::NobodyReached { tried, maybe_received: true }) => {
@@ -178,9 +191,9 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
     if args.json {
         return follow_in_json(client, kind, &reply, args).await;
     }
-    let restarts = kind == "restart";
-    print(&match restarts {
-        true => format!("restart {} of {} accepted\n", reply.id, reply.to),
+    let of_one = kind == "restart" || kind == "reinit";
+    print(&match of_one {
+        true => format!("{kind} {} of {} accepted\n", reply.id, reply.to),
         false => {
             format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to))
         }
@@ -192,7 +205,11 @@ async fn follow(client: &Client, kind: &str, reply: Result<OperationReply, Clien
     let ending = wait(client, &reply, started, (Duration::from_secs(args.timeout), false)).await;
     match ending {
         Some(Ending::Succeeded(to)) => {
-            let now = if restarts { "runs again" } else { "is primary" };
+            let now = match kind {
+                "restart" => "runs again",
+                "reinit" => "is copied anew and follows",
+                _ => "is primary",
+            };
             let took = started.elapsed().as_secs_f64();
             print(&format!("{kind} {} done: {to} {now} ({took:.1} s)\n", reply.id));
             exit::OK
@@ -270,7 +287,7 @@ async fn wait(
     started: Instant,
     (patience, quiet): (Duration, bool),
 ) -> Option<Ending> {
-    let mut shown = String::new();
+    let (mut shown, mut last) = (String::new(), started);
     while started.elapsed() < patience {
         // Whoever is asked may be dying right now; the next one knows.
         if let Ok(status) = client.status(false).await {
@@ -278,9 +295,14 @@ async fn wait(
                 return Some(ending);
             }
             let phase = status.operation.filter(|o| o.id == reply.id).map(|o| o.phase).unwrap_or_default();
-            if !quiet && !phase.is_empty() && phase != shown {
-                print(&format!("  {:5.1} s  {phase}\n", started.elapsed().as_secs_f64()));
-                shown = phase;
+            let member = status.members.iter().find(|m| m.member == reply.to);
+            let progress = member.map(|m| m.progress.as_str()).filter(|_| phase == "copy").unwrap_or_default();
+            let goes_on = !progress.is_empty() && last.elapsed() >= PROGRESS;
+            if !quiet && !phase.is_empty() && (phase != shown || goes_on) {
+                print(
+                    &format!("  {:5.1} s  {phase} {progress}\n", started.elapsed().as_secs_f64()).replace(" \n", "\n"),
+                );
+                (shown, last) = (phase, Instant::now());
             }
         }
         sleep(POLL).await;

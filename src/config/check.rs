@@ -14,7 +14,7 @@ use super::{
     bootstrap::{self, OwnRoles},
     checked::{host_port, is_host},
     error::Wrong,
-    layers, parameters,
+    hooks, layers, parameters,
     raw::{
         RawAgent, RawBootstrap, RawCluster, RawClusterMember, RawConfig, RawManager, RawPostgresql, RawRouter,
         RawTimings,
@@ -44,6 +44,7 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
                 ("agent", raw.agent.is_some()),
                 ("postgresql", raw.postgresql.is_some()),
                 ("bootstrap", raw.bootstrap.is_some()),
+                ("hooks", raw.hooks.is_some()),
             ];
             if let Some((table, _)) = stray.iter().find(|(_, present)| *present) {
                 let advice = "add `[member]` with the id of this host, or remove the table";
@@ -54,12 +55,13 @@ pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
     };
     let router = raw.router.map(|raw| router(raw, &cluster)).transpose()?;
     let rest = raw.rest.map(|raw| rest::check(raw, member.is_some())).transpose()?;
+    let hooks = hooks::check(raw.hooks)?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
     for (key, vip) in layers.addresses() {
         let hosts: Vec<&str> = cluster.members.iter().map(|member| member.host.as_str()).collect();
         layers::check_vip(key, vip, &hosts, member.as_ref().map(|m| m.postgresql.listen_addresses.as_str()))?;
     }
-    let config = Config { file: file.to_owned(), cluster, member, router, rest, layers };
+    let config = Config { file: file.to_owned(), cluster, member, router, rest, layers, hooks };
     listen_addresses(&config)?;
     Ok(config)
 }
@@ -313,11 +315,6 @@ fn postgresql(
     let runtime = runtime_dir.to_string_lossy();
     let own = OwnRoles { superuser: &superuser, replication: &replication_user };
     let bootstrap = bootstrap::check(bootstrap, &own)?;
-    if bootstrap.source == bootstrap::ContentSource::Adopt && me.node != NodeId(1) {
-        let problem = format!("{} is not the first of cluster.members, which makes the first data directory", me.id);
-        let advice = "name the member with the data first on all hosts, and set this on its host only";
-        return Err(Wrong::new("bootstrap.method", problem, advice));
-    }
     Ok(PostgresqlConfig {
         bin_dir: path("postgresql.bin_dir", Some(bin_dir), "")?,
         data_dir: path("postgresql.data_dir", raw.data_dir, "/var/lib/matriarch/pgdata")?,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{bootstrap::InitialContent, rest::RestConfig};
+use super::{bootstrap::InitialContent, hooks::HooksConfig, rest::RestConfig};
 use crate::domain::{MemberId, NodeId, Profile, Timings};
 
 /// Everything one host's processes need to know.
@@ -25,6 +25,8 @@ pub struct Config {
     pub rest: Option<RestConfig>,
     /// What protects beyond lease and guard.
     pub layers: LayersConfig,
+    /// What the agent of this host runs when something changes.
+    pub hooks: HooksConfig,
 }
 
 /// Whether a layer is wanted.

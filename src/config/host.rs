@@ -6,7 +6,7 @@ use std::{fs::File, io, path::Path};
 use nix::sys::statvfs::statvfs;
 
 use super::{
-    Config, LocalMember, Purpose, RouterConfig, check::resolve, error::Wrong, read_password, read_private_key,
+    Config, LocalMember, Purpose, RouterConfig, check::resolve, error::Wrong, hooks, read_password, read_private_key,
     read_secret, rest,
 };
 
@@ -42,6 +42,7 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
                 config.rest.as_ref().map_or(Ok(()), rest::on_host)?;
                 space("manager.state_dir", &member.manager.state_dir)?;
                 agent_space(member)?;
+                hooks::on_host(&config.hooks)?;
             }
             // The router runs as another user, who alone can tell whether it may read its key.
         }

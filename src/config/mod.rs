@@ -6,6 +6,7 @@ mod certificate;
 mod check;
 pub mod checked;
 mod error;
+mod hooks;
 mod host;
 mod layers;
 mod parameters;
@@ -29,6 +30,7 @@ pub use checked::{
     check_address, host_port, is_host,
 };
 pub use error::ConfigError;
+pub use hooks::{Hook, HooksConfig, runnable};
 pub use host::{FREE_BYTES_MIN, free_bytes};
 pub use rest::{Network, RestConfig, RestLogin};
 pub use secret::{SECRET_BYTES_MIN, SecretError, read_password, read_private_key, read_secret};

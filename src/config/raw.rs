@@ -18,6 +18,39 @@ pub(super) struct RawConfig {
     pub router: Option<RawRouter>,
     pub rest: Option<RawRest>,
     pub layers: Option<RawLayers>,
+    pub hooks: Option<RawHooks>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHooks {
+    pub run: Option<Vec<RawHook>>,
+    pub patroni: Option<RawPatroniHooks>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHook {
+    pub on: Option<Vec<String>>,
+    pub command: Option<Vec<String>>,
+    pub blocking: Option<bool>,
+    pub deadline_ms: Option<u64>,
+    pub retries: Option<u32>,
+    pub required: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPatroniHooks {
+    pub on_start: Option<String>,
+    pub on_stop: Option<String>,
+    pub on_restart: Option<String>,
+    pub on_reload: Option<String>,
+    pub on_role_change: Option<String>,
+    pub pre_promote: Option<String>,
+    pub before_stop: Option<String>,
+    pub deadline_ms: Option<u64>,
+    pub retries: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -268,6 +268,8 @@ pub struct AgentView {
     pub checkpoint_timeline: TimelineId,
     /// The last Checkpoint order that was carried out.
     pub checkpoints_done: u64,
+    /// The order by which its data was copied last, 0: none; `None` from an agent that doesn't say.
+    pub copied_for: Option<u64>,
     /// `guarding`, `none`, `adopted` (found by a later agent), or [`TAKEN_OVER`].
     pub guard: String,
     /// Why it isn't healthy, for people.
@@ -278,6 +280,8 @@ pub struct AgentView {
     pub rewind_failures: u64,
     /// Failed clones in a row.
     pub clone_failures: u64,
+    /// The last hook that failed and has not succeeded since, in words; `None`: none.
+    pub failed_hook: Option<String>,
     /// It crashed out of the lock not long ago: whoever else can is to be primary.
     pub unsteady: bool,
     /// PostgreSQL crashed there less than `failover_calm` ago, whatever followed.

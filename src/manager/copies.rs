@@ -32,7 +32,7 @@ pub fn may_copy(s: &Situation<'_>) -> BTreeSet<MemberId> {
         let Some(agent) = s.agent(me) else { return false };
         let host = Host { state: s.state, me, agent, primary_ready: ready, may_copy, copy_from: None };
         let next = reconcile::next_action(&host);
-        let due = next.is_some_and(|next| matches!(next.action, Action::Clone { .. }));
+        let due = next.is_some_and(|next| matches!(next.action, Action::Clone { .. } | Action::Reinit { .. }));
         due || agent.work.as_ref().is_some_and(|work| work.kind == "clone")
     };
     let (under_way, waiting): (Vec<_>, Vec<_>) =

@@ -71,7 +71,8 @@ fn data_problem(agent: Option<&AgentView>) -> String {
     match agent.system_identifier {
         Some(id) => format!(
             "its data directory is not empty: it holds a database with system identifier {id}, which is left alone; \
-             set postgresql.data_dir to an empty place, or on the first member bootstrap.method to adopt"
+             set postgresql.data_dir to an empty place, or bootstrap.method to adopt: on the first member it is taken over as primary, \
+             on another as standby"
         ),
         None => "its data directory is not empty, or its agent was in a cluster before".to_owned(),
     }

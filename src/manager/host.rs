@@ -154,11 +154,11 @@ async fn give(manager: &Manager, desk: &mut Desk, next: &Next, (state, view): (&
     desk.answered(refused.is_some(), now);
 }
 
-/// Rises within the life of a manager and from one life to the next. A
-/// checkpoint carries the number of its operation, so that its effect is seen.
+/// Rises within the life of a manager and from one life to the next. What an
+/// operation asks for carries its number, so that its effect is seen.
 fn order_id(action: &Action, since_boot: Duration, count: u64) -> u64 {
     match action {
-        Action::Checkpoint { operation } => *operation,
+        Action::Checkpoint { operation } | Action::Reinit { operation, .. } => *operation,
         Action::Initdb
         | Action::StartStandby { .. }
         | Action::Promote { .. }
@@ -168,7 +168,7 @@ fn order_id(action: &Action, since_boot: Duration, count: u64) -> u64 {
         | Action::Clone { .. }
         | Action::EndClone => {
             let uptime = u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX >> 16);
-            (1 << 40) + (uptime << 8) + (count & 0xFF)
+            reconcile::FIRST_ORDER + (uptime << 8) + (count & 0xFF)
         }
     }
 }
@@ -220,7 +220,19 @@ fn encode(action: &Action, state: &ClusterState, view: &AgentView) -> v1::order:
         }
         Action::Clone { source } => {
             let (source, source_host, source_port) = place(source);
-            A::Clone(v1::Clone { source, source_host, source_port, system_identifier, fork: fork(state, view) })
+            A::Clone(v1::Clone {
+                source,
+                source_host,
+                source_port,
+                system_identifier,
+                fork: fork(state, view),
+                named: None,
+            })
+        }
+        Action::Reinit { source, named, .. } => {
+            let (source, source_host, source_port) = place(source);
+            let (fork, named) = (fork(state, view), Some(*named));
+            A::Clone(v1::Clone { source, source_host, source_port, system_identifier, fork, named })
         }
         Action::Checkpoint { .. } => A::Checkpoint(v1::Checkpoint {}),
         Action::EndClone => A::EndClone(v1::EndClone {}),

@@ -91,6 +91,15 @@ impl Link {
         Ok(tokio::time::timeout(limit, asked).await.map_err(late)??.into_inner())
     }
 
+    /// Has PostgreSQL's configuration written anew and read.
+    pub(super) async fn reload(
+        &self,
+        request: v1::ReloadHereRequest,
+        limit: Duration,
+    ) -> Result<v1::Reloaded, tonic::Status> {
+        Ok(self.client().reload(timed(request, limit)).await?.into_inner())
+    }
+
     /// WAL that a crashed primary has left on this host.
     pub(super) async fn read_wal(
         &self,

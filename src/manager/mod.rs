@@ -30,6 +30,7 @@ pub mod reach;
 mod reader;
 pub mod recover;
 mod rejoin;
+mod reload;
 mod report;
 mod seal;
 mod service;

@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
-use super::{Manager, copies, founding, reader, rejoin, seal, view};
+use super::{Manager, copies, founding, reader, rejoin, reload, seal, view};
 use crate::{
     domain::{Epoch, Format, Generation, MemberId},
     policy::Situation,
@@ -36,10 +36,11 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
     health.set_service_status("matriarch.v1.Admin", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("gRPC reflection")?;
+    let described =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET);
+    let reflection = described().build_v1().context("gRPC reflection")?;
+    // What grpcio-reflection of Python and others ask still.
+    let older_reflection = described().build_v1alpha().context("gRPC reflection")?;
     let gate = manager.clone();
     let raft = tonic::service::interceptor::InterceptedService::new(manager.inner.node.grpc(), move |request| {
         // A manager without a log takes no part before it has seen genesis, one with a log not before it
@@ -61,6 +62,7 @@ pub(super) async fn serve<A: v1::admin_server::Admin>(
         .add_service(v1::admin_server::AdminServer::new(admin).max_decoding_message_size(MESSAGE_MAX))
         .add_service(health_service)
         .add_service(reflection)
+        .add_service(older_reflection)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
             let _ = shutdown.wait_for(|stop| *stop).await;
         })
@@ -134,6 +136,11 @@ impl v1::peer_server::Peer for PeerService {
         let life = reader::life(&self.manager, &sender, request.id).await;
         let life_ms = life.map_or(0, |life| u64::try_from(life.as_millis()).unwrap_or(u64::MAX));
         Ok(Response::new(v1::ConfirmReaderReply { confirmed: life.is_some(), life_ms }))
+    }
+
+    async fn reload(&self, request: Request<v1::ReloadHereRequest>) -> Result<Response<v1::Reloaded>, Status> {
+        check(&self.manager, request.into_inner().to.as_ref())?;
+        Ok(Response::new(reload::here(&self.manager).await?))
     }
 
     async fn rejoin(&self, request: Request<v1::RejoinRequest>) -> Result<Response<v1::RejoinReply>, Status> {

@@ -11,6 +11,7 @@ use crate::{
         self, Plan, Situation,
         departure::{self, Obstacle},
         loss::Loss,
+        reinit,
         settings::Refused,
         switchover,
     },
@@ -254,7 +255,8 @@ impl ManagerHandle {
         })
     }
 
-    /// Begins a switchover, a failover or a restart by command; only the Raft leader can. `from`: only if that is primary.
+    /// Begins a switchover, a failover, a restart or a copy by command; only the Raft leader can. `from`: only if that is primary;
+    /// of a copy, whom to copy. `allow_loss`: see [`Operation::accepts_loss`](crate::state::Operation::accepts_loss).
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
@@ -269,6 +271,9 @@ impl ManagerHandle {
             return Ok(known.clone());
         }
         let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
+            if let (OperationKind::Reinit, Some(member)) = (kind, wanted) {
+                return reinit::admit(s, reinit::Asked { member, from, force: allow_loss });
+            }
             from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
             switchover::admit(s, kind, wanted, allow_loss)
         });

@@ -115,7 +115,7 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
         }
         let falls = s.state.cascade.get(member).map_or(0, |link| link.falls);
         match may_join(s, &primary, (member, &of), (source, falls)) {
-            Ok(source) if s.state.operation.is_none() => {
+            Ok(source) if s.state.brief_operation().is_none() => {
                 let what = || format!("{member} follows {source}");
                 if let Some(paused) = pause::holds(s, what) {
                     return Some(Verdict::Hold(paused));

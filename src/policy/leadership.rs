@@ -71,7 +71,7 @@ pub fn lead_elsewhere(s: &Situation<'_>) -> Option<Verdict> {
 /// The leader and the primary, when nothing else goes on and the leadership has not moved for `stays`.
 fn at_rest<'a>(s: &Situation<'a>, stays: Duration) -> Option<(MemberId, &'a MemberId)> {
     let Lock::Granted { member: holder, phase: GrantPhase::Open, .. } = &s.state.lock else { return None };
-    if s.state.operation.is_some() || s.now.since(s.since.lead) < stays {
+    if s.state.brief_operation().is_some() || s.now.since(s.since.lead) < stays {
         return None;
     }
     let me = s.group.leader.map(|node| s.group.group.name_of(node))?;

@@ -97,7 +97,7 @@ fn at_rest(s: &Situation<'_>) -> Option<()> {
         Lock::Fenced { .. } => true,
         Lock::Free | Lock::Released(_) => false,
     };
-    (quiet && s.group.committed && s.state.operation.is_none()).then_some(())
+    (quiet && s.group.committed && s.state.brief_operation().is_none()).then_some(())
 }
 
 /// The step, when the present membership has proved itself.

@@ -27,6 +27,7 @@ pub mod postgres_settings;
 pub mod promotion;
 pub mod proposals;
 pub mod reader;
+pub mod reinit;
 pub mod report;
 mod restart;
 pub mod room;

@@ -60,7 +60,7 @@ pub fn admit_maintenance(
     if s.state.holder().is_some_and(|(_, holder)| holder == member) {
         return Err(format!("{member} is the primary: `matriarch switchover` moves it first"));
     }
-    if let Some(running) = s.state.operation.as_ref().filter(|o| o.to == *member) {
+    if let Some(running) = s.state.brief_operation().filter(|o| o.to == *member) {
         return Err(format!("operation {} is about {member}: wait until it is over", running.id));
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;

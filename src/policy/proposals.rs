@@ -28,6 +28,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (260, &["advance-operation"]),
     (262, &["end-operation"]),
     (264, &["advance-operation"]),
+    (266, &["end-operation"]),
+    (268, &["advance-operation"]),
     (270, &["begin-operation"]),
     (272, &["begin-operation"]),
     (274, &[]),

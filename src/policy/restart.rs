@@ -89,7 +89,11 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
             Some(end(operation, format!("rolling back failed: {who} did not stop in time, and does not run")))
         }
         OperationPhase::RollBack => waits(s, operation, s.timings.primary_start, format!("{who} to go on")),
-        OperationPhase::HoldWrites | OperationPhase::Stop | OperationPhase::Transfer => None,
+        OperationPhase::HoldWrites
+        | OperationPhase::Stop
+        | OperationPhase::Transfer
+        | OperationPhase::Copy
+        | OperationPhase::Stream => None,
     }
 }
 
@@ -107,9 +111,12 @@ pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
         OperationPhase::Stop => {
             return waits(s, operation, stop_limit(s), format!("PostgreSQL on {} to stop", operation.to));
         }
-        OperationPhase::Checkpoint | OperationPhase::Transfer | OperationPhase::RollBack | OperationPhase::Start => {
-            return None;
-        }
+        OperationPhase::Checkpoint
+        | OperationPhase::Transfer
+        | OperationPhase::RollBack
+        | OperationPhase::Start
+        | OperationPhase::Copy
+        | OperationPhase::Stream => return None,
     };
     Some(advance(operation, next))
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, reader, restart, room, stonith, switchover, sync, timings,
+    membership, outvoted, promotion, reader, reinit, restart, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -53,6 +53,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule { id: 262, name: "restart: it runs again, or can't any more: end it", decide: restart::over },
     Rule { id: 264, name: "restart: flushed, writes held or stopped: the next step", decide: restart::go_on },
+    Rule { id: 266, name: "reinit: it streams again, or can't any more: end it", decide: reinit::over },
+    Rule { id: 268, name: "reinit: the copy is in place, it is to stream", decide: reinit::go_on },
     Rule {
         id: 270,
         name: "the primary is short of room for WAL, a standby has room: switch over",

@@ -53,7 +53,7 @@ pub(super) fn end(operation: &Operation, reason: impl Into<String>) -> Verdict {
 
 /// Rule 210.
 pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
+    let operation = s.state.operation.as_ref().filter(|o| o.moves_primary())?;
     match &s.state.lock {
         Lock::Granted { member, phase: GrantPhase::Open, epoch, .. } if *member == operation.to => {
             let reason = format!("{member} is primary of epoch {epoch}");
@@ -65,7 +65,7 @@ pub fn succeeded(s: &Situation<'_>) -> Option<Verdict> {
 
 /// Rule 220.
 pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
-    let operation = s.state.operation.as_ref().filter(|o| o.kind != OperationKind::Restart)?;
+    let operation = s.state.operation.as_ref().filter(|o| o.moves_primary())?;
     let holder = s.state.holder().map(|(_, m)| m);
     let at_the_old = operation.from.is_some() && holder == operation.from.as_ref();
     match operation.phase {
@@ -97,7 +97,7 @@ pub fn failed(s: &Situation<'_>) -> Option<Verdict> {
             let crashed = |a: &AgentView| a.state == PostgresState::Crashed && !stopped_the_hard_way(a);
             s.agent(from).is_some_and(crashed).then(|| end(operation, format!("{from} crashed before it was stopped")))
         }
-        OperationPhase::Start => None,
+        OperationPhase::Start | OperationPhase::Copy | OperationPhase::Stream => None,
         OperationPhase::RollBack => rolled_back(s, operation, at_the_old),
         OperationPhase::Transfer => transfer_failed(s, operation),
     }
@@ -219,13 +219,22 @@ pub fn admit(
     allow_loss: bool,
 ) -> Result<Kind, String> {
     if let Some(running) = &s.state.operation {
-        let of = if running.kind == OperationKind::Restart { "of" } else { "to" };
-        return Err(format!("operation {} {of} {} is under way", running.id, running.to));
+        let (id, to) = (running.id, &running.to);
+        return Err(match running.kind {
+            OperationKind::Switchover | OperationKind::Failover => format!("operation {id} to {to} is under way"),
+            OperationKind::Restart => format!("operation {id} of {to} is under way"),
+            OperationKind::Reinit => {
+                format!("operation {id} copies {to} anew: wait, or `matriarch maintenance on {to}` gives that up")
+            }
+        });
     }
     let holder = s.state.holder().map(|(_, m)| m.clone());
     if kind == OperationKind::Restart {
         let member = wanted.ok_or("a restart needs the name of a member")?;
         return restart::admit(s, member);
+    }
+    if kind == OperationKind::Reinit {
+        return Err("a reinit is asked for with a source".to_owned());
     }
     if let Some(to) = wanted {
         if !s.state.members.contains_key(to) {
@@ -237,8 +246,8 @@ pub fn admit(
     }
     let to = match (kind, wanted) {
         (OperationKind::Switchover, _) => switchover_target(s, wanted)?,
-        (OperationKind::Failover | OperationKind::Restart, Some(to)) => failover_target(s, to, allow_loss)?,
-        (OperationKind::Failover | OperationKind::Restart, None) => {
+        (_, Some(to)) => failover_target(s, to, allow_loss)?,
+        (_, None) => {
             return Err("a failover by command needs --candidate".to_owned());
         }
     };

@@ -12,7 +12,7 @@ use crate::{
         Epoch, Format, MemberId, PostgresState, Settings, SyncMode, SyncRule, SyncStart, WalPosition,
         observation::AgentView, sync::RULES_KEPT,
     },
-    state::{GrantPhase, Kind, Lock, OperationKind, Release},
+    state::{GrantPhase, Kind, Lock, Release},
 };
 
 /// The primary that goes by the rules, and what its agent says.
@@ -262,7 +262,7 @@ fn joins(s: &Situation<'_>, primary: &Primary<'_>, settings: &Settings, member: 
 
 /// It is about to be stopped on purpose.
 fn leaves(s: &Situation<'_>, member: &MemberId) -> bool {
-    s.state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart && o.to == *member)
+    s.state.operation.as_ref().is_some_and(|o| !o.moves_primary() && o.to == *member)
 }
 
 /// It confirms nothing any more, for certain: its PostgreSQL does not run, its disk takes no writes, it was not heard for

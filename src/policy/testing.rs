@@ -127,6 +127,8 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
             };
             (OperationKind::Switchover, to, phase)
         }
+        ["reinit", to, "copy"] => (OperationKind::Reinit, to, OperationPhase::Copy),
+        ["reinit", to, "stream"] => (OperationKind::Reinit, to, OperationPhase::Stream),
         other => panic!("no operation: {other:?}"),
     };
     Some(Operation {
@@ -202,6 +204,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         standbys: Vec::new(),
         checkpoint_timeline: TimelineId(1),
         checkpoints_done: 0,
+        copied_for: Some(0),
         guard: "guarding".into(),
         problem: None,
         rewind_unfinished: false,
@@ -210,6 +213,7 @@ pub fn agent(member: &str, spec: &str) -> AgentView {
         unsteady: false,
         crashed_lately: false,
         gives_wal: false,
+        failed_hook: None,
         storage: None,
         never_streamed: false,
         ended_by: crate::domain::EndCause::Unknown,
@@ -334,6 +338,7 @@ fn apply_word(view: &mut AgentView, word: &str) {
         "clock-off" => view.clock.own_off = true,
         "promised" => view.failsafe.promise_left_ms = number(),
         "checkpointed" => view.checkpoints_done = number(),
+        "copied" => view.copied_for = Some(number()),
         "failed" => {
             view.last_order = Some(OrderResult { order: 1, kind: value.to_owned(), error: Some("it failed".into()) });
         }

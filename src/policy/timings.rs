@@ -50,7 +50,7 @@ pub fn admit(s: &Situation<'_>, file: (Profile, &Timings), asked: Asked<'_>) -> 
     if s.state.identity.is_none() {
         return Err("the cluster is not founded yet".to_owned());
     }
-    if let Some(running) = &s.state.operation {
+    if let Some(running) = s.state.brief_operation() {
         return Err(format!("operation {} to {} is under way", running.id, running.to));
     }
     if let Some(key) = overrides.keys().find(|key| RAFTS.contains(&key.as_str())) {

@@ -18,6 +18,7 @@ use super::{
     initdb::waiting,
     instance::{DataState, Instance},
     private::private_dir,
+    take_in::judge_standby,
 };
 use crate::config::ContentSource;
 
@@ -59,6 +60,8 @@ pub struct Adoption {
     pub changes: Vec<String>,
     /// It is not stopped for it.
     pub goes_on: bool,
+    /// It is taken in as a standby, after the primary.
+    pub standby: bool,
 }
 
 /// Judges by what was found. `ours` are the settings and lines of the configuration file of Matriarch.
@@ -94,6 +97,7 @@ fn refusals(facts: &AdoptionFacts, parameters: &BTreeMap<String, String>, refuse
         });
     }
     let Some(control) = &facts.control else { return };
+    refusal_of_slots(facts, parameters, refused);
     match control.state {
         DbState::ShutDown => {}
         // It was stopped by the words above first.
@@ -112,6 +116,13 @@ fn refusals(facts: &AdoptionFacts, parameters: &BTreeMap<String, String>, refuse
             file.display()
         )
     }));
+}
+
+pub(super) fn refusal_of_slots(
+    facts: &AdoptionFacts,
+    parameters: &BTreeMap<String, String>,
+    refused: &mut Vec<String>,
+) {
     let logical = facts.slots.iter().filter(|(_, logical)| *logical).map(|(name, _)| name.as_str());
     let logical = Vec::from_iter(logical);
     let decodes = parameters.iter().any(|(key, value)| key.eq_ignore_ascii_case("wal_level") && value == "logical");
@@ -155,6 +166,14 @@ fn changes(
     changes.push(format!(
         "the roles of [postgresql] are made or given the passwords of their files; {superuser} is a superuser"
     ));
+    changes_of_files(facts, (parameters, hba), changes);
+}
+
+pub(super) fn changes_of_files(
+    facts: &AdoptionFacts,
+    (parameters, hba): (&BTreeMap<String, String>, &[String]),
+    changes: &mut Vec<String>,
+) {
     changes.push(
         "postgresql.conf and pg_hba.conf are written by Matriarch from now on; those in the directory are kept beside them as \
          NAME.before-matriarch"
@@ -194,6 +213,9 @@ impl Instance {
     pub fn adoption(&self) -> Result<Adoption, PostgresError> {
         let facts = self.adoption_facts()?;
         let cfg = self.config();
+        if !self.founds() {
+            return Ok(judge_standby(&facts, (&cfg.parameters, &cfg.hba)));
+        }
         let mut adoption = judge(&facts, (&cfg.parameters, &cfg.hba), &cfg.superuser);
         let Some(pid) = facts.running else { return Ok(adoption) };
         if facts.goes_on {
@@ -216,7 +238,7 @@ impl Instance {
         Ok(adoption)
     }
 
-    fn adoption_facts(&self) -> Result<AdoptionFacts, PostgresError> {
+    pub(super) fn adoption_facts(&self) -> Result<AdoptionFacts, PostgresError> {
         let dir = self.data_dir();
         let (control, unusable) = match self.data_state()? {
             DataState::Present(control) => (Some(control), None),

@@ -68,6 +68,8 @@ pub struct CopyPlan {
     pub command_limit: Duration,
     /// The cluster's history; a backup that is not on it is of no use. `None`: not known.
     pub lineage: Option<TimelineHistory>,
+    /// What is in the data directory was to be taken in, and turned out to be no standby of this cluster's.
+    pub not_taken_in: bool,
 }
 
 impl Default for CopyPlan {
@@ -79,6 +81,7 @@ impl Default for CopyPlan {
             command: String::new(),
             command_limit: COPY_DEADLINE,
             lineage: None,
+            not_taken_in: false,
         }
     }
 }
@@ -119,7 +122,7 @@ impl Instance {
         if let DataState::Foreign(text) = present {
             return Err(CloneError::Foreign(text));
         }
-        if self.is_to_be_adopted() {
+        if self.is_to_be_adopted() && !plan.not_taken_in {
             let dir = self.data_dir().display();
             return Err(CloneError::Foreign(format!("{dir} holds what bootstrap.method = adopt is to take over")));
         }

@@ -120,7 +120,12 @@ impl Instance {
     }
 
     /// The first column of what another member answers.
-    async fn ask_source(&self, source: &Upstream, doing: &'static str, sql: &str) -> Result<Vec<String>, SqlError> {
+    pub(super) async fn ask_source(
+        &self,
+        source: &Upstream,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<String>, SqlError> {
         let unexpected = |e: PostgresError| SqlError::Unexpected { doing, problem: e.to_string() };
         let mut target = Config::new();
         target.host(&source.host).port(source.port).user(&self.config().replication_user).dbname("postgres");

@@ -198,7 +198,7 @@ impl Instance {
     /// The configuration says that what is adopted is not to be restarted.
     pub fn takes_over_what_runs(&self) -> bool {
         let content = &self.config().bootstrap;
-        content.source == ContentSource::Adopt && !content.restart
+        self.founds() && content.source == ContentSource::Adopt && !content.restart
     }
 
     /// What is to be adopted runs, and is to go on running.

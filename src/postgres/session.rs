@@ -344,7 +344,7 @@ impl Session {
         self.until(doing, &sql, deadline).await
     }
 
-    async fn until(&self, doing: &'static str, sql: &str, deadline: Duration) -> Result<(), SqlError> {
+    pub(super) async fn until(&self, doing: &'static str, sql: &str, deadline: Duration) -> Result<(), SqlError> {
         let poll = async {
             loop {
                 let rows = self.query(doing, sql, SHORT).await?;

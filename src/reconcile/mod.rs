@@ -12,4 +12,4 @@ pub mod rejoin;
 pub mod role;
 pub mod states;
 
-pub use role::{Action, Host, Next, RULES, StopMode, Upstream, left_by_a_crash, next_action, shared};
+pub use role::{Action, FIRST_ORDER, Host, Next, RULES, StopMode, Upstream, left_by_a_crash, next_action, shared};

@@ -7,7 +7,9 @@ use crate::{
         WalPosition,
         observation::{AgentView, REWINDS_TRIED},
     },
-    state::{ClusterState, GrantPhase, Lock, Member, OperationKind, OperationPhase, Reign, RuleId, TimelineRecord},
+    state::{
+        ClusterState, GrantPhase, Lock, Member, Operation, OperationKind, OperationPhase, Reign, RuleId, TimelineRecord,
+    },
 };
 
 /// All a host needs to know to find its next action.
@@ -84,6 +86,15 @@ pub enum Action {
         /// The primary.
         source: Upstream,
     },
+    /// Copy everything anew, for an operator wants it.
+    Reinit {
+        /// The operation.
+        operation: u64,
+        /// The primary, or whom else to copy.
+        source: Upstream,
+        /// The operator named it.
+        named: bool,
+    },
     /// Give up a copy that is under way.
     EndClone,
     /// Flush now, so that a stop is short.
@@ -113,6 +124,9 @@ pub struct Rule {
     decide: fn(&Host<'_>) -> Option<Action>,
 }
 
+/// Orders have numbers from here on; one that carries an operation out has the number of that, below.
+pub const FIRST_ORDER: u64 = 1 << 40;
+
 /// What nobody is spared, whatever is at work on a host.
 const STEP_DOWN: u32 = 540;
 /// The one rule for a host with work under way.
@@ -127,8 +141,16 @@ pub const RULES: &[Rule] = &[
     Rule { id: 530, name: "granted here: promote the standby", decide: promote },
     Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
-    Rule { id: END_CLONE, name: "in maintenance: a copy that is under way is given up", decide: end_clone },
-    Rule { id: 550, name: "no data, data of no use, or a rejoin by copy is due: clone", decide: clone },
+    Rule {
+        id: END_CLONE,
+        name: "in maintenance, or wanted by nobody any more: a copy that is under way is given up",
+        decide: end_clone,
+    },
+    Rule {
+        id: 550,
+        name: "no data, data of no use, a rejoin by copy is due, or an operator wants one: clone",
+        decide: clone,
+    },
     Rule { id: 560, name: "diverged from the primary: rewind", decide: rewind },
     Rule { id: 562, name: "a standby that crashed has diverged: start it, to be stopped cleanly", decide: recover },
     Rule { id: 565, name: "an epoch with rules of commits is over: its standbys give it up", decide: sever },
@@ -146,10 +168,10 @@ pub fn next_action(host: &Host<'_>) -> Option<Next> {
 pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &Host<'_>) -> Option<Next> {
     let agent = host.agent;
     // What can't be used as it is needs an operator, unless the reason is known to lie in it.
-    let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none();
+    let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none() && my_reinit(host).is_none();
     let busy = agent.work.is_some() || agent.state == PostgresState::Busy || failed;
     let put_aside = host.state.maintenance.contains_key(host.me);
-    if host.state.identity.is_none() || (busy && !put_aside) || !same_system(host) || is_left_alone(host) {
+    if host.state.identity.is_none() || !same_system(host) || is_left_alone(host) {
         return None;
     }
     let counts = |rule: &&Rule| if busy { rule.id == END_CLONE } else { !put_aside || rule.id == STEP_DOWN };
@@ -208,6 +230,16 @@ fn my_restart(host: &Host<'_>) -> Option<(u64, OperationPhase)> {
     mine.then_some((operation.id, operation.phase))
 }
 
+/// The copy of this host's data that an operator wants, unless it is made already, or failed.
+fn my_reinit<'a>(host: &Host<'a>) -> Option<&'a Operation> {
+    let operation = host.state.operation.as_ref()?;
+    let mine = operation.kind == OperationKind::Reinit && operation.to == *host.me;
+    let due = mine && operation.phase == OperationPhase::Copy;
+    let failed = host.agent.last_order.as_ref().is_some_and(|o| o.order == operation.id && o.error.is_some());
+    let open = host.agent.copied_for.is_some_and(|order| order != operation.id) && !failed;
+    (due && open).then_some(operation)
+}
+
 /// It is being stopped for a restart, and stays down until that is seen.
 fn stops_for_restart(host: &Host<'_>) -> bool {
     my_restart(host).is_some_and(|(_, phase)| phase == OperationPhase::Stop)
@@ -228,13 +260,17 @@ fn stop_for_switchover(host: &Host<'_>) -> Option<Action> {
 }
 
 fn stop_for_restart(host: &Host<'_>) -> Option<Action> {
-    // Who confirms commits is taken out of the rule first, so that none waits for it. Where nobody can be put in its place they
-    // wait until it is back, as the mode says.
-    let named = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
-    let confirms = named && !host.state.is_indispensable(host.me);
+    let confirms = is_waited_for(host);
     let standby = host.agent.state == PostgresState::Standby;
     let due = stops_for_restart(host) && my_grant(host).is_none() && standby && !confirms;
     due.then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
+}
+
+/// Who confirms commits is taken out of the rule before it stops, so that none waits for it. Where nobody can be put in its
+/// place they wait until it is back, as the mode says.
+fn is_waited_for(host: &Host<'_>) -> bool {
+    let named = host.state.sync.rules.iter().any(|rule| rule.names.contains(host.me));
+    named && !host.state.is_indispensable(host.me)
 }
 
 fn promote(host: &Host<'_>) -> Option<Action> {
@@ -401,6 +437,9 @@ fn at_rest(state: PostgresState) -> bool {
 }
 
 fn clone(host: &Host<'_>) -> Option<Action> {
+    if let Some(operation) = my_reinit(host) {
+        return reinit(host, operation);
+    }
     let (source, way) = way_back(host)?;
     let agent = host.agent;
     let cures = is_of_no_use(host, source) || cannot_recover(agent);
@@ -411,10 +450,28 @@ fn clone(host: &Host<'_>) -> Option<Action> {
     (due && idle && (host.may_copy || !cures)).then(|| Action::Clone { source: copied(host, source) })
 }
 
-/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance.
+/// Whatever its own WAL is like, and however often copies have failed. What is followed meanwhile goes on until it begins.
+fn reinit(host: &Host<'_>, operation: &Operation) -> Option<Action> {
+    let (primary, _) = primary(host)?;
+    let named = operation.from.as_ref().and_then(|from| host.state.members.get_key_value(from));
+    let source = match named {
+        Some((member, m)) => Primary { member, postgres: &m.postgres }.into(),
+        None => copied(host, primary),
+    };
+    let waits = is_waited_for(host) && !operation.accepts_loss;
+    let idle = at_rest(host.agent.state) || matches!(host.agent.state, PostgresState::Starting | PostgresState::Failed);
+    let due = idle && host.primary_ready && !waits && source.member != *host.me;
+    due.then(|| Action::Reinit { operation: operation.id, source, named: named.is_some() })
+}
+
+/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance. One that an operator wanted ends with its
+/// operation, also when that was given up while nobody reached this host.
 fn end_clone(host: &Host<'_>) -> Option<Action> {
+    let work = host.agent.work.as_ref().filter(|work| work.kind == "clone")?;
     let put_aside = host.state.maintenance.contains_key(host.me);
-    (put_aside && host.agent.work.as_ref().is_some_and(|work| work.kind == "clone")).then_some(Action::EndClone)
+    let asked = (1..FIRST_ORDER).contains(&work.order);
+    let wanted = host.state.operation.as_ref().is_some_and(|operation| operation.id == work.order);
+    (put_aside || (asked && !wanted)).then_some(Action::EndClone)
 }
 
 /// A standby that is copied spares the primary the work. After a copy that failed it is the primary.

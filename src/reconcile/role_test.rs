@@ -450,3 +450,43 @@ fn only_a_primary_that_crashed_and_said_so_is_asked_for_wal() {
     }
     assert_eq!(asked(&[reign(1, "a", EndCause::Crash, end), now], &[1]), None, "it is that host itself");
 }
+
+#[test]
+fn what_an_operator_wants_copied_is_copied_once() {
+    let act = |lock: &str, said: &str, change: &dyn Fn(&mut ClusterState)| {
+        let mut state = testing::state(lock);
+        change(&mut state);
+        let agent = testing::agent("a", said);
+        let (me, copy_from) = (agent.member.clone(), None);
+        let host = Host { state: &state, me: &me, agent: &agent, primary_ready: true, may_copy: false, copy_from };
+        next_action(&host).map(|next| (next.because.0, next.action))
+    };
+    let lock = "granted b open 2; reinit a copy";
+    let nobody = |state: &mut ClusterState| state.operation.as_mut().unwrap().from = None;
+    let copies =
+        |said: &str| matches!(act(lock, said, &nobody), Some((550, Action::Reinit { operation: 1, named: false, .. })));
+    for said in ["standby 2:90 upstream=b", "stopped 2:90", "failed", "starting", "nodata", "standby 1:70 clones=9"] {
+        assert!(copies(said), "{said}");
+    }
+    for said in ["standby 2:90 upstream=b copied=1", "stopped 2:90 failed=clone", "stopping", "busy", "busy cloning"] {
+        assert!(!copies(said), "made, failed, or nothing can begin now: {said}");
+    }
+    let named = |state: &mut ClusterState| state.operation.as_mut().unwrap().from = Some(testing::id("c"));
+    let Some((_, Action::Reinit { source, named: true, .. })) = act(lock, "stopped 2:90", &named) else { panic!() };
+    assert_eq!(source.member, testing::id("c"));
+
+    let confirms = |state: &mut ClusterState| {
+        nobody(state);
+        state.sync.add(Epoch(1), [testing::id("a"), testing::id("c")].into(), 1).unwrap();
+    };
+    let waits = act(lock, "standby 2:90 upstream=b follows=1", &confirms);
+    assert!(!matches!(waits, Some((_, Action::Reinit { .. }))), "it is taken out of the rule first: {waits:?}");
+    let forced = |state: &mut ClusterState| {
+        confirms(state);
+        state.operation.as_mut().unwrap().accepts_loss = true;
+    };
+    assert!(matches!(act(lock, "standby 2:90 upstream=b follows=1", &forced), Some((550, Action::Reinit { .. }))));
+
+    let over = |state: &mut ClusterState| state.operation = None;
+    assert_eq!(act(lock, "busy cloning", &over), Some((545, Action::EndClone)), "its operation was given up");
+}

@@ -117,7 +117,9 @@ pub fn goal(state: &ClusterState, me: &MemberId) -> Goal {
                 OperationPhase::Checkpoint
                 | OperationPhase::HoldWrites
                 | OperationPhase::RollBack
-                | OperationPhase::Start,
+                | OperationPhase::Start
+                | OperationPhase::Copy
+                | OperationPhase::Stream,
             )
             | None => {
                 if *phase == GrantPhase::Promoting {
@@ -172,7 +174,7 @@ impl From<&Action> for ActionKind {
             Action::RestartInPlace { .. } => Self::Restart,
             Action::Stop { .. } => Self::Stop,
             Action::Rewind { .. } => Self::Rewind,
-            Action::Clone { .. } => Self::Clone,
+            Action::Clone { .. } | Action::Reinit { .. } => Self::Clone,
             Action::Checkpoint { .. } => Self::Checkpoint,
             Action::EndClone => Self::EndClone,
         }

@@ -78,6 +78,15 @@ pub enum Order {
     },
     /// PostgreSQL of this host is restarted.
     Restart,
+    /// PostgreSQL of this host reads its configuration anew.
+    Reload,
+    /// The data of this host is copied anew.
+    Reinitialize {
+        /// Though commits wait for it.
+        force: bool,
+        /// From the primary, whoever else is fit.
+        from_leader: bool,
+    },
 }
 
 /// What becomes of the settings.
@@ -104,18 +113,11 @@ pub fn order(change: Change, body: &[u8]) -> Result<Order, Reply> {
         Change::Restart => restart(&object(body, false)?),
         Change::CancelSwitchover => Err(Reply::text(404, "no switchover is scheduled: none can be\n")),
         Change::CancelRestart => Err(Reply::text(404, "no restarts are scheduled: none can be\n")),
-        Change::Reload => Err(Reply::text(
-            501,
-            "there is nothing to reload: settings (PATCH /config) come into force when they are committed, a host's \
-             file when its processes are restarted (`systemctl restart matriarch-manager` or matriarch-agent; \
-             PostgreSQL goes on)\n",
-        )),
-        Change::Reinitialize => Err(Reply::text(
-            501,
-            "no copy is made by command: a member whose data is of no use is copied anew by itself \
-             (docs/rejoin.md says when, `matriarch explain` why one is not); a standby whose data directory somebody \
-             has moved away is copied anew once its PostgreSQL has ended\n",
-        )),
+        Change::Reload => {
+            only(&object(body, false)?, &[])?;
+            Ok(Order::Reload)
+        }
+        Change::Reinitialize => reinitialize(&object(body, false)?),
     }
 }
 
@@ -147,6 +149,7 @@ fn text<'a>(body: &'a Map<String, Value>, key: &str) -> Result<&'a str, Reply> {
 
 fn only(body: &Map<String, Value>, known: &[&str]) -> Result<(), Reply> {
     match body.keys().find(|key| !known.contains(&key.as_str())) {
+        Some(key) if known.is_empty() => Err(bad(&format!("`{key}` is unknown here; nothing is taken"))),
         Some(key) => Err(bad(&format!("`{key}` is unknown here; known: {}", known.join(", ")))),
         None => Ok(()),
     }
@@ -196,6 +199,16 @@ fn restart(body: &Map<String, Value>) -> Result<Order, Reply> {
             Err(bad(&format!("a restart with `{key}` is not offered: look first (GET /patroni), then ask without it")))
         }
     }
+}
+
+fn reinitialize(body: &Map<String, Value>) -> Result<Order, Reply> {
+    only(body, &["force", "from-leader", "from_leader"])?;
+    let flag = |key: &str| match body.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(yes)) => Ok(*yes),
+        Some(_) => Err(bad(&format!("{key} is neither true nor false"))),
+    };
+    Ok(Order::Reinitialize { force: flag("force")?, from_leader: flag("from-leader")? || flag("from_leader")? })
 }
 
 /// The shape of `GET /config`: `version`, `settings` and `members`, and what PostgreSQL is configured with, under Patroni's name.
@@ -373,8 +386,27 @@ mod tests {
             let (status, text) = refused(Change::Restart, &format!(r#"{{"{key}":"x"}}"#));
             assert!(status == 400 && text.contains(&format!("with `{key}` is not offered")), "{text}");
         }
-        let fixed = [Change::CancelSwitchover, Change::CancelRestart, Change::Reload, Change::Reinitialize];
-        assert_eq!(fixed.map(|change| refused(change, "").0), [404, 404, 501, 501]);
+        let fixed = [Change::CancelSwitchover, Change::CancelRestart];
+        assert_eq!(fixed.map(|change| refused(change, "").0), [404, 404]);
+    }
+
+    #[test]
+    fn a_reload_takes_nothing_and_a_copy_patronis_two_flags() {
+        for body in ["", "{}"] {
+            assert_eq!(order(Change::Reload, body.as_bytes()), Ok(Order::Reload));
+        }
+        assert_eq!(refused(Change::Reload, r#"{"force":true}"#).0, 400);
+        let asked = |body: &str| match order(Change::Reinitialize, body.as_bytes()) {
+            Ok(Order::Reinitialize { force, from_leader }) => (force, from_leader),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked(""), (false, false));
+        assert_eq!(asked(r#"{"force":true,"from-leader":null}"#), (true, false));
+        assert_eq!(asked(r#"{"from-leader":true}"#), (false, true));
+        assert_eq!(asked(r#"{"from_leader":true}"#), (false, true));
+        let (status, text) = refused(Change::Reinitialize, r#"{"force":"yes"}"#);
+        assert!(status == 400 && text.contains("force is neither true nor false"), "{text}");
+        assert!(refused(Change::Reinitialize, r#"{"from":"n1"}"#).1.contains("`from` is unknown here"));
     }
 
     #[test]

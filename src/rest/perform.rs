@@ -14,8 +14,9 @@ use crate::{
     domain::MemberId,
     manager::ManagerHandle,
     rpc::v1::{
-        FailoverRequest, OperationReply, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsOutcome,
-        SettingsReply, SettingsRequest, StatusRequest, SwitchoverRequest, admin_server::Admin,
+        FailoverRequest, OperationReply, ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, SetSettingsReply,
+        SetSettingsRequest, SettingsOutcome, SettingsReply, SettingsRequest, StatusRequest, SwitchoverRequest,
+        admin_server::Admin,
     },
     state::ClusterState,
 };
@@ -83,6 +84,53 @@ pub async fn perform(
             let request = RestartRequest { to: None, member: manager.me().to_string(), request_id };
             follow(manager, &RESTART, admin.restart(Request::new(request)).await).await
         }
+        Order::Reload => {
+            let members = vec![manager.me().to_string()];
+            match admin.reload(Request::new(ReloadRequest { to: None, members })).await {
+                Ok(reply) => reloaded(reply.get_ref()),
+                Err(status) => unanswered("the reload", &status),
+            }
+        }
+        Order::Reinitialize { force, from_leader } => {
+            let from = if from_leader { primary(manager) } else { String::new() };
+            let request = ReinitRequest { to: None, member: manager.me().to_string(), from, force, request_id };
+            match admin.reinit(Request::new(request)).await {
+                Ok(reply) => begun(reply.get_ref()),
+                Err(status) => unanswered("the copy", &status),
+            }
+        }
+    }
+}
+
+/// Who is primary as of the committed state; empty: nobody.
+fn primary(manager: &ManagerHandle) -> String {
+    manager.state().holder().map(|(_, member)| member.to_string()).unwrap_or_default()
+}
+
+/// As Patroni answers, which does it a moment later.
+fn reloaded(reply: &ReloadReply) -> Reply {
+    let Some(member) = reply.members.first() else { return Reply::text(503, "nobody was asked to reload\n") };
+    if !member.done {
+        return Reply::text(503, format!("reload failed: {}\n", member.reason));
+    }
+    let pending: Vec<&str> = member.pending.iter().map(|p| p.name.as_str()).collect();
+    Reply::text(
+        202,
+        match pending.is_empty() {
+            true => "reloaded\n".to_owned(),
+            false => format!("reloaded; these settings wait for a restart: {}\n", pending.join(", ")),
+        },
+    )
+}
+
+/// A copy may take hours: nobody waits for it, as in Patroni.
+fn begun(reply: &OperationReply) -> Reply {
+    match (reply.accepted, reply.undecided) {
+        (true, _) => Reply::text(200, "reinitialize started\n"),
+        (false, true) => {
+            Reply::text(503, format!("reinitialize may not have begun: {}; see `matriarch status`\n", reply.reason))
+        }
+        (false, false) => Reply::text(503, format!("reinitialize is not possible: {}\n", reply.reason)),
     }
 }
 
@@ -294,6 +342,32 @@ mod tests {
             says(SettingsOutcome::Unknown).unwrap(),
             (503, "why; GET /config says what is in force\n".to_owned())
         );
+    }
+
+    #[test]
+    fn a_reload_and_a_copy_have_patronis_statuses() {
+        use crate::rpc::v1::{PendingRestart, Reloaded};
+        let told = |done, pending| {
+            let reason = if done { String::new() } else { "it is down".to_owned() };
+            let reply =
+                reloaded(&ReloadReply { members: vec![Reloaded { member: "b".to_owned(), done, reason, pending }] });
+            (reply.status, reply.body)
+        };
+        assert_eq!(told(true, vec![]), (202, "reloaded\n".to_owned()));
+        let waits = PendingRestart { name: "max_connections".to_owned(), ..PendingRestart::default() };
+        assert_eq!(
+            told(true, vec![waits]),
+            (202, "reloaded; these settings wait for a restart: max_connections\n".to_owned())
+        );
+        assert_eq!(told(false, vec![]), (503, "reload failed: it is down\n".to_owned()));
+        let answer = |accepted, undecided| {
+            let reason = "b is the primary".to_owned();
+            let reply = begun(&OperationReply { accepted, undecided, reason, ..OperationReply::default() });
+            (reply.status, reply.body)
+        };
+        assert_eq!(answer(true, false), (200, "reinitialize started\n".to_owned()));
+        assert_eq!(answer(false, false), (503, "reinitialize is not possible: b is the primary\n".to_owned()));
+        assert!(answer(false, true).1.contains("may not have begun"));
     }
 
     #[test]

@@ -544,6 +544,7 @@ fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
         OperationKind::Switchover => v1::OperationKind::Switchover,
         OperationKind::Failover => v1::OperationKind::Failover,
         OperationKind::Restart => v1::OperationKind::Restart,
+        OperationKind::Reinit => v1::OperationKind::Reinit,
     }
 }
 
@@ -552,6 +553,7 @@ fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
         Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
         Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
         Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
+        Ok(v1::OperationKind::Reinit) => Ok(OperationKind::Reinit),
         Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
     }
 }
@@ -564,6 +566,8 @@ fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
         OperationPhase::Transfer => v1::OperationPhase::Transfer,
         OperationPhase::RollBack => v1::OperationPhase::RollBack,
         OperationPhase::Start => v1::OperationPhase::Start,
+        OperationPhase::Copy => v1::OperationPhase::Copy,
+        OperationPhase::Stream => v1::OperationPhase::Stream,
     }
 }
 
@@ -575,6 +579,8 @@ fn decode_phase(raw: i32) -> Result<OperationPhase> {
         Ok(v1::OperationPhase::Transfer) => Ok(OperationPhase::Transfer),
         Ok(v1::OperationPhase::RollBack) => Ok(OperationPhase::RollBack),
         Ok(v1::OperationPhase::Start) => Ok(OperationPhase::Start),
+        Ok(v1::OperationPhase::Copy) => Ok(OperationPhase::Copy),
+        Ok(v1::OperationPhase::Stream) => Ok(OperationPhase::Stream),
         Ok(v1::OperationPhase::Unspecified) | Err(_) => {
             Err(Malformed::new("operation", format!("unknown phase {raw}")))
         }
@@ -707,6 +713,9 @@ mod tests {
             Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
+            Kind::EndOperation { id: 2, succeeded: true, reason: String::new() },
+            Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("a"), accepts_loss: true },
+            Kind::AdvanceOperation { id: 3, phase: OperationPhase::Stream },
             Kind::Acknowledge { by: "kim".into() },
             Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },
         ]

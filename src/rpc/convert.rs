@@ -1,6 +1,10 @@
 //! What travels between processes, to and from the domain.
 
-use super::{Malformed, archive, configuration, kept_wal, sync, v1};
+use super::{
+    Malformed, archive, configuration,
+    errors::{self, Reason},
+    kept_wal, sync, v1,
+};
 use crate::domain::{
     ClusterId, CopyCause, CureView, EndCause, Epoch, Generation, KeptWal, Level, Lsn, MemberId, NeedsCopy, NodeId,
     RoomView, TimelineHistory, TimelineId, TimelineSwitch, TimingsId, Uncovered, Volume, WalPosition,
@@ -38,9 +42,9 @@ pub fn check_target(
     let to = check_cluster(to, me, cluster)?;
     if !to.cluster_id.is_empty() && !cluster.0.is_empty() && to.generation != generation.0 {
         let asked = to.generation;
-        return Err(tonic::Status::failed_precondition(format!(
-            "the request is for generation {asked}, this is {generation}"
-        )));
+        let (asked, is) = (asked.to_string(), generation.to_string());
+        let says = format!("the request is for generation {asked}, this is {is}");
+        return Err(errors::status(Reason::WrongTarget, &says, &[("asked", &asked), ("generation", &is)]));
     }
     Ok(to)
 }
@@ -55,13 +59,15 @@ pub fn check_cluster(
     me: &str,
     cluster: &ClusterId,
 ) -> std::result::Result<v1::Target, tonic::Status> {
-    let refuse = |what: String| Err(tonic::Status::failed_precondition(what));
-    let Some(to) = to else { return refuse("the request names no target".to_owned()) };
+    let refuse = |says: String, facts: &[(&str, &str)]| Err(errors::status(Reason::WrongTarget, &says, facts));
+    let Some(to) = to else { return refuse("the request names no target".to_owned(), &[]) };
     if !to.target.is_empty() && to.target != me {
-        return refuse(format!("the request is for {}, this is {me}", to.target));
+        let facts = [("asked", to.target.as_str()), ("member", me)];
+        return refuse(format!("the request is for {}, this is {me}", to.target), &facts);
     }
     if !to.cluster_id.is_empty() && !cluster.0.is_empty() && to.cluster_id != cluster.0 {
-        return refuse(format!("the request is for cluster {}, this is {cluster}", to.cluster_id));
+        let facts = [("asked", to.cluster_id.as_str()), ("cluster_id", &cluster.0)];
+        return refuse(format!("the request is for cluster {}, this is {cluster}", to.cluster_id), &facts);
     }
     Ok(to.clone())
 }
@@ -275,9 +281,11 @@ pub fn agent_status(view: &AgentView, sequence: u64, postgres_pid: u32) -> v1::A
             .collect(),
         checkpoint_timeline: view.checkpoint_timeline.0,
         checkpoints_done: view.checkpoints_done,
+        copied_for: view.copied_for,
         fenced_epoch: view.fenced_epoch.0,
         guard: view.guard.clone(),
         problem: view.problem.clone().unwrap_or_default(),
+        failed_hook: view.failed_hook.clone().unwrap_or_default(),
         postgres_pid,
         rewind_unfinished: view.rewind_unfinished,
         rewind_failures: view.rewind_failures,
@@ -463,8 +471,10 @@ pub fn agent_view(raw: v1::AgentStatus) -> Result<AgentView> {
             .collect::<Result<_>>()?,
         checkpoint_timeline: TimelineId(raw.checkpoint_timeline),
         checkpoints_done: raw.checkpoints_done,
+        copied_for: raw.copied_for,
         guard: raw.guard,
         problem: (!raw.problem.is_empty()).then_some(raw.problem),
+        failed_hook: (!raw.failed_hook.is_empty()).then_some(raw.failed_hook),
         rewind_unfinished: raw.rewind_unfinished,
         rewind_failures: raw.rewind_failures,
         clone_failures: raw.clone_failures,

@@ -10,6 +10,7 @@ pub mod briefing;
 pub mod codec;
 pub mod configuration;
 pub mod convert;
+pub mod errors;
 pub mod history;
 pub mod kept_wal;
 mod members;

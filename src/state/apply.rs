@@ -322,10 +322,11 @@ impl ClusterState {
         if let Some(running) = &self.operation {
             return Err(format!("operation {} is under way", running.id));
         }
-        if self.holder().map(|(_, m)| m) != from {
+        let holder = self.holder().map(|(_, m)| m);
+        if kind != OperationKind::Reinit && holder != from {
             return Err("the primary has changed".to_owned());
         }
-        let to_itself = from == Some(to) && kind != OperationKind::Restart;
+        let to_itself = [from, holder].contains(&Some(to)) && kind != OperationKind::Restart;
         if !self.members.contains_key(to) || to_itself || self.maintenance.contains_key(to) {
             return Err(format!("{to} can't be the target"));
         }
@@ -336,6 +337,7 @@ impl ClusterState {
             OperationKind::Restart if from == Some(to) => OperationPhase::Checkpoint,
             // Nobody waits for a standby.
             OperationKind::Restart => OperationPhase::Stop,
+            OperationKind::Reinit => OperationPhase::Copy,
         };
         self.operation = Some(Operation {
             id: self.operations,
@@ -352,6 +354,7 @@ impl ClusterState {
             OperationKind::Switchover => format!("switchover {id} to {to} begins"),
             OperationKind::Failover => format!("failover by command {id} to {to} begins"),
             OperationKind::Restart => format!("restart {id} of {to} begins"),
+            OperationKind::Reinit => format!("reinit {id} of {to} begins: its data is copied anew"),
         }))
     }
 

@@ -195,6 +195,8 @@ pub enum OperationKind {
     Failover,
     /// PostgreSQL of one member is stopped and started again, that of the primary under its lease.
     Restart,
+    /// The data of a standby is copied anew.
+    Reinit,
 }
 
 /// Where an operation is. Persisted before acting: a new leader goes on from here.
@@ -212,6 +214,10 @@ pub enum OperationPhase {
     RollBack,
     /// A restart: it is stopped, and to be started again.
     Start,
+    /// A reinit: the data is being copied.
+    Copy,
+    /// A reinit: the copy is in place, and is to stream.
+    Stream,
 }
 
 /// An operation under way.
@@ -221,9 +227,9 @@ pub struct Operation {
     pub id: u64,
     /// What was asked for.
     pub kind: OperationKind,
-    /// The primary when it began.
+    /// The primary when it began; of a reinit the member that the operator wants to be copied.
     pub from: Option<MemberId>,
-    /// Who shall be primary, or is restarted.
+    /// Who shall be primary, is restarted, or is copied anew.
     pub to: MemberId,
     /// Where it is.
     pub phase: OperationPhase,
@@ -231,11 +237,16 @@ pub struct Operation {
     pub request_id: String,
     /// The rule that began it; the zero rule for an operator's.
     pub because: RuleId,
-    /// The operator accepts that acknowledged commits are lost.
+    /// The operator accepts that acknowledged commits are lost; of a reinit, that commits wait until it is over.
     pub accepts_loss: bool,
 }
 
 impl Operation {
+    /// It is to end with another primary.
+    pub fn moves_primary(&self) -> bool {
+        matches!(self.kind, OperationKind::Switchover | OperationKind::Failover)
+    }
+
     /// PostgreSQL of the primary is restarted, which stays primary.
     pub fn restarts_primary(&self) -> bool {
         self.kind == OperationKind::Restart && self.from.as_ref() == Some(&self.to)
@@ -300,8 +311,13 @@ impl ClusterState {
             _ if operation.phase == OperationPhase::Checkpoint => false,
             OperationKind::Switchover => !self.transferred(),
             OperationKind::Restart => operation.restarts_primary(),
-            OperationKind::Failover => false,
+            OperationKind::Failover | OperationKind::Reinit => false,
         }
+    }
+
+    /// The operation under way, unless it is one that concerns nobody but its member and may take hours.
+    pub fn brief_operation(&self) -> Option<&Operation> {
+        self.operation.as_ref().filter(|o| o.kind != OperationKind::Reinit)
     }
 
     /// Operators have nothing against it: it confirms commits when it can.

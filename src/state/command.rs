@@ -116,7 +116,7 @@ pub enum Kind {
     BeginOperation {
         /// What.
         kind: OperationKind,
-        /// From whom.
+        /// From whom; of a reinit whom the operator wants to be copied.
         from: Option<MemberId>,
         /// To whom.
         to: MemberId,
@@ -359,6 +359,8 @@ impl Kind {
     /// The least format that can apply it.
     pub fn format(&self) -> Format {
         match self {
+            Self::BeginOperation { kind: OperationKind::Reinit, .. }
+            | Self::AdvanceOperation { phase: OperationPhase::Copy | OperationPhase::Stream, .. } => Format::OPERATE,
             Self::BeginOperation { kind: OperationKind::Restart, .. }
             | Self::AdvanceOperation { phase: OperationPhase::Start, .. } => Format::SETTINGS,
             Self::BeginOperation { .. }

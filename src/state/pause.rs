@@ -72,7 +72,8 @@ impl ClusterState {
         if self.holder().is_some_and(|(_, holder)| holder == member) {
             return Err(format!("{member} holds the lock"));
         }
-        if let Some(running) = self.operation.as_ref().filter(|o| o.to == *member) {
+        // A copy is given up by it.
+        if let Some(running) = self.brief_operation().filter(|o| o.to == *member) {
             return Err(format!("operation {} is about {member}", running.id));
         }
         let asked = Asked { reason: reason.to_owned(), by: by.to_owned() };

@@ -41,6 +41,8 @@ pub const GRANTED: &str = "epoch.granted";
 pub const PRIMARY_CHANGED: &str = "primary.changed";
 /// The holder gave the lock back. Fields: `epoch`, `member`, `clean`.
 pub const RELEASED: &str = "epoch.released";
+/// A program of the operator's was run. Fields: `hook`, `on`, `program`, `how`, `printed`, `elapsed_ms`.
+pub const HOOK: &str = "hook.run";
 /// The operator's program was run against a host. Fields: `member`, `epoch`, `succeeded`, `how`.
 pub const STONITH: &str = "host.stonith";
 /// A command was committed that has no event of its own. Fields: `command`, `epoch`, `rule`.

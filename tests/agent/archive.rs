@@ -283,6 +283,7 @@ async fn copied_from_a_backup(host: &mut Host, first: &mut Host) -> String {
         source_port: first.local().postgresql.port.into(),
         system_identifier: first.system,
         fork: None,
+        named: None,
     };
     host.execute(1, Action::Clone(clone)).await.unwrap();
     let phases = std::sync::Mutex::new(String::new());

@@ -156,6 +156,7 @@ fn a_diverged_standby_that_crashed_and_does_not_start_is_copied_and_kept() {
             source_port: second.local().postgresql.port.into(),
             system_identifier: second.system,
             fork: Some(fork),
+            named: None,
         };
         third.execute(2, Action::Clone(clone)).await.unwrap();
         let copied = |s: &v1::AgentStatus| s.state() == State::Stopped && s.wal_end.unwrap().timeline == 3;

@@ -47,6 +47,10 @@ impl peer_server::Peer for Passes {
         Err(Status::unimplemented("rejoin"))
     }
 
+    async fn reload(&self, _: Request<v1::ReloadHereRequest>) -> Result<Response<v1::Reloaded>, Status> {
+        Err(Status::unimplemented("reload"))
+    }
+
     async fn read_wal(&self, _: Request<v1::ReadWalRequest>) -> Result<Response<Self::ReadWalStream>, Status> {
         Err(Status::unimplemented("read_wal"))
     }

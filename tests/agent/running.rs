@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -80,6 +80,31 @@ impl Somebodys {
         let pid = fs::read_to_string(data.join("postmaster.pid")).unwrap();
         let postmaster = ProcessIdentity::of(pid.lines().next().unwrap().parse().unwrap()).unwrap();
         Somebodys { data, postmaster }
+    }
+
+    /// A standby that streams from `primary`.
+    fn follow(config: &Config, primary: &Config) -> Somebodys {
+        let of = |config: &Config| config.member.as_ref().unwrap().postgresql.clone();
+        let (postgresql, primary) = (of(config), of(primary));
+        let (data, sockets) = (postgresql.data_dir, &postgresql.socket_dir);
+        fs::create_dir_all(sockets).unwrap();
+        fs::set_permissions(sockets, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut copy = program("pg_basebackup");
+        copy.args(["-U", "postgres", "-c", "fast", "-R", "-D"]).arg(&data).arg("-h").arg(&primary.socket_dir);
+        ran(copy.args(["-p", &primary.port.to_string()]));
+        let own = format!("port={}\nunix_socket_directories='{}'\n", postgresql.port, sockets.display());
+        let conf = fs::read_to_string(data.join("postgresql.conf")).unwrap();
+        fs::write(data.join("postgresql.conf"), conf + &own).unwrap();
+        let log = data.with_file_name("old.log");
+        ran(program("pg_ctl").arg("-D").arg(&data).arg("-w").arg("-l").arg(log).arg("start"));
+        let pid = fs::read_to_string(data.join("postmaster.pid")).unwrap();
+        let postmaster = ProcessIdentity::of(pid.lines().next().unwrap().parse().unwrap()).unwrap();
+        Somebodys { data, postmaster }
+    }
+
+    /// A copy would be another.
+    fn inode(&self) -> u64 {
+        fs::metadata(&self.data).unwrap().ino()
     }
 }
 
@@ -163,6 +188,29 @@ async fn taken_over(config: Config) -> Host {
     host
 }
 
+/// From somebody's standby, which streams from what became the primary, to one of this cluster, without a copy.
+async fn taken_in(config: Config, primary: &mut Host) -> Host {
+    let old = Somebodys::follow(&config, &primary.config);
+    let inode = old.inode();
+    let told = agent::adoption(&config, config.member.as_ref().unwrap()).unwrap().unwrap();
+    assert!(told.refused.is_empty() && told.standby, "{told:?}");
+    let mut standby = Host::start(config).await;
+    standby.until("to the cluster there is no data", |s| s.state() == State::NoData).await;
+    assert!(old.postmaster.is_alive(), "it streams until its turn comes");
+    let lineage = Some(v1::Lineage { timeline: 1, switches: Vec::new() });
+    let briefing = Some(v1::Briefing { epoch: 1, lineage, ..Default::default() });
+    standby.agent.brief(v1::BriefRequest { to: standby.to(0), briefing }).await.unwrap();
+    standby.copy_and_follow(1, primary).await;
+    let status = standby.status().await;
+    assert_eq!(
+        (old.inode(), status.last_order.as_ref().map(|o| o.kind.as_str())),
+        (inode, Some("start")),
+        "{status:?}"
+    );
+    assert!(!old.postmaster.is_alive() && old.data.join("postgresql.conf.before-matriarch").exists());
+    standby
+}
+
 async fn rows(host: &Host) -> i64 {
     host.client().await.query_one("SELECT count(DISTINCT i) FROM t", &[]).await.unwrap().get(0)
 }
@@ -184,8 +232,7 @@ fn a_postgresql_that_runs_is_taken_over_and_nobody_notices() {
         assert_eq!(host.status().await.postgres_pid, old.postmaster.pid);
         assert!(old.data.join("standby.signal").exists(), "whoever starts it by hand gets a standby");
         assert_eq!(setting(&host, "restart_after_crash").await, "off");
-        let mut standby = cluster.host(1).await;
-        standby.copy_and_follow(1, &host).await;
+        let mut standby = taken_in(going_on(cluster.config(1)), &mut host).await;
         host.restart_agent().await;
         let after = host.until("it goes on", |s| s.state() == State::Primary).await;
         assert_eq!((after.postgres_pid, after.guard.as_str()), (old.postmaster.pid, TAKEN_OVER));

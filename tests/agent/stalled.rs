@@ -142,6 +142,7 @@ async fn followed(cluster: &Cluster, config: Config) -> (Host, Host) {
         source_port: first.local().postgresql.port.into(),
         system_identifier: first.system,
         fork: None,
+        named: None,
     };
     second.execute(1, Action::Clone(clone)).await.unwrap();
     second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;

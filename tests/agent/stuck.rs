@@ -43,6 +43,7 @@ async fn copy_of(first: &Host, cluster: &Cluster) -> Host {
         source_port: first.local().postgresql.port.into(),
         system_identifier: first.system,
         fork: None,
+        named: None,
     };
     second.execute(1, Action::Clone(clone)).await.unwrap();
     second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;

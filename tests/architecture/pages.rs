@@ -13,6 +13,7 @@ const PAGES: &[&str] = &[
     "docs/anomalies.md",
     "docs/failure-modes.md",
     "docs/guarantees.md",
+    "docs/hooks.md",
     "docs/layers.md",
     "docs/patroni-scenarios.md",
     "docs/proof/lease-sentences.md",

@@ -24,6 +24,7 @@ pub const STEPS: &[Step] = &[
     ("switchover_to_a_target_that_hangs_is_rolled_back", switchover_to_a_target_that_hangs_is_rolled_back),
     ("failover_by_command", failover_by_command),
     ("every_member_has_a_slot_wherever_the_primary_is", every_member_has_a_slot_wherever_the_primary_is),
+    ("a_standby_is_copied_anew_and_reloaded_by_command", a_standby_is_copied_anew_and_reloaded_by_command),
 ];
 
 /// The promises of the slowest profile have to run out on the way.
@@ -106,6 +107,52 @@ fn every_member_has_a_slot_wherever_the_primary_is(rig: &Rig, before: &StatusRep
     until("it streams again", SOON, || slots(rig, &primary) == all(&primary, "active"));
     rig.healthy(HEAL).unwrap();
     Promise::no_loss(began)
+}
+
+/// Its exit code, and what it printed to either stream.
+fn command(rig: &Rig, words: &[&str]) -> (Option<i32>, String) {
+    let config = rig.config("n1").unwrap();
+    let output = Command::new(EXE).args(words).arg("--config").arg(config).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(said).unwrap())
+}
+
+/// Nobody notices a copy; what a member had is gone by it, and what it does not start from is cured.
+fn a_standby_is_copied_anew_and_reloaded_by_command(rig: &Rig, before: &StatusReply) -> Promise {
+    let began = Instant::now();
+    let (primary, standbys) = (before.primary.clone(), others(rig, &[&before.primary]));
+    let (member, source) = (&standbys[0], &standbys[1]);
+    let mark = rig.data_dir(member).unwrap().join("of_the_old_directory");
+    fs::write(&mark, "x").unwrap();
+    let (code, said) = command(rig, &["reinit", &primary, "--yes"]);
+    assert!(code == Some(1) && said.contains("is the primary, whose data"), "{code:?} {said}");
+    let (code, said) = command(rig, &["reinit", member, "--from", source, "--yes"]);
+    assert!(code == Some(0) && said.contains(&format!("done: {member} is copied anew and follows")), "{code:?} {said}");
+    assert!(!mark.exists(), "the old directory is there still");
+    let log = fs::read_to_string(rig.log(member, Role::Agent).unwrap()).unwrap();
+    let copied = format!("\"message\":\"copied\",\"source\":\"{source}\"");
+    assert!(log.contains(&copied), "not from {source}");
+    let after = rig.healthy(HEAL).unwrap();
+    assert_eq!((&after.primary, after.epoch), (&primary, before.epoch));
+
+    let own = rig.data_dir(member).unwrap().join("postgresql.auto.conf");
+    let good = fs::read_to_string(&own).unwrap();
+    fs::write(&own, format!("{good}max_files_per_process = 1234\n")).unwrap();
+    let (code, said) = command(rig, &["reload", "--all"]);
+    assert!(
+        code == Some(0) && said.contains("max_files_per_process waits for a restart: 1000 now, 1234 then"),
+        "{said}"
+    );
+    assert_eq!(said.matches(": reloaded").count(), rig.members().len(), "{said}");
+    fs::write(&own, format!("{good}work_mem = much\n")).unwrap();
+    let (code, said) = command(rig, &["reload", member]);
+    assert!(code == Some(1) && said.contains("correct this first") && said.contains("work_mem"), "{code:?} {said}");
+    // PostgreSQL takes back that a restart is pending when the value is written that it has, not when the line is gone.
+    fs::write(&own, format!("{good}max_files_per_process = 1000\n")).unwrap();
+    let (code, said) = command(rig, &["reload", member]);
+    assert_eq!((code, said), (Some(0), format!("{member}: reloaded\n")));
+    rig.healthy(HEAL).unwrap();
+    Promise::no_failed_write(began)
 }
 
 /// A target that looks alive but takes no WAL any more: the stop can't be proven,

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod addresses;
+mod api;
 mod clients;
 mod clocks;
 mod commands;
@@ -26,6 +27,7 @@ mod cures;
 mod drivers;
 mod failovers;
 mod failsafe;
+mod from_patroni;
 mod frozen;
 mod history;
 mod layers;
@@ -105,6 +107,13 @@ fn a_cluster_begins_with_a_postgresql_that_goes_on_running() {
     running::play();
 }
 
+/// With Patroni and etcd, where deploy/scripts/patroni.sh has put them.
+#[test]
+#[ignore = "a minute; tests/agent has its parts: make proof"]
+fn a_cluster_of_patronis_is_taken_over_in_place() {
+    from_patroni::play();
+}
+
 /// Sixty rounds of two clusters.
 #[test]
 #[ignore = "long, `make proof`"]
@@ -165,7 +174,7 @@ fn what_an_operator_asks_for_and_takes_long() {
 
 #[test]
 fn what_is_asked_for_in_patronis_words() {
-    stage::play_as(Ground::default(), rest::with_login, rest::STEPS);
+    stage::play_as(Ground::default(), |text| api::with_hooks(&rest::with_login(text)), rest::STEPS);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use matriarch::{
 use serde_json::Value;
 
 use crate::{
-    plugin,
+    api, plugin,
     stage::{HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
@@ -21,6 +21,7 @@ use crate::{
 pub const STEPS: &[Step] = &[
     ("what_patronis_api_changes_changes", what_patronis_api_changes_changes),
     ("every_check_of_check_patroni", plugin::every_check_of_check_patroni),
+    ("a_program_asks_by_reflection_and_a_veto_is_passed_by", api::a_program_asks_by_reflection_and_a_veto_is_passed_by),
 ];
 
 /// Longer than any healthy answer takes.
@@ -212,6 +213,8 @@ fn what_patronis_api_changes_changes(rig: &Rig, before: &StatusReply) -> Promise
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (host, before.epoch + 1));
     assert_eq!(told(rig, host, ("DELETE", "/switchover"), Some(&login), "").0, 404);
-    assert_eq!(told(rig, host, ("POST", "/reload"), Some(&login), "").0, 501);
+    assert_eq!(told(rig, host, ("POST", "/reload"), Some(&login), ""), (202, "reloaded\n".to_owned()));
+    let (status, why) = told(rig, host, ("POST", "/reinitialize"), Some(&login), "");
+    assert_eq!((status, why.contains("is the primary, whose data")), (503, true), "{why}");
     Promise::no_loss(began).ended(server)
 }

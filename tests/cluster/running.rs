@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -25,21 +25,22 @@ use crate::{
 };
 
 /// What is known of the host that has it, from its configuration.
-struct Old {
-    bin: PathBuf,
-    data: PathBuf,
-    sockets: PathBuf,
-    port: u16,
-    user: Option<User>,
-    postmaster: Option<ProcessIdentity>,
+#[derive(Clone)]
+pub struct Old {
+    pub bin: PathBuf,
+    pub data: PathBuf,
+    pub sockets: PathBuf,
+    pub port: u16,
+    pub user: Option<User>,
+    pub postmaster: Option<ProcessIdentity>,
 }
 
 impl Old {
-    fn on(cluster: &Unstarted) -> Old {
-        let text = fs::read_to_string(cluster.root().join("n1/matriarch.toml")).unwrap();
+    pub fn on(cluster: &Unstarted, number: usize) -> Old {
+        let text = fs::read_to_string(cluster.root().join(format!("n{number}/matriarch.toml"))).unwrap();
         let file: toml::Table = text.parse().unwrap();
         let path = |key: &str| PathBuf::from(file["postgresql"][key].as_str().unwrap());
-        let port = file["cluster"]["members"][0]["postgres_port"].as_integer().unwrap();
+        let port = file["cluster"]["members"][number - 1]["postgres_port"].as_integer().unwrap();
         let user = Uid::effective().is_root().then(|| User::from_name("postgres").unwrap().unwrap());
         let bin = cluster.bin_dir().to_owned();
         let (data, sockets) = (path("data_dir"), path("socket_dir"));
@@ -63,15 +64,63 @@ impl Old {
             "\nport = {}\nunix_socket_directories = '{sockets}'\nlisten_addresses = '127.0.0.1'\nwal_log_hints = on\n",
             self.port
         );
-        let conf = self.data.join("postgresql.conf");
-        fs::write(&conf, fs::read_to_string(&conf).unwrap() + &more).unwrap();
-        self.ran("pg_ctl", &["-D", &data, "-w", "-l", &format!("{data}.log"), "start"]);
-        let sql = "CREATE TABLE old (i bigint)";
-        self.ran("psql", &["-Xqh", &sockets, "-p", &self.port.to_string(), "-U", "postgres", "postgres", "-c", sql]);
+        self.configure(&more);
+        self.control("start");
+        self.sql("CREATE TABLE old (i bigint)");
         let pid = fs::read_to_string(self.data.join("postmaster.pid")).unwrap();
         self.postmaster = ProcessIdentity::of(pid.lines().next().unwrap().parse().unwrap());
         assert!(self.postmaster.is_some());
     }
+
+    fn configure(&self, more: &str) {
+        let conf = self.data.join("postgresql.conf");
+        fs::write(&conf, fs::read_to_string(&conf).unwrap() + more).unwrap();
+    }
+
+    pub fn control(&self, what: &str) {
+        let data = self.data.display().to_string();
+        self.ran("pg_ctl", &["-D", &data, "-w", "-l", &format!("{data}.log"), what]);
+    }
+
+    pub fn sql(&self, sql: &str) {
+        let (sockets, port) = (self.sockets.display().to_string(), self.port.to_string());
+        self.ran("psql", &["-Xqh", &sockets, "-p", &port, "-U", "postgres", "postgres", "-c", sql]);
+    }
+
+    /// A plain standby that streams from `primary`, with a slot there.
+    fn follow(&self, primary: &Old) {
+        let (data, sockets) = (self.data.display().to_string(), self.sockets.display().to_string());
+        let (from, port) = (primary.sockets.display().to_string(), primary.port.to_string());
+        let slot = format!("old_{}", self.port);
+        let of = ["-h", &from, "-p", &port, "-U", "postgres", "-c", "fast", "-R", "-C", "-S", &slot];
+        self.ran("pg_basebackup", &[&["-D", &data], &of[..]].concat());
+        self.configure(&format!("\nport = {}\nunix_socket_directories = '{sockets}'\n", self.port));
+        self.control("start");
+    }
+
+    /// Promoted apart, and made to look like a standby again.
+    fn part(&self) {
+        self.control("promote");
+        self.sql("INSERT INTO old VALUES (-1)");
+        self.control("stop");
+        fs::write(self.data.join("standby.signal"), "").unwrap();
+        self.control("start");
+        self.control("stop");
+    }
+
+    /// Which directory it is; a copy would be another.
+    pub fn inode(&self) -> u64 {
+        fs::metadata(&self.data).unwrap().ino()
+    }
+}
+
+/// What is on the other hosts when the cluster begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// n2 streams from the primary and runs, n3 has nothing.
+    Streams,
+    /// n2 streamed from the primary and was stopped, n3 was promoted apart.
+    Stopped,
 }
 
 /// A client of old, over a connection that was there before the cluster.
@@ -113,17 +162,25 @@ impl Client {
 }
 
 /// The cluster, under its workload, and what it began with.
-fn begun() -> (Rig, Old) {
+fn begun(others_have: Others) -> (Rig, Old) {
     let cluster = Unstarted::lay_out_on(Path::new(EXE), Path::new("/tmp"), &profile().to_string(), Ground::default());
     let cluster = cluster.unwrap();
-    let mut old = Old::on(&cluster);
+    let [mut old, second, third] = [1, 2, 3].map(|number| Old::on(&cluster, number));
+    // One text for all hosts, as an operator has it.
     let going_on = "\n[bootstrap]\nmethod = \"adopt\"\nrestart = false\n";
-    let change = |text: &str| match text.contains("[member]\nid = \"n1\"") {
+    let change = |text: &str| match text.contains("[postgresql]") {
         true => format!("{text}{TIMINGS}{going_on}"),
         false => format!("{text}{TIMINGS}"),
     };
     cluster.configure(change).unwrap();
     old.start();
+    second.follow(&old);
+    if others_have == Others::Stopped {
+        second.control("stop");
+        third.follow(&old);
+        third.part();
+    }
+    let inodes = [second.inode(), fs::metadata(&third.data).map_or(0, |found| found.ino())];
     let client = Client::begin(old.port);
     let rig = cluster.up().unwrap();
     let status = rig.healthy(HEAL).unwrap();
@@ -139,13 +196,20 @@ fn begun() -> (Rig, Old) {
     for host in others(&rig, &["n1"]) {
         let rows = || rig.query(&host, "select 1").is_ok();
         until("it streams", SOON, rows);
-        assert_eq!(tasks_done(&rig, &host, "clone"), 1, "its WAL was kept until it streamed");
+        assert_eq!(tasks_done(&rig, &host, "clone"), usize::from(host == "n3"), "its WAL was kept until it streamed");
     }
+    assert_eq!((tasks_done(&rig, "n2", "take-in"), second.inode()), (1, inodes[0]), "it was not copied");
+    assert_ne!(third.inode(), inodes[1], "what was written apart is no part of the cluster");
+    if others_have == Others::Stopped {
+        let kept = third.data.with_file_name(format!("{}.kept", third.data.file_name().unwrap().to_str().unwrap()));
+        assert!(fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_some()), "nothing in {}", kept.display());
+    }
+    old.sql(&format!("SELECT pg_drop_replication_slot('old_{}')", second.port));
     (rig, old)
 }
 
 /// Agent and manager die in one moment, which is also what its host sees of a lost network: nobody renews, and the guard alone is left.
-fn lost(rig: &Rig, old: &Old) {
+pub fn lost(rig: &Rig, old: &Old) {
     let postmaster = old.postmaster.unwrap();
     let server = rig.server();
     let began = Instant::now();
@@ -170,11 +234,11 @@ fn lost(rig: &Rig, old: &Old) {
 
 pub fn play() {
     let _alone = alone();
-    let (rig, old) = begun();
+    let (rig, old) = begun(Others::Streams);
     lost(&rig, &old);
     drop(rig);
     // An operator ends it: a restart, and a switchover back and forth.
-    let (rig, old) = begun();
+    let (rig, old) = begun(Others::Stopped);
     let refused = run(&rig, &["config", "set", "replication_mode=quorum"]);
     assert!(refused.is_ok(), "{refused:?}");
     let told = || run(&rig, &["explain"]).map(|told| told.to_string()).unwrap_or_default();

@@ -181,6 +181,7 @@ fn blank(me: &MemberId) -> AgentView {
         standbys: Vec::new(),
         checkpoint_timeline: TimelineId(1),
         checkpoints_done: 0,
+        copied_for: Some(0),
         guard: "guarding".into(),
         problem: None,
         rewind_unfinished: false,
@@ -189,6 +190,7 @@ fn blank(me: &MemberId) -> AgentView {
         unsteady: false,
         crashed_lately: false,
         gives_wal: false,
+        failed_hook: None,
         storage: None,
         never_streamed: false,
         ended_by: matriarch::domain::EndCause::Unknown,
@@ -650,7 +652,7 @@ impl Toy {
         let host = &mut self.hosts[i];
         host.view.accepted_epoch = epoch;
         let state = match &action {
-            Action::Initdb | Action::Rewind { .. } | Action::Clone { .. } => {
+            Action::Initdb | Action::Rewind { .. } | Action::Clone { .. } | Action::Reinit { .. } => {
                 if matches!(action, Action::Rewind { .. }) {
                     host.view.rewind_unfinished = true;
                     host.view.wal_end_known = false;
@@ -715,6 +717,14 @@ impl Toy {
             Action::Stop { .. } => self.stopped_cleanly(i),
             Action::Rewind { source } => self.copied(i, &source.member, fails, true),
             Action::Clone { source } => self.copied(i, &source.member, fails, false),
+            Action::Reinit { operation, source, .. } => {
+                self.copied(i, &source.member, fails, false);
+                let done = self.hosts[i].view.state == PostgresState::Stopped;
+                self.hosts[i].view.copied_for = Some(if done { *operation } else { 0 });
+                let error = (!done).then(|| "it failed".to_owned());
+                self.hosts[i].view.last_order =
+                    Some(OrderResult { order: *operation, kind: "clone".to_owned(), error });
+            }
             Action::Checkpoint { .. } | Action::EndClone => {}
         }
     }

@@ -325,6 +325,7 @@ fn a_standby_never_has_it_and_replication_runs_through_the_primarys() {
             source_port: first.port.into(),
             system_identifier: first.system,
             fork: None,
+            named: None,
         };
         second.execute(1, Action::Clone(source)).await.unwrap();
         second.until("it is cloned", |s| s.state() == State::Stopped && s.wal_end_known).await;

@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::Stream;
 use matriarch::{
-    config::{CertificateFiles, ClusterConfig, Config, LayersConfig, MemberConfig, RouterConfig},
+    config::{CertificateFiles, ClusterConfig, Config, HooksConfig, LayersConfig, MemberConfig, RouterConfig},
     domain::{NodeId, Profile, Timings},
     routing::{Router, RouterHandle, Status},
     rpc::v1::{
@@ -455,6 +455,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             postgresql_ca_file: options.postgresql_ca_file,
         }),
         layers: LayersConfig::default(),
+        hooks: HooksConfig::default(),
     }
 }
 

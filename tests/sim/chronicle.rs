@@ -240,6 +240,8 @@ impl Chronicle {
             (OperationKind::Switchover, false) => "switchovers failed",
             (OperationKind::Restart, true) => "restarts",
             (OperationKind::Restart, false) => "restarts failed",
+            (OperationKind::Reinit, true) => "copies by command",
+            (OperationKind::Reinit, false) => "copies by command failed",
             (OperationKind::Failover, true) => "failovers by command",
             (OperationKind::Failover, false) => "failovers by command failed",
         };

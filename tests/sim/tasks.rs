@@ -209,6 +209,7 @@ impl World {
             Task::Restart { tenure, resume } => self.restart(i, run, &tenure, resume),
             Task::Stop { mode, .. } => self.stop(i, run, mode == StopMode::Fast),
             Task::Rewind(source) => self.rewind(i, run, &source),
+            Task::TakeIn(_) => Err("nothing is taken in here".to_owned().into()),
             Task::Clone(source) => self.copy(i, run, &source),
             Task::Checkpoint => self.checkpoint_task(i, run),
         }

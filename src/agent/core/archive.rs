@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Core, Effect, Now};
+use super::{Core, Effect, Now, Task};
 use crate::{
     agent::archive::ArchiveSeen,
     domain::{ArchiveView, CloneMethod, Epoch, MemberId, PostgresState, TimelineHistory},
@@ -104,12 +104,26 @@ impl Core {
     /// How a copy is to be made now: not again in the way that gave one of no use.
     pub fn copy_plan(&self) -> CopyPlan {
         CopyPlan {
-            methods: self.settings.clone_methods.after(self.cure.copied_in_vain()),
+            methods: self.copy_methods(),
             how: self.how_to_copy(),
             pgbackrest: Stanza::of(&self.settings),
             command: self.settings.clone_command.clone(),
             command_limit: self.settings.clone_command_limit,
             lineage: self.lineage.history.clone(),
+            not_taken_in: self.content.is_not_taken_in(),
+        }
+    }
+
+    fn copy_methods(&self) -> Vec<CloneMethod> {
+        let asked = self.work.as_ref().and_then(|work| match &work.task {
+            Task::Clone(source) => source.named,
+            _ => None,
+        });
+        match asked {
+            Some(true) => vec![CloneMethod::Basebackup],
+            // What was of no use before may not be now: an operator asks.
+            Some(false) => self.settings.clone_methods.0.clone(),
+            None => self.settings.clone_methods.after(self.cure.copied_in_vain()),
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Core, Disk, Task, TaskEnd};
+use super::{Core, Disk, Now, Task, TaskEnd};
 use crate::domain::CONTENT_TRIED;
 
 /// So begins what is said of a directory that is to be taken over and is in use.
 pub const TO_BE_STOPPED: &str = "a PostgreSQL that is to be taken over runs in ";
+/// The same of a standby that can't be taken in as it is.
+pub const TO_BE_TAKEN_IN: &str = "the standby that is to be taken in, in ";
 
 /// Tries in a row that failed, and why the last one did. In memory: an agent that is started again reads its configuration
 /// anew, and begins to count anew.
@@ -14,11 +16,51 @@ pub const TO_BE_STOPPED: &str = "a PostgreSQL that is to be taken over runs in "
 pub(super) struct Content {
     failures: u64,
     error: String,
+    standby: Standby,
+}
+
+/// What becomes of a data directory that somebody else's standby has left here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Standby {
+    /// There is none.
+    #[default]
+    None,
+    /// It is looked at, and taken in as it lies.
+    TakenIn,
+    /// It is not what it was thought to be: it is copied anew.
+    Copied,
+}
+
+impl Content {
+    /// Where a copy is asked for, what is there is taken in first.
+    pub(super) fn takes_in(&self) -> bool {
+        self.standby == Standby::TakenIn
+    }
+
+    pub(super) fn is_not_taken_in(&self) -> bool {
+        self.standby == Standby::Copied
+    }
 }
 
 impl Core {
-    pub(super) fn content_ended(&mut self, task: &Task, end: &TaskEnd) {
+    /// Whether a standby of somebody else's lies here, that is to be taken in.
+    pub fn take_standby_in(&mut self, does: bool) {
+        self.content.standby = if does { Standby::TakenIn } else { Standby::None };
+    }
+
+    pub(super) fn content_ended(&mut self, task: &Task, end: &TaskEnd, now: Now) {
         match (task, end) {
+            (Task::TakeIn(_), TaskEnd::Succeeded) => {
+                self.content.standby = Standby::None;
+                self.durable.clone_failures = 0;
+            }
+            (Task::TakeIn(_), TaskEnd::Failed { harmless: true, .. }) => self.content.standby = Standby::Copied,
+            // As a copy that failed: tried again, and not for ever without a pause.
+            (Task::TakeIn(_), TaskEnd::Failed { .. }) => {
+                self.durable.clone_failures += 1;
+                self.clone_failed = Some(now.moment);
+            }
+            (Task::Clone(_), TaskEnd::Succeeded) => self.content.standby = Standby::None,
             (Task::Initdb, TaskEnd::Succeeded) => self.content = Content::default(),
             (Task::Initdb, TaskEnd::Failed { error, .. }) => {
                 self.content.failures += 1;
@@ -30,13 +72,13 @@ impl Core {
 
     /// Somebody may just be stopping what is to be taken over, with clients that wait.
     pub(super) fn content_waits(&self) -> Option<Duration> {
-        let waits = matches!(&self.disk, Some(Disk::Unusable(why)) if why.starts_with(TO_BE_STOPPED));
+        let waits = matches!(&self.disk, Some(Disk::Unusable(why)) if [TO_BE_STOPPED, TO_BE_TAKEN_IN].iter().any(|words| why.starts_with(words)));
         waits.then_some(Duration::from_millis(500))
     }
 
     /// Making it may take hours, and its reason lies in what an operator has written: it is not tried for ever.
     pub(super) fn content_given_up(&self) -> Option<String> {
-        let Content { failures, error } = &self.content;
+        let Content { failures, error, .. } = &self.content;
         (*failures >= CONTENT_TRIED).then(|| {
             format!(
                 "the first data directory could not be made, {failures} times in a row: {error}; correct what it is made from \
@@ -54,9 +96,46 @@ mod tests {
             Effect, Event, Found,
             tests::{agent, now, order},
         },
-        order::Action,
+        order::{Action, Source},
         store::Durable,
     };
+
+    #[test]
+    fn what_is_taken_in_is_copied_only_when_nothing_else_helps() {
+        let source = || Source { member: "b".parse().unwrap(), host: "h".into(), port: 1, fork: None, named: None };
+        let asked = |core: &mut Core, ms| {
+            let out = core.step(order(1, Action::Clone(source())), now(ms));
+            out.into_iter().find_map(|effect| match effect {
+                Effect::Begin(task) => Some(task),
+                _ => None,
+            })
+        };
+        let ends = |core: &mut Core, ms, error: Option<bool>| {
+            let failed = |harmless| TaskEnd::Failed { error: "no".into(), harmless };
+            core.step(Event::Done(error.map_or(TaskEnd::Succeeded, failed)), now(ms));
+            core.step(Event::Surveyed { life: 1, disk: Disk::NoData }, now(ms));
+        };
+        let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+        core.take_standby_in(true);
+        for ms in [100, 200] {
+            assert_eq!(asked(&mut core, ms), Some(Task::TakeIn(source())), "the primary did not answer: again");
+            ends(&mut core, ms + 10, Some(false));
+        }
+        assert_eq!((core.durable().clone_failures, core.copy_plan().not_taken_in), (2, false));
+        assert_eq!(asked(&mut core, 300), Some(Task::TakeIn(source())));
+        ends(&mut core, 310, Some(true));
+        assert_eq!(asked(&mut core, 400), Some(Task::Clone(source())), "it is no standby of the primary's");
+        assert!(core.copy_plan().not_taken_in, "it may be replaced");
+        ends(&mut core, 410, None);
+        assert_eq!((core.durable().clone_failures, core.copy_plan().not_taken_in), (0, false));
+
+        let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+        core.take_standby_in(true);
+        assert_eq!(asked(&mut core, 100), Some(Task::TakeIn(source())));
+        ends(&mut core, 110, None);
+        assert_eq!(asked(&mut core, 200), Some(Task::Clone(source())), "once it is ours nothing is taken in any more");
+        assert!(!core.copy_plan().not_taken_in);
+    }
 
     #[test]
     fn the_first_data_directory_is_not_tried_for_ever() {

@@ -20,7 +20,7 @@ const REMOVED: &str = "could not receive data from WAL stream: ERROR:  requested
 const PANIC: &str = "exit code 1, PANIC:  could not locate a valid checkpoint record";
 
 fn source() -> Source {
-    Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None }
+    Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None, named: None }
 }
 
 fn idle(life: u64, replayed: u64) -> Event {

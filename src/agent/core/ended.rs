@@ -8,6 +8,7 @@ impl Core {
             return;
         }
         self.tree = Tree::Empty;
+        self.killed += u64::from(fenced);
         self.end_unleased(out);
         self.sight = None;
         self.fencing_since = None;

@@ -238,6 +238,8 @@ pub enum Task {
     },
     /// Rewind to the source.
     Rewind(Source),
+    /// Make what somebody else's standby has left a standby of this cluster, without copying it.
+    TakeIn(Source),
     /// Copy the source.
     Clone(Source),
     /// Write a checkpoint.
@@ -250,7 +252,7 @@ pub enum TaskEnd {
     /// As ordered.
     Succeeded,
     /// Not, and why. `harmless`: a promotion that never got as far as holding the lease; a copy or a rewind that found somebody
-    /// else at work in the data directory.
+    /// else at work in the data directory; a data directory that is no standby's of this cluster, and was left as it is.
     Failed {
         /// For people.
         error: String,
@@ -502,6 +504,11 @@ pub enum Found {
 }
 
 impl Task {
+    /// What was known of the data directory may be no longer true when it ends.
+    pub fn touches_data(&self) -> bool {
+        matches!(self, Task::Initdb | Task::Rewind(_) | Task::TakeIn(_) | Task::Clone(_) | Task::Start(_))
+    }
+
     /// The name shown in the status.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -511,6 +518,7 @@ impl Task {
             Task::Restart { .. } => "restart",
             Task::Stop { .. } => "stop",
             Task::Rewind(_) => "rewind",
+            Task::TakeIn(_) => "take-in",
             Task::Clone(_) => "clone",
             Task::Checkpoint => "checkpoint",
         }

@@ -128,8 +128,12 @@ impl Core {
             }
             Action::Clone(source) => {
                 self.give_up_idle_tenure("clone", now, out)?;
-                self.say_why_it_is_copied();
-                Task::Clone(source.clone())
+                if self.content.takes_in() {
+                    Task::TakeIn(source.clone())
+                } else {
+                    self.say_why_it_is_copied();
+                    Task::Clone(source.clone())
+                }
             }
             Action::EndClone => return Ok(false),
             Action::Checkpoint => {

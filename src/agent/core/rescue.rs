@@ -225,7 +225,7 @@ mod checks {
         core.step(Event::Spawned { life: 2 }, tests::now(80));
         assert_eq!(asked(&core, 4), Ok(()));
         core.step(Event::Done(TaskEnd::Succeeded), tests::now(90));
-        let source = Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None };
+        let source = Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None, named: None };
         core.step(tests::order(5, Action::Rewind(source)), tests::now(100));
         assert!(asked(&core, 4).is_err());
     }

@@ -29,7 +29,13 @@ fn watched(core: &mut Core, life: u64, doing: &str, (from, to): (u64, u64)) -> V
 fn follow() -> Event {
     order(
         4,
-        Action::StartStandby(Some(Source { member: "n2".parse().unwrap(), host: "h".into(), port: 1, fork: None })),
+        Action::StartStandby(Some(Source {
+            member: "n2".parse().unwrap(),
+            host: "h".into(),
+            port: 1,
+            fork: None,
+            named: None,
+        })),
     )
 }
 

@@ -590,7 +590,7 @@ fn a_lease_lost_during_a_restart_in_place_is_told_when_the_restart_has_ended() {
 }
 
 pub(super) fn source() -> Source {
-    Source { member: "n2".parse().unwrap(), host: "h2".into(), port: 5432, fork: None }
+    Source { member: "n2".parse().unwrap(), host: "h2".into(), port: 5432, fork: None, named: None }
 }
 
 #[test]

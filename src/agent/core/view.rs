@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Core, Disk, FailoverWait, LeaseSight, Now, Sight, Task, Tree};
+use super::{Core, Disk, FailoverWait, LeasePhase, LeaseSight, Now, Sight, Task, Tree};
 use crate::{
     agent::store::{Durable, Phase},
     domain::{
@@ -22,10 +22,20 @@ const OUT_OF_REACH: &str = "the data directory has to replay WAL past the end of
      PostgreSQL refuses to start; it is copied anew from the primary";
 
 impl Core {
+    /// Time left of the lease this host's tenure rests on.
+    pub(super) fn lease_left(&self, now: Now) -> Duration {
+        let ours = self.durable.tenure.is_some_and(|t| t.epoch == self.lease.epoch);
+        if ours && self.lease.phase == LeasePhase::Held {
+            self.lease.deadline.holder_remaining(now.clocks)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// What PostgreSQL does, as others see it.
     pub fn state(&self) -> PostgresState {
         let task = self.work.as_ref().map(|w| &w.task);
-        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::Clone(_))) {
+        if matches!(task, Some(Task::Initdb | Task::Rewind(_) | Task::TakeIn(_) | Task::Clone(_))) {
             return PostgresState::Busy;
         }
         match self.tree {
@@ -198,6 +208,11 @@ impl Core {
     fn another_may_lead(&self, now: Now) -> bool {
         let hold = self.limits.hold + self.limits.hold / 100;
         self.settings.failover_wait == FailoverWait::Promise && now.moment.since(self.granted) < hold
+    }
+
+    /// How many trees of processes were killed since the agent began.
+    pub fn killed(&self) -> u64 {
+        self.killed
     }
 
     /// A fence is under way.

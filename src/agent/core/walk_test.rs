@@ -323,7 +323,8 @@ impl Walk {
     }
 
     fn action(&mut self) -> Action {
-        let source = || Source { member: "n2".parse().unwrap(), host: "n2".to_owned(), port: 5432, fork: None };
+        let source =
+            || Source { member: "n2".parse().unwrap(), host: "n2".to_owned(), port: 5432, fork: None, named: None };
         match self.dice.below(10) {
             0..3 => Action::Promote { timeline: TimelineId(2), floor: at(1, 100) },
             3 => Action::RestartInPlace { timeline: TimelineId(2) },

@@ -339,7 +339,7 @@ impl Host {
 fn ordered(action: &Action) -> (Ordered, bool) {
     let source = |upstream: &Upstream| {
         let host = upstream.postgres.split(':').next().unwrap_or_default().to_owned();
-        Source { member: upstream.member.clone(), host, port: 5432, fork: None }
+        Source { member: upstream.member.clone(), host, port: 5432, fork: None, named: None }
     };
     match action {
         Action::Initdb => (Ordered::Initdb, false),
@@ -355,6 +355,9 @@ fn ordered(action: &Action) -> (Ordered, bool) {
         }
         Action::Rewind { source: from } => (Ordered::Rewind(source(from)), true),
         Action::Clone { source: from } => (Ordered::Clone(source(from)), true),
+        Action::Reinit { source: from, named, .. } => {
+            (Ordered::Clone(Source { named: Some(*named), ..source(from) }), true)
+        }
         Action::Checkpoint { .. } => (Ordered::Checkpoint, false),
         Action::EndClone => (Ordered::EndClone, false),
     }

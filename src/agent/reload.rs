@@ -1,0 +1,50 @@
+//! An operator wants PostgreSQL's configuration to be written anew and read, as happens by itself when a setting changes.
+
+use tokio::sync::oneshot;
+
+use super::hands::{Hands, blocking, said};
+use crate::{postgres::Instance, rpc::v1};
+
+/// What goes back to who asked.
+pub type Reply = oneshot::Sender<Result<v1::Reloaded, String>>;
+
+/// Does it beside everything else, and answers.
+pub fn reload_beside(hands: &Hands, member: String, reply: Reply) {
+    let instance = hands.instance.clone();
+    tokio::spawn(async move {
+        let done = reload(&instance).await;
+        match &done {
+            Ok(pending) => {
+                let pending = Vec::from_iter(pending.iter().map(|p| p.name.as_str())).join(", ");
+                tracing::info!(pending, "the configuration was written and read anew, as an operator wanted");
+            }
+            Err(error) => tracing::warn!(error, "the configuration was not read anew"),
+        }
+        let (pending, reason) = match done {
+            Ok(pending) => (pending, String::new()),
+            Err(reason) => (Vec::new(), reason),
+        };
+        let _ = reply.send(Ok(v1::Reloaded { member, done: reason.is_empty(), reason, pending }));
+    });
+}
+
+async fn reload(instance: &Instance) -> Result<Vec<v1::PendingRestart>, String> {
+    let session = instance.connect().await.map_err(|error| format!("PostgreSQL lets nobody in: {}", said(error)))?;
+    let at_work = instance.clone();
+    let write = move || {
+        at_work.refresh_timings().map_err(said)?;
+        at_work.refresh_archive().map_err(said)
+    };
+    blocking(write).await??;
+    let errors = session.configuration_errors().await.map_err(said)?;
+    if !errors.is_empty() {
+        return Err(format!("its configuration has errors and is not read, correct this first: {}", errors.join("; ")));
+    }
+    let pending = session.reload_and_look().await.map_err(said)?;
+    let told = |p: crate::postgres::Pending| v1::PendingRestart {
+        name: p.name,
+        now: p.now,
+        written: p.written.unwrap_or_default(),
+    };
+    Ok(pending.into_iter().map(told).collect())
+}

@@ -1,0 +1,37 @@
+//! The task that makes what somebody else's standby has left a standby of this cluster.
+
+use std::time::Duration;
+
+use super::{
+    hands::said,
+    order::Source,
+    tasks::{Failure, Job},
+};
+use crate::postgres::{TakeInError, Upstream};
+
+/// A standby that is stopped writes a restartpoint, which may be as much as it has in memory.
+const STOP: Duration = Duration::from_secs(120);
+
+impl Job {
+    /// A failure is harmless when only a copy helps. Then it is copied, and what was there is kept.
+    pub(super) async fn take_in(&self, source: &Source) -> Result<(), Failure> {
+        let instance = &self.hands.instance;
+        let _works = self.hands.data_dir.lock().await;
+        if !instance.takes_standby_in() {
+            return Err(Failure { error: "nothing is there that could be taken in".to_owned(), harmless: true });
+        }
+        self.hands.progress("looking at what is taken in", 0, 0);
+        let first = Upstream::from(source);
+        let others = instance.others().filter(|other| other.id != first.member);
+        let others = others.map(|m| Upstream { member: m.id.clone(), host: m.host.clone(), port: m.postgres_port });
+        let primaries = Vec::from_iter(std::iter::once(first.clone()).chain(others));
+        let taken = instance.take_in(&primaries, self.copies.lineage.as_ref(), STOP).await;
+        taken.map_err(|error| Failure { harmless: matches!(error, TakeInError::Unproven(_)), error: said(error) })?;
+        // From now on, and not only when it streams. What it needs from before, its old slot has kept.
+        if let Err(error) = instance.keep_wal_for_copy(&first).await {
+            tracing::warn!(error = said(error), "the primary keeps no WAL for this member until it streams");
+        }
+        tracing::warn!(source = %source.member, "a standby of this cluster's data was taken in as it lies");
+        Ok(())
+    }
+}
