@@ -158,6 +158,9 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               acknowledge     Let a cluster fail over again that has stopped to, after too many crashes in a row
               maintenance     Leave a member alone, so that it is chosen for nothing, or do so no more
               restart         Stop and start PostgreSQL of a member; that of the primary stays primary
+              reinit          Copy the data of a standby anew; what it has is kept until the copy is complete
+              reload          Write PostgreSQL's configuration anew and have it read, and say what waits for a
+                              restart
               profile         Show the timings, or put those of another profile in force
               rto             Say how long writes stop, for each way to fail, by the timings in force
               explain         Say what the cluster considered, what holds it up, and what can be done
@@ -171,6 +174,8 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
                               gone for good
               preflight       Check whether this host is fit to run what its configuration asks for
               config          Check the configuration file; show or change the settings of the cluster
+              import          Turn a configuration of Patroni into Matriarch's, and say what becomes of each
+                              key; asks nobody
               demo            Run a whole cluster in a temporary directory and break it
 
             Options:
