@@ -121,6 +121,14 @@ mod tests {
     }
 
     #[test]
+    fn the_file_on_the_page_is_good() {
+        let page = include_str!("../../docs/cli.md");
+        let file = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let clusters = parse(file).unwrap();
+        assert_eq!((clusters.clusters.len(), clusters.managers("west").unwrap().len()), (2, 2));
+    }
+
+    #[test]
     fn a_file_that_is_wrong_says_where() {
         let wrong = |text: &str| parse(text).unwrap_err();
         assert!(wrong("[clusters.a]\nmanagers = []").starts_with("clusters.a.managers is empty"));
