@@ -4,7 +4,7 @@
 # make fix      writes what verify would complain about
 # make proof    the long runs; SEED=, MINUTES=, FAULTS=, MODE= and MEMBERS= steer the nemesis (docs/proof/nemesis.md)
 # make bench    figures: release build, five runs for each fault
-# make install  binary, units and example configuration (DESTDIR, PREFIX)
+# make install  binary, units, example configuration, man pages and completion (DESTDIR, PREFIX)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -69,3 +69,8 @@ install:
 	install -m 0644 deploy/systemd/*.service deploy/systemd/*.slice $(DESTDIR)/etc/systemd/system/
 	sed -i 's|/usr/local/bin/matriarch|$(PREFIX)/bin/matriarch|' $(DESTDIR)/etc/systemd/system/matriarch-*.service
 	install -m 0644 deploy/matriarch.toml.example $(DESTDIR)/etc/matriarch/
+	install -d -m 0755 $(addprefix $(DESTDIR)$(PREFIX)/share/,man/man1 bash-completion/completions zsh/site-functions fish/vendor_completions.d)
+	target/release/matriarch man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	target/release/matriarch completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/matriarch
+	target/release/matriarch completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_matriarch
+	target/release/matriarch completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/matriarch.fish

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/tree.rs"]
+mod tree;
+#[path = "cli/views.rs"]
+mod views;
+
 use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
@@ -26,10 +31,11 @@ use matriarch::{
         FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
         MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
         ParametersRequest, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RaftSnapshotOf, RaftSnapshotReply,
-        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, RecoverReply, RecoverRequest, Reign, ReinitRequest,
-        ReloadReply, ReloadRequest, Reloaded, RestartRequest, SetSettingsReply, SetSettingsRequest, Setting,
-        SettingsHistoryReply, SettingsOutcome, SettingsReply, SettingsRequest, StatusReply, StatusRequest,
-        SwitchoverRequest, TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
+        RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, ReachReply, ReachRequest, ReachedManager,
+        RecoverReply, RecoverRequest, Reign, ReinitRequest, ReloadReply, ReloadRequest, Reloaded, RestartRequest,
+        SetSettingsReply, SetSettingsRequest, Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply,
+        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
+        TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -132,37 +138,45 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
             Usage: matriarch <COMMAND>
 
             Commands:
-              manager      Run the manager of this host: it decides together with the others
-              agent        Run the agent of this host: it controls PostgreSQL and holds the lease
-              router       Run a router: it leads clients to the primary
-              status       Show members, primary, lag, and why something is not healthy
-              switchover   Make a standby the primary with the old primary's help; nothing is lost
-              failover     Make a standby the primary without the old primary's help
-              pause        Stop all decisions of the cluster, for work on it; the lease and what it protects go
-                           on
-              resume       Let a paused cluster decide again
-              acknowledge  Let a cluster fail over again that has stopped to, after too many crashes in a row
-              maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
-              restart      Stop and start PostgreSQL of a member; that of the primary stays primary
-              reinit       Copy the data of a standby anew; what it has is kept until the copy is complete
-              reload       Write PostgreSQL's configuration anew and have it read, and say what waits for a
-                           restart
-              profile      Show the timings, or put those of another profile in force
-              rto          Say how long writes stop, for each way to fail, by the timings in force
-              explain      Say what the cluster considered, what holds it up, and what can be done
-              history      Show who was primary from when to when and why it ended, and the last decisions
-              events       Show decisions as they are made, with what holds the cluster up
-              rules        Print the numbered rules by which the cluster decides and each host acts
-              dsn          Print connection strings for applications, driver by driver; asks nobody
-              raft         Work with the managers' Raft group
-              member       Show, add, remove or replace members
-              recover      Begin a new generation with what this host has, when a majority of the hosts is gone
-                           for good
-              preflight    Check whether this host is fit to run what its configuration asks for
-              config       Check the configuration file; show or change the settings of the cluster
-              import       Turn a configuration of Patroni into Matriarch's, and say what becomes of each key;
-                           asks nobody
-              demo         Run a whole cluster in a temporary directory and break it
+              manager         Run the manager of this host: it decides together with the others
+              agent           Run the agent of this host: it controls PostgreSQL and holds the lease
+              router          Run a router: it leads clients to the primary
+              status          Show members, primary, lag, and why something is not healthy
+              topology        Show who follows whom, as a tree
+              top             Show members, lag, WAL rate, operations and events on the whole screen; q ends it
+              check           Check one thing for monitoring or a script; exits 0, 1, 2 or 3 as monitoring
+                              plugins do
+              matrix          Show who reaches whom: managers, agents, PostgreSQL, Raft, the lease
+              support-bundle  Pack what whoever helps needs to know into one file, without secrets
+              completion      Print the completion of commands and flags for a shell
+              man             Print the man page, or write that of each command into a directory
+              switchover      Make a standby the primary with the old primary's help; nothing is lost
+              failover        Make a standby the primary without the old primary's help
+              pause           Stop all decisions of the cluster, for work on it; the lease and what it protects
+                              go on
+              resume          Let a paused cluster decide again
+              acknowledge     Let a cluster fail over again that has stopped to, after too many crashes in a row
+              maintenance     Leave a member alone, so that it is chosen for nothing, or do so no more
+              restart         Stop and start PostgreSQL of a member; that of the primary stays primary
+              reinit          Copy the data of a standby anew; what it has is kept until the copy is complete
+              reload          Write PostgreSQL's configuration anew and have it read, and say what waits for a
+                              restart
+              profile         Show the timings, or put those of another profile in force
+              rto             Say how long writes stop, for each way to fail, by the timings in force
+              explain         Say what the cluster considered, what holds it up, and what can be done
+              history         Show who was primary from when to when and why it ended, and the last decisions
+              events          Show decisions as they are made, with what holds the cluster up
+              rules           Print the numbered rules by which the cluster decides and each host acts
+              dsn             Print connection strings for applications, driver by driver; asks nobody
+              raft            Work with the managers' Raft group
+              member          Show, add, remove or replace members
+              recover         Begin a new generation with what this host has, when a majority of the hosts is
+                              gone for good
+              preflight       Check whether this host is fit to run what its configuration asks for
+              config          Check the configuration file; show or change the settings of the cluster
+              import          Turn a configuration of Patroni into Matriarch's, and say what becomes of each
+                              key; asks nobody
+              demo            Run a whole cluster in a temporary directory and break it
 
             Options:
               -h, --help     Print help
@@ -173,7 +187,7 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }
@@ -183,32 +197,39 @@ fn help_of_switchover() {
     check(
         &["switchover", "--help"],
         expect![[r#"
-        exit 0
-        Make a standby the primary with the old primary's help; nothing is lost
+            exit 0
+            Make a standby the primary with the old primary's help; nothing is lost
 
-        Usage: matriarch switchover [OPTIONS]
+            Usage: matriarch switchover [OPTIONS]
 
-        Options:
-              --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
-                                     configuration file]
-              --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
-                                     /etc/matriarch/matriarch.toml]
-              --candidate <MEMBER>   Who becomes primary [default: the best standby]
-          -y, --yes                  Don't ask for confirmation
-              --no-wait              Don't wait until it is done (waiting is the default)
-              --wait                 Wait until it is done
-              --json                 Print JSON when it is done, and nothing before
-              --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
-                                     180]
-          -h, --help                 Print help
+            Options:
+                  --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
+                                         configuration file]
+                  --cluster <NAME>       One of the clusters in $MATRIARCH_CLI_CONFIG, else
+                                         ~/.config/matriarch/cli.toml
+                  --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
+                                         /etc/matriarch/matriarch.toml]
+                  --candidate <MEMBER>   Who becomes primary [default: the best standby]
+              -y, --yes                  Don't ask for confirmation
+                  --no-wait              Don't wait until it is done (waiting is the default)
+                  --wait                 Wait until it is done
+                  --json                 Print JSON when it is done, and nothing before
+                  --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
+                                         180]
+                  --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
+              -h, --help                 Print help
 
-        Exit codes:
-          0  done; status: every member is healthy and the primary is open
-          1  failed or refused; the reason was printed
-          2  wrong usage or configuration; nothing was changed
-          3  no manager could be reached
-          4  status: the cluster answers and is degraded
-    "#]],
+            Examples:
+              matriarch switchover  (to the best standby, after a question)
+              matriarch switchover --candidate n2 --yes
+
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
+        "#]],
     );
 }
 
@@ -288,9 +309,9 @@ fn wrong_usage_is_exit_code_2() {
     check(
         &["status"],
         expect![[r#"
-        exit 2
-        matriarch: no manager to ask: /nonexistent/matriarch.toml doesn't exist; use --manager HOST:PORT or --config FILE
-    "#]],
+            exit 2
+            matriarch: no manager to ask: /nonexistent/matriarch.toml doesn't exist; use --manager HOST:PORT, --cluster NAME or --config FILE
+        "#]],
     );
     check(
         &["router", "--config", "/nonexistent.toml"],
@@ -890,6 +911,22 @@ impl Admin for Manager {
         Ok(Response::new(CheckMemberReply { may_go, obstacles, notes, answered_by: "n1".into() }))
     }
 
+    async fn reach(&self, _: Request<ReachRequest>) -> Result<Response<ReachReply>, Status> {
+        let other = |member: &str| ReachedManager { member: member.into(), rtt_us: Some(900), ..Default::default() };
+        let managers = vec![other("n1"), other("n3")];
+        let (agent_ms, raft_ms, lease_ms) = (Some(200), Some(10), Some(300));
+        let (answered_by, leader) = ("n2".to_owned(), "n2".to_owned());
+        Ok(Response::new(ReachReply {
+            answered_by,
+            leader,
+            managers,
+            agent_ms,
+            raft_ms,
+            lease_ms,
+            ..Default::default()
+        }))
+    }
+
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverReply>, Status> {
         let request = request.into_inner();
         let (cluster, member) = ("main".to_owned(), "n2".to_owned());
@@ -1354,6 +1391,8 @@ fn help_of_config_set() {
             Options:
                   --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
                                          configuration file]
+                  --cluster <NAME>       One of the clusters in $MATRIARCH_CLI_CONFIG, else
+                                         ~/.config/matriarch/cli.toml
                   --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                          /etc/matriarch/matriarch.toml]
                   --member <MEMBER>      Of this member only: priority, failover, site, replicatefrom, nostream,
@@ -1364,6 +1403,7 @@ fn help_of_config_set() {
                   --dry-run              Say whether it could be changed, and change nothing
                   --force                Also when PostgreSQL can't be asked whether it could take the values
                   --json                 Print JSON
+                  --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
               -h, --help                 Print help
 
             Example:
@@ -1377,7 +1417,7 @@ fn help_of_config_set() {
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
-              4  status: the cluster answers and is degraded
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
         "#]],
     );
 }
@@ -1467,32 +1507,37 @@ fn help_of_dsn() {
     check(
         &["dsn", "--help"],
         expect![[r#"
-        exit 0
-        Print connection strings for applications, driver by driver; asks nobody
+            exit 0
+            Print connection strings for applications, driver by driver; asks nobody
 
-        Usage: matriarch dsn [OPTIONS]
+            Usage: matriarch dsn [OPTIONS]
 
-        Options:
-              --driver <NAME>       Whose: libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg,
-                                    rust; of one only the string is printed [default: all]
-              --for <ACCESS>        What for: read-write (the primary) or read-only (a standby, or the
-                                    primary where there is none) [default: read-write]
-              --database <NAME>     Database to connect to [default: postgres]
-              --user <NAME>         Role to connect as [default: none is named, and the driver has its own]
-              --router <HOST:PORT>  Through a router, by its port for this access; may be given several
-                                    times [default: to the members]
-              --json                Print JSON, with what the strings can't say
-              --config <FILE>       Configuration file [default: $MATRIARCH_CONFIG, else
-                                    /etc/matriarch/matriarch.toml]
-          -h, --help                Print help
+            Options:
+                  --driver <NAME>       Whose: libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg,
+                                        rust; of one only the string is printed [default: all]
+                  --for <ACCESS>        What for: read-write (the primary) or read-only (a standby, or the
+                                        primary where there is none) [default: read-write]
+                  --database <NAME>     Database to connect to [default: postgres]
+                  --user <NAME>         Role to connect as [default: none is named, and the driver has its own]
+                  --router <HOST:PORT>  Through a router, by its port for this access; may be given several
+                                        times [default: to the members]
+                  --json                Print JSON, with what the strings can't say
+                  --config <FILE>       Configuration file [default: $MATRIARCH_CONFIG, else
+                                        /etc/matriarch/matriarch.toml]
+                  --output <FORMAT>     Print it as table, json, yaml or tsv [default: table]
+              -h, --help                Print help
 
-        Exit codes:
-          0  done; status: every member is healthy and the primary is open
-          1  failed or refused; the reason was printed
-          2  wrong usage or configuration; nothing was changed
-          3  no manager could be reached
-          4  status: the cluster answers and is degraded
-    "#]],
+            Examples:
+              matriarch dsn --database app --user app
+              matriarch dsn --driver jdbc --for read-only --router r1:6433
+
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
+        "#]],
     );
 }
 

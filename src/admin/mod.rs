@@ -6,6 +6,7 @@ mod explain;
 mod history;
 mod profile;
 mod raft;
+mod reach;
 mod settings;
 mod status;
 mod trouble;
@@ -26,6 +27,9 @@ use crate::{
 
 /// How long the Raft leader may take to answer a request passed on to it.
 const PASSED_ON: Duration = Duration::from_secs(3);
+/// The same for what only looks: whoever looks at a cluster with a dead host wants the rest of it soon, and a manager that
+/// doesn't lead has an answer of its own.
+const LOOKED_UP: Duration = Duration::from_millis(700);
 
 /// The service, on any manager.
 pub struct AdminService {
@@ -116,7 +120,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::StatusRequest { to: to_leader(&leader, &self.manager), local: true };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.status(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.status(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -130,7 +134,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::ExplainRequest { to: to_leader(&leader, &self.manager) };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.explain(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.explain(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -144,7 +148,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::HistoryRequest { to: to_leader(&leader, &self.manager) };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.history(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.history(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -255,7 +259,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.settings(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -455,6 +459,11 @@ impl v1::admin_server::Admin for AdminService {
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         raft::check(&self.manager, &member).await.map(Response::new)
+    }
+
+    async fn reach(&self, request: Request<v1::ReachRequest>) -> Result<Response<v1::ReachReply>, Status> {
+        self.check(request.into_inner().to.as_ref())?;
+        Ok(Response::new(reach::of(&self.manager).await))
     }
 
     async fn recover(&self, request: Request<v1::RecoverRequest>) -> Result<Response<v1::RecoverReply>, Status> {

@@ -183,7 +183,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
     }
 }
 
-fn state_word(agent: &AgentView) -> &'static str {
+pub(super) fn state_word(agent: &AgentView) -> &'static str {
     let work = agent.work.as_ref().map(|w| w.kind.as_str());
     match (agent.state, work) {
         (_, Some("clone")) => "cloning",
@@ -297,6 +297,7 @@ fn member(
     out.archive = crate::rpc::archive::view(&agent.archive);
     out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
+    out.kept_wal = Some(crate::rpc::kept_wal::to_wire(&agent.kept_wal));
     out
 }
 

@@ -1,4 +1,6 @@
-//! The command line as typed. The only place that knows clap.
+//! The command line as typed. Only this and `tree`, which hangs on it what commands have in common, know clap.
+
+pub(super) mod views;
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -36,6 +38,8 @@ pub enum Command {
     Wal(WalArgs),
     /// Show members, primary, lag, and why something is not healthy
     Status(StatusArgs),
+    #[command(flatten)]
+    View(views::ViewCommand),
     /// Make a standby the primary with the old primary's help; nothing is lost
     Switchover(SwitchoverArgs),
     /// Make a standby the primary without the old primary's help
@@ -164,6 +168,9 @@ pub struct ClientArgs {
     /// A manager to ask; may be given several times [default: those of the configuration file]
     #[arg(long = "manager", value_name = "HOST:PORT")]
     pub managers: Vec<String>,
+    /// One of the clusters in $MATRIARCH_CLI_CONFIG, else ~/.config/matriarch/cli.toml
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["managers", "config"])]
+    pub cluster: Option<String>,
     /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -180,6 +187,9 @@ pub struct StatusArgs {
     /// Show it again every second until interrupted
     #[arg(long, conflicts_with = "json")]
     pub watch: bool,
+    /// One line for each cluster in the file that --cluster looks in; the exit code is the worst of theirs
+    #[arg(long, conflicts_with_all = ["managers", "cluster", "config", "watch", "local"])]
+    pub all: bool,
     /// Ask the manager that answers for its own view, not the Raft leader's
     #[arg(long)]
     pub local: bool,
@@ -353,13 +363,13 @@ pub struct RtoArgs {
     #[command(flatten)]
     pub client: ClientArgs,
     /// Of a profile, without a cluster: fast, normal, slow or safe [default: the timings in force]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["managers", "config"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["managers", "cluster", "config"])]
     pub profile: Option<String>,
     /// Another value for one timing of the profile, e.g. grant_ms=2000; may be given several times
     #[arg(long, value_name = "KEY=VALUE", requires = "profile")]
     pub set: Vec<String>,
     /// Of the configuration file as it is, without a cluster
-    #[arg(long, conflicts_with_all = ["managers", "profile"])]
+    #[arg(long, conflicts_with_all = ["managers", "cluster", "profile"])]
     pub offline: bool,
     /// Show the phases of each, and how they come about
     #[arg(long)]
@@ -535,6 +545,9 @@ pub enum MemberCommand {
     List {
         #[command(flatten)]
         client: ClientArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Say whether a member's host may be taken down now: 0 yes, 1 no
     #[command(after_help = example::help(&["matriarch member check n2 && ssh n2 reboot"]))]

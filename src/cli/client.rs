@@ -1,29 +1,33 @@
-//! Asks any manager: each one in turn, each with a deadline.
+//! Asks any manager, so that one that is dead or frozen costs a moment and no more: when the first has not answered soon,
+//! the next is tried beside it. What only looks is asked of both; what changes something goes to one after the other.
 
 use std::{error::Error, fmt::Write as _, time::Duration};
 
-use tokio::time::timeout;
+use futures_util::{FutureExt as _, StreamExt as _, future::LocalBoxFuture, stream::FuturesUnordered};
+use tokio::time::{sleep, timeout};
 use tonic::{
     Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
-use super::{args::ClientArgs, config_file};
+use super::{args::ClientArgs, clusters, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
         AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest,
         ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
         MaintenanceReply, MaintenanceRequest, OperationReply, ParametersReply, ParametersRequest, PauseReply,
-        PauseRequest, ProfileReply, ProfileRequest, RecoverReply, RecoverRequest, ReinitRequest, ReloadReply,
-        ReloadRequest, RestartRequest, SetSettingsReply, SetSettingsRequest, SettingsHistoryReply, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target, TransferLeaderReply,
-        TransferLeaderRequest, admin_client::AdminClient,
+        PauseRequest, ProfileReply, ProfileRequest, ReachReply, ReachRequest, RecoverReply, RecoverRequest,
+        ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, SetSettingsReply, SetSettingsRequest,
+        SettingsHistoryReply, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
+        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
     },
 };
 
 /// A manager that takes longer to accept a connection or to answer is passed over.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// After so long the next manager is tried beside those that have not answered: a healthy one answers in a few milliseconds.
+const NEXT: Duration = Duration::from_millis(150);
 /// An operation is answered once it is committed, which may need a new Raft leader first.
 pub(super) const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -40,33 +44,61 @@ pub(super) enum ClientError {
     Refused { manager: String, reason: String },
 }
 
+/// How far managers are asked beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Whoever answers first: it changes nothing to be asked in vain.
+    Look,
+    /// Whoever can be connected to first, and the next one when that has failed.
+    Change,
+}
+
+/// What one manager made of a request.
+enum Tried<T> {
+    Answer(Result<T, Status>),
+    Connected(AdminClient<Channel>),
+    NotConnected(String),
+    Silent,
+}
+
 /// The managers to ask, in order.
+#[derive(Debug)]
 pub(super) struct Client {
     managers: Vec<String>,
 }
 
 impl Client {
-    /// From `--manager`, or from the configuration file: this host's manager first.
+    /// From `--manager` or `--cluster`, or from the configuration file: this host's manager first.
     pub fn new(args: &ClientArgs) -> Result<Client, ClientError> {
+        if let Some(name) = &args.cluster {
+            return Ok(Client { managers: clusters::named(name).map_err(ClientError::Usage)? });
+        }
         if args.managers.is_empty() {
             return Ok(Client { managers: configured(args)? });
         }
         for manager in &args.managers {
-            let port = manager.rsplit_once(':').and_then(|(host, port)| {
-                let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
-                port.parse::<u16>().ok().filter(|_| bracketed && !host.is_empty())
-            });
-            if port.is_none() {
-                let problem = format!("--manager {manager}: not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400");
-                return Err(ClientError::Usage(problem));
-            }
+            check_address(manager).map_err(|problem| ClientError::Usage(format!("--manager {problem}")))?;
         }
         Ok(Client { managers: args.managers.clone() })
+    }
+
+    /// Of managers whose addresses were checked.
+    pub fn of_all(managers: Vec<String>) -> Client {
+        Client { managers }
+    }
+
+    /// Those that are asked, in order.
+    pub fn managers(&self) -> &[String] {
+        &self.managers
     }
 
     /// The manager of this host only, or the one that is named.
     pub fn local(args: &ClientArgs) -> Result<Client, ClientError> {
         let mut client = Client::new(args)?;
+        if args.cluster.is_some() {
+            let problem = "--cluster names several hosts: name the one to recover on with --manager";
+            return Err(ClientError::Usage(problem.to_owned()));
+        }
         if args.managers.len() > 1 {
             return Err(ClientError::Usage("--manager is given twice: name the one host to recover on".to_owned()));
         }
@@ -83,7 +115,7 @@ impl Client {
     }
 
     pub async fn status(&self, local: bool) -> Result<StatusReply, ClientError> {
-        self.ask(PATIENCE, async move |mut admin| {
+        self.look(PATIENCE, async move |mut admin| {
             let request = StatusRequest { to: Some(target("", 0)), local };
             admin.status(request).await.map(tonic::Response::into_inner)
         })
@@ -91,7 +123,7 @@ impl Client {
     }
 
     pub async fn explain(&self) -> Result<ExplainReply, ClientError> {
-        self.ask(PATIENCE, async |mut admin| {
+        self.look(PATIENCE, async |mut admin| {
             let request = ExplainRequest { to: Some(target("", 0)) };
             admin.explain(request).await.map(tonic::Response::into_inner)
         })
@@ -99,7 +131,7 @@ impl Client {
     }
 
     pub async fn history(&self) -> Result<HistoryReply, ClientError> {
-        self.ask(PATIENCE, async |mut admin| {
+        self.look(PATIENCE, async |mut admin| {
             let request = HistoryRequest { to: Some(target("", 0)) };
             admin.history(request).await.map(tonic::Response::into_inner)
         })
@@ -163,7 +195,7 @@ impl Client {
 
     /// Asks for what operators have set.
     pub async fn settings(&self) -> Result<SettingsReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        self.look(PATIENCE, async |mut admin| {
             let request = SettingsRequest { to: Some(target("", 0)) };
             admin.settings(request).await.map(tonic::Response::into_inner)
         })
@@ -266,37 +298,121 @@ impl Client {
         .await
     }
 
+    /// Whom the first manager of this client reaches, and no other's word for it.
+    pub async fn reach(&self) -> Result<ReachReply, ClientError> {
+        self.look(PATIENCE, async |mut admin| {
+            let request = ReachRequest { to: Some(target("", 0)) };
+            admin.reach(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    async fn look<T>(
+        &self,
+        patience: Duration,
+        call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, ClientError> {
+        self.race(Way::Look, patience, call).await
+    }
+
     pub(super) async fn ask<T>(
         &self,
         patience: Duration,
         call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, ClientError> {
-        let mut tried = Vec::new();
-        let mut maybe_received = false;
-        for manager in &self.managers {
-            let admin = match connect(manager).await {
-                Ok(admin) => admin,
-                Err(why) => {
-                    tried.push(format!("{manager}: {why}"));
+        self.race(Way::Change, patience, call).await
+    }
+
+    async fn race<T>(
+        &self,
+        way: Way,
+        patience: Duration,
+        call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, ClientError> {
+        let (mut failed, mut maybe_received) = (Failures::default(), false);
+        let mut rest = self.managers.iter();
+        let begin = |manager| attempt(manager, way, patience, &call).boxed_local();
+        let mut running: FuturesUnordered<LocalBoxFuture<'_, _>> = rest.next().map(begin).into_iter().collect();
+        while !running.is_empty() {
+            let (manager, tried) = tokio::select! {
+                biased;
+                Some(ended) = running.next() => ended,
+                () = sleep(NEXT), if rest.len() > 0 => {
+                    running.extend(rest.next().map(begin));
                     continue;
                 }
             };
-            match timeout(patience, call(admin)).await {
-                Ok(Ok(reply)) => return Ok(reply),
-                Ok(Err(status)) if is_final(status.code()) => {
+            let tried = match tried {
+                Tried::Connected(admin) => told(patience, call(admin)).await,
+                other => other,
+            };
+            let why = match tried {
+                Tried::Answer(Ok(reply)) => return Ok(reply),
+                Tried::Answer(Err(status)) if is_final(status.code()) => {
                     return Err(ClientError::Refused { manager: manager.clone(), reason: status.message().to_owned() });
                 }
-                Ok(Err(status)) => {
+                Tried::Answer(Err(status)) => {
                     maybe_received = true;
-                    tried.push(format!("{manager}: {}", told(&status)));
+                    words(&status)
                 }
-                Err(_) => {
+                Tried::Silent => {
                     maybe_received = true;
-                    tried.push(format!("{manager}: no answer within {} s", patience.as_secs()));
+                    format!("no answer within {} s", patience.as_secs())
                 }
-            }
+                Tried::NotConnected(why) => why,
+                // It was called above.
+                Tried::Connected(_) => continue,
+            };
+            failed.note(manager, &why);
+            running.extend(rest.next().map(begin));
         }
-        Err(ClientError::NobodyReached { tried, maybe_received })
+        Err(ClientError::NobodyReached { tried: failed.in_order(&self.managers), maybe_received })
+    }
+}
+
+/// Why each manager gave no answer. They are told in the order of the managers, for who failed first is chance.
+#[derive(Default)]
+struct Failures(Vec<(String, String)>);
+
+impl Failures {
+    fn note(&mut self, manager: &str, why: &str) {
+        self.0.push((manager.to_owned(), why.to_owned()));
+    }
+
+    fn in_order(mut self, managers: &[String]) -> Vec<String> {
+        self.0.sort_by_key(|(manager, _)| managers.iter().position(|m| m == manager));
+        self.0.iter().map(|(manager, why)| format!("{manager}: {why}")).collect()
+    }
+}
+
+/// Connects, and asks where that may be done beside others.
+async fn attempt<'a, T>(
+    manager: &'a String,
+    way: Way,
+    patience: Duration,
+    call: &impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,
+) -> (&'a String, Tried<T>) {
+    let tried = match (connect(manager).await, way) {
+        (Err(why), _) => Tried::NotConnected(why),
+        (Ok(admin), Way::Change) => Tried::Connected(admin),
+        (Ok(admin), Way::Look) => told(patience, call(admin)).await,
+    };
+    (manager, tried)
+}
+
+async fn told<T>(patience: Duration, call: impl Future<Output = Result<T, Status>>) -> Tried<T> {
+    timeout(patience, call).await.map_or(Tried::Silent, Tried::Answer)
+}
+
+/// Whether a manager can be at this address.
+pub(super) fn check_address(address: &str) -> Result<(), String> {
+    let port = address.rsplit_once(':').and_then(|(host, port)| {
+        let bracketed = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+        port.parse::<u16>().ok().filter(|_| bracketed && !host.is_empty())
+    });
+    match port {
+        Some(_) => Ok(()),
+        None => Err(format!("{address}: not HOST:PORT; write e.g. 10.0.0.1:7400 or [fd00::1]:7400")),
     }
 }
 
@@ -312,7 +428,7 @@ fn is_final(code: Code) -> bool {
     )
 }
 
-fn told(status: &Status) -> String {
+fn words(status: &Status) -> String {
     let mut text = format!("{:?}", status.code()).to_lowercase();
     if !status.message().is_empty() {
         // Writing to a String can't fail.
@@ -344,8 +460,13 @@ fn root_cause(error: &dyn Error) -> String {
 fn configured(args: &ClientArgs) -> Result<Vec<String>, ClientError> {
     let file = config_file(args.config.clone());
     if args.config.is_none() && !file.exists() {
-        let problem =
-            format!("no manager to ask: {} doesn't exist; use --manager HOST:PORT or --config FILE", file.display());
+        if let Some(managers) = clusters::default().map_err(ClientError::Usage)? {
+            return Ok(managers);
+        }
+        let problem = format!(
+            "no manager to ask: {} doesn't exist; use --manager HOST:PORT, --cluster NAME or --config FILE",
+            file.display()
+        );
         return Err(ClientError::Usage(problem));
     }
     let config = Config::load_for(&file, Purpose::Client)?;

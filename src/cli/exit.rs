@@ -14,7 +14,7 @@ pub const FAILED: Exit = Exit(1);
 pub const USAGE: Exit = Exit(2);
 /// No manager answered.
 pub const UNREACHABLE: Exit = Exit(3);
-/// `status` only: the cluster answers and is not healthy.
+/// `status` and `matrix` only: the cluster answers and is not healthy, or somebody is not reached.
 pub const DEGRADED: Exit = Exit(4);
 
 /// The list for `--help`.
@@ -24,7 +24,7 @@ Exit codes:
   1  failed or refused; the reason was printed
   2  wrong usage or configuration; nothing was changed
   3  no manager could be reached
-  4  status: the cluster answers and is degraded";
+  4  status: the cluster answers and is degraded; matrix: somebody is not reached";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {

@@ -158,7 +158,7 @@ fn history_text(reply: &HistoryReply, last: usize) -> String {
     text
 }
 
-fn decision_line(incident: &Incident) -> String {
+pub(super) fn decision_line(incident: &Incident) -> String {
     let (revision, epoch, rule, what) = (incident.revision, incident.epoch, incident.rule, &incident.what);
     format!("{} revision {revision} epoch {epoch} rule {rule}: {what}", at(incident)).trim_start().to_owned()
 }
@@ -310,7 +310,7 @@ fn reign_json<'a>(before: Option<&Reign>, reign: &'a Reign, loss: Option<&'a Los
     }
 }
 
-fn history_json(reply: &HistoryReply, last: usize) -> String {
+pub(super) fn history_json(reply: &HistoryReply, last: usize) -> String {
     let decisions = reply.incidents.iter().skip(reply.incidents.len().saturating_sub(last));
     let before = |n: usize| n.checked_sub(1).and_then(|n| reply.reigns.get(n));
     let reigns = reply.reigns.iter().enumerate();
@@ -323,7 +323,7 @@ fn history_json(reply: &HistoryReply, last: usize) -> String {
 }
 
 /// One line, so that a stream of them can be read line by line.
-fn event_json(event: &Event) -> String {
+pub(super) fn event_json(event: &Event) -> String {
     let none = |event| EventJson { event, decision: None, hold: None, member: None, after: None, before: None };
     let json = match &event.what {
         Some(What::Decision(decision)) => EventJson { decision: Some(DecisionJson::of(decision)), ..none("decision") },
@@ -336,9 +336,7 @@ fn event_json(event: &Event) -> String {
         }
         None => return String::new(),
     };
-    let mut line = serde_json::to_string(&json).expect("plain structs with text keys always serialize");
-    line.push('\n');
-    line
+    super::output::streamed(&json)
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const BEGINS: Duration = Duration::from_secs(60);
 
 pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
-        MemberCommand::List { client } => list(&client).await,
+        MemberCommand::List { client, json } => list(&client, json).await,
         MemberCommand::Add { member, client } => add(member, &client).await,
         MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
         MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
@@ -81,14 +81,14 @@ impl Client {
     }
 }
 
-async fn list(args: &ClientArgs) -> Exit {
+async fn list(args: &ClientArgs, json: bool) -> Exit {
     let status = match Client::new(args) {
         Ok(client) => client.status(false).await,
         Err(error) => Err(error),
     };
     match status {
         Ok(reply) => {
-            print(&render::voters(&reply));
+            print(&if json { render::voters_json(&reply) } else { render::voters(&reply) });
             exit::OK
         }
         Err(error) => complain_client(&error),

@@ -4,13 +4,16 @@
 mod args;
 mod args_verbs;
 mod client;
+mod clusters;
 mod dsn;
 mod example;
+mod examples;
 pub mod exit;
 mod history;
 mod import;
 mod members;
 mod operations;
+mod output;
 mod pause;
 mod preflight;
 mod processes;
@@ -20,7 +23,9 @@ pub mod render;
 mod rto;
 mod rules;
 mod settings;
+mod tree;
 mod verbs;
+mod views;
 mod wiring;
 
 use std::{
@@ -32,10 +37,8 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser as _;
-
 use self::{
-    args::{Arguments, Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
+    args::{Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
     client::{Client, ClientError},
     exit::Exit,
     render::Style,
@@ -45,6 +48,8 @@ use crate::config::{Config, DEFAULT_FILE, Purpose};
 /// Names the configuration file where `--config` isn't given.
 pub const CONFIG_VARIABLE: &str = "MATRIARCH_CONFIG";
 
+pub use tree::command as command_tree;
+
 /// Body of `matriarch guard`.
 pub fn guard() -> ExitCode {
     wiring::guard()
@@ -52,8 +57,11 @@ pub fn guard() -> ExitCode {
 
 /// Runs the command line and says how it ended.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(args) {
-        Ok(arguments) => arguments,
+    let arguments = match tree::parse(args) {
+        Ok((arguments, format)) => {
+            output::choose(format);
+            arguments
+        }
         Err(error) => {
             // Nothing can be done when even the usage can't be printed.
             let _ = error.print();
@@ -67,7 +75,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Guard => wiring::guard(),
         Command::Wal(args) => with_runtime(wiring::wal(args)),
         Command::Demo(args) => wiring::demo(args),
+        Command::Status(args) if args.all => with_runtime(views::fleet::run(args.json)),
         Command::Status(args) => with_runtime(status(args)),
+        Command::View(view) => views::run(view),
         Command::Profile(args) => with_runtime(profile::run(args)),
         Command::Rto(args) => with_runtime(rto::run(args)),
         Command::Explain(args) => with_runtime(explain(args)),

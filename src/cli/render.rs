@@ -68,10 +68,10 @@ impl Cell {
 }
 
 /// A column: its head, and whether it holds numbers (aligned right).
-pub(super) type Column = (&'static str, bool);
+pub(super) type Column<'a> = (&'a str, bool);
 
 /// Columns two spaces apart, as wide as their widest cell; no blanks at the end of a line.
-pub(super) fn table(columns: &[Column], rows: &[Vec<Cell>], style: Style) -> String {
+pub(super) fn table(columns: &[Column<'_>], rows: &[Vec<Cell>], style: Style) -> String {
     let wide = |index: usize, head: &str| {
         rows.iter().map(|row| row[index].text.chars().count()).chain([head.chars().count()]).max().unwrap_or(0)
     };
@@ -112,7 +112,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let _ = writeln!(text, "  {}", style.paint(Tone::Warn, &format!("*** {banner} ***")));
     }
     text.push('\n');
-    let columns: &[Column] = &[
+    let columns: &[Column<'_>] = &[
         ("MEMBER", false),
         ("ROLE", false),
         ("STATE", false),
@@ -543,10 +543,9 @@ pub fn explain_json(reply: &ExplainReply) -> String {
     })
 }
 
+/// The document as `--output` asks for it; JSON where nothing was asked.
 pub(super) fn json(value: &impl Serialize) -> String {
-    let mut text = serde_json::to_string_pretty(value).expect("plain structs with text keys always serialize");
-    text.push('\n');
-    text
+    super::output::document(value)
 }
 
 // ---- preflight -----------------------------------------------------------------------------------------------
@@ -604,7 +603,38 @@ pub fn preflight_json(checks: &[Check]) -> String {
     json(&Report { fit: checks.iter().all(|c| c.outcome != Outcome::Fail), checks })
 }
 
+/// What a standby has not flushed and what it has not replayed, for a table.
+pub(super) fn lag_cells(member: &MemberStatus) -> [String; 2] {
+    lag::cells(member)
+}
+
 // ---- members -------------------------------------------------------------------------------------------------
+
+/// `matriarch member list --json`.
+pub fn voters_json(status: &StatusReply) -> String {
+    #[derive(Serialize)]
+    struct Node<'a> {
+        member: &'a str,
+        node: Option<u64>,
+        votes: bool,
+        votes_after_change: bool,
+    }
+    #[derive(Serialize)]
+    struct Members<'a> {
+        members: Vec<Node<'a>>,
+    }
+    fn nodes_of<'a>(status: &'a StatusReply, member: &'a MemberStatus) -> Vec<Node<'a>> {
+        let nodes = status.voters.iter().filter(|v| v.member == member.member);
+        let mut nodes: Vec<Node<'_>> = nodes
+            .map(|v| Node { member: &v.member, node: Some(v.node), votes: v.old, votes_after_change: v.new })
+            .collect();
+        if nodes.is_empty() {
+            nodes.push(Node { member: &member.member, node: None, votes: false, votes_after_change: false });
+        }
+        nodes
+    }
+    json(&Members { members: status.members.iter().flat_map(|m| nodes_of(status, m)).collect() })
+}
 
 /// The members and their Raft nodes. A member can have two while one replaces the other.
 pub fn voters(status: &StatusReply) -> String {

@@ -237,7 +237,7 @@ fn origin(setting: &Setting) -> String {
     }
 }
 
-fn json(reply: &SettingsReply, members: &[MemberStatus]) -> String {
+pub(super) fn json(reply: &SettingsReply, members: &[MemberStatus]) -> String {
     #[derive(Serialize)]
     struct One<'a> {
         value: &'a str,

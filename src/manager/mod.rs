@@ -26,6 +26,7 @@ mod link;
 mod parameters;
 mod peers;
 pub mod raft_view;
+pub mod reach;
 mod reader;
 pub mod recover;
 mod rejoin;

@@ -551,6 +551,11 @@ impl ManagerHandle {
         })
     }
 
+    /// Whom this manager reaches now, each within `limit`, and of whom it heard when.
+    pub async fn reach(&self, limit: Duration) -> super::reach::Reached {
+        super::reach::look(&self.manager, limit).await
+    }
+
     /// A client of the Raft leader's admin service, `None` when this manager leads or nobody does.
     pub fn leader_admin(&self) -> Option<(MemberId, v1::admin_client::AdminClient<tonic::transport::Channel>)> {
         let leader = self.leadership().leader.filter(|l| l != self.me())?;

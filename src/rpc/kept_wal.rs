@@ -4,7 +4,7 @@ use super::v1;
 use crate::domain::{KeptWal, SlotHolds, Whose};
 
 /// To the wire.
-pub(super) fn to_wire(view: &KeptWal) -> v1::KeptWal {
+pub fn to_wire(view: &KeptWal) -> v1::KeptWal {
     let slot = |s: &SlotHolds| v1::SlotHolds {
         name: s.name.clone(),
         owner: owner(s.whose).into(),

@@ -12,7 +12,7 @@ pub mod configuration;
 pub mod convert;
 pub mod errors;
 pub mod history;
-mod kept_wal;
+pub mod kept_wal;
 mod members;
 pub mod reader;
 pub mod sync;

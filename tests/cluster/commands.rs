@@ -15,6 +15,10 @@ use crate::{
 };
 
 pub const STEPS: &[Step] = &[
+    (
+        "any_manager_is_looked_through_and_a_dead_one_costs_a_moment",
+        crate::views::any_manager_is_looked_through_and_a_dead_one_costs_a_moment,
+    ),
     ("switchover_loses_nothing", switchover_loses_nothing),
     ("switchover_to_a_dead_target_is_refused_or_rolled_back", switchover_to_a_dead_target_is_refused_or_rolled_back),
     ("switchover_to_a_target_that_hangs_is_rolled_back", switchover_to_a_target_that_hangs_is_rolled_back),

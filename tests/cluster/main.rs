@@ -43,6 +43,7 @@ mod slow;
 mod stage;
 mod streams;
 mod upgrades;
+mod views;
 mod wal;
 
 use std::time::Duration;

@@ -32,7 +32,7 @@ pub(super) fn run(file: PathBuf, json: bool) -> Exit {
     if checks.iter().any(|c| c.outcome == Outcome::Fail) { exit::FAILED } else { exit::OK }
 }
 
-fn checks(config: &Config) -> Vec<Check> {
+pub(super) fn checks(config: &Config) -> Vec<Check> {
     let clocks = host::Clocks::start();
     let mut checks = vec![ok("configuration", format!("{} is good", config.file.display())), host::user(config)];
     checks.extend(ports::all(config));

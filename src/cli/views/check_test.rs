@@ -1,0 +1,242 @@
+//! What each check says of a cluster that is well, and of one that is not.
+
+use super::*;
+use crate::{
+    cli::args::{ClientArgs, views::Role},
+    rpc::v1::{Archive, Commits, KeptWal, Lag, MemberStatus, Room, SlotHolds, Volume, Voter},
+};
+
+fn args(what: Subject) -> CheckArgs {
+    CheckArgs {
+        what,
+        client: ClientArgs { managers: Vec::new(), cluster: None, config: None },
+        member: None,
+        role: None,
+        warning: None,
+        critical: None,
+        json: false,
+    }
+}
+
+fn healthy() -> StatusReply {
+    let member = |name: &str, role: &str| MemberStatus {
+        member: name.into(),
+        role: role.into(),
+        state: if role == "primary" { "running".into() } else { "streaming".into() },
+        raft_role: if name == "n2" { "leader".into() } else { "follower".into() },
+        upstream: if role == "primary" { String::new() } else { "n1".into() },
+        lag_known: role == "standby",
+        replayed: (role == "standby").then_some(Lag { bytes: 328, ms: Some(1_300) }),
+        healthy: true,
+        lease_remaining_ms: if role == "primary" { 2_310 } else { 0 },
+        room: Some(Room {
+            data: Some(Volume { free_bytes: 400, size_bytes: 1_000, ..Volume::default() }),
+            ..Room::default()
+        }),
+        ..MemberStatus::default()
+    };
+    let voter = |(node, member): (u64, &str)| Voter { node, member: member.into(), old: true, new: true };
+    StatusReply {
+        cluster: "main".into(),
+        epoch: 4,
+        primary: "n1".into(),
+        lock: "open".into(),
+        leader: "n2".into(),
+        answered_by: "n2".into(),
+        members: vec![member("n1", "primary"), member("n2", "standby"), member("n3", "standby")],
+        voters: [(1, "n1"), (2, "n2"), (3, "n3")].map(voter).to_vec(),
+        commits: Some(Commits {
+            mode: "sync".into(),
+            in_effect: true,
+            names: vec!["n2".into()],
+            count: 1,
+            ..Commits::default()
+        }),
+        ..StatusReply::default()
+    }
+}
+
+fn silent(status: &mut StatusReply, name: &str) {
+    let member = status.members.iter_mut().find(|m| m.member == name).unwrap();
+    *member = MemberStatus {
+        member: name.into(),
+        role: "none".into(),
+        state: "silent".into(),
+        raft_role: "silent".into(),
+        ..MemberStatus::default()
+    };
+}
+
+fn said(status: &StatusReply, args: &CheckArgs) -> String {
+    let limits = Limits::of(args.what, args.warning.as_deref(), args.critical.as_deref()).unwrap();
+    text(&facts::findings(args, &limits, status))
+}
+
+#[track_caller]
+fn says(status: &StatusReply, what: Subject, expected: &str) {
+    let text = said(status, &args(what));
+    assert_eq!(text.split(" | ").next().unwrap().trim_end(), expected);
+}
+
+#[test]
+fn a_healthy_cluster_is_ok_in_all_of_them() {
+    let findings = facts::findings(&args(Subject::All), &Limits::default(), &healthy());
+    assert_eq!(findings.len(), 8);
+    let expected = "\
+MATRIARCH OK - 8 checks are well
+QUORUM OK - 3 of 3 voters answer | voters=3;3;2
+ROLE OK - n1 is primary of epoch 4
+LAG OK - n2 has not replayed 328 B, n3 has not replayed 328 B | n2_lag=328B;16777216;1073741824 n3_lag=328B;16777216;1073741824
+SLOTS OK - no slot holds WAL back
+ARCHIVE OK - nothing is archived
+LEASE OK - n1 holds it for another 2.3 s | remaining=2.31s
+DISK OK - 40 % of n1 are free for data, 40 % of n2 are free for data, 40 % of n3 are free for data | n1_data_free=40% n2_data_free=40% n3_data_free=40%
+SYNC OK - sync: 1 of 1 confirm, 2 could | confirming=1 able=2
+";
+    assert_eq!(text(&findings), expected);
+    assert_eq!(worst(&findings).exit(), Exit(0));
+}
+
+#[test]
+fn quorum_is_critical_without_a_majority_and_warns_one_host_before() {
+    let mut status = healthy();
+    silent(&mut status, "n3");
+    let text = "2 of 3 voters answer (silent: n3): the loss of one more would be the loss of the majority";
+    says(&status, Subject::Quorum, &format!("QUORUM WARNING - {text}"));
+    silent(&mut status, "n1");
+    says(&status, Subject::Quorum, "QUORUM CRITICAL - 1 of 3 voters answer (silent: n1, n3): no majority");
+    status.leader = String::new();
+    says(&status, Subject::Quorum, "QUORUM CRITICAL - no Raft leader: the managers that answer are no majority");
+    status.leader = "n1".into();
+    says(&status, Subject::Quorum, "QUORUM UNKNOWN - the Raft leader n1 does not answer");
+}
+
+/// While the group is joint each half needs its own majority.
+#[test]
+fn quorum_counts_the_half_that_can_lose_least() {
+    let mut status = healthy();
+    status.voters.push(Voter { node: 4, member: "n4".into(), old: false, new: true });
+    status.members.push(MemberStatus { member: "n4".into(), raft_role: "silent".into(), ..MemberStatus::default() });
+    let text = "3 of 4 voters answer (silent: n4): the loss of one more would be the loss of the majority";
+    says(&status, Subject::Quorum, &format!("QUORUM WARNING - {text}"));
+}
+
+#[test]
+fn a_role_is_that_of_the_cluster_or_of_one_member() {
+    let mut status = healthy();
+    let of = |member: &str, role| CheckArgs { member: Some(member.into()), role: Some(role), ..args(Subject::Role) };
+    assert_eq!(said(&status, &of("n1", Role::Primary)), "ROLE OK - n1 is primary, running\n");
+    assert_eq!(said(&status, &of("n1", Role::Standby)), "ROLE CRITICAL - n1 is primary, running\n");
+    status.members[2].role = "primary".into();
+    says(&status, Subject::Role, "ROLE CRITICAL - n1 is primary, and so says n3");
+    status.lock = "fenced".into();
+    says(&status, Subject::Role, "ROLE CRITICAL - no open primary, the lock is fenced");
+}
+
+#[test]
+fn a_lag_is_measured_in_bytes_or_in_time() {
+    let mut status = healthy();
+    let of = |warning: &str, critical: &str| CheckArgs {
+        warning: Some(warning.into()),
+        critical: Some(critical.into()),
+        ..args(Subject::Lag)
+    };
+    assert!(said(&status, &of("100", "300")).starts_with("LAG CRITICAL - n2 has not replayed 328 B"));
+    assert!(said(&status, &of("1s", "60s")).starts_with("LAG WARNING - n2 has not replayed 1.3 s"));
+    assert!(said(&status, &of("1s", "60s")).contains("n2_lag=1.3s;1;60"));
+    status.members[1].replayed = Some(Lag { bytes: 5, ms: None });
+    assert!(said(&status, &of("2s", "60s")).starts_with("LAG UNKNOWN - n2 has not replayed 5 B"));
+    silent(&mut status, "n3");
+    says(&status, Subject::Lag, "LAG CRITICAL - n3 is no standby that can be measured (silent)");
+    // Who shows the past on purpose has all of it.
+    let mut late = healthy();
+    late.members[2].state = "delayed".into();
+    late.members[2].replayed = Some(Lag { bytes: 5 << 30, ms: Some(3_600_000) });
+    late.members[2].flushed = Some(Lag { bytes: 0, ms: Some(0) });
+    says(&late, Subject::Lag, "LAG OK - n2 has not replayed 328 B, n3 has not flushed 0 B");
+}
+
+#[test]
+fn slots_are_measured_against_what_they_may_hold_back() {
+    let mut status = healthy();
+    let slot = |bytes| SlotHolds { name: "n3".into(), owner: 1, active: false, bytes };
+    let kept = |bytes| Some(KeptWal { limit_bytes: Some(1_000), slots: vec![slot(bytes)], ..KeptWal::default() });
+    for (bytes, level) in [(500, "OK"), (850, "WARNING"), (990, "CRITICAL")] {
+        status.members[0].kept_wal = kept(bytes);
+        let text = format!("SLOTS {level} - slot n3 of n1 holds {bytes} B back, nobody reads it");
+        says(&status, Subject::Slots, &text);
+    }
+    let strict = CheckArgs { warning: Some("1MB".into()), ..args(Subject::Slots) };
+    assert!(said(&status, &strict).starts_with("SLOTS OK"), "what was given counts");
+}
+
+#[test]
+fn an_archive_that_fails_warns_and_after_a_while_is_critical() {
+    let mut status = healthy();
+    let failing = |failing_ms| {
+        let (last_failed, said) = ("0001".into(), "no space | left".into());
+        Some(Archive { on: true, failing_ms, last_failed, said, ..Archive::default() })
+    };
+    status.members[0].archive = failing(None);
+    says(&status, Subject::Archive, "ARCHIVE OK - archiving of n1 works, 0 files wait");
+    status.members[0].archive = failing(Some(2_000));
+    // A bar would begin the numbers.
+    says(&status, Subject::Archive, "ARCHIVE WARNING - archiving of n1 has failed for 2 s, last 0001: no space / left");
+    status.members[0].archive = failing(Some(301_000));
+    assert!(said(&status, &args(Subject::Archive)).starts_with("ARCHIVE CRITICAL"));
+}
+
+#[test]
+fn a_lease_that_is_not_held_is_critical() {
+    let mut status = healthy();
+    status.members[0].lease_remaining_ms = 0;
+    says(&status, Subject::Lease, "LEASE CRITICAL - n1 does not hold its lease");
+    (status.members[0].lease_remaining_ms, status.failsafe) = (900, "active".into());
+    says(&status, Subject::Lease, "LEASE WARNING - failsafe: the primary goes on without the managers");
+}
+
+#[test]
+fn a_disk_is_full_by_what_the_cluster_goes_by_or_by_percent() {
+    let mut status = healthy();
+    let of = |warning: &str, critical: &str| CheckArgs {
+        warning: Some(warning.into()),
+        critical: Some(critical.into()),
+        member: Some("n1".into()),
+        ..args(Subject::Disk)
+    };
+    assert!(said(&status, &of("50", "10")).starts_with("DISK WARNING - 40 % of n1"));
+    assert!(said(&status, &of("60", "50")).starts_with("DISK CRITICAL - 40 % of n1"));
+    status.members[1].room.as_mut().unwrap().data.as_mut().unwrap().short = true;
+    says(&status, Subject::Disk, "DISK CRITICAL - 40 % of n2 are free for data");
+    assert!(said(&status, &of("20", "10")).starts_with("DISK OK"), "n1 alone");
+}
+
+#[test]
+fn sync_is_critical_when_commits_wait_and_warns_one_standby_before() {
+    let mut status = healthy();
+    silent(&mut status, "n3");
+    let text = "sync: 1 confirm; when one more standby is lost commits would be confirmed by the primary alone";
+    says(&status, Subject::Sync, &format!("SYNC WARNING - {text}"));
+    status.commits.as_mut().unwrap().strict = true;
+    assert!(said(&status, &args(Subject::Sync)).contains("lost commits would wait"));
+    silent(&mut status, "n2");
+    says(&status, Subject::Sync, "SYNC CRITICAL - sync: 0 of the 1 that have to confirm do, commits wait");
+    let commits = status.commits.as_mut().unwrap();
+    (commits.count, commits.names) = (0, Vec::new());
+    assert!(said(&status, &args(Subject::Sync)).starts_with("SYNC CRITICAL - sync: no standby confirms"));
+    status.commits.as_mut().unwrap().mode = "async".into();
+    says(&status, Subject::Sync, "SYNC OK - async: commits wait for no standby");
+}
+
+#[test]
+fn of_several_the_worst_decides_and_stands_first() {
+    let mut status = healthy();
+    silent(&mut status, "n3");
+    status.members[0].lease_remaining_ms = 0;
+    let findings = facts::findings(&args(Subject::All), &Limits::default(), &status);
+    let first = text(&findings).lines().next().unwrap().to_owned();
+    assert!(first.starts_with("MATRIARCH CRITICAL - quorum: 2 of 3"), "{first}");
+    assert!(first.contains("lease: n1 does not hold its lease"), "{first}");
+    assert_eq!(worst(&findings).exit(), Exit(2));
+    assert_eq!(unknown(Subject::All, "gone".into()).level.exit(), Exit(3));
+}
