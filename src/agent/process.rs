@@ -260,7 +260,8 @@ impl Agent {
         let start = Start { me: local.id.clone(), timings: config.cluster.timings, durable, found, disk, system };
         let began = Instant::now();
         let (mut core, effects) = Core::begin(start, now(began));
-        core.adopts(&hands.instance);
+        core.take_over_what_runs(hands.instance.takes_over_what_runs());
+        core.take_standby_in(hands.instance.takes_standby_in());
         hands.instance.set_archive(core.archive_rules(hands.exe.clone()));
         let session = uuid::Uuid::new_v4().as_u64_pair().0;
         let failsafe = config.cluster.failsafe;

@@ -1,18 +1,27 @@
 //! An operator wants PostgreSQL's configuration to be written anew and read, as happens by itself when a setting changes.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::hands::{Hands, blocking, said};
 use crate::{postgres::Instance, rpc::v1};
+
+/// How long work in the data directory is waited for.
+const AT_WORK: Duration = Duration::from_secs(1);
 
 /// What goes back to who asked.
 pub type Reply = oneshot::Sender<Result<v1::Reloaded, String>>;
 
 /// Does it beside everything else, and answers.
 pub fn reload_beside(hands: &Hands, member: String, reply: Reply) {
-    let instance = hands.instance.clone();
+    let (instance, data_dir) = (hands.instance.clone(), hands.data_dir.clone());
     tokio::spawn(async move {
-        let done = reload(&instance).await;
+        // Whoever is at work in it may be writing the same files.
+        let done = match tokio::time::timeout(AT_WORK, data_dir.lock()).await {
+            Ok(_works) => reload(&instance).await,
+            Err(_) => Err("the agent is at work in the data directory: try again when it is done".to_owned()),
+        };
         match &done {
             Ok(pending) => {
                 let pending = Vec::from_iter(pending.iter().map(|p| p.name.as_str())).join(", ");

@@ -2,18 +2,9 @@
 //! nobody else has its data, so nobody else can be granted. From then on it is bound like every primary.
 
 use super::{Core, Effect, EndCause, Now, Phase, Sight, Task, TaskEnd, Tenure, Tree};
-use crate::{
-    domain::{Epoch, TimelineId, WalPosition},
-    postgres::Instance,
-};
+use crate::domain::{Epoch, TimelineId, WalPosition};
 
 impl Core {
-    /// What the configuration says of data that was there before.
-    pub fn adopts(&mut self, instance: &Instance) {
-        self.take_over_what_runs(instance.takes_over_what_runs());
-        self.take_standby_in(instance.takes_standby_in());
-    }
-
     /// Whether an order to make the first data directory takes over what runs.
     pub fn take_over_what_runs(&mut self, does: bool) {
         self.takes_over = does;
