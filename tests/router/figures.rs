@@ -172,8 +172,9 @@ async fn haproxy_before_several_routers_passes_by_the_one_that_knows_nothing() {
     for _ in 0..4 {
         sessions.push(Client::session(front).await.0);
     }
-    for router in &routers {
-        assert_eq!(router.handle.status().sessions_read_write, 2, "they share");
+    // Whoever looked whether HAProxy listens was a connection of its own, and may have been counted when the others were given out.
+    for (router, name) in routers.iter().zip(["first", "second"]) {
+        router.until(&format!("the {name} has its share"), |s| (1..4).contains(&s.sessions_read_write)).await;
     }
     managers[0].kill();
     routers[0].until("the first knows nothing any more", |s| s.stale && s.sessions_read_write == 0).await;
