@@ -20,7 +20,7 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
+        self, AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CommittedTimings, Event,
         EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, Fence, HistoryReply,
         HistoryRequest, Incident, Lag, Layer, MaintenanceReply, MaintenanceRequest, MemberChange, MemberStatus,
         OperationReply, OperationStatus, PauseReply, PauseRequest, ProfileReply, ProfileRequest, RecoverReply,
@@ -608,7 +608,15 @@ impl Manager {
     fn operation(&self) -> Response<OperationReply> {
         let (from, to) = ("n1".to_owned(), "n2".to_owned());
         let reason = self.refusal.unwrap_or_default().to_owned();
-        Response::new(OperationReply { id: 7, from, to, accepted: self.refusal.is_none(), reason, undecided: false })
+        Response::new(OperationReply {
+            id: 7,
+            from,
+            to,
+            accepted: self.refusal.is_none(),
+            reason,
+            undecided: false,
+            past: false,
+        })
     }
 }
 
@@ -748,7 +756,7 @@ impl Admin for Manager {
         let request = request.into_inner();
         let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
         let (from, to) = ("n1".to_owned(), request.member);
-        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false, past: false }))
     }
 
     async fn change_member(
@@ -759,6 +767,53 @@ impl Admin for Manager {
         let done = request.change() == MemberChange::Replace && request.member == "n2";
         let reason = if done { String::new() } else { format!("{} is no member", request.member) };
         Ok(Response::new(ChangeMemberReply { done, reason }))
+    }
+
+    async fn operations(&self, _: Request<v1::OperationsRequest>) -> Result<Response<v1::OperationsReply>, Status> {
+        let state = if self.outcome.is_ok() { "succeeded" } else { "failed" }.to_owned();
+        let reason = self.outcome.err().unwrap_or("restarted: n2, n3, n1; left: nobody").to_owned();
+        let one = v1::OperationRecord { id: 9, kind: "rolling-restart".into(), state, reason, ..Default::default() };
+        Ok(Response::new(v1::OperationsReply { operations: vec![one], answered_by: "n1".into() }))
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationReply>, Status> {
+        let done = request.into_inner().id == 9;
+        let (reason, says) = ("there is no such operation".to_owned(), "it does not begin".to_owned());
+        Ok(Response::new(v1::CancelOperationReply { done, reason, says }))
+    }
+
+    async fn schedule_operation(
+        &self,
+        request: Request<v1::ScheduleOperationRequest>,
+    ) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        assert!(!request.request_id.is_empty());
+        let accepted = request.at_ms == 1_895_878_000_000;
+        let reason = "it is over".to_owned();
+        Ok(Response::new(OperationReply { id: 9, accepted, reason, ..Default::default() }))
+    }
+
+    async fn plan_operation(
+        &self,
+        request: Request<v1::PlanOperationRequest>,
+    ) -> Result<Response<v1::PlanOperationReply>, Status> {
+        let request = request.into_inner();
+        let (from, to, says) = ("n1".to_owned(), request.member, vec!["n2 lacks 10 bytes".to_owned()]);
+        let (possible, reason) = (to != "n9", "n9 is no member".to_owned());
+        let (lag_bytes, at_most_ms) = (Some(10), 75_000);
+        Ok(Response::new(v1::PlanOperationReply { possible, reason, from, to, says, lag_bytes, at_most_ms }))
+    }
+
+    async fn rolling_restart(
+        &self,
+        request: Request<v1::RollingRestartRequest>,
+    ) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        assert!(request.pending && !request.standbys && !request.in_place);
+        Ok(Response::new(OperationReply { id: 9, accepted: true, ..Default::default() }))
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverReply>, Status> {
@@ -863,6 +918,48 @@ fn a_restart_is_watched_to_its_end_and_told_to_programs() {
         let expected = (&"n2".into(), &false.into(), &"n2 did not stop in time".into());
         assert_eq!((&told["to"], &told["succeeded"], &told["reason"]), expected, "{told}");
         assert_eq!(output.status.code(), Some(1));
+    });
+}
+
+#[test]
+fn operations_are_scheduled_rehearsed_listed_and_taken_back() {
+    with_manager(Ok(()), None, |address| {
+        let run = |words: &[&str]| {
+            let output = matriarch(&[words, &["--manager", &address.to_string()]].concat());
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            (output.status.code().unwrap(), text)
+        };
+        let (code, text) = run(&["switchover", "--dry-run", "--candidate", "n2"]);
+        assert!(code == 0 && text.starts_with("switchover from n1 to n2 would begin; nothing was changed\n"), "{text}");
+        assert!(text.contains("  - n2 lacks 10 bytes\n  - writes wait 75 s at most"), "{text}");
+        let (code, text) = run(&["restart", "n9", "--dry-run", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &told["possible"], &told["reason"]), (1, &false.into(), &"n9 is no member".into()));
+        assert_eq!(run(&["failover", "--candidate", "n2", "--dry-run"]).0, 0);
+
+        let (code, text) = run(&["switchover", "--scheduled", "2030-01-29 01:46:40 +01", "--yes"]);
+        assert!(code == 0 && text.contains("scheduled for 2030-01-29T00:46:40Z as operation 9"), "{text}");
+        let (code, text) = run(&["restart", "n2", "--scheduled", "2020-01-28T16:46:40Z", "--yes"]);
+        assert!(code == 1 && text.contains("restart refused: it is over"), "{text}");
+        for (time, why) in [("2030-01-28T16:46:40", "it says no offset to UTC"), ("soon", "it is no time")] {
+            let (code, text) = run(&["switchover", "--scheduled", time, "--yes"]);
+            assert!(code == 2 && text.contains(why) && text.contains("write e.g."), "{text}");
+        }
+        assert_eq!(run(&["switchover", "--scheduled", "now", "--dry-run"]).0, 2, "one or the other");
+
+        assert_eq!(run(&["operations", "cancel", "9"]), (0, "cancelled: it does not begin\n".to_owned()));
+        assert!(run(&["operations", "cancel", "8"]).1.contains("operation 8 is not cancelled: there is no such"));
+        assert!(run(&["operations", "list"]).1.contains("9   rolling-restart"));
+        assert_eq!(run(&["operations", "show", "8"]).0, 1);
+        let (code, text) = run(&["operations", "show", "9", "--json"]);
+        assert!(code == 0 && text.contains("\"state\": \"succeeded\""), "{text}");
+        let (code, text) = run(&["rolling-restart", "--pending", "--yes"]);
+        assert!(code == 0 && text.ends_with("rolling restart 9 done: restarted: n2, n3, n1; left: nobody\n"), "{text}");
+    });
+    with_manager(Err("n3 does not answer"), None, |address| {
+        let failed = matriarch(&["rolling-restart", "--pending", "--yes", "--json", "--manager", &address.to_string()]);
+        let told: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+        assert_eq!((failed.status.code(), &told["reason"]), (Some(1), &"n3 does not answer".into()));
     });
 }
 

@@ -684,6 +684,7 @@ impl World {
             timings: &timings,
             since: self.since,
             now: self.now,
+            wall_ms: 0,
         })
     }
 
@@ -852,6 +853,7 @@ fn describe(command: &Command) -> String {
             format!("{member} follows {source} after {falls} falls: {reason}")
         }
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
+        Kind::Agenda(change) => format!("{change:?}"),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

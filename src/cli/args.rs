@@ -5,6 +5,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
+    agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
     dsn::{Access, Driver},
     exit,
     wiring::DemoArgs,
@@ -49,6 +50,10 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    /// Restart one member after the other, each when the one before is well again
+    RollingRestart(RollingRestartArgs),
+    /// Show operations, or take one back: scheduled, under way, over
+    Operations(OperationsArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -154,6 +159,8 @@ pub struct SwitchoverArgs {
     #[arg(long, value_name = "MEMBER")]
     pub candidate: Option<String>,
     #[command(flatten)]
+    pub later: LaterArgs,
+    #[command(flatten)]
     pub operation: OperationArgs,
 }
 
@@ -168,6 +175,9 @@ pub struct FailoverArgs {
     /// Though it lacks WAL the old primary had, or may not become primary by itself; shows what would be lost
     #[arg(long)]
     pub allow_data_loss: bool,
+    /// Check all that a real one would, say what it would do, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
 }
@@ -278,6 +288,8 @@ pub struct RestartArgs {
     pub member: String,
     #[command(flatten)]
     pub client: ClientArgs,
+    #[command(flatten)]
+    pub later: LaterArgs,
     #[command(flatten)]
     pub operation: OperationArgs,
 }

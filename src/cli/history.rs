@@ -90,7 +90,7 @@ pub(super) async fn events(args: EventsArgs) -> Exit {
 }
 
 /// UTC, to the millisecond; empty when nobody noted it.
-fn time_of(ms: u64) -> String {
+pub(super) fn time_of(ms: u64) -> String {
     let nanos = i128::from(ms) * 1_000_000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).ok().filter(|_| ms != 0);
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()

@@ -81,6 +81,9 @@ pub enum NotBegun {
     /// Not as things are.
     #[error("{0}")]
     Refused(String),
+    /// The time it is to begin at is over.
+    #[error("{0}")]
+    Past(String),
     /// For want of a leader or a majority: it may begin later all the same.
     #[error("{0}")]
     Undecided(String),
@@ -106,6 +109,10 @@ pub struct SeenMember {
 impl ManagerHandle {
     pub(super) fn new(manager: Manager) -> Self {
         Self { manager }
+    }
+
+    pub(super) fn manager(&self) -> &Manager {
+        &self.manager
     }
 
     /// Which member answers.
@@ -231,6 +238,7 @@ impl ManagerHandle {
         }
         let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
             from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
+            policy::agenda::is_free(s, kind)?;
             switchover::admit(s, kind, wanted, allow_loss)
         });
         let admitted = admitted.map_err(NotBegun::Refused)?;
@@ -319,7 +327,7 @@ impl ManagerHandle {
     }
 
     /// Proposes what an operator's request becomes; nothing when all is as asked.
-    async fn put(
+    pub(super) async fn put(
         &self,
         request_id: String,
         admit: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,

@@ -7,6 +7,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod agenda;
 mod archive;
 pub mod by_hand;
 pub mod candidates;
@@ -24,8 +25,10 @@ mod outvoted;
 pub mod pause;
 pub mod promotion;
 pub mod proposals;
+pub mod rehearsal;
 pub mod report;
 mod restart;
+pub mod rolling;
 pub mod room;
 pub mod rules;
 pub mod settings;
@@ -71,6 +74,8 @@ pub struct Situation<'a> {
     pub since: Since,
     /// Now, on this leader's clock.
     pub now: Moment,
+    /// Now by the wall clock of this leader's host, in milliseconds since 1970; 0: nobody looked. Only schedules go by it.
+    pub wall_ms: u64,
 }
 
 /// When this leader saw things begin. A new leader starts them over: deadlines

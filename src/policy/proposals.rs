@@ -45,6 +45,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (440, &["cascade"]),
     (442, &["cascade"]),
     (444, &["cascade"]),
+    (446, &["begin-next", "close-operation"]),
+    (448, &["begin-next", "close-operation"]),
     (450, &["settle-group"]),
     (460, &["add-learner"]),
     (470, &["join-voters"]),

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, agenda, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
+    membership, outvoted, promotion, restart, rolling, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -110,6 +110,8 @@ pub const RULES: &[Rule] = &[
         name: "a standby has followed its source for long: how often it left it counts no more",
         decide: cascade::calm,
     },
+    Rule { id: 446, name: "the time of something scheduled has come: begin it, or say why not", decide: agenda::due },
+    Rule { id: 448, name: "a rolling restart: the next step when all is well, or its end", decide: rolling::go_on },
     Rule { id: 450, name: "the Raft group is joint: only the new voters vote", decide: membership::settle },
     Rule {
         id: 460,

@@ -119,6 +119,9 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
     }
     let from = operation.from.as_ref()?;
     if s.agent(from).is_some_and(|a| a.state == PostgresState::Primary) {
+        if let Some(by) = &s.state.agenda.course.cancelled {
+            return Some(end(operation, format!("cancelled by {by}, {from} is primary again")));
+        }
         return Some(end(
             operation,
             format!(

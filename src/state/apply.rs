@@ -93,6 +93,7 @@ impl ClusterState {
             Kind::KeepOut { on } => self.keep_out(*on),
             Kind::Cascade { member, source, falls, reason } => self.lead_to(member, source.as_ref(), *falls, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
+            Kind::Agenda(change) => self.change_agenda(command, change),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
             Kind::Acknowledge { by } => self.acknowledge(by),
@@ -303,15 +304,15 @@ impl ClusterState {
         }
     }
 
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         kind: OperationKind,
         from: Option<&MemberId>,
         to: &MemberId,
         (request_id, because, accepts_loss): (&str, RuleId, bool),
     ) -> Result<Option<String>, String> {
-        if let Some(known) = self.operation_of(request_id) {
-            return Err(format!("this request began operation {}", known.id));
+        if let Some(known) = self.number_of(request_id) {
+            return Err(format!("this request began operation {known}"));
         }
         if let Some(running) = &self.operation {
             return Err(format!("operation {} is under way", running.id));
@@ -349,7 +350,7 @@ impl ClusterState {
         }))
     }
 
-    fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
+    pub(super) fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
         let Some(operation) = self.operation.as_mut().filter(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };
@@ -361,7 +362,7 @@ impl ClusterState {
         Ok(None)
     }
 
-    fn end(&mut self, id: u64, succeeded: bool, reason: &str) -> Result<Option<String>, String> {
+    pub(super) fn end(&mut self, id: u64, succeeded: bool, reason: &str) -> Result<Option<String>, String> {
         let Some(operation) = self.operation.take_if(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    agenda::Agenda,
     cascade::Link,
     command::RuleId,
     history::{Evidence, Reign},
@@ -78,6 +79,8 @@ pub struct ClusterState {
     pub by_hand: BTreeMap<TimelineId, MemberId>,
     /// Who streams from a standby, or has lately. Nobody does so before it has streamed from the primary of this epoch.
     pub cascade: BTreeMap<MemberId, Link>,
+    /// What operators asked for beside the operation under way, and what came of the last ones.
+    pub agenda: Agenda,
 }
 
 /// Which life of which cluster.

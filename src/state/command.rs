@@ -4,6 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use super::{
+    agenda::AgendaChange,
     cluster::{Member, OperationKind, OperationPhase},
     history::Evidence,
 };
@@ -275,6 +276,8 @@ pub enum Kind {
         /// Which.
         format: Format,
     },
+    /// Something is scheduled, begun, taken back or over.
+    Agenda(AgendaChange),
 }
 
 /// What a change of timings was decided on.
@@ -323,6 +326,7 @@ impl Kind {
             Self::SettleSync { .. } => "settle-sync",
             Self::KeepOut { .. } => "keep-out",
             Self::Cascade { .. } => "cascade",
+            Self::Agenda(change) => change.name(),
         }
     }
 
@@ -362,6 +366,7 @@ impl Kind {
             Self::Cascade { .. } => Format::CASCADE,
             Self::RecordSystem { history: Some(_), .. } => Format::CONTENT,
             Self::GrantRunning { .. } => Format::RUNNING,
+            Self::Agenda(_) => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }
