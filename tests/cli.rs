@@ -64,32 +64,35 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
             Usage: matriarch <COMMAND>
 
             Commands:
-              manager      Run the manager of this host: it decides together with the others
-              agent        Run the agent of this host: it controls PostgreSQL and holds the lease
-              router       Run a router: it leads clients to the primary
-              status       Show members, primary, lag, and why something is not healthy
-              switchover   Make a standby the primary with the old primary's help; nothing is lost
-              failover     Make a standby the primary without the old primary's help
-              pause        Stop all decisions of the cluster, for work on it; the lease and what it protects go
-                           on
-              resume       Let a paused cluster decide again
-              acknowledge  Let a cluster fail over again that has stopped to, after too many crashes in a row
-              maintenance  Leave a member alone, so that it is chosen for nothing, or do so no more
-              restart      Stop and start PostgreSQL of a member; that of the primary stays primary
-              profile      Show the timings, or put those of another profile in force
-              rto          Say how long writes stop, for each way to fail, by the timings in force
-              explain      Say what the cluster considered, what holds it up, and what can be done
-              history      Show who was primary from when to when and why it ended, and the last decisions
-              events       Show decisions as they are made, with what holds the cluster up
-              rules        Print the numbered rules by which the cluster decides and each host acts
-              dsn          Print connection strings for applications, driver by driver; asks nobody
-              raft         Work with the managers' Raft group
-              member       Show, add, remove or replace members
-              recover      Begin a new generation with what this host has, when a majority of the hosts is gone
-                           for good
-              preflight    Check whether this host is fit to run what its configuration asks for
-              config       Check the configuration file; show or change the settings of the cluster
-              demo         Run a whole cluster in a temporary directory and break it
+              manager          Run the manager of this host: it decides together with the others
+              agent            Run the agent of this host: it controls PostgreSQL and holds the lease
+              router           Run a router: it leads clients to the primary
+              status           Show members, primary, lag, and why something is not healthy
+              switchover       Make a standby the primary with the old primary's help; nothing is lost
+              failover         Make a standby the primary without the old primary's help
+              pause            Stop all decisions of the cluster, for work on it; the lease and what it protects
+                               go on
+              resume           Let a paused cluster decide again
+              acknowledge      Let a cluster fail over again that has stopped to, after too many crashes in a
+                               row
+              maintenance      Leave a member alone, so that it is chosen for nothing, or do so no more
+              restart          Stop and start PostgreSQL of a member; that of the primary stays primary
+              rolling-restart  Restart one member after the other, each when the one before is well again
+              operations       Show operations, or take one back: scheduled, under way, over
+              profile          Show the timings, or put those of another profile in force
+              rto              Say how long writes stop, for each way to fail, by the timings in force
+              explain          Say what the cluster considered, what holds it up, and what can be done
+              history          Show who was primary from when to when and why it ended, and the last decisions
+              events           Show decisions as they are made, with what holds the cluster up
+              rules            Print the numbered rules by which the cluster decides and each host acts
+              dsn              Print connection strings for applications, driver by driver; asks nobody
+              raft             Work with the managers' Raft group
+              member           Show, add, remove or replace members
+              recover          Begin a new generation with what this host has, when a majority of the hosts is
+                               gone for good
+              preflight        Check whether this host is fit to run what its configuration asks for
+              config           Check the configuration file; show or change the settings of the cluster
+              demo             Run a whole cluster in a temporary directory and break it
 
             Options:
               -h, --help     Print help
@@ -110,32 +113,36 @@ fn help_of_switchover() {
     check(
         &["switchover", "--help"],
         expect![[r#"
-        exit 0
-        Make a standby the primary with the old primary's help; nothing is lost
+            exit 0
+            Make a standby the primary with the old primary's help; nothing is lost
 
-        Usage: matriarch switchover [OPTIONS]
+            Usage: matriarch switchover [OPTIONS]
 
-        Options:
-              --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
-                                     configuration file]
-              --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
-                                     /etc/matriarch/matriarch.toml]
-              --candidate <MEMBER>   Who becomes primary [default: the best standby]
-          -y, --yes                  Don't ask for confirmation
-              --no-wait              Don't wait until it is done (waiting is the default)
-              --wait                 Wait until it is done
-              --json                 Print JSON when it is done, and nothing before
-              --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
-                                     180]
-          -h, --help                 Print help
+            Options:
+                  --manager <HOST:PORT>  A manager to ask; may be given several times [default: those of the
+                                         configuration file]
+                  --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
+                                         /etc/matriarch/matriarch.toml]
+                  --candidate <MEMBER>   Who becomes primary [default: the best standby]
+                  --scheduled <TIME>     Begin then and not at once: a time with its offset to UTC, e.g.
+                                         2026-12-01T03:00:00+01:00, or `now`
+                  --dry-run              Check all that a real one would, say what it would do, and change
+                                         nothing
+              -y, --yes                  Don't ask for confirmation
+                  --no-wait              Don't wait until it is done (waiting is the default)
+                  --wait                 Wait until it is done
+                  --json                 Print JSON when it is done, and nothing before
+                  --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
+                                         180]
+              -h, --help                 Print help
 
-        Exit codes:
-          0  done; status: every member is healthy and the primary is open
-          1  failed or refused; the reason was printed
-          2  wrong usage or configuration; nothing was changed
-          3  no manager could be reached
-          4  status: the cluster answers and is degraded
-    "#]],
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded
+        "#]],
     );
 }
 

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod addresses;
+mod agenda;
 mod clients;
 mod clocks;
 mod commands;
