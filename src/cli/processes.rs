@@ -90,7 +90,7 @@ fn serve(process: Process, config: Config, runtime: Runtime) -> ExitCode {
         let version = env!("CARGO_PKG_VERSION");
         tracing::info!(event = events::STARTED, %process, version, config = %config.file.display(), "started");
         match process {
-            Process::Manager => wiring::manager(config, shutdown).await,
+            Process::Manager => Box::pin(wiring::manager(config, shutdown)).await,
             Process::Agent => wiring::agent(config, shutdown).await.map(|()| false),
             Process::Router { inherits } => wiring::router(config, inherits, shutdown).await.map(|()| false),
         }
