@@ -623,6 +623,7 @@ impl Manager {
             reason,
             undecided: false,
             past: false,
+            taken: false,
         })
     }
 }
@@ -763,7 +764,16 @@ impl Admin for Manager {
         let request = request.into_inner();
         let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
         let (from, to) = ("n1".to_owned(), request.member);
-        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false, past: false }))
+        Ok(Response::new(OperationReply {
+            id,
+            from,
+            to,
+            accepted,
+            reason,
+            undecided: false,
+            past: false,
+            taken: false,
+        }))
     }
 
     async fn change_member(

@@ -177,6 +177,7 @@ fn numbered(id: Result<u64, NotBegun>, from: String, to: String) -> v1::Operatio
             reason: why.to_string(),
             undecided: matches!(why, NotBegun::Undecided(_)),
             past: matches!(why, NotBegun::Past(_)),
+            taken: matches!(why, NotBegun::Taken(_)),
             ..Default::default()
         },
     }

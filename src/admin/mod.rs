@@ -87,6 +87,7 @@ fn accepted(operation: &Operation) -> v1::OperationReply {
         reason: String::new(),
         undecided: false,
         past: false,
+        taken: false,
     }
 }
 

@@ -30,6 +30,7 @@ impl ManagerHandle {
         let admit = |s: &Situation<'_>| {
             agenda::admit(s, kind, who, at_ms, by).map_err(|why| match why {
                 NotScheduled::Past(why) => NotBegun::Past(why),
+                NotScheduled::Taken(why) => NotBegun::Taken(why),
                 NotScheduled::Refused(why) => NotBegun::Refused(why),
             })
         };

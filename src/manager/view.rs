@@ -84,6 +84,9 @@ pub enum NotBegun {
     /// The time it is to begin at is over.
     #[error("{0}")]
     Past(String),
+    /// One like it is scheduled already.
+    #[error("{0}")]
+    Taken(String),
     /// For want of a leader or a majority: it may begin later all the same.
     #[error("{0}")]
     Undecided(String),

@@ -17,6 +17,8 @@ pub const WINDOW: Duration = Duration::from_secs(600);
 pub enum NotScheduled {
     /// The time is over.
     Past(String),
+    /// One like it is scheduled already.
+    Taken(String),
     /// It is not as things are.
     Refused(String),
 }
@@ -66,7 +68,7 @@ pub fn admit(
         return Err(NotScheduled::Past(format!("{at} is over: it is {now} by the clock of the Raft leader's host")));
     }
     if let Some(known) = taken(s, kind, to) {
-        return refused(known);
+        return Err(NotScheduled::Taken(known));
     }
     format::gate(s, Format::OPERATE).map_err(|old| NotScheduled::Refused(old.to_string()))?;
     let (from, to, by) = (from.cloned(), to.cloned(), words(by));
