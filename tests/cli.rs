@@ -26,7 +26,7 @@ use matriarch::{
         rto::{Latencies, Spread, figures, patroni::Class},
     },
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CheckMemberReply,
+        self, AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, CheckMemberReply,
         CheckMemberRequest, CommittedTimings, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply,
         FailoverRequest, Fence, HistoryReply, HistoryRequest, Incident, Lag, Layer, MaintenanceReply,
         MaintenanceRequest, MemberChange, MemberStatus, Obstacle, OperationReply, OperationStatus, ParametersReply,
@@ -138,45 +138,48 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
             Usage: matriarch <COMMAND>
 
             Commands:
-              manager         Run the manager of this host: it decides together with the others
-              agent           Run the agent of this host: it controls PostgreSQL and holds the lease
-              router          Run a router: it leads clients to the primary
-              status          Show members, primary, lag, and why something is not healthy
-              topology        Show who follows whom, as a tree
-              top             Show members, lag, WAL rate, operations and events on the whole screen; q ends it
-              check           Check one thing for monitoring or a script; exits 0, 1, 2 or 3 as monitoring
-                              plugins do
-              matrix          Show who reaches whom: managers, agents, PostgreSQL, Raft, the lease
-              support-bundle  Pack what whoever helps needs to know into one file, without secrets
-              completion      Print the completion of commands and flags for a shell
-              man             Print the man page, or write that of each command into a directory
-              switchover      Make a standby the primary with the old primary's help; nothing is lost
-              failover        Make a standby the primary without the old primary's help
-              pause           Stop all decisions of the cluster, for work on it; the lease and what it protects
-                              go on
-              resume          Let a paused cluster decide again
-              acknowledge     Let a cluster fail over again that has stopped to, after too many crashes in a row
-              maintenance     Leave a member alone, so that it is chosen for nothing, or do so no more
-              restart         Stop and start PostgreSQL of a member; that of the primary stays primary
-              reinit          Copy the data of a standby anew; what it has is kept until the copy is complete
-              reload          Write PostgreSQL's configuration anew and have it read, and say what waits for a
-                              restart
-              profile         Show the timings, or put those of another profile in force
-              rto             Say how long writes stop, for each way to fail, by the timings in force
-              explain         Say what the cluster considered, what holds it up, and what can be done
-              history         Show who was primary from when to when and why it ended, and the last decisions
-              events          Show decisions as they are made, with what holds the cluster up
-              rules           Print the numbered rules by which the cluster decides and each host acts
-              dsn             Print connection strings for applications, driver by driver; asks nobody
-              raft            Work with the managers' Raft group
-              member          Show, add, remove or replace members
-              recover         Begin a new generation with what this host has, when a majority of the hosts is
-                              gone for good
-              preflight       Check whether this host is fit to run what its configuration asks for
-              config          Check the configuration file; show or change the settings of the cluster
-              import          Turn a configuration of Patroni into Matriarch's, and say what becomes of each
-                              key; asks nobody
-              demo            Run a whole cluster in a temporary directory and break it
+              manager          Run the manager of this host: it decides together with the others
+              agent            Run the agent of this host: it controls PostgreSQL and holds the lease
+              router           Run a router: it leads clients to the primary
+              status           Show members, primary, lag, and why something is not healthy
+              topology         Show who follows whom, as a tree
+              top              Show members, lag, WAL rate, operations and events on the whole screen; q ends it
+              check            Check one thing for monitoring or a script; exits 0, 1, 2 or 3 as monitoring
+                               plugins do
+              matrix           Show who reaches whom: managers, agents, PostgreSQL, Raft, the lease
+              support-bundle   Pack what whoever helps needs to know into one file, without secrets
+              completion       Print the completion of commands and flags for a shell
+              man              Print the man page, or write that of each command into a directory
+              switchover       Make a standby the primary with the old primary's help; nothing is lost
+              failover         Make a standby the primary without the old primary's help
+              pause            Stop all decisions of the cluster, for work on it; the lease and what it protects
+                               go on
+              resume           Let a paused cluster decide again
+              acknowledge      Let a cluster fail over again that has stopped to, after too many crashes in a
+                               row
+              maintenance      Leave a member alone, so that it is chosen for nothing, or do so no more
+              restart          Stop and start PostgreSQL of a member; that of the primary stays primary
+              reinit           Copy the data of a standby anew; what it has is kept until the copy is complete
+              reload           Write PostgreSQL's configuration anew and have it read, and say what waits for a
+                               restart
+              rolling-restart  Restart one member after the other, each when the one before is well again
+              operations       Show operations, or take one back: scheduled, under way, over
+              profile          Show the timings, or put those of another profile in force
+              rto              Say how long writes stop, for each way to fail, by the timings in force
+              explain          Say what the cluster considered, what holds it up, and what can be done
+              history          Show who was primary from when to when and why it ended, and the last decisions
+              events           Show decisions as they are made, with what holds the cluster up
+              rules            Print the numbered rules by which the cluster decides and each host acts
+              dsn              Print connection strings for applications, driver by driver; asks nobody
+              raft             Work with the managers' Raft group
+              member           Show, add, remove or replace members
+              recover          Begin a new generation with what this host has, when a majority of the hosts is
+                               gone for good
+              preflight        Check whether this host is fit to run what its configuration asks for
+              config           Check the configuration file; show or change the settings of the cluster
+              import           Turn a configuration of Patroni into Matriarch's, and say what becomes of each
+                               key; asks nobody
+              demo             Run a whole cluster in a temporary directory and break it
 
             Options:
               -h, --help     Print help
@@ -210,6 +213,10 @@ fn help_of_switchover() {
                   --config <FILE>        Configuration file [default: $MATRIARCH_CONFIG, else
                                          /etc/matriarch/matriarch.toml]
                   --candidate <MEMBER>   Who becomes primary [default: the best standby]
+                  --scheduled <TIME>     Begin then and not at once: a time with its offset to UTC, e.g.
+                                         2026-12-01T03:00:00+01:00, or `now`
+                  --dry-run              Check all that a real one would, say what it would do, and change
+                                         nothing
               -y, --yes                  Don't ask for confirmation
                   --no-wait              Don't wait until it is done (waiting is the default)
                   --wait                 Wait until it is done
@@ -222,6 +229,8 @@ fn help_of_switchover() {
             Examples:
               matriarch switchover  (to the best standby, after a question)
               matriarch switchover --candidate n2 --yes
+              matriarch switchover --dry-run  (what it would do, and how long writes may wait)
+              matriarch switchover --scheduled 2030-12-01T03:00:00+01:00
 
             Exit codes:
               0  done; status: every member is healthy and the primary is open
@@ -706,7 +715,16 @@ impl Manager {
     fn operation(&self) -> Response<OperationReply> {
         let (from, to) = ("n1".to_owned(), "n2".to_owned());
         let reason = self.refusal.unwrap_or_default().to_owned();
-        Response::new(OperationReply { id: 7, from, to, accepted: self.refusal.is_none(), reason, undecided: false })
+        Response::new(OperationReply {
+            id: 7,
+            from,
+            to,
+            accepted: self.refusal.is_none(),
+            reason,
+            undecided: false,
+            past: false,
+            taken: false,
+        })
     }
 }
 
@@ -854,7 +872,7 @@ impl Admin for Manager {
         let request = request.into_inner();
         let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
         let (from, to) = (request.from, request.member);
-        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
+        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false, ..Default::default() }))
     }
 
     async fn reload(&self, request: Request<ReloadRequest>) -> Result<Response<ReloadReply>, Status> {
@@ -872,7 +890,16 @@ impl Admin for Manager {
         let request = request.into_inner();
         let OperationReply { id, accepted, reason, .. } = self.operation().into_inner();
         let (from, to) = ("n1".to_owned(), request.member);
-        Ok(Response::new(OperationReply { id, from, to, accepted, reason, undecided: false }))
+        Ok(Response::new(OperationReply {
+            id,
+            from,
+            to,
+            accepted,
+            reason,
+            undecided: false,
+            past: false,
+            taken: false,
+        }))
     }
 
     async fn change_member(
@@ -925,6 +952,53 @@ impl Admin for Manager {
             lease_ms,
             ..Default::default()
         }))
+    }
+
+    async fn operations(&self, _: Request<v1::OperationsRequest>) -> Result<Response<v1::OperationsReply>, Status> {
+        let state = if self.outcome.is_ok() { "succeeded" } else { "failed" }.to_owned();
+        let reason = self.outcome.err().unwrap_or("restarted: n2, n3, n1; left: nobody").to_owned();
+        let one = v1::OperationRecord { id: 9, kind: "rolling-restart".into(), state, reason, ..Default::default() };
+        Ok(Response::new(v1::OperationsReply { operations: vec![one], answered_by: "n1".into() }))
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationReply>, Status> {
+        let done = request.into_inner().id == 9;
+        let (reason, says) = ("there is no such operation".to_owned(), "it does not begin".to_owned());
+        Ok(Response::new(v1::CancelOperationReply { done, reason, says }))
+    }
+
+    async fn schedule_operation(
+        &self,
+        request: Request<v1::ScheduleOperationRequest>,
+    ) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        assert!(!request.request_id.is_empty());
+        let accepted = request.at_ms == 1_895_878_000_000;
+        let reason = "it is over".to_owned();
+        Ok(Response::new(OperationReply { id: 9, accepted, reason, ..Default::default() }))
+    }
+
+    async fn plan_operation(
+        &self,
+        request: Request<v1::PlanOperationRequest>,
+    ) -> Result<Response<v1::PlanOperationReply>, Status> {
+        let request = request.into_inner();
+        let (from, to, says) = ("n1".to_owned(), request.member, vec!["n2 lacks 10 bytes".to_owned()]);
+        let (possible, reason) = (to != "n9", "n9 is no member".to_owned());
+        let (lag_bytes, at_most_ms) = (Some(10), 75_000);
+        Ok(Response::new(v1::PlanOperationReply { possible, reason, from, to, says, lag_bytes, at_most_ms }))
+    }
+
+    async fn rolling_restart(
+        &self,
+        request: Request<v1::RollingRestartRequest>,
+    ) -> Result<Response<OperationReply>, Status> {
+        let request = request.into_inner();
+        assert!(request.pending && !request.standbys && !request.in_place);
+        Ok(Response::new(OperationReply { id: 9, accepted: true, ..Default::default() }))
     }
 
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverReply>, Status> {
@@ -1029,6 +1103,48 @@ fn a_restart_is_watched_to_its_end_and_told_to_programs() {
         let expected = (&"n2".into(), &false.into(), &"n2 did not stop in time".into());
         assert_eq!((&told["to"], &told["succeeded"], &told["reason"]), expected, "{told}");
         assert_eq!(output.status.code(), Some(1));
+    });
+}
+
+#[test]
+fn operations_are_scheduled_rehearsed_listed_and_taken_back() {
+    with_manager(Ok(()), None, |address| {
+        let run = |words: &[&str]| {
+            let output = matriarch(&[words, &["--manager", &address.to_string()]].concat());
+            let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            (output.status.code().unwrap(), text)
+        };
+        let (code, text) = run(&["switchover", "--dry-run", "--candidate", "n2"]);
+        assert!(code == 0 && text.starts_with("switchover from n1 to n2 would begin; nothing was changed\n"), "{text}");
+        assert!(text.contains("  - n2 lacks 10 bytes\n  - writes wait 75 s at most"), "{text}");
+        let (code, text) = run(&["restart", "n9", "--dry-run", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &told["possible"], &told["reason"]), (1, &false.into(), &"n9 is no member".into()));
+        assert_eq!(run(&["failover", "--candidate", "n2", "--dry-run"]).0, 0);
+
+        let (code, text) = run(&["switchover", "--scheduled", "2030-01-29 01:46:40 +01", "--yes"]);
+        assert!(code == 0 && text.contains("scheduled for 2030-01-29T00:46:40Z as operation 9"), "{text}");
+        let (code, text) = run(&["restart", "n2", "--scheduled", "2020-01-28T16:46:40Z", "--yes"]);
+        assert!(code == 1 && text.contains("restart refused: it is over"), "{text}");
+        for (time, why) in [("2030-01-28T16:46:40", "it says no offset to UTC"), ("soon", "it is no time")] {
+            let (code, text) = run(&["switchover", "--scheduled", time, "--yes"]);
+            assert!(code == 2 && text.contains(why) && text.contains("write e.g."), "{text}");
+        }
+        assert_eq!(run(&["switchover", "--scheduled", "now", "--dry-run"]).0, 2, "one or the other");
+
+        assert_eq!(run(&["operations", "cancel", "9"]), (0, "cancelled: it does not begin\n".to_owned()));
+        assert!(run(&["operations", "cancel", "8"]).1.contains("operation 8 is not cancelled: there is no such"));
+        assert!(run(&["operations", "list"]).1.contains("9   rolling-restart"));
+        assert_eq!(run(&["operations", "show", "8"]).0, 1);
+        let (code, text) = run(&["operations", "show", "9", "--json"]);
+        assert!(code == 0 && text.contains("\"state\": \"succeeded\""), "{text}");
+        let (code, text) = run(&["rolling-restart", "--pending", "--yes"]);
+        assert!(code == 0 && text.ends_with("rolling restart 9 done: restarted: n2, n3, n1; left: nobody\n"), "{text}");
+    });
+    with_manager(Err("n3 does not answer"), None, |address| {
+        let failed = matriarch(&["rolling-restart", "--pending", "--yes", "--json", "--manager", &address.to_string()]);
+        let told: serde_json::Value = serde_json::from_slice(&failed.stdout).unwrap();
+        assert_eq!((failed.status.code(), &told["reason"]), (Some(1), &"n3 does not answer".into()));
     });
 }
 

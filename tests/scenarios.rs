@@ -22,6 +22,7 @@
 //! | `timings fast` | an operator asks for other timings |
 //! | `formats 2 a b` | the managers of these hosts can apply commands up to that format; the first until told otherwise |
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
+//! | `schedule restart b 60s` · `rolling restart` · `cancel 1` | an operator asks |
 //! | `pause` · `resume` · `maintenance on b` · `restart b` | an operator asks |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
@@ -49,7 +50,10 @@ use matriarch::{
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
-    state::{Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, Reader, RuleId},
+    state::{
+        AgendaChange, Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, PrimaryTurn,
+        Reader, RuleId,
+    },
 };
 
 /// What a host says when asked.
@@ -86,6 +90,11 @@ struct World {
     decided: Option<Command>,
     kept: Option<Command>,
     out: String,
+}
+
+/// Of the leader's clock, which is the wall clock here.
+fn millis(now: Moment) -> u64 {
+    u64::try_from(now.0.as_millis()).unwrap()
 }
 
 fn id(name: &str) -> MemberId {
@@ -183,6 +192,9 @@ impl World {
             ["pause"] => self.pause(true),
             ["resume"] => self.pause(false),
             ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
+            ["schedule", what, to, time] => self.schedule(what, &id(to), duration(time)),
+            ["rolling", "restart"] => self.roll(),
+            ["cancel", number] => self.cancel(number.parse().unwrap()),
             ["restart", to] => self.ask(OperationKind::Restart, to, false),
             ["reinit", to] => self.reinit(&id(to), None),
             ["reinit", to, "--from", from] => self.reinit(&id(to), Some(&id(from))),
@@ -567,6 +579,27 @@ impl World {
         self.ask_for(admitted);
     }
 
+    fn schedule(&mut self, what: &str, to: &MemberId, later: Duration) {
+        let kind = if what == "restart" { OperationKind::Restart } else { OperationKind::Switchover };
+        let at_ms = millis(self.now + later);
+        let admitted = self.look(|s| policy::agenda::admit(s, kind, (None, Some(to)), at_ms, "kim"));
+        self.ask_for(admitted.map(Some).map_err(|why| format!("{why:?}")));
+    }
+
+    fn roll(&mut self) {
+        let wanted = policy::rolling::Wanted { pending: false, primary: PrimaryTurn::InPlace };
+        let admitted = self.look(|s| policy::rolling::admit(s, wanted, "kim"));
+        self.ask_for(admitted.map(Some));
+    }
+
+    fn cancel(&mut self, number: u64) {
+        let admitted = self.look(|s| policy::agenda::admit_cancel(s, number, "kim"));
+        if let Ok((_, says)) = &admitted {
+            self.say(says);
+        }
+        self.ask_for(admitted.map(|(kind, _)| Some(kind)));
+    }
+
     fn pause(&mut self, on: bool) {
         let admitted = self.look(|s| policy::pause::admit(s, on, "new kernel", "kim"));
         self.ask_for(admitted);
@@ -589,7 +622,7 @@ impl World {
             Ok(None) => self.say("in force already"),
             Ok(Some(kind)) => {
                 let command = Command {
-                    request_id: "operator".into(),
+                    request_id: format!("operator {}", self.state.operations),
                     expected: self.state.epoch,
                     because: RuleId(2),
                     kind,
@@ -703,6 +736,7 @@ impl World {
             timings: &timings,
             since: self.since,
             now: self.now,
+            wall_ms: millis(self.now),
         };
         let since = policy::reader::is_unfit(&situation).then(|| self.since.reader_unfit.unwrap_or(self.now));
         (self.since.reader_unfit, situation.since.reader_unfit) = (since, since);
@@ -710,7 +744,8 @@ impl World {
     }
 
     fn plan(&mut self) -> Plan {
-        let plan = self.look(|s| policy::decide(s, "request"));
+        let request = format!("request {}", self.state.revision);
+        let plan = self.look(|s| policy::decide(s, &request));
         if let Some(command) = &plan.command {
             let (rule, name) = (command.because, command.kind.name());
             assert!(policy::proposals::may_propose(rule, &command.kind), "{rule} proposes {name}: policy/proposals.rs");
@@ -890,6 +925,11 @@ fn describe(command: &Command) -> String {
         }
         Kind::EndLend { id, reason } => format!("lend {id} of the address for standbys ends: {reason}"),
         Kind::SettleSync { id } => format!("rule of commits {id} is in effect, older ones go"),
+        Kind::Agenda(AgendaChange::Begin { of, kind, to, .. }) => format!("begin {kind:?} to {to} for operation {of}"),
+        Kind::Agenda(AgendaChange::Close { id, outcome, reason }) => {
+            format!("operation {id} {}: {reason}", outcome.word())
+        }
+        Kind::Agenda(change) => change.name().to_owned(),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };
     format!("propose: {what} ({})", command.because)

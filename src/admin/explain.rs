@@ -172,6 +172,7 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
              `matriarch config set --unset replicatefrom --member {member}`"
         ),
         Hold::Collecting { remaining, .. } => wait(*remaining, "it goes on without them then"),
+        Hold::Agenda { id, .. } => format!("wait, or `matriarch operations cancel {id}`"),
         Hold::Operation { remaining, .. } => wait(*remaining, "the operation ends or is rolled back then"),
         Hold::GroupUnsettled { unsettled: Unsettled::NotRenewed { holder, .. }, .. } => {
             format!("nothing, the next renewal settles it; if it stays, look at the agent's log on {holder}")

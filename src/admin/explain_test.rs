@@ -95,6 +95,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::TooFewSeals { epoch: Epoch(1), sealed: 0, free: 0, needed: 2 },
         Hold::Collecting { missing: vec![n1()], remaining: SECOND },
         Hold::LagUnknown { limit: 1, would_be: vec![n1()] },
+        Hold::Agenda { id: 1, waits_for: "x".into(), remaining: SECOND },
         Hold::Operation { id: 1, phase: OperationPhase::Stop, waits_for: "x".into(), remaining: SECOND },
         Hold::NotOpen { member: n1() },
         Hold::NotCascaded { member: n1(), source: "n2".into(), why: "x".into() },
@@ -127,6 +128,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::LagUnknown { .. }
             | Hold::NoSuccessor { .. }
             | Hold::Operation { .. }
+            | Hold::Agenda { .. }
             | Hold::NotOpen { .. }
             | Hold::NotCascaded { .. }
             | Hold::Reader { .. }

@@ -1,6 +1,7 @@
 //! The gRPC admin service: check the request, pass it on to the Raft leader
 //! where only that one knows, answer in the operator's words. No decisions.
 
+mod agenda;
 mod cure;
 mod explain;
 mod history;
@@ -60,8 +61,7 @@ impl AdminService {
         (from, candidate): (&str, &str),
         (request_id, allow_loss): (String, bool),
     ) -> Result<Response<v1::OperationReply>, Status> {
-        let named = |name| convert::optional_member(name).map_err(|e| Status::invalid_argument(e.to_string()));
-        let (from, wanted) = (named(from)?, named(candidate)?);
+        let (from, wanted) = named(from, candidate)?;
         let moves = (from.as_ref(), wanted.as_ref());
         let reply = match self.manager.begin(kind, moves, (self::request_id(request_id), allow_loss)).await {
             Ok(operation) => accepted(&operation),
@@ -73,6 +73,13 @@ impl AdminService {
         };
         Ok(Response::new(reply))
     }
+}
+
+/// The members that a request names.
+#[allow(clippy::result_large_err)]
+fn named(from: &str, to: &str) -> Result<(Option<MemberId>, Option<MemberId>), Status> {
+    let one = |name| convert::optional_member(name).map_err(|e| Status::invalid_argument(e.to_string()));
+    Ok((one(from)?, one(to)?))
 }
 
 /// That of the request, or a new one.
@@ -88,6 +95,8 @@ fn accepted(operation: &Operation) -> v1::OperationReply {
         accepted: true,
         reason: String::new(),
         undecided: false,
+        past: false,
+        taken: false,
     }
 }
 
@@ -397,6 +406,89 @@ impl v1::admin_server::Admin for AdminService {
         let wanted = asked.members.iter().map(|m| convert::member_id(m)).collect::<Result<Vec<_>, _>>();
         let wanted = wanted.map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(v1::ReloadReply { members: self.manager.reload(&wanted).await }))
+    }
+
+    async fn operations(
+        &self,
+        request: Request<v1::OperationsRequest>,
+    ) -> Result<Response<v1::OperationsReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let message = v1::OperationsRequest { to: to_leader(&leader, &self.manager) };
+            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.operations(passed_on(message))).await {
+                return Ok(reply);
+            }
+        }
+        Ok(Response::new(agenda::list(&self.manager)))
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<v1::CancelOperationRequest>,
+    ) -> Result<Response<v1::CancelOperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.cancel_operation(passed_on(v1::CancelOperationRequest { to, ..asked })).await;
+        }
+        let words = (asked.by.as_str(), request_id(asked.request_id));
+        Ok(Response::new(match self.manager.cancel(asked.id, words).await {
+            Ok(says) => v1::CancelOperationReply { done: true, reason: String::new(), says },
+            Err(reason) => v1::CancelOperationReply { reason, ..Default::default() },
+        }))
+    }
+
+    async fn schedule_operation(
+        &self,
+        request: Request<v1::ScheduleOperationRequest>,
+    ) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.schedule_operation(passed_on(v1::ScheduleOperationRequest { to, ..asked })).await;
+        }
+        let (kind, (from, to)) = (agenda::kind(asked.kind)?, named(&asked.from, &asked.member)?);
+        Ok(Response::new(agenda::schedule(&self.manager, (kind, from, to), asked).await))
+    }
+
+    async fn plan_operation(
+        &self,
+        request: Request<v1::PlanOperationRequest>,
+    ) -> Result<Response<v1::PlanOperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.plan_operation(passed_on(v1::PlanOperationRequest { to, ..asked })).await;
+        }
+        let (kind, (from, to)) = (agenda::kind(asked.kind)?, named(&asked.from, &asked.member)?);
+        Ok(Response::new(agenda::plan(&self.manager, (kind, from, to), asked.allow_data_loss)))
+    }
+
+    async fn rolling_restart(
+        &self,
+        request: Request<v1::RollingRestartRequest>,
+    ) -> Result<Response<v1::OperationReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.rolling_restart(passed_on(v1::RollingRestartRequest { to, ..asked })).await;
+        }
+        Ok(Response::new(agenda::roll(&self.manager, asked).await))
     }
 
     async fn change_member(

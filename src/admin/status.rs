@@ -115,7 +115,7 @@ pub(super) fn banners(state: &ClusterState) -> Vec<String> {
         let failovers = state.crash_failovers;
         format!("failovers after crashes in a row: {failovers}; the next crash is answered by a restart in place, until `matriarch acknowledge`")
     });
-    paused.into_iter().chain(put_aside).chain(stays).collect()
+    paused.into_iter().chain(put_aside).chain(stays).chain(super::agenda::banners(state)).collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.
@@ -154,6 +154,20 @@ fn lock_word(lock: &Lock) -> &'static str {
     }
 }
 
+/// In an operator's words.
+pub(super) fn phase_word(phase: OperationPhase) -> &'static str {
+    match phase {
+        OperationPhase::Checkpoint => "checkpoint",
+        OperationPhase::HoldWrites => "hold writes",
+        OperationPhase::Stop => "stop",
+        OperationPhase::Transfer => "transfer",
+        OperationPhase::RollBack => "roll back",
+        OperationPhase::Start => "start",
+        OperationPhase::Copy => "copy",
+        OperationPhase::Stream => "stream",
+    }
+}
+
 fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus {
     v1::OperationStatus {
         id: o.id,
@@ -166,17 +180,7 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),
         to: o.to.to_string(),
-        phase: match o.phase {
-            OperationPhase::Checkpoint => "checkpoint",
-            OperationPhase::HoldWrites => "hold writes",
-            OperationPhase::Stop => "stop",
-            OperationPhase::Transfer => "transfer",
-            OperationPhase::RollBack => "roll back",
-            OperationPhase::Start => "start",
-            OperationPhase::Copy => "copy",
-            OperationPhase::Stream => "stream",
-        }
-        .to_owned(),
+        phase: phase_word(o.phase).to_owned(),
         finished: end.is_some(),
         succeeded: end.is_some_and(|(ok, _)| ok),
         reason: end.map(|(_, reason)| reason.clone()).unwrap_or_default(),

@@ -7,6 +7,7 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand};
 
 use super::{
+    agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
     args_verbs::{ReinitArgs, ReloadArgs},
     dsn::{Access, Driver},
     example, exit,
@@ -58,6 +59,10 @@ pub enum Command {
     Reinit(ReinitArgs),
     /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart
     Reload(ReloadArgs),
+    /// Restart one member after the other, each when the one before is well again
+    RollingRestart(RollingRestartArgs),
+    /// Show operations, or take one back: scheduled, under way, over
+    Operations(OperationsArgs),
     /// Show the timings, or put those of another profile in force
     Profile(ProfileArgs),
     /// Say how long writes stop, for each way to fail, by the timings in force
@@ -204,6 +209,8 @@ pub struct SwitchoverArgs {
     #[arg(long, value_name = "MEMBER")]
     pub candidate: Option<String>,
     #[command(flatten)]
+    pub later: LaterArgs,
+    #[command(flatten)]
     pub operation: OperationArgs,
 }
 
@@ -218,6 +225,9 @@ pub struct FailoverArgs {
     /// Though it lacks WAL the old primary had, or may not become primary by itself; shows what would be lost
     #[arg(long)]
     pub allow_data_loss: bool,
+    /// Check all that a real one would, say what it would do, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
 }
@@ -328,6 +338,8 @@ pub struct RestartArgs {
     pub member: String,
     #[command(flatten)]
     pub client: ClientArgs,
+    #[command(flatten)]
+    pub later: LaterArgs,
     #[command(flatten)]
     pub operation: OperationArgs,
 }

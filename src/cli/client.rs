@@ -14,13 +14,15 @@ use super::{args::ClientArgs, clusters, config_file};
 use crate::{
     config::{Config, ConfigError, Purpose},
     rpc::v1::{
-        AcknowledgeReply, AcknowledgeRequest, ChangeMemberReply, ChangeMemberRequest, Event, EventsRequest,
-        ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest, HistoryReply, HistoryRequest,
-        MaintenanceReply, MaintenanceRequest, OperationReply, ParametersReply, ParametersRequest, PauseReply,
-        PauseRequest, ProfileReply, ProfileRequest, ReachReply, ReachRequest, RecoverReply, RecoverRequest,
-        ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, SetSettingsReply, SetSettingsRequest,
-        SettingsHistoryReply, SettingsReply, SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, Target,
-        TransferLeaderReply, TransferLeaderRequest, admin_client::AdminClient,
+        AcknowledgeReply, AcknowledgeRequest, CancelOperationReply, CancelOperationRequest, ChangeMemberReply,
+        ChangeMemberRequest, Event, EventsRequest, ExplainReply, ExplainRequest, FailoverLossReply, FailoverRequest,
+        HistoryReply, HistoryRequest, MaintenanceReply, MaintenanceRequest, OperationReply, OperationsReply,
+        OperationsRequest, ParametersReply, ParametersRequest, PauseReply, PauseRequest, PlanOperationReply,
+        PlanOperationRequest, ProfileReply, ProfileRequest, ReachReply, ReachRequest, RecoverReply, RecoverRequest,
+        ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, RollingRestartRequest, ScheduleOperationRequest,
+        SetSettingsReply, SetSettingsRequest, SettingsHistoryReply, SettingsReply, SettingsRequest, StatusReply,
+        StatusRequest, SwitchoverRequest, Target, TransferLeaderReply, TransferLeaderRequest,
+        admin_client::AdminClient,
     },
 };
 
@@ -274,10 +276,51 @@ impl Client {
         .await
     }
 
+    /// Asks for what is scheduled, under way and over.
+    pub async fn operations(&self) -> Result<OperationsReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            let request = OperationsRequest { to: Some(target("", 0)) };
+            admin.operations(request).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
     /// Has configurations read anew. To do it twice is harmless.
     pub async fn reload(&self, request: ReloadRequest) -> Result<ReloadReply, ClientError> {
         self.ask(OPERATION_PATIENCE, async |mut admin| {
             admin.reload(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Takes something back. A second try after an unknown first one is refused, for it is over then.
+    pub async fn cancel_operation(&self, request: CancelOperationRequest) -> Result<CancelOperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.cancel_operation(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Schedules an operation. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn schedule_operation(&self, request: ScheduleOperationRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.schedule_operation(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Asks what an operation would do.
+    pub async fn plan_operation(&self, request: PlanOperationRequest) -> Result<PlanOperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.plan_operation(request.clone()).await.map(tonic::Response::into_inner)
+        })
+        .await
+    }
+
+    /// Begins a rolling restart. The same `request_id` goes to every manager tried, so it happens once.
+    pub async fn rolling_restart(&self, request: RollingRestartRequest) -> Result<OperationReply, ClientError> {
+        self.ask(OPERATION_PATIENCE, async |mut admin| {
+            admin.rolling_restart(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
     }

@@ -62,7 +62,15 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     ("man", &[("man | man -l -", ""), ("man --dir /usr/local/share/man/man1", "")]),
-    ("switchover", &[("switchover", "to the best standby, after a question"), ("switchover --candidate n2 --yes", "")]),
+    (
+        "switchover",
+        &[
+            ("switchover", "to the best standby, after a question"),
+            ("switchover --candidate n2 --yes", ""),
+            ("switchover --dry-run", "what it would do, and how long writes may wait"),
+            ("switchover --scheduled 2030-12-01T03:00:00+01:00", ""),
+        ],
+    ),
     (
         "failover",
         &[

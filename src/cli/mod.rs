@@ -1,6 +1,7 @@
 //! The command line: processes are started here, admin commands talk to any
 //! manager through gRPC, `render` turns answers into text.
 
+mod agenda;
 mod args;
 mod args_verbs;
 mod client;
@@ -91,6 +92,8 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Restart(args) => with_runtime(operations::restart(args)),
         Command::Reinit(args) => with_runtime(verbs::reinit(args)),
         Command::Reload(args) => with_runtime(verbs::reload(args)),
+        Command::RollingRestart(args) => with_runtime(agenda::rolling_restart(args)),
+        Command::Operations(args) => with_runtime(agenda::operations(args.command)),
         Command::Resume(args) => with_runtime(pause::resume(args)),
         Command::Switchover(args) => with_runtime(operations::switchover(args)),
         Command::Failover(args) => with_runtime(operations::failover(args)),

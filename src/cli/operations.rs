@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use super::{
+    agenda,
     args::{ClientArgs, FailoverArgs, OperationArgs, RestartArgs, SwitchoverArgs},
     client::{Client, ClientError, target},
     complain, complain_client,
@@ -17,16 +18,25 @@ use super::{
     print, render,
 };
 use crate::rpc::v1::{
-    FailoverRequest, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
+    FailoverRequest, OperationKind, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
 };
 
 /// Between two looks at a running operation.
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 /// How often the progress of a copy is shown.
 const PROGRESS: Duration = Duration::from_secs(5);
 
 pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
     let candidate = args.candidate.unwrap_or_default();
+    let meant = (OperationKind::Switchover, candidate.as_str());
+    if args.later.dry_run {
+        return agenda::rehearse(&args.client, meant, false, args.operation.json).await;
+    }
+    match agenda::time(args.later.scheduled.as_deref()) {
+        Ok(None) => {}
+        Ok(Some(at_ms)) => return agenda::schedule(&args.client, meant, at_ms, &args.operation).await,
+        Err(exit) => return exit,
+    }
     let wanted = if candidate.is_empty() { "the best standby" } else { &candidate };
     let question = |status: &StatusReply| format!("Switch over from {} to {wanted}?", primary(status));
     let (client, status) = match prepare(&args.client, &args.operation, question).await {
@@ -42,6 +52,10 @@ pub(super) async fn switchover(args: SwitchoverArgs) -> Exit {
 
 pub(super) async fn failover(args: FailoverArgs) -> Exit {
     let candidate = args.candidate.clone();
+    if args.dry_run {
+        let meant = (OperationKind::Failover, candidate.as_str());
+        return agenda::rehearse(&args.client, meant, args.allow_data_loss, args.operation.json).await;
+    }
     let ask = |status: &StatusReply, request_id| FailoverRequest {
         to: Some(target(&status.cluster_id, status.generation)),
         candidate: candidate.clone(),
@@ -89,6 +103,15 @@ fn accepted((primary, candidate): (&str, &str), loss: &str, yes: bool) -> bool {
 
 pub(super) async fn restart(args: RestartArgs) -> Exit {
     let member = args.member;
+    let meant = (OperationKind::Restart, member.as_str());
+    if args.later.dry_run {
+        return agenda::rehearse(&args.client, meant, false, args.operation.json).await;
+    }
+    match agenda::time(args.later.scheduled.as_deref()) {
+        Ok(None) => {}
+        Ok(Some(at_ms)) => return agenda::schedule(&args.client, meant, at_ms, &args.operation).await,
+        Err(exit) => return exit,
+    }
     let question = |status: &StatusReply| match status.primary == member {
         true => format!(
             "Restart PostgreSQL of {member}, the primary? Its sessions end, and writes wait until it runs again."

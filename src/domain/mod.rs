@@ -33,6 +33,7 @@ pub mod timings;
 pub mod uncovered;
 pub mod version;
 pub mod wal;
+pub mod when;
 
 pub use archive::{ArchiveView, CloneMethod, CloneMethods};
 pub use briefing::{Briefing, MemberList, PauseWord};

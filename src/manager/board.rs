@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -57,8 +57,22 @@ pub struct Facts {
     founding: Founding,
     lock_seen: Option<Lock>,
     reader_seen: Option<Reader>,
-    operation_seen: Option<(u64, OperationPhase)>,
+    operation_seen: Seen,
     may_found: bool,
+}
+
+/// What a deadline of an operation, or of a rolling restart between two of them, is counted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Seen {
+    operation: Option<(u64, OperationPhase)>,
+    rolling: Option<u64>,
+    paused: bool,
+}
+
+/// Nothing is decided by it but when the time of something scheduled has come.
+pub fn wall_clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Facts {
@@ -81,7 +95,7 @@ impl Facts {
             founding,
             lock_seen: None,
             reader_seen: None,
-            operation_seen: None,
+            operation_seen: Seen::default(),
             may_found: false,
         }
     }
@@ -137,7 +151,7 @@ impl Facts {
         (self.since.reader, self.since.reader_unfit) = (now, None);
         self.lock_seen = None;
         self.reader_seen = None;
-        self.operation_seen = None;
+        self.operation_seen = Seen::default();
         self.seals.clear();
         // What others said in an earlier term of this leader may be long over.
         self.seen.retain(|member, seen| member == me || now.since(seen.at) <= report);
@@ -153,7 +167,11 @@ impl Facts {
             self.reader_seen = Some(state.reader.clone());
             (self.since.reader, self.since.reader_unfit) = (now, None);
         }
-        let operation = state.operation.as_ref().map(|o| (o.id, o.phase));
+        let operation = Seen {
+            operation: state.operation.as_ref().map(|o| (o.id, o.phase)),
+            rolling: state.agenda.rolling.as_ref().map(|r| r.id),
+            paused: state.paused.is_some(),
+        };
         if self.operation_seen != operation {
             self.operation_seen = operation;
             self.since.operation = now;
@@ -219,6 +237,7 @@ impl Facts {
             timings,
             since: self.since,
             now,
+            wall_ms: 0,
         }
     }
 }
@@ -333,6 +352,6 @@ impl Board {
     pub fn situation<T>(&self, state: &ClusterState, timings: &Timings, look: impl FnOnce(&Situation<'_>) -> T) -> T {
         let now = self.now();
         let facts = self.lock();
-        look(&facts.situation(state, timings, now))
+        look(&Situation { wall_ms: wall_clock_ms(), ..facts.situation(state, timings, now) })
     }
 }

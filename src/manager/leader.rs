@@ -4,15 +4,15 @@
 use std::{
     mem::{Discriminant, discriminant},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use super::Manager;
+use super::{Manager, board::wall_clock_ms};
 use crate::{
     domain::{GroupStep, MemberId, Moment},
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{Applied, ClusterState, Command, Evidence, Kind, OperationPhase, RuleId},
+    state::{AgendaChange, Applied, ClusterState, Command, Evidence, Kind, OperationPhase, RuleId},
     telemetry::events,
 };
 
@@ -92,12 +92,6 @@ type Lasted<'a> = &'a [(String, Duration)];
 fn evidence_of(manager: &Manager, state: &ClusterState, told: (Lasted<'_>, Lasted<'_>)) -> Option<Arc<Evidence>> {
     let of = |s: &policy::Situation<'_>| policy::evidence::of(s, &manager.inner.me, wall_clock_ms(), told);
     Some(Arc::new(manager.inner.board.situation(state, &manager.timings(), of)))
-}
-
-/// Nothing is decided by it.
-fn wall_clock_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The phases that the operation under way has left behind while this manager led. An operation of seconds would push a
@@ -242,7 +236,9 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Open { .. } => events::PRIMARY_CHANGED,
         Kind::Release { .. } => events::RELEASED,
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
-        Kind::EndOperation { .. } => events::OPERATION_FINISHED,
+        Kind::EndOperation { .. } | Kind::Agenda(AgendaChange::Close { .. }) => events::OPERATION_FINISHED,
+        Kind::Agenda(AgendaChange::Begin { .. } | AgendaChange::Roll { .. }) => events::OPERATION_STARTED,
+        Kind::Agenda(AgendaChange::Schedule { .. } | AgendaChange::Cancel { .. }) => events::COMMITTED,
         Kind::RecordStonith { .. } => events::STONITH,
         Kind::ReplaceNode { .. } | Kind::AddMember { .. } | Kind::MoveMember { .. } | Kind::RemoveMember { .. } => {
             events::MEMBERS_CHANGED
@@ -284,7 +280,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::Cascade { member, .. }
         | Kind::RemoveMember { member } => Some(member),
         Kind::Genesis { initializer, .. } => Some(initializer),
-        Kind::BeginOperation { to, .. } => Some(to),
+        Kind::BeginOperation { to, .. } | Kind::Agenda(AgendaChange::Begin { to, .. }) => Some(to),
         Kind::RecordSystem { .. }
         | Kind::Fence { .. }
         | Kind::AdvanceOperation { .. }
@@ -299,6 +295,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::Pause { .. }
         | Kind::Resume { .. }
         | Kind::Acknowledge { .. }
+        | Kind::Agenda(_)
         | Kind::NoteFormat { .. } => None,
     }
 }

@@ -14,6 +14,7 @@
 //! acts. Its own crash or upgrade has no effect on PostgreSQL: the agent holds
 //! the lease.
 
+mod agenda;
 pub mod board;
 mod brief;
 mod copies;

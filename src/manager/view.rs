@@ -102,6 +102,12 @@ pub enum NotBegun {
     /// Not as things are.
     #[error("{0}")]
     Refused(String),
+    /// The time it is to begin at is over.
+    #[error("{0}")]
+    Past(String),
+    /// One like it is scheduled already.
+    #[error("{0}")]
+    Taken(String),
     /// For want of a leader or a majority: it may begin later all the same.
     #[error("{0}")]
     Undecided(String),
@@ -148,6 +154,10 @@ pub struct SeenMember {
 impl ManagerHandle {
     pub(super) fn new(manager: Manager) -> Self {
         Self { manager }
+    }
+
+    pub(super) fn manager(&self) -> &Manager {
+        &self.manager
     }
 
     /// Which member answers.
@@ -290,6 +300,7 @@ impl ManagerHandle {
                 return reinit::admit(s, reinit::Asked { member, from, force: allow_loss });
             }
             from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
+            policy::agenda::is_free(s, kind)?;
             switchover::admit(s, kind, wanted, allow_loss)
         });
         let admitted = admitted.map_err(NotBegun::Refused)?;
@@ -378,7 +389,7 @@ impl ManagerHandle {
     }
 
     /// Proposes what an operator's request becomes; nothing when all is as asked.
-    async fn put(
+    pub(super) async fn put(
         &self,
         request_id: String,
         admit: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,

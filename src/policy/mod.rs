@@ -7,6 +7,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod agenda;
 mod archive;
 pub mod by_hand;
 pub mod candidates;
@@ -27,9 +28,11 @@ pub mod postgres_settings;
 pub mod promotion;
 pub mod proposals;
 pub mod reader;
+pub mod rehearsal;
 pub mod reinit;
 pub mod report;
 mod restart;
+pub mod rolling;
 pub mod room;
 pub mod rules;
 pub mod settings;
@@ -75,6 +78,8 @@ pub struct Situation<'a> {
     pub since: Since,
     /// Now, on this leader's clock.
     pub now: Moment,
+    /// Now by the wall clock of this leader's host, in milliseconds since 1970; 0: nobody looked. Only schedules go by it.
+    pub wall_ms: u64,
 }
 
 /// When this leader saw things begin. A new leader starts them over: deadlines

@@ -44,6 +44,8 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (410, &["grant-primary", "grant-running"]),
     (430, &["settle-sync"]),
     (432, &["set-sync"]),
+    (434, &["begin-next", "close-operation"]),
+    (436, &["begin-next", "close-operation"]),
     (440, &["cascade"]),
     (442, &["cascade"]),
     (444, &["cascade"]),

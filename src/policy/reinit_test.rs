@@ -40,7 +40,10 @@ fn a_standby_is_copied_anew_whatever_it_is_like_and_nobody_else_is() {
     );
     assert!(refused("granted a open 2", "failed system=8", "b").contains("another cluster (system 8)"));
     let under_way = refused("granted a open 2; reinit c copy", FOLLOWS, "b");
-    assert!(under_way.starts_with("operation 1 copies c anew: wait, or `matriarch maintenance on c`"), "{under_way}");
+    assert!(
+        under_way.starts_with("operation 1 copies c anew: wait, or `matriarch operations cancel 1`"),
+        "{under_way}"
+    );
 }
 
 #[test]

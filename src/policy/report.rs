@@ -152,6 +152,15 @@ pub enum Hold {
         /// Until it is given up or rolled back.
         remaining: Duration,
     },
+    /// Something scheduled, or a rolling restart, waits.
+    Agenda {
+        /// Which.
+        id: u64,
+        /// What for.
+        waits_for: String,
+        /// Until it is given up.
+        remaining: Duration,
+    },
     /// The new primary is not confirmed to accept writes.
     NotOpen {
         /// Who.
@@ -597,6 +606,9 @@ impl fmt::Display for Hold {
             ),
             Self::SyncUnsettled { rules, waits_for } => {
                 write!(f, "{rules} rules of commits are in use; the last waits until it is in effect: {waits_for}")
+            }
+            Self::Agenda { id, waits_for, remaining } => {
+                write!(f, "operation {id} waits ({:.0} s left): {waits_for}", remaining.as_secs_f64())
             }
             Self::Operation { id, phase, waits_for, remaining } => {
                 write!(f, "operation {id} ({phase:?}) waits for {waits_for}, {} left", seconds(remaining))

@@ -83,6 +83,9 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
         }
         OperationPhase::Start => waits(s, operation, s.timings.primary_start, format!("{who} to run again")),
         OperationPhase::RollBack if agent.is_some_and(|a| runs_again(a, of_primary)) => {
+            if let Some(by) = &s.state.agenda.course.cancelled {
+                return Some(end(operation, format!("cancelled by {by}, {who} goes on")));
+            }
             Some(end(operation, format!("rolled back: {who} did not stop in time, and goes on")))
         }
         OperationPhase::RollBack if late(s.timings.primary_start) => {

@@ -2,8 +2,8 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, reader, reinit, restart, room, stonith, switchover, sync, timings,
+    Hold, Plan, Situation, Verdict, agenda, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
+    membership, outvoted, promotion, reader, reinit, restart, rolling, room, stonith, switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -101,6 +101,8 @@ pub const RULES: &[Rule] = &[
     Rule { id: 410, name: "the old epoch is sealed and over: grant to the successor", decide: failover::grant },
     Rule { id: 430, name: "the newest rule of commits is in effect: older ones go", decide: sync::settle },
     Rule { id: 432, name: "other standbys are to confirm commits: the next rule", decide: sync::change },
+    Rule { id: 434, name: "the time of something scheduled has come: begin it, or say why not", decide: agenda::due },
+    Rule { id: 436, name: "a rolling restart: the next step when all is well, or its end", decide: rolling::go_on },
     Rule {
         id: 440,
         name: "a standby's source fails it, or is not its source any more: it follows the primary",

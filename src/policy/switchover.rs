@@ -119,6 +119,9 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
     }
     let from = operation.from.as_ref()?;
     if s.agent(from).is_some_and(|a| a.state == PostgresState::Primary) {
+        if let Some(by) = &s.state.agenda.course.cancelled {
+            return Some(end(operation, format!("cancelled by {by}, {from} is primary again")));
+        }
         return Some(end(
             operation,
             format!(
@@ -224,7 +227,7 @@ pub fn admit(
             OperationKind::Switchover | OperationKind::Failover => format!("operation {id} to {to} is under way"),
             OperationKind::Restart => format!("operation {id} of {to} is under way"),
             OperationKind::Reinit => {
-                format!("operation {id} copies {to} anew: wait, or `matriarch maintenance on {to}` gives that up")
+                format!("operation {id} copies {to} anew: wait, or `matriarch operations cancel {id}` gives that up")
             }
         });
     }

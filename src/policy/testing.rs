@@ -369,6 +369,8 @@ pub struct Bench {
     pub seals: BTreeMap<MemberId, Seal>,
     /// The Raft group; all members vote unless a test changes it.
     pub group: GroupView,
+    /// By the wall clock of the leader's host.
+    pub wall_ms: u64,
     timings: Timings,
     since: Since,
     now: Moment,
@@ -386,6 +388,7 @@ impl Bench {
             timings: Timings::of(Profile::Normal),
             since: Since::default(),
             now: Moment::from_millis(60_000),
+            wall_ms: 0,
         }
     }
 
@@ -398,6 +401,20 @@ impl Bench {
     /// The operation under way came into its present phase just now.
     pub fn operation_began_now(mut self) -> Self {
         self.since.operation = self.now;
+        self
+    }
+
+    /// It is this late on the leader's clock.
+    pub fn now_is(&mut self, ms: u64) {
+        self.now = Moment::from_millis(ms);
+    }
+
+    /// `member` says just now what it said before.
+    pub fn hears_again(mut self, member: &str) -> Self {
+        let now = self.now;
+        if let Some(seen) = self.seen.get_mut(&id(member)) {
+            (seen.at, seen.agent_at) = (now, now);
+        }
         self
     }
 
@@ -455,6 +472,7 @@ impl Bench {
             timings: &self.timings,
             since: self.since,
             now: self.now,
+            wall_ms: self.wall_ms,
         }
     }
 }

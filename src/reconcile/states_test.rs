@@ -30,7 +30,9 @@ struct Committed {
 }
 
 /// Proposals that ask nothing of any member's PostgreSQL, or, of one that goes on running, what any grant asks.
-const ASIDE: [&str; 12] = [
+const ASIDE: [&str; 14] = [
+    "begin-next",
+    "close-operation",
     "grant-running",
     "settle-sync",
     "keep-out",

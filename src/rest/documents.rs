@@ -16,7 +16,7 @@ use crate::{
         postgres_settings::{HBA, IDENT, Scope},
         settings_document::member_of,
     },
-    state::ClusterState,
+    state::{ClusterState, OperationKind, Scheduled},
 };
 
 /// What Patroni says of a PostgreSQL.
@@ -109,6 +109,9 @@ pub fn host(facts: &Facts<'_>) -> Value {
     if facts.state.paused.is_some() {
         say("pause", json!(true));
     }
+    if let Some(restart) = scheduled(facts, OperationKind::Restart).find(|s| s.to.as_ref() == Some(facts.me)) {
+        say("scheduled_restart", json!({"schedule": rfc3339(Duration::from_millis(restart.at_ms))}));
+    }
     say("tags", Value::Object(tags(facts.state, facts.me)));
     say("dcs_last_seen", json!(facts.now.saturating_sub(facts.confirmed).as_secs()));
     say("epoch", json!(facts.state.epoch.0));
@@ -167,6 +170,10 @@ fn replication(facts: &Facts<'_>, agent: &AgentView) -> Value {
     Value::Array(agent.standbys.iter().map(standby).collect())
 }
 
+fn scheduled<'a>(facts: &'a Facts<'_>, kind: OperationKind) -> impl Iterator<Item = &'a Scheduled> {
+    facts.state.agenda.scheduled.values().filter(move |s| s.kind == kind)
+}
+
 /// `/cluster`. What the Raft leader has told of a member goes before what is known here.
 pub fn cluster(facts: &Facts<'_>, told: &BTreeMap<MemberId, Shown>) -> Value {
     let shown =
@@ -177,6 +184,13 @@ pub fn cluster(facts: &Facts<'_>, told: &BTreeMap<MemberId, Shown>) -> Value {
     body.insert("scope".to_owned(), json!(facts.scope));
     if facts.state.paused.is_some() {
         body.insert("pause".to_owned(), json!(true));
+    }
+    let mut switchovers = scheduled(facts, OperationKind::Switchover);
+    if let Some(scheduled) = switchovers.next() {
+        let (from, to) = (scheduled.from.as_ref().or_else(|| facts.state.holder().map(|(_, m)| m)), &scheduled.to);
+        let at = rfc3339(Duration::from_millis(scheduled.at_ms));
+        let to = to.as_ref().map(|m| m.as_str());
+        body.insert("scheduled_switchover".to_owned(), json!({"at": at, "from": from.map(|m| m.as_str()), "to": to}));
     }
     Value::Object(body)
 }

@@ -10,6 +10,7 @@ use crate::domain::{
     Side,
     postgres_settings::{HBA, IDENT, Scope, parameter_key},
     settings_document::member_key,
+    when::{self, NoTime},
 };
 
 /// What a verb does at a path.
@@ -70,6 +71,8 @@ pub enum Order {
         from: String,
         /// Who shall be; empty: the best standby.
         to: String,
+        /// When, in milliseconds since 1970; `None`: now.
+        at: Option<u64>,
     },
     /// Somebody is made primary.
     Failover {
@@ -77,7 +80,14 @@ pub enum Order {
         to: String,
     },
     /// PostgreSQL of this host is restarted.
-    Restart,
+    Restart {
+        /// When, in milliseconds since 1970; `None`: now.
+        at: Option<u64>,
+    },
+    /// The switchover that is scheduled is taken back.
+    CancelSwitchover,
+    /// The restart of this host that is scheduled is taken back.
+    CancelRestart,
     /// PostgreSQL of this host reads its configuration anew.
     Reload,
     /// The data of this host is copied anew.
@@ -111,8 +121,8 @@ pub fn order(change: Change, body: &[u8]) -> Result<Order, Reply> {
         Change::Switchover => switchover(&object(body, true)?),
         Change::Failover => failover(&object(body, true)?),
         Change::Restart => restart(&object(body, false)?),
-        Change::CancelSwitchover => Err(Reply::text(404, "no switchover is scheduled: none can be\n")),
-        Change::CancelRestart => Err(Reply::text(404, "no restarts are scheduled: none can be\n")),
+        Change::CancelSwitchover => Ok(Order::CancelSwitchover),
+        Change::CancelRestart => Ok(Order::CancelRestart),
         Change::Reload => {
             only(&object(body, false)?, &[])?;
             Ok(Order::Reload)
@@ -156,45 +166,55 @@ fn only(body: &Map<String, Value>, known: &[&str]) -> Result<(), Reply> {
 }
 
 /// `leader` and `candidate`, which is also called `member`.
-fn moves(body: &Map<String, Value>) -> Result<(&str, &str), Reply> {
+fn moves(body: &Map<String, Value>) -> Result<(&str, &str, Option<u64>), Reply> {
     only(body, &["leader", "candidate", "member", "scheduled_at"])?;
     let (leader, candidate, member) = (text(body, "leader")?, text(body, "candidate")?, text(body, "member")?);
     let candidate = if candidate.is_empty() { member } else { candidate };
-    if !text(body, "scheduled_at")?.is_empty() {
-        return Err(Reply::text(
-            501,
-            "nothing is scheduled here: leave scheduled_at out and send the request when it is time, e.g. by cron or a \
-             systemd timer; nothing was changed\n",
-        ));
-    }
+    let at = time(body, "scheduled_at", "switchover")?;
     if leader == candidate && !leader.is_empty() {
         return Err(bad("leader and candidate are the same member"));
     }
-    Ok((leader, candidate))
+    Ok((leader, candidate, at))
+}
+
+/// With Patroni's answers; `now` is no schedule, as with `patronictl`.
+fn time(body: &Map<String, Value>, key: &str, action: &str) -> Result<Option<u64>, Reply> {
+    let text = text(body, key)?.trim();
+    if text.is_empty() || text.eq_ignore_ascii_case("now") {
+        return Ok(None);
+    }
+    when::parse(text, 0).map(Some).map_err(|why| match why {
+        NoTime::NoZone => bad(&format!("Timezone information is mandatory for the scheduled {action}")),
+        NoTime::Unreadable => Reply::text(
+            422,
+            format!("{key} is no time: write it as ISO 8601 with its offset, e.g. 2026-12-01T03:00:00+01:00; nothing was changed\n"),
+        ),
+    })
 }
 
 fn switchover(body: &Map<String, Value>) -> Result<Order, Reply> {
-    let (leader, candidate) = moves(body)?;
+    let (leader, candidate, at) = moves(body)?;
     if leader.is_empty() {
         return Err(bad("a switchover needs `leader`, the present primary"));
     }
-    Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned() })
+    Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned(), at })
 }
 
 /// With a leader it is a switchover, as in Patroni.
 fn failover(body: &Map<String, Value>) -> Result<Order, Reply> {
     match moves(body)? {
-        (_, "") => Err(bad("a failover needs `candidate`, who shall be primary")),
-        ("", candidate) => Ok(Order::Failover { to: candidate.to_owned() }),
-        (leader, candidate) => Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned() }),
+        (_, "", _) => Err(bad("a failover needs `candidate`, who shall be primary")),
+        ("", _, Some(_)) => Err(bad("a failover can't be scheduled, a switchover can")),
+        ("", candidate, None) => Ok(Order::Failover { to: candidate.to_owned() }),
+        (leader, candidate, at) => Ok(Order::Switchover { from: leader.to_owned(), to: candidate.to_owned(), at }),
     }
 }
 
 fn restart(body: &Map<String, Value>) -> Result<Order, Reply> {
     only(body, &["schedule", "role", "postgres_version", "timeout", "restart_pending"])?;
     let absent = |value: &Value| value.is_null() || *value == Value::Bool(false);
-    match body.iter().find(|(_, value)| !absent(value)) {
-        None => Ok(Order::Restart),
+    match body.iter().find(|(key, value)| *key != "schedule" && !absent(value)) {
+        None => Ok(Order::Restart { at: time(body, "schedule", "restart")? }),
         Some((key, _)) => {
             Err(bad(&format!("a restart with `{key}` is not offered: look first (GET /patroni), then ask without it")))
         }
@@ -343,7 +363,7 @@ mod tests {
 
     #[test]
     fn a_switchover_names_the_primary_and_perhaps_its_successor() {
-        let to = |from: &str, to: &str| Order::Switchover { from: from.to_owned(), to: to.to_owned() };
+        let to = |from: &str, to: &str| Order::Switchover { from: from.to_owned(), to: to.to_owned(), at: None };
         let asked = |body: &str| order(Change::Switchover, body.as_bytes()).unwrap();
         assert_eq!(asked(r#"{"leader":"n1"}"#), to("n1", ""));
         assert_eq!(asked(r#"{"leader":"n1","candidate":null,"scheduled_at":null}"#), to("n1", ""));
@@ -356,10 +376,16 @@ mod tests {
     #[test]
     fn what_can_not_be_carried_out_is_refused_and_not_left_out() {
         let at = r#"{"leader":"n1","scheduled_at":"2030-01-01T00:00:00+00:00"}"#;
-        for change in [Change::Switchover, Change::Failover] {
-            let (status, text) = refused(change, at);
-            assert_eq!((status, text.contains("nothing is scheduled here")), (501, true), "{text}");
-        }
+        let scheduled = order(Change::Switchover, at.as_bytes()).unwrap();
+        let (from, to) = ("n1".to_owned(), String::new());
+        assert_eq!(scheduled, Order::Switchover { from, to, at: Some(1_893_456_000_000) });
+        let restart = order(Change::Restart, br#"{"schedule":"2030-01-01 01:00 +01"}"#);
+        assert_eq!(restart, Ok(Order::Restart { at: Some(1_893_456_000_000) }));
+        let (status, text) = refused(Change::Switchover, r#"{"leader":"n1","scheduled_at":"2030-01-01T00:00:00"}"#);
+        assert_eq!((status, text.contains("Timezone information is mandatory")), (400, true), "{text}");
+        assert_eq!(refused(Change::Restart, r#"{"schedule":"soon"}"#).0, 422);
+        let at = r#"{"candidate":"n1","scheduled_at":"2030-01-01T00:00:00+00:00"}"#;
+        assert!(refused(Change::Failover, at).1.contains("can't be scheduled"));
         for (body, says) in [
             (r#"{"candidate":"n2"}"#, "needs `leader`"),
             (r#"{"leader":"n1","candidate":"n1"}"#, "the same member"),
@@ -380,14 +406,13 @@ mod tests {
         let deep = format!("{}1{}", "[".repeat(4_000), "]".repeat(4_000));
         assert_eq!(refused(Change::Restart, &deep).0, 400, "no stack is used up");
         for body in ["", " ", "{}", r#"{"restart_pending":false,"timeout":null}"#] {
-            assert_eq!(order(Change::Restart, body.as_bytes()), Ok(Order::Restart), "{body}");
+            assert_eq!(order(Change::Restart, body.as_bytes()), Ok(Order::Restart { at: None }), "{body}");
         }
-        for key in ["schedule", "role", "postgres_version", "timeout", "restart_pending"] {
+        for key in ["role", "postgres_version", "timeout", "restart_pending"] {
             let (status, text) = refused(Change::Restart, &format!(r#"{{"{key}":"x"}}"#));
             assert!(status == 400 && text.contains(&format!("with `{key}` is not offered")), "{text}");
         }
-        let fixed = [Change::CancelSwitchover, Change::CancelRestart];
-        assert_eq!(fixed.map(|change| refused(change, "").0), [404, 404]);
+        assert_eq!(order(Change::CancelSwitchover, b""), Ok(Order::CancelSwitchover));
     }
 
     #[test]

@@ -14,11 +14,12 @@ use crate::{
     domain::MemberId,
     manager::ManagerHandle,
     rpc::v1::{
-        FailoverRequest, OperationReply, ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, SetSettingsReply,
+        CancelOperationRequest, FailoverRequest, OperationKind, OperationRecord, OperationReply, OperationsRequest,
+        ReinitRequest, ReloadReply, ReloadRequest, RestartRequest, ScheduleOperationRequest, SetSettingsReply,
         SetSettingsRequest, SettingsOutcome, SettingsReply, SettingsRequest, StatusRequest, SwitchoverRequest,
         admin_server::Admin,
     },
-    state::ClusterState,
+    state::{ClusterState, Outcome},
 };
 
 /// The Raft leader has so long to say what it knows of the members; a load balancer that waits for `/cluster` gets what is
@@ -60,9 +61,9 @@ pub async fn perform(
     if manager.leadership().leader.is_none() {
         return Reply::text(503, "no Raft leader answers: bring a majority of managers up; nothing was changed\n");
     }
-    let request_id = uuid::Uuid::now_v7().to_string();
+    let (user, request_id) = (asked.user, uuid::Uuid::now_v7().to_string());
     match asked.order {
-        Order::Set(settings) => match set(admin, settings, (asked.user, request_id)).await {
+        Order::Set(settings) => match set(admin, settings, (user, request_id)).await {
             Ok(reply) => match outcome(&reply) {
                 Some(refusal) => refusal,
                 None => {
@@ -72,7 +73,17 @@ pub async fn perform(
             },
             Err(status) => unanswered("the change of settings", &status),
         },
-        Order::Switchover { from, to } => {
+        Order::Switchover { from, to, at: Some(at_ms) } => {
+            let asked = (OperationKind::Switchover, from, to);
+            scheduled(admin, &SWITCHOVER, later(asked, at_ms, (format!("{user} (REST)"), request_id))).await
+        }
+        Order::Restart { at: Some(at_ms) } => {
+            let asked = (OperationKind::Restart, String::new(), manager.me().to_string());
+            scheduled(admin, &RESTART, later(asked, at_ms, (format!("{user} (REST)"), request_id))).await
+        }
+        Order::CancelSwitchover => take_back(manager, admin, &SWITCHOVER, (format!("{user} (REST)"), request_id)).await,
+        Order::CancelRestart => take_back(manager, admin, &RESTART, (format!("{user} (REST)"), request_id)).await,
+        Order::Switchover { from, to, at: None } => {
             let request = SwitchoverRequest { to: None, candidate: to, request_id, from };
             follow(manager, &SWITCHOVER, admin.switchover(Request::new(request)).await).await
         }
@@ -80,7 +91,7 @@ pub async fn perform(
             let request = FailoverRequest { to: None, candidate: to, request_id, allow_data_loss: false };
             follow(manager, &FAILOVER, admin.failover(Request::new(request)).await).await
         }
-        Order::Restart => {
+        Order::Restart { at: None } => {
             let request = RestartRequest { to: None, member: manager.me().to_string(), request_id };
             follow(manager, &RESTART, admin.restart(Request::new(request)).await).await
         }
@@ -207,6 +218,57 @@ const FAILOVER: Words =
     Words { name: "failover", done: |member| format!("Successfully failed over to \"{member}\"\n") };
 const RESTART: Words = Words { name: "restart", done: |_| "restarted successfully\n".to_owned() };
 
+/// What is asked for: its kind, who is to be primary then, and who is meant.
+type Meant = (OperationKind, String, String);
+
+fn later((kind, from, member): Meant, at_ms: u64, (by, request_id): (String, String)) -> ScheduleOperationRequest {
+    ScheduleOperationRequest { to: None, kind: kind as i32, from, member, at_ms, by, request_id }
+}
+
+async fn scheduled(admin: &impl Admin, words: &Words, request: ScheduleOperationRequest) -> Reply {
+    let name = words.name;
+    match admin.schedule_operation(Request::new(request)).await.map(tonic::Response::into_inner) {
+        Ok(reply) if reply.accepted => {
+            let mut title = name.to_owned();
+            title[..1].make_ascii_uppercase();
+            Reply::text(202, format!("{title} scheduled\n"))
+        }
+        Ok(reply) if reply.past => Reply::text(422, format!("Cannot schedule {name} in the past: {}\n", reply.reason)),
+        Ok(reply) if reply.undecided => Reply::text(
+            503,
+            format!("{name} may not be scheduled: {}; see `matriarch operations list`\n", reply.reason),
+        ),
+        Ok(reply) if reply.taken => Reply::text(409, format!("{}\n", reply.reason)),
+        Ok(reply) => Reply::text(412, format!("{name} is not scheduled: {}\n", reply.reason)),
+        Err(status) => unanswered(&format!("the {name}"), &status),
+    }
+}
+
+/// The switchover that is scheduled, or the restart of this host.
+async fn take_back(
+    manager: &ManagerHandle,
+    admin: &impl Admin,
+    words: &Words,
+    (by, request_id): (String, String),
+) -> Reply {
+    let name = words.name;
+    let all = match admin.operations(Request::new(OperationsRequest { to: None })).await {
+        Ok(reply) => reply.into_inner().operations,
+        Err(status) => return unanswered("anything", &status),
+    };
+    let mine = |r: &&OperationRecord| name != RESTART.name || r.to == manager.me().as_str();
+    let Some(record) = all.iter().filter(|r| r.state == "scheduled" && r.kind == name).find(mine) else {
+        let what = if name == RESTART.name { "no restarts are scheduled\n" } else { "no switchover is scheduled\n" };
+        return Reply::text(404, what);
+    };
+    let request = CancelOperationRequest { to: None, id: record.id, by, request_id };
+    match admin.cancel_operation(Request::new(request)).await.map(tonic::Response::into_inner) {
+        Ok(reply) if reply.done => Reply::text(200, format!("scheduled {name} deleted\n")),
+        Ok(reply) => Reply::text(409, format!("{name} is not taken back: {}\n", reply.reason)),
+        Err(status) => unanswered(&format!("the end of the {name}"), &status),
+    }
+}
+
 /// Until it ends, or the client would lose patience.
 async fn follow(
     manager: &ManagerHandle,
@@ -255,6 +317,10 @@ enum End {
 }
 
 fn ended(state: &ClusterState, id: u64) -> Option<End> {
+    if let Some(ended) = state.agenda.ended_of(id) {
+        let member = ended.to.clone().filter(|_| ended.outcome == Outcome::Succeeded);
+        return Some(member.map_or_else(|| End::Failed(ended.reason.clone()), End::Succeeded));
+    }
     let last = state.last_operation.as_ref().filter(|last| last.operation.id >= id)?;
     Some(match (last.operation.id == id, last.succeeded) {
         (false, _) => End::Forgotten,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use super::{
-    Malformed,
+    Malformed, agenda,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
@@ -126,6 +126,7 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
         Kind::SetSettings { version, changes, by, beside } => {
             c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
         }
+        Kind::Agenda(change) => c::Kind::Agenda(agenda::change(change)),
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
@@ -249,6 +250,7 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             by: s.by,
             beside: s.beside.map(TimingsId),
         },
+        K::Agenda(change) => Kind::Agenda(agenda::change_of(change)?),
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
@@ -318,6 +320,7 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         reader: reader::reader(&state.reader),
         cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
         moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
+        agenda: agenda::whole(&state.agenda),
     }
     .encode_to_vec()
 }
@@ -404,6 +407,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
             .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
             .collect::<Result<_>>()?,
         moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
+        agenda: agenda::whole_of(raw.agenda)?,
     })
 }
 
@@ -539,7 +543,7 @@ fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
     TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch, first_record }
 }
 
-fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
+pub(super) fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
     match kind {
         OperationKind::Switchover => v1::OperationKind::Switchover,
         OperationKind::Failover => v1::OperationKind::Failover,
@@ -548,7 +552,11 @@ fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
     }
 }
 
-fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
+/// From the wire.
+///
+/// # Errors
+/// One that this version doesn't know.
+pub fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
     match v1::OperationKind::try_from(raw) {
         Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
         Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
@@ -558,7 +566,7 @@ fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
     }
 }
 
-fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
+pub(super) fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
     match phase {
         OperationPhase::Checkpoint => v1::OperationPhase::Checkpoint,
         OperationPhase::HoldWrites => v1::OperationPhase::HoldWrites,
@@ -571,7 +579,7 @@ fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
     }
 }
 
-fn decode_phase(raw: i32) -> Result<OperationPhase> {
+pub(super) fn decode_phase(raw: i32) -> Result<OperationPhase> {
     match v1::OperationPhase::try_from(raw) {
         Ok(v1::OperationPhase::Checkpoint) => Ok(OperationPhase::Checkpoint),
         Ok(v1::OperationPhase::HoldWrites) => Ok(OperationPhase::HoldWrites),
@@ -648,7 +656,7 @@ mod tests {
 
     fn every_kind() -> Vec<Kind> {
         let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into(), agent: "h:3".into() };
-        vec![
+        let kinds = vec![
             Kind::Genesis {
                 cluster_id: ClusterId("c".into()),
                 generation: Generation(1),
@@ -717,8 +725,10 @@ mod tests {
             Kind::BeginOperation { kind: OperationKind::Reinit, from: None, to: id("a"), accepts_loss: true },
             Kind::AdvanceOperation { id: 3, phase: OperationPhase::Stream },
             Kind::Acknowledge { by: "kim".into() },
-            Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) },
-        ]
+            Kind::EndOperation { id: 3, succeeded: false, reason: "late".into() },
+        ];
+        let agenda = agenda::tests::every_change().into_iter().map(Kind::Agenda);
+        kinds.into_iter().chain(agenda).chain([Kind::NoteFormat { format: Format(Format::NEWEST.0 + 1) }]).collect()
     }
 
     #[test]

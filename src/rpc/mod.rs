@@ -5,6 +5,7 @@
 //! [`codec`] is what stands in the Raft log and in snapshots; [`convert`] is
 //! what travels between processes.
 
+pub mod agenda;
 pub mod archive;
 pub mod briefing;
 pub mod codec;

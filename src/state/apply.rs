@@ -99,6 +99,7 @@ impl ClusterState {
             Kind::Lend { member, id, life } => self.lend(member, *id, *life),
             Kind::EndLend { id, reason } => self.end_lend(*id, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
+            Kind::Agenda(change) => self.change_agenda(command, change),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
             Kind::Acknowledge { by } => self.acknowledge(by),
@@ -309,15 +310,15 @@ impl ClusterState {
         }
     }
 
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         kind: OperationKind,
         from: Option<&MemberId>,
         to: &MemberId,
         (request_id, because, accepts_loss): (&str, RuleId, bool),
     ) -> Result<Option<String>, String> {
-        if let Some(known) = self.operation_of(request_id) {
-            return Err(format!("this request began operation {}", known.id));
+        if let Some(known) = self.number_of(request_id) {
+            return Err(format!("this request began operation {known}"));
         }
         if let Some(running) = &self.operation {
             return Err(format!("operation {} is under way", running.id));
@@ -358,7 +359,7 @@ impl ClusterState {
         }))
     }
 
-    fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
+    pub(super) fn advance(&mut self, id: u64, to: OperationPhase) -> Result<Option<String>, String> {
         let Some(operation) = self.operation.as_mut().filter(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };
@@ -370,7 +371,7 @@ impl ClusterState {
         Ok(None)
     }
 
-    fn end(&mut self, id: u64, succeeded: bool, reason: &str) -> Result<Option<String>, String> {
+    pub(super) fn end(&mut self, id: u64, succeeded: bool, reason: &str) -> Result<Option<String>, String> {
         let Some(operation) = self.operation.take_if(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };

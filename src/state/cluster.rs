@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    agenda::Agenda,
     cascade::Link,
     command::RuleId,
     history::{Evidence, Reign},
@@ -85,6 +86,8 @@ pub struct ClusterState {
     pub moved: BTreeMap<MemberId, String>,
     /// Who has the address for standbys.
     pub reader: Reader,
+    /// What operators asked for beside the operation under way, and what came of the last ones.
+    pub agenda: Agenda,
 }
 
 /// Which life of which cluster.

@@ -4,6 +4,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
+    agenda::AgendaChange,
     cluster::{Member, OperationKind, OperationPhase},
     history::Evidence,
 };
@@ -302,6 +303,8 @@ pub enum Kind {
         /// Which.
         format: Format,
     },
+    /// Something is scheduled, begun, taken back or over.
+    Agenda(AgendaChange),
 }
 
 /// What a change of timings was decided on.
@@ -353,6 +356,7 @@ impl Kind {
             Self::Cascade { .. } => "cascade",
             Self::Lend { .. } => "lend",
             Self::EndLend { .. } => "end-lend",
+            Self::Agenda(change) => change.name(),
         }
     }
 
@@ -399,6 +403,7 @@ impl Kind {
             Self::GrantRunning { .. } => Format::RUNNING,
             Self::MoveMember { .. } => Format::OPERATE,
             Self::Lend { .. } | Self::EndLend { .. } => Format::OPERATE,
+            Self::Agenda(_) => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

@@ -62,6 +62,7 @@ impl ClusterState {
     /// Keeps the history up with a command that has just changed this state.
     pub(super) fn chronicle(&mut self, command: &Command) {
         let at = command.evidence.as_ref().map_or(0, |evidence| evidence.at_ms);
+        self.follow_operation(command);
         match &command.kind {
             Kind::Grant { member, .. } | Kind::GrantRunning { member, .. } => self.begin_reign(member, at),
             Kind::Open { .. } => {

@@ -7,6 +7,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod agenda;
 mod apply;
 mod cascade;
 pub mod cluster;
@@ -23,6 +24,7 @@ mod settings;
 mod sync;
 pub mod timings;
 
+pub use agenda::{Agenda, AgendaChange, Course, Ended, Outcome, PrimaryTurn, Request, Rolling, Scheduled, Work};
 pub use cascade::Link;
 pub use cluster::{
     ClusterState, FinishedOperation, GrantPhase, Identity, Incident, Lock, Member, Operation, OperationKind,

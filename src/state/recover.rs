@@ -51,6 +51,7 @@ impl ClusterState {
         let highest = self.highest_timeline().max(data.map_or(TimelineId(0), |d| d.timeline));
         let reserved = TimelineId(u32::try_from(after(highest.0.into(), JUMP_TIMELINES, place)).ok()?);
         state.lineage.push(TimelineRecord { timeline: reserved, epoch: state.epoch, switch: None, first_record: None });
+        state.agenda.recovered(state.operation.as_ref());
         if let Some(operation) = state.operation.take() {
             let reason = "the cluster was recovered".to_owned();
             state.last_operation = Some(FinishedOperation { operation, succeeded: false, reason });

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod addresses;
+mod agenda;
 mod api;
 mod clients;
 mod clocks;

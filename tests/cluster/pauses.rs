@@ -21,6 +21,10 @@ use crate::{
 
 pub const STEPS: &[Step] = &[
     ("restart_of_the_primary_and_of_a_standby_loses_nothing", restart_of_the_primary_and_of_a_standby_loses_nothing),
+    (
+        "what_is_scheduled_begins_and_all_are_restarted_in_turn",
+        crate::agenda::what_is_scheduled_begins_and_all_are_restarted_in_turn,
+    ),
     ("minor_upgrade_by_the_recipe", minor_upgrade_by_the_recipe),
     ("a_crash_in_a_pause_is_restarted_in_place", a_crash_in_a_pause_is_restarted_in_place),
     ("a_clean_stop_in_a_pause_is_respected", a_clean_stop_in_a_pause_is_respected),

@@ -397,6 +397,7 @@ impl Toy {
             timings: &self.timings,
             since: self.since,
             now: self.moment(),
+            wall_ms: 0,
         }
     }
 
