@@ -184,6 +184,17 @@ fn what_can_be_rolled_back_is_and_nothing_else() {
 }
 
 #[test]
+fn a_copy_by_command_is_given_up_until_it_is_in_place() {
+    let mut scene = Scene::new();
+    scene.done("r1", plain(OperationKind::Reinit, "b"));
+    scene.change("", cancel(1, Some(OperationPhase::Copy)));
+    assert_eq!((scene.last().outcome, scene.state.operation.as_ref()), (Outcome::Cancelled, None));
+    scene.done("r2", plain(OperationKind::Reinit, "b"));
+    scene.done("", Kind::AdvanceOperation { id: 2, phase: OperationPhase::Stream });
+    assert!(scene.refused("", cancel(2, Some(OperationPhase::Stream))).contains("Stream"));
+}
+
+#[test]
 fn a_rolling_restart_counts_who_was_restarted_and_ends_with_the_first_failure() {
     let mut scene = Scene::new();
     scene.change("r", roll());
