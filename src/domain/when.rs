@@ -1,8 +1,6 @@
 //! Times that people write and read: of a schedule, in UTC or with the offset to it.
 
-use std::time::Duration;
-
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{Duration as Span, OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// What is no time, and how one is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,9 +13,13 @@ pub enum NoTime {
 
 /// `2026-11-28T15:00:00Z`, from milliseconds since 1970; nothing for 0.
 pub fn utc(ms: u64) -> String {
-    let at = OffsetDateTime::UNIX_EPOCH + Duration::from_millis(ms - ms % 1_000);
-    // Every year that the type can hold but those of five digits can be written.
-    if ms == 0 { String::new() } else { at.format(&Rfc3339).unwrap_or_default() }
+    if ms == 0 {
+        return String::new();
+    }
+    // What stands in the log is shown whatever it is: a time that no calendar has must not end whoever reads it.
+    let at =
+        OffsetDateTime::UNIX_EPOCH.checked_add(Span::milliseconds(i64::try_from(ms - ms % 1_000).unwrap_or(i64::MAX)));
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| format!("{ms} ms after 1970"))
 }
 
 /// Milliseconds since 1970 of `now`, `2026-11-28T15:00:00+01:00`, `2026-11-28 15:00 +01` and the like.
@@ -99,5 +101,8 @@ mod tests {
     fn it_is_written_in_utc() {
         assert_eq!(utc(1_795_878_000_999), "2026-11-28T15:00:00Z");
         assert_eq!(utc(0), "");
+        for far in [u64::MAX, u64::MAX / 2, 253_402_300_800_000] {
+            assert_eq!(utc(far), format!("{far} ms after 1970"));
+        }
     }
 }

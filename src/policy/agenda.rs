@@ -12,6 +12,9 @@ use crate::{
 /// So late a scheduled operation may begin, and no later: whoever chose the time chose it for what else there was.
 pub const WINDOW: Duration = Duration::from_secs(600);
 
+/// So far away a time may be.
+pub const HORIZON: Duration = Duration::from_secs(10 * 366 * 86_400);
+
 /// Why nothing can be scheduled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotScheduled {
@@ -69,6 +72,9 @@ pub fn admit(
     if at_ms < s.wall_ms {
         let (at, now) = (when::utc(at_ms), when::utc(s.wall_ms));
         return Err(NotScheduled::Past(format!("{at} is over: it is {now} by the clock of the Raft leader's host")));
+    }
+    if Duration::from_millis(at_ms - s.wall_ms) > HORIZON {
+        return refused(format!("{} is more than ten years away", when::utc(at_ms)));
     }
     if let Some(known) = taken(s, kind, to) {
         return Err(NotScheduled::Taken(known));

@@ -122,6 +122,10 @@ fn what_makes_no_sense_is_not_scheduled() {
     let Err(NotScheduled::Taken(why)) = ask(&bench, switchover, Some("c"), AT) else { panic!() };
     assert!(why.starts_with("operation 5, a switchover from a to b, is scheduled for"), "{why}");
     assert!(matches!(ask(&bench, restart, Some("b"), AT), Ok(Kind::Agenda(AgendaChange::Schedule { .. }))));
+    for far in [AT + 11 * 366 * 86_400_000, u64::MAX] {
+        let Err(NotScheduled::Refused(why)) = ask(&bench, restart, Some("b"), far) else { panic!() };
+        assert!(why.ends_with("is more than ten years away"), "{why}");
+    }
     let Err(NotScheduled::Past(why)) = ask(&bench, restart, Some("b"), AT - 1) else { panic!() };
     assert!(why.starts_with("1970-01-01T00:16:39Z is over"), "{why}");
     assert!(refused(ask(&bench, OperationKind::Failover, Some("b"), AT)).contains("can't be scheduled"));

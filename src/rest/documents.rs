@@ -249,8 +249,8 @@ pub fn history(facts: &Facts<'_>) -> Value {
 }
 
 fn rfc3339(since_1970: Duration) -> String {
-    let at = time::OffsetDateTime::UNIX_EPOCH + since_1970;
-    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+    let at = time::Duration::try_from(since_1970).ok().and_then(|d| time::OffsetDateTime::UNIX_EPOCH.checked_add(d));
+    at.and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok()).unwrap_or_default()
 }
 
 /// `/config`: the settings in force, by Matriarch's names; of each member what somebody has set. `PUT /config` takes it.
