@@ -295,7 +295,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings_history(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.settings_history(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -412,9 +412,11 @@ impl v1::admin_server::Admin for AdminService {
             return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
         }
         let dry_run = is_dry(asked.change());
-        Ok(Response::new(match self.manager.change_members(member_change(asked)?, dry_run).await {
-            Ok(()) => v1::ChangeMemberReply { done: true, ..Default::default() },
-            Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice },
+        let changed = self.manager.change_members(member_change(asked)?, dry_run).await;
+        let note = self.manager.note().unwrap_or_default();
+        Ok(Response::new(match changed {
+            Ok(()) => v1::ChangeMemberReply { done: true, note, ..Default::default() },
+            Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice, note },
         }))
     }
 
@@ -429,9 +431,10 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::RaftStatusRequest { to: to_leader(&leader, &self.manager), local: false };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.raft_status(passed_on(message))).await {
-                return Ok(reply);
-            }
+            // The others are asked meanwhile: should the leader be dead, nobody waits for one after the other.
+            let led = tokio::time::timeout(raft::BY_LEADER, client.raft_status(passed_on(message)));
+            let (led, here) = tokio::join!(led, raft::status(&self.manager, false));
+            return led.ok().and_then(Result::ok).map_or_else(|| Ok(Response::new(here)), Ok);
         }
         Ok(Response::new(raft::status(&self.manager, asked.local).await))
     }
