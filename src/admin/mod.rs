@@ -30,6 +30,8 @@ const PASSED_ON: Duration = Duration::from_secs(3);
 /// The same for what only looks: whoever looks at a cluster with a dead host wants the rest of it soon, and a manager that
 /// doesn't lead has an answer of its own.
 const LOOKED_UP: Duration = Duration::from_millis(700);
+/// What nobody else can say, and what the leader may look at for a second before it answers.
+const LOOKED_AT: Duration = Duration::from_millis(1_300);
 
 /// The service, on any manager.
 pub struct AdminService {
@@ -207,7 +209,9 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.failover_loss(passed_on(v1::FailoverRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::FailoverRequest { to, ..asked });
+            request.set_timeout(LOOKED_AT);
+            return client.failover_loss(request).await;
         }
         let candidate = convert::member_id(&asked.candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(match self.manager.would_lose(&candidate) {
@@ -247,7 +251,16 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.profile(passed_on(v1::ProfileRequest { to, ..asked })).await;
+            let shows = asked.profile.is_empty();
+            let mut request = passed_on(v1::ProfileRequest { to, ..asked.clone() });
+            if shows {
+                request.set_timeout(LOOKED_UP);
+            }
+            match client.profile(request).await {
+                // What was applied here may be older.
+                Err(_) if shows && asked.overrides.is_empty() => {}
+                reply => return reply,
+            }
         }
         profile::of(&self.manager, asked).await.map(Response::new)
     }
@@ -458,7 +471,9 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.check_member(passed_on(v1::CheckMemberRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::CheckMemberRequest { to, ..asked });
+            request.set_timeout(LOOKED_AT);
+            return client.check_member(request).await;
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         raft::check(&self.manager, &member).await.map(Response::new)
