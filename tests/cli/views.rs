@@ -125,7 +125,7 @@ fn a_dead_or_frozen_host_costs_a_moment() {
                 &["raft", "status"],
                 &["config", "history"],
                 &["member", "check", "n2"],
-                &["profile", "show"],
+                &["profile"],
                 &["events"],
             ];
             for command in looks {
