@@ -910,7 +910,7 @@ impl Admin for Manager {
         let replaces = matches!(request.change(), MemberChange::Replace | MemberChange::DryReplace);
         let done = replaces && request.member == "n2";
         let reason = if done { String::new() } else { format!("{} is no member", request.member) };
-        Ok(Response::new(ChangeMemberReply { done, reason, advice: String::new() }))
+        Ok(Response::new(ChangeMemberReply { done, reason, ..ChangeMemberReply::default() }))
     }
 
     async fn raft_status(&self, _: Request<RaftStatusRequest>) -> Result<Response<RaftStatusReply>, Status> {

@@ -31,6 +31,8 @@ const PASSED_ON: Duration = Duration::from_secs(3);
 /// The same for what only looks: whoever looks at a cluster with a dead host wants the rest of it soon, and a manager that
 /// doesn't lead has an answer of its own.
 const LOOKED_UP: Duration = Duration::from_millis(700);
+/// What nobody else can say, and what the leader may look at for a second before it answers.
+const LOOKED_AT: Duration = Duration::from_millis(1_300);
 
 /// The service, on any manager.
 pub struct AdminService {
@@ -216,7 +218,9 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.failover_loss(passed_on(v1::FailoverRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::FailoverRequest { to, ..asked });
+            request.set_timeout(LOOKED_AT);
+            return client.failover_loss(request).await;
         }
         let candidate = convert::member_id(&asked.candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(match self.manager.would_lose(&candidate) {
@@ -256,7 +260,16 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.profile(passed_on(v1::ProfileRequest { to, ..asked })).await;
+            let shows = asked.profile.is_empty();
+            let mut request = passed_on(v1::ProfileRequest { to, ..asked.clone() });
+            if shows {
+                request.set_timeout(LOOKED_UP);
+            }
+            match client.profile(request).await {
+                // What was applied here may be older.
+                Err(_) if shows && asked.overrides.is_empty() => {}
+                reply => return reply,
+            }
         }
         profile::of(&self.manager, asked).await.map(Response::new)
     }
@@ -304,7 +317,7 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::SettingsRequest { to: to_leader(&leader, &self.manager) };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.settings_history(passed_on(message))).await {
+            if let Ok(Ok(reply)) = tokio::time::timeout(LOOKED_UP, client.settings_history(passed_on(message))).await {
                 return Ok(reply);
             }
         }
@@ -504,9 +517,11 @@ impl v1::admin_server::Admin for AdminService {
             return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
         }
         let dry_run = is_dry(asked.change());
-        Ok(Response::new(match self.manager.change_members(member_change(asked)?, dry_run).await {
-            Ok(()) => v1::ChangeMemberReply { done: true, ..Default::default() },
-            Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice },
+        let changed = self.manager.change_members(member_change(asked)?, dry_run).await;
+        let note = self.manager.note().unwrap_or_default();
+        Ok(Response::new(match changed {
+            Ok(()) => v1::ChangeMemberReply { done: true, note, ..Default::default() },
+            Err(NotChanged { reason, advice }) => v1::ChangeMemberReply { done: false, reason, advice, note },
         }))
     }
 
@@ -521,9 +536,10 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let message = v1::RaftStatusRequest { to: to_leader(&leader, &self.manager), local: false };
-            if let Ok(Ok(reply)) = tokio::time::timeout(PASSED_ON, client.raft_status(passed_on(message))).await {
-                return Ok(reply);
-            }
+            // The others are asked meanwhile: should the leader be dead, nobody waits for one after the other.
+            let led = tokio::time::timeout(raft::BY_LEADER, client.raft_status(passed_on(message)));
+            let (led, here) = tokio::join!(led, raft::status(&self.manager, false));
+            return led.ok().and_then(Result::ok).map_or_else(|| Ok(Response::new(here)), Ok);
         }
         Ok(Response::new(raft::status(&self.manager, asked.local).await))
     }
@@ -547,7 +563,9 @@ impl v1::admin_server::Admin for AdminService {
             && let Some((leader, mut client)) = self.manager.leader_admin()
         {
             let to = to_leader(&leader, &self.manager);
-            return client.check_member(passed_on(v1::CheckMemberRequest { to, ..asked })).await;
+            let mut request = passed_on(v1::CheckMemberRequest { to, ..asked });
+            request.set_timeout(LOOKED_AT);
+            return client.check_member(request).await;
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         raft::check(&self.manager, &member).await.map(Response::new)

@@ -14,6 +14,8 @@ use crate::{
 
 /// Each node has so long to say how it is: a dead host must not keep an operator waiting.
 const ASKED: Duration = Duration::from_millis(800);
+/// The leader asks each node, too.
+pub(super) const BY_LEADER: Duration = Duration::from_millis(1_000);
 /// A snapshot takes longer than a word.
 const COMPACTED: Duration = Duration::from_secs(8);
 
@@ -34,11 +36,14 @@ fn node(of: GroupMember) -> v1::RaftNode {
 pub(super) async fn status(manager: &ManagerHandle, alone: bool) -> v1::RaftStatusReply {
     let (membership, joint) = manager.raft_membership();
     let mut nodes: Vec<v1::RaftNode> = manager.raft_members().into_iter().map(node).collect();
-    let here = manager.raft_overview();
-    let mut said: Vec<(String, v1::RaftSelf)> = vec![(manager.me().to_string(), here)];
-    if !alone {
-        said.extend(of_others(manager).await);
-    }
+    let others = async {
+        match alone {
+            true => Vec::new(),
+            false => of_others(manager).await,
+        }
+    };
+    let (here, mut said) = tokio::join!(manager.raft_overview(), others);
+    said.push((manager.me().to_string(), here));
     let group = manager.group();
     for node in &mut nodes {
         // A manager is one node, the last it was given; what its older ones knew is gone.
@@ -105,9 +110,9 @@ pub(super) async fn snapshot(manager: &ManagerHandle, asked: v1::RaftSnapshotReq
 }
 
 async fn here(manager: &ManagerHandle) -> v1::RaftSnapshotOf {
-    let before = manager.raft_overview();
+    let before = manager.raft_overview().await;
     let problem = manager.compact_raft().await.err().unwrap_or_default();
-    let after = manager.raft_overview();
+    let after = manager.raft_overview().await;
     v1::RaftSnapshotOf { member: manager.me().to_string(), before: Some(before), after: Some(after), problem }
 }
 

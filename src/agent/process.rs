@@ -210,6 +210,8 @@ impl Agent {
         }
         holder.allow_failsafe(config.cluster.failsafe);
         holder.set_members(durable.members.clone());
+        holder.set_moved(durable.moved.clone());
+        instance.set_moved(&durable.moved);
         instance.set_settings(durable.settings.clone());
         let in_force = durable.timings.in_force().copied();
         if let Some(in_force) = in_force {
@@ -529,7 +531,11 @@ impl Agent {
                 }
             }
             Effect::Members(members) => hands.holder.set_members(members),
-            Effect::Moved(moved) => hands.holder.set_moved(moved),
+            Effect::Moved(moved) => {
+                hands.instance.set_moved(&moved);
+                hands.holder.set_moved(moved);
+                hands.refresh_timings(self.guard.clone());
+            }
             Effect::Answer(letter) => self.answer(letter),
             Effect::Notice(notice) => send_notice(hands, notice),
             Effect::Begin(task) => self.begin(task),

@@ -15,8 +15,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberList, SettingsDocument, SyncRule, SyncWord,
-    TimelineId, Timings, TimingsId, TimingsInUse, WalPosition, ids::BadMemberId,
+    ClusterId, CommittedTimings, Epoch, Generation, LostWal, Lsn, MemberId, MemberList, SettingsDocument, SyncRule,
+    SyncWord, TimelineId, Timings, TimingsId, TimingsInUse, WalPosition, ids::BadMemberId,
 };
 
 const FILE: &str = "agent.json";
@@ -99,6 +99,8 @@ pub struct Durable {
     pub clone_failures: u64,
     /// The members as last told.
     pub members: MemberList,
+    /// Managers that were moved by command, as last told, and where they are.
+    pub moved: BTreeMap<MemberId, String>,
     /// The timings as last told. What a lease was counted by is never older.
     pub timings: TimingsInUse,
     /// The settings as last told.
@@ -142,6 +144,9 @@ struct Raw {
     clone_failures: u64,
     #[serde(default)]
     members: RawMembers,
+    /// Only when somebody was moved, for a version that doesn't know of it refuses the file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    moved: BTreeMap<String, String>,
     #[serde(default)]
     timings: RawTimings,
     /// Only when something was ever set: a version that doesn't know of settings refuses the file with them.
@@ -312,6 +317,7 @@ impl From<&Durable> for Raw {
                 version: d.members.version,
                 agents: d.members.agents.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
             },
+            moved: d.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
             timings: RawTimings {
                 oldest: d.timings.oldest.0,
                 committed: d.timings.committed.iter().map(RawCommitted::from).collect(),
@@ -354,6 +360,7 @@ impl TryFrom<Raw> for Durable {
     fn try_from(r: Raw) -> Result<Durable, String> {
         let agents = r.members.agents.into_iter().map(|(id, at)| Ok((id.parse()?, at)));
         let agents = agents.collect::<Result<_, BadMemberId>>().map_err(|e| e.to_string())?;
+        let moved = r.moved.into_iter().map(|(id, at)| Ok((id.parse()?, at)));
         let committed = r.timings.committed.into_iter().map(CommittedTimings::try_from);
         Ok(Durable {
             cluster_id: ClusterId(r.cluster_id),
@@ -371,6 +378,7 @@ impl TryFrom<Raw> for Durable {
             rewind_failures: r.rewind_failures,
             clone_failures: r.clone_failures,
             members: MemberList { version: r.members.version, agents },
+            moved: moved.collect::<Result<_, BadMemberId>>().map_err(|e| e.to_string())?,
             timings: TimingsInUse {
                 oldest: TimingsId(r.timings.oldest),
                 committed: committed.collect::<Result<_, String>>()?,
@@ -501,6 +509,7 @@ mod tests {
             rewind_failures: 1,
             clone_failures: 2,
             members: MemberList { version: 3, agents: [("n1".parse().unwrap(), "h1:7401".to_owned())].into() },
+            moved: [("n2".parse().unwrap(), "h9:7400".to_owned())].into(),
             timings: TimingsInUse {
                 oldest: TimingsId(1),
                 committed: [(1, Profile::Slow), (2, Profile::Fast)]
@@ -532,12 +541,15 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_in_the_file_only_when_something_was_set() {
+    fn settings_and_moves_are_in_the_file_only_when_there_are_any() {
         let dir = tempfile::tempdir().unwrap();
         let (store, durable) = Store::open(dir.path(), &dir.path().join("pgdata")).unwrap();
         store.save(&durable).unwrap();
         let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
-        assert!(!text.contains("settings"), "the version before refuses what it does not know: {text}");
+        assert!(
+            !text.contains("settings") && !text.contains("moved"),
+            "the version before refuses what it does not know: {text}"
+        );
     }
 
     #[test]

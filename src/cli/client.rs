@@ -147,7 +147,7 @@ impl Client {
         managers.extend(self.managers.iter().cloned());
         let client = Client { managers };
         client
-            .ask(PATIENCE, async |mut admin| {
+            .look(PATIENCE, async |mut admin| {
                 let request = EventsRequest { to: Some(target("", 0)), after, follow };
                 admin.events(request).await.map(tonic::Response::into_inner)
             })
@@ -172,7 +172,7 @@ impl Client {
 
     /// Asks what a failover would lose.
     pub async fn failover_loss(&self, request: FailoverRequest) -> Result<FailoverLossReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        self.look(OPERATION_PATIENCE, async |mut admin| {
             admin.failover_loss(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
@@ -189,7 +189,8 @@ impl Client {
 
     /// Asks for the timings, or for others. The same `request_id` goes to every manager tried.
     pub async fn profile(&self, request: ProfileRequest) -> Result<ProfileReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        let way = if request.profile.is_empty() { Way::Look } else { Way::Change };
+        self.race(way, OPERATION_PATIENCE, async |mut admin| {
             admin.profile(request.clone()).await.map(tonic::Response::into_inner)
         })
         .await
@@ -211,7 +212,7 @@ impl Client {
 
     /// Asks for the last changes of the settings.
     pub async fn settings_history(&self) -> Result<SettingsHistoryReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        self.look(OPERATION_PATIENCE, async |mut admin| {
             let request = SettingsRequest { to: Some(target("", 0)) };
             admin.settings_history(request).await.map(tonic::Response::into_inner)
         })
@@ -220,7 +221,7 @@ impl Client {
 
     /// Asks for PostgreSQL's settings on the host of the manager that answers.
     pub async fn postgres_settings(&self, request: ParametersRequest) -> Result<ParametersReply, ClientError> {
-        self.ask(OPERATION_PATIENCE, async |mut admin| {
+        self.look(OPERATION_PATIENCE, async |mut admin| {
             let request = ParametersRequest { to: Some(target("", 0)), ..request.clone() };
             admin.postgres_settings(request).await.map(tonic::Response::into_inner)
         })
@@ -350,7 +351,7 @@ impl Client {
         .await
     }
 
-    async fn look<T>(
+    pub(super) async fn look<T>(
         &self,
         patience: Duration,
         call: impl AsyncFn(AdminClient<Channel>) -> Result<T, Status>,

@@ -73,7 +73,7 @@ fn request(change: MemberChange, member: &str) -> ChangeMemberRequest {
 
 impl Client {
     async fn check_member(&self, member: &str) -> Result<CheckMemberReply, ClientError> {
-        self.ask(super::client::OPERATION_PATIENCE, async move |mut admin| {
+        self.look(super::client::OPERATION_PATIENCE, async move |mut admin| {
             let request = CheckMemberRequest { to: Some(target("", 0)), member: member.to_owned() };
             admin.check_member(request).await.map(tonic::Response::into_inner)
         })
@@ -160,17 +160,28 @@ async fn change(args: &ClientArgs, request: ChangeMemberRequest, dry_run: bool, 
         Err(error) => Err(error),
     };
     match reply {
-        Ok(reply) if reply.done && dry_run => {
-            print("nothing stands against it; nothing was changed\n");
-            exit::OK
-        }
-        Ok(reply) if reply.done => {
-            print(&format!("{done}; see `matriarch member list`\n"));
-            exit::OK
-        }
-        Ok(reply) if reply.advice.is_empty() => complain(&format!("refused: {}", reply.reason), exit::FAILED),
-        Ok(reply) => complain(&format!("refused: {}; {}", reply.reason, reply.advice), exit::FAILED),
+        Ok(reply) => match said(&reply, dry_run, done) {
+            Ok(text) => {
+                print(&text);
+                exit::OK
+            }
+            Err(why) => complain(&why, exit::FAILED),
+        },
         Err(error) => complain_client(&error),
+    }
+}
+
+/// What became of a change, or why nothing did.
+fn said(reply: &ChangeMemberReply, dry_run: bool, done: &str) -> Result<String, String> {
+    let note = match reply.note.as_str() {
+        "" => String::new(),
+        note => format!("\nnote: {note}"),
+    };
+    match (reply.done, dry_run, reply.advice.as_str()) {
+        (true, true, _) => Ok(format!("nothing stands against it; nothing was changed{note}\n")),
+        (true, false, _) => Ok(format!("{done}; see `matriarch member list`{note}\n")),
+        (false, _, "") => Err(format!("refused: {}{note}", reply.reason)),
+        (false, _, advice) => Err(format!("refused: {}; {advice}{note}", reply.reason)),
     }
 }
 
@@ -236,4 +247,25 @@ async fn wait(client: &Client, member: &str) -> Exit {
         }
     }
     complain("the new generation is written and no leader is seen yet; see `matriarch status --local`", exit::FAILED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_in_a_paused_cluster_says_that_it_is_paused() {
+        let note = "the cluster is paused by ada: no automatic failover until `matriarch resume`".to_owned();
+        let mut reply = ChangeMemberReply { done: true, note, ..ChangeMemberReply::default() };
+        let text = said(&reply, false, "n4 is a member").unwrap();
+        assert!(
+            text.starts_with("n4 is a member; see `matriarch member list`\nnote: the cluster is paused by ada"),
+            "{text}"
+        );
+        assert!(said(&reply, true, "").unwrap().contains("paused"));
+        (reply.done, reply.reason) = (false, "n4 is a member already".into());
+        assert!(said(&reply, false, "").unwrap_err().contains("note: the cluster is paused"));
+        reply.note.clear();
+        assert_eq!(said(&reply, false, "").unwrap_err(), "refused: n4 is a member already");
+    }
 }

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 
 impl Client {
     async fn raft_status(&self, local: bool) -> Result<RaftStatusReply, ClientError> {
-        self.ask(super::client::OPERATION_PATIENCE, async move |mut admin| {
+        self.look(super::client::OPERATION_PATIENCE, async move |mut admin| {
             let request = RaftStatusRequest { to: Some(target("", 0)), local };
             admin.raft_status(request).await.map(tonic::Response::into_inner)
         })
@@ -144,7 +144,7 @@ fn row(reply: &RaftStatusReply, node: &RaftNode) -> Vec<Cell> {
         number(own.map(|own| own.applied)),
         number(own.map(|own| own.snapshot)),
         number(own.map(|own| own.purged)),
-        Cell::new(own.map(|own| size(own.log_bytes)).unwrap_or_default()),
+        Cell::new(own.filter(|own| own.log_bytes > 0).map(|own| size(own.log_bytes)).unwrap_or_default()),
         Cell::new(node.answered_ms.map(|ms| format!("{ms} ms")).unwrap_or_default()),
     ]
 }
@@ -175,8 +175,9 @@ struct Own {
     applied: u64,
     snapshot: u64,
     purged: u64,
-    bytes: u64,
-    log_bytes: u64,
+    /// `None`: the disk did not say so in time.
+    bytes: Option<u64>,
+    log_bytes: Option<u64>,
 }
 
 impl From<&RaftSelf> for Own {
@@ -190,8 +191,8 @@ impl From<&RaftSelf> for Own {
             applied: of.applied,
             snapshot: of.snapshot,
             purged: of.purged,
-            bytes: of.bytes,
-            log_bytes: of.log_bytes,
+            bytes: Some(of.bytes).filter(|bytes| *bytes > 0),
+            log_bytes: Some(of.log_bytes).filter(|bytes| *bytes > 0),
         }
     }
 }

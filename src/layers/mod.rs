@@ -143,8 +143,8 @@ impl Layers {
         let mode = options.config.kernel_lease;
         let gate = Gate::spawn(Parts { lease, sockets, may_reset, mode, kill, words: words.clone() })?;
         let watchdog = open_watchdog(&options, ioctl, &words)?;
-        let vip = open_vip(&options, &words)?;
         let reader = open_reader(&options, &words)?;
+        let vip = open_vip(&options, reader.as_ref(), &words)?;
         Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, reader, words }) })
     }
 
@@ -333,21 +333,27 @@ fn open_watchdog(
     Ok(Some(Watchdog::spawn(options, ioctl, words.clone())?))
 }
 
-fn open_vip(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
+fn open_vip(options: &LayersOptions, reader: Option<&Vip>, words: &Words) -> Result<Option<Vip>, LayerError> {
     let Some(config) = &options.config.vip else {
         words.vip().say("off");
         return Ok(None);
     };
-    open_address(config, words.vip(), false)
+    let sign = words.vip();
+    open_address(config, &sign, || Vip::spawn(VipConfig::clone(config), sign.clone(), reader))
 }
 
 /// Nothing is said of it where none is configured.
 fn open_reader(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
     let Some(config) = &options.config.vip_standby else { return Ok(None) };
-    open_address(config, words.reader(), true)
+    let sign = words.reader();
+    open_address(config, &sign, || Vip::spawn_reader(VipConfig::clone(config), sign.clone()))
 }
 
-fn open_address(config: &VipConfig, sign: Sign, reader: bool) -> Result<Option<Vip>, LayerError> {
+fn open_address(
+    config: &VipConfig,
+    sign: &Sign,
+    spawn: impl FnOnce() -> io::Result<Vip>,
+) -> Result<Option<Vip>, LayerError> {
     if config.mode == LayerMode::Off {
         sign.say("off");
         vip::remove_what_was_left(config);
@@ -367,7 +373,7 @@ fn open_address(config: &VipConfig, sign: Sign, reader: bool) -> Result<Option<V
             }
         }
     }
-    Ok(Some(Vip::spawn(config.clone(), sign, reader)?))
+    Ok(Some(spawn()?))
 }
 
 /// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.

@@ -7,6 +7,7 @@
 
 mod address;
 mod announce;
+mod beside;
 mod plan;
 
 use std::{
@@ -32,6 +33,7 @@ use crate::{
     guard::sys::two_clocks,
 };
 use address::{Address, AddressError, Put};
+use beside::{Kind, Shared};
 use plan::{Known, Step, Written};
 pub use plan::{LATE, Serving};
 
@@ -48,6 +50,7 @@ pub(super) struct Vip {
     inbox: Inbox<Order>,
     required: bool,
     works: Arc<AtomicBool>,
+    run: Shared,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,8 @@ enum Order {
     Serve(Serving),
     /// Of the one for standbys: it is lent to this host by this number, until then.
     Lent(Epoch, TwoClocks),
+    /// Of the one for standbys: it was put up beside the primary's.
+    Beside,
     /// No lease is held any more.
     Down(Option<SyncSender<()>>),
     End,
@@ -102,27 +107,46 @@ pub(super) fn remove_what_was_left(config: &VipConfig) {
 }
 
 impl Vip {
-    /// `reader`: it is the one for standbys.
-    pub fn spawn(config: VipConfig, sign: Sign, reader: bool) -> io::Result<Vip> {
-        let works = Arc::new(AtomicBool::new(true));
-        let vip = Vip { inbox: Inbox::new(), required: config.mode == LayerMode::Required, works: works.clone() };
+    /// The address that leads to the primary. `reader`: the one for standbys may be on this host, too.
+    pub fn spawn(config: VipConfig, sign: Sign, reader: Option<&Vip>) -> io::Result<Vip> {
+        Vip::spawn_as(config, sign, Kind::primary(reader.map(|vip| vip.run.clone())))
+    }
+
+    /// The one for standbys.
+    pub fn spawn_reader(config: VipConfig, sign: Sign) -> io::Result<Vip> {
+        Vip::spawn_as(config, sign, Kind::Reader(beside::Reader::default()))
+    }
+
+    fn spawn_as(config: VipConfig, sign: Sign, kind: Kind) -> io::Result<Vip> {
+        let (works, required) = (Arc::new(AtomicBool::new(true)), config.mode == LayerMode::Required);
         let address = Address::open(&config)?;
         let known = Known { deadline: None, serving: Serving::Shut, written: None };
-        let inbox = vip.inbox.clone();
+        let inbox = Inbox::new();
+        let name = if matches!(kind, Kind::Reader(_)) { "standby-address" } else { "virtual-address" };
         let run = Run {
             config,
             address,
             sign,
-            reader,
-            works,
-            inbox,
+            kind,
+            works: works.clone(),
+            inbox: inbox.clone(),
             epoch: Epoch(0),
             known,
             announcing: None,
             remove_again: false,
         };
-        let name = if reader { "standby-address" } else { "virtual-address" };
-        thread::Builder::new().name(name.to_owned()).spawn(move || run.run())?;
+        let run = Shared::new(run);
+        let vip = Vip { inbox: inbox.clone(), required, works, run: run.clone() };
+        let turns = move || {
+            loop {
+                let patience = run.lock().patience();
+                let mail = inbox.wait(patience);
+                if !run.lock().take(mail) {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(turns)?;
         Ok(vip)
     }
 
@@ -174,7 +198,7 @@ struct Run {
     config: VipConfig,
     address: Address,
     sign: Sign,
-    reader: bool,
+    kind: Kind,
     works: Arc<AtomicBool>,
     inbox: Inbox<Order>,
     /// Whose deadline is known; of the one for standbys the number of its lend.
@@ -187,33 +211,37 @@ struct Run {
 }
 
 impl Run {
-    fn run(mut self) {
-        loop {
-            match self.inbox.wait(self.patience()) {
-                Mail::Order(Order::Arm(epoch, deadline, reply)) => {
-                    (self.epoch, self.known.deadline) = (epoch, Some(deadline));
-                    // Nobody waits any more: the promotion was given up.
-                    let _ = reply.send(self.prepare());
-                }
-                Mail::Order(Order::Resume(epoch, deadline)) => self.resume(epoch, deadline),
-                Mail::Order(Order::Serve(serving)) => self.known.serving = serving,
-                Mail::Order(Order::Lent(id, until)) => self.lent(id, until),
-                Mail::Order(Order::Down(reply)) => {
-                    self.down();
-                    // Without an answer it is known that it may be there still.
-                    if let Some(reply) = reply.filter(|_| !self.remove_again) {
-                        let _ = reply.send(());
-                    }
-                }
-                Mail::Order(Order::End) => return,
-                Mail::Moved(epoch, deadline) if self.known.deadline.is_some() && epoch == self.epoch => {
-                    self.known.deadline = Some(deadline);
-                }
-                // Of an epoch that is over.
-                Mail::Moved(..) | Mail::Nothing => {}
+    /// False when this was the end.
+    fn take(&mut self, mail: Mail<Order>) -> bool {
+        match mail {
+            Mail::Order(Order::Arm(epoch, deadline, reply)) => {
+                (self.epoch, self.known.deadline) = (epoch, Some(deadline));
+                // Nobody waits any more: the promotion was given up.
+                let _ = reply.send(self.prepare());
             }
-            self.act();
+            Mail::Order(Order::Resume(epoch, deadline)) => self.resume(epoch, deadline),
+            Mail::Order(Order::Serve(serving)) => self.known.serving = serving,
+            Mail::Order(Order::Lent(id, until)) => self.lent(id, until),
+            Mail::Order(Order::Down(reply)) => {
+                self.down();
+                // Without an answer it is known that it may be there still.
+                if let Some(reply) = reply.filter(|_| !self.remove_again) {
+                    let _ = reply.send(());
+                }
+            }
+            Mail::Order(Order::End) => return false,
+            Mail::Moved(epoch, deadline) if self.known.deadline.is_some() && epoch == self.epoch => {
+                self.known.deadline = Some(deadline);
+            }
+            // Of an epoch that is over.
+            Mail::Moved(..) | Mail::Order(Order::Beside) | Mail::Nothing => {}
         }
+        self.act();
+        true
+    }
+
+    fn is_reader(&self) -> bool {
+        matches!(self.kind, Kind::Reader(_))
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -224,7 +252,8 @@ impl Run {
             let due = announce::TIMES.get(times)?;
             Some(due.saturating_sub(now.boot.saturating_sub(since.boot)))
         });
-        [self.known.patience(now), again, look, announce].into_iter().flatten().min()
+        let known = if self.is_beside() { self.known.patience_beside(now) } else { self.known.patience(now) };
+        [known, again, look, announce].into_iter().flatten().min()
     }
 
     /// What would keep the address from being put up is said before anything becomes writable.
@@ -232,7 +261,7 @@ impl Run {
         match self.address.check() {
             Ok(()) => {
                 self.works.store(true, Ordering::Relaxed);
-                if self.reader {
+                if self.is_reader() {
                     self.sign.say("ready");
                 }
                 Ok(())
@@ -251,6 +280,7 @@ impl Run {
     fn resume(&mut self, epoch: Epoch, deadline: TwoClocks) {
         (self.epoch, self.known.deadline, self.known.serving) = (epoch, Some(deadline), Serving::Keep);
         if self.address.is_present().unwrap_or(false) {
+            self.say_here(true);
             let now = two_clocks();
             // For how long it was to be is not known: it is written anew at once.
             self.known.written = Some(Written { deadline: now, at: now, seconds: 0 });
@@ -259,7 +289,7 @@ impl Run {
 
     /// Nobody is lent what can't be put up, so it is looked again whether it can.
     fn is_to_look(&self) -> bool {
-        self.reader && self.known.deadline.is_none() && !self.works.load(Ordering::Relaxed)
+        self.is_reader() && self.known.deadline.is_none() && !self.works.load(Ordering::Relaxed)
     }
 
     /// What came late is no longer for it.
@@ -273,7 +303,7 @@ impl Run {
     }
 
     fn down(&mut self) {
-        if self.reader {
+        if self.is_reader() {
             // Whether PostgreSQL is open is told when that changes only, and what did not work stays said.
             self.known.deadline = None;
             self.remove();
@@ -305,8 +335,11 @@ impl Run {
         match self.known.step(now) {
             Step::Leave => {
                 if self.known.has_lapsed(now) && self.known.serving == Serving::Open {
-                    let what =
-                        if self.reader { "that it is lent was not confirmed" } else { "the lease was not renewed" };
+                    let what = if self.is_reader() {
+                        "that it is lent was not confirmed"
+                    } else {
+                        "the lease was not renewed"
+                    };
                     self.sign.say(&format!("failed: it has lapsed, {what} in time"));
                 }
                 true
@@ -315,7 +348,9 @@ impl Run {
                 self.remove();
                 true
             }
-            Step::Write(seconds) => self.write(seconds, now),
+            // With the next write of the primary's.
+            Step::Write(_) if self.is_beside() => true,
+            Step::Write(seconds) => self.write_both(seconds, now),
         }
     }
 
@@ -333,12 +368,7 @@ impl Run {
                     info!(address = %self.config.address, interface = self.config.interface, epoch = %self.epoch, "virtual address put up");
                     self.announcing = Some((now, 0));
                 }
-                // The process may have been stopped since it looked at the clock.
-                let in_time = plan::is_in_time(seconds, deadline.holder_remaining(two_clocks()));
-                if !in_time {
-                    self.remove();
-                }
-                in_time
+                self.is_still_in_time(seconds)
             }
             Err(error) => {
                 // In doubt it goes. The next try is after a while.
@@ -349,6 +379,16 @@ impl Run {
         }
     }
 
+    /// The process may have been stopped since it looked at the clock; then what was written goes again.
+    fn is_still_in_time(&mut self, seconds: u32) -> bool {
+        let Some(deadline) = self.known.deadline.filter(|_| self.known.written.is_some()) else { return true };
+        let in_time = plan::is_in_time(seconds, deadline.holder_remaining(two_clocks()));
+        if !in_time {
+            self.remove();
+        }
+        in_time
+    }
+
     fn complain(&mut self, error: &AddressError) {
         self.works.store(false, Ordering::Relaxed);
         if self.sign.say(&format!("failed: {error}")) {
@@ -357,7 +397,7 @@ impl Run {
     }
 
     fn remove(&mut self) {
-        if self.take_away() && (!self.reader || self.works.load(Ordering::Relaxed)) {
+        if self.take_away() && (!self.is_reader() || self.works.load(Ordering::Relaxed)) {
             self.sign.say("ready");
         }
     }
@@ -367,6 +407,9 @@ impl Run {
         let written = self.known.written.take();
         let removed = self.address.remove();
         self.remove_again = removed.is_err();
+        if removed.is_ok() {
+            self.say_here(false);
+        }
         match removed {
             Ok(()) if written.is_some() => info!(address = %self.config.address, "virtual address taken away"),
             Ok(()) => {}

@@ -15,13 +15,20 @@ use crate::domain::{MemberId, moment::TwoClocks};
 const SILENCE: u32 = 10;
 const BETWEEN_LOOKUPS: Duration = Duration::from_secs(5);
 
+/// Which lookup an answer belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lookup(u64);
+
 /// One manager.
 struct Entry {
+    /// As it was said to be when it came in, for a move that is undone.
+    first: String,
     text: String,
     known: Option<SocketAddr>,
     /// A number can't change its meaning, so it is never looked up again.
     literal: bool,
-    looking: bool,
+    /// The lookup of this very text that is under way. An answer to any other is of an address that counts no more.
+    looking: Option<Lookup>,
     unanswered: u32,
     not_before: TwoClocks,
 }
@@ -31,7 +38,13 @@ impl Entry {
         let known = text.parse().ok();
         let literal = known.is_some();
         let not_before = TwoClocks::default();
-        Self { text: text.to_owned(), known, literal, looking: false, unanswered: 0, not_before }
+        Self { first: text.to_owned(), text: text.to_owned(), known, literal, looking: None, unanswered: 0, not_before }
+    }
+
+    fn go_to(&mut self, text: &str) {
+        if self.text != text {
+            *self = Self { first: std::mem::take(&mut self.first), ..Self::of(text) };
+        }
     }
 }
 
@@ -39,12 +52,13 @@ impl Entry {
 #[derive(Default)]
 pub struct Addresses {
     entries: BTreeMap<MemberId, Entry>,
+    lookups: u64,
 }
 
 impl Addresses {
     /// Takes `host:port` for every member. Names stay unknown until looked up.
     pub fn new(peers: &[(MemberId, String)]) -> Self {
-        Self { entries: peers.iter().map(|(member, text)| (member.clone(), Entry::of(text))).collect() }
+        Self { entries: peers.iter().map(|(member, text)| (member.clone(), Entry::of(text))).collect(), lookups: 0 }
     }
 
     /// Takes another list, and forgets nothing of those that stay as they were.
@@ -55,12 +69,11 @@ impl Addresses {
         }
     }
 
-    /// These are elsewhere than they were said to be; of others the first word counts.
+    /// These, and no others, are elsewhere than they were said to be at first: of whoever is not named any more that counts again.
     pub fn moved(&mut self, to: &BTreeMap<MemberId, String>) {
         for (member, entry) in &mut self.entries {
-            if let Some(text) = to.get(member).filter(|text| **text != entry.text) {
-                *entry = Entry::of(text);
-            }
+            let text = to.get(member).unwrap_or(&entry.first).clone();
+            entry.go_to(&text);
         }
     }
 
@@ -97,26 +110,33 @@ impl Addresses {
         }
     }
 
-    /// A lookup ended.
-    pub fn resolved(&mut self, member: &MemberId, found: Option<SocketAddr>) {
-        if let Some(entry) = self.entries.get_mut(member) {
-            entry.looking = false;
+    /// A lookup ended. One that was begun for an address which the member had before changes nothing.
+    pub fn resolved(&mut self, member: &MemberId, of: Lookup, found: Option<SocketAddr>) {
+        if let Some(entry) = self.entries.get_mut(member).filter(|entry| entry.looking == Some(of)) {
+            entry.looking = None;
             entry.unanswered = 0;
             entry.known = found.or(entry.known);
         }
     }
 
     /// Starts the lookups that are due; each calls `done` on a thread of its own.
-    pub fn look_up(&mut self, now: TwoClocks, done: impl Fn(MemberId, Option<SocketAddr>) + Clone + Send + 'static) {
+    pub fn look_up(
+        &mut self,
+        now: TwoClocks,
+        done: impl Fn(MemberId, Lookup, Option<SocketAddr>) + Clone + Send + 'static,
+    ) {
         for (member, entry) in &mut self.entries {
             let wanted = !entry.literal && (entry.known.is_none() || entry.unanswered >= SILENCE);
-            if !wanted || entry.looking || !entry.not_before.holder_remaining(now).is_zero() {
+            if !wanted || entry.looking.is_some() || !entry.not_before.holder_remaining(now).is_zero() {
                 continue;
             }
             entry.not_before = now.plus(BETWEEN_LOOKUPS);
+            self.lookups += 1;
+            let this = Lookup(self.lookups);
             let (member, text, done) = (member.clone(), entry.text.clone(), done.clone());
-            let lookup = move || done(member, first_address(&text));
-            entry.looking = thread::Builder::new().name("lease-lookup".to_owned()).spawn(lookup).is_ok();
+            let lookup = move || done(member, this, first_address(&text));
+            let began = thread::Builder::new().name("lease-lookup".to_owned()).spawn(lookup).is_ok();
+            entry.looking = began.then_some(this);
         }
     }
 }
@@ -154,7 +174,7 @@ mod tests {
         assert_eq!(addresses.get(&member, false), Some("127.0.0.1:7400".parse().unwrap()));
         assert_eq!(addresses.get(&member, true), Some("[::ffff:127.0.0.1]:7400".parse().unwrap()));
         (0..50).for_each(|_| addresses.sent(&member));
-        addresses.look_up(at(100), |_, _| panic!("looked up a number"));
+        addresses.look_up(at(100), |_, _, _| panic!("looked up a number"));
         assert!(addresses.socket().unwrap().local_addr().unwrap().is_ipv4());
     }
 
@@ -166,6 +186,33 @@ mod tests {
         addresses.moved(&to);
         assert_eq!(addresses.get(&member, false), Some("127.0.0.9:7400".parse().unwrap()));
         assert_eq!(addresses.get(&other, false), None, "whom to ask is not decided by that");
+    }
+
+    #[test]
+    fn a_move_that_was_undone_is_forgotten() {
+        let (member, mut addresses) = book("127.0.0.1:7400");
+        addresses.moved(&[(member.clone(), "127.0.0.9:7400".to_owned())].into());
+        addresses.moved(&[(member.clone(), "127.0.0.8:7400".to_owned())].into());
+        assert_eq!(addresses.get(&member, false), Some("127.0.0.8:7400".parse().unwrap()));
+        addresses.moved(&BTreeMap::new());
+        assert_eq!(addresses.get(&member, false), Some("127.0.0.1:7400".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_late_answer_of_a_name_server_does_not_bring_an_old_address_back() {
+        let (member, mut addresses) = book("localhost:7400");
+        let (sender, found) = mpsc::channel();
+        addresses.look_up(at(0), move |m, of, a| sender.send((m, of, a)).unwrap());
+        let (_, slow, old) = found.recv().unwrap();
+        assert!(old.is_some());
+        let there = |at: &str| -> BTreeMap<MemberId, String> { [(member.clone(), at.to_owned())].into() };
+        addresses.moved(&there("127.0.0.9:7400"));
+        addresses.resolved(&member, slow, old);
+        assert_eq!(addresses.get(&member, false), Some("127.0.0.9:7400".parse().unwrap()));
+        // Nor when the same name counts again: that is looked up anew.
+        addresses.moved(&BTreeMap::new());
+        addresses.resolved(&member, slow, old);
+        assert_eq!(addresses.get(&member, false), None);
     }
 
     #[test]
@@ -186,18 +233,18 @@ mod tests {
     fn a_name_is_looked_up_at_the_start_and_again_after_silence() {
         let (member, mut addresses) = book("localhost:7400");
         let (sender, found) = mpsc::channel();
-        let done = move |m: MemberId, a: Option<SocketAddr>| sender.send((m, a)).unwrap();
+        let done = move |m: MemberId, of: Lookup, a: Option<SocketAddr>| sender.send((m, of, a)).unwrap();
         addresses.look_up(at(0), done.clone());
-        let (who, address) = found.recv().unwrap();
-        addresses.resolved(&who, address);
+        let (who, of, address) = found.recv().unwrap();
+        addresses.resolved(&who, of, address);
         assert_eq!(addresses.get(&member, false).unwrap().port(), 7400);
 
         (0..SILENCE).for_each(|_| addresses.sent(&member));
         addresses.look_up(at(1), done.clone());
         assert!(found.try_recv().is_err(), "not again within five seconds");
         addresses.look_up(at(6), done.clone());
-        let (who, _) = found.recv().unwrap();
-        addresses.resolved(&who, None);
+        let (who, of, _) = found.recv().unwrap();
+        addresses.resolved(&who, of, None);
         assert!(addresses.get(&member, false).is_some(), "a failed lookup forgets nothing");
         addresses.look_up(at(20), done);
         assert!(found.try_recv().is_err(), "no silence, no lookup");

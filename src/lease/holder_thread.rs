@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::{
     Secret,
-    addresses::Addresses,
+    addresses::{Addresses, Lookup},
     clock::two_clocks,
     counters::{Counters, Refusal},
     holder::{Holder, HolderConfig, HolderView, Output},
@@ -66,7 +66,7 @@ enum Command {
     Members(MemberList),
     Moved(BTreeMap<MemberId, String>),
     Failsafe(bool),
-    Resolved(Book, MemberId, Option<SocketAddr>),
+    Resolved(Book, MemberId, Lookup, Option<SocketAddr>),
     Stop,
 }
 
@@ -189,7 +189,7 @@ impl HolderHandle {
         self.send(Command::Members(members));
     }
 
-    /// Managers that were moved by command, and where they are.
+    /// All managers that were moved by command, and where they are; of others the first word counts again.
     pub fn set_moved(&self, moved: BTreeMap<MemberId, String>) {
         self.send(Command::Moved(moved));
     }
@@ -297,8 +297,8 @@ impl Run {
             }
             Command::Moved(moved) => self.addresses.moved(&moved),
             Command::Failsafe(allowed) => self.holder.set_me(self.me.clone(), allowed),
-            Command::Resolved(Book::Managers, member, found) => self.addresses.resolved(&member, found),
-            Command::Resolved(Book::Agents, member, found) => self.agents.resolved(&member, found),
+            Command::Resolved(Book::Managers, member, of, found) => self.addresses.resolved(&member, of, found),
+            Command::Resolved(Book::Agents, member, of, found) => self.agents.resolved(&member, of, found),
             Command::Stop => {}
         }
     }
@@ -397,8 +397,8 @@ impl Run {
     fn look_up(&mut self, now: TwoClocks) {
         for (book, which) in [(Book::Managers, &mut self.addresses), (Book::Agents, &mut self.agents)] {
             let postman = self.postman.clone();
-            which.look_up(now, move |member, found| {
-                postman.send(Command::Resolved(book, member, found));
+            which.look_up(now, move |member, of, found| {
+                postman.send(Command::Resolved(book, member, of, found));
             });
         }
     }

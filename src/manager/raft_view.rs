@@ -1,5 +1,7 @@
 //! The Raft group for operators: what this node knows, and whether a member may go.
 
+use std::time::Duration;
+
 use super::view::ManagerHandle;
 use crate::{
     domain::{Group, MemberId, NodeId},
@@ -7,6 +9,9 @@ use crate::{
     raft::Overview,
     rpc::v1,
 };
+
+/// So long it is looked again at what may be over in a moment: who asks waits for it.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One node of the group, as the answering manager knows it.
 #[derive(Debug, Clone)]
@@ -44,16 +49,16 @@ fn own(of: &Overview) -> v1::RaftSelf {
         applied: of.applied,
         snapshot: of.snapshot,
         purged: of.purged,
-        bytes: of.bytes,
+        bytes: of.files.map_or(0, |files| files.all),
         role: of.role.to_owned(),
-        log_bytes: of.log_bytes,
+        log_bytes: of.files.map_or(0, |files| files.log),
     }
 }
 
 impl ManagerHandle {
-    /// What this manager's node knows of itself.
-    pub fn raft_overview(&self) -> v1::RaftSelf {
-        own(&self.manager.inner.node.overview())
+    /// What this manager's node knows of itself. On a disk that hangs it says nothing of its files.
+    pub async fn raft_overview(&self) -> v1::RaftSelf {
+        own(&self.manager.inner.node.overview().await)
     }
 
     /// Each node of the group.
@@ -100,8 +105,9 @@ impl ManagerHandle {
         if !self.leadership().am_leader {
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
-        let obstacles = self.obstacles(|s| departure::of_host(s, member)).await;
-        Ok(MayGo { obstacles, notes: self.look(|s| departure::notes(s, member)) })
+        let obstacles = self.obstacles(LOOK_PATIENCE, |s| departure::of_host(s, member)).await;
+        let notes = self.note().into_iter().chain(self.look(|s| departure::notes(s, member)));
+        Ok(MayGo { obstacles, notes: notes.collect() })
     }
 
     /// A client of the admin service of another member's manager.

@@ -56,6 +56,8 @@ pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration
 
 /// How long an obstacle that may be over in a moment is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks.
+const AGAIN: Duration = Duration::from_millis(250);
 /// More members than this don't vote yet.
 const MEMBERS_MAX: usize = 7;
 /// Fewer voters than this can't lose one.
@@ -120,6 +122,14 @@ pub struct NotChanged {
     pub reason: String,
     /// What to do instead; empty when nothing is known.
     pub advice: String,
+}
+
+/// Where a manager is to be looked for.
+fn manager_of(kind: &Kind) -> &str {
+    match kind {
+        Kind::MoveMember { manager, .. } => manager,
+        _ => "",
+    }
 }
 
 impl From<String> for NotChanged {
@@ -245,16 +255,16 @@ impl ManagerHandle {
         self.manager.inner.board.situation(&state, &self.manager.timings(), look)
     }
 
-    /// Looks for what stands against something, again and again for [`PATIENCE`] while it may be over in a moment.
-    pub async fn obstacles(&self, look: impl Fn(&Situation<'_>) -> Vec<Obstacle>) -> Vec<Obstacle> {
-        let until = tokio::time::Instant::now() + PATIENCE;
+    /// Looks for what stands against something, again and again for so long while it may be over in a moment.
+    pub async fn obstacles(&self, patience: Duration, look: impl Fn(&Situation<'_>) -> Vec<Obstacle>) -> Vec<Obstacle> {
+        let until = tokio::time::Instant::now() + patience;
         loop {
             let found = self.look(&look);
             let over = found.is_empty() || !found.iter().all(Obstacle::may_pass);
             if over || tokio::time::Instant::now() >= until {
                 return found;
             }
-            tokio::time::sleep(PATIENCE / 8).await;
+            tokio::time::sleep(AGAIN).await;
         }
     }
 
@@ -486,12 +496,13 @@ impl ManagerHandle {
             // Only a leader hears of all hosts.
             return Err("no Raft leader answers: bring a majority of managers up".to_owned().into());
         }
-        let found = self.obstacles(|s| match &change {
+        let kind = self.kind_of(change.clone())?;
+        let found = self.obstacles(PATIENCE, |s| match &change {
             MemberChange::Add { .. } => Vec::new(),
             MemberChange::Remove { member } => departure::of_removal(s, member),
             MemberChange::Replace { member } => departure::of_node(s, member),
             // Until it is there it is nowhere.
-            MemberChange::Move { member, .. } => departure::of_move(s, member),
+            MemberChange::Move { member, .. } => departure::of_move(s, member, manager_of(&kind)),
         });
         let obstacles = found.await;
         if let MemberChange::Move { .. } = change {
@@ -501,7 +512,7 @@ impl ManagerHandle {
             request_id: uuid::Uuid::now_v7().to_string(),
             expected: state.epoch,
             because: RuleId(1),
-            kind: self.kind_of(change)?,
+            kind,
             evidence: leader::evidence(&self.manager, &state, &[]),
         };
         // What the log would refuse needs no advice: its words say what to do.
@@ -520,6 +531,12 @@ impl ManagerHandle {
             Ok(Applied::Nothing) => Err("nothing was proposed".to_owned().into()),
             Err(error) => Err(error.to_string().into()),
         }
+    }
+
+    /// What an operator is to know of the cluster as a whole with any answer about members.
+    pub fn note(&self) -> Option<String> {
+        let paused = self.state().paused.clone()?;
+        Some(format!("the cluster is paused{paused}: no automatic failover until `matriarch resume`"))
     }
 
     fn kind_of(&self, change: MemberChange) -> Result<Kind, String> {

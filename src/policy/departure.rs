@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt};
 
 use super::{Situation, sync};
 use crate::{
-    domain::{MemberId, NodeId, PostgresState},
+    domain::{MemberId, NodeId, PostgresState, observation::AgentView},
     state::{GrantPhase, Lock, OperationKind},
 };
 
@@ -170,14 +170,25 @@ pub fn of_host(s: &Situation<'_>, member: &MemberId) -> Vec<Obstacle> {
     obstacles
 }
 
-/// Why `member` may not be looked for elsewhere now. One that is silent already may be what a cluster without a primary
-/// waits for.
-pub fn of_move(s: &Situation<'_>, member: &MemberId) -> Vec<Obstacle> {
+/// Why `member` may not be looked for at `to` now, `host:port` of its manager. One that is silent already may be what a cluster
+/// without a primary waits for; and so may one that was moved to where it is not, while nobody renews a lease: the managers look
+/// for it where the group first knew it all the same, so that it takes nothing from them to say so.
+pub fn of_move(s: &Situation<'_>, member: &MemberId, to: &str) -> Vec<Obstacle> {
     let mut obstacles = of_host(s, member);
-    if s.fresh(member).is_none() {
+    let back = s.state.moved.contains_key(member) && is_home(s, member, to) && holder_renewing(s).is_none();
+    if s.fresh(member).is_none() || back {
         obstacles.retain(|o| !matches!(o, Obstacle::NoPrimary { .. } | Obstacle::Unheard { .. }));
     }
+    if back {
+        obstacles.retain(|o| !matches!(o, Obstacle::Quorum { .. }));
+    }
     obstacles
+}
+
+/// The group knows the member's present node by this address.
+fn is_home(s: &Situation<'_>, member: &MemberId, to: &str) -> bool {
+    let node = s.state.members.get(member).map(|m| m.node);
+    node.and_then(|node| s.group.group.nodes.get(&node)).is_some_and(|of| of.address == to)
 }
 
 /// Why `member` may not be taken out of the cluster now. What the log itself refuses is not looked at here.
@@ -217,12 +228,17 @@ fn others_that_follow(s: &Situation<'_>, member: &MemberId) -> Vec<MemberId> {
     others.filter(|m| s.agent(m).is_some_and(|a| a.streaming)).cloned().collect()
 }
 
-/// Voters whose managers answer this leader, and the primary's agent where one renews a lease.
-fn answering(s: &Situation<'_>) -> BTreeSet<MemberId> {
-    let holder = match &s.state.lock {
+/// The agent of whoever renews a lease.
+fn holder_renewing<'a>(s: &Situation<'a>) -> Option<&'a AgentView> {
+    match &s.state.lock {
         Lock::Granted { member, .. } => s.agent(member).filter(|a| a.lease.held),
         Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => None,
-    };
+    }
+}
+
+/// Voters whose managers answer this leader, and the primary's agent where one renews a lease.
+fn answering(s: &Situation<'_>) -> BTreeSet<MemberId> {
+    let holder = holder_renewing(s);
     let voters = s.membership().halves.into_iter().flatten();
     let answers = |m: &MemberId| s.fresh(m).is_some() && holder.is_none_or(|a| a.reach.answering.contains(m));
     voters.filter(answers).collect()

@@ -116,7 +116,10 @@ fn without_an_open_primary_no_standby_may_go() {
     free.state.lock = Lock::Free;
     free.seen.remove(&id("b"));
     assert!(kinds(&of_host(&free.situation(), &id("b"))).contains(&"no_primary"));
-    assert!(!kinds(&of_move(&free.situation(), &id("b"))).contains(&"no_primary"), "it may be what is waited for");
+    assert!(
+        !kinds(&of_move(&free.situation(), &id("b"), "x:1")).contains(&"no_primary"),
+        "it may be what is waited for"
+    );
 }
 
 #[test]
@@ -126,4 +129,23 @@ fn without_the_word_of_the_primary_no_standby_may_go() {
     assert!(kinds(&of_host(&silent.situation(), &id("b"))).contains(&"unheard"));
     let lapsed = bench().says("a", "primary 2:200 unheard=b unheard=c answering=a,b,c");
     assert_eq!(kinds(&of_host(&lapsed.situation(), &id("b"))), ["unheard"]);
+}
+
+#[test]
+fn a_move_to_where_it_is_not_can_be_undone_when_nothing_else_is_left() {
+    // c is gone; b is not where the log says, so that nobody confirms the lease.
+    let mut lost = bench().says("a", "primary 2:200 unheard=b");
+    lost.seen.remove(&id("c"));
+    lost.state.lock = Lock::Free;
+    let node = lost.state.members[&id("b")].node;
+    let home = lost.group.group.nodes[&node].address.clone();
+    let kinds_to = |lost: &Bench, to: &str| kinds(&of_move(&lost.situation(), &id("b"), to));
+    assert_eq!(kinds_to(&lost, &home), ["quorum", "no_primary"], "it was never moved");
+    lost.state.moved.insert(id("b"), "wrong:7400".into());
+    assert_eq!(kinds_to(&lost, &home), [""; 0]);
+    assert_eq!(kinds_to(&lost, "elsewhere:7400"), ["quorum", "no_primary"]);
+    let mut held = bench().says("a", "primary 2:200 lease=1 unheard=b answering=a,b");
+    held.seen.remove(&id("c"));
+    held.state.moved.insert(id("b"), "there:7400".into());
+    assert_eq!(kinds_to(&held, &home), ["quorum"], "renewals reach it where it was moved to");
 }

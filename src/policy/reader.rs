@@ -163,7 +163,9 @@ pub fn lend(s: &Situation<'_>) -> Option<Verdict> {
     let Reader { id, holder, life } = &s.state.reader;
     let wanted = s.state.members.keys().any(|m| s.agent(m).is_some_and(AgentView::may_have_reader));
     primary(s).filter(|_| wanted && holder.is_none() && s.state.paused.is_none())?;
-    let wait = if *id == 0 { Duration::ZERO } else { s.timings.reader_wait(*life) };
+    // After a recovery the last lend may be one that nobody here has seen.
+    let life = (*life).max(s.timings.reader_life());
+    let wait = if *id == 0 { Duration::ZERO } else { s.timings.reader_wait(life) };
     let (to, wait) = match best(s) {
         Some(standby) => (standby, wait),
         None => match in_place(s) {

@@ -53,6 +53,8 @@ pub(super) struct Settings<'a> {
     /// Whose PostgreSQL this is.
     pub(super) member: &'a MemberId,
     pub(super) member_hosts: Vec<&'a str>,
+    /// Where those are that were moved since the file was written.
+    pub(super) moved_hosts: &'a [String],
     pub(super) hba: &'a [String],
     pub(super) parameters: &'a BTreeMap<String, String>,
     pub(super) silence: Silence,
@@ -457,7 +459,8 @@ pub(super) const CLOSED: &str = "# Closed by matriarch: what this primary has af
 pub(super) fn pg_hba(settings: &Settings<'_>, closed: bool) -> String {
     let mut text = String::from("# Written by matriarch; further lines come from its configuration file.\n");
     let _ = writeln!(text, "local all {} scram-sha-256", hba_quote(settings.superuser));
-    let mut addresses = Vec::from_iter(settings.member_hosts.iter().map(|host| hba_address(host)));
+    let moved = settings.moved_hosts.iter().map(String::as_str);
+    let mut addresses = Vec::from_iter(settings.member_hosts.iter().copied().chain(moved).map(hba_address));
     addresses.sort();
     addresses.dedup();
     for address in addresses {
@@ -544,6 +547,7 @@ mod tests {
             passfile: "/var/lib/it's/pgpass",
             member: &ME,
             member_hosts: vec!["10.0.0.1", "10.0.0.2", "10.0.0.1", "db3", "fd00::1"],
+            moved_hosts: &[],
             hba,
             parameters,
             archive: None,
@@ -730,6 +734,14 @@ mod tests {
             host all all 0.0.0.0/0 scram-sha-256
         "#]]
         .assert_eq(&pg_hba(&settings(&parameters, &hba), false));
+        let moved = ["10.0.0.2".to_owned(), "db9".to_owned()];
+        let settings = Settings { moved_hosts: &moved, ..settings(&parameters, &hba) };
+        let text = pg_hba(&settings, false);
+        assert!(
+            text.contains("host replication \"repl\" db9 scram-sha-256\n"),
+            "who was moved comes from there: {text}"
+        );
+        assert_eq!(text.matches("10.0.0.2/32").count(), 2, "{text}");
     }
 
     #[test]

@@ -682,7 +682,7 @@ impl Instance {
     }
 
     pub(super) fn settings<'a>(&'a self, texts: &'a Texts) -> Settings<'a> {
-        let Texts { socket_dir, passfile, parameters, hba } = texts;
+        let Texts { socket_dir, passfile, parameters, hba, moved_hosts } = texts;
         let Inner { cfg, me, members, .. } = &*self.0;
         Settings {
             listen_addresses: &cfg.listen_addresses,
@@ -693,6 +693,7 @@ impl Instance {
             passfile,
             member: me,
             member_hosts: members.iter().map(|m| m.host.as_str()).collect(),
+            moved_hosts,
             hba,
             parameters,
             silence: self.silence(),

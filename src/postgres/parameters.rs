@@ -15,7 +15,7 @@ use super::{
     instance::Instance,
 };
 use crate::domain::{
-    ConfigurationView, Epoch, Generation, PostgresKey, SettingsDocument, Side, StraySetting,
+    ConfigurationView, Epoch, Generation, MemberId, PostgresKey, SettingsDocument, Side, StraySetting,
     postgres_settings::{Given, HBA, IDENT, Origin},
 };
 
@@ -24,6 +24,8 @@ use crate::domain::{
 pub(super) struct Standing {
     /// What PostgreSQL can't take here, by name of the parameter or key of the lines, and why.
     rejected: BTreeMap<String, String>,
+    /// The hosts of members that were moved by command: more of them may come in than the file names.
+    moved_hosts: Vec<String>,
     /// `None`: nobody has looked at the server that runs.
     view: Option<ConfigurationView>,
 }
@@ -34,6 +36,7 @@ pub(super) struct Texts {
     pub(super) passfile: String,
     pub(super) parameters: BTreeMap<String, String>,
     pub(super) hba: Vec<String>,
+    pub(super) moved_hosts: Vec<String>,
 }
 
 /// Files as they were before they were written anew.
@@ -153,6 +156,16 @@ impl Instance {
         any
     }
 
+    /// From the next writing of the configuration on, members that were moved by command come from where `moved` says, too:
+    /// `host:port` of their managers. What the file says of them stays, for a move that is undone.
+    pub fn set_moved(&self, moved: &BTreeMap<MemberId, String>) {
+        let host = |at: &String| {
+            let host = at.rsplit_once(':').map_or(at.as_str(), |(host, _)| host);
+            host.trim_start_matches('[').trim_end_matches(']').to_owned()
+        };
+        self.standing().moved_hosts = moved.values().map(host).collect();
+    }
+
     /// The settings without what PostgreSQL can't take here.
     fn accepted(&self) -> SettingsDocument {
         let (mut document, standing) = (self.document(), self.standing());
@@ -190,6 +203,7 @@ impl Instance {
             passfile: self.passfile().to_string_lossy().into_owned(),
             parameters: self.parameters(side),
             hba: self.accepted().lines_of(HBA).unwrap_or_else(|| self.config().hba.clone()),
+            moved_hosts: self.standing().moved_hosts.clone(),
         }
     }
 

@@ -28,6 +28,7 @@ mod disk;
 mod group;
 mod identity;
 mod leadership;
+mod line;
 mod log_store;
 mod mark;
 mod memory;
@@ -49,7 +50,7 @@ pub use leadership::Leadership;
 pub use log_store::{LogStore, SyncGauge};
 pub use network::{Dialer, TcpDialer};
 pub use node::{COMMAND_MAX, Ground, Node, NodeOptions, ProposeError, RaftError};
-pub use overview::Overview;
+pub use overview::{Files, Overview};
 pub use service::{Clock, RaftService};
 pub use state_machine::{SnapshotStore, StateMachine};
 #[doc(hidden)]

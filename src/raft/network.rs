@@ -4,11 +4,7 @@
 //! has its own, so that a big transfer never delays a heartbeat. Every
 //! transport failure is `Unreachable`, which makes openraft wait before it tries again.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use openraft::{
@@ -27,6 +23,7 @@ use super::{
     convert,
     identity::Identity,
     leadership::Silence,
+    line::Line,
     memory::Memory,
     types::{PeerNode, Snapshot, TypeConfig, Vote},
 };
@@ -39,10 +36,6 @@ use crate::{
 /// The largest message either side takes.
 pub(super) const MESSAGE_MAX: usize = 64 << 20;
 const CHUNK: usize = 1 << 20;
-/// After so many answers missed in a row the connection is given up. A
-/// connection through a healed partition can stay silent for as long as TCP
-/// backed off; a new one answers at once.
-const MISSED_MAX: u32 = 3;
 
 /// How another manager is reached. The seam for TLS and for tests that cut links.
 pub trait Dialer: Send + Sync + 'static {
@@ -61,67 +54,6 @@ impl Dialer for TcpDialer {
     fn dial(&self, address: &str, connect_timeout: Duration) -> Result<Channel, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         Ok(endpoint.connect_timeout(connect_timeout).tcp_nodelay(true).connect_lazy())
-    }
-}
-
-/// The shared connection to one address.
-struct Line {
-    member: String,
-    /// As the group has it.
-    address: String,
-    state: watch::Receiver<Arc<ClusterState>>,
-    dialer: Arc<dyn Dialer>,
-    connect_timeout: Duration,
-    line: Mutex<LineState>,
-}
-
-#[derive(Default)]
-struct LineState {
-    /// And where to.
-    channel: Option<(String, Channel)>,
-    missed: u32,
-}
-
-impl Line {
-    /// A member that was moved by command is reached where the log says. The entries that make it a voter keep the address
-    /// it came with: nothing but the way to it has changed, and who answers there has to be that node.
-    fn address(&self) -> String {
-        let state = self.state.borrow();
-        let moved = state.moved.iter().find(|(member, _)| member.as_str() == self.member);
-        moved.map_or_else(|| self.address.clone(), |(_, at)| at.clone())
-    }
-
-    fn dial(&self, address: &str) -> Result<Channel, String> {
-        self.dialer.dial(address, self.connect_timeout).map_err(|e| chain(&e))
-    }
-
-    fn channel(&self) -> Result<Channel, String> {
-        let wanted = self.address();
-        let mut line = self.lock();
-        if let Some((at, channel)) = &line.channel
-            && *at == wanted
-        {
-            return Ok(channel.clone());
-        }
-        let channel = self.dial(&wanted)?;
-        line.channel = Some((wanted, channel.clone()));
-        Ok(channel)
-    }
-
-    fn answered(&self) {
-        self.lock().missed = 0;
-    }
-
-    fn missed(&self) {
-        let mut line = self.lock();
-        line.missed += 1;
-        if line.missed >= MISSED_MAX {
-            *line = LineState::default();
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, LineState> {
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -149,14 +81,7 @@ impl Network {
 
     fn peer(&mut self, target: u64, node: &PeerNode, heartbeats: bool) -> Peer {
         let line = self.lines.entry((node.member.clone(), node.address.clone())).or_insert_with(|| {
-            Arc::new(Line {
-                member: node.member.clone(),
-                address: node.address.clone(),
-                state: self.state.clone(),
-                dialer: Arc::clone(&self.dialer),
-                connect_timeout: self.timings.heartbeat,
-                line: Mutex::default(),
-            })
+            Arc::new(Line::new(node, self.state.clone(), Arc::clone(&self.dialer), self.timings.heartbeat))
         });
         Peer {
             node: target,
@@ -196,7 +121,7 @@ pub(super) struct Peer {
     timings: Timings,
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -246,15 +171,18 @@ impl Peer {
         limit: Duration,
         call: impl AsyncFnOnce(RaftClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, RPCError<TypeConfig>> {
-        let client = client(self.line.channel().map_err(unreachable)?);
-        match tokio::time::timeout(limit, call(client)).await {
+        let (at, channel) = self.line.channel().map_err(unreachable)?;
+        match tokio::time::timeout(limit, call(client(channel))).await {
             Ok(Ok(reply)) => {
-                self.line.answered();
+                self.line.answered(&at);
                 Ok(reply.into_inner())
             }
-            Ok(Err(status)) => Err(unreachable(format!("{}: {status}", self.member))),
+            Ok(Err(status)) => {
+                self.line.failed(&at);
+                Err(unreachable(format!("{}: {status}", self.member)))
+            }
             Err(_) => {
-                self.line.missed();
+                self.line.missed(&at);
                 Err(unreachable(format!("{}: no answer within {limit:?}", self.member)))
             }
         }
@@ -342,13 +270,15 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let failed = |why: String| StreamingError::Unreachable(Unreachable::from_string(why));
         let stream = tokio_stream::iter(chunks(self.target(), self.node, &vote, &snapshot));
         // Not the shared line: dropped, and with it closed, when the transfer ends.
-        let mut client = client(self.line.dial(&self.line.address()).map_err(failed)?);
+        let (at, channel) = self.line.dial().map_err(failed)?;
+        let mut client = client(channel);
         let reply = tokio::select! {
             reply = tokio::time::timeout(option.soft_ttl(), client.install_snapshot(stream)) => reply,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
         let reply = reply
             .map_err(|_| failed(format!("{}: snapshot not taken within {:?}", self.member, option.soft_ttl())))?
+            .inspect_err(|_| self.line.failed(&at))
             .map_err(|status| failed(format!("{}: {status}", self.member)))?
             .into_inner();
         let vote = convert::need_vote(reply.vote.as_ref()).map_err(|e| failed(e.to_string()))?;

@@ -26,6 +26,7 @@ use super::{
     mark::Mark,
     memory::Memory,
     network::{Dialer, MESSAGE_MAX, Network, TcpDialer},
+    overview::Counting,
     service::{Clock, Contact, RaftService, boottime_ms},
     state_machine::StateMachine,
     types::{CommandBytes, PeerNode, Raft, TypeConfig},
@@ -163,6 +164,7 @@ pub struct Node {
     pub(super) options: Arc<NodeOptions>,
     pub(super) memory: Memory,
     pub(super) group: watch::Receiver<Group>,
+    pub(super) counting: Counting,
     pub(super) here: Arc<Mutex<Mark>>,
     pub(super) durable: Arc<Mutex<Mark>>,
     log_membership: Arc<AtomicU64>,
@@ -272,6 +274,7 @@ impl Node {
         tokio::spawn(monitor.run());
         let (options, stop) = (Arc::new(options), Arc::new(stop));
         Ok(Node {
+            counting: Counting::default(),
             raft,
             options,
             memory,

@@ -6,7 +6,7 @@
 //! lower generation gives way.
 
 use super::cluster::{ClusterState, FinishedOperation, INCIDENTS_KEPT, Incident, Lock, TimelineRecord};
-use crate::domain::{Epoch, Generation, MemberId, NodeId, TimelineHistory, TimelineId, WalPosition};
+use crate::domain::{Epoch, Format, Generation, MemberId, NodeId, TimelineHistory, TimelineId, WalPosition};
 
 /// Epochs and node ids go on at the next multiple: the lost hosts have not used so many unseen.
 const JUMP: u64 = 1_000;
@@ -59,9 +59,10 @@ impl ClusterState {
         // What was acknowledged on hosts that are gone is accepted as lost.
         state.sync.clear();
         state.cascade.clear();
-        if state.reader.id > 0 {
-            // It may have been lent to somebody else unseen: whoever that was does not keep it by a lend of this generation.
-            state.reader.id = after(state.reader.id, JUMP, place);
+        if state.reader.id > 0 || state.format >= Format::OPERATE {
+            // It may have been lent unseen, also for the first time: whoever has it keeps it by no lend of this generation, and
+            // an agent that comes over from a lower one takes the lends of this one for later ones.
+            state.reader.id = after(state.reader.id, JUMP, place).max(generation.0 * JUMP);
             state.reader.holder = None;
         }
         // Whoever recovers wants a primary.
@@ -202,6 +203,21 @@ mod tests {
         let later = a.recovered(&id("a"), None).unwrap();
         assert!(c.generation() < later.generation(), "whoever goes on from what is known is ahead");
         assert!(c.epoch < later.epoch, "and its epochs are, though c had sealed some of its own");
+    }
+
+    #[test]
+    fn no_lend_of_an_earlier_generation_is_taken_for_one_of_this() {
+        // Of the first lend this host's log knows nothing yet.
+        let before = || ClusterState { format: Format::OPERATE, ..before() };
+        let a = before().recovered(&id("a"), None).unwrap();
+        assert_eq!((a.reader.id, a.reader.holder.clone()), (11_000, None));
+        // Out of sight of a; then a goes on from what it knows, and c, whose lends went on, comes over.
+        let c = before().recovered(&id("c"), None).unwrap();
+        let later = a.recovered(&id("a"), None).unwrap();
+        assert!(a.generation() < c.generation() && c.generation() < later.generation());
+        assert!(later.reader.id > c.reader.id + 500 && c.reader.id > a.reader.id + 500);
+        let old = ClusterState { format: Format::SYNC, ..before() };
+        assert_eq!(old.recovered(&id("a"), None).unwrap().reader.id, 0, "nobody could lend it");
     }
 
     #[test]

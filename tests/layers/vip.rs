@@ -149,6 +149,24 @@ fn the_one_for_standbys_is_here_while_it_is_lent_and_takes_no_notice_of_the_othe
             until("it is here", || is_here(standbys));
             until("it has lapsed", || !is_here(standbys));
             assert!(lent.elapsed() < ms(2_500), "after {:?}", lent.elapsed());
+            // With a short lease, and all killed: a write of the one must not keep the kernel from looking at the other.
+            layers.arm(Epoch(2), in_time(ms(1_300))).unwrap();
+            layers.serve(Serving::Open);
+            layers.lend_reader(Some((6, in_time(ms(2_500)))));
+            until("both are here again", || {
+                assert!(layers.moved(Epoch(2), in_time(ms(1_300))));
+                thread::sleep(ms(20));
+                is_here(address) && is_here(standbys)
+            });
+            let (renewed, deadline) = (Instant::now(), in_time(ms(1_300)));
+            assert!(layers.moved(Epoch(2), deadline));
+            thread::sleep(ms(850));
+            layers.lend_reader(Some((6, in_time(ms(2_500)))));
+            thread::sleep(ms(50));
+            drop(layers);
+            until("it is gone", || !is_here(address));
+            assert!(renewed.elapsed() < ms(1_300), "after {:?}", renewed.elapsed());
+            until("the other is gone", || !is_here(standbys));
         }
     });
 }

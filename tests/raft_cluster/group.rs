@@ -13,10 +13,10 @@ use matriarch::{
         membership::{Floor, gone},
     },
     raft::{ChangeError, Node, OpenError, RaftError},
-    state::Applied,
+    state::{Applied, Kind},
 };
 
-use crate::bench::{Cluster, LONG, becomes, name, next_command, timings, until, within};
+use crate::bench::{Cluster, LONG, becomes, command, name, next_command, timings, until, within};
 
 fn nodes(ids: &[u64]) -> BTreeSet<NodeId> {
     ids.iter().copied().map(NodeId).collect()
@@ -264,4 +264,27 @@ async fn a_membership_stands_in_the_log_before_its_append_is_acknowledged() {
     until("it is everybody's turn", async || (1..=3).all(|id| cluster.node(id).is_due(after.id)).then_some(())).await;
     assert!(!cluster.node(leader).is_due(1), "the one before is none any more");
     step(&cluster, leader, GroupStep::Drop { node: NodeId(4) }, &[1, 2, 3]).await;
+}
+
+/// The leader has entries that the moved member lacks, so that nobody else can lead and it can commit with that one only.
+#[tokio::test]
+async fn a_member_that_was_moved_to_where_it_is_not_still_counts_when_another_host_is_lost() {
+    let (mut cluster, leader) = Cluster::founded().await;
+    let (moved, third) = (follower(leader), follower(follower(leader)));
+    // Nobody listens there.
+    let wrong = "127.0.0.1:1".to_owned();
+    let postgres = "127.0.0.1:2".to_owned();
+    let kind = Kind::MoveMember { member: name(moved), manager: wrong.clone(), postgres, agent: String::new() };
+    let epoch = cluster.node(leader).state().borrow().epoch;
+    assert_eq!(cluster.node(leader).propose(command(epoch, kind)).await.unwrap(), Applied::Changed);
+    cluster.write(leader, 3).await;
+    cluster.kill(third);
+    within(LONG, "a commit without the third", cluster.write(leader, 2)).await;
+    let state = cluster.settled(&[leader, moved]).await;
+    assert_eq!(state.moved[&name(moved)], wrong);
+    // And an election among the two.
+    cluster.kill(leader);
+    cluster.restart(leader).await;
+    let next = cluster.leader_of(&[leader, moved]).await;
+    within(LONG, "a commit by whoever was elected", cluster.write(next, 2)).await;
 }

@@ -16,8 +16,6 @@ pub(super) struct Lineage {
     history: Option<TimelineHistory>,
     /// Where managers of members listen that may still have WAL of it.
     managers: BTreeMap<MemberId, String>,
-    /// Those of them that were moved by command.
-    moved: BTreeMap<MemberId, String>,
 }
 
 impl Lineage {
@@ -31,15 +29,6 @@ impl Lineage {
         if !told.is_empty() {
             self.managers = told;
         }
-    }
-
-    /// Those that were moved by command, when they are others than before.
-    pub(super) fn take_moved(&mut self, told: BTreeMap<MemberId, String>) -> Option<BTreeMap<MemberId, String>> {
-        if told.is_empty() || told == self.moved {
-            return None;
-        }
-        self.moved.clone_from(&told);
-        Some(told)
     }
 
     /// True when it is another one. Within an epoch a timeline is told before it is known where it began.

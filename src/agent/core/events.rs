@@ -436,7 +436,7 @@ pub enum Effect {
     Archive,
     /// Whom to ask in failsafe from now on.
     Members(MemberList),
-    /// Managers that were moved by command, and where they are, for the lease.
+    /// Managers that were moved by command, and where they are: for the lease, and for whom PostgreSQL lets in.
     Moved(BTreeMap<MemberId, String>),
     /// To the holder that asked in failsafe.
     Answer(Letter),

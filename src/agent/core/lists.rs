@@ -1,6 +1,8 @@
 //! What the manager tells of the committed state, and what is promised on it:
 //! members, timings, settings, and the promise of failsafe not to be promoted.
 
+use std::collections::BTreeMap;
+
 use super::{Core, Effect, Now};
 use crate::{
     domain::{
@@ -19,8 +21,8 @@ impl Core {
         self.briefed = self.briefed.max(briefing.epoch);
         if briefing.members.version >= self.durable.members.version {
             self.lineage.take_managers(briefing.managers);
-            out.extend(self.lineage.take_moved(briefing.moved).map(Effect::Moved));
         }
+        let moved = self.take_moved(briefing.members.version, briefing.moved);
         let other_members = briefing.members.version > self.durable.members.version;
         let age = |t: &crate::domain::TimingsInUse| (t.newest(), t.oldest);
         let other_timings = age(&briefing.timings) > age(&self.durable.timings);
@@ -38,9 +40,10 @@ impl Core {
         }
         self.take_pause(briefing.pause, now);
         let other_sync = self.take_sync(briefing.sync);
-        if other_members || other_timings || other_settings || other_sync {
+        if other_members || other_timings || other_settings || other_sync || moved.is_some() {
             out.push(Effect::Persist);
         }
+        out.extend(moved.map(Effect::Moved));
         self.take_lineage((briefing.epoch, briefing.lineage), other_settings, out);
         if other_members {
             out.push(Effect::Members(self.durable.members.clone()));
@@ -49,6 +52,16 @@ impl Core {
             self.limits = super::Limits::of(&in_force.timings);
             out.push(Effect::Timings((*in_force).into()));
         }
+    }
+
+    /// Managers that were moved by command, when they are others than before. None are left when the last of them was removed
+    /// and added anew: then what the file says counts again.
+    fn take_moved(&mut self, members: u64, told: BTreeMap<MemberId, String>) -> Option<BTreeMap<MemberId, String>> {
+        if members < self.durable.members.version || told == self.durable.moved {
+            return None;
+        }
+        self.durable.moved.clone_from(&told);
+        Some(told)
     }
 
     /// True when they are newer.

@@ -82,6 +82,25 @@ fn what_the_manager_tells_is_on_disk_before_the_lease_counts_by_it_and_never_goe
 }
 
 #[test]
+fn a_move_is_on_disk_before_anybody_goes_by_it_and_forgotten_when_it_is_undone() {
+    let told = |members, moved: &[&str]| {
+        let moved = moved.iter().map(|n| (n.parse().unwrap(), format!("{n}-elsewhere:7400"))).collect();
+        Event::Briefed(Box::new(Briefing { moved, ..briefing(4, members, &[]) }))
+    };
+    let mut core = primary();
+    let effects = core.step(told(4, &["n2"]), now(60));
+    assert_eq!(effects[0], Effect::Persist);
+    assert!(matches!(&effects[1], Effect::Moved(m) if m.len() == 1), "{effects:?}");
+    assert_eq!(core.durable().moved[&"n2".parse().unwrap()], "n2-elsewhere:7400");
+    assert_eq!(core.step(told(4, &["n2"]), now(70)), [], "known");
+    assert_eq!(core.step(told(3, &[]), now(80)), [], "what an older list says");
+    // n2 was removed and added anew.
+    let effects = core.step(told(6, &[]), now(90));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Moved(m) if m.is_empty())), "{effects:?}");
+    assert!(core.durable().moved.is_empty());
+}
+
+#[test]
 fn the_newest_settings_count_also_after_a_restart_of_the_agent() {
     let mut core = standby();
     assert_eq!(core.settings(), &Settings::default());

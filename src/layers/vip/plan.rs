@@ -106,6 +106,20 @@ impl Known {
         Some(end.min(next))
     }
 
+    /// What to do with an address that is written in the same moment as another, and only then.
+    pub fn together(&self, now: TwoClocks) -> Step {
+        match lifetime(self.left(now)).filter(|_| self.is_wanted(now)) {
+            Some(seconds) => Step::Write(seconds),
+            None if self.written.is_some() => Step::Remove,
+            None => Step::Leave,
+        }
+    }
+
+    /// As [`Known::patience`], of such an address.
+    pub fn patience_beside(&self, now: TwoClocks) -> Option<Duration> {
+        self.is_wanted(now).then(|| self.left(now).saturating_sub(MARGIN))
+    }
+
     /// The kernel has taken it away, as far as can be told without asking.
     pub fn has_lapsed(&self, now: TwoClocks) -> bool {
         self.written.is_some_and(|written| age(written, now) >= SECOND * written.seconds)
@@ -137,6 +151,10 @@ fn age(written: Written, now: TwoClocks) -> Duration {
 fn half(written: Written) -> Duration {
     SECOND * written.seconds / 2
 }
+
+#[cfg(test)]
+#[path = "plan_both_test.rs"]
+mod both;
 
 #[cfg(test)]
 mod tests {
