@@ -27,7 +27,7 @@ enum Standby {
     None,
     /// It is looked at, and taken in as it lies.
     TakenIn,
-    /// It is not what it was thought to be: it is copied anew.
+    /// It could not be proven to be the primary's: it is copied anew, if that is still so when the copy begins.
     Copied,
 }
 
@@ -61,6 +61,10 @@ impl Core {
                 self.clone_failed = Some(now.moment);
             }
             (Task::Clone(_), TaskEnd::Succeeded) => self.content.standby = Standby::None,
+            // What is there may have become another: it is looked at again before anything replaces it.
+            (Task::Clone(_), TaskEnd::Failed { .. }) if self.content.is_not_taken_in() => {
+                self.content.standby = Standby::TakenIn;
+            }
             (Task::Initdb, TaskEnd::Succeeded) => self.content = Content::default(),
             (Task::Initdb, TaskEnd::Failed { error, .. }) => {
                 self.content.failures += 1;
@@ -124,9 +128,15 @@ mod tests {
         assert_eq!((core.durable().clone_failures, core.copy_plan().not_taken_in), (2, false));
         assert_eq!(asked(&mut core, 300), Some(Task::TakeIn(source())));
         ends(&mut core, 310, Some(true));
-        assert_eq!(asked(&mut core, 400), Some(Task::Clone(source())), "it is no standby of the primary's");
+        assert_eq!(asked(&mut core, 400), Some(Task::Clone(source())), "it can't be proven to be the primary's");
         assert!(core.copy_plan().not_taken_in, "it may be replaced");
-        ends(&mut core, 410, None);
+        ends(&mut core, 410, Some(false));
+        assert!(!core.copy_plan().not_taken_in, "the verdict was for that copy only");
+        core.clone_failed = None;
+        assert_eq!(asked(&mut core, 420), Some(Task::TakeIn(source())), "it may be the primary's by now");
+        ends(&mut core, 430, Some(true));
+        assert_eq!(asked(&mut core, 440), Some(Task::Clone(source())));
+        ends(&mut core, 450, None);
         assert_eq!((core.durable().clone_failures, core.copy_plan().not_taken_in), (0, false));
 
         let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
