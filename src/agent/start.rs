@@ -73,18 +73,15 @@ pub(super) fn refuse_stranger(config: &Config, instance: &Instance, durable: &Du
 
 /// Another program manages what was ours, as after a way back to it: its PostgreSQL is not killed for having no guard. One of which
 /// it can't be told what it manages counts where Matriarch's configuration is not in force any more.
-pub(super) fn refuse_other_manager(
-    config: &Config,
-    instance: &Instance,
-    durable: &Durable,
-) -> Result<(), ConfigError> {
+pub(super) fn refuse_other_manager(config: &Config, instance: &Instance, durable: &Durable) -> Result<(), ConfigError> {
     let owned = !durable.cluster_id.0.is_empty() && !instance.is_to_be_adopted();
     let found = if owned { instance.other_manager() } else { None };
     match found.and_then(|other| managed_by(&other, instance.is_configured_by_us(), instance.running_pid())) {
         None => Ok(()),
         Some(problem) => {
             let dir = instance.data_dir().display();
-            let state_dir = config.member.as_ref().map_or_else(String::new, |m| m.agent.state_dir.display().to_string());
+            let state_dir =
+                config.member.as_ref().map_or_else(String::new, |m| m.agent.state_dir.display().to_string());
             let advice = format!(
                 "nothing was touched. To stay with it, disable this agent (systemctl disable --now matriarch-agent) and empty {state_dir} \
                  before Matriarch is tried again; to go on with Matriarch, stop it for good on this host, and start the agent again"

@@ -49,3 +49,15 @@ impl Job {
         Vec::from_iter(std::iter::once(first.clone()).chain(others))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::core::LEFT_ALONE;
+
+    #[test]
+    fn what_is_refused_is_known_by_its_first_words() {
+        assert!(TakeInError::Refused("why".to_owned()).to_string().starts_with(LEFT_ALONE));
+        assert!(!TakeInError::Unproven("why".to_owned()).to_string().starts_with(LEFT_ALONE));
+    }
+}

@@ -9,6 +9,10 @@ use crate::domain::CONTENT_TRIED;
 pub const TO_BE_STOPPED: &str = "a PostgreSQL that is to be taken over runs in ";
 /// The same of a standby that can't be taken in as it is.
 pub const TO_BE_TAKEN_IN: &str = "the standby that is to be taken in, in ";
+/// So begins why nothing replaces such a directory: [`crate::postgres::TakeInError::Refused`].
+pub const LEFT_ALONE: &str = "it is left alone: ";
+/// Then it is looked at again: an operator may have moved it away.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Tries in a row that failed, and why the last one did. In memory: an agent that is started again reads its configuration
 /// anew, and begins to count anew.
@@ -17,6 +21,8 @@ pub(super) struct Content {
     failures: u64,
     error: String,
     standby: Standby,
+    /// Why nothing replaces it.
+    left_alone: Option<String>,
 }
 
 /// What becomes of a data directory that somebody else's standby has left here.
@@ -37,6 +43,10 @@ impl Content {
         self.standby == Standby::TakenIn
     }
 
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.left_alone.is_some()
+    }
+
     pub(super) fn is_not_taken_in(&self) -> bool {
         self.standby == Standby::Copied
     }
@@ -49,6 +59,15 @@ impl Core {
     }
 
     pub(super) fn content_ended(&mut self, task: &Task, end: &TaskEnd, now: Now) {
+        if matches!(task, Task::TakeIn(_) | Task::Clone(_)) {
+            self.content.left_alone = match end {
+                TaskEnd::Failed { error, .. } if error.starts_with(LEFT_ALONE) => {
+                    let kind = "the standby that was to be taken in is not one of the primary's";
+                    Some(format!("{kind}: {error}"))
+                }
+                TaskEnd::Failed { .. } | TaskEnd::Succeeded => None,
+            };
+        }
         match (task, end) {
             (Task::TakeIn(_), TaskEnd::Succeeded) => {
                 self.content.standby = Standby::None;
@@ -78,6 +97,11 @@ impl Core {
     pub(super) fn content_waits(&self) -> Option<Duration> {
         let waits = matches!(&self.disk, Some(Disk::Unusable(why)) if [TO_BE_STOPPED, TO_BE_TAKEN_IN].iter().any(|words| why.starts_with(words)));
         waits.then_some(Duration::from_millis(500))
+    }
+
+    /// What may be data that nobody else has is an operator's.
+    pub(super) fn left_alone(&self) -> Option<String> {
+        self.content.left_alone.clone()
     }
 
     /// Making it may take hours, and its reason lies in what an operator has written: it is not tried for ever.
@@ -145,6 +169,32 @@ mod tests {
         ends(&mut core, 110, None);
         assert_eq!(asked(&mut core, 200), Some(Task::Clone(source())), "once it is ours nothing is taken in any more");
         assert!(!core.copy_plan().not_taken_in);
+    }
+
+    #[test]
+    fn what_is_left_alone_is_an_operators_until_it_is_gone() {
+        let source = || Source { member: "b".parse().unwrap(), host: "h".into(), port: 1, fork: None, named: None };
+        let (mut core, _) = agent(Durable::default(), Found::Nothing, Some(Disk::NoData));
+        core.take_standby_in(true);
+        let tried = |core: &mut Core, ms, end: TaskEnd| {
+            core.step(order(1, Action::Clone(source())), now(ms));
+            core.step(Event::Done(end), now(ms + 1));
+            core.step(Event::Surveyed { life: 1, disk: Disk::NoData }, now(ms + 1));
+        };
+        let failed = |error: &str, harmless| TaskEnd::Failed { error: error.into(), harmless };
+        tried(&mut core, 100, failed("the primary could not be asked", false));
+        assert_eq!(core.cure(now(110)).needs_operator, None, "that may be over in a moment");
+        for ms in [200, 300, 400, 500] {
+            tried(&mut core, ms, failed("it is left alone: it is newer", false));
+        }
+        assert_eq!(core.durable().clone_failures, 5, "no order comes any more");
+        let told = core.cure(now(600)).needs_operator.unwrap();
+        assert!(told.ends_with("not one of the primary's: it is left alone: it is newer"), "{told}");
+        let half_a_minute = now(501 + 30_000);
+        core.step(Event::Tick, half_a_minute);
+        assert_eq!(core.durable().clone_failures, 4, "it is looked at again");
+        tried(&mut core, 31_000, failed("nothing is there that could be taken in", true));
+        assert_eq!(core.cure(now(31_010)).needs_operator, None, "it was moved away");
     }
 
     #[test]
