@@ -456,7 +456,8 @@ fn a_standby_is_taken_in_by_the_bytes_of_its_wal() {
 
         // The primary has removed what it would be compared with.
         run(&session, "CHECKPOINT").await;
-        let segment = run(&session, &format!("SELECT pg_walfile_name('{}')", of_apart.lsn)).await.concat();
+        let of_late = late.instance.wal_end_on_disk().await.unwrap();
+        let segment = run(&session, &format!("SELECT pg_walfile_name('{}'::pg_lsn - 1)", of_late.lsn)).await.concat();
         fs::remove_file(first.instance.data_dir().join("pg_wal").join(segment)).unwrap();
         let told = late.taken_in_by(first, &lineage).await;
         assert!(told.starts_with("it is copied anew") && told.contains("has removed its own"), "{told}");
