@@ -717,7 +717,7 @@ impl Core {
         if self.work.is_some() {
             return;
         }
-        let forget = if self.content.is_left_alone() { content::LOOK_AGAIN } else { FORGET_CLONE };
+        let forget = if self.content.waits_for_a_look() { content::LOOK_AGAIN } else { FORGET_CLONE };
         if due(self.clone_failed, forget) {
             self.durable.clone_failures = self.durable.clone_failures.saturating_sub(1);
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);

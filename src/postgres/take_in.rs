@@ -267,7 +267,7 @@ impl Instance {
                 Ok(())
             }
             Err(other) => Err(other),
-            Ok(_) => Err(TakeInError::Refused("it is proven to be the primary's now, and is taken in".to_owned())),
+            Ok(_) => Err(TakeInError::Refused("it is proven to be the primary's now: it is taken in next".to_owned())),
         }
     }
 

@@ -21,6 +21,8 @@ pub(super) struct Content {
     failures: u64,
     error: String,
     standby: Standby,
+    /// It was looked at.
+    judged: bool,
     /// Why nothing replaces it.
     left_alone: Option<String>,
 }
@@ -43,8 +45,9 @@ impl Content {
         self.standby == Standby::TakenIn
     }
 
-    pub(super) fn is_left_alone(&self) -> bool {
-        self.left_alone.is_some()
+    /// It was not looked at since the agent started, or is left alone.
+    pub(super) fn waits_for_a_look(&self) -> bool {
+        self.takes_in() && (!self.judged || self.left_alone.is_some())
     }
 
     pub(super) fn is_not_taken_in(&self) -> bool {
@@ -59,7 +62,8 @@ impl Core {
     }
 
     pub(super) fn content_ended(&mut self, task: &Task, end: &TaskEnd, now: Now) {
-        if matches!(task, Task::TakeIn(_) | Task::Clone(_)) {
+        if matches!(task, Task::TakeIn(_)) {
+            self.content.judged = true;
             self.content.left_alone = match end {
                 TaskEnd::Failed { error, .. } if error.starts_with(LEFT_ALONE) => {
                     let kind = "the standby that was to be taken in is not one of the primary's";
@@ -193,6 +197,13 @@ mod tests {
         let half_a_minute = now(501 + 30_000);
         core.step(Event::Tick, half_a_minute);
         assert_eq!(core.durable().clone_failures, 4, "it is looked at again");
+        // Of an agent that is started anew.
+        let durable = Durable { clone_failures: 5, ..Durable::default() };
+        let (mut again, _) = agent(durable, Found::Nothing, Some(Disk::NoData));
+        again.take_standby_in(true);
+        again.step(Event::Tick, now(60_000));
+        assert_eq!(again.durable().clone_failures, 4, "nobody knows the reason before it was looked at");
+
         tried(&mut core, 31_000, failed("nothing is there that could be taken in", true));
         assert_eq!(core.cure(now(31_010)).needs_operator, None, "it was moved away");
     }
