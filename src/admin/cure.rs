@@ -11,10 +11,15 @@ pub(super) fn problems(agent: &AgentView) -> Vec<String> {
     }
     let failed = agent.clone_failures;
     out.extend(
-        (failed >= CLONES_TRIED)
+        in_vain(agent)
             .then(|| format!("needs an operator: {failed} copies in a row failed, another is tried every 10 min")),
     );
     out
+}
+
+/// No more than that is known of it.
+fn in_vain(agent: &AgentView) -> bool {
+    agent.clone_failures >= CLONES_TRIED && agent.cure.needs_operator.is_none()
 }
 
 /// What an operator can do about it, or what happens by itself.
@@ -26,7 +31,7 @@ pub(super) fn ways(member: &MemberId, agent: &AgentView, most: u32) -> Vec<Strin
              anew all the same: `matriarch reinit {member}`"
         ));
     }
-    if agent.clone_failures >= CLONES_TRIED {
+    if in_vain(agent) {
         let failed = agent.clone_failures;
         out.push(format!(
             "{failed} copies to {member} in a row failed: look at its agent's log, another is tried every 10 min"

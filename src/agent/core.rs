@@ -49,7 +49,7 @@ mod walk_test;
 
 use std::time::Duration;
 
-pub use content::{TO_BE_STOPPED, TO_BE_TAKEN_IN};
+pub use content::{LEFT_ALONE, TO_BE_STOPPED, TO_BE_TAKEN_IN};
 pub use events::{
     Complaint, Disk, DiskFacts, Effect, Event, Found, LeasePhase, LeaseSight, Limits, Now, Postmaster, Refusal, Sight,
     Start, Task, TaskEnd, Tree,
@@ -717,7 +717,8 @@ impl Core {
         if self.work.is_some() {
             return;
         }
-        if due(self.clone_failed, FORGET_CLONE) {
+        let forget = if self.content.waits_for_a_look() { content::LOOK_AGAIN } else { FORGET_CLONE };
+        if due(self.clone_failed, forget) {
             self.durable.clone_failures = self.durable.clone_failures.saturating_sub(1);
             self.clone_failed = (self.durable.clone_failures > 0).then_some(now.moment);
             out.push(Effect::Persist);

@@ -245,6 +245,7 @@ impl Agent {
         let guard = guarding::find(&hands, durable.unleased && durable.tenure.is_none()).map_err(anyhow::Error::msg)?;
         if guard.is_none() {
             start::refuse_stranger(config, &hands.instance, &durable)?;
+            start::refuse_other_manager(config, &hands.instance, &durable)?;
         }
         let found = guarding::left_behind(&hands, guard.as_ref()).map_err(anyhow::Error::msg)?;
         match &guard {

@@ -14,7 +14,7 @@ use crate::{
     config::{AgentEndpoint, Config, ConfigError, ContentSource, LocalMember},
     domain::version::{self, PostgresVersion, Support},
     layers::{LayerError, Layers, LayersOptions},
-    postgres::{Adoption, Instance, PostgresError},
+    postgres::{Adoption, Instance, OtherManager, PostgresError},
 };
 
 const RUNTIME_DIR: &str = "agent.runtime_dir";
@@ -69,6 +69,39 @@ pub(super) fn refuse_stranger(config: &Config, instance: &Instance, durable: &Du
         problem,
         "name an empty place, or stop it and move its data directory away",
     ))
+}
+
+/// Another program manages what was ours, as after a way back to it: its PostgreSQL is not killed for having no guard. One of which
+/// it can't be told what it manages counts where Matriarch's configuration is not in force any more.
+pub(super) fn refuse_other_manager(config: &Config, instance: &Instance, durable: &Durable) -> Result<(), ConfigError> {
+    let owned = !durable.cluster_id.0.is_empty() && !instance.is_to_be_adopted();
+    let found = if owned { instance.other_manager() } else { None };
+    match found.and_then(|other| managed_by(&other, instance.is_configured_by_us(), instance.running_pid())) {
+        None => Ok(()),
+        Some(problem) => {
+            let dir = instance.data_dir().display();
+            let state_dir =
+                config.member.as_ref().map_or_else(String::new, |m| m.agent.state_dir.display().to_string());
+            let advice = format!(
+                "nothing was touched. To stay with it, disable this agent (systemctl disable --now matriarch-agent) and empty {state_dir} \
+                 before Matriarch is tried again; to go on with Matriarch, stop it for good on this host, and start the agent again"
+            );
+            Err(config.wrong("postgresql.data_dir", format!("{dir} belongs to this cluster, but {problem}"), &advice))
+        }
+    }
+}
+
+/// What to say of it; `None`: what runs without a guard in our directory is ended as ever.
+fn managed_by(other: &OtherManager, configured_by_us: bool, running: Option<i32>) -> Option<String> {
+    let OtherManager { name, pid, named } = other;
+    let and = running.map_or_else(String::new, |pid| format!(", and PostgreSQL runs in it as process {pid}"));
+    match (named, running) {
+        (true, _) => Some(format!("{name} manages it as process {pid}{and}")),
+        (false, Some(_)) if !configured_by_us => Some(format!(
+            "{name} runs as process {pid}, its configuration could not be read{and} with a configuration that is not Matriarch's"
+        )),
+        (false, _) => None,
+    }
 }
 
 /// What taking over the data directory of an older PostgreSQL would refuse and change; `None`: nothing is to be taken over.
@@ -144,4 +177,24 @@ pub(super) fn make_runtime_dir(config: &Config, local: &LocalMember) -> Result<(
         let problem = format!("can't create {} ({error})", dir.display());
         config.wrong(RUNTIME_DIR, problem, "let the user of the agent write there")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_manager_of_this_directory_keeps_the_agent_from_starting() {
+        let other = |named| OtherManager { name: "patroni".into(), pid: 8, named };
+        let told = |named, ours, running| managed_by(&other(named), ours, running).unwrap_or_default();
+        for ours in [true, false] {
+            for running in [None, Some(9)] {
+                assert!(told(true, ours, running).starts_with("patroni manages it as process 8"), "its file names it");
+            }
+        }
+        assert!(told(true, false, Some(9)).ends_with("PostgreSQL runs in it as process 9"));
+        assert!(told(false, false, Some(9)).contains("patroni runs as process 8, its configuration could not be read"));
+        assert_eq!(told(false, true, Some(9)), "", "what was left without a guard must not go on");
+        assert_eq!(told(false, false, None), "", "there is nothing that could be ended");
+    }
 }

@@ -349,6 +349,7 @@ impl Job {
     async fn copy(&self, source: &Source) -> Result<(), Failure> {
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
+        self.may_be_replaced(source).await?;
         let instance = &self.hands.instance;
         if let Err(error) = instance.forget_lent().await {
             tracing::warn!(error = chain(&error), "failed to remove WAL that other members have lent");

@@ -17,6 +17,7 @@ use super::{
     files::{self, OperationLock},
     initdb::waiting,
     instance::{DataState, Instance},
+    managers::managers,
     private::private_dir,
     take_in::judge_standby,
 };
@@ -355,25 +356,6 @@ fn slots(dir: &Path) -> Vec<(String, bool)> {
     found
 }
 
-/// Programs that would not leave PostgreSQL alone.
-const MANAGERS: [&str; 5] = ["patroni", "pg_autoctl", "repmgrd", "stolon-keeper", "pacemakerd"];
-
-fn managers(proc: &Path) -> Vec<(String, u32)> {
-    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let manages = |pid: u32| {
-        let line = fs::read(proc.join(pid.to_string()).join("cmdline")).ok()?;
-        // The program itself, or the script that an interpreter runs.
-        let mut words = line.split(|b| *b == 0).take(2).map(String::from_utf8_lossy);
-        let manager = words.find_map(|word| {
-            let name = word.rsplit('/').next().unwrap_or_default().to_owned();
-            MANAGERS.into_iter().find(|manager| name == *manager)
-        })?;
-        Some((manager.to_owned(), pid))
-    };
-    pids.filter_map(manages).collect()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -451,21 +433,5 @@ mod tests {
         let settings = "hold no more: max_connections = 200 (here 100), shared_buffers = 64MB";
         assert!(changes.contains(settings), "{changes}");
         assert!(changes.ends_with("doesn't have: host all all 10.0.0.0/8 md5"), "{changes}");
-    }
-
-    #[test]
-    fn other_managers_are_known_by_their_program() {
-        let dir = tempfile::tempdir().unwrap();
-        let process = |pid: u32, line: &str| {
-            let dir = dir.path().join(pid.to_string());
-            fs::create_dir(&dir).unwrap();
-            fs::write(dir.join("cmdline"), line).unwrap();
-        };
-        process(7, "/usr/bin/python3\0/usr/bin/patroni\0/etc/patroni.yml\0");
-        process(8, "vim\0/etc/patroni.yml\0");
-        process(9, "/usr/bin/repmgrd\0-f\0");
-        let mut found = managers(dir.path());
-        found.sort();
-        assert_eq!(found, [("patroni".to_owned(), 7), ("repmgrd".to_owned(), 9)]);
     }
 }

@@ -68,7 +68,8 @@ pub struct CopyPlan {
     pub command_limit: Duration,
     /// The cluster's history; a backup that is not on it is of no use. `None`: not known.
     pub lineage: Option<TimelineHistory>,
-    /// What is in the data directory was to be taken in, and turned out to be no standby of this cluster's.
+    /// What is in the data directory was to be taken in, and can't be proven to be the primary's any more. It is replaced as it is
+    /// at the begin of the copy, and not when it was changed since.
     pub not_taken_in: bool,
 }
 
@@ -144,6 +145,7 @@ impl Instance {
                 }
             }
         };
+        self.still_replaceable(&present, plan)?;
         // Of the source, if it is there: its own.
         files::remove(&new.join(kept::MARK))?;
         let role = ConfigRole::Standby { upstream: None, epoch: Epoch(0), generation: Generation(0) };
@@ -153,6 +155,16 @@ impl Instance {
         self.swap().await?;
         files::remove(&self.rewind_marker())?;
         Ok((system, method))
+    }
+
+    /// A copy takes hours, and somebody else's directory may be started or changed meanwhile.
+    fn still_replaceable(&self, present: &DataState, plan: &CopyPlan) -> Result<(), CloneError> {
+        self.demand_stopped()?;
+        if plan.not_taken_in && self.is_to_be_adopted() && self.data_state()? != *present {
+            let dir = self.data_dir().display();
+            return Err(CloneError::Foreign(format!("{dir} was changed while its copy was made")));
+        }
+        Ok(())
     }
 
     async fn make_copy(

@@ -1,5 +1,6 @@
 //! Makes what somebody else's standby has left a standby of this cluster, without copying it. That needs a proof: all of its WAL
-//! is the primary's. Whoever has none is copied.
+//! is the primary's, by its history and by its bytes. Where the primary has removed the WAL that would prove it, a copy replaces
+//! it; what speaks against it may be data that nobody else has, and is left alone.
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
@@ -16,6 +17,7 @@ use super::{
     files::{self, OperationLock},
     initdb::waiting,
     instance::Instance,
+    same_wal::{Compared, SameWalError, Stretch},
     session::SqlError,
 };
 use crate::{
@@ -29,8 +31,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// A standby was not taken in. It is as it was, but may have been stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeInError {
-    /// It is not what the primary's standby would be: only a copy helps.
-    #[error("it is copied anew, for it is not proven to be a standby of this cluster: {0}")]
+    /// Nothing speaks against it, and what would prove it is not there any more: only a copy helps.
+    #[error("it is copied anew, for it can't be proven to be a standby of this cluster any more: {0}")]
     Unproven(String),
     /// Somebody has to correct that first; nothing is copied over it.
     #[error("it is left alone: {0}")]
@@ -69,6 +71,8 @@ pub struct Left {
     pub system_identifier: u64,
     /// Its state by `pg_control`.
     pub state: DbState,
+    /// Where its last restartpoint is: the record there has the time.
+    pub checkpoint: Lsn,
     /// Of `standby.signal`, `recovery.signal` and `backup_label` those that are there.
     pub signals: Vec<&'static str>,
     /// Where its WAL ends.
@@ -79,32 +83,69 @@ pub struct Left {
     pub history: TimelineHistory,
 }
 
-/// Whether all WAL of `left` is the primary's, whose history is `lineage`. It was read after `left` had ended: a primary's WAL
-/// only grows.
+/// Whether all WAL of `left` is the primary's by its history, which is `lineage`. It was read after `left` had ended: a primary's
+/// WAL only grows.
 ///
 /// # Errors
-/// What speaks against it.
+/// What speaks against it. It may be data that nobody else has, so that nothing replaces it.
 pub fn judge(left: &Left, primary: PrimarySays, lineage: &TimelineHistory) -> Result<(), TakeInError> {
-    let unproven = |why: String| Err(TakeInError::Unproven(why));
+    let refused = |why: String| Err(TakeInError::Refused(why));
     same_system(left.system_identifier, primary.system_identifier)?;
     if let Some(why) = no_standby(left.state, &left.signals) {
-        return Err(TakeInError::Refused(why));
+        return refused(why);
     }
     let (history, end) = (&left.history, left.end);
+    let newer = |from: WalPosition| {
+        refused(format!(
+            "its WAL ends at {end} and goes on past that of the primary, which ends at {from}: this member is newer than the one \
+             that is named first. Name it first in cluster.members on all hosts and found the cluster anew \
+             (docs/from-patroni.md); if what it has more is of no use, {AWAY}"
+        ))
+    };
     let fork = history.fork_from(lineage).filter(|_| !history.is_mistaken_for(lineage));
     let Some(fork) = fork else {
-        return unproven(format!("timeline {} of its WAL is none of the primary's", end.timeline));
+        return refused(format!(
+            "timeline {} of its WAL is none of the primary's; if it is of no use, {AWAY}",
+            end.timeline
+        ));
     };
     if fork.timeline != end.timeline || end.lsn > fork.lsn {
-        return unproven(format!("its WAL ends at {end}, the primary's history parted from it at {fork}"));
+        if fork.timeline == primary.end.timeline && fork.lsn >= primary.end.lsn {
+            return newer(primary.end);
+        }
+        return refused(format!(
+            "its WAL ends at {end}, the primary's history parted from it at {fork}: it has what nobody else has; if that is of no \
+             use, {AWAY}"
+        ));
     }
     if end.timeline == primary.end.timeline && end.lsn > primary.end.lsn {
-        return unproven(format!("its WAL ends at {end}, that of the primary at {}", primary.end));
+        return newer(primary.end);
     }
-    let past = |point: &WalPosition| !lineage.includes(*point) || !history.includes(*point);
+    let past = |point: &WalPosition| {
+        !lineage.includes(*point)
+            || !history.includes(*point)
+            || (point.timeline == end.timeline && point.lsn > end.lsn)
+    };
     match left.required.filter(past) {
-        Some(point) => unproven(format!("it has to replay to {point}, which is not on its way")),
+        Some(point) => refused(format!("it has to replay to {point}, which its WAL doesn't lead to; {AWAY}")),
         None => Ok(()),
+    }
+}
+
+/// What nobody else does for an operator.
+const AWAY: &str = "move it away, and its member is copied from the primary";
+
+/// What a comparison of bytes means.
+fn judge_bytes(compared: Compared, end: WalPosition) -> Result<(), TakeInError> {
+    match compared {
+        Compared::Same => Ok(()),
+        Compared::Differs { from } => Err(TakeInError::Refused(format!(
+            "its WAL ends at {end}, and from {from} on it has other bytes than the primary's at the same positions: it was written to \
+             apart; if that is of no use, {AWAY}"
+        ))),
+        Compared::Removed { from } => Err(TakeInError::Unproven(format!(
+            "its WAL ends at {end}, and the primary has removed its own from {from} on, with which it would be compared"
+        ))),
     }
 }
 
@@ -199,6 +240,44 @@ impl Instance {
         patience: Duration,
     ) -> Result<(), TakeInError> {
         let _lock = OperationLock::take(self.data_dir())?;
+        let facts = self.judged(primaries, lineage, patience).await?;
+        let instance = self.clone();
+        // Since it was looked at minutes may have passed.
+        files::blocking(move || match instance.changed_since(&facts)? {
+            Some(why) => Ok(Err(TakeInError::Refused(why))),
+            None => instance.make_ours().map(Ok),
+        })
+        .await?
+    }
+
+    /// Whether a copy may replace what was to be taken in: by what it is now, and not by what it was when it was looked at last.
+    ///
+    /// # Errors
+    /// It may not, and why.
+    pub async fn may_be_replaced(
+        &self,
+        primaries: &[Upstream],
+        lineage: Option<&TimelineHistory>,
+        patience: Duration,
+    ) -> Result<(), TakeInError> {
+        let _lock = OperationLock::take(self.data_dir())?;
+        match self.judged(primaries, lineage, patience).await {
+            Err(TakeInError::Unproven(why)) => {
+                tracing::warn!(why, "what was to be taken in is replaced by a copy");
+                Ok(())
+            }
+            Err(other) => Err(other),
+            Ok(_) => Err(TakeInError::Refused("it is proven to be the primary's now: it is taken in next".to_owned())),
+        }
+    }
+
+    /// Stops it, if it runs and is a standby, and judges what it has left.
+    async fn judged(
+        &self,
+        primaries: &[Upstream],
+        lineage: Option<&TimelineHistory>,
+        patience: Duration,
+    ) -> Result<AdoptionFacts, TakeInError> {
         let instance = self.clone();
         let facts = files::blocking(move || instance.adoption_facts()).await?;
         let mut refused = Vec::from_iter(managers(&facts));
@@ -207,21 +286,40 @@ impl Instance {
             return Err(TakeInError::Refused(refused.join("; ")));
         }
         // Nothing is stopped for a primary that doesn't answer, or is another's.
-        let before = self.ask_primary(primaries).await?;
+        let (_, before) = self.ask_primary(primaries).await?;
         if let Some(control) = &facts.control {
             same_system(control.system_identifier, before.system_identifier)?;
         }
         self.stop_standby(&facts, patience).await?;
-        let left = self.left().await?;
-        let primary = self.ask_primary(primaries).await?;
+        let (facts, left) = self.left().await?;
+        let (server, primary) = self.ask_primary(primaries).await?;
         let Some(lineage) = lineage.filter(|lineage| lineage.timeline == primary.end.timeline) else {
             let problem = format!("it is on timeline {}, the log says another", primary.end.timeline);
             return Err(SqlError::Unexpected { doing: "asking the primary for its timeline", problem }.into());
         };
         judge(&left, primary, lineage)?;
+        self.compare(&server, &left, lineage).await?;
+        Ok(facts)
+    }
+
+    /// Its last restartpoint is among what has to be alike: its record has the time, so that no other run of PostgreSQL has written
+    /// the same. That proves the timeline as well, whose first record may have been removed by both long ago.
+    async fn compare(&self, primary: &Upstream, left: &Left, lineage: &TimelineHistory) -> Result<(), TakeInError> {
         let instance = self.clone();
-        files::blocking(move || instance.make_ours()).await?;
-        Ok(())
+        let segment = files::blocking(move || instance.control_data()).await?.wal_segment_bytes;
+        let (ours, end) = (&left.history, left.end.lsn);
+        let stretch = Stretch { ours, theirs: lineage, from: left.checkpoint, end, segment };
+        let compared = self.same_wal(primary, stretch).await.map_err(|error| match error {
+            SameWalError::Primary(error) => TakeInError::Primary(error),
+            SameWalError::Step(error) => TakeInError::Step(error),
+            SameWalError::Missing { .. } => TakeInError::Refused(format!("{error}; {AWAY}")),
+        })?;
+        judge_bytes(compared, left.end)
+    }
+
+    /// Why what was `seen` can't be taken for what is there now.
+    fn changed_since(&self, seen: &AdoptionFacts) -> Result<Option<String>, PostgresError> {
+        Ok(change(seen, &self.adoption_facts()?))
     }
 
     /// Only what is seen to be a standby is stopped: the configuration speaks of one.
@@ -245,25 +343,26 @@ impl Instance {
         Ok(())
     }
 
-    async fn left(&self) -> Result<Left, TakeInError> {
+    async fn left(&self) -> Result<(AdoptionFacts, Left), TakeInError> {
+        // First, for what is changed while its WAL is read is found then.
+        let instance = self.clone();
+        let facts = files::blocking(move || instance.adoption_facts()).await.map_err(unreadable)?;
         let end = self.wal_end_on_disk().await.map_err(unreadable)?;
         let instance = self.clone();
-        let read = move || {
-            let history = instance.lineage(end)?;
-            Ok((history, instance.control_data()?, instance.adoption_facts()?.signals))
-        };
-        let (history, control, signals) = files::blocking(read).await.map_err(unreadable)?;
+        let read = move || Ok((instance.lineage(end)?, instance.control_data()?));
+        let (history, control) = files::blocking(read).await.map_err(unreadable)?;
         let (system_identifier, state, required) = (control.system_identifier, control.state, control.required());
-        Ok(Left { system_identifier, state, signals, end, required, history })
+        let (signals, checkpoint) = (facts.signals.clone(), control.checkpoint);
+        Ok((facts, Left { system_identifier, state, checkpoint, signals, end, required, history }))
     }
 
-    async fn ask_primary(&self, servers: &[Upstream]) -> Result<PrimarySays, SqlError> {
+    async fn ask_primary(&self, servers: &[Upstream]) -> Result<(Upstream, PrimarySays), SqlError> {
         let doing = "asking the primary where its WAL ends";
         let mut failed = SqlError::Unexpected { doing, problem: "no server says that it is primary".to_owned() };
         for server in servers {
             match self.ask_source(server, doing, WHERE).await {
                 Ok(rows) => match rows.first().and_then(|row| parse(row)) {
-                    Some(says) => return Ok(says),
+                    Some(says) => return Ok((server.clone(), says)),
                     // A standby.
                     None if rows.is_empty() => {}
                     None => failed = SqlError::Unexpected { doing, problem: format!("it said {rows:?}") },
@@ -301,15 +400,29 @@ fn parse(row: &str) -> Option<PrimarySays> {
     Some(PrimarySays { system_identifier, end: WalPosition { timeline, lsn } })
 }
 
-/// What can't be read of a directory proves nothing; what can't be done just now is tried again.
+/// Why what is there `now` is not what was `seen`, or is in somebody's hands.
+fn change(seen: &AdoptionFacts, now: &AdoptionFacts) -> Option<String> {
+    if let Some(why) = managers(now).next() {
+        return Some(why);
+    }
+    if let Some(pid) = now.running {
+        return Some(format!(
+            "PostgreSQL was started in it meanwhile, as process {pid}: stop it, and whatever starts it"
+        ));
+    }
+    let same = (&seen.control, &seen.signals, &seen.unusable) == (&now.control, &now.signals, &now.unusable);
+    (!same).then(|| "it was changed while it was looked at: it is looked at again".to_owned())
+}
+
+/// What can't be read of a directory proves nothing, and may be of use to its owner; what can't be done just now is tried again.
 fn unreadable(error: PostgresError) -> TakeInError {
     let missing = |source: &std::io::Error| source.kind() == std::io::ErrorKind::NotFound;
     match error {
         PostgresError::WalEnd { .. } | PostgresError::History { .. } | PostgresError::ControlData { .. } => {
-            TakeInError::Unproven(error.to_string())
+            TakeInError::Refused(format!("it can't be read: {error}; {AWAY}"))
         }
         PostgresError::File { source, path, .. } if missing(&source) && !fs::exists(&path).unwrap_or(true) => {
-            TakeInError::Unproven(format!("{} is missing", path.display()))
+            TakeInError::Refused(format!("it can't be read: {} is missing; {AWAY}", path.display()))
         }
         error => TakeInError::Step(error),
     }
@@ -337,6 +450,7 @@ mod tests {
         Left {
             system_identifier: 7,
             state: DbState::ShutDownInRecovery,
+            checkpoint: Lsn(750),
             signals: vec!["standby.signal"],
             end: at(3, 800),
             required: Some(at(3, 700)),
@@ -364,18 +478,62 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_proven_to_be_one_is_copied() {
-        let unproven = |change: fn(&mut Left), word: &str| {
+    fn what_may_have_data_that_nobody_else_has_is_never_copied_over() {
+        let refused = |change: fn(&mut Left), word: &str| {
             let told = judged(change).unwrap_err();
-            assert!(told.starts_with("it is copied anew") && told.contains(word), "{told}");
+            assert!(told.starts_with("it is left alone: ") && told.contains(word), "{told}");
+            assert!(told.contains("move it away, and its member is copied"), "{told}");
         };
-        unproven(|l| l.end = at(3, 901), "that of the primary at 3:0/384");
-        unproven(|l| (l.end, l.history) = (at(2, 501), history(&[(1, 100)], 2)), "parted from it at 2:0/1F4");
-        unproven(|l| (l.end, l.history) = (at(4, 650), history(&[(1, 100), (2, 500), (3, 600)], 4)), "parted from it");
-        unproven(|l| (l.end, l.history) = (at(3, 600), history(&[(1, 100), (2, 400)], 3)), "parted from it");
-        unproven(|l| l.history.first_records = [(TimelineId(3), 34)].into(), "timeline 3 of its WAL is none");
-        unproven(|l| (l.end, l.history) = (at(9, 1), history(&[], 9)), "timeline 9 of its WAL is none");
-        unproven(|l| l.required = Some(at(2, 600)), "it has to replay to 2:0/258");
+        let newer = "newer than the one that is named first. Name it first in cluster.members";
+        refused(|l| l.end = at(3, 901), newer);
+        let promoted = |l: &mut Left| (l.end, l.history) = (at(4, 950), history(&[(1, 100), (2, 500), (3, 900)], 4));
+        refused(promoted, newer);
+        refused(|l| (l.end, l.history) = (at(2, 501), history(&[(1, 100)], 2)), "parted from it at 2:0/1F4");
+        refused(|l| (l.end, l.history) = (at(4, 650), history(&[(1, 100), (2, 500), (3, 600)], 4)), "parted from it");
+        refused(|l| (l.end, l.history) = (at(3, 600), history(&[(1, 100), (2, 400)], 3)), "parted from it");
+        refused(|l| l.history.first_records = [(TimelineId(3), 34)].into(), "timeline 3 of its WAL is none");
+        refused(|l| (l.end, l.history) = (at(9, 1), history(&[], 9)), "timeline 9 of its WAL is none");
+        refused(|l| l.required = Some(at(2, 600)), "it has to replay to 2:0/258");
+        refused(|l| l.required = Some(at(3, 801)), "which its WAL doesn't lead to");
+    }
+
+    #[test]
+    fn only_what_the_primary_can_not_show_any_more_is_copied() {
+        let judged = |compared| judge_bytes(compared, at(3, 800)).map_err(|error| error.to_string());
+        assert_eq!(judged(Compared::Same), Ok(()));
+        let told = judged(Compared::Differs { from: Lsn(700) }).unwrap_err();
+        assert!(told.starts_with("it is left alone: ") && told.contains("from 0/2BC on it has other bytes"), "{told}");
+        let told = judged(Compared::Removed { from: Lsn(700) }).unwrap_err();
+        assert!(told.starts_with("it is copied anew") && told.contains("has removed its own from 0/2BC on"), "{told}");
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_left_alone_and_a_failed_step_is_tried_again() {
+        let data_dir = std::path::PathBuf::from("/d");
+        let told = unreadable(PostgresError::WalEnd { data_dir: data_dir.clone(), problem: "no record".into() });
+        assert!(told.to_string().starts_with("it is left alone: it can't be read: "), "{told}");
+        let missing = |path: &str| {
+            let source = std::io::ErrorKind::NotFound.into();
+            unreadable(PostgresError::File { doing: "reading", path: path.into(), source })
+        };
+        assert!(matches!(missing("/no/such/file"), TakeInError::Refused(_)));
+        assert!(matches!(missing("/"), TakeInError::Step(_)), "it is there by now");
+        assert!(matches!(unreadable(PostgresError::Running { data_dir, pid: 1 }), TakeInError::Step(_)));
+    }
+
+    #[test]
+    fn what_changed_since_it_was_looked_at_is_not_taken_in() {
+        let seen = AdoptionFacts { signals: vec!["standby.signal"], ..AdoptionFacts::default() };
+        let told = |now: AdoptionFacts| change(&seen, &now).unwrap_or_default();
+        assert_eq!(told(seen.clone()), "");
+        assert!(
+            told(AdoptionFacts { running: Some(9), ..seen.clone() }).contains("started in it meanwhile, as process 9")
+        );
+        let managed = AdoptionFacts { managers: vec![("patroni".into(), 8)], ..seen.clone() };
+        assert!(told(managed).contains("patroni runs as process 8"));
+        assert!(told(AdoptionFacts { signals: Vec::new(), ..seen.clone() }).contains("changed while it was looked at"));
+        let gone = AdoptionFacts { unusable: Some("gone".into()), ..seen.clone() };
+        assert!(told(gone).contains("changed while it was looked at"));
     }
 
     #[test]

@@ -161,6 +161,17 @@ impl Client {
     }
 }
 
+/// What was promoted apart may have what nobody else has: nothing is copied over it until somebody has moved it away.
+fn left_alone(third: &Old, log: &Path) {
+    let inode = third.inode();
+    let said = |words: &str| fs::read_to_string(log).unwrap_or_default().matches(words).count();
+    until("it is looked at, again and again", HEAL, || said("it is left alone: its WAL ends at") >= 5);
+    assert!(said("move it away, and its member is copied from the primary") > 0);
+    assert!(!third.data.join("postgresql.conf.before-matriarch").exists());
+    assert_eq!(third.inode(), inode, "it was replaced");
+    fs::rename(&third.data, third.data.with_extension("moved-away")).unwrap();
+}
+
 /// The cluster, under its workload, and what it began with.
 fn begun(others_have: Others) -> (Rig, Old) {
     let cluster = Unstarted::lay_out_on(Path::new(EXE), Path::new("/tmp"), &profile().to_string(), Ground::default());
@@ -182,7 +193,13 @@ fn begun(others_have: Others) -> (Rig, Old) {
     }
     let inodes = [second.inode(), fs::metadata(&third.data).map_or(0, |found| found.ino())];
     let client = Client::begin(old.port);
-    let rig = cluster.up().unwrap();
+    let log = cluster.root().join("n3/agent.log");
+    let rig = thread::scope(|scope| {
+        let operator = (others_have == Others::Stopped).then(|| scope.spawn(|| left_alone(&third, &log)));
+        let rig = cluster.up();
+        operator.map(thread::ScopedJoinHandle::join).transpose().expect("the operator saw what he should");
+        rig.unwrap()
+    });
     let status = rig.healthy(HEAL).unwrap();
     assert_eq!((status.primary.as_str(), status.timeline), ("n1", 1), "it goes on where it was");
     let postmaster = old.postmaster.unwrap();
@@ -200,10 +217,6 @@ fn begun(others_have: Others) -> (Rig, Old) {
     }
     assert_eq!((tasks_done(&rig, "n2", "take-in"), second.inode()), (1, inodes[0]), "it was not copied");
     assert_ne!(third.inode(), inodes[1], "what was written apart is no part of the cluster");
-    if others_have == Others::Stopped {
-        let kept = third.data.with_file_name(format!("{}.kept", third.data.file_name().unwrap().to_str().unwrap()));
-        assert!(fs::read_dir(&kept).is_ok_and(|mut entries| entries.next().is_some()), "nothing in {}", kept.display());
-    }
     old.sql(&format!("SELECT pg_drop_replication_slot('old_{}')", second.port));
     (rig, old)
 }

@@ -17,7 +17,7 @@ use matriarch::{
         ContentSource, HookCommand, InitialContent, InitialDatabase, InitialRole, PasswordSource, Recovery,
         RecoveryTarget,
     },
-    domain::{HowToCopy, TimelineId},
+    domain::{HowToCopy, TimelineHistory, TimelineId},
     postgres::{InitdbError, Instance, Progress, Session},
 };
 use nix::sys::signal::Signal;
@@ -360,5 +360,107 @@ fn a_stopped_postgresql_is_taken_over_as_it_lies() {
         assert_eq!(run(&session, "SHOW work_mem").await, ["9MB"], "what ALTER SYSTEM set stays");
         assert_eq!(run(&session, "SHOW primary_conninfo").await, [""]);
         assert!(host.client("matriarch_repl", r"re'p:l\1").await.is_ok());
+    });
+}
+
+impl Host {
+    /// What it has, stopped, becomes a standby of somebody's, with a configuration of his, that is to be taken in.
+    fn becomes_somebodys(&mut self) {
+        self.stop(Signal::SIGINT);
+        let (data, run) = (self.instance.data_dir(), self.agent.runtime_dir.display());
+        let conf = format!(
+            "listen_addresses = ''\nport = 5\nunix_socket_directories = '{run}'\nfsync = off\nshared_buffers = 16MB\nwal_log_hints = on\n\
+             max_connections = 100\nmax_wal_senders = 50\nmax_worker_processes = 50\nmax_locks_per_transaction = 128\n"
+        );
+        fs::write(data.join("postgresql.conf"), conf).unwrap();
+        fs::write(data.join("pg_hba.conf"), "local all all trust\n").unwrap();
+        assert!(self.instance.has_standby_signal());
+        self.with_content(InitialContent { source: ContentSource::Adopt, ..InitialContent::default() });
+        assert!(self.instance.takes_standby_in());
+    }
+
+    /// Another host gets the same.
+    fn is_copied_to(&self, other: &mut Host) {
+        let (from, to) = (self.instance.data_dir(), other.instance.data_dir());
+        assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+        other.becomes_somebodys();
+    }
+
+    /// Somebody has made it a primary of the timeline it is on, written to it, and made it a standby again.
+    fn is_written_to(&self) {
+        let (data, run) = (self.instance.data_dir(), self.agent.runtime_dir.to_string_lossy().into_owned());
+        let (dir, log) = (data.to_string_lossy(), format!("{}.log", data.display()));
+        let ran = |program: &str, args: &[&str]| {
+            let output = Command::new(bin_dir().join(program)).args(args).output().unwrap();
+            let said =
+                String::from_utf8_lossy(&output.stderr).into_owned() + &fs::read_to_string(&log).unwrap_or_default();
+            assert!(output.status.success(), "{program}: {said}");
+        };
+        let start = || ran("pg_ctl", &["-D", &dir, "-w", "-l", &log, "start"]);
+        let stop = || ran("pg_ctl", &["-D", &dir, "-w", "-m", "fast", "stop"]);
+        fs::remove_file(data.join("standby.signal")).unwrap();
+        start();
+        ran("psql", &["-Xqh", &run, "-p", "5", "-U", "postgres", "postgres", "-c", "INSERT INTO t VALUES (-1)"]);
+        stop();
+        fs::write(data.join("standby.signal"), "").unwrap();
+        start();
+        stop();
+    }
+
+    async fn taken_in_by(&self, primary: &Host, lineage: &TimelineHistory) -> String {
+        let taken = self.instance.take_in(&[primary.upstream()], Some(lineage), DEADLINE).await;
+        taken.map_or_else(|error| error.to_string(), |()| "taken in".to_owned())
+    }
+
+    async fn replaced_by(&self, primary: &Host, lineage: &TimelineHistory) -> String {
+        let may = self.instance.may_be_replaced(&[primary.upstream()], Some(lineage), DEADLINE).await;
+        may.map_or_else(|error| error.to_string(), |()| "replaced".to_owned())
+    }
+}
+
+#[test]
+fn a_standby_is_taken_in_by_the_bytes_of_its_wal() {
+    as_postgres("content::a_standby_is_taken_in_by_the_bytes_of_its_wal", || async {
+        let root = tempfile::tempdir().unwrap();
+        let mut all = hosts(root.path(), 4);
+        let [first, good, apart, late] = &mut all[..] else { panic!("four hosts") };
+        let session = primary(first).await;
+        drop(super::standby(good, first).await);
+        good.becomes_somebodys();
+        good.is_copied_to(apart);
+        good.is_copied_to(late);
+        // By its timelines and positions it is one of the primary's, which is on the same and further on.
+        apart.is_written_to();
+        for sql in ["INSERT INTO t VALUES (4)", "SELECT pg_switch_wal()", "INSERT INTO t VALUES (5)"] {
+            run(&session, sql).await;
+        }
+        let end = first.probe().await.wal_end;
+        let lineage = first.instance.lineage(end).unwrap();
+        let of_apart = apart.instance.wal_end_on_disk().await.unwrap();
+        assert!(of_apart.timeline == end.timeline && of_apart < end, "{of_apart} {end}");
+
+        let conf = fs::read_to_string(apart.instance.data_dir().join("postgresql.conf")).unwrap();
+        let refused = apart.taken_in_by(first, &lineage).await;
+        assert!(refused.starts_with("it is left alone: ") && refused.contains("it has other bytes"), "{refused}");
+        assert_eq!(apart.replaced_by(first, &lineage).await, refused, "no copy replaces it either");
+        assert_eq!(fs::read_to_string(apart.instance.data_dir().join("postgresql.conf")).unwrap(), conf);
+        assert!(apart.instance.takes_standby_in());
+
+        let may = good.replaced_by(first, &lineage).await;
+        assert!(may.contains("it is proven to be the primary's now"), "{may}");
+        assert_eq!(good.taken_in_by(first, &lineage).await, "taken in");
+        assert!(good.instance.is_configured_by_us() && !good.instance.takes_standby_in());
+        good.follow(Some(first));
+        let of_good = good.start().await;
+        super::await_row(&of_good, 5).await;
+
+        // The primary has removed what it would be compared with.
+        run(&session, "CHECKPOINT").await;
+        let of_late = late.instance.wal_end_on_disk().await.unwrap();
+        let segment = run(&session, &format!("SELECT pg_walfile_name('{}'::pg_lsn - 1)", of_late.lsn)).await.concat();
+        fs::remove_file(first.instance.data_dir().join("pg_wal").join(segment)).unwrap();
+        let told = late.taken_in_by(first, &lineage).await;
+        assert!(told.starts_with("it is copied anew") && told.contains("has removed its own"), "{told}");
+        assert_eq!(late.replaced_by(first, &lineage).await, "replaced");
     });
 }

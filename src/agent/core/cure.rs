@@ -330,7 +330,7 @@ impl Core {
         if let (Some(Disk::Unusable(why)), Tree::Empty) = (&self.disk, self.tree) {
             return Some(why.clone());
         }
-        if let Some(why) = self.content_given_up() {
+        if let Some(why) = self.content_given_up().or_else(|| self.left_alone()) {
             return Some(why);
         }
         if let Some(need) = self.cure.verdict() {

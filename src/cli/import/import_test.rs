@@ -264,3 +264,73 @@ fn addresses_are_read() {
     assert_eq!(told("*:5432"), ("*".into(), Some(5432)));
     assert_eq!(told("10.0.0.1,127.0.0.1:5433"), ("10.0.0.1,127.0.0.1".into(), Some(5433)));
 }
+
+#[test]
+fn a_password_of_digits_is_written_as_it_is() {
+    let with = |password: &str| {
+        let of = |n| {
+            file(&format!("pg{n}.yml"), &minimal(n, "").replace("password: s3cret", &format!("password: {password}")))
+        };
+        let imported = import(&Wanted { files: [1, 2, 3].map(of).to_vec(), ..Wanted::default() }).unwrap();
+        (imported.drafts[0].secrets[0].value.clone(), imported.remarks.join("\n"))
+    };
+    for (written, wanted, octal) in
+        [("0123", "0123", true), ("'0123'", "0123", true), ("0089", "0089", false), ("12", "12", false)]
+    {
+        let (value, remarks) = with(written);
+        assert_eq!((value.as_str(), remarks.contains("octal")), (wanted, octal), "{written}");
+        assert!(!remarks.contains(wanted) || wanted == "12", "{remarks}");
+    }
+}
+
+#[test]
+fn a_list_of_names_lets_nobody_in_that_it_did_not() {
+    let with = |rest: &str| {
+        let of = |n| {
+            let login = format!("authentication: {{username: ops, password: x}}, {rest}, connect_address");
+            file(&format!("pg{n}.yml"), &minimal(n, "").replacen("connect_address", &login, 1))
+        };
+        let imported = import(&Wanted { files: [1, 2, 3].map(of).to_vec(), ..Wanted::default() }).unwrap();
+        let list = parsed(&imported)[0].rest.as_ref().unwrap().allowlist.clone();
+        (imported, list)
+    };
+    let has = |list: &[crate::config::Network], ip: &str| list.iter().any(|network| network.has(ip.parse().unwrap()));
+    let (imported, list) = with("allowlist: [db1.example, db2.example]");
+    assert!(!list.is_empty() && has(&list, "127.0.0.1") && !has(&list, "10.0.0.9"));
+    let Outcome::Without(why) = outcome(&imported, "restapi.allowlist") else { panic!("{imported:?}") };
+    assert!(why.contains("db1.example, db2.example are none"), "{why}");
+    assert!(report(&imported).contains("write their addresses there"));
+
+    let (imported, list) = with("allowlist: [db1.example, 10.0.0.9]");
+    assert!(has(&list, "10.0.0.9") && !has(&list, "127.0.0.1"));
+    let to = Outcome::Mapped("rest.allowlist, without db1.example: addresses only".to_owned());
+    assert_eq!(outcome(&imported, "restapi.allowlist"), &to);
+
+    let (imported, list) = with("allowlist: [db1.example], allowlist_include_members: true");
+    assert!(has(&list, "10.0.0.2") && !has(&list, "127.0.0.1"));
+    assert!(matches!(outcome(&imported, "restapi.allowlist_include_members"), Outcome::Mapped(_)));
+    let (_, list) = with("allowlist: []");
+    assert!(list.is_empty(), "from everywhere, as it was");
+}
+
+#[test]
+fn what_may_have_credentials_is_for_its_owner_alone_and_no_link_is_followed() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let imported = import(&wanted(EVERY_KEY)).unwrap();
+    let files = Vec::from_iter(imported.drafts.iter().map(|draft| (draft, text_of(draft))));
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("new");
+    super::written(&place, &imported, &files).unwrap();
+    let mode = |name: &str| place.join(name).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        ["settings.sh", "report.txt", "pg2/secret", "pg2/superuser.pass"].map(mode),
+        [0o700, 0o600, 0o600, 0o600]
+    );
+
+    let (linked, elsewhere) = (dir.path().join("linked"), dir.path().join("elsewhere"));
+    std::fs::create_dir(&linked).unwrap();
+    symlink(&elsewhere, linked.join("settings.sh")).unwrap();
+    let refused = super::written(&linked, &imported, &files).unwrap_err();
+    assert!(refused.contains("settings.sh is there already"), "{refused}");
+    assert!(!elsewhere.exists() && !linked.join("pg2").exists(), "nothing was written");
+}

@@ -266,7 +266,7 @@ fn weights(wanted: &Wanted, members: &[Member]) -> Vec<String> {
 pub struct Mapping<'a> {
     source: &'a str,
     prefix: &'a str,
-    imported: &'a mut Imported,
+    pub(super) imported: &'a mut Imported,
 }
 
 impl<'a> Mapping<'a> {
@@ -274,12 +274,12 @@ impl<'a> Mapping<'a> {
         Self { source, prefix, imported }
     }
 
-    fn note(&mut self, key: &str, outcome: Outcome) {
+    pub(super) fn note(&mut self, key: &str, outcome: Outcome) {
         let key = (self.source.to_owned(), format!("{}{key}", self.prefix));
         self.imported.keys.insert(key, outcome);
     }
 
-    fn mapped(&mut self, key: &str, to: impl Into<String>) {
+    pub(super) fn mapped(&mut self, key: &str, to: impl Into<String>) {
         self.note(key, Outcome::Mapped(to.into()));
     }
 
@@ -623,6 +623,14 @@ impl Draft {
 
     fn secret(&mut self, tree: &Value, key: &str, file: &'static str, mapping: &mut Mapping<'_>) {
         let Some(value) = text(tree, key) else { return };
+        let octal = value.len() > 1 && value.starts_with('0') && value.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let told = format!(
+            "{key} has digits with a zero in front, and is taken as it is written. Without quotes Patroni reads an octal number: try \
+             which of both PostgreSQL knows"
+        );
+        if octal && !mapping.imported.remarks.contains(&told) {
+            mapping.imported.remarks.push(told);
+        }
         mapping.mapped(key, format!("the file {DIRECTORY}/{file}, mode 0600, one line"));
         self.secrets.push(Secret { file, value });
     }
@@ -654,27 +662,7 @@ impl Draft {
                 self.rest.insert(ours, file);
             }
         }
-        let listed = tree.at("restapi.allowlist").map(Value::texts).unwrap_or_default();
-        let (fit, names): (Vec<_>, Vec<_>) =
-            listed.into_iter().partition(|text| text.parse::<crate::config::Network>().is_ok());
-        if tree.at("restapi.allowlist").is_some() {
-            let left = if names.is_empty() {
-                String::new()
-            } else {
-                format!(", without {}: addresses only", names.join(", "))
-            };
-            mapping.mapped("restapi.allowlist", format!("rest.allowlist{left}"));
-        }
-        self.allowlist = fit;
-        match tree.at("restapi.allowlist_include_members").and_then(Value::truth) {
-            Some(true) => {
-                let hosts = self.members.iter().map(|member| member.host.clone());
-                self.allowlist.extend(hosts.filter(|host| host.parse::<IpAddr>().is_ok()));
-                mapping.mapped("restapi.allowlist_include_members", "rest.allowlist, with the members' addresses");
-            }
-            Some(false) => mapping.mapped("restapi.allowlist_include_members", "rest.allowlist, as it is"),
-            None => {}
-        }
+        self.allowed(tree, mapping);
     }
 
     fn watchdog(&mut self, tree: &Value, mapping: &mut Mapping<'_>) {

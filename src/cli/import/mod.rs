@@ -1,6 +1,7 @@
 //! `matriarch import`: a configuration of Patroni becomes files of Matriarch's and a list of commands, and every key of it is
 //! accounted for. Asks nobody.
 
+mod allowed;
 mod draft;
 #[cfg(test)]
 mod import_test;
@@ -192,11 +193,12 @@ fn written(dir: &Path, imported: &Imported, files: &[(&Draft, String)]) -> Resul
     let commands: String = imported.commands.iter().map(|command| format!("{command}\n")).collect();
     all.push((
         dir.join("settings.sh"),
-        0o755,
+        // Commands that archive or copy may have credentials among their words; the report shows them as well.
+        0o700,
         format!("#!/bin/sh\n# When the cluster stands, once, on any host.\nset -e\n{commands}"),
     ));
-    all.push((dir.join("report.txt"), 0o644, report(imported)));
-    if let Some((taken, ..)) = all.iter().find(|(path, ..)| path.exists()) {
+    all.push((dir.join("report.txt"), 0o600, report(imported)));
+    if let Some((taken, ..)) = all.iter().find(|(path, ..)| path.symlink_metadata().is_ok()) {
         return Err(format!(
             "{} is there already, and nothing is written over; name another --output",
             taken.display()
@@ -206,6 +208,7 @@ fn written(dir: &Path, imported: &Imported, files: &[(&Draft, String)]) -> Resul
         let failed = |error: std::io::Error| format!("{} can't be written ({error})", path.display());
         let parent = path.parent().unwrap_or(dir);
         DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
+        // A link that somebody has put there is not followed.
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes())).map_err(failed)?;
     }

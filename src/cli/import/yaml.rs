@@ -1,6 +1,10 @@
 //! YAML as Patroni reads it (PyYAML, version 1.1), as far as a configuration needs it.
 
-use yaml_rust2::{Yaml, YamlLoader};
+use yaml_rust2::{
+    Event, Yaml, YamlLoader,
+    parser::{MarkedEventReceiver, Parser},
+    scanner::{Marker, TScalarStyle},
+};
 
 /// A node, in the order of the file.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +26,11 @@ pub enum Value {
 /// # Errors
 /// Where it is no YAML, or no mapping.
 pub fn parse(text: &str) -> Result<Value, String> {
-    let mut documents = YamlLoader::load_from_str(text).map_err(|error| error.to_string())?;
+    // This one says what is wrong with it, and drops zeros in front of numbers, which may be passwords.
+    YamlLoader::load_from_str(text).map_err(|error| error.to_string())?;
+    let mut written = AsWritten(YamlLoader::default());
+    Parser::new_from_str(text).load(&mut written, true).map_err(|error| error.to_string())?;
+    let mut documents = written.0.documents().to_vec();
     if documents.len() > 1 {
         return Err(format!("it has {} documents, and one is wanted", documents.len()));
     }
@@ -30,6 +38,23 @@ pub fn parse(text: &str) -> Result<Value, String> {
         None | Some(Yaml::Null) => Ok(Value::Map(Vec::new())),
         Some(document @ Yaml::Hash(_)) => Ok(of(document)),
         Some(_) => Err("it is no mapping of keys to values".to_owned()),
+    }
+}
+
+/// Whole numbers stay texts.
+struct AsWritten(YamlLoader);
+
+impl MarkedEventReceiver for AsWritten {
+    fn on_event(&mut self, event: Event, mark: Marker) {
+        let event = match event {
+            Event::Scalar(text, TScalarStyle::Plain, anchor, tag)
+                if matches!(Yaml::from_str(&text), Yaml::Integer(_)) =>
+            {
+                Event::Scalar(text, TScalarStyle::SingleQuoted, anchor, tag)
+            }
+            other => other,
+        };
+        self.0.on_event(event, mark);
     }
 }
 
@@ -137,6 +162,11 @@ mod tests {
         let mut leaves = value.leaves("");
         leaves.sort();
         assert_eq!(leaves, ["a.b", "a.c", "a.d", "e.b", "e.c", "e.d", "empty", "list", "none"]);
+        let zeros = parse("a: 0123\nb: &x 007\nc: *x\nd: +5\ne: [00, 0x1F]\nf: 12\ng: '012'\nh: !!int 09\n").unwrap();
+        let written = ["a", "b", "c", "d", "f", "g", "h"].map(|key| zeros.at(key).unwrap().text().unwrap());
+        assert_eq!(written, ["0123", "007", "007", "+5", "12", "012", "09"]);
+        assert_eq!(zeros.at("e").unwrap().texts(), ["00", "0x1F"]);
+        assert!(parse("a: 1\na: 2\n").is_err(), "a key twice");
         assert_eq!(parse("").unwrap().leaves(""), [""; 0]);
         assert!(parse("- a\n").is_err() && parse("a: [1\n").is_err() && parse("---\na: 1\n---\nb: 1\n").is_err());
     }
