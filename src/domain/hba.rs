@@ -62,7 +62,10 @@ fn secret((at, line): (usize, &str)) -> Option<String> {
     }
     let named = SECRET_WORDS.into_iter().any(|word| has(&whole, word, '=') || has(&remark, word, ':'));
     (named || names_user_and_password(&whole)).then(|| {
-        format!("line {}: it looks as if it held a password, which would stand in the cluster's log; take it out", at + 1)
+        format!(
+            "line {}: it looks as if it held a password, which would stand in the cluster's log; take it out",
+            at + 1
+        )
     })
 }
 

@@ -224,7 +224,10 @@ mod tests {
             ("host all all all ldap ldapserver=l", "ldap needs ldapprefix"),
             ("host all all all ldap ldapprefix=cn=", "ldap needs ldapserver or ldapurl"),
             ("host all all all ldap ldapserver=l ldapprefix=a ldapbasedn=b", "ldapprefix and ldapsuffix don't go with"),
-            ("host all all all ldap ldapbasedn=b ldapsearchattribute=a ldapsearchfilter=f", "either ldapsearchattribute"),
+            (
+                "host all all all ldap ldapbasedn=b ldapsearchattribute=a ldapsearchfilter=f",
+                "either ldapsearchattribute",
+            ),
             ("host all all all ldap ldapserver=l ldapsuffix=,dc=x", "`dc` is no option"),
             ("host all all all ldap ldapserver=l ldapbasedn=b ldapport=x", "ldapport=`x`: it is from 1"),
             ("host all all all ldap ldapurl=http://l", "ldapurl=`http://l`: it begins with"),
