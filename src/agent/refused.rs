@@ -43,8 +43,15 @@ const CONFIGURATION: &[&str] = &[
     "not supported by this build",
 ];
 /// What every start says, and nothing of why it ended.
-const USUAL: [&str; 5] =
-    ["starting PostgreSQL", "listening on ", "database system is", "redirecting log output", "ending log output"];
+const USUAL: [&str; 6] = [
+    "starting PostgreSQL",
+    "listening on ",
+    "database system is",
+    "redirecting log output",
+    "ending log output",
+    // That of a primary, which a standby doesn't have.
+    "skipping missing configuration file",
+];
 /// So many complaints are told before the last one.
 const BEFORE: usize = 2;
 
@@ -124,7 +131,9 @@ mod tests {
             "could not map anonymous shared memory: Cannot allocate memory",
             "WAL archival cannot be enabled when wal_level is \"minimal\"",
         ] {
-            let log = format!("t [7] FATAL:  {words}\nt [7] LOG:  database system is shut down\n");
+            let log = format!(
+                "t [7] LOG:  skipping missing configuration file \"live.conf\"\nt [7] FATAL:  {words}\nt [7] LOG:  database system is shut down\n"
+            );
             assert_eq!(told(&log), format!("FATAL:  {words}"));
         }
     }

@@ -15,10 +15,7 @@ impl Host {
         let values: BTreeMap<String, String> = settings.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         let settings = Some(v1::Settings { version, values });
         let briefing = Some(v1::Briefing { settings, ..Default::default() });
-        self.agent
-            .probe(v1::AgentProbeRequest { to: self.to(0).map(|to| v1::Target { briefing, ..to }) })
-            .await
-            .unwrap();
+        self.agent.brief(v1::BriefRequest { to: self.to(0), briefing }).await.unwrap();
     }
 
     /// A file of the data directory, once it is as it should be.
