@@ -19,7 +19,7 @@ use crate::{
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
-/// The same at files that nobody has looked at: whoever waits for the data directory waits for that.
+/// Between two tries to have PostgreSQL look at its files: whoever waits for the data directory waits for that.
 const AGAIN: Duration = Duration::from_secs(10);
 /// To be let in by a server that does well …
 const CONNECT: Duration = Duration::from_millis(500);
@@ -61,7 +61,9 @@ async fn try_to_apply(instance: &Instance) -> Result<bool, String> {
     let bad = instance.configuration_errors(&session).await.map_err(said)?;
     if bad.is_empty() {
         instance.looked_at(&of);
-        tracing::info!("PostgreSQL is given other settings");
+        if staged.is_some() {
+            tracing::info!("PostgreSQL is given other settings");
+        }
         return Ok(true);
     }
     tracing::error!(errors = ?bad, "PostgreSQL can't read its configuration");
@@ -99,8 +101,12 @@ async fn look_again(instance: &Instance, data_dir: &Mutex<()>, session: &Session
     let at_work = instance.clone();
     // Whoever is at work in the directory may be writing them.
     let Ok(_works) = data_dir.try_lock() else { return Ok(()) };
-    if blocking(move || at_work.is_configured_as_wanted()).await? || !apply(instance).await {
+    // What somebody has edited since is not undone for that.
+    if blocking(move || at_work.was_looked_at()).await? {
         return Ok(());
+    }
+    if !apply(instance).await {
+        return Err("it was cut off".to_owned());
     }
     session.reload().await.map_err(said)
 }
@@ -126,10 +132,10 @@ pub(super) async fn watch(instance: Instance, data_dir: Arc<Mutex<()>>, mut plan
             tracing::debug!(why, "PostgreSQL could not be asked how its configuration stands");
             session = None;
         }
-        if let Some(open) = session.as_ref().filter(|_| Instant::now() >= again) {
-            if let Err(why) = look_again(&instance, &data_dir, open).await {
-                tracing::debug!(why, "PostgreSQL could not be asked about its configuration");
-            }
+        if let Some(open) = session.as_ref().filter(|_| Instant::now() >= again)
+            && let Err(why) = look_again(&instance, &data_dir, open).await
+        {
+            tracing::debug!(why, "PostgreSQL could not be asked about its configuration");
             again = Instant::now() + AGAIN;
         }
         let next = Instant::now() + EVERY;

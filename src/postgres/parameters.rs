@@ -248,6 +248,13 @@ impl Instance {
         looked_at && wanted.into_iter().all(|(path, new)| fs::read_to_string(path).is_ok_and(|text| text == new))
     }
 
+    /// PostgreSQL has been asked about its files as they were written last, or they are somebody else's.
+    pub fn was_looked_at(&self) -> bool {
+        let _alone = self.config_alone();
+        let document = self.accepted();
+        self.is_looked_at(&document) || self.wanted_files(&document).is_empty()
+    }
+
     fn is_looked_at(&self, document: &SettingsDocument) -> bool {
         let (now, side) = (Version::of(document), self.side());
         self.standing().looked_at.as_ref().is_some_and(|(then, of)| then.is_as(&now) && *of == side)
