@@ -101,6 +101,9 @@ pub fn see_end(instance: &Instance) {
         }
         None => return,
     };
+    let at_work = instance.clone();
+    // The disk may stand still, and the agent has to go on.
+    drop(tokio::task::spawn_blocking(move || at_work.keep_started()));
     tracing::error!(event = events::CONFIGURATION_REFUSED, error = why, "{told}");
 }
 

@@ -99,7 +99,7 @@ impl Instance {
         if each.is_empty() {
             // Each by itself is possible, and all of them are not.
             let named = values.keys().rev().find(|name| together.contains(&format!("\"{name}\"")));
-            each.extend(named.or(values.keys().next()).map(|name| (name.clone(), together)));
+            each.extend(named.or_else(|| values.keys().next()).map(|name| (name.clone(), together)));
         }
         judged.problems.extend(each);
         Ok(judged)

@@ -193,27 +193,27 @@ impl Instance {
         }
     }
 
-    fn save_started(&self, started: &Started) {
-        let started = Started { format: FORMAT, ..started.clone() };
+    /// Keeps on disk what is known. Not under the lock of what is known, by which an agent tells its status: the disk may stand
+    /// still.
+    pub fn keep_started(&self) {
+        let _alone = self.config_alone();
+        let started = Started { format: FORMAT, ..self.standing().started.clone() };
         let text = serde_json::to_string_pretty(&started).unwrap_or_default();
         if let Err(error) = files::replace(&self.started_path(), &(text + "\n")) {
             tracing::warn!(%error, "failed to keep with which settings PostgreSQL starts");
         }
     }
 
-    /// Other settings may be committed.
+    /// Other settings may be committed. What is forgotten by that is on disk still, and of other settings than these.
     pub(super) fn see_settings(&self, document: &SettingsDocument) {
-        let mut standing = self.standing();
-        if standing.started.see(document) {
-            self.save_started(&standing.started);
-        }
+        self.standing().started.see(document);
     }
 
     /// What was refused here is tried again, because an operator says that it is put right.
     pub fn try_settings_again(&self) {
-        let mut standing = self.standing();
-        if standing.started.forget() {
-            self.save_started(&standing.started);
+        let forgotten = self.standing().started.forget();
+        if forgotten {
+            self.keep_started();
         }
     }
 
@@ -227,10 +227,9 @@ impl Instance {
     /// host's file is somebody else's matter.
     pub fn reject(&self, bad: BTreeMap<String, String>) -> bool {
         let document = self.document();
-        let mut standing = self.standing();
-        let any = standing.started.reject(bad, &document);
+        let any = self.standing().started.reject(bad, &document);
         if any {
-            self.save_started(&standing.started);
+            self.keep_started();
         }
         any
     }
@@ -254,11 +253,13 @@ impl Instance {
 
     /// PostgreSQL lets somebody in.
     pub fn has_begun(&self) {
-        let mut standing = self.standing();
-        if let Some(Trying { with, .. }) = standing.trying.take()
-            && standing.started.begun(with)
-        {
-            self.save_started(&standing.started);
+        let news = {
+            let mut standing = self.standing();
+            let tried = standing.trying.take();
+            tried.is_some_and(|tried| standing.started.begun(tried.with))
+        };
+        if news {
+            self.keep_started();
         }
     }
 
@@ -267,15 +268,12 @@ impl Instance {
         self.standing().trying.as_ref().map(|trying| trying.log_from)
     }
 
-    /// The start that was under way was refused because of its configuration, in these words.
+    /// The start that was under way was refused because of its configuration, in these words. It is on disk after
+    /// [`Instance::keep_started`].
     pub fn start_refused(&self, why: &str) -> Option<AfterRefusal> {
         let mut standing = self.standing();
         let Trying { with, .. } = standing.trying.take()?;
-        let after = standing.started.refuse(&with, why);
-        if after != AfterRefusal::NothingElse {
-            self.save_started(&standing.started);
-        }
-        Some(after)
+        Some(standing.started.refuse(&with, why))
     }
 
     /// How the committed configuration stands here; `None`: nobody has looked at the server that runs, and nothing is known.
