@@ -10,6 +10,8 @@ mod archive;
 mod by_hand;
 #[path = "agent/cascade.rs"]
 mod cascade;
+#[path = "agent/configured.rs"]
+mod configured;
 #[path = "agent/content.rs"]
 mod content;
 #[path = "agent/cure.rs"]

@@ -466,9 +466,15 @@ pub fn last_words(log: &Path) -> Option<String> {
 
 /// The end of a log.
 pub fn end_of(log: &Path) -> Option<String> {
+    log_since(log, 0)
+}
+
+/// What was written since a log ended there, but for what lies too far back. One that is shorter now is another.
+pub fn log_since(log: &Path, from: u64) -> Option<String> {
     let mut file = fs::File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS))).ok()?;
+    let from = if from <= length { from } else { 0 };
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS).max(from))).ok()?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())

@@ -45,6 +45,7 @@ mod prober;
 mod process;
 mod publish;
 mod redo;
+mod refused;
 mod reload;
 mod rescue;
 mod room;

@@ -1,9 +1,9 @@
 //! Gives PostgreSQL the settings of all hosts, sees how it took them, and answers for them.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{Mutex, oneshot, watch},
     time::Instant,
 };
 
@@ -13,34 +13,38 @@ use super::{
 };
 use crate::{
     domain::{ConfigurationView, StraySetting},
-    postgres::{Described, Instance, Session, Staged},
+    postgres::{Described, Instance, Session, Staged, StagedOf},
     rpc::{configuration, v1},
 };
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(2);
+/// Between two tries to have PostgreSQL look at its files: whoever waits for the data directory waits for that.
+const AGAIN: Duration = Duration::from_secs(10);
 /// To be let in by a server that does well …
 const CONNECT: Duration = Duration::from_millis(500);
 /// … and for all that it is asked.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Writes what was committed over the configuration of the server that runs, whoever reloads it next. What PostgreSQL can't
-/// take is left out, and told.
-pub(super) async fn apply(instance: &Instance) {
+/// take is left out, and told. One that does not come to its end is begun again by [`watch`].
+pub(super) async fn apply(instance: &Instance) -> bool {
     // Whoever is to work in the data directory waits for this.
     let done = tokio::time::timeout(PATIENCE, try_to_apply(instance)).await;
-    if let Err(error) = done.unwrap_or_else(|_| Err("PostgreSQL does not answer".to_owned())) {
-        tracing::warn!(
-            error,
-            "failed to give PostgreSQL the settings of the cluster; it gets them with its next start or change of role"
-        );
+    match done.unwrap_or_else(|_| Err("PostgreSQL does not answer".to_owned())) {
+        Ok(other) => other,
+        Err(error) => {
+            tracing::warn!(error, "failed to give PostgreSQL the settings of the cluster; it is tried again");
+            false
+        }
     }
 }
 
-async fn try_to_apply(instance: &Instance) -> Result<(), String> {
+/// True when files were looked at that were not before.
+async fn try_to_apply(instance: &Instance) -> Result<bool, String> {
     let at_work = instance.clone();
     if blocking(move || at_work.is_configured_as_wanted()).await? {
-        return Ok(());
+        return Ok(false);
     }
     // Without a server they are looked at by its programs alone.
     let session = instance.connect_within(CONNECT).await.ok();
@@ -50,36 +54,67 @@ async fn try_to_apply(instance: &Instance) -> Result<(), String> {
         for (name, why) in &judged.problems {
             tracing::error!(setting = %name, error = %why, "a setting of the cluster is not possible here, and left out");
         }
-        instance.reject(judged.problems);
+        reject(instance, judged.problems).await?;
     }
-    let Some(staged) = stage(instance).await? else { return Ok(()) };
-    let Some(session) = session else { return Ok(()) };
+    let (mut of, mut staged) = stage(instance).await?;
+    let Some(session) = session else { return Ok(false) };
     let bad = instance.configuration_errors(&session).await.map_err(said)?;
     if bad.is_empty() {
-        tracing::info!("PostgreSQL is given other settings");
-        return Ok(());
+        instance.looked_at(&of);
+        if staged.is_some() {
+            tracing::info!("PostgreSQL is given other settings");
+        }
+        return Ok(true);
     }
     tracing::error!(errors = ?bad, "PostgreSQL can't read its configuration");
-    if !instance.reject(bad) {
-        return Ok(());
+    if reject(instance, bad).await? {
+        // Without what it can't take; and as it was, if that is not all.
+        let (less, later) = stage(instance).await?;
+        of = less;
+        staged = match staged {
+            Some(first) => Some(first.then(later)),
+            None => later,
+        };
+        if !instance.configuration_errors(&session).await.map_err(said)?.is_empty()
+            && let Some(staged) = staged
+        {
+            let at_work = instance.clone();
+            blocking(move || at_work.unstage(staged)).await?.map_err(said)?;
+        }
     }
-    // Without what it can't take; and as it was, if that is not all.
-    stage(instance).await?;
-    if !instance.configuration_errors(&session).await.map_err(said)?.is_empty() {
-        let at_work = instance.clone();
-        blocking(move || at_work.unstage(staged)).await?.map_err(said)?;
-    }
-    Ok(())
+    instance.looked_at(&of);
+    Ok(true)
 }
 
-async fn stage(instance: &Instance) -> Result<Option<Staged>, String> {
+async fn reject(instance: &Instance, bad: BTreeMap<String, String>) -> Result<bool, String> {
+    let at_work = instance.clone();
+    blocking(move || at_work.reject(bad)).await
+}
+
+async fn stage(instance: &Instance) -> Result<(StagedOf, Option<Staged>), String> {
     let at_work = instance.clone();
     blocking(move || at_work.stage_configuration()).await?.map_err(said)
 }
 
+/// The files may be such that nobody has looked at: an earlier look was cut off, or a change of role has written them.
+async fn look_again(instance: &Instance, data_dir: &Mutex<()>, session: &Session) -> Result<(), String> {
+    let at_work = instance.clone();
+    // Whoever is at work in the directory may be writing them.
+    let Ok(_works) = data_dir.try_lock() else { return Ok(()) };
+    // What somebody has edited since is not undone for that.
+    if blocking(move || at_work.was_looked_at()).await? {
+        return Ok(());
+    }
+    if !apply(instance).await {
+        return Err("it was cut off".to_owned());
+    }
+    session.reload().await.map_err(said)
+}
+
 /// Looks how PostgreSQL's configuration stands, until the sender of the plans is gone.
-pub(super) async fn watch(instance: Instance, mut plans: watch::Receiver<Option<Plan>>) {
+pub(super) async fn watch(instance: Instance, data_dir: Arc<Mutex<()>>, mut plans: watch::Receiver<Option<Plan>>) {
     let (mut session, mut life, mut strays) = (None, 0, Vec::new());
+    let mut again = Instant::now();
     loop {
         let plan = *plans.borrow_and_update();
         let Some(plan) = plan else {
@@ -96,6 +131,12 @@ pub(super) async fn watch(instance: Instance, mut plans: watch::Receiver<Option<
         if let Err(why) = look(&instance, &mut session, plan.deadline, &mut strays).await {
             tracing::debug!(why, "PostgreSQL could not be asked how its configuration stands");
             session = None;
+        }
+        if let Some(open) = session.as_ref().filter(|_| Instant::now() >= again)
+            && let Err(why) = look_again(&instance, &data_dir, open).await
+        {
+            tracing::debug!(why, "PostgreSQL could not be asked about its configuration");
+            again = Instant::now() + AGAIN;
         }
         let next = Instant::now() + EVERY;
         while let Ok(changed) = tokio::time::timeout_at(next, plans.changed()).await {
@@ -119,14 +160,16 @@ async fn look(
         *session = Some(instance.connect_within(deadline).await.map_err(said)?);
     }
     let open = session.as_ref().ok_or("no connection")?;
+    let at_work = instance.clone();
+    blocking(move || at_work.has_begun()).await?;
     let pending = instance.pending(open).await.map_err(said)?;
     let at_work = instance.clone();
     let found = blocking(move || at_work.strays()).await?;
     // Whoever is about to write a file has not written it yet: what is strange twice in a row is.
     let strays = found.iter().filter(|stray| before.contains(stray)).cloned().collect();
     *before = found;
-    let (version, problem) = (instance.document().version, instance.rejections());
-    instance.see_configuration(Some(ConfigurationView { version, pending, strays, problem }));
+    let version = instance.version_in_force();
+    instance.see_configuration(Some(ConfigurationView { version, pending, strays, ..ConfigurationView::default() }));
     Ok(())
 }
 
@@ -143,8 +186,12 @@ pub(super) async fn answer(
 async fn tell(instance: &Instance, request: v1::ParametersRequest) -> Result<v1::ParametersReply, String> {
     let session = instance.connect().await.ok();
     // What nobody may set is not given to a program either: one of them names a file to read.
-    let mut check = request.check;
-    check.retain(|name, value| crate::domain::parameters::refused(name, Some(value)).is_none());
+    let (mut check, mut not_asked) = (request.check, Vec::new());
+    check.retain(|name, value| {
+        let refused = crate::domain::parameters::refused(name, Some(value));
+        not_asked.extend(refused.as_ref().map(|why| format!("{name}: {why}")));
+        refused.is_none()
+    });
     let judged = instance.judge(&check, session.as_ref()).await.map_err(said)?;
     let asks = request.describe_all || !request.describe.is_empty();
     let described = match session.as_ref().filter(|_| asks) {
@@ -172,11 +219,14 @@ async fn tell(instance: &Instance, request: v1::ParametersRequest) -> Result<v1:
         }
     };
     Ok(v1::ParametersReply {
-        problems: judged.problems.iter().map(|(name, why)| format!("{name}: {why}")).collect(),
+        problems: not_asked
+            .into_iter()
+            .chain(judged.problems.iter().map(|(name, why)| format!("{name}: {why}")))
+            .collect(),
         warnings: judged.warnings,
         live: session.is_some(),
         parameters: described.into_iter().map(parameter).collect(),
-        version: instance.document().version,
+        version: instance.version_in_force(),
         strays: view.strays.iter().map(configuration::stray).collect(),
     })
 }

@@ -26,7 +26,7 @@ use super::{
     hooks::Hooks,
     lease_news, parameters,
     prober::{self, Plan},
-    redo, room,
+    redo, refused, room,
     service::{Listener, Service},
     slots, stall, start,
     status::{Identity, essence, reached, status},
@@ -301,7 +301,7 @@ impl Agent {
         let (wished, wished_receiver) = watch::channel(slots::Wished::default());
         tokio::spawn(slots::keep(hands.instance.clone(), plan_receiver.clone(), wished_receiver, hands.wakes.clone()));
         tokio::spawn(archive::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
-        tokio::spawn(parameters::watch(hands.instance.clone(), plan_receiver.clone()));
+        tokio::spawn(parameters::watch(hands.instance.clone(), hands.data_dir.clone(), plan_receiver.clone()));
         tokio::spawn(room::watch(hands.instance.clone(), hands.wakes.clone()));
         tokio::spawn(redo::watch(hands.instance.clone(), plan_receiver.clone(), hands.wakes.clone()));
         let (acks, acks_receiver) = watch::channel(None);
@@ -444,6 +444,7 @@ impl Agent {
                 }
                 if ended {
                     self.core.read_last_log(&last_life(self.hands.instance.log_file()));
+                    refused::see_end(&self.hands.instance);
                 }
                 let event = with_last_words(event, &self.hands);
                 let effects = self.step(event)?;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::hands::{Hands, blocking, said};
+use super::{
+    hands::{Hands, blocking, said},
+    parameters,
+};
 use crate::{postgres::Instance, rpc::v1};
 
 /// How long work in the data directory is waited for.
@@ -39,6 +42,10 @@ pub fn reload_beside(hands: &Hands, member: String, reply: Reply) {
 
 async fn reload(instance: &Instance) -> Result<Vec<v1::PendingRestart>, String> {
     let session = instance.connect().await.map_err(|error| format!("PostgreSQL lets nobody in: {}", said(error)))?;
+    let at_work = instance.clone();
+    // Whoever asks for this may have put right what was refused here. What can't be is left out again.
+    blocking(move || at_work.try_settings_again()).await?;
+    parameters::apply(instance).await;
     let at_work = instance.clone();
     let write = move || {
         at_work.refresh_timings().map_err(said)?;

@@ -299,7 +299,8 @@ pub(super) fn configuration_json(member: &MemberStatus) -> serde_json::Value {
         .map(|p| serde_json::json!({"name": p.name, "running": p.running, "configured": p.configured, "why": p.why}));
     let strays = view.strays.iter().map(|s| serde_json::json!({"name": s.name, "value": s.value, "place": s.place}));
     let (pending, strays): (Vec<_>, Vec<_>) = (pending.collect(), strays.collect());
-    serde_json::json!({"pending_restart": pending, "behind_our_back": strays, "problem": view.problem})
+    serde_json::json!({"pending_restart": pending, "behind_our_back": strays, "problem": view.problem,
+        "version": view.version, "refused_version": (view.refused > 0).then_some(view.refused)})
 }
 
 // ---- explain, config -----------------------------------------------------------------------------------------

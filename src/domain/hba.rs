@@ -1,33 +1,14 @@
 //! Lines of `pg_hba.conf` and `pg_ident.conf`, looked at one by one before they are committed for all hosts. PostgreSQL
 //! looks at them once more on each host; here is found what no version of it takes, and what doesn't belong into a log.
 
-// An address as a value; nothing is reached by it.
-use core::net::IpAddr;
+use super::hba_rules::hba_line;
 
 /// So many bytes all lines may have: each change of them is kept for a while.
 const BYTES_MAX: usize = 32 << 10;
-
-const TYPES: [&str; 6] = ["local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc"];
-const METHODS: [&str; 14] = [
-    "trust",
-    "reject",
-    "scram-sha-256",
-    "md5",
-    "password",
-    "gss",
-    "sspi",
-    "ident",
-    "peer",
-    "pam",
-    "ldap",
-    "radius",
-    "cert",
-    "bsd",
-];
-/// Of PostgreSQL 18.
-const OAUTH: &str = "oauth";
 /// Options that hold a secret.
 const SECRETS: [&str; 2] = ["ldapbindpasswd", "radiussecrets"];
+/// What goes before a secret elsewhere, with a `=` behind it or, in a remark, a colon.
+const SECRET_WORDS: [&str; 5] = ["password", "passwd", "pwd", "secret", "passphrase"];
 
 /// The lines that say something.
 pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
@@ -45,130 +26,137 @@ pub fn problems_of_ident(text: &str) -> Vec<String> {
     problems(text, ident_line)
 }
 
-fn problems(text: &str, judge: fn(&[String]) -> Result<(), String>) -> Vec<String> {
+fn problems(text: &str, judge: fn(&[Field]) -> Result<(), String>) -> Vec<String> {
     if text.len() > BYTES_MAX {
         return vec![format!("it has {} bytes, and {BYTES_MAX} are possible", text.len())];
     }
     if text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
         return vec!["it has a control character".to_owned()];
     }
+    // Before anything of a line is repeated in words, and in remarks as well: all of it stands in the log.
+    let secrets: Vec<String> = text.lines().enumerate().filter_map(secret).collect();
+    if !secrets.is_empty() {
+        return secrets;
+    }
     let problem = |(at, line)| {
-        let judged = fields(line).and_then(|fields| judge(&fields));
+        let judged = fields(line).and_then(|fields| if fields.is_empty() { Ok(()) } else { judge(&fields) });
         judged.err().map(|why| format!("line {at}: {why}"))
     };
     lines(text).filter_map(problem).collect()
 }
 
-/// As PostgreSQL takes a line apart: blanks outside of quotes part fields, a comma goes on with a list, `#` ends the line.
-fn fields(line: &str) -> Result<Vec<String>, String> {
+/// What is said of a line that looks as if it held a secret; nothing of the line is repeated.
+fn secret((at, line): (usize, &str)) -> Option<String> {
+    let squeeze = |text: &str| -> String {
+        let kept = text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '"' | '\'' | '\\'));
+        kept.flat_map(char::to_lowercase).collect()
+    };
+    let (whole, remark) = (squeeze(line), squeeze(line.split_once('#').map_or("", |(_, remark)| remark)));
+    let has = |text: &str, word: &str, mark: char| text.contains(&format!("{word}{mark}"));
+    let option = SECRETS.into_iter().find(|option| has(&whole, option, '='));
+    if let Some(option) = option {
+        return Some(format!(
+            "line {}: {option} is a secret and would stand in the cluster's log; keep such lines in each host's file",
+            at + 1
+        ));
+    }
+    let named = SECRET_WORDS.into_iter().any(|word| has(&whole, word, '=') || has(&remark, word, ':'));
+    (named || names_user_and_password(&whole)).then(|| {
+        format!(
+            "line {}: it looks as if it held a password, which would stand in the cluster's log; take it out",
+            at + 1
+        )
+    })
+}
+
+/// `postgres://user:password@host`.
+fn names_user_and_password(text: &str) -> bool {
+    text.split("://").skip(1).any(|rest| rest.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')))
+}
+
+/// A part of a field, between commas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Token {
+    /// Without its quotes.
+    pub(super) text: String,
+    /// It begins with a quote: then it is no keyword.
+    pub(super) quoted: bool,
+}
+
+/// What blanks part, a list where there are commas.
+pub(super) type Field = Vec<Token>;
+
+/// As PostgreSQL takes a line apart (`next_token` and `next_field_expand` of its hba.c): blanks outside of quotes part fields,
+/// a comma goes on with a list, also behind blanks that follow it, two quotes in quotes are one, `#` ends the line.
+fn fields(line: &str) -> Result<Vec<Field>, String> {
     if line.ends_with('\\') {
         return Err("it goes on in the next line; write it in one".to_owned());
     }
-    let (mut fields, mut field, mut quoted, mut listed) = (Vec::new(), String::new(), false, false);
-    for c in line.chars() {
-        match c {
-            '"' => {
-                quoted = !quoted;
-                field.push(c);
-            }
-            '#' if !quoted => break,
-            c if c.is_whitespace() && !quoted => {
-                if !field.is_empty() && !listed {
-                    fields.push(std::mem::take(&mut field));
+    let mut rest = line.chars().peekable();
+    let (mut fields, mut listed): (Vec<Field>, bool) = (Vec::new(), false);
+    loop {
+        while rest.next_if(|c| c.is_whitespace() || *c == ',').is_some() {}
+        if rest.peek().is_none_or(|c| *c == '#') {
+            return Ok(fields);
+        }
+        let (mut token, mut in_quotes, mut comma) =
+            (Token { quoted: rest.peek() == Some(&'"'), ..Token::default() }, false, false);
+        while let Some(c) = rest.next_if(|c| in_quotes || !(c.is_whitespace() || *c == '#')) {
+            match c {
+                '"' if in_quotes && rest.next_if(|next| *next == '"').is_some() => token.text.push('"'),
+                '"' => in_quotes = !in_quotes,
+                ',' if !in_quotes => {
+                    comma = true;
+                    break;
                 }
-            }
-            c => {
-                listed = c == ',' && !quoted;
-                field.push(c);
-                continue;
+                c => token.text.push(c),
             }
         }
-        listed = listed && c.is_whitespace();
-    }
-    if quoted {
-        return Err("a quote is not closed".to_owned());
-    }
-    if !field.is_empty() {
-        fields.push(field);
-    }
-    Ok(fields)
-}
-
-fn hba_line(fields: &[String]) -> Result<(), String> {
-    let kind = fields.first().map(String::as_str).unwrap_or_default();
-    if kind.starts_with("include") {
-        return Err(format!("`{kind}` names a file of one host, and this is for all; write its lines here"));
-    }
-    if !TYPES.contains(&kind) {
-        return Err(format!("a line begins with one of {}, not `{kind}`", TYPES.join(", ")));
-    }
-    // Database and user; beside them a connection that is not local has an address.
-    let mut rest = fields.get(3..).unwrap_or_default();
-    if fields.len() < 3 {
-        return Err(format!("`{kind}` is followed by a database and a user"));
-    }
-    if kind != "local" {
-        let [address, after @ ..] = rest else { return Err("it has no address".to_owned()) };
-        rest = after;
-        if needs_mask(address)? {
-            let [mask, after @ ..] = rest else { return Err(format!("the address {address} has no mask")) };
-            mask.parse::<IpAddr>()
-                .map_err(|_| format!("{address} has no mask: write e.g. {address}/32, not `{mask}`"))?;
-            rest = after;
+        if in_quotes {
+            return Err("a quote is not closed".to_owned());
         }
-    }
-    let [method, options @ ..] = rest else { return Err("it has no method".to_owned()) };
-    if !METHODS.contains(&method.as_str()) && method != OAUTH {
-        return Err(format!("`{method}` is no method, there are {}, {OAUTH}", METHODS.join(", ")));
-    }
-    if kind != "local" && method == "peer" {
-        return Err("peer is for `local` only".to_owned());
-    }
-    if kind != "hostssl" && method == "cert" {
-        return Err("cert is for `hostssl` only".to_owned());
-    }
-    options.iter().try_for_each(|option| option_is_possible(option))
-}
-
-fn option_is_possible(option: &str) -> Result<(), String> {
-    let bare = option.trim_matches('"');
-    let Some((key, _)) = bare.split_once('=').filter(|(key, _)| !key.is_empty()) else {
-        return Err(format!("`{option}` is no option: write NAME=VALUE"));
-    };
-    if SECRETS.contains(&key) {
-        return Err(format!(
-            "{key} is a secret and would stand in the cluster's log; keep such lines in each host's file"
-        ));
-    }
-    Ok(())
-}
-
-/// An address in numbers without a length is followed by a mask.
-fn needs_mask(address: &str) -> Result<bool, String> {
-    if address.parse::<IpAddr>().is_ok() {
-        return Ok(true);
-    }
-    if let Some((ip, length)) = address.split_once('/') {
-        let most = match ip.parse::<IpAddr>() {
-            Ok(IpAddr::V4(_)) => 32,
-            Ok(IpAddr::V6(_)) => 128,
-            Err(_) => return Err(format!("`{address}` is no address")),
-        };
-        if length.parse::<u8>().is_ok_and(|length| length <= most) {
-            return Ok(false);
+        if !token.quoted && token.text.starts_with('@') && token.text.len() > 1 {
+            return Err(format!("`{}` names a file of one host, and this is for all; write what is in it", token.text));
         }
-        return Err(format!("`{address}`: the length is from 0 to {most}"));
+        match fields.last_mut().filter(|_| listed) {
+            Some(list) => list.push(token),
+            None => fields.push(vec![token]),
+        }
+        listed = comma;
     }
-    let well_formed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '"');
-    if address.chars().all(well_formed) { Ok(false) } else { Err(format!("`{address}` is no address")) }
 }
 
-fn ident_line(fields: &[String]) -> Result<(), String> {
+/// The one part of a field that is no list.
+pub(super) fn single<'a>(field: &'a [Token], what: &str) -> Result<&'a Token, String> {
+    match field {
+        [one] => Ok(one),
+        _ => Err(format!("{what} is one, not a list")),
+    }
+}
+
+/// Refuses lines that take others from a file.
+pub(super) fn is_no_include(kind: &str) -> Result<(), String> {
+    match kind {
+        "include" | "include_if_exists" | "include_dir" => {
+            Err(format!("`{kind}` names a file of one host, and this is for all; write its lines here"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn ident_line(fields: &[Field]) -> Result<(), String> {
+    if let Some([first]) = fields.first().map(Vec::as_slice) {
+        is_no_include(&first.text)?;
+    }
     match fields {
-        [first, ..] if first.starts_with("include") => {
-            Err(format!("`{first}` names a file of one host, and this is for all; write its lines here"))
+        [map, of_system, of_postgres] => {
+            for (field, what) in
+                [(map, "the map"), (of_system, "the user of the system"), (of_postgres, "the user of PostgreSQL")]
+            {
+                single(field, what)?;
+            }
+            Ok(())
         }
-        [_, _, _] => Ok(()),
         other => Err(format!("it has {} fields, not 3: map, user of the system, user of PostgreSQL", other.len())),
     }
 }
@@ -183,12 +171,18 @@ mod tests {
             local all all peer map=ops\n\
             host    app, other  \"strange user\"  10.0.0.0/8  scram-sha-256 # the office\n\
             host all all 10.0.0.1 255.255.255.255 md5\n\
-            hostssl all +staff ::/0 cert clientcert=verify-full\n\
+            hostssl all +staff ::/0 cert clientcert=verify-full # a password is not asked for\n\
             host all all samenet reject\n\
             \n\
             host all all .example.com ldap ldapserver=l ldapprefix=\"cn=\"\n";
         assert_eq!(problems_of_hba(text), [""; 0]);
         assert_eq!(lines(text).count(), 6);
+        let split = |line: &str| {
+            let text = |field: &Field| Vec::from_iter(field.iter().map(|token| token.text.as_str())).join("|");
+            fields(line).map(|fields| Vec::from_iter(fields.iter().map(text)).join(" "))
+        };
+        assert_eq!(split("host a, b \"x y\",c \"q\"\"r\" o=\",\"#z").as_deref(), Ok("host a|b x y|c q\"r o=,"));
+        assert_eq!(split("host a , b").as_deref(), Ok("host a b"), "as PostgreSQL does");
         assert_eq!(problems_of_ident("ops root postgres\nops /^(.*)@x$ \\1\n"), [""; 0]);
     }
 
@@ -210,11 +204,39 @@ mod tests {
             ("include other.conf", "line 1: `include` names a file of one host"),
             ("local all \"x peer", "line 1: a quote is not closed"),
             ("local all all \\", "line 1: it goes on in the next line"),
+            ("local all @admins peer", "line 1: `@admins` names a file of one host"),
         ] {
             assert!(only(line).starts_with(why), "{line}: {}", only(line));
         }
         assert_eq!(problems_of_hba("local all all peer\nx\nlocal all all y\n").len(), 2);
         assert!(problems_of_ident("a b").join("").contains("2 fields, not 3"));
         assert!(problems_of_hba(&"#".repeat(BYTES_MAX + 1)).join("").contains("are possible"));
+    }
+
+    #[test]
+    fn a_secret_is_found_wherever_it_stands_and_not_repeated() {
+        for line in [
+            "# until monday: ldapbindpasswd = hunter2",
+            "host all all all ldap ldapserver=l,ldapbindpasswd=hunter2",
+            "host all all all ldap ldapserver=l \"ldapbindpasswd=hunter2\"",
+            "host all all all ldap ldapserver=l LdapBindPasswd=\"hunter2\"",
+            "host all all all radius radiusservers=r radiussecrets=hunter2",
+            "local all all peer # Password: hunter2",
+            "local all all peer # pwd = hunter2",
+            "# see postgres://app:hunter2@db/app",
+            "host all all all ldap ldapurl=\"ldap://cn=x:hunter2@l/dc=x\"",
+        ] {
+            for told in [problems_of_hba(&format!("local all all peer\n{line}\n")), problems_of_ident(line)] {
+                let told = told.join("|");
+                assert!(told.contains("would stand in the cluster's log"), "{line}: {told}");
+                assert!(!told.contains("hunter2"), "{told}");
+            }
+        }
+        for line in [
+            "host all password ::1/128 password # the method is called password",
+            "host all all all ldap ldapurl=\"ldap://l/dc=x?uid?sub?(mail=*@x)\" # radiussecrets are in each host's file",
+        ] {
+            assert_eq!(problems_of_hba(line), [""; 0]);
+        }
     }
 }

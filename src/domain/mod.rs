@@ -12,6 +12,7 @@ pub mod copying;
 pub mod cure;
 pub mod format;
 pub mod hba;
+mod hba_rules;
 pub mod hooks;
 pub mod ids;
 pub mod kept_wal;

@@ -218,6 +218,8 @@ pub struct ConfigurationView {
     pub strays: Vec<StraySetting>,
     /// Why the committed settings are not in force here; empty: they are.
     pub problem: String,
+    /// With the settings of which version PostgreSQL did not start here; 0: there is none.
+    pub refused: u64,
 }
 
 impl ConfigurationView {

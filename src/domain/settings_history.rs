@@ -7,6 +7,9 @@ use super::{SettingChanges, SettingsDocument};
 /// So many changes are kept.
 pub const CHANGES_KEPT: usize = 32;
 
+/// … as long as they come to no more bytes than this; the newest is kept in any case. They stand in every snapshot of the log.
+pub const BYTES_KEPT: usize = 256 << 10;
+
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsChange {
@@ -20,6 +23,15 @@ pub struct SettingsChange {
     pub keys: BTreeMap<String, (Option<String>, Option<String>)>,
     /// Why, when nobody asked for it; otherwise empty.
     pub why: String,
+}
+
+impl SettingsChange {
+    /// What it comes to.
+    pub fn bytes(&self) -> usize {
+        let length = |value: &Option<String>| value.as_ref().map_or(0, String::len);
+        let keys = self.keys.iter().map(|(key, (was, is))| key.len() + length(was) + length(is));
+        self.by.len() + self.why.len() + keys.sum::<usize>()
+    }
 }
 
 /// What is another in `after` than in `before`, as it was and as it is.

@@ -49,8 +49,24 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
              wait for one of them, or let commits go on without (`matriarch config set sync_strict=false`) until {member} is back"
         ));
     }
+    if from.as_ref() == Some(member)
+        && let Some((other, version)) = refused_elsewhere(s, member)
+    {
+        return Err(format!(
+            "PostgreSQL on {other} does not start with the settings of version {version}, and on {member} it may not either: put that right \
+             first; `matriarch config diff` says what it is, `matriarch config rollback` takes the change back"
+        ));
+    }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
     Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone(), accepts_loss: false })
+}
+
+/// Who else has found out that PostgreSQL does not start with what is committed. So a standby that is restarted first keeps the
+/// same from happening to the primary.
+fn refused_elsewhere<'a>(s: &Situation<'a>, member: &MemberId) -> Option<(&'a MemberId, u64)> {
+    let others = s.state.members.keys().filter(|other| *other != member);
+    let refused = |other| s.agent(other).map_or(0, |agent| agent.configuration.refused);
+    others.map(|other| (other, refused(other))).find(|(_, version)| *version > 0)
 }
 
 /// Rule 262.
@@ -74,6 +90,14 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
             Some(end(operation, format!("{who} did not finish a checkpoint in time")))
         }
         OperationPhase::Checkpoint => waits(s, operation, s.timings.stop, format!("a checkpoint on {who}")),
+        OperationPhase::Start if agent.is_some_and(|a| runs_again(a, of_primary) && a.configuration.refused > 0) => {
+            let version = agent.map_or(0, |agent| agent.configuration.refused);
+            let reason = format!(
+                "PostgreSQL on {who} does not start with the settings of version {version}, and runs again with those it started with \
+                 before; `matriarch config diff` says why"
+            );
+            Some(end(operation, reason))
+        }
         OperationPhase::Start if agent.is_some_and(|a| runs_again(a, of_primary)) => {
             let reason = format!("PostgreSQL on {who} runs again");
             Some(Verdict::Propose(Kind::EndOperation { id: operation.id, succeeded: true, reason }))
@@ -143,7 +167,7 @@ mod tests {
     use super::*;
     use crate::{
         policy::testing::{Bench, id},
-        state::Asked,
+        state::{Asked, RuleId},
     };
 
     fn bench(primary: &str, standby: &str) -> Bench {
@@ -193,6 +217,29 @@ mod tests {
         assert!(refused.starts_with("commits need b, and who could confirm in its place can't now"), "{refused}");
         assert!(refused.contains("(c): wait for one of them"), "{refused}");
         assert!(strict("b", "3", "stopped 2:80").is_ok(), "commits wait anyway");
+    }
+
+    #[test]
+    fn a_primary_is_not_restarted_with_what_a_standby_did_not_start_with() {
+        let mut bench = bench("primary 2:90 lease=1", "standby 2:80");
+        bench.seen.get_mut(&id("c")).unwrap().agent.as_mut().unwrap().configuration.refused = 9;
+        let why = ask(&bench, "a").unwrap_err();
+        assert!(why.starts_with("PostgreSQL on c does not start with the settings of version 9, and on a"), "{why}");
+        assert!(ask(&bench, "b").is_ok() && ask(&bench, "c").is_ok(), "a standby may find out");
+        bench.state.operation = Some(Operation {
+            id: 1,
+            kind: OperationKind::Restart,
+            from: Some(id("a")),
+            to: id("c"),
+            phase: OperationPhase::Start,
+            request_id: "r".into(),
+            because: RuleId(1),
+            accepts_loss: false,
+        });
+        let Some(Verdict::Propose(Kind::EndOperation { succeeded, reason, .. })) = over(&bench.situation()) else {
+            panic!()
+        };
+        assert!(!succeeded && reason.contains("version 9, and runs again with those"), "{reason}");
     }
 
     #[test]

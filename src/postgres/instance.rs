@@ -140,9 +140,7 @@ impl Instance {
     /// From the next writing of a configuration on, and the next look at slots, it goes by these.
     pub fn set_settings(&self, settings: SettingsDocument) {
         let mut known = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.of_postgres() != settings.of_postgres() {
-            self.forget_rejections();
-        }
+        self.see_settings(&settings);
         *known = settings;
     }
 
@@ -449,15 +447,19 @@ impl Instance {
             ConfigRole::Standby { .. } => Side::Standby,
             ConfigRole::DormantPrimary => Side::Primary,
         };
-        let texts = self.texts(side);
+        let document = self.accepted();
+        let texts = self.texts_of(&document, side);
         let settings = self.settings(&texts);
         files::replace(&dir.join("postgresql.conf"), &conf::postgresql_conf(&settings, role))?;
-        if dir == self.data_dir() && self.config().bootstrap.source == ContentSource::Adopt {
-            files::ensure(self.adopted_mark(), "")?;
+        if dir == self.data_dir() {
+            self.wrote(&document);
+            if self.config().bootstrap.source == ContentSource::Adopt {
+                files::ensure(self.adopted_mark(), "")?;
+            }
         }
         files::replace(&dir.join("pg_hba.conf"), &conf::pg_hba(&settings, false))?;
         let ident = dir.join("pg_ident.conf");
-        if let Some(text) = self.ident(&fs::read_to_string(&ident).unwrap_or_default()) {
+        if let Some(text) = Self::ident(&document, &fs::read_to_string(&ident).unwrap_or_default()) {
             files::replace(&ident, &text)?;
         }
         let auto_conf = dir.join("postgresql.auto.conf");
@@ -540,6 +542,7 @@ impl Instance {
                 args.extend(["-c".into(), format!("{name}={floor}").into()]);
             }
         }
+        self.begins();
         Ok(PostmasterCommand {
             program: self.0.cfg.bin_dir.join("postgres"),
             args,

@@ -23,6 +23,11 @@ const SHORT: Duration = Duration::from_secs(5);
 const CONNECTIONS_MIN: u64 = 10;
 const LIBRARIES: [&str; 3] = ["shared_preload_libraries", "session_preload_libraries", "local_preload_libraries"];
 
+/// Which lines PostgreSQL refuses. One that it takes may have an error beside it, such as a `hostssl` line while it has no TLS,
+/// which may come with the same reload; of one that it refuses it tells nothing but its number, and not always an error.
+const LINES: [(&str, &str, &str); 2] =
+    [("hba", "pg_hba_file_rules", "auth_method IS NULL"), ("ident", "pg_ident_file_mappings", "error IS NOT NULL")];
+
 /// What was found of settings that are to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Judged {
@@ -83,15 +88,20 @@ impl Instance {
             let why = format!("fewer than {CONNECTIONS_MIN} leave no room beside the agent's own connections");
             judged.problems.insert("max_connections".to_owned(), why);
         }
-        if values.is_empty() || self.try_values(values.iter())?.is_none() {
+        let Some(together) = (if values.is_empty() { None } else { self.try_values(values.iter())? }) else {
             return Ok(judged);
-        }
+        };
         // One of them: which, and all others that are wrong too.
+        let mut each = BTreeMap::new();
         for one in values {
-            if let Some(why) = self.try_values([one].into_iter())? {
-                judged.problems.insert(one.0.clone(), why);
-            }
+            each.extend(self.try_values([one].into_iter())?.map(|why| (one.0.clone(), why)));
         }
+        if each.is_empty() {
+            // Each by itself is possible, and all of them are not.
+            let named = values.keys().rev().find(|name| together.contains(&format!("\"{name}\"")));
+            each.extend(named.or_else(|| values.keys().next()).map(|name| (name.clone(), together)));
+        }
+        judged.problems.extend(each);
         Ok(judged)
     }
 
@@ -160,9 +170,9 @@ impl Instance {
         for row in &rows {
             bad.remove(&text(row, 0).to_ascii_lowercase());
         }
-        let views = [("hba", "pg_hba_file_rules"), ("ident", "pg_ident_file_mappings")];
-        for (key, view) in views {
-            let sql = format!("SELECT line_number, error FROM {view} WHERE error IS NOT NULL LIMIT 1");
+        for (key, view, refused) in LINES {
+            let sql =
+                format!("SELECT line_number, coalesce(error, 'its log says why') FROM {view} WHERE {refused} LIMIT 1");
             match session.query(doing, &sql, SHORT).await {
                 Ok(rows) => {
                     let told = rows.first().map(|row| format!("line {} of {view}: {}", text(row, 0), text(row, 1)));

@@ -13,21 +13,28 @@ use super::{
     error::PostgresError,
     files,
     instance::Instance,
+    started::{Started, Trying, Version},
 };
 use crate::domain::{
-    ConfigurationView, Epoch, Generation, MemberId, PostgresKey, SettingsDocument, Side, StraySetting,
+    ConfigurationView, Epoch, Generation, MemberId, SettingsDocument, Side, StraySetting,
     postgres_settings::{Given, HBA, IDENT, Origin},
 };
 
 /// How the committed configuration stands here.
 #[derive(Debug, Default)]
 pub(super) struct Standing {
-    /// What PostgreSQL can't take here, by name of the parameter or key of the lines, and why.
-    rejected: BTreeMap<String, String>,
     /// The hosts of members that were moved by command: more of them may come in than the file names.
     moved_hosts: Vec<String>,
+    /// What is known from disk was read.
+    loaded: bool,
+    pub(super) started: Started,
+    /// What the files in the data directory were written by.
+    pub(super) written: Option<Version>,
+    pub(super) trying: Option<Trying>,
+    /// PostgreSQL was asked what it has against its files when they were made of these.
+    looked_at: Option<(Version, Side)>,
     /// `None`: nobody has looked at the server that runs.
-    view: Option<ConfigurationView>,
+    pub(super) view: Option<ConfigurationView>,
 }
 
 /// What configuration files are made of that is not in the host's file as it stands.
@@ -39,9 +46,47 @@ pub(super) struct Texts {
     pub(super) moved_hosts: Vec<String>,
 }
 
-/// Files as they were before they were written anew.
+/// Files that were written anew.
 #[derive(Debug)]
-pub struct Staged(Vec<(PathBuf, Option<String>)>);
+pub struct Staged(Vec<StagedFile>);
+
+#[derive(Debug)]
+struct StagedFile {
+    path: PathBuf,
+    was: Option<String>,
+    is: String,
+}
+
+/// Of which settings, and for which side, files were written.
+#[derive(Debug, Clone)]
+pub struct StagedOf(Version, Side);
+
+impl Staged {
+    fn put_back(self) -> Result<(), PostgresError> {
+        for StagedFile { path, was, is } in self.0 {
+            if fs::read_to_string(&path).ok().as_ref() != Some(&is) {
+                continue;
+            }
+            match was {
+                Some(text) => files::replace(&path, &text)?,
+                None => drop(files::remove(&path)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// This, and what was written over it.
+    #[must_use]
+    pub fn then(mut self, later: Option<Staged>) -> Staged {
+        for file in later.into_iter().flat_map(|later| later.0) {
+            match self.0.iter_mut().find(|known| known.path == file.path) {
+                Some(known) => known.is = file.is,
+                None => self.0.push(file),
+            }
+        }
+        self
+    }
+}
 
 /// How our `pg_ident.conf` begins.
 const IDENT_HEAD: &str =
@@ -114,46 +159,16 @@ fn of_alter_system(text: &str) -> impl Iterator<Item = StraySetting> {
 
 impl Instance {
     pub(super) fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing_lock().lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What was rejected of other settings counts no more.
-    pub(super) fn forget_rejections(&self) {
-        self.standing().rejected.clear();
-    }
-
-    /// How the committed configuration stands here; `None`: nobody has looked at the server that runs.
-    pub fn configuration(&self) -> Option<ConfigurationView> {
-        self.standing().view.clone()
+        let mut standing = self.standing_lock().lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut standing.loaded, true) {
+            standing.started = self.load_started();
+        }
+        standing
     }
 
     /// Notes how it stands.
     pub fn see_configuration(&self, view: Option<ConfigurationView>) {
         self.standing().view = view;
-    }
-
-    /// Why something of it is not in force here; empty: all is.
-    pub fn rejections(&self) -> String {
-        let standing = self.standing();
-        let why = standing.rejected.iter().map(|(name, why)| format!("{name} is not in force here: {why}"));
-        Vec::from_iter(why).join("; ")
-    }
-
-    /// Leaves out what PostgreSQL can't take, each name with the reason. True when that was anything of the settings: the
-    /// host's file is somebody else's matter.
-    pub fn reject(&self, bad: BTreeMap<String, String>) -> bool {
-        let document = self.document();
-        let ours = |name: &String| {
-            document.of_postgres().into_keys().any(|key| match PostgresKey::of(key) {
-                Some(PostgresKey::Parameter(_, of)) => of == name.as_str(),
-                Some(PostgresKey::Hba | PostgresKey::Ident) => key == name.as_str(),
-                None => false,
-            })
-        };
-        let ours: BTreeMap<_, _> = bad.into_iter().filter(|(name, _)| ours(name)).collect();
-        let any = !ours.is_empty();
-        self.standing().rejected.extend(ours);
-        any
     }
 
     /// From the next writing of the configuration on, members that were moved by command come from where `moved` says, too:
@@ -166,20 +181,13 @@ impl Instance {
         self.standing().moved_hosts = moved.values().map(host).collect();
     }
 
-    /// The settings without what PostgreSQL can't take here.
-    fn accepted(&self) -> SettingsDocument {
-        let (mut document, standing) = (self.document(), self.standing());
-        document.values.retain(|key, _| match PostgresKey::of(key) {
-            Some(PostgresKey::Parameter(_, name)) => !standing.rejected.contains_key(name),
-            Some(PostgresKey::Hba | PostgresKey::Ident) => !standing.rejected.contains_key(key),
-            None => true,
-        });
-        document
-    }
-
     /// With what PostgreSQL is to be configured on this side, and where it comes from.
     pub fn given(&self, side: Side) -> BTreeMap<String, Given> {
-        self.accepted().parameters(&self.config().parameters, self.me(), side)
+        self.given_of(&self.accepted(), side)
+    }
+
+    fn given_of(&self, document: &SettingsDocument, side: Side) -> BTreeMap<String, Given> {
+        document.parameters(&self.config().parameters, self.me(), side)
     }
 
     /// The same, of the settings alone: what the host's file says may have been tried for long.
@@ -198,18 +206,23 @@ impl Instance {
     }
 
     pub(super) fn texts(&self, side: Side) -> Texts {
+        self.texts_of(&self.accepted(), side)
+    }
+
+    pub(super) fn texts_of(&self, document: &SettingsDocument, side: Side) -> Texts {
+        let parameters = self.given_of(document, side).into_iter().map(|(name, given)| (name, given.value));
         Texts {
             socket_dir: self.config().socket_dir.to_string_lossy().into_owned(),
             passfile: self.passfile().to_string_lossy().into_owned(),
-            parameters: self.parameters(side),
-            hba: self.accepted().lines_of(HBA).unwrap_or_else(|| self.config().hba.clone()),
+            parameters: parameters.collect(),
+            hba: document.lines_of(HBA).unwrap_or_else(|| self.config().hba.clone()),
             moved_hosts: self.standing().moved_hosts.clone(),
         }
     }
 
     /// The text of `pg_ident.conf`; `None`: it is nobody's but the host's.
-    pub(super) fn ident(&self, there: &str) -> Option<String> {
-        let lines = self.accepted().lines_of(IDENT);
+    pub(super) fn ident(document: &SettingsDocument, there: &str) -> Option<String> {
+        let lines = document.lines_of(IDENT);
         let ours = lines.is_some() || there.starts_with(IDENT_HEAD);
         ours.then(|| {
             format!("{IDENT_HEAD}{}", lines.unwrap_or_default().iter().map(|l| format!("{l}\n")).collect::<String>())
@@ -217,7 +230,7 @@ impl Instance {
     }
 
     /// What the files of the running server should be, but for what belongs to its role; empty: they are somebody else's.
-    fn wanted_files(&self) -> Vec<(PathBuf, String)> {
+    fn wanted_files(&self, document: &SettingsDocument) -> Vec<(PathBuf, String)> {
         let dir = self.data_dir();
         let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
         let [main, hba, ident] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| dir.join(name));
@@ -226,7 +239,7 @@ impl Instance {
             return Vec::new();
         }
         let side = side_of(&text);
-        let texts = self.texts(side);
+        let texts = self.texts_of(document, side);
         let settings = self.settings(&texts);
         let fresh = conf::postgresql_conf(&settings, &role_of(side));
         let closed = read(&hba).contains(conf::CLOSED);
@@ -234,55 +247,76 @@ impl Instance {
             (main, without_strange(&with_parameters(&text, &fresh, settings.archive.as_ref()), &fresh)),
             (hba, conf::pg_hba(&settings, closed)),
         ];
-        let lines = self.ident(&read(&ident));
+        let lines = Self::ident(document, &read(&ident));
         wanted.extend(lines.map(|text| (ident, text)));
         wanted
     }
 
-    /// Nothing of the committed configuration is missing in the files of the running server, or they are somebody else's.
+    /// Nothing of the committed configuration is missing in the files of the running server and PostgreSQL has been asked about
+    /// them, or they are somebody else's.
     pub fn is_configured_as_wanted(&self) -> bool {
         let _alone = self.config_alone();
-        self.wanted_files().into_iter().all(|(path, new)| fs::read_to_string(path).is_ok_and(|text| text == new))
+        let document = self.accepted();
+        let wanted = self.wanted_files(&document);
+        let looked_at = wanted.is_empty() || self.is_looked_at(&document);
+        looked_at && wanted.into_iter().all(|(path, new)| fs::read_to_string(path).is_ok_and(|text| text == new))
     }
 
-    /// Writes what was committed over the configuration of the running server; it takes effect with a reload. `None`: it is
+    /// PostgreSQL has been asked about its files as they were written last, or they are somebody else's.
+    pub fn was_looked_at(&self) -> bool {
+        let _alone = self.config_alone();
+        let document = self.accepted();
+        self.is_looked_at(&document) || self.wanted_files(&document).is_empty()
+    }
+
+    fn is_looked_at(&self, document: &SettingsDocument) -> bool {
+        let (now, side) = (Version::of(document), self.side());
+        self.standing().looked_at.as_ref().is_some_and(|(then, of)| then.is_as(&now) && *of == side)
+    }
+
+    /// The files as they were staged last were looked at by PostgreSQL, and what followed from that was done.
+    pub fn looked_at(&self, of: &StagedOf) {
+        self.standing().looked_at = Some((of.0.clone(), of.1));
+    }
+
+    /// Writes what was committed over the configuration of the running server; it takes effect with a reload. No files: it is
     /// that already, or somebody else's.
     ///
     /// # Errors
     /// A file can't be written.
-    pub fn stage_configuration(&self) -> Result<Option<Staged>, PostgresError> {
+    pub fn stage_configuration(&self) -> Result<(StagedOf, Option<Staged>), PostgresError> {
         let _alone = self.config_alone();
-        let mut before = Vec::new();
-        for (path, new) in self.wanted_files() {
+        let document = self.accepted();
+        let mut staged = Vec::new();
+        let wanted = self.wanted_files(&document);
+        if !wanted.is_empty() {
+            self.wrote(&document);
+        }
+        for (path, is) in wanted {
             let was = fs::read_to_string(&path).ok();
-            if was.as_deref() != Some(&new) {
-                files::replace(&path, &new)?;
-                before.push((path, was));
+            if was.as_deref() != Some(&is) {
+                files::replace(&path, &is)?;
+                staged.push(StagedFile { path, was, is });
             }
         }
         self.refresh_runtime_conf()?;
-        Ok((!before.is_empty()).then_some(Staged(before)))
+        let of = StagedOf(Version::of(&document), self.side());
+        Ok((of, (!staged.is_empty()).then_some(Staged(staged))))
     }
 
-    /// Puts the files back.
+    /// Puts the files back, but for those that somebody has written since: a standby may have been pointed at another source.
     ///
     /// # Errors
     /// A file can't be written.
     pub fn unstage(&self, staged: Staged) -> Result<(), PostgresError> {
         let _alone = self.config_alone();
-        for (path, was) in staged.0 {
-            match was {
-                Some(text) => files::replace(&path, &text)?,
-                None => drop(files::remove(&path)?),
-            }
-        }
-        Ok(())
+        staged.put_back()
     }
 
     /// What somebody has set in files that Matriarch writes, or by ALTER SYSTEM.
     pub fn strays(&self) -> Vec<StraySetting> {
         let _alone = self.config_alone();
-        let wanted = self.wanted_files();
+        let wanted = self.wanted_files(&self.accepted());
         let mut strays = Vec::new();
         for (path, new) in &wanted {
             let text = fs::read_to_string(path).unwrap_or_default();
@@ -319,6 +353,7 @@ fn without_strange(text: &str, fresh: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -366,5 +401,26 @@ mod tests {
         let auto = "# Do not edit this file manually!\nrestart_after_crash = 'off'\nlog_line_prefix = 'it''s '\n";
         let told: Vec<String> = of_alter_system(auto).map(|stray| stray.to_string()).collect();
         assert_eq!(told, ["log_line_prefix = it's  (ALTER SYSTEM)"]);
+    }
+
+    #[test]
+    fn what_somebody_has_written_since_is_not_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let [main, hba] = ["postgresql.conf", "pg_hba.conf"].map(|name| dir.path().join(name));
+        let staged = |was: Option<&str>, is: &str, path: &PathBuf| StagedFile {
+            path: path.clone(),
+            was: was.map(str::to_owned),
+            is: is.to_owned(),
+        };
+        let first = Staged(vec![staged(Some("old"), "bad", &main), staged(None, "bad", &hba)]);
+        let both = first.then(Some(Staged(vec![staged(Some("bad"), "less", &main)])));
+        fs::write(&hba, "bad").unwrap();
+        for (there, then) in [("less", "old"), ("pointed elsewhere", "pointed elsewhere"), ("bad", "bad")] {
+            fs::write(&main, there).unwrap();
+            let again = Staged(both.0.iter().map(|f| staged(f.was.as_deref(), &f.is, &f.path)).collect());
+            again.put_back().unwrap();
+            assert_eq!(fs::read_to_string(&main).unwrap(), then);
+        }
+        assert!(!hba.exists(), "it was not there before");
     }
 }

@@ -27,7 +27,8 @@ const ERRORS: &str = "SELECT format('%s line %s: %s', f.sourcefile, f.sourceline
     CASE WHEN f.error = 'setting could not be applied' THEN f.name || ' can''t be that' ELSE f.error END) \
     FROM pg_file_settings f LEFT JOIN pg_settings s ON lower(s.name) = lower(f.name) WHERE f.error IS NOT NULL AND \
     NOT (f.error = 'setting could not be applied' AND s.context IS NOT DISTINCT FROM 'postmaster') \
-    UNION ALL SELECT format('pg_hba.conf line %s: %s', line_number, error) FROM pg_hba_file_rules WHERE error IS NOT NULL \
+    UNION ALL SELECT format('pg_hba.conf line %s: %s', line_number, coalesce(error, 'the log says why')) FROM pg_hba_file_rules \
+    WHERE auth_method IS NULL \
     LIMIT 3";
 
 /// `recovery_target…` of a member that was restored is no concern of anybody's.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::domain::{
     Format, SettingChanges, SettingsChange, SettingsDocument, TimingsId, hba, postgres_settings,
-    settings_history::{CHANGES_KEPT, differences},
+    settings_history::{BYTES_KEPT, CHANGES_KEPT, differences},
 };
 
 impl ClusterState {
@@ -62,8 +62,9 @@ impl ClusterState {
             keys: differences(&before.values, &self.settings.values),
             why,
         });
-        while self.settings_changes.len() > CHANGES_KEPT {
-            self.settings_changes.pop_front();
+        let mut bytes: usize = self.settings_changes.iter().map(SettingsChange::bytes).sum();
+        while self.settings_changes.len() > CHANGES_KEPT || (bytes > BYTES_KEPT && self.settings_changes.len() > 1) {
+            bytes -= self.settings_changes.pop_front().map_or(0, |oldest| oldest.bytes());
         }
     }
 
@@ -170,6 +171,24 @@ mod tests {
         let kept = &state.settings_changes;
         assert_eq!((kept.len(), kept[0].version, kept[0].by.as_str()), (CHANGES_KEPT, 3, "kim"));
         assert_eq!(kept[1].keys["n1.priority"], (Some("2".to_owned()), Some("3".to_owned())));
+    }
+
+    #[test]
+    fn long_changes_are_kept_as_long_as_all_of_them_are_not_too_much() {
+        let mut state = founded();
+        let of = |letter: &str| letter.repeat(32 << 10);
+        let letters = ["a", "b", "c", "d", "e", "f", "g"].map(of);
+        for (version, text) in letters.iter().enumerate() {
+            assert_eq!(run(&mut state, set(version as u64, &[("hba", Some(text))])), Applied::Changed);
+        }
+        // The first has no value before it: seven of them would be 6·64 + 32 KiB.
+        let kept: Vec<u64> = state.settings_changes.iter().map(|change| change.version).collect();
+        assert_eq!(kept, [5, 6, 7]);
+        let huge = "x".repeat(BYTES_KEPT);
+        assert_eq!(run(&mut state, set(7, &[("ident", Some(&huge))])), Applied::Changed);
+        assert_eq!(state.settings_changes.len(), 1, "the newest can be taken back, whatever its size");
+        assert_eq!(run(&mut state, set(8, &[("ident", None)])), Applied::Changed);
+        assert_eq!(state.settings_changes.len(), 1);
     }
 
     #[test]

@@ -100,6 +100,9 @@ pub const POSTGRES_CRASHED: &str = "postgres.crashed";
 /// PostgreSQL was promoted. Fields: `epoch`, `timeline`, `lsn`, `elapsed_ms`.
 pub const PROMOTED: &str = "postgres.promoted";
 
+/// PostgreSQL refused to start with its configuration; the next start has another, where there is one. Fields: `error`.
+pub const CONFIGURATION_REFUSED: &str = "postgres.configuration_refused";
+
 /// Recovery, replay or streaming of this host stands still. Fields: `reason`.
 pub const STUCK: &str = "postgres.stuck";
 
