@@ -92,6 +92,7 @@ pub(super) async fn watch(instance: Instance, mut plans: watch::Receiver<Option<
         };
         if std::mem::replace(&mut life, plan.life) != plan.life {
             session = None;
+            instance.see_configuration(None);
         }
         if let Err(why) = look(&instance, &mut session, plan.deadline, &mut strays).await {
             tracing::debug!(why, "PostgreSQL could not be asked how its configuration stands");
@@ -120,13 +121,14 @@ async fn look(
     }
     let open = session.as_ref().ok_or("no connection")?;
     let pending = instance.pending(open).await.map_err(said)?;
+    let (pending, counts) = instance.counts(open, pending).await.map_err(said)?;
     let at_work = instance.clone();
     let found = blocking(move || at_work.strays()).await?;
     // Whoever is about to write a file has not written it yet: what is strange twice in a row is.
     let strays = found.iter().filter(|stray| before.contains(stray)).cloned().collect();
     *before = found;
     let (version, problem) = (instance.document().version, instance.rejections());
-    instance.see_configuration(Some(ConfigurationView { version, pending, strays, problem }));
+    instance.see_configuration(Some(ConfigurationView { version, pending, strays, problem, counts }));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! lease is lost on the way, the operation ends and the other rules go on.
 
 use super::{
-    Situation, Verdict, format,
+    Situation, Verdict, format, restart_order,
     switchover::{advance, end, gone, remaining, stop_limit, waits},
     sync,
 };
@@ -16,11 +16,11 @@ fn under_way<'a>(s: &Situation<'a>) -> Option<&'a Operation> {
     s.state.operation.as_ref().filter(|o| o.kind == OperationKind::Restart)
 }
 
-/// What an operator's request becomes.
+/// What an operator's request becomes. `force`: though another member is to be restarted first.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
-pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String> {
+pub(super) fn admit(s: &Situation<'_>, member: &MemberId, force: bool) -> Result<Kind, String> {
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
@@ -48,6 +48,9 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
             "commits need {member}, and who could confirm in its place can't now, for being down or too far behind ({absent}): \
              wait for one of them, or let commits go on without (`matriarch config set sync_strict=false`) until {member} is back"
         ));
+    }
+    if let Some(why) = restart_order::out_of_order(s, member).filter(|_| !force) {
+        return Err(why);
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
     Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone(), accepts_loss: false })
@@ -155,7 +158,7 @@ mod tests {
     }
 
     fn ask(bench: &Bench, member: &str) -> Result<Kind, String> {
-        admit(&bench.situation(), &id(member))
+        admit(&bench.situation(), &id(member), false)
     }
 
     #[test]

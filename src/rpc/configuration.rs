@@ -14,6 +14,7 @@ pub fn view(view: &ConfigurationView) -> Option<v1::Configuration> {
         pending: view.pending.iter().map(pending).collect(),
         strays: view.strays.iter().map(stray).collect(),
         problem: view.problem.clone(),
+        counts: view.counts.clone().into_iter().collect(),
     })
 }
 
@@ -30,6 +31,7 @@ pub fn view_of(raw: Option<v1::Configuration>) -> ConfigurationView {
         pending: raw.pending.into_iter().map(pending).collect(),
         strays: raw.strays.into_iter().map(stray).collect(),
         problem: raw.problem,
+        counts: raw.counts.into_iter().collect(),
     }
 }
 
@@ -77,6 +79,7 @@ mod tests {
             }],
             strays: vec![StraySetting { name: "b".into(), value: "3".into(), place: "p".into() }],
             problem: "x".into(),
+            counts: [("a".to_owned(), 1)].into(),
         };
         assert_eq!(view_of(view(&sent)), sent);
         assert_eq!((view(&ConfigurationView::default()), view_of(None)), (None, ConfigurationView::default()));
