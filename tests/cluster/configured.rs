@@ -10,10 +10,9 @@ use crate::{
     stage::{EXE, HEAL, Promise, SOON, Step, others, until},
 };
 
-pub const STEPS: &[Step] = &[
-    ("settings_of_postgresql_reach_every_member", settings_of_postgresql_reach_every_member),
-    ("standbys_have_at_least_what_their_primary_has", standbys_have_at_least_what_their_primary_has),
-];
+pub const STEPS: &[Step] = &[("settings_of_postgresql_reach_every_member", settings_of_postgresql_reach_every_member)];
+pub const IN_ORDER: &[Step] =
+    &[("standbys_have_at_least_what_their_primary_has", standbys_have_at_least_what_their_primary_has)];
 
 /// What a command says: its exit code, and its JSON or its complaint.
 fn config(rig: &Rig, args: &[&str]) -> (Option<i32>, Value, String) {
@@ -76,6 +75,8 @@ fn settings_of_postgresql_reach_every_member(rig: &Rig, before: &StatusReply) ->
     set(rig, &[&format!("parameters.max_connections={more}")]);
     let waits = format!("max_connections {now} {more}: needs a restart, standbys first");
     until("every member waits for a restart", SOON, || pending(rig) == vec![waits.clone(); 3]);
+    let refused = run(rig, &["restart", primary, "--yes"]).unwrap_err();
+    assert!(refused.contains("restart them first"), "{refused}");
     let explained = config(rig, &["explain", "max_connections"]).1;
     assert_eq!(
         (&explained["restart"], &explained["members"][primary]["pending"]),
@@ -124,6 +125,12 @@ fn restarted(rig: &Rig, args: &[&str]) {
     assert_eq!(told["state"], "succeeded", "{told}");
 }
 
+/// So many restarts were no step of a rolling one.
+fn alone(rig: &Rig) -> usize {
+    let all = run(rig, &["operations", "list"]).unwrap();
+    all.as_array().unwrap().iter().filter(|r| r["kind"] == "restart" && r["part_of"].is_null()).count()
+}
+
 /// What each member runs with, and that every standby replays.
 fn all_run_with(rig: &Rig, primary: &str, many: u32) {
     until_all_show(rig, "max_connections", &many.to_string());
@@ -142,10 +149,10 @@ fn standbys_have_at_least_what_their_primary_has(rig: &Rig, before: &StatusReply
     let set_to = |many: u32| set(rig, &[&format!("parameters.max_connections={many}")]);
     let counted = |many: u32| pending(rig).iter().filter(|p| p.contains(&format!(" {many}: "))).count();
 
+    let alone = alone(rig);
+
     set_to(now + 20);
     until("every member waits for a restart", SOON, || counted(now + 20) == 3);
-    let refused = run(rig, &["restart", primary, "--yes"]).unwrap_err();
-    assert!(refused.contains("restart them first"), "{refused}");
     restarted(rig, &["rolling-restart", "--pending", "--in-place"]);
     all_run_with(rig, primary, now + 20);
 
@@ -158,11 +165,13 @@ fn standbys_have_at_least_what_their_primary_has(rig: &Rig, before: &StatusReply
     restarted(rig, &["rolling-restart", "--pending"]);
     assert_eq!(rig.status().unwrap().primary, primary, "it was restarted in place");
     all_run_with(rig, primary, now);
+    assert_eq!(self::alone(rig), alone, "no standby has stopped replaying");
 
     set_to(now + 20);
     until("every member waits for a restart", SOON, || counted(now + 20) == 3);
     run(rig, &["restart", primary, "--force", "--yes"]).unwrap();
     all_run_with(rig, primary, now + 20);
+    assert_eq!(self::alone(rig), alone + 3, "the primary, and each standby by itself");
     rig.healthy(HEAL).unwrap();
     Promise { within: SOON * 3, ..Promise::no_loss(began) }
 }
