@@ -40,13 +40,14 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path, time::Duration
 use matriarch::{
     domain::{
         ArchiveView, ClusterId, CopyCause, EndCause, Epoch, Format, GroupNode, GroupStep, Level, Lsn, MemberId, Moment,
-        NeedsCopy, NodeId, Observation, PostgresState, Profile, Promise, RoomView, SyncRule, TimelineHistory,
-        TimelineId, TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
+        NeedsCopy, NodeId, Observation, PendingSetting, PostgresState, Profile, Promise, RoomView, SyncRule,
+        TimelineHistory, TimelineId, TimelineSwitch, Timings, TimingsId, Volume, WalPosition,
         membership::GroupView,
         observation::{
             AgentView, FailsafeView, FenceView, HeardOfPrimary, LayerView, LeaseReach, LeaseView, Notice, OrderResult,
             READER_LAYER, RedoView, StandbyProgress, SyncView, Work,
         },
+        postgres_settings,
     },
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
@@ -446,6 +447,11 @@ impl World {
             "promised" => view.failsafe.promise_left_ms = number(),
             "lease" => view.lease = LeaseView { epoch: Epoch(number()), held: true, remaining_ms: 1_000, ..view.lease },
             "gated" => view.sync.gate_closed = true,
+            "lacking" => {
+                let why = postgres_settings::LACKING.to_owned();
+                let (name, running, configured) = ("max_connections".into(), "100".into(), value.into());
+                view.configuration.pending.push(PendingSetting { name, running, configured, why });
+            }
             "severed" => (view.severed, view.accepted_epoch) = (true, Epoch(number())),
             "follows" => view.follows_epoch = Epoch(number()),
             "applied" => view.sync.applied = number(),

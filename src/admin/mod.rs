@@ -395,7 +395,7 @@ impl v1::admin_server::Admin for AdminService {
             let to = to_leader(&leader, &self.manager);
             return told.answer(client.restart(passed_on(v1::RestartRequest { to, ..asked })).await);
         }
-        told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, false)).await)
+        told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, asked.force)).await)
     }
 
     async fn reinit(&self, request: Request<v1::ReinitRequest>) -> Result<Response<v1::OperationReply>, Status> {

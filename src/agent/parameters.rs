@@ -127,6 +127,7 @@ pub(super) async fn watch(instance: Instance, data_dir: Arc<Mutex<()>>, mut plan
         };
         if std::mem::replace(&mut life, plan.life) != plan.life {
             session = None;
+            instance.see_configuration(None);
         }
         if let Err(why) = look(&instance, &mut session, plan.deadline, &mut strays).await {
             tracing::debug!(why, "PostgreSQL could not be asked how its configuration stands");
@@ -163,13 +164,20 @@ async fn look(
     let at_work = instance.clone();
     blocking(move || at_work.has_begun()).await?;
     let pending = instance.pending(open).await.map_err(said)?;
+    let (pending, counts) = instance.counts(open, pending).await.map_err(said)?;
     let at_work = instance.clone();
     let found = blocking(move || at_work.strays()).await?;
     // Whoever is about to write a file has not written it yet: what is strange twice in a row is.
     let strays = found.iter().filter(|stray| before.contains(stray)).cloned().collect();
     *before = found;
     let version = instance.version_in_force();
-    instance.see_configuration(Some(ConfigurationView { version, pending, strays, ..ConfigurationView::default() }));
+    instance.see_configuration(Some(ConfigurationView {
+        version,
+        pending,
+        strays,
+        counts,
+        ..ConfigurationView::default()
+    }));
     Ok(())
 }
 

@@ -91,7 +91,8 @@ pub struct RollingRestartArgs {
     /// `standbys`: leave the primary as it is
     #[arg(long, value_name = "WHICH", value_parser = ["standbys"], conflicts_with_all = ["switchover", "in_place"])]
     pub only: Option<String>,
-    /// The best standby takes over from the primary, which is restarted by that (the default)
+    /// The best standby takes over from the primary, which is restarted by that (the default; in place and before the
+    /// standbys, when max_connections or another setting of which no standby may have less falls)
     #[arg(long, conflicts_with = "in_place")]
     pub switchover: bool,
     /// The primary is restarted under its lease and stays primary
@@ -457,8 +458,10 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
     let which = if args.pending { "each member whose settings wait for it" } else { "each member" };
     let primary = match (&args.only, args.in_place) {
         (Some(_), _) => "the primary is left as it is",
-        (None, true) => "the primary comes last, in place",
-        (None, false) => "the primary comes last, by a switchover",
+        (None, true) => "the primary comes last, in place; first, if standbys can't have less before it",
+        (None, false) => {
+            "the primary comes last, by a switchover; first and in place, if standbys can't have less before it"
+        }
     };
     if !operation.yes && !confirmed(&format!("Restart PostgreSQL of {which}, one after the other? {primary}.")) {
         return complain("not confirmed; nothing was changed", exit::FAILED);

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
-    args_verbs::{ReinitArgs, ReloadArgs},
+    args_verbs::{ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -328,20 +328,6 @@ pub struct MaintenanceOffArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
-pub struct RestartArgs {
-    /// Whose PostgreSQL
-    #[arg(value_name = "MEMBER")]
-    pub member: String,
-    #[command(flatten)]
-    pub client: ClientArgs,
-    #[command(flatten)]
-    pub later: LaterArgs,
-    #[command(flatten)]
-    pub operation: OperationArgs,
 }
 
 #[derive(Debug, Args)]

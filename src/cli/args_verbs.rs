@@ -1,8 +1,9 @@
-//! What reinit and reload are told on the command line.
+//! What restart, reinit and reload are told on the command line.
 
 use clap::Args;
 
 use super::{
+    agenda::LaterArgs,
     args::{ClientArgs, OperationArgs},
     exit,
 };
@@ -12,6 +13,23 @@ Examples:
   matriarch reinit n3                    copy n3 anew, from a standby if one is fit
   matriarch reinit n3 --from n1 --yes    from n1, without being asked
   matriarch maintenance on n3            give a copy up that is under way";
+
+#[derive(Debug, Args)]
+#[command(after_help = exit::HELP)]
+pub struct RestartArgs {
+    /// Whose PostgreSQL
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    /// Though settings that wait for it need another member restarted first
+    #[arg(long, conflicts_with = "scheduled")]
+    pub force: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub later: LaterArgs,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
 
 #[derive(Debug, Args)]
 #[command(after_help = with_examples(REINIT_EXAMPLES))]

@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::{
     agenda,
-    args::{ClientArgs, FailoverArgs, OperationArgs, RestartArgs, SwitchoverArgs},
+    args::{ClientArgs, FailoverArgs, OperationArgs, SwitchoverArgs},
+    args_verbs::RestartArgs,
     client::{Client, ClientError, target},
     complain, complain_client,
     exit::{self, Exit},
@@ -105,7 +106,7 @@ pub(super) async fn restart(args: RestartArgs) -> Exit {
     let member = args.member;
     let meant = (OperationKind::Restart, member.as_str());
     if args.later.dry_run {
-        return agenda::rehearse(&args.client, meant, false, args.operation.json).await;
+        return agenda::rehearse(&args.client, meant, args.force, args.operation.json).await;
     }
     match agenda::time(args.later.scheduled.as_deref()) {
         Ok(None) => {}
@@ -123,7 +124,7 @@ pub(super) async fn restart(args: RestartArgs) -> Exit {
         Err(exit) => return exit,
     };
     let to = Some(target(&status.cluster_id, status.generation));
-    let request = RestartRequest { to, member, request_id: Uuid::now_v7().to_string() };
+    let request = RestartRequest { to, member, request_id: Uuid::now_v7().to_string(), force: args.force };
     let reply = client.restart(request).await;
     follow(&client, "restart", reply, &args.operation).await
 }

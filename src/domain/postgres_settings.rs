@@ -159,6 +159,9 @@ impl SettingsDocument {
 
 /// Why a standby runs with more than it is configured for.
 pub const HELD_UP: &str = "the primary's WAL needs as much: the primary first";
+/// Why a standby replays nothing any more before it is restarted.
+pub const LACKING: &str =
+    "the primary runs with as much, and replay has stopped before its next WAL: a restart of this standby";
 
 /// A setting that takes effect with a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -179,11 +182,26 @@ impl PendingSetting {
         self.why != HELD_UP
     }
 
+    /// It is one of [`AT_LEAST_THE_PRIMARYS`]: what is in force, and what will be.
+    pub fn count(&self) -> Option<(u64, u64)> {
+        let number = |text: &str| text.parse::<u64>().ok();
+        AT_LEAST_THE_PRIMARYS.contains(&self.name.as_str()).then_some(())?;
+        number(&self.running).zip(number(&self.configured))
+    }
+
     /// It rises, and standbys need as much first.
     pub fn rises(&self) -> bool {
-        let number = |text: &str| text.parse::<u64>().ok();
-        let more = number(&self.running).zip(number(&self.configured)).is_some_and(|(is, will)| will > is);
-        more && AT_LEAST_THE_PRIMARYS.contains(&self.name.as_str())
+        self.count().is_some_and(|(is, will)| will > is)
+    }
+
+    /// It falls, and a standby can't have less before the primary has.
+    pub fn falls(&self) -> bool {
+        self.count().is_some_and(|(is, will)| will < is)
+    }
+
+    /// Replay has stopped for it.
+    pub fn is_lacking(&self) -> bool {
+        self.why == LACKING
     }
 }
 
@@ -220,6 +238,8 @@ pub struct ConfigurationView {
     pub problem: String,
     /// With the settings of which version PostgreSQL did not start here; 0: there is none.
     pub refused: u64,
+    /// What the server runs with of [`AT_LEAST_THE_PRIMARYS`]; empty: not known.
+    pub counts: BTreeMap<String, u64>,
 }
 
 impl ConfigurationView {
@@ -322,7 +342,9 @@ mod tests {
             why: "standbys first".into(),
         };
         assert!(pending.rises() && pending.needs_restart());
-        assert!(!PendingSetting { configured: "50".into(), ..pending.clone() }.rises());
+        let falling = PendingSetting { configured: "50".into(), ..pending.clone() };
+        assert!(falling.falls() && !falling.rises() && !pending.falls());
+        assert!(!PendingSetting { name: "work_mem".into(), ..falling }.falls(), "no standby needs that");
         let stray = StraySetting { name: "work_mem".into(), value: "1GB".into(), place: "ALTER SYSTEM".into() };
         let view = ConfigurationView { pending: vec![pending], strays: vec![stray], ..ConfigurationView::default() };
         assert_eq!(

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::{Hold, Situation, loss, report::Unfit, room, sync};
+use super::{Hold, Situation, loss, report::Unfit, restart_order, room, sync};
 use crate::{
     domain::{
         EndCause, Epoch, MemberId, MemberSettings, Moment, PostgresState, Settings, SiteFailover, SyncStart,
@@ -372,7 +372,7 @@ fn fitness(
         // that can't even start is passed over for that.
         short,
         // Its promotion would wait for replay to go on, perhaps until it is given up.
-        stands: agent.redo.as_ref().is_some_and(|redo| redo.stands),
+        stands: agent.redo.as_ref().is_some_and(|redo| redo.stands) || restart_order::lacks(agent).is_some(),
     })
 }
 

@@ -32,6 +32,7 @@ pub mod rehearsal;
 pub mod reinit;
 pub mod report;
 mod restart;
+mod restart_order;
 pub mod rolling;
 pub mod room;
 pub mod rules;

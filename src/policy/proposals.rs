@@ -46,6 +46,7 @@ pub const PROPOSALS: &[(u32, &[&str])] = &[
     (432, &["set-sync"]),
     (434, &["begin-next", "close-operation"]),
     (436, &["begin-next", "close-operation"]),
+    (438, &["begin-operation"]),
     (440, &["cascade"]),
     (442, &["cascade"]),
     (444, &["cascade"]),

@@ -3,7 +3,7 @@
 //! lease is lost on the way, the operation ends and the other rules go on.
 
 use super::{
-    Situation, Verdict, format,
+    Situation, Verdict, format, restart_order,
     switchover::{advance, end, gone, remaining, stop_limit, waits},
     sync,
 };
@@ -16,11 +16,11 @@ fn under_way<'a>(s: &Situation<'a>) -> Option<&'a Operation> {
     s.state.operation.as_ref().filter(|o| o.kind == OperationKind::Restart)
 }
 
-/// What an operator's request becomes.
+/// What an operator's request becomes. `force`: though another member is to be restarted first.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
-pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String> {
+pub(super) fn admit(s: &Situation<'_>, member: &MemberId, force: bool) -> Result<Kind, String> {
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
@@ -56,6 +56,9 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId) -> Result<Kind, String
             "PostgreSQL on {other} does not start with the settings of version {version}, and on {member} it may not either: put that right \
              first; `matriarch config diff` says what it is, `matriarch config rollback` takes the change back"
         ));
+    }
+    if let Some(why) = restart_order::out_of_order(s, member).filter(|_| !force) {
+        return Err(why);
     }
     format::gate(s, Format::SETTINGS).map_err(|old| old.to_string())?;
     Ok(Kind::BeginOperation { kind: OperationKind::Restart, from, to: member.clone(), accepts_loss: false })
@@ -179,7 +182,7 @@ mod tests {
     }
 
     fn ask(bench: &Bench, member: &str) -> Result<Kind, String> {
-        admit(&bench.situation(), &id(member))
+        admit(&bench.situation(), &id(member), false)
     }
 
     #[test]

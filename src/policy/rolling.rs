@@ -8,7 +8,7 @@ use super::{
     agenda::{Begins, admitted},
     format, pause,
     report::state_word,
-    restart, switchover, sync,
+    restart, restart_order, switchover, sync,
 };
 use crate::{
     domain::{Format, MemberId, PostgresState},
@@ -47,9 +47,9 @@ pub fn admit(s: &Situation<'_>, wanted: Wanted, by: &str) -> Result<Kind, String
     let holder = s.state.holder().map(|(_, holder)| holder);
     let is_meant = |member: &&MemberId| {
         let left = wanted.primary == PrimaryTurn::Left && Some(*member) == holder;
-        let pending = s.agent(member).is_some_and(|a| a.server.pending_restart);
-        !left && (pending || !wanted.pending)
+        !left && (!wanted.pending || restart_order::waits(s, member, wanted.primary != PrimaryTurn::Left))
     };
+    restart_order::can_be_kept(s, wanted)?;
     let members: BTreeSet<MemberId> = s.state.members.keys().filter(is_meant).cloned().collect();
     if members.is_empty() {
         let which = if wanted.pending {
@@ -105,12 +105,19 @@ fn next(s: &Situation<'_>, rolling: &Rolling) -> Result<Option<Begins>, String> 
     let mut left: Vec<&MemberId> = rolling.left(s.state).collect();
     // Whoever is primary now comes last, whoever was when it began.
     left.sort_by_key(|member| *member == primary);
+    // A new primary would have as much as the old one: less begins with a restart in place.
+    if restart_order::falls(s, primary) && left.contains(&primary) && rolling.primary != PrimaryTurn::Left {
+        return admitted(restart::admit(s, primary, false)?).map(Some);
+    }
     let kind = match left.first() {
         None => return Ok(None),
-        Some(member) if *member != primary => restart::admit(s, member)?,
+        Some(member) if *member != primary => {
+            restart_order::not_yet(s, primary, member).map_or(Ok(()), Err)?;
+            restart::admit(s, member, true)?
+        }
         Some(_) => match rolling.primary {
             PrimaryTurn::Left => return Ok(None),
-            PrimaryTurn::InPlace => restart::admit(s, primary)?,
+            PrimaryTurn::InPlace => restart::admit(s, primary, false)?,
             PrimaryTurn::Switchover => switchover::admit(s, OperationKind::Switchover, None, false)?,
         },
     };
@@ -141,6 +148,12 @@ fn is_unwell(s: &Situation<'_>, primary: &MemberId, member: &MemberId) -> Option
     }
     if agent.state != PostgresState::Standby {
         return Some(format!("PostgreSQL on {member} is {}", state_word(agent.state)));
+    }
+    if let Some(lacks) = restart_order::lacks(agent) {
+        return Some(format!(
+            "{member} replays nothing, for {primary} runs with {} = {}",
+            lacks.name, lacks.configured
+        ));
     }
     // It is behind on purpose.
     let of = s.state.settings.of_member(member);

@@ -3,7 +3,8 @@
 
 use super::{
     Hold, Plan, Situation, Verdict, agenda, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, reader, reinit, restart, rolling, room, stonith, switchover, sync, timings,
+    membership, outvoted, promotion, reader, reinit, restart, restart_order, rolling, room, stonith, switchover, sync,
+    timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -103,6 +104,11 @@ pub const RULES: &[Rule] = &[
     Rule { id: 432, name: "other standbys are to confirm commits: the next rule", decide: sync::change },
     Rule { id: 434, name: "the time of something scheduled has come: begin it, or say why not", decide: agenda::due },
     Rule { id: 436, name: "a rolling restart: the next step when all is well, or its end", decide: rolling::go_on },
+    Rule {
+        id: restart_order::RULE,
+        name: "a standby has stopped replaying, for its primary runs with more: restart the standby",
+        decide: restart_order::revive,
+    },
     Rule {
         id: 440,
         name: "a standby's source fails it, or is not its source any more: it follows the primary",

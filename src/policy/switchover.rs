@@ -210,8 +210,8 @@ pub fn is_primary(s: &Situation<'_>, from: &MemberId) -> Result<(), String> {
     }
 }
 
-/// What an operator's request becomes, checked against what is known now. `allow_loss`: a failover may lose WAL, and
-/// take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
+/// What an operator's request becomes, checked against what is known now. `allow_loss`: a restart may be out of order,
+/// a failover may lose WAL, and take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
@@ -234,7 +234,7 @@ pub fn admit(
     let holder = s.state.holder().map(|(_, m)| m.clone());
     if kind == OperationKind::Restart {
         let member = wanted.ok_or("a restart needs the name of a member")?;
-        return restart::admit(s, member);
+        return restart::admit(s, member, allow_loss);
     }
     if kind == OperationKind::Reinit {
         return Err("a reinit is asked for with a source".to_owned());

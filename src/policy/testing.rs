@@ -10,11 +10,22 @@ use super::{Seal, Since, Situation};
 use crate::{
     domain::{
         ArchiveView, ClusterId, CopyCause, Epoch, Generation, GroupNode, KeptWal, Lsn, MemberId, Moment, NeedsCopy,
-        NodeId, Observation, PostgresState, Profile, Promise, TimelineHistory, TimelineId, TimelineSwitch, Timings,
-        WalPosition, membership::GroupView, observation::AgentView, observation::FailsafeView, observation::FenceView,
-        observation::HeardOfPrimary, observation::LayerView, observation::LeaseReach, observation::LeaseView,
-        observation::OrderResult, observation::READER_LAYER, observation::StandbyProgress, observation::SyncView,
+        NodeId, Observation, PendingSetting, PostgresState, Profile, Promise, TimelineHistory, TimelineId,
+        TimelineSwitch, Timings, WalPosition,
+        membership::GroupView,
+        observation::AgentView,
+        observation::FailsafeView,
+        observation::FenceView,
+        observation::HeardOfPrimary,
+        observation::LayerView,
+        observation::LeaseReach,
+        observation::LeaseView,
+        observation::OrderResult,
+        observation::READER_LAYER,
+        observation::StandbyProgress,
+        observation::SyncView,
         observation::Work,
+        postgres_settings::{HELD_UP, LACKING},
     },
     state::{
         ClusterState, GrantPhase, Identity, Lock, Member, Operation, OperationKind, OperationPhase, Release, RuleId,
@@ -288,6 +299,25 @@ fn apply_word(view: &mut AgentView, word: &str) {
             view.standbys.iter_mut().filter(|p| p.member == id(member)).for_each(|p| p.lag_bytes = lag);
         }
         "replayed" => view.replay_lsn = Lsn(number()),
+        // `waits=max_connections:100:200`, and `:held` or `:lacking` behind it; `counts=max_connections:100`.
+        "waits" => {
+            let parts: Vec<&str> = value.split(':').collect();
+            let [name, running, configured, why @ ..] = parts.as_slice() else { panic!("waits=NAME:IS:WILL") };
+            let why = match why {
+                [] => "needs a restart",
+                ["held"] => HELD_UP,
+                ["lacking"] => LACKING,
+                other => panic!("no reason: {other:?}"),
+            };
+            let [name, running, configured, why] = [*name, *running, *configured, why].map(str::to_owned);
+            view.configuration.counts.insert(name.clone(), running.parse().expect("a number"));
+            view.configuration.pending.push(PendingSetting { name, running, configured, why });
+            view.server.pending_restart = view.configuration.needs_restart();
+        }
+        "counts" => {
+            let (name, many) = value.split_once(':').expect("counts=NAME:NUMBER");
+            view.configuration.counts.insert(name.to_owned(), many.parse().expect("a number"));
+        }
         // The layer of the address for standbys, and what it says.
         "reader" => view.layers.push(LayerView {
             name: READER_LAYER.to_owned(),

@@ -415,17 +415,19 @@ fn senders(settings: &Settings<'_>) -> u64 {
 /// The settings of `floors` (what `pg_control` says the primary had) that are configured lower. A standby must
 /// be started with at least these, or it ends with "insufficient parameter settings".
 pub(super) fn raised_to(settings: &Settings<'_>, floors: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
-    let configured = |name: &str| {
-        let given = parameter(settings, name);
-        given.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
-            "max_connections" => 100,
-            "max_worker_processes" => 8,
-            "max_wal_senders" => senders(settings),
-            "max_locks_per_transaction" => 64,
-            _ => 0,
-        })
-    };
-    floors.iter().copied().filter(|&(name, floor)| configured(name) < floor).collect()
+    floors.iter().copied().filter(|&(name, floor)| count_of(settings, name) < floor).collect()
+}
+
+/// What one of the settings is configured to of which a standby needs as much as its primary has.
+pub(super) fn count_of(settings: &Settings<'_>, name: &str) -> u64 {
+    let given = parameter(settings, name);
+    given.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or_else(|| match name {
+        "max_connections" => 100,
+        "max_worker_processes" => 8,
+        "max_wal_senders" => senders(settings),
+        "max_locks_per_transaction" => 64,
+        _ => 0,
+    })
 }
 
 /// The text of the file with which the first data directory of a cluster is recovered and completed.

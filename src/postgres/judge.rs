@@ -15,7 +15,7 @@ use super::{
     instance::Instance,
     session::{Session, SqlError},
 };
-use crate::domain::{PendingSetting, Side, parameters, postgres_settings::HELD_UP};
+use crate::domain::{PendingSetting, parameters};
 
 /// For statements that a healthy server answers at once.
 const SHORT: Duration = Duration::from_secs(5);
@@ -214,24 +214,7 @@ impl Instance {
                 Some(PendingSetting { name, running, configured, why })
             }));
         }
-        pending.extend(self.held_up(session).await?);
         Ok(pending)
-    }
-
-    /// A standby that was started with more than it is configured for, because its primary's WAL needs that.
-    async fn held_up(&self, session: &Session) -> Result<Vec<PendingSetting>, SqlError> {
-        let configured = self.parameters(Side::Standby);
-        let sql = "SELECT name, setting, boot_val FROM pg_settings WHERE source = 'command line' AND name IN ('max_connections', \
-                   'max_worker_processes', 'max_prepared_transactions', 'max_locks_per_transaction')";
-        let rows = session.query("asking what it was started with", sql, SHORT).await?;
-        let of = |row: &tokio_postgres::SimpleQueryRow| {
-            let [name, running, default] = [0, 1, 2].map(|column| row.get(column).unwrap_or_default().to_owned());
-            let wanted = configured.get(&name).cloned().unwrap_or(default);
-            let less = wanted.parse::<u64>().ok()? < running.parse().ok()?;
-            let why = HELD_UP.to_owned();
-            less.then_some(PendingSetting { name, running, configured: wanted, why })
-        };
-        Ok(rows.iter().filter_map(of).collect())
     }
 }
 

@@ -16,6 +16,7 @@ pub mod conf;
 mod content;
 pub mod controldata;
 mod copy;
+mod counts;
 mod doomed;
 pub mod error;
 mod files;

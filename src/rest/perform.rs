@@ -92,7 +92,7 @@ pub async fn perform(
             follow(manager, &FAILOVER, admin.failover(Request::new(request)).await).await
         }
         Order::Restart { at: None } => {
-            let request = RestartRequest { to: None, member: manager.me().to_string(), request_id };
+            let request = RestartRequest { to: None, member: manager.me().to_string(), request_id, force: false };
             follow(manager, &RESTART, admin.restart(Request::new(request)).await).await
         }
         Order::Reload => {

@@ -15,6 +15,7 @@ pub fn view(view: &ConfigurationView) -> Option<v1::Configuration> {
         strays: view.strays.iter().map(stray).collect(),
         problem: view.problem.clone(),
         refused: view.refused,
+        counts: view.counts.clone().into_iter().collect(),
     })
 }
 
@@ -32,6 +33,7 @@ pub fn view_of(raw: Option<v1::Configuration>) -> ConfigurationView {
         strays: raw.strays.into_iter().map(stray).collect(),
         problem: raw.problem,
         refused: raw.refused,
+        counts: raw.counts.into_iter().collect(),
     }
 }
 
@@ -80,6 +82,7 @@ mod tests {
             strays: vec![StraySetting { name: "b".into(), value: "3".into(), place: "p".into() }],
             problem: "x".into(),
             refused: 5,
+            counts: [("a".to_owned(), 1)].into(),
         };
         assert_eq!(view_of(view(&sent)), sent);
         assert_eq!((view(&ConfigurationView::default()), view_of(None)), (None, ConfigurationView::default()));

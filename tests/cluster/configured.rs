@@ -5,9 +5,14 @@ use std::{fs, io::Write as _, process::Command, time::Instant};
 use matriarch::{demo::rig::Rig, rpc::v1::StatusReply};
 use serde_json::Value;
 
-use crate::stage::{EXE, HEAL, Promise, SOON, Step, others, until};
+use crate::{
+    pauses::run,
+    stage::{EXE, HEAL, Promise, SOON, Step, others, until},
+};
 
 pub const STEPS: &[Step] = &[("settings_of_postgresql_reach_every_member", settings_of_postgresql_reach_every_member)];
+pub const IN_ORDER: &[Step] =
+    &[("standbys_have_at_least_what_their_primary_has", standbys_have_at_least_what_their_primary_has)];
 
 /// What a command says: its exit code, and its JSON or its complaint.
 fn config(rig: &Rig, args: &[&str]) -> (Option<i32>, Value, String) {
@@ -70,6 +75,8 @@ fn settings_of_postgresql_reach_every_member(rig: &Rig, before: &StatusReply) ->
     set(rig, &[&format!("parameters.max_connections={more}")]);
     let waits = format!("max_connections {now} {more}: needs a restart, standbys first");
     until("every member waits for a restart", SOON, || pending(rig) == vec![waits.clone(); 3]);
+    let refused = run(rig, &["restart", primary, "--yes"]).unwrap_err();
+    assert!(refused.contains("restart them first"), "{refused}");
     let explained = config(rig, &["explain", "max_connections"]).1;
     assert_eq!(
         (&explained["restart"], &explained["members"][primary]["pending"]),
@@ -111,4 +118,60 @@ fn settings_of_postgresql_reach_every_member(rig: &Rig, before: &StatusReply) ->
     until_all_show(rig, "work_mem", "4MB");
     until("the edit is gone", SOON, || strays(rig).is_empty());
     Promise::no_loss(began)
+}
+
+fn restarted(rig: &Rig, args: &[&str]) {
+    let told = run(rig, &[args, &["--yes", "--timeout", "120"]].concat()).unwrap();
+    assert_eq!(told["state"], "succeeded", "{told}");
+}
+
+/// So many restarts were no step of a rolling one.
+fn alone(rig: &Rig) -> usize {
+    let all = run(rig, &["operations", "list"]).unwrap();
+    all.as_array().unwrap().iter().filter(|r| r["kind"] == "restart" && r["part_of"].is_null()).count()
+}
+
+/// What each member runs with, and that every standby replays.
+fn all_run_with(rig: &Rig, primary: &str, many: u32) {
+    until_all_show(rig, "max_connections", &many.to_string());
+    for standby in others(rig, &[primary]) {
+        assert_eq!(rig.query(&standby, "SELECT pg_is_wal_replay_paused()").unwrap(), ["f"], "{standby} replays");
+    }
+    until("nobody waits for a restart", SOON, || pending(rig).is_empty());
+}
+
+/// More connections, and fewer, each by one rolling restart; then the primary first all the same, after which its standbys
+/// stop replaying and are restarted by themselves.
+fn standbys_have_at_least_what_their_primary_has(rig: &Rig, before: &StatusReply) -> Promise {
+    let began = Instant::now();
+    let primary = before.primary.as_str();
+    let now: u32 = rig.query(primary, "show max_connections").unwrap()[0].parse().unwrap();
+    let set_to = |many: u32| set(rig, &[&format!("parameters.max_connections={many}")]);
+    let counted = |many: u32| pending(rig).iter().filter(|p| p.contains(&format!(" {many}: "))).count();
+
+    let alone = alone(rig);
+
+    set_to(now + 20);
+    until("every member waits for a restart", SOON, || counted(now + 20) == 3);
+    restarted(rig, &["rolling-restart", "--pending", "--in-place"]);
+    all_run_with(rig, primary, now + 20);
+
+    // By a switchover nobody would have fewer.
+    set_to(now);
+    until("every member waits for a restart", SOON, || counted(now) == 3);
+    let standby = &others(rig, &[primary])[0];
+    let refused = run(rig, &["restart", standby, "--yes"]).unwrap_err();
+    assert!(refused.contains("would put nothing in force now"), "{refused}");
+    restarted(rig, &["rolling-restart", "--pending"]);
+    assert_eq!(rig.status().unwrap().primary, primary, "it was restarted in place");
+    all_run_with(rig, primary, now);
+    assert_eq!(self::alone(rig), alone, "no standby has stopped replaying");
+
+    set_to(now + 20);
+    until("every member waits for a restart", SOON, || counted(now + 20) == 3);
+    run(rig, &["restart", primary, "--force", "--yes"]).unwrap();
+    all_run_with(rig, primary, now + 20);
+    assert_eq!(self::alone(rig), alone + 3, "the primary, and each standby by itself");
+    rig.healthy(HEAL).unwrap();
+    Promise { within: SOON * 3, ..Promise::no_loss(began) }
 }

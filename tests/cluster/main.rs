@@ -189,6 +189,12 @@ fn applications_find_the_primary_again() {
 }
 
 #[test]
+#[ignore = "half a minute; src/policy/restart_order_test.rs has the decisions, tests/postgres what a start gets: make proof"]
+fn restarts_come_in_the_order_that_settings_need() {
+    stage::play(configured::IN_ORDER);
+}
+
+#[test]
 fn what_is_put_aside_or_restarted() {
     stage::play(&[pauses::STEPS, configured::STEPS].concat());
 }
