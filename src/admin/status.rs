@@ -139,7 +139,8 @@ fn failsafe(wanted: bool, state: &ClusterState, seen: &BTreeMap<MemberId, SeenMe
         Some(f) if f.members != state.roster.version => Some(format!("{member} has another list of members")),
         Some(_) => None,
     };
-    let reasons: Vec<String> = seen.iter().filter_map(why).collect();
+    let with_agent = seen.iter().filter(|(member, _)| !state.is_witness(member));
+    let reasons: Vec<String> = with_agent.filter_map(why).collect();
     if reasons.is_empty() { "ready".to_owned() } else { format!("would not hold: {}", reasons.join(", ")) }
 }
 
@@ -226,6 +227,9 @@ fn member(
         manager: known.map(|m| m.manager.clone()).unwrap_or_default(),
         ..Default::default()
     };
+    if known.is_some_and(crate::state::Member::is_witness) {
+        return witness(state, out, seen.manager_heard);
+    }
     let Some(agent) = &seen.agent else {
         let what =
             if seen.manager_heard { "its agent does not answer its manager" } else { "nothing is heard of this host" };
@@ -298,6 +302,19 @@ fn member(
     out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out.kept_wal = Some(crate::rpc::kept_wal::to_wire(&agent.kept_wal));
+    out
+}
+
+/// A member without PostgreSQL: all that is to be known of it is whether its manager is there.
+fn witness(state: &ClusterState, mut out: v1::MemberStatus, heard: bool) -> v1::MemberStatus {
+    out.role = "witness".to_owned();
+    out.healthy = heard;
+    // No agent has to be told of a pause.
+    out.paused = state.paused.is_some();
+    match heard {
+        true => out.state = "running".to_owned(),
+        false => out.problems.push("nothing is heard of this host".to_owned()),
+    }
     out
 }
 

@@ -26,7 +26,7 @@ pub use certificate::{CertificateError, file_stamp, read_certificates, server_tl
 pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
-    LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
+    LocalMember, LocalWitness, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
     check_address, host_port, is_host,
 };
 pub use error::ConfigError;

@@ -78,7 +78,9 @@ impl Roster {
 impl ClusterState {
     /// What an agent needs to know of this state.
     pub fn briefing(&self) -> Briefing {
-        let agents = self.members.iter().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
+        // A witness is never primary: nobody who goes on in failsafe needs its promise.
+        let with_agent = self.members.iter().filter(|(_, member)| !member.is_witness());
+        let agents = with_agent.map(|(id, member)| (id.clone(), member.agent.clone())).collect();
         let members = MemberList { version: self.roster.version, agents };
         let (timings, settings) = (self.timings.clone(), self.settings.clone());
         let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };

@@ -119,12 +119,17 @@ fn row(host: &Host, hosts: &[Host]) -> Vec<Cell> {
         None => Cell::toned("no", Tone::Bad),
     };
     cells.push(Cell::toned(format!("{} ms", host.took.as_millis()), Tone::Good));
-    cells.push(age(reply.agent_ms));
+    cells.push(if is_witness(reply) { Cell::new("") } else { age(reply.agent_ms) });
     cells.push(Cell::new(reply.postgres.as_str()));
     cells.push(Cell::new(reply.upstream.as_str()));
     cells.push(age(reply.raft_ms));
     cells.push(age(reply.lease_ms));
     cells
+}
+
+/// It has no agent to be reached.
+fn is_witness(reply: &ReachReply) -> bool {
+    reply.postgres == "witness"
 }
 
 fn micros(us: u64) -> String {
@@ -153,7 +158,7 @@ fn faults(status: &StatusReply, hosts: &[Host]) -> Vec<String> {
                 out.push(format!("{} does not reach {}{also}: {}", host.member, other.member, other.problem));
             }
         }
-        if reply.agent_ms.is_none() {
+        if reply.agent_ms.is_none() && !is_witness(reply) {
             out.push(format!("the manager of {} does not reach its agent", host.member));
         }
         if reply.leader != status.leader {
