@@ -455,6 +455,34 @@ mod tests {
     }
 
     #[test]
+    fn a_witness_is_well_while_its_manager_is_heard_and_misses_no_postgresql() {
+        let mut state = crate::policy::testing::state("granted a open 2");
+        let c: MemberId = "c".parse().unwrap();
+        let of = state.members.get_mut(&c).unwrap();
+        (of.postgres, of.agent) = (String::new(), String::new());
+        let seen = |manager_heard| SeenMember { agent: None, manager_heard, clock_off_ppm: 0 };
+        let well = member(&state, &c, &seen(true), None, &Some(c.clone()));
+        assert_eq!(
+            (well.role.as_str(), well.state.as_str(), well.raft_role.as_str()),
+            ("witness", "running", "leader")
+        );
+        assert!(well.healthy && well.problems.is_empty() && well.postgres.is_empty(), "{well:?}");
+        let lost = member(&state, &c, &seen(false), None, &None);
+        assert_eq!((lost.state.as_str(), lost.healthy), ("silent", false));
+        assert_eq!(lost.problems, ["nothing is heard of this host"]);
+        state.paused = Some(crate::state::Asked::default());
+        assert!(member(&state, &c, &seen(true), None, &None).paused, "nobody waits for its agent to be told");
+
+        let of = |enabled| AgentView {
+            failsafe: crate::domain::observation::FailsafeView { enabled, members: 0, ..Default::default() },
+            ..agent("a", "standby 2:500")
+        };
+        let told = |name: &str| (name.parse().unwrap(), SeenMember { agent: Some(of(true)), ..seen(true) });
+        let all = [told("a"), told("b"), (c, seen(true))].into();
+        assert_eq!(failsafe(true, &state, &all), "ready", "its word is not needed");
+    }
+
+    #[test]
     fn a_rule_that_alter_system_wins_over_is_not_in_effect() {
         let rule = SyncRule { id: 3, epoch: Epoch(7), names: vec!["b".parse().unwrap()], count: 1 };
         let sync = SyncSet { id: 3, rules: vec![rule], binding: true };

@@ -331,7 +331,12 @@ pub fn explain(reply: &ExplainReply) -> String {
 
 /// What `matriarch config check` found good.
 pub fn config_summary(config: &Config) -> String {
-    let members: Vec<String> = config.cluster.members.iter().map(|m| format!("{} ({}{})", m.id, m.manager(), if m.witness { ", witness" } else { "" })).collect();
+    let members: Vec<String> = config
+        .cluster
+        .members
+        .iter()
+        .map(|m| format!("{} ({}{})", m.id, m.manager(), if m.witness { ", witness" } else { "" }))
+        .collect();
     let here = match config.local() {
         Some((me, _)) => format!("this host is {me}"),
         None => "this host is no member".to_owned(),

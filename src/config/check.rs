@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, LocalWitness, ManagerConfig,
-    MemberConfig, PostgresqlConfig, RouterConfig,
+    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, LocalWitness,
+    ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig,
     bootstrap::{self, OwnRoles},
     checked::{host_port, is_host},
     error::Wrong,
@@ -283,7 +283,10 @@ fn same_address(one: &MemberConfig, two: &MemberConfig) -> Option<(&'static str,
     }
     let taken = [one.manager_port, one.postgres_port];
     let fields = [("manager_port", two.manager_port), ("postgres_port", two.postgres_port)];
-    fields.into_iter().find(|(_, port)| *port > 0 && taken.contains(port)).map(|(f, port)| (f, host_port(&two.host, port)))
+    fields
+        .into_iter()
+        .find(|(_, port)| *port > 0 && taken.contains(port))
+        .map(|(f, port)| (f, host_port(&two.host, port)))
 }
 
 // ---- this host -----------------------------------------------------------------------------------------------
@@ -586,10 +589,8 @@ pub(super) fn certificate_files(
 pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
     let mut all = Vec::new();
     all.extend(config.local().map(|(_, manager)| ("manager.listen", manager.listen)));
-    if let Some(member) = &config.member {
-        if let AgentEndpoint::Tcp(address) = member.agent.listen {
-            all.push(("agent.listen", address));
-        }
+    if let Some(AgentEndpoint::Tcp(address)) = config.member.as_ref().map(|member| &member.agent.listen) {
+        all.push(("agent.listen", *address));
     }
     if let Some(router) = &config.router {
         all.push(("router.read_write", router.read_write));

@@ -173,8 +173,9 @@ fn replication(facts: &Facts<'_>, agent: &AgentView) -> Value {
 
 /// `/cluster`. What the Raft leader has told of a member goes before what is known here.
 pub fn cluster(facts: &Facts<'_>, told: &BTreeMap<MemberId, Shown>) -> Value {
-    let shown =
-        |member: &MemberId, known: &Known<'_>| told.get(member).cloned().unwrap_or_else(|| Shown::here(facts, member, known));
+    let shown = |member: &MemberId, known: &Known<'_>| {
+        told.get(member).cloned().unwrap_or_else(|| Shown::here(facts, member, known))
+    };
     let members = facts.members.iter().map(|(member, known)| of_member(facts, (member, known), &shown(member, known)));
     let mut body = Map::new();
     body.insert("members".to_owned(), Value::Array(members.collect()));
@@ -194,12 +195,14 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
     say("state", json!(shown.state));
     say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
     say("host", json!(host));
+    if role != Role::Witness {
+        say("port", json!(port));
+    }
+    // Plugins expect a number of a member that nobody has heard of, too.
+    say("timeline", json!(shown.timeline.map_or(0, |timeline| timeline.0)));
     if role == Role::Witness {
         return Value::Object(body);
     }
-    say("port", json!(port));
-    // Plugins expect a number of a member that nobody has heard of, too.
-    say("timeline", json!(shown.timeline.map_or(0, |timeline| timeline.0)));
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));

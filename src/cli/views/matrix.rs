@@ -289,6 +289,23 @@ n3    0.7 ms  0.9 ms       .  4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
     }
 
     #[test]
+    fn a_witness_has_no_agent_that_could_be_cut_off() {
+        let mut hosts = vec![
+            host("n1", &[("n2", Ok(850)), ("n3", Ok(1_240))]),
+            host("n2", &[("n1", Ok(700)), ("n3", Ok(900))]),
+            host("n3", &[("n1", Ok(700)), ("n2", Ok(900))]),
+        ];
+        if let Ok(reply) = &mut hosts[2].answer {
+            (reply.agent_ms, reply.postgres, reply.upstream) = (None, "witness".into(), String::new());
+        }
+        assert_eq!(faults(&status(), &hosts), Vec::<String>::new());
+        let shown = text(&status(), &hosts, Style::Plain);
+        let line = shown.lines().find(|line| line.starts_with("n3")).unwrap();
+        let words = line.split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words[7..10], ["ms", "-", "witness"], "{line}");
+    }
+
+    #[test]
     fn what_is_cut_off_is_told_once_for_each_direction() {
         let mut hosts = vec![
             host("n1", &[("n2", Ok(850)), ("n3", Err("no answer within 700 ms"))]),
