@@ -61,8 +61,11 @@ fn falls_back(s: &Situation<'_>) -> bool {
 
 /// What its host's agent says, when the layer is there.
 fn with_layer<'a>(s: &Situation<'a>, member: &MemberId) -> Result<&'a AgentView, Unfit> {
-    if !s.state.with_postgres().any(|m| m == member) {
-        return Err(now("it is no member with PostgreSQL"));
+    if !s.state.members.contains_key(member) {
+        return Err(now("it is no member"));
+    }
+    if s.state.is_witness(member) {
+        return Err(now("it is a witness"));
     }
     if s.state.maintenance.contains_key(member) {
         return Err(now("it is in maintenance"));
