@@ -13,7 +13,7 @@ use matriarch::{
 use crate::{
     failovers::STREAMED,
     history::asks,
-    stage::{EXE, HEAL, Promise, SOON, Step, others, seen_down},
+    stage::{EXE, HEAL, Promise, SOON, Step, others, seen_down, until},
 };
 
 /// The last of three hosts.
@@ -76,7 +76,7 @@ fn a_witness_is_shown_and_asked_for_nothing(rig: &Rig, before: &StatusReply) -> 
     for words in [
         &["switchover", "--candidate", WITNESS, "--yes"][..],
         &["failover", "--candidate", WITNESS, "--allow-data-loss", "--yes"],
-        &["restart", WITNESS],
+        &["restart", WITNESS, "--yes"],
         &["reinit", WITNESS, "--yes"],
         &["maintenance", "on", WITNESS],
         &["reload", WITNESS],
@@ -95,6 +95,8 @@ fn a_witness_is_shown_and_asked_for_nothing(rig: &Rig, before: &StatusReply) -> 
 fn the_loss_of_a_witness_is_that_of_a_voter(rig: &Rig, before: &StatusReply) -> Promise {
     let fault = rig.kill_host(WITNESS).unwrap();
     seen_down(rig, WITNESS);
+    // It led the managers before.
+    until("another manager leads", SOON, || rig.status().is_some_and(|s| !s.leader.is_empty() && s.leader != WITNESS));
     let standby = others(rig, &[&before.primary, WITNESS]).remove(0);
     let (output, told) = run(rig, &["member", "check", &standby]);
     assert!(!output.status.success() && told.contains("2 are needed"), "{told}");
