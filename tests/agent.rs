@@ -139,6 +139,7 @@ impl Cluster {
                     manager_port,
                     agent_port: free_port(),
                     postgres_port: free_port(),
+                    witness: false,
                 }
             })
             .collect();
@@ -196,6 +197,7 @@ impl Cluster {
                 failsafe: false,
                 members: self.members.clone(),
             },
+            witness: None,
             member: Some(LocalMember {
                 id: member.id.clone(),
                 manager: ManagerConfig { listen: member.manager().parse().unwrap(), state_dir: dir.join("manager") },

@@ -16,7 +16,11 @@ const LIMIT: Duration = Duration::from_millis(700);
 pub(super) async fn of(manager: &ManagerHandle) -> v1::ReachReply {
     let reached = manager.reach(LIMIT).await;
     let leader = manager.leadership().leader.map(|l| l.to_string()).unwrap_or_default();
-    reply(reached, manager.me().to_string(), leader)
+    let mut reply = reply(reached, manager.me().to_string(), leader);
+    if manager.state().is_witness(manager.me()) {
+        reply.postgres = "witness".to_owned();
+    }
+    reply
 }
 
 fn reply(reached: Reached, answered_by: String, leader: String) -> v1::ReachReply {

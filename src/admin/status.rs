@@ -139,7 +139,8 @@ fn failsafe(wanted: bool, state: &ClusterState, seen: &BTreeMap<MemberId, SeenMe
         Some(f) if f.members != state.roster.version => Some(format!("{member} has another list of members")),
         Some(_) => None,
     };
-    let reasons: Vec<String> = seen.iter().filter_map(why).collect();
+    let with_agent = seen.iter().filter(|(member, _)| !state.is_witness(member));
+    let reasons: Vec<String> = with_agent.filter_map(why).collect();
     if reasons.is_empty() { "ready".to_owned() } else { format!("would not hold: {}", reasons.join(", ")) }
 }
 
@@ -230,6 +231,9 @@ fn member(
         manager: known.map(|m| m.manager.clone()).unwrap_or_default(),
         ..Default::default()
     };
+    if known.is_some_and(crate::state::Member::is_witness) {
+        return witness(state, out, seen.manager_heard);
+    }
     let Some(agent) = &seen.agent else {
         let what =
             if seen.manager_heard { "its agent does not answer its manager" } else { "nothing is heard of this host" };
@@ -302,6 +306,19 @@ fn member(
     out.problems.extend(agent.kept_wal.problems.iter().cloned());
     out.room = agent.room.as_ref().map(crate::rpc::convert::room);
     out.kept_wal = Some(crate::rpc::kept_wal::to_wire(&agent.kept_wal));
+    out
+}
+
+/// A member without PostgreSQL: all that is to be known of it is whether its manager is there.
+fn witness(state: &ClusterState, mut out: v1::MemberStatus, heard: bool) -> v1::MemberStatus {
+    out.role = "witness".to_owned();
+    out.healthy = heard;
+    // No agent has to be told of a pause.
+    out.paused = state.paused.is_some();
+    match heard {
+        true => out.state = "running".to_owned(),
+        false => out.problems.push("nothing is heard of this host".to_owned()),
+    }
     out
 }
 
@@ -439,6 +456,34 @@ mod tests {
         assert_eq!(lags(&primary, &standby(450, 400)), (lag(50, Some(90_000)), lag(100, None)));
         // It was heard later than the primary.
         assert_eq!(lags(&primary, &standby(510, 505)).0, lag(0, Some(0)));
+    }
+
+    #[test]
+    fn a_witness_is_well_while_its_manager_is_heard_and_misses_no_postgresql() {
+        let mut state = crate::policy::testing::state("granted a open 2");
+        let c: MemberId = "c".parse().unwrap();
+        let of = state.members.get_mut(&c).unwrap();
+        (of.postgres, of.agent) = (String::new(), String::new());
+        let seen = |manager_heard| SeenMember { agent: None, manager_heard, clock_off_ppm: 0 };
+        let well = member(&state, &c, &seen(true), None, &Some(c.clone()));
+        assert_eq!(
+            (well.role.as_str(), well.state.as_str(), well.raft_role.as_str()),
+            ("witness", "running", "leader")
+        );
+        assert!(well.healthy && well.problems.is_empty() && well.postgres.is_empty(), "{well:?}");
+        let lost = member(&state, &c, &seen(false), None, &None);
+        assert_eq!((lost.state.as_str(), lost.healthy), ("silent", false));
+        assert_eq!(lost.problems, ["nothing is heard of this host"]);
+        state.paused = Some(crate::state::Asked::default());
+        assert!(member(&state, &c, &seen(true), None, &None).paused, "nobody waits for its agent to be told");
+
+        let of = |enabled| AgentView {
+            failsafe: crate::domain::observation::FailsafeView { enabled, members: 0, ..Default::default() },
+            ..agent("a", "standby 2:500")
+        };
+        let told = |name: &str| (name.parse().unwrap(), SeenMember { agent: Some(of(true)), ..seen(true) });
+        let all = [told("a"), told("b"), (c, seen(true))].into();
+        assert_eq!(failsafe(true, &state, &all), "ready", "its word is not needed");
     }
 
     #[test]

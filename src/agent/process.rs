@@ -147,6 +147,9 @@ pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Res
 /// # Errors
 /// As [`run`].
 pub async fn run_with(config: Config, exe: PathBuf, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    if let Some(witness) = &config.witness {
+        anyhow::bail!("{}: {} is a witness: it has no PostgreSQL to control", config.file.display(), witness.id);
+    }
     let Some(local) = config.member.clone() else {
         anyhow::bail!("{}: no [member]: this host has no PostgreSQL to control", config.file.display());
     };

@@ -565,6 +565,9 @@ pub enum MemberCommand {
         /// Its name in cluster.members
         #[arg(value_name = "MEMBER")]
         member: String,
+        /// It is to be a witness, and is refused unless the file says so (witness = true)
+        #[arg(long)]
+        witness: bool,
         #[command(flatten)]
         client: ClientArgs,
     },

@@ -106,7 +106,7 @@ impl Client {
         }
         if args.managers.is_empty() {
             let config = Config::load_for(&config_file(args.config.clone()), Purpose::Client)?;
-            if config.member.is_none() {
+            if config.local().is_none() {
                 let problem = "this host has no manager: run it on the host to recover on, or name it with --manager";
                 return Err(ClientError::Usage(problem.to_owned()));
             }
@@ -514,7 +514,7 @@ fn configured(args: &ClientArgs) -> Result<Vec<String>, ClientError> {
         return Err(ClientError::Usage(problem));
     }
     let config = Config::load_for(&file, Purpose::Client)?;
-    let me = config.member.as_ref().map(|m| m.id.clone());
+    let me = config.local().map(|(me, _)| me.clone());
     let (own, others): (Vec<_>, Vec<_>) = config.cluster.members.iter().partition(|m| Some(&m.id) == me.as_ref());
     Ok(own.into_iter().chain(others).map(|m| m.manager()).collect())
 }

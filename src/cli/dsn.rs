@@ -67,7 +67,7 @@ fn members(config: &Config) -> Result<Vec<Endpoint>, String> {
         Endpoint::new(&member.host, member.postgres_port)
             .ok_or_else(|| format!("{}: clients can't connect to {}", member.id, member.postgres()))
     };
-    config.cluster.members.iter().map(one).collect()
+    config.cluster.members.iter().filter(|member| !member.witness).map(one).collect()
 }
 
 fn routers(given: &[String]) -> Result<Vec<Endpoint>, String> {

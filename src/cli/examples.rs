@@ -99,7 +99,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
     ("raft transfer", &[("raft transfer n2", "")]),
     ("member", &[("member list", ""), ("member replace n3", "its log is gone")]),
     ("member list", &[("member list", ""), ("member list --output tsv", "")]),
-    ("member add", &[("member add n4", "it stands in cluster.members of every host's file")]),
+    (
+        "member add",
+        &[
+            ("member add n4", "it stands in cluster.members of every host's file"),
+            ("member add w1 --witness", "there with witness = true"),
+        ],
+    ),
     (
         "recover",
         &[("recover", "on the host to go on with; says what would be done, and asks"), ("recover --confirm main", "")],

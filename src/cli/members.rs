@@ -30,7 +30,7 @@ const BEGINS: Duration = Duration::from_secs(60);
 pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
         MemberCommand::List { client, json } => list(&client, json).await,
-        MemberCommand::Add { member, client } => add(member, &client).await,
+        MemberCommand::Add { member, witness, client } => add(member, witness, &client).await,
         MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
         MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
             address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
@@ -132,7 +132,7 @@ fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
 }
 
 /// Its addresses are those of this host's configuration file: every host needs them there, too.
-async fn add(member: String, args: &ClientArgs) -> Exit {
+async fn add(member: String, witness: bool, args: &ClientArgs) -> Exit {
     let file = config_file(args.config.clone());
     let config = match Config::load_for(&file, Purpose::Client) {
         Ok(config) => config,
@@ -146,12 +146,21 @@ async fn add(member: String, args: &ClientArgs) -> Exit {
         );
         return complain(&what, exit::USAGE);
     };
-    let request = ChangeMemberRequest {
-        manager: found.manager(),
-        postgres: found.postgres(),
-        ..request(MemberChange::Add, &member)
+    if witness && !found.witness {
+        let what = format!(
+            "{}: `{member}` of cluster.members is no witness: add `witness = true` to it in the file of every host, or leave \
+             --witness out; nothing was changed",
+            file.display()
+        );
+        return complain(&what, exit::USAGE);
+    }
+    let (kind, what) = match found.witness {
+        true => (MemberChange::AddWitness, "a member, a witness"),
+        false => (MemberChange::Add, "a member"),
     };
-    change(args, request, false, &format!("{member} is a member; it votes when its manager runs and has the log")).await
+    let request =
+        ChangeMemberRequest { manager: found.manager(), postgres: found.postgres(), ..request(kind, &member) };
+    change(args, request, false, &format!("{member} is {what}; it votes when its manager runs and has the log")).await
 }
 
 async fn change(args: &ClientArgs, request: ChangeMemberRequest, dry_run: bool, done: &str) -> Exit {

@@ -332,9 +332,14 @@ pub fn explain(reply: &ExplainReply) -> String {
 
 /// What `matriarch config check` found good.
 pub fn config_summary(config: &Config) -> String {
-    let members: Vec<String> = config.cluster.members.iter().map(|m| format!("{} ({})", m.id, m.manager())).collect();
-    let here = match &config.member {
-        Some(member) => format!("this host is {}", member.id),
+    let members: Vec<String> = config
+        .cluster
+        .members
+        .iter()
+        .map(|m| format!("{} ({}{})", m.id, m.manager(), if m.witness { ", witness" } else { "" }))
+        .collect();
+    let here = match config.local() {
+        Some((me, _)) => format!("this host is {me}"),
         None => "this host is no member".to_owned(),
     };
     let router = if config.router.is_some() { ", has a router" } else { "" };

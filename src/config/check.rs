@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, ManagerConfig,
-    MemberConfig, PostgresqlConfig, RouterConfig,
+    AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LocalMember, LocalWitness,
+    ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig,
     bootstrap::{self, OwnRoles},
     checked::{host_port, is_host},
     error::Wrong,
@@ -26,42 +26,53 @@ use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved,
 const MANAGER_PORT: u16 = 7400;
 const AGENT_PORT: u16 = 7401;
 const POSTGRES_PORT: u16 = 5432;
+/// With fewer nobody could take over from the primary.
+const WITH_POSTGRES_MIN: usize = 2;
 
 /// Checks a whole file.
 pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {
     let missing = |key: &str| Wrong::new(key, "missing", "add the table; deploy/matriarch.toml.example shows it");
+    let tables = [
+        ("manager", raw.manager.is_some()),
+        ("agent", raw.agent.is_some()),
+        ("postgresql", raw.postgresql.is_some()),
+        ("bootstrap", raw.bootstrap.is_some()),
+        ("hooks", raw.hooks.is_some()),
+    ];
+    let stray = |tables: &[(&'static str, bool)], problem: &str, advice: &str| match tables.iter().find(|(_, on)| *on) {
+        Some((table, _)) => Err(Wrong::new(*table, problem, advice.to_owned())),
+        None => Ok(()),
+    };
     let cluster = cluster(raw.cluster.ok_or_else(|| missing("cluster"))?)?;
-    let member = match raw.member {
-        Some(member) => {
-            let id = required("member.id", member.id)?;
-            let postgresql = raw.postgresql.ok_or_else(|| missing("postgresql"))?;
-            let agent = raw.agent.unwrap_or_default();
-            Some(local(&cluster, &id, raw.manager.unwrap_or_default(), agent, (postgresql, raw.bootstrap))?)
+    let (mut member, mut witness) = (None, None);
+    match raw.member {
+        Some(local) => {
+            let id = required("member.id", local.id)?;
+            let me = me(&cluster, &id)?;
+            let manager = manager(me, raw.manager.unwrap_or_default())?;
+            if me.witness {
+                stray(&tables[1..], "given, but this host is a witness", "remove it: a witness has a manager only")?;
+                witness = Some(LocalWitness { id: me.id.clone(), manager });
+            } else {
+                let postgresql = raw.postgresql.ok_or_else(|| missing("postgresql"))?;
+                let agent = raw.agent.unwrap_or_default();
+                member = Some(self::local(&cluster, me, manager, agent, (postgresql, raw.bootstrap))?);
+            }
         }
         None => {
-            let stray = [
-                ("manager", raw.manager.is_some()),
-                ("agent", raw.agent.is_some()),
-                ("postgresql", raw.postgresql.is_some()),
-                ("bootstrap", raw.bootstrap.is_some()),
-                ("hooks", raw.hooks.is_some()),
-            ];
-            if let Some((table, _)) = stray.iter().find(|(_, present)| *present) {
-                let advice = "add `[member]` with the id of this host, or remove the table";
-                return Err(Wrong::new(*table, "given, but the file doesn't say which member this host is", advice));
-            }
-            None
+            let advice = "add `[member]` with the id of this host, or remove the table";
+            stray(&tables, "given, but the file doesn't say which member this host is", advice)?;
         }
-    };
+    }
     let router = raw.router.map(|raw| router(raw, &cluster)).transpose()?;
-    let rest = raw.rest.map(|raw| rest::check(raw, member.is_some())).transpose()?;
+    let rest = raw.rest.map(|raw| rest::check(raw, member.is_some() || witness.is_some())).transpose()?;
     let hooks = hooks::check(raw.hooks)?;
     let layers = layers::check(raw.layers, &cluster.timings)?;
     for (key, vip) in layers.addresses() {
         let hosts: Vec<&str> = cluster.members.iter().map(|member| member.host.as_str()).collect();
         layers::check_vip(key, vip, &hosts, member.as_ref().map(|m| m.postgresql.listen_addresses.as_str()))?;
     }
-    let config = Config { file: file.to_owned(), cluster, member, router, rest, layers, hooks };
+    let config = Config { file: file.to_owned(), cluster, member, witness, router, rest, layers, hooks };
     listen_addresses(&config)?;
     Ok(config)
 }
@@ -185,6 +196,11 @@ fn members(raw: Vec<RawClusterMember>) -> Result<Vec<MemberConfig>, Wrong> {
         }
         members.push(member);
     }
+    let with_postgres = members.iter().filter(|member| !member.witness).count();
+    if with_postgres < WITH_POSTGRES_MIN {
+        let problem = format!("{with_postgres} of {} have PostgreSQL, the others are witnesses", members.len());
+        return Err(Wrong::new(KEY, problem, "list two or more that do: with fewer nobody could take over"));
+    }
     Ok(members)
 }
 
@@ -208,9 +224,13 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         let problem = format!("other members can't reach {host}");
         return Err(Wrong::new(key("host"), problem, "write the address they use for this host"));
     }
-    let (manager_port, postgres_port) =
-        (raw.manager_port.unwrap_or(MANAGER_PORT), raw.postgres_port.unwrap_or(POSTGRES_PORT));
-    let agent_port = raw.agent_port.unwrap_or(AGENT_PORT);
+    let manager_port = raw.manager_port.unwrap_or(MANAGER_PORT);
+    let witness = raw.witness.unwrap_or(false);
+    if witness {
+        return witness_of((id, node, host, manager_port), (raw.agent_port, raw.postgres_port));
+    }
+    let (agent_port, postgres_port) =
+        (raw.agent_port.unwrap_or(AGENT_PORT), raw.postgres_port.unwrap_or(POSTGRES_PORT));
     for (field, port) in [("manager_port", manager_port), ("agent_port", agent_port), ("postgres_port", postgres_port)]
     {
         if port == 0 {
@@ -221,12 +241,29 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         let problem = format!("manager and PostgreSQL would share port {manager_port}");
         return Err(Wrong::new(key("manager_port"), problem, "give each its own"));
     }
-    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port, postgres_port })
+    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port, postgres_port, witness })
+}
+
+/// A member with a manager and nothing else.
+fn witness_of(
+    (id, node, host, manager_port): (MemberId, u64, String, u16),
+    (agent_port, postgres_port): (Option<u16>, Option<u16>),
+) -> Result<MemberConfig, Wrong> {
+    let key = |field: &str| format!("cluster.members[{}].{field}", node - 1);
+    if manager_port == 0 {
+        return Err(Wrong::new(key("manager_port"), "0 is no port", "use 1 to 65535"));
+    }
+    let needless = [("agent_port", agent_port), ("postgres_port", postgres_port)];
+    if let Some((field, _)) = needless.iter().find(|(_, port)| port.is_some()) {
+        let problem = format!("given, but {id} is a witness, without agent and PostgreSQL");
+        return Err(Wrong::new(key(field), problem, "remove it, or remove `witness`"));
+    }
+    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port: 0, postgres_port: 0, witness: true })
 }
 
 /// In failsafe every agent takes datagrams, on a port that no other agent and no manager of its host has.
 fn agent_ports(members: &[MemberConfig]) -> Result<(), Wrong> {
-    for (index, member) in members.iter().enumerate() {
+    for (index, member) in members.iter().enumerate().filter(|(_, member)| !member.witness) {
         let same_host = |other: &&MemberConfig| other.host.eq_ignore_ascii_case(&member.host);
         let before = members[..index].iter().filter(same_host).any(|other| other.agent_port == member.agent_port);
         let manager = members.iter().filter(same_host).any(|other| other.manager_port == member.agent_port);
@@ -246,31 +283,41 @@ fn same_address(one: &MemberConfig, two: &MemberConfig) -> Option<(&'static str,
     }
     let taken = [one.manager_port, one.postgres_port];
     let fields = [("manager_port", two.manager_port), ("postgres_port", two.postgres_port)];
-    fields.into_iter().find(|(_, port)| taken.contains(port)).map(|(f, port)| (f, host_port(&two.host, port)))
+    fields
+        .into_iter()
+        .find(|(_, port)| *port > 0 && taken.contains(port))
+        .map(|(f, port)| (f, host_port(&two.host, port)))
 }
 
 // ---- this host -----------------------------------------------------------------------------------------------
 
-fn local(
-    cluster: &ClusterConfig,
-    id: &str,
-    manager: RawManager,
-    agent: RawAgent,
-    (postgresql, bootstrap): (RawPostgresql, Option<RawBootstrap>),
-) -> Result<LocalMember, Wrong> {
+/// The member that this host is.
+fn me<'a>(cluster: &'a ClusterConfig, id: &str) -> Result<&'a MemberConfig, Wrong> {
     let id: MemberId = id.parse().map_err(|error| Wrong::new("member.id", format!("{error}"), "rename it"))?;
-    let Some(me) = cluster.members.iter().find(|m| m.id == id) else {
+    cluster.members.iter().find(|m| m.id == id).ok_or_else(|| {
         let known: Vec<&str> = cluster.members.iter().map(|m| m.id.as_str()).collect();
         let advice = format!("use one of {}, or add this host to cluster.members", known.join(", "));
-        return Err(Wrong::new("member.id", format!("`{id}` is not in cluster.members"), advice));
-    };
-    let manager = ManagerConfig {
-        listen: match manager.listen {
+        Wrong::new("member.id", format!("`{id}` is not in cluster.members"), advice)
+    })
+}
+
+fn manager(me: &MemberConfig, raw: RawManager) -> Result<ManagerConfig, Wrong> {
+    Ok(ManagerConfig {
+        listen: match raw.listen {
             Some(text) => address("manager.listen", &text)?,
             None => resolve("manager.listen", &me.host, me.manager_port)?,
         },
-        state_dir: path("manager.state_dir", manager.state_dir, "/var/lib/matriarch/manager")?,
-    };
+        state_dir: path("manager.state_dir", raw.state_dir, "/var/lib/matriarch/manager")?,
+    })
+}
+
+fn local(
+    cluster: &ClusterConfig,
+    me: &MemberConfig,
+    manager: ManagerConfig,
+    agent: RawAgent,
+    (postgresql, bootstrap): (RawPostgresql, Option<RawBootstrap>),
+) -> Result<LocalMember, Wrong> {
     let runtime_dir = path("agent.runtime_dir", agent.runtime_dir, "/run/matriarch")?;
     let agent = AgentConfig {
         listen: match agent.listen {
@@ -288,7 +335,7 @@ fn local(
     };
     let postgresql = self::postgresql(me, &agent.runtime_dir, postgresql, bootstrap)?;
     apart(&manager, &agent, &postgresql)?;
-    Ok(LocalMember { id, manager, agent, postgresql })
+    Ok(LocalMember { id: me.id.clone(), manager, agent, postgresql })
 }
 
 fn postgresql(
@@ -541,11 +588,9 @@ pub(super) fn certificate_files(
 /// Every TCP address this host listens on, by key.
 pub fn listeners(config: &Config) -> Vec<(&'static str, SocketAddr)> {
     let mut all = Vec::new();
-    if let Some(member) = &config.member {
-        all.push(("manager.listen", member.manager.listen));
-        if let AgentEndpoint::Tcp(address) = member.agent.listen {
-            all.push(("agent.listen", address));
-        }
+    all.extend(config.local().map(|(_, manager)| ("manager.listen", manager.listen)));
+    if let Some(AgentEndpoint::Tcp(address)) = config.member.as_ref().map(|member| &member.agent.listen) {
+        all.push(("agent.listen", *address));
     }
     if let Some(router) = &config.router {
         all.push(("router.read_write", router.read_write));

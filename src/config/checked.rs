@@ -17,8 +17,10 @@ pub struct Config {
     pub file: PathBuf,
     /// What all hosts share.
     pub cluster: ClusterConfig,
-    /// This host's member; `None` on a host that only runs a router or a client.
+    /// This host's member; `None` on a host that only runs a router or a client, and on a witness.
     pub member: Option<LocalMember>,
+    /// This host's member, when that is a witness.
+    pub witness: Option<LocalWitness>,
     /// The router of this host, when it has one.
     pub router: Option<RouterConfig>,
     /// Where the manager of this host answers in Patroni's words over HTTP; `None`: nowhere.
@@ -139,10 +141,12 @@ pub struct MemberConfig {
     pub host: String,
     /// Port of the manager: gRPC over TCP, lease over UDP.
     pub manager_port: u16,
-    /// Port of the agent's datagrams (failsafe), UDP.
+    /// Port of the agent's datagrams (failsafe), UDP; 0 for a witness.
     pub agent_port: u16,
-    /// Port of PostgreSQL.
+    /// Port of PostgreSQL; 0 for a witness.
     pub postgres_port: u16,
+    /// It has a manager and nothing else: no agent, no PostgreSQL.
+    pub witness: bool,
 }
 
 impl MemberConfig {
@@ -151,14 +155,14 @@ impl MemberConfig {
         host_port(&self.host, self.manager_port)
     }
 
-    /// `host:port` of the agent's datagrams.
+    /// `host:port` of the agent's datagrams; empty for a witness.
     pub fn agent(&self) -> String {
-        host_port(&self.host, self.agent_port)
+        if self.witness { String::new() } else { host_port(&self.host, self.agent_port) }
     }
 
-    /// `host:port` of PostgreSQL.
+    /// `host:port` of PostgreSQL; empty for a witness.
     pub fn postgres(&self) -> String {
-        host_port(&self.host, self.postgres_port)
+        if self.witness { String::new() } else { host_port(&self.host, self.postgres_port) }
     }
 }
 
@@ -192,6 +196,15 @@ pub fn check_address(text: &str) -> Result<(), &'static str> {
 pub fn is_host(text: &str) -> bool {
     let in_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     text.parse::<IpAddr>().is_ok() || (!text.is_empty() && text.chars().all(in_name))
+}
+
+/// What only this host's manager needs, where there is no PostgreSQL beside it.
+#[derive(Debug, Clone)]
+pub struct LocalWitness {
+    /// Which of the members this host is.
+    pub id: MemberId,
+    /// The manager.
+    pub manager: ManagerConfig,
 }
 
 /// What only this host's manager, agent and PostgreSQL need.
@@ -326,6 +339,12 @@ pub struct CertificateFiles {
 }
 
 impl Config {
+    /// Which member this host is, and its manager; `None` on a host without one.
+    pub fn local(&self) -> Option<(&MemberId, &ManagerConfig)> {
+        let with_postgres = self.member.as_ref().map(|member| (&member.id, &member.manager));
+        with_postgres.or_else(|| self.witness.as_ref().map(|witness| (&witness.id, &witness.manager)))
+    }
+
     /// The configured member of that name.
     pub fn find(&self, id: &MemberId) -> Option<&MemberConfig> {
         self.cluster.members.iter().find(|m| m.id == *id)

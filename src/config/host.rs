@@ -24,23 +24,29 @@ pub(super) fn check(config: &Config, purpose: Purpose) -> Result<(), Wrong> {
             certificate(config.router.as_ref().ok_or_else(|| missing("router", "router"))?)?;
         }
         Purpose::Manager => {
-            let member = config.member.as_ref().ok_or_else(|| missing("member", "manager"))?;
+            let (_, manager) = config.local().ok_or_else(|| missing("member", "manager"))?;
             secret(config)?;
             config.rest.as_ref().map_or(Ok(()), rest::on_host)?;
-            space("manager.state_dir", &member.manager.state_dir)?;
+            space("manager.state_dir", &manager.state_dir)?;
         }
         Purpose::Agent => {
+            if let Some(witness) = &config.witness {
+                let problem = format!("{} is a witness, so this host has no agent", witness.id);
+                return Err(Wrong::new("cluster.members", problem, "don't start it here"));
+            }
             let member = config.member.as_ref().ok_or_else(|| missing("member", "agent"))?;
             secret(config)?;
             passwords(member)?;
             agent_space(member)?;
         }
         Purpose::Host => {
-            if let Some(member) = &config.member {
+            if let Some((_, manager)) = config.local() {
                 secret(config)?;
-                passwords(member)?;
                 config.rest.as_ref().map_or(Ok(()), rest::on_host)?;
-                space("manager.state_dir", &member.manager.state_dir)?;
+                space("manager.state_dir", &manager.state_dir)?;
+            }
+            if let Some(member) = &config.member {
+                passwords(member)?;
                 agent_space(member)?;
                 hooks::on_host(&config.hooks)?;
             }

@@ -26,8 +26,8 @@ pub use certificate::{CertificateError, file_stamp, read_certificates, server_tl
 pub use check::listeners;
 pub use checked::{
     AgentConfig, AgentEndpoint, CertificateFiles, CgroupUse, ClusterConfig, Config, LayerMode, LayersConfig,
-    LocalMember, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig, WatchdogConfig,
-    check_address, host_port, is_host,
+    LocalMember, LocalWitness, ManagerConfig, MemberConfig, PostgresqlConfig, RouterConfig, StonithConfig, VipConfig,
+    WatchdogConfig, check_address, host_port, is_host,
 };
 pub use error::ConfigError;
 pub use hooks::{Hook, HooksConfig, runnable};

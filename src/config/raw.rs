@@ -116,6 +116,7 @@ pub(super) struct RawClusterMember {
     pub manager_port: Option<u16>,
     pub agent_port: Option<u16>,
     pub postgres_port: Option<u16>,
+    pub witness: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -521,3 +521,65 @@ fn what_the_api_needs_from_the_host_is_looked_at_for_the_manager() {
     assert_eq!(key(), Ok(()));
     assert!(Config::load_for(&at("m.toml"), Purpose::Router).is_ok(), "it is none of the router's");
 }
+
+/// n3 is a witness; the rest of the file is that of `me`.
+fn with_witness(me: &str) -> String {
+    let text = GOOD.replace("host = \"10.0.0.3\"", "host = \"10.0.0.3\"\nwitness = true");
+    text.replace("[member]\nid = \"n1\"", &format!("[member]\nid = \"{me}\""))
+}
+
+/// What a manager alone needs.
+fn of_witness() -> String {
+    let text = with_witness("n3");
+    let (before, after) = (text.find("[agent]").unwrap(), text.find("[router]").unwrap());
+    text[..before].to_owned() + &text[after..]
+}
+
+#[test]
+fn a_witness_has_a_manager_and_nothing_else() {
+    let config = parse(&of_witness()).unwrap();
+    assert!(config.member.is_none());
+    let (me, manager) = config.local().unwrap();
+    assert_eq!((me.as_str(), manager.listen), ("n3", "10.0.0.3:7400".parse().unwrap()));
+    let known = config.find(me).unwrap();
+    assert_eq!(
+        (known.manager().as_str(), known.postgres(), known.agent()),
+        ("10.0.0.3:7400", String::new(), String::new())
+    );
+    assert!(listeners(&config).iter().any(|(key, _)| *key == "manager.listen"));
+    // The others know it, and are what they were.
+    let beside = parse(&with_witness("n1")).unwrap();
+    assert_eq!(beside.local().unwrap().0.as_str(), "n1");
+    assert!(beside.witness.is_none() && beside.member.is_some());
+    // With failsafe nobody needs a port of an agent that is not there.
+    assert!(parse(&of_witness().replace("insecure = true", "insecure = true\nfailsafe = true")).is_ok());
+    // Two of them on one host differ by their managers' ports alone.
+    let more = "[[cluster.members]]\nid = \"n4\"\nhost = \"10.0.0.3\"\nmanager_port = 7500\nwitness = true\n[member]";
+    assert!(parse(&of_witness().replace("[member]", more)).is_ok());
+}
+
+#[test]
+fn what_a_witness_can_not_have_is_an_error() {
+    let wrong = |text: String| parse(&text).unwrap_err().to_string() + "\n";
+    let lines = [
+        wrong(with_witness("n3")),
+        wrong(of_witness().replace("witness = true", "witness = true\npostgres_port = 5432")),
+        wrong(of_witness().replace("witness = true", "witness = true\nagent_port = 7401")),
+        wrong(of_witness().replace("witness = true", "witness = true\nmanager_port = 0")),
+        wrong(of_witness().replace("witness = true", "witness = 1")),
+        wrong(of_witness().replace("host = \"10.0.0.2\"", "host = \"10.0.0.2\"\nwitness = true")),
+        wrong(of_witness() + "[hooks]\n"),
+        wrong(of_witness().replace("witness = true", "")),
+    ];
+    expect![[r#"
+        m.toml: agent: given, but this host is a witness; remove it: a witness has a manager only
+        m.toml: cluster.members[2].postgres_port: given, but n3 is a witness, without agent and PostgreSQL; remove it, or remove `witness`
+        m.toml: cluster.members[2].agent_port: given, but n3 is a witness, without agent and PostgreSQL; remove it, or remove `witness`
+        m.toml: cluster.members[2].manager_port: 0 is no port; use 1 to 65535
+        m.toml: cluster.members.witness: invalid type: integer `1`, expected a boolean (line 16); correct the line; deploy/matriarch.toml.example has every key
+        m.toml: cluster.members: 1 of 3 have PostgreSQL, the others are witnesses; list two or more that do: with fewer nobody could take over
+        m.toml: hooks: given, but this host is a witness; remove it: a witness has a manager only
+        m.toml: postgresql: missing; add the table; deploy/matriarch.toml.example shows it
+    "#]]
+    .assert_eq(&lines.concat());
+}

@@ -59,6 +59,8 @@ pub(crate) struct Wanted {
     pub(crate) as_units: bool,
     /// Small disks for each host's PostgreSQL ([`disks::own_mounts`] was called).
     pub(crate) disks: Option<Disks>,
+    /// The last member is a witness.
+    pub(crate) witness: bool,
 }
 
 /// Those of deploy/systemd/matriarch-agent.service, with their bits (capabilities(7), linux/capability.h).
@@ -109,6 +111,9 @@ impl Cluster {
         layout.user = user;
         layout.bin_dir = bin_dir;
         layout.members.iter_mut().for_each(|host| host.disks = wanted.disks);
+        if let Some(last) = layout.members.last_mut() {
+            last.witness = wanted.witness;
+        }
         layout.profile.clone_from(&wanted.profile);
         fs::create_dir(&root).with_context(|| format!("make directory {}", root.display()))?;
         let prefix = network.as_ref().map(|n| n.prefix().to_owned());
@@ -345,6 +350,9 @@ impl Cluster {
         let exe = runnable_exe(&wanted.exe, &self.layout)?;
         for host in &self.layout.members {
             for role in [Role::Agent, Role::Manager, Role::Router] {
+                if host.witness && role == Role::Agent {
+                    continue;
+                }
                 self.supervisor.add(&host.name, role, self.program(&exe, host, role, wanted));
             }
         }

@@ -51,6 +51,8 @@ pub(crate) struct Host {
     pub(crate) netns: Option<String>,
     /// Its PostgreSQL has disks of its own.
     pub(crate) disks: Option<Disks>,
+    /// It has a manager and a router, and no PostgreSQL.
+    pub(crate) witness: bool,
 }
 
 impl Host {
@@ -115,6 +117,7 @@ impl Layout {
                 rest_port: port(8008)?,
                 netns: network.map(|n| n.netns(name)),
                 disks: None,
+                witness: false,
             });
         }
         let client = hosts.pop().context("the client is the last host")?;
@@ -135,6 +138,11 @@ impl Layout {
     /// A member's host by name.
     pub(crate) fn member(&self, name: &str) -> Result<&Host> {
         self.members.iter().find(|h| h.name == name).with_context(|| format!("`{name}` is no member of this demo"))
+    }
+
+    /// Those of the members that have PostgreSQL.
+    pub(crate) fn with_postgres(&self) -> impl Iterator<Item = &Host> {
+        self.members.iter().filter(|host| !host.witness)
     }
 
     /// A unix socket's path has at most 107 bytes.
@@ -200,8 +208,10 @@ impl Layout {
             id: m.name.clone(),
             host: m.address.clone(),
             manager_port: m.manager_port,
-            postgres_port: m.postgres_port,
+            postgres_port: (!m.witness).then_some(m.postgres_port),
+            witness: m.witness.then_some(true),
         });
+        let with_postgres = member.is_some() && !host.witness;
         File {
             cluster: FileCluster {
                 name: "demo".to_owned(),
@@ -214,12 +224,12 @@ impl Layout {
                 listen: format!("{}:{}", host.address, host.manager_port),
                 state_dir: host.dir.join("manager"),
             }),
-            agent: member.is_some().then(|| FileAgent {
+            agent: with_postgres.then(|| FileAgent {
                 listen: format!("unix:{}", host.runtime_dir().join("agent.sock").display()),
                 state_dir: host.dir.join("agent"),
                 runtime_dir: host.runtime_dir(),
             }),
-            postgresql: member.is_some().then(|| self.postgresql(host)),
+            postgresql: with_postgres.then(|| self.postgresql(host)),
             rest: member.is_some().then(|| FileRest { listen: format!("{}:{}", host.address, host.rest_port) }),
             member: member.map(|id| FileLocal { id }),
             router: FileRouter {
@@ -313,7 +323,10 @@ struct FileMember {
     id: String,
     host: String,
     manager_port: u16,
-    postgres_port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witness: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -372,6 +385,7 @@ mod tests {
         let mut layout = Layout::plan(dir.path(), 3, None).unwrap();
         layout.bin_dir = "/usr/lib/postgresql/15/bin".into();
         layout.profile = "fast".into();
+        layout.members[2].witness = true;
         layout.write().unwrap();
 
         let read = |host: &str| -> toml::Table {
@@ -390,7 +404,8 @@ mod tests {
         for host in layout.members.iter().chain([&layout.client]) {
             let text = fs::read_to_string(host.config()).unwrap();
             let config = crate::config::Config::parse(&host.config(), &text).unwrap();
-            assert_eq!(config.member.is_some(), host.name != CLIENT);
+            assert_eq!(config.member.is_some(), host.name != CLIENT && !host.witness);
+            assert_eq!(config.witness.is_some(), host.witness);
         }
 
         let mode = fs::metadata(dir.path().join("n1/secret")).unwrap().permissions().mode();

@@ -127,6 +127,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             user: args.user.clone(),
             bin_dir: args.bin_dir.clone(),
             keep: args.keep,
+            witness: false,
             exe: std::env::current_exe().context("find this program's own file")?,
             env: Vec::new(),
             cgroups: None,

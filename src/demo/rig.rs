@@ -64,6 +64,8 @@ pub struct Ground {
     pub quiet: bool,
     /// Small disks for each host's PostgreSQL; [`own_mounts`] comes first.
     pub disks: Option<Disks>,
+    /// The last host is a witness.
+    pub witness: bool,
 }
 
 /// Where clients reach a host, and as whom.
@@ -124,6 +126,7 @@ impl Unstarted {
             cgroups: ground.cgroups,
             as_units: ground.as_units,
             disks: ground.disks,
+            witness: ground.witness,
         };
         let cluster = Cluster::create(&wanted, &story)?;
         cluster.enter_client_host()?;

@@ -285,7 +285,11 @@ pub(crate) fn complaints(status: Option<&StatusReply>, members: usize) -> Vec<St
         found.push("an operation is under way".to_owned());
     }
     for m in &status.members {
-        let wanted = if m.member == status.primary { "primary" } else { "standby" };
+        let wanted = match m.role.as_str() {
+            "witness" => "witness",
+            _ if m.member == status.primary => "primary",
+            _ => "standby",
+        };
         if m.role != wanted || !m.healthy {
             let (problems, progress) = (m.problems.join(", "), &m.progress);
             found.push(format!("{} is {} {} {problems} {progress}", m.member, m.role, m.state).trim_end().to_owned());

@@ -152,13 +152,13 @@ impl Workload {
         let mut tasks = Vec::new();
         let writers = [
             (ROUTED, routed(layout), ROUTED_CONNECT_DEADLINE),
-            (MULTI_HOST, multi_host(layout)?, CONNECT_DEADLINE * layout.members.len() as u32),
+            (MULTI_HOST, multi_host(layout)?, CONNECT_DEADLINE * layout.with_postgres().count() as u32),
         ];
         for (name, config, connect) in writers {
             let writer = Writer { name: name.into(), config, connect, seq: 0, journal: journal.clone() };
             tasks.push(tokio::spawn(writer.run()));
         }
-        for member in &layout.members {
+        for member in layout.with_postgres() {
             let name = format!("{PROBE}-{}", member.name).into();
             let config = local(layout, member.runtime_dir(), member.postgres_port);
             let writer = Writer { name, config, connect: CONNECT_DEADLINE, seq: 0, journal: journal.clone() };
@@ -183,7 +183,7 @@ fn routed(layout: &Layout) -> Config {
 
 /// What an application would write that knows no router.
 fn multi_host(layout: &Layout) -> Result<Config> {
-    let list = |of: fn(&super::layout::Host) -> String| layout.members.iter().map(of).collect::<Vec<_>>().join(",");
+    let list = |of: fn(&super::layout::Host) -> String| layout.with_postgres().map(of).collect::<Vec<_>>().join(",");
     let text = format!(
         "host={} port={} user={WORKLOAD_USER} password={} dbname={DATABASE} connect_timeout=1 \
          target_session_attrs=read-write application_name=matriarch_demo",

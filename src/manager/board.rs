@@ -254,7 +254,7 @@ impl Board {
                 (m.id.clone(), Member { node: m.node, manager, postgres, agent })
             })
             .collect();
-        let initializer = config.cluster.members.first().map(|m| m.id.clone());
+        let initializer = config.cluster.members.iter().find(|m| !m.witness).map(|m| m.id.clone());
         let founding = Founding {
             cluster_id: ClusterId(uuid::Uuid::new_v4().to_string()),
             name: config.cluster.name.clone(),

@@ -41,7 +41,11 @@ pub(super) fn hello(manager: &Manager, request: &v1::HelloRequest) -> v1::HelloR
         .and_then(|present| out_of_place(&state, sender, present, NodeId(request.node)));
     let floor =
         inner.node.floors().get(&NodeId(request.node)).map(|floor| convert::floor(NodeId(request.node), *floor));
-    let data_problem = data_problem(inner.link.said().as_ref().map(|s| &s.view));
+    let data_problem = match inner.link.is_there() {
+        true => data_problem(inner.link.said().as_ref().map(|s| &s.view)),
+        // A witness has no data directory that could be in the way.
+        false => String::new(),
+    };
     v1::HelloReply {
         member: inner.me.to_string(),
         cluster_id: state.cluster_id().0,
@@ -79,7 +83,13 @@ fn data_problem(agent: Option<&AgentView>) -> String {
 }
 
 fn names(manager: &Manager) -> Vec<String> {
-    manager.inner.config.cluster.members.iter().map(|m| format!("{}={}", m.id, m.manager())).collect()
+    manager.inner.config.cluster.members.iter().map(name).collect()
+}
+
+/// What all files have to say alike of a member.
+fn name(member: &MemberConfig) -> String {
+    let kind = if member.witness { " (witness)" } else { "" };
+    format!("{}={}{kind}", member.id, member.manager())
 }
 
 /// Founds the Raft group. Gives the cluster that this manager belongs to, when there is one already.

@@ -26,21 +26,27 @@ pub(super) struct Said {
 
 /// The link of one manager.
 pub(super) struct Link {
-    channel: Channel,
+    /// `None` on a witness, which has no agent.
+    channel: Option<Channel>,
     name: String,
     said: watch::Sender<Option<Said>>,
 }
 
 impl Link {
-    pub(super) fn new(endpoint: &AgentEndpoint, me: &MemberId) -> Self {
-        let channel = match endpoint {
+    pub(super) fn new(endpoint: Option<&AgentEndpoint>, me: &MemberId) -> Self {
+        let channel = endpoint.map(|endpoint| match endpoint {
             AgentEndpoint::Unix(path) => unix_channel(path.clone()),
             AgentEndpoint::Tcp(address) => Endpoint::from_shared(format!("http://{address}"))
                 .unwrap_or_else(|_| Endpoint::from_static("http://[::1]:1"))
                 .connect_timeout(Duration::from_secs(1))
                 .connect_lazy(),
-        };
+        });
         Self { channel, name: me.to_string(), said: watch::channel(None).0 }
+    }
+
+    /// There is an agent to be reached.
+    pub(super) fn is_there(&self) -> bool {
+        self.channel.is_some()
     }
 
     /// The last word, `None` while the agent is not reached.
@@ -52,8 +58,14 @@ impl Link {
         self.said.subscribe()
     }
 
-    fn client(&self) -> v1::agent_client::AgentClient<Channel> {
-        v1::agent_client::AgentClient::new(self.channel.clone())
+    // tonic's own error type; boxing it here would only be undone by the caller.
+    #[allow(clippy::result_large_err)]
+    fn client(&self) -> Result<v1::agent_client::AgentClient<Channel>, tonic::Status> {
+        let channel = self.channel.clone().ok_or_else(|| {
+            let why = format!("{} is a witness: it has no agent and no PostgreSQL", self.name);
+            tonic::Status::failed_precondition(why)
+        });
+        channel.map(v1::agent_client::AgentClient::new)
     }
 
     pub(super) fn put(&self, view: AgentView) {
@@ -62,7 +74,7 @@ impl Link {
 
     /// Sends an order; `Ok(Some(reason))` when the agent refused it.
     pub(super) async fn execute(&self, order: v1::Order) -> Result<Option<String>, tonic::Status> {
-        let reply = self.client().execute(timed(order, Duration::from_secs(5))).await?.into_inner();
+        let reply = self.client()?.execute(timed(order, Duration::from_secs(5))).await?.into_inner();
         Ok(match reply.outcome {
             Some(v1::order_reply::Outcome::Refused(refused)) => Some(refused.reason),
             Some(v1::order_reply::Outcome::Accepted(_)) | None => None,
@@ -71,12 +83,12 @@ impl Link {
 
     /// Tells the agent what was applied here.
     pub(super) async fn brief(&self, request: v1::BriefRequest) -> Result<(), tonic::Status> {
-        self.client().brief(timed(request, Duration::from_secs(1))).await.map(drop)
+        self.client()?.brief(timed(request, Duration::from_secs(1))).await.map(drop)
     }
 
     /// Tells the agent until when it may have the address for standbys.
     pub(super) async fn lend_reader(&self, request: v1::LendReaderRequest) -> Result<(), tonic::Status> {
-        self.client().lend_reader(timed(request, Duration::from_secs(1))).await.map(drop)
+        self.client()?.lend_reader(timed(request, Duration::from_secs(1))).await.map(drop)
     }
 
     /// What PostgreSQL says of settings.
@@ -85,7 +97,7 @@ impl Link {
         request: v1::ParametersRequest,
         limit: Duration,
     ) -> Result<v1::ParametersReply, tonic::Status> {
-        let mut client = self.client();
+        let mut client = self.client()?;
         let asked = client.parameters(timed(request, limit));
         let late = |_| tonic::Status::deadline_exceeded("its agent did not answer in time");
         Ok(tokio::time::timeout(limit, asked).await.map_err(late)??.into_inner())
@@ -97,7 +109,7 @@ impl Link {
         request: v1::ReloadHereRequest,
         limit: Duration,
     ) -> Result<v1::Reloaded, tonic::Status> {
-        Ok(self.client().reload(timed(request, limit)).await?.into_inner())
+        Ok(self.client()?.reload(timed(request, limit)).await?.into_inner())
     }
 
     /// WAL that a crashed primary has left on this host.
@@ -105,7 +117,7 @@ impl Link {
         &self,
         request: v1::ReadWalRequest,
     ) -> Result<tonic::Streaming<v1::WalPiece>, tonic::Status> {
-        Ok(self.client().read_wal(request).await?.into_inner())
+        Ok(self.client()?.read_wal(request).await?.into_inner())
     }
 
     /// A segment of WAL that this host still has.
@@ -113,13 +125,13 @@ impl Link {
         &self,
         request: v1::ReadSegmentRequest,
     ) -> Result<tonic::Streaming<v1::WalPiece>, tonic::Status> {
-        Ok(self.client().read_segment(request).await?.into_inner())
+        Ok(self.client()?.read_segment(request).await?.into_inner())
     }
 
     /// A status probed now.
     pub(super) async fn probe(&self, to: v1::Target, limit: Duration) -> Result<AgentView, tonic::Status> {
         let request = timed(v1::AgentProbeRequest { to: Some(to) }, limit);
-        let status = tokio::time::timeout(limit, self.client().probe(request))
+        let status = tokio::time::timeout(limit, self.client()?.probe(request))
             .await
             .map_err(|_| tonic::Status::deadline_exceeded("the agent did not answer in time"))??;
         let view = convert::agent_view(status.into_inner()).map_err(|e| tonic::Status::internal(e.to_string()))?;
@@ -166,7 +178,7 @@ pub(super) async fn follow(manager: Manager) {
 async fn follow_once(manager: &Manager) -> Result<(), tonic::Status> {
     let link = &manager.inner.link;
     let to = manager.target(&manager.inner.me);
-    let mut stream = link.client().watch(v1::AgentWatchRequest { to: Some(to) }).await?.into_inner();
+    let mut stream = link.client()?.watch(v1::AgentWatchRequest { to: Some(to) }).await?.into_inner();
     loop {
         let next = tokio::time::timeout(SILENT, stream.message()).await;
         let message = next.map_err(|_| tonic::Status::deadline_exceeded("it fell silent"))??;

@@ -101,11 +101,12 @@ pub async fn run<A: Admin>(
     shutdown: watch::Receiver<bool>,
     admin: impl FnOnce(ManagerHandle) -> A,
 ) -> anyhow::Result<Ending> {
-    let local = config.member.clone().context("this configuration names no [member]")?;
-    let member = config.find(&local.id).cloned().context("[member] id is not in cluster.members")?;
-    let dir = &local.manager.state_dir;
+    let (me, local) = config.local().context("this configuration names no [member]")?;
+    let (me, local) = (me.clone(), local.clone());
+    let member = config.find(&me).cloned().context("[member] id is not in cluster.members")?;
+    let dir = &local.state_dir;
     // What can be refused is refused before anything is made or written.
-    refuse_taken(&config, local.manager.listen)?;
+    refuse_taken(&config, local.listen)?;
     let identity = identity::load(dir)?;
     std::fs::create_dir_all(dir).map_err(|error| {
         let problem = format!("can't create {} ({error})", dir.display());
@@ -114,7 +115,7 @@ pub async fn run<A: Admin>(
     let secret = crate::config::read_secret(&config.cluster.secret_file)?;
     let options = NodeOptions {
         node: member.node,
-        member: local.id.clone(),
+        member: me.clone(),
         address: member.manager(),
         dir: dir.clone(),
         timings: config.cluster.timings,
@@ -123,22 +124,22 @@ pub async fn run<A: Admin>(
     };
     let (node, standing) = entry::open(dir, options, identity.as_ref()).await?;
     let acceptor = AcceptorThread::spawn(AcceptorOptions {
-        listen: local.manager.listen,
-        me: local.id.clone(),
+        listen: local.listen,
+        me: me.clone(),
         timings: config.cluster.timings,
         secret,
         state_dir: dir.clone(),
     })
-    .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.manager.listen))?;
+    .with_context(|| format!("listen for lease datagrams on {} (UDP)", local.listen))?;
     if let Some(known) = identity.as_ref().filter(|_| standing.lost().is_empty()) {
         node.set_identity(known.cluster_id(), known.generation());
     }
     let manager = Manager {
         inner: Arc::new(Inner {
-            me: local.id.clone(),
+            me: me.clone(),
             board: Board::new(&config),
             peers: peers::Peers::new(&config, node.state()),
-            link: link::Link::new(&local.agent.listen, &local.id),
+            link: link::Link::new(config.member.as_ref().map(|member| &member.agent.listen), &me),
             stonith: stonith::Stonith::default(),
             gate: entry::Gate::default(),
             changing: tokio::sync::Mutex::default(),
@@ -193,7 +194,9 @@ impl Manager {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(service::serve(self.clone(), admin, listener, shutdown.clone()));
         tasks.spawn(identity::keep(self.clone(), dir.to_owned()));
-        tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
+        if self.inner.link.is_there() {
+            tasks.spawn(forever(self.clone(), |m| async move { link::follow(m).await }));
+        }
         tasks.spawn(forever(self.clone(), |m| async move { brief::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { reader::run(m).await }));
         tasks.spawn(forever(self.clone(), |m| async move { report::run(m).await }));

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::ManagerHandle;
+use super::{ManagerHandle, peers::timed};
 use crate::{
-    domain::{PostgresKey, SettingChanges},
+    domain::{MemberId, PostgresKey, SettingChanges},
     policy::{self, Situation, settings::Refused},
     rpc::v1,
     state::Kind,
@@ -61,14 +61,37 @@ impl ManagerHandle {
         Ok(warnings)
     }
 
-    /// Asks the agent of this host.
+    /// Asks the agent of this host; a witness, which has none, the manager of another.
     ///
     /// # Errors
     /// Why it gives no answer.
     pub async fn postgres_settings(&self, request: v1::ParametersRequest) -> Result<v1::ParametersReply, String> {
+        if !self.manager.inner.link.is_there() {
+            return self.ask_another(request).await;
+        }
         let to = Some(self.manager.target(self.me()));
         let asked = self.manager.inner.link.parameters(v1::ParametersRequest { to, ..request }, PATIENCE);
         asked.await.map_err(|status| status.message().to_owned())
+    }
+
+    /// The primary's host first. None of them passes it on.
+    async fn ask_another(&self, request: v1::ParametersRequest) -> Result<v1::ParametersReply, String> {
+        let state = self.state();
+        let primary = state.holder().map(|(_, holder)| holder);
+        let mut hosts: Vec<&MemberId> = state.with_postgres().collect();
+        hosts.sort_by_key(|member| Some(*member) != primary);
+        let mut why = Vec::new();
+        for member in hosts {
+            let to = Some(self.manager.target(member));
+            let asked = timed(v1::ParametersRequest { to, ..request.clone() }, PATIENCE);
+            let answer = async { self.manager.inner.peers.admin(member)?.postgres_settings(asked).await };
+            match tokio::time::timeout(PATIENCE, answer).await {
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                Ok(Err(status)) => why.push(format!("{member}: {}", status.message())),
+                Err(_) => why.push(format!("{member}: no answer in time")),
+            }
+        }
+        Err(format!("{} is a witness, and no other host answers: {}", self.me(), why.join("; ")))
     }
 }
 

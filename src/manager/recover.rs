@@ -45,6 +45,12 @@ pub(super) async fn propose(manager: &Manager, force: bool) -> Result<Proposal, 
     let agent = inner.link.said().map(|said| said.view);
     if !force {
         refuse_the_worse_host(manager, &replies)?;
+        if state.is_witness(&inner.me) {
+            return Err(format!(
+                "{} is a witness, without data: recover on a host that has PostgreSQL, or, if no log of those is left, give --force",
+                inner.me
+            ));
+        }
         let Some(agent) = &agent else {
             return Err("the agent of this host doesn't answer, so nobody knows what its data is worth; start it, or \
                         give --force to go on without its data"
@@ -130,6 +136,9 @@ fn words(manager: &Manager, old: &ClusterState, new: &ClusterState, agent: Optio
         Some(a) => {
             says.push(format!("PostgreSQL of {me} has WAL up to {} on timeline {}", a.wal_end.lsn, a.wal_end.timeline))
         }
+        None if old.is_witness(me) => says.push(format!(
+            "{me} is a witness, without data: whoever comes back first with the most WAL may be primary"
+        )),
         None => says.push(format!("the agent of {me} doesn't answer: what its PostgreSQL has is unknown")),
     }
     says.push(loss(manager, old, agent));

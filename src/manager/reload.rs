@@ -16,9 +16,12 @@ impl ManagerHandle {
     /// What came of it, member by member; of all when none is named.
     pub async fn reload(&self, wanted: &[MemberId]) -> Vec<v1::Reloaded> {
         let state = self.state();
-        let all: Vec<MemberId> = state.members.keys().cloned().collect();
+        let all: Vec<MemberId> = state.with_postgres().cloned().collect();
         let members = if wanted.is_empty() { &all[..] } else { wanted };
         join_all(members.iter().map(|member| async {
+            if state.is_witness(member) {
+                return refused(member, "it is a witness, without PostgreSQL".to_owned());
+            }
             if !all.contains(member) {
                 return refused(member, "it is no member of this cluster".to_owned());
             }

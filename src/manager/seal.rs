@@ -75,7 +75,8 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
                 let promises = !manager.inner.node.state().borrow().sync.rules.is_empty();
                 let left = |a: &AgentView| !promises || (a.severed && a.accepted_epoch >= epoch);
                 let settled = |a: &AgentView| a.state == PostgresState::Standby && a.wal_end_known && left(a);
-                let done = promise.lapsed && agent.as_ref().is_some_and(settled);
+                let no_agent = manager.inner.node.state().borrow().is_witness(&member);
+                let done = promise.lapsed && (no_agent || agent.as_ref().is_some_and(settled));
                 let wait = if done { Duration::from_millis(500) } else { AGAIN };
                 let at = manager.inner.board.now();
                 manager.inner.board.update(|facts| facts.seal(&member, epoch, (promise, agent), at));

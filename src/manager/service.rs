@@ -22,8 +22,8 @@ const MESSAGE_MAX: usize = 4 << 20;
 const ROUTERS: Duration = Duration::from_secs(1);
 
 pub(super) async fn bind(manager: &Manager) -> anyhow::Result<TcpListener> {
-    let local = manager.inner.config.member.as_ref().context("no [member]")?;
-    let address = local.manager.listen;
+    let (_, local) = manager.inner.config.local().context("no [member]")?;
+    let address = local.listen;
     TcpListener::bind(address).await.with_context(|| format!("listen on {address} (manager.listen)"))
 }
 
@@ -226,8 +226,7 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
     let address = |m: &MemberId| state.members.get(m).map(|m| m.postgres.clone()).unwrap_or_default();
     let seen = manager.inner.board.read(|f| f.standbys.clone());
     let standbys = state
-        .members
-        .keys()
+        .with_postgres()
         .filter(|m| Some(*m) != primary)
         .map(|m| {
             let (streaming, lag_bytes) = seen.get(m).copied().unwrap_or((false, 0));

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{Manager, leader, recover};
 use crate::{
     config::check_address,
-    domain::{Epoch, Format, MemberId, PostgresState, SettingChanges, observation::AgentView},
+    domain::{Epoch, MemberId, PostgresState, SettingChanges, observation::AgentView},
     guard::sys::two_clocks,
     policy::{
         self, Plan, Situation,
@@ -66,13 +66,13 @@ const MEMBERS_MIN: usize = 3;
 /// What an operator does to the list of members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
-    /// One more.
+    /// One more, with PostgreSQL or a witness.
     Add {
         /// Its name.
         member: MemberId,
         /// `host:port` of its manager.
         manager: String,
-        /// `host:port` of its PostgreSQL.
+        /// `host:port` of its PostgreSQL; empty: it is a witness.
         postgres: String,
     },
     /// One less.
@@ -474,8 +474,8 @@ impl ManagerHandle {
         if confirmed != name {
             return Err(format!("`{confirmed}` is not the name of this cluster: nothing was changed"));
         }
-        let local = self.config().member.as_ref().ok_or("this configuration names no [member]")?;
-        recover::carry_out(&self.manager, &local.manager.state_dir, &proposal).map_err(|e| format!("{e:#}"))?;
+        let (_, local) = self.config().local().ok_or("this configuration names no [member]")?;
+        recover::carry_out(&self.manager, &local.state_dir, &proposal).map_err(|e| format!("{e:#}"))?;
         let over = self.manager.inner.over.clone();
         tokio::spawn(async move {
             // The answer goes out first.
@@ -505,8 +505,8 @@ impl ManagerHandle {
             MemberChange::Move { member, .. } => departure::of_move(s, member, manager_of(&kind)),
         });
         let obstacles = found.await;
-        if let MemberChange::Move { .. } = change {
-            self.look(|s| policy::format::gate(s, Format::OPERATE)).map_err(|old| old.to_string())?;
+        if let MemberChange::Remove { member } = &change {
+            self.look(|s| policy::witness::enough_without(s, member))?;
         }
         let command = Command {
             request_id: uuid::Uuid::now_v7().to_string(),
@@ -519,6 +519,7 @@ impl ManagerHandle {
         if let Applied::Stale { why, .. } = ClusterState::clone(&state).apply(&command) {
             return Err(why.into());
         }
+        self.look(|s| policy::format::gate(s, command.kind.format())).map_err(|old| old.to_string())?;
         if let Some(first) = obstacles.first() {
             return Err(first.into());
         }

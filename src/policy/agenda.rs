@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, format, pause::words, switchover};
+use super::{Hold, Situation, Verdict, format, pause::words, switchover, witness};
 use crate::{
     domain::{Format, MemberId, when},
     state::{AgendaChange, Kind, OperationKind, OperationPhase, Outcome, Scheduled},
@@ -63,6 +63,9 @@ pub fn admit(
     }
     if let Some(unknown) = [from, to].into_iter().flatten().find(|m| !s.state.members.contains_key(*m)) {
         return refused(format!("{unknown} is no member of this cluster"));
+    }
+    if let Some(Err(why)) = to.map(|to| witness::refuse(s, to, "to restart, or to make primary")) {
+        return refused(why);
     }
     if let Some(asked) = &s.state.paused {
         return refused(format!(
@@ -125,7 +128,7 @@ fn in_the_way(s: &Situation<'_>) -> Option<String> {
         return Some(format!("the cluster was paused{asked}"));
     }
     // Whoever has just begun to lead has heard of nobody.
-    let heard = s.now.since(s.since.lead) > s.timings.silent || s.state.members.keys().all(|m| s.agent(m).is_some());
+    let heard = s.now.since(s.since.lead) > s.timings.silent || s.state.with_postgres().all(|m| s.agent(m).is_some());
     (!heard).then(|| "the Raft leader had not heard of all members".to_owned())
 }
 

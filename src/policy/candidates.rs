@@ -34,7 +34,7 @@ pub fn successor(
     let mut fit = Vec::new();
     let planned = s.state.operation.as_ref().is_some_and(|o| forced.is_some() && o.kind == OperationKind::Switchover);
     let wishes = Wishes::of(s);
-    for member in s.state.members.keys().filter(|m| forced.is_none_or(|f| f == *m)) {
+    for member in s.state.with_postgres().filter(|m| forced.is_none_or(|f| f == *m)) {
         let accepted = |candidate| match forced {
             Some(_) => Ok(candidate),
             None => wishes.accept(s, member, candidate),
@@ -91,7 +91,7 @@ pub fn nobody(s: &Situation<'_>, released: Option<&Release>) -> Option<Vec<(Memb
         let fit = fitness(s, member, released, false).and_then(|candidate| wishes.accept(s, member, candidate));
         fit.err().map(|unfit| (member.clone(), unfit))
     };
-    s.state.members.keys().map(unfit).collect()
+    s.state.with_postgres().map(unfit).collect()
 }
 
 /// Why `member`, which has answered, can't be primary of this epoch however long one waits; `None`: it can, or may soon. An

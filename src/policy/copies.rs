@@ -17,7 +17,7 @@ pub fn source<'a>(s: &Situation<'a>, me: &MemberId) -> Option<&'a MemberId> {
     let site = |member: &MemberId| s.state.settings.of_member(member).site;
     let here = site(me);
     let own = s.state.settings.of_member(me).replicatefrom;
-    let fit = s.state.members.keys().filter(|member| *member != me && *member != primary).filter_map(|member| {
+    let fit = s.state.with_postgres().filter(|member| *member != me && *member != primary).filter_map(|member| {
         let agent = s.agent(member).filter(|agent| is_fit(s, member, agent, (primary, head)))?;
         let behind = head.wal_end.lsn.bytes_past(agent.wal_end.lsn);
         (behind <= MOST_BEHIND).then(|| ((member.as_str() != own, site(member) != here, behind), member))

@@ -211,7 +211,8 @@ pub fn notes(s: &Situation<'_>, member: &MemberId) -> Vec<String> {
         ));
     }
     let standbys: Vec<MemberId> = others_that_follow(s, member);
-    if s.state.holder().is_some_and(|(_, holder)| holder != member) && standbys.is_empty() {
+    let has_data = !s.state.is_witness(member);
+    if has_data && s.state.holder().is_some_and(|(_, holder)| holder != member) && standbys.is_empty() {
         notes.push(format!("without {member} no other standby follows: should the primary fail, nobody can take over"));
     }
     let below: Vec<MemberId> =
@@ -283,6 +284,8 @@ fn remaining_quorum(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {
 /// Who confirms commits, and who has them, is known from an open primary and its agent alone.
 fn unsure(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {
     match &s.state.lock {
+        // It has no commits, and confirms none.
+        _ if s.state.is_witness(member) => None,
         Lock::Granted { member: primary, .. } if primary == member => None,
         Lock::Granted { member: primary, phase: GrantPhase::Open, .. } => {
             let heard = s.agent(primary).is_some_and(|a| a.state == PostgresState::Primary && a.lease.held);

@@ -61,6 +61,7 @@ fn known(s: &Situation<'_>, member: &MemberId) -> String {
     let Some(seen) = s.seen.get(member) else { return format!("{member}: never heard") };
     let age = s.now.since(seen.at).as_millis();
     let agent = match &seen.agent {
+        None if s.state.is_witness(member) => "a witness".to_owned(),
         None => "its agent does not answer".to_owned(),
         Some(agent) => format!("{}, {} ms ago", said(agent), s.now.since(seen.agent_at).as_millis()),
     };

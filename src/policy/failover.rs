@@ -243,7 +243,7 @@ fn still_collecting(
     let outvoted = previous.map(|(_, member)| member).filter(|_| outvoted::is_over(s));
     let asked = |m: &&MemberId| outvoted != Some(*m) && !s.state.maintenance.contains_key(*m);
     let missing: Vec<MemberId> =
-        s.state.members.keys().filter(asked).filter(|m| !answered.contains(m)).cloned().collect();
+        s.state.with_postgres().filter(asked).filter(|m| !answered.contains(m)).cloned().collect();
     let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
     let starting = previous.is_some_and(|(e, _)| !lived(*e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));

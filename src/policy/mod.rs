@@ -43,6 +43,7 @@ pub mod sync;
 #[cfg(test)]
 pub mod testing;
 pub mod timings;
+pub mod witness;
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Pause: nothing is decided but what an operator asked for. The lease goes on, and whatever it protects with it.
 //! Maintenance: a member is left alone, and chosen for nothing.
 
-use super::{Hold, Situation, format};
+use super::{Hold, Situation, format, witness};
 use crate::{
     domain::{Format, MemberId},
     state::{Kind, OperationPhase},
@@ -50,6 +50,7 @@ pub fn admit_maintenance(
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
+    witness::refuse(s, member, "to leave alone; `matriarch member check` says whether its host may be taken down")?;
     if s.state.maintenance.contains_key(member) == on {
         return Ok(None);
     }

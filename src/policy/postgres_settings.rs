@@ -49,6 +49,11 @@ fn parameter(
         let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
         return Err(format!("{member} is no member of this cluster, there are {}", known.join(", ")));
     }
+    if let Scope::Member(member) = scope
+        && let Some(why) = value.and_then(|_| super::settings::no_postgres(s, member))
+    {
+        return Err(why);
+    }
     // What was set by whoever knew no better can always be taken back.
     if value.is_none() && s.state.settings.values.contains_key(key) {
         return Ok((key.to_owned(), None));

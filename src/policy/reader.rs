@@ -64,6 +64,9 @@ fn with_layer<'a>(s: &Situation<'a>, member: &MemberId) -> Result<&'a AgentView,
     if !s.state.members.contains_key(member) {
         return Err(now("it is no member"));
     }
+    if s.state.is_witness(member) {
+        return Err(now("it is a witness"));
+    }
     if s.state.maintenance.contains_key(member) {
         return Err(now("it is in maintenance"));
     }
@@ -119,7 +122,7 @@ fn in_place<'a>(s: &Situation<'a>) -> Option<&'a MemberId> {
 fn best<'a>(s: &Situation<'a>) -> Option<&'a MemberId> {
     // Whoever is about to be primary would give it back at once.
     let target = s.state.operation.as_ref().map(|operation| &operation.to);
-    let standbys = s.state.members.keys().filter(|member| Some(*member) != target);
+    let standbys = s.state.with_postgres().filter(|member| Some(*member) != target);
     let fit = standbys.filter_map(|member| Some((standby(s, member, MOST_BEHIND).ok()? / EQUAL, member)));
     fit.min().map(|(_, member)| member)
 }
@@ -185,7 +188,7 @@ fn reasons(s: &Situation<'_>) -> String {
         let why = standby(s, member, MOST_BEHIND).err()?;
         Some(format!(" {member}: {why}"))
     };
-    let all: Vec<String> = s.state.members.keys().filter_map(of).collect();
+    let all: Vec<String> = s.state.with_postgres().filter_map(of).collect();
     all.join(";")
 }
 

@@ -8,7 +8,7 @@ use super::{
     Situation, Verdict, format,
     report::state_word,
     switchover::{admit as admit_operation, advance, end, gone, remaining, stop_limit, waits},
-    sync,
+    sync, witness,
 };
 use crate::{
     domain::{Format, MemberId, PostgresState, observation::AgentView},
@@ -41,6 +41,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
+    witness::refuse(s, member, "whose data could be copied anew")?;
     let Some((_, primary)) = s.state.open_primary() else {
         return Err("there is no open primary whose data could be copied; see `matriarch explain`".to_owned());
     };
@@ -110,6 +111,7 @@ fn can_be_source(s: &Situation<'_>, member: &MemberId, from: &MemberId, primary:
     if !s.state.members.contains_key(from) {
         return Err(format!("{from}, which is to be copied, is no member of this cluster"));
     }
+    witness::refuse(s, from, "that could be copied")?;
     if from == member {
         return Err(format!("{member} can't be copied from itself"));
     }

@@ -5,7 +5,7 @@
 use super::{
     Situation, Verdict, format, restart_order,
     switchover::{advance, end, gone, remaining, stop_limit, waits},
-    sync,
+    sync, witness,
 };
 use crate::{
     domain::{Format, MemberId, PostgresState, observation::AgentView},
@@ -24,6 +24,7 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId, force: bool) -> Result
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
+    witness::refuse(s, member, "to restart")?;
     if let Some(asked) = s.state.maintenance.get(member) {
         return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
     }

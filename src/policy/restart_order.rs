@@ -63,7 +63,7 @@ fn short<'a>(s: &Situation<'a>, primary: &MemberId, rising: &PendingSetting) -> 
         let gets = waits.and_then(PendingSetting::count).map_or(has, |(_, gets)| gets);
         Some((member, gets < will))
     };
-    s.state.members.keys().filter(|m| *m != primary).filter_map(of).collect()
+    s.state.with_postgres().filter(|m| *m != primary).filter_map(of).collect()
 }
 
 /// Why `primary` can't be restarted before others are.
@@ -138,7 +138,7 @@ pub(super) fn can_be_kept(s: &Situation<'_>, wanted: Wanted) -> Result<(), Strin
     let less = falling(s, primary).next();
     if wanted.primary == PrimaryTurn::Left {
         let in_vain =
-            less.filter(|_| wanted.pending && !s.state.members.keys().any(|m| m != primary && waits(s, m, false)));
+            less.filter(|_| wanted.pending && !s.state.with_postgres().any(|m| m != primary && waits(s, m, false)));
         return in_vain.map_or(Ok(()), |p| {
             let PendingSetting { name, running, configured, .. } = p;
             Err(format!(
@@ -171,7 +171,7 @@ pub(super) fn revive(s: &Situation<'_>) -> Option<Verdict> {
             && !s.state.maintenance.contains_key(*member)
             && agent.is_some_and(|a| !a.is_taken_over() && lacks(a).is_some())
     };
-    let mut all = s.state.members.keys().filter(stopped);
+    let mut all = s.state.with_postgres().filter(stopped);
     let in_vain = s.state.last_operation.as_ref().filter(|last| {
         last.operation.because == RuleId(RULE) && !last.succeeded && s.now.since(s.since.operation) < AGAIN
     });

@@ -50,7 +50,7 @@ pub fn admit(s: &Situation<'_>, wanted: Wanted, by: &str) -> Result<Kind, String
         !left && (!wanted.pending || restart_order::waits(s, member, wanted.primary != PrimaryTurn::Left))
     };
     restart_order::can_be_kept(s, wanted)?;
-    let members: BTreeSet<MemberId> = s.state.members.keys().filter(is_meant).cloned().collect();
+    let members: BTreeSet<MemberId> = s.state.with_postgres().filter(is_meant).cloned().collect();
     if members.is_empty() {
         let which = if wanted.pending {
             "no member that is meant has settings that wait for a restart"
@@ -127,7 +127,7 @@ fn next(s: &Situation<'_>, rolling: &Rolling) -> Result<Option<Begins>, String> 
 /// Why the cluster can't lose another member for a moment; `None` when it is well.
 pub fn unwell(s: &Situation<'_>) -> Option<String> {
     let Some((_, primary)) = s.state.open_primary() else { return Some("there is no open primary".to_owned()) };
-    let others = s.state.members.keys().filter(|m| *m != primary && !s.state.maintenance.contains_key(*m));
+    let others = s.state.with_postgres().filter(|m| *m != primary && !s.state.maintenance.contains_key(*m));
     primary_is_unwell(s, primary)
         .or_else(|| others.filter_map(|m| is_unwell(s, primary, m)).next())
         .or_else(|| commits(s))

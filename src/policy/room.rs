@@ -80,7 +80,7 @@ fn pause_left(s: &Situation<'_>, primary: &MemberId) -> Duration {
 fn target(s: &Situation<'_>, primary: &MemberId) -> Result<MemberId, Vec<(MemberId, Unfit)>> {
     let (mut fit, mut why) = (Vec::new(), Vec::new());
     let wishes = Wishes::of(s);
-    for member in s.state.members.keys().filter(|m| *m != primary) {
+    for member in s.state.with_postgres().filter(|m| *m != primary) {
         match wishes.forbid(&s.state.settings.of_member(member)).or_else(|| unfit(s, primary, member)) {
             None => fit.push(member),
             Some(unfit) => why.push((member.clone(), unfit)),

@@ -96,7 +96,7 @@ fn unsupported(s: &Situation<'_>, after: &SettingsDocument) -> Option<String> {
 
 /// Members that may become primary without an operator who names one, by these settings.
 pub fn eligible<'a>(s: &Situation<'a>, settings: &SettingsDocument) -> Vec<&'a MemberId> {
-    s.state.members.keys().filter(|member| settings.of_member(member).eligible()).collect()
+    s.state.with_postgres().filter(|member| settings.of_member(member).eligible()).collect()
 }
 
 /// The changes with each value as it is written by us; or all that is wrong with them.
@@ -159,7 +159,7 @@ fn too_few(s: &Situation<'_>, after: &SettingsDocument) -> Option<String> {
         return None;
     }
     let may = |primary: &MemberId| {
-        let others = s.state.members.keys().filter(|m| *m != primary);
+        let others = s.state.with_postgres().filter(|m| *m != primary);
         others.filter(|m| after.of_member(m).confirms()).count()
     };
     let primaries = eligible(s, after).into_iter().map(|p| (may(p), p));
@@ -190,6 +190,9 @@ fn no_way(s: &Situation<'_>, after: &SettingsDocument, key: &str) -> Option<Stri
         let Some(found) = find(source) else {
             return Some(format!("{name}: replicatefrom: {source} is no member of this cluster"));
         };
+        if s.state.is_witness(found) {
+            return Some(format!("{name}: replicatefrom: {source} is a witness, without PostgreSQL to stream from"));
+        }
         if above.contains(&found) {
             return Some(format!("{name}: replicatefrom = {source}: that would be a circle"));
         }
@@ -220,11 +223,20 @@ fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Chang
     Ok((key.to_owned(), settings.values().get(key).cloned()))
 }
 
+/// Why nothing can be set for this member.
+pub(super) fn no_postgres(s: &Situation<'_>, member: &str) -> Option<String> {
+    let witness = s.state.members.iter().any(|(id, known)| id.as_str() == member && known.is_witness());
+    witness.then(|| format!("{member} is a witness: it votes and has no PostgreSQL that this could be set for"))
+}
+
 /// `nofailover` and `nosync` are what others call the opposites of `failover` and `sync`.
 fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) -> Result<Change, String> {
     if !s.state.members.keys().any(|known| known.as_str() == member) {
         let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
         return Err(format!("{member} is no member of this cluster, there are {}", known.join(", ")));
+    }
+    if let Some(why) = value.and_then(|_| no_postgres(s, member)) {
+        return Err(why);
     }
     let (key, value) = match (key, value) {
         ("nofailover", Some("true")) => ("failover", Some("false")),

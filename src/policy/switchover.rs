@@ -9,7 +9,7 @@ use super::{
     candidates::{self, Wishes, unfit_data, unfit_host},
     failover,
     loss::{self, Loss},
-    restart, room,
+    restart, room, witness,
 };
 use crate::{
     domain::{MemberId, PostgresState, observation::AgentView},
@@ -243,6 +243,7 @@ pub fn admit(
         if !s.state.members.contains_key(to) {
             return Err(format!("{to} is no member of this cluster"));
         }
+        witness::refuse(s, to, "that could be primary")?;
         if holder.as_ref() == Some(to) {
             return Err(format!("{to} is the primary already"));
         }
@@ -344,6 +345,7 @@ pub fn would_lose(s: &Situation<'_>, to: &MemberId) -> Result<Loss, String> {
     if s.state.holder().is_some_and(|(_, holder)| holder == to) {
         return Err(format!("{to} is the primary already"));
     }
+    witness::refuse(s, to, "that could be primary")?;
     Ok(loss::of(s, promotable(s, to)?.wal_end))
 }
 

@@ -79,7 +79,7 @@ pub fn admit(s: &Situation<'_>, file: (Profile, &Timings), asked: Asked<'_>) -> 
     if let Some(lost) = dropped(before, &timings, overrides).filter(|_| !reset) {
         return Err(lost);
     }
-    if let Some(problem) = s.state.members.keys().find_map(|member| unprepared(s, member, &timings)) {
+    if let Some(problem) = s.state.with_postgres().find_map(|member| unprepared(s, member, &timings)) {
         return Err(problem);
     }
     // A host that doesn't know this would change what others leave alone.

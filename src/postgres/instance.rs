@@ -111,7 +111,8 @@ impl Instance {
         Self(Arc::new(Inner {
             cfg: cfg.clone(),
             me: me.clone(),
-            members: members.to_vec(),
+            // What is only a witness has no PostgreSQL to stream to or from.
+            members: members.iter().filter(|member| !member.witness).cloned().collect(),
             followed: Mutex::default(),
             runtime_dir: agent.runtime_dir.clone(),
             passfile: agent.state_dir.join("pgpass"),

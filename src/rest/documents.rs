@@ -63,13 +63,17 @@ fn typed(text: &str) -> Value {
     }
 }
 
+fn other_word(role: Role) -> &'static str {
+    if role == Role::Witness { role.word() } else { "replica" }
+}
+
 /// `/patroni`, and the body of every health check.
 pub fn host(facts: &Facts<'_>) -> Value {
     let (agent, role) = (facts.agent(), facts.role_of(facts.me));
     let mut body = Map::new();
     let mut say = |key: &str, value: Value| drop(body.insert(key.to_owned(), value));
-    say("state", json!(state_word(agent)));
-    say("role", json!(if facts.holds_lease() { "primary" } else { "replica" }));
+    say("state", json!(if role == Role::Witness { "running" } else { state_word(agent) }));
+    say("role", json!(if facts.holds_lease() { "primary" } else { other_word(role) }));
     if let Some(agent) = agent {
         say("server_version", json!(agent.server_version));
         say("postmaster_start_time", timestamp(agent.server.started_ms));
@@ -155,7 +159,7 @@ fn replication(facts: &Facts<'_>, agent: &AgentView) -> Value {
         let sync = match facts.role_of(&standby.member) {
             Role::SyncStandby => "sync",
             Role::QuorumStandby => "quorum",
-            Role::Primary | Role::Replica => "async",
+            Role::Primary | Role::Replica | Role::Witness => "async",
         };
         let host = facts.members.get(&standby.member).map(|known| known.postgres.0);
         json!({
@@ -176,8 +180,9 @@ fn scheduled<'a>(facts: &'a Facts<'_>, kind: OperationKind) -> impl Iterator<Ite
 
 /// `/cluster`. What the Raft leader has told of a member goes before what is known here.
 pub fn cluster(facts: &Facts<'_>, told: &BTreeMap<MemberId, Shown>) -> Value {
-    let shown =
-        |member: &MemberId, known: &Known<'_>| told.get(member).cloned().unwrap_or_else(|| Shown::here(facts, known));
+    let shown = |member: &MemberId, known: &Known<'_>| {
+        told.get(member).cloned().unwrap_or_else(|| Shown::here(facts, member, known))
+    };
     let members = facts.members.iter().map(|(member, known)| of_member(facts, (member, known), &shown(member, known)));
     let mut body = Map::new();
     body.insert("members".to_owned(), Value::Array(members.collect()));
@@ -204,9 +209,14 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
     say("state", json!(shown.state));
     say("api_url", json!(format!("{}://{host}:{}/patroni", facts.api.0, facts.api.1)));
     say("host", json!(host));
-    say("port", json!(port));
+    if role != Role::Witness {
+        say("port", json!(port));
+    }
     // Plugins expect a number of a member that nobody has heard of, too.
     say("timeline", json!(shown.timeline.map_or(0, |timeline| timeline.0)));
+    if role == Role::Witness {
+        return Value::Object(body);
+    }
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));

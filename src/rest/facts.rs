@@ -35,7 +35,7 @@ pub struct Facts<'a> {
 pub struct Known<'a> {
     /// What its agent said, unless it has been silent too long.
     pub agent: Option<&'a AgentView>,
-    /// Host and port of its PostgreSQL.
+    /// Host and port of its PostgreSQL; of a witness its host and 0.
     pub postgres: (&'a str, u16),
 }
 
@@ -48,8 +48,10 @@ pub enum Role {
     SyncStandby,
     /// It may confirm commits in the mode quorum.
     QuorumStandby,
-    /// Any other.
+    /// Any other with PostgreSQL.
     Replica,
+    /// It has no PostgreSQL.
+    Witness,
 }
 
 impl Role {
@@ -60,6 +62,7 @@ impl Role {
             Role::SyncStandby => "sync_standby",
             Role::QuorumStandby => "quorum_standby",
             Role::Replica => "replica",
+            Role::Witness => "witness",
         }
     }
 }
@@ -99,6 +102,9 @@ impl<'a> Facts<'a> {
     pub fn role_of(&self, member: &MemberId) -> Role {
         if self.state.holder().is_some_and(|(_, holder)| holder == member) {
             return Role::Primary;
+        }
+        if self.state.is_witness(member) {
+            return Role::Witness;
         }
         let rule = self.state.sync.in_force(self.state.epoch);
         let named = rule.is_some_and(|rule| rule.count > 0 && rule.names.contains(member));

@@ -33,7 +33,7 @@ pub fn is_so(question: Question, conditions: &Conditions, facts: &Facts<'_>) -> 
         Question::ReadOnlyQuorum => tagged_primary() || standby(Some(Role::QuorumStandby)),
         Question::Async => standby(Some(Role::Replica)),
         Question::Health => facts.runs(),
-        Question::Liveness => facts.state.paused.is_some() || facts.own.is_some(),
+        Question::Liveness => facts.state.paused.is_some() || facts.own.is_some() || facts.state.is_witness(facts.me),
         Question::Readiness => primary() || is_ready(conditions, facts),
     }
 }

@@ -233,8 +233,12 @@ fn dressed(path: &str, reply: Reply) -> Reply {
 fn look<T>(manager: &ManagerHandle, api: (&'static str, u16), answer: impl FnOnce(&Facts<'_>) -> T) -> T {
     let (state, own, seen) = (manager.state(), manager.own(), manager.seen());
     let members = state.members.iter().map(|(id, member)| {
-        let postgres = member.postgres.rsplit_once(':');
-        let (host, number) = postgres.unwrap_or((member.postgres.as_str(), ""));
+        let (address, witness) = match member.is_witness() {
+            true => (member.manager.as_str(), true),
+            false => (member.postgres.as_str(), false),
+        };
+        let (host, number) = address.rsplit_once(':').unwrap_or((address, ""));
+        let number = if witness { "" } else { number };
         let agent = seen.get(id).and_then(|seen: &SeenMember| seen.agent.as_ref());
         (id.clone(), Known { agent, postgres: (host, number.parse().unwrap_or_default()) })
     });

@@ -297,6 +297,32 @@ fn what_the_leader_tells_of_the_others_is_shown_by_every_manager() {
 }
 
 #[test]
+fn a_witness_is_shown_and_is_nothing_that_clients_could_use() {
+    let witness = |me: &str| {
+        let mut host = Host::healthy(me);
+        let c = testing::id("c");
+        host.agents.remove(&c);
+        let known = host.state.members.get_mut(&c).unwrap();
+        (known.postgres, known.agent) = (String::new(), String::new());
+        host
+    };
+    let host = witness("c");
+    assert_eq!(yes(&host), ["liveness"]);
+    let own = host.json("/patroni");
+    assert_eq!((&own["role"], &own["state"]), (&"witness".into(), &"running".into()));
+    let shown = host.json("/cluster")["members"][2].clone();
+    assert_eq!(
+        (&shown["role"], &shown["state"], &shown["timeline"]),
+        (&"witness".into(), &"running".into(), &0.into())
+    );
+    assert!(shown.get("port").is_none() && shown.get("lag").is_none(), "{shown}");
+    // Another manager goes by what the leader says of it.
+    let unknown = witness("b").json("/cluster")["members"][2].clone();
+    assert_eq!((&unknown["role"], &unknown["state"]), (&"witness".into(), &"unknown".into()));
+    assert!(!host.facts(metrics::page).contains("patroni_replica{scope=\"orders\",name=\"c\"} 1"));
+}
+
+#[test]
 fn what_a_server_says_of_itself_is_shown() {
     let mut host = Host::healthy("b");
     host.own().server =

@@ -23,7 +23,11 @@ pub struct Shown {
 
 impl Shown {
     /// As this manager knows it.
-    pub fn here(facts: &Facts<'_>, known: &Known<'_>) -> Shown {
+    pub fn here(facts: &Facts<'_>, member: &MemberId, known: &Known<'_>) -> Shown {
+        // A witness that answers is up.
+        if member == facts.me && facts.state.is_witness(member) {
+            return Shown::unknown("running");
+        }
         let state = super::documents::state_word(known.agent);
         let Some(agent) = known.agent else { return Shown::unknown(state) };
         let end = facts.primary_end();

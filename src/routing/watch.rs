@@ -44,7 +44,7 @@ enum FollowError {
 /// The managers in the order they are asked: the local one first.
 pub fn managers(config: &Config) -> Vec<MemberConfig> {
     let mut out = config.cluster.members.clone();
-    let local = config.member.as_ref().map(|m| &m.id);
+    let local = config.local().map(|(me, _)| me);
     out.sort_by_key(|m| Some(&m.id) != local);
     out
 }

@@ -183,6 +183,9 @@ impl ClusterState {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
+        if self.is_witness(member) {
+            return Err(format!("{member} is a witness"));
+        }
         if self.maintenance.contains_key(member) {
             return Err(format!("{member} is in maintenance"));
         }
@@ -328,7 +331,7 @@ impl ClusterState {
             return Err("the primary has changed".to_owned());
         }
         let to_itself = [from, holder].contains(&Some(to)) && kind != OperationKind::Restart;
-        if !self.members.contains_key(to) || to_itself || self.maintenance.contains_key(to) {
+        if !self.members.contains_key(to) || self.is_witness(to) || to_itself || self.maintenance.contains_key(to) {
             return Err(format!("{to} can't be the target"));
         }
         self.operations += 1;

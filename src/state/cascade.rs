@@ -44,11 +44,11 @@ impl ClusterState {
         reason: &str,
     ) -> Result<Option<String>, String> {
         let Lock::Granted { member: holder, .. } = &self.lock else { return Err("nobody is primary".to_owned()) };
-        if member == holder || !self.members.contains_key(member) {
+        if member == holder || !self.with_postgres().any(|m| m == member) {
             return Err(format!("{member} is no standby"));
         }
         if let Some(source) = source {
-            if source == holder || source == member || !self.members.contains_key(source) {
+            if source == holder || source == member || !self.with_postgres().any(|m| m == source) {
                 return Err(format!("{source} is no standby that {member} could follow"));
             }
             if self.sources_above(source).contains(&member) {

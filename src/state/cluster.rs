@@ -108,10 +108,17 @@ pub struct Member {
     pub node: NodeId,
     /// `host:port` of its manager.
     pub manager: String,
-    /// `host:port` of its PostgreSQL.
+    /// `host:port` of its PostgreSQL; empty: it has none, and is a witness.
     pub postgres: String,
     /// `host:port` of its agent's datagrams (failsafe); empty when it has none.
     pub agent: String,
+}
+
+impl Member {
+    /// It votes, and acknowledges the lease as every voter does, and has neither PostgreSQL nor an agent.
+    pub fn is_witness(&self) -> bool {
+        self.postgres.is_empty()
+    }
 }
 
 /// The primary's lock. Exactly one of these holds at any time.
@@ -323,9 +330,19 @@ impl ClusterState {
         self.operation.as_ref().filter(|o| o.kind != OperationKind::Reinit)
     }
 
-    /// Operators have nothing against it: it confirms commits when it can.
+    /// The members that have PostgreSQL: all but witnesses.
+    pub fn with_postgres(&self) -> impl Iterator<Item = &MemberId> + Clone {
+        self.members.iter().filter(|(_, member)| !member.is_witness()).map(|(id, _)| id)
+    }
+
+    /// A member without PostgreSQL. Whoever is no member is none.
+    pub fn is_witness(&self, member: &MemberId) -> bool {
+        self.members.get(member).is_some_and(Member::is_witness)
+    }
+
+    /// It has PostgreSQL, and operators have nothing against it: it confirms commits when it can.
     pub fn may_confirm(&self, member: &MemberId) -> bool {
-        self.settings.of_member(member).confirms() && !self.maintenance.contains_key(member)
+        !self.is_witness(member) && self.settings.of_member(member).confirms() && !self.maintenance.contains_key(member)
     }
 
     /// Commits wait whenever this member is down, whoever else is up: all who may confirm have to, in a strict mode, by the

@@ -148,7 +148,7 @@ pub enum Kind {
         member: MemberId,
         /// `host:port` of its manager.
         manager: String,
-        /// `host:port` of its PostgreSQL.
+        /// `host:port` of its PostgreSQL; empty: it is a witness.
         postgres: String,
     },
     /// A member is reached elsewhere from now on. What it is stays: whoever answers there has to be that member.
@@ -157,7 +157,7 @@ pub enum Kind {
         member: MemberId,
         /// `host:port` of its manager.
         manager: String,
-        /// `host:port` of its PostgreSQL.
+        /// `host:port` of its PostgreSQL; empty: it is a witness.
         postgres: String,
         /// `host:port` of its agent's datagrams; empty when it has none.
         agent: String,
@@ -367,6 +367,8 @@ impl Kind {
             | Self::AdvanceOperation { phase: OperationPhase::Copy | OperationPhase::Stream, .. } => Format::OPERATE,
             Self::BeginOperation { kind: OperationKind::Restart, .. }
             | Self::AdvanceOperation { phase: OperationPhase::Start, .. } => Format::SETTINGS,
+            Self::Genesis { members, .. } if members.iter().any(|(_, member)| member.is_witness()) => Format::OPERATE,
+            Self::AddMember { postgres, .. } if postgres.is_empty() => Format::OPERATE,
             Self::BeginOperation { .. }
             | Self::AdvanceOperation { .. }
             | Self::Genesis { .. }

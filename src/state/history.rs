@@ -144,7 +144,7 @@ mod tests {
 
     fn founded() -> ClusterState {
         let member =
-            |n: u64| Member { node: NodeId(n), manager: String::new(), postgres: String::new(), agent: String::new() };
+            |n: u64| Member { node: NodeId(n), manager: String::new(), postgres: "h:1".into(), agent: String::new() };
         ClusterState { members: [(id("a"), member(1)), (id("b"), member(2))].into(), ..ClusterState::default() }
     }
 

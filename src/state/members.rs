@@ -42,6 +42,7 @@ impl ClusterState {
             return Err(format!("{who} is a member"));
         }
         self.free([manager, postgres], who)?;
+        let kind = if postgres.is_empty() { "a member, a witness" } else { "a member" };
         self.last_node = NodeId(self.next_node().0 - 1);
         let member = Member {
             node: NodeId(0),
@@ -51,7 +52,7 @@ impl ClusterState {
         };
         self.members.insert(who.clone(), member);
         self.moved.remove(who);
-        Ok(Some(format!("{who} is a member")))
+        Ok(Some(format!("{who} is {kind}")))
     }
 
     pub(super) fn remove_member(&mut self, who: &MemberId) -> Result<Option<String>, String> {
@@ -93,6 +94,13 @@ impl ClusterState {
         }
         self.free(to, who)?;
         let Some(member) = self.members.get_mut(who) else { return Err(format!("{who} is no member")) };
+        // What a member is does not change with its address.
+        if member.is_witness() && !(postgres.is_empty() && agent.is_empty()) {
+            return Err(format!("{who} is a witness: it has neither PostgreSQL nor an agent that could be reached"));
+        }
+        if !member.is_witness() && postgres.is_empty() {
+            return Err(format!("{who} has PostgreSQL, which needs an address"));
+        }
         let there = Member {
             node: member.node,
             manager: manager.to_owned(),
@@ -104,12 +112,16 @@ impl ClusterState {
         }
         *member = there;
         self.moved.insert(who.clone(), manager.to_owned());
-        Ok(Some(format!("{who} is reached at {manager}, its PostgreSQL at {postgres}")))
+        Ok(Some(match postgres.is_empty() {
+            true => format!("{who} is reached at {manager}"),
+            false => format!("{who} is reached at {manager}, its PostgreSQL at {postgres}"),
+        }))
     }
 
-    /// Nobody but `who` has one of these addresses.
+    /// Nobody but `who` has one of these addresses. None, as of a witness' PostgreSQL, is nobody's.
     fn free<const N: usize>(&self, addresses: [&str; N], who: &MemberId) -> Result<(), String> {
-        let has = |m: &Member| [&m.manager, &m.postgres].into_iter().any(|a| addresses.contains(&a.as_str()));
+        let taken = |a: &&String| !a.is_empty() && addresses.contains(&a.as_str());
+        let has = |m: &Member| [&m.manager, &m.postgres].iter().any(taken);
         match self.members.iter().find(|(id, m)| *id != who && has(m)) {
             Some((other, _)) => Err(format!("{other} has one of these addresses")),
             None => Ok(()),
@@ -183,5 +195,104 @@ mod tests {
         assert!(why(move_to(&mut state, "a", "x")).contains("make another member primary"));
         assert_eq!(why(move_to(&mut state, "d", "x")), "d is no member");
         assert!(state.moved.is_empty());
+    }
+
+    /// d is a witness.
+    fn with_witness() -> ClusterState {
+        let mut state = ClusterState { identity: Some(identity()), ..state() };
+        assert_eq!(run(&mut state, add("d", "h4:1", "")), Applied::Changed);
+        state
+    }
+
+    fn identity() -> crate::state::Identity {
+        crate::state::Identity {
+            cluster_id: crate::domain::ClusterId("x".into()),
+            generation: crate::domain::Generation(1),
+            name: "x".into(),
+        }
+    }
+
+    fn add(member: &str, manager: &str, postgres: &str) -> Kind {
+        Kind::AddMember { member: id(member), manager: manager.into(), postgres: postgres.into() }
+    }
+
+    fn run(state: &mut ClusterState, kind: Kind) -> Applied {
+        let expected = state.epoch;
+        state.apply(&Command { request_id: "r".into(), expected, because: RuleId(1), kind, evidence: None })
+    }
+
+    #[test]
+    fn a_member_without_postgresql_is_a_witness_and_there_may_be_several() {
+        let mut state = with_witness();
+        assert!(state.is_witness(&id("d")) && !state.is_witness(&id("b")) && !state.is_witness(&id("x")));
+        assert_eq!(why(run(&mut state, add("e", "h4:1", ""))), "d has one of these addresses");
+        assert_eq!(run(&mut state, add("e", "h5:1", "")), Applied::Changed, "no address is nobody's");
+        assert_eq!(state.with_postgres().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(state.next_node(), NodeId(4), "it asks for a node as every manager");
+        assert_eq!(run(&mut state, Kind::RemoveMember { member: id("e") }), Applied::Changed);
+    }
+
+    #[test]
+    fn agents_are_told_of_those_that_have_agents() {
+        let briefing = with_witness().briefing();
+        assert_eq!(briefing.members.agents.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(!briefing.managers.contains_key(&id("d")), "nobody asks it for WAL");
+        assert_eq!(briefing.members.version, 1, "the list has changed all the same");
+    }
+
+    #[test]
+    fn a_witness_moves_with_its_manager_only_and_nobody_becomes_one_by_a_move() {
+        let mut state = with_witness();
+        let to = |who: &str, [manager, postgres, agent]: [&str; 3]| Kind::MoveMember {
+            member: id(who),
+            manager: manager.into(),
+            postgres: postgres.into(),
+            agent: agent.into(),
+        };
+        for place in [["h9:1", "h9:2", ""], ["h9:1", "", "h9:3"]] {
+            assert!(why(run(&mut state, to("d", place))).contains("is a witness"), "{place:?}");
+        }
+        assert!(why(run(&mut state, to("b", ["h9:1", "", ""]))).contains("needs an address"));
+        assert_eq!(run(&mut state, to("d", ["h9:1", "", ""])), Applied::Changed);
+        assert_eq!((state.members[&id("d")].manager.as_str(), state.is_witness(&id("d"))), ("h9:1", true));
+    }
+
+    #[test]
+    fn a_witness_gets_nothing_that_takes_postgresql() {
+        let mut state = with_witness();
+        let d = id("d");
+        let begin = |kind| Kind::BeginOperation { kind, from: Some(id("a")), to: id("d"), accepts_loss: true };
+        let kinds = [
+            begin(crate::state::OperationKind::Switchover),
+            begin(crate::state::OperationKind::Failover),
+            begin(crate::state::OperationKind::Reinit),
+            begin(crate::state::OperationKind::Restart),
+            Kind::Maintenance { member: d.clone(), on: true, reason: String::new(), by: String::new() },
+            Kind::SetSync { after: 0, rule: Some((vec![d.clone()], 1)) },
+            Kind::Cascade { member: d.clone(), source: Some(id("b")), falls: 0, reason: String::new() },
+            Kind::Cascade { member: id("b"), source: Some(d.clone()), falls: 0, reason: String::new() },
+            Kind::Lend { member: d.clone(), id: 1, life: std::time::Duration::from_secs(1) },
+        ];
+        for kind in kinds {
+            why(run(&mut state, kind));
+        }
+        run(&mut state, Kind::fence("x".into()));
+        let grant = Kind::Grant { member: d, floor: Default::default(), sync: None };
+        assert_eq!(why(run(&mut state, grant)), "d is a witness");
+    }
+
+    #[test]
+    fn only_hosts_that_know_witnesses_are_told_of_one() {
+        assert_eq!(add("d", "h4:1", "").format(), crate::domain::Format::OPERATE);
+        assert_eq!(add("d", "h4:1", "h4:2").format(), crate::domain::Format::FIRST);
+        let genesis = |state: &ClusterState| Kind::Genesis {
+            cluster_id: identity().cluster_id,
+            generation: identity().generation,
+            name: "x".into(),
+            members: state.members.iter().map(|(id, m)| (id.clone(), m.clone())).collect(),
+            initializer: id("a"),
+        };
+        assert_eq!(genesis(&with_witness()).format(), crate::domain::Format::OPERATE);
+        assert_eq!(genesis(&state()).format(), crate::domain::Format::FIRST);
     }
 }

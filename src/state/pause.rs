@@ -60,6 +60,9 @@ impl ClusterState {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
+        if self.is_witness(member) {
+            return Err(format!("{member} is a witness"));
+        }
         if !on {
             let was = self.maintenance.remove(member);
             was.ok_or_else(|| format!("{member} is not in maintenance"))?;

@@ -31,8 +31,8 @@ impl ClusterState {
         if id != self.reader.id + 1 {
             return Err(format!("the last lend was {}", self.reader.id));
         }
-        if !self.members.contains_key(member) || self.maintenance.contains_key(member) {
-            return Err(format!("{member} is no member, or in maintenance"));
+        if !self.with_postgres().any(|m| m == member) || self.maintenance.contains_key(member) {
+            return Err(format!("{member} is no member with PostgreSQL, or in maintenance"));
         }
         self.reader = Reader { id, holder: Some(member.clone()), life };
         Ok(Some(format!("{member} gets the address for standbys")))

@@ -78,12 +78,14 @@ impl Roster {
 impl ClusterState {
     /// What an agent needs to know of this state.
     pub fn briefing(&self) -> Briefing {
-        let agents = self.members.iter().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
+        // A witness is never primary: nobody who goes on in failsafe needs its promise.
+        let with_agent = self.members.iter().filter(|(_, member)| !member.is_witness());
+        let agents = with_agent.clone().map(|(id, member)| (id.clone(), member.agent.clone())).collect();
         let members = MemberList { version: self.roster.version, agents };
         let (timings, settings) = (self.timings.clone(), self.settings.clone());
         let sync = SyncWord { id: self.sync.id, epoch: self.epoch, rule: self.sync.in_force(self.epoch).cloned() };
         let (pause, lineage) = (self.pause_word(), self.lineage_of_primary());
-        let managers = self.members.iter().map(|(id, member)| (id.clone(), member.manager.clone())).collect();
+        let managers = with_agent.map(|(id, member)| (id.clone(), member.manager.clone())).collect();
         Briefing {
             epoch: self.epoch,
             members,

@@ -27,7 +27,8 @@ impl ClusterState {
             return Ok(Some("commits are acknowledged without a standby".to_owned()));
         };
         let holder = self.holder().map(|(_, holder)| holder);
-        if let Some(name) = names.iter().find(|name| !self.members.contains_key(*name) || holder == Some(*name)) {
+        if let Some(name) = names.iter().find(|name| !self.with_postgres().any(|m| m == *name) || holder == Some(*name))
+        {
             return Err(format!("{name} is no standby"));
         }
         let id = self.sync.add(epoch, names.clone(), *count)?;

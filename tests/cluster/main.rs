@@ -46,6 +46,7 @@ mod streams;
 mod upgrades;
 mod views;
 mod wal;
+mod witness;
 
 use std::time::Duration;
 
@@ -217,6 +218,12 @@ fn without_a_quorum_and_with_failsafe() {
 #[test]
 fn hosts_come_and_go() {
     stage::play_on(1, members::STEPS);
+}
+
+#[test]
+#[ignore = "half a minute; policy::witness and state::members have its parts: make proof"]
+fn two_hosts_and_a_witness() {
+    stage::play_as(witness::ground(), str::to_owned, witness::STEPS);
 }
 
 #[test]

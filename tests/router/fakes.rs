@@ -422,6 +422,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         manager_port: manager.port,
         agent_port: 2,
         postgres_port: 1,
+        witness: false,
     });
     let any = SocketAddr::new(options.metrics.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip()), 0);
     let timings = Timings { router_stale: options.stale, router_hold: options.hold, ..Timings::of(Profile::Normal) };
@@ -437,6 +438,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             members: members.collect(),
         },
         member: None,
+        witness: None,
         rest: None,
         router: Some(RouterConfig {
             read_write: any,

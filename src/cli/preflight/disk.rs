@@ -16,7 +16,7 @@ use nix::{
 use super::{fail, ok, warn};
 use crate::{
     cli::render::Check,
-    config::{FREE_BYTES_MIN, LocalMember, free_bytes},
+    config::{FREE_BYTES_MIN, LocalMember, ManagerConfig, free_bytes},
 };
 
 /// Writes measured for one directory, each as long as a page of the Raft log.
@@ -28,15 +28,19 @@ const FSYNC_WARN: Duration = Duration::from_millis(10);
 const DATA_WARN: u64 = 1 << 30;
 
 pub(super) fn all(member: &LocalMember) -> Vec<Check> {
-    let mut checks = Vec::new();
-    for (key, dir) in [("manager.state_dir", &member.manager.state_dir), ("agent.state_dir", &member.agent.state_dir)] {
-        checks.push(state_dir(key, dir));
-        checks.push(room(key, dir, FREE_BYTES_MIN * 4));
-    }
-    checks.push(latency("manager.state_dir", &member.manager.state_dir));
+    let (key, dir) = ("agent.state_dir", &member.agent.state_dir);
+    let mut checks = of_manager(&member.manager);
+    let of_agent = [state_dir(key, dir), room(key, dir, FREE_BYTES_MIN * 4)];
+    checks.splice(2..2, of_agent);
     checks.push(room("postgresql.data_dir", &member.postgresql.data_dir, DATA_WARN));
     checks.push(latency("postgresql.data_dir", &member.postgresql.data_dir));
     checks
+}
+
+/// What a manager needs, be it that of a witness.
+pub(super) fn of_manager(manager: &ManagerConfig) -> Vec<Check> {
+    let (key, dir) = ("manager.state_dir", &manager.state_dir);
+    vec![state_dir(key, dir), room(key, dir, FREE_BYTES_MIN * 4), latency(key, dir)]
 }
 
 /// A directory of ours: there, ours, closed to others, and kept over a reboot.

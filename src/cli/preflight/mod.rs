@@ -36,6 +36,11 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     let clocks = host::Clocks::start();
     let mut checks = vec![ok("configuration", format!("{} is good", config.file.display())), host::user(config)];
     checks.extend(ports::all(config));
+    if let Some(witness) = &config.witness {
+        checks.extend(disk::of_manager(&witness.manager));
+        checks.push(clocks.check(Path::new("/"), config.cluster.timings.drift_permille));
+        return with_encryption(config, checks);
+    }
     if let Some(member) = &config.member {
         checks.push(host::cgroup(Path::new("/"), member.agent.cgroup));
         checks.push(fence::check(config, member));
@@ -48,6 +53,10 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
         checks.push(host::memory(Path::new("/")));
         checks.push(clocks.check(Path::new("/"), config.cluster.timings.drift_permille));
     }
+    with_encryption(config, checks)
+}
+
+fn with_encryption(config: &Config, mut checks: Vec<Check>) -> Vec<Check> {
     if config.cluster.insecure {
         let detail = "cluster.insecure is on: traffic between the hosts is not encrypted; use a network you trust";
         checks.push(warn("encryption", detail));

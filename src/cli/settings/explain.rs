@@ -56,7 +56,8 @@ type Told = (String, Result<ParametersReply, String>);
 /// Every member's manager, one beside the other.
 async fn ask_members(client: &Client, name: &str) -> Result<Vec<Told>, ClientError> {
     let status = client.status(false).await?;
-    let asked = status.members.into_iter().map(|member| async move {
+    let with_postgres = status.members.into_iter().filter(|member| member.role != "witness");
+    let asked = with_postgres.map(|member| async move {
         let request = ParametersRequest { describe: vec![name.to_owned()], ..ParametersRequest::default() };
         let told = Client::of(&member.manager).postgres_settings(request).await;
         (member.member, told.map_err(|error| error.to_string()))

@@ -107,7 +107,7 @@ pub(super) async fn run(args: BundleArgs) -> Exit {
     let config = own_config(&args, &mut bundle);
     let cluster = of_cluster(&client, &mut bundle).await;
     if let Some(config) = &config
-        && config.member.is_some()
+        && config.local().is_some()
     {
         let checks = preflight::checks(config);
         bundle.put("host/preflight.json", &render::preflight_json(&checks));

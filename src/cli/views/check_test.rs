@@ -56,6 +56,30 @@ fn healthy() -> StatusReply {
     }
 }
 
+#[test]
+fn a_witness_has_no_lag_and_counts_as_a_voter() {
+    let mut status = healthy();
+    let witness = MemberStatus {
+        member: "n3".into(),
+        role: "witness".into(),
+        state: "running".into(),
+        raft_role: "follower".into(),
+        healthy: true,
+        ..MemberStatus::default()
+    };
+    status.members[2] = witness;
+    says(&status, Subject::Quorum, "QUORUM OK - 3 of 3 voters answer");
+    says(&status, Subject::Lag, "LAG OK - n2 has not replayed 328 B");
+    assert!(render::is_healthy(&status));
+    let silent = |status: &mut StatusReply| status.members[2].raft_role = "silent".into();
+    silent(&mut status);
+    says(
+        &status,
+        Subject::Quorum,
+        "QUORUM WARNING - 2 of 3 voters answer (silent: n3): the loss of one more would be the loss of the majority",
+    );
+}
+
 fn silent(status: &mut StatusReply, name: &str) {
     let member = status.members.iter_mut().find(|m| m.member == name).unwrap();
     *member = MemberStatus {

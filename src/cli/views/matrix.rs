@@ -119,12 +119,17 @@ fn row(host: &Host, hosts: &[Host]) -> Vec<Cell> {
         None => Cell::toned("no", Tone::Bad),
     };
     cells.push(Cell::toned(format!("{} ms", host.took.as_millis()), Tone::Good));
-    cells.push(age(reply.agent_ms));
+    cells.push(if is_witness(reply) { Cell::new("") } else { age(reply.agent_ms) });
     cells.push(Cell::new(reply.postgres.as_str()));
     cells.push(Cell::new(reply.upstream.as_str()));
     cells.push(age(reply.raft_ms));
     cells.push(age(reply.lease_ms));
     cells
+}
+
+/// It has no agent to be reached.
+fn is_witness(reply: &ReachReply) -> bool {
+    reply.postgres == "witness"
 }
 
 fn micros(us: u64) -> String {
@@ -153,7 +158,7 @@ fn faults(status: &StatusReply, hosts: &[Host]) -> Vec<String> {
                 out.push(format!("{} does not reach {}{also}: {}", host.member, other.member, other.problem));
             }
         }
-        if reply.agent_ms.is_none() {
+        if reply.agent_ms.is_none() && !is_witness(reply) {
             out.push(format!("the manager of {} does not reach its agent", host.member));
         }
         if reply.leader != status.leader {
@@ -281,6 +286,23 @@ n3    0.7 ms  0.9 ms       .  4 ms  0.3 s  streaming  n1       0.1 s  0.4 s
         let shown = text(&status(), &hosts, Style::Plain);
         assert!(shown.starts_with(expected), "{shown}");
         assert_eq!(faults(&status(), &hosts), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_witness_has_no_agent_that_could_be_cut_off() {
+        let mut hosts = vec![
+            host("n1", &[("n2", Ok(850)), ("n3", Ok(1_240))]),
+            host("n2", &[("n1", Ok(700)), ("n3", Ok(900))]),
+            host("n3", &[("n1", Ok(700)), ("n2", Ok(900))]),
+        ];
+        if let Ok(reply) = &mut hosts[2].answer {
+            (reply.agent_ms, reply.postgres, reply.upstream) = (None, "witness".into(), String::new());
+        }
+        assert_eq!(faults(&status(), &hosts), Vec::<String>::new());
+        let shown = text(&status(), &hosts, Style::Plain);
+        let line = shown.lines().find(|line| line.starts_with("n3")).unwrap();
+        let words = line.split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words[7..10], ["ms", "-", "witness"], "{line}");
     }
 
     #[test]

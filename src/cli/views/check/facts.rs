@@ -163,7 +163,7 @@ fn role(status: &StatusReply, (member, wanted): (Option<&str>, Option<Role>), to
 }
 
 fn lag(members: &[&MemberStatus], limits: &Limits, told: &mut Told) {
-    let standbys = members.iter().filter(|m| m.role != "primary");
+    let standbys = members.iter().filter(|m| !matches!(m.role.as_str(), "primary" | "witness"));
     for member in standbys {
         let name = &member.member;
         // Who shows the past on purpose is measured by what it has, not by what it shows.
