@@ -210,7 +210,7 @@ fn list(text: &str, at: usize) -> Range<usize> {
             return if goes_on { at..bare_end(text, next) } else { at + 1..end };
         }
         let closed = quoted(text, end).map(|inside| skip(text, inside.end, &['\\']) + 1);
-        end = closed.map_or(end + c.len_utf8(), |closed| closed.min(line_end(text, end)));
+        end = closed.map_or_else(|| end + c.len_utf8(), |closed| closed.min(line_end(text, end)));
     }
     at..line_end(text, end)
 }
