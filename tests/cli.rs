@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "cli/terminal.rs"]
+mod terminal;
 #[path = "cli/tree.rs"]
 mod tree;
 #[path = "cli/views.rs"]
@@ -735,7 +737,8 @@ fn founded() -> Incident {
 #[tonic::async_trait]
 impl Admin for Manager {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        let mut reply = healthy();
+        // Every manager passes on what the leader says.
+        let mut reply = StatusReply { answered_by: healthy().leader, ..healthy() };
         match self.looks.fetch_add(1, Ordering::Relaxed) {
             0 => {}
             1 => reply.operation = Some(operation(7, "checkpoint")),

@@ -35,14 +35,15 @@ pub(super) fn run(args: &DsnArgs) -> Exit {
         Ok(target) => target,
         Err(problem) => return complain(&problem, exit::USAGE),
     };
-    match args.driver {
-        _ if args.json => print(&json(args, &config.cluster.name, &target)),
-        DsnDrivers::All => print(&text(&config.cluster.name, &target)),
+    let text = match args.driver {
+        _ if args.json => json(args, &config.cluster.name, &target),
+        DsnDrivers::All => text(&config.cluster.name, &target),
         DsnDrivers::One(driver) => match driver.string(&target) {
-            Ok(string) => print(&format!("{string}\n")),
+            Ok(string) => format!("{string}\n"),
             Err(reason) => return complain(&format!("--driver {}: {reason}", driver.name()), exit::USAGE),
         },
-    }
+    };
+    print(&text);
     exit::OK
 }
 

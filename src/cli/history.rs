@@ -75,7 +75,9 @@ pub(super) async fn events(args: EventsArgs) -> Exit {
                     if let Some(What::Decision(decision)) = &event.what {
                         after = after.max(Some(decision.revision));
                     }
-                    print(&if args.json { event_json(&event) } else { event_text(&event) });
+                    if !print(&if args.json { event_json(&event) } else { event_text(&event) }) {
+                        return exit::OK;
+                    }
                 }
                 if !args.follow {
                     return exit::OK;

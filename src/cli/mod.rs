@@ -24,25 +24,19 @@ pub mod render;
 mod rto;
 mod rules;
 mod settings;
+mod terminal;
 mod tree;
 mod verbs;
 mod views;
 mod wiring;
 
-use std::{
-    env,
-    ffi::OsString,
-    io::{self, IsTerminal as _, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{env, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use self::{
     args::{Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
     client::{Client, ClientError},
     exit::Exit,
-    render::Style,
+    terminal::{complain, print, style},
 };
 use crate::config::{Config, DEFAULT_FILE, Purpose};
 
@@ -69,7 +63,11 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { exit::USAGE.into() } else { exit::OK.into() };
         }
     };
-    match arguments.command {
+    terminal::ended(ran(arguments.command))
+}
+
+fn ran(command: Command) -> ExitCode {
+    match command {
         Command::Manager(args) => processes::run(processes::Process::Manager, &args),
         Command::Agent(args) => processes::run(processes::Process::Agent, &args),
         Command::Router(args) => processes::run(processes::Process::Router { inherits: args.inherit }, &args.process),
@@ -132,12 +130,6 @@ fn with_runtime(command: impl Future<Output = Exit>) -> ExitCode {
     }
 }
 
-/// One line on stderr, and the exit code that goes with it.
-fn complain(what: &str, exit: Exit) -> Exit {
-    eprintln!("matriarch: {what}");
-    exit
-}
-
 fn complain_client(error: &ClientError) -> Exit {
     let exit = match error {
         ClientError::Usage(_) | ClientError::Config(_) => exit::USAGE,
@@ -145,18 +137,6 @@ fn complain_client(error: &ClientError) -> Exit {
         ClientError::Refused { .. } => exit::FAILED,
     };
     complain(&error.to_string(), exit)
-}
-
-/// Prints to stdout; a closed pipe (`| head`) is no error of ours.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush());
-}
-
-/// Colours only for people, and only when they didn't ask to go without.
-fn style() -> Style {
-    let unwanted = env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let dumb = env::var_os("TERM").is_some_and(|t| t == "dumb");
-    if io::stdout().is_terminal() && !unwanted && !dumb { Style::Colour } else { Style::Plain }
 }
 
 fn check_config(file: PathBuf) -> Exit {
@@ -177,11 +157,13 @@ async fn status(args: StatusArgs) -> Exit {
     loop {
         let answer = client.status(args.local).await;
         if args.watch {
-            // Clear the screen and go to its top, as watch(1) does.
-            let clear = if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-            match &answer {
+            let clear = terminal::clear();
+            let read = match &answer {
                 Ok(reply) => print(&format!("{clear}{}\n", render::status(reply, style()))),
                 Err(error) => print(&format!("{clear}{error}\n")),
+            };
+            if !read {
+                return exit::OK;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
             continue;

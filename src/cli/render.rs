@@ -37,9 +37,10 @@ pub(super) enum Tone {
 
 impl Style {
     pub(super) fn paint(self, tone: Tone, text: &str) -> String {
+        let text = plain(text);
         let code = match tone {
-            _ if self == Style::Plain => return text.to_owned(),
-            Tone::Plain => return text.to_owned(),
+            _ if self == Style::Plain => return text,
+            Tone::Plain => return text,
             Tone::Good => "32",
             Tone::Warn => "33",
             Tone::Bad => "31",
@@ -47,6 +48,12 @@ impl Style {
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
+}
+
+/// The text without what would steer a terminal: names and words come from files and from other hosts.
+pub(super) fn plain(text: &str) -> String {
+    let harmless = |c: char| matches!(c, '\n' | '\t') || !c.is_control();
+    text.chars().map(|c| if harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 // ---- tables --------------------------------------------------------------------------------------------------
@@ -62,7 +69,8 @@ impl Cell {
     }
 
     pub(super) fn toned(text: impl Into<String>, tone: Tone) -> Cell {
-        let text: String = text.into();
+        // A cell has one line.
+        let text = plain(&text.into()).replace(['\n', '\t'], " ");
         Cell { text: if text.is_empty() { "-".to_owned() } else { text }, tone }
     }
 }
@@ -136,7 +144,7 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         let words = [&member.progress, &member.note].into_iter().filter(|words| !words.is_empty()).cloned();
         let told: Vec<String> = member.problems.iter().cloned().chain(words).collect();
         let tone = if member.healthy { Tone::Warn } else { Tone::Bad };
-        let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), told.join("; "));
+        let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), plain(&told.join("; ")));
     }
     text.push_str(&fences(&reply.members));
     text.push_str(&room::lines(&reply.members));
@@ -224,7 +232,9 @@ fn footer(reply: &StatusReply, style: Style) -> String {
     if let Some(last) = &reply.last_operation {
         let outcome = match (last.succeeded, last.reason.as_str()) {
             (true, _) => style.paint(Tone::Good, "succeeded"),
-            (false, reason) => format!("{}: {}", style.paint(Tone::Bad, "failed"), or(reason, "no reason given")),
+            (false, reason) => {
+                format!("{}: {}", style.paint(Tone::Bad, "failed"), plain(or(reason, "no reason given")))
+            }
         };
         let _ = writeln!(text, "\nLast operation: {} {outcome}", operation_text(last));
     }
@@ -235,7 +245,7 @@ fn footer(reply: &StatusReply, style: Style) -> String {
             text.push('\n');
         }
         for line in lines {
-            let _ = writeln!(text, "{}: {line}", style.paint(tone, label));
+            let _ = writeln!(text, "{}: {}", style.paint(tone, label), plain(line));
         }
     }
     text

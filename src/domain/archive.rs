@@ -225,8 +225,22 @@ pub(super) fn problem(settings: &Settings) -> Option<String> {
     })
 }
 
+/// Words in a name whose value nobody else is to see, with `_` for `-`.
+pub const SECRET_WORDS: [&str; 10] = [
+    "password",
+    "apikey",
+    "api_key",
+    "accountkey",
+    "account_key",
+    "passwd",
+    "secret",
+    "access_key",
+    "token",
+    "cipher_pass",
+];
+
 /// `PGPASSWORD=…`, `--secret-key …` and their like, with a value that is no variable and no file.
-fn names_a_secret(command: &str) -> bool {
+pub(super) fn names_a_secret(command: &str) -> bool {
     let lower = command.to_ascii_lowercase();
     // `https://user:word@host`, `curl -u user:word`, `sshpass -p word`.
     let in_url = lower.split("://").skip(1).any(|rest| {
@@ -241,22 +255,10 @@ fn names_a_secret(command: &str) -> bool {
     if in_url || as_option {
         return true;
     }
-    [
-        "password",
-        "apikey",
-        "api-key",
-        "accountkey",
-        "account-key",
-        "passwd",
-        "secret",
-        "access_key",
-        "access-key",
-        "token",
-        "cipher-pass",
-    ]
-    .iter()
-    .any(|word| {
-        lower.match_indices(word).any(|(at, _)| {
+    // As long as before, so that places are the same.
+    let plain = lower.replace('-', "_");
+    SECRET_WORDS.iter().any(|word| {
+        plain.match_indices(word).any(|(at, _)| {
             let rest =
                 lower[at + word.len()..].trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-".contains(c));
             let value = rest.strip_prefix('=').or_else(|| rest.strip_prefix(' '));

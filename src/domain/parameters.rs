@@ -1,5 +1,7 @@
 //! Which settings of PostgreSQL an operator may make, in a host's file and for all hosts, and which are Matriarch's.
 
+use super::archive::{SECRET_WORDS, names_a_secret};
+
 /// Settings that Matriarch makes itself, with the reason a user sees.
 pub const OWNED: &[(&str, &str)] = &[
     ("allow_alter_system", "Matriarch's own file has to be the one that counts"),
@@ -110,6 +112,29 @@ const VALUE_MAX: usize = 1000;
 /// What a value must not hold: it stands in the log of the cluster, where everybody who may see settings can read it.
 const SECRETS: [&str; 5] = ["password=", "passwd=", "pwd=", "secret=", "://"];
 
+/// What to do with a secret instead.
+const SECRET_ADVICE: &str = "the settings are in the log of the cluster and shown to everybody; write it into a file that only \
+                             PostgreSQL's user reads, on each host, and name that file, or a program that reads it";
+
+/// The name is that of an extension's or application's secret. Names without a dot are PostgreSQL's own, and none of those
+/// that can be set here has one.
+fn is_secret(name: &str, value: &str) -> bool {
+    let names_it = ["_command", "_file"].iter().any(|end| name.ends_with(end));
+    let speaks =
+        ["passphrase", "credential", "private_key"].iter().chain(&SECRET_WORDS).any(|word| name.contains(word));
+    // A switch, or the least length of a password.
+    let number = value.len() <= 3 && value.bytes().all(|b| b.is_ascii_digit());
+    let switch = ["on", "off", "true", "false", "yes", "no"].iter().any(|word| value.eq_ignore_ascii_case(word));
+    name.contains('.') && speaks && !names_it && !number && !switch
+}
+
+/// A command that prints what stands in it has the secret in it.
+fn prints_a_passphrase(name: &str, value: &str) -> bool {
+    let mut words = value.split_whitespace().map(|word| word.trim_matches(['\'', '"']));
+    let program = words.next().and_then(|first| first.rsplit('/').next()).unwrap_or_default();
+    name.ends_with("passphrase_command") && matches!(program, "echo" | "printf") && words.next().is_some()
+}
+
 /// Why a setting can't be made for all hosts, beyond what is wrong in a file as well; in words.
 pub fn refused(name: &str, value: Option<&str>) -> Option<String> {
     let say = |(problem, advice): Wrong| Some(format!("{problem}; {advice}"));
@@ -129,7 +154,11 @@ pub fn refused(name: &str, value: Option<&str>) -> Option<String> {
     }
     let squeezed: String = value.to_ascii_lowercase().split_whitespace().collect();
     let secret = SECRETS.iter().any(|mark| squeezed.contains(mark) && (*mark != "://" || squeezed.contains('@')));
-    secret.then(|| "the value looks as if it held a password; name a file or a command that gives it".to_owned())
+    if is_secret(&lower, value) {
+        return Some(format!("its name says that it is a secret, and {SECRET_ADVICE}"));
+    }
+    let held = secret || names_a_secret(value) || prints_a_passphrase(&lower, value);
+    held.then(|| format!("the value looks as if it held a password, and {SECRET_ADVICE}"))
 }
 
 /// Settings that a standby needs at least as much of as its primary has, or its replay stops (manual, 26.4.1).
@@ -187,6 +216,36 @@ mod tests {
         }
         assert_eq!(refused("ssl_passphrase_command", Some("/etc/pg/passphrase.sh %p")), None);
         assert_eq!(refused("ext.url", Some("https://example.com")), None);
+        for (name, value) in [
+            ("app.settings.jwt_secret", "hunter2"),
+            ("App.Api_Token", "hunter2"),
+            ("app.api_key", "hunter2"),
+            ("app.password", "1234"),
+            ("ssl_passphrase_command", "echo hunter2"),
+            ("ssl_passphrase_command", "/bin/printf '%s' hunter2"),
+            ("app.how_command", "fetch --token hunter2"),
+            ("app.how", "curl -u a:hunter2 https://a/"),
+        ] {
+            let why = refused(name, Some(value)).unwrap_or_default();
+            assert!(
+                why.contains("write it into a file that only PostgreSQL's user reads, on each host"),
+                "{name}: {why}"
+            );
+            assert!(!why.contains("hunter2"), "{why}");
+            assert_eq!(refused(name, None), None, "it can be taken back");
+        }
+        for (name, value) in [
+            ("app.token_file", "/etc/pg/token"),
+            ("vault.token_command", "/usr/bin/fetch %p"),
+            ("passwordcheck.min_password_length", "12"),
+            ("credcheck.password_valid", "on"),
+            ("app.token", ""),
+            ("ssl_passphrase_command_supports_reload", "on"),
+            ("md5_password_warnings", "off"),
+            ("shared_preload_libraries", "passwordcheck,auto_explain"),
+        ] {
+            assert_eq!(refused(name, Some(value)), None, "{name}");
+        }
     }
 
     #[test]

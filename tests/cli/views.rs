@@ -10,12 +10,12 @@ use std::{
 
 use super::{matriarch, with_manager};
 
-fn text(output: &Output) -> String {
+pub(super) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 /// Runs with a file of clusters.
-fn with_clusters(file: &str, args: &[&str]) -> Output {
+pub(super) fn with_clusters(file: &str, args: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().join("cli.toml");
     fs::write(&at, file).unwrap();
@@ -25,7 +25,7 @@ fn with_clusters(file: &str, args: &[&str]) -> Output {
 }
 
 /// An address that takes connections and never says a word, as that of a frozen manager.
-fn frozen() -> (TcpListener, SocketAddr) {
+pub(super) fn frozen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
@@ -164,7 +164,14 @@ fn check_exits_as_monitoring_plugins_do() {
         assert!(text(&lag).starts_with("LAG WARNING - n3 has not replayed 328 B | "), "{}", text(&lag));
         let json: serde_json::Value = serde_json::from_str(&text(&check(&["lease", "--json"]))).unwrap();
         assert_eq!((&json["level"], &json["checks"][0]["check"]), (&"OK".into(), &"lease".into()));
-        for wrong in [&["lag", "--warning", "much"][..], &["quorum", "--critical", "1"], &["lag", "--member", "n9"]] {
+        for wrong in [&["lag", "--warning", "much"][..], &["quorum", "--critical", "1"], &["lag", "--member", "n9"]]
+            .into_iter()
+            .chain([
+                &["quorum", "--member", "n2"][..],
+                &["lag", "--member", "n1"],
+                &["disk", "--member", "n2", "--role", "primary"],
+            ])
+        {
             let output = check(wrong);
             assert_eq!(output.status.code(), Some(2), "{wrong:?}");
             assert!(text(&output).starts_with("matriarch: check: "), "{}", text(&output));

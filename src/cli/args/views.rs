@@ -92,7 +92,7 @@ pub struct CheckArgs {
     pub what: Subject,
     #[command(flatten)]
     pub client: ClientArgs,
-    /// Only of this member (role, lag, slots, archive, disk)
+    /// Only of this member (role, lag, slots, archive, disk; of all: these)
     #[arg(long, value_name = "MEMBER")]
     pub member: Option<String>,
     /// The role that the member is to have (check role)

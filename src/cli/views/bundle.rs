@@ -68,7 +68,7 @@ struct Bundle {
 
 impl Bundle {
     fn put(&mut self, name: &str, text: &str) {
-        self.files.push((name.to_owned(), self.redactor.text(text)));
+        self.files.push((name.to_owned(), self.redactor.file(name, text)));
     }
 
     fn try_put(&mut self, name: &str, text: Result<String, String>) {

@@ -90,13 +90,12 @@ pub(super) async fn run(args: CheckArgs) -> Exit {
         Ok(limits) => limits,
         Err(problem) => return complain(&format!("check: {problem}"), exit::USAGE),
     };
+    if let Some(problem) = unfit(&args) {
+        return complain(&format!("check: {problem}"), exit::USAGE);
+    }
     let findings = match look(&args).await {
-        Ok(status) => match args.member.as_ref().filter(|m| !status.members.iter().any(|s| s.member == **m)) {
-            Some(stranger) => {
-                let members: Vec<&str> = status.members.iter().map(|m| m.member.as_str()).collect();
-                let problem = format!("check: no member {stranger}; there is {}", members.join(", "));
-                return complain(&problem, exit::USAGE);
-            }
+        Ok(status) => match no_such_member(&args, &status) {
+            Some(problem) => return complain(&format!("check: {problem}"), exit::USAGE),
             None => facts::findings(&args, &limits, &status),
         },
         Err(error @ (ClientError::Usage(_) | ClientError::Config(_))) => {
@@ -106,6 +105,31 @@ pub(super) async fn run(args: CheckArgs) -> Exit {
     };
     print(&if args.json { document(&findings) } else { text(&findings) });
     worst(&findings).exit()
+}
+
+/// What does not go together, in words.
+fn unfit(args: &CheckArgs) -> Option<String> {
+    let name = facts::name(args.what);
+    if args.member.is_some() && !facts::takes_member(args.what) {
+        return Some(format!(
+            "--member: {name} is of the whole cluster; leave it out, or check role, lag, slots, archive or disk"
+        ));
+    }
+    let takes_role = matches!(args.what, Subject::Role | Subject::All);
+    (args.role.is_some() && !takes_role)
+        .then(|| format!("--role: {name} asks for no role; `matriarch check role --member MEMBER --role ROLE` does"))
+}
+
+/// Why this member can't be looked at, in words.
+fn no_such_member(args: &CheckArgs, status: &StatusReply) -> Option<String> {
+    let wanted = args.member.as_deref()?;
+    if !status.members.iter().any(|m| m.member == wanted) {
+        let members: Vec<&str> = status.members.iter().map(|m| m.member.as_str()).collect();
+        return Some(format!("no member {wanted}; there is {}", members.join(", ")));
+    }
+    (args.what == Subject::Lag && facts::leads(wanted, status)).then(|| {
+        format!("--member: {wanted} is the primary, which lags behind nobody; name a standby, or none for all of them")
+    })
 }
 
 /// The status as the Raft leader knows it: whoever doesn't lead knows its own host and no other.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     cli::args::{ClientArgs, views::Role},
-    rpc::v1::{Archive, Commits, KeptWal, Lag, MemberStatus, Room, SlotHolds, Volume, Voter},
+    rpc::v1::{Archive, Commits, KeptWal, Lag, MemberStatus, OperationStatus, Room, SlotHolds, Volume, Voter},
 };
 
 fn args(what: Subject) -> CheckArgs {
@@ -155,6 +155,95 @@ fn a_role_is_that_of_the_cluster_or_of_one_member() {
     says(&status, Subject::Role, "ROLE CRITICAL - n1 is primary, and so says n3");
     status.lock = "fenced".into();
     says(&status, Subject::Role, "ROLE CRITICAL - no open primary, the lock is fenced");
+}
+
+#[test]
+fn there_is_a_primary_only_by_the_lock_and_by_its_own_word() {
+    let mut status = healthy();
+    silent(&mut status, "n1");
+    says(&status, Subject::Role, "ROLE CRITICAL - n1 has the lock of epoch 4, and nothing is heard of it");
+    let mut status = healthy();
+    (status.members[0].role, status.members[0].state) = ("none".into(), "stopped".into());
+    let text = "n1 has the lock of epoch 4 and is no running primary: n1 says none, stopped";
+    says(&status, Subject::Role, &format!("ROLE CRITICAL - {text}"));
+    // The agent of a primary that crashed names it so until somebody else has the lock.
+    (status.members[0].role, status.members[0].state) = ("primary".into(), "crashed".into());
+    assert!(said(&status, &args(Subject::Role)).starts_with("ROLE CRITICAL - n1 has the lock"));
+    let of = |role| CheckArgs { member: Some("n1".into()), role: Some(role), ..args(Subject::Role) };
+    assert_eq!(said(&status, &of(Role::Primary)), "ROLE CRITICAL - n1 is primary, crashed\n");
+}
+
+/// A switchover and a restart take the primary back before its lock.
+#[test]
+fn a_primary_that_is_held_back_is_no_split_brain() {
+    let mut status = healthy();
+    status.primary = String::new();
+    let begin = "no primary takes writes: the lock is open, its holder is held back by";
+    let text = format!("{begin} an operation, or is kept out; `matriarch status` says more");
+    says(&status, Subject::Role, &format!("ROLE CRITICAL - {text}"));
+    says(&status, Subject::Lease, &format!("LEASE CRITICAL - {text}"));
+    status.operation = Some(OperationStatus { id: 7, kind: "switchover".into(), ..OperationStatus::default() });
+    (status.members[0].role, status.members[0].state) = ("none".into(), "stopped".into());
+    let text = format!("{begin} the operation 7 (switchover); `matriarch status` says more");
+    says(&status, Subject::Role, &format!("ROLE CRITICAL - {text}"));
+}
+
+/// Who doesn't lead knows its own host only, and may know an old state.
+#[test]
+fn without_a_leader_that_answers_nothing_is_known() {
+    let mut status = healthy();
+    status.leader = "n3".into();
+    let of = |what, member: &str, role| CheckArgs { member: Some(member.into()), role, ..args(what) };
+    for what in [Subject::Role, Subject::Archive, Subject::Slots, Subject::Disk, Subject::Sync] {
+        let name = facts::name(what).to_uppercase();
+        says(&status, what, &format!("{name} UNKNOWN - the Raft leader n3 does not answer"));
+    }
+    let role = said(&status, &of(Subject::Role, "n1", Some(Role::Primary)));
+    assert_eq!(role, "ROLE UNKNOWN - the Raft leader n3 does not answer\n");
+    status.leader = String::new();
+    status.commits.as_mut().unwrap().mode = "async".into();
+    for what in [Subject::Role, Subject::Archive, Subject::Slots, Subject::Disk, Subject::Sync] {
+        let name = facts::name(what).to_uppercase();
+        says(&status, what, &format!("{name} UNKNOWN - no Raft leader: what the managers know may be old"));
+    }
+}
+
+#[test]
+fn what_nobody_says_is_not_well() {
+    let mut status = healthy();
+    silent(&mut status, "n1");
+    let of = |what, member: &str| CheckArgs { member: Some(member.into()), ..args(what) };
+    for what in [Subject::Archive, Subject::Slots, Subject::Disk] {
+        let name = facts::name(what).to_uppercase();
+        assert_eq!(said(&status, &of(what, "n1")), format!("{name} UNKNOWN - nothing is heard of n1\n"));
+        assert!(said(&status, &args(what)).starts_with(&format!("{name} UNKNOWN - nothing is heard of n1")), "{name}");
+        assert!(said(&status, &of(what, "n2")).starts_with(&format!("{name} OK")), "of another it is known");
+    }
+    says(&status, Subject::Sync, "SYNC UNKNOWN - sync: nothing is heard of n1");
+    silent(&mut status, "n3");
+    assert!(said(&status, &of(Subject::Role, "n3")).contains("nothing is heard of n3"));
+}
+
+#[test]
+fn what_is_of_the_cluster_is_not_of_a_member() {
+    let of = |what, member: &str, role| CheckArgs { member: Some(member.into()), role, ..args(what) };
+    for what in [Subject::Quorum, Subject::Lease, Subject::Sync] {
+        let problem = unfit(&of(what, "n2", None)).unwrap();
+        assert!(problem.contains("is of the whole cluster; leave it out"), "{problem}");
+        assert_eq!(unfit(&args(what)), None);
+    }
+    assert!(unfit(&of(Subject::Lag, "n2", Some(Role::Primary))).unwrap().contains("asks for no role"));
+    assert_eq!(unfit(&of(Subject::All, "n2", Some(Role::Primary))), None);
+    let status = healthy();
+    let lag = no_such_member(&of(Subject::Lag, "n1", None), &status).unwrap();
+    assert!(lag.contains("n1 is the primary, which lags behind nobody; name a standby"), "{lag}");
+    assert_eq!(no_such_member(&of(Subject::Lag, "n2", None), &status), None);
+    let checks = |member: &str| -> Vec<&str> {
+        let found = facts::findings(&of(Subject::All, member, None), &Limits::default(), &status);
+        found.into_iter().map(|f| f.check).collect()
+    };
+    assert_eq!(checks("n2"), ["role", "lag", "slots", "archive", "disk"]);
+    assert_eq!(checks("n1"), ["role", "slots", "archive", "disk"]);
 }
 
 #[test]

@@ -1,5 +1,10 @@
 //! What a support bundle may not carry. Whatever looks like a secret is masked, and every secret that is known by its file is
-//! masked wherever it stands. Pure.
+//! masked wherever it stands. Documents are masked by their keys, all other text by what stands beside it. Pure.
+
+mod document;
+mod text;
+
+use crate::domain::archive::SECRET_WORDS;
 
 /// What stands in place of a secret.
 pub(super) const MASK: &str = "[redacted]";
@@ -7,9 +12,24 @@ pub(super) const MASK: &str = "[redacted]";
 /// A shorter secret stands in too much that is none.
 const SHORTEST: usize = 6;
 
-/// Words in a name whose value nobody else is to see.
-const SECRET_WORDS: [&str; 8] =
-    ["password", "passwd", "passphrase", "secret", "token", "credential", "private_key", "access_key"];
+/// More words in a name whose value nobody else is to see, beside those that no command of the settings may have. All of them
+/// as [`plain`] writes them.
+const MORE_WORDS: [&str; 8] = [
+    "passphrase",
+    "credential",
+    "private_key",
+    "azure_key",
+    "s3_key",
+    "encryption_key",
+    "signing_key",
+    "authorization",
+];
+
+/// These are words of a secret only at the end of a name: `db_pass`, and not `passed`.
+const LAST_WORDS: [&str; 3] = ["pass", "pwd", "passcode"];
+
+/// What stands behind such a word where the value only says where the secret is, or how it is kept.
+const PLACES: [&str; 4] = ["file", "files", "env", "encryption"];
 
 /// Masks what it knows, and what looks like a secret.
 #[derive(Debug, Default)]
@@ -30,12 +50,18 @@ impl Redactor {
         self.known.sort_by_key(|known| std::cmp::Reverse(known.len()));
     }
 
+    /// A file by the ending of its name. What is no document, or none that can be read, is text.
+    pub(super) fn file(&self, name: &str, text: &str) -> String {
+        let masked = match name.rsplit('.').next() {
+            Some("json") => self.json(text),
+            Some("toml") => self.toml(text),
+            _ => None,
+        };
+        masked.unwrap_or_else(|| self.text(text))
+    }
+
     /// The text without secrets.
     pub(super) fn text(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        for secret in &self.known {
-            text = text.replace(secret.as_str(), MASK);
-        }
         let ends = text.ends_with('\n');
         let mut out = Vec::new();
         let mut in_key = false;
@@ -45,147 +71,62 @@ impl Redactor {
                 out.push(MASK.to_owned());
             }
             if !in_key {
-                out.push(address(&assignment(line)));
+                // A line of a log, or of events, may be a document of its own.
+                let document = line.trim_start().starts_with(['{', '[']).then(|| self.json_line(line)).flatten();
+                out.push(document.unwrap_or_else(|| line.to_owned()));
             }
             in_key &= !(line.contains("-----END") && line.contains("PRIVATE KEY"));
         }
-        let mut text = out.join("\n");
+        let mut text = self.words(&out.join("\n"));
         if ends {
             text.push('\n');
         }
         text
     }
-}
 
-/// `password = "x"`, `PGPASSWORD=x`, `"token": "x"`, and `authorization: Basic x`: the value is masked. Names of files are
-/// no secrets: `password_file` stays.
-fn assignment(line: &str) -> String {
-    let lower = line.to_ascii_lowercase();
-    let mut out = String::new();
-    let mut from = 0;
-    while let Some((begin, end)) = next_value(&lower, from) {
-        out.push_str(&line[from..begin]);
-        out.push_str(MASK);
-        from = end;
-    }
-    out.push_str(&line[from..]);
-    out
-}
-
-/// Where the next secret value begins and ends, from `from` on.
-fn next_value(lower: &str, from: usize) -> Option<(usize, usize)> {
-    let words = SECRET_WORDS.iter().chain(&["authorization"]);
-    let mut hits: Vec<usize> =
-        words.flat_map(|word| lower[from..].match_indices(word).map(|(at, found)| from + at + found.len())).collect();
-    hits.sort_unstable();
-    hits.into_iter().find_map(|after| value_after(lower, after))
-}
-
-/// The value that follows a name which ends at `after` or a little later; `None`: nothing is assigned to it.
-fn value_after(lower: &str, after: usize) -> Option<(usize, usize)> {
-    let rest = &lower[after..];
-    // What is left of the name: `password_file` names a file, `secret_key` a secret.
-    let name = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-').len();
-    if rest[..name].contains("file") || rest[..name].contains("env") || rest[..name].contains("encryption") {
-        return None;
-    }
-    let rest = &rest[name..];
-    let sign = rest.trim_start_matches(['"', '\'', ' ', '\\']);
-    // `password 'x'` is what SQL says.
-    let sql = name == 0 && rest.starts_with(" '");
-    let value = match sign.strip_prefix([':', '=']) {
-        Some(value) => value.trim_start_matches(['=', '>', ' ', '\\']),
-        None if sql => rest.trim_start(),
-        None => return None,
-    };
-    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''));
-    let begin = lower.len() - value.len() + quote.map_or(0, char::len_utf8);
-    let value = &lower[begin..];
-    let end = match quote {
-        Some(quote) => value.find(quote).unwrap_or(value.len()),
-        // `authorization: basic x` has two words.
-        None if value.starts_with("basic ") || value.starts_with("bearer ") => value.len(),
-        None => value.find([' ', ',', ';', '&', '}', '\t', '"', '\'']).unwrap_or(value.len()),
-    };
-    let masked = value.starts_with(MASK) || value[..end].starts_with("null");
-    (end > 0 && !masked).then_some((begin, begin + end))
-}
-
-/// `postgres://user:x@host`: what stands between the colon and the `@` is masked.
-fn address(line: &str) -> String {
-    let mut out = String::new();
-    let mut rest = line;
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
-        out.push_str(before);
-        let ends = after.find(['/', ' ', '"', '\'', '?']).unwrap_or(after.len());
-        let authority = &after[..ends];
-        match authority.rfind('@').and_then(|at| Some((at, authority[..at].find(':')?))) {
-            Some((at, colon)) => {
-                out.push_str(&authority[..=colon]);
-                out.push_str(MASK);
-                out.push_str(&authority[at..]);
-            }
-            None => out.push_str(authority),
+    /// What is no document in itself.
+    fn words(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for secret in &self.known {
+            text = text.replace(secret.as_str(), MASK);
         }
-        rest = &after[ends..];
+        text::addresses(&text::values(&text))
     }
-    out.push_str(rest);
-    out
+}
+
+/// A name as words are looked for in it. It has as many bytes as before.
+fn plain(name: &str) -> String {
+    name.to_ascii_lowercase().replace('-', "_")
+}
+
+/// Where in `plain` text a word of a secret ends; the same place can be there twice.
+fn ends_of_words(plain: &str) -> Vec<usize> {
+    let anywhere = SECRET_WORDS.iter().chain(&MORE_WORDS);
+    let mut ends: Vec<usize> =
+        anywhere.flat_map(|word| plain.match_indices(word).map(|(at, word)| at + word.len())).collect();
+    for word in LAST_WORDS {
+        let all = plain.match_indices(word).map(|(at, word)| at + word.len());
+        ends.extend(all.filter(|end| !plain[*end..].starts_with(in_name)));
+    }
+    ends.sort_unstable();
+    ends
+}
+
+fn in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
+/// What is left of a name behind such a word says that the value is no secret.
+fn is_place(rest: &str) -> bool {
+    PLACES.contains(&rest.trim_start_matches('_'))
+}
+
+/// The name is that of a secret.
+fn is_secret(name: &str) -> bool {
+    let plain = plain(name);
+    ends_of_words(&plain).into_iter().any(|end| !is_place(&plain[end..]))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn becomes(text: &str, expected: &str) {
-        assert_eq!(Redactor::default().text(text), expected.replace("X", MASK));
-    }
-
-    #[test]
-    fn a_value_whose_name_speaks_of_a_secret_is_masked() {
-        becomes("password = \"hunter2 x\"", "password = \"X\"");
-        becomes("PGPASSWORD=hunter2 psql", "PGPASSWORD=X psql");
-        becomes(r#"{"token": "abc", "member": "n1"}"#, r#"{"token": "X", "member": "n1"}"#);
-        becomes(r#"x: "AWS_SECRET_ACCESS_KEY=abc cp %p""#, r#"x: "AWS_SECRET_ACCESS_KEY=X cp %p""#);
-        becomes("Authorization: Basic YTpi", "Authorization: X");
-        becomes("host=a password=one user=b password='two'", "host=a password=X user=b password='X'");
-        becomes("ALTER ROLE a PASSWORD 'hunter2';", "ALTER ROLE a PASSWORD 'X';");
-        becomes(r#"{\"password\": \"hunter2\"}"#, r#"{\"password\": \"X"}"#);
-    }
-
-    #[test]
-    fn what_is_no_secret_stays() {
-        for text in [
-            "secret_file = \"/etc/matriarch/secret\"",
-            "superuser_password_file = \"/etc/x\"",
-            "password_env = \"PGPASSWORD_OF_ROUTER\"",
-            "password_encryption = scram-sha-256",
-            "the secret of the cluster can't be read",
-            "http://10.0.0.1:7400/status",
-            "",
-            "two\n\nlines\n",
-        ] {
-            becomes(text, text);
-        }
-    }
-
-    #[test]
-    fn addresses_lose_their_passwords_and_keys_are_left_out() {
-        becomes("to postgres://app:hunter2@db:5432/x and http://a@b/", "to postgres://app:X@db:5432/x and http://a@b/");
-        becomes("a\n-----BEGIN EC PRIVATE KEY-----\nMIIB\n-----END EC PRIVATE KEY-----\nb\n", "a\nX\nb\n");
-    }
-
-    #[test]
-    fn what_is_known_is_masked_wherever_it_stands() {
-        let mut redactor = Redactor::default();
-        redactor.learn("s3cret-of-main\n");
-        redactor.learn("abc");
-        assert_eq!(
-            redactor.text("it is s3cret-of-main, abc"),
-            format!("it is {MASK}, abc"),
-            "too short to be told apart"
-        );
-    }
-}
+#[path = "redact_test.rs"]
+mod tests;

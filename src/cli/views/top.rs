@@ -3,10 +3,21 @@
 
 mod screen;
 
-use std::{io::IsTerminal as _, thread, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    thread,
+    time::Duration,
+};
 
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
-use tokio::{sync::mpsc, time::interval};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers},
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{MissedTickBehavior, interval},
+};
 
 use self::screen::{Screen, draw};
 use super::super::{
@@ -17,6 +28,7 @@ use super::super::{
     render::Style,
     style,
 };
+use crate::rpc::v1::{HistoryReply, StatusReply};
 
 /// How often the keyboard is looked at.
 const KEYS: Duration = Duration::from_millis(200);
@@ -32,39 +44,90 @@ pub(super) async fn run(args: TopArgs) -> Exit {
         Ok(client) => client,
         Err(error) => return complain_client(&error),
     };
-    if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
+    if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return complain("top needs a terminal; `matriarch status` prints the same", exit::USAGE);
     }
-    let mut screen = Screen::new(style() == Style::Colour);
-    look(&client, &mut screen).await;
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return complain(&format!("top: can't wait for signals ({error})"), exit::FAILED),
+    };
     let mut terminal = match ratatui::try_init() {
         Ok(terminal) => terminal,
         Err(error) => return complain(&format!("top: can't take over the terminal ({error})"), exit::FAILED),
     };
-    let mut typed = keyboard();
-    let mut ticks = interval(Duration::from_secs(args.interval));
-    let ended = loop {
-        if let Err(error) = terminal.draw(|frame| draw(frame, &screen)) {
-            break Err(error);
-        }
-        tokio::select! {
-            key = typed.recv() => match key {
-                Some(Typed::Resized) => {}
-                Some(Typed::Quit) | None => break Ok(()),
-            },
-            _ = ticks.tick() => look(&client, &mut screen).await,
-        }
-    };
+    let mut screen = Screen::new(style() == Style::Colour);
+    let ended = watch(&client, Duration::from_secs(args.interval), &mut signals, (&mut screen, &mut terminal)).await;
     ratatui::restore();
     match ended {
-        Ok(()) => exit::OK,
+        Ok(exit) => exit,
         Err(error) => complain(&format!("top: can't draw ({error})"), exit::FAILED),
     }
 }
 
-async fn look(client: &Client, screen: &mut Screen) {
+/// Draws until somebody has enough. A look never keeps keys and signals waiting: managers may take their time.
+async fn watch(
+    client: &Client,
+    every: Duration,
+    signals: &mut Signals,
+    (screen, terminal): (&mut Screen, &mut DefaultTerminal),
+) -> io::Result<Exit> {
+    let mut typed = keyboard();
+    let mut ticks = interval(every);
+    // After a look that took long the next one has its pause as well.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let looking = look(client);
+    tokio::pin!(looking);
+    let mut looks = false;
+    loop {
+        terminal.draw(|frame| draw(frame, screen))?;
+        tokio::select! {
+            biased;
+            key = typed.recv() => match key {
+                Some(Typed::Resized) => {}
+                Some(Typed::Quit) | None => return Ok(exit::OK),
+            },
+            number = signals.next() => return Ok(Exit(128 + number)),
+            (status, history) = &mut looking, if looks => {
+                screen.see(status, history);
+                looks = false;
+            }
+            _ = ticks.tick(), if !looks => {
+                looking.set(look(client));
+                looks = true;
+            }
+        }
+    }
+}
+
+async fn look(client: &Client) -> (Result<StatusReply, String>, Option<HistoryReply>) {
     let (status, history) = tokio::join!(client.status(false), client.history());
-    screen.see(status.map_err(|error| error.to_string()), history.ok());
+    (status.map_err(|error| error.to_string()), history.ok())
+}
+
+/// What ends a process from outside: the terminal is given back before.
+struct Signals {
+    hangup: Signal,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            hangup: signal(SignalKind::hangup())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The number of the next one.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.hangup.recv() => 1,
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+        }
+    }
 }
 
 /// Keys come from a thread, for reading them waits. It ends with the process, or when nobody listens any more.

@@ -156,7 +156,7 @@ fn line(branch: &Branch<'_>, status: &StatusReply, style: Style) -> String {
     }
     words.extend(branch.set.iter().map(|(key, value)| format!("{key}={value}")));
     words.extend(branch.problems.first().cloned());
-    format!("{}  {}", style.paint(tone, branch.member), words.join(", "))
+    format!("{}  {}", style.paint(tone, branch.member), render::plain(&words.join(", ")))
 }
 
 fn document(status: &StatusReply, tree: &[Branch<'_>]) -> String {

@@ -44,7 +44,24 @@ pub(super) fn name(what: Subject) -> &'static str {
 /// What was asked for.
 pub(super) fn findings(args: &CheckArgs, limits: &Limits, status: &StatusReply) -> Vec<Finding> {
     let wanted: &[Subject] = if args.what == Subject::All { &EACH } else { &[args.what] };
-    wanted.iter().map(|what| finding(*what, args, limits, status)).collect()
+    // Of one member only what is of members, and a primary lags behind nobody.
+    let is_of_it = |what: &Subject| {
+        let all = args.what == Subject::All;
+        args.member
+            .as_ref()
+            .is_none_or(|only| !all || (takes_member(*what) && !(*what == Subject::Lag && leads(only, status))))
+    };
+    wanted.iter().filter(|what| is_of_it(what)).map(|what| finding(*what, args, limits, status)).collect()
+}
+
+/// Whether this can be looked at of one member.
+pub(super) fn takes_member(what: Subject) -> bool {
+    !matches!(what, Subject::Quorum | Subject::Lease | Subject::Sync)
+}
+
+/// The member is the primary, by its own word or by the lock.
+pub(super) fn leads(member: &str, status: &StatusReply) -> bool {
+    status.primary == member || status.members.iter().any(|m| m.member == member && m.role == "primary")
 }
 
 fn finding(what: Subject, args: &CheckArgs, limits: &Limits, status: &StatusReply) -> Finding {
@@ -55,10 +72,10 @@ fn finding(what: Subject, args: &CheckArgs, limits: &Limits, status: &StatusRepl
         Subject::Quorum => quorum(status, &mut told),
         Subject::Role => role(status, (args.member.as_deref(), args.role), &mut told),
         Subject::Lag => lag(&members, limits, &mut told),
-        Subject::Slots => slots(&members, limits, &mut told),
-        Subject::Archive => archive(&members, limits, &mut told),
+        Subject::Slots => slots(&heard(&members, status, &mut told), limits, &mut told),
+        Subject::Archive => archive(&heard(&members, status, &mut told), limits, &mut told),
         Subject::Lease => lease(status, &mut told),
-        Subject::Disk => disk(&members, limits, &mut told),
+        Subject::Disk => disk(&heard(&members, status, &mut told), limits, &mut told),
         Subject::Sync => sync(status, &mut told),
         Subject::All => {}
     }
@@ -99,6 +116,41 @@ fn leader_answers(status: &StatusReply) -> bool {
     !status.leader.is_empty() && status.leader == status.answered_by
 }
 
+/// Says so when nobody who answers knows every member's state.
+fn without_leader(status: &StatusReply, told: &mut Told) -> bool {
+    match (leader_answers(status), status.leader.as_str()) {
+        (true, _) => return false,
+        (false, "") => told.say(Level::Unknown, "no Raft leader: what the managers know may be old"),
+        (false, leader) => told.say(Level::Unknown, format!("the Raft leader {leader} does not answer")),
+    }
+    true
+}
+
+/// Its agent has said something lately.
+fn is_heard(member: &MemberStatus) -> bool {
+    member.state != "silent"
+}
+
+/// Those whose agents say something; of each other one it is told that nothing is known.
+fn heard<'a>(members: &[&'a MemberStatus], status: &StatusReply, told: &mut Told) -> Vec<&'a MemberStatus> {
+    if without_leader(status, told) {
+        return Vec::new();
+    }
+    for silent in members.iter().filter(|member| !is_heard(member)) {
+        told.say(Level::Unknown, format!("nothing is heard of {}", silent.member));
+    }
+    members.iter().copied().filter(|member| is_heard(member)).collect()
+}
+
+/// Why nobody takes writes although somebody holds the lock.
+fn held_back(status: &StatusReply) -> String {
+    let by = match status.operation.as_ref().filter(|o| !o.finished) {
+        Some(o) => format!("the operation {} ({})", o.id, o.kind),
+        None => "an operation, or is kept out".to_owned(),
+    };
+    format!("no primary takes writes: the lock is open, its holder is held back by {by}; `matriarch status` says more")
+}
+
 /// A majority of each half of the voters has to answer.
 fn quorum(status: &StatusReply, told: &mut Told) {
     if status.leader.is_empty() {
@@ -133,6 +185,9 @@ fn quorum(status: &StatusReply, told: &mut Told) {
 }
 
 fn role(status: &StatusReply, (member, wanted): (Option<&str>, Option<Role>), told: &mut Told) {
+    if without_leader(status, told) {
+        return;
+    }
     if let (Some(name), Some(wanted)) = (member, wanted) {
         let wanted = match wanted {
             Role::Primary => "primary",
@@ -141,24 +196,41 @@ fn role(status: &StatusReply, (member, wanted): (Option<&str>, Option<Role>), to
         let seen = status.members.iter().find(|m| m.member == name);
         let is = seen.map_or("none", |m| m.role.as_str());
         let state = seen.map_or("not there", |m| m.state.as_str());
-        let level = if is == wanted { Level::Ok } else { Level::Critical };
+        let level = if is == wanted && state != "crashed" { Level::Ok } else { Level::Critical };
         return told.say(level, format!("{name} is {is}, {state}"));
     }
-    let primaries: Vec<&str> =
-        status.members.iter().filter(|m| m.role == "primary").map(|m| m.member.as_str()).collect();
-    match (status.lock.as_str(), status.primary.as_str()) {
-        ("open", primary) if primaries.iter().all(|p| *p == primary) => {
-            told.say(Level::Ok, format!("{primary} is primary of epoch {}", status.epoch));
+    let (level, text) = primary(status);
+    told.say(level, text);
+    if let Some(seen) = status.members.iter().find(|m| member == Some(m.member.as_str())) {
+        match is_heard(seen) {
+            true => told.say(Level::Ok, format!("{} is {}", seen.member, seen.role)),
+            false => told.say(Level::Unknown, format!("nothing is heard of {}", seen.member)),
         }
-        ("open", primary) => {
-            let others: Vec<&str> = primaries.into_iter().filter(|p| *p != primary).collect();
-            told.say(Level::Critical, format!("{primary} is primary, and so says {}", others.join(", ")));
-        }
-        (lock, _) => told.say(Level::Critical, format!("no open primary, the lock is {lock}")),
     }
-    if let Some(name) = member {
-        let seen = status.members.iter().find(|m| m.member == name);
-        told.say(Level::Ok, format!("{name} is {}", seen.map_or("none", |m| m.role.as_str())));
+}
+
+/// Whether there is one primary, by the lock and by its own word.
+fn primary(status: &StatusReply) -> (Level, String) {
+    let (name, epoch) = (status.primary.as_str(), status.epoch);
+    match status.lock.as_str() {
+        "open" if name.is_empty() => return (Level::Critical, held_back(status)),
+        "open" => {}
+        lock => return (Level::Critical, format!("no open primary, the lock is {lock}")),
+    }
+    let others: Vec<&str> =
+        status.members.iter().filter(|m| m.role == "primary" && m.member != name).map(|m| m.member.as_str()).collect();
+    if !others.is_empty() {
+        return (Level::Critical, format!("{name} is primary, and so says {}", others.join(", ")));
+    }
+    match status.members.iter().find(|m| m.member == name) {
+        Some(own) if own.role == "primary" && own.state != "crashed" => {
+            (Level::Ok, format!("{name} is primary of epoch {epoch}"))
+        }
+        Some(own) if is_heard(own) => {
+            let is = format!("{} says {}, {}", name, own.role, own.state);
+            (Level::Critical, format!("{name} has the lock of epoch {epoch} and is no running primary: {is}"))
+        }
+        _ => (Level::Critical, format!("{name} has the lock of epoch {epoch}, and nothing is heard of it")),
     }
 }
 
@@ -270,7 +342,11 @@ fn archive(members: &[&MemberStatus], limits: &Limits, told: &mut Told) {
 
 fn lease(status: &StatusReply, told: &mut Told) {
     let Some(primary) = status.members.iter().find(|m| m.member == status.primary) else {
-        return told.say(Level::Critical, format!("nobody holds an open lease, the lock is {}", status.lock));
+        let why = match status.lock.as_str() {
+            "open" => held_back(status),
+            lock => format!("nobody holds an open lease, the lock is {lock}"),
+        };
+        return told.say(Level::Critical, why);
     };
     let name = &primary.member;
     match primary.lease_remaining_ms {
@@ -322,10 +398,16 @@ fn volume_level((member, what): (&str, &str), volume: &Volume, limits: &Limits, 
 
 /// Standbys that confirm now, and those that could take their place.
 fn sync(status: &StatusReply, told: &mut Told) {
+    if without_leader(status, told) {
+        return;
+    }
     let Some(commits) = status.commits.as_ref().filter(|c| c.mode != "async") else {
         return told.say(Level::Ok, "async: commits wait for no standby");
     };
     let mode = &commits.mode;
+    if let Some(primary) = status.members.iter().find(|m| m.member == status.primary && !is_heard(m)) {
+        return told.say(Level::Unknown, format!("{mode}: nothing is heard of {}", primary.member));
+    }
     let direct = |m: &&MemberStatus| m.role == "standby" && m.state == "streaming" && m.upstream == status.primary;
     let able: Vec<&str> = status.members.iter().filter(direct).map(|m| m.member.as_str()).collect();
     let confirm = commits.names.iter().filter(|name| able.contains(&name.as_str())).count();
@@ -333,9 +415,7 @@ fn sync(status: &StatusReply, told: &mut Told) {
     told.number("confirming".to_owned(), (confirm as f64, ""), (None, None));
     told.number("able".to_owned(), (able.len() as f64, ""), (None, None));
     let what = if commits.strict { "commits would wait" } else { "commits would be confirmed by the primary alone" };
-    if !leader_answers(status) {
-        told.say(Level::Unknown, format!("{mode}: the Raft leader does not answer"));
-    } else if needed == 0 {
+    if needed == 0 {
         told.say(Level::Critical, format!("{mode}: no standby confirms commits, a failover could lose some"));
     } else if confirm < needed {
         told.say(Level::Critical, format!("{mode}: {confirm} of the {needed} that have to confirm do, commits wait"));

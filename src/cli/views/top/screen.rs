@@ -96,7 +96,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
 
 fn draw_head(frame: &mut Frame<'_>, area: Rect, screen: &Screen) {
     let Some(status) = &screen.status else {
-        let why = screen.problem.as_deref().unwrap_or("nobody was asked yet");
+        let why = screen.problem.as_deref().unwrap_or("nobody has answered yet");
         frame.render_widget(Paragraph::new(Line::styled(why.to_owned(), screen.colour(Color::Red))), area);
         return;
     };
@@ -308,6 +308,6 @@ mod tests {
         assert!(lines[1].contains("no manager could be reached"), "{lines:?}");
         assert!(lines.iter().any(|l| l.contains("│n2")), "{lines:?}");
         let empty = drawn(&Screen::new(false), 80, 12).0;
-        assert!(empty[0].contains("nobody was asked yet"), "{empty:?}");
+        assert!(empty[0].contains("nobody has answered yet"), "{empty:?}");
     }
 }
