@@ -176,6 +176,8 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationKind::Failover => "failover",
             OperationKind::Restart => "restart",
             OperationKind::Reinit => "reinit",
+            OperationKind::Hibernate => "hibernate",
+            OperationKind::Wake => "wake",
         }
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),

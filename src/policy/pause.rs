@@ -50,10 +50,13 @@ pub fn admit_maintenance(
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
+    if let Some(asked) = s.state.maintenance.get(member).filter(|asked| asked.stopped.is_some()) {
+        return Err(format!("{} and is left alone till then", asked.refusal(member)));
+    }
     if s.state.maintenance.contains_key(member) == on {
         return Ok(None);
     }
-    let kind = Kind::Maintenance { member: member.clone(), on, reason: words(reason), by: words(by) };
+    let kind = Kind::Maintenance { member: member.clone(), on, reason: words(reason), by: words(by), stop: None };
     if !on {
         return Ok(Some(kind));
     }

@@ -41,6 +41,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
     if !s.state.members.contains_key(member) {
         return Err(format!("{member} is no member of this cluster"));
     }
+    super::hibernate::awake(s)?;
     let Some((_, primary)) = s.state.open_primary() else {
         return Err("there is no open primary whose data could be copied; see `matriarch explain`".to_owned());
     };
@@ -50,7 +51,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
         ));
     }
     if let Some(asked) = s.state.maintenance.get(member) {
-        return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
+        return Err(asked.refusal(member));
     }
     can_be_copied(s, member)?;
     if let Some(from) = from {
@@ -115,7 +116,7 @@ fn can_be_source(s: &Situation<'_>, member: &MemberId, from: &MemberId, primary:
     }
     let agent = s.agent(from).ok_or_else(|| format!("{from}, which is to be copied, does not answer"))?;
     if let Some(asked) = s.state.maintenance.get(from) {
-        return Err(format!("{from}, which is to be copied, is in maintenance{asked}"));
+        return Err(format!("{from}, which is to be copied, is {}", asked.aside()));
     }
     let fit = match from == primary {
         true => agent.state == PostgresState::Primary,
@@ -155,7 +156,7 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
         return Some(end(operation, format!("{who} is to be primary")));
     }
     if let Some(asked) = s.state.maintenance.get(who) {
-        return Some(end(operation, format!("given up, for {who} is in maintenance{asked}")));
+        return Some(end(operation, format!("given up, for {who} is {}", asked.aside())));
     }
     if gone(s, who) {
         return Some(end(operation, format!("the manager or the agent of {who} does not answer")));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use super::{
-    Malformed, agenda,
+    Malformed, agenda, aside,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
@@ -17,8 +17,8 @@ use crate::{
         TimelineId, TimelineSwitch, TimingsId, WalPosition,
     },
     state::{
-        Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Link, Lock, Member,
-        Operation, OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
+        ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
+        OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
 
@@ -127,11 +127,13 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
         }
         Kind::Agenda(change) => c::Kind::Agenda(agenda::change(change)),
+        Kind::Hibernate(change) => c::Kind::Hibernate(aside::change(change)),
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
         Kind::Acknowledge { by } => c::Kind::Acknowledge(c::Acknowledge { by: by.clone() }),
-        Kind::Maintenance { member, on, reason, by } => c::Kind::Maintenance(c::Maintenance {
+        Kind::Maintenance { member, on, reason, by, stop } => c::Kind::Maintenance(c::Maintenance {
+            stop: *stop,
             member: member.to_string(),
             on: *on,
             reason: reason.clone(),
@@ -251,11 +253,15 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             beside: s.beside.map(TimingsId),
         },
         K::Agenda(change) => Kind::Agenda(agenda::change_of(change)?),
+        K::Hibernate(change) => Kind::Hibernate(aside::change_of(change)?),
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
         K::Acknowledge(a) => Kind::Acknowledge { by: a.by },
-        K::Maintenance(m) => Kind::Maintenance { member: member_id(&m.member)?, on: m.on, reason: m.reason, by: m.by },
+        K::Maintenance(m) => {
+            let (on, reason, by, stop) = (m.on, m.reason, m.by, m.stop);
+            Kind::Maintenance { member: member_id(&m.member)?, on, reason, by, stop }
+        }
     })
 }
 
@@ -310,17 +316,18 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         settings_changes: state.settings_changes.iter().map(configuration::change).collect(),
         roster: Some(members::encode_roster(&state.roster)),
         last_node: state.last_node.0,
-        paused: state.paused.as_ref().map(encode_asked),
+        paused: state.paused.as_ref().map(aside::asked),
         pauses: state.pauses,
         crash_failovers: state.crash_failovers,
         unexplained: state.unexplained.iter().map(|(id, epoch)| (id.to_string(), epoch.0)).collect(),
-        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
+        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), aside::asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
         reader: reader::reader(&state.reader),
-        cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
+        cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), aside::link(link))).collect(),
         moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
         agenda: agenda::whole(&state.agenda),
+        hibernation: state.hibernation.as_ref().map(aside::hibernation),
     }
     .encode_to_vec()
 }
@@ -384,7 +391,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         format,
         roster,
         last_node: NodeId(raw.last_node),
-        paused: raw.paused.map(decode_asked),
+        paused: raw.paused.map(aside::asked_of),
         pauses: raw.pauses,
         crash_failovers: raw.crash_failovers,
         unexplained: raw
@@ -395,7 +402,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         maintenance: raw
             .maintenance
             .into_iter()
-            .map(|(id, asked)| Ok((member_id(&id)?, decode_asked(asked))))
+            .map(|(id, asked)| Ok((member_id(&id)?, aside::asked_of(asked))))
             .collect::<Result<_>>()?,
         by_hand,
         sync: sync::set_of(raw.sync)?,
@@ -404,27 +411,12 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         cascade: raw
             .cascade
             .into_iter()
-            .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
+            .map(|(id, link)| Ok((member_id(&id)?, aside::link_of(link)?)))
             .collect::<Result<_>>()?,
         moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
         agenda: agenda::whole_of(raw.agenda)?,
+        hibernation: raw.hibernation.map(aside::hibernation_of).transpose()?,
     })
-}
-
-fn encode_link(link: &Link) -> v1::Link {
-    v1::Link { source: optional_text(link.source.as_ref()), falls: link.falls }
-}
-
-fn decode_link(raw: v1::Link) -> Result<Link> {
-    Ok(Link { source: optional_member(&raw.source)?, falls: raw.falls })
-}
-
-fn encode_asked(asked: &Asked) -> v1::Asked {
-    v1::Asked { reason: asked.reason.clone(), by: asked.by.clone() }
-}
-
-fn decode_asked(raw: v1::Asked) -> Asked {
-    Asked { reason: raw.reason, by: raw.by }
 }
 
 fn encode_lock(lock: &Lock) -> v1::Lock {
@@ -549,6 +541,8 @@ pub(super) fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
         OperationKind::Failover => v1::OperationKind::Failover,
         OperationKind::Restart => v1::OperationKind::Restart,
         OperationKind::Reinit => v1::OperationKind::Reinit,
+        OperationKind::Hibernate => v1::OperationKind::Hibernate,
+        OperationKind::Wake => v1::OperationKind::Wake,
     }
 }
 
@@ -562,6 +556,8 @@ pub fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
         Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
         Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
         Ok(v1::OperationKind::Reinit) => Ok(OperationKind::Reinit),
+        Ok(v1::OperationKind::Hibernate) => Ok(OperationKind::Hibernate),
+        Ok(v1::OperationKind::Wake) => Ok(OperationKind::Wake),
         Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
     }
 }
@@ -717,8 +713,16 @@ mod tests {
             },
             Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
             Kind::Resume { by: "kim".into() },
-            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
-            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into(), stop: None },
+            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new(), stop: None },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into(), stop: Some(true) },
+            Kind::Maintenance {
+                member: id("a"),
+                on: false,
+                reason: String::new(),
+                by: String::new(),
+                stop: Some(false),
+            },
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::EndOperation { id: 2, succeeded: true, reason: String::new() },

@@ -64,6 +64,9 @@ impl ClusterState {
         if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
             return Err(format!("{who} is the target of operation {}", running.id));
         }
+        if self.hibernation.as_ref().is_some_and(|h| h.primary == *who) {
+            return Err(format!("{who} was primary when the cluster was hibernated: `matriarch start --all` first"));
+        }
         if self.sync.rules.iter().any(|rule| rule.names.contains(who)) {
             return Err(format!("{who} confirms commits; set {who}.sync=false first"));
         }
