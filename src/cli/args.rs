@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
-    args_verbs::{ReinitArgs, ReloadArgs},
+    args_verbs::{HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -55,6 +55,8 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    #[command(flatten)]
+    Halt(HaltCommand),
     /// Copy the data of a standby anew; what it has is kept until the copy is complete
     Reinit(ReinitArgs),
     /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart
@@ -328,20 +330,6 @@ pub struct MaintenanceOffArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
-pub struct RestartArgs {
-    /// Whose PostgreSQL
-    #[arg(value_name = "MEMBER")]
-    pub member: String,
-    #[command(flatten)]
-    pub client: ClientArgs,
-    #[command(flatten)]
-    pub later: LaterArgs,
-    #[command(flatten)]
-    pub operation: OperationArgs,
 }
 
 #[derive(Debug, Args)]

@@ -51,7 +51,7 @@ pub fn admit_maintenance(
         return Err(format!("{member} is no member of this cluster"));
     }
     if let Some(asked) = s.state.maintenance.get(member).filter(|asked| asked.stopped.is_some()) {
-        return Err(format!("{} and is left alone till then", asked.refusal(member)));
+        return Err(asked.refusal(member));
     }
     if s.state.maintenance.contains_key(member) == on {
         return Ok(None);

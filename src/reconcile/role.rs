@@ -335,7 +335,7 @@ fn restart(host: &Host<'_>) -> Option<Action> {
 
 fn step_down(host: &Host<'_>) -> Option<Action> {
     let transferred = my_switchover(host).is_some_and(|(_, phase)| phase == OperationPhase::Transfer);
-    if my_grant(host).is_some() && !transferred {
+    if my_grant(host).is_some() && !transferred && host.state.asleep().is_none() {
         return None;
     }
     let holds_lease = host.agent.lease.epoch > Epoch(0);

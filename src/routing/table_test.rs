@@ -23,6 +23,7 @@ fn heard(epoch: u64, revision: u64, primary: &str) -> Heard {
         version: version(1, epoch, revision),
         open: !primary.ends_with('?'),
         draining: false,
+        hibernated: None,
         primary: (!name.is_empty()).then(|| backend(name)),
         standbys: Vec::new(),
         confirmed_age: Duration::ZERO,

@@ -18,9 +18,11 @@ use crate::{
     },
     state::{
         ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
-        OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
+        OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
+
+pub use super::agenda::{decode_operation_kind, encode_operation_kind};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -535,33 +537,6 @@ fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
     TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch, first_record }
 }
 
-pub(super) fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
-    match kind {
-        OperationKind::Switchover => v1::OperationKind::Switchover,
-        OperationKind::Failover => v1::OperationKind::Failover,
-        OperationKind::Restart => v1::OperationKind::Restart,
-        OperationKind::Reinit => v1::OperationKind::Reinit,
-        OperationKind::Hibernate => v1::OperationKind::Hibernate,
-        OperationKind::Wake => v1::OperationKind::Wake,
-    }
-}
-
-/// From the wire.
-///
-/// # Errors
-/// One that this version doesn't know.
-pub fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
-    match v1::OperationKind::try_from(raw) {
-        Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
-        Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
-        Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
-        Ok(v1::OperationKind::Reinit) => Ok(OperationKind::Reinit),
-        Ok(v1::OperationKind::Hibernate) => Ok(OperationKind::Hibernate),
-        Ok(v1::OperationKind::Wake) => Ok(OperationKind::Wake),
-        Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
-    }
-}
-
 pub(super) fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
     match phase {
         OperationPhase::Checkpoint => v1::OperationPhase::Checkpoint,
@@ -621,6 +596,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
 mod tests {
     use super::*;
     use crate::domain::{Profile, Timings};
+    use crate::state::OperationKind;
 
     fn id(name: &str) -> MemberId {
         name.parse().unwrap()

@@ -189,6 +189,9 @@ impl ClusterState {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
+        if let Some(asleep) = self.asleep() {
+            return Err(format!("the cluster is hibernated{}", asleep.asked));
+        }
         if let Some(asked) = self.maintenance.get(member) {
             return Err(format!("{member} is {}", asked.aside()));
         }

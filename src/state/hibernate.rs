@@ -191,6 +191,8 @@ mod tests {
         run(&mut state, "x", Kind::EndOperation { id: 1, succeeded: true, reason: "down".into() });
         assert!(state.asleep().is_some(), "it stays so");
         assert!(is_stale(&run(&mut state, "x", Kind::RemoveMember { member: id("a") })), "it is to be primary again");
+        let grant = Kind::Grant { member: id("b"), floor: end, sync: None };
+        assert!(is_stale(&run(&mut state, "x", grant)), "nobody is granted anything meanwhile");
         assert_eq!(run(&mut state, "wake", wake()), Applied::Changed);
         assert!(state.asleep().is_none() && state.waking().is_some());
         assert!(is_stale(&run(&mut state, "again", wake())), "once");

@@ -57,6 +57,9 @@ fn finding(what: Subject, args: &CheckArgs, limits: &Limits, status: &StatusRepl
         Subject::Lag => lag(&members, limits, &mut told),
         Subject::Slots => slots(&members, limits, &mut told),
         Subject::Archive => archive(&members, limits, &mut told),
+        Subject::Lease | Subject::Sync if !status.hibernated.is_empty() => {
+            told.say(Level::Ok, format!("the cluster is {}", status.hibernated));
+        }
         Subject::Lease => lease(status, &mut told),
         Subject::Disk => disk(&members, limits, &mut told),
         Subject::Sync => sync(status, &mut told),
@@ -147,6 +150,9 @@ fn role(status: &StatusReply, (member, wanted): (Option<&str>, Option<Role>), to
     let primaries: Vec<&str> =
         status.members.iter().filter(|m| m.role == "primary").map(|m| m.member.as_str()).collect();
     match (status.lock.as_str(), status.primary.as_str()) {
+        _ if !status.hibernated.is_empty() && primaries.is_empty() => {
+            told.say(Level::Ok, format!("the cluster is {}", status.hibernated));
+        }
         ("open", primary) if primaries.iter().all(|p| *p == primary) => {
             told.say(Level::Ok, format!("{primary} is primary of epoch {}", status.epoch));
         }
@@ -166,6 +172,10 @@ fn lag(members: &[&MemberStatus], limits: &Limits, told: &mut Told) {
     let standbys = members.iter().filter(|m| m.role != "primary");
     for member in standbys {
         let name = &member.member;
+        if !member.stopped.is_empty() {
+            told.say(Level::Ok, format!("{name} is {}", member.stopped));
+            continue;
+        }
         // Who shows the past on purpose is measured by what it has, not by what it shows.
         let (lag, what) = match member.state.as_str() {
             "delayed" => (member.flushed, "has not flushed"),
