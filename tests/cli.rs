@@ -36,8 +36,8 @@ use matriarch::{
         RaftSnapshotRequest, RaftStatusReply, RaftStatusRequest, ReachReply, ReachRequest, ReachedManager,
         RecoverReply, RecoverRequest, Reign, ReinitRequest, ReloadReply, ReloadRequest, Reloaded, RestartRequest,
         SetSettingsReply, SetSettingsRequest, Setting, SettingsHistoryReply, SettingsOutcome, SettingsReply,
-        SettingsRequest, StatusReply, StatusRequest, SwitchoverRequest, TimingsInUse, TransferLeaderReply,
-        TransferLeaderRequest,
+        SettingsRequest, StartRequest, StatusReply, StatusRequest, StopReply, StopRequest, SwitchoverRequest,
+        TimingsInUse, TransferLeaderReply, TransferLeaderRequest,
         admin_server::{Admin, AdminServer},
         event::{self, What},
     },
@@ -161,6 +161,9 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
                                row
               maintenance      Leave a member alone, so that it is chosen for nothing, or do so no more
               restart          Stop and start PostgreSQL of a member; that of the primary stays primary
+              stop             Stop PostgreSQL of a standby, or of the whole cluster, until it is started by
+                               command
+              start            Start PostgreSQL of what was stopped by command
               reinit           Copy the data of a standby anew; what it has is kept until the copy is complete
               reload           Write PostgreSQL's configuration anew and have it read, and say what waits for a
                                restart
@@ -258,9 +261,9 @@ fn rules_are_printed_with_what_they_lead_to() {
          230  switchover: the primary has flushed, hold new writes                                    advance-operation, end-operation
          410  the old epoch is sealed and over: grant to the successor                                grant-primary, grant-running
          480  a node in the Raft group is nobody's: drop it                                           drop-node
-        RULE  WHEN, AND THEN WHAT                                                                 ORDERS
-         520  switchover or restart: the primary flushes early                                    checkpoint
-         550  no data, data of no use, a rejoin by copy is due, or an operator wants one: clone   clone
+        RULE  WHEN, AND THEN WHAT                                                                          ORDERS
+         520  switchover, restart or hibernation: the primary flushes early                                checkpoint
+         550  no data, data of no use, a rejoin by copy is due, or an operator wants one: clone            clone
     "#]]
     .assert_eq(&shown.concat());
     let rows = text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count();
@@ -288,15 +291,15 @@ fn wrong_usage_is_exit_code_2() {
     check(
         &["statsu"],
         expect![[r#"
-        exit 2
-        error: unrecognized subcommand 'statsu'
+            exit 2
+            error: unrecognized subcommand 'statsu'
 
-          tip: a similar subcommand exists: 'status'
+              tip: some similar subcommands exist: 'start', 'status'
 
-        Usage: matriarch <COMMAND>
+            Usage: matriarch <COMMAND>
 
-        For more information, try '--help'.
-    "#]],
+            For more information, try '--help'.
+        "#]],
     );
     check(
         &["failover", "--yes"],
@@ -861,6 +864,19 @@ impl Admin for Manager {
         let done = !request.on || request.reason == "new kernel";
         let reason = if done { String::new() } else { "n3 runs a version that knows format 1".to_owned() };
         Ok(Response::new(PauseReply { done, reason, paused: request.on && done }))
+    }
+
+    async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopReply>, Status> {
+        let asked = request.into_inner();
+        let refused = asked.member == "n1";
+        let warnings = if asked.dry_run { vec!["nobody can take over".to_owned()] } else { Vec::new() };
+        let reason = if refused { "n1 is the primary".to_owned() } else { String::new() };
+        let id = if asked.member.is_empty() && !asked.dry_run { 7 } else { 0 };
+        Ok(Response::new(StopReply { done: !refused, reason, warnings, already: false, id, to: "n1".to_owned() }))
+    }
+
+    async fn start(&self, _: Request<StartRequest>) -> Result<Response<StopReply>, Status> {
+        Ok(Response::new(StopReply { done: true, already: true, ..StopReply::default() }))
     }
 
     async fn maintenance(&self, request: Request<MaintenanceRequest>) -> Result<Response<MaintenanceReply>, Status> {

@@ -24,6 +24,7 @@
 //! | `set 3 crash_budget=5` | an operator asks for another setting, having seen version 3 of them |
 //! | `schedule restart b 60s` · `rolling restart` · `cancel 1` | an operator asks |
 //! | `pause` · `resume` · `maintenance on b` · `restart b` | an operator asks |
+//! | `stop b` · `start b` · `stop --all` · `start --all` | PostgreSQL is stopped by command, or goes on |
 //! | `clock b 12000` | the holder has told b's voter that its clocks are off by so many millionths |
 //! | `decide` · `apply` · `settle` | ask the policy; commit what it wants; both until nothing changes |
 //! | `keep` · `replay` | put the decided command aside; commit it now |
@@ -52,8 +53,8 @@ use matriarch::{
     policy::{self, Founding, Plan, Seal, Since, Situation},
     reconcile::{Action, Host, StopMode, next_action},
     state::{
-        AgendaChange, Applied, ClusterState, Command, Kind, Lock, Member, OperationKind, OperationPhase, PrimaryTurn,
-        Reader, RuleId,
+        AgendaChange, Applied, ClusterState, Command, HibernateChange, Kind, Lock, Member, OperationKind,
+        OperationPhase, PrimaryTurn, Reader, RuleId,
     },
 };
 
@@ -192,6 +193,7 @@ impl World {
             ["set", version, assignment] => self.change_settings(version.parse().unwrap(), assignment),
             ["pause"] => self.pause(true),
             ["resume"] => self.pause(false),
+            [verb @ ("stop" | "start"), what] => self.halt(verb, what),
             ["maintenance", on, member] => self.maintain(&id(member), *on == "on"),
             ["schedule", what, to, time] => self.schedule(what, &id(to), duration(time)),
             ["rolling", "restart"] => self.roll(),
@@ -585,6 +587,17 @@ impl World {
         self.ask_for(admitted);
     }
 
+    fn halt(&mut self, verb: &str, what: &str) {
+        let words = policy::halt::Words { reason: "new rack", by: "kim", force: false };
+        let admitted = self.look(|s| match (verb, what) {
+            ("stop", "--all") => policy::hibernate::admit(s, words),
+            ("stop", member) => policy::halt::admit_stop(s, &id(member), words),
+            (_, "--all") => policy::hibernate::admit_wake(s, "kim"),
+            (_, member) => policy::halt::admit_start(s, &id(member), "kim"),
+        });
+        self.ask_for(admitted);
+    }
+
     fn schedule(&mut self, what: &str, to: &MemberId, later: Duration) {
         let kind = if what == "restart" { OperationKind::Restart } else { OperationKind::Switchover };
         let at_ms = millis(self.now + later);
@@ -915,6 +928,7 @@ fn describe(command: &Command) -> String {
         Kind::Pause { .. } => "pause".to_owned(),
         Kind::Resume { .. } => "resume".to_owned(),
         Kind::Acknowledge { .. } => "failovers after crashes count no more".to_owned(),
+        Kind::Maintenance { member, on, stop: Some(_), .. } => format!("stop of {member}: {on}"),
         Kind::Maintenance { member, on, .. } => format!("maintenance of {member}: {on}"),
         Kind::SetSync { rule: Some((names, count)), .. } => {
             let rule = SyncRule { id: 0, epoch: Epoch(0), names: names.clone(), count: *count };
@@ -935,6 +949,8 @@ fn describe(command: &Command) -> String {
         Kind::Agenda(AgendaChange::Close { id, outcome, reason }) => {
             format!("operation {id} {}: {reason}", outcome.word())
         }
+        Kind::Hibernate(HibernateChange::Down { id, end }) => format!("operation {id} goes down with WAL up to {end}"),
+        Kind::Hibernate(change) => change.name().to_owned(),
         Kind::Agenda(change) => change.name().to_owned(),
         Kind::NoteFormat { format } => format!("every member can apply format {format}"),
     };

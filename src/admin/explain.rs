@@ -160,6 +160,7 @@ pub(super) fn ways_out(hold: &Hold) -> Vec<String> {
              over again, `matriarch failover --candidate …` moves it now"
                 .to_owned()
         }
+        Hold::Hibernated { .. } => "`matriarch start --all` wakes the cluster".to_owned(),
         Hold::Paused { .. } => {
             "`matriarch resume` lets the cluster decide again; or choose: `matriarch failover --candidate …`".to_owned()
         }
@@ -262,7 +263,7 @@ fn way_out(member: &MemberId, unfit: &Unfit) -> String {
     let take = |loses: &str| format!("`matriarch failover --candidate {member}{loses}`");
     match unfit {
         Unfit::NotSealed => format!("start the manager of {member}"),
-        Unfit::Maintenance(_) => format!("`matriarch maintenance off {member}`"),
+        Unfit::Maintenance(asked) => asked.ended_by(member),
         Unfit::AgentSilent => format!("start the agent of {member}"),
         Unfit::OtherSystem { found: Some(_) } => {
             format!("set postgresql.data_dir of {member} to the right or an empty place, and restart its agent")

@@ -101,6 +101,7 @@ fn every_hold() -> Vec<Hold> {
         Hold::NotCascaded { member: n1(), source: "n2".into(), why: "x".into() },
         Hold::Reader { what: "x".into(), remaining: SECOND },
         Hold::StaysPut { member: n1(), failovers: 3, remaining: SECOND },
+        Hold::Hibernated { asked: Asked::default() },
         Hold::Paused { asked: Asked::default(), undone: "x".into() },
         Hold::SlotsGiveWay { member: n1(), volumes: vec![] },
         Hold::NoRoom { member: n1(), volumes: vec![], why: vec![], remaining: SECOND },
@@ -133,6 +134,7 @@ fn every_hold() -> Vec<Hold> {
             | Hold::NotCascaded { .. }
             | Hold::Reader { .. }
             | Hold::StaysPut { .. }
+            | Hold::Hibernated { .. }
             | Hold::Paused { .. }
             | Hold::SlotsGiveWay { .. }
             | Hold::NoRoom { .. }

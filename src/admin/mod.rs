@@ -4,6 +4,7 @@
 mod agenda;
 mod cure;
 mod explain;
+pub(crate) mod halt;
 mod history;
 mod profile;
 mod raft;
@@ -502,6 +503,30 @@ impl v1::admin_server::Admin for AdminService {
             return client.rolling_restart(passed_on(v1::RollingRestartRequest { to, ..asked })).await;
         }
         Ok(Response::new(agenda::roll(&self.manager, asked).await))
+    }
+
+    async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.stop(passed_on(v1::StopRequest { to, ..asked })).await;
+        }
+        halt::stop(&self.manager, asked).await.map(Response::new)
+    }
+
+    async fn start(&self, request: Request<v1::StartRequest>) -> Result<Response<v1::StopReply>, Status> {
+        let asked = request.into_inner();
+        self.check(asked.to.as_ref())?;
+        if !was_passed_on(asked.to.as_ref())
+            && let Some((leader, mut client)) = self.manager.leader_admin()
+        {
+            let to = to_leader(&leader, &self.manager);
+            return client.start(passed_on(v1::StartRequest { to, ..asked })).await;
+        }
+        halt::start(&self.manager, asked).await.map(Response::new)
     }
 
     async fn change_member(

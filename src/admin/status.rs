@@ -59,6 +59,7 @@ pub(super) fn of(manager: &ManagerHandle) -> v1::StatusReply {
         layers: vec![v1::Layer { name: "stonith".to_owned(), state: stonith(config.layers.stonith.is_some(), &state) }],
         failsafe: failsafe(config.cluster.failsafe, &state, &seen),
         banners: banners(&state),
+        hibernated: super::halt::hibernated(&state).unwrap_or_default(),
         reader: state.reader.holder.as_ref().map(MemberId::to_string).unwrap_or_default(),
         commits: Some(commits(&state, primary.as_ref())),
         voters: voters(&manager.group()),
@@ -106,16 +107,14 @@ pub(super) fn banners(state: &ClusterState) -> Vec<String> {
         .paused
         .as_ref()
         .map(|asked| format!("the cluster is paused{asked}: no automatic failover until `matriarch resume`"));
-    let put_aside = state.maintenance.iter().map(|(member, asked)| {
-        format!(
-            "{member} is in maintenance{asked}: left alone and no candidate until `matriarch maintenance off {member}`"
-        )
-    });
+    let asleep = super::halt::hibernated(state)
+        .map(|how| format!("the cluster is {how}: PostgreSQL is stopped everywhere until `matriarch start --all`"));
+    let put_aside = state.maintenance.iter().map(|(member, asked)| super::halt::banner(member, asked));
     let stays = state.stays_put().then(|| {
         let failovers = state.crash_failovers;
         format!("failovers after crashes in a row: {failovers}; the next crash is answered by a restart in place, until `matriarch acknowledge`")
     });
-    paused.into_iter().chain(put_aside).chain(stays).chain(super::agenda::banners(state)).collect()
+    asleep.into_iter().chain(paused).chain(put_aside).chain(stays).chain(super::agenda::banners(state)).collect()
 }
 
 /// Whether there is a program for it here, and how it last ended.
@@ -177,6 +176,8 @@ fn operation(o: &Operation, end: Option<(bool, &String)>) -> v1::OperationStatus
             OperationKind::Failover => "failover",
             OperationKind::Restart => "restart",
             OperationKind::Reinit => "reinit",
+            OperationKind::Hibernate => "hibernate",
+            OperationKind::Wake => "wake",
         }
         .to_owned(),
         from: crate::rpc::convert::optional_text(o.from.as_ref()),
@@ -288,6 +289,7 @@ fn member(
     }
     (out.upstream, out.note) = follows(state, id, agent);
     out.problems = problems(state, id, agent, holds);
+    out.stopped = super::halt::stopped(state, id).unwrap_or_default();
     out.problems.extend(clock(seen.clock_off_ppm, agent));
     out.healthy = out.problems.is_empty() && !agent.room.is_some_and(|r| r.is_short());
     if agent.is_taken_over() {
@@ -409,6 +411,7 @@ fn problems(state: &ClusterState, id: &MemberId, agent: &AgentView, holds: bool)
                 out.push(format!("it follows {follows}, not {whom}"));
             }
         }
+        PostgresState::Stopped | PostgresState::Stopping if state.put_down(id).is_some() => {}
         PostgresState::NoData
         | PostgresState::Stopped
         | PostgresState::Starting

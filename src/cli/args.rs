@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
-    args_verbs::{ReinitArgs, ReloadArgs, RestartArgs},
+    args_verbs::{HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -55,6 +55,8 @@ pub enum Command {
     Maintenance(MaintenanceArgs),
     /// Stop and start PostgreSQL of a member; that of the primary stays primary
     Restart(RestartArgs),
+    #[command(flatten)]
+    Halt(HaltCommand),
     /// Copy the data of a standby anew; what it has is kept until the copy is complete
     Reinit(ReinitArgs),
     /// Write PostgreSQL's configuration anew and have it read, and say what waits for a restart

@@ -1,6 +1,6 @@
 //! What restart, reinit and reload are told on the command line.
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::{
     agenda::LaterArgs,
@@ -69,6 +69,67 @@ const RELOAD_EXAMPLES: &str = "\
 Examples:
   matriarch reload n2 n3
   matriarch reload --all --json";
+
+#[derive(Debug, Subcommand)]
+pub enum HaltCommand {
+    /// Stop PostgreSQL of a standby, or of the whole cluster, until it is started by command
+    Stop(StopArgs),
+    /// Start PostgreSQL of what was stopped by command
+    Start(StartArgs),
+}
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  matriarch stop n3 --reason \"disk is changed\"
+  matriarch stop --all --reason \"move\" --yes    hibernate: everything, cleanly, the primary first
+  matriarch stop --all --dry-run               what would be given up, or why it would be refused";
+
+#[derive(Debug, Args)]
+#[command(after_help = with_examples(STOP_EXAMPLES))]
+pub struct StopArgs {
+    /// Whose; not the primary
+    #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
+    pub member: Option<String>,
+    /// The whole cluster: writes are held, the primary stops with its WAL received, then everybody
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Why, for everybody who looks at the cluster meanwhile
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Though every commit waits for it meanwhile; of the whole cluster: though no standby has all WAL
+    #[arg(long)]
+    pub force: bool,
+    /// Check all that a real one would, say what it would do, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
+
+const START_EXAMPLES: &str = "\
+Examples:
+  matriarch start n3
+  matriarch start --all --timeout 600";
+
+#[derive(Debug, Args)]
+#[command(after_help = with_examples(START_EXAMPLES))]
+pub struct StartArgs {
+    /// Whose
+    #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
+    pub member: Option<String>,
+    /// The whole cluster: whoever was primary is it again
+    #[arg(long)]
+    pub all: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// Check all that a real one would, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub operation: OperationArgs,
+}
 
 /// Examples, and what exit codes mean.
 fn with_examples(examples: &str) -> String {

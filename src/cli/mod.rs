@@ -10,6 +10,7 @@ mod dsn;
 mod example;
 mod examples;
 pub mod exit;
+mod halt;
 mod history;
 mod import;
 mod members;
@@ -34,6 +35,7 @@ use std::{env, ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use self::{
     args::{Command, ConfigCommand, ExplainArgs, RaftCommand, StatusArgs},
+    args_verbs::HaltCommand,
     client::{Client, ClientError},
     exit::Exit,
     terminal::{complain, print, style},
@@ -88,6 +90,8 @@ fn ran(command: Command) -> ExitCode {
         Command::Acknowledge(args) => with_runtime(pause::acknowledge(args)),
         Command::Maintenance(args) => with_runtime(pause::maintenance(args.command)),
         Command::Restart(args) => with_runtime(operations::restart(args)),
+        Command::Halt(HaltCommand::Stop(args)) => with_runtime(halt::stop(args)),
+        Command::Halt(HaltCommand::Start(args)) => with_runtime(halt::start(args)),
         Command::Reinit(args) => with_runtime(verbs::reinit(args)),
         Command::Reload(args) => with_runtime(verbs::reload(args)),
         Command::RollingRestart(args) => with_runtime(agenda::rolling_restart(args)),

@@ -216,7 +216,9 @@ pub(super) async fn follow(
         return follow_in_json(client, kind, &reply, args).await;
     }
     let of_one = kind == "restart" || kind == "reinit";
+    let of_all = kind == "stop" || kind == "start";
     print(&match of_one {
+        _ if of_all => format!("{kind} {} of the whole cluster accepted\n", reply.id),
         true => format!("{kind} {} of {} accepted\n", reply.id, reply.to),
         false => {
             format!("{kind} {} from {} to {} accepted\n", reply.id, or_nobody(&reply.from), or_nobody(&reply.to))
@@ -232,6 +234,7 @@ pub(super) async fn follow(
             let now = match kind {
                 "restart" => "runs again",
                 "reinit" => "is copied anew and follows",
+                "stop" => "and all others are stopped, `matriarch start --all` wakes the cluster",
                 _ => "is primary",
             };
             let took = started.elapsed().as_secs_f64();

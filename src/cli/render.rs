@@ -141,7 +141,8 @@ pub fn status(reply: &StatusReply, style: Style) -> String {
         text.push('\n');
     }
     for member in unhealthy {
-        let words = [&member.progress, &member.note].into_iter().filter(|words| !words.is_empty()).cloned();
+        let words =
+            [&member.stopped, &member.progress, &member.note].into_iter().filter(|words| !words.is_empty()).cloned();
         let told: Vec<String> = member.problems.iter().cloned().chain(words).collect();
         let tone = if member.healthy { Tone::Warn } else { Tone::Bad };
         let _ = writeln!(text, "{}: {}", style.paint(tone, &member.member), plain(&told.join("; ")));
@@ -191,7 +192,9 @@ fn layers(reply: &StatusReply) -> String {
 
 fn header(reply: &StatusReply, style: Style) -> String {
     let mut text = String::new();
-    let health = if is_healthy(reply) {
+    let health = if !reply.hibernated.is_empty() {
+        style.paint(Tone::Warn, "hibernated")
+    } else if is_healthy(reply) {
         style.paint(Tone::Good, "healthy")
     } else if reply.lock == "open" {
         style.paint(Tone::Warn, "degraded")
@@ -260,7 +263,8 @@ fn operation_text(operation: &OperationStatus) -> String {
 }
 
 fn has_words(member: &MemberStatus) -> bool {
-    !member.problems.is_empty() || !member.progress.is_empty() || !member.note.is_empty()
+    let words = [&member.stopped, &member.progress, &member.note];
+    !member.problems.is_empty() || words.into_iter().any(|words| !words.is_empty())
 }
 
 fn member_row(member: &MemberStatus) -> Vec<Cell> {
@@ -378,6 +382,9 @@ struct StatusJson<'a> {
     generation: u64,
     system_identifier: String,
     healthy: bool,
+    /// How the whole cluster was stopped by command; absent: it wasn't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hibernated: Option<&'a str>,
     primary: Option<&'a str>,
     lock: &'a str,
     epoch: u64,
@@ -410,6 +417,9 @@ struct MemberJson<'a> {
     upstream: Option<&'a str>,
     /// What operators have set of that.
     note: Option<&'a str>,
+    /// How PostgreSQL was stopped by command; absent: it wasn't.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped: Option<&'a str>,
     timeline: Option<u32>,
     lsn: Option<&'a str>,
     /// Of the primary's WAL, not replayed; the same as `lag.replayed_bytes`.
@@ -473,6 +483,7 @@ fn member_json(member: &MemberStatus) -> MemberJson<'_> {
         progress: known(&member.progress),
         upstream: known(&member.upstream),
         note: known(&member.note),
+        stopped: known(&member.stopped),
         timeline: Some(member.timeline).filter(|t| *t != 0),
         lsn: known(&member.lsn),
         lag_bytes: member.lag_known.then_some(member.lag_bytes),
@@ -527,6 +538,7 @@ pub fn status_json(reply: &StatusReply) -> String {
         // As text, because it doesn't fit into the numbers of JavaScript.
         system_identifier: reply.system_identifier.to_string(),
         healthy: is_healthy(reply),
+        hibernated: known(&reply.hibernated),
         primary: known(&reply.primary),
         lock: &reply.lock,
         epoch: reply.epoch,

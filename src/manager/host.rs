@@ -62,12 +62,17 @@ pub(super) async fn run(manager: Manager) {
     }
 }
 
-/// This member is the target of a switchover whose old primary is being stopped.
+/// The primary is being stopped, and waits for what this member has of its WAL: the target of a switchover, and everybody in
+/// a hibernation.
 pub fn is_target(state: &ClusterState, me: &MemberId) -> bool {
-    state
-        .operation
-        .as_ref()
-        .is_some_and(|o| o.kind == OperationKind::Switchover && o.phase == OperationPhase::Stop && o.to == *me)
+    state.operation.as_ref().is_some_and(|o| {
+        let meant = match o.kind {
+            OperationKind::Switchover => o.to == *me,
+            OperationKind::Hibernate => true,
+            OperationKind::Failover | OperationKind::Restart | OperationKind::Reinit | OperationKind::Wake => false,
+        };
+        meant && o.phase == OperationPhase::Stop
+    })
 }
 
 /// What was ordered last, and what failed.

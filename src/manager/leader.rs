@@ -12,7 +12,7 @@ use crate::{
     domain::{GroupStep, MemberId, Moment},
     policy::{self, Hold, Plan},
     raft::ProposeError,
-    state::{AgendaChange, Applied, ClusterState, Command, Evidence, Kind, OperationPhase, RuleId},
+    state::{AgendaChange, Applied, ClusterState, Command, Evidence, HibernateChange, Kind, OperationPhase, RuleId},
     telemetry::events,
 };
 
@@ -237,6 +237,8 @@ fn event_of(kind: &Kind) -> &'static str {
         Kind::Release { .. } => events::RELEASED,
         Kind::BeginOperation { .. } => events::OPERATION_STARTED,
         Kind::EndOperation { .. } | Kind::Agenda(AgendaChange::Close { .. }) => events::OPERATION_FINISHED,
+        Kind::Hibernate(HibernateChange::Down { .. }) => events::COMMITTED,
+        Kind::Hibernate(_) => events::OPERATION_STARTED,
         Kind::Agenda(AgendaChange::Begin { .. } | AgendaChange::Roll { .. }) => events::OPERATION_STARTED,
         Kind::Agenda(AgendaChange::Schedule { .. } | AgendaChange::Cancel { .. }) => events::COMMITTED,
         Kind::RecordStonith { .. } => events::STONITH,
@@ -296,6 +298,7 @@ fn subject(kind: &Kind) -> Option<&MemberId> {
         | Kind::Resume { .. }
         | Kind::Acknowledge { .. }
         | Kind::Agenda(_)
+        | Kind::Hibernate(_)
         | Kind::NoteFormat { .. } => None,
     }
 }

@@ -20,6 +20,7 @@ mod brief;
 mod copies;
 mod entry;
 mod founding;
+pub mod halt;
 pub mod host;
 mod identity;
 mod leader;

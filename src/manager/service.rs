@@ -249,6 +249,7 @@ fn routing_state(manager: &Manager, state: &ClusterState) -> v1::RoutingState {
         revision: state.revision,
         stale_ms: committed.map_or(0, |t| ms(t.router_stale)),
         hold_ms: committed.map_or(0, |t| ms(t.router_hold)),
+        hibernated: state.asleep().map(|h| format!("the cluster is hibernated{}", h.asked)).unwrap_or_default(),
         draining: state.holds_writes(),
         moved: state.moved.iter().map(|(m, at)| (m.to_string(), at.clone())).collect(),
     }

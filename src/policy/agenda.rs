@@ -56,6 +56,9 @@ pub fn admit(
     match (kind, to) {
         (OperationKind::Switchover, _) | (OperationKind::Restart, Some(_)) => {}
         (OperationKind::Restart, None) => return refused("a restart needs the name of a member".to_owned()),
+        (OperationKind::Hibernate | OperationKind::Wake, _) => {
+            return refused("the whole cluster is stopped and started at once only: `matriarch stop --all`".to_owned());
+        }
         (OperationKind::Reinit, _) => {
             return refused("a copy can't be scheduled; `matriarch reinit` begins one".to_owned());
         }
@@ -72,6 +75,7 @@ pub fn admit(
             "the cluster is paused{asked}: nothing is scheduled meanwhile; `matriarch resume` ends it"
         ));
     }
+    super::hibernate::awake(s).map_err(NotScheduled::Refused)?;
     if at_ms < s.wall_ms {
         let (at, now) = (when::utc(at_ms), when::utc(s.wall_ms));
         return Err(NotScheduled::Past(format!("{at} is over: it is {now} by the clock of the Raft leader's host")));
@@ -124,6 +128,9 @@ fn in_the_way(s: &Situation<'_>) -> Option<String> {
     if let Some(rolling) = &s.state.agenda.rolling {
         return Some(format!("rolling restart {} was under way", rolling.id));
     }
+    if let Some(asleep) = s.state.asleep() {
+        return Some(format!("the cluster was hibernated{}", asleep.asked));
+    }
     if let Some(asked) = &s.state.paused {
         return Some(format!("the cluster was paused{asked}"));
     }
@@ -156,7 +163,8 @@ pub(super) fn admitted(kind: Kind) -> Result<Begins, String> {
 /// Why it is refused, in words for the operator.
 pub fn admit_cancel(s: &Situation<'_>, id: u64, by: &str) -> Result<(Kind, String), String> {
     let agenda = &s.state.agenda;
-    let phase = s.state.operation.as_ref().filter(|o| o.id == id).map(|o| o.phase);
+    let running = s.state.operation.as_ref().filter(|o| o.id == id);
+    let phase = running.map(|o| o.phase);
     let says = if let Some(scheduled) = agenda.scheduled.get(&id) {
         format!("operation {id}, a {scheduled}, does not begin at {}", when::utc(scheduled.at_ms))
     } else if let Some(rolling) = agenda.rolling.as_ref().filter(|r| r.id == id) {
@@ -165,8 +173,8 @@ pub fn admit_cancel(s: &Situation<'_>, id: u64, by: &str) -> Result<(Kind, Strin
             (None, Some(step)) => format!("rolling restart {id} ends when its step, operation {}, is over", step.id),
             (None, None) => format!("rolling restart {id} is over; {}", rolling.told()),
         }
-    } else if let Some(phase) = phase {
-        can_be_cancelled(phase).map_err(|why| format!("operation {id} {why}"))?
+    } else if let Some(running) = running {
+        can_be_cancelled(running.kind, running.phase).map_err(|why| format!("operation {id} {why}"))?
     } else if let Some(ended) = agenda.ended_of(id) {
         return Err(format!("operation {id} is over ({}): {}", ended.outcome.word(), ended.reason));
     } else {
@@ -180,7 +188,20 @@ pub fn admit_cancel(s: &Situation<'_>, id: u64, by: &str) -> Result<(Kind, Strin
 ///
 /// # Errors
 /// Why not.
-pub fn can_be_cancelled(phase: OperationPhase) -> Result<String, &'static str> {
+pub fn can_be_cancelled(kind: OperationKind, phase: OperationPhase) -> Result<String, &'static str> {
+    match (kind, phase) {
+        (OperationKind::Hibernate, OperationPhase::Transfer) => {
+            return Err(
+                "can't be taken back: the lock is given up; `matriarch start --all` wakes the cluster after it",
+            );
+        }
+        (OperationKind::Wake, _) => {
+            return Err(
+                "can't be taken back: members are being started; `matriarch stop --all` stops them when it is over",
+            );
+        }
+        _ => {}
+    }
     match phase {
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => Ok("it is over, nothing was stopped".to_owned()),
         OperationPhase::Stop => Ok("it is rolled back: what was stopped is started again".to_owned()),

@@ -64,7 +64,7 @@ fn what_is_under_way_is_waited_for_until_the_window_is_over() {
         cancelled: None,
     };
     let mut paused = bench();
-    paused.state.paused = Some(Asked { reason: "disk".into(), by: String::new() });
+    paused.state.paused = Some(Asked { reason: "disk".into(), ..Asked::default() });
     let mut rolls = bench();
     rolls.state.agenda.rolling = Some(rolling);
     let mut runs = bench();

@@ -77,7 +77,8 @@ pub fn successor(
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
             let steady = (!c.short, !c.stands, !c.failed_to_promote, !c.in_vain);
-            (!c.passed_over, !c.just_crashed, wishes.prefers(&of), c.end, steady, of.priority, c.running)
+            let was_primary = s.state.waking().is_some_and(|h| h.primary == *name);
+            (!c.passed_over, !c.just_crashed, was_primary, wishes.prefers(&of), c.end, steady, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });
@@ -126,6 +127,10 @@ pub fn acknowledged(s: &Situation<'_>) -> Result<Option<WalPosition>, Hold> {
     let Lock::Fenced { previous, released, .. } = &s.state.lock else { return Ok(None) };
     if s.state.operation.as_ref().is_some_and(|o| o.accepts_loss && o.phase == OperationPhase::Transfer) {
         return Ok(None);
+    }
+    // Where it ended is known for good, whoever was asked to confirm what.
+    if let Some(end) = s.state.waking().and_then(|h| h.end) {
+        return Ok(Some(end));
     }
     let heard = promised(s);
     sync::everything(s, released.as_ref(), &heard).map_err(|rule| Hold::Unconfirmed {

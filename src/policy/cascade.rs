@@ -170,7 +170,7 @@ fn may_join<'a>(
         return Err(format!("{source} is {behind} bytes behind, more than {MOST_BEHIND}"));
     }
     if let Some(asked) = s.state.maintenance.get(source) {
-        return Err(format!("{source} is in maintenance{asked}"));
+        return Err(format!("{source} is {}", asked.aside()));
     }
     if agent.work.is_some() || agent.storage.is_some() {
         return Err(format!("{source} has other work, or its disk doesn't work"));

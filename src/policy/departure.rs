@@ -291,6 +291,10 @@ fn unsure(s: &Situation<'_>, member: &MemberId) -> Option<Obstacle> {
             let heard = s.agent(primary).is_some_and(|a| a.state == PostgresState::Primary && a.lease.held);
             (!heard).then(|| Obstacle::Unheard { primary: primary.clone() })
         }
+        // Where its WAL ended is known, and nothing is added to it.
+        Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } if s.state.asleep().is_some() => {
+            None
+        }
         Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
             Some(Obstacle::NoPrimary { member: member.clone() })
         }

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Hold, Seal, Situation, Verdict,
     candidates::{self, successor},
-    outvoted, pause,
+    hibernate, outvoted, pause,
     report::Unfit,
 };
 use crate::{
@@ -166,6 +166,9 @@ pub fn grant(s: &Situation<'_>) -> Option<Verdict> {
         Err(hold) => return Some(Verdict::Hold(hold)),
     };
     if let Some(hold) = pause::holds(s, || "grant the lock to a successor".to_owned()) {
+        return Some(Verdict::Hold(hold));
+    }
+    if let Some(hold) = hibernate::holds(s) {
         return Some(Verdict::Hold(hold));
     }
     Some(match successor(s, ground.released, ground.forced) {

@@ -19,6 +19,8 @@ mod failover;
 pub mod flaps;
 pub mod format;
 pub mod genesis;
+pub mod halt;
+pub mod hibernate;
 pub mod leadership;
 pub mod loss;
 pub mod membership;

@@ -51,10 +51,13 @@ pub fn admit_maintenance(
         return Err(format!("{member} is no member of this cluster"));
     }
     witness::refuse(s, member, "to leave alone; `matriarch member check` says whether its host may be taken down")?;
+    if let Some(asked) = s.state.maintenance.get(member).filter(|asked| asked.stopped.is_some()) {
+        return Err(asked.refusal(member));
+    }
     if s.state.maintenance.contains_key(member) == on {
         return Ok(None);
     }
-    let kind = Kind::Maintenance { member: member.clone(), on, reason: words(reason), by: words(by) };
+    let kind = Kind::Maintenance { member: member.clone(), on, reason: words(reason), by: words(by), stop: None };
     if !on {
         return Ok(Some(kind));
     }

@@ -67,8 +67,8 @@ fn with_layer<'a>(s: &Situation<'a>, member: &MemberId) -> Result<&'a AgentView,
     if s.state.is_witness(member) {
         return Err(now("it is a witness"));
     }
-    if s.state.maintenance.contains_key(member) {
-        return Err(now("it is in maintenance"));
+    if let Some(asked) = s.state.maintenance.get(member) {
+        return Err(now(if asked.stopped.is_some() { "it is stopped by command" } else { "it is in maintenance" }));
     }
     let Some(agent) = s.agent(member) else {
         // What a new leader has heard of nobody yet is no sign.

@@ -109,7 +109,7 @@ fn who_is_not_fit_does_not_get_it() {
     delayed.state.settings.values.insert("b.recovery_min_apply_delay".to_owned(), "5000".to_owned());
     assert!(lent(&delayed).contains("b: it shows the past"), "{}", lent(&delayed));
     let mut put_aside = bench("", FIT, FIT);
-    put_aside.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), by: String::new() });
+    put_aside.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), ..Asked::default() });
     assert_eq!(lent(&put_aside), "lend 5 to c for 2.5s");
     let mut operation = Bench::new("granted a open 2; switchover b checkpoint");
     operation.state.reader = Reader { id: 4, holder: None, life: LIFE };
@@ -139,7 +139,7 @@ fn who_does_not_do_well_loses_it_after_a_while_and_who_cannot_have_it_at_once() 
     removed.state.members.remove(&id("b"));
     assert_eq!(ended(&removed), "end 4: it is no member");
     let mut put_aside = bench("b", FIT, FIT);
-    put_aside.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), by: String::new() });
+    put_aside.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), ..Asked::default() });
     assert_eq!(ended(&put_aside), "end 4: it is in maintenance");
 }
 

@@ -41,7 +41,9 @@ pub fn of(
     Ok(match kind {
         OperationKind::Switchover => moved(s, begins),
         OperationKind::Failover => forced(s, begins),
-        OperationKind::Restart | OperationKind::Reinit => restarted(s, begins),
+        OperationKind::Restart | OperationKind::Reinit | OperationKind::Hibernate | OperationKind::Wake => {
+            restarted(s, begins)
+        }
     })
 }
 

@@ -42,6 +42,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
         return Err(format!("{member} is no member of this cluster"));
     }
     witness::refuse(s, member, "whose data could be copied anew")?;
+    super::hibernate::awake(s)?;
     let Some((_, primary)) = s.state.open_primary() else {
         return Err("there is no open primary whose data could be copied; see `matriarch explain`".to_owned());
     };
@@ -51,7 +52,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
         ));
     }
     if let Some(asked) = s.state.maintenance.get(member) {
-        return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
+        return Err(asked.refusal(member));
     }
     can_be_copied(s, member)?;
     if let Some(from) = from {
@@ -117,7 +118,7 @@ fn can_be_source(s: &Situation<'_>, member: &MemberId, from: &MemberId, primary:
     }
     let agent = s.agent(from).ok_or_else(|| format!("{from}, which is to be copied, does not answer"))?;
     if let Some(asked) = s.state.maintenance.get(from) {
-        return Err(format!("{from}, which is to be copied, is in maintenance{asked}"));
+        return Err(format!("{from}, which is to be copied, is {}", asked.aside()));
     }
     let fit = match from == primary {
         true => agent.state == PostgresState::Primary,
@@ -157,7 +158,7 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
         return Some(end(operation, format!("{who} is to be primary")));
     }
     if let Some(asked) = s.state.maintenance.get(who) {
-        return Some(end(operation, format!("given up, for {who} is in maintenance{asked}")));
+        return Some(end(operation, format!("given up, for {who} is {}", asked.aside())));
     }
     if gone(s, who) {
         return Some(end(operation, format!("the manager or the agent of {who} does not answer")));

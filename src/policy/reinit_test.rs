@@ -49,7 +49,7 @@ fn a_standby_is_copied_anew_whatever_it_is_like_and_nobody_else_is() {
 #[test]
 fn what_is_left_alone_or_too_old_is_not_copied() {
     let mut aside = bench("granted a open 2", FOLLOWS, FOLLOWS);
-    aside.state.maintenance.insert(id("b"), Words { reason: "disk".into(), by: String::new() });
+    aside.state.maintenance.insert(id("b"), Words { reason: "disk".into(), ..Words::default() });
     assert!(ask(&aside, "b", None, true).unwrap_err().starts_with("b is in maintenance: disk;"));
     let mut old = bench("granted a open 2", FOLLOWS, FOLLOWS);
     old.seen.get_mut(&id("c")).unwrap().format = Format::FIRST;
@@ -120,7 +120,7 @@ fn it_is_over_when_the_copy_streams_and_when_it_fails() {
 #[test]
 fn it_ends_when_its_member_is_needed_or_put_aside() {
     let mut aside = bench("granted a open 2; reinit b copy", "busy cloning", FOLLOWS);
-    aside.state.maintenance.insert(id("b"), Words { reason: "disk".into(), by: "kim".into() });
+    aside.state.maintenance.insert(id("b"), Words { reason: "disk".into(), by: "kim".into(), stopped: None });
     let ended = |bench: &Bench| match over(&bench.situation()) {
         Some(Verdict::Propose(Kind::EndOperation { succeeded: false, reason, .. })) => reason,
         other => panic!("{other:?}"),

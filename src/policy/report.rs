@@ -196,6 +196,11 @@ pub enum Hold {
         /// Until they count no more, if it is steady then.
         remaining: Duration,
     },
+    /// The whole cluster is stopped by command.
+    Hibernated {
+        /// Who asked for it, and why.
+        asked: Asked,
+    },
     /// A member streams from the primary, though it is set to stream from a standby.
     NotCascaded {
         /// Which.
@@ -452,7 +457,7 @@ impl fmt::Display for Unfit {
                 "it joined with version {since} of the member list, the old primary is known to have had version {known} only"
             ),
             Self::FailedBefore { error } => write!(f, "its last start or promotion failed: {error}"),
-            Self::Maintenance(asked) => write!(f, "it is in maintenance{asked}"),
+            Self::Maintenance(asked) => write!(f, "it is {}", asked.aside()),
             Self::NoRoom { volumes } if volumes.is_empty() => {
                 f.write_str("its agent doesn't tell how much room it has")
             }
@@ -632,6 +637,7 @@ impl fmt::Display for Hold {
             Self::NotCascaded { member, source, why } => {
                 write!(f, "{member} streams from the primary and not from {source}: {why}")
             }
+            Self::Hibernated { asked } => write!(f, "the cluster is hibernated{asked}: nobody is granted the lock"),
             Self::Paused { asked, undone } => write!(f, "the cluster is paused{asked}; not done: {undone}"),
             Self::SlotsGiveWay { member, volumes } => {
                 let volumes = volumes.join(" and ");

@@ -26,7 +26,7 @@ pub(super) fn admit(s: &Situation<'_>, member: &MemberId, force: bool) -> Result
     }
     witness::refuse(s, member, "to restart")?;
     if let Some(asked) = s.state.maintenance.get(member) {
-        return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
+        return Err(asked.refusal(member));
     }
     let from = s.state.holder().map(|(_, holder)| holder.clone());
     let agent = s.agent(member).ok_or_else(|| format!("{member} does not answer"))?;
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn what_is_left_alone_or_being_changed_is_not_restarted() {
         let mut bench = bench("primary 2:90 lease=1", "standby 2:80");
-        bench.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), by: String::new() });
+        bench.state.maintenance.insert(id("b"), Asked { reason: "disk".into(), ..Asked::default() });
         assert_eq!(ask(&bench, "b").unwrap_err(), "b is in maintenance: disk; `matriarch maintenance off b` ends it");
         bench.seen.get_mut(&id("c")).unwrap().format = Format::FIRST;
         assert!(ask(&bench, "a").unwrap_err().starts_with("c runs a version"));

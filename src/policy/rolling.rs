@@ -43,6 +43,7 @@ pub fn admit(s: &Situation<'_>, wanted: Wanted, by: &str) -> Result<Kind, String
     if let Some(asked) = &s.state.paused {
         return Err(format!("the cluster is paused{asked}; `matriarch resume` ends it"));
     }
+    super::hibernate::awake(s)?;
     format::gate(s, Format::OPERATE).map_err(|old| old.to_string())?;
     let holder = s.state.holder().map(|(_, holder)| holder);
     let is_meant = |member: &&MemberId| {
@@ -60,7 +61,7 @@ pub fn admit(s: &Situation<'_>, wanted: Wanted, by: &str) -> Result<Kind, String
         return Err(format!("{which}: there is nothing to do"));
     }
     if let Some((member, asked)) = s.state.maintenance.iter().find(|(m, _)| members.contains(*m)) {
-        return Err(format!("{member} is in maintenance{asked}; `matriarch maintenance off {member}` ends it"));
+        return Err(asked.refusal(member));
     }
     if let Some(why) = unwell(s) {
         return Err(format!("the cluster is not well: {why}"));

@@ -2,9 +2,9 @@
 //! into the command it causes and so into the log.
 
 use super::{
-    Hold, Plan, Situation, Verdict, agenda, archive, by_hand, cascade, failover, flaps, format, genesis, leadership,
-    membership, outvoted, promotion, reader, reinit, restart, restart_order, rolling, room, stonith, switchover, sync,
-    timings,
+    Hold, Plan, Situation, Verdict, agenda, archive, by_hand, cascade, failover, flaps, format, genesis, hibernate,
+    leadership, membership, outvoted, promotion, reader, reinit, restart, restart_order, rolling, room, stonith,
+    switchover, sync, timings,
 };
 use crate::state::{Command, RuleId};
 
@@ -55,7 +55,17 @@ pub const RULES: &[Rule] = &[
     Rule { id: 262, name: "restart: it runs again, or can't any more: end it", decide: restart::over },
     Rule { id: 264, name: "restart: flushed, writes held or stopped: the next step", decide: restart::go_on },
     Rule { id: 266, name: "reinit: it streams again, or can't any more: end it", decide: reinit::over },
+    Rule {
+        id: 267,
+        name: "hibernation, or its end: all is done, or can't be any more: end it",
+        decide: hibernate::over,
+    },
     Rule { id: 268, name: "reinit: the copy is in place, it is to stream", decide: reinit::go_on },
+    Rule {
+        id: 269,
+        name: "hibernation: flushed, writes held, stopped with its WAL received: the next step",
+        decide: hibernate::go_on,
+    },
     Rule {
         id: 270,
         name: "the primary is short of room for WAL, a standby has room: switch over",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{
     Hold, Situation, Verdict,
     candidates::{self, Wishes, unfit_data, unfit_host},
-    failover,
+    failover, hibernate,
     loss::{self, Loss},
     restart, room, witness,
 };
@@ -191,7 +191,7 @@ fn not_sending(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<Stri
 /// Why its host would be granted nothing once the primary is stopped.
 fn host_unfit(s: &Situation<'_>, to: &MemberId) -> Option<String> {
     if let Some(asked) = s.state.maintenance.get(to) {
-        return Some(format!("{to} is in maintenance{asked}; `matriarch maintenance off {to}` ends it"));
+        return Some(asked.refusal(to));
     }
     let seen = s.fresh(to)?;
     let unfit = unfit_host(&seen.promise, seen.agent.as_ref()?, s.timings)?;
@@ -229,15 +229,18 @@ pub fn admit(
             OperationKind::Reinit => {
                 format!("operation {id} copies {to} anew: wait, or `matriarch operations cancel {id}` gives that up")
             }
+            OperationKind::Hibernate => format!("operation {id} stops the whole cluster"),
+            OperationKind::Wake => format!("operation {id} wakes the cluster: wait until it is over"),
         });
     }
+    hibernate::awake(s)?;
     let holder = s.state.holder().map(|(_, m)| m.clone());
     if kind == OperationKind::Restart {
         let member = wanted.ok_or("a restart needs the name of a member")?;
         return restart::admit(s, member, allow_loss);
     }
-    if kind == OperationKind::Reinit {
-        return Err("a reinit is asked for with a source".to_owned());
+    if matches!(kind, OperationKind::Reinit | OperationKind::Hibernate | OperationKind::Wake) {
+        return Err("a reinit, a hibernation and its end are asked for in ways of their own".to_owned());
     }
     if let Some(to) = wanted {
         if !s.state.members.contains_key(to) {

@@ -1,7 +1,7 @@
 //! Situations in one line, for tests of the pure rooms.
 //!
 //! A lock: `free`, `granted NAME promoting|promoted|open TIMELINE`, `released NAME`,
-//! `fenced`; after `;` an operation: `switchover TO PHASE` or `failover TO`.
+//! `fenced`; after `;` an operation: `switchover TO PHASE`, `failover TO`, `hibernate WHO PHASE`, `wake WHO`.
 //! An agent: `STATE [TIMELINE:LSN] [key=value …]`.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -127,7 +127,8 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
     let (kind, to, phase) = match words.as_slice() {
         [] => return None,
         ["failover", to] => (OperationKind::Failover, to, OperationPhase::Transfer),
-        ["switchover", to, phase] => {
+        ["wake", to] => (OperationKind::Wake, to, OperationPhase::Start),
+        [kind @ ("switchover" | "hibernate"), to, phase] => {
             let phase = match *phase {
                 "checkpoint" => OperationPhase::Checkpoint,
                 "hold" => OperationPhase::HoldWrites,
@@ -136,7 +137,8 @@ fn parse_operation(spec: &str, from: Option<MemberId>) -> Option<Operation> {
                 "rollback" => OperationPhase::RollBack,
                 other => panic!("no phase: {other}"),
             };
-            (OperationKind::Switchover, to, phase)
+            let switchover = *kind == "switchover";
+            (if switchover { OperationKind::Switchover } else { OperationKind::Hibernate }, to, phase)
         }
         ["reinit", to, "copy"] => (OperationKind::Reinit, to, OperationPhase::Copy),
         ["reinit", to, "stream"] => (OperationKind::Reinit, to, OperationPhase::Stream),

@@ -129,21 +129,32 @@ pub const FIRST_ORDER: u64 = 1 << 40;
 
 /// What nobody is spared, whatever is at work on a host.
 const STEP_DOWN: u32 = 540;
+/// What a member that is put aside is still asked for.
+const PUT_DOWN: u32 = 543;
 /// The one rule for a host with work under way.
 const END_CLONE: u32 = 545;
 
 /// The rules in order. The first that matches wins.
 pub const RULES: &[Rule] = &[
     Rule { id: 510, name: "the initializer of a founded cluster has no data: initdb", decide: initdb },
-    Rule { id: 520, name: "switchover or restart: the primary flushes early", decide: checkpoint },
-    Rule { id: 525, name: "switchover or restart: the primary stops and keeps its lease", decide: stop_for_switchover },
+    Rule { id: 520, name: "switchover, restart or hibernation: the primary flushes early", decide: checkpoint },
+    Rule {
+        id: 525,
+        name: "switchover, restart or hibernation: the primary stops and keeps its lease",
+        decide: stop_for_switchover,
+    },
     Rule { id: 527, name: "restart: the standby stops", decide: stop_for_restart },
     Rule { id: 530, name: "granted here: promote the standby", decide: promote },
     Rule { id: 535, name: "granted here, lease held, PostgreSQL gone: restart in place", decide: restart },
     Rule { id: STEP_DOWN, name: "the lock moved on: stop what was primary, give the lease up", decide: step_down },
     Rule {
+        id: PUT_DOWN,
+        name: "stopped by command, or with the whole cluster: the standby stops, and stays so",
+        decide: put_down,
+    },
+    Rule {
         id: END_CLONE,
-        name: "in maintenance, or wanted by nobody any more: a copy that is under way is given up",
+        name: "in maintenance, stopped, or wanted by nobody any more: a copy that is under way is given up",
         decide: end_clone,
     },
     Rule {
@@ -170,11 +181,12 @@ pub(super) fn first_match<'r>(rules: impl IntoIterator<Item = &'r Rule>, host: &
     // What can't be used as it is needs an operator, unless the reason is known to lie in it.
     let failed = agent.state == PostgresState::Failed && agent.cure.needs_copy.is_none() && my_reinit(host).is_none();
     let busy = agent.work.is_some() || agent.state == PostgresState::Busy || failed;
-    let put_aside = host.state.maintenance.contains_key(host.me);
+    let put_aside = host.state.maintenance.contains_key(host.me) || host.state.asleep().is_some();
     if host.state.identity.is_none() || !same_system(host) || is_left_alone(host) {
         return None;
     }
-    let counts = |rule: &&Rule| if busy { rule.id == END_CLONE } else { !put_aside || rule.id == STEP_DOWN };
+    let counts =
+        |rule: &&Rule| if busy { rule.id == END_CLONE } else { !put_aside || [STEP_DOWN, PUT_DOWN].contains(&rule.id) };
     rules.into_iter().filter(counts).find_map(|rule| {
         let action = (rule.decide)(host)?;
         Some(Next { because: RuleId(rule.id), epoch: host.state.epoch, action })
@@ -216,10 +228,11 @@ fn my_grant(host: &Host<'_>) -> Option<(Epoch, GrantPhase, TimelineId, WalPositi
     }
 }
 
-/// The switchover away from this host, and its phase.
+/// The switchover away from this host, or the hibernation in which it is the primary, and its phase.
 fn my_switchover(host: &Host<'_>) -> Option<(u64, OperationPhase)> {
     let operation = host.state.operation.as_ref()?;
-    let mine = operation.kind == OperationKind::Switchover && operation.from.as_ref() == Some(host.me);
+    let kind = matches!(operation.kind, OperationKind::Switchover | OperationKind::Hibernate);
+    let mine = kind && operation.from.as_ref() == Some(host.me);
     mine.then_some((operation.id, operation.phase))
 }
 
@@ -322,7 +335,7 @@ fn restart(host: &Host<'_>) -> Option<Action> {
 
 fn step_down(host: &Host<'_>) -> Option<Action> {
     let transferred = my_switchover(host).is_some_and(|(_, phase)| phase == OperationPhase::Transfer);
-    if my_grant(host).is_some() && !transferred {
+    if my_grant(host).is_some() && !transferred && host.state.asleep().is_none() {
         return None;
     }
     let holds_lease = host.agent.lease.epoch > Epoch(0);
@@ -330,6 +343,13 @@ fn step_down(host: &Host<'_>) -> Option<Action> {
     let writes = matches!(state, PostgresState::Primary | PostgresState::Crashed);
     let keeps = state == PostgresState::Stopped && holds_lease;
     (writes || keeps).then_some(Action::Stop { mode: StopMode::Immediate, keep_lease: false })
+}
+
+fn put_down(host: &Host<'_>) -> Option<Action> {
+    let stopped = host.state.put_down(host.me)?;
+    let runs = matches!(host.agent.state, PostgresState::Standby | PostgresState::Starting);
+    let waits = is_waited_for(host) && !stopped.force;
+    (runs && !waits).then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
 }
 
 /// The primary to follow: promoted, and not this host.
@@ -464,11 +484,11 @@ fn reinit(host: &Host<'_>, operation: &Operation) -> Option<Action> {
     due.then(|| Action::Reinit { operation: operation.id, source, named: named.is_some() })
 }
 
-/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance. One that an operator wanted ends with its
+/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance, or stops it. One that an operator wanted ends with its
 /// operation, also when that was given up while nobody reached this host.
 fn end_clone(host: &Host<'_>) -> Option<Action> {
     let work = host.agent.work.as_ref().filter(|work| work.kind == "clone")?;
-    let put_aside = host.state.maintenance.contains_key(host.me);
+    let put_aside = host.state.maintenance.contains_key(host.me) || host.state.put_down(host.me).is_some();
     let asked = (1..FIRST_ORDER).contains(&work.order);
     let wanted = host.state.operation.as_ref().is_some_and(|operation| operation.id == work.order);
     (put_aside || (asked && !wanted)).then_some(Action::EndClone)

@@ -81,8 +81,12 @@ impl Goal {
             Goal::Found => "it is to run initdb, and no system identifier is recorded",
             Goal::Promote => "the lock is granted to it, promoting",
             Goal::Primary => "the lock is granted to it, promoted or open",
-            Goal::StopKeepingLease => "a switchover away from it, or its restart as primary, is to stop it",
-            Goal::Stop => "a restart of it, which is no primary, is to stop it",
+            Goal::StopKeepingLease => {
+                "a switchover away from it, its restart as primary, or a hibernation is to stop it"
+            }
+            Goal::Stop => {
+                "a restart of it, which is no primary, is to stop it, or it is stopped by command, itself or with the whole cluster"
+            }
             Goal::Rest => "it is in maintenance, and the lock is not its own",
             Goal::StepDown => "a switchover away from it is transferred, the lock is still its own",
             Goal::Follow => "the lock is granted to another member, promoted or open",
@@ -100,9 +104,12 @@ pub fn goal(state: &ClusterState, me: &MemberId) -> Goal {
     if state.system_identifier.is_none() {
         return if state.initializer.as_ref() == Some(me) { Goal::Found } else { Goal::Nothing };
     }
+    if state.asleep().is_some() && state.put_down(me).is_some() {
+        return Goal::Stop;
+    }
     let holds = state.holder().is_some_and(|(_, holder)| holder == me);
-    if state.maintenance.contains_key(me) && !holds {
-        return Goal::Rest;
+    if let Some(asked) = state.maintenance.get(me).filter(|_| !holds) {
+        return if asked.stopped.is_some() { Goal::Stop } else { Goal::Rest };
     }
     let restart = state.operation.as_ref().filter(|o| o.kind == OperationKind::Restart && o.to == *me);
     if !holds && restart.is_some_and(|o| o.phase == OperationPhase::Stop) {
@@ -134,10 +141,11 @@ pub fn goal(state: &ClusterState, me: &MemberId) -> Goal {
     }
 }
 
-/// How far the switchover away from `me`, or the restart of it as primary, is.
+/// How far the switchover away from `me`, the restart of it as primary, or its hibernation is.
 fn leaving(state: &ClusterState, me: &MemberId) -> Option<OperationPhase> {
     let operation = state.operation.as_ref()?;
-    let switchover = operation.kind == OperationKind::Switchover && operation.from.as_ref() == Some(me);
+    let kind = matches!(operation.kind, OperationKind::Switchover | OperationKind::Hibernate);
+    let switchover = kind && operation.from.as_ref() == Some(me);
     let restart = operation.kind == OperationKind::Restart && operation.to == *me;
     (switchover || restart).then_some(operation.phase)
 }
@@ -255,7 +263,8 @@ pub const EDGES: &[Edge] = &[
     order(Stopped, ActionKind::Stop, &[540], Stopped),
     order(Stopped, ActionKind::Clone, &[550], Busy),
     order(Stopped, ActionKind::Rewind, &[560], Busy),
-    order(Standby, ActionKind::Stop, &[527], Stopping),
+    order(Standby, ActionKind::Stop, &[527, 543], Stopping),
+    order(Starting, ActionKind::Stop, &[543], Stopping),
     order(Standby, ActionKind::Promote, &[530], Promoting),
     order(Standby, ActionKind::Clone, &[550], Busy),
     order(Standby, ActionKind::Rewind, &[560], Busy),
@@ -268,7 +277,7 @@ pub const EDGES: &[Edge] = &[
     order(Primary, ActionKind::Stop, &[525, 540], Stopping),
     order(Crashed, ActionKind::Restart, &[535], Starting),
     order(Crashed, ActionKind::Stop, &[540], Stopped),
-    // In maintenance; the work's end is the next edge.
+    // In maintenance or stopped; the work's end is the next edge.
     order(Busy, ActionKind::EndClone, &[545], Busy),
     awaited(Busy, Stopping, "the work ends, the directory is read", "initdb 5 min, rewind 12 h, clone 24 h"),
     endless(Starting, Standby, "it answers, read-only"),

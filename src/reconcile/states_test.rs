@@ -15,7 +15,7 @@ use crate::{
     },
     policy::{PROPOSALS, testing},
     reconcile::{Host, RULES, role::first_match},
-    state::{Applied, Command, Kind, RuleId},
+    state::{Applied, Command, HibernateChange, Kind, RuleId},
 };
 
 const ALL_STATES: [PostgresState; 10] =
@@ -60,19 +60,22 @@ fn shape(state: &ClusterState, me: &MemberId) -> String {
     let initdb = state.system_identifier.is_none() && state.initializer.as_ref() == Some(me);
     let paused = state.paused.is_some();
     let (founded, system) = (state.identity.is_some(), state.system_identifier.is_some());
-    let put_aside = state.maintenance.contains_key(me);
+    let put_aside = (state.maintenance.contains_key(me), state.put_down(me).map(|s| s.force), state.asleep().is_some());
     // Asked of standbys only.
     let confirmed = !state.sync.rules.is_empty() && state.holder().is_none_or(|(_, holder)| holder != me);
     // Asked of whoever follows, and the same whatever else is asked.
     let follows = is_plain(state) && state.holder().is_some_and(|(_, holder)| holder != me);
     let (cascaded, archive) = (follows && state.source_of(me).is_some(), follows && streams_from_nobody(state, me));
-    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside} {confirmed} {cascaded} {archive}")
+    format!("{founded} {initdb} {system} {lock} {operation:?} {paused} {put_aside:?} {confirmed} {cascaded} {archive}")
 }
 
 /// A primary that is open, and nothing that operators have asked for.
 fn is_plain(state: &ClusterState) -> bool {
     let open = matches!(state.lock, Lock::Granted { phase: GrantPhase::Open, .. });
-    open && state.operation.is_none() && state.paused.is_none() && state.maintenance.is_empty()
+    open && state.operation.is_none()
+        && state.paused.is_none()
+        && state.maintenance.is_empty()
+        && state.hibernation.is_none()
 }
 
 fn streams_from_nobody(state: &ClusterState, me: &MemberId) -> bool {
@@ -109,7 +112,10 @@ fn committed() -> Vec<Committed> {
 fn proposals(state: &ClusterState) -> Vec<Kind> {
     let names: BTreeSet<&str> = PROPOSALS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
     let asked = names.into_iter().filter(|name| !ASIDE.contains(name));
-    asked.chain(["pause", "resume", "maintenance", "nostream"]).flat_map(|name| commands(name, state)).collect()
+    asked
+        .chain(["pause", "resume", "maintenance", "stop-member", "hibernate", "wake", "nostream"])
+        .flat_map(|name| commands(name, state))
+        .collect()
 }
 
 fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
@@ -163,6 +169,21 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
         "set-sync" => vec![Kind::SetSync { after: state.sync.id, rule: None }],
         "pause" => vec![Kind::Pause { reason: String::new(), by: String::new() }],
         "maintenance" => members.iter().flat_map(|member| [true, false].map(|on| maintenance(member, on))).collect(),
+        "stop-member" => {
+            let (reason, by) = (String::new(), String::new());
+            let change = |member: &MemberId, on, force| {
+                let (member, reason, by) = (member.clone(), reason.clone(), by.clone());
+                Kind::Maintenance { member, on, reason, by, stop: Some(force) }
+            };
+            let all = |member| [change(member, true, false), change(member, true, true), change(member, false, false)];
+            members.iter().flat_map(all).collect()
+        }
+        "hibernate" => of_holder(|from| {
+            let (reason, by) = (String::new(), String::new());
+            Kind::Hibernate(HibernateChange::Begin { from, reason, by, force: false })
+        }),
+        "hibernated" => operation(state, |id| vec![Kind::Hibernate(HibernateChange::Down { id, end })]),
+        "wake" => vec![Kind::Hibernate(HibernateChange::Wake { by: String::new() })],
         "resume" => vec![Kind::Resume { by: String::new() }],
         "begin-operation" => members.iter().flat_map(|to| beginnings(holder.as_ref(), to)).collect(),
         "advance-operation" => operation(state, |id| {
@@ -170,6 +191,8 @@ fn commands(name: &str, state: &ClusterState) -> Vec<Kind> {
             let restart = state.operation.as_ref().is_some_and(|o| o.kind == OperationKind::Restart);
             // Rule 264 transfers nothing.
             let last = if restart { Start } else { Transfer };
+            // It goes there by another command.
+            let last = if state.hibernation.is_some() { Stop } else { last };
             [HoldWrites, Stop, last, RollBack].map(|phase| Kind::AdvanceOperation { id, phase }).to_vec()
         }),
         "end-operation" => {
@@ -204,7 +227,7 @@ fn beginnings(holder: Option<&MemberId>, to: &MemberId) -> Vec<Kind> {
 }
 
 fn maintenance(member: &MemberId, on: bool) -> Kind {
-    Kind::Maintenance { member: member.clone(), on, reason: String::new(), by: String::new() }
+    Kind::Maintenance { member: member.clone(), on, reason: String::new(), by: String::new(), stop: None }
 }
 
 fn operation(state: &ClusterState, make: impl Fn(u64) -> Vec<Kind>) -> Vec<Kind> {
@@ -683,6 +706,8 @@ fn a_goal_is_read_from_lock_and_switchover() {
         ("granted a open 2; switchover b stop", "b", Goal::Follow),
         ("granted a open 2; switchover b transfer", "a", Goal::StepDown),
         ("granted a open 2; switchover b rollback", "a", Goal::Primary),
+        ("granted a open 2; hibernate a stop", "a", Goal::StopKeepingLease),
+        ("granted a open 2; hibernate a stop", "b", Goal::Follow),
         ("granted a open 2; failover b", "a", Goal::Primary),
     ];
     for (lock, me, expected) in table {

@@ -38,6 +38,7 @@ impl Session {
             version: Version { generation: Generation(1), epoch: Epoch(1), revision: 1 },
             open: true,
             draining: false,
+            hibernated: None,
             primary: Some(Backend { member: member.clone(), address: "a:5432".into() }),
             standbys: Vec::new(),
             confirmed_age: Duration::ZERO,

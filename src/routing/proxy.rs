@@ -302,7 +302,8 @@ impl Guest {
     /// Finds a backend that takes the packet, within the bound.
     async fn admit(&mut self, packet: &[u8], expect: Expect, kept: Option<Link>) -> Result<Link, End> {
         let start = Instant::now();
-        let hold = self.desk.views().borrow().bounds.hold;
+        // Nobody knows when a cluster that was stopped by command is started again.
+        let hold = self.desk.views().borrow().hold();
         let mut why = String::new();
         let _held = self.desk.hold_one(self.port);
         let bound = self.client.is_encrypted();

@@ -107,6 +107,8 @@ pub struct Heard {
     pub open: bool,
     /// It is about to be stopped by a command: its sessions end when their transactions do.
     pub draining: bool,
+    /// The whole cluster is stopped by command, in words.
+    pub hibernated: Option<String>,
     /// The primary, when there is one.
     pub primary: Option<Backend>,
     /// The standbys this manager knows of.
@@ -201,6 +203,8 @@ pub enum Closed {
     NothingHeard,
     /// The last confirmation is this old.
     Stale(Duration),
+    /// The whole cluster is stopped by command.
+    Hibernated(String),
     /// The epoch has no primary.
     NoPrimary,
     /// The primary is not open for clients.
@@ -220,6 +224,7 @@ impl fmt::Display for Closed {
                 "the state known to this router is stale: no manager has confirmed it for {:.1} s",
                 age.as_secs_f64()
             ),
+            Self::Hibernated(why) => f.write_str(why),
             Self::NoPrimary => f.write_str("no member is the primary"),
             Self::NotOpen(member) => write!(f, "{member} is to be the primary and is not open yet"),
             Self::AllTried => f.write_str("no member accepts connections"),
@@ -239,6 +244,8 @@ pub struct View {
     pub open: bool,
     /// It is about to be stopped by a command.
     pub draining: bool,
+    /// The whole cluster is stopped by command, in words: nobody waits for a primary.
+    pub hibernated: Option<String>,
     /// Streaming standbys, by name.
     pub standbys: Vec<Reader>,
     /// Who of them is led to.
@@ -296,6 +303,9 @@ impl View {
         if self.is_stale(now) {
             return Err(Closed::Stale(now.since(self.confirmed_at)));
         }
+        if let Some(why) = &self.hibernated {
+            return Err(Closed::Hibernated(why.clone()));
+        }
         let stamp = |backend: &Backend, role| Stamp { generation, epoch, backend: backend.clone(), role };
         if port != Port::ReadWrite {
             if let Some(standby) = self.standby(port, turn, avoid) {
@@ -314,12 +324,18 @@ impl View {
         }
     }
 
+    /// How long a new connection is held; not at all while the cluster is stopped by command.
+    pub fn hold(&self) -> Duration {
+        if self.hibernated.is_some() { Duration::ZERO } else { self.bounds.hold }
+    }
+
     /// What a client is told that was held in vain for `held`.
     pub fn refusal(&self, port: Port, held: Duration, now: Moment) -> String {
         let held = held.as_secs_f64();
         let (_, epoch) = self.epoch();
         match (self.lead(port, 0, &[], now), port) {
             (Err(closed @ (Closed::NothingHeard | Closed::Stale(_))), _) => format!("{closed}: held {held:.1} s"),
+            (Err(Closed::Hibernated(why)), _) => format!("{why}: `matriarch start --all` wakes it"),
             (_, Port::ReadWrite) => format!("the cluster has no open primary (epoch {epoch}): held {held:.1} s"),
             (_, Port::ReadOnly | Port::SyncOnly) => {
                 format!("no member takes {} sessions (epoch {epoch}): held {held:.1} s", port.name())
@@ -430,6 +446,7 @@ impl Table {
             self.view.primary.clone_from(&heard.primary);
             self.view.open = heard.open && heard.primary.is_some();
             self.view.draining = heard.draining && heard.primary.is_some();
+            self.view.hibernated.clone_from(&heard.hibernated);
         }
         self.sources.iter_mut().for_each(|slot| *slot = slot.take().filter(|s| s.followed));
         if let Some(slot) = self.sources.get_mut(source) {

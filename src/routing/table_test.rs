@@ -23,6 +23,7 @@ fn heard(epoch: u64, revision: u64, primary: &str) -> Heard {
         version: version(1, epoch, revision),
         open: !primary.ends_with('?'),
         draining: false,
+        hibernated: None,
         primary: (!name.is_empty()).then(|| backend(name)),
         standbys: Vec::new(),
         confirmed_age: Duration::ZERO,
@@ -348,4 +349,20 @@ fn only_sessions_of_a_primary_that_is_about_to_stop_are_to_end() {
     assert_eq!(t.view().cut(&primary, at(0)), None, "not cut");
     t.hear(0, with_standbys(heard(5, 12, "a"), &[("b", 0)]), at(0));
     assert!(!t.view().drains(&primary), "it goes on");
+}
+
+#[test]
+fn nobody_waits_for_a_cluster_that_was_stopped_by_command() {
+    let mut t = table();
+    let hibernated = Some("the cluster is hibernated by kim: move".to_owned());
+    t.hear(0, Heard { open: false, primary: None, hibernated, ..heard(5, 11, "a") }, at(0));
+    let view = t.view();
+    assert_eq!(view.hold(), Duration::ZERO);
+    for port in [Port::ReadWrite, Port::ReadOnly, Port::SyncOnly] {
+        assert!(matches!(view.lead(port, 0, &[], at(1)), Err(Closed::Hibernated(_))));
+        let said = view.refusal(port, Duration::ZERO, at(1));
+        assert_eq!(said, "the cluster is hibernated by kim: move: `matriarch start --all` wakes it");
+    }
+    t.hear(0, heard(6, 12, "a"), at(2));
+    assert!(t.view().lead(Port::ReadWrite, 0, &[], at(2)).is_ok() && !t.view().hold().is_zero());
 }

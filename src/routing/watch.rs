@@ -144,6 +144,7 @@ fn heard(state: v1::RoutingState) -> Result<Heard, BadMemberId> {
         },
         open: state.open,
         draining: state.draining,
+        hibernated: Some(state.hibernated).filter(|why| !why.is_empty()),
         primary,
         standbys: state.standbys.into_iter().map(standby).collect::<Result<_, _>>()?,
         confirmed_age: Duration::from_millis(state.confirmed_age_ms),

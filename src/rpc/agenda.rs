@@ -2,14 +2,15 @@
 
 use super::{
     Malformed,
-    codec::{decode_operation_kind, decode_phase, encode_operation_kind, encode_phase},
+    codec::{decode_phase, encode_phase},
     convert::{member_id, optional_member, optional_text},
     v1,
 };
 use crate::{
     domain::MemberId,
     state::{
-        Agenda, AgendaChange, Course, Ended, OperationPhase, Outcome, PrimaryTurn, Request, Rolling, Scheduled, Work,
+        Agenda, AgendaChange, Course, Ended, OperationKind, OperationPhase, Outcome, PrimaryTurn, Request, Rolling,
+        Scheduled, Work,
     },
 };
 
@@ -109,6 +110,33 @@ pub(super) fn whole_of(raw: Option<v1::Agenda>) -> Result<Agenda> {
         },
         ended: ended.into_iter().map(decode_ended).collect::<Result<_>>()?,
     })
+}
+
+pub fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
+    match kind {
+        OperationKind::Switchover => v1::OperationKind::Switchover,
+        OperationKind::Failover => v1::OperationKind::Failover,
+        OperationKind::Restart => v1::OperationKind::Restart,
+        OperationKind::Reinit => v1::OperationKind::Reinit,
+        OperationKind::Hibernate => v1::OperationKind::Hibernate,
+        OperationKind::Wake => v1::OperationKind::Wake,
+    }
+}
+
+/// From the wire.
+///
+/// # Errors
+/// One that this version doesn't know.
+pub fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
+    match v1::OperationKind::try_from(raw) {
+        Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
+        Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
+        Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
+        Ok(v1::OperationKind::Reinit) => Ok(OperationKind::Reinit),
+        Ok(v1::OperationKind::Hibernate) => Ok(OperationKind::Hibernate),
+        Ok(v1::OperationKind::Wake) => Ok(OperationKind::Wake),
+        Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
+    }
 }
 
 fn members<T: FromIterator<MemberId>>(raw: &[String]) -> Result<T> {
@@ -255,7 +283,6 @@ fn decode_outcome(raw: i32) -> Result<Outcome> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::state::OperationKind;
 
     fn id(name: &str) -> MemberId {
         name.parse().unwrap()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 
 use super::{
-    Malformed, agenda,
+    Malformed, agenda, aside,
     briefing::{profile, settings, settings_of, timings, timings_in_use, timings_in_use_of, told},
     configuration,
     convert::{member_id, optional_member, optional_text, position, position_of},
@@ -17,10 +17,12 @@ use crate::{
         TimelineId, TimelineSwitch, TimingsId, WalPosition,
     },
     state::{
-        Asked, ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Link, Lock, Member,
-        Operation, OperationKind, OperationPhase, Release, Roster, RuleId, TimelineRecord,
+        ClusterState, Command, Decided, FinishedOperation, GrantPhase, Identity, Kind, Lock, Member, Operation,
+        OperationPhase, Release, Roster, RuleId, TimelineRecord,
     },
 };
+
+pub use super::agenda::{decode_operation_kind, encode_operation_kind};
 
 type Result<T> = std::result::Result<T, Malformed>;
 
@@ -127,11 +129,13 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             c::Kind::SetSettings(encode_changes(*version, changes, by, *beside))
         }
         Kind::Agenda(change) => c::Kind::Agenda(agenda::change(change)),
+        Kind::Hibernate(change) => c::Kind::Hibernate(aside::change(change)),
         Kind::NoteFormat { format } => c::Kind::NoteFormat(c::NoteFormat { format: format.0 }),
         Kind::Pause { reason, by } => c::Kind::Pause(c::Pause { reason: reason.clone(), by: by.clone() }),
         Kind::Resume { by } => c::Kind::Resume(c::Resume { by: by.clone() }),
         Kind::Acknowledge { by } => c::Kind::Acknowledge(c::Acknowledge { by: by.clone() }),
-        Kind::Maintenance { member, on, reason, by } => c::Kind::Maintenance(c::Maintenance {
+        Kind::Maintenance { member, on, reason, by, stop } => c::Kind::Maintenance(c::Maintenance {
+            stop: *stop,
             member: member.to_string(),
             on: *on,
             reason: reason.clone(),
@@ -251,11 +255,15 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             beside: s.beside.map(TimingsId),
         },
         K::Agenda(change) => Kind::Agenda(agenda::change_of(change)?),
+        K::Hibernate(change) => Kind::Hibernate(aside::change_of(change)?),
         K::NoteFormat(n) => Kind::NoteFormat { format: Format::from(n.format) },
         K::Pause(p) => Kind::Pause { reason: p.reason, by: p.by },
         K::Resume(r) => Kind::Resume { by: r.by },
         K::Acknowledge(a) => Kind::Acknowledge { by: a.by },
-        K::Maintenance(m) => Kind::Maintenance { member: member_id(&m.member)?, on: m.on, reason: m.reason, by: m.by },
+        K::Maintenance(m) => {
+            let (on, reason, by, stop) = (m.on, m.reason, m.by, m.stop);
+            Kind::Maintenance { member: member_id(&m.member)?, on, reason, by, stop }
+        }
     })
 }
 
@@ -310,17 +318,18 @@ pub fn encode_state(state: &ClusterState) -> Vec<u8> {
         settings_changes: state.settings_changes.iter().map(configuration::change).collect(),
         roster: Some(members::encode_roster(&state.roster)),
         last_node: state.last_node.0,
-        paused: state.paused.as_ref().map(encode_asked),
+        paused: state.paused.as_ref().map(aside::asked),
         pauses: state.pauses,
         crash_failovers: state.crash_failovers,
         unexplained: state.unexplained.iter().map(|(id, epoch)| (id.to_string(), epoch.0)).collect(),
-        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), encode_asked(asked))).collect(),
+        maintenance: state.maintenance.iter().map(|(id, asked)| (id.to_string(), aside::asked(asked))).collect(),
         sync: Some(sync::set(&state.sync)),
         kept_out: state.kept_out,
         reader: reader::reader(&state.reader),
-        cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), encode_link(link))).collect(),
+        cascade: state.cascade.iter().map(|(id, link)| (id.to_string(), aside::link(link))).collect(),
         moved: state.moved.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
         agenda: agenda::whole(&state.agenda),
+        hibernation: state.hibernation.as_ref().map(aside::hibernation),
     }
     .encode_to_vec()
 }
@@ -384,7 +393,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         format,
         roster,
         last_node: NodeId(raw.last_node),
-        paused: raw.paused.map(decode_asked),
+        paused: raw.paused.map(aside::asked_of),
         pauses: raw.pauses,
         crash_failovers: raw.crash_failovers,
         unexplained: raw
@@ -395,7 +404,7 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         maintenance: raw
             .maintenance
             .into_iter()
-            .map(|(id, asked)| Ok((member_id(&id)?, decode_asked(asked))))
+            .map(|(id, asked)| Ok((member_id(&id)?, aside::asked_of(asked))))
             .collect::<Result<_>>()?,
         by_hand,
         sync: sync::set_of(raw.sync)?,
@@ -404,27 +413,12 @@ pub fn decode_state(bytes: &[u8]) -> Result<ClusterState> {
         cascade: raw
             .cascade
             .into_iter()
-            .map(|(id, link)| Ok((member_id(&id)?, decode_link(link)?)))
+            .map(|(id, link)| Ok((member_id(&id)?, aside::link_of(link)?)))
             .collect::<Result<_>>()?,
         moved: raw.moved.into_iter().map(|(id, at)| Ok((member_id(&id)?, at))).collect::<Result<_>>()?,
         agenda: agenda::whole_of(raw.agenda)?,
+        hibernation: raw.hibernation.map(aside::hibernation_of).transpose()?,
     })
-}
-
-fn encode_link(link: &Link) -> v1::Link {
-    v1::Link { source: optional_text(link.source.as_ref()), falls: link.falls }
-}
-
-fn decode_link(raw: v1::Link) -> Result<Link> {
-    Ok(Link { source: optional_member(&raw.source)?, falls: raw.falls })
-}
-
-fn encode_asked(asked: &Asked) -> v1::Asked {
-    v1::Asked { reason: asked.reason.clone(), by: asked.by.clone() }
-}
-
-fn decode_asked(raw: v1::Asked) -> Asked {
-    Asked { reason: raw.reason, by: raw.by }
 }
 
 fn encode_lock(lock: &Lock) -> v1::Lock {
@@ -543,29 +537,6 @@ fn decode_record(raw: v1::TimelineRecord) -> TimelineRecord {
     TimelineRecord { timeline: TimelineId(raw.timeline), epoch: Epoch(raw.epoch), switch, first_record }
 }
 
-pub(super) fn encode_operation_kind(kind: OperationKind) -> v1::OperationKind {
-    match kind {
-        OperationKind::Switchover => v1::OperationKind::Switchover,
-        OperationKind::Failover => v1::OperationKind::Failover,
-        OperationKind::Restart => v1::OperationKind::Restart,
-        OperationKind::Reinit => v1::OperationKind::Reinit,
-    }
-}
-
-/// From the wire.
-///
-/// # Errors
-/// One that this version doesn't know.
-pub fn decode_operation_kind(raw: i32) -> Result<OperationKind> {
-    match v1::OperationKind::try_from(raw) {
-        Ok(v1::OperationKind::Switchover) => Ok(OperationKind::Switchover),
-        Ok(v1::OperationKind::Failover) => Ok(OperationKind::Failover),
-        Ok(v1::OperationKind::Restart) => Ok(OperationKind::Restart),
-        Ok(v1::OperationKind::Reinit) => Ok(OperationKind::Reinit),
-        Ok(v1::OperationKind::Unspecified) | Err(_) => Err(Malformed::new("operation", format!("unknown kind {raw}"))),
-    }
-}
-
 pub(super) fn encode_phase(phase: OperationPhase) -> v1::OperationPhase {
     match phase {
         OperationPhase::Checkpoint => v1::OperationPhase::Checkpoint,
@@ -625,6 +596,7 @@ fn decode_operation(raw: v1::Operation) -> Result<Operation> {
 mod tests {
     use super::*;
     use crate::domain::{Profile, Timings};
+    use crate::state::OperationKind;
 
     fn id(name: &str) -> MemberId {
         name.parse().unwrap()
@@ -717,8 +689,16 @@ mod tests {
             },
             Kind::Pause { reason: "new kernel".into(), by: "kim".into() },
             Kind::Resume { by: "kim".into() },
-            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into() },
-            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new() },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into(), stop: None },
+            Kind::Maintenance { member: id("a"), on: false, reason: String::new(), by: String::new(), stop: None },
+            Kind::Maintenance { member: id("a"), on: true, reason: "disk".into(), by: "kim".into(), stop: Some(true) },
+            Kind::Maintenance {
+                member: id("a"),
+                on: false,
+                reason: String::new(),
+                by: String::new(),
+                stop: Some(false),
+            },
             Kind::BeginOperation { kind: OperationKind::Restart, from: None, to: id("a"), accepts_loss: false },
             Kind::AdvanceOperation { id: 2, phase: OperationPhase::Start },
             Kind::EndOperation { id: 2, succeeded: true, reason: String::new() },

@@ -7,6 +7,7 @@
 
 pub mod agenda;
 pub mod archive;
+mod aside;
 pub mod briefing;
 pub mod codec;
 pub mod configuration;

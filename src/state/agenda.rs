@@ -228,13 +228,15 @@ impl AgendaChange {
     }
 }
 
-/// `switchover`, `failover`, `restart`, `reinit`.
+/// `switchover`, `failover`, `restart`, `reinit`, `hibernate`, `wake`.
 pub fn kind_word(kind: OperationKind) -> &'static str {
     match kind {
         OperationKind::Switchover => "switchover",
         OperationKind::Failover => "failover",
         OperationKind::Restart => "restart",
         OperationKind::Reinit => "reinit",
+        OperationKind::Hibernate => "hibernate",
+        OperationKind::Wake => "wake",
     }
 }
 
@@ -256,6 +258,7 @@ impl fmt::Display for Scheduled {
         }
         match (&self.to, self.kind) {
             (None, _) => f.write_str(" to the best standby"),
+            (Some(_), OperationKind::Hibernate | OperationKind::Wake) => Ok(()),
             (Some(to), OperationKind::Restart | OperationKind::Reinit) => write!(f, " of {to}"),
             (Some(to), OperationKind::Switchover | OperationKind::Failover) => write!(f, " to {to}"),
         }
@@ -358,7 +361,11 @@ impl Agenda {
 fn subject(step: &Operation) -> &MemberId {
     match step.kind {
         OperationKind::Switchover => step.from.as_ref().unwrap_or(&step.to),
-        OperationKind::Failover | OperationKind::Restart | OperationKind::Reinit => &step.to,
+        OperationKind::Failover
+        | OperationKind::Restart
+        | OperationKind::Reinit
+        | OperationKind::Hibernate
+        | OperationKind::Wake => &step.to,
     }
 }
 
@@ -388,7 +395,8 @@ impl Rolling {
     }
 }
 
-fn at_of(command: &Command) -> u64 {
+/// When it was decided, by the leader's wall clock.
+pub(super) fn at_of(command: &Command) -> u64 {
     command.evidence.as_ref().map_or(0, |evidence| evidence.at_ms)
 }
 
@@ -411,7 +419,7 @@ impl ClusterState {
         }
     }
 
-    fn set_out(&mut self, of: u64, at: u64) {
+    pub(super) fn set_out(&mut self, of: u64, at: u64) {
         let phases = self.operation.iter().map(|o| (o.phase, at)).collect();
         self.agenda.course = Course { began_ms: at, of, phases, cancelled: None };
     }

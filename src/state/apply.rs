@@ -2,11 +2,13 @@
 //! holds makes the command stale, never an error.
 
 use super::{
+    agenda::at_of,
     cluster::{
         ClusterState, FinishedOperation, GrantPhase, INCIDENTS_KEPT, Identity, Incident, Lock, Operation,
         OperationKind, OperationPhase, Release, TimelineRecord,
     },
     command::{Applied, Command, Kind, RuleId},
+    pause::{Asked, Stopped},
 };
 use crate::domain::{EndCause, Epoch, Lsn, MemberId, SyncStart, TimelineHistory, TimelineId, WalPosition};
 
@@ -100,10 +102,14 @@ impl ClusterState {
             Kind::EndLend { id, reason } => self.end_lend(*id, reason),
             Kind::NoteFormat { format } => self.note_format(*format),
             Kind::Agenda(change) => self.change_agenda(command, change),
+            Kind::Hibernate(change) => self.hibernate(command, change),
             Kind::Pause { reason, by } => self.pause(reason, by),
             Kind::Resume { by } => self.resume(by),
             Kind::Acknowledge { by } => self.acknowledge(by),
-            Kind::Maintenance { member, on, reason, by } => self.maintain(member, *on, reason, by),
+            Kind::Maintenance { member, on, reason, by, stop } => {
+                let stopped = stop.map(|force| Stopped { at_ms: at_of(command), force });
+                self.maintain(member, *on, Asked { reason: reason.clone(), by: by.clone(), stopped })
+            }
         }
     }
 
@@ -186,8 +192,11 @@ impl ClusterState {
         if self.is_witness(member) {
             return Err(format!("{member} is a witness"));
         }
-        if self.maintenance.contains_key(member) {
-            return Err(format!("{member} is in maintenance"));
+        if let Some(asleep) = self.asleep() {
+            return Err(format!("the cluster is hibernated{}", asleep.asked));
+        }
+        if let Some(asked) = self.maintenance.get(member) {
+            return Err(format!("{member} is {}", asked.aside()));
         }
         Ok(())
     }
@@ -272,6 +281,7 @@ impl ClusterState {
         match &mut self.lock {
             Lock::Granted { member, phase, .. } if member == who && *phase == GrantPhase::Promoted => {
                 *phase = GrantPhase::Open;
+                self.hibernation = None;
                 Ok(Some(format!("{who} is open for clients")))
             }
             Lock::Granted { .. } | Lock::Free | Lock::Released(_) | Lock::Fenced { .. } => {
@@ -330,18 +340,22 @@ impl ClusterState {
         if kind != OperationKind::Reinit && holder != from {
             return Err("the primary has changed".to_owned());
         }
-        let to_itself = [from, holder].contains(&Some(to)) && kind != OperationKind::Restart;
-        if !self.members.contains_key(to) || self.is_witness(to) || to_itself || self.maintenance.contains_key(to) {
+        let stays = matches!(kind, OperationKind::Restart | OperationKind::Hibernate);
+        let to_itself = [from, holder].contains(&Some(to)) && !stays;
+        // Whoever else has all WAL may be primary when a cluster wakes.
+        let aside = self.maintenance.contains_key(to) && kind != OperationKind::Wake;
+        if !self.members.contains_key(to) || self.is_witness(to) || to_itself || aside {
             return Err(format!("{to} can't be the target"));
         }
         self.operations += 1;
         let phase = match kind {
-            OperationKind::Switchover => OperationPhase::Checkpoint,
+            OperationKind::Switchover | OperationKind::Hibernate => OperationPhase::Checkpoint,
             OperationKind::Failover => OperationPhase::Transfer,
             OperationKind::Restart if from == Some(to) => OperationPhase::Checkpoint,
             // Nobody waits for a standby.
             OperationKind::Restart => OperationPhase::Stop,
             OperationKind::Reinit => OperationPhase::Copy,
+            OperationKind::Wake => OperationPhase::Start,
         };
         self.operation = Some(Operation {
             id: self.operations,
@@ -359,6 +373,8 @@ impl ClusterState {
             OperationKind::Failover => format!("failover by command {id} to {to} begins"),
             OperationKind::Restart => format!("restart {id} of {to} begins"),
             OperationKind::Reinit => format!("reinit {id} of {to} begins: its data is copied anew"),
+            OperationKind::Hibernate => format!("hibernation {id} begins"),
+            OperationKind::Wake => format!("wake {id} begins"),
         }))
     }
 
@@ -378,6 +394,7 @@ impl ClusterState {
         let Some(operation) = self.operation.take_if(|o| o.id == id) else {
             return Err(format!("operation {id} is over"));
         };
+        self.give_up_hibernation();
         let how = if succeeded { "succeeded" } else { "failed" };
         let what = format!("operation {id} {how}: {reason}");
         if succeeded {

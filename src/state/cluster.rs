@@ -10,6 +10,7 @@ use super::{
     agenda::Agenda,
     cascade::Link,
     command::RuleId,
+    hibernate::Hibernation,
     history::{Evidence, Reign},
     pause::Asked,
     reader::Reader,
@@ -88,6 +89,8 @@ pub struct ClusterState {
     pub reader: Reader,
     /// What operators asked for beside the operation under way, and what came of the last ones.
     pub agenda: Agenda,
+    /// The whole cluster is stopped by command, being stopped, or woken.
+    pub hibernation: Option<Hibernation>,
 }
 
 /// Which life of which cluster.
@@ -207,6 +210,10 @@ pub enum OperationKind {
     Restart,
     /// The data of a standby is copied anew.
     Reinit,
+    /// The whole cluster is stopped, and stays so.
+    Hibernate,
+    /// A cluster that was stopped so goes on.
+    Wake,
 }
 
 /// Where an operation is. Persisted before acting: a new leader goes on from here.
@@ -218,11 +225,11 @@ pub enum OperationPhase {
     HoldWrites,
     /// A fast stop with the lease kept. The last phase that can be rolled back.
     Stop,
-    /// The lock is released or fenced; the target is promoted.
+    /// The lock is released or fenced; the target is promoted. A hibernation: everybody stops.
     Transfer,
     /// The old primary is opened again.
     RollBack,
-    /// A restart: it is stopped, and to be started again.
+    /// A restart: it is stopped, and to be started again. A wake: members are started, and one is to be primary.
     Start,
     /// A reinit: the data is being copied.
     Copy,
@@ -239,7 +246,7 @@ pub struct Operation {
     pub kind: OperationKind,
     /// The primary when it began; of a reinit the member that the operator wants to be copied.
     pub from: Option<MemberId>,
-    /// Who shall be primary, is restarted, or is copied anew.
+    /// Who shall be primary, is restarted, or is copied anew; of a hibernation and its end who was primary.
     pub to: MemberId,
     /// Where it is.
     pub phase: OperationPhase,
@@ -247,7 +254,8 @@ pub struct Operation {
     pub request_id: String,
     /// The rule that began it; the zero rule for an operator's.
     pub because: RuleId,
-    /// The operator accepts that acknowledged commits are lost; of a reinit, that commits wait until it is over.
+    /// The operator accepts that acknowledged commits are lost; of a reinit, that commits wait until it is over; of a
+    /// hibernation, that only the primary has all its WAL.
     pub accepts_loss: bool,
 }
 
@@ -314,14 +322,15 @@ impl ClusterState {
         }
     }
 
-    /// A switchover, or a restart of the primary, has asked routers to hold new connections.
+    /// A switchover, a restart of the primary, or a hibernation has asked routers to hold new connections.
     pub fn holds_writes(&self) -> bool {
         let Some(operation) = &self.operation else { return false };
         match operation.kind {
             _ if operation.phase == OperationPhase::Checkpoint => false,
             OperationKind::Switchover => !self.transferred(),
             OperationKind::Restart => operation.restarts_primary(),
-            OperationKind::Failover | OperationKind::Reinit => false,
+            OperationKind::Hibernate => true,
+            OperationKind::Failover | OperationKind::Reinit | OperationKind::Wake => false,
         }
     }
 

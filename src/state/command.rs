@@ -6,6 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use super::{
     agenda::AgendaChange,
     cluster::{Member, OperationKind, OperationPhase},
+    hibernate::HibernateChange,
     history::Evidence,
 };
 use crate::domain::{
@@ -248,6 +249,8 @@ pub enum Kind {
         reason: String,
         /// Who asked, as they call themselves; empty when they don't.
         by: String,
+        /// PostgreSQL there is stopped, too, or started again; `true`: though commits wait for it.
+        stop: Option<bool>,
     },
     /// Failovers that followed crashes count no more.
     Acknowledge {
@@ -305,6 +308,8 @@ pub enum Kind {
     },
     /// Something is scheduled, begun, taken back or over.
     Agenda(AgendaChange),
+    /// The whole cluster is stopped, or goes on.
+    Hibernate(HibernateChange),
 }
 
 /// What a change of timings was decided on.
@@ -348,7 +353,9 @@ impl Kind {
             Self::NoteFormat { .. } => "note-format",
             Self::Pause { .. } => "pause",
             Self::Resume { .. } => "resume",
-            Self::Maintenance { .. } => "maintenance",
+            Self::Maintenance { stop: None, .. } => "maintenance",
+            Self::Maintenance { on: true, .. } => "stop-member",
+            Self::Maintenance { on: false, .. } => "start-member",
             Self::Acknowledge { .. } => "acknowledge",
             Self::SetSync { .. } => "set-sync",
             Self::SettleSync { .. } => "settle-sync",
@@ -357,6 +364,7 @@ impl Kind {
             Self::Lend { .. } => "lend",
             Self::EndLend { .. } => "end-lend",
             Self::Agenda(change) => change.name(),
+            Self::Hibernate(change) => change.name(),
         }
     }
 
@@ -391,6 +399,7 @@ impl Kind {
             Self::SetTimings { decided: Some(_), .. } | Self::SetSettings { beside: Some(_), .. } => Format::BESIDE,
             Self::SetTimings { profile, timings, .. } if timings.are_newer(*profile) => Format::MOVES,
             Self::SetTimings { .. } => Format::FIRST,
+            Self::Maintenance { stop: Some(_), .. } => Format::OPERATE,
             Self::SetSettings { .. }
             | Self::Pause { .. }
             | Self::Resume { .. }
@@ -405,7 +414,7 @@ impl Kind {
             Self::GrantRunning { .. } => Format::RUNNING,
             Self::MoveMember { .. } => Format::OPERATE,
             Self::Lend { .. } | Self::EndLend { .. } => Format::OPERATE,
-            Self::Agenda(_) => Format::OPERATE,
+            Self::Agenda(_) | Self::Hibernate(_) => Format::OPERATE,
             Self::NoteFormat { format } => Format::SETTINGS.max(*format),
         }
     }

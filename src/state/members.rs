@@ -65,6 +65,9 @@ impl ClusterState {
         if let Some(running) = self.operation.as_ref().filter(|o| o.to == *who) {
             return Err(format!("{who} is the target of operation {}", running.id));
         }
+        if self.hibernation.as_ref().is_some_and(|h| h.primary == *who) {
+            return Err(format!("{who} was primary when the cluster was hibernated: `matriarch start --all` first"));
+        }
         if self.sync.rules.iter().any(|rule| rule.names.contains(who)) {
             return Err(format!("{who} confirms commits; set {who}.sync=false first"));
         }
@@ -267,7 +270,7 @@ mod tests {
             begin(crate::state::OperationKind::Failover),
             begin(crate::state::OperationKind::Reinit),
             begin(crate::state::OperationKind::Restart),
-            Kind::Maintenance { member: d.clone(), on: true, reason: String::new(), by: String::new() },
+            Kind::Maintenance { member: d.clone(), on: true, reason: String::new(), by: String::new(), stop: None },
             Kind::SetSync { after: 0, rule: Some((vec![d.clone()], 1)) },
             Kind::Cascade { member: d.clone(), source: Some(id("b")), falls: 0, reason: String::new() },
             Kind::Cascade { member: id("b"), source: Some(d.clone()), falls: 0, reason: String::new() },

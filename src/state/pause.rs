@@ -12,6 +12,38 @@ pub struct Asked {
     pub reason: String,
     /// Who asked, as they call themselves; empty when they don't.
     pub by: String,
+    /// Of a member: PostgreSQL there is stopped, too, and stays so. `None`: it is in maintenance, and is left as it is.
+    pub stopped: Option<Stopped>,
+}
+
+/// PostgreSQL of a member is stopped by command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stopped {
+    /// When that was committed, by the leader's wall clock in milliseconds since 1970; 0: nobody looked.
+    pub at_ms: u64,
+    /// Though commits wait for it: it is not waited for that others confirm them in its place.
+    pub force: bool,
+}
+
+impl Asked {
+    /// What is so of a member by it: `in maintenance by kim: disk`, `stopped by kim: disk`.
+    pub fn aside(&self) -> String {
+        let word = if self.stopped.is_some() { "stopped" } else { "in maintenance" };
+        format!("{word}{self}")
+    }
+
+    /// Why something about that member is refused, and what ends it.
+    pub fn refusal(&self, member: &MemberId) -> String {
+        format!("{member} is {}; {} ends it", self.aside(), self.ended_by(member))
+    }
+
+    /// The command that ends it.
+    pub fn ended_by(&self, member: &MemberId) -> String {
+        match self.stopped {
+            Some(_) => format!("`matriarch start {member}`"),
+            None => format!("`matriarch maintenance off {member}`"),
+        }
+    }
 }
 
 /// ` by kim: new kernel`, or what there is of it; nothing at all when nothing was said.
@@ -35,7 +67,7 @@ impl ClusterState {
         if let Some(asked) = &self.paused {
             return Err(format!("the cluster is paused{asked}"));
         }
-        let asked = Asked { reason: reason.to_owned(), by: by.to_owned() };
+        let asked = Asked { reason: reason.to_owned(), by: by.to_owned(), stopped: None };
         let what = format!("the cluster is paused{asked}");
         (self.paused, self.pauses) = (Some(asked), self.pauses + 1);
         Ok(Some(what))
@@ -46,17 +78,11 @@ impl ClusterState {
             return Err("the cluster is not paused".to_owned());
         }
         self.pauses += 1;
-        let asked = Asked { reason: String::new(), by: by.to_owned() };
+        let asked = Asked { by: by.to_owned(), ..Asked::default() };
         Ok(Some(format!("the cluster decides again, resumed{asked}")))
     }
 
-    pub(super) fn maintain(
-        &mut self,
-        member: &MemberId,
-        on: bool,
-        reason: &str,
-        by: &str,
-    ) -> Result<Option<String>, String> {
+    pub(super) fn maintain(&mut self, member: &MemberId, on: bool, asked: Asked) -> Result<Option<String>, String> {
         if !self.members.contains_key(member) {
             return Err(format!("{member} is no member"));
         }
@@ -64,13 +90,19 @@ impl ClusterState {
             return Err(format!("{member} is a witness"));
         }
         if !on {
-            let was = self.maintenance.remove(member);
-            was.ok_or_else(|| format!("{member} is not in maintenance"))?;
-            let asked = Asked { reason: String::new(), by: by.to_owned() };
-            return Ok(Some(format!("the maintenance of {member} is ended{asked}")));
+            let stops = asked.stopped.is_some();
+            // Who was put in maintenance meanwhile is not started by whoever wanted to start what was stopped.
+            let was = self.maintenance.get(member).filter(|was| was.stopped.is_some() == stops);
+            was.ok_or_else(|| format!("{member} is not {}", if stops { "stopped" } else { "in maintenance" }))?;
+            self.maintenance.remove(member);
+            let asked = Asked { by: asked.by, ..Asked::default() };
+            return Ok(Some(match stops {
+                true => format!("{member} is started again{asked}"),
+                false => format!("the maintenance of {member} is ended{asked}"),
+            }));
         }
         if let Some(asked) = self.maintenance.get(member) {
-            return Err(format!("{member} is in maintenance{asked}"));
+            return Err(format!("{member} is {}", asked.aside()));
         }
         if self.holder().is_some_and(|(_, holder)| holder == member) {
             return Err(format!("{member} holds the lock"));
@@ -79,8 +111,7 @@ impl ClusterState {
         if let Some(running) = self.brief_operation().filter(|o| o.to == *member) {
             return Err(format!("operation {} is about {member}", running.id));
         }
-        let asked = Asked { reason: reason.to_owned(), by: by.to_owned() };
-        let what = format!("{member} is in maintenance{asked}");
+        let what = format!("{member} is {}", asked.aside());
         self.maintenance.insert(member.clone(), asked);
         Ok(Some(what))
     }

@@ -80,7 +80,7 @@ mod tests {
         assert!(run(&mut state, end(1)) && !run(&mut state, end(1)), "once");
         assert_eq!((state.reader_life(&id("b"), 1), state.reader.life), (None, LIFE), "what is waited for stays known");
         assert!(!lend(&mut state, "c", 1), "a number is never used again");
-        state.maintenance.insert(id("c"), Asked { reason: "disk".into(), by: String::new() });
+        state.maintenance.insert(id("c"), Asked { reason: "disk".into(), ..Asked::default() });
         assert!(!lend(&mut state, "c", 2) && lend(&mut state, "b", 2));
         let told = state.incidents.iter().map(|incident| incident.what.as_str()).collect::<Vec<_>>();
         assert_eq!(

@@ -67,6 +67,7 @@ impl ClusterState {
         }
         // Whoever recovers wants a primary.
         state.paused = None;
+        state.hibernation = None;
         state.maintenance.remove(me);
         state.end_reigns();
         state.revision += 1;

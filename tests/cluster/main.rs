@@ -30,6 +30,7 @@ mod failovers;
 mod failsafe;
 mod from_patroni;
 mod frozen;
+mod halts;
 mod history;
 mod layers;
 mod members;

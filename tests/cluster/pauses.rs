@@ -25,6 +25,10 @@ pub const STEPS: &[Step] = &[
         "what_is_scheduled_begins_and_all_are_restarted_in_turn",
         crate::agenda::what_is_scheduled_begins_and_all_are_restarted_in_turn,
     ),
+    (
+        "a_standby_and_then_everybody_is_stopped_and_started",
+        crate::halts::a_standby_and_then_everybody_is_stopped_and_started,
+    ),
     ("minor_upgrade_by_the_recipe", minor_upgrade_by_the_recipe),
     ("a_crash_in_a_pause_is_restarted_in_place", a_crash_in_a_pause_is_restarted_in_place),
     ("a_clean_stop_in_a_pause_is_respected", a_clean_stop_in_a_pause_is_respected),

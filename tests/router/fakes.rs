@@ -38,6 +38,7 @@ pub const GSS_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 48];
 /// A state of cluster `c`, confirmed this moment. `primary` is `None` for none.
 pub fn state(epoch: u64, revision: u64, open: bool, primary: Option<&Backend>) -> RoutingState {
     RoutingState {
+        hibernated: String::new(),
         moved: Default::default(),
         cluster_id: "c".into(),
         generation: 1,

@@ -110,6 +110,7 @@ impl Server {
 
     pub fn state(&self) -> RoutingState {
         RoutingState {
+            hibernated: String::new(),
             moved: Default::default(),
             cluster_id: "c".into(),
             generation: 1,

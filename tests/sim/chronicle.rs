@@ -242,6 +242,7 @@ impl Chronicle {
             (OperationKind::Restart, false) => "restarts failed",
             (OperationKind::Reinit, true) => "copies by command",
             (OperationKind::Reinit, false) => "copies by command failed",
+            (OperationKind::Hibernate | OperationKind::Wake, _) => "hibernations and their ends",
             (OperationKind::Failover, true) => "failovers by command",
             (OperationKind::Failover, false) => "failovers by command failed",
         };

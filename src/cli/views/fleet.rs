@@ -101,6 +101,7 @@ fn row(seen: &Seen) -> Vec<Cell> {
 
 fn health(reply: &StatusReply) -> (&'static str, Tone) {
     match (render::is_healthy(reply), reply.lock.as_str()) {
+        _ if !reply.hibernated.is_empty() => ("hibernated", Tone::Warn),
         (true, _) => ("healthy", Tone::Good),
         (false, "open") => ("degraded", Tone::Warn),
         (false, _) => ("no open primary", Tone::Bad),

@@ -74,6 +74,9 @@ fn finding(what: Subject, args: &CheckArgs, limits: &Limits, status: &StatusRepl
         Subject::Lag => lag(&members, limits, &mut told),
         Subject::Slots => slots(&heard(&members, status, &mut told), limits, &mut told),
         Subject::Archive => archive(&heard(&members, status, &mut told), limits, &mut told),
+        Subject::Lease | Subject::Sync if !status.hibernated.is_empty() => {
+            told.say(Level::Ok, format!("the cluster is {}", status.hibernated));
+        }
         Subject::Lease => lease(status, &mut told),
         Subject::Disk => disk(&heard(&members, status, &mut told), limits, &mut told),
         Subject::Sync => sync(status, &mut told),
@@ -199,7 +202,11 @@ fn role(status: &StatusReply, (member, wanted): (Option<&str>, Option<Role>), to
         let level = if is == wanted && state != "crashed" { Level::Ok } else { Level::Critical };
         return told.say(level, format!("{name} is {is}, {state}"));
     }
-    let (level, text) = primary(status);
+    let says_primary = status.members.iter().any(|m| m.role == "primary");
+    let (level, text) = match status.hibernated.is_empty() || says_primary {
+        true => primary(status),
+        false => (Level::Ok, format!("the cluster is {}", status.hibernated)),
+    };
     told.say(level, text);
     if let Some(seen) = status.members.iter().find(|m| member == Some(m.member.as_str())) {
         match is_heard(seen) {
@@ -238,6 +245,10 @@ fn lag(members: &[&MemberStatus], limits: &Limits, told: &mut Told) {
     let standbys = members.iter().filter(|m| !matches!(m.role.as_str(), "primary" | "witness"));
     for member in standbys {
         let name = &member.member;
+        if !member.stopped.is_empty() {
+            told.say(Level::Ok, format!("{name} is {}", member.stopped));
+            continue;
+        }
         // Who shows the past on purpose is measured by what it has, not by what it shows.
         let (lag, what) = match member.state.as_str() {
             "delayed" => (member.flushed, "has not flushed"),
