@@ -277,6 +277,7 @@ fn each_outside_thing_has_one_room() {
                 "cli/settings/edit.rs",
                 "cli/clusters.rs",
                 "cli/views/bundle.rs",
+                "cli/views/redact",
             ],
         ),
         ("yaml_rust2", &["cli/import/yaml.rs"]),
