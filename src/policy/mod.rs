@@ -94,6 +94,8 @@ pub struct Since {
     pub lock: Moment,
     /// The operation under way came into its present phase.
     pub operation: Moment,
+    /// The agent of the member that an operation is about said last that it works on it, be it an earlier operation.
+    pub at_work: Moment,
     /// The holder counts by these timings, the newest, and since when.
     pub timings: Option<(TimingsId, Moment)>,
     /// The address for standbys came to whoever has it now, or to nobody.

@@ -7,7 +7,7 @@
 use super::Situation;
 use crate::{
     domain::{Epoch, MemberId},
-    state::{ClusterState, Command, Kind, Lock, RuleId},
+    state::{ClusterState, Command, Kind, Lock, Operation, RuleId},
 };
 
 /// Stands in the log entry that records how it ended. No rule of the table: nothing is decided by it.
@@ -32,6 +32,11 @@ pub fn suspect(state: &ClusterState) -> Option<Suspect> {
     let Lock::Fenced { epoch, previous: Some((held, member)), released: None } = &state.lock else { return None };
     let recorded = state.incidents.iter().any(|i| i.rule == RULE.0 && i.epoch == *epoch);
     (!recorded).then(|| Suspect { fenced: *epoch, held: *held, member: member.clone() })
+}
+
+/// In a pause somebody may be at work on that host: only whoever is to be primary by command is to be protected from it.
+pub fn is_wanted(state: &ClusterState) -> bool {
+    state.paused.is_none() || state.operation.as_ref().is_some_and(Operation::moves_primary)
 }
 
 /// It said meanwhile that nothing of that epoch runs any more.
