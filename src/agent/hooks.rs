@@ -554,6 +554,38 @@ mod tests {
         assert_eq!(all.before(&[PROMOTE], Duration::from_secs(20)).await, Ok(()));
     }
 
+    /// As when a program lies on a dead disk.
+    #[test]
+    fn nothing_waits_for_a_look_at_the_programs() {
+        static HANGS: Mutex<()> = Mutex::new(());
+        static LOOKS: AtomicBool = AtomicBool::new(false);
+        let held = lock(&HANGS);
+        let all = hooks(vec![hook(HookEvent::AfterStop, "true")]);
+        all.0.look_aside(|_| {
+            LOOKS.store(true, Ordering::SeqCst);
+            drop(lock(&HANGS));
+            Ok(())
+        });
+        let until = Instant::now() + Duration::from_secs(20);
+        while !LOOKS.load(Ordering::SeqCst) {
+            assert!(Instant::now() < until, "nobody looks");
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_hangs_is_not_waited_for_and_says_no_where_that_is_asked() {
+        let budget = Duration::from_secs(5);
+        for (required, asked) in [(false, Ok(())), (true, Err("vetoed: the thread of the hooks hangs".to_owned()))] {
+            let (hangs, ended) = oneshot::channel();
+            let began = tokio::time::Instant::now();
+            assert_eq!(in_time(ended, budget, required).await, asked);
+            assert!(began.elapsed() <= budget + Duration::from_secs(3), "{:?}", began.elapsed());
+            drop(hangs);
+        }
+    }
+
     #[test]
     fn what_was_told_is_found_again_and_anything_else_is_as_if_nothing_was() {
         let dir = tempfile::tempdir().unwrap();

@@ -176,12 +176,7 @@ impl Facts {
             self.operation_seen = operation;
             self.since.operation = now;
         }
-        let at_work = state.operation.as_ref().and_then(|o| {
-            let seen = self.seen.get(&o.to)?;
-            let works = seen.agent.as_ref()?.work.as_ref().is_some_and(|work| work.order == o.id);
-            works.then_some(seen.agent_at)
-        });
-        self.since.at_work = at_work.unwrap_or(self.since.at_work);
+        self.since.hear_of_work(state, &self.seen);
         let newest = state.timings.newest();
         let holder = state.holder().and_then(|(_, holder)| self.seen.get(holder)?.agent.as_ref());
         let counts_by_it = holder.is_some_and(|a| a.lease.held && a.lease.timings == newest);

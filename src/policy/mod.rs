@@ -104,6 +104,18 @@ pub struct Since {
     pub reader_unfit: Option<Moment>,
 }
 
+impl Since {
+    /// To be called with all that was heard.
+    pub fn hear_of_work(&mut self, state: &ClusterState, seen: &BTreeMap<MemberId, Observation>) {
+        let Some(operation) = &state.operation else { return };
+        let Some(of) = seen.get(&operation.to) else { return };
+        let work = of.agent.as_ref().and_then(|agent| agent.work.as_ref());
+        if work.is_some_and(|work| work.order == operation.id) {
+            self.at_work = of.agent_at;
+        }
+    }
+}
+
 /// A voter's durable promise not to help an epoch below `promise.sealed`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seal {

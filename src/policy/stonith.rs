@@ -59,7 +59,7 @@ mod tests {
     use crate::{
         domain::{WalPosition, observation::Notice},
         policy::testing::{Bench, id, state},
-        state::Applied,
+        state::{Applied, OperationKind},
     };
 
     fn of_a() -> Suspect {
@@ -77,6 +77,22 @@ mod tests {
             Command { request_id: "r".into(), expected: Epoch(1), because: RuleId(320), kind: fence, evidence: None };
         assert_eq!(released.apply(&fence), Applied::Changed);
         assert_eq!(suspect(&released), None, "its tree is empty by its own word");
+    }
+
+    #[test]
+    fn in_a_pause_only_whoever_is_to_be_primary_by_command_is_protected() {
+        let wanted = |operation: &str, paused: bool| {
+            let mut state = state(&format!("fenced; {operation}"));
+            state.paused = paused.then(Default::default);
+            is_wanted(&state)
+        };
+        assert!(wanted("", false) && wanted("reinit b copy", false));
+        assert!(wanted("failover b", true) && wanted("switchover b transfer", true));
+        assert!(!wanted("", true) && !wanted("reinit b copy", true));
+        let mut restarts = state("fenced; switchover b stop");
+        restarts.paused = Some(Default::default());
+        restarts.operation.as_mut().unwrap().kind = OperationKind::Restart;
+        assert!(!is_wanted(&restarts));
     }
 
     #[test]
