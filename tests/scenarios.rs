@@ -729,6 +729,7 @@ impl World {
             self.operation_seen = operation;
             self.since.operation = self.now;
         }
+        self.since.hear_of_work(&self.state, &self.seen);
         let newest = self.state.timings.newest();
         let holder = self.state.holder().and_then(|(_, holder)| self.seen.get(holder)?.agent.as_ref());
         let counts_by_it = holder.is_some_and(|a| a.lease.held && a.lease.timings == newest);
@@ -817,7 +818,13 @@ impl World {
     }
 
     fn ask(&mut self, kind: OperationKind, to: &str, allow_loss: bool) {
-        let admitted = self.look(|s| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss));
+        let admit = |s: &Situation<'_>| policy::switchover::admit(s, kind, Some(&id(to)), allow_loss);
+        // As the manager that is asked does.
+        let first = self.look(|s| admit(s).ok().and_then(|begins| policy::reinit::gives_way(s, &begins)));
+        if let Some(first) = first {
+            self.begin(Ok(first));
+        }
+        let admitted = self.look(admit);
         self.begin(admitted);
     }
 

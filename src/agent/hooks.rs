@@ -24,7 +24,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use self::due::{Occurrence, Seen, Told, Watch};
-use super::core::{Core, Tree};
+use super::{
+    core::{Core, Tree},
+    store::replace,
+};
 use crate::{
     config::{Config, Hook, LocalMember, runnable},
     domain::{Epoch, hooks::HookEvent},
@@ -41,6 +44,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// After a veto the next promotion on this host asks its hooks no sooner, so that members that all refuse don't pass the lock
 /// around as fast as they can.
 const VETO_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a thread may be late by.
+const SLACK: Duration = Duration::from_millis(500);
 
 /// What was told, and what is to be kept of it first.
 type News = (Vec<Occurrence>, Told);
@@ -80,11 +86,6 @@ impl Hooks {
     /// Those of this host's file. With none there is no thread, and nothing is kept.
     pub fn open(config: &Config, local: &LocalMember) -> anyhow::Result<Hooks> {
         let hooks = config.hooks.run.clone();
-        for hook in &hooks {
-            if let Some(Err(why)) = hook.command.first().map(|program| runnable(program)) {
-                tracing::warn!(hook = hook.key, "{why}; the hook fails until it can be run");
-            }
-        }
         let postgresql = &local.postgresql;
         let place = Place {
             cluster: config.cluster.name.clone(),
@@ -109,6 +110,7 @@ impl Hooks {
             if let Err(error) = sys::close_all_on_exec() {
                 tracing::warn!(%error, "what the agent was started with open is open in hooks, too");
             }
+            shared.look_aside(runnable);
             let (kept, inside) = (kept_at(local), Arc::clone(&shared));
             thread::Builder::new().name("hooks".to_owned()).spawn(move || serve(&inside, &news, &kept))?;
         }
@@ -176,7 +178,19 @@ impl Hooks {
                 told.send(shared.run_all(&due, Some(Instant::now() + budget), &|| given_up.load(Ordering::Relaxed)));
         });
         spawned.map_err(|error| format!("no thread for the hooks is to be had ({error})"))?;
-        ended.await.unwrap_or_else(|_| Err("the thread of the hooks broke off".to_owned()))
+        in_time(ended, budget, self.0.hooks.iter().any(|hook| wanted(hook) && hook.required)).await
+    }
+}
+
+/// Each run has its own limit, and this one is for what nobody has thought of: the thread hangs. What is required says no then.
+async fn in_time(ended: oneshot::Receiver<Result<(), String>>, budget: Duration, required: bool) -> Result<(), String> {
+    match tokio::time::timeout(budget + program::OVERTIME + SLACK, ended).await {
+        Ok(done) => done.unwrap_or_else(|_| Err("the thread of the hooks broke off".to_owned())),
+        Err(_) if required => Err("vetoed: the thread of the hooks hangs".to_owned()),
+        Err(_) => {
+            tracing::error!(event = events::HOOK, "the thread of the hooks hangs: nobody waits for it any more");
+            Ok(())
+        }
     }
 }
 
@@ -232,6 +246,22 @@ fn serve(shared: &Arc<Shared>, news: &Receiver<News>, kept: &Path) {
 }
 
 impl Shared {
+    /// Warns of programs that can't be run. Nothing waits for that: on a dead disk it has no end.
+    fn look_aside(self: &Arc<Self>, runnable: fn(&str) -> Result<(), String>) {
+        let shared = Arc::clone(self);
+        let look = move || {
+            give_up_capabilities();
+            for hook in &shared.hooks {
+                if let Some(Err(why)) = hook.command.first().map(|program| runnable(program)) {
+                    tracing::warn!(hook = hook.key, "{why}; the hook fails until it can be run");
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("hooks-look".to_owned()).spawn(look) {
+            tracing::warn!(%error, "the programs of hooks could not be looked at");
+        }
+    }
+
     /// All hooks of these moments, in the order of the moments, then of the file.
     fn run_all(
         self: &Arc<Self>,
@@ -407,12 +437,10 @@ fn read(path: &Path) -> Option<Told> {
     Some(Told { promoted: Epoch(kept.promoted), demoted: Epoch(kept.demoted) })
 }
 
-/// Replaces it whole.
+/// Replaces it whole; on disk when this returns.
 fn write(path: &Path, told: Told) -> std::io::Result<()> {
     let told = Kept { format: FORMAT, promoted: told.promoted.0, demoted: told.demoted.0 };
-    let new = path.with_extension("new");
-    fs::write(&new, serde_json::to_vec(&told)?)?;
-    fs::rename(new, path)
+    replace(path, &serde_json::to_vec(&told)?)
 }
 
 #[cfg(test)]
@@ -524,6 +552,38 @@ mod tests {
         fs::remove_file(&mark).unwrap();
         let all = hooks(vec![Hook { retries: 1, required: true, ..once }]);
         assert_eq!(all.before(&[PROMOTE], Duration::from_secs(20)).await, Ok(()));
+    }
+
+    /// As when a program lies on a dead disk.
+    #[test]
+    fn nothing_waits_for_a_look_at_the_programs() {
+        static HANGS: Mutex<()> = Mutex::new(());
+        static LOOKS: AtomicBool = AtomicBool::new(false);
+        let held = lock(&HANGS);
+        let all = hooks(vec![hook(HookEvent::AfterStop, "true")]);
+        all.0.look_aside(|_| {
+            LOOKS.store(true, Ordering::SeqCst);
+            drop(lock(&HANGS));
+            Ok(())
+        });
+        let until = Instant::now() + Duration::from_secs(20);
+        while !LOOKS.load(Ordering::SeqCst) {
+            assert!(Instant::now() < until, "nobody looks");
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thread_that_hangs_is_not_waited_for_and_says_no_where_that_is_asked() {
+        let budget = Duration::from_secs(5);
+        for (required, asked) in [(false, Ok(())), (true, Err("vetoed: the thread of the hooks hangs".to_owned()))] {
+            let (hangs, ended) = oneshot::channel();
+            let began = tokio::time::Instant::now();
+            assert_eq!(in_time(ended, budget, required).await, asked);
+            assert!(began.elapsed() <= budget + Duration::from_secs(3), "{:?}", began.elapsed());
+            drop(hangs);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{
     hands::wait_clear,
     hooks::due::Occurrence,
-    order::StopMode,
+    order::{Source, StopMode},
     store::Tenure,
     tasks::{Job, left},
 };
@@ -52,6 +52,18 @@ impl Job {
             _ = wait_clear(guard, budget * 2) => {}
         }
         began.elapsed()
+    }
+
+    /// A standby that runs is stopped for a copy that an operator wants; any other copy is not planned.
+    pub(super) async fn before_copy(&self, source: &Source) {
+        let runs = |guard: &&GuardHandle| {
+            let state = guard.state();
+            let state = state.borrow();
+            state.alive && !state.postmaster.is_clear()
+        };
+        if let Some(guard) = self.guard.as_ref().filter(runs).filter(|_| source.named.is_some()) {
+            self.before_stop(guard, StopMode::Fast, false).await;
+        }
     }
 
     /// A standby may be started because it was granted the lock, so they get half of what a promotion has.

@@ -447,17 +447,25 @@ impl Store {
     /// The file system refused. The caller must end: what it was about to do rests on this.
     pub fn save(&self, durable: &Durable) -> Result<(), StoreError> {
         let path = self.dir.join(FILE);
-        let temporary = self.dir.join("agent.json.tmp");
         let bytes = serde_json::to_vec_pretty(&Raw::from(durable))
             .map_err(|source| StoreError::Unreadable { path: path.clone(), source })?;
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let mut file = options.open(&temporary).map_err(io_error("create", &temporary))?;
-        file.write_all(&bytes).map_err(io_error("write", &temporary))?;
-        file.sync_all().map_err(io_error("fsync", &temporary))?;
-        fs::rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
-        let dir = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
-        dir.sync_all().map_err(io_error("fsync", &self.dir))
+        replace(&path, &bytes).map_err(io_error("replace", &path))
+    }
+}
+
+/// Replaces a file whole; on disk when this returns.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
     }
 }
 

@@ -347,6 +347,7 @@ impl Job {
     }
 
     async fn copy(&self, source: &Source) -> Result<(), Failure> {
+        self.before_copy(source).await;
         let _works = self.hands.data_dir.lock().await;
         self.stop_if_running().await?;
         self.may_be_replaced(source).await?;

@@ -1,6 +1,6 @@
 //! `matriarch operations` and `rolling-restart`, and what `--scheduled` and `--dry-run` do.
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -501,7 +501,7 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
             if operation.no_wait {
                 return exit::OK;
             }
-            let seconds = operation.timeout;
+            let seconds = operation.patience("rolling restart").as_secs();
             complain(
                 &format!(
                     "rolling restart {id} is not over after {seconds} s and goes on; see `matriarch operations show {id}`"
@@ -515,7 +515,7 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
 /// Until it ends, at most so long; its steps and what it waits for are printed unless JSON is wanted.
 async fn follow(client: &Client, id: u64, args: &OperationArgs) -> Option<OperationRecord> {
     let (began, mut shown) = (Instant::now(), String::new());
-    while began.elapsed() < Duration::from_secs(args.timeout) {
+    while began.elapsed() < args.patience("rolling restart") {
         // Whoever is asked may be dying right now; the next one knows.
         let all = client.operations().await.map(|reply| reply.operations).unwrap_or_default();
         if let Some(ended) = all.iter().find(|r| r.id == id && r.state != "running") {

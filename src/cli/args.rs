@@ -2,7 +2,7 @@
 
 pub(super) mod views;
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -249,9 +249,17 @@ pub struct OperationArgs {
     /// Print JSON when it is done, and nothing before
     #[arg(long)]
     pub json: bool,
-    /// How long to wait, in seconds; the operation itself goes on
-    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
-    pub timeout: u64,
+    /// How long to wait, in seconds; the operation itself goes on [default: 180; a reinit: until it is over]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+}
+
+impl OperationArgs {
+    /// How long to wait for an operation of this `kind`. A copy takes as long as it takes.
+    pub fn patience(&self, kind: &str) -> Duration {
+        let limit = if kind == "reinit" { Duration::MAX } else { Duration::from_secs(180) };
+        self.timeout.map_or(limit, Duration::from_secs)
+    }
 }
 
 #[derive(Debug, Args)]

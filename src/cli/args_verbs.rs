@@ -135,3 +135,26 @@ pub struct StartArgs {
 fn with_examples(examples: &str) -> String {
     format!("{examples}\n\n{}", exit::HELP)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        reinit: super::ReinitArgs,
+    }
+
+    #[test]
+    fn a_copy_is_waited_for_until_it_is_over_unless_somebody_says_how_long() {
+        let patience = |words: &[&str]| {
+            let line = Line::parse_from([&["reinit", "n3"], words].concat());
+            ["reinit", "switchover"].map(|kind| line.reinit.operation.patience(kind))
+        };
+        assert_eq!(patience(&[]), [Duration::MAX, Duration::from_secs(180)]);
+        assert_eq!(patience(&["--timeout", "5"]), [Duration::from_secs(5); 2]);
+    }
+}

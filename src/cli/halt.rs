@@ -1,7 +1,5 @@
 //! `matriarch stop` and `start`: PostgreSQL of a standby, or of the whole cluster, stops and stays so, or goes on.
 
-use std::time::Duration;
-
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -137,12 +135,14 @@ impl Halt<'_> {
             return follow(client, self.verb, Ok(operation), self.args).await;
         }
         let started = Instant::now();
-        let patience = Duration::from_secs(self.args.timeout);
+        let patience = self.args.patience(self.verb);
         while !self.args.no_wait && !self.is_so(client).await {
             if started.elapsed() >= patience {
                 let so_far = format!(
                     "{} of {} is committed, and not carried out after {} s; see `matriarch status`",
-                    self.verb, self.member, self.args.timeout
+                    self.verb,
+                    self.member,
+                    patience.as_secs()
                 );
                 return complain(&so_far, exit::FAILED);
             }

@@ -228,7 +228,7 @@ pub(super) async fn follow(
         return exit::OK;
     }
     let started = Instant::now();
-    let ending = wait(client, &reply, started, (Duration::from_secs(args.timeout), false)).await;
+    let ending = wait(client, &reply, started, (args.patience(kind), false)).await;
     match ending {
         Some(Ending::Succeeded(to)) => {
             let now = match kind {
@@ -249,7 +249,8 @@ pub(super) async fn follow(
         None => {
             let what = format!(
                 "{kind} {} is not finished after {} s and goes on; see `matriarch status`",
-                reply.id, args.timeout
+                reply.id,
+                args.patience(kind).as_secs()
             );
             complain(&what, exit::FAILED)
         }
@@ -260,7 +261,7 @@ async fn follow_in_json(client: &Client, kind: &str, reply: &OperationReply, arg
     if args.no_wait {
         return tell(kind, reply, None, "");
     }
-    match wait(client, reply, Instant::now(), (Duration::from_secs(args.timeout), true)).await {
+    match wait(client, reply, Instant::now(), (args.patience(kind), true)).await {
         Some(Ending::Succeeded(_)) => tell(kind, reply, Some(true), ""),
         Some(Ending::Failed(reason)) => tell(kind, reply, Some(false), &reason),
         Some(Ending::Replaced) => tell(kind, reply, None, "it is over and a later operation too"),

@@ -176,6 +176,7 @@ impl Facts {
             self.operation_seen = operation;
             self.since.operation = now;
         }
+        self.since.hear_of_work(state, &self.seen);
         let newest = state.timings.newest();
         let holder = state.holder().and_then(|(_, holder)| self.seen.get(holder)?.agent.as_ref());
         let counts_by_it = holder.is_some_and(|a| a.lease.held && a.lease.timings == newest);

@@ -12,7 +12,7 @@ use crate::{
     config::StonithConfig,
     domain::{Epoch, Moment},
     layers::stonith::{self, Outcome, Target},
-    policy::stonith::{Suspect, has_cleared_itself, record, suspect},
+    policy::stonith::{Suspect, has_cleared_itself, is_wanted, record, suspect},
     state::{Applied, ClusterState, Command},
     telemetry::events,
 };
@@ -48,9 +48,7 @@ impl Stonith {
     /// one, for only it proposes the grant that follows.
     pub(super) fn consider(&self, manager: &Manager, state: &ClusterState) {
         let Some(config) = manager.inner.config.layers.stonith.clone() else { return };
-        // In a pause somebody may be at work on that host; unless a successor is asked for, none is to be protected.
-        let wanted = state.paused.is_none() || state.operation.is_some();
-        let Some(suspect) = suspect(state).filter(|_| wanted) else { return };
+        let Some(suspect) = suspect(state).filter(|_| is_wanted(state)) else { return };
         let wait = {
             let mut known = self.lock();
             if suspect.fenced <= known.considered {

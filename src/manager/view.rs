@@ -301,28 +301,20 @@ impl ManagerHandle {
         (from, wanted): (Option<&MemberId>, Option<&MemberId>),
         (request_id, allow_loss): (String, bool),
     ) -> Result<crate::state::Operation, NotBegun> {
-        let state = self.state();
+        let mut state = self.state();
         if let Some(known) = state.operation_of(&request_id) {
             return Ok(known.clone());
         }
-        let admitted = self.manager.inner.board.situation(&state, &self.manager.timings(), |s| {
-            if let (OperationKind::Reinit, Some(member)) = (kind, wanted) {
-                return reinit::admit(s, reinit::Asked { member, from, force: allow_loss });
-            }
-            from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
-            policy::agenda::is_free(s, kind)?;
-            switchover::admit(s, kind, wanted, allow_loss)
-        });
-        let admitted = admitted.map_err(NotBegun::Refused)?;
-        let expected = state.epoch;
-        let command = Command {
-            request_id: request_id.clone(),
-            expected,
-            because: RuleId(1),
-            kind: admitted,
-            evidence: leader::evidence(&self.manager, &state, &[]),
-        };
-        let proposed = self.manager.inner.node.propose(command).await;
+        let asked = (kind, from, wanted, allow_loss);
+        let (first, mut admitted) = self.admitted(&state, asked)?;
+        if let Some(end) = first {
+            // Whatever comes of it: what is under way then is looked at again.
+            let ended = self.propose(&state, uuid::Uuid::now_v7().to_string(), end).await;
+            ended.map_err(|error| NotBegun::Refused(format!("the copy under way could not be given up: {error}")))?;
+            state = self.state();
+            (_, admitted) = self.admitted(&state, asked)?;
+        }
+        let proposed = self.propose(&state, request_id.clone(), admitted).await;
         // The same request may have reached another manager a moment ago: then that is the answer.
         if let Some(known) = self.state().operation_of(&request_id) {
             return Ok(known.clone());
@@ -334,6 +326,29 @@ impl ManagerHandle {
             Err(error @ ProposeError::TooLarge(_)) => NotBegun::Refused(error.to_string()),
             Err(error) => NotBegun::Undecided(error.to_string()),
         })
+    }
+
+    /// What the request becomes, and what has to end before that.
+    fn admitted(
+        &self,
+        state: &ClusterState,
+        (kind, from, wanted, allow_loss): (OperationKind, Option<&MemberId>, Option<&MemberId>, bool),
+    ) -> Result<(Option<Kind>, Kind), NotBegun> {
+        let admitted = self.manager.inner.board.situation(state, &self.manager.timings(), |s| {
+            if let (OperationKind::Reinit, Some(member)) = (kind, wanted) {
+                return Ok((None, reinit::admit(s, reinit::Asked { member, from, force: allow_loss })?));
+            }
+            from.map_or(Ok(()), |from| switchover::is_primary(s, from))?;
+            policy::agenda::is_free(s, kind)?;
+            let begins = switchover::admit(s, kind, wanted, allow_loss)?;
+            Ok((reinit::gives_way(s, &begins), begins))
+        });
+        admitted.map_err(NotBegun::Refused)
+    }
+
+    async fn propose(&self, state: &ClusterState, request_id: String, kind: Kind) -> Result<Applied, ProposeError> {
+        let (expected, evidence) = (state.epoch, leader::evidence(&self.manager, state, &[]));
+        self.manager.inner.node.propose(Command { request_id, expected, because: RuleId(1), kind, evidence }).await
     }
 
     /// What a failover by command to `candidate` would lose, as this manager knows it; only the Raft leader hears all.

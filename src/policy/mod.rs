@@ -98,12 +98,26 @@ pub struct Since {
     pub lock: Moment,
     /// The operation under way came into its present phase.
     pub operation: Moment,
+    /// The agent of the member that an operation is about said last that it works on it, be it an earlier operation.
+    pub at_work: Moment,
     /// The holder counts by these timings, the newest, and since when.
     pub timings: Option<(TimingsId, Moment)>,
     /// The address for standbys came to whoever has it now, or to nobody.
     pub reader: Moment,
     /// Whoever has it does not do well.
     pub reader_unfit: Option<Moment>,
+}
+
+impl Since {
+    /// To be called with all that was heard.
+    pub fn hear_of_work(&mut self, state: &ClusterState, seen: &BTreeMap<MemberId, Observation>) {
+        let Some(operation) = &state.operation else { return };
+        let Some(of) = seen.get(&operation.to) else { return };
+        let work = of.agent.as_ref().and_then(|agent| agent.work.as_ref());
+        if work.is_some_and(|work| work.order == operation.id) {
+            self.at_work = of.agent_at;
+        }
+    }
 }
 
 /// A voter's durable promise not to help an epoch below `promise.sealed`.

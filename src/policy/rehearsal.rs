@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Situation,
     agenda::{Begins, admitted, is_free},
-    loss,
+    loss, reinit,
     switchover::{self, is_primary, stop_limit},
 };
 use crate::{domain::MemberId, state::OperationKind};
@@ -37,14 +37,20 @@ pub fn of(
 ) -> Result<Rehearsal, String> {
     from.map_or(Ok(()), |from| is_primary(s, from))?;
     is_free(s, kind)?;
-    let begins = admitted(switchover::admit(s, kind, wanted, allow_loss)?)?;
-    Ok(match kind {
+    let begins = switchover::admit(s, kind, wanted, allow_loss)?;
+    let gives_way = reinit::gives_way(s, &begins).and(s.state.operation.as_ref());
+    let begins = admitted(begins)?;
+    let mut rehearsal = match kind {
         OperationKind::Switchover => moved(s, begins),
         OperationKind::Failover => forced(s, begins),
         OperationKind::Restart | OperationKind::Reinit | OperationKind::Hibernate | OperationKind::Wake => {
             restarted(s, begins)
         }
-    })
+    };
+    if let Some(copy) = gives_way {
+        rehearsal.says.insert(0, format!("operation {}, which copies {} anew, is given up", copy.id, copy.to));
+    }
+    Ok(rehearsal)
 }
 
 fn lag(s: &Situation<'_>, from: Option<&MemberId>, to: &MemberId) -> Option<u64> {
@@ -144,6 +150,12 @@ mod tests {
         assert!(lossy.contains("--allow-data-loss"), "{lossy}");
         let forced = of(&s, OperationKind::Failover, (None, Some(&id("b"))), true).unwrap();
         assert!(forced.says[2].starts_with("lost with a: "), "{:?}", forced.says);
+
+        let mut copying = self::bench();
+        let operation = crate::policy::testing::state("granted a open 2; reinit c copy").operation;
+        copying.state.operation = operation;
+        let moved = of(&copying.situation(), OperationKind::Switchover, (None, Some(&id("b"))), false).unwrap();
+        assert_eq!(moved.says[0], "operation 1, which copies c anew, is given up");
 
         let standby = of(&s, OperationKind::Restart, (None, Some(&id("b"))), false).unwrap();
         assert_eq!(standby.at_most, Duration::ZERO);

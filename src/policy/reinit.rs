@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{
-    Situation, Verdict, format,
+    Hold, Situation, Verdict, format,
     report::state_word,
     switchover::{admit as admit_operation, advance, end, gone, remaining, stop_limit, waits},
     sync, witness,
@@ -146,6 +146,22 @@ fn nobody_waits_for(s: &Situation<'_>, member: &MemberId) -> Result<(), String> 
     }
 }
 
+/// What has to end first so that this can begin: no copy, which may take hours, keeps the primary where it is.
+pub fn gives_way(s: &Situation<'_>, begins: &Kind) -> Option<Kind> {
+    let Kind::BeginOperation { kind: kind @ (OperationKind::Switchover | OperationKind::Failover), to, .. } = begins
+    else {
+        return None;
+    };
+    let word = if *kind == OperationKind::Failover { "failover" } else { "switchover" };
+    give_up(s, format!("for a {word} to {to} begins"))
+}
+
+/// Its end, for this reason; `None`: none is under way.
+pub fn give_up(s: &Situation<'_>, why: impl std::fmt::Display) -> Option<Kind> {
+    let id = under_way(s)?.id;
+    Some(Kind::EndOperation { id, succeeded: false, reason: format!("given up, {why}") })
+}
+
 fn under_way<'a>(s: &Situation<'a>) -> Option<&'a Operation> {
     s.state.operation.as_ref().filter(|o| o.kind == OperationKind::Reinit)
 }
@@ -194,11 +210,14 @@ fn copy_over(s: &Situation<'_>, operation: &Operation, agent: &AgentView) -> Opt
     if let Some(error) = last.and_then(|last| last.error.as_ref()) {
         return Some(end(operation, format!("{who} could not be copied anew, its old data is in place: {error}")));
     }
-    let limit = stop_limit(s) + s.timings.primary_start;
-    if remaining(s, limit).is_zero() {
+    // An agent that was restarted in the middle of it begins again.
+    let since = s.since.operation.max(s.since.at_work);
+    let remaining = (stop_limit(s) + s.timings.primary_start).saturating_sub(s.now.since(since));
+    if remaining.is_zero() {
         return Some(end(operation, format!("the copy to {who} did not begin in time; see the log of its manager")));
     }
-    waits(s, operation, limit, format!("the copy to {who} to begin"))
+    let (id, phase, waits_for) = (operation.id, operation.phase, format!("the copy to {who} to begin"));
+    Some(Verdict::Hold(Hold::Operation { id, phase, waits_for, remaining }))
 }
 
 fn follows(s: &Situation<'_>, who: &MemberId, agent: &AgentView) -> bool {

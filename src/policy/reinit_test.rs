@@ -118,6 +118,42 @@ fn it_is_over_when_the_copy_streams_and_when_it_fails() {
 }
 
 #[test]
+fn it_gives_way_to_whoever_moves_the_primary_and_to_nobody_else() {
+    let bench = bench("granted a open 2; reinit c copy", FOLLOWS, "busy cloning");
+    let (s, to) = (bench.situation(), id("b"));
+    let first = |kind| gives_way(&s, &admit_operation(&s, kind, Some(&to), true).unwrap());
+    for (kind, word) in [(OperationKind::Switchover, "switchover"), (OperationKind::Failover, "failover")] {
+        let reason = format!("given up, for a {word} to b begins");
+        assert_eq!(first(kind), Some(Kind::EndOperation { id: 1, succeeded: false, reason }));
+    }
+    assert!(admit_operation(&s, OperationKind::Restart, Some(&to), false).unwrap_err().starts_with("operation 1"));
+    // What is refused ends nothing.
+    assert!(admit_operation(&s, OperationKind::Switchover, Some(&id("c")), false).is_err());
+    let free = self::bench("granted a open 2", FOLLOWS, FOLLOWS);
+    let begins = admit_operation(&free.situation(), OperationKind::Switchover, Some(&to), false).unwrap();
+    assert_eq!(gives_way(&free.situation(), &begins), None);
+}
+
+#[test]
+fn a_copy_that_began_long_ago_and_was_cut_off_has_the_whole_time_to_begin_again() {
+    let mut bench = bench("granted a open 2; reinit b copy", "busy cloning", FOLLOWS);
+    bench.now_is(600_000);
+    bench = bench.says("b", "busy cloning");
+    let mut since = crate::policy::Since::default();
+    since.hear_of_work(&bench.state, &bench.seen);
+    bench = bench.says("b", FOLLOWS);
+    let long_ago = bench.situation();
+    assert!(matches!(over(&long_ago), Some(Verdict::Propose(_))), "never seen at work");
+    let s = Situation { since, ..long_ago };
+    assert!(matches!(over(&s), Some(Verdict::Hold(_))));
+    let later = s.now + stop_limit(&s) + s.timings.primary_start;
+    let mut late = bench.seen.clone();
+    late.values_mut().for_each(|o| (o.at, o.agent_at) = (later, later));
+    let s = Situation { seen: &late, now: later, ..s };
+    assert!(matches!(over(&s), Some(Verdict::Propose(Kind::EndOperation { succeeded: false, .. }))));
+}
+
+#[test]
 fn it_ends_when_its_member_is_needed_or_put_aside() {
     let mut aside = bench("granted a open 2; reinit b copy", "busy cloning", FOLLOWS);
     aside.state.maintenance.insert(id("b"), Words { reason: "disk".into(), by: "kim".into(), stopped: None });

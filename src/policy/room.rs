@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, candidates::Wishes, pause, report::Unfit, switchover};
+use super::{Hold, Situation, Verdict, candidates::Wishes, pause, reinit, report::Unfit, switchover};
 use crate::{
     domain::{MemberId, PostgresState, RoomView},
     state::{Kind, OperationKind, OperationPhase},
@@ -33,13 +33,14 @@ fn slots_give_way(s: &Situation<'_>) -> Option<Verdict> {
     let (_, primary) = s.state.open_primary()?;
     let agent = s.agent(primary).filter(|a| a.kept_wal.gives_way && a.state == PostgresState::Primary)?;
     let volumes = agent.room.filter(|room| room.of_wal().is_short())?.complaints();
-    let free = !s.state.stays_put() && s.state.operation.is_none();
+    let free = !s.state.stays_put() && s.state.brief_operation().is_none();
     free.then(|| Verdict::Hold(Hold::SlotsGiveWay { member: primary.clone(), volumes }))
 }
 
 fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdict> {
     let (_, primary) = s.state.open_primary()?;
-    let agent = s.agent(primary).filter(|a| a.state == PostgresState::Primary && s.state.operation.is_none())?;
+    let agent =
+        s.agent(primary).filter(|a| a.state == PostgresState::Primary && s.state.brief_operation().is_none())?;
     let room = agent.room.filter(is_short)?;
     let hold = |why, remaining| {
         let (member, volumes) = (primary.clone(), room.complaints());
@@ -55,13 +56,27 @@ fn move_away(s: &Situation<'_>, is_short: fn(&RoomView) -> bool) -> Option<Verdi
     }
     let to = match target(s, primary) {
         Ok(to) => to,
+        // The copy itself keeps WAL, and its member may be the one that had room.
+        Err(_) if room.of_wal().is_short() && s.state.paused.is_none() && copies(s) => return give_way(s),
         Err(why) => return hold(why, Duration::ZERO),
     };
     if let Some(paused) = pause::holds(s, || format!("{primary} is short of room and moves to {to}")) {
         return Some(Verdict::Hold(paused));
     }
+    if let Some(first) = give_way(s) {
+        return Some(first);
+    }
     let from = Some(primary.clone());
     Some(Verdict::Propose(Kind::BeginOperation { kind: OperationKind::Switchover, from, to, accepts_loss: false }))
+}
+
+fn copies(s: &Situation<'_>) -> bool {
+    s.state.operation.as_ref().is_some_and(|o| o.phase == OperationPhase::Copy)
+}
+
+/// A copy by command, which may take hours, ends first.
+fn give_way(s: &Situation<'_>) -> Option<Verdict> {
+    reinit::give_up(s, "for the primary is short of room").map(Verdict::Propose)
 }
 
 /// How long nothing is tried after a switchover from `primary` failed; one that it crashed under has held nothing up. Counted from when this leader saw it end, so for

@@ -7,7 +7,7 @@
 use super::Situation;
 use crate::{
     domain::{Epoch, MemberId},
-    state::{ClusterState, Command, Kind, Lock, RuleId},
+    state::{ClusterState, Command, Kind, Lock, Operation, RuleId},
 };
 
 /// Stands in the log entry that records how it ended. No rule of the table: nothing is decided by it.
@@ -34,6 +34,13 @@ pub fn suspect(state: &ClusterState) -> Option<Suspect> {
     (!recorded).then(|| Suspect { fenced: *epoch, held: *held, member: member.clone() })
 }
 
+/// In a pause somebody may be at work on that host: only whoever is to be primary by command is to be protected from it.
+pub fn is_wanted(state: &ClusterState) -> bool {
+    // Whoever sleeps is followed by nobody.
+    state.asleep().is_none()
+        && (state.paused.is_none() || state.operation.as_ref().is_some_and(Operation::moves_primary))
+}
+
 /// It said meanwhile that nothing of that epoch runs any more.
 pub fn has_cleared_itself(s: &Situation<'_>, suspect: &Suspect) -> bool {
     let told = s.notices.get(&suspect.member).is_some_and(|n| n.fenced && n.epoch >= suspect.held);
@@ -54,7 +61,7 @@ mod tests {
     use crate::{
         domain::{WalPosition, observation::Notice},
         policy::testing::{Bench, id, state},
-        state::Applied,
+        state::{Applied, OperationKind},
     };
 
     fn of_a() -> Suspect {
@@ -72,6 +79,22 @@ mod tests {
             Command { request_id: "r".into(), expected: Epoch(1), because: RuleId(320), kind: fence, evidence: None };
         assert_eq!(released.apply(&fence), Applied::Changed);
         assert_eq!(suspect(&released), None, "its tree is empty by its own word");
+    }
+
+    #[test]
+    fn in_a_pause_only_whoever_is_to_be_primary_by_command_is_protected() {
+        let wanted = |operation: &str, paused: bool| {
+            let mut state = state(&format!("fenced; {operation}"));
+            state.paused = paused.then(Default::default);
+            is_wanted(&state)
+        };
+        assert!(wanted("", false) && wanted("reinit b copy", false));
+        assert!(wanted("failover b", true) && wanted("switchover b transfer", true));
+        assert!(!wanted("", true) && !wanted("reinit b copy", true));
+        let mut restarts = state("fenced; switchover b stop");
+        restarts.paused = Some(Default::default());
+        restarts.operation.as_mut().unwrap().kind = OperationKind::Restart;
+        assert!(!is_wanted(&restarts));
     }
 
     #[test]

@@ -210,8 +210,9 @@ pub fn is_primary(s: &Situation<'_>, from: &MemberId) -> Result<(), String> {
     }
 }
 
-/// What an operator's request becomes, checked against what is known now. `allow_loss`: a restart may be out of order,
-/// a failover may lose WAL, and take a member that may not become primary by itself; a switchover loses nothing and doesn't ask.
+/// What an operator's request becomes, checked against what is known now; what [`reinit::gives_way`](super::reinit::gives_way)
+/// says of it ends first. `allow_loss`: a restart may be out of order, a failover may lose WAL, and take a member that may not
+/// become primary by itself; a switchover loses nothing and doesn't ask.
 ///
 /// # Errors
 /// Why it is refused, in words for the operator.
@@ -221,7 +222,14 @@ pub fn admit(
     wanted: Option<&MemberId>,
     allow_loss: bool,
 ) -> Result<Kind, String> {
-    if let Some(running) = &s.state.operation {
+    let running = match kind {
+        // A copy gives way to it.
+        OperationKind::Switchover | OperationKind::Failover => s.state.brief_operation(),
+        OperationKind::Restart | OperationKind::Reinit | OperationKind::Hibernate | OperationKind::Wake => {
+            s.state.operation.as_ref()
+        }
+    };
+    if let Some(running) = running {
         let (id, to) = (running.id, &running.to);
         return Err(match running.kind {
             OperationKind::Switchover | OperationKind::Failover => format!("operation {id} to {to} is under way"),

@@ -51,6 +51,8 @@ impl ClusterState {
         let highest = self.highest_timeline().max(data.map_or(TimelineId(0), |d| d.timeline));
         let reserved = TimelineId(u32::try_from(after(highest.0.into(), JUMP_TIMELINES, place)).ok()?);
         state.lineage.push(TimelineRecord { timeline: reserved, epoch: state.epoch, switch: None, first_record: None });
+        // An agent may know of a copy that it made for one of them, and takes the next of that number for done.
+        state.operations = after(self.operations, JUMP, place);
         state.agenda.recovered(state.operation.as_ref());
         if let Some(operation) = state.operation.take() {
             let reason = "the cluster was recovered".to_owned();
@@ -185,6 +187,7 @@ mod tests {
         let nodes: Vec<u64> = after.members.values().map(|m| m.node.0).collect();
         assert_eq!(nodes, [1_000, 0, 0], "the others come in anew");
         assert_eq!(after.next_node(), NodeId(1_001));
+        assert_eq!(after.operations, 1_000, "no agent has made a copy for the next of them");
         let Lock::Fenced { epoch, previous, released } = &after.lock else { panic!() };
         assert_eq!((*epoch, previous.clone(), released), (Epoch(11_000), Some((Epoch(7), id("b"))), &None));
         assert!(after.incidents.back().unwrap().what.contains("generation 11"));
@@ -201,6 +204,7 @@ mod tests {
         assert!(a.epoch < c.epoch, "an agent that comes over from the other one knows no higher epoch");
         assert!(c.highest_timeline().0 >= a.highest_timeline().0 + 16);
         assert_ne!(a.last_node, c.last_node);
+        assert_ne!(a.operations, c.operations);
         let later = a.recovered(&id("a"), None).unwrap();
         assert!(c.generation() < later.generation(), "whoever goes on from what is known is ahead");
         assert!(c.epoch < later.epoch, "and its epochs are, though c had sealed some of its own");

@@ -9,7 +9,7 @@ use std::{
 use matriarch::{
     config::{Config, Hook},
     domain::{Epoch, Profile, Timings, hooks::HookEvent},
-    rpc::v1::PostgresState as State,
+    rpc::v1::{self, PostgresState as State, order::Action},
 };
 
 use super::{Cluster, DEADLINE, as_postgres};
@@ -102,6 +102,34 @@ fn hooks_run_in_order_with_patronis_arguments_and_once_for_an_epoch() {
             "cb after_role_change replica 1 2 on_role_change replica test",
         ];
         book.has(&[&promoted[..], &stopped[..]].concat()).await;
+    });
+}
+
+/// The copy itself comes to nothing: there is nobody to copy.
+#[test]
+fn a_copy_that_an_operator_wants_is_a_planned_stop_and_any_other_is_not() {
+    as_postgres("hooks::a_copy_that_an_operator_wants_is_a_planned_stop_and_any_other_is_not", || async {
+        let cluster = Cluster::new();
+        let book = Book::of(&cluster);
+        let config = with(cluster.config(0), vec![book.hook("own", &[HookEvent::BeforeStop], "")]);
+        let (mut host, _) = cluster.standby_of(config).await;
+        let clone = |named| v1::Clone {
+            source: "n9".into(),
+            source_host: "127.0.0.1".into(),
+            source_port: 1,
+            system_identifier: host.system,
+            fork: None,
+            named,
+        };
+        let (by_itself, wanted) = (clone(None), clone(Some(true)));
+        host.execute(0, Action::Clone(by_itself)).await.unwrap();
+        host.until("it was stopped for nothing", |s| s.state() == State::Stopped && s.work.is_none()).await;
+        assert_eq!(book.lines(), Vec::<String>::new());
+        host.follow(0, None).await;
+        host.until("it runs again", |s| s.state() == State::Standby && s.work.is_none()).await;
+        host.execute(0, Action::Clone(wanted)).await.unwrap();
+        host.until("it was stopped again", |s| s.state() == State::Stopped && s.work.is_none()).await;
+        book.has(&["own before_stop replica 0 1"]).await;
     });
 }
 
