@@ -212,7 +212,7 @@ fn what_patronis_api_changes_changes(rig: &Rig, before: &StatusReply) -> Promise
     until("the health check follows", SOON, || led_to(rig, &all, "/primary") == [host.as_str()]);
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (host, before.epoch + 1));
-    let later = format!(r#"{{"leader":"{host}","scheduled_at":"2040-01-01T00:00:00+01:00"}}"#);
+    let later = format!(r#"{{"leader":"{host}","scheduled_at":"2035-01-01T00:00:00+01:00"}}"#);
     assert_eq!(told(rig, host, switchover, Some(&login), &later), (202, "Switchover scheduled\n".to_owned()));
     assert_eq!(told(rig, host, switchover, Some(&login), &later).0, 409);
     until("it is shown", SOON, || document(rig, host, "/cluster")["scheduled_switchover"]["from"] == host.as_str());
@@ -222,6 +222,6 @@ fn what_patronis_api_changes_changes(rig: &Rig, before: &StatusReply) -> Promise
     assert_eq!(told(rig, host, ("POST", "/reload"), Some(&login), ""), (202, "reloaded\n".to_owned()));
     let (status, why) = told(rig, host, ("POST", "/reinitialize"), Some(&login), "");
     assert_eq!((status, why.contains("is the primary, whose data")), (503, true), "{why}");
-    assert_eq!(told(rig, host, switchover, Some(&login), &later.replace("2040", "2020")).0, 422);
+    assert_eq!(told(rig, host, switchover, Some(&login), &later.replace("2035", "2020")).0, 422);
     Promise::no_loss(began).ended(server)
 }

@@ -13,7 +13,6 @@ Exit codes: 0 done, 1 refused or not known to be done, 2 wrong use.
 
 import json
 import sys
-import threading
 import time
 import uuid
 
@@ -37,8 +36,8 @@ class Admin:
         pool = DescriptorPool(ProtoReflectionDescriptorDatabase(self.channel))
         self.service = pool.FindServiceByName("matriarch.v1.Admin")
 
-    def call(self, method, **fields):
-        """A reply, or for a method that streams an iterator of replies. Raises grpc.RpcError."""
+    def call(self, method, within=DEADLINE_S, **fields):
+        """A reply, or for a method that streams an iterator of replies, for so many seconds. Raises grpc.RpcError."""
         described = self.service.methods_by_name[method]
         request = message_factory.GetMessageClass(described.input_type)(**fields)
         reply = message_factory.GetMessageClass(described.output_type)
@@ -48,8 +47,7 @@ class Admin:
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
-        deadline = None if described.server_streaming else DEADLINE_S
-        return ask(request, timeout=deadline, metadata=BY_STATUS)
+        return ask(request, timeout=within, metadata=BY_STATUS)
 
     def begin(self, method, **fields):
         """Begins an operation. It is asked again under the same id as long as nobody knows what became of it: it begins once."""
@@ -82,15 +80,14 @@ def show(message):
 
 def events(admin, seconds):
     """What was decided and what is decided from now on, for so long."""
-    stream = admin.call("Events", follow=True)
     until = time.monotonic() + seconds
-    # A call can be cancelled from anywhere; then its iterator raises CANCELLED.
-    threading.Timer(seconds, stream.cancel).start()
+    # Its deadline ends it, by the word of whichever side looks at the clock first.
+    over = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
     try:
-        for event in stream:
+        for event in admin.call("Events", within=seconds, follow=True):
             show(event)
     except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.CANCELLED or time.monotonic() < until - 1:
+        if error.code() not in over or time.monotonic() < until - 1:
             raise
 
 
