@@ -77,7 +77,13 @@ async fn ask(manager: Manager, member: MemberId, epoch: Epoch) {
                 let settled = |a: &AgentView| a.state == PostgresState::Standby && a.wal_end_known && left(a);
                 let no_agent = manager.inner.node.state().borrow().is_witness(&member);
                 let done = promise.lapsed && (no_agent || agent.as_ref().is_some_and(settled));
-                let wait = if done { Duration::from_millis(500) } else { AGAIN };
+                // One that sleeps is asked for days.
+                let asleep = manager.inner.node.state().borrow().asleep().is_some();
+                let wait = match (asleep, done) {
+                    (true, _) => Duration::from_secs(2),
+                    (false, true) => Duration::from_millis(500),
+                    (false, false) => AGAIN,
+                };
                 let at = manager.inner.board.now();
                 manager.inner.board.update(|facts| facts.seal(&member, epoch, (promise, agent), at));
                 tokio::time::sleep(wait).await;

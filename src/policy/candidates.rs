@@ -12,7 +12,7 @@ use crate::{
         TimelineHistory, Timings, WalPosition,
         observation::{AgentView, Promise},
     },
-    state::{Lock, OperationKind, OperationPhase, Release},
+    state::{Hibernation, Lock, OperationKind, OperationPhase, Release},
 };
 
 /// The member to be primary next, where its WAL ends, and by which rule it acknowledges its first commits.
@@ -77,7 +77,7 @@ pub fn successor(
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
             let steady = (!c.short, !c.stands, !c.failed_to_promote, !c.in_vain);
-            let was_primary = s.state.waking().is_some_and(|h| h.primary == *name);
+            let was_primary = unwritten(s).is_some_and(|h| h.primary == *name);
             (!c.passed_over, !c.just_crashed, was_primary, wishes.prefers(&of), c.end, steady, of.priority, c.running)
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
@@ -118,6 +118,13 @@ pub fn unfit_for_good(s: &Situation<'_>, released: Option<&Release>, member: &Me
     }
 }
 
+/// A cluster that wakes and has granted nobody yet: each grant reserves a later timeline, and whoever has it may have taken
+/// writes though it was never open.
+fn unwritten<'a>(s: &Situation<'a>) -> Option<&'a Hibernation> {
+    let is_first = |h: &&Hibernation| h.end.is_some_and(|end| s.state.highest_timeline() == end.timeline);
+    s.state.waking().filter(is_first)
+}
+
 /// Where WAL has to reach to have every commit that was promised to be safe; `None`: nothing was, or an operator has
 /// accepted the loss.
 ///
@@ -128,12 +135,13 @@ pub fn acknowledged(s: &Situation<'_>) -> Result<Option<WalPosition>, Hold> {
     if s.state.operation.as_ref().is_some_and(|o| o.accepts_loss && o.phase == OperationPhase::Transfer) {
         return Ok(None);
     }
-    // Where it ended is known for good, whoever was asked to confirm what.
-    if let Some(end) = s.state.waking().and_then(|h| h.end) {
+    // Where it ended is known for good, whoever was asked to confirm what, as long as nobody could write since.
+    if let Some(end) = unwritten(s).and_then(|h| h.end) {
         return Ok(Some(end));
     }
-    let heard = promised(s);
-    sync::everything(s, released.as_ref(), &heard).map_err(|rule| Hold::Unconfirmed {
+    let (heard, slept) = (promised(s), s.state.waking().and_then(|h| h.end));
+    let everything = sync::everything(s, released.as_ref(), &heard).map(|reach| reach.max(slept));
+    everything.map_err(|rule| Hold::Unconfirmed {
         rule: rule.words(),
         needed: rule.needed(),
         last: previous.as_ref().map(|(_, member)| member.clone()),

@@ -267,6 +267,10 @@ fn stopped(s: &Situation<'_>, operation: &Operation, agent: &AgentView) -> Optio
             false => waits(s, operation, limit, format!("PostgreSQL on {who} to stop")),
         };
     }
+    // An older version was heard meanwhile: what comes next would never be committed.
+    if late && format::gate(s, Format::OPERATE).is_err() {
+        return Some(advance(operation, OperationPhase::RollBack));
+    }
     let end = agent.wal_end;
     match received(s, who, end) {
         Received::Waits(names) if !late => waits(s, operation, limit, format!("{names} to have all WAL of {who}")),

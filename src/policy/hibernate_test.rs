@@ -1,10 +1,11 @@
 use super::*;
 use crate::{
+    domain::{Epoch, Lsn, TimelineId, TimelineSwitch},
     policy::{
         candidates, failover,
         testing::{Bench, id, position},
     },
-    state::{Asked, Hibernation, Stopped},
+    state::{Asked, Hibernation, Stopped, TimelineRecord},
 };
 
 fn bench(lock: &str, a: &str, b: &str, c: &str) -> Bench {
@@ -155,6 +156,18 @@ fn nobody_is_granted_the_lock_before_it_is_woken_and_then_the_same_member_is() {
     assert_eq!(best(&awake), Ok(id("a")), "it was primary");
     awake.seals.remove(&id("a"));
     assert_eq!(best(&awake), Ok(id("b")), "it has everything, too");
+    // Once somebody was granted, it may have taken writes that only others have.
+    let mut granted = sealed("fenced; wake a", "standby 2:90", "standby 3:200");
+    assert_eq!(granted.state.highest_timeline(), TimelineId(2));
+    let (timeline, epoch) = (TimelineId(3), Epoch(9));
+    granted.state.lineage.push(TimelineRecord { timeline, epoch, switch: Some(position("2:90")), first_record: None });
+    let b = granted.seals.get_mut(&id("b")).unwrap().agent.as_mut().unwrap();
+    b.history.switches.push(TimelineSwitch { timeline: TimelineId(2), end: Lsn(90) });
+    assert_eq!(
+        best(&granted),
+        Ok(id("b")),
+        "what was written after the wake is not given up for who was primary before"
+    );
     let mut short = sealed("fenced; wake a", "failed", "standby 2:89");
     short.seals.remove(&id("c"));
     let Err(Hold::NoSuccessor { why }) = best(&short) else { panic!() };

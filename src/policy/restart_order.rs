@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Situation, Verdict, pause, rolling::Wanted};
+use super::{Situation, Verdict, pause, rolling::Wanted, sync};
 use crate::{
     domain::{MemberId, PendingSetting, PostgresState, observation::AgentView, postgres_settings::HELD_UP},
     state::{Kind, OperationKind, PrimaryTurn, RuleId},
@@ -170,12 +170,17 @@ pub(super) fn revive(s: &Situation<'_>) -> Option<Verdict> {
         *member != primary
             && !s.state.maintenance.contains_key(*member)
             && agent.is_some_and(|a| !a.is_taken_over() && lacks(a).is_some())
+            && sync::absent_substitutes(s, member).is_none()
     };
     let mut all = s.state.with_postgres().filter(stopped);
     let in_vain = s.state.last_operation.as_ref().filter(|last| {
         last.operation.because == RuleId(RULE) && !last.succeeded && s.now.since(s.since.operation) < AGAIN
     });
-    let member = all.find(|m| in_vain.is_none_or(|last| last.operation.to != **m))?;
+    // One pause for all: two that fail in turn would leave operators no moment between.
+    if in_vain.is_some() {
+        return None;
+    }
+    let member = all.next()?;
     if let Some(hold) = pause::holds(s, || format!("{member} is restarted, which has stopped replaying")) {
         return Some(Verdict::Hold(hold));
     }

@@ -9,10 +9,10 @@ use super::{
     candidates::{self, Wishes, unfit_data, unfit_host},
     failover, hibernate,
     loss::{self, Loss},
-    restart, room, witness,
+    restart, restart_order, room, witness,
 };
 use crate::{
-    domain::{MemberId, PostgresState, observation::AgentView},
+    domain::{MemberId, PendingSetting, PostgresState, observation::AgentView},
     state::{GrantPhase, Kind, Lock, Operation, OperationKind, OperationPhase},
 };
 
@@ -167,6 +167,11 @@ pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String
     // A host that is unfit may not stream for that very reason, which is the one to name.
     if let Some(why) = host_unfit(s, to).or_else(|| not_following(s, from, to)) {
         return Some(why);
+    }
+    // Promoted it would wait for what it doesn't replay until its time is over.
+    if let Some(lacking) = restart_order::lacks(agent) {
+        let PendingSetting { name, configured, .. } = lacking;
+        return Some(format!("{to} replays nothing until it is restarted, for {name} is to be {configured} there"));
     }
     let lag = s.agent(from).map_or(0, |p| p.wal_end.lsn.bytes_past(agent.wal_end.lsn));
     (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))

@@ -348,7 +348,8 @@ fn step_down(host: &Host<'_>) -> Option<Action> {
 fn put_down(host: &Host<'_>) -> Option<Action> {
     let stopped = host.state.put_down(host.me)?;
     let runs = matches!(host.agent.state, PostgresState::Standby | PostgresState::Starting);
-    let waits = is_waited_for(host) && !stopped.force;
+    // Without a primary nobody changes who confirms, and stopped its word counts as that of one that was left.
+    let waits = is_waited_for(host) && !stopped.force && host.state.holder().is_some();
     (runs && !waits).then_some(Action::Stop { mode: StopMode::Fast, keep_lease: false })
 }
 

@@ -118,6 +118,9 @@ impl ClusterState {
         if stopping.is_none_or(|o| o.phase != OperationPhase::Stop) {
             return Err(format!("hibernation {id} is not stopping the primary"));
         }
+        if self.hibernation.is_none() {
+            return Err("nobody wants it".to_owned());
+        }
         self.advance(id, OperationPhase::Transfer)?;
         self.agenda.course.phases.push((OperationPhase::Transfer, at));
         let Some(hibernation) = &mut self.hibernation else { return Err("nobody wants it".to_owned()) };
