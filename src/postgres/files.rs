@@ -6,6 +6,8 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::fcntl::{Flock, FlockArg};
@@ -66,12 +68,23 @@ pub(super) fn remove(path: &Path) -> Result<bool, PostgresError> {
 /// Removes a directory and all in it, if it is there, off the runtime's threads.
 pub(super) async fn remove_tree(path: &Path) -> Result<(), PostgresError> {
     let path = path.to_owned();
-    blocking(move || match fs::remove_dir_all(&path) {
+    blocking(move || match remove_all(&path) {
         Ok(()) => sync_parent(&path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(source) => Err(PostgresError::File { doing: "removing", path, source }),
     })
     .await
+}
+
+/// A process that was killed a moment ago may still end what it was writing there.
+fn remove_all(path: &Path) -> io::Result<()> {
+    for _ in 0..20 {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => thread::sleep(Duration::from_millis(50)),
+            done => return done,
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 /// So many reads may hang at once on a disk under which reading hangs; each leaves a thread behind until it goes on.
