@@ -227,7 +227,7 @@ fn help_of_switchover() {
                   --wait                 Wait until it is done
                   --json                 Print JSON when it is done, and nothing before
                   --timeout <SECONDS>    How long to wait, in seconds; the operation itself goes on [default:
-                                         180; a reinit: until it is over]
+                                         180; a reinit and a rolling restart: until it is over]
                   --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
               -h, --help                 Print help
 

@@ -13,7 +13,7 @@ use super::{
     complain, complain_client,
     exit::{self, Exit},
     history::time_of,
-    operations::{POLL, confirmed, reach},
+    operations::{POLL, SILENCE, confirmed, reach},
     print, render,
     settings::who,
 };
@@ -482,6 +482,7 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
     if !json {
         print(&format!("rolling restart {id} accepted\n"));
     }
+    let began = Instant::now();
     let ended = if operation.no_wait { None } else { follow(&client, id, operation).await };
     let name = "rolling-restart";
     match ended {
@@ -501,23 +502,27 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
             if operation.no_wait {
                 return exit::OK;
             }
-            let seconds = operation.patience("rolling restart").as_secs();
-            complain(
-                &format!(
-                    "rolling restart {id} is not over after {seconds} s and goes on; see `matriarch operations show {id}`"
-                ),
-                exit::FAILED,
-            )
+            let so_far = format!(
+                "rolling restart {id} was not seen to end within {} s; see `matriarch operations show {id}`",
+                began.elapsed().as_secs()
+            );
+            complain(&so_far, exit::FAILED)
         }
     }
 }
 
 /// Until it ends, at most so long; its steps and what it waits for are printed unless JSON is wanted.
 async fn follow(client: &Client, id: u64, args: &OperationArgs) -> Option<OperationRecord> {
-    let (began, mut shown) = (Instant::now(), String::new());
-    while began.elapsed() < args.patience("rolling restart") {
+    let (began, mut heard, mut shown) = (Instant::now(), Instant::now(), String::new());
+    while began.elapsed() < args.patience("rolling restart") && heard.elapsed() < SILENCE {
         // Whoever is asked may be dying right now; the next one knows.
-        let all = client.operations().await.map(|reply| reply.operations).unwrap_or_default();
+        let answer = client.operations().await;
+        heard = if answer.is_ok() { Instant::now() } else { heard };
+        let all = answer.map(|reply| reply.operations).unwrap_or_default();
+        // It is over, and so many came after it that nobody remembers how.
+        if all.iter().any(|r| r.id > id) && all.iter().all(|r| r.id != id) {
+            return None;
+        }
         if let Some(ended) = all.iter().find(|r| r.id == id && r.state != "running") {
             return Some(ended.clone());
         }

@@ -249,15 +249,16 @@ pub struct OperationArgs {
     /// Print JSON when it is done, and nothing before
     #[arg(long)]
     pub json: bool,
-    /// How long to wait, in seconds; the operation itself goes on [default: 180; a reinit: until it is over]
+    /// How long to wait, in seconds; the operation itself goes on [default: 180; a reinit and a rolling restart: until it is over]
     #[arg(long, value_name = "SECONDS")]
     pub timeout: Option<u64>,
 }
 
 impl OperationArgs {
-    /// How long to wait for an operation of this `kind`. A copy takes as long as it takes.
+    /// How long to wait for an operation of this `kind`. A copy takes as long as it takes, and so do many restarts.
     pub fn patience(&self, kind: &str) -> Duration {
-        let limit = if kind == "reinit" { Duration::MAX } else { Duration::from_secs(180) };
+        let limit =
+            if ["reinit", "rolling restart"].contains(&kind) { Duration::MAX } else { Duration::from_secs(180) };
         self.timeout.map_or(limit, Duration::from_secs)
     }
 }

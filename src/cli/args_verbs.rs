@@ -152,9 +152,9 @@ mod tests {
     fn a_copy_is_waited_for_until_it_is_over_unless_somebody_says_how_long() {
         let patience = |words: &[&str]| {
             let line = Line::parse_from([&["reinit", "n3"], words].concat());
-            ["reinit", "switchover"].map(|kind| line.reinit.operation.patience(kind))
+            ["reinit", "rolling restart", "switchover"].map(|kind| line.reinit.operation.patience(kind))
         };
-        assert_eq!(patience(&[]), [Duration::MAX, Duration::from_secs(180)]);
-        assert_eq!(patience(&["--timeout", "5"]), [Duration::from_secs(5); 2]);
+        assert_eq!(patience(&[]), [Duration::MAX, Duration::MAX, Duration::from_secs(180)]);
+        assert_eq!(patience(&["--timeout", "5"]), [Duration::from_secs(5); 3]);
     }
 }

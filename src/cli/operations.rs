@@ -24,6 +24,8 @@ use crate::rpc::v1::{
 
 /// Between two looks at a running operation.
 pub(super) const POLL: Duration = Duration::from_millis(200);
+/// What has no other limit is waited for as long as some manager answers now and then.
+pub(super) const SILENCE: Duration = Duration::from_secs(180);
 /// How often the progress of a copy is shown.
 const PROGRESS: Duration = Duration::from_secs(5);
 
@@ -250,7 +252,7 @@ pub(super) async fn follow(
             let what = format!(
                 "{kind} {} is not finished after {} s and goes on; see `matriarch status`",
                 reply.id,
-                args.patience(kind).as_secs()
+                started.elapsed().as_secs()
             );
             complain(&what, exit::FAILED)
         }
@@ -315,10 +317,11 @@ async fn wait(
     started: Instant,
     (patience, quiet): (Duration, bool),
 ) -> Option<Ending> {
-    let (mut shown, mut last) = (String::new(), started);
-    while started.elapsed() < patience {
+    let (mut shown, mut last, mut heard) = (String::new(), started, started);
+    while started.elapsed() < patience && heard.elapsed() < SILENCE {
         // Whoever is asked may be dying right now; the next one knows.
         if let Ok(status) = client.status(false).await {
+            heard = Instant::now();
             if let Some(ending) = ending(reply.id, &status) {
                 return Some(ending);
             }

@@ -21,13 +21,15 @@ use super::{
     },
     rest,
 };
-use crate::domain::{MemberId, NodeId, Profile, Timings, membership::is_reserved, sync::slot_name};
+use crate::domain::{
+    MemberId, NodeId, Profile, Timings,
+    membership::{WITH_POSTGRES_MIN, is_reserved},
+    sync::slot_name,
+};
 
 const MANAGER_PORT: u16 = 7400;
 const AGENT_PORT: u16 = 7401;
 const POSTGRES_PORT: u16 = 5432;
-/// With fewer nobody could take over from the primary.
-const WITH_POSTGRES_MIN: usize = 2;
 
 /// Checks a whole file.
 pub(super) fn check(file: &Path, raw: RawConfig) -> Result<Config, Wrong> {

@@ -1,14 +1,14 @@
 //! Lines of `pg_hba.conf` and `pg_ident.conf`, looked at one by one before they are committed for all hosts. PostgreSQL
 //! looks at them once more on each host; here is found what no version of it takes, and what doesn't belong into a log.
 
-use super::hba_rules::hba_line;
+use super::{archive::SECRET_WORDS, hba_rules::hba_line};
 
 /// So many bytes all lines may have: each change of them is kept for a while.
 const BYTES_MAX: usize = 32 << 10;
 /// Options that hold a secret.
 const SECRETS: [&str; 2] = ["ldapbindpasswd", "radiussecrets"];
-/// What goes before a secret elsewhere, with a `=` behind it or, in a remark, a colon.
-const SECRET_WORDS: [&str; 5] = ["password", "passwd", "pwd", "secret", "passphrase"];
+/// What goes before a secret elsewhere, too, with a `=` behind it or, in a remark, a colon.
+const MORE_WORDS: [&str; 2] = ["pwd", "passphrase"];
 
 /// The lines that say something.
 pub fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
@@ -60,7 +60,8 @@ fn secret((at, line): (usize, &str)) -> Option<String> {
             at + 1
         ));
     }
-    let named = SECRET_WORDS.into_iter().any(|word| has(&whole, word, '=') || has(&remark, word, ':'));
+    let named =
+        SECRET_WORDS.into_iter().chain(MORE_WORDS).any(|word| has(&whole, word, '=') || has(&remark, word, ':'));
     (named || names_user_and_password(&whole)).then(|| {
         format!(
             "line {}: it looks as if it held a password, which would stand in the cluster's log; take it out",
@@ -223,6 +224,7 @@ mod tests {
             "host all all all radius radiusservers=r radiussecrets=hunter2",
             "local all all peer # Password: hunter2",
             "local all all peer # pwd = hunter2",
+            "local all all peer # token: hunter2",
             "# see postgres://app:hunter2@db/app",
             "host all all all ldap ldapurl=\"ldap://cn=x:hunter2@l/dc=x\"",
         ] {

@@ -8,6 +8,9 @@ use std::{
 
 use super::{MemberId, NodeId};
 
+/// So many members need PostgreSQL: with fewer nobody could take over from the primary.
+pub const WITH_POSTGRES_MIN: usize = 2;
+
 /// Begins the name of a voter that is no member's node any more.
 const GONE: &str = "_gone-";
 

@@ -501,11 +501,12 @@ impl ManagerHandle {
     }
 
     /// Adds a member, removes one, or takes its Raft node from it; only the Raft leader can. With `dry_run` it is only
-    /// looked at whether that would be refused.
+    /// looked at whether that would be refused. One request after the other, so that two don't both take what one may.
     ///
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
     pub async fn change_members(&self, change: MemberChange, dry_run: bool) -> Result<(), NotChanged> {
+        let _alone = self.manager.inner.changing.lock().await;
         let state = self.state();
         if !self.leadership().am_leader {
             // Only a leader hears of all hosts.

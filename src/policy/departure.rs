@@ -202,10 +202,15 @@ pub fn of_node(s: &Situation<'_>, member: &MemberId) -> Vec<Obstacle> {
     quorum(s, member).into_iter().collect()
 }
 
+/// Its manager leads the others.
+pub(super) fn leads(s: &Situation<'_>, member: &MemberId) -> bool {
+    s.group.leader.is_some_and(|node| s.group.group.name_of(node) == *member)
+}
+
 /// What goes with the member, and stops nothing.
 pub fn notes(s: &Situation<'_>, member: &MemberId) -> Vec<String> {
     let mut notes = Vec::new();
-    if s.group.leader.is_some_and(|node| s.group.group.name_of(node) == *member) {
+    if leads(s, member) {
         notes.push(format!(
             "{member} leads the managers: another one will within an election; `matriarch raft transfer` spares that"
         ));

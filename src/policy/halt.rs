@@ -78,12 +78,7 @@ fn may_be_done_without(s: &Situation<'_>, member: &MemberId) -> Result<(), Strin
             ));
         }
     }
-    let absent = sync::absent_substitutes(s, member).map(|absent| {
-        let absent = Vec::from_iter(absent.iter().map(MemberId::as_str)).join(", ");
-        format!("who could confirm in its place can't now, for being down or too far behind ({absent})")
-    });
-    let nobody = s.state.is_indispensable(member).then(|| "nobody could confirm in its place".to_owned());
-    match absent.or(nobody) {
+    match sync::no_substitute(s, member) {
         None => Ok(()),
         Some(why) => Err(format!(
             "commits need {member}, and {why}: every commit would wait until it is started again. `matriarch config set \
@@ -127,12 +122,9 @@ pub fn warnings(s: &Situation<'_>, member: &MemberId) -> Vec<String> {
         }
         Some(_) => {}
     }
-    said.extend(
-        departure::notes(s, member)
-            .into_iter()
-            .filter(|note| note.contains("leads the managers"))
-            .map(|_| format!("the manager of {member} leads the others: it goes on voting, and another one will lead")),
-    );
+    if departure::leads(s, member) {
+        said.push(format!("the manager of {member} leads the others: it goes on voting, and another one will lead"));
+    }
     said
 }
 

@@ -131,12 +131,7 @@ fn can_be_source(s: &Situation<'_>, member: &MemberId, from: &MemberId, primary:
 
 /// Commits don't wait until the copy is done.
 fn nobody_waits_for(s: &Situation<'_>, member: &MemberId) -> Result<(), String> {
-    let absent = sync::absent_substitutes(s, member).map(|absent| {
-        let absent = Vec::from_iter(absent.iter().map(MemberId::as_str)).join(", ");
-        format!("who could confirm in its place can't now, for being down or too far behind ({absent})")
-    });
-    let nobody = s.state.is_indispensable(member).then(|| "nobody could confirm in its place".to_owned());
-    match absent.or(nobody) {
+    match sync::no_substitute(s, member) {
         None => Ok(()),
         Some(why) => Err(format!(
             "commits need {member}, and {why}: every commit would wait until the copy is made and streams. \

@@ -216,6 +216,15 @@ pub fn absent_substitutes(s: &Situation<'_>, member: &MemberId) -> Option<Vec<Me
     (needs && !gone && !absent.is_empty()).then(|| absent.into_iter().cloned().collect())
 }
 
+/// Why every commit would wait while `member` is down, in words for an operator; `None`: none would.
+pub fn no_substitute(s: &Situation<'_>, member: &MemberId) -> Option<String> {
+    let absent = absent_substitutes(s, member).map(|absent| {
+        let absent = Vec::from_iter(absent.iter().map(MemberId::as_str)).join(", ");
+        format!("who could confirm in its place can't now, for being down or too far behind ({absent})")
+    });
+    absent.or_else(|| s.state.is_indispensable(member).then(|| "nobody could confirm in its place".to_owned()))
+}
+
 /// Who confirms commits when one member does not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Without {

@@ -3,10 +3,7 @@
 //! [`ClusterState::with_postgres`](crate::state::ClusterState::with_postgres). Pure.
 
 use super::Situation;
-use crate::domain::MemberId;
-
-/// So many members need PostgreSQL: with fewer nobody could take over.
-pub const WITH_POSTGRES_MIN: usize = 2;
+use crate::domain::{MemberId, membership::WITH_POSTGRES_MIN};
 
 /// What an operator asks of PostgreSQL of `member` is possible as far as there is one; `what` ends the sentence.
 ///

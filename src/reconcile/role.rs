@@ -485,8 +485,8 @@ fn reinit(host: &Host<'_>, operation: &Operation) -> Option<Action> {
     due.then(|| Action::Reinit { operation: operation.id, source, named: named.is_some() })
 }
 
-/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance, or stops it. One that an operator wanted ends with its
-/// operation, also when that was given up while nobody reached this host.
+/// Whoever wants a copy to end, or not to begin now, puts its member in maintenance, or stops it. One that an operator wanted
+/// ends with its operation, also when that was given up while nobody reached this host.
 fn end_clone(host: &Host<'_>) -> Option<Action> {
     let work = host.agent.work.as_ref().filter(|work| work.kind == "clone")?;
     let put_aside = host.state.maintenance.contains_key(host.me) || host.state.put_down(host.me).is_some();
