@@ -213,10 +213,11 @@ impl World {
                 self.change(&step);
             }
             ["replace", member] => self.replace(&id(member)),
-            ["add", member] => self.member(Kind::AddMember {
+            ["add", member, kind @ ..] => self.member(Kind::AddMember {
                 member: id(member),
                 manager: format!("{member}:7400"),
                 postgres: format!("{member}:5432"),
+                learner: kind == ["learner"],
             }),
             ["remove", member] => self.member(Kind::RemoveMember { member: id(member) }),
             ["copied", node] => {
@@ -244,6 +245,7 @@ impl World {
                 manager: format!("{name}:7400"),
                 postgres: format!("{name}:5432"),
                 agent: format!("{name}:7401"),
+                learner: false,
             };
             (id(name), m)
         };

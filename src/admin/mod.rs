@@ -630,12 +630,12 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
     if crate::domain::membership::is_reserved(&member) {
         return Err(Status::invalid_argument(format!("no member may be called {member}")));
     }
-    let adds = matches!(change, v1::MemberChange::Add | v1::MemberChange::AddWitness);
+    let adds = matches!(change, v1::MemberChange::Add | v1::MemberChange::AddWitness | v1::MemberChange::AddLearner);
     if let Some(why) = crate::domain::postgres_settings::no_name(member.as_str()).filter(|_| adds) {
         return Err(Status::invalid_argument(why));
     }
     Ok(match change {
-        v1::MemberChange::Add if asked.postgres.is_empty() => {
+        v1::MemberChange::Add | v1::MemberChange::AddLearner if asked.postgres.is_empty() => {
             return Err(Status::invalid_argument(
                 "the request names no address of PostgreSQL; a witness is added as one",
             ));
@@ -645,8 +645,9 @@ fn member_change(asked: v1::ChangeMemberRequest) -> Result<MemberChange, Status>
                 "a witness has no PostgreSQL, and the request names an address of one",
             ));
         }
-        v1::MemberChange::Add | v1::MemberChange::AddWitness => {
-            MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres }
+        v1::MemberChange::Add | v1::MemberChange::AddWitness | v1::MemberChange::AddLearner => {
+            let learner = change == v1::MemberChange::AddLearner;
+            MemberChange::Add { member, manager: asked.manager, postgres: asked.postgres, learner }
         }
         v1::MemberChange::Remove | v1::MemberChange::DryRemove => MemberChange::Remove { member },
         v1::MemberChange::Replace | v1::MemberChange::DryReplace => MemberChange::Replace { member },

@@ -220,6 +220,7 @@ fn member(
     let known = state.members.get(id);
     let raft_role = match leader {
         Some(l) if l == id => "leader",
+        _ if seen.manager_heard && state.is_learner(id) => "learner",
         _ if seen.manager_heard => "follower",
         _ => "silent",
     };

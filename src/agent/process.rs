@@ -212,6 +212,7 @@ impl Agent {
             holder.set_identity(durable.cluster_id.clone(), durable.generation);
         }
         holder.allow_failsafe(config.cluster.failsafe);
+        holder.set_learners(members.iter().filter(|m| m.learner).map(|m| m.id.clone()).collect());
         holder.set_members(durable.members.clone());
         holder.set_moved(durable.moved.clone());
         instance.set_moved(&durable.moved);

@@ -579,6 +579,9 @@ pub enum MemberCommand {
         /// It is to be a witness, and is refused unless the file says so (witness = true)
         #[arg(long)]
         witness: bool,
+        /// It is to be a learner, and is refused unless the file says so (learner = true)
+        #[arg(long, conflicts_with = "witness")]
+        learner: bool,
         #[command(flatten)]
         client: ClientArgs,
     },

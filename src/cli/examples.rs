@@ -104,6 +104,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("member add n4", "it stands in cluster.members of every host's file"),
             ("member add w1 --witness", "there with witness = true"),
+            ("member add n8 --learner", "there with learner = true"),
         ],
     ),
     (

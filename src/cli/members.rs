@@ -30,7 +30,7 @@ const BEGINS: Duration = Duration::from_secs(60);
 pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
         MemberCommand::List { client, json } => list(&client, json).await,
-        MemberCommand::Add { member, witness, client } => add(member, witness, &client).await,
+        MemberCommand::Add { member, witness, learner, client } => add(member, (witness, learner), &client).await,
         MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
         MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
             address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
@@ -132,7 +132,7 @@ fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
 }
 
 /// Its addresses are those of this host's configuration file: every host needs them there, too.
-async fn add(member: String, witness: bool, args: &ClientArgs) -> Exit {
+async fn add(member: String, (witness, learner): (bool, bool), args: &ClientArgs) -> Exit {
     let file = config_file(args.config.clone());
     let config = match Config::load_for(&file, Purpose::Client) {
         Ok(config) => config,
@@ -146,21 +146,24 @@ async fn add(member: String, witness: bool, args: &ClientArgs) -> Exit {
         );
         return complain(&what, exit::USAGE);
     };
-    if witness && !found.witness {
+    let wanted = [("witness", witness, found.witness), ("learner", learner, found.learner)];
+    if let Some((word, _, _)) = wanted.into_iter().find(|(_, asked, written)| *asked && !written) {
         let what = format!(
-            "{}: `{member}` of cluster.members is no witness: add `witness = true` to it in the file of every host, or leave \
-             --witness out; nothing was changed",
+            "{}: `{member}` of cluster.members is no {word}: add `{word} = true` to it in the file of every host, or leave \
+             --{word} out; nothing was changed",
             file.display()
         );
         return complain(&what, exit::USAGE);
     }
-    let (kind, what) = match found.witness {
-        true => (MemberChange::AddWitness, "a member, a witness"),
-        false => (MemberChange::Add, "a member"),
+    const VOTES: &str = "it votes when its manager runs and has the log";
+    let (kind, what, then) = match (found.witness, found.learner) {
+        (true, _) => (MemberChange::AddWitness, "a member, a witness", VOTES),
+        (false, true) => (MemberChange::AddLearner, "a member, a learner", "its manager gets the log and never votes"),
+        (false, false) => (MemberChange::Add, "a member", VOTES),
     };
     let request =
         ChangeMemberRequest { manager: found.manager(), postgres: found.postgres(), ..request(kind, &member) };
-    change(args, request, false, &format!("{member} is {what}; it votes when its manager runs and has the log")).await
+    change(args, request, false, &format!("{member} is {what}; {then}")).await
 }
 
 async fn change(args: &ClientArgs, request: ChangeMemberRequest, dry_run: bool, done: &str) -> Exit {

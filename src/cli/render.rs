@@ -350,7 +350,14 @@ pub fn config_summary(config: &Config) -> String {
         .cluster
         .members
         .iter()
-        .map(|m| format!("{} ({}{})", m.id, m.manager(), if m.witness { ", witness" } else { "" }))
+        .map(|m| {
+            let kind = match (m.witness, m.learner) {
+                (true, _) => ", witness",
+                (false, true) => ", learner",
+                (false, false) => "",
+            };
+            format!("{} ({}{kind})", m.id, m.manager())
+        })
         .collect();
     let here = match config.local() {
         Some((me, _)) => format!("this host is {me}"),

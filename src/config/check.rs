@@ -23,7 +23,7 @@ use super::{
 };
 use crate::domain::{
     MemberId, NodeId, Profile, Timings,
-    membership::{WITH_POSTGRES_MIN, is_reserved},
+    membership::{LEARNERS_MAX, VOTERS_MAX, VOTERS_MIN, WITH_POSTGRES_MIN, is_reserved},
     sync::slot_name,
 };
 
@@ -174,10 +174,7 @@ fn timings(profile: Profile, raw: &RawTimings) -> Result<Timings, Wrong> {
 
 fn members(raw: Vec<RawClusterMember>) -> Result<Vec<MemberConfig>, Wrong> {
     const KEY: &str = "cluster.members";
-    if !(3..=7).contains(&raw.len()) {
-        let problem = format!("{} given", raw.len());
-        return Err(Wrong::new(KEY, problem, "list three to seven members; fewer can't lose one and still decide"));
-    }
+    voters_and_learners(&raw)?;
     let mut members: Vec<MemberConfig> = Vec::with_capacity(raw.len());
     for (node, raw) in (1..).zip(raw) {
         let member = member(node, raw)?;
@@ -206,6 +203,28 @@ fn members(raw: Vec<RawClusterMember>) -> Result<Vec<MemberConfig>, Wrong> {
     Ok(members)
 }
 
+/// So many of both as can decide, and as a leader can serve.
+fn voters_and_learners(raw: &[RawClusterMember]) -> Result<(), Wrong> {
+    const KEY: &str = "cluster.members";
+    let learners = raw.iter().filter(|member| member.learner == Some(true)).count();
+    let voters = raw.len() - learners;
+    let given =
+        if learners == 0 { format!("{voters} given") } else { format!("{voters} vote, {learners} are learners") };
+    if voters < VOTERS_MIN {
+        let advice = "list three to seven members that vote; fewer can't lose one and still decide";
+        return Err(Wrong::new(KEY, given, advice));
+    }
+    if voters > VOTERS_MAX {
+        let advice = "let no more than seven vote: make the eighth and every further one a learner (`learner = true`)";
+        return Err(Wrong::new(KEY, given, advice));
+    }
+    if learners > LEARNERS_MAX {
+        let advice = format!("list at most {LEARNERS_MAX} learners");
+        return Err(Wrong::new(KEY, given, advice));
+    }
+    Ok(())
+}
+
 fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
     let key = |field: &str| format!("cluster.members[{}].{field}", node - 1);
     let id = required(&key("id"), raw.id)?;
@@ -227,7 +246,11 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         return Err(Wrong::new(key("host"), problem, "write the address they use for this host"));
     }
     let manager_port = raw.manager_port.unwrap_or(MANAGER_PORT);
-    let witness = raw.witness.unwrap_or(false);
+    let (witness, learner) = (raw.witness.unwrap_or(false), raw.learner.unwrap_or(false));
+    if witness && learner {
+        let problem = format!("given, but {id} is a witness, which is there to vote");
+        return Err(Wrong::new(key("learner"), problem, "remove it, or remove `witness`"));
+    }
     if witness {
         return witness_of((id, node, host, manager_port), (raw.agent_port, raw.postgres_port));
     }
@@ -243,7 +266,7 @@ fn member(node: u64, raw: RawClusterMember) -> Result<MemberConfig, Wrong> {
         let problem = format!("manager and PostgreSQL would share port {manager_port}");
         return Err(Wrong::new(key("manager_port"), problem, "give each its own"));
     }
-    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port, postgres_port, witness })
+    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port, postgres_port, witness, learner })
 }
 
 /// A member with a manager and nothing else.
@@ -260,7 +283,8 @@ fn witness_of(
         let problem = format!("given, but {id} is a witness, without agent and PostgreSQL");
         return Err(Wrong::new(key(field), problem, "remove it, or remove `witness`"));
     }
-    Ok(MemberConfig { id, node: NodeId(node), host, manager_port, agent_port: 0, postgres_port: 0, witness: true })
+    let (node, agent_port, postgres_port) = (NodeId(node), 0, 0);
+    Ok(MemberConfig { id, node, host, manager_port, agent_port, postgres_port, witness: true, learner: false })
 }
 
 /// In failsafe every agent takes datagrams, on a port that no other agent and no manager of its host has.

@@ -147,6 +147,8 @@ pub struct MemberConfig {
     pub postgres_port: u16,
     /// It has a manager and nothing else: no agent, no PostgreSQL.
     pub witness: bool,
+    /// Its manager gets the log and never votes.
+    pub learner: bool,
 }
 
 impl MemberConfig {

@@ -117,6 +117,7 @@ pub(super) struct RawClusterMember {
     pub agent_port: Option<u16>,
     pub postgres_port: Option<u16>,
     pub witness: Option<bool>,
+    pub learner: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

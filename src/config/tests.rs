@@ -126,7 +126,7 @@ fn cluster_errors() {
             m.toml: cluster.timings.renew_ms: 0 ms is out of range; use 1 to 86400000 (a day)
             m.toml: cluster.timings.renew_ms: invalid type: string "300", expected u64 (line 6); correct the line; deploy/matriarch.toml.example has every key
             m.toml: cluster.timings.drift_permille: 900 is out of range; use 1 to 100 (0.1 % to 10 %)
-            m.toml: cluster.members: 2 given; list three to seven members; fewer can't lose one and still decide
+            m.toml: cluster.members: 2 given; list three to seven members that vote; fewer can't lose one and still decide
             m.toml: cluster.members[2].id: `N3` can't name a member: 1 to 40 characters of a-z, 0-9, `-` and `_`; rename it
             m.toml: cluster.members[2].id: `n2` is in the list twice; rename one
             m.toml: cluster.members[2].id: `n-2` and `n_2` would have one replication slot, which knows no `-`; rename one
@@ -582,4 +582,39 @@ fn what_a_witness_can_not_have_is_an_error() {
         m.toml: postgresql: missing; add the table; deploy/matriarch.toml.example shows it
     "#]]
     .assert_eq(&lines.concat());
+}
+
+/// So many further members, each a learner or not.
+fn with_more(learners: &[bool]) -> String {
+    let more = learners.iter().zip(4..).map(|(learner, n)| {
+        let learner = if *learner { "learner = true\n" } else { "" };
+        format!("[[cluster.members]]\nid = \"n{n}\"\nhost = \"10.0.0.{n}\"\n{learner}")
+    });
+    GOOD.replace("[member]", &(more.collect::<String>() + "[member]"))
+}
+
+#[test]
+fn seven_vote_and_further_members_are_learners() {
+    let config = parse(&with_more(&[true, false, true])).unwrap();
+    let learners = config.cluster.members.iter().filter(|m| m.learner).map(|m| m.id.as_str());
+    assert_eq!(learners.collect::<Vec<_>>(), ["n4", "n6"]);
+    // It has all that a member has.
+    let fourth = with_more(&[true]).replace("[member]\nid = \"n1\"", "[member]\nid = \"n4\"");
+    assert!(parse(&fourth).unwrap().member.is_some());
+    assert!(parse(&with_more(&[[false; 4].as_slice(), &[true; 25]].concat())).is_ok());
+    let wrong = |text: String| parse(&text).unwrap_err().to_string() + "\n";
+    let lines = [
+        wrong(with_more(&[false; 5])),
+        wrong(with_more(&[[false; 5].as_slice(), &[true; 2]].concat())),
+        wrong(with_more(&[true; 26])),
+        wrong(GOOD.replace("host = \"10.0.0.3\"", "host = \"10.0.0.3\"\nlearner = true")),
+        wrong(with_more(&[true]).replace("learner = true", "learner = true\nwitness = true")),
+    ];
+    expect![[r#"
+        m.toml: cluster.members: 8 given; let no more than seven vote: make the eighth and every further one a learner (`learner = true`)
+        m.toml: cluster.members: 8 vote, 2 are learners; let no more than seven vote: make the eighth and every further one a learner (`learner = true`)
+        m.toml: cluster.members: 3 vote, 26 are learners; list at most 25 learners
+        m.toml: cluster.members: 2 vote, 1 are learners; list three to seven members that vote; fewer can't lose one and still decide
+        m.toml: cluster.members[3].learner: given, but n4 is a witness, which is there to vote; remove it, or remove `witness`
+    "#]].assert_eq(&lines.concat());
 }

@@ -10,6 +10,12 @@ use super::{MemberId, NodeId};
 
 /// So many members need PostgreSQL: with fewer nobody could take over from the primary.
 pub const WITH_POSTGRES_MIN: usize = 2;
+/// With fewer voters the loss of one stops every decision.
+pub const VOTERS_MIN: usize = 3;
+/// More voters make every decision slower and nothing safer: further members are learners.
+pub const VOTERS_MAX: usize = 7;
+/// The leader sends the log to every one of them, and hears of every one in each round.
+pub const LEARNERS_MAX: usize = 25;
 
 /// Begins the name of a voter that is no member's node any more.
 const GONE: &str = "_gone-";

@@ -5,6 +5,9 @@
 //! promise itself is kept in memory: whoever starts, or finds itself in another
 //! membership, behaves as if it had acked a moment ago. Only the sealed epoch is
 //! durable, because forgetting it would let an old epoch be renewed again.
+//!
+//! A learner has one, too, and it promises nothing: its answers name no voters, so that no majority can be made of them,
+//! whatever a file says. They tell how its clocks run, for its PostgreSQL may be primary like any other.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -97,6 +100,8 @@ pub struct Acceptor {
     applied: bool,
     membership: Option<Membership>,
     in_log: u64,
+    /// It never votes, says the log.
+    learner: bool,
     notices: VecDeque<Notice>,
 }
 
@@ -122,6 +127,7 @@ impl Acceptor {
             applied: false,
             membership: None,
             in_log: 0,
+            learner: false,
             notices: VecDeque::new(),
         }
     }
@@ -148,7 +154,7 @@ impl Acceptor {
             quiet: false,
             members: self.members,
             clock_off_ppm: off(self.rate),
-            membership: self.effective().map_or(0, |m| m.id),
+            membership: self.effective().filter(|_| !self.learner).map_or(0, |m| m.id),
         }
     }
 
@@ -205,6 +211,11 @@ impl Acceptor {
     /// before could be counted after a majority has gone on from it.
     pub fn set_in_log(&mut self, id: u64) {
         self.in_log = id;
+    }
+
+    /// Whether the member of this host is a learner by what is committed. To be told before the membership of the same state.
+    pub fn set_learner(&mut self, learner: bool) {
+        self.learner = learner;
     }
 
     /// The log was applied up to the present, and the highest epoch in it is `epoch`. Before the
@@ -265,6 +276,9 @@ impl Acceptor {
         if epoch == Epoch(0) {
             return Response::refused(Refusal::Unexpected);
         }
+        if self.learner {
+            return self.compare_clocks(from, epoch, ticket, said, now);
+        }
         let grant = match promised(&self.timings, said.terms, self.grant) {
             Ok(grant) => grant,
             Err(refusal) => return Response::refused(refusal),
@@ -280,12 +294,37 @@ impl Acceptor {
         if said.flush != WalPosition::default() {
             self.renewed_at = Some(now);
         }
-        self.highest = self.highest.max(said.flush);
-        self.members = if epoch == of_before { self.members.max(said.members) } else { said.members };
-        self.rate = if said.rate == Rate::Unknown { self.rate } else { said.rate };
+        self.learn(&said, epoch == of_before);
         self.sealed = epoch;
-        let elapsed = TwoClocks { boot: now.boot.saturating_sub(began.boot), raw: now.raw.saturating_sub(began.raw) };
+        let elapsed = since(began, now);
         Response { persist: self.undurable(grant), ..Response::reply(epoch, Body::Ack { ticket, membership, elapsed }) }
+    }
+
+    /// What a renewal tells, whether anything is promised to it or not.
+    fn learn(&mut self, said: &Said, same_epoch: bool) {
+        self.highest = self.highest.max(said.flush);
+        self.members = if same_epoch { self.members.max(said.members) } else { said.members };
+        self.rate = if said.rate == Rate::Unknown { self.rate } else { said.rate };
+    }
+
+    /// A learner's answer: nothing is promised, nothing sealed, and it belongs to no configuration.
+    fn compare_clocks(
+        &mut self,
+        from: &MemberId,
+        epoch: Epoch,
+        ticket: Ticket,
+        said: Said,
+        now: TwoClocks,
+    ) -> Response {
+        let same_epoch = epoch == self.tenure.epoch();
+        match self.tenure.admit(from, epoch, ticket, now) {
+            Err(refusal) => Response::refused(refusal),
+            Ok(began) => {
+                self.learn(&said, same_epoch);
+                let (membership, elapsed) = (Membership::default(), since(began, now));
+                Response::reply(epoch, Body::Ack { ticket, membership, elapsed })
+            }
+        }
     }
 
     /// Changes nothing: a holder that hears nobody must not keep the voters bound.
@@ -295,6 +334,9 @@ impl Acceptor {
         }
         if self.effective().is_none() {
             return Response::refused(Refusal::NotReady);
+        }
+        if self.learner {
+            return Response::refused(Refusal::Learner);
         }
         Response::reply(epoch, Body::ProbeAck { ticket })
     }
@@ -320,6 +362,10 @@ impl Acceptor {
         let left = [self.quiet_at, self.until].map(|end| end.acceptor_remaining(now));
         left.into_iter().filter(|left| !left.is_zero()).min()
     }
+}
+
+fn since(began: TwoClocks, now: TwoClocks) -> TwoClocks {
+    TwoClocks { boot: now.boot.saturating_sub(began.boot), raw: now.raw.saturating_sub(began.raw) }
 }
 
 /// How long a promise under these terms lasts: the T_grant that this host knows under their id; for

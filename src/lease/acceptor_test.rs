@@ -438,3 +438,29 @@ fn half_of_the_promise_without_a_renewal_is_told_and_a_renewal_takes_it_back() {
     assert!(!acceptor.promise(at(11_700)).quiet);
     assert!(acceptor.promise(at(14_900)).lapsed && acceptor.promise(at(14_900)).quiet);
 }
+
+#[test]
+fn a_learner_promises_and_seals_nothing_by_a_renewal_and_names_no_voters() {
+    let mut acceptor = ready(7);
+    acceptor.set_learner(true);
+    let before = (acceptor.until(), acceptor.promise(at(10_000)).sealed);
+    let said = Terms { timings: TimingsId::FILES, grant: GRANT };
+    let body =
+        Body::Renew { ticket: ticket(1), flush: WalPosition::default(), terms: said, members: 4, rate: Rate::Off(9) };
+    let response = acceptor.receive(&member("a"), Letter { epoch: Epoch(8), body }, at(10_000));
+    assert_eq!(response.persist, None);
+    let Some(Letter { body: Body::Ack { membership, .. }, .. }) = response.reply else {
+        panic!("its clocks are compared")
+    };
+    assert!(!membership.has_majority(&["a", "b", "c"].map(member).into()), "nobody can count it: {membership:?}");
+    let promise = acceptor.promise(at(10_000));
+    assert_eq!((acceptor.until(), promise.sealed), before);
+    assert_eq!((promise.membership, promise.renewed_ago_ms), (0, None), "its seal is none of a voter");
+    // What is told by the way is kept: it may be primary, and then its clocks count.
+    assert_eq!((promise.clock_off_ppm, promise.members), (9, 4));
+    assert_eq!(acceptor.receive(&member("a"), probe(8), at(10_001)).refused, Some(Refusal::Learner));
+    // A higher epoch is a fact, whoever says it.
+    let durable = acceptor.seal(Epoch(9)).unwrap();
+    acceptor.persisted(durable);
+    assert!(matches!(deliver(&mut acceptor, renewal(8, 2), 10_002), Some(Body::Nack { sealed: Epoch(9), .. })));
+}

@@ -57,6 +57,7 @@ enum Command {
     Identity(Identity),
     Timings(TimingsInUse),
     Membership(Membership),
+    Learner(bool),
     FollowLog(Arc<AtomicU64>),
     Stop,
 }
@@ -177,6 +178,11 @@ impl AcceptorHandle {
     /// before the membership's own must have been applied and told by `set_applied`.
     pub fn set_membership(&self, membership: Membership) {
         self.shared.postman.send(Command::Membership(membership));
+    }
+
+    /// Whether this member is a learner; to be told before the membership of the same state.
+    pub fn set_learner(&self, learner: bool) {
+        self.shared.postman.send(Command::Learner(learner));
     }
 
     /// Where whoever appends to the log stores the id of the newest membership in it, 0 for none, before
@@ -301,6 +307,7 @@ impl Run {
                 let _ = self.persist(persist);
             }
             Command::Membership(membership) => self.acceptor.set_membership(membership, two_clocks()),
+            Command::Learner(learner) => self.acceptor.set_learner(learner),
             Command::FollowLog(newest) => self.in_log = Some(newest),
             Command::Stop => {}
         }

@@ -20,6 +20,8 @@ pub enum Refusal {
     OtherTarget,
     /// This acceptor has not applied its log yet, or does not know its membership.
     NotReady,
+    /// This member never votes, and is asked as if it did.
+    Learner,
     /// Not newer than what this session already sent.
     Replayed,
     /// Another member already renewed this epoch here.
@@ -40,7 +42,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 16] = [
         Refusal::TooLong,
         Refusal::BadTag,
         Refusal::Malformed,
@@ -48,6 +50,7 @@ impl Refusal {
         Refusal::OtherGeneration,
         Refusal::OtherTarget,
         Refusal::NotReady,
+        Refusal::Learner,
         Refusal::Replayed,
         Refusal::OtherHolder,
         Refusal::GrantTooLong,
@@ -68,6 +71,7 @@ impl Refusal {
             Self::OtherGeneration => "other_generation",
             Self::OtherTarget => "other_target",
             Self::NotReady => "not_ready",
+            Self::Learner => "learner",
             Self::Replayed => "replayed",
             Self::OtherHolder => "other_holder",
             Self::GrantTooLong => "grant_too_long",

@@ -85,7 +85,7 @@ pub struct HolderView {
 pub struct HolderConfig {
     /// Drawn at each start.
     pub session: u64,
-    /// All members that may be voters.
+    /// All members: voters, and learners, which are asked how their clocks run.
     pub peers: Vec<MemberId>,
     /// Of this host's file, until others are told by [`Holder::set_timings`]. Renew, T_rpc, T_hold and T_grant are used.
     pub timings: Timings,
@@ -157,6 +157,8 @@ pub struct Holder {
     /// This member; it is not asked in failsafe.
     me: Option<MemberId>,
     failsafe: bool,
+    /// Peers that never vote, by the file of this host.
+    learners: BTreeSet<MemberId>,
     members: MemberList,
     fitness: Fitness,
     seq: u64,
@@ -177,6 +179,7 @@ impl Holder {
             offered: None,
             me: None,
             failsafe: false,
+            learners: BTreeSet::new(),
             members: MemberList::default(),
             fitness: Fitness::default(),
             seq: 0,
@@ -192,6 +195,12 @@ impl Holder {
     pub fn set_me(&mut self, me: MemberId, failsafe: bool) {
         self.me = Some(me);
         self.failsafe = failsafe;
+    }
+
+    /// Who never votes, by the file of this host. No majority is counted by it, for acks name the voters: only before the first
+    /// of them it says how many answers to a probe make renewals worth a try.
+    pub fn set_learners(&mut self, learners: BTreeSet<MemberId>) {
+        self.learners = learners;
     }
 
     /// The members as last applied on this host. An older list changes nothing.
@@ -494,8 +503,8 @@ impl Holder {
     fn probe_acked(&mut self, from: &MemberId, seq: u64, now: TwoClocks, out: &mut Vec<Output>) -> Result<(), Refusal> {
         let tenure = self.tenure.as_mut().ok_or(Refusal::Unexpected)?;
         // A probe ack names no membership: it only has to make an answer to a renewal likely.
-        let assumed =
-            tenure.membership.clone().unwrap_or_else(|| Membership::simple(0, self.config.peers.iter().cloned()));
+        let voters = || self.config.peers.iter().filter(|peer| !self.learners.contains(*peer)).cloned();
+        let assumed = tenure.membership.clone().unwrap_or_else(|| Membership::simple(0, voters()));
         let sent = tenure.sent.iter_mut().find(|s| s.seq == seq && s.probe).ok_or(Refusal::Unexpected)?;
         if sent.answer(from, &assumed) && tenure.phase == Phase::Probing {
             tenure.phase = if tenure.deadline.is_some() { Phase::Held } else { Phase::Seeking };

@@ -771,3 +771,25 @@ fn an_answer_that_comes_after_the_deadline_revives_nothing_in_failsafe_either() 
     let _ = bench.agree("c", round, true);
     assert_eq!(bench.phase(), Phase::Expired);
 }
+
+#[test]
+fn a_learners_answer_completes_no_majority_and_its_silence_keeps_no_renewal_back() {
+    let mut bench = Bench::new();
+    bench.holder.config.peers.extend(["x", "y", "z"].map(member));
+    bench.holder.set_learners(["x", "y", "z"].map(member).into());
+    bench.hold(1);
+    let (seq, ticket) = (bench.seq(), Ticket { session: SESSION, seq: bench.seq() });
+    for learner in ["x", "y", "z"] {
+        // What a learner sends, and what one would that is taken for a voter.
+        bench.deliver(learner, 1, ack_of(ticket, Membership::default())).unwrap();
+        bench.deliver(learner, 1, ack_of(ticket, membership(1))).unwrap();
+    }
+    bench.ack("a", seq, 1);
+    assert_eq!(bench.phase(), Phase::Seeking, "one of three voters");
+    (1..40).for_each(|n| bench.go(n * 300));
+    let seq = bench.seq();
+    assert_eq!(bench.phase(), Phase::Probing);
+    bench.probe_ack("a", seq);
+    bench.probe_ack("b", seq);
+    assert_eq!(bench.phase(), Phase::Seeking, "two of three voters answer");
+}

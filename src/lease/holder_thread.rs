@@ -2,7 +2,7 @@
 //! else to do.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, UdpSocket},
     sync::{
@@ -66,6 +66,7 @@ enum Command {
     Members(MemberList),
     Moved(BTreeMap<MemberId, String>),
     Failsafe(bool),
+    Learners(BTreeSet<MemberId>),
     Resolved(Book, MemberId, Lookup, Option<SocketAddr>),
     Stop,
 }
@@ -199,6 +200,11 @@ impl HolderHandle {
         self.send(Command::Failsafe(allowed));
     }
 
+    /// See [`Holder::set_learners`].
+    pub fn set_learners(&self, learners: BTreeSet<MemberId>) {
+        self.send(Command::Learners(learners));
+    }
+
     /// The state of the lease, pushed.
     pub fn view(&self) -> watch::Receiver<HolderView> {
         self.shared.view.clone()
@@ -297,6 +303,7 @@ impl Run {
             }
             Command::Moved(moved) => self.addresses.moved(&moved),
             Command::Failsafe(allowed) => self.holder.set_me(self.me.clone(), allowed),
+            Command::Learners(learners) => self.holder.set_learners(learners),
             Command::Resolved(Book::Managers, member, of, found) => self.addresses.resolved(&member, of, found),
             Command::Resolved(Book::Agents, member, of, found) => self.agents.resolved(&member, of, found),
             Command::Stop => {}

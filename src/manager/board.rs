@@ -252,10 +252,12 @@ impl Board {
             .iter()
             .map(|m| {
                 let (manager, postgres, agent) = (m.manager(), m.postgres(), m.agent());
-                (m.id.clone(), Member { node: m.node, manager, postgres, agent })
+                (m.id.clone(), Member { node: m.node, manager, postgres, agent, learner: m.learner })
             })
             .collect();
-        let initializer = config.cluster.members.iter().find(|m| !m.witness).map(|m| m.id.clone());
+        // A learner begins only where no voter has PostgreSQL.
+        let with_postgres = config.cluster.members.iter().filter(|m| !m.witness);
+        let initializer = with_postgres.min_by_key(|m| (m.learner, m.node)).map(|m| m.id.clone());
         let founding = Founding {
             cluster_id: ClusterId(uuid::Uuid::new_v4().to_string()),
             name: config.cluster.name.clone(),

@@ -86,9 +86,18 @@ fn names(manager: &Manager) -> Vec<String> {
     manager.inner.config.cluster.members.iter().map(name).collect()
 }
 
+/// Who is configured to vote.
+pub(super) fn voters(manager: &Manager) -> impl Iterator<Item = &MemberConfig> {
+    manager.inner.config.cluster.members.iter().filter(|member| !member.learner)
+}
+
 /// What all files have to say alike of a member.
 fn name(member: &MemberConfig) -> String {
-    let kind = if member.witness { " (witness)" } else { "" };
+    let kind = match (member.witness, member.learner) {
+        (true, _) => " (witness)",
+        (false, true) => " (learner)",
+        (false, false) => "",
+    };
     format!("{}={}{kind}", member.id, member.manager())
 }
 
@@ -107,7 +116,7 @@ pub(super) async fn found_or_find(manager: &Manager) -> Option<(ClusterId, Gener
                 inner.gate.set_waits_for(&[]);
                 rejoin::open(manager);
                 let all_saw = replies.values().all(|r| r.saw_all_empty || r.member == inner.me.as_str());
-                let first = inner.config.cluster.members.first().map(|m| &m.id) == Some(&inner.me);
+                let first = voters(manager).next().map(|m| &m.id) == Some(&inner.me);
                 if all_saw && first {
                     initialize(manager).await;
                 }
@@ -129,8 +138,8 @@ pub(super) async fn found_or_find(manager: &Manager) -> Option<(ClusterId, Gener
 }
 
 async fn initialize(manager: &Manager) {
-    let members = manager.inner.config.cluster.members.iter();
-    let members = members.map(|m| (m.node, (m.id.clone(), m.manager()))).collect();
+    // Learners get the log once there is one.
+    let members = voters(manager).map(|m| (m.node, (m.id.clone(), m.manager()))).collect();
     manager.inner.board.allow_founding();
     match manager.inner.node.initialize(members).await {
         Ok(()) => tracing::info!("every member is empty and answers: the Raft group is initialised"),

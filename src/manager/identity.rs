@@ -78,6 +78,7 @@ pub(super) async fn keep(manager: Manager, dir: PathBuf) -> anyhow::Result<()> {
         // First of all: a quarantine for a change of membership is as long as the longest promise in use.
         if due || told != 0 {
             inner.acceptor.set_timings(state.timings.clone());
+            inner.acceptor.set_learner(state.is_learner(&inner.me));
         }
         if due && membership.id != told {
             inner.acceptor.set_applied(state.epoch);

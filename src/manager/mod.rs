@@ -23,6 +23,7 @@ mod founding;
 pub mod halt;
 pub mod host;
 mod identity;
+mod kind;
 mod leader;
 mod link;
 mod parameters;

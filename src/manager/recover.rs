@@ -51,6 +51,13 @@ pub(super) async fn propose(manager: &Manager, force: bool) -> Result<Proposal, 
                 inner.me
             ));
         }
+        if state.is_learner(&inner.me) {
+            return Err(format!(
+                "{} is a learner: what the voters have committed may not have come to it, and they did not wait for it; recover on a \
+                 voter, or, if no log of those is left, give --force",
+                inner.me
+            ));
+        }
         let Some(agent) = &agent else {
             return Err("the agent of this host doesn't answer, so nobody knows what its data is worth; start it, or \
                         give --force to go on without its data"
@@ -132,6 +139,12 @@ fn words(manager: &Manager, old: &ClusterState, new: &ClusterState, agent: Optio
             others.join(", ")
         ),
     ];
+    if old.is_learner(me) {
+        says.push(format!(
+            "{me} was a learner: it votes from now on, alone at first. What was committed after its log ended is forgotten, and \
+             nobody can tell how much that is"
+        ));
+    }
     match agent {
         Some(a) => {
             says.push(format!("PostgreSQL of {me} has WAL up to {} on timeline {}", a.wal_end.lsn, a.wal_end.timeline))

@@ -12,11 +12,11 @@ use super::{
     entry::{self, Standing},
     founding::{self, LIMIT, ask_all},
     identity::{self, Identity},
-    leader,
+    kind, leader,
     peers::timed,
 };
 use crate::{
-    domain::{ClusterId, Generation, MemberId, NodeId},
+    domain::{ClusterId, Generation, MemberId, Membership, NodeId},
     raft::ProposeError,
     rpc::{convert, v1},
     state::{Applied, Command, Kind, RuleId},
@@ -74,8 +74,8 @@ async fn look_back(manager: &Manager) -> Option<String> {
         let heard: BTreeSet<MemberId> =
             replies.values().filter(|r| r.lost.is_empty()).filter_map(|r| r.member.parse().ok()).collect();
         let group = inner.node.membership();
-        let all = inner.config.cluster.members.len();
-        let enough = if group.halves.is_empty() { heard.len() * 2 > all } else { group.has_majority(&heard) };
+        let configured = Membership::simple(0, founding::voters(manager).map(|m| m.id.clone()));
+        let enough = if group.halves.is_empty() { &configured } else { &group }.has_majority(&heard);
         if evidence.is_some() || enough {
             inner.gate.set_waits_for(&[]);
             return evidence;
@@ -111,12 +111,21 @@ async fn follow(manager: &Manager, dir: &Path) -> anyhow::Result<Ending> {
             return give_up(manager, dir, &evidence);
         }
         inner.gate.set_leader(named_leader(manager, &replies));
-        let warnings = without_quorum(manager, &replies);
+        let mut warnings = without_quorum(manager, &replies);
+        let quorum = warnings.len();
+        warnings.extend(kind::strays(&inner.node.state().borrow(), &inner.config.cluster.members));
         let wait = if inner.node.leadership().borrow().leader.is_some() { CALM } else { ROUND };
-        if inner.gate.set_warnings(&warnings)
-            && let Some(first) = warnings.first()
-        {
-            tracing::warn!(warning = first, "no quorum can come about by itself");
+        if inner.gate.set_warnings(&warnings) {
+            let (lost, strays) = warnings.split_at(quorum);
+            if let Some(first) = lost.first() {
+                tracing::warn!(warning = first, "no quorum can come about by itself");
+            }
+            for stray in strays {
+                tracing::error!(
+                    problem = stray,
+                    "the file of this host says otherwise than the cluster; the cluster counts"
+                );
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -263,6 +272,7 @@ async fn ask_one(
         to: Some(convert::target(&cluster, generation, who, epoch, inner.me.as_str())),
         member: inner.me.to_string(),
         evidence: evidence.to_owned(),
+        learner: inner.config.find(&inner.me).is_some_and(|me| me.learner),
     };
     let mut peer = inner.peers.peer(&member).map_err(|status| status.message().to_owned())?;
     let given = peer.rejoin(timed(request, ANSWERED)).await.map_err(|status| status.message().to_owned())?.into_inner();
@@ -275,18 +285,19 @@ fn waits_for(
     refused: &BTreeMap<String, String>,
     evidence: &str,
 ) -> Vec<String> {
-    let members = &manager.inner.config.cluster.members;
+    let voters: Vec<&str> = founding::voters(manager).map(|m| m.id.as_str()).collect();
     let mut why = vec![format!("this manager has no Raft log it may vote with ({evidence}): it needs a new node")];
     why.extend(refused.iter().map(|(who, reason)| format!("{who}: {reason}")));
     let answers = |r: &&v1::HelloReply| r.lost.is_empty() && !r.cluster_id.is_empty();
-    let with_log: Vec<&str> = replies.values().filter(answers).map(|r| r.member.as_str()).collect();
-    let lost = replies.values().filter(|r| !r.lost.is_empty()).count();
-    if lost * 2 >= members.len() && with_log.len() * 2 <= members.len() {
+    let votes = |r: &&v1::HelloReply| voters.contains(&r.member.as_str());
+    let with_log: Vec<&str> = replies.values().filter(answers).filter(votes).map(|r| r.member.as_str()).collect();
+    let lost = replies.values().filter(votes).filter(|r| !r.lost.is_empty()).count();
+    if lost * 2 >= voters.len() && with_log.len() * 2 <= voters.len() {
         let where_to = if with_log.is_empty() { "a host that has its log".to_owned() } else { with_log.join(" or ") };
         why.push(format!(
             "{lost} of {} managers have lost their logs: no majority can come about; restore one of the logs, or, if \
              they are gone for good, `matriarch recover` on {where_to}",
-            members.len()
+            voters.len()
         ));
     }
     why
@@ -321,6 +332,9 @@ async fn try_give(manager: &Manager, request: &v1::RejoinRequest) -> Result<Node
     let Some(known) = state.members.get(&member) else {
         return Err(format!("{member} is no member of the cluster: `matriarch member add {member}` first"));
     };
+    if let Some(why) = kind::against_file(&member, known.learner, request.learner) {
+        return Err(why);
+    }
     let silent = manager.timings().silent;
     let lost = inner.node.lost_logs().contains_key(&known.node);
     if let Some(age) = inner.node.last_answer(known.node).filter(|age| *age < silent && !lost) {

@@ -58,15 +58,11 @@ pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks.
 const AGAIN: Duration = Duration::from_millis(250);
-/// More members than this don't vote yet.
-const MEMBERS_MAX: usize = 7;
-/// Fewer voters than this can't lose one.
-const MEMBERS_MIN: usize = 3;
 
 /// What an operator does to the list of members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
-    /// One more, with PostgreSQL or a witness.
+    /// One more: with PostgreSQL, and with a vote or without, or a witness.
     Add {
         /// Its name.
         member: MemberId,
@@ -74,6 +70,8 @@ pub enum MemberChange {
         manager: String,
         /// `host:port` of its PostgreSQL; empty: it is a witness.
         postgres: String,
+        /// It gets the log and never votes.
+        learner: bool,
     },
     /// One less.
     Remove {
@@ -369,6 +367,9 @@ impl ManagerHandle {
     /// # Errors
     /// Why it did not move, in words for the operator.
     pub async fn transfer_leader(&self, to: &MemberId) -> Result<(), String> {
+        if self.state().is_learner(to) {
+            return Err(format!("{to} is a learner: it has no vote, and only who votes can lead"));
+        }
         self.manager.inner.node.transfer_leader(to).await.map_err(|e| e.to_string())
     }
 
@@ -559,20 +560,13 @@ impl ManagerHandle {
     fn kind_of(&self, change: MemberChange) -> Result<Kind, String> {
         let (state, group) = (self.state(), self.group());
         Ok(match change {
-            MemberChange::Add { member, manager, postgres } => {
-                if state.members.len() >= MEMBERS_MAX {
-                    return Err(format!("the cluster has {MEMBERS_MAX} members, the most that can vote"));
-                }
-                Kind::AddMember { member, manager, postgres }
+            MemberChange::Add { member, manager, postgres, learner } => {
+                policy::membership::room_for(&state, learner)?;
+                Kind::AddMember { member, manager, postgres, learner }
             }
             MemberChange::Remove { member } => {
                 let node = state.members.get(&member).map(|m| m.node).unwrap_or_default();
-                let left = state.members.len().saturating_sub(1);
-                if group.is_voter(node) && left < MEMBERS_MIN {
-                    return Err(format!(
-                        "{left} members would be left: fewer than {MEMBERS_MIN} can't lose one and still decide"
-                    ));
-                }
+                policy::membership::enough_voters_without(&state, &member, group.is_voter(node))?;
                 Kind::RemoveMember { member }
             }
             MemberChange::Move { member, manager, postgres, agent } => {

@@ -77,8 +77,20 @@ pub fn successor(
         let rank = |name: &MemberId, c: &Candidate| {
             let of = s.state.settings.of_member(name);
             let steady = (!c.short, !c.stands, !c.failed_to_promote, !c.in_vain);
+            // Equal to all that counts, whoever is nearer to the managers that decide.
+            let votes = !s.state.is_learner(name);
             let was_primary = unwritten(s).is_some_and(|h| h.primary == *name);
-            (!c.passed_over, !c.just_crashed, was_primary, wishes.prefers(&of), c.end, steady, of.priority, c.running)
+            (
+                !c.passed_over,
+                !c.just_crashed,
+                was_primary,
+                wishes.prefers(&of),
+                c.end,
+                steady,
+                of.priority,
+                c.running,
+                votes,
+            )
         };
         rank(a_name, a).cmp(&rank(b_name, b)).then_with(|| b_name.cmp(a_name))
     });

@@ -12,9 +12,41 @@ use super::{
     report::{NotReady, Unsettled},
 };
 use crate::{
-    domain::{GroupStep, MemberId, Membership, NodeId},
-    state::{GrantPhase, Lock},
+    domain::{
+        GroupStep, MemberId, Membership, NodeId,
+        membership::{LEARNERS_MAX, VOTERS_MAX, VOTERS_MIN},
+    },
+    state::{ClusterState, GrantPhase, Lock},
 };
+
+/// There may be one more of those that vote, or of the learners.
+///
+/// # Errors
+/// Why not, in words for the operator.
+pub fn room_for(state: &ClusterState, learner: bool) -> Result<(), String> {
+    let voters = state.voters().count();
+    let learners = state.members.len() - voters;
+    match learner {
+        false if voters >= VOTERS_MAX => Err(format!(
+            "{voters} members vote, the most there may be: make this one a learner (`learner = true` in its entry of \
+             cluster.members, on every host)"
+        )),
+        true if learners >= LEARNERS_MAX => Err(format!("the cluster has {learners} learners, the most there may be")),
+        true | false => Ok(()),
+    }
+}
+
+/// Without `member`, which `votes`, there are voters enough that one of them may fail.
+///
+/// # Errors
+/// Why not, in words for the operator.
+pub fn enough_voters_without(state: &ClusterState, member: &MemberId, votes: bool) -> Result<(), String> {
+    let left = state.voters().filter(|(voter, _)| *voter != member).count();
+    match votes && left < VOTERS_MIN {
+        true => Err(format!("{left} voters would be left: fewer than {VOTERS_MIN} can't lose one and still decide")),
+        false => Ok(()),
+    }
+}
 
 /// Rule 450.
 pub fn settle(s: &Situation<'_>) -> Option<Verdict> {
@@ -51,7 +83,7 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     }
     let mut why = Vec::new();
     let mut voters = BTreeSet::new();
-    for (member, wanted) in &s.state.members {
+    for (member, wanted) in s.state.voters() {
         match readiness(s, member, wanted.node, present) {
             Ok(node) => drop(voters.insert(node)),
             Err(reason) => {
@@ -75,10 +107,10 @@ pub fn join(s: &Situation<'_>) -> Option<Verdict> {
     Some(step(s, GroupStep::Join { voters }))
 }
 
-/// Every member votes with its present node, and nobody else does: what holds nearly always.
+/// Every member that is no learner votes with its present node, and nobody else does: what holds nearly always.
 fn is_settled(s: &Situation<'_>, present: &BTreeSet<NodeId>) -> bool {
-    let all_vote = s.state.members.values().all(|m| present.contains(&m.node));
-    all_vote && present.iter().all(|node| s.state.members.values().any(|m| m.node == *node))
+    let all_vote = s.state.voters().all(|(_, m)| present.contains(&m.node));
+    all_vote && present.iter().all(|node| s.state.voters().any(|(_, m)| m.node == *node))
 }
 
 /// Rule 480.

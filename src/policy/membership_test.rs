@@ -158,7 +158,13 @@ fn five_become_three_when_a_majority_of_the_three_answers() {
 #[test]
 fn an_added_member_waits_for_its_node_and_a_stray_node_is_dropped() {
     let mut bench = Bench::new("granted a open 2").says("a", "primary 2:150 lease=1 counted=1 answering=a,b,c,d");
-    let member = Member { node: NodeId(0), manager: "d:7400".into(), postgres: "d:5432".into(), agent: String::new() };
+    let member = Member {
+        node: NodeId(0),
+        manager: "d:7400".into(),
+        postgres: "d:5432".into(),
+        agent: String::new(),
+        learner: false,
+    };
     bench.state.members.insert(id("d"), member);
     assert_eq!(step_of(&bench), Err(String::new()), "it has not asked for a node");
     bench.state.members.get_mut(&id("d")).unwrap().node = NodeId(4);
@@ -196,4 +202,74 @@ fn a_founder_that_lost_its_log_gets_it_again_before_there_is_any_epoch() {
     assert_eq!(step_of(&bench), Ok((460, GroupStep::AddLearner { node: NodeId(4), of })));
     node(&mut bench, 4, "a");
     assert!(step_of(&bench).is_err(), "who votes does not change before an epoch was sealed");
+}
+
+/// d is a learner, by node 4.
+fn with_learner(answering: &str) -> Bench {
+    let spec = format!("primary 2:150 lease=1 counted=1 answering={answering}");
+    let mut bench = Bench::new("granted a open 2").says("a", &spec);
+    bench.add_learner("d", 4);
+    bench
+}
+
+#[test]
+fn a_learner_gets_the_log_and_never_a_vote() {
+    let mut bench = with_learner("a,b,c,d");
+    let of = GroupNode { member: id("d"), address: "d:7400".into() };
+    assert_eq!(step_of(&bench), Ok((460, GroupStep::AddLearner { node: NodeId(4), of })));
+    node(&mut bench, 4, "d");
+    bench.group.held.insert(NodeId(4), bench.group.commit);
+    assert_eq!(step_of(&bench), Err(String::new()), "at rest, though it has everything and answers");
+    // Nobody waits for it.
+    bench.group.commit = 100;
+    bench.group.held = [(NodeId(1), 100), (NodeId(2), 100), (NodeId(3), 100)].into();
+    assert_eq!(step_of(&bench), Err(String::new()));
+    // Its next node is a learner again, and the old one is dropped.
+    bench.state.members.get_mut(&id("d")).unwrap().node = NodeId(5);
+    assert!(matches!(step_of(&bench), Ok((460, GroupStep::AddLearner { node: NodeId(5), .. }))));
+    node(&mut bench, 5, "d");
+    assert_eq!(step_of(&bench), Ok((480, GroupStep::Drop { node: NodeId(4) })));
+}
+
+#[test]
+fn a_voters_new_node_joins_beside_a_learner_and_a_vote_that_a_learner_has_is_taken_from_it() {
+    let mut bench = with_learner("a,b,c,d");
+    node(&mut bench, 4, "d");
+    bench.state.members.get_mut(&id("b")).unwrap().node = NodeId(5);
+    node(&mut bench, 5, "b");
+    assert_eq!(step_of(&bench), Ok((470, GroupStep::Join { voters: half(&[1, 3, 5]) })));
+    let mut votes = with_learner("a,b,c,d");
+    node(&mut votes, 4, "d");
+    votes.group.group.voters[0].insert(NodeId(4));
+    assert_eq!(step_of(&votes), Ok((470, GroupStep::Join { voters: half(&[1, 2, 3]) })));
+}
+
+#[test]
+fn seven_vote_and_further_ones_are_learners() {
+    let mut state = Bench::new("granted a open 2").state;
+    let more = |state: &mut ClusterState, name: String, learner| {
+        let (manager, postgres, agent) = (format!("{name}:1"), format!("{name}:2"), String::new());
+        state.members.insert(id(&name), Member { node: NodeId(0), manager, postgres, agent, learner });
+    };
+    assert_eq!((room_for(&state, false), room_for(&state, true)), (Ok(()), Ok(())));
+    (4..=7).for_each(|n| more(&mut state, format!("n{n}"), false));
+    let full = room_for(&state, false).unwrap_err();
+    assert!(
+        full.starts_with("7 members vote, the most there may be: make this one a learner (`learner = true`"),
+        "{full}"
+    );
+    (1..=25).for_each(|n| {
+        assert_eq!(room_for(&state, true), Ok(()));
+        more(&mut state, format!("l{n}"), true);
+    });
+    assert_eq!(room_for(&state, true), Err("the cluster has 25 learners, the most there may be".to_owned()));
+}
+
+#[test]
+fn learners_are_no_voters_that_would_be_left() {
+    let mut bench = with_learner("a,b,c,d");
+    node(&mut bench, 4, "d");
+    let gone = enough_voters_without(&bench.state, &id("b"), true).unwrap_err();
+    assert!(gone.starts_with("2 voters would be left"), "{gone}");
+    assert_eq!(enough_voters_without(&bench.state, &id("d"), false), Ok(()));
 }

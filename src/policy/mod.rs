@@ -22,6 +22,8 @@ pub mod genesis;
 pub mod halt;
 pub mod hibernate;
 pub mod leadership;
+#[cfg(test)]
+mod learner_test;
 pub mod loss;
 pub mod membership;
 mod outvoted;

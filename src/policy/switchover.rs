@@ -306,7 +306,7 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
 }
 
 /// Whom a switchover goes to of those that could take over: at the preferred site, then whoever is `better`, then by
-/// priority. Each has all WAL before it is granted, so bytes of the moment come last.
+/// priority, then to a voter rather than a learner. Each has all WAL before it is granted, so bytes of the moment come last.
 pub fn best<'a>(
     s: &Situation<'_>,
     wishes: &Wishes,
@@ -315,7 +315,8 @@ pub fn best<'a>(
 ) -> Option<&'a MemberId> {
     let rank = |m: &MemberId| {
         let of = s.state.settings.of_member(m);
-        (wishes.prefers(&of), better(m), of.priority, s.agent(m).map(|a| a.wal_end))
+        let votes = !s.state.is_learner(m);
+        (wishes.prefers(&of), better(m), of.priority, votes, s.agent(m).map(|a| a.wal_end))
     };
     fit.max_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| b.cmp(a)))
 }

@@ -52,6 +52,7 @@ pub fn state(spec: &str) -> ClusterState {
             manager: format!("{name}:7400"),
             postgres: format!("{name}:5432"),
             agent: format!("{name}:7401"),
+            learner: false,
         };
         (id(name), member)
     });
@@ -460,6 +461,12 @@ impl Bench {
     pub fn leads_since_now(mut self) -> Self {
         self.since.lead = self.now;
         self
+    }
+
+    /// One more member, a learner by `node`.
+    pub fn add_learner(&mut self, name: &str, node: u64) {
+        let (manager, postgres, agent) = (format!("{name}:7400"), format!("{name}:5432"), format!("{name}:7401"));
+        self.state.members.insert(id(name), Member { node: NodeId(node), manager, postgres, agent, learner: true });
     }
 
     /// What the disk of `member` takes for a sync.

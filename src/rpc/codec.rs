@@ -113,10 +113,11 @@ pub fn encode_command(command: &Command) -> Vec<u8> {
             node: node.0,
             reason: reason.clone(),
         }),
-        Kind::AddMember { member, manager, postgres } => c::Kind::AddMember(c::AddMember {
+        Kind::AddMember { member, manager, postgres, learner } => c::Kind::AddMember(c::AddMember {
             member: member.to_string(),
             manager: manager.clone(),
             postgres: postgres.clone(),
+            learner: *learner,
         }),
         Kind::RemoveMember { member } => c::Kind::RemoveMember(c::RemoveMember { member: member.to_string() }),
         Kind::MoveMember { member, manager, postgres, agent } => c::Kind::MoveMember(c::MoveMember {
@@ -243,7 +244,9 @@ fn decode_kind(kind: v1::command::Kind) -> Result<Kind> {
             node: NodeId(r.node),
             reason: r.reason,
         },
-        K::AddMember(a) => Kind::AddMember { member: member_id(&a.member)?, manager: a.manager, postgres: a.postgres },
+        K::AddMember(v1::command::AddMember { member, manager, postgres, learner }) => {
+            Kind::AddMember { member: member_id(&member)?, manager, postgres, learner }
+        }
         K::RemoveMember(r) => Kind::RemoveMember { member: member_id(&r.member)? },
         K::MoveMember(m) => {
             Kind::MoveMember { member: member_id(&m.member)?, manager: m.manager, postgres: m.postgres, agent: m.agent }
@@ -627,13 +630,22 @@ mod tests {
     }
 
     fn every_kind() -> Vec<Kind> {
-        let member = Member { node: NodeId(1), manager: "h:1".into(), postgres: "h:2".into(), agent: "h:3".into() };
+        let member = Member {
+            node: NodeId(1),
+            manager: "h:1".into(),
+            postgres: "h:2".into(),
+            agent: "h:3".into(),
+            learner: false,
+        };
         let kinds = vec![
             Kind::Genesis {
                 cluster_id: ClusterId("c".into()),
                 generation: Generation(1),
                 name: "n".into(),
-                members: vec![(id("a"), member.clone()), (id("b"), Member { node: NodeId(2), ..member })],
+                members: vec![
+                    (id("a"), member.clone()),
+                    (id("b"), Member { node: NodeId(2), learner: true, ..member }),
+                ],
                 initializer: id("a"),
             },
             Kind::RecordSystem { system_identifier: 99, history: None },
@@ -667,7 +679,7 @@ mod tests {
             Kind::SettleTimings { id: TimingsId(2) },
             Kind::ReplaceNode { member: id("b"), old: NodeId(2), node: NodeId(3), reason: "lost".into() },
             Kind::AdoptTimeline { member: id("a"), timeline: TimelineId(9), switch: at(2, 7), first_record: Some(8) },
-            Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into() },
+            Kind::AddMember { member: id("c"), manager: "i:1".into(), postgres: "i:2".into(), learner: true },
             Kind::MoveMember { member: id("c"), manager: "j:1".into(), postgres: "j:2".into(), agent: "j:3".into() },
             Kind::RemoveMember { member: id("b") },
             Kind::SetSettings {

@@ -30,10 +30,11 @@ pub(super) fn encode(id: &MemberId, member: &Member) -> v1::Member {
         manager: member.manager.clone(),
         postgres: member.postgres.clone(),
         agent: member.agent.clone(),
+        learner: member.learner,
     }
 }
 
 pub(super) fn decode(raw: v1::Member) -> Result<(MemberId, Member)> {
-    let member = Member { node: NodeId(raw.node), manager: raw.manager, postgres: raw.postgres, agent: raw.agent };
-    Ok((member_id(&raw.id)?, member))
+    let v1::Member { id, node, manager, postgres, agent, learner } = raw;
+    Ok((member_id(&id)?, Member { node: NodeId(node), manager, postgres, agent, learner }))
 }

@@ -23,6 +23,7 @@ impl Scene {
             manager: format!("h{n}:7400"),
             postgres: format!("h{n}:5432"),
             agent: String::new(),
+            learner: false,
         };
         for kind in [
             Kind::Genesis {

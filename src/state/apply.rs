@@ -88,7 +88,9 @@ impl ClusterState {
             Kind::SetTimings { profile, timings, decided } => self.set_timings(*profile, **timings, *decided),
             Kind::SettleTimings { id } => self.settle_timings(*id),
             Kind::ReplaceNode { member, old, node, reason } => self.replace_node(member, *old, *node, reason),
-            Kind::AddMember { member, manager, postgres } => self.add_member(member, manager, postgres),
+            Kind::AddMember { member, manager, postgres, learner } => {
+                self.add_member(member, (manager, postgres), *learner)
+            }
             Kind::RemoveMember { member } => self.remove_member(member),
             Kind::MoveMember { member, manager, postgres, agent } => {
                 self.move_member(member, [manager, postgres, agent])
@@ -439,6 +441,7 @@ mod tests {
             manager: format!("h{n}:7400"),
             postgres: format!("h{n}:5432"),
             agent: format!("h{n}:7401"),
+            learner: false,
         };
         let members = vec![(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))];
         let genesis = Kind::Genesis {
@@ -721,6 +724,7 @@ mod tests {
             member: id(who),
             manager: format!("{host}:7400"),
             postgres: format!("{host}:5432"),
+            learner: false,
         };
         assert!(is_stale(&run(&mut state, add("a", "h9"))));
         assert!(is_stale(&run(&mut state, add("d", "h2"))), "b is there");

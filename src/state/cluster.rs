@@ -115,6 +115,8 @@ pub struct Member {
     pub postgres: String,
     /// `host:port` of its agent's datagrams (failsafe); empty when it has none.
     pub agent: String,
+    /// Its node gets the log and never votes; it acknowledges no lease and seals no epoch.
+    pub learner: bool,
 }
 
 impl Member {
@@ -347,6 +349,16 @@ impl ClusterState {
     /// A member without PostgreSQL. Whoever is no member is none.
     pub fn is_witness(&self, member: &MemberId) -> bool {
         self.members.get(member).is_some_and(Member::is_witness)
+    }
+
+    /// A member that gets the log and never votes. Whoever is no member is none.
+    pub fn is_learner(&self, member: &MemberId) -> bool {
+        self.members.get(member).is_some_and(|m| m.learner)
+    }
+
+    /// The members whose present nodes vote, or are to vote as soon as they can: all but learners.
+    pub fn voters(&self) -> impl Iterator<Item = (&MemberId, &Member)> + Clone {
+        self.members.iter().filter(|(_, member)| !member.learner)
     }
 
     /// It has PostgreSQL, and operators have nothing against it: it confirms commits when it can.

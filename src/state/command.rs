@@ -151,6 +151,8 @@ pub enum Kind {
         manager: String,
         /// `host:port` of its PostgreSQL; empty: it is a witness.
         postgres: String,
+        /// It gets the log and never votes.
+        learner: bool,
     },
     /// A member is reached elsewhere from now on. What it is stays: whoever answers there has to be that member.
     MoveMember {
@@ -375,8 +377,10 @@ impl Kind {
             | Self::AdvanceOperation { phase: OperationPhase::Copy | OperationPhase::Stream, .. } => Format::OPERATE,
             Self::BeginOperation { kind: OperationKind::Restart, .. }
             | Self::AdvanceOperation { phase: OperationPhase::Start, .. } => Format::SETTINGS,
-            Self::Genesis { members, .. } if members.iter().any(|(_, member)| member.is_witness()) => Format::OPERATE,
-            Self::AddMember { postgres, .. } if postgres.is_empty() => Format::OPERATE,
+            Self::Genesis { members, .. } if members.iter().any(|(_, m)| m.is_witness() || m.learner) => {
+                Format::OPERATE
+            }
+            Self::AddMember { postgres, learner, .. } if postgres.is_empty() || *learner => Format::OPERATE,
             Self::BeginOperation { .. }
             | Self::AdvanceOperation { .. }
             | Self::Genesis { .. }

@@ -101,7 +101,13 @@ mod tests {
 
     #[test]
     fn moves_for_want_of_room_count_like_failovers_after_crashes() {
-        let member = Member { node: NodeId(1), manager: String::new(), postgres: "h:1".into(), agent: String::new() };
+        let member = Member {
+            node: NodeId(1),
+            manager: String::new(),
+            postgres: "h:1".into(),
+            agent: String::new(),
+            learner: false,
+        };
         let members = [(id("a"), member.clone()), (id("b"), member)].into();
         let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
@@ -132,7 +138,13 @@ mod tests {
 
     #[test]
     fn crashes_of_postgresql_count_and_nothing_else_does() {
-        let member = Member { node: NodeId(1), manager: String::new(), postgres: "h:1".into(), agent: String::new() };
+        let member = Member {
+            node: NodeId(1),
+            manager: String::new(),
+            postgres: "h:1".into(),
+            agent: String::new(),
+            learner: false,
+        };
         let mut state = ClusterState { members: [(id("a"), member)].into(), epoch: Epoch(1), ..Default::default() };
         for cause in [EndCause::Lease, EndCause::Ordered, EndCause::PromotionFailed, EndCause::Unknown] {
             reign_ends(&mut state, cause);
@@ -158,7 +170,13 @@ mod tests {
 
     /// Two members, a primary of epoch 2, in a state of that format.
     fn granted(format: Format) -> ClusterState {
-        let member = Member { node: NodeId(1), manager: String::new(), postgres: "h:1".into(), agent: String::new() };
+        let member = Member {
+            node: NodeId(1),
+            manager: String::new(),
+            postgres: "h:1".into(),
+            agent: String::new(),
+            learner: false,
+        };
         let members = [(id("a"), member.clone()), (id("b"), member)].into();
         let mut state = ClusterState { members, epoch: Epoch(1), format, ..Default::default() };
         run(&mut state, Kind::fence(String::new()));

@@ -143,8 +143,13 @@ mod tests {
     }
 
     fn founded() -> ClusterState {
-        let member =
-            |n: u64| Member { node: NodeId(n), manager: String::new(), postgres: "h:1".into(), agent: String::new() };
+        let member = |n: u64| Member {
+            node: NodeId(n),
+            manager: String::new(),
+            postgres: "h:1".into(),
+            agent: String::new(),
+            learner: false,
+        };
         ClusterState { members: [(id("a"), member(1)), (id("b"), member(2))].into(), ..ClusterState::default() }
     }
 

@@ -32,8 +32,8 @@ impl ClusterState {
     pub(super) fn add_member(
         &mut self,
         who: &MemberId,
-        manager: &str,
-        postgres: &str,
+        (manager, postgres): (&str, &str),
+        learner: bool,
     ) -> Result<Option<String>, String> {
         if self.identity.is_none() {
             return Err("the cluster is not founded".to_owned());
@@ -42,13 +42,21 @@ impl ClusterState {
             return Err(format!("{who} is a member"));
         }
         self.free([manager, postgres], who)?;
-        let kind = if postgres.is_empty() { "a member, a witness" } else { "a member" };
+        if learner && postgres.is_empty() {
+            return Err(format!("{who} would have neither a vote nor PostgreSQL"));
+        }
+        let kind = match (postgres.is_empty(), learner) {
+            (true, _) => "a member, a witness",
+            (false, true) => "a member, a learner",
+            (false, false) => "a member",
+        };
         self.last_node = NodeId(self.next_node().0 - 1);
         let member = Member {
             node: NodeId(0),
             manager: manager.to_owned(),
             postgres: postgres.to_owned(),
             agent: String::new(),
+            learner,
         };
         self.members.insert(who.clone(), member);
         self.moved.remove(who);
@@ -109,6 +117,7 @@ impl ClusterState {
             manager: manager.to_owned(),
             postgres: postgres.to_owned(),
             agent: agent.to_owned(),
+            learner: member.learner,
         };
         if *member == there {
             return Err(format!("{who} is there already"));
@@ -151,6 +160,7 @@ mod tests {
             manager: format!("h{n}:1"),
             postgres: format!("h{n}:2"),
             agent: format!("h{n}:3"),
+            learner: false,
         };
         let lock = Lock::Granted {
             epoch: Epoch(1),
@@ -216,7 +226,7 @@ mod tests {
     }
 
     fn add(member: &str, manager: &str, postgres: &str) -> Kind {
-        Kind::AddMember { member: id(member), manager: manager.into(), postgres: postgres.into() }
+        Kind::AddMember { member: id(member), manager: manager.into(), postgres: postgres.into(), learner: false }
     }
 
     fn run(state: &mut ClusterState, kind: Kind) -> Applied {
@@ -241,6 +251,39 @@ mod tests {
         assert_eq!(briefing.members.agents.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(!briefing.managers.contains_key(&id("d")), "nobody asks it for WAL");
         assert_eq!(briefing.members.version, 1, "the list has changed all the same");
+    }
+
+    fn learner(member: &str, postgres: &str) -> Kind {
+        let manager = format!("{postgres}0");
+        Kind::AddMember { member: id(member), manager, postgres: postgres.into(), learner: true }
+    }
+
+    #[test]
+    fn a_learner_has_postgresql_and_stays_one_wherever_it_moves_and_whatever_its_node() {
+        let mut state = with_witness();
+        assert!(why(run(&mut state, learner("e", ""))).contains("neither a vote nor PostgreSQL"));
+        assert_eq!(run(&mut state, learner("e", "h5:2")), Applied::Changed);
+        assert!(state.incidents.back().is_some_and(|i| i.what.contains("e is a member, a learner")));
+        assert_eq!(state.voters().map(|(m, _)| m.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+        assert!(state.is_learner(&id("e")) && state.may_confirm(&id("e")) && !state.is_learner(&id("x")));
+        let node =
+            Kind::ReplaceNode { member: id("e"), old: NodeId(0), node: state.next_node(), reason: String::new() };
+        assert_eq!(run(&mut state, node), Applied::Changed);
+        assert_eq!(move_to(&mut state, "e", "h9"), Applied::Changed);
+        assert!(state.is_learner(&id("e")));
+        assert!(
+            why(run(&mut state, add("e", "h9:1", "h9:2"))).contains("e is a member"),
+            "it becomes no voter by that"
+        );
+    }
+
+    #[test]
+    fn whoever_goes_on_in_failsafe_asks_a_learner_too_for_it_may_be_primary() {
+        let mut state = with_witness();
+        run(&mut state, learner("e", "h5:2"));
+        let briefing = state.briefing();
+        assert_eq!(briefing.members.agents.keys().map(MemberId::as_str).collect::<Vec<_>>(), ["a", "b", "c", "e"]);
+        assert!(briefing.managers.contains_key(&id("e")), "it gives WAL");
     }
 
     #[test]
@@ -285,9 +328,10 @@ mod tests {
     }
 
     #[test]
-    fn only_hosts_that_know_witnesses_are_told_of_one() {
+    fn only_hosts_that_know_witnesses_and_learners_are_told_of_one() {
         assert_eq!(add("d", "h4:1", "").format(), crate::domain::Format::OPERATE);
         assert_eq!(add("d", "h4:1", "h4:2").format(), crate::domain::Format::FIRST);
+        assert_eq!(learner("d", "h4:2").format(), crate::domain::Format::OPERATE);
         let genesis = |state: &ClusterState| Kind::Genesis {
             cluster_id: identity().cluster_id,
             generation: identity().generation,
@@ -297,5 +341,8 @@ mod tests {
         };
         assert_eq!(genesis(&with_witness()).format(), crate::domain::Format::OPERATE);
         assert_eq!(genesis(&state()).format(), crate::domain::Format::FIRST);
+        let mut learns = state();
+        learns.members.get_mut(&id("c")).unwrap().learner = true;
+        assert_eq!(genesis(&learns).format(), crate::domain::Format::OPERATE);
     }
 }

@@ -12,8 +12,8 @@ use crate::domain::{Epoch, Format, Generation, MemberId, NodeId, TimelineHistory
 const JUMP: u64 = 1_000;
 /// Timelines go on after the next multiple. Each number in between costs a stub file at the next promotion.
 const JUMP_TIMELINES: u64 = 16;
-/// More than there can be members: the last digit of a generation says on which of them it began.
-const JUMP_GENERATIONS: u64 = 10;
+/// More than there can be members: the last two digits of a generation say on which of them it began.
+const JUMP_GENERATIONS: u64 = 100;
 
 /// The next multiple of `jump`, for the first member; each other member has a later one of its own.
 fn after(number: u64, jump: u64, place: u64) -> u64 {
@@ -27,13 +27,17 @@ impl ClusterState {
     /// `None` before genesis, when `me` is no member, or when there are no timelines left.
     pub fn recovered(&self, me: &MemberId, data: Option<&TimelineHistory>) -> Option<ClusterState> {
         let mut state = self.clone();
-        let place = self.members.keys().position(|member| member == me)? as u64;
+        // Learners last: each place costs numbers of timelines.
+        let learners = self.members.iter().filter(|(_, member)| member.learner);
+        let place = self.voters().chain(learners).position(|(member, _)| member == me)? as u64;
         let identity = state.identity.as_mut()?;
         identity.generation = Generation(after(identity.generation.0, JUMP_GENERATIONS, 0) + place + 1);
         let generation = identity.generation;
         let node = NodeId(after(self.next_node().0, JUMP, place));
         state.members.values_mut().for_each(|m| m.node = NodeId(0));
-        state.members.get_mut(me)?.node = node;
+        let alone = state.members.get_mut(me)?;
+        // Somebody has to vote: whoever begins a generation does, and stays a voter.
+        (alone.node, alone.learner) = (node, false);
         state.last_node = node;
         // A host that comes over from a lower generation may have sealed any epoch of that one.
         state.epoch = Epoch(after(self.epoch.0, JUMP, place).max(generation.0 * JUMP));
@@ -134,6 +138,7 @@ mod tests {
             manager: format!("h{n}:1"),
             postgres: format!("h{n}:2"),
             agent: String::new(),
+            learner: false,
         };
         let record = |t: u32, epoch, switch| TimelineRecord {
             timeline: TimelineId(t),
@@ -180,21 +185,21 @@ mod tests {
         }
         let after = old.recovered(&id("a"), None).unwrap();
         assert_eq!(after.maintenance.keys().collect::<Vec<_>>(), [&id("b")], "who recovers wants a primary here");
-        assert_eq!(after.generation(), Generation(11), "the first jump, on the first member");
+        assert_eq!(after.generation(), Generation(101), "the first jump, on the first member");
         assert_eq!(after.cluster_id(), ClusterId("c".into()), "it is the same cluster");
-        assert_eq!(after.epoch, Epoch(11_000));
+        assert_eq!(after.epoch, Epoch(101_000));
         assert_eq!(after.highest_timeline(), TimelineId(16));
         let nodes: Vec<u64> = after.members.values().map(|m| m.node.0).collect();
         assert_eq!(nodes, [1_000, 0, 0], "the others come in anew");
         assert_eq!(after.next_node(), NodeId(1_001));
         assert_eq!(after.operations, 1_000, "no agent has made a copy for the next of them");
         let Lock::Fenced { epoch, previous, released } = &after.lock else { panic!() };
-        assert_eq!((*epoch, previous.clone(), released), (Epoch(11_000), Some((Epoch(7), id("b"))), &None));
-        assert!(after.incidents.back().unwrap().what.contains("generation 11"));
+        assert_eq!((*epoch, previous.clone(), released), (Epoch(101_000), Some((Epoch(7), id("b"))), &None));
+        assert!(after.incidents.back().unwrap().what.contains("generation 101"));
         assert_eq!(before().recovered(&id("x"), None), None);
         assert_eq!(ClusterState::default().recovered(&id("a"), None), None);
         let again = after.recovered(&id("a"), None).unwrap();
-        assert_eq!((again.generation(), again.epoch), (Generation(21), Epoch(21_000)));
+        assert_eq!((again.generation(), again.epoch), (Generation(201), Epoch(201_000)));
     }
 
     #[test]
@@ -215,7 +220,7 @@ mod tests {
         // Of the first lend this host's log knows nothing yet.
         let before = || ClusterState { format: Format::OPERATE, ..before() };
         let a = before().recovered(&id("a"), None).unwrap();
-        assert_eq!((a.reader.id, a.reader.holder.clone()), (11_000, None));
+        assert_eq!((a.reader.id, a.reader.holder.clone()), (101_000, None));
         // Out of sight of a; then a goes on from what it knows, and c, whose lends went on, comes over.
         let c = before().recovered(&id("c"), None).unwrap();
         let later = a.recovered(&id("a"), None).unwrap();
@@ -236,5 +241,15 @@ mod tests {
         let ahead = before().recovered(&id("a"), Some(&history(5, &[(1, 100), (2, 200), (4, 300)]))).unwrap();
         assert_eq!(ahead.newest_complete_timeline(), TimelineId(5));
         assert_eq!(ahead.history_of(TimelineId(5)), history(5, &[(1, 100), (2, 200), (4, 300)]));
+    }
+
+    #[test]
+    fn a_learner_that_begins_a_generation_votes_and_has_a_number_after_all_voters() {
+        let mut before = before();
+        before.members.get_mut(&id("a")).unwrap().learner = true;
+        let after = before.recovered(&id("a"), None).unwrap();
+        assert!(!after.is_learner(&id("a")));
+        assert_eq!(after.generation(), Generation(103), "b and c come first");
+        assert!(before.recovered(&id("b"), None).unwrap().is_learner(&id("a")), "otherwise it stays one");
     }
 }

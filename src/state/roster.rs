@@ -121,6 +121,7 @@ mod tests {
             manager: format!("h{node}:7400"),
             postgres: format!("h{node}:5432"),
             agent: format!("h{node}:7401"),
+            learner: false,
         };
         names.iter().map(|(name, node)| (name.parse().unwrap(), member(*node))).collect()
     }

@@ -68,7 +68,7 @@ mod tests {
         let mut state = ClusterState::default();
         let member = |n: u64| {
             let (manager, postgres, agent) = (format!("h{n}:7400"), format!("h{n}:5432"), String::new());
-            Member { node: NodeId(n), manager, postgres, agent }
+            Member { node: NodeId(n), manager, postgres, agent, learner: false }
         };
         let members = vec![(id("a"), member(1)), (id("b"), member(2)), (id("c"), member(3))];
         let (cluster_id, generation) = (ClusterId("x".into()), Generation(1));

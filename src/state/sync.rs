@@ -138,6 +138,7 @@ mod tests {
                 manager: format!("{name}:1"),
                 postgres: format!("{name}:2"),
                 agent: String::new(),
+                learner: false,
             };
             (id(name), member)
         };

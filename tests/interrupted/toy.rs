@@ -226,6 +226,7 @@ impl Toy {
                     manager: format!("{id}:7400"),
                     postgres: format!("{id}:5432"),
                     agent: format!("{id}:7401"),
+                    learner: false,
                 };
                 (id.clone(), member)
             })

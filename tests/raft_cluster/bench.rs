@@ -322,6 +322,7 @@ pub fn genesis(cluster: &Cluster) -> Command {
         manager: address.clone(),
         postgres: format!("127.0.0.1:{}", 5432 + id),
         agent: String::new(),
+        learner: false,
     };
     command(
         Epoch(0),

@@ -172,6 +172,7 @@ pub fn founding(names: &[MemberId]) -> Founding {
             manager: format!("{id}:7400"),
             postgres: format!("{id}:5432"),
             agent: format!("{id}:7401"),
+            learner: false,
         };
         (id.clone(), member)
     };

@@ -217,7 +217,7 @@ fn next_command(shared: &Shared, state: &ClusterState, request: &str) -> Command
 fn genesis(shared: &Shared) -> Kind {
     let entry = |(node, (member, manager)): (NodeId, (MemberId, String))| {
         let postgres = format!("{member}:5432");
-        (member, Member { node, manager, postgres, agent: String::new() })
+        (member, Member { node, manager, postgres, agent: String::new(), learner: false })
     };
     Kind::Genesis {
         cluster_id: ClusterId("c1".to_owned()),
