@@ -2,7 +2,7 @@
 //! A learner has PostgreSQL as every member and no vote: what follows from that, one test each.
 
 use super::{
-    Hold, Verdict, candidates, departure, failover, leadership, outvoted, switchover, sync,
+    Hold, Verdict, departure, failover, leadership, outvoted, switchover, sync,
     testing::{Bench, id},
 };
 use crate::{

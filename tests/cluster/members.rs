@@ -3,11 +3,12 @@
 use std::{fs, process::Output, time::Instant};
 
 use matriarch::{
-    demo::rig::{Rig, Role},
+    demo::rig::{ROUTED, Rig, Role},
     rpc::v1::StatusReply,
 };
 
 use crate::{
+    failovers::STREAMED,
     processes::{node_of, taken_in},
     stage::{EXE, HEAL, Promise, SOON, Step, others, say, seen_down, until},
 };
@@ -23,6 +24,8 @@ pub const STEPS: &[Step] = &[
         "a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command",
         a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command,
     ),
+    // The last one: it leaves a learner behind.
+    ("a_learner_follows_has_no_vote_and_may_be_primary", a_learner_follows_has_no_vote_and_may_be_primary),
 ];
 
 /// The log of a host is not trusted any more, say after a restore of its disk.
@@ -147,6 +150,68 @@ fn a_dead_host_is_replaced_by_an_empty_one_elsewhere_with_one_command(rig: &Rig,
     let after = rig.healthy(HEAL).unwrap();
     assert_eq!((&after.primary, after.epoch), (&before.primary, before.epoch));
     Promise::no_loss(fault)
+}
+
+/// A voter is removed and comes in as a learner. Nobody counts it, it is made primary all the same, and is lost as that.
+fn a_learner_follows_has_no_vote_and_may_be_primary(rig: &Rig, before: &StatusReply) -> Promise {
+    let guest = others(rig, &[&before.primary, &before.leader]).remove(0);
+    let asked = |words: &[&str]| member(rig, &before.primary, words);
+    let old = node_of(rig, &guest);
+    leaves(rig, before, &guest, old);
+    let voters = asked(&["add", &guest, "--learner"]);
+    assert_eq!(voters.status.code(), Some(2), "its file has it vote: {}", said(&voters));
+    let learns = |host: &str| {
+        let file = rig.config(host).unwrap();
+        let entry = format!("[[cluster.members]]\nid = \"{guest}\"\n");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(&entry), "{text}");
+        fs::write(&file, text.replace(&entry, &format!("{entry}learner = true\n"))).unwrap();
+    };
+    learns(&before.primary);
+    let added = asked(&["add", &guest, "--learner"]);
+    assert!(added.status.success(), "{}", said(&added));
+    until("it is told that its own file says otherwise", SOON, || {
+        rig.local_status(&guest).is_ok_and(|s| s.holds.join(" ").contains("and its own file has it vote"))
+    });
+    learns(&guest);
+    rig.take_down(&guest, Role::Manager).unwrap();
+    rig.start_process(&guest, Role::Manager).unwrap();
+    until("it has the log and streams, and three vote", HEAL, || {
+        rig.status().is_some_and(|s| {
+            let there = s.members.iter().any(|m| m.member == guest && m.raft_role == "learner" && m.healthy);
+            there && s.voters.len() == 3
+        })
+    });
+    let away = others(rig, &[&before.primary, &guest]).remove(0);
+    let left = others(rig, &[&before.primary, &guest, &away]).remove(0);
+    rig.take_down(&away, Role::Manager).unwrap();
+    until("two of three voters answer, whoever learns", HEAL, || {
+        let no = asked(&["check", &left]);
+        no.status.code() == Some(1) && said(&no).contains(&format!("without {left} 1 voters answer"))
+    });
+    assert!(asked(&["check", &guest]).status.success(), "nobody counts it");
+    rig.start_process(&away, Role::Manager).unwrap();
+    rig.healthy(HEAL).unwrap();
+    let transfer = std::process::Command::new(EXE)
+        .args(["raft", "transfer", &guest, "--config"])
+        .arg(rig.config(&before.primary).unwrap())
+        .output()
+        .unwrap();
+    assert!(!transfer.status.success() && said(&transfer).contains("is a learner"), "{}", said(&transfer));
+
+    let reply = rig.switchover(&guest).unwrap();
+    assert!(rig.finished(reply.id, HEAL).unwrap().succeeded, "{reply:?}");
+    assert_eq!(rig.healthy(HEAL).unwrap().primary, guest);
+    let asked_for = Instant::now();
+    rig.wait_for_write(ROUTED, asked_for, None, SOON).unwrap();
+    let server = rig.server().unwrap();
+    let fault = rig.kill_host(&guest).unwrap();
+    rig.wait_for_write(ROUTED, fault, Some(&server), SOON).unwrap();
+    rig.boot_host(&guest).unwrap();
+    let after = rig.healthy(HEAL).unwrap();
+    assert_ne!(after.primary, guest);
+    assert_eq!(after.voters.len(), 3);
+    Promise::asynchronous(fault, fault - STREAMED).ended(server)
 }
 
 /// All vote, all stream, and this one is reached there.
