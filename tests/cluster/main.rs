@@ -222,6 +222,12 @@ fn hosts_come_and_go() {
 }
 
 #[test]
+#[ignore = "half a minute; policy::learner_test and lease::acceptor have its parts: make proof"]
+fn three_voters_and_a_learner() {
+    stage::play_on(1, members::LEARNER);
+}
+
+#[test]
 #[ignore = "half a minute; policy::witness and state::members have its parts: make proof"]
 fn two_hosts_and_a_witness() {
     stage::play_as(witness::ground(), str::to_owned, witness::STEPS);
