@@ -105,9 +105,10 @@ impl Write for Journal {
 
 /// Three voters, and room for as many hosts.
 struct Cluster {
-    root: tempfile::TempDir,
     members: Vec<MemberConfig>,
     voters: Vec<AcceptorHandle>,
+    /// Last: what is above still writes there.
+    root: tempfile::TempDir,
 }
 
 /// See [`Cluster::parted`].
@@ -868,6 +869,8 @@ fn a_second_host_is_cloned_follows_takes_over_and_the_first_rewinds() {
             assert!(Instant::now() < until);
         }
         assert_eq!(first.rows().await, 2, "99 is gone, 3 came");
+        let log = second.log();
+        assert!(log.contains("received SIGHUP") && !log.contains("cannot be changed without restarting"), "{log}");
     });
 }
 

@@ -89,7 +89,7 @@ fn of_running(o: &Operation, state: &ClusterState) -> v1::OperationRecord {
         request_id: o.request_id.clone(),
         began_ms: course.began_ms,
         phases: phases(&course.phases),
-        can_be_cancelled: can_be_cancelled(o.kind, o.phase).is_ok(),
+        can_be_cancelled: can_be_cancelled(state, o).is_ok(),
         ..Default::default()
     }
 }

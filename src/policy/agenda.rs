@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Hold, Situation, Verdict, format, pause::words, switchover, witness};
 use crate::{
     domain::{Format, MemberId, when},
-    state::{AgendaChange, Kind, OperationKind, OperationPhase, Outcome, Scheduled},
+    state::{AgendaChange, ClusterState, Kind, Operation, OperationKind, OperationPhase, Outcome, Scheduled},
 };
 
 /// So late a scheduled operation may begin, and no later: whoever chose the time chose it for what else there was.
@@ -174,7 +174,7 @@ pub fn admit_cancel(s: &Situation<'_>, id: u64, by: &str) -> Result<(Kind, Strin
             (None, None) => format!("rolling restart {id} is over; {}", rolling.told()),
         }
     } else if let Some(running) = running {
-        can_be_cancelled(running.kind, running.phase).map_err(|why| format!("operation {id} {why}"))?
+        can_be_cancelled(s.state, running).map_err(|why| format!("operation {id} {why}"))?
     } else if let Some(ended) = agenda.ended_of(id) {
         return Err(format!("operation {id} is over ({}): {}", ended.outcome.word(), ended.reason));
     } else {
@@ -184,25 +184,24 @@ pub fn admit_cancel(s: &Situation<'_>, id: u64, by: &str) -> Result<(Kind, Strin
     Ok((Kind::Agenda(AgendaChange::Cancel { id, phase, by: words(by) }), says))
 }
 
-/// Whether an operation in this phase can be taken back, and what happens then.
+/// Whether an operation under way can be taken back, and what happens then.
 ///
 /// # Errors
 /// Why not.
-pub fn can_be_cancelled(kind: OperationKind, phase: OperationPhase) -> Result<String, &'static str> {
-    match (kind, phase) {
+pub fn can_be_cancelled(state: &ClusterState, operation: &Operation) -> Result<String, &'static str> {
+    match (operation.kind, operation.phase) {
         (OperationKind::Hibernate, OperationPhase::Transfer) => {
             return Err(
                 "can't be taken back: the lock is given up; `matriarch start --all` wakes the cluster after it",
             );
         }
         (OperationKind::Wake, _) => {
-            return Err(
-                "can't be taken back: members are being started; `matriarch stop --all` stops them when it is over",
-            );
+            state.may_sleep_on()?;
+            return Ok("it is over, and the cluster is stopped again as it was".to_owned());
         }
         _ => {}
     }
-    match phase {
+    match operation.phase {
         OperationPhase::Checkpoint | OperationPhase::HoldWrites => Ok("it is over, nothing was stopped".to_owned()),
         OperationPhase::Stop => Ok("it is rolled back: what was stopped is started again".to_owned()),
         OperationPhase::Transfer => Err("can't be taken back: the lock is given up, and the target is to be primary"),

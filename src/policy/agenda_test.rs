@@ -151,3 +151,24 @@ fn what_can_be_taken_back_says_what_happens_then() {
         assert_eq!(ask(&bench, 1).is_ok(), allowed, "{phase}: {:?}", ask(&bench, 1));
     }
 }
+
+#[test]
+fn a_wake_can_be_taken_back_until_somebody_is_granted_the_lock() {
+    let mut bench = bench();
+    let ask = |bench: &Bench| admit_cancel(&bench.situation(), 1, "kim").map(|(_, says)| says);
+    let woken = |bench: &mut Bench, lock: &str| {
+        bench.state = state(lock);
+        bench.state.format = Format::NEWEST;
+        let (asked, primary) = (Asked::default(), id("a"));
+        let end =
+            Some(crate::domain::WalPosition { timeline: bench.state.highest_timeline(), lsn: crate::domain::Lsn(90) });
+        bench.state.hibernation = Some(crate::state::Hibernation { asked, at_ms: 0, primary, end, waking: true });
+    };
+    woken(&mut bench, "fenced; wake a");
+    assert_eq!(ask(&bench).unwrap(), "it is over, and the cluster is stopped again as it was");
+    let later = |h: &mut crate::state::Hibernation| h.end = Some(Default::default());
+    bench.state.hibernation.iter_mut().for_each(later);
+    assert!(ask(&bench).unwrap_err().starts_with("operation 1 can't be taken back: somebody was granted the lock"));
+    woken(&mut bench, "granted a pending 2; wake a");
+    assert!(ask(&bench).unwrap_err().contains("`matriarch stop --all` stops the cluster when a primary is open"));
+}

@@ -1,6 +1,6 @@
 //! In which order members are restarted for settings of which a standby needs as much as its primary has
 //! ([`AT_LEAST_THE_PRIMARYS`](crate::domain::parameters::AT_LEAST_THE_PRIMARYS)): for more of them standbys first, for less
-//! the primary first, in place. A standby is never started with less than its WAL needs; one that runs with less has
+//! the primary first, in place; for both standbys, the primary, and standbys once more. A standby is never started with less than its WAL needs; one that runs with less has
 //! stopped replaying, can't be promoted, and is restarted.
 
 use std::time::Duration;
@@ -129,7 +129,37 @@ pub(super) fn not_yet(s: &Situation<'_>, primary: &MemberId, member: &MemberId) 
     Some(format!("{member} has not replayed yet that {primary} runs with {} = {}", p.name, p.configured))
 }
 
-/// Whether one pass over the members can put in force what waits.
+/// Running standbys that are restarted before `primary`, for what rises with its restart.
+pub(super) fn before<'a>(s: &'a Situation<'a>, primary: &'a MemberId) -> impl Iterator<Item = &'a MemberId> {
+    let rising = pending(s, primary).iter().filter(|p| p.rises());
+    rising.flat_map(move |p| short(s, primary, p)).map(|(member, _)| member)
+}
+
+/// Who was restarted before `primary` for what rises, and is to be once more for what that one has less of since then; `None`: nobody.
+///
+/// # Errors
+/// It isn't known yet, in words for the operator.
+pub(super) fn again<'a>(
+    s: &Situation<'a>,
+    primary: &MemberId,
+    done: &'a [MemberId],
+) -> Result<Option<&'a MemberId>, String> {
+    let turn = done.iter().position(|m| m == primary).unwrap_or_default();
+    let once = done[..turn].iter().filter(|m| done.iter().filter(|other| other == m).count() == 1);
+    let waits = once.flat_map(|m| pending(s, m).iter().filter(|p| p.falls()).map(move |p| (m, p)));
+    for (member, p) in waits {
+        // What it said last may be of before its restart.
+        let of_now = |_: &u64| !falling(s, primary).any(|f| f.name == p.name);
+        match (runs_with(s, primary, &p.name).filter(of_now), p.count()) {
+            (None, _) => return Err(format!("{primary} has not said yet with how much {} it runs", p.name)),
+            (Some(has), Some((_, will))) if has <= will => return Ok(Some(member)),
+            (Some(_), _) => {}
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the members can be restarted in an order that puts in force what waits.
 ///
 /// # Errors
 /// Why not, in words for the operator.
@@ -147,15 +177,8 @@ pub(super) fn can_be_kept(s: &Situation<'_>, wanted: Wanted) -> Result<(), Strin
             ))
         });
     }
-    let rising: Vec<&PendingSetting> = pending(s, primary).iter().filter(|p| p.rises()).collect();
-    if let (Some(less), Some(more)) = (less, rising.first()) {
-        return Err(format!(
-            "{} rises, for which standbys are restarted first, and {} falls, for which the primary is: make two changes of it, and restart \
-             after each (take one back by `matriarch config set` or `config rollback`, restart, and set it again)",
-            more.name, less.name
-        ));
-    }
-    let never = rising.iter().find_map(|p| configured_for_less(&short(s, primary, p), p));
+    let mut rising = pending(s, primary).iter().filter(|p| p.rises());
+    let never = rising.find_map(|p| configured_for_less(&short(s, primary, p), p));
     never.map_or(Ok(()), Err)
 }
 

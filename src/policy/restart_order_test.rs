@@ -5,7 +5,7 @@ use crate::{
         decide, rehearsal, rolling, switchover,
         testing::{Bench, id},
     },
-    state::{AgendaChange, Asked, FinishedOperation, Operation, OperationPhase, Request, Rolling},
+    state::{AgendaChange, Asked, FinishedOperation, Operation, OperationPhase, Outcome, Request, Rolling},
 };
 
 const RISES: &str = "waits=max_connections:100:200";
@@ -39,16 +39,14 @@ fn roll(bench: &Bench, pending: bool, primary: PrimaryTurn) -> Result<Vec<String
     }
 }
 
+fn rolling_of(primary: PrimaryTurn, done: &[&str]) -> Rolling {
+    let (members, done) = (["a", "b", "c"].map(id).into(), done.iter().map(|m| id(m)).collect());
+    Rolling { id: 4, members, done, primary, asked: Request::default(), cancelled: None }
+}
+
 /// What a rolling restart of all, with `done` behind it, does next.
 fn next(mut bench: Bench, primary: PrimaryTurn, done: &[&str]) -> Result<(OperationKind, String), String> {
-    bench.state.agenda.rolling = Some(Rolling {
-        id: 4,
-        members: ["a", "b", "c"].map(id).into(),
-        done: done.iter().map(|m| id(m)).collect(),
-        primary,
-        asked: Request::default(),
-        cancelled: None,
-    });
+    bench.state.agenda.rolling = Some(rolling_of(primary, done));
     match rolling::go_on(&bench.situation()) {
         Some(Verdict::Propose(Kind::Agenda(AgendaChange::Begin { kind, to, .. }))) => Ok((kind, to.to_string())),
         Some(Verdict::Hold(hold)) => Err(hold.to_string()),
@@ -142,11 +140,48 @@ fn a_standby_that_is_to_have_less_than_its_primary_waits_for_nothing() {
 }
 
 #[test]
-fn what_rises_and_falls_at_once_are_two_changes() {
-    let mixed = bench(&format!("{FALLS} waits=max_wal_senders:10:12"), HELD, HELD);
-    let why = roll(&mixed, true, PrimaryTurn::InPlace).unwrap_err();
-    assert!(why.starts_with("max_wal_senders rises") && why.contains("max_connections falls"), "{why}");
-    assert!(why.contains("make two changes of it"), "{why}");
+fn for_what_rises_and_what_falls_at_once_standbys_are_restarted_before_the_primary_and_after_it() {
+    const UP: &str = "waits=max_wal_senders:10:12";
+    const HAS_UP: &str = "counts=max_wal_senders:12";
+    let (primary, standby) = (format!("{FALLS} {UP}"), format!("{HELD} {UP}"));
+    let (after_one, has_both) = (format!("{HELD} {HAS_UP}"), format!("counts=max_connections:100 {HAS_UP}"));
+    let first = || bench(&primary, &standby, &standby);
+    assert_eq!(roll(&first(), true, PrimaryTurn::Switchover).unwrap(), ["a", "b", "c"]);
+    for turn in [PrimaryTurn::Switchover, PrimaryTurn::InPlace] {
+        assert_eq!(next(first(), turn, &[]), restart_of("b"), "for what rises");
+        assert_eq!(next(bench(&primary, &after_one, &standby), turn, &["b"]), restart_of("c"));
+        let unseen = next(bench(&primary, &after_one, &standby), turn, &["b", "c"]).unwrap_err();
+        assert!(unseen.contains("c would stop replaying"), "{unseen}");
+        let turn_of_primary = bench(&primary, &after_one, &after_one);
+        assert_eq!(next(turn_of_primary, turn, &["b", "c"]), restart_of("a"), "in place");
+
+        let waits = next(bench(&has_both, &after_one, &after_one), turn, &["b", "c", "a"]).unwrap_err();
+        assert!(waits.contains("b has not replayed yet that a runs with max_connections = 100"), "{waits}");
+        for unseen in ["", &primary] {
+            let waits = next(bench(unseen, &after_one, &after_one), turn, &["b", "c", "a"]).unwrap_err();
+            assert!(waits.contains("a has not said yet with how much max_connections it runs"), "{waits}");
+        }
+        let replayed = format!("{FALLS} {HAS_UP}");
+        let second = || bench(&has_both, &replayed, &replayed);
+        assert_eq!(next(second(), turn, &["b", "c", "a"]), restart_of("b"), "for what fell");
+        assert_eq!(next(second(), turn, &["b", "c", "a", "b"]), restart_of("c"), "nobody a third time");
+        ends(second(), turn, &["b", "c", "a", "b", "c"]);
+        ends(bench(&has_both, &has_both, &has_both), turn, &["b", "c", "a"]);
+        // One that is configured for less than the primary has would get nothing by it.
+        let more = format!("{HAS_MORE} {HAS_UP}");
+        ends(bench(&more, &after_one, HAS_UP), turn, &["b", "c", "a"]);
+    }
+    assert_eq!(next(first(), PrimaryTurn::Left, &[]), restart_of("b"));
+    ends(bench(&primary, &after_one, &after_one), PrimaryTurn::Left, &["b", "c"]);
+}
+
+/// Nothing is left to do.
+fn ends(mut bench: Bench, primary: PrimaryTurn, done: &[&str]) {
+    bench.state.agenda.rolling = Some(rolling_of(primary, done));
+    match rolling::go_on(&bench.situation()) {
+        Some(Verdict::Propose(Kind::Agenda(AgendaChange::Close { outcome: Outcome::Succeeded, .. }))) => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

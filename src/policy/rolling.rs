@@ -106,9 +106,13 @@ fn next(s: &Situation<'_>, rolling: &Rolling) -> Result<Option<Begins>, String> 
     let mut left: Vec<&MemberId> = rolling.left(s.state).collect();
     // Whoever is primary now comes last, whoever was when it began.
     left.sort_by_key(|member| *member == primary);
-    // A new primary would have as much as the old one: less begins with a restart in place.
+    // A new primary would have as much as the old one: less begins with a restart in place, as soon as standbys have what rises by it.
     if restart_order::falls(s, primary) && left.contains(&primary) && rolling.primary != PrimaryTurn::Left {
-        return admitted(restart::admit(s, primary, false)?).map(Some);
+        let first = restart_order::before(s, primary).find(|member| left.contains(member)).unwrap_or(primary);
+        return admitted(restart::admit(s, first, first != primary)?).map(Some);
+    }
+    if left.is_empty() {
+        left.extend(restart_order::again(s, primary, &rolling.done)?);
     }
     let kind = match left.first() {
         None => return Ok(None),

@@ -322,6 +322,10 @@ pub(super) fn primary_conninfo(settings: &Settings<'_>, role: &ConfigRole) -> St
     }
 }
 
+/// Whatever its role has made of `postgresql.conf` since: a standby is started with this, a primary that is restarted in place
+/// has no `standby.signal` and doesn't look, and PostgreSQL warns at each reload of a value that only a start can change.
+const TIMELINE: &str = "recovery_target_timeline = 'latest'\n";
+
 /// The text of the file the postmaster is started with. A user may set the probes of clients' connections otherwise, not
 /// the limits of replication. `budget`: the lines of the budget of slots.
 pub(super) fn runtime_conf(silence: Silence, budget: &str, main: &str, live: &str) -> String {
@@ -333,6 +337,7 @@ pub(super) fn runtime_conf(silence: Silence, budget: &str, main: &str, live: &st
          tcp_keepalives_idle = {idle}\ntcp_keepalives_interval = {interval}\ntcp_keepalives_count = {probes}\n\
          include {main}\n\
          {budget}\
+         {TIMELINE}\
          wal_sender_timeout = {replication}\nwal_receiver_timeout = {replication}\n\
          include_if_exists {live}\n",
         probes = Silence::PROBES

@@ -122,6 +122,7 @@ fn the_file_a_postmaster_is_started_with() {
         include '/data/postgresql.conf'
         max_slot_wal_keep_size = 51MB # 20%
         wal_keep_size = 12MB
+        recovery_target_timeline = 'latest'
         wal_sender_timeout = 10000
         wal_receiver_timeout = 10000
         include_if_exists '/run/live.conf'

@@ -113,6 +113,9 @@ pub fn host(facts: &Facts<'_>) -> Value {
     if facts.state.paused.is_some() {
         say("pause", json!(true));
     }
+    if let Some(stopped) = stopped_by_command(facts.state, facts.me) {
+        say("stopped_by_command", stopped);
+    }
     if let Some(restart) = scheduled(facts, OperationKind::Restart).find(|s| s.to.as_ref() == Some(facts.me)) {
         say("scheduled_restart", json!({"schedule": rfc3339(Duration::from_millis(restart.at_ms))}));
     }
@@ -217,6 +220,9 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
     if role == Role::Witness {
         return Value::Object(body);
     }
+    if let Some(stopped) = stopped_by_command(facts.state, member) {
+        say("stopped_by_command", stopped);
+    }
     let tags = tags_that_differ(facts.state, member);
     if !tags.is_empty() {
         say("tags", Value::Object(tags));
@@ -231,6 +237,20 @@ fn of_member(facts: &Facts<'_>, (member, known): (&MemberId, &Known<'_>), shown:
         }
     }
     Value::Object(body)
+}
+
+/// Who wants PostgreSQL of the member stopped, itself or with the whole cluster; `None`: nobody, or it has none.
+fn stopped_by_command(state: &ClusterState, member: &MemberId) -> Option<Value> {
+    let stopped = state.put_down(member).filter(|_| !state.is_witness(member))?;
+    let own = state.maintenance.get(member).map(|asked| ("member", asked));
+    let (what, asked) = own.or_else(|| state.asleep().map(|h| ("cluster", &h.asked)))?;
+    let mut body = Map::from_iter([("what".to_owned(), json!(what))]);
+    let said = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let since = (stopped.at_ms > 0).then(|| rfc3339(Duration::from_millis(stopped.at_ms)));
+    for (key, text) in [("by", said(&asked.by)), ("reason", said(&asked.reason)), ("since", since)] {
+        body.extend(text.map(|text| (key.to_owned(), json!(text))));
+    }
+    Some(Value::Object(body))
 }
 
 /// As Patroni lists only tags that somebody has set.

@@ -9,7 +9,7 @@ use crate::{
         observation::{AgentView, LayerView, ServerView},
     },
     policy::testing,
-    state::ClusterState,
+    state::{Asked, ClusterState, Hibernation, Stopped},
 };
 
 /// What is asked of the member `me`, as a bench.
@@ -358,4 +358,38 @@ fn settings_are_shown_in_the_shape_in_which_they_are_put() {
         panic!()
     };
     assert_eq!((back.version, back.named["b.priority"].as_deref(), back.replace), (Some(4), Some("0"), true));
+}
+
+#[test]
+fn who_wants_postgresql_stopped_is_told_beside_that_it_is() {
+    let mut host = Host::healthy("b");
+    host.own().state = PostgresState::Stopped;
+    assert!(host.json("/patroni").get("stopped_by_command").is_none(), "nobody wants it");
+    let asked = |stopped| Asked { reason: "disk".into(), by: "kim".into(), stopped };
+    let of_member = |host: &Host, member: &str| {
+        let cluster = host.json("/cluster");
+        let members = cluster["members"].as_array().unwrap();
+        members.iter().find(|m| m["name"] == member).unwrap().get("stopped_by_command").cloned()
+    };
+    let stopped = Stopped { at_ms: 1_764_000_000_000, force: false };
+    host.state.maintenance.insert(testing::id("b"), asked(Some(stopped)));
+    let wanted = serde_json::json!({"what": "member", "by": "kim", "reason": "disk", "since": "2025-11-24T16:00:00Z"});
+    let body = host.json("/patroni");
+    assert_eq!((&body["state"], &body["stopped_by_command"]), (&"stopped".into(), &wanted));
+    assert_eq!((of_member(&host, "b"), of_member(&host, "c")), (Some(wanted), None));
+
+    host.state.maintenance.insert(testing::id("b"), asked(None));
+    let hibernation = Hibernation {
+        asked: asked(None),
+        at_ms: 0,
+        primary: testing::id("a"),
+        end: Some(Default::default()),
+        waking: false,
+    };
+    host.state.hibernation = Some(hibernation);
+    assert_eq!(of_member(&host, "b"), None, "one in maintenance is left alone");
+    let all = serde_json::json!({"what": "cluster", "by": "kim", "reason": "disk"});
+    assert_eq!(of_member(&host, "c"), Some(all));
+    host.state.hibernation.iter_mut().for_each(|h| h.waking = true);
+    assert_eq!(of_member(&host, "c"), None, "it wakes");
 }

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
     select,
     sync::{SemaphorePermit, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::debug;
 
@@ -302,8 +302,7 @@ impl Guest {
     /// Finds a backend that takes the packet, within the bound.
     async fn admit(&mut self, packet: &[u8], expect: Expect, kept: Option<Link>) -> Result<Link, End> {
         let start = Instant::now();
-        // Nobody knows when a cluster that was stopped by command is started again.
-        let hold = self.desk.views().borrow().hold();
+        let views = self.desk.views();
         let mut why = String::new();
         let _held = self.desk.hold_one(self.port);
         let bound = self.client.is_encrypted();
@@ -315,7 +314,7 @@ impl Guest {
             biased;
             link = search.run(kept, &mut why) => Ok(link),
             error = self.client.gone(&mut self.early) => Err(End::ClientGone(error)),
-            () = sleep_until(start + hold) => Err(End::Slow),
+            () = hold_ends(views, start) => Err(End::Slow),
         };
         let counts = self.desk.counts(self.port);
         let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -574,6 +573,18 @@ impl<'a> Search<'a> {
         select! {
             permit = knock => permit,
             _ = views.wait_for(|view| view.place() != tried.place()) => None,
+        }
+    }
+}
+
+/// Waits until who came at `start` is held no longer: at the bound, or as soon as the cluster is stopped by command, for
+/// nobody knows when it is started again.
+async fn hold_ends(mut views: watch::Receiver<Arc<View>>, start: Instant) {
+    loop {
+        let bound = start + views.borrow_and_update().hold();
+        // It can't fail to change: the desk that sends lives as long as who waits.
+        if timeout_at(bound, views.changed()).await.is_err() {
+            return;
         }
     }
 }

@@ -524,26 +524,37 @@ impl ClusterState {
         if self.agenda.rolling.as_ref().is_some_and(|r| r.id == id) {
             return self.cancel_rolling(by, &why, at);
         }
-        let now = self.operation.as_ref().filter(|o| o.id == id).map(|o| o.phase);
+        let now = self.operation.as_ref().filter(|o| o.id == id).map(|o| (o.phase, o.kind));
         match now.ok_or_else(|| format!("operation {id} is over"))? {
-            now if Some(now) != phase => Err(format!("operation {id} is in {now:?}")),
-            OperationPhase::Checkpoint | OperationPhase::HoldWrites | OperationPhase::Copy => {
-                self.agenda.course.cancelled = Some(by.to_owned());
-                let what = self.end(id, false, &why)?;
-                self.note_end((Outcome::Cancelled, &why), at);
-                Ok(what)
+            (now, _) if Some(now) != phase => Err(format!("operation {id} is in {now:?}")),
+            (OperationPhase::Start, OperationKind::Wake) => {
+                self.sleep_on()?;
+                self.cancel_now(id, by, &why, at)
             }
-            OperationPhase::Stop => {
+            (OperationPhase::Checkpoint | OperationPhase::HoldWrites | OperationPhase::Copy, _) => {
+                self.cancel_now(id, by, &why, at)
+            }
+            (OperationPhase::Stop, _) => {
                 self.advance(id, OperationPhase::RollBack)?;
                 self.agenda.course.phases.push((OperationPhase::RollBack, at));
                 self.agenda.course.cancelled = Some(by.to_owned());
                 Ok(Some(format!("operation {id} is rolled back, {why}")))
             }
-            now @ (OperationPhase::Transfer
-            | OperationPhase::RollBack
-            | OperationPhase::Start
-            | OperationPhase::Stream) => Err(format!("operation {id} is in {now:?}")),
+            (
+                now @ (OperationPhase::Transfer
+                | OperationPhase::RollBack
+                | OperationPhase::Start
+                | OperationPhase::Stream),
+                _,
+            ) => Err(format!("operation {id} is in {now:?}")),
         }
+    }
+
+    fn cancel_now(&mut self, id: u64, by: &str, why: &str, at: u64) -> Result<Option<String>, String> {
+        self.agenda.course.cancelled = Some(by.to_owned());
+        let what = self.end(id, false, why)?;
+        self.note_end((Outcome::Cancelled, why), at);
+        Ok(what)
     }
 
     /// With the step under way, if there is one.

@@ -129,6 +129,26 @@ impl ClusterState {
         Ok(Some(format!("{primary} is stopped cleanly, its WAL ends at {end}: the cluster is hibernated")))
     }
 
+    /// What `matriarch start --all` began can be taken back, and the cluster is stopped as it was.
+    ///
+    /// # Errors
+    /// Why not: it doesn't wake, or somebody was granted the lock since and may have written.
+    pub fn may_sleep_on(&self) -> Result<(), &'static str> {
+        let end = self.waking().ok_or("the cluster does not wake")?.end.unwrap_or_default();
+        // Each grant reserves a later timeline, also one that came to nothing.
+        match self.holder().is_none() && self.highest_timeline() == end.timeline {
+            true => Ok(()),
+            false => Err("can't be taken back: somebody was granted the lock, and may have written since; \
+                          `matriarch stop --all` stops the cluster when a primary is open"),
+        }
+    }
+
+    pub(super) fn sleep_on(&mut self) -> Result<(), String> {
+        self.may_sleep_on()?;
+        self.hibernation.iter_mut().for_each(|h| h.waking = false);
+        Ok(())
+    }
+
     /// An operation is over: one that stopped nothing for good leaves nothing behind.
     pub(super) fn give_up_hibernation(&mut self) {
         self.hibernation.take_if(|h| h.end.is_none());
@@ -199,8 +219,18 @@ mod tests {
         assert_eq!(run(&mut state, "wake", wake()), Applied::Changed);
         assert!(state.asleep().is_none() && state.waking().is_some());
         assert!(is_stale(&run(&mut state, "again", wake())), "once");
+        let cancel = |id| {
+            let (phase, by) = (Some(OperationPhase::Start), "kim".to_owned());
+            Kind::Agenda(crate::state::AgendaChange::Cancel { id, phase, by })
+        };
+        assert_eq!(run(&mut state, "c", cancel(2)), Applied::Changed);
+        assert!(state.asleep().is_some() && state.operation.is_none(), "as it was");
+        assert_eq!(state.agenda.ended_of(2).map(|e| e.outcome), Some(crate::state::Outcome::Cancelled));
+        assert_eq!(run(&mut state, "second", wake()), Applied::Changed);
         run(&mut state, "x", Kind::Grant { member: id("a"), floor: end, sync: None });
         assert!(state.waking().is_some(), "should it not come to be primary, the next one needs all its WAL, too");
+        assert!(is_stale(&run(&mut state, "c", cancel(3))), "it may write from now on");
+        assert!(state.may_sleep_on().unwrap_err().contains("somebody was granted the lock"));
         let (timeline, switch) = (TimelineId(3), WalPosition { timeline: TimelineId(2), lsn: Lsn(90) });
         run(&mut state, "x", Kind::PromotionComplete { member: id("a"), timeline, switch, first_record: None });
         run(&mut state, "x", Kind::Open { member: id("a") });

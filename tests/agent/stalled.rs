@@ -3,6 +3,7 @@
 
 use std::{
     env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
@@ -29,8 +30,11 @@ const FREEZE: &str =
 /// Scheduling, and the way of a status to the test.
 const SLACK: Duration = Duration::from_millis(1_500);
 
-fn ground_of(pid: u32) -> PathBuf {
-    env::temp_dir().join(format!("matriarch-stalled-{pid}"))
+/// Each test has its own: two of one process run beside each other. Short, for there is a socket in it.
+fn ground_of(pid: u32, test: &str) -> PathBuf {
+    let mut hasher = DefaultHasher::new();
+    test.hash(&mut hasher);
+    env::temp_dir().join(format!("matriarch-stalled-{pid}-{:x}", hasher.finish()))
 }
 
 fn run(program: &str, args: &[&Path]) -> Result<(), String> {
@@ -42,8 +46,8 @@ fn run(program: &str, args: &[&Path]) -> Result<(), String> {
 struct Ground(PathBuf);
 
 impl Ground {
-    fn new() -> Result<Ground, String> {
-        let ground = Ground(ground_of(std::process::id()));
+    fn new(test: &str) -> Result<Ground, String> {
+        let ground = Ground(ground_of(std::process::id(), test));
         let (image, disk) = (ground.0.join("image"), ground.0.join("disk"));
         fs::create_dir_all(&disk).map_err(|e| e.to_string())?;
         fs::File::create(&image).and_then(|f| f.set_len(512 << 20)).map_err(|e| e.to_string())?;
@@ -85,14 +89,14 @@ impl Drop for Ground {
 
 /// Runs the body as `postgres` with a disk that can be frozen.
 fn with_a_disk<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Disk) -> F) {
-    let ground = geteuid().is_root().then(Ground::new);
+    let ground = geteuid().is_root().then(|| Ground::new(test));
     if let Some(Err(why)) = &ground {
         println!("SKIPPED: no loop-mounted ext4 here ({why})");
-        let _ = fs::remove_dir_all(ground_of(std::process::id()));
+        let _ = fs::remove_dir_all(ground_of(std::process::id(), test));
         return;
     }
     as_postgres(test, || async {
-        let disk = Disk(ground_of(getppid().as_raw().unsigned_abs()));
+        let disk = Disk(ground_of(getppid().as_raw().unsigned_abs(), test));
         match disk.0.exists() {
             true => body(disk).await,
             false => println!("SKIPPED: only root can freeze a file system"),

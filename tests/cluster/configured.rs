@@ -140,7 +140,7 @@ fn all_run_with(rig: &Rig, primary: &str, many: u32) {
     until("nobody waits for a restart", SOON, || pending(rig).is_empty());
 }
 
-/// More connections, and fewer, each by one rolling restart; then the primary first all the same, after which its standbys
+/// More connections, and fewer with more of something else, each by one rolling restart; then the primary first all the same, after which its standbys
 /// stop replaying and are restarted by themselves.
 fn standbys_have_at_least_what_their_primary_has(rig: &Rig, before: &StatusReply) -> Promise {
     let began = Instant::now();
@@ -162,7 +162,12 @@ fn standbys_have_at_least_what_their_primary_has(rig: &Rig, before: &StatusReply
     let standby = &others(rig, &[primary])[0];
     let refused = run(rig, &["restart", standby, "--yes"]).unwrap_err();
     assert!(refused.contains("would put nothing in force now"), "{refused}");
+    // And more of something else: standbys before the primary, and after it.
+    let more = "max_locks_per_transaction";
+    set(rig, &[&format!("parameters.{more}=80")]);
+    until("both wait for a restart", SOON, || counted(80) == 3);
     restarted(rig, &["rolling-restart", "--pending"]);
+    until_all_show(rig, more, "80");
     assert_eq!(rig.status().unwrap().primary, primary, "it was restarted in place");
     all_run_with(rig, primary, now);
     assert_eq!(self::alone(rig), alone, "no standby has stopped replaying");

@@ -43,10 +43,11 @@ pub fn timings() -> Timings {
 
 /// Three voters, and places for as many hosts.
 pub struct Cluster {
-    root: tempfile::TempDir,
     /// Manager's port and PostgreSQL's.
     ports: Vec<(u16, u16)>,
     pub voters: Vec<AcceptorHandle>,
+    /// Last: what is above still writes there.
+    root: tempfile::TempDir,
 }
 
 impl Cluster {

@@ -75,6 +75,32 @@ async fn a_hold_in_vain_ends_with_an_error_that_names_the_epoch() {
 }
 
 #[tokio::test]
+async fn who_is_held_when_the_cluster_is_stopped_by_command_is_refused_at_once_and_held_again_when_it_wakes() {
+    let a = Backend::start("a").await;
+    let manager = Manager::start(state(7, 1, false, Some(&a)));
+    let r = router(&[&manager], Options { hold: ms(60_000), ..Options::default() }).await;
+    let (mut writer, mut reader) = (Client::open(r.read_write).await, Client::open(r.read_only).await);
+    let mut encrypting = Client::connect(r.read_write).await;
+    encrypting.send(&SSL_REQUEST).await;
+    r.until_held(3).await;
+    let hibernated = "the cluster is hibernated by kim: move";
+    manager.say(matriarch::rpc::v1::RoutingState { hibernated: hibernated.into(), ..state(8, 2, false, None) });
+    assert_eq!(encrypting.byte().await, b'N');
+    encrypting.start().await;
+    let refused = Told::Refused("57P03".into(), format!("{hibernated}: `matriarch start --all` wakes it"));
+    for client in [&mut writer, &mut reader, &mut encrypting, &mut Client::open(r.read_write).await] {
+        assert_eq!(client.told().await, refused);
+        client.ended().await;
+    }
+    manager.say(state(8, 3, false, None));
+    r.until("it wakes", |s| s.version.is_some_and(|v| v.revision == 3)).await;
+    let mut early = Client::open(r.read_write).await;
+    r.until_held(1).await;
+    manager.say(state(8, 4, true, Some(&a)));
+    assert_eq!(early.told().await, ready("a"));
+}
+
+#[tokio::test]
 async fn a_change_of_epoch_cuts_and_the_next_connection_goes_to_the_new_primary() {
     let (a, b) = (Backend::start("a").await, Backend::start("b").await);
     let manager = Manager::start(state(1, 1, true, Some(&a)));
