@@ -22,6 +22,7 @@ pub mod guard;
 pub mod layers;
 pub mod lease;
 pub mod net;
+pub mod netlink;
 pub mod postgres;
 pub mod raft;
 pub mod rpc;

@@ -164,8 +164,8 @@ fn arrows() {
         cli -> admin, agent, config, demo, domain, guard, manager, policy, postgres, reconcile, rest, routing, rpc, telemetry
         config -> domain
         demo -> domain, rpc, telemetry
-        guard -> domain
-        layers -> config, domain, guard
+        guard -> domain, netlink
+        layers -> config, domain, guard, netlink
         lease -> domain, rpc
         main -> cli
         manager -> config, domain, guard, layers, lease, policy, raft, reconcile, rpc, state, telemetry

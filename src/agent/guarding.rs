@@ -182,7 +182,7 @@ pub fn measure_later(config: &Config, hands: &Hands) {
 /// Lets an adopted guard execute the program of this agent, if it runs another one. Tried
 /// until it was done or can't be done; the guard goes on in either case.
 pub fn hand_over(hands: &Hands, guard: GuardHandle) {
-    let (exe, renew) = (hands.exe.clone(), hands.timings.renew);
+    let (exe, renew, addresses) = (hands.exe.clone(), hands.timings.renew, hands.layers.addresses());
     let means = guard.state().borrow().means;
     match FileId::of(&exe) {
         Ok(own) if own == means.program => return,
@@ -192,7 +192,11 @@ pub fn hand_over(hands: &Hands, guard: GuardHandle) {
     let work = move || {
         loop {
             match guard.upgrade(&exe) {
-                Ok(()) => return tracing::info!("the guard runs the program of this agent now"),
+                Ok(()) => {
+                    tracing::info!("the guard runs the program of this agent now");
+                    // The program before may not have known of any.
+                    return name_addresses(&guard, addresses);
+                }
                 // There is more time after a renewal.
                 Err(GuardError::Refused(Refusal::TooLate)) => thread::sleep(renew / 4),
                 Err(error) => {
@@ -207,6 +211,13 @@ pub fn hand_over(hands: &Hands, guard: GuardHandle) {
     };
     if let Err(error) = thread::Builder::new().name("guard-upgrade".to_owned()).spawn(work) {
         tracing::warn!(%error, "no thread to hand a guard over in");
+    }
+}
+
+/// What the guard takes away when it fences. Without it the kernel ends an address, later.
+fn name_addresses(guard: &GuardHandle, addresses: guard::Addresses) {
+    if let Err(error) = guard.name_addresses(addresses) {
+        tracing::warn!(error = chain(&error), "the guard was not told of the virtual addresses");
     }
 }
 
@@ -283,7 +294,9 @@ impl Hands {
                 }
             }
         };
-        guard.watch_over(Box::new(kill)).map_err(said)
+        guard.watch_over(Box::new(kill)).map_err(said)?;
+        name_addresses(guard, self.layers.addresses());
+        Ok(())
     }
 
     /// PostgreSQL doesn't start beside a lock file whose process lives, be it a zombie or somebody else's that

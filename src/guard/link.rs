@@ -30,6 +30,7 @@ use tracing::warn;
 
 use super::{
     GuardState, GuardedCommand, LOCK_FILE, NEXT_FILE, Postmaster, PostmasterSignal, SOCKET_FILE,
+    addresses::Addresses,
     deadline::Refusal,
     means::{FileId, GroupUse},
     options::{FORM, format_moment},
@@ -453,7 +454,7 @@ impl GuardHandle {
         // The deadline doesn't wait for it.
         let deadline = self.inner.state.borrow().deadline;
         let left = deadline.map_or(ANSWER_PATIENCE, |at| at.holder_remaining(sys::two_clocks()).min(ANSWER_PATIENCE));
-        let process = if self.ask(&Request::Hello, left).is_ok() { process } else { None };
+        let process = if self.ask(&Request::Hello { addresses: None }, left).is_ok() { process } else { None };
         let (mirror, state) = (Arc::clone(&self.inner.mirror), self.state());
         Sentry { mirror, state, process, kill }.start().map_err(failed)
     }
@@ -552,7 +553,11 @@ impl GuardHandle {
 
     /// Asks for the state with the deadline of this moment.
     pub fn refresh(&self) -> Result<GuardState, GuardError> {
-        match self.ask(&Request::Hello, ANSWER_PATIENCE)? {
+        self.hello(None)
+    }
+
+    pub(super) fn hello(&self, addresses: Option<Addresses>) -> Result<GuardState, GuardError> {
+        match self.ask(&Request::Hello { addresses }, ANSWER_PATIENCE)? {
             Answer::State(_) => Ok(self.inner.state.borrow().clone()),
             Answer::Done(outcome) => outcome.map_err(GuardError::Refused).and_then(|()| Err(self.silent())),
         }
@@ -620,7 +625,7 @@ fn first_report(socket: &Socket, path: &Path, patience: Duration) -> Result<Repo
     let failed = |source| GuardError::Connect { path: path.to_owned(), source };
     // Zero would be without end.
     socket.set_read_timeout(Some(patience.max(Duration::from_millis(1)))).map_err(failed)?;
-    let hello = wire::encode_request(1, &Request::Hello);
+    let hello = wire::encode_request(1, &Request::Hello { addresses: None });
     let closed = |_| GuardError::Closed { path: path.to_owned() };
     socket.send_with_flags(&hello, nix::libc::MSG_NOSIGNAL).map_err(closed)?;
     loop {

@@ -4,6 +4,7 @@
 //!  agent ── GuardHandle ──▶ guard.sock ◀── DeadlineLink ── lease holder thread
 //!                               │
 //!                             guard (one thread, subreaper) ── postmaster ── backends
+//!                               └─ a thread that only a fence wakes ── rtnetlink
 //! ```
 //!
 //! The agent may be killed and replaced at any time: the guard keeps PostgreSQL running
@@ -12,7 +13,8 @@
 //! it can escape, because every orphan becomes its child. When the guard itself dies, the
 //! kernel sends SIGQUIT to the postmaster, and the agent's [`sentry`] kills the tree. The
 //! sentry does the same at the deadline, whether the guard answers or not: it covers a
-//! guard that is frozen. A newer program takes a guard over by exec ([`handover`]).
+//! guard that is frozen. A newer program takes a guard over by exec ([`handover`]). The virtual addresses that lead to what
+//! was fenced go after the first strike ([`addresses`]).
 //!
 //! A PostgreSQL that ran before there was a guard can be [`taken_over`]: everything holds but that the kernel ends
 //! it when the guard dies; then it is the sentry's alone.
@@ -22,6 +24,7 @@
 //!
 //! Read [`process`] for the guard, [`link`] for the agent's side, [`deadline`] for the rules.
 
+mod addresses;
 mod cgroup;
 pub mod deadline;
 mod handover;
@@ -39,6 +42,7 @@ mod wire;
 
 use std::{ffi::OsString, path::PathBuf};
 
+pub use addresses::Addresses;
 pub use cgroup::own_cgroup;
 pub use deadline::Refusal;
 pub use link::{

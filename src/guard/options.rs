@@ -3,13 +3,14 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    net::IpAddr,
     os::fd::RawFd,
     path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
-use super::{means::GroupUse, tree::ProcessIdentity};
+use super::{addresses::Addresses, means::GroupUse, tree::ProcessIdentity};
 use crate::domain::{Epoch, moment::TwoClocks};
 
 /// What comes first on the command line of a successor.
@@ -68,6 +69,8 @@ pub(super) struct Inheritance {
     pub connections: Vec<(RawFd, bool)>,
     /// Who asked for this, and under which number.
     pub asker: Option<(RawFd, u64)>,
+    /// What goes with a fence. An older program takes no notice.
+    pub addresses: Addresses,
 }
 
 /// The form of [`Inheritance`] that this program writes. It goes up when a field changes
@@ -181,6 +184,9 @@ impl Inheritance {
         if let Some((fd, sequence)) = self.asker {
             put("--asker", format!("{fd},{sequence}").into());
         }
+        for address in self.addresses.iter().flatten() {
+            put("--address", address.to_string().into());
+        }
         args
     }
 
@@ -193,6 +199,7 @@ impl Inheritance {
         let (mut means, mut lock, mut listener) = (None, None, None);
         let (mut group_dir, mut group_files) = (None, None);
         let (mut connections, mut asker) = (Vec::new(), None);
+        let mut addresses = Vec::new();
         while let Some(key) = args.next() {
             let value = args.next().ok_or_else(|| format!("{} needs a value", key.display()))?;
             match key.to_str() {
@@ -214,6 +221,8 @@ impl Inheritance {
                     let fd = RawFd::try_from(fd).map_err(|_| format!("{fd} is no descriptor"))?;
                     asker = Some((fd, sequence));
                 }
+                // One that can't be read is left out: without it the guard is as good as an older one.
+                Some("--address") => addresses.extend(value.to_str().and_then(|text| text.parse::<IpAddr>().ok())),
                 // A later field of this form, which can be done without: otherwise the form would be another.
                 _ => {}
             }
@@ -231,6 +240,7 @@ impl Inheritance {
             group: group_dir.zip(group_files),
             connections,
             asker,
+            addresses: [addresses.first().copied(), addresses.get(1).copied()],
         })
     }
 }
@@ -328,12 +338,14 @@ mod tests {
             group: Some(("/sys/fs/cgroup/a".into(), [5, 6, 7])),
             connections: vec![(8, true), (9, false)],
             asker: Some((8, u64::MAX)),
+            addresses: [Some("10.0.0.100".parse().unwrap()), Some("fd00::101".parse().unwrap())],
         }
     }
 
     #[test]
     fn what_is_handed_over_arrives() {
-        let bare = Inheritance { deadline: None, group: None, connections: Vec::new(), asker: None, ..inheritance() };
+        let (connections, addresses) = (Vec::new(), [None; 2]);
+        let bare = Inheritance { deadline: None, group: None, connections, asker: None, addresses, ..inheritance() };
         for all in [inheritance(), bare] {
             let mut args = all.to_args();
             assert_eq!(args.remove(0), "guard");
@@ -343,6 +355,17 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_address_keeps_nobody_from_taking_over() {
+        let mut args = Inheritance { addresses: [None; 2], ..inheritance() }.to_args();
+        args.remove(0);
+        for address in ["eth0", "10.0.0.9", "", "fd00::9", "10.0.0.10"] {
+            args.extend(["--address".into(), address.into()]);
+        }
+        let CommandLine::Resume(arrived) = CommandLine::parse(args).unwrap() else { panic!() };
+        assert_eq!(arrived.addresses, [Some("10.0.0.9".parse().unwrap()), Some("fd00::9".parse().unwrap())]);
     }
 
     #[test]

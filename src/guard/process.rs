@@ -1,5 +1,6 @@
 //! The body of `matriarch guard`: one thread, one loop, no runtime. Nothing in the loop
-//! blocks, and before the first strike of a kill it does no I/O.
+//! blocks, and before the first strike of a kill it does no I/O. What may block after that
+//! has a thread of its own, which the loop only wakes ([`addresses`](super::addresses)).
 
 use std::{
     array,
@@ -32,6 +33,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{
     ExitKind, LIVE_FILE, LOCK_FILE, Postmaster, PostmasterSignal, SOCKET_FILE, UNTOLD,
+    addresses::{Addresses, Leading},
     cgroup::{self, Group, NoGroup},
     deadline::{Deadline, Refusal},
     handover::{self, Inherited},
@@ -163,6 +165,7 @@ struct Guard {
     killer: TreeKiller,
     /// What it has not started; then nothing is below it.
     taken_over: Option<TakenOver>,
+    leading: Leading,
     means: Means,
     pushed: Option<Report>,
     farewell: bool,
@@ -187,6 +190,7 @@ struct Parts {
     runtime_dir: PathBuf,
     lock: File,
     timer: TimerFd,
+    addresses: Addresses,
 }
 
 impl Guard {
@@ -240,6 +244,7 @@ impl Guard {
             runtime_dir,
             lock,
             timer,
+            addresses: [None; 2],
         })
     }
 
@@ -277,6 +282,7 @@ impl Guard {
             runtime_dir: all.runtime_dir,
             lock,
             timer: new_timer()?,
+            addresses: all.addresses,
         })?;
         // The next thing is a look at the clocks.
         sys::end_after(None).map_err(StartError::Process)?;
@@ -286,6 +292,8 @@ impl Guard {
     fn new(parts: Parts) -> Result<Self, StartError> {
         let Parts { method, shields, runtime_dir, .. } = parts;
         let program = FileId::of(Path::new("/proc/self/exe")).unwrap_or_default();
+        let mut leading = Leading::default();
+        leading.name(parts.addresses);
         Ok(Self {
             listener: parts.listener,
             connections: parts.connections,
@@ -298,6 +306,7 @@ impl Guard {
             phase: Phase::Running,
             killer: parts.killer,
             taken_over: parts.taken_over,
+            leading,
             means: Means { method, shields, program, handover: FORM },
             pushed: None,
             farewell: false,
@@ -329,11 +338,13 @@ impl Guard {
     /// What time and deaths demand.
     fn advance(&mut self, now: TwoClocks) {
         let mut tree_empty = self.reap();
-        if matches!(self.phase, Phase::Running) {
-            let expired = self.deadline.remaining(now) == Some(Duration::ZERO);
-            if expired || self.ended.is_some() {
-                self.begin_kill(expired);
-            }
+        let expired = self.deadline.remaining(now) == Some(Duration::ZERO);
+        if matches!(self.phase, Phase::Running) && (expired || self.ended.is_some()) {
+            self.begin_kill(expired);
+        }
+        if expired {
+            // Also when PostgreSQL had ended before, and no agent has come since.
+            self.leading.begin();
         }
         let Phase::Killing { fenced, pause, next } = self.phase else { return };
         if !tree_empty && now.raw >= next {
@@ -354,6 +365,9 @@ impl Guard {
     /// after the tree is empty the file may already belong to the next guard.
     fn begin_kill(&mut self, fenced: bool) {
         self.strike();
+        if fenced {
+            self.leading.begin();
+        }
         let _ = fs::remove_file(&self.live_path);
         let pause = Duration::from_micros(250);
         self.phase = Phase::Killing { fenced, pause, next: sys::two_clocks().raw + pause };
@@ -443,8 +457,9 @@ impl Guard {
             }
             Phase::Killing { next, .. } => Some(next.saturating_sub(now.raw).max(Duration::from_micros(100))),
             Phase::Empty { .. } => {
-                self.set_timer(None);
-                Some(LINGER)
+                let at = self.deadline.at().filter(|_| self.leading.waits());
+                self.set_timer(at.map(|at| at.boot));
+                Some(at.map_or(LINGER, |at| at.holder_remaining(now).min(LINGER)))
             }
         };
         let owing = self.connections.iter().flatten().any(|c| c.owed);
@@ -564,7 +579,10 @@ impl Guard {
     fn answer(&mut self, index: usize, sequence: u64, request: Request) -> Answer {
         let running = matches!(self.phase, Phase::Running);
         Answer::Done(match request {
-            Request::Hello => {
+            Request::Hello { addresses } => {
+                if let Some(addresses) = addresses {
+                    self.leading.name(addresses);
+                }
                 if let Some(connection) = &mut self.connections[index] {
                     connection.listens = true;
                 }
@@ -630,6 +648,7 @@ impl Guard {
             group: self.killer.group().map(|g| (g.dir().to_owned(), files(g))),
             connections: connections.map(|c| (c.socket.as_raw_fd(), c.listens)).collect(),
             asker: self.connections[index].as_ref().map(|c| (c.socket.as_raw_fd(), sequence)),
+            addresses: self.leading.named(),
         }
     }
 

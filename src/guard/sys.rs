@@ -290,6 +290,19 @@ pub fn close_all_on_exec() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the calling thread a table of descriptors of its own, with nothing but the standard three in it. What the process has open is
+/// closed with its other threads then, however long the kernel keeps this one.
+///
+/// # Errors
+/// Linux before 5.9; then the table is shared as before.
+pub(super) fn keep_standard_files_only() -> io::Result<()> {
+    let (first, last) = (libc::STDERR_FILENO + 1, libc::c_uint::MAX);
+    // SAFETY: takes three numbers. The other threads keep their table, and so every descriptor that they own.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_UNSHARE) };
+    Errno::result(done)?;
+    Ok(())
+}
+
 /// Sets the time-out of a Linux watchdog device; gives the one the driver took, which may differ.
 ///
 /// # Errors

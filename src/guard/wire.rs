@@ -1,10 +1,11 @@
 //! Messages between agent and guard: one datagram of fixed size each, little endian.
 //! An agent may be newer than the guard that it finds, therefore the version.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     ExitKind, Postmaster, PostmasterSignal,
+    addresses::Addresses,
     deadline::Refusal,
     means::{FileId, Means, Method, Shield, Shields},
 };
@@ -21,8 +22,11 @@ pub const VERSION: u16 = 1;
 /// From the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// Asks for the state now and on each later change.
-    Hello,
+    /// Asks for the state now and on each later change. `addresses`: those that go with a fence, from now on; `None` says nothing of them,
+    /// as an older agent does, and an older guard reads none.
+    Hello {
+        addresses: Option<Addresses>,
+    },
     Arm {
         epoch: Epoch,
         at: TwoClocks,
@@ -74,7 +78,8 @@ pub enum WireError {
 /// `sequence` comes back with the answer; a push has 0.
 pub fn encode_request(sequence: u64, request: &Request) -> Frame {
     match *request {
-        Request::Hello => Writer::new(1, sequence),
+        Request::Hello { addresses: None } => Writer::new(1, sequence),
+        Request::Hello { addresses: Some(addresses) } => Writer::new(1, sequence).u8(NAMED, 1).addresses(addresses),
         Request::Arm { epoch, at } => Writer::new(2, sequence).u64(EPOCH, epoch.0).clocks(at),
         Request::Disarm { epoch } => Writer::new(3, sequence).u64(EPOCH, epoch.0),
         Request::Signal(signal) => Writer::new(4, sequence).u8(
@@ -95,7 +100,7 @@ pub fn encode_request(sequence: u64, request: &Request) -> Frame {
 pub fn decode_request(bytes: &[u8]) -> Result<(u64, Request), WireError> {
     let reader = Reader::new(bytes)?;
     let request = match reader.kind() {
-        1 => Request::Hello,
+        1 => Request::Hello { addresses: (reader.u8(NAMED) != 0).then(|| reader.addresses()) },
         2 => Request::Arm { epoch: Epoch(reader.u64(EPOCH)), at: reader.clocks() },
         3 => Request::Disarm { epoch: Epoch(reader.u64(EPOCH)) },
         4 => Request::Signal(match reader.u8(CODE) {
@@ -213,6 +218,10 @@ const OOM: usize = 55;
 const DEVICE: usize = 56;
 const INODE: usize = 64;
 const HANDOVER: usize = 72;
+// Of a Hello: whether it names addresses, and for each of both its kind and its bytes.
+const NAMED: usize = 40;
+const KINDS: [usize; 2] = [41, 42];
+const ADDRESSES: [usize; 2] = [48, 64];
 
 struct Writer(Frame);
 
@@ -244,6 +253,23 @@ impl Writer {
         // 64 bits of nanoseconds are 584 years of uptime.
         let nanos = |d: Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         self.u64(BOOT, nanos(at.boot)).u64(RAW, nanos(at.raw))
+    }
+
+    fn addresses(mut self, addresses: Addresses) -> Self {
+        for ((address, kind), at) in addresses.into_iter().zip(KINDS).zip(ADDRESSES) {
+            match address {
+                None => {}
+                Some(IpAddr::V4(four)) => {
+                    self.0[kind] = 4;
+                    self.0[at..at + 4].copy_from_slice(&four.octets());
+                }
+                Some(IpAddr::V6(six)) => {
+                    self.0[kind] = 6;
+                    self.0[at..at + 16].copy_from_slice(&six.octets());
+                }
+            }
+        }
+        self
     }
 
     fn file(self, file: FileId) -> Self {
@@ -296,6 +322,16 @@ impl<'a> Reader<'a> {
         u64::from(self.u32(at)) | u64::from(self.u32(at + 4)) << 32
     }
 
+    fn addresses(&self) -> Addresses {
+        let bytes = |at: usize| self.0[at..].first_chunk::<16>();
+        [0, 1].map(|i| match (self.u8(KINDS[i]), bytes(ADDRESSES[i])) {
+            (4, Some([a, b, c, d, ..])) => Some(IpAddr::from([*a, *b, *c, *d])),
+            (6, Some(six)) => Some(IpAddr::from(*six)),
+            // None, or of a kind that came later.
+            _ => None,
+        })
+    }
+
     fn file(&self) -> FileId {
         FileId { device: self.u64(DEVICE), inode: self.u64(INODE) }
     }
@@ -323,10 +359,33 @@ mod tests {
         TwoClocks { boot: Duration::from_nanos(1_234_567_890_123), raw: Duration::from_nanos(987_654_321_012) }
     }
 
+    fn addresses() -> Addresses {
+        [Some("10.0.0.100".parse().unwrap()), Some("fd00::1:101".parse().unwrap())]
+    }
+
+    #[test]
+    fn a_guard_or_an_agent_that_knows_no_addresses_misses_nothing_else() {
+        let named = Request::Hello { addresses: Some(addresses()) };
+        let frame = encode_request(7, &named);
+        // An older guard reads magic, version, kind and number, as of any Hello; an older agent leaves the rest zero.
+        let mut old = frame;
+        old[NAMED..].fill(0);
+        assert_eq!(frame[..NAMED], old[..NAMED]);
+        assert_eq!(old, encode_request(7, &Request::Hello { addresses: None }));
+        assert_eq!(decode_request(&old), Ok((7, Request::Hello { addresses: None })));
+        // A kind of address that comes later is none for this guard.
+        let mut later = frame;
+        later[KINDS[0]] = 9;
+        assert_eq!(decode_request(&later), Ok((7, Request::Hello { addresses: Some([None, addresses()[1]]) })));
+    }
+
     #[test]
     fn every_message_comes_back_as_it_went() {
         let requests = [
-            Request::Hello,
+            Request::Hello { addresses: None },
+            Request::Hello { addresses: Some([None, None]) },
+            Request::Hello { addresses: Some(addresses()) },
+            Request::Hello { addresses: Some([None, addresses()[0]]) },
             Request::Arm { epoch: Epoch(1 << 40), at: at() },
             Request::Disarm { epoch: Epoch(9) },
             Request::Signal(PostmasterSignal::Fast),
@@ -383,12 +442,12 @@ mod tests {
     fn what_is_not_ours_is_refused() {
         assert_eq!(decode_request(b"GET / HTTP/1.1"), Err(WireError::Foreign(14)));
         assert_eq!(decode_request(&[0; BYTES]), Err(WireError::Foreign(BYTES)));
-        let mut newer = encode_request(1, &Request::Hello);
+        let mut newer = encode_request(1, &Request::Hello { addresses: None });
         newer[4] = 9;
         assert_eq!(decode_request(&newer), Err(WireError::Version(9)));
-        let mut unknown = encode_request(1, &Request::Hello);
+        let mut unknown = encode_request(1, &Request::Hello { addresses: None });
         unknown[6] = 99;
         assert_eq!(decode_request(&unknown), Err(WireError::Kind(99)));
-        assert_eq!(decode_answer(&encode_request(1, &Request::Hello)), Err(WireError::Kind(1)));
+        assert_eq!(decode_answer(&encode_request(1, &Request::Hello { addresses: None })), Err(WireError::Kind(1)));
     }
 }

@@ -16,7 +16,6 @@
 mod gate;
 mod inbox;
 pub mod kernel_lease;
-mod netlink;
 mod nft;
 pub mod sockets;
 pub mod stonith;
@@ -36,6 +35,8 @@ use nix::errno::Errno;
 use crate::{
     config::{LayerMode, LayersConfig, VipConfig},
     domain::{Epoch, MemberId, Timings, moment::TwoClocks, observation::LayerView, observation::READER_LAYER},
+    guard::Addresses,
+    netlink,
 };
 use gate::{Gate, Parts};
 use kernel_lease::KernelLease;
@@ -105,6 +106,7 @@ struct Inner {
     watchdog: Option<Watchdog>,
     vip: Option<Vip>,
     reader: Option<Vip>,
+    addresses: Addresses,
     words: Words,
 }
 
@@ -145,7 +147,15 @@ impl Layers {
         let watchdog = open_watchdog(&options, ioctl, &words)?;
         let reader = open_reader(&options, &words)?;
         let vip = open_vip(&options, reader.as_ref(), &words)?;
-        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, reader, words }) })
+        let address = |config: &Option<Box<VipConfig>>| config.as_ref().map(|config| config.address);
+        let led = vip.as_ref().and_then(|_| address(&options.config.vip));
+        let addresses = [led, reader.as_ref().and_then(|_| address(&options.config.vip_standby))];
+        Ok(Layers { inner: Arc::new(Inner { gate, watchdog, vip, reader, addresses, words }) })
+    }
+
+    /// The virtual addresses that may be put up here, for a guard that ends what they lead to.
+    pub fn addresses(&self) -> Addresses {
+        self.inner.addresses
     }
 
     /// Before PostgreSQL can become writable: blocks until every layer stands.

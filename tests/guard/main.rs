@@ -1,6 +1,7 @@
 //! The guard with real processes: shell trees for every way to escape, and PostgreSQL itself.
 #![allow(clippy::unwrap_used)]
 
+mod addresses;
 mod bench;
 mod group;
 mod protection;

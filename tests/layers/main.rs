@@ -11,6 +11,7 @@ mod gate;
 mod host;
 mod primary;
 mod vip;
+mod vip_guard;
 mod vip_hosts;
 mod watchdog;
 

@@ -107,7 +107,7 @@ impl Drop for Awake {
     }
 }
 
-fn until(what: &str, mut check: impl FnMut() -> bool) {
+pub fn until(what: &str, mut check: impl FnMut() -> bool) {
     let began = Instant::now();
     while !check() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
@@ -116,14 +116,14 @@ fn until(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// An interface with a neighbour that nobody is.
-fn interface() {
+pub fn interface() {
     ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"]);
     ip(&["link", "set", "eth0", "up"]);
     ip(&["link", "set", "eth1", "up"]);
 }
 
 /// Both addresses on one interface; the one for standbys with `prefix` 24, too.
-fn open_both(address: &str, standbys: &str) -> Layers {
+pub fn open_both(address: &str, standbys: &str) -> Layers {
     let mut options = options(address, "eth0", LayerMode::Automatic);
     let reader = VipConfig { address: standbys.parse().unwrap(), ..options.config.vip.as_deref().unwrap().clone() };
     options.config.vip_standby = Some(Box::new(reader));
@@ -431,6 +431,35 @@ async fn primary_and_standby() {
     host.follow(2, None).await;
     host.until("it is a standby", |s| s.state() == State::Standby && layer(s, LAYER) == "ready").await;
     assert!(!is_here(V4));
+    // Primary again, only the agent is stopped, and the kernel is later than it may be: the guard knows the address.
+    host.become_primary(3, 4).await;
+    until("it is here", || is_here(V4));
+    signal(agent, Signal::SIGSTOP);
+    let last = cluster.last_renewal();
+    keep_for_long(V4, 32);
+    until("it is gone", || !is_here(V4));
+    let after = last.elapsed();
+    let hold = crate::host::timings().hold;
+    assert!((hold - ms(100)..hold + ms(500)).contains(&after), "{after:?} after the last renewal");
+    figure(
+        "agent stopped, kernel 15 s late: last renewal to no virtual address",
+        "ms",
+        vec![after.as_secs_f64() * 1e3],
+    );
+    signal(agent, Signal::SIGCONT);
+    host.until("it is fenced", |s| s.state() == State::Stopped && layer(s, LAYER) == "ready").await;
+    assert!(!is_here(V4));
+}
+
+/// Leaves an address that is here a lifetime of 18 s, and thereby makes the kernel as late as a lifetime of one may be on an idle machine
+/// (docs/layers.md), only more.
+pub fn keep_for_long(address: &str, prefix: u8) {
+    let mut options = options(address, "eth0", LayerMode::Automatic);
+    options.config.vip.as_mut().unwrap().prefix = prefix;
+    let layers = Layers::open(options).unwrap();
+    layers.resume(Epoch(1), in_time(ms(20_000)));
+    until("it is written", || word(&layers) == "active");
+    assert!(is_here(address));
 }
 
 fn fast_stop() -> Action {

@@ -30,10 +30,11 @@ use crate::{
     Namespace, Privilege, as_postgres, figure,
     host::signal,
     ip,
-    vip::{V4, V6, in_time, is_here, ms, options, word},
+    vip::{V4, V6, in_time, is_here, keep_for_long, ms, options, word},
+    vip_guard::Guarded,
 };
 
-/// `host NAME ADDRESS` or `client ADDRESS`: what this process is.
+/// `host NAME ADDRESS`, `client ADDRESS` or `late ADDRESS`: what this process is.
 const ROLE: &str = "MATRIARCH_TEST_VIP_ROLE";
 const PORT: u16 = 5432;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -50,6 +51,10 @@ fn one_host_or_client() {
     match role.split(' ').collect::<Vec<_>>()[..] {
         ["host", name, address] => be_host(name, address),
         ["client", address] => be_client(address),
+        ["late", address] => {
+            keep_for_long(address, 24);
+            obey(|words| panic!("{words:?}"));
+        }
         _ => panic!("no such role: {role}"),
     }
 }
@@ -62,9 +67,15 @@ fn be_host(name: &str, address: &str) {
     thread::spawn(move || listener.incoming().for_each(|client| drop(client.unwrap().write_all(me.as_bytes()))));
     let layers = Layers::open(options(address, "eth0", LayerMode::Required)).unwrap();
     let renewing = Arc::new(AtomicBool::new(false));
+    let mut guarded = None;
     obey(|words| match words {
+        ["guard"] => guarded = Some(Guarded::spawn([Some(address.parse().unwrap()), None])),
+        ["bye"] => guarded.take().unwrap().bye(),
         ["lead", epoch] => {
             let epoch = Epoch(epoch.parse().unwrap());
+            let guard = guarded.as_ref().map(|guarded| guarded.handle.clone());
+            let arm = move |at| guard.as_ref().is_none_or(|guard| guard.arm(epoch, at));
+            assert!(arm(in_time(HOLD)));
             layers.arm(epoch, in_time(HOLD)).unwrap();
             renewing.store(true, Ordering::SeqCst);
             let (layers, renewing) = (layers.clone(), renewing.clone());
@@ -77,6 +88,10 @@ fn be_host(name: &str, address: &str) {
                     // The deadline counts from the sending.
                     let deadline = in_time(HOLD);
                     thread::sleep(ms(1));
+                    if !arm(deadline) {
+                        // As with a lease: a guard that has fenced is renewed no more.
+                        return;
+                    }
                     assert!(layers.moved(epoch, deadline));
                     thread::sleep(RENEW);
                 }
@@ -259,6 +274,8 @@ enum End {
     Released,
     Killed,
     Stopped,
+    /// Stopped, while its guard runs and the kernel is seconds late.
+    Guarded,
 }
 
 fn moves(address: &'static str, end: End) {
@@ -271,6 +288,9 @@ fn moves(address: &'static str, end: End) {
     let mut b = Actor::start(&lan.b, &format!("host b {address}"));
     let mut client = Actor::start(&lan.client, &format!("client {address}"));
     let watches = [Watch::start(&lan.a, address), Watch::start(&lan.b, address)];
+    if end == End::Guarded {
+        a.order("guard");
+    }
     a.order("lead 1");
     a.order("is active");
     client.order("ask a");
@@ -282,27 +302,35 @@ fn moves(address: &'static str, end: End) {
         End::Released => a.order("release"),
         End::Killed => a.signal(Signal::SIGKILL),
         End::Stopped => a.signal(Signal::SIGSTOP),
+        End::Guarded => {
+            a.signal(Signal::SIGSTOP);
+            drop(Actor::start(&lan.a, &format!("late {address}")));
+        }
     }
     if end != End::Released {
         // The promises of the voters end, counted from the last renewal.
-        thread::sleep(GRANT - RENEW);
+        thread::sleep((GRANT - RENEW).saturating_sub(ended.elapsed()));
     }
     assert_eq!(lan.neighbour(address), mac(1), "it has no reason yet to doubt it");
     b.order("lead 2");
     b.order("is active");
     let learnt = until("the client's table has the new host", || lan.neighbour(address) == mac(2));
     client.order("ask b");
-    if end == End::Stopped {
+    if matches!(end, End::Stopped | End::Guarded) {
         // Whoever goes on finds its lease over.
         a.signal(Signal::SIGCONT);
         a.order("is ready");
         client.order("ask b");
     }
+    if end == End::Guarded {
+        a.order("bye");
+    }
     let [on_a, on_b] = watches.map(Watch::times);
     assert_eq!((on_a.len(), on_b.len()), (1, 1), "each had it once");
     assert!(on_a[0].1 < on_b[0].0, "it was on both for {:?}", on_a[0].1 - on_b[0].0);
     let gone = on_a[0].1.saturating_duration_since(ended);
-    assert!(gone < HOLD, "gone {gone:?} after the end");
+    let expected = if end == End::Guarded { HOLD - RENEW - ms(50)..HOLD + ms(400) } else { ms(0)..HOLD };
+    assert!(expected.contains(&gone), "gone {gone:?} after the end, {expected:?} expected");
     assert!(learnt < ms(500), "the client learnt it {learnt:?} after it was put up");
     let label = if address == V4 { "IPv4" } else { "IPv6" };
     figure(&format!("{label}, {end:?}: address gone after"), "ms", vec![gone.as_secs_f64() * 1e3]);
@@ -325,4 +353,11 @@ fn whoever_is_killed_has_lost_the_address_before_anybody_else_gets_it() {
 fn whoever_is_stopped_has_lost_the_address_before_anybody_else_gets_it() {
     moves(V4, End::Stopped);
     moves(V6, End::Stopped);
+}
+
+/// The kernel alone would keep it for 18 s, and the address would be on both.
+#[test]
+fn where_the_kernel_is_late_the_guard_of_a_stopped_agent_takes_the_address_away() {
+    moves(V4, End::Guarded);
+    moves(V6, End::Guarded);
 }

@@ -3,39 +3,29 @@
 //! It carries marks, so that what was put up here is told from what the host was
 //! configured with: that is never touched.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{io, net::IpAddr};
 
 use nix::{errno::Errno, net::if_::if_nametoindex, sys::socket::SockProtocol};
 
-use super::super::netlink::{Batch, CREATE, DUMP, Netlink};
-use crate::config::VipConfig;
+use crate::{
+    config::VipConfig,
+    netlink::{
+        Batch, CREATE, Netlink,
+        marked::{
+            self, Found, IFA_ADDRESS, IFA_FLAGS, IFA_LABEL, IFA_LOCAL, IFA_PROTO, LABEL, NODAD, PROTO, bytes, delete,
+            header,
+        },
+    },
+};
 
 const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
 const REPLACE: u16 = 0x100;
 const EXCLUSIVE: u16 = 0x200;
 
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const IFA_LABEL: u16 = 3;
 const IFA_CACHEINFO: u16 = 6;
-const IFA_FLAGS: u16 = 8;
-const IFA_PROTO: u16 = 11;
 
-/// No duplicate address detection, which would keep an IPv6 address unusable for a second.
-const NODAD: u32 = 0x02;
-/// An address without a lifetime has it.
-const PERMANENT: u32 = 0x80;
-/// Whose address it is (`ip address` shows `proto 0x6d`); before Linux 5.18 it isn't kept.
-const PROTO: u8 = b'm';
 /// `IFNAMSIZ` without the closing zero.
 const LABEL_MAX: usize = 15;
-const LABEL: &str = ":vip";
-const HEADER: usize = 8;
 
 /// The address and the way to the kernel.
 #[derive(Debug)]
@@ -44,14 +34,6 @@ pub struct Address {
     address: IpAddr,
     prefix: u8,
     interface: String,
-}
-
-/// How an address was found on this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Found {
-    index: u32,
-    prefix: u8,
-    ours: bool,
 }
 
 /// What became of a write.
@@ -106,7 +88,8 @@ impl Address {
     /// Why not.
     pub fn check(&mut self) -> Result<(), AddressError> {
         // No interface has this index, and the kernel looks at the privilege before.
-        if self.delete(Found { index: 0, prefix: self.prefix, ours: true }) == Err(Errno::EPERM) {
+        let nowhere = Found { index: 0, prefix: self.prefix, ours: true };
+        if delete(&mut self.route, self.address, nowhere) == Err(Errno::EPERM) {
             return Err(AddressError::Privilege);
         }
         self.index()?;
@@ -137,16 +120,7 @@ impl Address {
     /// # Errors
     /// What the kernel said.
     pub fn remove(&mut self) -> Result<(), Errno> {
-        let ours: Vec<Found> = self.find()?.into_iter().filter(|found| found.ours).collect();
-        let mut outcome = Ok(());
-        for found in ours {
-            match self.delete(found) {
-                // Its time was up, or its interface is gone.
-                Ok(()) | Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {}
-                Err(errno) => outcome = Err(errno),
-            }
-        }
-        outcome
+        marked::remove(&mut self.route, self.address).map(|_| ())
     }
 
     /// Whether one that was put up here is still there.
@@ -170,28 +144,12 @@ impl Address {
     }
 
     fn find(&mut self) -> Result<Vec<Found>, Errno> {
-        let mut batch = self.route.batch();
-        batch.message(RTM_GETADDR, DUMP, |body| {
-            body.raw(&[family(self.address), 0, 0, 0, 0, 0, 0, 0]);
-        });
-        let (mut all, address) = (Vec::new(), self.address);
-        self.route.dump(batch, |message| all.extend(read(message, address)))?;
-        Ok(all)
+        marked::find(&mut self.route, self.address)
     }
 
     fn write(&mut self, index: u32, seconds: u32, flags: u16) -> Result<(), Errno> {
         let mut batch = self.route.batch();
         encode(&mut batch, (self.address, self.prefix), (index, &label(&self.interface)), seconds, flags);
-        let last = batch.acknowledge_last();
-        self.route.ask(batch, last)
-    }
-
-    fn delete(&mut self, found: Found) -> Result<(), Errno> {
-        let mut batch = self.route.batch();
-        batch.message(RTM_DELADDR, 0, |body| {
-            body.raw(&header(self.address, found.prefix, found.index));
-            body.attr(IFA_LOCAL, &bytes(self.address)).attr(IFA_ADDRESS, &bytes(self.address));
-        });
         let last = batch.acknowledge_last();
         self.route.ask(batch, last)
     }
@@ -213,75 +171,11 @@ fn encode(batch: &mut Batch, (address, prefix): (IpAddr, u8), (index, label): (u
     });
 }
 
-/// struct ifaddrmsg.
-fn header(address: IpAddr, prefix: u8, index: u32) -> [u8; HEADER] {
-    let [a, b, c, d] = index.to_ne_bytes();
-    [family(address), prefix, 0, 0, a, b, c, d]
-}
-
-fn family(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 2,
-        IpAddr::V6(_) => 10,
-    }
-}
-
-fn bytes(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
 /// What `ip address` and `ifconfig` show; tools take it for part of the interface only when it begins with its name.
 fn label(interface: &str) -> String {
     let room = LABEL_MAX - LABEL.len();
     let shown: String = interface.chars().take(room).collect();
     format!("{shown}{LABEL}")
-}
-
-/// One message of a dump, when it is of this address.
-fn read(message: &[u8], wanted: IpAddr) -> Option<Found> {
-    let (header, mut rest) = message.split_at_checked(HEADER)?;
-    let index = u32::from_ne_bytes(*header.get(4..)?.first_chunk()?);
-    let (mut address, mut local, mut flags) = (None, None, u32::from(header[2]));
-    let (mut labelled, mut proto) = (false, None);
-    while let Some((kind, value, after)) = attribute(rest) {
-        match kind {
-            IFA_ADDRESS => address = parse(value),
-            IFA_LOCAL => local = parse(value),
-            IFA_LABEL => labelled = value.strip_suffix(&[0]).unwrap_or(value).ends_with(LABEL.as_bytes()),
-            IFA_FLAGS => flags = value.first_chunk().map_or(flags, |four| u32::from_ne_bytes(*four)),
-            IFA_PROTO => proto = value.first().copied(),
-            _ => {}
-        }
-        rest = after;
-    }
-    if local.or(address) != Some(wanted) {
-        return None;
-    }
-    let marked = match proto {
-        Some(proto) => proto == PROTO,
-        // An old kernel.
-        None => labelled || wanted.is_ipv6() && flags & NODAD != 0,
-    };
-    Some(Found { index, prefix: header[1], ours: marked && flags & PERMANENT == 0 })
-}
-
-fn attribute(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let [a, b, c, d] = *bytes.first_chunk()?;
-    let length = usize::from(u16::from_ne_bytes([a, b]));
-    let value = bytes.get(4..length)?;
-    let after = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((u16::from_ne_bytes([c, d]), value, after))
-}
-
-fn parse(value: &[u8]) -> Option<IpAddr> {
-    match value.len() {
-        4 => value.first_chunk::<4>().map(|b| Ipv4Addr::from(*b).into()),
-        16 => value.first_chunk::<16>().map(|b| Ipv6Addr::from(*b).into()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -321,6 +215,7 @@ mod tests {
     fn what_the_host_was_configured_with_is_never_ours() {
         let wanted: IpAddr = "10.0.0.100".parse().unwrap();
         let ours = encoded("10.0.0.100", 24);
+        let read = marked::read;
         assert_eq!(read(&ours, wanted), Some(Found { index: 3, prefix: 24, ours: true }));
         assert_eq!(read(&ours, "10.0.0.1".parse().unwrap()), None);
         let with = |flags: u32, proto: Option<u8>| {
@@ -331,7 +226,7 @@ mod tests {
             read(&message, wanted).unwrap().ours
         };
         assert!(with(0, Some(PROTO)));
-        assert!(!with(PERMANENT, Some(PROTO)), "somebody made it lasting");
+        assert!(!with(0x80, Some(PROTO)), "somebody made it lasting");
         assert!(!with(0, None), "a DHCP client's");
         assert!(!with(0, Some(3)), "a router's");
         assert_eq!(read(&ours[..6], wanted), None);

@@ -1,8 +1,11 @@
 //! The little of netlink that three kernel interfaces need: messages with
-//! attributes, sent in one datagram, and the kernel's answers to them.
+//! attributes, sent in one datagram, and the kernel's answers to them. And [`marked`]: the
+//! addresses of this host that carry our mark, which agent and guard take away.
 //!
 //! The kernel works a request off inside of `send`, so its answers are there when
-//! that returns; nothing here waits.
+//! that returns; nothing here waits but for a lock of the kernel.
+
+pub mod marked;
 
 use std::{
     io,
