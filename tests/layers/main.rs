@@ -9,9 +9,11 @@
 
 mod gate;
 mod host;
+mod neighbour;
 mod primary;
 mod vip;
 mod vip_hosts;
+mod vip_silence;
 mod watchdog;
 
 use std::{

@@ -68,6 +68,11 @@ pub fn word(layers: &Layers) -> String {
     layers.views().into_iter().find(|l| l.name == LAYER).unwrap().state
 }
 
+/// What the lease of the address in the kernel says.
+pub fn lease_word(layers: &Layers) -> String {
+    layers.views().into_iter().find(|l| l.name == "address lease").unwrap().state
+}
+
 /// Whether this network namespace has the address.
 pub fn is_here(address: &str) -> bool {
     let wanted: IpAddr = address.parse().unwrap();
@@ -107,7 +112,7 @@ impl Drop for Awake {
     }
 }
 
-fn until(what: &str, mut check: impl FnMut() -> bool) {
+pub fn until(what: &str, mut check: impl FnMut() -> bool) {
     let began = Instant::now();
     while !check() {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
@@ -116,7 +121,7 @@ fn until(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// An interface with a neighbour that nobody is.
-fn interface() {
+pub fn interface() {
     ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth1"]);
     ip(&["link", "set", "eth0", "up"]);
     ip(&["link", "set", "eth1", "up"]);
