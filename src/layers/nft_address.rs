@@ -131,3 +131,76 @@ impl Ruleset for AddressTables {
         self.install(batch, timeout)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables(address: &str) -> AddressTables {
+        AddressTables { name: "matriarch.main.n1.vip".to_owned(), address: address.parse().unwrap() }
+    }
+
+    fn bytes(fill: impl FnOnce(&mut Batch) -> u32) -> Vec<u8> {
+        let mut batch = Batch::new(1);
+        fill(&mut batch);
+        batch.bytes().to_vec()
+    }
+
+    /// Kind and family of each message.
+    fn messages(mut bytes: &[u8]) -> Vec<(u16, u8)> {
+        let mut all = Vec::new();
+        while let Some(header) = bytes.first_chunk::<17>() {
+            let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+            all.push((u16::from_ne_bytes([header[4], header[5]]) & 0xff, header[16]));
+            bytes = &bytes[length.next_multiple_of(4)..];
+        }
+        all
+    }
+
+    fn holds(bytes: &[u8], part: &[u8]) -> bool {
+        bytes.windows(part.len()).any(|window| window == part)
+    }
+
+    #[test]
+    fn an_ipv4_address_is_silent_in_arp_and_in_ip_by_one_transaction() {
+        let install = bytes(|batch| tables("10.0.0.100").install(batch, Duration::from_millis(1_896)));
+        // Table, no table, table, chains, set, element, rules.
+        let arp = [0, 2, 0, 3, 9, 12, 6].map(|kind| (kind, 3));
+        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6].map(|kind| (kind, 1));
+        assert_eq!(messages(&install), [&[(0x10, 0)][..], &arp, &inet, &[(0x11, 0)]].concat());
+        assert!(holds(&install, &ARP_BEGINS));
+        // Its time in milliseconds, and each set by another number.
+        assert!(holds(&install, &1_896_u64.to_be_bytes()));
+        for set in [1_u8, 3] {
+            assert!(holds(&install, &[8, 0, 4, 0, 0, 0, 0, set, 8, 0, 5, 0, 0, 0, 0, 1]), "a rule that looks into it");
+        }
+        let replace = bytes(|batch| tables("10.0.0.100").replace(batch, Duration::from_secs(1)));
+        assert_eq!(messages(&replace), [(0x10, 0), (14, 3), (12, 3), (14, 1), (12, 1), (0x11, 0)]);
+    }
+
+    #[test]
+    fn an_ipv6_address_is_silent_in_ip_and_as_the_target_of_an_advertisement() {
+        let install = bytes(|batch| tables("fd00::100").install(batch, Duration::from_secs(1)));
+        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6, 6].map(|kind| (kind, 1));
+        assert_eq!(messages(&install), [&[(0x10, 0)][..], &inet, &[(0x11, 0)]].concat());
+        // The transport header from byte 8 on, 16 bytes.
+        let target = [8, 0, 2, 0, 0, 0, 0, 2, 8, 0, 3, 0, 0, 0, 0, 8, 8, 0, 4, 0, 0, 0, 0, 16];
+        assert!(holds(&install, &target));
+    }
+
+    #[test]
+    fn all_of_it_goes_also_where_some_of_it_is_gone_or_was_of_the_other_kind() {
+        for address in ["10.0.0.100", "fd00::100"] {
+            let remove = bytes(|batch| tables(address).remove(batch));
+            assert_eq!(messages(&remove), [(0x10, 0), (0, 3), (2, 3), (0, 1), (2, 1), (0x11, 0)]);
+        }
+    }
+
+    #[test]
+    fn a_trial_leaves_nothing_and_touches_nothing() {
+        let trial = tables("10.0.0.100").trial();
+        assert_eq!(trial.name, "matriarch.main.n1.vip.trial");
+        let kinds = messages(&bytes(|batch| trial.try_out(batch)));
+        assert_eq!(kinds[kinds.len() - 3..], [(2, 3), (2, 1), (0x11, 0)]);
+    }
+}
