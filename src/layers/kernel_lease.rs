@@ -1,16 +1,24 @@
-//! The lease as the kernel enforces it: packets of PostgreSQL's port pass only
-//! while an element of an nftables set has not run out.
+//! The lease as the kernel enforces it: packets of PostgreSQL's port, or of a virtual
+//! address, pass only while an element of an nftables set has not run out.
 //!
 //! It lapses by itself when nothing in user space runs any more. It never lets a
 //! packet through after the deadline: the kernel counts an element's time from
 //! when it gets it, so what passes between a look at the clock and that moment is
 //! taken off beforehand ([`SLACK`]), and more than that is corrected at once.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use nix::{errno::Errno, sys::socket::SockProtocol};
 
-use super::{netlink::Netlink, nft::Table};
+use super::{
+    netlink::{Batch, Netlink},
+    nft::{Ruleset, Table},
+    nft_address::AddressTables,
+};
 use crate::domain::moment::TwoClocks;
 
 /// Taken off every element's time.
@@ -18,11 +26,11 @@ pub const SLACK: Duration = Duration::from_millis(5);
 /// Tries to write one element in time before the port is closed instead.
 const TRIES: usize = 5;
 
-/// One table of one PostgreSQL.
+/// The ruleset of one PostgreSQL's port, or of one virtual address.
 #[derive(Debug)]
-pub struct KernelLease {
+pub struct KernelLease<R = Table> {
     nft: Netlink,
-    table: Table,
+    rules: R,
 }
 
 /// What became of an element.
@@ -45,15 +53,47 @@ impl KernelLease {
     /// EPERM without CAP_NET_ADMIN; others where the kernel has no nf_tables.
     pub fn open(cluster: &str, member: &str, port: u16, addresses: Vec<IpAddr>) -> io::Result<KernelLease> {
         let name = format!("matriarch.{cluster}.{member}.{port}");
-        let table = Table { name, port, addresses };
-        let mut lease = KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, table };
+        let rules = Table { name, port, addresses };
+        let mut lease = KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, rules };
         lease.is_present()?;
         Ok(lease)
     }
+}
 
-    /// The table's name in the family `inet`.
+impl KernelLease<AddressTables> {
+    /// That of a virtual address. Looks whether the kernel takes such rules; none is there afterwards that wasn't before.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN; others where the kernel lacks nf_tables or a family of it.
+    pub fn open_address(rules: AddressTables) -> io::Result<KernelLease<AddressTables>> {
+        let mut lease = KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, rules };
+        let trial = lease.rules.trial();
+        lease.send(|_, batch| trial.try_out(batch))?;
+        lease.send(|_, batch| trial.remove(batch))?;
+        Ok(lease)
+    }
+
+    /// Takes away what is left under that name. Changes nothing where nothing is.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn remove_address(name: &str) -> Result<(), Errno> {
+        let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        for address in any {
+            let nft = Netlink::open(SockProtocol::NetlinkNetFilter).map_err(|_| Errno::EOPNOTSUPP)?;
+            let mut lease = KernelLease { nft, rules: AddressTables { name: name.to_owned(), address } };
+            if lease.is_present()? {
+                lease.remove()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Ruleset> KernelLease<R> {
+    /// The table's name.
     pub fn table(&self) -> &str {
-        &self.table.name
+        self.rules.name()
     }
 
     /// Whether the table is there.
@@ -62,7 +102,7 @@ impl KernelLease {
     /// What the kernel said.
     pub fn is_present(&mut self) -> Result<bool, Errno> {
         let mut batch = self.nft.batch();
-        let last = self.table.get(&mut batch);
+        let last = self.rules.get(&mut batch);
         match self.nft.ask(batch, last) {
             Ok(()) => Ok(true),
             Err(Errno::ENOENT) => Ok(false),
@@ -110,24 +150,29 @@ impl KernelLease {
     /// From the cheapest way to the one that always works.
     fn put(&mut self, timeout: Duration, how: Written) -> Result<Written, Errno> {
         if how != Written::Restored {
-            match self.send(|table, batch| table.replace(batch, timeout)) {
+            match self.send(|rules, batch| rules.replace(batch, timeout)) {
                 Ok(()) => return Ok(how),
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
             }
-            match self.send(|table, batch| table.add(batch, timeout)) {
+            match self.send(|rules, batch| rules.add(batch, timeout)) {
                 Ok(()) => return Ok(Written::Reopened),
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
             }
         }
-        self.send(|table, batch| table.install(batch, timeout))?;
+        self.send(|rules, batch| rules.install(batch, timeout))?;
         Ok(Written::Restored)
     }
 
     /// Nothing passes from now on.
-    fn close(&mut self) -> Result<(), Errno> {
-        self.unless_gone(|table, batch| table.close(batch))
+    ///
+    /// # Errors
+    /// What the kernel said. The old end still holds then.
+    pub fn close(&mut self) -> Result<(), Errno> {
+        // Each for itself: one that is gone must not keep the other open.
+        let families = self.rules.families().to_vec();
+        families.into_iter().try_for_each(|family| self.unless_gone(|rules, batch| rules.close(batch, family)))
     }
 
     /// Takes the table away: everything passes.
@@ -135,19 +180,19 @@ impl KernelLease {
     /// # Errors
     /// What the kernel said. It still stands then.
     pub fn remove(&mut self) -> Result<(), Errno> {
-        self.unless_gone(|table, batch| table.remove(batch))
+        self.unless_gone(|rules, batch| rules.remove(batch))
     }
 
-    fn unless_gone(&mut self, fill: impl FnOnce(&Table, &mut super::netlink::Batch) -> u32) -> Result<(), Errno> {
+    fn unless_gone(&mut self, fill: impl FnOnce(&R, &mut Batch) -> u32) -> Result<(), Errno> {
         match self.send(fill) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
 
-    fn send(&mut self, fill: impl FnOnce(&Table, &mut super::netlink::Batch) -> u32) -> Result<(), Errno> {
+    fn send(&mut self, fill: impl FnOnce(&R, &mut Batch) -> u32) -> Result<(), Errno> {
         let mut batch = self.nft.batch();
-        let last = fill(&self.table, &mut batch);
+        let last = fill(&self.rules, &mut batch);
         self.nft.ask(batch, last)
     }
 }

@@ -6,7 +6,8 @@
 //! ```text
 //!  holder thread ──deadline──▶ gate thread ──▶ nf_tables, inet_diag   kernel_lease, sockets
 //!                        ├───▶ watchdog thread ──▶ /dev/watchdog      watchdog
-//!                        └───▶ virtual-address thread ──▶ rtnetlink   vip
+//!                        ├───▶ virtual-address thread ──▶ rtnetlink   vip
+//!                        └───▶ address-lease thread ──▶ nf_tables     vip/lease
 //!  manager ──lent until──▶ another thread of that kind, for the standbys' address
 //!  manager of the Raft leader ──fenced epoch──▶ a program            stonith
 //! ```
@@ -17,6 +18,7 @@ mod gate;
 mod inbox;
 pub mod kernel_lease;
 mod nft;
+mod nft_address;
 pub mod sockets;
 pub mod stonith;
 pub mod vip;
@@ -42,11 +44,15 @@ use gate::{Gate, Parts};
 use kernel_lease::KernelLease;
 use sockets::Sockets;
 pub use vip::Serving;
-use vip::Vip;
+use vip::{Vip, lease::AddressLease};
 use watchdog::{Ioctl, Watchdog, WatchdogOptions};
 
 /// How long a promotion waits for a layer to stand.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How the tables of the two addresses end.
+const VIP_TABLES: &str = "vip";
+const READER_TABLES: &str = "vip-standby";
 
 /// What runs when protection may be taken down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -346,27 +352,46 @@ fn open_watchdog(
 fn open_vip(options: &LayersOptions, reader: Option<&Vip>, words: &Words) -> Result<Option<Vip>, LayerError> {
     let Some(config) = &options.config.vip else {
         words.vip().say("off");
+        vip::lease::remove_what_was_left(&tables(options, VIP_TABLES));
         return Ok(None);
     };
-    let sign = words.vip();
-    open_address(config, &sign, || Vip::spawn(VipConfig::clone(config), sign.clone(), reader))
+    let of = Opening { name: tables(options, VIP_TABLES), sign: words.vip(), lease: words.vip_lease() };
+    open_address(config, of, |parts| Vip::spawn(parts, reader))
 }
 
 /// Nothing is said of it where none is configured.
 fn open_reader(options: &LayersOptions, words: &Words) -> Result<Option<Vip>, LayerError> {
-    let Some(config) = &options.config.vip_standby else { return Ok(None) };
-    let sign = words.reader();
-    open_address(config, &sign, || Vip::spawn_reader(VipConfig::clone(config), sign.clone()))
+    let name = tables(options, READER_TABLES);
+    let Some(config) = &options.config.vip_standby else {
+        vip::lease::remove_what_was_left(&name);
+        return Ok(None);
+    };
+    let of = Opening { name, sign: words.reader(), lease: words.reader_lease() };
+    open_address(config, of, Vip::spawn_reader)
+}
+
+/// The name of what nf_tables has for one of the two addresses of this member.
+fn tables(options: &LayersOptions, which: &str) -> String {
+    format!("matriarch.{}.{}.{which}", options.cluster, options.me)
+}
+
+/// By what one of the two addresses is known.
+struct Opening {
+    /// To nf_tables.
+    name: String,
+    sign: Sign,
+    lease: Sign,
 }
 
 fn open_address(
     config: &VipConfig,
-    sign: &Sign,
-    spawn: impl FnOnce() -> io::Result<Vip>,
+    Opening { name, sign, lease }: Opening,
+    spawn: impl FnOnce(vip::Parts) -> io::Result<Vip>,
 ) -> Result<Option<Vip>, LayerError> {
     if config.mode == LayerMode::Off {
         sign.say("off");
         vip::remove_what_was_left(config);
+        vip::lease::remove_what_was_left(&name);
         return Ok(None);
     }
     match vip::look(config) {
@@ -383,7 +408,8 @@ fn open_address(
             }
         }
     }
-    Ok(Some(spawn()?))
+    let lease = AddressLease::spawn(name, config.address, lease)?;
+    Ok(Some(spawn(vip::Parts { config: config.clone(), sign, lease })?))
 }
 
 /// The addresses of `listen_addresses`, when each is one; empty stands for all of the host.
@@ -395,10 +421,18 @@ fn addresses(listen: &str) -> Vec<IpAddr> {
 /// What each layer says of itself.
 #[derive(Debug, Clone, Default)]
 struct Words {
-    said: Arc<Mutex<[String; 5]>>,
+    said: Arc<Mutex<[String; 7]>>,
 }
 
-const NAMES: [&str; 5] = ["kernel lease", "watchdog", "client reset", "virtual address", READER_LAYER];
+const NAMES: [&str; 7] = [
+    "kernel lease",
+    "watchdog",
+    "client reset",
+    "virtual address",
+    READER_LAYER,
+    "address lease",
+    "address lease for standbys",
+];
 
 impl Words {
     /// True when that is news.
@@ -422,6 +456,14 @@ impl Words {
         Sign { words: self.clone(), index: 4 }
     }
 
+    fn vip_lease(&self) -> Sign {
+        Sign { words: self.clone(), index: 5 }
+    }
+
+    fn reader_lease(&self) -> Sign {
+        Sign { words: self.clone(), index: 6 }
+    }
+
     fn say(&self, index: usize, word: &str) -> bool {
         let said = &mut self.said.lock().unwrap_or_else(PoisonError::into_inner)[index];
         let news = said != word;
@@ -439,7 +481,7 @@ impl Words {
     }
 }
 
-/// Where one of the two virtual addresses tells of itself.
+/// Where one of the two virtual addresses, or its lease, tells of itself.
 #[derive(Debug, Clone)]
 struct Sign {
     words: Words,

@@ -1,5 +1,6 @@
-//! The messages to nf_tables that make, refresh and remove one table. Pure: bytes
-//! out, no socket.
+//! The messages to nf_tables that make, refresh and remove a ruleset around one element
+//! with a time-out. Pure: bytes out, no socket. This one is that of PostgreSQL's port;
+//! that of a virtual address is in [`super::nft_address`].
 //!
 //! ```text
 //! table inet matriarch.main.n1.5432 {
@@ -24,7 +25,6 @@ const SUBSYSTEM: u16 = 10; // NFNL_SUBSYS_NFTABLES
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const FAMILY_UNSPEC: u8 = 0;
-const FAMILY_INET: u8 = 1; // NFPROTO_INET
 
 // enum nf_tables_msg_types
 const NEW_TABLE: u16 = 0;
@@ -39,11 +39,12 @@ const DEL_ELEMENT: u16 = 14;
 /// NFTA_LIST_ELEM.
 const LIST_ELEM: u16 = 1;
 const SET: &str = "lease";
-const SET_ID: u32 = 1;
 /// NF_IP_PRI_RAW: before connection tracking and NAT.
-const PRIORITY_RAW: i32 = -300;
+pub const PRIORITY_RAW: i32 = -300;
 const TCP: u8 = 6;
 const RST: u8 = 0x04;
+/// NFT_META_L4PROTO: the protocol that IP carries.
+pub const L4PROTO: u32 = 16;
 /// NFT_REG_1, sixteen bytes wide.
 const REGISTER: u32 = 1;
 
@@ -60,145 +61,212 @@ pub struct Table {
 
 /// Which way a packet goes, as the server sees it.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+pub enum Way {
+    /// To it.
     In,
+    /// From it.
     Out,
 }
 
-impl Table {
-    /// The whole table with the element in it, instead of one that may be there already.
-    pub fn install(&self, batch: &mut Batch, timeout: Duration) -> u32 {
+/// One family of tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1, // NFPROTO_INET
+    /// ARP.
+    Arp = 3, // NFPROTO_ARP
+}
+
+impl Family {
+    /// Within a transaction no two sets may have the same.
+    fn set_id(self) -> u32 {
+        u32::from(self as u8)
+    }
+}
+
+/// The type and the bytes of the element.
+pub struct Key {
+    /// Only how `nft list` shows it.
+    pub shown_as: u32,
+    /// What is looked for in the set.
+    pub bytes: Vec<u8>,
+}
+
+/// Tables of one name, one in each family, each with a set `lease` for one element.
+pub trait Ruleset {
+    /// The tables' name, unique on the host.
+    fn name(&self) -> &str;
+
+    /// Where a table of it is.
+    fn families(&self) -> &[Family];
+
+    /// The element.
+    fn key(&self) -> Key;
+
+    /// The chains of one family's table.
+    fn chains(&self, batch: &mut Batch, family: Family);
+
+    /// The rules in them.
+    fn rules(&self, batch: &mut Batch, family: Family);
+
+    /// The whole of it with the element, instead of what may be there already.
+    fn install(&self, batch: &mut Batch, timeout: Duration) -> u32 {
+        transaction(batch, |batch| self.make(batch, timeout))
+    }
+
+    /// As [`Ruleset::install`], and away again in the same transaction: nothing is there afterwards.
+    fn try_out(&self, batch: &mut Batch) -> u32 {
         transaction(batch, |batch| {
-            // A table that isn't there can't be deleted, one that is can be made again.
-            self.new_table(batch);
-            self.del_table(batch);
-            self.new_table(batch);
-            self.new_chain(batch, Way::Out);
-            self.new_chain(batch, Way::In);
-            self.new_set(batch);
-            self.new_element(batch, timeout);
-            for way in [Way::Out, Way::In] {
-                match self.addresses.as_slice() {
-                    [] => self.new_rule(batch, way, None),
-                    some => some.iter().for_each(|address| self.new_rule(batch, way, Some(*address))),
-                }
-            }
+            self.make(batch, Duration::from_secs(1));
+            self.families().iter().for_each(|family| del_table(batch, *family, self.name()));
         })
     }
 
     /// Another element instead of the one that is there.
-    pub fn replace(&self, batch: &mut Batch, timeout: Duration) -> u32 {
+    fn replace(&self, batch: &mut Batch, timeout: Duration) -> u32 {
         transaction(batch, |batch| {
-            self.del_element(batch);
-            self.new_element(batch, timeout);
+            for family in self.families() {
+                self.del_element(batch, *family);
+                self.new_element(batch, *family, timeout);
+            }
         })
     }
 
     /// The element into a set that has none.
-    pub fn add(&self, batch: &mut Batch, timeout: Duration) -> u32 {
-        transaction(batch, |batch| self.new_element(batch, timeout))
+    fn add(&self, batch: &mut Batch, timeout: Duration) -> u32 {
+        transaction(batch, |batch| {
+            self.families().iter().for_each(|family| self.new_element(batch, *family, timeout));
+        })
     }
 
-    /// The element out of the set: from now on nothing passes.
-    pub fn close(&self, batch: &mut Batch) -> u32 {
-        transaction(batch, |batch| self.del_element(batch))
+    /// The element out of one family's set: from now on nothing passes.
+    fn close(&self, batch: &mut Batch, family: Family) -> u32 {
+        transaction(batch, |batch| self.del_element(batch, family))
     }
 
-    /// The whole table away.
-    pub fn remove(&self, batch: &mut Batch) -> u32 {
-        transaction(batch, |batch| self.del_table(batch))
+    /// All of it away, also where some of it is gone.
+    fn remove(&self, batch: &mut Batch) -> u32 {
+        remove(batch, self.families(), self.name())
     }
 
     /// Whether it is there.
-    pub fn get(&self, batch: &mut Batch) -> u32 {
-        message(batch, GET_TABLE, 0, |body| {
-            body.text(1, &self.name);
+    fn get(&self, batch: &mut Batch) -> u32 {
+        let family = self.families().first().copied().unwrap_or(Family::Inet);
+        message(batch, family, GET_TABLE, 0, |body| {
+            body.text(1, self.name());
         });
         batch.acknowledge_last()
     }
 
-    fn new_table(&self, batch: &mut Batch) {
-        message(batch, NEW_TABLE, CREATE, |body| {
-            body.text(1, &self.name).u32(2, 0);
-        });
+    /// The messages of [`Ruleset::install`].
+    fn make(&self, batch: &mut Batch, timeout: Duration) {
+        for family in self.families() {
+            away(batch, *family, self.name());
+            new_table(batch, *family, self.name());
+            self.chains(batch, *family);
+            self.new_set(batch, *family);
+            self.new_element(batch, *family, timeout);
+            self.rules(batch, *family);
+        }
     }
 
-    fn del_table(&self, batch: &mut Batch) {
-        message(batch, DEL_TABLE, 0, |body| {
-            body.text(1, &self.name);
-        });
-    }
-
-    fn new_chain(&self, batch: &mut Batch, way: Way) {
-        message(batch, NEW_CHAIN, CREATE, |body| {
-            body.text(1, &self.name).text(3, way.chain());
-            body.nested(4, |hook| {
-                hook.u32(1, way.hook()).attr(2, &PRIORITY_RAW.to_be_bytes());
-            });
-            body.u32(5, 1).text(7, "filter"); // NF_ACCEPT
-        });
-    }
-
-    fn new_set(&self, batch: &mut Batch) {
+    /// The set, empty.
+    fn new_set(&self, batch: &mut Batch, family: Family) {
         const TIMEOUT: u32 = 0x10; // NFT_SET_TIMEOUT
-        const INET_SERVICE: u32 = 13; // only how `nft list` shows the key
-        message(batch, NEW_SET, CREATE, |body| {
-            body.text(1, &self.name).text(2, SET).u32(3, TIMEOUT).u32(4, INET_SERVICE).u32(5, 2).u32(10, SET_ID);
+        let Key { shown_as, bytes } = self.key();
+        let length = u32::try_from(bytes.len()).unwrap_or_default();
+        message(batch, family, NEW_SET, CREATE, |body| {
+            body.text(1, self.name()).text(2, SET).u32(3, TIMEOUT);
+            body.u32(4, shown_as).u32(5, length).u32(10, family.set_id());
         });
     }
 
-    fn new_element(&self, batch: &mut Batch, timeout: Duration) {
+    /// The element into the set.
+    fn new_element(&self, batch: &mut Batch, family: Family, timeout: Duration) {
         let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        message(batch, NEW_ELEMENT, CREATE, |body| self.element(body, Some(timeout_ms)));
+        message(batch, family, NEW_ELEMENT, CREATE, |body| self.element(body, Some(timeout_ms)));
     }
 
-    fn del_element(&self, batch: &mut Batch) {
-        message(batch, DEL_ELEMENT, 0, |body| self.element(body, None));
+    /// The element out of the set.
+    fn del_element(&self, batch: &mut Batch, family: Family) {
+        message(batch, family, DEL_ELEMENT, 0, |body| self.element(body, None));
     }
 
+    /// The element, for any message about it.
     fn element(&self, body: &mut Body<'_>, timeout_ms: Option<u64>) {
-        body.text(1, &self.name).text(2, SET);
+        body.text(1, self.name()).text(2, SET);
         body.nested(3, |list| {
             list.nested(LIST_ELEM, |element| {
-                element.nested(1, |key| value(key, &self.port.to_be_bytes()));
+                element.nested(1, |key| value(key, &self.key().bytes));
                 if let Some(timeout_ms) = timeout_ms {
                     element.u64(4, timeout_ms);
                 }
             });
         });
     }
+}
 
+impl Ruleset for Table {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn families(&self) -> &[Family] {
+        &[Family::Inet]
+    }
+
+    fn key(&self) -> Key {
+        const INET_SERVICE: u32 = 13;
+        Key { shown_as: INET_SERVICE, bytes: self.port.to_be_bytes().to_vec() }
+    }
+
+    fn chains(&self, batch: &mut Batch, family: Family) {
+        for way in [Way::Out, Way::In] {
+            new_chain(batch, family, &self.name, (way.chain(), way.hook(), PRIORITY_RAW));
+        }
+    }
+
+    fn rules(&self, batch: &mut Batch, _: Family) {
+        for way in [Way::Out, Way::In] {
+            match self.addresses.as_slice() {
+                [] => self.new_rule(batch, way, None),
+                some => some.iter().for_each(|address| self.new_rule(batch, way, Some(*address))),
+            }
+        }
+    }
+}
+
+impl Table {
     fn new_rule(&self, batch: &mut Batch, way: Way, address: Option<IpAddr>) {
-        message(batch, NEW_RULE, CREATE | APPEND, |body| {
-            body.text(1, &self.name).text(2, way.chain());
-            body.nested(4, |list| {
-                meta(list, 16); // NFT_META_L4PROTO
-                equal(list, &[TCP]);
-                if let Some(address) = address {
-                    from_address(list, way, address);
-                }
-                transport(list, way.port_offset(), 2);
-                equal(list, &self.port.to_be_bytes());
-                transport(list, 13, 1);
-                mask(list, RST);
-                equal(list, &[0]);
-                transport(list, way.port_offset(), 2);
-                not_in_set(list);
-                drop_packet(list);
-            });
+        new_rule(batch, Family::Inet, &self.name, way.chain(), |list| {
+            meta(list, L4PROTO);
+            equal(list, &[TCP]);
+            if let Some(address) = address {
+                from_address(list, way, address);
+            }
+            transport(list, way.port_offset(), 2);
+            equal(list, &self.port.to_be_bytes());
+            transport(list, 13, 1);
+            mask(list, RST);
+            equal(list, &[0]);
+            transport(list, way.port_offset(), 2);
+            not_in_set(list, Family::Inet);
+            drop_packet(list);
         });
     }
 }
 
 impl Way {
-    fn chain(self) -> &'static str {
+    /// The chain that looks at it.
+    pub fn chain(self) -> &'static str {
         match self {
             Way::In => "input",
             Way::Out => "output",
         }
     }
 
-    fn hook(self) -> u32 {
+    /// Where the kernel shows packets of IP to it.
+    pub fn hook(self) -> u32 {
         match self {
             Way::In => 1,  // NF_INET_LOCAL_IN
             Way::Out => 3, // NF_INET_LOCAL_OUT
@@ -237,10 +305,52 @@ fn transaction(batch: &mut Batch, fill: impl FnOnce(&mut Batch)) -> u32 {
     last
 }
 
-fn message(batch: &mut Batch, kind: u16, flags: u16, body: impl FnOnce(&mut Body<'_>)) {
+fn message(batch: &mut Batch, family: Family, kind: u16, flags: u16, body: impl FnOnce(&mut Body<'_>)) {
     batch.message((SUBSYSTEM << 8) | kind, flags, |b| {
-        b.raw(&[FAMILY_INET, 0, 0, 0]);
+        b.raw(&[family as u8, 0, 0, 0]);
         body(b);
+    });
+}
+
+fn new_table(batch: &mut Batch, family: Family, table: &str) {
+    message(batch, family, NEW_TABLE, CREATE, |body| {
+        body.text(1, table).u32(2, 0);
+    });
+}
+
+fn del_table(batch: &mut Batch, family: Family, table: &str) {
+    message(batch, family, DEL_TABLE, 0, |body| {
+        body.text(1, table);
+    });
+}
+
+/// A table that isn't there can't be deleted, one that is can be made again.
+fn away(batch: &mut Batch, family: Family, table: &str) {
+    new_table(batch, family, table);
+    del_table(batch, family, table);
+}
+
+/// The tables of that name away.
+pub fn remove(batch: &mut Batch, families: &[Family], table: &str) -> u32 {
+    transaction(batch, |batch| families.iter().for_each(|family| away(batch, *family, table)))
+}
+
+/// A chain of that name at that hook with that priority, which lets pass what no rule drops.
+pub fn new_chain(batch: &mut Batch, family: Family, table: &str, (chain, hook, priority): (&str, u32, i32)) {
+    message(batch, family, NEW_CHAIN, CREATE, |body| {
+        body.text(1, table).text(3, chain);
+        body.nested(4, |at| {
+            at.u32(1, hook).attr(2, &priority.to_be_bytes());
+        });
+        body.u32(5, 1).text(7, "filter"); // NF_ACCEPT
+    });
+}
+
+/// A rule at the end of a chain.
+pub fn new_rule(batch: &mut Batch, family: Family, table: &str, chain: &str, expressions: impl FnOnce(&mut Body<'_>)) {
+    message(batch, family, NEW_RULE, CREATE | APPEND, |body| {
+        body.text(1, table).text(2, chain);
+        body.nested(4, expressions);
     });
 }
 
@@ -254,7 +364,8 @@ fn expression(list: &mut Body<'_>, name: &str, data: impl FnOnce(&mut Body<'_>))
     });
 }
 
-fn meta(list: &mut Body<'_>, key: u32) {
+/// Loads what the kernel knows of a packet.
+pub fn meta(list: &mut Body<'_>, key: u32) {
     expression(list, "meta", |data| {
         data.u32(1, REGISTER).u32(2, key);
     });
@@ -266,17 +377,25 @@ fn payload(list: &mut Body<'_>, base: u32, offset: u32, length: u32) {
     });
 }
 
-fn transport(list: &mut Body<'_>, offset: u32, length: u32) {
+/// Loads some bytes of what IP carries.
+pub fn transport(list: &mut Body<'_>, offset: u32, length: u32) {
     payload(list, 2, offset, length); // NFT_PAYLOAD_TRANSPORT_HEADER
 }
 
-fn equal(list: &mut Body<'_>, bytes: &[u8]) {
+/// Goes on when what was loaded last is this.
+pub fn equal(list: &mut Body<'_>, bytes: &[u8]) {
     expression(list, "cmp", |data| {
         data.u32(1, REGISTER).u32(2, 0).nested(3, |d| value(d, bytes));
     });
 }
 
-fn from_address(list: &mut Body<'_>, way: Way, address: IpAddr) {
+/// Loads some bytes of the header of IP, or of ARP.
+pub fn network(list: &mut Body<'_>, offset: u32, length: u32) {
+    payload(list, 1, offset, length); // NFT_PAYLOAD_NETWORK_HEADER
+}
+
+/// Goes on when the server's side of the packet is this address, which is loaded then.
+pub fn from_address(list: &mut Body<'_>, way: Way, address: IpAddr) {
     const IPV4: u8 = 2;
     const IPV6: u8 = 10;
     let offset = way.address_offset(address);
@@ -284,12 +403,12 @@ fn from_address(list: &mut Body<'_>, way: Way, address: IpAddr) {
     match address {
         IpAddr::V4(v4) => {
             equal(list, &[IPV4]);
-            payload(list, 1, offset, 4); // NFT_PAYLOAD_NETWORK_HEADER
+            network(list, offset, 4);
             equal(list, &v4.octets());
         }
         IpAddr::V6(v6) => {
             equal(list, &[IPV6]);
-            payload(list, 1, offset, 16);
+            network(list, offset, 16);
             equal(list, &v6.octets());
         }
     }
@@ -302,13 +421,15 @@ fn mask(list: &mut Body<'_>, bits: u8) {
     });
 }
 
-fn not_in_set(list: &mut Body<'_>) {
+/// Goes on when what was loaded last is not in the set.
+pub fn not_in_set(list: &mut Body<'_>, family: Family) {
     expression(list, "lookup", |data| {
-        data.text(1, SET).u32(2, REGISTER).u32(4, SET_ID).u32(5, 1); // NFT_LOOKUP_F_INV
+        data.text(1, SET).u32(2, REGISTER).u32(4, family.set_id()).u32(5, 1); // NFT_LOOKUP_F_INV
     });
 }
 
-fn drop_packet(list: &mut Body<'_>) {
+/// No further.
+pub fn drop_packet(list: &mut Body<'_>) {
     expression(list, "immediate", |data| {
         data.u32(1, 0).nested(2, |d| {
             d.nested(2, |verdict| {

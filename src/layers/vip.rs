@@ -4,10 +4,12 @@
 //!
 //! It lapses by itself. Each write gives the kernel a lifetime that ends before the lease
 //! does ([`plan`]), and a thread of its own takes it away before that where it still runs.
+//! Lifetimes may end late; that the host is silent then all the same is [`lease`]'s doing.
 
 mod address;
 mod announce;
 mod beside;
+pub(super) mod lease;
 mod plan;
 
 use std::{
@@ -34,6 +36,7 @@ use crate::{
 };
 use address::{Address, AddressError, Put};
 use beside::{Kind, Shared};
+use lease::AddressLease;
 use plan::{Known, Step, Written};
 pub use plan::{LATE, Serving};
 
@@ -51,6 +54,16 @@ pub(super) struct Vip {
     required: bool,
     works: Arc<AtomicBool>,
     run: Shared,
+    lease: AddressLease,
+}
+
+/// What an address has of its own.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub config: VipConfig,
+    /// Where it tells of itself.
+    pub sign: Sign,
+    pub lease: AddressLease,
 }
 
 #[derive(Debug)]
@@ -108,16 +121,16 @@ pub(super) fn remove_what_was_left(config: &VipConfig) {
 
 impl Vip {
     /// The address that leads to the primary. `reader`: the one for standbys may be on this host, too.
-    pub fn spawn(config: VipConfig, sign: Sign, reader: Option<&Vip>) -> io::Result<Vip> {
-        Vip::spawn_as(config, sign, Kind::primary(reader.map(|vip| vip.run.clone())))
+    pub fn spawn(parts: Parts, reader: Option<&Vip>) -> io::Result<Vip> {
+        Vip::spawn_as(parts, Kind::primary(reader.map(|vip| vip.run.clone())))
     }
 
     /// The one for standbys.
-    pub fn spawn_reader(config: VipConfig, sign: Sign) -> io::Result<Vip> {
-        Vip::spawn_as(config, sign, Kind::Reader(beside::Reader::default()))
+    pub fn spawn_reader(parts: Parts) -> io::Result<Vip> {
+        Vip::spawn_as(parts, Kind::Reader(beside::Reader::default()))
     }
 
-    fn spawn_as(config: VipConfig, sign: Sign, kind: Kind) -> io::Result<Vip> {
+    fn spawn_as(Parts { config, sign, lease }: Parts, kind: Kind) -> io::Result<Vip> {
         let (works, required) = (Arc::new(AtomicBool::new(true)), config.mode == LayerMode::Required);
         let address = Address::open(&config)?;
         let known = Known { deadline: None, serving: Serving::Shut, written: None };
@@ -128,6 +141,8 @@ impl Vip {
             address,
             sign,
             kind,
+            lease: lease.clone(),
+            stood: None,
             works: works.clone(),
             inbox: inbox.clone(),
             epoch: Epoch(0),
@@ -136,7 +151,7 @@ impl Vip {
             remove_again: false,
         };
         let run = Shared::new(run);
-        let vip = Vip { inbox: inbox.clone(), required, works, run: run.clone() };
+        let vip = Vip { inbox: inbox.clone(), required, works, run: run.clone(), lease };
         let turns = move || {
             loop {
                 let patience = run.lock().patience();
@@ -163,6 +178,7 @@ impl Vip {
 
     /// False while a required address can't be put up.
     pub fn moved(&self, epoch: Epoch, deadline: TwoClocks) -> bool {
+        self.lease.moved(epoch, deadline);
         self.inbox.moved(epoch, deadline);
         !self.required || self.works.load(Ordering::Relaxed)
     }
@@ -173,6 +189,7 @@ impl Vip {
 
     /// It is lent to this host by the number `id`, and may be kept until then.
     pub fn lent(&self, id: u64, until: TwoClocks) {
+        self.lease.moved(Epoch(id), until);
         self.inbox.order(Order::Lent(Epoch(id), until));
     }
 
@@ -191,6 +208,7 @@ impl Vip {
 
     pub fn end(&self) {
         self.inbox.order(Order::End);
+        self.lease.end();
     }
 }
 
@@ -199,6 +217,9 @@ struct Run {
     address: Address,
     sign: Sign,
     kind: Kind,
+    lease: AddressLease,
+    /// Whose lease stands for the address in the kernel.
+    stood: Option<Epoch>,
     works: Arc<AtomicBool>,
     inbox: Inbox<Order>,
     /// Whose deadline is known; of the one for standbys the number of its lend.
@@ -350,8 +371,21 @@ impl Run {
             }
             // With the next write of the primary's.
             Step::Write(_) if self.is_beside() => true,
+            Step::Write(_) if self.stand() => false,
             Step::Write(seconds) => self.write_both(seconds, now),
         }
+    }
+
+    /// Nothing is put up before its lease stands in the kernel. True when that was seen to, and so time has passed.
+    fn stand(&mut self) -> bool {
+        let Some(deadline) = self.known.deadline.filter(|_| self.lease.is_there()) else { return false };
+        // What the host has of its own is not silenced.
+        if self.stood == Some(self.epoch) || self.address.check().is_err() {
+            return false;
+        }
+        self.stood = Some(self.epoch);
+        self.lease.stand(self.epoch, deadline);
+        true
     }
 
     /// False when too much time passed on the way: then what was written may be too long.
@@ -405,9 +439,14 @@ impl Run {
     fn take_away(&mut self) -> bool {
         self.announcing = None;
         let written = self.known.written.take();
+        // In one thread that, in another this: whichever the kernel does first ends it.
+        if self.stood.take().is_some() {
+            self.lease.close();
+        }
         let removed = self.address.remove();
         self.remove_again = removed.is_err();
         if removed.is_ok() {
+            self.lease.remove();
             self.say_here(false);
         }
         match removed {
@@ -429,7 +468,8 @@ impl Run {
             self.announcing = None;
             return;
         };
-        if age < *due {
+        // The process may have been stopped since it was decided that it stays.
+        if age < *due || self.known.deadline.is_none_or(|deadline| deadline.holder_remaining(two_clocks()).is_zero()) {
             return;
         }
         self.announcing = Some((since, times + 1));

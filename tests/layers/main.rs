@@ -9,10 +9,12 @@
 
 mod gate;
 mod host;
+mod neighbour;
 mod primary;
 mod vip;
 mod vip_guard;
 mod vip_hosts;
+mod vip_silence;
 mod watchdog;
 
 use std::{

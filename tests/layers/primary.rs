@@ -28,7 +28,7 @@ use crate::{
 const WRITERS: usize = 20;
 
 /// How often the long case is played; `MATRIARCH_RUNS=5` for the figures.
-fn runs() -> u64 {
+pub fn runs() -> u64 {
     std::env::var("MATRIARCH_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(2)
 }
 

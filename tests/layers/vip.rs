@@ -5,6 +5,7 @@ use std::{
     hint,
     net::IpAddr,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,8 +25,10 @@ use nix::{ifaddrs::getifaddrs, sys::signal::Signal};
 
 use crate::{
     Privilege, figure,
-    host::{Cluster, bin_dir, layer, signal},
+    host::{Cluster, bin_dir, layer, ruleset, signal},
     in_namespace, ip,
+    neighbour::Asker,
+    vip_silence::ask_until_after,
 };
 
 pub const V4: &str = "10.77.0.100";
@@ -66,6 +69,11 @@ fn open(address: &str) -> Layers {
 
 pub fn word(layers: &Layers) -> String {
     layers.views().into_iter().find(|l| l.name == LAYER).unwrap().state
+}
+
+/// What the lease of the address in the kernel says.
+pub fn lease_word(layers: &Layers) -> String {
+    layers.views().into_iter().find(|l| l.name == "address lease").unwrap().state
 }
 
 /// Whether this network namespace has the address.
@@ -113,6 +121,13 @@ pub fn until(what: &str, mut check: impl FnMut() -> bool) {
         assert!(began.elapsed() < PATIENCE, "never: {what}");
         thread::sleep(ms(1));
     }
+}
+
+/// As somebody who flushes the ruleset.
+fn remove_rules(address: &str) {
+    assert!(ruleset().contains(address));
+    let nft = Command::new("/usr/sbin/nft").args(["flush", "ruleset"]).status().unwrap();
+    assert!(nft.success() && !ruleset().contains("matriarch"));
 }
 
 /// An interface with a neighbour that nobody is.
@@ -227,6 +242,10 @@ fn it_is_here_while_the_lease_is_held_and_postgresql_is_open() {
                 thread::sleep(ms(300));
                 assert!(is_here(address), "{:?} after it was put up", began.elapsed());
             }
+            assert_eq!(lease_word(&layers), "active");
+            remove_rules(address);
+            assert!(layers.moved(Epoch(1), in_time(ms(2_500))));
+            until("whoever took its rules away, the next renewal brings them back", || ruleset().contains(address));
             ip(&["addr", "del", &format!("{address}/24"), "dev", "eth0"]);
             assert!(layers.moved(Epoch(1), in_time(ms(2_500))));
             until("whoever took it away, the next renewal brings it back", || is_here(address));
@@ -241,8 +260,8 @@ fn it_is_here_while_the_lease_is_held_and_postgresql_is_open() {
             assert!(layers.moved(Epoch(1), in_time(ms(2_500))));
             layers.serve(Serving::Open);
             layers.stand_down(Left::Nothing);
-            until("the order is carried out", || word(&layers) == "ready");
-            assert!(!is_here(address));
+            until("the order is carried out", || word(&layers) == "ready" && lease_word(&layers) == "ready");
+            assert!(!is_here(address) && !ruleset().contains("matriarch"));
         }
     });
 }
@@ -284,6 +303,7 @@ fn what_the_host_has_of_its_own_is_left_alone() {
         assert_eq!(word(&layers), format!("failed: {problem}"));
         layers.serve(Serving::Open);
         thread::sleep(ms(300));
+        assert!(!ruleset().contains("matriarch"), "it is not silenced");
         layers.stand_down(Left::Nothing);
         until("the order is carried out", || word(&layers) == "ready");
         assert!(is_here(V4));
@@ -347,7 +367,7 @@ fn what_a_killed_agent_left_goes_on_or_is_removed() {
             };
             leave_one(open(address));
             let next = open(address);
-            assert!(is_here(address), "its lease may be held");
+            assert!(is_here(address) && ruleset().contains(address), "its lease may be held");
             next.resume(Epoch(1), in_time(ms(20_000)));
             until("it is taken over", || word(&next) == "active");
             assert!(is_here(address));
@@ -355,10 +375,18 @@ fn what_a_killed_agent_left_goes_on_or_is_removed() {
             // And on an interface that is no longer the configured one.
             let next = Layers::open(options(address, "eth1", LayerMode::Automatic)).unwrap();
             next.stand_down(Left::Nothing);
-            until("it is removed", || !is_here(address));
+            until("it is removed", || !is_here(address) && !ruleset().contains("matriarch"));
             leave_one(open(address));
             let off = Layers::open(options(address, "eth0", LayerMode::Off)).unwrap();
             assert_eq!((word(&off).as_str(), is_here(address)), ("off", false));
+            assert!(!ruleset().contains("matriarch"));
+            // Not configured any more: what it is called is not known, and its lifetime ends it; the rules go.
+            leave_one(open(address));
+            let mut without = options(address, "eth0", LayerMode::Automatic);
+            without.config.vip = None;
+            assert_eq!(word(&Layers::open(without).unwrap()), "off");
+            assert!(is_here(address) && !ruleset().contains("matriarch"));
+            ip(&["addr", "del", &format!("{address}/24"), "dev", "eth0"]);
         }
     });
 }
@@ -426,7 +454,23 @@ async fn primary_and_standby() {
     signal(guard, Signal::SIGCONT);
     signal(agent, Signal::SIGCONT);
     until("the lease went on in time, and so does it", || is_here(V4));
-    host.execute(2, fast_stop()).await.unwrap();
+    // And once more, on a kernel that would keep it for a minute.
+    signal(agent, Signal::SIGSTOP);
+    signal(guard, Signal::SIGSTOP);
+    let times = ["valid_lft", "60", "preferred_lft", "60", "label", "eth0:vip"];
+    ip(&[["addr", "change", "10.77.0.100/24", "dev", "eth0"].as_slice(), &times].concat());
+    let deadline = two_clocks().plus(crate::host::timings().hold - cluster.last_renewal().elapsed());
+    let asker = Asker::new("eth1", V4.parse().unwrap(), "10.77.0.3".parse().unwrap());
+    let early = ask_until_after(deadline, &asker);
+    assert!(is_here(V4), "it is still there, and nobody hears of it");
+    figure(
+        "agent and guard stopped: last answer to a question about the address, before the deadline",
+        "ms",
+        vec![early],
+    );
+    signal(guard, Signal::SIGCONT);
+    signal(agent, Signal::SIGCONT);
+    until("it is taken away, and its rules after it", || !is_here(V4) && !ruleset().contains("matriarch"));
     host.until("it is stopped", |s| s.state() == State::Stopped && s.wal_end_known).await;
     host.follow(2, None).await;
     host.until("it is a standby", |s| s.state() == State::Standby && layer(s, LAYER) == "ready").await;

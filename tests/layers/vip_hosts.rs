@@ -17,7 +17,7 @@ use std::{
 
 use matriarch::{
     config::LayerMode,
-    domain::Epoch,
+    domain::{Epoch, moment::TwoClocks},
     layers::{Layers, Left, Serving},
 };
 use nix::{
@@ -36,10 +36,10 @@ use crate::{
 
 /// `host NAME ADDRESS`, `client ADDRESS` or `late ADDRESS`: what this process is.
 const ROLE: &str = "MATRIARCH_TEST_VIP_ROLE";
-const PORT: u16 = 5432;
+pub const PORT: u16 = 5432;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// As with profile `normal`.
-const HOLD: Duration = Duration::from_millis(2_500);
+pub const HOLD: Duration = Duration::from_millis(2_500);
 const RENEW: Duration = Duration::from_millis(300);
 /// What another member waits for after the last renewal.
 const GRANT: Duration = Duration::from_millis(3_200);
@@ -97,6 +97,11 @@ fn be_host(name: &str, address: &str) {
                 }
             });
         }
+        ["hold", epoch, boot, raw] => {
+            let of = |nanos: &str| Duration::from_nanos(nanos.parse().unwrap());
+            layers.arm(Epoch(epoch.parse().unwrap()), TwoClocks { boot: of(boot), raw: of(raw) }).unwrap();
+            layers.serve(Serving::Open);
+        }
         ["release"] => {
             renewing.store(false, Ordering::SeqCst);
             layers.serve(Serving::Keep);
@@ -141,14 +146,14 @@ fn until(what: &str, mut check: impl FnMut() -> bool) -> Duration {
 }
 
 /// A process in a namespace. Killed when dropped.
-struct Actor {
+pub struct Actor {
     process: Child,
     orders: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Actor {
-    fn start(namespace: &Namespace, role: &str) -> Actor {
+    pub fn start(namespace: &Namespace, role: &str) -> Actor {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &namespace.0]).args(as_postgres(Privilege::NetRaw));
         command.arg(std::env::current_exe().unwrap());
@@ -160,7 +165,7 @@ impl Actor {
         actor
     }
 
-    fn order(&mut self, text: &str) {
+    pub fn order(&mut self, text: &str) {
         writeln!(self.orders, "{text}").unwrap();
         self.wait();
     }
@@ -174,7 +179,7 @@ impl Actor {
         }
     }
 
-    fn signal(&self, which: Signal) {
+    pub fn signal(&self, which: Signal) {
         // ip, setpriv and the test replace each other by exec.
         signal(self.process.id(), which);
     }
@@ -230,11 +235,11 @@ impl Watch {
 }
 
 /// The bridge and what hangs on it.
-struct Lan {
+pub struct Lan {
     _bridge: Namespace,
-    a: Namespace,
-    b: Namespace,
-    client: Namespace,
+    pub a: Namespace,
+    pub b: Namespace,
+    pub client: Namespace,
 }
 
 fn mac(number: u8) -> String {
@@ -242,7 +247,7 @@ fn mac(number: u8) -> String {
 }
 
 impl Lan {
-    fn build() -> Lan {
+    pub fn build() -> Lan {
         let bridge = Namespace::create();
         ip(&["-n", &bridge.0, "link", "add", "br0", "type", "bridge", "forward_delay", "0"]);
         ip(&["-n", &bridge.0, "link", "set", "br0", "up"]);

@@ -112,7 +112,9 @@ impl Run {
         let Kind::Reader(reader) = &mut self.kind else { return };
         let left_over = !std::mem::replace(&mut reader.looked, true);
         match self.known.together(now) {
-            Step::Write(_) => {}
+            Step::Write(_) => {
+                self.stand();
+            }
             Step::Leave if left_over => self.remove(),
             Step::Leave => {}
             Step::Remove => self.remove(),
