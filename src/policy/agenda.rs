@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Hold, Situation, Verdict, format, pause::words, switchover, witness};
+use super::{Hold, Situation, Verdict, format, pause::words, reinit, switchover, witness};
 use crate::{
     domain::{Format, MemberId, when},
     state::{AgendaChange, ClusterState, Kind, Operation, OperationKind, OperationPhase, Outcome, Scheduled},
@@ -105,7 +105,7 @@ pub fn due(s: &Situation<'_>) -> Option<Verdict> {
     let (&id, scheduled) = come.min_by_key(|(id, scheduled)| (scheduled.at_ms, **id))?;
     let late = Duration::from_millis(s.wall_ms - scheduled.at_ms);
     let close = |outcome, reason| Some(Verdict::Propose(Kind::Agenda(AgendaChange::Close { id, outcome, reason })));
-    let waits_for = in_the_way(s);
+    let waits_for = in_the_way(s, scheduled);
     if late > WINDOW {
         let (at, minutes) = (when::utc(scheduled.at_ms), WINDOW.as_secs() / 60);
         let why = waits_for.unwrap_or_else(|| "no manager led".to_owned());
@@ -115,14 +115,23 @@ pub fn due(s: &Situation<'_>) -> Option<Verdict> {
         return Some(Verdict::Hold(Hold::Agenda { id, waits_for, remaining: WINDOW - late }));
     }
     match begins(s, scheduled) {
-        Ok((kind, from, to)) => Some(Verdict::Propose(Kind::Agenda(AgendaChange::Begin { of: id, kind, from, to }))),
+        Ok((kind, from, to)) => {
+            // Whatever comes of that, it is looked at again then.
+            let first = reinit::give_up(s, format!("for operation {id}, a {scheduled}, was scheduled and begins"));
+            let begin = || Kind::Agenda(AgendaChange::Begin { of: id, kind, from, to });
+            Some(Verdict::Propose(first.unwrap_or_else(begin)))
+        }
         Err(why) => close(Outcome::Failed, format!("refused when its time had come: {why}")),
     }
 }
 
 /// What will be over, so that it can begin then.
-fn in_the_way(s: &Situation<'_>) -> Option<String> {
-    if let Some(running) = &s.state.operation {
+fn in_the_way(s: &Situation<'_>, scheduled: &Scheduled) -> Option<String> {
+    // No copy, which may take hours, keeps the primary where it is.
+    let gives_way = |running: &&Operation| {
+        scheduled.kind == OperationKind::Switchover && running.kind == OperationKind::Reinit
+    };
+    if let Some(running) = s.state.operation.as_ref().filter(|running| !gives_way(running)) {
         return Some(format!("operation {} was under way", running.id));
     }
     if let Some(rolling) = &s.state.agenda.rolling {
@@ -134,9 +143,12 @@ fn in_the_way(s: &Situation<'_>) -> Option<String> {
     if let Some(asked) = &s.state.paused {
         return Some(format!("the cluster was paused{asked}"));
     }
-    // Whoever has just begun to lead has heard of nobody.
-    let heard = s.now.since(s.since.lead) > s.timings.silent || s.state.with_postgres().all(|m| s.agent(m).is_some());
-    (!heard).then(|| "the Raft leader had not heard of all members".to_owned())
+    (!has_heard(s)).then(|| "the Raft leader had not heard of all members".to_owned())
+}
+
+/// Whoever has just begun to lead has heard of nobody, and would refuse for that what it could do a moment later.
+pub fn has_heard(s: &Situation<'_>) -> bool {
+    s.now.since(s.since.lead) > s.timings.silent || s.state.with_postgres().all(|m| s.agent(m).is_some())
 }
 
 /// What an admitted request begins.

@@ -91,6 +91,24 @@ fn what_is_under_way_is_waited_for_until_the_window_is_over() {
 }
 
 #[test]
+fn a_copy_gives_way_to_a_scheduled_switchover_as_to_one_that_is_asked_for() {
+    let mut copies = bench();
+    copies.state.operation = state("granted a open 2; reinit c copy").operation;
+    let Some(Verdict::Propose(Kind::EndOperation { id: 1, succeeded: false, reason })) = due(&copies.situation())
+    else {
+        panic!("{:?}", due(&copies.situation()))
+    };
+    assert_eq!(reason, "given up, for operation 5, a switchover from a to b, was scheduled and begins");
+    // What would be refused ends no copy.
+    copies.state.agenda.scheduled.get_mut(&5).unwrap().from = Some(id("c"));
+    assert_eq!(closed(&copies).1, "refused when its time had come: a is primary, not c");
+    // A restart waits for it.
+    let restart = Scheduled { kind: OperationKind::Restart, ..copies.state.agenda.scheduled[&5].clone() };
+    copies.state.agenda.scheduled.insert(5, restart);
+    assert!(held(&copies).contains("operation 1 was under way"), "{}", held(&copies));
+}
+
+#[test]
 fn it_is_checked_again_when_its_time_has_come() {
     let other = bench().says("b", "standby 2:90");
     let (outcome, reason) = closed(&other);

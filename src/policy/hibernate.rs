@@ -10,7 +10,7 @@ use super::{
     halt::Words,
     pause::words,
     report::state_word,
-    switchover::{advance, end, gone, remaining, stop_limit, waits},
+    switchover::{advance, end, gone, remaining, stop_limit, waits, way_back},
 };
 use crate::{
     domain::{Format, MemberId, PostgresState, WalPosition, observation::AgentView},
@@ -163,6 +163,7 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
     }
     let agent = s.agent(who);
     let late = |limit| remaining(s, limit).is_zero();
+    let back = way_back(s);
     let is = |state| agent.is_some_and(|a| a.state == state);
     match operation.phase {
         OperationPhase::Checkpoint if agent.is_some_and(|a| a.checkpoints_done >= operation.id) => None,
@@ -180,10 +181,10 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
                 None => format!("rolled back: {who} did not stop with its WAL received in time, and is primary again"),
             },
         )),
-        OperationPhase::RollBack if late(s.timings.primary_start) => {
+        OperationPhase::RollBack if late(back) => {
             Some(end(operation, format!("rolling back failed: {who} is not primary again in time")))
         }
-        OperationPhase::RollBack => waits(s, operation, s.timings.primary_start, format!("{who} to be primary again")),
+        OperationPhase::RollBack => waits(s, operation, back, format!("{who} to be primary again")),
         OperationPhase::HoldWrites
         | OperationPhase::Stop
         | OperationPhase::Transfer
@@ -216,6 +217,11 @@ fn all_down(s: &Situation<'_>, operation: &Operation) -> Option<Verdict> {
             left.join(", ")
         )),
         (true, left) => waits(s, operation, limit, format!("{} to stop", left.join(", "))),
+        // Its manager has ended since, perhaps, and its agent heard of nothing: until the lock is free nobody can wake the cluster.
+        (false, _) if remaining(s, limit).is_zero() => {
+            let (id, who) = (operation.id, &operation.to);
+            Some(Verdict::Propose(Kind::fence(format!("hibernation {id}: {who} has not given its lease up in time"))))
+        }
         (false, _) => waits(s, operation, limit, format!("{} to give its lease up", operation.to)),
     }
 }

@@ -138,6 +138,45 @@ fn it_is_over_when_nobody_has_the_lock_and_nothing_runs() {
 }
 
 #[test]
+fn a_lease_that_is_not_given_up_is_ended_and_holds_nobody_up_for_ever() {
+    let lock = "granted a open 2; hibernate a transfer";
+    let mut bench = bench(lock, "stopped 2:90 lease=1", "stopped 2:90", "stopped 2:90");
+    hibernated(&mut bench, Some(position("2:90")), false);
+    // Its manager ended right after that was committed; its agent, which has heard of nothing, goes on renewing.
+    bench.seen.remove(&id("a"));
+    bench.now_is(60_000 + 600_000);
+    let Some(Verdict::Propose(Kind::Fence { reason, .. })) = over(&bench.situation()) else { panic!() };
+    assert_eq!(reason, "hibernation 1: a has not given its lease up in time");
+    bench.state.lock = crate::policy::testing::state("fenced").lock;
+    let ended = told(&bench);
+    assert!(ended.starts_with("true: the cluster is hibernated") && ended.contains("does not answer"), "{ended}");
+}
+
+#[test]
+fn it_is_rolled_back_for_as_long_as_the_stop_waits_for_transactions() {
+    let lock = "granted a open 2; hibernate a rollback";
+    let mut bench = bench(lock, "stopping 2:90 lease=1", FOLLOWS, FOLLOWS);
+    bench.state.settings.values.insert("drain_timeout_ms".into(), "10000".into());
+    let limit = bench.situation().timings.primary_start + bench.state.settings.settings().drain_timeout;
+    let began = 60_000;
+    bench.now_is(began + limit.as_millis() as u64 - 1);
+    assert_eq!(told(&bench.hears_again("a")), "waits for a to be primary again");
+}
+
+#[test]
+fn how_much_may_be_missing_is_known_of_a_cluster_that_wakes() {
+    let mut bench = bench("fenced; wake a", "stopped 2:90", "standby 2:90", "standby 2:90");
+    for member in ["b", "c"] {
+        bench = bench.seal(member, "standby 2:90");
+    }
+    // Nobody is left who heard of the former primary's end but the log.
+    bench.seen.remove(&id("a"));
+    bench.state.settings.values.insert("maximum_lag_on_failover".into(), "1000".into());
+    let best = candidates::successor(&bench.situation(), None, None).map(|(member, ..)| member);
+    assert_eq!(best, Ok(id("b")));
+}
+
+#[test]
 fn nobody_is_granted_the_lock_before_it_is_woken_and_then_the_same_member_is() {
     let sealed = |lock: &str, a: &str, b: &str| {
         let mut bench = bench(lock, a, b, "standby 2:90");

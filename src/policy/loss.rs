@@ -74,7 +74,8 @@ fn last_holder<'a>(s: &Situation<'a>) -> Option<(Epoch, &'a MemberId)> {
 }
 
 /// Where the WAL of the last primary ended, at least: by what it told the voters with its renewals, by what it told the
-/// standbys that streamed from it, by its own word at the end, and by its agent. `None`: nobody who knows has answered.
+/// standbys that streamed from it, by its own word at the end, by its agent, and of a cluster that wakes by the log. `None`:
+/// nobody who knows has answered.
 pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
     let (_, holder) = last_holder(s)?;
     let released = match &s.state.lock {
@@ -86,7 +87,9 @@ pub fn known_end(s: &Situation<'_>) -> Option<WalPosition> {
     let own = s.seals.get(holder).and_then(|seal| seal.agent.as_ref()).or_else(|| s.agent(holder));
     let own = own.filter(|a| a.wal_end_known || a.state == PostgresState::Primary);
     let own = own.map(|a| a.wal_end).filter(|end| end.timeline == timeline);
-    told(s, timeline).into_iter().chain(released).chain(own).max()
+    // Whoever was told may be gone, and its host too: where it ended was committed before the cluster was stopped.
+    let slept = s.state.waking().and_then(|h| h.end).filter(|end| end.timeline == timeline);
+    told(s, timeline).into_iter().chain(released).chain(own).chain(slept).max()
 }
 
 /// How far the primary of `timeline` told voters and standbys that its WAL is flushed. `None`: nobody who was told has

@@ -18,6 +18,9 @@ use crate::{
 /// So long a complete copy may take until it streams: it replays what was written while it was made.
 const STREAMS: Duration = Duration::from_secs(600);
 
+/// So much of what a copy failed of is remembered, in characters.
+const ERROR_MAX: usize = 2_000;
+
 /// Who is copied anew, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
@@ -43,6 +46,8 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
     }
     witness::refuse(s, member, "whose data could be copied anew")?;
     super::hibernate::awake(s)?;
+    // It could go on with the next step when the copy is made only, which may take hours.
+    super::agenda::is_free(s, OperationKind::Reinit)?;
     let Some((_, primary)) = s.state.open_primary() else {
         return Err("there is no open primary whose data could be copied; see `matriarch explain`".to_owned());
     };
@@ -203,6 +208,8 @@ fn copy_over(s: &Situation<'_>, operation: &Operation, agent: &AgentView) -> Opt
     }
     let last = agent.last_order.as_ref().filter(|last| last.order == operation.id);
     if let Some(error) = last.and_then(|last| last.error.as_ref()) {
+        // It stands in the log, and what is larger than an entry may be would never be committed.
+        let error: String = error.chars().take(ERROR_MAX).collect();
         return Some(end(operation, format!("{who} could not be copied anew, its old data is in place: {error}")));
     }
     // An agent that was restarted in the middle of it begins again.

@@ -4,7 +4,7 @@
 
 use super::{
     Situation, Verdict, format, restart_order,
-    switchover::{advance, end, gone, remaining, stop_limit, waits},
+    switchover::{advance, end, gone, remaining, stop_limit, waits, way_back},
     sync, witness,
 };
 use crate::{
@@ -116,10 +116,10 @@ pub fn over(s: &Situation<'_>) -> Option<Verdict> {
             }
             Some(end(operation, format!("rolled back: {who} did not stop in time, and goes on")))
         }
-        OperationPhase::RollBack if late(s.timings.primary_start) => {
+        OperationPhase::RollBack if late(way_back(s)) => {
             Some(end(operation, format!("rolling back failed: {who} did not stop in time, and does not run")))
         }
-        OperationPhase::RollBack => waits(s, operation, s.timings.primary_start, format!("{who} to go on")),
+        OperationPhase::RollBack => waits(s, operation, way_back(s), format!("{who} to go on")),
         OperationPhase::HoldWrites
         | OperationPhase::Stop
         | OperationPhase::Transfer

@@ -17,7 +17,7 @@ use crate::{
 
 /// A standby that has more to replay than this is not well again.
 pub const LAG_BYTES: u64 = 16 << 20;
-/// So long the cluster may take to be well again after a step.
+/// So long the cluster may take to be well again after a step; longer by its delay, where a standby replays late on purpose.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What an operator asks for.
@@ -86,15 +86,24 @@ pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
         Ok(Some((kind, from, to))) => change(AgendaChange::Begin { of: id, kind, from, to }),
         Ok(None) => close(Outcome::Succeeded, rolling.told()),
         Err(why) => {
-            let remaining = PATIENCE.saturating_sub(s.now.since(s.since.operation));
+            let patience = patience(s, rolling);
+            let remaining = patience.saturating_sub(s.now.since(s.since.operation));
             if remaining.is_zero() {
-                let seconds = PATIENCE.as_secs();
+                let seconds = patience.as_secs();
                 let reason = format!("it could not go on for {seconds} s: {why}; {}", rolling.told());
                 return close(Outcome::Failed, reason);
             }
             Some(Verdict::Hold(Hold::Agenda { id, waits_for: why, remaining }))
         }
     }
+}
+
+/// How long it waits between two steps. Who is behind on purpose learns by so much later that its primary runs with less.
+fn patience(s: &Situation<'_>, rolling: &Rolling) -> Duration {
+    let Some((_, primary)) = s.state.holder() else { return PATIENCE };
+    let late = rolling.left(s.state).filter(|m| restart_order::not_yet(s, primary, m).is_some());
+    let most = late.map(|m| s.state.settings.of_member(m).recovery_min_apply_delay).max();
+    PATIENCE + most.unwrap_or_default()
 }
 
 /// The next step; `None`: there is none.

@@ -145,6 +145,34 @@ fn the_next_step_waits_until_all_are_well_and_not_for_ever() {
 }
 
 #[test]
+fn one_that_replays_late_on_purpose_has_that_much_longer() {
+    let mut bench = rolls(PrimaryTurn::InPlace, &["a", "b"]).says("a", "primary 2:90 lease=1 counts=max_connections:100");
+    bench = bench.says("c", "standby 2:90 upstream=a waits=max_connections:200:100:held");
+    let seen = bench.seen.get_mut(&id("a")).unwrap();
+    let agent = seen.agent.as_mut().unwrap();
+    agent.replay_lsn = agent.wal_end.lsn;
+    let key = ("c.recovery_min_apply_delay".to_owned(), "3600000".to_owned());
+    bench.state.settings.values.extend([key]);
+    let at = |mut bench: Bench, seconds: u64| {
+        bench.now_is(60_000 + seconds * 1_000);
+        ["a", "b", "c"].iter().fold(bench, |bench, member| bench.hears_again(member))
+    };
+    let bench = at(bench, 3_600);
+    assert!(waits(&bench).contains("c has not replayed yet"), "{}", waits(&bench));
+    let AgendaChange::Close { outcome: Outcome::Failed, reason, .. } = change(&at(bench, 3_900)) else { panic!() };
+    assert!(reason.starts_with("it could not go on for 3900 s: c has not replayed yet"), "{reason}");
+}
+
+#[test]
+fn nobody_is_copied_anew_by_command_meanwhile() {
+    use crate::policy::reinit;
+    let rolling = rolls(PrimaryTurn::Switchover, &["b"]);
+    let (member, from, force) = (&id("c"), None, true);
+    let why = reinit::admit(&rolling.situation(), reinit::Asked { member, from, force }).unwrap_err();
+    assert!(why.starts_with("rolling restart 4 is under way (restarted: b; left: a, c)"), "{why}");
+}
+
+#[test]
 fn a_pause_holds_it_up_and_so_does_an_operation() {
     let mut paused = rolls(PrimaryTurn::Switchover, &["b"]);
     paused.state.paused = Some(Asked::default());

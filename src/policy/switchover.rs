@@ -38,6 +38,12 @@ pub(super) fn stop_limit(s: &Situation<'_>) -> Duration {
     s.timings.stop + s.state.settings.settings().drain_timeout
 }
 
+/// So long a primary may take to go on when its stop is taken back: its agent may still wait for transactions, and stops
+/// PostgreSQL then.
+pub(super) fn way_back(s: &Situation<'_>) -> Duration {
+    s.timings.primary_start + s.state.settings.settings().drain_timeout
+}
+
 pub(super) fn advance(operation: &Operation, phase: OperationPhase) -> Verdict {
     Verdict::Propose(Kind::AdvanceOperation { id: operation.id, phase })
 }
@@ -138,8 +144,7 @@ fn rolled_back(s: &Situation<'_>, operation: &Operation, at_the_old: bool) -> Op
     if s.agent(from).is_some_and(|a| a.stopped_by_hand && a.state == PostgresState::Stopped) {
         return Some(end(operation, format!("rolled back: PostgreSQL on {from} was stopped by hand and stays down")));
     }
-    // Its agent may still wait for transactions, and stops PostgreSQL then.
-    let limit = s.timings.primary_start + s.state.settings.settings().drain_timeout;
+    let limit = way_back(s);
     if remaining(s, limit).is_zero() {
         return Some(end(operation, format!("rolling back failed: {from} is not primary again in time")));
     }
