@@ -37,7 +37,6 @@ pub struct LaterArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  matriarch operations list")]
 pub struct OperationsArgs {
     #[command(subcommand)]
     pub command: OperationsCommand,
@@ -46,7 +45,6 @@ pub struct OperationsArgs {
 #[derive(Debug, Subcommand)]
 pub enum OperationsCommand {
     /// Show what is scheduled, what is under way and what the last ones came to
-    #[command(after_help = "Example:\n  matriarch operations list --json")]
     List {
         #[command(flatten)]
         client: ClientArgs,
@@ -55,7 +53,6 @@ pub enum OperationsCommand {
         json: bool,
     },
     /// Show one with its phases, deadline and result
-    #[command(after_help = "Example:\n  matriarch operations show 7")]
     Show {
         /// Its number
         #[arg(value_name = "ID")]
@@ -67,7 +64,6 @@ pub enum OperationsCommand {
         json: bool,
     },
     /// Take back what is scheduled, or what is under way and can be rolled back still
-    #[command(after_help = "Example:\n  matriarch operations cancel 7")]
     Cancel {
         /// Its number
         #[arg(value_name = "ID")]
@@ -81,7 +77,6 @@ pub enum OperationsCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  matriarch rolling-restart --pending --yes")]
 pub struct RollingRestartArgs {
     #[command(flatten)]
     pub client: ClientArgs,

@@ -10,14 +10,13 @@ use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
     args_verbs::{HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
-    example, exit,
     wiring::DemoArgs,
 };
 use crate::telemetry::Format;
 
 /// PostgreSQL high availability without an external store.
 #[derive(Debug, Parser)]
-#[command(name = "matriarch", version, max_term_width = 100, after_help = exit::HELP, disable_help_subcommand = true)]
+#[command(name = "matriarch", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Arguments {
     #[command(subcommand)]
     pub command: Command,
@@ -97,12 +96,7 @@ pub enum Command {
 
 /// Of `matriarch import`.
 #[derive(Debug, Args)]
-#[command(after_help = concat!(
-    "Example: the files of three hosts, whose primary is pg2, with the dynamic configuration\n",
-    "  patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 \\\n",
-    "    --dynamic - --output ./matriarch\n\n",
-    "Passwords are written into files of mode 0600 below --output, and never printed."
-))]
+#[command(after_help = "Passwords are written into files of mode 0600 below --output, and never printed.")]
 pub struct ImportArgs {
     /// patroni.yml of each host, or one that counts for all (with --members)
     #[arg(required = true, value_name = "FILE")]
@@ -184,7 +178,6 @@ pub struct ClientArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct StatusArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -203,7 +196,6 @@ pub struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct SwitchoverArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -217,7 +209,6 @@ pub struct SwitchoverArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct FailoverArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -264,7 +255,6 @@ impl OperationArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct PauseArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -283,7 +273,6 @@ pub struct PauseArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct ResumeArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -313,7 +302,6 @@ pub enum MaintenanceCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct MaintenanceOnArgs {
     /// Which; not the primary
     #[arg(value_name = "MEMBER")]
@@ -329,7 +317,6 @@ pub struct MaintenanceOnArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct MaintenanceOffArgs {
     /// Which
     #[arg(value_name = "MEMBER")]
@@ -342,7 +329,6 @@ pub struct MaintenanceOffArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct ProfileArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -367,7 +353,6 @@ pub struct ProfileArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct RtoArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -389,7 +374,6 @@ pub struct RtoArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct ExplainArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -402,7 +386,6 @@ pub struct ExplainArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct AcknowledgeArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -412,7 +395,6 @@ pub struct AcknowledgeArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct HistoryArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -425,7 +407,6 @@ pub struct HistoryArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct EventsArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -441,7 +422,6 @@ pub struct EventsArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct RulesArgs {
     /// Print a drawing of the states of a member's PostgreSQL instead, for Mermaid
     #[arg(long, conflicts_with = "json")]
@@ -452,7 +432,6 @@ pub struct RulesArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct DsnArgs {
     /// Whose: libpq-uri, libpq, jdbc, node, go, dotnet, sqlalchemy, asyncpg, rust; of one only the string is printed
     #[arg(long, value_name = "NAME", default_value = "all")]
@@ -505,7 +484,7 @@ pub struct RaftStatusArgs {
     /// What the node of this host's manager, or of the one that is named, knows by itself
     #[arg(long)]
     pub local: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -517,7 +496,7 @@ pub struct RaftSnapshotArgs {
     /// Of this member only [default: of every one that answers]
     #[arg(long, value_name = "MEMBER")]
     pub member: Option<String>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -525,13 +504,10 @@ pub struct RaftSnapshotArgs {
 #[derive(Debug, Subcommand)]
 pub enum RaftCommand {
     /// Show the nodes: term, vote, how far each has come, log and snapshot, who votes
-    #[command(after_help = example::help(&["matriarch raft status", "matriarch raft status --json | jq '.nodes[].own.applied'"]))]
     Status(RaftStatusArgs),
     /// Build a snapshot now and drop the log that it covers; it happens by itself as the log grows
-    #[command(after_help = example::help(&["matriarch raft snapshot", "matriarch raft snapshot --member n2"]))]
     Snapshot(RaftSnapshotArgs),
     /// Move the Raft leader to another member; PostgreSQL and its primary don't notice
-    #[command(after_help = exit::HELP)]
     Transfer {
         /// Whose manager becomes leader
         #[arg(value_name = "MEMBER")]
@@ -550,7 +526,6 @@ pub struct MemberArgs {
 #[derive(Debug, Subcommand)]
 pub enum MemberCommand {
     /// Show the members, their Raft nodes, and which of them vote
-    #[command(after_help = exit::HELP)]
     List {
         #[command(flatten)]
         client: ClientArgs,
@@ -559,19 +534,17 @@ pub enum MemberCommand {
         json: bool,
     },
     /// Say whether a member's host may be taken down now: 0 yes, 1 no
-    #[command(after_help = example::help(&["matriarch member check n2 && ssh n2 reboot"]))]
     Check {
         /// Whose host
         #[arg(value_name = "MEMBER")]
         member: String,
         #[command(flatten)]
         client: ClientArgs,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Add a member of the configuration file to the cluster
-    #[command(after_help = exit::HELP)]
     Add {
         /// Its name in cluster.members
         #[arg(value_name = "MEMBER")]
@@ -586,7 +559,6 @@ pub enum MemberCommand {
         client: ClientArgs,
     },
     /// Take a member out of the cluster; its data stays where it is
-    #[command(after_help = example::help(&["matriarch member remove n4 --dry-run", "matriarch member remove n4"]))]
     Remove {
         /// Which
         #[arg(value_name = "MEMBER")]
@@ -598,10 +570,6 @@ pub enum MemberCommand {
         client: ClientArgs,
     },
     /// Say where a member is reached from now on; it has to be started there with its new address in its own file
-    #[command(after_help = example::help(&[
-        "matriarch member address n3 --to-manager 10.0.0.9:7400 --to-postgres 10.0.0.9:5432",
-        "matriarch member address n3     as this host's configuration file has it",
-    ]))]
     Address {
         /// Which
         #[arg(value_name = "MEMBER")]
@@ -622,7 +590,6 @@ pub enum MemberCommand {
         client: ClientArgs,
     },
     /// Give a member a new Raft node, so that its present one never votes again
-    #[command(after_help = example::help(&["matriarch member replace n3"]))]
     Replace {
         /// Which
         #[arg(value_name = "MEMBER")]
@@ -636,7 +603,6 @@ pub enum MemberCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct RecoverArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -649,7 +615,6 @@ pub struct RecoverArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct PreflightArgs {
     /// Configuration file [default: $MATRIARCH_CONFIG, else /etc/matriarch/matriarch.toml]
     #[arg(long, value_name = "FILE")]
@@ -678,25 +643,15 @@ pub enum ConfigCommand {
     /// Change settings of the cluster, all that are given or none; no host is restarted
     Set(ConfigSetArgs),
     /// Show what is set against what runs on each member, or one version against another
-    #[command(after_help = example("matriarch config diff\n  matriarch config diff 7      version 7 against the present one\n  matriarch config diff 7 9"))]
     Diff(ConfigDiffArgs),
     /// Show the last changes of the settings: which version, who, when, what
-    #[command(after_help = example("matriarch config history"))]
     History(ConfigHistoryArgs),
     /// Set everything as it was in a version; that makes a new version
-    #[command(after_help = example("matriarch config rollback 7 --dry-run\n  matriarch config rollback 7"))]
     Rollback(ConfigRollbackArgs),
     /// Say what a key is, where its value comes from on each member, and whether it takes a restart
-    #[command(after_help = example("matriarch config explain work_mem\n  matriarch config explain crash_budget"))]
     Explain(ConfigExplainArgs),
     /// Change what is set in an editor ($VISUAL, $EDITOR, else vi)
-    #[command(after_help = example("EDITOR=nano matriarch config edit"))]
     Edit(ConfigEditArgs),
-}
-
-/// Examples before the list of exit codes.
-fn example(lines: &str) -> String {
-    format!("Example:\n  {lines}\n\n{}", exit::HELP)
 }
 
 #[derive(Debug, Args)]
@@ -773,7 +728,6 @@ pub struct TakenArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = example("matriarch config show"))]
 pub struct ConfigShowArgs {
     #[command(flatten)]
     pub client: ClientArgs,
@@ -783,8 +737,6 @@ pub struct ConfigShowArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = example("matriarch config set crash_budget=5 on_primary_crash=restart\n  matriarch config set parameters.work_mem=64MB\n  \
-    matriarch config set priority=0 --member n2\n  matriarch config set hba=@pg_hba.conf"))]
 pub struct ConfigSetArgs {
     #[command(flatten)]
     pub client: ClientArgs,

@@ -5,17 +5,9 @@ use clap::{Args, Subcommand};
 use super::{
     agenda::LaterArgs,
     args::{ClientArgs, OperationArgs},
-    exit,
 };
 
-const REINIT_EXAMPLES: &str = "\
-Examples:
-  matriarch reinit n3                    copy n3 anew, from a standby if one is fit
-  matriarch reinit n3 --from n1 --yes    from n1, without being asked
-  matriarch maintenance on n3            give a copy up that is under way";
-
 #[derive(Debug, Args)]
-#[command(after_help = exit::HELP)]
 pub struct RestartArgs {
     /// Whose PostgreSQL
     #[arg(value_name = "MEMBER")]
@@ -32,7 +24,6 @@ pub struct RestartArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = with_examples(REINIT_EXAMPLES))]
 pub struct ReinitArgs {
     /// Whose data; not the primary
     #[arg(value_name = "MEMBER")]
@@ -50,7 +41,7 @@ pub struct ReinitArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = with_examples(RELOAD_EXAMPLES))]
+#[command(override_usage = "matriarch reload [OPTIONS] <MEMBER...|--all>")]
 pub struct ReloadArgs {
     /// Of these members
     #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
@@ -65,11 +56,6 @@ pub struct ReloadArgs {
     pub json: bool,
 }
 
-const RELOAD_EXAMPLES: &str = "\
-Examples:
-  matriarch reload n2 n3
-  matriarch reload --all --json";
-
 #[derive(Debug, Subcommand)]
 pub enum HaltCommand {
     /// Stop PostgreSQL of a standby, or of the whole cluster, until it is started by command
@@ -78,14 +64,8 @@ pub enum HaltCommand {
     Start(StartArgs),
 }
 
-const STOP_EXAMPLES: &str = "\
-Examples:
-  matriarch stop n3 --reason \"disk is changed\"
-  matriarch stop --all --reason \"move\" --yes    hibernate: everything, cleanly, the primary first
-  matriarch stop --all --dry-run               what would be given up, or why it would be refused";
-
 #[derive(Debug, Args)]
-#[command(after_help = with_examples(STOP_EXAMPLES))]
+#[command(override_usage = "matriarch stop [OPTIONS] <MEMBER|--all>")]
 pub struct StopArgs {
     /// Whose; not the primary
     #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
@@ -108,13 +88,8 @@ pub struct StopArgs {
     pub operation: OperationArgs,
 }
 
-const START_EXAMPLES: &str = "\
-Examples:
-  matriarch start n3
-  matriarch start --all --timeout 600";
-
 #[derive(Debug, Args)]
-#[command(after_help = with_examples(START_EXAMPLES))]
+#[command(override_usage = "matriarch start [OPTIONS] <MEMBER|--all>")]
 pub struct StartArgs {
     /// Whose
     #[arg(value_name = "MEMBER", required_unless_present = "all", conflicts_with = "all")]
@@ -129,11 +104,6 @@ pub struct StartArgs {
     pub dry_run: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
-}
-
-/// Examples, and what exit codes mean.
-fn with_examples(examples: &str) -> String {
-    format!("{examples}\n\n{}", exit::HELP)
 }
 
 #[cfg(test)]

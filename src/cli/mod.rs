@@ -7,7 +7,6 @@ mod args_verbs;
 mod client;
 mod clusters;
 mod dsn;
-mod example;
 mod examples;
 pub mod exit;
 mod halt;

@@ -69,6 +69,9 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
         Ok(reached) => reached,
         Err(exit) => return exit,
     };
+    if primary(&status) == candidate {
+        return complain(&format!("failover refused: {candidate} is the primary already"), exit::FAILED);
+    }
     let agreed = match (args.allow_data_loss, args.operation.yes) {
         (false, true) => true,
         (false, false) => confirmed(&failover_question(primary(&status), &candidate)),

@@ -6,6 +6,7 @@ mod versions;
 
 use std::{collections::BTreeMap, env, fmt::Write as _};
 
+use nix::unistd::{User, geteuid};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -25,6 +26,7 @@ use crate::domain::{
     PostgresKey, SettingChanges,
     postgres_settings::Scope,
     settings_document::{member_key, member_of},
+    settings_history::differences,
 };
 use crate::rpc::v1::{MemberStatus, SetSettingsReply, SetSettingsRequest, Setting, SettingsOutcome, SettingsReply};
 
@@ -66,7 +68,7 @@ pub(super) async fn set(args: ConfigSetArgs) -> Exit {
     };
     let request = SetSettingsRequest { force: args.taken.force, dry_run: args.taken.dry_run, ..request };
     match changed_with(&args.client, args.taken.if_version, request).await {
-        Ok(reply) => told(&reply, args.taken.json),
+        Ok(changed) => told("config set", &changed, args.taken.json),
         Err(error) => complain_client(&error),
     }
 }
@@ -136,34 +138,44 @@ fn request_of(changes: impl Iterator<Item = (String, Option<String>)>) -> SetSet
     }
 }
 
-/// Who asks, for those who read of it in `matriarch explain`. Nothing rests on it.
+/// Who asks, for those who read of it in `matriarch explain`. Nothing rests on it. A job of cron or of a container may have no
+/// variable that says so.
 pub(super) fn who() -> String {
     let names = ["SUDO_USER", "USER", "LOGNAME"].map(env::var);
-    names.into_iter().flatten().find(|name| !name.is_empty()).unwrap_or_default()
+    let named = names.into_iter().flatten().find(|name| !name.is_empty());
+    named.or_else(|| User::from_uid(geteuid()).ok().flatten().map(|user| user.name)).unwrap_or_default()
+}
+
+/// What was asked for, and how it was before and came to be.
+struct Changed {
+    before: SettingsReply,
+    asked: SetSettingsRequest,
+    reply: SetSettingsReply,
 }
 
 /// Without a version the one that is read first counts: whoever changes settings in between is not overruled.
 async fn changed_with(
     args: &ClientArgs,
     if_version: Option<u64>,
-    mut request: SetSettingsRequest,
-) -> Result<SetSettingsReply, ClientError> {
+    mut asked: SetSettingsRequest,
+) -> Result<Changed, ClientError> {
     let client = Client::new(args)?;
-    request.version = match if_version {
-        Some(version) => version,
-        None => client.settings().await?.version,
-    };
-    client.set_settings(request).await
+    let before = client.settings().await?;
+    asked.version = if_version.unwrap_or(before.version);
+    let reply = client.set_settings(asked.clone()).await?;
+    Ok(Changed { before, asked, reply })
 }
 
-fn told(reply: &SetSettingsReply, as_json: bool) -> Exit {
+/// `command` names what was typed.
+fn told(command: &str, changed: &Changed, as_json: bool) -> Exit {
+    let reply = &changed.reply;
     for warning in &reply.warnings {
         eprintln!("matriarch: {warning}");
     }
     let (exit, advice) = match reply.outcome() {
         SettingsOutcome::InForce => {
             let settings = reply.settings.clone().unwrap_or_default();
-            print(&if as_json { json(&settings, &[]) } else { text(&settings) });
+            print(&if as_json { json(&settings, &[]) } else { came_to(changed, &settings) });
             return exit::OK;
         }
         SettingsOutcome::Impossible => (exit::USAGE, "nothing was changed"),
@@ -175,7 +187,33 @@ fn told(reply: &SetSettingsReply, as_json: bool) -> Exit {
             (exit::FAILED, "`matriarch config show` says what is in force")
         }
     };
-    complain(&format!("config set: {}; {advice}", reply.reason), exit)
+    complain(&format!("{command}: {}; {advice}", reply.reason), exit)
+}
+
+/// Only what is another now: all there is shows `config show`.
+fn came_to(changed: &Changed, now: &SettingsReply) -> String {
+    let Changed { before, asked, .. } = changed;
+    let set = |reply: &SettingsReply| -> BTreeMap<String, String> {
+        reply.settings.iter().filter(|s| s.is_set).map(|s| (s.key.clone(), s.value.clone())).collect()
+    };
+    let (old, version) = (set(before), now.version);
+    if asked.dry_run {
+        let mut new = old.clone();
+        new.extend(asked.set.clone());
+        new.retain(|key, _| !asked.unset.contains(key));
+        // What was set in a version `config diff` knows.
+        let would = match asked.back_to {
+            Some(back) => format!("  as in version {back}: `matriarch config diff {version} {back}`\n"),
+            None => versions::changes(&differences(&old, &new)),
+        };
+        return format!("settings of version {version} as before; what would be another:\n{would}");
+    }
+    match differences(&old, &set(now)) {
+        same if same.is_empty() => format!("settings of version {version} as before: nothing is another\n"),
+        found => {
+            format!("settings of version {version} now, of {} before\n{}", before.version, versions::changes(&found))
+        }
+    }
 }
 
 fn text(reply: &SettingsReply) -> String {

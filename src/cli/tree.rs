@@ -1,9 +1,11 @@
-//! The tree of commands with what all of them have in common: examples and exit codes below each help, and `--output`
+//! The tree of commands with what all of them have in common: exit codes and examples below each help, and `--output`
 //! wherever something is shown. It is hung on here, so that no command can forget it.
 
 use std::ffi::OsString;
 
-use clap::{Arg, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _, builder::EnumValueParser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command, CommandFactory as _, Error, FromArgMatches as _, Id, builder::EnumValueParser,
+};
 
 use super::{args::Arguments, examples, exit, output::Format};
 
@@ -13,7 +15,7 @@ const OUTPUT: &str = "output";
 
 /// The whole command line, as help, completion and man pages see it.
 pub fn command() -> Command {
-    Arguments::command().mut_subcommands(|sub| dressed(sub, ""))
+    with_end(Arguments::command(), "").mut_subcommands(|sub| dressed(sub, ""))
 }
 
 /// What was typed, and how documents are to be written.
@@ -38,35 +40,40 @@ fn format(matches: &ArgMatches) -> Format {
 fn dressed(command: Command, above: &str) -> Command {
     let words =
         if above.is_empty() { command.get_name().to_owned() } else { format!("{above} {}", command.get_name()) };
-    let command = with_output(with_examples(command, &words));
+    let command = with_output(with_end(command, &words));
     command.mut_subcommands(|sub| dressed(sub, &words))
 }
 
-/// Examples stand before what the help ends with.
-fn with_examples(command: Command, words: &str) -> Command {
+/// Each help ends with what the command has to say itself, the exit codes, and examples, in this order.
+fn with_end(command: Command, words: &str) -> Command {
     let own = command.get_after_help().map(ToString::to_string);
-    if own.as_ref().is_some_and(|text| text.contains("Example")) {
-        return command;
-    }
-    let end = own.unwrap_or_else(|| exit::HELP.to_owned());
+    let own = match own {
+        None => exit::HELP.to_owned(),
+        Some(own) if own.contains("Exit codes:") => own,
+        Some(own) => format!("{own}\n\n{}", exit::HELP),
+    };
     match examples::of(words) {
-        Some(examples) => command.after_help(format!("{examples}\n\n{end}")),
-        None => command.after_help(end),
+        Some(examples) => command.after_help(format!("{own}\n\n{examples}")),
+        None => command.after_help(own),
     }
 }
 
-/// `--output` says how, and asks for a document as `--json` does.
+/// `--output` says how, and asks for a document as `--json` does. A `--json` that takes a file is none of these.
 fn with_output(command: Command) -> Command {
-    let has = |id| command.get_arguments().any(|arg| arg.get_id() == id);
-    if !has(JSON) || has(OUTPUT) {
+    let find = |id| command.get_arguments().find(|arg| arg.get_id() == id);
+    let Some(json) = find(JSON).filter(|json| matches!(json.get_action(), ArgAction::SetTrue)) else { return command };
+    if find(OUTPUT).is_some() {
         return command;
     }
+    // What has no document (`--watch`) has none in any form.
+    let without: Vec<Id> = command.get_arg_conflicts_with(json).into_iter().map(|arg| arg.get_id().clone()).collect();
     let output = Arg::new(OUTPUT)
         .long(OUTPUT)
         .value_name("FORMAT")
         .value_parser(EnumValueParser::<Format>::new())
         .hide_possible_values(true)
         .conflicts_with(JSON)
+        .conflicts_with_all(without)
         .help("Print it as table, json, yaml or tsv [default: table]");
     let documents = ["json", "yaml", "tsv"].map(|format| (OUTPUT, format, "true"));
     command.mut_arg(JSON, |json| json.default_value_ifs(documents)).arg(output)
@@ -94,6 +101,10 @@ mod tests {
         assert_eq!(asks("matriarch status --output tsv"), (true, Format::Tsv));
         let both = parse("matriarch status --json --output yaml".split(' ').map(OsString::from));
         assert!(both.unwrap_err().to_string().contains("cannot be used with"));
+        let watched = parse("matriarch status --watch --output yaml".split(' ').map(OsString::from));
+        assert!(watched.unwrap_err().to_string().contains("cannot be used with"), "as with --json");
+        let demo = parse("matriarch demo --output yaml".split(' ').map(OsString::from));
+        assert!(demo.unwrap_err().to_string().contains("unexpected argument"), "its --json names a file");
         let wrong = parse("matriarch status --output xml".split(' ').map(OsString::from));
         assert!(wrong.unwrap_err().to_string().contains("yaml"), "the values are named");
         let (deep, format) = parsed("matriarch member list --output tsv");
@@ -109,10 +120,12 @@ mod tests {
         let mut seen = 0;
         walk(&command(), &mut |command| {
             let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            for line in after.lines().filter_map(|line| line.strip_prefix("  matriarch ")) {
-                // What follows two blanks is said of it; what follows a pipe, `>` or `&&` is the shell's.
+            let examples = after.split("Examples:\n").nth(1).unwrap_or_default();
+            for line in examples.lines() {
+                let line = line.split_once("matriarch ").map_or("", |(_, line)| line);
+                // What follows `#` is said of it; what follows a pipe, `>` or `&&` is the shell's.
                 let typed =
-                    [" | ", " > ", " && ", "  "].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
+                    [" | ", " > ", " && ", "  #"].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
                 seen += 1;
                 let words = std::iter::once("matriarch".to_owned()).chain(unquoted(typed));
                 if let Err(error) = super::command().try_get_matches_from(words) {
@@ -121,7 +134,7 @@ mod tests {
             }
         });
         assert_eq!(wrong, Vec::<String>::new());
-        assert!(seen > 40, "{seen}");
+        assert!(seen > 100, "{seen}");
     }
 
     fn walk(command: &Command, look: &mut impl FnMut(&Command)) {

@@ -65,7 +65,7 @@ pub fn admit(
         (OperationKind::Failover, _) => return refused("a failover can't be scheduled, a switchover can".to_owned()),
     }
     if let Some(unknown) = [from, to].into_iter().flatten().find(|m| !s.state.members.contains_key(*m)) {
-        return refused(format!("{unknown} is no member of this cluster"));
+        return refused(s.no_member(unknown));
     }
     if let Some(Err(why)) = to.map(|to| witness::refuse(s, to, "to restart, or to make primary")) {
         return refused(why);

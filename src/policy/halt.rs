@@ -25,7 +25,7 @@ pub struct Words<'a> {
 /// Why it is refused, in words for the operator.
 pub fn admit_stop(s: &Situation<'_>, member: &MemberId, said: Words<'_>) -> Result<Option<Kind>, String> {
     if !s.state.members.contains_key(member) {
-        return Err(format!("{member} is no member of this cluster"));
+        return Err(s.no_member(member));
     }
     witness::refuse(s, member, "to stop")?;
     match s.state.maintenance.get(member) {
@@ -134,7 +134,7 @@ pub fn warnings(s: &Situation<'_>, member: &MemberId) -> Vec<String> {
 /// Why it is refused, in words for the operator.
 pub fn admit_start(s: &Situation<'_>, member: &MemberId, by: &str) -> Result<Option<Kind>, String> {
     if !s.state.members.contains_key(member) {
-        return Err(format!("{member} is no member of this cluster"));
+        return Err(s.no_member(member));
     }
     match s.state.maintenance.get(member) {
         Some(asked) if asked.stopped.is_none() => Err(asked.refusal(member)),

@@ -172,6 +172,12 @@ impl<'a> Situation<'a> {
         self.group.group.membership()
     }
 
+    /// Why nothing can be asked of `name`, and whom there is.
+    pub(crate) fn no_member(&self, name: impl std::fmt::Display) -> String {
+        let known: Vec<&str> = self.state.members.keys().map(MemberId::as_str).collect();
+        format!("{name} is no member of this cluster, there are {}", known.join(", "))
+    }
+
     /// Voters that have durably sealed `epoch` under the membership that is effective here. With
     /// `free`, only those that have no promise left.
     pub fn sealed(&self, epoch: Epoch, free: bool) -> impl Iterator<Item = (&'a MemberId, &'a Seal)> {

@@ -48,7 +48,7 @@ pub fn admit_maintenance(
     by: &str,
 ) -> Result<Option<Kind>, String> {
     if !s.state.members.contains_key(member) {
-        return Err(format!("{member} is no member of this cluster"));
+        return Err(s.no_member(member));
     }
     witness::refuse(s, member, "to leave alone; `matriarch member check` says whether its host may be taken down")?;
     if let Some(asked) = s.state.maintenance.get(member).filter(|asked| asked.stopped.is_some()) {

@@ -46,8 +46,7 @@ fn parameter(
         && value.is_some()
         && !s.state.members.keys().any(|known| known.as_str() == member)
     {
-        let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
-        return Err(format!("{member} is no member of this cluster, there are {}", known.join(", ")));
+        return Err(s.no_member(member));
     }
     if let Scope::Member(member) = scope
         && let Some(why) = value.and_then(|_| super::settings::no_postgres(s, member))

@@ -42,7 +42,7 @@ pub fn admit(s: &Situation<'_>, asked: Asked<'_>) -> Result<Kind, String> {
         return admit_operation(s, OperationKind::Reinit, Some(member), false);
     }
     if !s.state.members.contains_key(member) {
-        return Err(format!("{member} is no member of this cluster"));
+        return Err(s.no_member(member));
     }
     witness::refuse(s, member, "whose data could be copied anew")?;
     super::hibernate::awake(s)?;

@@ -22,7 +22,7 @@ fn under_way<'a>(s: &Situation<'a>) -> Option<&'a Operation> {
 /// Why it is refused, in words for the operator.
 pub(super) fn admit(s: &Situation<'_>, member: &MemberId, force: bool) -> Result<Kind, String> {
     if !s.state.members.contains_key(member) {
-        return Err(format!("{member} is no member of this cluster"));
+        return Err(s.no_member(member));
     }
     witness::refuse(s, member, "to restart")?;
     if let Some(asked) = s.state.maintenance.get(member) {

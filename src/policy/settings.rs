@@ -207,14 +207,14 @@ fn no_way(s: &Situation<'_>, after: &SettingsDocument, key: &str) -> Option<Stri
 
 fn of_cluster(s: &Situation<'_>, key: &str, value: Option<&str>) -> Result<Change, String> {
     let is_key = Settings::KEYS.iter().any(|(known, _)| *known == key);
-    let Some(value) = value else {
-        // What a newer version has set is taken back by any.
-        let known = is_key || s.state.settings.values.contains_key(key);
-        return known.then(|| (key.to_owned(), None)).ok_or_else(|| format!("`{key}` is no setting"));
-    };
+    // What a newer version has set is taken back by any.
+    if value.is_none() && (is_key || s.state.settings.values.contains_key(key)) {
+        return Ok((key.to_owned(), None));
+    }
     if let Some(meant) = nearest(key, Settings::KEYS.iter().map(|(known, _)| *known)).filter(|_| !is_key) {
         return Err(format!("`{key}` is no setting, did you mean `{meant}`?"));
     }
+    let Some(value) = value else { return Err(format!("`{key}` is no setting")) };
     if MemberSettings::KEYS.iter().any(|(known, _)| *known == key) || ["nofailover", "nosync"].contains(&key) {
         return Err(format!("`{key}` is a setting of one member: say whose (--member)"));
     }
@@ -232,8 +232,7 @@ pub(super) fn no_postgres(s: &Situation<'_>, member: &str) -> Option<String> {
 /// `nofailover` and `nosync` are what others call the opposites of `failover` and `sync`.
 fn of_member(s: &Situation<'_>, member: &str, key: &str, value: Option<&str>) -> Result<Change, String> {
     if !s.state.members.keys().any(|known| known.as_str() == member) {
-        let known: Vec<&str> = s.state.members.keys().map(MemberId::as_str).collect();
-        return Err(format!("{member} is no member of this cluster, there are {}", known.join(", ")));
+        return Err(s.no_member(member));
     }
     if let Some(why) = value.and_then(|_| no_postgres(s, member)) {
         return Err(why);

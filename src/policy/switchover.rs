@@ -262,7 +262,7 @@ pub fn admit(
     }
     if let Some(to) = wanted {
         if !s.state.members.contains_key(to) {
-            return Err(format!("{to} is no member of this cluster"));
+            return Err(s.no_member(to));
         }
         witness::refuse(s, to, "that could be primary")?;
         if holder.as_ref() == Some(to) {

@@ -59,8 +59,8 @@ async fn try_to_edit(args: &ConfigEditArgs) -> Result<Exit, ClientError> {
     }
     let changes = found.into_iter().map(|(key, (_, after))| (key, after));
     let request = SetSettingsRequest { force: args.force, ..request_of(changes) };
-    let reply = changed_with(&args.client, Some(known.version), request).await?;
-    let exit = told(&reply, false);
+    let changed = changed_with(&args.client, Some(known.version), request).await?;
+    let exit = told("config edit", &changed, false);
     match exit {
         exit::OK => drop(fs::remove_file(&path)),
         _ => eprintln!("matriarch: what you wrote is in {}", path.display()),

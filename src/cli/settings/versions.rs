@@ -50,17 +50,27 @@ fn text(reply: &SettingsHistoryReply) -> String {
         // Writing to a String can't fail.
         let _ = writeln!(out, "version {}{at}{by}{why}", change.version);
         for key in &change.keys {
-            let _ = writeln!(
-                out,
-                "    {} = {} (was {})",
-                key.key,
-                shown(key.after.as_deref()),
-                shown(key.before.as_deref())
-            );
+            out += &format!("    {}", changed(&key.key, key.before.as_deref(), key.after.as_deref()));
         }
     }
     let _ = writeln!(out, "(answered by {})", reply.answered_by);
     out
+}
+
+/// One key that is another than before, in one line.
+fn changed(key: &str, before: Option<&str>, after: Option<&str>) -> String {
+    format!("{key} = {} (was {})\n", shown(after), shown(before))
+}
+
+/// All that is another than before, a line each.
+pub(super) fn changes(found: &Found) -> String {
+    if found.is_empty() {
+        return "  nothing\n".to_owned();
+    }
+    let line = |(key, (before, after)): (&String, &(Option<String>, Option<String>))| {
+        format!("  {}", changed(key, before.as_deref(), after.as_deref()))
+    };
+    found.iter().map(line).collect()
 }
 
 /// A value in one line.
@@ -185,6 +195,8 @@ fn members_text(version: u64, status: &StatusReply) -> String {
         let name = &member.member;
         if member.state == "silent" {
             let _ = writeln!(out, "  {name}: nobody knows, it does not answer");
+        } else if (1..version).contains(&view.version) {
+            let _ = writeln!(out, "  {name}: still those of version {}, these come in a moment", view.version);
         } else if remarks.is_empty() {
             let _ = writeln!(out, "  {name}: as committed");
         } else {
@@ -215,7 +227,7 @@ pub(in crate::cli) async fn rollback(args: ConfigRollbackArgs) -> Exit {
         ..SetSettingsRequest::default()
     };
     match changed_with(&args.client, args.taken.if_version, request).await {
-        Ok(reply) => told(&reply, args.taken.json),
+        Ok(changed) => told("config rollback", &changed, args.taken.json),
         Err(error) => complain_client(&error),
     }
 }
@@ -283,9 +295,17 @@ mod tests {
             member("n2", "streaming", vec![]),
             member("n3", "silent", vec![]),
         ];
+        let late = MemberStatus {
+            member: "n4".into(),
+            state: "streaming".into(),
+            configuration: Some(Configuration { version: 3, ..Default::default() }),
+            ..Default::default()
+        };
+        let members = [members, vec![late]].concat();
         let told = members_text(4, &StatusReply { members, ..Default::default() });
         let expected = "settings of version 4 against what runs on each member\n  n1:\n    pending restart: max_connections = 100, then 200 \
-                        (needs a restart, standbys first)\n  n2: as committed\n  n3: nobody knows, it does not answer\n";
+                        (needs a restart, standbys first)\n  n2: as committed\n  n3: nobody knows, it does not answer\n  n4: still those of version 3, these \
+                        come in a moment\n";
         assert_eq!(told, expected);
     }
 }

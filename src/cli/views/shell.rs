@@ -71,7 +71,9 @@ fn write(command: &Command, name: &str, dir: &Path, pages: &mut usize) -> io::Re
 
 fn page(command: Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page)?;
+    // A page of a command below ours would be of its last word otherwise.
+    let source = format!("{NAME} {}", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command).source(source).render(&mut page)?;
     Ok(page)
 }
 
@@ -87,6 +89,7 @@ mod tests {
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         assert!(read("matriarch.1").contains("switchover"));
         let page = read("matriarch-config-set.1");
+        assert!(page.contains(".TH matriarch-config-set 1") && page.contains("\"matriarch 0."), "{page}");
         assert!(page.contains("crash_budget=5") && page.contains("if\\-version"), "{page}");
         assert!(!dir.path().join("matriarch-guard.1").exists());
     }

@@ -304,7 +304,7 @@ fn slots(members: &[&MemberStatus], limits: &Limits, told: &mut Told) {
             told.say(Level::Warning, format!("{}: {problem}", member.member));
         }
         let limit = kept.limit_bytes.filter(|limit| *limit > 0);
-        let default = |percent: u64| limit.map(|limit| limit as f64 / 100.0 * percent as f64);
+        let default = |percent: u64| limit.map(|limit| (limit as f64 / 100.0 * percent as f64).round());
         let (warning, critical) = match (limits.warning, limits.critical) {
             (None, None) => (default(SLOTS_PERCENT.0), default(SLOTS_PERCENT.1)),
             _ => bounds(limits, (0.0, 0.0)),
