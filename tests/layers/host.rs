@@ -272,6 +272,11 @@ impl Host {
             self.system = stopped.system_identifier;
         }
         self.follow(epoch - 1, None).await;
+        self.promote(epoch, timeline).await;
+    }
+
+    /// From a running standby.
+    pub async fn promote(&mut self, epoch: u64, timeline: u32) {
         let standby = self.until("it is a standby", |s| s.state() == State::Standby && s.wal_end_known).await;
         let order = v1::Promote {
             expected_timeline: timeline,

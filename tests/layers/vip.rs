@@ -476,7 +476,7 @@ async fn primary_and_standby() {
     host.until("it is a standby", |s| s.state() == State::Standby && layer(s, LAYER) == "ready").await;
     assert!(!is_here(V4));
     // Primary again, only the agent is stopped, and the kernel is later than it may be: the guard knows the address.
-    host.become_primary(3, 4).await;
+    host.promote(3, 4).await;
     until("it is here", || is_here(V4));
     signal(agent, Signal::SIGSTOP);
     let last = cluster.last_renewal();
