@@ -151,7 +151,7 @@ pub struct FailsafeView {
 /// One of the layers beyond lease and guard, as it stands on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LayerView {
-    /// `kernel lease`, `watchdog`, `client reset`, `virtual address`.
+    /// `kernel lease`, `watchdog`, `client reset`, `virtual address`, `address lease`.
     pub name: String,
     /// `off`, `ready` (nothing to protect here now), `active`, or `unavailable: …`, `failed: …`, `clearing: …`.
     pub state: String,

@@ -64,7 +64,8 @@ impl AddressLease {
         };
         sign.say("ready");
         let inbox = Inbox::new();
-        let run = Run { lease, sign, inbox: inbox.clone(), stands: None, remove_again: false, failed: None };
+        let run =
+            Run { lease, sign, inbox: inbox.clone(), stands: None, clean: false, remove_again: false, failed: None };
         thread::Builder::new().name("address-lease".to_owned()).spawn(move || run.run())?;
         Ok(AddressLease { inbox: Some(inbox) })
     }
@@ -130,6 +131,8 @@ struct Run {
     inbox: Inbox<Order>,
     /// Whose it is, and until when.
     stands: Option<(Epoch, TwoClocks)>,
+    /// Nothing of it is there.
+    clean: bool,
     /// It could not be removed: it would silence whoever has the address here next.
     remove_again: bool,
     /// The last complaint, so that a lasting one is logged once.
@@ -156,7 +159,7 @@ impl Run {
     fn stand(&mut self, epoch: Epoch, deadline: TwoClocks) {
         self.stands = Some((epoch, deadline));
         // The new one takes the place of what is left.
-        self.remove_again = false;
+        (self.clean, self.remove_again) = (false, false);
         let written = self.lease.install(deadline, two_clocks);
         self.judge(written);
     }
@@ -199,9 +202,12 @@ impl Run {
 
     fn remove(&mut self) {
         self.stands = None;
+        if self.clean {
+            return;
+        }
         match self.lease.remove() {
             Ok(()) => {
-                (self.failed, self.remove_again) = (None, false);
+                (self.failed, self.clean, self.remove_again) = (None, true, false);
                 self.sign.say("ready");
             }
             Err(errno) => {
