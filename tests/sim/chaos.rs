@@ -48,7 +48,27 @@ pub enum Fault {
     ChangeSettings,
     /// No manager of another host hears it, and its standbys do.
     CutFromManagers,
+    /// Operators have the whole cluster stopped; one that is stopped so they start.
+    Hibernate,
+    /// Operators have a member stopped, or one that is started.
+    StopMember,
+    Restart,
+    Roll,
+    Schedule,
+    CancelWork,
 }
+
+/// What operators do.
+pub const WORK: [Fault; 8] = [
+    Fault::Hibernate,
+    Fault::Hibernate,
+    Fault::StopMember,
+    Fault::StopMember,
+    Fault::Restart,
+    Fault::Roll,
+    Fault::Schedule,
+    Fault::CancelWork,
+];
 
 pub const FAULTS: [Fault; 31] = [
     Fault::CutPair,
@@ -112,7 +132,11 @@ impl World {
         self.sky.told.trace(self.sky.now, || format!("fault {fault:?} at {i}"));
         self.strike(fault, i);
         let (low, high) = self.chaos.pause;
-        let pause = self.sky.dice.between(low, high);
+        let mut pause = self.sky.dice.between(low, high);
+        // What operators have begun is hit while it is under way.
+        if WORK.contains(&fault) && self.sky.dice.one_in(2) {
+            pause = self.sky.dice.between(10 * MS, 3 * SECOND);
+        }
         self.sky.after(pause, 0, 0, What::Chaos);
     }
 
@@ -179,6 +203,12 @@ impl World {
             Fault::StartByHand => self.start_by_hand(i),
             Fault::PromoteByHand => self.promote_by_hand(i),
             Fault::ChangeSettings => self.change_settings(),
+            Fault::Hibernate
+            | Fault::StopMember
+            | Fault::Restart
+            | Fault::Roll
+            | Fault::Schedule
+            | Fault::CancelWork => self.work(fault, i),
         }
     }
 
@@ -392,7 +422,7 @@ impl World {
         self.sky.told.cover.count(if refused.is_err() { "sources refused" } else { "sources set" });
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub fn leader(&self) -> Option<usize> {
         let leads = |i: &usize| self.hosts[*i].manager.as_ref().is_some_and(|m| m.leads());
         (0..self.hosts.len()).find(|i| self.hosts[*i].acts(Proc::Manager) && leads(i))
     }

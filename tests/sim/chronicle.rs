@@ -13,8 +13,9 @@ use matriarch::{
 use crate::{
     clock::Time,
     invariants::{
-        apply_is_deterministic, confirmed_commits_are_kept, epochs_are_unique, one_leader_a_term, open_after_promotion,
-        restart_keeps_what_was_acknowledged, the_outvoted_acknowledge_nothing_new, timelines_are_unique,
+        apply_is_deterministic, confirmed_commits_are_kept, epochs_are_unique, hibernated_stays_down,
+        one_leader_a_term, open_after_promotion, restart_keeps_what_was_acknowledged,
+        the_outvoted_acknowledge_nothing_new, timelines_are_unique,
     },
     postgres::wal::{BranchId, Content},
     raft::Entry,
@@ -103,9 +104,20 @@ impl Cover {
 /// A committed command that calls for a look at all hosts.
 #[derive(Debug, Clone)]
 pub enum Moment {
-    Granted { epoch: Epoch },
-    Stopped { from: MemberId },
-    SwitchedOver { to: MemberId },
+    Granted {
+        epoch: Epoch,
+    },
+    Stopped {
+        from: MemberId,
+    },
+    SwitchedOver {
+        to: MemberId,
+    },
+    /// The cluster is stopped, and who was primary has given the lock up; false: whatever the standbys have.
+    Hibernated {
+        primary: MemberId,
+        received: bool,
+    },
 }
 
 /// What happened.
@@ -147,6 +159,8 @@ pub struct Chronicle {
     pub promises: confirmed_commits_are_kept::Promises,
     /// Epochs that ended before their lease did.
     pub outvoted: the_outvoted_acknowledge_nothing_new::Outvoted,
+    /// A cluster that was stopped, until somebody is open again.
+    pub sleep: Option<hibernated_stays_down::Sleep>,
     /// The old primary's WAL when a switchover had stopped it.
     pub stopped: Option<Content>,
 }
@@ -202,6 +216,7 @@ impl Chronicle {
     fn committed(&mut self, command: &Command, state: &ClusterState) {
         self.cover.count(command.kind.name());
         open_after_promotion::committed(self, command);
+        hibernated_stays_down::committed(self, command, state);
         confirmed_commits_are_kept::committed(self, command, state);
         if let Some((_, before)) = self.states.iter().rev().nth(1).cloned() {
             the_outvoted_acknowledge_nothing_new::committed(self, &command.kind, &before, state);
@@ -242,7 +257,10 @@ impl Chronicle {
             (OperationKind::Restart, false) => "restarts failed",
             (OperationKind::Reinit, true) => "copies by command",
             (OperationKind::Reinit, false) => "copies by command failed",
-            (OperationKind::Hibernate | OperationKind::Wake, _) => "hibernations and their ends",
+            (OperationKind::Hibernate, true) => "hibernations",
+            (OperationKind::Hibernate, false) => "hibernations failed",
+            (OperationKind::Wake, true) => "awakenings",
+            (OperationKind::Wake, false) => "awakenings failed",
             (OperationKind::Failover, true) => "failovers by command",
             (OperationKind::Failover, false) => "failovers by command failed",
         };

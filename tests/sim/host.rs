@@ -278,7 +278,8 @@ impl World {
 
     fn respawn(&mut self, i: usize, proc: Proc) {
         let host = &self.hosts[i];
-        if !host.power || host.life(proc).is_some() || self.sky.now < host.down_until[proc as usize] {
+        let absent = proc == Proc::Agent && self.sky.witness == Some(i);
+        if !host.power || absent || host.life(proc).is_some() || self.sky.now < host.down_until[proc as usize] {
             return;
         }
         match proc {

@@ -19,6 +19,7 @@ mod invariants;
 mod manager;
 mod mutation;
 mod network;
+mod operate;
 mod postgres;
 mod raft;
 mod run;
@@ -63,6 +64,12 @@ fn promise_plan(seed: u64) -> Plan {
 fn cascade_plan(seed: u64) -> Plan {
     let plan = if seed.is_multiple_of(2) { sync_plan(seed) } else { chaos_plan(seed) };
     Plan { cascade: true, ..plan }
+}
+
+/// Confirmed commits by every other seed; operators stop the cluster and members, restart, schedule and cancel; witnesses.
+fn operate_plan(seed: u64) -> Plan {
+    let plan = if seed.is_multiple_of(2) { sync_plan(seed) } else { chaos_plan(seed) };
+    Plan { operate: true, ..plan }
 }
 
 /// One seed again, with its trace.
@@ -192,6 +199,36 @@ fn members_that_stream_from_standbys_are_back_after_any_seed() {
     if number("WORLD_RUNS").is_none() {
         demand(&batch, &[("cascade", 20), ("sources set", 40), ("failovers", 15)]);
     }
+}
+
+/// In `make test`.
+const OPERATE_RUNS: u64 = 24;
+
+/// A cluster that is stopped stays so and loses nothing by it, and is up again once it is started.
+#[test]
+fn clusters_that_operators_stop_and_restart_are_back_after_any_seed() {
+    if let Some(seed) = number("WORLD_OPERATE_SEED") {
+        return again(&operate_plan(seed));
+    }
+    let mut batch = Batch::default();
+    for seed in 1..=number("WORLD_RUNS").unwrap_or(OPERATE_RUNS) {
+        batch.add(&operate_plan(seed));
+        if batch.is_broken() {
+            break;
+        }
+    }
+    println!("{batch}");
+    batch.assert_unbroken();
+    if number("WORLD_RUNS").is_none() {
+        demand(&batch, &[("clusters stopped", 1), ("awakenings", 1), ("hibernations failed", 1), ("failovers", 1)]);
+    }
+}
+
+/// The same as `many_seeds`, with what operators do, and with witnesses.
+#[test]
+#[ignore = "long: SEEDS=20000 or MINUTES=60"]
+fn many_seeds_with_what_operators_do() {
+    many(operate_plan);
 }
 
 /// The same as `many_seeds`, with members that stream from standbys.
@@ -384,4 +421,25 @@ fn a_rule_that_counts_before_it_binds_is_found() {
     let faults = [ChangeSettings, IsolateHost];
     let plan = Plan { sync: true, promise: true, ..Plan::mutated(0, Mutation::RuleBeforeItBinds, &faults) };
     is_found_in(&Plan { hasty: true, aimed: true, ..plan }, 200);
+}
+
+/// A bug of what operators do.
+fn is_found_in_operation(mutation: Mutation, faults: &[Fault], seeds: u64) {
+    is_found_in(&Plan { operate: true, ..Plan::mutated(0, mutation, faults) }, seeds);
+}
+
+#[test]
+fn a_hibernation_that_is_forgotten_is_found() {
+    is_found_in_operation(Mutation::HibernationForgotten, &[Fault::Hibernate, Fault::KillManager], 20);
+}
+
+#[test]
+fn a_hibernation_whose_wal_no_standby_has_is_found() {
+    is_found_in_operation(Mutation::DownBeforeReceived, &[Fault::Hibernate, Fault::CutChannel], 60);
+}
+
+#[test]
+fn an_end_that_is_forgotten_when_a_cluster_wakes_is_found() {
+    let faults = [Fault::Hibernate, Fault::CutPair, Fault::KillAgent, Fault::FreezeAgent];
+    is_found_in_operation(Mutation::EndOfSleepForgotten, &faults, 60);
 }

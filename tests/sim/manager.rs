@@ -165,13 +165,14 @@ pub struct Manager {
 }
 
 /// What every host is configured with.
-pub fn founding(names: &[MemberId]) -> Founding {
+pub fn founding(names: &[MemberId], witness: Option<usize>) -> Founding {
     let member = |(i, id): (usize, &MemberId)| {
+        let has = |port: u16| if witness == Some(i) { String::new() } else { format!("{id}:{port}") };
         let member = Member {
             node: NodeId(i as u64 + 1),
             manager: format!("{id}:7400"),
-            postgres: format!("{id}:5432"),
-            agent: format!("{id}:7401"),
+            postgres: has(5432),
+            agent: has(7401),
             learner: false,
         };
         (id.clone(), member)
@@ -205,7 +206,7 @@ impl World {
             (start.boot, start.raw) = (start.boot.saturating_sub(back), start.raw.saturating_sub(back));
         }
         let acceptor = Acceptor::new(grant, host.disks.sealed, start);
-        let mut board = Facts::new(founding(&self.sky.names));
+        let mut board = Facts::new(founding(&self.sky.names, self.sky.witness));
         // The group is there from the beginning (see `founding::run`).
         board.allow_founding();
         host.manager = Some(Manager {
@@ -449,7 +450,11 @@ impl Host {
             let mut outcome = matriarch::state::Applied::Nothing;
             if let Some(command) = &entry.command {
                 let before = manager.state.epoch;
-                outcome = Rc::make_mut(&mut manager.state).apply(command);
+                let state = Rc::make_mut(&mut manager.state);
+                outcome = state.apply(command);
+                if sky.mutation == Mutation::HibernationForgotten && state.asleep().is_some() {
+                    state.hibernation = None;
+                }
                 changed = true;
                 assert!(manager.state.epoch >= before, "an epoch went back");
             }

@@ -46,4 +46,10 @@ pub enum Mutation {
     RuleBeforeItBinds,
     /// Nobody looks at the first record of a timeline: equal numbers are taken for equal bytes.
     NumbersOnly,
+    /// The log knows that the cluster was stopped, and nothing that is held by it.
+    HibernationForgotten,
+    /// The primary of a hibernation gives its lock up though no standby has all its WAL.
+    DownBeforeReceived,
+    /// A cluster that wakes grants whoever answers, whatever WAL it has of the end.
+    EndOfSleepForgotten,
 }

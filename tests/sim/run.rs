@@ -4,16 +4,17 @@ use std::{fmt, rc::Rc};
 
 use matriarch::{
     domain::{MemberId, Profile, Timings},
+    policy,
     state::ClusterState,
 };
 
 use crate::{
-    chaos::{Chaos, FAULTS, Fault},
+    chaos::{Chaos, FAULTS, Fault, WORK},
     chronicle::{Chronicle, Cover},
     clock::{Clock, MS, SECOND, Time, micros},
     dice::Dice,
     host::Host,
-    invariants::{confirmed_commits_are_kept, everyone_rejoins, heals, no_false_failover},
+    invariants::{confirmed_commits_are_kept, everyone_rejoins, heals, hibernated_stays_down, no_false_failover},
     mutation::Mutation,
     network::Network,
     world::{Proc, Sky, What, World},
@@ -42,6 +43,8 @@ pub struct Plan {
     pub promise: bool,
     /// Members are set to stream from standbys, by chance.
     pub cascade: bool,
+    /// Operators stop, restart and schedule what they like, and half of the clusters have a witness.
+    pub operate: bool,
 }
 
 impl Plan {
@@ -58,6 +61,7 @@ impl Plan {
             sync: false,
             promise: false,
             cascade: false,
+            operate: false,
         }
     }
 
@@ -102,7 +106,13 @@ pub fn names(n: usize) -> Rc<[MemberId]> {
 
 fn world(plan: &Plan, tracing: bool) -> World {
     let mut dice = Dice::new(plan.seed);
-    let n = [3, 3, 3, 3, 3, 5, 5, 4, 6, 7][dice.below(10)];
+    let mut n = [3, 3, 3, 3, 3, 5, 5, 4, 6, 7][dice.below(10)];
+    let mut witness = None;
+    if plan.operate {
+        // Two with data and a witness, or three and one.
+        n = [3, 3, 3, 4, 4, 5][dice.below(6)];
+        witness = (n < 5 && dice.one_in(2)).then(|| n - 1);
+    }
     let profile = [
         Profile::Normal,
         Profile::Normal,
@@ -119,6 +129,7 @@ fn world(plan: &Plan, tracing: bool) -> World {
     let hosts = (0..n).map(|i| Host::new(i, Clock::new(&mut dice, rho, extreme, twins))).collect();
     let mut sky = Sky::new(dice, timings, names(n), Network::new(n), Chronicle::new(tracing), plan.mutation);
     (sky.sync, sky.promise, sky.cascade) = (plan.sync, plan.promise, plan.cascade);
+    (sky.operate, sky.witness) = (plan.operate, witness);
     sky.told.outvoted.unbound = plan.mutation == Mutation::RuleBeforeItBinds;
     let mut world = World { sky, hosts, chaos: Chaos::default(), writers_changed: false };
     for i in 0..n {
@@ -161,6 +172,11 @@ fn choose_faults(world: &mut World, plan: &Plan) {
         // A primary that goes on where nobody hears it, and is confirmed what it commits until its standbys leave it.
         faults.extend([Fault::IsolateHost, Fault::CutFromManagers, Fault::CutFromManagers, Fault::CutFromManagers]);
     }
+    if plan.operate {
+        // A copy that is gone for good has nothing to do with what operators were told.
+        faults.retain(|fault| *fault != Fault::WipeData);
+        faults.extend(WORK);
+    }
     faults.retain(|fault| !plan.without.contains(&format!("{fault:?}")));
     if !plan.faults.is_empty() {
         faults.clone_from(&plan.faults);
@@ -183,7 +199,8 @@ fn choose_faults(world: &mut World, plan: &Plan) {
 /// Everybody is back, and has been for a while.
 fn healthy(world: &mut World, since: &mut Option<Time>) -> bool {
     let now = world.sky.now;
-    let well = everyone_rejoins::missing(world).is_some_and(|missing| missing.is_empty()) && stuck(world).is_none();
+    let back = everyone_rejoins::missing(world).is_some_and(|missing| missing.is_empty());
+    let well = back && stuck(world).is_none() && !world.is_worked_on();
     if !well {
         *since = None;
         return false;
@@ -235,13 +252,17 @@ fn choose_sources(world: &mut World) {
 /// Runs until all is well; when it was, or why it is not.
 fn heal(world: &mut World, limit: Time) -> Result<(Time, Time), String> {
     let from = world.sky.now;
-    let (mut open_at, mut since, mut checked) = (None, None, from);
+    let (mut open_at, mut since, mut checked, mut told) = (None, None, from, from);
     world.run(from + limit, |world| {
         let now = world.sky.now;
         if now < checked + 20 * MS {
             return false;
         }
         checked = now;
+        if world.sky.operate && now >= told + SECOND {
+            told = now;
+            world.start_all();
+        }
         if open_at.is_none() && heals::open_primary(world).is_some() {
             open_at = Some(now);
         }
@@ -328,7 +349,66 @@ fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
         no_false_failover::check(world)?;
     }
     world.calm();
-    heal(world, limit)
+    if !plan.operate {
+        return heal(world, limit);
+    }
+    sleep(world)?;
+    // What can't go on is given up after a time of its own.
+    let limit = limit + micros(policy::rolling::PATIENCE + policy::agenda::WINDOW);
+    let healed = heal(world, limit)?;
+    if plan.seed.is_multiple_of(3) {
+        hibernate(world)?;
+        heal(world, limit)?;
+    }
+    Ok(healed)
+}
+
+/// Whoever was stopped by command comes down once all faults are over, and stays so.
+fn sleep(world: &mut World) -> Result<(), String> {
+    let asleep = |world: &World| {
+        let state = world.sky.told.state();
+        state.is_some_and(|s| s.hibernation.is_some() || s.maintenance.values().any(|asked| asked.stopped.is_some()))
+    };
+    let limit = micros(world.sky.timings.grant + world.sky.timings.stop) + 60 * SECOND;
+    let from = world.sky.now;
+    world.run(from + limit, |world| !asleep(world) || hibernated_stays_down::still_up(world).is_empty());
+    let from = world.sky.now;
+    world.run(from + 3 * SECOND, |_| false);
+    if let Some(broken) = world.sky.told.broken.first() {
+        return Err(broken.clone());
+    }
+    match hibernated_stays_down::still_up(world) {
+        up if up.is_empty() || !asleep(world) => Ok(()),
+        up => Err(format!("hibernated_stays_down: PostgreSQL of {up:?} is still up{}", describe(world))),
+    }
+}
+
+/// Without any fault a cluster is stopped when it is asked for, with a standby that streams.
+fn hibernate(world: &mut World) -> Result<(), String> {
+    let standbys = |world: &World| {
+        let others = world.hosts.iter().filter_map(|h| h.postgres.as_ref());
+        others.filter(|p| p.receiver.is_some()).count()
+    };
+    if heals::open_primary(world).is_none() || standbys(world) == 0 {
+        return Ok(());
+    }
+    let limit = micros(world.sky.timings.grant + world.sky.timings.stop * 3) + 60 * SECOND;
+    let (until, mut asked) = (world.sky.now + limit, 0);
+    world.run(until, |world| {
+        let state = world.sky.told.state();
+        if state.is_some_and(|s| s.hibernation.is_none()) && world.sky.now > asked + SECOND {
+            asked = world.sky.now;
+            world.stop_all();
+        }
+        world.asleep() && hibernated_stays_down::still_up(world).is_empty()
+    });
+    if let Some(broken) = world.sky.told.broken.first() {
+        return Err(broken.clone());
+    }
+    match world.asleep() {
+        true => sleep(world),
+        false => Err(format!("hibernates: it is not asleep after {} s{}", limit / SECOND, describe(world))),
+    }
 }
 
 /// One run.
@@ -400,6 +480,7 @@ impl Batch {
         let last = lines[lines.len().saturating_sub(60)..].join("\n");
         let again = match plan {
             Plan { small: true, .. } => "WORLD_SMALL_SEED",
+            Plan { operate: true, .. } => "WORLD_OPERATE_SEED",
             Plan { cascade: true, .. } => "WORLD_CASCADE_SEED",
             Plan { promise: true, .. } => "WORLD_PROMISE_SEED",
             Plan { sync: true, .. } => "WORLD_SYNC_SEED",

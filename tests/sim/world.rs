@@ -124,6 +124,10 @@ pub struct Sky {
     pub cascade: bool,
     /// Of WAL receivers, so far.
     pub connections: u32,
+    /// Operators stop, restart and start what they like.
+    pub operate: bool,
+    /// The host whose member has no PostgreSQL.
+    pub witness: Option<usize>,
 }
 
 impl Sky {
@@ -137,6 +141,7 @@ impl Sky {
     ) -> Self {
         let (now, queue, events, branches, rough) = (0, Queue::default(), 0, Branches::default(), false);
         let (sync, promise, cascade, connections) = (false, false, false, 0);
+        let (operate, witness) = (false, None);
         Self {
             now,
             queue,
@@ -153,11 +158,19 @@ impl Sky {
             promise,
             cascade,
             connections,
+            operate,
+            witness,
         }
     }
 
     pub fn n(&self) -> usize {
         self.names.len()
+    }
+
+    /// The hosts whose members have PostgreSQL.
+    pub fn with_postgres(&self) -> impl Iterator<Item = usize> + use<> {
+        let witness = self.witness;
+        (0..self.n()).filter(move |i| Some(*i) != witness)
     }
 
     pub fn index(&self, member: &MemberId) -> usize {

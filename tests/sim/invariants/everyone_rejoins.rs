@@ -31,6 +31,6 @@ pub fn missing(world: &World) -> Option<Vec<usize>> {
         let (Some(postgres), Some(data)) = (&host.postgres, &host.disks.place.data) else { return false };
         follows(world, i, primary) && postgres.open && world.sky.branches.is_prefix(data.wal, theirs) && !data.corrupt
     };
-    let others = (0..world.hosts.len()).filter(|i| *i != primary);
+    let others = world.sky.with_postgres().filter(|i| *i != primary);
     Some(others.filter(|i| !needs_an_operator(world, *i) && !back(*i)).collect())
 }

@@ -52,7 +52,7 @@ pub fn looked_at(told: &mut Chronicle, s: &Situation<'_>, command: &Command) {
         let of = s.state.settings.of_member(other);
         let sites = s.state.settings.settings().site_failover != SiteFailover::Any;
         let elsewhere = sites && of.site != s.state.settings.of_member(member).site;
-        let set_aside = !of.failover || of.priority == 0 || elsewhere;
+        let set_aside = !of.failover || of.priority == 0 || elsewhere || s.state.maintenance.contains_key(other);
         // One that crashed out of the lock not long ago comes last, for it may do so again.
         // A copy that has not streamed is an operator's choice only.
         let passed_over =

@@ -60,7 +60,7 @@ pub fn waits_for_an_operator(world: &World) -> bool {
     let count = |hold: &Hold| unfit.iter().map(|why| hold.to_string().matches(why).count()).sum::<usize>();
     let lost = world.hosts.iter().filter(|h| h.disks.manager_lost).count();
     let waits = |hold: &Hold| match hold {
-        Hold::NoSuccessor { .. } => count(hold) + lost >= world.hosts.len(),
+        Hold::NoSuccessor { .. } => count(hold) + lost >= world.sky.with_postgres().count(),
         Hold::LagUnknown { .. } | Hold::Unconfirmed { .. } => true,
         _ => false,
     };

@@ -22,6 +22,7 @@ pub mod fenced_means_empty;
 pub mod grants_follow_the_end;
 pub mod grants_go_to_the_most_advanced;
 pub mod heals;
+pub mod hibernated_stays_down;
 pub mod no_false_failover;
 pub mod nobody_follows_other_bytes;
 pub mod one_leader_a_term;
@@ -45,6 +46,7 @@ use crate::{chronicle::Moment, world::World};
 pub fn after_a_change_of_writers(world: &mut World) {
     one_writer::check(world);
     by_hand_acknowledges_nothing::check(world);
+    hibernated_stays_down::check(world);
 }
 
 /// After every event: what was committed in it and concerns all hosts.
@@ -54,6 +56,7 @@ pub fn after_an_event(world: &mut World) {
         match moment {
             Moment::Granted { epoch } => grants_follow_the_end::check(world, epoch),
             Moment::Stopped { from } => switchover_loses_nothing::stopped(world, &from),
+            Moment::Hibernated { primary, received } => hibernated_stays_down::stopped(world, &primary, received),
             Moment::SwitchedOver { to } => switchover_loses_nothing::check(world, &to),
         }
     }

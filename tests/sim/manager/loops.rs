@@ -9,9 +9,9 @@ use matriarch::{
         host::{CATCHING_UP, EFFECT, is_target},
         view::seen_by_leader,
     },
-    policy,
+    policy::{self, Situation},
     reconcile::{Action, Host as HostView, Next, StopMode, Upstream, next_action, shared},
-    state::{Applied, ClusterState, Command, OperationKind, RuleId},
+    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
 };
 
 use super::{ManagerEvent, Proposal, misled::Misled, rpc::Pending, rpc::Request};
@@ -81,6 +81,7 @@ impl Host {
         let leads = self.m().leads();
         let moment = self.board_now(sky);
         let me = sky.names[self.index].clone();
+        let wall_ms = self.wall_ms(sky);
         let manager = self.m();
         if leads && !manager.led {
             manager.board.lead(&me, moment, sky.timings.report);
@@ -92,7 +93,7 @@ impl Host {
         let state = Rc::clone(&manager.state);
         manager.board.keep_time(&state, moment);
         let request = format!("r{}", manager.numbers);
-        let situation = manager.board.situation(&state, &sky.timings, moment);
+        let situation = Situation { wall_ms, ..manager.board.situation(&state, &sky.timings, moment) };
         let misled = Misled::by(sky.mutation, &situation, &mut manager.early);
         let situation = misled.as_ref().map_or(situation, |misled| misled.sees(&situation));
         let plan = policy::decide(&situation, &request);
@@ -145,15 +146,23 @@ impl Host {
         self.wake_leader(sky, wait);
     }
 
-    /// An operator asks the leader (`view::ManagerHandle::begin`).
-    pub fn operator(&mut self, sky: &mut Sky, kind: OperationKind, to: usize) -> Result<(), String> {
-        let moment = self.board_now(sky);
-        let wanted = sky.names[to].clone();
-        let manager = self.manager.as_mut().ok_or("no manager runs")?;
+    /// What its wall clock says, in milliseconds since 1970; no two hosts agree.
+    fn wall_ms(&self, sky: &Sky) -> u64 {
+        1_790_000_000_000 + sky.now / MS + 300 * self.index as u64
+    }
+
+    /// An operator asks the leader for something, and what it decides by what it sees is proposed (`view::ManagerHandle`).
+    pub fn ask(
+        &mut self,
+        sky: &mut Sky,
+        decide: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,
+    ) -> Result<(), String> {
+        let (moment, wall_ms) = (self.board_now(sky), self.wall_ms(sky));
+        let manager = self.manager.as_ref().ok_or("no manager runs")?;
         let state = Rc::clone(&manager.state);
-        let situation = manager.board.situation(&state, &sky.timings, moment);
-        let kind = policy::switchover::admit(&situation, kind, Some(&wanted), true)?;
-        let request_id = format!("o{}", manager.number());
+        let situation = Situation { wall_ms, ..manager.board.situation(&state, &sky.timings, moment) };
+        let Some(kind) = decide(&situation)? else { return Ok(()) };
+        let request_id = format!("o{}", self.m().number());
         let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None });
         self.with_raft(sky, |raft, now, _, out| {
             let _ = raft.propose(command, now, out);
@@ -161,21 +170,17 @@ impl Host {
         Ok(())
     }
 
-    /// An operator changes settings.
+    /// A switchover or a failover.
+    pub fn operator(&mut self, sky: &mut Sky, kind: OperationKind, to: usize) -> Result<(), String> {
+        let wanted = sky.names[to].clone();
+        self.ask(sky, |s| policy::switchover::admit(s, kind, Some(&wanted), true).map(Some))
+    }
+
+    /// Other settings.
     pub fn configure(&mut self, sky: &mut Sky, changes: &SettingChanges) -> Result<(), String> {
-        let moment = self.board_now(sky);
-        let manager = self.manager.as_ref().ok_or("no manager runs")?;
-        let state = Rc::clone(&manager.state);
-        let situation = manager.board.situation(&state, &sky.timings, moment);
-        let kind =
-            policy::settings::admit(&situation, state.settings.version, changes, "op").map_err(|e| e.to_string())?;
-        let Some(kind) = kind else { return Ok(()) };
-        let request_id = format!("c{}", self.m().number());
-        let command = Rc::new(Command { request_id, expected: state.epoch, because: RuleId(1), kind, evidence: None });
-        self.with_raft(sky, |raft, now, _, out| {
-            let _ = raft.propose(command, now, out);
-        });
-        Ok(())
+        self.ask(sky, |s| {
+            policy::settings::admit(s, s.state.settings.version, changes, "op").map_err(|e| e.to_string())
+        })
     }
 
     // ------------------------------------------------------------ the host

@@ -250,7 +250,13 @@ impl Host {
                 let agent = view.map(|v| AgentView::clone(&v));
                 manager.board.seal(&name, epoch, (promise, agent), now);
                 self.board_changed(sky);
-                if promise.lapsed && known { 500 * MS } else { AGAIN }
+                let known = known || sky.witness == Some(member);
+                match (manager.state.asleep(), promise.lapsed && known) {
+                    // One that sleeps is asked for days.
+                    (Some(_), _) => 2 * SECOND,
+                    (None, true) => 500 * MS,
+                    (None, false) => AGAIN,
+                }
             }
             None => {
                 if now.since(*heard) > silent {

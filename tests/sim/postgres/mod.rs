@@ -365,6 +365,7 @@ impl World {
         self.sky.told.promoted(self.sky.now, i, epoch, timeline, (parent, end));
         let began = Content { branch: parent, end };
         invariants::confirmed_commits_are_kept::promoted(&mut self.sky, epoch, began);
+        invariants::hibernated_stays_down::promoted(&mut self.sky, epoch, began);
         if let Some(epoch) = epoch {
             invariants::the_outvoted_acknowledge_nothing_new::promoted(&mut self.sky, epoch, began);
         }
