@@ -69,34 +69,41 @@ fn a_configuration_of_patroni_is_imported_and_nothing_is_written_over() {
     check(
         &["import", "--help"],
         expect![[r#"
-        exit 0
-        Turn a configuration of Patroni into Matriarch's, and say what becomes of each key; asks nobody
+            exit 0
+            Turn a configuration of Patroni into Matriarch's, and say what becomes of each key; asks nobody
 
-        Usage: matriarch import [OPTIONS] <FILE>...
+            Usage: matriarch import [OPTIONS] <FILE>...
 
-        Arguments:
-          <FILE>...  patroni.yml of each host, or one that counts for all (with --members)
+            Arguments:
+              <FILE>...  patroni.yml of each host, or one that counts for all (with --members)
 
-        Options:
-              --dynamic <FILE>                The dynamic configuration, as `patronictl show-config` prints
-                                              it; -: standard input [default: bootstrap.dcs of the first
-                                              file]
-              --members <NAME=HOST[:PORT],…>  Names and hosts of the members [default: name and
-                                              postgresql.connect_address of each file]
-              --primary <NAME>                The member that is primary now; it becomes the first [default:
-                                              the first given]
-              --member <NAME>                 Only the file of this member
-              --output <DIR>                  A directory for the files, the commands and the report; -:
-                                              print them [default: -]
-              --json                          Print JSON
-          -h, --help                          Print help
+            Options:
+                  --dynamic <FILE>                The dynamic configuration, as `patronictl show-config` prints
+                                                  it; -: standard input [default: bootstrap.dcs of the first
+                                                  file]
+                  --members <NAME=HOST[:PORT],…>  Names and hosts of the members [default: name and
+                                                  postgresql.connect_address of each file]
+                  --primary <NAME>                The member that is primary now; it becomes the first [default:
+                                                  the first given]
+                  --member <NAME>                 Only the file of this member
+                  --output <DIR>                  A directory for the files, the commands and the report; -:
+                                                  print them [default: -]
+                  --json                          Print JSON
+              -h, --help                          Print help
 
-        Example: the files of three hosts, whose primary is pg2, with the dynamic configuration
-          patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 \
-            --dynamic - --output ./matriarch
+            Passwords are written into files of mode 0600 below --output, and never printed.
 
-        Passwords are written into files of mode 0600 below --output, and never printed.
-    "#]],
+            Exit codes:
+              0  done; status: every member is healthy and the primary is open
+              1  failed or refused; the reason was printed
+              2  wrong usage or configuration; nothing was changed
+              3  no manager could be reached
+              4  status: the cluster answers and is degraded; matrix: somebody is not reached
+
+            Examples:
+              matriarch import pg1.yml pg2.yml pg3.yml --primary pg2 --output ./matriarch  # of three hosts
+              patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --dynamic - --json
+        "#]],
     );
     let dir = tempfile::tempdir().unwrap();
     let (file, out) = (dir.path().join("p.yml"), dir.path().join("out"));
@@ -196,6 +203,12 @@ fn help_fits_on_a_screen_and_lists_the_exit_codes() {
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
               4  status: the cluster answers and is degraded; matrix: somebody is not reached
+
+            Examples:
+              matriarch status                               # members, primary, lag, and what is not healthy
+              matriarch switchover --candidate n2
+              matriarch config set parameters.work_mem=64MB  # on every host
+              matriarch config set --help
         "#]],
     );
 }
@@ -231,18 +244,18 @@ fn help_of_switchover() {
                   --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
               -h, --help                 Print help
 
-            Examples:
-              matriarch switchover  (to the best standby, after a question)
-              matriarch switchover --candidate n2 --yes
-              matriarch switchover --dry-run  (what it would do, and how long writes may wait)
-              matriarch switchover --scheduled 2030-12-01T03:00:00+01:00
-
             Exit codes:
               0  done; status: every member is healthy and the primary is open
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
               4  status: the cluster answers and is degraded; matrix: somebody is not reached
+
+            Examples:
+              matriarch switchover            # to the best standby, after a question
+              matriarch switchover --candidate n2 --yes
+              matriarch switchover --dry-run  # what it would do, and how long writes may wait
+              matriarch switchover --scheduled 2030-12-01T03:00:00+01:00
         "#]],
     );
 }
@@ -1437,17 +1450,10 @@ fn settings_are_changed_or_the_reason_is_given() {
         set(
             &["crash_budget=5", "--unset", "on_primary_crash"],
             expect![[r#"
-            exit 0
-            settings of version 5 (answered by n1)
-
-              a_newer_one = x  (set; this version does not know it)
-
-              crash_budget = 5  (set; default 3)
-                  so many crashes
-
-              on_primary_crash = auto  (default)
-                  what then
-        "#]],
+                exit 0
+                settings of version 5 now, of 4 before
+                  crash_budget = 5 (was default)
+            "#]],
         );
         set(
             &["crash_budget=5", "--if-version", "3"],
@@ -1547,18 +1553,19 @@ fn help_of_config_set() {
                   --output <FORMAT>      Print it as table, json, yaml or tsv [default: table]
               -h, --help                 Print help
 
-            Example:
-              matriarch config set crash_budget=5 on_primary_crash=restart
-              matriarch config set parameters.work_mem=64MB
-              matriarch config set priority=0 --member n2
-              matriarch config set hba=@pg_hba.conf
-
             Exit codes:
               0  done; status: every member is healthy and the primary is open
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
               4  status: the cluster answers and is degraded; matrix: somebody is not reached
+
+            Examples:
+              matriarch config set crash_budget=5 on_primary_crash=restart
+              matriarch config set parameters.work_mem=64MB --dry-run  # could it be changed?
+              matriarch config set priority=0 --member n2
+              matriarch config set hba=@pg_hba.conf                    # the lines of this file
+              matriarch config set --unset crash_budget                # its default again
         "#]],
     );
 }
@@ -1668,16 +1675,16 @@ fn help_of_dsn() {
                   --output <FORMAT>     Print it as table, json, yaml or tsv [default: table]
               -h, --help                Print help
 
-            Examples:
-              matriarch dsn --database app --user app
-              matriarch dsn --driver jdbc --for read-only --router r1:6433
-
             Exit codes:
               0  done; status: every member is healthy and the primary is open
               1  failed or refused; the reason was printed
               2  wrong usage or configuration; nothing was changed
               3  no manager could be reached
               4  status: the cluster answers and is degraded; matrix: somebody is not reached
+
+            Examples:
+              matriarch dsn --database app --user app
+              matriarch dsn --driver jdbc --for read-only --router r1:6433
         "#]],
     );
 }

@@ -54,8 +54,8 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         "check",
         &[
             ("check", "all of it, the worst decides"),
-            ("check quorum", "1: the loss of one more host would be the loss of the majority"),
-            ("check sync", "1: the loss of one more standby would be too much"),
+            ("check quorum", "1: the loss of one more host is too much"),
+            ("check sync", "1: the loss of one more standby is too much"),
             ("check lag --warning 16MB --critical 1GB", ""),
             ("check lag --warning 10s --critical 60s --member n2", ""),
             ("check role --member n1 --role primary", ""),
@@ -204,7 +204,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         "demo",
         &[
             ("demo", "a live view; q ends it"),
-            ("demo --fault kill-host --runs 5 --profile fast --json host.json", "unattended, with figures"),
+            ("demo --fault kill-host --runs 5 --profile fast --json host.json", "unattended"),
         ],
     ),
 ];

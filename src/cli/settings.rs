@@ -211,7 +211,13 @@ fn came_to(changed: &Changed, now: &SettingsReply) -> String {
     match differences(&old, &set(now)) {
         same if same.is_empty() => format!("settings of version {version} as before: nothing is another\n"),
         found => {
-            format!("settings of version {version} now, of {} before\n{}", before.version, versions::changes(&found))
+            // Each member has PostgreSQL's a moment later, and some wait for a restart.
+            let then = match found.keys().any(|key| PostgresKey::of(key).is_some()) {
+                true => "`matriarch config diff` says what is in force on each member, and what waits for a restart\n",
+                false => "",
+            };
+            let what = versions::changes(&found);
+            format!("settings of version {version} now, of {} before\n{what}{then}", before.version)
         }
     }
 }
