@@ -26,6 +26,8 @@ mod hooks;
 mod interrupted;
 #[path = "agent/lend.rs"]
 mod lend;
+#[path = "support/removal.rs"]
+mod removal;
 #[path = "agent/running.rs"]
 mod running;
 #[path = "agent/slots.rs"]
@@ -107,7 +109,6 @@ impl Write for Journal {
 struct Cluster {
     members: Vec<MemberConfig>,
     voters: Vec<AcceptorHandle>,
-    /// Last: what is above still writes there.
     root: tempfile::TempDir,
 }
 
@@ -123,6 +124,14 @@ struct Parted {
 }
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+impl Drop for Cluster {
+    /// Voters, and guards that have let go of what they watched, end a moment after they were told to.
+    fn drop(&mut self) {
+        self.voters.clear();
+        removal::remove(self.root.path());
+    }
+}
 
 impl Cluster {
     fn new() -> Cluster {

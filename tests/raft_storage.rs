@@ -4,6 +4,9 @@
 // In a test an unwrap is an assertion.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/removal.rs"]
+mod removal;
+
 use std::{
     env, fs,
     io::{BufRead as _, BufReader},
@@ -69,14 +72,9 @@ impl RaftDir {
 }
 
 impl Drop for RaftDir {
-    /// The thread that writes the mark may be at it still, and a directory that gets a file meanwhile is not removed.
+    /// The thread that writes the mark may be at it still.
     fn drop(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while self.within.path().exists() && Instant::now() < deadline {
-            if fs::remove_dir_all(self.within.path()).is_err() {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
+        removal::remove(self.within.path());
     }
 }
 

@@ -28,6 +28,8 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 
+use super::removal;
+
 pub const LONG: Duration = Duration::from_secs(30);
 
 pub fn timings() -> Timings {
@@ -195,16 +197,10 @@ pub struct Cluster {
 }
 
 impl Drop for Cluster {
-    /// What a killed node has handed on to a thread of its own may be written after its end still, and a directory that gets a
-    /// file meanwhile is not removed.
+    /// What a killed node has handed on to a thread of its own may be written after its end still.
     fn drop(&mut self) {
         self.hosts.clear();
-        let deadline = Instant::now() + Duration::from_secs(2);
-        while self.dir.path().exists() && Instant::now() < deadline {
-            if std::fs::remove_dir_all(self.dir.path()).is_err() {
-                thread::sleep(Duration::from_millis(5));
-            }
-        }
+        removal::remove(self.dir.path());
     }
 }
 

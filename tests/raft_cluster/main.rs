@@ -6,6 +6,8 @@
 
 mod bench;
 mod group;
+#[path = "../support/removal.rs"]
+mod removal;
 
 use std::{
     path::Path,
