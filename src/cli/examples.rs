@@ -203,7 +203,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         "demo",
         &[
             ("demo", "a live view; q ends it"),
-            ("demo --fault kill-host --runs 5 --profile fast --json host.json", "unattended"),
+            ("demo --fault kill-host --runs 5 --json host.json", "unattended"),
         ],
     ),
 ];
