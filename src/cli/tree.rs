@@ -61,12 +61,12 @@ fn with_end(command: Command, words: &str) -> Command {
 /// `--output` says how, and asks for a document as `--json` does. A `--json` that takes a file is none of these.
 fn with_output(command: Command) -> Command {
     let find = |id| command.get_arguments().find(|arg| arg.get_id() == id);
-    let Some(json) = find(JSON).filter(|json| matches!(json.get_action(), ArgAction::SetTrue)) else { return command };
-    if find(OUTPUT).is_some() {
+    if !find(JSON).is_some_and(|json| matches!(json.get_action(), ArgAction::SetTrue)) || find(OUTPUT).is_some() {
         return command;
     }
-    // What has no document (`--watch`) has none in any form.
-    let without: Vec<Id> = command.get_arg_conflicts_with(json).into_iter().map(|arg| arg.get_id().clone()).collect();
+    // What has no document (`--watch`) has none in any form; it is there that clap is told so.
+    let has_none = |arg: &&Arg| command.get_arg_conflicts_with(arg).iter().any(|other| other.get_id() == JSON);
+    let without: Vec<Id> = command.get_arguments().filter(has_none).map(|arg| arg.get_id().clone()).collect();
     let output = Arg::new(OUTPUT)
         .long(OUTPUT)
         .value_name("FORMAT")
