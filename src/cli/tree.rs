@@ -128,9 +128,9 @@ mod tests {
                     [" | ", " > ", " && ", "  #"].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
                 seen += 1;
                 let words = std::iter::once("matriarch".to_owned()).chain(unquoted(typed));
-                if let Err(error) = super::command().try_get_matches_from(words) {
-                    wrong.push(format!("{typed}: {error}"));
-                }
+                // Help is what was asked for.
+                let failed = super::command().try_get_matches_from(words).err().filter(Error::use_stderr);
+                wrong.extend(failed.map(|error| format!("{typed}: {error}")));
             }
         });
         assert_eq!(wrong, Vec::<String>::new());
