@@ -200,11 +200,5 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("patronictl show-config | matriarch import pg1.yml pg2.yml pg3.yml --dynamic - --json", ""),
         ],
     ),
-    (
-        "demo",
-        &[
-            ("demo", "a live view; q ends it"),
-            ("demo --fault kill-host --runs 5 --profile fast --json host.json", "unattended"),
-        ],
-    ),
+    ("demo", &[("demo", "a live view; q ends it"), ("demo --fault kill-host --runs 5 --json host.json", "unattended")]),
 ];

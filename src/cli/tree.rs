@@ -61,12 +61,12 @@ fn with_end(command: Command, words: &str) -> Command {
 /// `--output` says how, and asks for a document as `--json` does. A `--json` that takes a file is none of these.
 fn with_output(command: Command) -> Command {
     let find = |id| command.get_arguments().find(|arg| arg.get_id() == id);
-    let Some(json) = find(JSON).filter(|json| matches!(json.get_action(), ArgAction::SetTrue)) else { return command };
-    if find(OUTPUT).is_some() {
+    if !find(JSON).is_some_and(|json| matches!(json.get_action(), ArgAction::SetTrue)) || find(OUTPUT).is_some() {
         return command;
     }
-    // What has no document (`--watch`) has none in any form.
-    let without: Vec<Id> = command.get_arg_conflicts_with(json).into_iter().map(|arg| arg.get_id().clone()).collect();
+    // What has no document (`--watch`) has none in any form; it is there that clap is told so.
+    let has_none = |arg: &&Arg| command.get_arg_conflicts_with(arg).iter().any(|other| other.get_id() == JSON);
+    let without: Vec<Id> = command.get_arguments().filter(has_none).map(|arg| arg.get_id().clone()).collect();
     let output = Arg::new(OUTPUT)
         .long(OUTPUT)
         .value_name("FORMAT")
@@ -128,9 +128,9 @@ mod tests {
                     [" | ", " > ", " && ", "  #"].iter().fold(line, |line, end| line.split(end).next().unwrap_or(line));
                 seen += 1;
                 let words = std::iter::once("matriarch".to_owned()).chain(unquoted(typed));
-                if let Err(error) = super::command().try_get_matches_from(words) {
-                    wrong.push(format!("{typed}: {error}"));
-                }
+                // Help is what was asked for.
+                let failed = super::command().try_get_matches_from(words).err().filter(Error::use_stderr);
+                wrong.extend(failed.map(|error| format!("{typed}: {error}")));
             }
         });
         assert_eq!(wrong, Vec::<String>::new());

@@ -15,7 +15,7 @@ use crate::{
         print, render,
     },
     domain::{
-        SettingsDocument,
+        PostgresKey, SettingsDocument,
         settings_history::{differences, values_of},
     },
     rpc::{
@@ -183,11 +183,22 @@ pub(super) fn lines(found: &Found) -> String {
 /// What was committed against what runs on each member.
 async fn against_members(client: &Client, as_json: bool) -> Result<Exit, ClientError> {
     let (settings, status) = (client.settings().await?, client.status(false).await?);
-    print(&if as_json { members_json(settings.version, &status) } else { members_text(settings.version, &status) });
+    // An older manager keeps no history: then nobody is said to be late.
+    let due = client.settings_history().await.map(|reply| due(&reply)).unwrap_or_default();
+    print(&match as_json {
+        true => members_json(settings.version, &status),
+        false => members_text(settings.version, due, &status),
+    });
     Ok(exit::OK)
 }
 
-fn members_text(version: u64, status: &StatusReply) -> String {
+/// The version that changed PostgreSQL's settings last, which every member is to have; what else is set its files don't show.
+fn due(reply: &SettingsHistoryReply) -> u64 {
+    let of_postgres = |change: &&SettingsChange| change.keys.iter().any(|key| PostgresKey::of(&key.key).is_some());
+    reply.changes.iter().rev().find(of_postgres).map_or(0, |change| change.version)
+}
+
+fn members_text(version: u64, due: u64, status: &StatusReply) -> String {
     let mut out = format!("settings of version {version} against what runs on each member\n");
     for member in &status.members {
         let view = configuration::view_of(member.configuration.clone());
@@ -195,8 +206,8 @@ fn members_text(version: u64, status: &StatusReply) -> String {
         let name = &member.member;
         if member.state == "silent" {
             let _ = writeln!(out, "  {name}: nobody knows, it does not answer");
-        } else if (1..version).contains(&view.version) {
-            let _ = writeln!(out, "  {name}: still those of version {}, these come in a moment", view.version);
+        } else if (1..due).contains(&view.version) {
+            let _ = writeln!(out, "  {name}: still those of version {}, newer ones come in a moment", view.version);
         } else if remarks.is_empty() {
             let _ = writeln!(out, "  {name}: as committed");
         } else {
@@ -277,6 +288,15 @@ mod tests {
     }
 
     #[test]
+    fn members_are_late_only_with_what_postgresql_shows() {
+        assert_eq!(due(&reply()), 3);
+        let mut other = reply();
+        other.changes[1].keys[0].key = "crash_budget".into();
+        other.changes[1].keys.truncate(1);
+        assert_eq!(due(&other), 2, "version 3 is none of PostgreSQL's");
+    }
+
+    #[test]
     fn each_member_says_what_is_not_as_committed() {
         let pending = PendingSetting {
             name: "max_connections".into(),
@@ -302,9 +322,9 @@ mod tests {
             ..Default::default()
         };
         let members = [members, vec![late]].concat();
-        let told = members_text(4, &StatusReply { members, ..Default::default() });
+        let told = members_text(4, 4, &StatusReply { members, ..Default::default() });
         let expected = "settings of version 4 against what runs on each member\n  n1:\n    pending restart: max_connections = 100, then 200 \
-                        (needs a restart, standbys first)\n  n2: as committed\n  n3: nobody knows, it does not answer\n  n4: still those of version 3, these \
+                        (needs a restart, standbys first)\n  n2: as committed\n  n3: nobody knows, it does not answer\n  n4: still those of version 3, newer ones \
                         come in a moment\n";
         assert_eq!(told, expected);
     }
