@@ -1153,6 +1153,12 @@ fn operations_are_scheduled_rehearsed_listed_and_taken_back() {
 
         assert_eq!(run(&["operations", "cancel", "9"]), (0, "cancelled: it does not begin\n".to_owned()));
         assert!(run(&["operations", "cancel", "8"]).1.contains("operation 8 is not cancelled: there is no such"));
+        let (code, text) = run(&["operations", "cancel", "8", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &told["cancelled"]), (1, &false.into()), "{told}");
+        let (code, text) = run(&["restart", "n2", "--scheduled", "2020-01-28T16:46:40Z", "--yes", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((code, &told["state"], &told["reason"]), (1, &"refused".into(), &"it is over".into()), "{told}");
         assert!(run(&["operations", "list"]).1.contains("9   rolling-restart"));
         assert_eq!(run(&["operations", "show", "8"]).0, 1);
         let (code, text) = run(&["operations", "show", "9", "--json"]);

@@ -727,7 +727,7 @@ impl World {
         let operation = self.state.operation.as_ref().map(|o| (o.id, o.phase));
         if self.operation_seen != operation {
             self.operation_seen = operation;
-            self.since.operation = self.now;
+            (self.since.operation, self.since.rolling) = (self.now, self.now);
         }
         self.since.hear_of_work(&self.state, &self.seen);
         let newest = self.state.timings.newest();

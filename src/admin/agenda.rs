@@ -184,12 +184,12 @@ fn numbered(id: Result<u64, NotBegun>, from: String, to: String) -> v1::Operatio
 }
 
 /// What the operation would do.
-pub(super) fn plan(
+pub(super) async fn plan(
     manager: &ManagerHandle,
     (kind, from, to): (OperationKind, Option<MemberId>, Option<MemberId>),
     allow_loss: bool,
 ) -> v1::PlanOperationReply {
-    match manager.rehearse(kind, (from.as_ref(), to.as_ref()), allow_loss) {
+    match manager.rehearse(kind, (from.as_ref(), to.as_ref()), allow_loss).await {
         Ok(plan) => v1::PlanOperationReply {
             possible: true,
             reason: String::new(),

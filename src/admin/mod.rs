@@ -487,7 +487,7 @@ impl v1::admin_server::Admin for AdminService {
             return client.plan_operation(passed_on(v1::PlanOperationRequest { to, ..asked })).await;
         }
         let (kind, (from, to)) = (agenda::kind(asked.kind)?, named(&asked.from, &asked.member)?);
-        Ok(Response::new(agenda::plan(&self.manager, (kind, from, to), asked.allow_data_loss)))
+        Ok(Response::new(agenda::plan(&self.manager, (kind, from, to), asked.allow_data_loss).await))
     }
 
     async fn rolling_restart(

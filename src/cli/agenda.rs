@@ -163,6 +163,10 @@ async fn cancel(client: &ClientArgs, id: u64, json: bool) -> Exit {
             });
             exit::OK
         }
+        Ok(reply) if json => {
+            print(&render::json(&Json { cancelled: false, id, says: &reply.reason }));
+            exit::FAILED
+        }
         Ok(reply) => complain(&format!("operation {id} is not cancelled: {}", reply.reason), exit::FAILED),
         Err(error) => complain_client(&error),
     }
@@ -409,9 +413,10 @@ pub(super) async fn schedule(
         by: who(),
         request_id: Uuid::now_v7().to_string(),
     };
-    match accepted(what, client.schedule_operation(request).await) {
+    match accepted((what, what), client.schedule_operation(request).await, operation.json) {
         Ok(reply) if operation.json => {
-            print(&render::json(&SteppedJson { operation: what, id: reply.id, state: "scheduled", reason: None }));
+            let (id, state) = (Some(reply.id), "scheduled");
+            print(&render::json(&SteppedJson { operation: what, id, state, reason: None }));
             exit::OK
         }
         Ok(reply) => {
@@ -428,14 +433,24 @@ pub(super) async fn schedule(
 #[derive(Serialize)]
 struct SteppedJson<'a> {
     operation: &'a str,
-    id: u64,
+    /// Null: it is refused.
+    id: Option<u64>,
     state: &'a str,
     reason: Option<&'a str>,
 }
 
-fn accepted(what: &str, reply: Result<OperationReply, ClientError>) -> Result<OperationReply, Exit> {
+fn accepted(
+    (what, operation): (&str, &str),
+    reply: Result<OperationReply, ClientError>,
+    json: bool,
+) -> Result<OperationReply, Exit> {
     match reply {
         Ok(reply) if reply.accepted => Ok(reply),
+        Ok(reply) if json => {
+            let (id, state, reason) = (None, "refused", Some(reply.reason.as_str()));
+            print(&render::json(&SteppedJson { operation, id, state, reason }));
+            Err(exit::FAILED)
+        }
         Ok(reply) => Err(complain(&format!("{what} refused: {}", reply.reason), exit::FAILED)),
         Err(ClientError::NobodyReached { tried, maybe_received: true }) => {
             let tried = tried.join("; ");
@@ -474,20 +489,24 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
         by: who(),
         request_id: Uuid::now_v7().to_string(),
     };
-    let id = match accepted("rolling restart", client.rolling_restart(request).await) {
+    let (json, name) = (operation.json, "rolling-restart");
+    let id = match accepted(("rolling restart", name), client.rolling_restart(request).await, json) {
         Ok(reply) => reply.id,
         Err(exit) => return exit,
     };
-    let json = operation.json;
     if !json {
         print(&format!("rolling restart {id} accepted\n"));
     }
     let began = Instant::now();
     let ended = if operation.no_wait { None } else { follow(&client, id, operation).await };
-    let name = "rolling-restart";
     match ended {
         Some(r) if json => {
-            print(&render::json(&SteppedJson { operation: name, id, state: &r.state, reason: given(&r.reason) }));
+            print(&render::json(&SteppedJson {
+                operation: name,
+                id: Some(id),
+                state: &r.state,
+                reason: given(&r.reason),
+            }));
             if r.state == "succeeded" { exit::OK } else { exit::FAILED }
         }
         Some(r) if r.state == "succeeded" => {
@@ -497,7 +516,7 @@ pub(super) async fn rolling_restart(args: RollingRestartArgs) -> Exit {
         Some(r) => complain(&format!("rolling restart {id} {}: {}", r.state, r.reason), exit::FAILED),
         None => {
             if json {
-                print(&render::json(&SteppedJson { operation: name, id, state: "running", reason: None }));
+                print(&render::json(&SteppedJson { operation: name, id: Some(id), state: "running", reason: None }));
             }
             if operation.no_wait {
                 return exit::OK;

@@ -19,7 +19,8 @@ use super::{
     print, render,
 };
 use crate::rpc::v1::{
-    FailoverRequest, OperationKind, OperationReply, OperationStatus, RestartRequest, StatusReply, SwitchoverRequest,
+    FailoverRequest, OperationKind, OperationRecord, OperationReply, OperationStatus, RestartRequest, StatusReply,
+    SwitchoverRequest,
 };
 
 /// Between two looks at a running operation.
@@ -310,6 +311,26 @@ enum Ending {
     Replaced,
 }
 
+impl Ending {
+    /// A later one has taken its place in the status, and then the list of operations tells.
+    async fn or_remembered(self, id: u64, client: &Client) -> Ending {
+        if self != Self::Replaced {
+            return self;
+        }
+        let all = client.operations().await.map(|reply| reply.operations).unwrap_or_default();
+        all.iter().find(|record| record.id == id).and_then(remembered).unwrap_or(Self::Replaced)
+    }
+}
+
+/// How one ended that is listed; `None`: it goes on.
+fn remembered(record: &OperationRecord) -> Option<Ending> {
+    match record.state.as_str() {
+        "running" => None,
+        "succeeded" => Some(Ending::Succeeded(record.to.clone())),
+        _ => Some(Ending::Failed(record.reason.clone())),
+    }
+}
+
 /// Until it ends, at most so long; its phases are printed unless it is to be `quiet`.
 async fn wait(
     client: &Client,
@@ -323,7 +344,7 @@ async fn wait(
         if let Ok(status) = client.status(false).await {
             heard = Instant::now();
             if let Some(ending) = ending(reply.id, &status) {
-                return Some(ending);
+                return Some(ending.or_remembered(reply.id, client).await);
             }
             let phase = status.operation.filter(|o| o.id == reply.id).map(|o| o.phase).unwrap_or_default();
             let member = status.members.iter().find(|m| m.member == reply.to);
@@ -379,5 +400,22 @@ mod tests {
         assert_eq!(ending(4, &last(operation(4, true, true))), Some(Ending::Succeeded("n2".to_owned())));
         assert_eq!(ending(4, &last(operation(4, true, false))), Some(Ending::Failed("n2 lags".to_owned())));
         assert_eq!(ending(4, &last(operation(5, true, true))), Some(Ending::Replaced));
+        let begun = StatusReply { operation: Some(operation(5, false, false)), ..last(operation(4, true, true)) };
+        assert_eq!(ending(4, &begun), Some(Ending::Succeeded("n2".to_owned())), "the next one is under way");
+    }
+
+    #[test]
+    fn one_that_a_later_one_has_followed_is_looked_up_in_the_list() {
+        let record = |state: &str| OperationRecord {
+            state: state.to_owned(),
+            to: "n2".to_owned(),
+            reason: "so it is".to_owned(),
+            ..OperationRecord::default()
+        };
+        assert_eq!(remembered(&record("succeeded")), Some(Ending::Succeeded("n2".to_owned())));
+        for state in ["failed", "cancelled"] {
+            assert_eq!(remembered(&record(state)), Some(Ending::Failed("so it is".to_owned())), "{state}");
+        }
+        assert_eq!(remembered(&record("running")), None);
     }
 }

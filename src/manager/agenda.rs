@@ -2,7 +2,7 @@
 
 use super::{
     leader,
-    view::{ManagerHandle, NotBegun},
+    view::{ManagerHandle, NotBegun, is_short, other},
 };
 use crate::{
     domain::MemberId,
@@ -12,7 +12,7 @@ use crate::{
         rehearsal::{self, Rehearsal},
         rolling::{self, Wanted},
     },
-    state::{Applied, Command, Kind, OperationKind, RuleId},
+    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
 };
 
 impl ManagerHandle {
@@ -34,7 +34,8 @@ impl ManagerHandle {
                 NotScheduled::Refused(why) => NotBegun::Refused(why),
             })
         };
-        self.number(request_id, admit).await
+        let same = |state: &ClusterState, id| state.agenda.was_scheduled(id, kind, who, at_ms);
+        self.number(request_id, same, admit).await
     }
 
     /// Begins a rolling restart; only the Raft leader can. Gives its number.
@@ -42,7 +43,8 @@ impl ManagerHandle {
     /// # Errors
     /// Why it is refused, or that its fate is unknown.
     pub async fn roll(&self, wanted: Wanted, (by, request_id): (&str, String)) -> Result<u64, NotBegun> {
-        self.number(request_id, |s| rolling::admit(s, wanted, by).map_err(NotBegun::Refused)).await
+        let same = |state: &ClusterState, id| state.agenda.was_rolling(id, wanted.primary);
+        self.number(request_id, same, |s| rolling::admit(s, wanted, by).map_err(NotBegun::Refused)).await
     }
 
     /// Takes something back; only the Raft leader can. Says what happens now.
@@ -64,7 +66,7 @@ impl ManagerHandle {
     ///
     /// # Errors
     /// Why it would be refused, or that nobody leads.
-    pub fn rehearse(
+    pub async fn rehearse(
         &self,
         kind: OperationKind,
         who: (Option<&MemberId>, Option<&MemberId>),
@@ -73,30 +75,40 @@ impl ManagerHandle {
         if !self.leadership().am_leader {
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
-        self.look(|s| rehearsal::of(s, kind, who, allow_loss))
+        self.patiently(|| self.look(|s| rehearsal::of(s, kind, who, allow_loss))).await
     }
 
     /// Proposes what gets a number; the same request heard again gets the same one.
     async fn number(
         &self,
         request_id: String,
-        admit: impl FnOnce(&Situation<'_>) -> Result<Kind, NotBegun>,
+        same: impl Fn(&ClusterState, u64) -> bool,
+        admit: impl Fn(&Situation<'_>) -> Result<Kind, NotBegun>,
     ) -> Result<u64, NotBegun> {
-        let (manager, state) = (self.manager(), self.state());
-        if let Some(known) = state.number_of(&request_id) {
-            return Ok(known);
+        is_short(&request_id).map_err(NotBegun::Refused)?;
+        let manager = self.manager();
+        let known = |state: &ClusterState| {
+            let id = state.number_of(&request_id)?;
+            Some(if same(state, id) { Ok(id) } else { Err(NotBegun::Refused(other(&request_id, id))) })
+        };
+        if let Some(known) = known(&self.state()) {
+            return known;
         }
         if !self.leadership().am_leader {
             // Only a leader hears of all hosts.
             return Err(NotBegun::Undecided("no Raft leader answers: bring a majority of managers up".to_owned()));
         }
-        let kind = self.look(admit)?;
+        let admitted = || {
+            let state = self.state();
+            self.look(&admit).map(|kind| (state, kind))
+        };
+        let (state, kind) = self.patiently(admitted).await?;
         let evidence = leader::evidence(manager, &state, &[]);
         let (expected, because) = (state.epoch, RuleId(2));
         let command = Command { request_id: request_id.clone(), expected, because, kind, evidence };
         let proposed = manager.inner.node.propose(command).await;
-        if let Some(known) = self.state().number_of(&request_id) {
-            return Ok(known);
+        if let Some(known) = known(&self.state()) {
+            return known;
         }
         Err(match proposed {
             Ok(Applied::Stale { why, .. }) => NotBegun::Refused(format!("the cluster has changed meanwhile: {why}")),

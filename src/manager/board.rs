@@ -18,8 +18,8 @@ use crate::{
         observation::{AgentView, Notice},
     },
     guard::sys::two_clocks,
-    policy::{Founding, Plan, Seal, Since, Situation, reader},
-    state::{ClusterState, Lock, Member, OperationPhase, Reader},
+    policy::{Founding, Plan, Seal, Since, Situation, reader, restart_order},
+    state::{ClusterState, Lock, Member, Operation, OperationPhase, Reader},
 };
 
 /// The board of one manager. Cheap to clone.
@@ -58,10 +58,33 @@ pub struct Facts {
     lock_seen: Option<Lock>,
     reader_seen: Option<Reader>,
     operation_seen: Seen,
+    rolling_seen: SeenRolling,
     may_found: bool,
 }
 
-/// What a deadline of an operation, or of a rolling restart between two of them, is counted from.
+/// What the deadline of a rolling restart between two steps is counted from. Restarts that rule 438 begins again and again are
+/// not, for it would have no end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct SeenRolling {
+    rolling: Option<u64>,
+    operation: Option<u64>,
+    epoch: Epoch,
+    paused: bool,
+}
+
+impl SeenRolling {
+    fn of(state: &ClusterState) -> Self {
+        let counts = |o: &&Operation| o.because.0 != restart_order::RULE;
+        Self {
+            rolling: state.agenda.rolling.as_ref().map(|r| r.id),
+            operation: state.operation.as_ref().filter(counts).map(|o| o.id),
+            epoch: state.epoch,
+            paused: state.paused.is_some(),
+        }
+    }
+}
+
+/// What a deadline of an operation, or of what follows one, is counted from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Seen {
     operation: Option<(u64, OperationPhase)>,
@@ -96,6 +119,7 @@ impl Facts {
             lock_seen: None,
             reader_seen: None,
             operation_seen: Seen::default(),
+            rolling_seen: SeenRolling::default(),
             may_found: false,
         }
     }
@@ -146,12 +170,12 @@ impl Facts {
     pub fn lead(&mut self, me: &MemberId, now: Moment, report: Duration) {
         self.since.lead = now;
         self.since.lock = now;
-        self.since.operation = now;
+        (self.since.operation, self.since.rolling) = (now, now);
         self.since.timings = None;
         (self.since.reader, self.since.reader_unfit) = (now, None);
         self.lock_seen = None;
         self.reader_seen = None;
-        self.operation_seen = Seen::default();
+        (self.operation_seen, self.rolling_seen) = (Seen::default(), SeenRolling::default());
         self.seals.clear();
         // What others said in an earlier term of this leader may be long over.
         self.seen.retain(|member, seen| member == me || now.since(seen.at) <= report);
@@ -175,6 +199,11 @@ impl Facts {
         if self.operation_seen != operation {
             self.operation_seen = operation;
             self.since.operation = now;
+        }
+        let rolling = SeenRolling::of(state);
+        if self.rolling_seen != rolling {
+            self.rolling_seen = rolling;
+            self.since.rolling = now;
         }
         self.since.hear_of_work(state, &self.seen);
         let newest = state.timings.newest();
@@ -354,5 +383,49 @@ impl Board {
         let now = self.now();
         let facts = self.lock();
         look(&Situation { wall_ms: wall_clock_ms(), ..facts.situation(state, timings, now) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        policy::testing,
+        state::{OperationKind, PrimaryTurn, Request, Rolling, RuleId},
+    };
+
+    #[test]
+    fn restarts_of_one_that_replays_nothing_give_a_rolling_restart_no_more_time() {
+        let mut state = testing::state("granted a open 2");
+        let (members, primary, done) = ([testing::id("b")].into(), PrimaryTurn::Left, Vec::new());
+        let asked = Request::default();
+        state.agenda.rolling = Some(Rolling { id: 4, members, done, primary, asked, cancelled: None });
+        let founding = Founding {
+            cluster_id: ClusterId("x".into()),
+            name: "x".into(),
+            initializer: testing::id("a"),
+            members: vec![],
+        };
+        let mut facts = Facts::new(founding);
+        let at = Moment::from_millis;
+        facts.keep_time(&state, at(1_000));
+        let operation = |id, because| {
+            let kind = OperationKind::Restart;
+            let of = testing::state("granted a open 2; reinit c copy").operation.unwrap();
+            Some(Operation { id, kind, because: RuleId(because), ..of })
+        };
+        state.operation = operation(5, restart_order::RULE);
+        facts.keep_time(&state, at(2_000));
+        state.operation = None;
+        facts.keep_time(&state, at(3_000));
+        assert_eq!((facts.since.rolling, facts.since.operation), (at(1_000), at(3_000)));
+        state.operation = operation(6, 436);
+        facts.keep_time(&state, at(4_000));
+        assert_eq!(facts.since.rolling, at(4_000), "its own step");
+        state.operation = None;
+        facts.keep_time(&state, at(5_000));
+        state.epoch = Epoch(2);
+        facts.keep_time(&state, at(6_000));
+        assert_eq!(facts.since.rolling, at(6_000), "a failover");
     }
 }

@@ -1,6 +1,6 @@
 //! What operators ask of PostgreSQL of a member, or of the whole cluster: that it stops and stays so, or is started again.
 
-use super::view::ManagerHandle;
+use super::view::{ManagerHandle, is_short, other};
 use crate::{
     domain::MemberId,
     policy::{
@@ -8,7 +8,7 @@ use crate::{
         halt::{self, Words},
         hibernate,
     },
-    state::Kind,
+    state::{Kind, OperationKind},
 };
 
 /// Whose PostgreSQL.
@@ -46,7 +46,7 @@ impl ManagerHandle {
             What::Member(member) => Ok((halt::admit_stop(s, member, words)?, halt::warnings(s, member))),
             What::All => Ok((hibernate::admit(s, words)?, hibernate::warnings(s))),
         };
-        self.halt(dry_run, request_id, admit).await
+        self.halt((what, OperationKind::Hibernate), (dry_run, request_id), admit).await
     }
 
     /// Starts it again; only the Raft leader can.
@@ -58,25 +58,30 @@ impl ManagerHandle {
             What::Member(member) => Ok((halt::admit_start(s, member, by)?, Vec::new())),
             What::All => Ok((hibernate::admit_wake(s, by)?, hibernate::wake_warnings(s))),
         };
-        self.halt(dry_run, request_id, admit).await
+        self.halt((what, OperationKind::Wake), (dry_run, request_id), admit).await
     }
 
     async fn halt(
         &self,
-        dry_run: bool,
-        request_id: String,
+        (what, kind): (&What, OperationKind),
+        (dry_run, request_id): (bool, String),
         admit: impl Fn(&Situation<'_>) -> Result<(Option<Kind>, Vec<String>), String>,
     ) -> Result<Done, String> {
-        let operation = || self.state().operation_of(&request_id).map(|o| (o.id, o.to.clone()));
+        is_short(&request_id)?;
+        let operation = || self.state().begun_by(&request_id).filter(|o| *what == What::All && o.kind == kind);
+        let operation = || operation().map(|o| (o.id, o.to));
         // The same request heard again means what it began.
         if let Some(known) = operation() {
             return Ok(Done { operation: Some(known), ..Done::default() });
+        }
+        if let Some(id) = self.state().number_of(&request_id) {
+            return Err(other(&request_id, id));
         }
         if !self.leadership().am_leader {
             // Only a leader hears of all hosts.
             return Err("no Raft leader answers: bring a majority of managers up".to_owned());
         }
-        let (kind, warnings) = self.look(&admit)?;
+        let (kind, warnings) = self.patiently(|| self.look(&admit)).await?;
         let already = kind.is_none();
         if dry_run || already {
             let warnings = if already { Vec::new() } else { warnings };

@@ -17,7 +17,7 @@ use crate::{
     },
     raft::{Leadership, ProposeError},
     rpc::v1,
-    state::{Applied, ClusterState, Command, Kind, OperationKind, RuleId},
+    state::{Applied, ClusterState, Command, Kind, Operation, OperationKind, RuleId},
 };
 
 /// Whether the primary can be copied from.
@@ -122,6 +122,39 @@ pub struct NotChanged {
     pub reason: String,
     /// What to do instead; empty when nothing is known.
     pub advice: String,
+}
+
+/// A request that names itself at greater length than this is refused: its name stands in the log, and is remembered.
+const REQUEST_ID_MAX: usize = 200;
+
+/// See [`REQUEST_ID_MAX`].
+///
+/// # Errors
+/// It is too long, in words for the operator.
+pub(super) fn is_short(request_id: &str) -> Result<(), String> {
+    let long = request_id.len();
+    let fits = long <= REQUEST_ID_MAX;
+    fits.then_some(())
+        .ok_or_else(|| format!("the request_id has {long} bytes, and {REQUEST_ID_MAX} are enough for any"))
+}
+
+/// What a request is told that comes under the id of another.
+pub(super) fn other(request_id: &str, id: u64) -> String {
+    format!("the request_id {request_id} stands for operation {id}, which is another one: ask under an id of its own")
+}
+
+/// The operation that the same request began before.
+fn again(
+    state: &ClusterState,
+    request_id: &str,
+    (kind, from, wanted): (OperationKind, Option<&MemberId>, Option<&MemberId>),
+) -> Result<Option<Operation>, NotBegun> {
+    let Some(id) = state.number_of(request_id) else { return Ok(None) };
+    let same = |o: &Operation| {
+        o.kind == kind && wanted.is_none_or(|to| *to == o.to) && from.is_none_or(|from| o.from.as_ref() == Some(from))
+    };
+    let known = state.begun_by(request_id).filter(same);
+    known.map(Some).ok_or_else(|| NotBegun::Refused(other(request_id, id)))
 }
 
 /// Where a manager is to be looked for.
@@ -300,13 +333,21 @@ impl ManagerHandle {
         kind: OperationKind,
         (from, wanted): (Option<&MemberId>, Option<&MemberId>),
         (request_id, allow_loss): (String, bool),
-    ) -> Result<crate::state::Operation, NotBegun> {
-        let mut state = self.state();
-        if let Some(known) = state.operation_of(&request_id) {
-            return Ok(known.clone());
+    ) -> Result<Operation, NotBegun> {
+        is_short(&request_id).map_err(NotBegun::Refused)?;
+        if let Some(known) = again(&self.state(), &request_id, (kind, from, wanted))? {
+            return Ok(known);
+        }
+        if !self.leadership().am_leader {
+            // Only a leader hears of all hosts.
+            return Err(NotBegun::Undecided("no Raft leader answers: bring a majority of managers up".to_owned()));
         }
         let asked = (kind, from, wanted, allow_loss);
-        let (first, mut admitted) = self.admitted(&state, asked)?;
+        let admit = || {
+            let state = self.state();
+            self.admitted(&state, asked).map(|admitted| (state, admitted))
+        };
+        let (mut state, (first, mut admitted)) = self.patiently(admit).await?;
         if let Some(end) = first {
             // Whatever comes of it: what is under way then is looked at again.
             let ended = self.propose(&state, uuid::Uuid::now_v7().to_string(), end).await;
@@ -316,8 +357,8 @@ impl ManagerHandle {
         }
         let proposed = self.propose(&state, request_id.clone(), admitted).await;
         // The same request may have reached another manager a moment ago: then that is the answer.
-        if let Some(known) = self.state().operation_of(&request_id) {
-            return Ok(known.clone());
+        if let Some(known) = again(&self.state(), &request_id, (kind, from, wanted))? {
+            return Ok(known);
         }
         Err(match proposed {
             Ok(Applied::Changed) => NotBegun::Refused("the operation is over, and so is a later one".to_owned()),
@@ -326,6 +367,21 @@ impl ManagerHandle {
             Err(error @ ProposeError::TooLarge(_)) => NotBegun::Refused(error.to_string()),
             Err(error) => NotBegun::Undecided(error.to_string()),
         })
+    }
+
+    /// Looks, and for a moment again while a leader that has just begun to lead refuses what it asks for: it has not heard of
+    /// everybody yet.
+    pub(super) async fn patiently<T, E>(&self, look: impl Fn() -> Result<T, E>) -> Result<T, E> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            // First, for a word that comes in between is not in what is found.
+            let had_heard = !self.leadership().am_leader || self.look(policy::agenda::has_heard);
+            let found = look();
+            if found.is_ok() || had_heard || tokio::time::Instant::now() >= until {
+                return found;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
     }
 
     /// What the request becomes, and what has to end before that.
@@ -419,6 +475,7 @@ impl ManagerHandle {
         request_id: String,
         admit: impl FnOnce(&Situation<'_>) -> Result<Option<Kind>, String>,
     ) -> Result<(), String> {
+        is_short(&request_id)?;
         let (inner, state) = (&self.manager.inner, self.state());
         if !self.leadership().am_leader {
             // Only a leader hears of all hosts.
@@ -608,3 +665,7 @@ impl ManagerHandle {
         Some((leader, client))
     }
 }
+
+#[cfg(test)]
+#[path = "view_test.rs"]
+mod tests;

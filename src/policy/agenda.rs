@@ -128,9 +128,8 @@ pub fn due(s: &Situation<'_>) -> Option<Verdict> {
 /// What will be over, so that it can begin then.
 fn in_the_way(s: &Situation<'_>, scheduled: &Scheduled) -> Option<String> {
     // No copy, which may take hours, keeps the primary where it is.
-    let gives_way = |running: &&Operation| {
-        scheduled.kind == OperationKind::Switchover && running.kind == OperationKind::Reinit
-    };
+    let gives_way =
+        |running: &&Operation| scheduled.kind == OperationKind::Switchover && running.kind == OperationKind::Reinit;
     if let Some(running) = s.state.operation.as_ref().filter(|running| !gives_way(running)) {
         return Some(format!("operation {} was under way", running.id));
     }

@@ -34,7 +34,7 @@ pub mod rehearsal;
 pub mod reinit;
 pub mod report;
 mod restart;
-mod restart_order;
+pub mod restart_order;
 pub mod rolling;
 pub mod room;
 pub mod rules;
@@ -98,6 +98,8 @@ pub struct Since {
     pub lock: Moment,
     /// The operation under way came into its present phase.
     pub operation: Moment,
+    /// A rolling restart came between its steps, or a failover came between them.
+    pub rolling: Moment,
     /// The agent of the member that an operation is about said last that it works on it, be it an earlier operation.
     pub at_work: Moment,
     /// The holder counts by these timings, the newest, and since when.

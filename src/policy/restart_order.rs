@@ -173,14 +173,17 @@ pub(super) fn revive(s: &Situation<'_>) -> Option<Verdict> {
             && sync::absent_substitutes(s, member).is_none()
     };
     let mut all = s.state.with_postgres().filter(stopped);
-    let in_vain = s.state.last_operation.as_ref().filter(|last| {
-        last.operation.because == RuleId(RULE) && !last.succeeded && s.now.since(s.since.operation) < AGAIN
-    });
+    let last = s
+        .state
+        .last_operation
+        .as_ref()
+        .filter(|last| last.operation.because == RuleId(RULE) && s.now.since(s.since.operation) < AGAIN);
     // One pause for all: two that fail in turn would leave operators no moment between.
-    if in_vain.is_some() {
+    if last.is_some_and(|last| !last.succeeded) {
         return None;
     }
-    let member = all.next()?;
+    // One that runs again and lacks it still is not restarted for that without end.
+    let member = all.find(|m| last.is_none_or(|last| last.operation.to != **m))?;
     if let Some(hold) = pause::holds(s, || format!("{member} is restarted, which has stopped replaying")) {
         return Some(Verdict::Hold(hold));
     }

@@ -189,6 +189,9 @@ fn who_has_stopped_replaying_is_restarted_one_at_a_time() {
     };
     failed.state.last_operation = Some(FinishedOperation { operation, succeeded: false, reason: String::new() });
     assert_eq!(begins(&failed), None);
+    // One that runs again and lacks it still waits for the next time, others don't.
+    failed.state.last_operation.iter_mut().for_each(|last| last.succeeded = true);
+    assert_eq!(begins(&failed).as_deref(), Some("c"));
     failed.now_is(60_000 + 60_000);
     for member in ["a", "b", "c"] {
         failed = failed.hears_again(member);

@@ -87,7 +87,7 @@ pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
         Ok(None) => close(Outcome::Succeeded, rolling.told()),
         Err(why) => {
             let patience = patience(s, rolling);
-            let remaining = patience.saturating_sub(s.now.since(s.since.operation));
+            let remaining = patience.saturating_sub(s.now.since(s.since.rolling));
             if remaining.is_zero() {
                 let seconds = patience.as_secs();
                 let reason = format!("it could not go on for {seconds} s: {why}; {}", rolling.told());

@@ -146,7 +146,8 @@ fn the_next_step_waits_until_all_are_well_and_not_for_ever() {
 
 #[test]
 fn one_that_replays_late_on_purpose_has_that_much_longer() {
-    let mut bench = rolls(PrimaryTurn::InPlace, &["a", "b"]).says("a", "primary 2:90 lease=1 counts=max_connections:100");
+    let mut bench =
+        rolls(PrimaryTurn::InPlace, &["a", "b"]).says("a", "primary 2:90 lease=1 counts=max_connections:100");
     bench = bench.says("c", "standby 2:90 upstream=a waits=max_connections:200:100:held");
     let seen = bench.seen.get_mut(&id("a")).unwrap();
     let agent = seen.agent.as_mut().unwrap();

@@ -432,7 +432,7 @@ impl Bench {
 
     /// The operation under way came into its present phase just now.
     pub fn operation_began_now(mut self) -> Self {
-        self.since.operation = self.now;
+        (self.since.operation, self.since.rolling) = (self.now, self.now);
         self
     }
 

@@ -7,6 +7,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+mod again;
 pub mod agenda;
 mod apply;
 mod cascade;
