@@ -140,6 +140,7 @@ impl Cluster {
                     agent_port: free_port(),
                     postgres_port: free_port(),
                     witness: false,
+                    learner: false,
                 }
             })
             .collect();

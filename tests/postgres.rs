@@ -59,6 +59,7 @@ fn hosts(root: &Path, count: u64) -> Vec<Host> {
             agent_port: 2,
             postgres_port: free_port(),
             witness: false,
+            learner: false,
         })
         .collect();
     members.iter().map(|member| Host::new(&root.join(member.id.as_str()), member, &members)).collect()

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
-    args_verbs::{HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
+    args_verbs::{AddMemberArgs, HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
     example, exit,
     wiring::DemoArgs,
@@ -572,19 +572,7 @@ pub enum MemberCommand {
     },
     /// Add a member of the configuration file to the cluster
     #[command(after_help = exit::HELP)]
-    Add {
-        /// Its name in cluster.members
-        #[arg(value_name = "MEMBER")]
-        member: String,
-        /// It is to be a witness, and is refused unless the file says so (witness = true)
-        #[arg(long)]
-        witness: bool,
-        /// It is to be a learner, and is refused unless the file says so (learner = true)
-        #[arg(long, conflicts_with = "witness")]
-        learner: bool,
-        #[command(flatten)]
-        client: ClientArgs,
-    },
+    Add(AddMemberArgs),
     /// Take a member out of the cluster; its data stays where it is
     #[command(after_help = example::help(&["matriarch member remove n4 --dry-run", "matriarch member remove n4"]))]
     Remove {

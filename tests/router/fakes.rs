@@ -424,6 +424,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
         agent_port: 2,
         postgres_port: 1,
         witness: false,
+        learner: false,
     });
     let any = SocketAddr::new(options.metrics.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip()), 0);
     let timings = Timings { router_stale: options.stale, router_hold: options.hold, ..Timings::of(Profile::Normal) };
