@@ -1959,14 +1959,15 @@ fn every_unit_starts_a_command_that_exists() {
 }
 
 #[test]
-fn a_witness_is_one_in_the_file_and_nowhere_else() {
+fn a_witness_and_a_learner_are_that_in_the_file_and_nowhere_else() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("m.toml");
     let member = |id: &str, port: u16, more: &str| {
         format!("[[cluster.members]]\nid = \"{id}\"\nhost = \"127.0.0.1\"\nmanager_port = {port}\n{more}\n")
     };
     let members = member("n1", 1, "postgres_port = 5433") + &member("n2", 2, "postgres_port = 5434");
-    let text = format!("[cluster]\nname = \"x\"\n{members}{}", member("w1", 3, "witness = true"));
+    let others = member("w1", 3, "witness = true") + &member("n8", 4, "postgres_port = 5435\nlearner = true");
+    let text = format!("[cluster]\nname = \"x\"\n{members}{others}");
     std::fs::write(&file, text + "[member]\nid = \"w1\"\n").unwrap();
     let with = |words: &[&str]| matriarch(&[words, &["--config", file.to_str().unwrap()]].concat());
     let said = |output: &Output| lines(output).join("\n") + &String::from_utf8_lossy(&output.stderr);
@@ -1976,6 +1977,11 @@ fn a_witness_is_one_in_the_file_and_nowhere_else() {
     assert!(said(&wrong).contains("`n2` of cluster.members is no witness: add `witness = true`"), "{}", said(&wrong));
     // As far as the managers, of which none is there.
     assert_eq!(with(&["member", "add", "w1", "--witness"]).status.code(), Some(3));
+    let wrong = with(&["member", "add", "n2", "--learner"]);
+    assert_eq!(wrong.status.code(), Some(2), "{}", said(&wrong));
+    assert!(said(&wrong).contains("`n2` of cluster.members is no learner: add `learner = true`"), "{}", said(&wrong));
+    assert_eq!(with(&["member", "add", "n8", "--learner"]).status.code(), Some(3));
+    assert_eq!(with(&["member", "add", "n8", "--learner", "--witness"]).status.code(), Some(2));
     let dsn = String::from_utf8(with(&["dsn", "--database", "app"]).stdout).unwrap();
-    assert!(dsn.contains("port=5433,5434 "), "clients have nothing to do with it: {dsn}");
+    assert!(dsn.contains("port=5433,5434,5435 "), "clients have nothing to do with it: {dsn}");
 }

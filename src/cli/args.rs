@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::{
     agenda::{LaterArgs, OperationsArgs, RollingRestartArgs},
-    args_verbs::{HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
+    args_verbs::{AddMemberArgs, HaltCommand, ReinitArgs, ReloadArgs, RestartArgs},
     dsn::{Access, Driver},
     wiring::DemoArgs,
 };
@@ -545,19 +545,7 @@ pub enum MemberCommand {
         json: bool,
     },
     /// Add a member of the configuration file to the cluster
-    Add {
-        /// Its name in cluster.members
-        #[arg(value_name = "MEMBER")]
-        member: String,
-        /// It is to be a witness, and is refused unless the file says so (witness = true)
-        #[arg(long)]
-        witness: bool,
-        /// It is to be a learner, and is refused unless the file says so (learner = true)
-        #[arg(long, conflicts_with = "witness")]
-        learner: bool,
-        #[command(flatten)]
-        client: ClientArgs,
-    },
+    Add(AddMemberArgs),
     /// Take a member out of the cluster; its data stays where it is
     Remove {
         /// Which

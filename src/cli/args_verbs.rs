@@ -1,4 +1,4 @@
-//! What restart, reinit and reload are told on the command line.
+//! What restart, reinit, reload and `member add` are told on the command line.
 
 use clap::{Args, Subcommand};
 
@@ -104,6 +104,21 @@ pub struct StartArgs {
     pub dry_run: bool,
     #[command(flatten)]
     pub operation: OperationArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct AddMemberArgs {
+    /// Its name in cluster.members
+    #[arg(value_name = "MEMBER")]
+    pub member: String,
+    /// It is to be a witness, and is refused unless the file says so (witness = true)
+    #[arg(long)]
+    pub witness: bool,
+    /// It is to be a learner, and is refused unless the file says so (learner = true)
+    #[arg(long, conflicts_with = "witness")]
+    pub learner: bool,
+    #[command(flatten)]
+    pub client: ClientArgs,
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     args::{ClientArgs, MemberCommand, RecoverArgs},
+    args_verbs::AddMemberArgs,
     client::{Client, ClientError, target},
     complain, complain_client, config_file,
     exit::{self, Exit},
@@ -30,7 +31,7 @@ const BEGINS: Duration = Duration::from_secs(60);
 pub(super) async fn member(command: MemberCommand) -> Exit {
     match command {
         MemberCommand::List { client, json } => list(&client, json).await,
-        MemberCommand::Add { member, witness, learner, client } => add(member, (witness, learner), &client).await,
+        MemberCommand::Add(asked) => add(asked).await,
         MemberCommand::Check { member, client, json } => check(&member, &client, json).await,
         MemberCommand::Address { member, to_manager, to_postgres, to_agent, dry_run, client } => {
             address(&member, [to_manager, to_postgres, to_agent], dry_run, &client).await
@@ -132,7 +133,7 @@ fn configured(member: &str, args: &ClientArgs) -> Result<MemberConfig, String> {
 }
 
 /// Its addresses are those of this host's configuration file: every host needs them there, too.
-async fn add(member: String, (witness, learner): (bool, bool), args: &ClientArgs) -> Exit {
+async fn add(AddMemberArgs { member, witness, learner, client: args }: AddMemberArgs) -> Exit {
     let file = config_file(args.config.clone());
     let config = match Config::load_for(&file, Purpose::Client) {
         Ok(config) => config,
@@ -163,7 +164,7 @@ async fn add(member: String, (witness, learner): (bool, bool), args: &ClientArgs
     };
     let request =
         ChangeMemberRequest { manager: found.manager(), postgres: found.postgres(), ..request(kind, &member) };
-    change(args, request, false, &format!("{member} is {what}; {then}")).await
+    change(&args, request, false, &format!("{member} is {what}; {then}")).await
 }
 
 async fn change(args: &ClientArgs, request: ChangeMemberRequest, dry_run: bool, done: &str) -> Exit {
