@@ -249,13 +249,14 @@ impl Host {
                 let known = view.as_ref().is_some_and(|a| a.state == PostgresState::Standby && a.wal_end_known);
                 let agent = view.map(|v| AgentView::clone(&v));
                 manager.board.seal(&name, epoch, (promise, agent), now);
+                let asleep = manager.state.asleep().is_some();
                 self.board_changed(sky);
                 let known = known || sky.witness == Some(member);
-                match (manager.state.asleep(), promise.lapsed && known) {
+                match (asleep, promise.lapsed && known) {
                     // One that sleeps is asked for days.
-                    (Some(_), _) => 2 * SECOND,
-                    (None, true) => 500 * MS,
-                    (None, false) => AGAIN,
+                    (true, _) => 2 * SECOND,
+                    (false, true) => 500 * MS,
+                    (false, false) => AGAIN,
                 }
             }
             None => {
