@@ -1,11 +1,11 @@
 use super::*;
 use crate::{
-    domain::{Epoch, Lsn, TimelineId, TimelineSwitch},
+    domain::{EndCause, Epoch, Lsn, TimelineId, TimelineSwitch},
     policy::{
         candidates, failover,
         testing::{Bench, id, position},
     },
-    state::{Asked, Hibernation, Stopped, TimelineRecord},
+    state::{Asked, Hibernation, Release, Stopped, TimelineRecord},
 };
 
 fn bench(lock: &str, a: &str, b: &str, c: &str) -> Bench {
@@ -211,6 +211,25 @@ fn nobody_is_granted_the_lock_before_it_is_woken_and_then_the_same_member_is() {
     short.seals.remove(&id("c"));
     let Err(Hold::NoSuccessor { why }) = best(&short) else { panic!() };
     assert!(why.iter().any(|(who, why)| *who == id("b") && why.to_string().contains("2:0/5A")), "{why:?}");
+}
+
+/// A manager that was restarted and has not read of the hibernation yet has the primary restarted in place: commits of that
+/// time are where the rules say.
+#[test]
+fn a_primary_that_ran_again_before_it_gave_its_lease_up_is_succeeded_by_the_rules() {
+    let awake = |end: &str, clean: bool| {
+        let mut bench = bench("fenced; wake a", "stopped 2:90", "standby 2:90", "standby 2:90");
+        bench = bench.seal("b", "standby 2:90");
+        bench.state.sync.add(Epoch(1), [id("b"), id("c")].into(), 1).unwrap();
+        let Lock::Fenced { released, .. } = &mut bench.state.lock else { panic!() };
+        let cause = EndCause::Unknown;
+        *released = Some(Release { epoch: Epoch(1), member: id("a"), end: position(end), clean, cause });
+        candidates::successor(&bench.situation(), None, None).map(|(member, ..)| member)
+    };
+    assert_eq!(awake("2:90", true), Ok(id("b")));
+    for (end, clean) in [("2:91", true), ("2:90", false), ("2:91", false)] {
+        assert!(matches!(awake(end, clean), Err(Hold::Unconfirmed { .. })), "c may have confirmed what b lacks");
+    }
 }
 
 #[test]

@@ -396,6 +396,7 @@ impl World {
 
     /// An operator sets how commits are confirmed. True when a leader has taken it.
     pub fn set_mode(&mut self, mode: &str, strict: bool, count: u32) -> bool {
+        let count = if self.sky.with_postgres().count() > 2 { count } else { 1 };
         let changes = [("replication_mode", mode.to_owned()), ("sync_strict", strict.to_string())];
         // Where standbys have every commit a crash is failed over otherwise, and nothing is restarted in place.
         let real = self.sky.mutation == Mutation::None;

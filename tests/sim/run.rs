@@ -5,7 +5,7 @@ use std::{fmt, rc::Rc};
 use matriarch::{
     domain::{MemberId, Profile, Timings},
     policy,
-    state::ClusterState,
+    state::{ClusterState, OperationKind},
 };
 
 use crate::{
@@ -370,8 +370,16 @@ fn sleep(world: &mut World) -> Result<(), String> {
         state.is_some_and(|s| s.hibernation.is_some() || s.maintenance.values().any(|asked| asked.stopped.is_some()))
     };
     let limit = micros(world.sky.timings.grant + world.sky.timings.stop) + 60 * SECOND;
+    let stopping = |world: &World| {
+        let operation = world.sky.told.state().and_then(|s| s.operation.as_ref());
+        operation.is_some_and(|o| o.kind == OperationKind::Hibernate)
+    };
     let from = world.sky.now;
-    world.run(from + limit, |world| !asleep(world) || hibernated_stays_down::still_up(world).is_empty());
+    // What is asked for is on its way for a moment.
+    world.run(from + 2 * SECOND, |_| false);
+    world.run(from + limit, |world| {
+        !asleep(world) || (!stopping(world) && hibernated_stays_down::still_up(world).is_empty())
+    });
     let from = world.sky.now;
     world.run(from + 3 * SECOND, |_| false);
     if let Some(broken) = world.sky.told.broken.first() {

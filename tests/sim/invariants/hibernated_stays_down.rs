@@ -78,9 +78,11 @@ pub fn promoted(sky: &mut Sky, epoch: Option<Epoch>, began: Content) {
     }
 }
 
-/// Whoever can acknowledge has changed.
+/// Whoever can acknowledge has changed. Until the lock is given up a manager that was restarted, and has not read all of its
+/// log yet, may have the primary restarted in place once more.
 pub fn check(world: &mut World) {
-    if world.sky.told.sleep.as_ref().is_none_or(|s| s.awake) {
+    let given_up = world.sky.told.state().is_some_and(|s| !matches!(s.lock, Lock::Granted { .. }));
+    if !given_up || world.sky.told.sleep.as_ref().is_none_or(|s| s.awake) {
         return;
     }
     for i in 0..world.hosts.len() {
