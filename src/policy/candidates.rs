@@ -132,11 +132,12 @@ pub fn unfit_for_good(s: &Situation<'_>, released: Option<&Release>, member: &Me
 
 /// A cluster that wakes and has granted nobody yet: each grant reserves a later timeline, and whoever has it may have taken
 /// writes though it was never open. Nor may whoever was primary have been started once more before it gave its lease up, as a
-/// manager can have it that has not read of the hibernation yet: then its last word is another than that clean end.
+/// manager can have it that has not read of the hibernation yet: then its last word is another than that clean end, or, when its
+/// host was lost meanwhile, there is none.
 fn unwritten<'a>(s: &Situation<'a>) -> Option<&'a Hibernation> {
     let is_first = |h: &&Hibernation| h.end.is_some_and(|end| s.state.highest_timeline() == end.timeline);
     let Lock::Fenced { released, .. } = &s.state.lock else { return s.state.waking().filter(is_first) };
-    let stayed = |h: &&Hibernation| released.as_ref().is_none_or(|last| last.clean && Some(last.end) == h.end);
+    let stayed = |h: &&Hibernation| released.as_ref().is_some_and(|last| last.clean && Some(last.end) == h.end);
     s.state.waking().filter(is_first).filter(stayed)
 }
 
