@@ -19,7 +19,7 @@ impl World {
         match fault {
             Fault::Hibernate if self.asleep() => self.ask("wakes", |s| hibernate::admit_wake(s, "op")),
             Fault::Hibernate => self.ask("stops of all", |s| hibernate::admit(s, said)),
-            Fault::StopMember if roll % 2 == 0 => self.start_members(),
+            Fault::StopMember if roll.is_multiple_of(2) => self.start_members(),
             Fault::StopMember => self.ask("stops of one", |s| halt::admit_stop(s, &me, said)),
             Fault::Restart => {
                 self.ask("restarts of one", |s| {
