@@ -249,12 +249,15 @@ fn choose_sources(world: &mut World) {
     world.run(world.sky.now + wait, |_| false);
 }
 
-/// Runs until all is well; when it was, or why it is not.
-fn heal(world: &mut World, limit: Time) -> Result<(Time, Time), String> {
+/// Runs until all is well; when it was, or why it is not. Whoever is open for clients has `patience` more for all else.
+fn heal(world: &mut World, limit: Time, patience: Time) -> Result<(Time, Time), String> {
     let from = world.sky.now;
     let (mut open_at, mut since, mut checked, mut told) = (None, None, from, from);
-    world.run(from + limit, |world| {
+    world.run(from + limit + patience, |world| {
         let now = world.sky.now;
+        if open_at.is_none() && now > from + limit {
+            return true;
+        }
         if now < checked + 20 * MS {
             return false;
         }
@@ -330,7 +333,7 @@ fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
     let limit = heals::limit(&world.sky.timings);
     let founded_in_chaos = !plan.small && !plan.sync && world.sky.dice.one_in(6);
     if !founded_in_chaos {
-        heal(world, limit).map_err(|why| format!("founding: {why}"))?;
+        heal(world, limit, 0).map_err(|why| format!("founding: {why}"))?;
     }
     if plan.sync {
         choose_mode(world, plan)?;
@@ -350,15 +353,15 @@ fn phases(world: &mut World, plan: &Plan) -> Result<(Time, Time), String> {
     }
     world.calm();
     if !plan.operate {
-        return heal(world, limit);
+        return heal(world, limit, 0);
     }
     sleep(world)?;
     // What can't go on is given up after a time of its own.
-    let limit = limit + micros(policy::rolling::PATIENCE + policy::agenda::WINDOW);
-    let healed = heal(world, limit)?;
+    let patience = micros(policy::rolling::PATIENCE + policy::agenda::WINDOW);
+    let healed = heal(world, limit, patience)?;
     if plan.seed.is_multiple_of(3) {
         hibernate(world)?;
-        heal(world, limit)?;
+        heal(world, limit, patience)?;
     }
     Ok(healed)
 }
