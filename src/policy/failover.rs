@@ -247,7 +247,12 @@ fn still_collecting(
     let asked = |m: &&MemberId| outvoted != Some(*m) && !s.state.maintenance.contains_key(*m);
     let missing: Vec<MemberId> =
         s.state.with_postgres().filter(asked).filter(|m| !answered.contains(m)).cloned().collect();
-    let lived = |epoch: Epoch| s.seals.values().any(|seal| seal.promise.renewed && seal.promise.epoch == epoch);
+    // A learner far away lives through a loss of power at the voters' site, and hears renewals as they do.
+    let group = s.membership();
+    let renewed = |member: &MemberId, seal: &Seal, epoch: Epoch| {
+        group.has_voter(member) && seal.promise.renewed && seal.promise.epoch == epoch
+    };
+    let lived = |epoch: Epoch| s.seals.iter().any(|(member, seal)| renewed(member, seal, epoch));
     let starting = previous.is_some_and(|(e, _)| !lived(*e)) && s.now.since(s.since.start) < s.timings.silent * 2;
     let expected = missing.iter().any(|m| starting || heard_lately(s, m));
     if !expected {

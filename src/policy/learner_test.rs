@@ -148,3 +148,19 @@ fn it_never_leads_the_managers() {
     let bench = healthy().led_by("a").disk("a", slow).disk("d", std::time::Duration::from_millis(1));
     assert_eq!(leadership::lead_elsewhere(&bench.situation()), None);
 }
+
+#[test]
+fn one_that_lived_through_a_loss_of_power_of_all_voters_shortens_no_wait_for_the_last_primary() {
+    let waits = |who: &str| {
+        let mut bench = with_learner("fenced").begins_now();
+        for member in ["b", "c", "d"] {
+            bench = bench.says(member, "standby 2:200").seal(member, "standby 2:200");
+        }
+        let promise = &mut bench.seals.get_mut(&id(who)).unwrap().promise;
+        (promise.renewed, promise.epoch) = (true, Epoch(1));
+        bench.seen.remove(&id("a"));
+        granted(&bench)
+    };
+    assert!(matches!(waits("d"), Err(Hold::Collecting { missing, .. }) if missing == [id("a")]));
+    assert_eq!(waits("b"), Ok("b".to_owned()), "a voter that was not restarted knows that a is gone alone");
+}

@@ -490,6 +490,12 @@ impl Bench {
         self
     }
 
+    /// Whoever decides has only just begun.
+    pub fn begins_now(mut self) -> Self {
+        self.since.start = self.now;
+        self
+    }
+
     /// `member` has sealed the epoch with no promise left, and its agent says `spec`.
     pub fn seal(mut self, member: &str, spec: &str) -> Self {
         let membership = self.group.group.id;
