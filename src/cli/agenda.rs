@@ -87,7 +87,8 @@ pub struct RollingRestartArgs {
     #[arg(long, value_name = "WHICH", value_parser = ["standbys"], conflicts_with_all = ["switchover", "in_place"])]
     pub only: Option<String>,
     /// The best standby takes over from the primary, which is restarted by that (the default; in place and before the
-    /// standbys, when max_connections or another setting of which no standby may have less falls)
+    /// standbys, when max_connections or another setting of which no standby may have less falls; after those that need
+    /// more of another one first)
     #[arg(long, conflicts_with = "in_place")]
     pub switchover: bool,
     /// The primary is restarted under its lease and stays primary

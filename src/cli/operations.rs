@@ -70,8 +70,13 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
         Ok(reached) => reached,
         Err(exit) => return exit,
     };
-    if primary(&status) == candidate {
-        return complain(&format!("failover refused: {candidate} is the primary already"), exit::FAILED);
+    // No question about what the leader refuses anyway; without one it says so itself.
+    if primary(&status) == candidate && !args.operation.yes {
+        let why = format!("{candidate} is the primary already");
+        return match args.operation.json {
+            true => tell("failover", &OperationReply::default(), Some(false), &why),
+            false => complain(&format!("failover refused: {why}"), exit::FAILED),
+        };
     }
     let agreed = match (args.allow_data_loss, args.operation.yes) {
         (false, true) => true,

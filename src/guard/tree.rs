@@ -229,7 +229,7 @@ fn send(pid: u32, signal: Signal) {
 /// From this pass on everything is walked too, whatever the group says of itself.
 const WALK_FROM_PASS: u32 = 4;
 
-/// Kills everything below the calling process, which must be single threaded and a
+/// Kills everything below the calling process, which must be the only thread that has children, and a
 /// child subreaper: then every orphan becomes its own child and none can hide.
 pub(super) struct TreeKiller {
     own: u32,

@@ -61,16 +61,22 @@ impl KernelLease {
 }
 
 impl KernelLease<AddressTables> {
-    /// That of a virtual address. Looks whether the kernel takes such rules; none is there afterwards that wasn't before.
+    /// That of a virtual address.
     ///
     /// # Errors
-    /// EPERM without CAP_NET_ADMIN; others where the kernel lacks nf_tables or a family of it.
+    /// The kernel has no netlink of netfilter.
     pub fn open_address(rules: AddressTables) -> io::Result<KernelLease<AddressTables>> {
-        let mut lease = KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, rules };
-        let trial = lease.rules.trial();
-        lease.send(|_, batch| trial.try_out(batch))?;
-        lease.send(|_, batch| trial.remove(batch))?;
-        Ok(lease)
+        Ok(KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, rules })
+    }
+
+    /// Looks whether the kernel takes such rules; none is there afterwards that wasn't before.
+    ///
+    /// # Errors
+    /// EPERM without CAP_NET_ADMIN; others where the kernel lacks nf_tables or a family of it, or is out of something.
+    pub fn try_out(&mut self) -> Result<(), Errno> {
+        let trial = self.rules.trial();
+        self.send(|_, batch| trial.try_out(batch))?;
+        self.send(|_, batch| trial.remove(batch))
     }
 
     /// Takes away what is left under that name. Changes nothing where nothing is.
@@ -170,9 +176,10 @@ impl<R: Ruleset> KernelLease<R> {
     /// # Errors
     /// What the kernel said. The old end still holds then.
     pub fn close(&mut self) -> Result<(), Errno> {
-        // Each for itself: one that is gone must not keep the other open.
+        // Each for itself: one that is gone, or fails, must not keep the other open.
         let families = self.rules.families().to_vec();
-        families.into_iter().try_for_each(|family| self.unless_gone(|rules, batch| rules.close(batch, family)))
+        let all = families.into_iter().map(|family| self.unless_gone(|rules, batch| rules.close(batch, family)));
+        all.fold(Ok(()), Result::and)
     }
 
     /// Takes the table away: everything passes.

@@ -43,6 +43,8 @@ const SET: &str = "lease";
 pub const PRIORITY_RAW: i32 = -300;
 const TCP: u8 = 6;
 const RST: u8 = 0x04;
+const ACCEPT: u32 = 1; // NF_ACCEPT
+const DROP: u32 = 0; // NF_DROP
 /// NFT_META_L4PROTO: the protocol that IP carries.
 pub const L4PROTO: u32 = 16;
 /// NFT_REG_1, sixteen bytes wide.
@@ -428,12 +430,26 @@ pub fn not_in_set(list: &mut Body<'_>, family: Family) {
     });
 }
 
+/// Resets go on without a look at the rules that follow: they carry no answer, and end what clients wait for.
+pub fn let_resets_pass(list: &mut Body<'_>) {
+    meta(list, L4PROTO);
+    equal(list, &[TCP]);
+    transport(list, 13, 1);
+    mask(list, RST);
+    equal(list, &[RST]);
+    verdict(list, ACCEPT);
+}
+
 /// No further.
 pub fn drop_packet(list: &mut Body<'_>) {
+    verdict(list, DROP);
+}
+
+fn verdict(list: &mut Body<'_>, code: u32) {
     expression(list, "immediate", |data| {
         data.u32(1, 0).nested(2, |d| {
             d.nested(2, |verdict| {
-                verdict.u32(1, 0); // NF_DROP
+                verdict.u32(1, code);
             });
         });
     });

@@ -10,6 +10,7 @@
 //! table inet matriarch.main.n1.vip {
 //!     set lease { type ipv4_addr; flags timeout; elements = { 10.0.0.100 timeout 2s expires 1s896ms } }
 //!     chain output { type filter hook output priority raw; policy accept;
+//!         tcp flags & rst == rst accept
 //!         ip saddr 10.0.0.100 ip saddr != @lease drop
 //!     }
 //!     chain input { type filter hook input priority raw; policy accept;
@@ -19,7 +20,7 @@
 //! ```
 //!
 //! IPv6 needs the second table only: neighbours are answered by ICMP, which is told by its
-//! target, whatever address it comes from. In ARP the sender's address is looked at, so that
+//! target, whatever address it comes from. Resets pass on the way out, as those of PostgreSQL's port do. In ARP the sender's address is looked at, so that
 //! questions of the host, which neighbours learn from as well, are dropped like its answers.
 
 use std::{net::IpAddr, time::Duration};
@@ -104,6 +105,7 @@ impl Ruleset for AddressTables {
                 nft::equal(list, &self.key().bytes);
             }),
             (Family::Inet, address) => {
+                nft::new_rule(batch, family, &self.name, Way::Out.chain(), nft::let_resets_pass);
                 for way in [Way::Out, Way::In] {
                     self.rule(batch, family, way, |list| nft::from_address(list, way, address));
                 }
@@ -166,7 +168,7 @@ mod tests {
         let install = bytes(|batch| tables("10.0.0.100").install(batch, Duration::from_millis(1_896)));
         // Table, no table, table, chains, set, element, rules.
         let arp = [0, 2, 0, 3, 9, 12, 6].map(|kind| (kind, 3));
-        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6].map(|kind| (kind, 1));
+        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6, 6].map(|kind| (kind, 1));
         assert_eq!(messages(&install), [&[(0x10, 0)][..], &arp, &inet, &[(0x11, 0)]].concat());
         assert!(holds(&install, &ARP_BEGINS));
         // Its time in milliseconds, and each set by another number.
@@ -181,7 +183,7 @@ mod tests {
     #[test]
     fn an_ipv6_address_is_silent_in_ip_and_as_the_target_of_an_advertisement() {
         let install = bytes(|batch| tables("fd00::100").install(batch, Duration::from_secs(1)));
-        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6, 6].map(|kind| (kind, 1));
+        let inet = [0, 2, 0, 3, 3, 9, 12, 6, 6, 6, 6].map(|kind| (kind, 1));
         assert_eq!(messages(&install), [&[(0x10, 0)][..], &inet, &[(0x11, 0)]].concat());
         // The transport header from byte 8 on, 16 bytes.
         let target = [8, 0, 2, 0, 0, 0, 0, 2, 8, 0, 3, 0, 0, 0, 0, 8, 8, 0, 4, 0, 0, 0, 0, 16];

@@ -145,11 +145,15 @@ pub(super) fn other(request_id: &str, id: u64) -> String {
 fn again(
     state: &ClusterState,
     request_id: &str,
-    (kind, from, wanted): (OperationKind, Option<&MemberId>, Option<&MemberId>),
+    (kind, from, wanted, allow_loss): (OperationKind, Option<&MemberId>, Option<&MemberId>, bool),
 ) -> Result<Option<Operation>, NotBegun> {
     let Some(id) = state.number_of(request_id) else { return Ok(None) };
+    // What a failover that is over accepted is not remembered.
+    let accepts = |o: &Operation| o.accepts_loss == allow_loss || state.operation_of(request_id).is_none();
     let same = |o: &Operation| {
-        o.kind == kind && wanted.is_none_or(|to| *to == o.to) && from.is_none_or(|from| o.from.as_ref() == Some(from))
+        let accepted = kind != OperationKind::Failover || accepts(o);
+        let named = wanted.is_none_or(|to| *to == o.to) && from.is_none_or(|from| o.from.as_ref() == Some(from));
+        o.kind == kind && named && accepted
     };
     let known = state.begun_by(request_id).filter(same);
     known.map(Some).ok_or_else(|| NotBegun::Refused(other(request_id, id)))
@@ -333,14 +337,14 @@ impl ManagerHandle {
         (request_id, allow_loss): (String, bool),
     ) -> Result<Operation, NotBegun> {
         is_short(&request_id).map_err(NotBegun::Refused)?;
-        if let Some(known) = again(&self.state(), &request_id, (kind, from, wanted))? {
+        let asked = (kind, from, wanted, allow_loss);
+        if let Some(known) = again(&self.state(), &request_id, asked)? {
             return Ok(known);
         }
         if !self.leadership().am_leader {
             // Only a leader hears of all hosts.
             return Err(NotBegun::Undecided("no Raft leader answers: bring a majority of managers up".to_owned()));
         }
-        let asked = (kind, from, wanted, allow_loss);
         let admit = || {
             let state = self.state();
             self.admitted(&state, asked).map(|admitted| (state, admitted))
@@ -355,7 +359,7 @@ impl ManagerHandle {
         }
         let proposed = self.propose(&state, request_id.clone(), admitted).await;
         // The same request may have reached another manager a moment ago: then that is the answer.
-        if let Some(known) = again(&self.state(), &request_id, (kind, from, wanted))? {
+        if let Some(known) = again(&self.state(), &request_id, asked)? {
             return Ok(known);
         }
         Err(match proposed {

@@ -140,6 +140,9 @@ async fn a_copy_under_way_is_ended_and_then_the_failover_begins() {
     assert!(matches!(next.as_ref().map(|c| &c.kind), Some(Kind::Fence { .. })), "{next:?}");
 
     assert_eq!(stage.begin(OperationKind::Failover, "b", "f").await, Ok(failover), "the same request");
+    let with_loss = (None, Some(&id("b")));
+    let with_loss = stage.handle.begin(OperationKind::Failover, with_loss, ("f".to_owned(), true)).await;
+    assert!(refused(with_loss).contains("stands for operation 2"), "no loss was accepted");
     assert!(refused(stage.begin(OperationKind::Failover, "c", "g").await).contains("operation 2 to b is under way"));
     stage.over().await;
 }

@@ -70,7 +70,10 @@ fn free(s: &Situation<'_>) -> Result<(), String> {
     }
     if let Some(running) = &s.state.operation {
         let id = running.id;
-        return Err(format!("operation {id} is under way: wait, or `matriarch operations cancel {id}`"));
+        return Err(match super::agenda::can_be_cancelled(s.state, running) {
+            Ok(_) => format!("operation {id} is under way: wait, or `matriarch operations cancel {id}`"),
+            Err(_) => format!("operation {id} is under way: wait until it is over"),
+        });
     }
     if let Some(rolling) = &s.state.agenda.rolling {
         let id = rolling.id;

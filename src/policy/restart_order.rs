@@ -147,16 +147,21 @@ pub(super) fn again<'a>(
     let turn = done.iter().position(|m| m == primary).unwrap_or_default();
     let once = done[..turn].iter().filter(|m| done.iter().filter(|other| other == m).count() == 1);
     let waits = once.flat_map(|m| pending(s, m).iter().filter(|p| p.falls()).map(move |p| (m, p)));
+    let mut late = None;
     for (member, p) in waits {
         // What it said last may be of before its restart.
         let of_now = |_: &u64| !falling(s, primary).any(|f| f.name == p.name);
         match (runs_with(s, primary, &p.name).filter(of_now), p.count()) {
             (None, _) => return Err(format!("{primary} has not said yet with how much {} it runs", p.name)),
-            (Some(has), Some((_, will))) if has <= will => return Ok(Some(member)),
+            (Some(has), Some((_, will))) if has <= will && not_yet(s, primary, member).is_none() => {
+                return Ok(Some(member));
+            }
+            // Nobody waits for one that replays late, but for its own turn.
+            (Some(has), Some((_, will))) if has <= will => late = late.or(Some(member)),
             (Some(_), _) => {}
         }
     }
-    Ok(None)
+    Ok(late)
 }
 
 /// Whether the members can be restarted in an order that puts in force what waits.

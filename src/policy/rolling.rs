@@ -101,7 +101,9 @@ pub fn go_on(s: &Situation<'_>) -> Option<Verdict> {
 /// How long it waits between two steps. Who is behind on purpose learns by so much later that its primary runs with less.
 fn patience(s: &Situation<'_>, rolling: &Rolling) -> Duration {
     let Some((_, primary)) = s.state.holder() else { return PATIENCE };
-    let late = rolling.left(s.state).filter(|m| restart_order::not_yet(s, primary, m).is_some());
+    // Who is done may have a second turn.
+    let turns = rolling.left(s.state).chain(&rolling.done);
+    let late = turns.filter(|m| restart_order::not_yet(s, primary, m).is_some());
     let most = late.map(|m| s.state.settings.of_member(m).recovery_min_apply_delay).max();
     PATIENCE + most.unwrap_or_default()
 }

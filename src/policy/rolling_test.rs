@@ -160,6 +160,12 @@ fn one_that_replays_late_on_purpose_has_that_much_longer() {
     };
     let bench = at(bench, 3_600);
     assert!(waits(&bench).contains("c has not replayed yet"), "{}", waits(&bench));
+    // As long where it has had its first turn.
+    let mut second = bench;
+    second.state.agenda.rolling.as_mut().unwrap().done = ["b", "c", "a"].map(id).into();
+    assert!(waits(&second).contains("c has not replayed yet"), "{}", waits(&second));
+    let mut bench = second;
+    bench.state.agenda.rolling.as_mut().unwrap().done = ["a", "b"].map(id).into();
     let AgendaChange::Close { outcome: Outcome::Failed, reason, .. } = change(&at(bench, 3_900)) else { panic!() };
     assert!(reason.starts_with("it could not go on for 3900 s: c has not replayed yet"), "{reason}");
 }

@@ -248,7 +248,9 @@ pub fn admit(
                 format!("operation {id} copies {to} anew: wait, or `matriarch operations cancel {id}` gives that up")
             }
             OperationKind::Hibernate => format!("operation {id} stops the whole cluster"),
-            OperationKind::Wake => format!("operation {id} wakes the cluster: wait until it is over"),
+            OperationKind::Wake => format!(
+                "operation {id} wakes the cluster: wait until it is over, or `matriarch operations cancel {id}` while nobody is granted the lock"
+            ),
         });
     }
     hibernate::awake(s)?;

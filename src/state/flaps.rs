@@ -99,15 +99,14 @@ mod tests {
         }
     }
 
+    fn somebody() -> Member {
+        let (manager, agent) = (String::new(), String::new());
+        Member { node: NodeId(1), manager, postgres: "h:1".into(), agent, learner: false }
+    }
+
     #[test]
     fn moves_for_want_of_room_count_like_failovers_after_crashes() {
-        let member = Member {
-            node: NodeId(1),
-            manager: String::new(),
-            postgres: "h:1".into(),
-            agent: String::new(),
-            learner: false,
-        };
+        let member = somebody();
         let members = [(id("a"), member.clone()), (id("b"), member)].into();
         let mut state = ClusterState { members, epoch: Epoch(1), ..Default::default() };
         let at = WalPosition { timeline: TimelineId(1), lsn: Lsn(1) };
@@ -138,13 +137,7 @@ mod tests {
 
     #[test]
     fn crashes_of_postgresql_count_and_nothing_else_does() {
-        let member = Member {
-            node: NodeId(1),
-            manager: String::new(),
-            postgres: "h:1".into(),
-            agent: String::new(),
-            learner: false,
-        };
+        let member = somebody();
         let mut state = ClusterState { members: [(id("a"), member)].into(), epoch: Epoch(1), ..Default::default() };
         for cause in [EndCause::Lease, EndCause::Ordered, EndCause::PromotionFailed, EndCause::Unknown] {
             reign_ends(&mut state, cause);
@@ -170,13 +163,7 @@ mod tests {
 
     /// Two members, a primary of epoch 2, in a state of that format.
     fn granted(format: Format) -> ClusterState {
-        let member = Member {
-            node: NodeId(1),
-            manager: String::new(),
-            postgres: "h:1".into(),
-            agent: String::new(),
-            learner: false,
-        };
+        let member = somebody();
         let members = [(id("a"), member.clone()), (id("b"), member)].into();
         let mut state = ClusterState { members, epoch: Epoch(1), format, ..Default::default() };
         run(&mut state, Kind::fence(String::new()));

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::ErrorKind,
+    io::{ErrorKind, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
     process::Command,
     thread,
@@ -170,6 +170,32 @@ fn a_killed_agents_host_that_still_has_the_address_is_silent_with_the_end_of_the
     all_fall_silent(End::Killed);
 }
 
+/// Who waits for an answer of the dead is told.
+#[test]
+fn the_reset_of_a_session_by_the_address_passes_after_the_lease() {
+    if !Uid::effective().is_root() {
+        eprintln!("passed over, network namespaces need root");
+        return;
+    }
+    let lan = Lan::build();
+    let mut a = Actor::start(&lan.a, &format!("host a {V4}"));
+    let deadline = in_time(HOLD);
+    a.order(&format!("hold 1 {} {}", deadline.boot.as_nanos(), deadline.raw.as_nanos()));
+    a.order("is active");
+    a.signal(Signal::SIGSTOP);
+    keep(&lan.a, V4);
+    within(&lan.client, || {
+        let target: IpAddr = V4.parse().unwrap();
+        let asker = Asker::new("eth0", target, "10.77.0.3".parse().unwrap());
+        let mut session = TcpStream::connect_timeout(&SocketAddr::new(target, PORT), ms(200)).unwrap();
+        session.write_all(b"question").unwrap();
+        ask_until_after(deadline, &asker);
+        session.set_read_timeout(Some(ms(2_000))).unwrap();
+        a.signal(Signal::SIGKILL);
+        assert_eq!(session.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    });
+}
+
 /// As `nft` shows it, without the time that is left.
 fn shown() -> String {
     let lines = ruleset();
@@ -214,6 +240,7 @@ elements = { 10.77.0.100
 }
 chain output {
 type filter hook output priority raw; policy accept;
+tcp flags & rst == rst accept
 ip saddr 10.77.0.100 ip saddr != @lease drop
 }
 chain input {
@@ -231,6 +258,7 @@ elements = { fd77::100
 }
 chain output {
 type filter hook output priority raw; policy accept;
+tcp flags & rst == rst accept
 ip6 saddr fd77::100 ip6 saddr != @lease drop
 icmpv6 type nd-neighbor-advert @th,64,128 0xfd770000000000000000000000000100 @th,64,128 != @lease drop
 }

@@ -54,15 +54,25 @@ enum Order {
 impl AddressLease {
     /// Looks whether it can be had, and says so. Nothing is muted yet.
     pub(in super::super) fn spawn(name: String, address: IpAddr, sign: Sign) -> io::Result<AddressLease> {
-        let lease = match KernelLease::open_address(AddressTables { name, address }) {
-            Ok(lease) => lease,
-            Err(error) => {
-                let problem = network_problem(&error, "the kernel has no nf_tables for ARP and IP");
-                sign.say(&format!("unavailable: {problem}"));
-                return Ok(AddressLease { inbox: None });
-            }
+        let unavailable = |error: &io::Error| {
+            let problem = network_problem(error, "the kernel has no nf_tables for ARP and IP");
+            sign.say(&format!("unavailable: {problem}"));
+            Ok(AddressLease { inbox: None })
         };
-        sign.say("ready");
+        let mut lease = match KernelLease::open_address(AddressTables { name, address }) {
+            Ok(lease) => lease,
+            Err(error) => return unavailable(&error),
+        };
+        match lease.try_out() {
+            Ok(()) => {
+                sign.say("ready");
+            }
+            Err(errno) if is_lasting(errno) => return unavailable(&errno.into()),
+            // What an earlier agent left may stand, and would keep a healthy primary silent: it is written to all the same.
+            Err(errno) => {
+                sign.say(&format!("failed: nf_tables says {}", errno.desc()));
+            }
+        }
         let inbox = Inbox::new();
         let run =
             Run { lease, sign, inbox: inbox.clone(), stands: None, clean: false, remove_again: false, failed: None };
@@ -112,6 +122,20 @@ impl AddressLease {
             inbox.order(order);
         }
     }
+}
+
+/// Whether the next try would be told the same, and nothing of it can be there.
+fn is_lasting(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EPERM
+            | Errno::EACCES
+            | Errno::EOPNOTSUPP
+            | Errno::EPROTONOSUPPORT
+            | Errno::EAFNOSUPPORT
+            | Errno::EINVAL
+            | Errno::ENOENT
+    )
 }
 
 /// Takes away what an earlier agent left, where the address is not wanted here any more: it may be somebody else's by now.
@@ -187,8 +211,11 @@ impl Run {
             Err(errno) => {
                 self.complain(errno, "failed to write the lease of the virtual address");
                 self.sign.say(&format!("failed: nf_tables says {}", errno.desc()));
-                // Without a refresh it would silence the address of a healthy primary.
-                let _ = self.lease.remove();
+                // Without a refresh it would silence the address of a healthy primary; of one whose time is over it is to.
+                let holds = self.stands.is_some_and(|(_, until)| !until.holder_remaining(two_clocks()).is_zero());
+                if holds {
+                    let _ = self.lease.remove();
+                }
             }
         }
     }
