@@ -6,6 +6,7 @@ mod cure;
 mod explain;
 pub(crate) mod halt;
 mod history;
+mod led;
 mod profile;
 mod raft;
 mod reach;
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
+pub use self::led::ELECTED;
+use self::led::{Leader, Repeat};
 use crate::{
     domain::MemberId,
     manager::{
@@ -54,10 +57,6 @@ impl AdminService {
         Ok(())
     }
 
-    fn told<T>(&self, request: &Request<T>) -> Told {
-        Told::of(request, self.manager.leadership().leader.is_none())
-    }
-
     async fn operate(
         &self,
         kind: OperationKind,
@@ -86,8 +85,16 @@ fn named(from: &str, to: &str) -> Result<(Option<MemberId>, Option<MemberId>), S
 }
 
 /// That of the request, or a new one.
-fn request_id(asked: String) -> String {
-    if asked.is_empty() { uuid::Uuid::now_v7().to_string() } else { asked }
+fn request_id(mut asked: String) -> String {
+    name(&mut asked);
+    asked
+}
+
+/// Gives a request that has no id one, so that it is the same wherever it is sent again.
+fn name(request_id: &mut String) {
+    if request_id.is_empty() {
+        *request_id = uuid::Uuid::now_v7().to_string();
+    }
 }
 
 fn accepted(operation: &Operation) -> v1::OperationReply {
@@ -179,34 +186,40 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::SwitchoverRequest>,
     ) -> Result<Response<v1::OperationReply>, Status> {
-        let told = self.told(&request);
-        let asked = request.into_inner();
+        let told = Told::of(&request);
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return told.answer(client.switchover(passed_on(v1::SwitchoverRequest { to, ..asked })).await);
+        let ask = |mut leader: Leader, to| {
+            let request = v1::SwitchoverRequest { to, ..asked.clone() };
+            async move { leader.switchover(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return told.answer(reply, false);
         }
-        told.answer(
-            self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false)).await,
-        )
+        // As it is before: an operation of unknown fate was begun by a leader.
+        let leaderless = self.leaderless();
+        let begun = self.operate(OperationKind::Switchover, (&asked.from, &asked.candidate), (asked.request_id, false));
+        told.answer(begun.await, leaderless)
     }
 
     async fn failover(&self, request: Request<v1::FailoverRequest>) -> Result<Response<v1::OperationReply>, Status> {
-        let told = self.told(&request);
-        let asked = request.into_inner();
+        let told = Told::of(&request);
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return told.answer(client.failover(passed_on(v1::FailoverRequest { to, ..asked })).await);
+        let ask = |mut leader: Leader, to| {
+            let request = v1::FailoverRequest { to, ..asked.clone() };
+            async move { leader.failover(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return told.answer(reply, false);
         }
-        told.answer(
-            self.operate(OperationKind::Failover, ("", &asked.candidate), (asked.request_id, asked.allow_data_loss))
-                .await,
-        )
+        // As it is before: an operation of unknown fate was begun by a leader.
+        let leaderless = self.leaderless();
+        let meant = (asked.request_id, asked.allow_data_loss);
+        let begun = self.operate(OperationKind::Failover, ("", &asked.candidate), meant);
+        told.answer(begun.await, leaderless)
     }
 
     async fn failover_loss(
@@ -215,13 +228,13 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::FailoverLossReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            let mut request = passed_on(v1::FailoverRequest { to, ..asked });
+        let ask = |mut leader: Leader, to| {
+            let mut request = passed_on(v1::FailoverRequest { to, ..asked.clone() });
             request.set_timeout(LOOKED_AT);
-            return client.failover_loss(request).await;
+            async move { leader.failover_loss(request).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let candidate = convert::member_id(&asked.candidate).map_err(|e| Status::invalid_argument(e.to_string()))?;
         Ok(Response::new(match self.manager.would_lose(&candidate) {
@@ -241,11 +254,12 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::TransferLeaderReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.transfer_leader(passed_on(v1::TransferLeaderRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::TransferLeaderRequest { to, ..asked.clone() };
+            async move { leader.transfer_leader(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Never), ask).await {
+            return reply;
         }
         let to = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let leader = convert::optional_text(self.manager.leadership().leader.as_ref());
@@ -255,21 +269,29 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn profile(&self, request: Request<v1::ProfileRequest>) -> Result<Response<v1::ProfileReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            let shows = asked.profile.is_empty();
-            let mut request = passed_on(v1::ProfileRequest { to, ..asked.clone() });
-            if shows {
+        let shows = asked.profile.is_empty() && asked.overrides.is_empty();
+        if shows {
+            if !was_passed_on(asked.to.as_ref())
+                && let Some((leader, mut client)) = self.manager.leader_admin()
+            {
+                let to = to_leader(&leader, &self.manager);
+                let mut request = passed_on(v1::ProfileRequest { to, ..asked.clone() });
                 request.set_timeout(LOOKED_UP);
-            }
-            match client.profile(request).await {
                 // What was applied here may be older.
-                Err(_) if shows && asked.overrides.is_empty() => {}
-                reply => return reply,
+                if let Ok(reply) = client.profile(request).await {
+                    return Ok(reply);
+                }
+            }
+        } else {
+            let ask = |mut leader: Leader, to| {
+                let request = v1::ProfileRequest { to, ..asked.clone() };
+                async move { leader.profile(passed_on(request)).await }
+            };
+            if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+                return reply;
             }
         }
         profile::of(&self.manager, asked).await.map(Response::new)
@@ -294,16 +316,17 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::SetSettingsRequest>,
     ) -> Result<Response<v1::SetSettingsReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            let mut request = passed_on(v1::SetSettingsRequest { to, ..asked });
+        let ask = |mut leader: Leader, to| {
+            let mut request = passed_on(v1::SetSettingsRequest { to, ..asked.clone() });
             // PostgreSQL's programs are run for it.
             request.set_timeout(3 * PASSED_ON);
-            return client.set_settings(request).await;
+            async move { leader.set_settings(request).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         Ok(Response::new(settings::set(&self.manager, asked).await))
     }
@@ -335,13 +358,15 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn pause(&self, request: Request<v1::PauseRequest>) -> Result<Response<v1::PauseReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.pause(passed_on(v1::PauseRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::PauseRequest { to, ..asked.clone() };
+            async move { leader.pause(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let done = self.manager.pause(asked.on, (&asked.reason, &asked.by), request_id(asked.request_id)).await;
         let reason = done.as_ref().err().cloned().unwrap_or_default();
@@ -353,13 +378,15 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::AcknowledgeRequest>,
     ) -> Result<Response<v1::AcknowledgeReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.acknowledge(passed_on(v1::AcknowledgeRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::AcknowledgeRequest { to, ..asked.clone() };
+            async move { leader.acknowledge(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         Ok(Response::new(match self.manager.acknowledge(&asked.by, request_id(asked.request_id)).await {
             Ok(failovers) => v1::AcknowledgeReply { done: true, failovers, reason: String::new() },
@@ -371,13 +398,15 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::MaintenanceRequest>,
     ) -> Result<Response<v1::MaintenanceReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.maintenance(passed_on(v1::MaintenanceRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::MaintenanceRequest { to, ..asked.clone() };
+            async move { leader.maintenance(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let words = (asked.reason.as_str(), asked.by.as_str());
@@ -387,26 +416,33 @@ impl v1::admin_server::Admin for AdminService {
     }
 
     async fn restart(&self, request: Request<v1::RestartRequest>) -> Result<Response<v1::OperationReply>, Status> {
-        let told = self.told(&request);
-        let asked = request.into_inner();
+        let told = Told::of(&request);
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return told.answer(client.restart(passed_on(v1::RestartRequest { to, ..asked })).await);
+        let ask = |mut leader: Leader, to| {
+            let request = v1::RestartRequest { to, ..asked.clone() };
+            async move { leader.restart(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return told.answer(reply, false);
         }
-        told.answer(self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, asked.force)).await)
+        // As it is before: an operation of unknown fate was begun by a leader.
+        let leaderless = self.leaderless();
+        let begun = self.operate(OperationKind::Restart, ("", &asked.member), (asked.request_id, asked.force));
+        told.answer(begun.await, leaderless)
     }
 
     async fn reinit(&self, request: Request<v1::ReinitRequest>) -> Result<Response<v1::OperationReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.reinit(passed_on(v1::ReinitRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::ReinitRequest { to, ..asked.clone() };
+            async move { leader.reinit(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         if asked.member.is_empty() {
             return Err(Status::invalid_argument("the request names no member"));
@@ -445,11 +481,12 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::CancelOperationReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.cancel_operation(passed_on(v1::CancelOperationRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::CancelOperationRequest { to, ..asked.clone() };
+            async move { leader.cancel_operation(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Never), ask).await {
+            return reply;
         }
         let words = (asked.by.as_str(), request_id(asked.request_id));
         Ok(Response::new(match self.manager.cancel(asked.id, words).await {
@@ -462,13 +499,15 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::ScheduleOperationRequest>,
     ) -> Result<Response<v1::OperationReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.schedule_operation(passed_on(v1::ScheduleOperationRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::ScheduleOperationRequest { to, ..asked.clone() };
+            async move { leader.schedule_operation(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let (kind, (from, to)) = (agenda::kind(asked.kind)?, named(&asked.from, &asked.member)?);
         Ok(Response::new(agenda::schedule(&self.manager, (kind, from, to), asked).await))
@@ -480,11 +519,12 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::PlanOperationReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.plan_operation(passed_on(v1::PlanOperationRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::PlanOperationRequest { to, ..asked.clone() };
+            async move { leader.plan_operation(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let (kind, (from, to)) = (agenda::kind(asked.kind)?, named(&asked.from, &asked.member)?);
         Ok(Response::new(agenda::plan(&self.manager, (kind, from, to), asked.allow_data_loss).await))
@@ -494,37 +534,43 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::RollingRestartRequest>,
     ) -> Result<Response<v1::OperationReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.rolling_restart(passed_on(v1::RollingRestartRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::RollingRestartRequest { to, ..asked.clone() };
+            async move { leader.rolling_restart(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         Ok(Response::new(agenda::roll(&self.manager, asked).await))
     }
 
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.stop(passed_on(v1::StopRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::StopRequest { to, ..asked.clone() };
+            async move { leader.stop(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         halt::stop(&self.manager, asked).await.map(Response::new)
     }
 
     async fn start(&self, request: Request<v1::StartRequest>) -> Result<Response<v1::StopReply>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        name(&mut asked.request_id);
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.start(passed_on(v1::StartRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::StartRequest { to, ..asked.clone() };
+            async move { leader.start(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         halt::start(&self.manager, asked).await.map(Response::new)
     }
@@ -535,11 +581,12 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::ChangeMemberReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            return client.change_member(passed_on(v1::ChangeMemberRequest { to, ..asked })).await;
+        let ask = |mut leader: Leader, to| {
+            let request = v1::ChangeMemberRequest { to, ..asked.clone() };
+            async move { leader.change_member(passed_on(request)).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Never), ask).await {
+            return reply;
         }
         let dry_run = is_dry(asked.change());
         let changed = self.manager.change_members(member_change(asked)?, dry_run).await;
@@ -584,13 +631,13 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::CheckMemberReply>, Status> {
         let asked = request.into_inner();
         self.check(asked.to.as_ref())?;
-        if !was_passed_on(asked.to.as_ref())
-            && let Some((leader, mut client)) = self.manager.leader_admin()
-        {
-            let to = to_leader(&leader, &self.manager);
-            let mut request = passed_on(v1::CheckMemberRequest { to, ..asked });
+        let ask = |mut leader: Leader, to| {
+            let mut request = passed_on(v1::CheckMemberRequest { to, ..asked.clone() });
             request.set_timeout(LOOKED_AT);
-            return client.check_member(request).await;
+            async move { leader.check_member(request).await }
+        };
+        if let Some(reply) = self.by_leader((asked.to.as_ref(), Repeat::Safe), ask).await {
+            return reply;
         }
         let member = convert::member_id(&asked.member).map_err(|e| Status::invalid_argument(e.to_string()))?;
         raft::check(&self.manager, &member).await.map(Response::new)

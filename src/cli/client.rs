@@ -30,8 +30,9 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(2);
 /// After so long the next manager is tried beside those that have not answered: a healthy one answers in a few milliseconds.
 const NEXT: Duration = Duration::from_millis(150);
-/// An operation is answered once it is committed, which may need a new Raft leader first.
-pub(super) const OPERATION_PATIENCE: Duration = Duration::from_secs(5);
+/// An operation is answered once it is committed, which may need a new Raft leader first: longer than a manager waits for one,
+/// and for its answer.
+pub(super) const OPERATION_PATIENCE: Duration = Duration::from_secs(8);
 
 /// Why an admin command got no answer.
 #[derive(Debug, thiserror::Error)]

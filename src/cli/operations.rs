@@ -83,7 +83,10 @@ pub(super) async fn failover(args: FailoverArgs) -> Exit {
         (false, false) => confirmed(&failover_question(primary(&status), &candidate)),
         (true, yes) => match client.failover_loss(ask(&status, String::new())).await {
             Ok(loss) if !loss.reason.is_empty() => {
-                return complain(&format!("failover refused: {}", loss.reason), exit::FAILED);
+                return match args.operation.json {
+                    true => tell("failover", &OperationReply::default(), Some(false), &loss.reason),
+                    false => complain(&format!("failover refused: {}", loss.reason), exit::FAILED),
+                };
             }
             Ok(loss) => accepted((primary(&status), &candidate), &loss.says, yes),
             Err(error) => return complain_client(&error),

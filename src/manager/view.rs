@@ -148,7 +148,7 @@ fn again(
     (kind, from, wanted, allow_loss): (OperationKind, Option<&MemberId>, Option<&MemberId>, bool),
 ) -> Result<Option<Operation>, NotBegun> {
     let Some(id) = state.number_of(request_id) else { return Ok(None) };
-    // What a failover that is over accepted is not remembered.
+    // What a failover that is over accepted is remembered of the last operation only.
     let accepts = |o: &Operation| o.accepts_loss == allow_loss || state.operation_of(request_id).is_none();
     let same = |o: &Operation| {
         let accepted = kind != OperationKind::Failover || accepts(o);
@@ -248,6 +248,17 @@ impl ManagerHandle {
     /// Who leads Raft.
     pub fn leadership(&self) -> Leadership {
         self.manager.inner.node.leadership().borrow().clone()
+    }
+
+    /// Who leads Raft, as it changes.
+    pub fn watch_leadership(&self) -> tokio::sync::watch::Receiver<Leadership> {
+        self.manager.inner.node.leadership()
+    }
+
+    /// Whether somebody leads Raft, or does before that time is over.
+    pub async fn is_led_within(&self, limit: Duration) -> bool {
+        let mut leadership = self.watch_leadership();
+        tokio::time::timeout(limit, leadership.wait_for(|l| l.leader.is_some())).await.is_ok_and(|known| known.is_ok())
     }
 
     /// How old the confirmation is that this manager's state is current.

@@ -56,17 +56,15 @@ pub fn status(reason: Reason, says: &str, facts: &[(&str, &str)]) -> Status {
 #[derive(Debug, Clone, Copy)]
 pub struct Told {
     by_status: bool,
-    leaderless: bool,
 }
 
 impl Told {
-    /// As the request wants it. `leaderless`: no Raft leader is known here.
-    pub fn of<T>(request: &Request<T>, leaderless: bool) -> Told {
-        let by_status = request.metadata().get(HEADER).is_some_and(|value| value == "status");
-        Told { by_status, leaderless }
+    /// As the request wants it.
+    pub fn of<T>(request: &Request<T>) -> Told {
+        Told { by_status: request.metadata().get(HEADER).is_some_and(|value| value == "status") }
     }
 
-    /// The answer in that form.
+    /// The answer in that form. `leaderless`: no Raft leader is known here.
     ///
     /// # Errors
     /// The given one, or the operation has not begun.
@@ -75,13 +73,14 @@ impl Told {
     pub fn answer(
         self,
         answer: Result<Response<v1::OperationReply>, Status>,
+        leaderless: bool,
     ) -> Result<Response<v1::OperationReply>, Status> {
         let answer = answer?;
         let reply = answer.get_ref();
         if reply.accepted || !self.by_status {
             return Ok(answer);
         }
-        let reason = match (reply.undecided, self.leaderless) {
+        let reason = match (reply.undecided, leaderless) {
             // A manager that hears no leader hears of no member either: what it refuses it for says little.
             (_, true) => Reason::NoLeader,
             (true, false) => Reason::Undecided,
@@ -109,11 +108,11 @@ mod tests {
     #[test]
     fn an_operation_that_has_not_begun_is_a_status_for_those_who_ask_for_one() {
         for header in [None, Some("reply")] {
-            let answer = Told::of(&asked(header), false).answer(refused(false)).unwrap();
+            let answer = Told::of(&asked(header)).answer(refused(false), false).unwrap();
             assert!(!answer.get_ref().accepted, "as ever for those who don't: {header:?}");
         }
         let told = |leaderless, undecided| {
-            let error = Told::of(&asked(Some("status")), leaderless).answer(refused(undecided)).unwrap_err();
+            let error = Told::of(&asked(Some("status"))).answer(refused(undecided), leaderless).unwrap_err();
             let info = error.get_details_error_info().unwrap();
             assert_eq!((info.domain.as_str(), error.message()), (DOMAIN, "n2 does not answer"));
             (error.code(), info.reason)
@@ -127,10 +126,10 @@ mod tests {
 
     #[test]
     fn one_that_has_begun_and_any_other_error_stay_what_they_are() {
-        let told = Told::of(&asked(Some("status")), false);
+        let told = Told::of(&asked(Some("status")));
         let begun = v1::OperationReply { accepted: true, id: 7, ..Default::default() };
-        assert_eq!(told.answer(Ok(Response::new(begun))).unwrap().get_ref().id, 7);
-        let gone = told.answer(Err(Status::unavailable("gone"))).unwrap_err();
+        assert_eq!(told.answer(Ok(Response::new(begun)), false).unwrap().get_ref().id, 7);
+        let gone = told.answer(Err(Status::unavailable("gone")), false).unwrap_err();
         assert_eq!((gone.code(), gone.message()), (Code::Unavailable, "gone"));
     }
 }

@@ -1,5 +1,6 @@
 //! What the way through the router costs, side by side with HAProxy and with no proxy at all, in turns in one run.
-//! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`.
+//! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`; `LOAD=connect` measures that load only, `BEFORE=…/matriarch` another
+//! build beside this one.
 
 use std::{
     fs,
@@ -20,7 +21,6 @@ use crate::{
 const CLIENTS: &str = "16";
 /// Connections that do nothing.
 const IDLE: usize = 2_000;
-const WAYS: [&str; 3] = ["direct", "router", "haproxy"];
 
 fn from_env(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
@@ -66,6 +66,11 @@ pub async fn listens(port: u16) {
 
 /// The command that starts a router of its own process, as it is released, and the port of it.
 pub fn router_command(dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Command, u16) {
+    let exe = std::env::var_os("MATRIARCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_matriarch").into());
+    router_command_of(PathBuf::from(exe), dir, managers, max_sessions)
+}
+
+fn router_command_of(exe: PathBuf, dir: &Path, managers: &[&Manager], max_sessions: usize) -> (Command, u16) {
     let port = free_port();
     let mut text = "[cluster]\nname = \"measured\"\ninsecure = true\n".to_owned();
     // A cluster has three; of those that are missing here nobody is there.
@@ -77,9 +82,8 @@ pub fn router_command(dir: &Path, managers: &[&Manager], max_sessions: usize) ->
     text += &format!("[router]\nread_write = \"127.0.0.1:{port}\"\nmax_sessions = {max_sessions}\n");
     let file = dir.join("router.toml");
     fs::write(&file, text).unwrap();
-    let exe = std::env::var_os("MATRIARCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_matriarch").into());
     let log = fs::File::create(dir.join("router.log")).unwrap();
-    let mut command = Command::new(PathBuf::from(exe));
+    let mut command = Command::new(exe);
     command.args(["router", "--config"]).arg(&file).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
     (command, port)
 }
@@ -151,7 +155,17 @@ async fn beside_haproxy() {
         .args(["-h", "127.0.0.1", "-U", "postgres", "-i", "-q", "-s", "20", "-p", &server.port.to_string(), "postgres"])
         .output();
     assert!(made.unwrap().status.success());
-    let ports = [server.port, through_router, through_haproxy];
+    // The one that is measured against comes third, whoever is fourth.
+    let mut ways = vec![("direct", server.port), ("router", through_router), ("haproxy", through_haproxy)];
+    let mut _before = None;
+    if let Some(exe) = std::env::var_os("BEFORE") {
+        let beside = dir.path().join("before");
+        fs::create_dir(&beside).unwrap();
+        let (mut command, port) = router_command_of(exe.into(), &beside, &[&manager], 5_000);
+        _before = Some(Process(command.spawn().unwrap()));
+        listens(port).await;
+        ways.push(("the router before", port));
+    }
     let (rounds, seconds) = (from_env("ROUNDS", 10), from_env("SECONDS", 4));
     let loads: [(&str, &[&str]); 3] = [
         ("select-only", &["-S", "-M", "prepared"]),
@@ -159,20 +173,21 @@ async fn beside_haproxy() {
         ("connect-per-transaction", &["-S", "-C"]),
     ];
     let mut worse = Vec::new();
-    for (name, load) in loads {
+    let wanted = std::env::var("LOAD").unwrap_or_default();
+    for (name, load) in loads.into_iter().filter(|(name, _)| name.contains(&wanted)) {
         let (mut ratios, mut added): (Vec<f64>, Vec<f64>) = Default::default();
-        let mut all = [const { Vec::new() }; 3];
+        let mut all = vec![Vec::new(); ways.len()];
         for round in 0..rounds {
-            let mut this = [(0.0, 0.0); 3];
-            for turn in 0..3 {
-                let way = (turn + round) % 3;
-                this[way] = pgbench(&server, dir.path(), ports[way], load, seconds);
+            let mut this = vec![(0.0, 0.0); ways.len()];
+            for turn in 0..ways.len() {
+                let way = (turn + round) % ways.len();
+                this[way] = pgbench(&server, dir.path(), ways[way].1, load, seconds);
                 all[way].push(this[way]);
             }
             ratios.push(this[1].0 / this[2].0);
             added.push((this[1].1 - this[2].1) / 1e3);
         }
-        for (way, of) in WAYS.iter().zip(&all) {
+        for ((way, _), of) in ways.iter().zip(&all) {
             let (tps, p99) = (median(of.iter().map(|m| m.0).collect()), median(of.iter().map(|m| m.1).collect()));
             println!("{name}, {way}: {tps:.0} tps, p99 {:.2} ms (medians of {rounds})", p99 / 1e3);
         }

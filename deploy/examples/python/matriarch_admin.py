@@ -22,8 +22,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-# Longer than a manager waits for the leader that it passes a request on to (3 s).
-DEADLINE_S = 5
+# Longer than a manager waits for a leader (2.5 s) and for its answer (3 s).
+DEADLINE_S = 8
 # An operation that has not begun is told by a status, which has details for programs.
 BY_STATUS = (("matriarch-errors", "status"),)
 
