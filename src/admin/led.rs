@@ -7,14 +7,15 @@ use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Response, Status, transport::Channel};
 
 use super::{AdminService, to_leader, was_passed_on};
-use crate::{domain::MemberId, manager::ManagerHandle, rpc::v1};
+use crate::{
+    domain::MemberId,
+    manager::{ManagerHandle, view::ELECTED},
+    rpc::v1,
+};
 
 /// A client of the Raft leader's admin service.
 pub(super) type Leader = v1::admin_client::AdminClient<Channel>;
 
-/// How long a leader is waited for. With `fast` an election is over by then, with `normal` most are; with what the leader takes
-/// to answer it is less than clients have patience for.
-pub const ELECTED: Duration = Duration::from_millis(2_500);
 /// Before a leader that can't be reached is tried again, if nothing is known of another before.
 const AGAIN: Duration = Duration::from_millis(100);
 

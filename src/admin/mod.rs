@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-pub use self::led::ELECTED;
 use self::led::{Leader, Repeat};
 use crate::{
     domain::MemberId,

@@ -54,6 +54,9 @@ pub(super) fn confirmed_age(manager: &Manager, state: &ClusterState) -> Duration
     vouched.map_or(by_raft, |age| age.min(by_raft))
 }
 
+/// How long a Raft leader is waited for by who asks for what only that one can do. With `fast` an election is over by then, with
+/// `normal` most are; with what the leader takes to answer it is less than clients have patience for.
+pub const ELECTED: Duration = Duration::from_millis(2_500);
 /// How long an obstacle that may be over in a moment is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two looks.
@@ -255,10 +258,12 @@ impl ManagerHandle {
         self.manager.inner.node.leadership()
     }
 
-    /// Whether somebody leads Raft, or does before that time is over.
-    pub async fn is_led_within(&self, limit: Duration) -> bool {
+    /// Whether somebody leads Raft, or does after [`ELECTED`] at most.
+    pub async fn is_led_soon(&self) -> bool {
         let mut leadership = self.watch_leadership();
-        tokio::time::timeout(limit, leadership.wait_for(|l| l.leader.is_some())).await.is_ok_and(|known| known.is_ok())
+        tokio::time::timeout(ELECTED, leadership.wait_for(|l| l.leader.is_some()))
+            .await
+            .is_ok_and(|known| known.is_ok())
     }
 
     /// How old the confirmation is that this manager's state is current.

@@ -58,7 +58,7 @@ pub async fn perform(
     asked: Asked<'_>,
     config: impl Fn() -> Reply,
 ) -> Reply {
-    if !manager.is_led_within(crate::admin::ELECTED).await {
+    if !manager.is_led_soon().await {
         return Reply::text(503, "no Raft leader answers: bring a majority of managers up; nothing was changed\n");
     }
     let (user, request_id) = (asked.user, uuid::Uuid::now_v7().to_string());
