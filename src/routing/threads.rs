@@ -4,10 +4,7 @@
 use std::{
     future::Future,
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread::{self, JoinHandle},
 };
 
@@ -18,24 +15,16 @@ use tokio::{
 };
 use tracing::warn;
 
-/// The first thread and those beside it.
+/// Threads beside the first.
 #[derive(Debug)]
 pub struct Threads {
-    /// Connections of the first.
-    first: Load,
     others: Vec<Thread>,
+    turn: AtomicUsize,
 }
-
-/// How many connections a thread has now.
-type Load = Arc<AtomicUsize>;
-
-/// Counts one connection for as long as it lives.
-struct Counted(Load);
 
 #[derive(Debug)]
 struct Thread {
     runtime: Handle,
-    load: Load,
     /// Dropped, it ends the thread, and what still runs there.
     ends: watch::Sender<()>,
     thread: JoinHandle<()>,
@@ -48,7 +37,7 @@ impl Threads {
             let thread = Thread::start(number);
             thread.inspect_err(|error| warn!(%error, number, "a thread for sessions could not be started")).ok()
         });
-        Self { first: Load::default(), others: started.collect() }
+        Self { others: started.collect(), turn: AtomicUsize::new(0) }
     }
 
     /// How many there are.
@@ -56,37 +45,16 @@ impl Threads {
         1 + self.others.len()
     }
 
-    /// Runs `task` on the thread that has the fewest; on the first where that is one of them, for to wake another takes longer
-    /// than all else that is done for a connection.
+    /// Runs `task` on the thread whose turn it is.
     pub fn spawn<F>(&self, tasks: &mut JoinSet<()>, task: F) -> AbortHandle
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let has = |load: &Load| load.load(Ordering::Relaxed);
-        let least = self.others.iter().min_by_key(|thread| has(&thread.load));
-        let other = least.filter(|thread| has(&thread.load) < has(&self.first));
-        let counted = Counted::one(other.map_or(&self.first, |thread| &thread.load));
-        let task = async move {
-            let _counted = counted;
-            task.await;
-        };
-        match other {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.count();
+        match turn.checked_sub(1).and_then(|other| self.others.get(other)) {
             Some(thread) => tasks.spawn_on(task, &thread.runtime),
             None => tasks.spawn(task),
         }
-    }
-}
-
-impl Counted {
-    fn one(load: &Load) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -102,7 +70,7 @@ impl Thread {
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name(format!("sessions-{number}")).spawn(run)?;
-        Ok(Self { runtime: handle, load: Load::default(), ends, thread })
+        Ok(Self { runtime: handle, ends, thread })
     }
 }
 
@@ -128,28 +96,19 @@ mod tests {
         assert_eq!(threads.count(), 3);
         let mut tasks = JoinSet::new();
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let all_here = watch::Sender::new(false);
         for _ in 0..9 {
-            let (tell, mut all_here) = (tell.clone(), all_here.subscribe());
+            let tell = tell.clone();
             threads.spawn(&mut tasks, async move {
-                all_here.wait_for(|here| *here).await.unwrap();
+                tokio::task::yield_now().await;
                 tell.send(thread::current().id()).unwrap();
             });
         }
-        let has = |load: &Load| load.load(Ordering::Relaxed);
-        assert_eq!((has(&threads.first), threads.others.iter().map(|t| has(&t.load)).sum::<usize>()), (3, 6));
-        all_here.send_replace(true);
         while tasks.join_next().await.is_some() {}
         let mut ran: HashMap<ThreadId, usize> = HashMap::new();
         for _ in 0..9 {
             *ran.entry(told.recv().await.unwrap()).or_default() += 1;
         }
         assert_eq!(Vec::from_iter(ran.values().copied()), [3, 3, 3]);
-        // They are gone, and the first is preferred among equals.
-        threads.spawn(&mut tasks, async {});
-        assert_eq!(has(&threads.first), 1);
-        while tasks.join_next().await.is_some() {}
-        assert_eq!(has(&threads.first), 0);
         // One that would go on for ever goes with its thread.
         for _ in 0..3 {
             threads.spawn(&mut tasks, std::future::pending());
