@@ -371,9 +371,10 @@ impl Guest {
         let Link { mut backend, mut pass, .. } = link;
         let mut follower = read.then(Follower::default);
         let end = follower.as_mut().and_then(|follower| follower.follow(&answer));
+        // First, for a client that has its answer may ask at once that its session be cancelled.
+        pass.establish(unwatched);
         self.say(&answer[..end.unwrap_or(answer.len())]).await?;
         drop(answer);
-        pass.establish(unwatched);
         if end.is_some() {
             return self.unconfirmed(backend, pass).await;
         }
