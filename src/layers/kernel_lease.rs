@@ -64,7 +64,7 @@ impl KernelLease<AddressTables> {
     /// That of a virtual address.
     ///
     /// # Errors
-    /// The kernel has no netlink of netfilter.
+    /// The kernel has no netlink of netfilter, or this process or the kernel is out of something.
     pub fn open_address(rules: AddressTables) -> io::Result<KernelLease<AddressTables>> {
         Ok(KernelLease { nft: Netlink::open(SockProtocol::NetlinkNetFilter)?, rules })
     }

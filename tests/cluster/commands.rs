@@ -1,6 +1,10 @@
 //! Switchovers, failovers and other timings that an operator asks for.
 
-use std::{fs, process::Command, time::Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use matriarch::{
     demo::rig::{ROUTED, Rig, Role},
@@ -30,6 +34,9 @@ pub const STEPS: &[Step] = &[
 /// The promises of the slowest profile have to run out on the way.
 pub const LONG: &[Step] =
     &[("other_profiles_there_and_back_no_failed_write", other_profiles_there_and_back_no_failed_write)];
+
+/// A manager waits so long at least for a Raft leader before it says that there is none; it is half a second more.
+const WAITS: Duration = Duration::from_secs(2);
 
 /// There and back: to a named candidate, then to one that the leader chooses.
 fn switchover_loses_nothing(rig: &Rig, before: &StatusReply) -> Promise {
@@ -64,12 +71,16 @@ fn switchover_to_a_dead_target_is_refused_or_rolled_back(rig: &Rig, before: &Sta
         rig.status().is_some_and(|status| status.leader == *target)
     });
     let fault = rig.kill_host(target).unwrap();
-    let mut reply = rig.switchover(target).unwrap();
-    // An election may take longer than a manager waits for its end, with `normal` up to a second, and is told then.
-    while reply.undecided && fault.elapsed() < SOON {
-        reply = rig.switchover(target).unwrap();
-    }
-    assert!(!reply.undecided, "{reply:?}");
+    // An election may take longer than a manager waits for its end, with `normal` up to a second: then it is told, and no sooner.
+    let reply = loop {
+        let asked = Instant::now();
+        let reply = rig.switchover(target).unwrap();
+        if !reply.undecided {
+            break reply;
+        }
+        let (waited, leaderless) = (asked.elapsed(), reply.reason.starts_with("no Raft leader answers"));
+        assert!((waited >= WAITS || !leaderless) && fault.elapsed() < SOON, "after {waited:?}: {reply:?}");
+    };
     if reply.accepted {
         let ended = rig.finished(reply.id, SOON).unwrap();
         assert!(!ended.succeeded, "{ended:?}");
