@@ -571,6 +571,7 @@ fn router(raw: RawRouter, cluster: &ClusterConfig) -> Result<RouterConfig, Wrong
         drain: Duration::from_millis(drain),
         max_sessions,
         threads,
+        connect_ahead: raw.connect_ahead.unwrap_or(true),
         certificate,
         tls_required,
         postgresql_ca_file,

@@ -322,6 +322,8 @@ pub struct RouterConfig {
     pub max_sessions: usize,
     /// So many threads carry sessions, 1 to 64.
     pub threads: usize,
+    /// While clients connect in quick succession, the next connection to their server is opened ahead.
+    pub connect_ahead: bool,
     /// The certificate clients see. `None`: what they encrypt is passed on to PostgreSQL unread.
     pub certificate: Option<CertificateFiles>,
     /// Sessions in plain text are refused. Never without a certificate.

@@ -217,6 +217,7 @@ pub(super) struct RawRouter {
     pub proxy_protocol: Option<bool>,
     pub max_sessions: Option<usize>,
     pub threads: Option<usize>,
+    pub connect_ahead: Option<bool>,
     pub tls_certificate_file: Option<String>,
     pub tls_key_file: Option<String>,
     pub tls_required: Option<bool>,
@@ -362,7 +363,7 @@ mod tests {
             problem("[router]\nzzzzzz = 1\n"),
             "router.zzzzzz: unknown key in line 2; known here: read_write, read_only, sync_only, \
              metrics, read_only_max_lag, read_only_from_primary, read_only_weights, drain_ms, proxy_protocol, max_sessions, \
-             threads, tls_certificate_file, tls_key_file, tls_required, postgresql_ca_file"
+             threads, connect_ahead, tls_certificate_file, tls_key_file, tls_required, postgresql_ca_file"
         );
     }
 

@@ -49,6 +49,8 @@ thread_local! {
 pub enum Ending {
     /// The server ended it.
     Server,
+    /// The client did, when everything it had asked for was answered.
+    Client,
     /// The state said so.
     Cut(Cut),
     /// Nothing was under way, and its server or the router is about to stop.
@@ -96,13 +98,17 @@ where
         let count = &counts.bytes_up;
         let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, unread, bulk: None, count };
         let carried = way.carry(|said| talk.client(said), || {}).await;
+        // Nothing is left to be said: the server need not be waited for.
+        if carried.is_ok() && way.is_plain() && talk.is_over() {
+            return Ending::Client;
+        }
         // The backend may have more to say, so only its input ends here.
         // One that takes nothing does not hold this up.
         let _ = timeout(LAST_WORDS, way.to.shutdown()).await;
         let Err(error) = carried else { return std::future::pending().await };
         // A backend that was told to stop takes no bytes, but why it stops is on its way.
         sleep(LAST_WORDS).await;
-        error
+        Ending::Broken(error)
     };
     let down = async {
         let count = &counts.bytes_down;
@@ -127,7 +133,7 @@ where
                 Ok(Stop::Said) => Ending::Unconfirmed,
                 Err(error) => Ending::Broken(error),
             },
-            error = &mut up => return Ending::Broken(error),
+            ending = &mut up => return ending,
             () = talk.drained(), if talk.drains() => {
                 if pass.drains() {
                     return Ending::Drained;
@@ -212,6 +218,11 @@ impl Talk {
         self.drains.load(Ordering::Relaxed)
     }
 
+    /// The client has said that it ends, outside of a transaction and with everything answered.
+    fn is_over(&self) -> bool {
+        self.both().is_some_and(|both| both.0.is_over() && both.1.ready_outside() == Some(both.0.asked()))
+    }
+
     /// Never waited for: one task uses it.
     fn both(&self) -> Option<MutexGuard<'_, (Requests, Follower)>> {
         Some(self.both.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
@@ -286,6 +297,11 @@ impl<T> Side for WriteHalf<T> {
 }
 
 impl<R: AsyncRead + Side + Unpin, W: AsyncWrite + Side + Unpin> Way<'_, R, W> {
+    /// Neither side is encrypted by the router.
+    fn is_plain(&self) -> bool {
+        self.from.socket().is_some() && self.to.socket().is_some()
+    }
+
     /// Hands on what is read, in the pieces in which it is read. `look` sees each piece, and gives the place in it after which
     /// nothing is handed on; `handed_on` is called whenever everything was.
     async fn carry(&mut self, mut look: impl FnMut(&[u8]) -> Option<usize>, handed_on: impl Fn()) -> io::Result<Stop> {
@@ -360,7 +376,7 @@ impl<R: AsyncRead + Side + Unpin, W: AsyncWrite + Side + Unpin> Way<'_, R, W> {
         self.dirty = true;
         self.count.fetch_add(to_write.len() as u64, Ordering::Relaxed);
         self.kept.extend_from_slice(&to_write[written..]);
-        if self.unread && said.len() == BUFFER && self.from.socket().is_some() && self.to.socket().is_some() {
+        if self.unread && said.len() == BUFFER && self.is_plain() {
             self.bulk = Bulk::begin();
         }
         Poll::Ready(Ok(Some(end.is_some())))
@@ -383,4 +399,4 @@ pub async fn farewell(client: &mut Stream, words: &[u8]) {
 
 #[cfg(test)]
 #[path = "carry_test.rs"]
-mod tests;
+pub mod tests;

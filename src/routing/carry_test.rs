@@ -6,10 +6,10 @@ use tokio::io::{DuplexStream, duplex};
 
 use super::*;
 use crate::{
-    domain::{ClusterId, Epoch, Generation, MemberId},
+    domain::{ClusterId, Epoch, Generation},
     routing::{
         desk::{Desk, now},
-        table::{Backend, Bounds, Heard, Port, Rules, Version},
+        table::{Backend, Bounds, Heard, Port, Rules, Stamp, Version},
     },
 };
 
@@ -18,6 +18,31 @@ fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     out.extend((u32::try_from(body.len()).unwrap() + 4).to_be_bytes());
     out.extend(body);
     out
+}
+
+/// What a manager may say: the primary is open in this epoch.
+pub fn heard(epoch: u64) -> Heard {
+    Heard {
+        cluster: ClusterId("c".into()),
+        version: Version { generation: Generation(1), epoch: Epoch(epoch), revision: epoch },
+        open: true,
+        draining: false,
+        hibernated: None,
+        primary: Some(Backend { member: "a".parse().unwrap(), address: "a:5432".into() }),
+        standbys: Vec::new(),
+        confirmed_age: Duration::ZERO,
+        bounds: None,
+    }
+}
+
+/// A desk that leads to one primary, and the right to be connected there.
+pub fn enter() -> (Arc<Desk>, Stamp, Pass) {
+    let bounds = Bounds { stale: Duration::from_secs(600), hold: Duration::from_secs(1) };
+    let desk = Arc::new(Desk::new(1, bounds, Rules::default()));
+    desk.hear(0, &"a".parse().unwrap(), heard(1), Default::default());
+    let stamp = desk.views().borrow().lead(Port::ReadWrite, 0, &[], now()).unwrap();
+    let pass = desk.enter(&stamp, Port::ReadWrite).unwrap();
+    (desk, stamp, pass)
 }
 
 struct Session {
@@ -30,23 +55,7 @@ struct Session {
 impl Session {
     /// It has begun, and the client's pipe holds 64 bytes.
     fn begin() -> Self {
-        let bounds = Bounds { stale: Duration::from_secs(600), hold: Duration::from_secs(1) };
-        let desk = Arc::new(Desk::new(1, bounds, Rules::default()));
-        let member: MemberId = "a".parse().unwrap();
-        let heard = Heard {
-            cluster: ClusterId("c".into()),
-            version: Version { generation: Generation(1), epoch: Epoch(1), revision: 1 },
-            open: true,
-            draining: false,
-            hibernated: None,
-            primary: Some(Backend { member: member.clone(), address: "a:5432".into() }),
-            standbys: Vec::new(),
-            confirmed_age: Duration::ZERO,
-            bounds: None,
-        };
-        desk.hear(0, &member, heard, Default::default());
-        let stamp = desk.views().borrow().lead(Port::ReadWrite, 0, &[], now()).unwrap();
-        let mut pass = desk.enter(&stamp, Port::ReadWrite).unwrap();
+        let (desk, _, mut pass) = enter();
         pass.establish(None);
         let (client, client_side) = duplex(64);
         let (server, server_side) = duplex(1 << 16);
@@ -116,4 +125,48 @@ async fn one_that_has_asked_for_nothing_ends_with_the_router() {
     assert!(!session.carried.is_finished());
     session.desk.leave();
     assert!(matches!(session.carried.await.unwrap(), Ending::Drained));
+}
+
+/// Two ends of one connection.
+async fn connection() -> (TcpStream, TcpStream) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+/// What the session came to when its client had said these things and was gone, and its server, that had answered so, said
+/// nothing more; and what the server heard.
+async fn client_goes(said: &[u8], answered: &[u8]) -> (Option<Ending>, Vec<u8>) {
+    let (_desk, _, mut pass) = enter();
+    pass.establish(None);
+    let ((mut client, client_side), (mut server, server_side)) = (connection().await, connection().await);
+    let mut follower = Follower::default();
+    follower.follow(&message(b'Z', b"I"));
+    let carried = tokio::spawn(async move {
+        let (mut client, mut server) = (Stream::Plain(client_side), Stream::Plain(server_side));
+        carry(&mut client, &mut server, Vec::new(), Some(follower), &mut pass).await
+    });
+    server.write_all(answered).await.unwrap();
+    client.read_exact(&mut vec![0; answered.len()]).await.unwrap();
+    client.write_all(said).await.unwrap();
+    drop(client);
+    let mut heard = Vec::new();
+    server.read_to_end(&mut heard).await.unwrap();
+    let ending = timeout(Duration::from_millis(50), carried).await;
+    (ending.ok().map(Result::unwrap), heard)
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_its_end_is_not_kept_until_the_server_has_gone() {
+    let (end, query) = (message(b'X', b""), message(b'Q', b"begin\0"));
+    let (ending, heard) = client_goes(&end, b"").await;
+    assert!(matches!(ending, Some(Ending::Client)), "{ending:?}");
+    assert_eq!(heard, end);
+    let (ending, heard) = client_goes(&[&query[..], &end].concat(), &message(b'Z', b"T")).await;
+    assert!(ending.is_none(), "its transaction is open: {ending:?}");
+    assert_eq!(heard, [&query[..], &end].concat());
+    let (ending, _) = client_goes(&[&query[..], &end].concat(), b"").await;
+    assert!(ending.is_none(), "what it asked for is not answered: {ending:?}");
+    let (ending, _) = client_goes(b"", b"").await;
+    assert!(ending.is_none(), "it has not said that it ends: {ending:?}");
 }

@@ -65,6 +65,8 @@ pub struct Counts {
     pub refused: AtomicU64,
     /// Connections that brought nothing a server would understand, or too slowly.
     pub malformed: AtomicU64,
+    /// Of those that began, those whose connection to the server had been opened ahead.
+    pub ahead: AtomicU64,
     /// Sessions that the state has ended.
     pub cut: AtomicU64,
     /// Sessions that ended between two transactions, for their server or the router was about to stop.
@@ -315,6 +317,13 @@ impl Desk {
         Some(Pass { desk: Arc::clone(self), id, port, route: ours, told })
     }
 
+    /// Whether more sessions can be expected where those of `stamp` are.
+    pub fn expects(&self, stamp: &Stamp) -> bool {
+        let inner = self.lock();
+        let view = inner.table.view();
+        !inner.leaving && !view.drains(stamp) && view.cut(stamp, now()).is_none()
+    }
+
     /// Where a request to cancel may have to go: to the primary, or to each
     /// backend the read-only port has sessions on. Elsewhere its key fits nobody.
     pub fn cancel_targets(&self, port: Port) -> Vec<String> {
@@ -398,6 +407,7 @@ impl Desk {
                 counts: CountFigures {
                     accepted: count(|c| &c.accepted),
                     begun: count(|c| &c.begun),
+                    ahead: count(|c| &c.ahead),
                     refused: count(|c| &c.refused),
                     malformed: count(|c| &c.malformed),
                     cut: count(|c| &c.cut),
@@ -506,6 +516,11 @@ impl Pass {
             inner.unwatched.add(one);
             self.desk.counted.notify_one();
         }
+    }
+
+    /// The state it was entered in; `None`: it must end.
+    pub fn stamp(&self) -> Option<Stamp> {
+        self.desk.lock().sessions.get(&self.id).map(|entry| entry.stamp.clone())
     }
 
     /// Where its backend is.

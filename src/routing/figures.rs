@@ -53,6 +53,8 @@ pub struct CountFigures {
     pub accepted: u64,
     /// Sessions that began.
     pub begun: u64,
+    /// Of those, the ones whose connection to the server had been opened ahead.
+    pub ahead: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Connections that brought nothing a server would understand, or too slowly.
@@ -195,6 +197,11 @@ fn ports(page: &mut Exposition, figures: &Figures, fixed: &Fixed) {
     });
     counter("matriarch_router_sessions_total", "Sessions that began.", &count(|c| c.begun));
     counter(
+        "matriarch_router_sessions_ahead_total",
+        "Sessions that began on a connection to the server which had been opened ahead.",
+        &count(|c| c.ahead),
+    );
+    counter(
         "matriarch_router_sessions_cut_total",
         "Sessions that were ended, for the primary is another or the state is stale.",
         &count(|c| c.cut),
@@ -262,6 +269,7 @@ pub fn document(figures: &Figures, fixed: &Fixed) -> Value {
             "held_ms_max": ms(counts.held_max),
             "sessions_open": total(|route| route.open as u64),
             "sessions_total": counts.begun,
+            "sessions_ahead_total": counts.ahead,
             "cut_total": counts.cut,
             "drained_total": counts.drained,
             "bytes_to_servers": total(|route| route.bytes_up),

@@ -31,6 +31,7 @@ fn figures() -> Figures {
     read_write.counts = CountFigures {
         accepted: 9,
         begun: 5,
+        ahead: 3,
         refused: 1,
         malformed: 2,
         cut: 3,
@@ -101,6 +102,8 @@ fn prometheus_is_told_everything() {
         matriarch_router_connections_held_seconds_total{port="read_only"} 0
         matriarch_router_sessions_total{port="read_write"} 5
         matriarch_router_sessions_total{port="read_only"} 0
+        matriarch_router_sessions_ahead_total{port="read_write"} 3
+        matriarch_router_sessions_ahead_total{port="read_only"} 0
         matriarch_router_sessions_cut_total{port="read_write"} 3
         matriarch_router_sessions_cut_total{port="read_only"} 0
         matriarch_router_sessions_drained_total{port="read_write"} 4
@@ -190,6 +193,7 @@ fn the_document_says_the_same() {
               "reason": null,
               "refused_total": 0,
               "servers": {},
+              "sessions_ahead_total": 0,
               "sessions_open": 0,
               "sessions_total": 0
             },
@@ -221,6 +225,7 @@ fn the_document_says_the_same() {
                   "sessions_total": 5
                 }
               },
+              "sessions_ahead_total": 3,
               "sessions_open": 3,
               "sessions_total": 5
             }

@@ -10,7 +10,7 @@
 //!
 //! Start with [`table`] (where to, pure), `wire` and `follower` (the protocol, pure);
 //! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
-//! `watch` follows the managers, `desk` is what they share; `face` answers those who look at it with `figures` (pure).
+//! `spares` are connections that are opened ahead, `watch` follows the managers, `desk` is what they share; `face` answers those who look at it with `figures` (pure).
 
 mod bulk;
 mod carry;
@@ -22,6 +22,7 @@ mod heir;
 mod origin;
 mod proxy;
 mod requests;
+mod spares;
 mod stream;
 pub mod table;
 mod threads;
@@ -43,14 +44,14 @@ use anyhow::Context as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::SockRef;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     select,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch as state,
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     config::{Config, RouterConfig},
@@ -210,6 +211,8 @@ struct Access {
     tls_required: bool,
     /// Each client comes through a load balancer that says who it is.
     proxied: bool,
+    /// Connections to servers are opened ahead.
+    connect_ahead: bool,
     tls: Arc<Tls>,
 }
 
@@ -304,6 +307,8 @@ impl Router {
             lobby: Lobby::new(max_sessions, SILENT),
             tls_required,
             proxied: router.proxy_protocol,
+            // What would have to shake hands first is left to its client.
+            connect_ahead: router.connect_ahead && !tls.goes_on(),
             tls,
         };
         let timings = config.cluster.timings;
@@ -384,9 +389,8 @@ impl Router {
         let metrics = metrics.and_then(|server| show(server, Face::new(Arc::clone(&desk), face)));
         let mut appointed = JoinSet::new();
         let heir = loop {
-            let (client, port) = select! {
-                accepted = accept(&ports) => accepted,
-                Some(_) = clients.join_next() => continue,
+            let (error, port) = select! {
+                failed = serve(&ports, &mut clients, &threads, &desk, &access) => failed,
                 line = told_to_appoint(&mut called) => {
                     if !appointed.is_empty() {
                         warn!("the ports are being handed over already; reload again when that has come to its end");
@@ -408,14 +412,9 @@ impl Router {
                 },
                 _ = shutdown.wait_for(|stop| *stop) => break None,
             };
-            match client {
-                Ok(client) => admit(&mut clients, &threads, &desk, client, port, &access),
-                Err(error) => {
-                    // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
-                    warn!(%error, ?port, "could not accept a connection");
-                    sleep(Duration::from_millis(200)).await;
-                }
-            }
+            // Out of descriptors, most likely: the client stays in the queue of the kernel meanwhile.
+            warn!(%error, ?port, "could not accept a connection");
+            sleep(Duration::from_millis(200)).await;
         };
         // One that is on its way sees the end of this, and ends; one that has begun in this very moment is told to.
         appointed.abort_all();
@@ -495,12 +494,10 @@ fn admit(
     clients: &mut JoinSet<()>,
     threads: &Threads,
     desk: &Arc<Desk>,
-    client: std::net::TcpStream,
+    (client, from): (TcpStream, SocketAddr),
     port: Port,
     access: &Access,
 ) {
-    // Those that have ended take no place.
-    while clients.try_join_next().is_some() {}
     desk.counts(port).accepted.fetch_add(1, Ordering::Relaxed);
     if clients.len() >= most(access.max_sessions) {
         desk.counts(port).refused.fetch_add(1, Ordering::Relaxed);
@@ -508,8 +505,11 @@ fn admit(
     }
     let ticket = access.lobby.enter();
     let number = ticket.number();
-    let task = threads.spawn(clients, proxy::serve(Arc::clone(desk), access.clone(), client, port, ticket));
-    access.lobby.serves(number, task);
+    let serve = |client| proxy::serve(Arc::clone(desk), access.clone(), client, from, port, ticket);
+    match threads.spawn(clients, client, serve) {
+        Ok(task) => access.lobby.serves(number, task),
+        Err(error) => debug!(?port, %from, %error, "a connection could not be handed to another thread"),
+    }
 }
 
 async fn listen(
@@ -528,12 +528,23 @@ async fn listen(
     Ok(listener)
 }
 
-/// The next connection of any of the ports.
-async fn accept(ports: &[(Port, TcpListener)]) -> (io::Result<std::net::TcpStream>, Port) {
+/// Serves whoever comes, by any of the ports, until one can't be accepted.
+async fn serve(
+    ports: &[(Port, TcpListener)],
+    clients: &mut JoinSet<()>,
+    threads: &Threads,
+    desk: &Arc<Desk>,
+    access: &Access,
+) -> (io::Error, Port) {
     poll_fn(|cx| {
+        // Those that have ended take no place.
+        while let Poll::Ready(Some(_)) = clients.poll_join_next(cx) {}
         for (port, listener) in ports {
-            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                return Poll::Ready((accepted.and_then(|(client, _)| client.into_std()), *port));
+            while let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                match accepted {
+                    Ok(client) => admit(clients, threads, desk, client, *port, access),
+                    Err(error) => return Poll::Ready((error, *port)),
+                }
             }
         }
         Poll::Pending

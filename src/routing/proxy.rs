@@ -6,7 +6,7 @@
 //! again, to whoever is the primary by then.
 
 use std::{
-    io,
+    io::{self, Read as _},
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -29,8 +29,10 @@ use super::{
     follower::Follower,
     lobby::Ticket,
     origin::{self, BadOrigin},
+    spares::Spares,
     stream::Stream,
     table::{Cut, Port, Stamp, View},
+    threads::Arrived,
     tls::Tls,
     wire::{self, Framing, Malformed, Opening},
 };
@@ -127,20 +129,23 @@ struct Link {
     backend: Stream,
     pass: Pass,
     answer: Vec<u8>,
+    /// The connection had been opened before there was a client for it.
+    ahead: bool,
 }
 
 /// Serves one client to its end. Where there is no place for it it is told so, unless it only wants to cancel.
-pub async fn serve(desk: Arc<Desk>, access: Access, client: std::net::TcpStream, port: Port, ticket: Ticket) {
-    // Only here is it known which thread's it is.
-    let client = match TcpStream::from_std(client) {
-        Ok(client) => client,
-        Err(error) => return debug!(?port, %error, "a connection could not be served"),
+pub async fn serve(desk: Arc<Desk>, access: Access, client: Arrived, from: SocketAddr, port: Port, ticket: Ticket) {
+    let (client, spares) = match client.stream() {
+        Ok(arrived) => arrived,
+        Err(error) => return debug!(?port, %from, %error, "a connection could not be served"),
     };
+    // Where headers come first, or TLS that ends here, nothing is read ahead.
+    let early = if access.proxied || access.tls.ends_here() { Vec::new() } else { said_already(&client) };
     let client = Stream::Plain(client);
     let counting = Arc::clone(&desk);
     let turn = desk.turn();
-    let mut guest = Guest { desk, access, client, early: Vec::new(), port, turn };
-    let from = guest.origin().await;
+    let mut guest = Guest { desk, access, spares, client, early, port, turn };
+    let from = guest.origin(from).await;
     let (from, end) = match from {
         Ok(from) => (from, guest.serve(ticket).await),
         Err(end) => (None, Err(end)),
@@ -164,6 +169,7 @@ fn count(counts: &Counts, end: Option<&End>) {
 struct Guest {
     desk: Arc<Desk>,
     access: Access,
+    spares: Arc<Spares>,
     client: Stream,
     /// What the client said before it was answered, where it had to be read to notice that it is still there.
     early: Vec<u8>,
@@ -174,10 +180,9 @@ struct Guest {
 
 impl Guest {
     /// Where the client comes from, as the load balancer before the router says; `None`: it says nothing, or there is none.
-    async fn origin(&mut self) -> Result<Option<SocketAddr>, End> {
+    async fn origin(&mut self, from: SocketAddr) -> Result<Option<SocketAddr>, End> {
         if !self.access.proxied {
-            let Stream::Plain(client) = &self.client else { return Ok(None) };
-            return Ok(client.peer_addr().ok());
+            return Ok(Some(from));
         }
         let (client, mut header) = (&mut self.client, Vec::new());
         let read = async {
@@ -289,14 +294,14 @@ impl Guest {
 
     /// From here on the client is talked to in TLS. `direct`: it began so without asking.
     async fn encrypt(self, direct: bool) -> Result<Self, End> {
-        let Self { desk, access, client, early, port, turn } = self;
+        let Self { desk, access, spares, client, early, port, turn } = self;
         let Stream::Plain(mut client) = client else { return Err(Malformed::Again.into()) };
         if !direct {
             client.write_all(b"S").await.map_err(End::ClientGone)?;
         }
         let client = timeout(STARTUP_DEADLINE, access.tls.accept(client, direct)).await;
         let client = client.map_err(|_| End::Slow)?.map_err(End::Handshake)?;
-        Ok(Self { desk, access, client, early, port, turn })
+        Ok(Self { desk, access, spares, client, early, port, turn })
     }
 
     /// Finds a backend that takes the packet, within the bound.
@@ -306,8 +311,8 @@ impl Guest {
         let mut why = String::new();
         let _held = self.desk.hold_one(self.port);
         let bound = self.client.is_encrypted();
-        let search =
-            Search { desk: &self.desk, tls: &self.access.tls, port: self.port, turn: self.turn, packet, expect, bound };
+        let (desk, spares, tls) = (&self.desk, &self.spares, &self.access.tls);
+        let search = Search { desk, spares, tls, port: self.port, turn: self.turn, packet, expect, bound };
         // Only a session is encrypted by the router: a client that asks whether the server encrypts does so itself.
         let kept = kept.filter(|_| !search.encrypts());
         let link = select! {
@@ -368,13 +373,23 @@ impl Guest {
         read: bool,
         unwatched: Option<Unwatched>,
     ) -> Result<(), End> {
-        let Link { mut backend, mut pass, .. } = link;
+        let Link { mut backend, mut pass, ahead, .. } = link;
         let mut follower = read.then(Follower::default);
         let end = follower.as_mut().and_then(|follower| follower.follow(&answer));
         // First, for a client that has its answer may ask at once that its session be cancelled.
         pass.establish(unwatched);
         self.say(&answer[..end.unwrap_or(answer.len())]).await?;
         drop(answer);
+        // Before, one word at a time was awaited; and the client has its answer now.
+        if let Stream::Plain(backend) = &backend {
+            keep_alive(&SockRef::from(backend), Some(UNACKNOWLEDGED));
+            if self.access.connect_ahead
+                && let (Some(stamp), Ok(address)) = (pass.stamp(), backend.peer_addr())
+            {
+                self.spares.expect_another(&self.desk, self.port, &stamp, address);
+            }
+        }
+        pass.counts().ahead.fetch_add(u64::from(ahead), Ordering::Relaxed);
         if end.is_some() {
             return self.unconfirmed(backend, pass).await;
         }
@@ -386,7 +401,7 @@ impl Guest {
                 farewell(&mut self.client, b"").await;
                 Ok(())
             }
-            Ending::Server => Ok(()),
+            Ending::Server | Ending::Client => Ok(()),
             Ending::Cut(cut) => Err(End::Cut(cut)),
             Ending::Broken(error) => Err(End::Carry(error)),
             Ending::Drained => {
@@ -414,6 +429,7 @@ impl Guest {
         let tls = &self.access.tls;
         let hand_on = targets.iter().map(|address| async move {
             let Ok(backend) = connect(address).await else { return };
+            keep_alive(&SockRef::from(&backend), Some(UNACKNOWLEDGED));
             // A key is a secret: it goes encrypted wherever sessions do.
             let Ok(mut backend) = tls.connect(backend, address, false).await else { return };
             if backend.write_all(packet).await.is_ok() && backend.flush().await.is_ok() {
@@ -462,6 +478,7 @@ fn drained() -> Vec<u8> {
 #[derive(Clone, Copy)]
 struct Search<'a> {
     desk: &'a Arc<Desk>,
+    spares: &'a Spares,
     tls: &'a Tls,
     port: Port,
     turn: usize,
@@ -483,9 +500,9 @@ impl<'a> Search<'a> {
         let mut avoid = Vec::new();
         let mut permit = None;
         loop {
-            if let Some(mut link) = kept.take() {
-                match self.exchange(link.backend, &mut link.pass).await {
-                    Some(Ok((backend, answer))) => return Link { backend, answer, pass: link.pass },
+            if let Some(Link { backend, mut pass, ahead, .. }) = kept.take() {
+                match self.exchange(backend, &mut pass).await {
+                    Some(Ok((backend, answer))) => return Link { backend, pass, answer, ahead },
                     Some(Err(not_yet)) => *why = format!("the backend was not ready: {not_yet}"),
                     None => {}
                 }
@@ -506,9 +523,15 @@ impl<'a> Search<'a> {
                     continue;
                 }
             };
+            if let Some((backend, mut pass)) = self.spares.take(self.port, &stamp)
+                && let Some(Ok((backend, answer))) = self.exchange(Stream::Plain(backend), &mut pass).await
+            {
+                return Link { backend, pass, answer, ahead: true };
+            }
+            // There was none, or it was of no use, which says nothing of the next.
             let Some(mut pass) = self.desk.enter(&stamp, self.port) else { continue };
             match self.attempt(&stamp, &mut pass).await {
-                Some(Ok((backend, answer))) => return Link { backend, answer, pass },
+                Some(Ok((backend, answer))) => return Link { backend, pass, answer, ahead: false },
                 Some(Err(not_yet)) => {
                     *why = format!("{} ({}): {not_yet}", stamp.backend.member, stamp.backend.address);
                     avoid.push(stamp.backend.member);
@@ -537,6 +560,7 @@ impl<'a> Search<'a> {
         if !self.encrypts() {
             return Ok(Stream::Plain(backend));
         }
+        keep_alive(&SockRef::from(&backend), Some(UNACKNOWLEDGED));
         let encrypted = timeout(SHAKE_HANDS, self.tls.connect(backend, address, self.bound)).await;
         encrypted.map_err(|_| NotYet::Silent)?.map_err(NotYet::Encrypt)
     }
@@ -590,11 +614,18 @@ async fn hold_ends(mut views: watch::Receiver<Arc<View>>, start: Instant) {
     }
 }
 
+/// Its options are still the kernel's: nobody is kept waiting for them.
 async fn connect(address: &str) -> Result<TcpStream, NotYet> {
     let backend = timeout(CONNECT, TcpStream::connect(address)).await;
-    let backend = backend.map_err(|_| NotYet::Silent)?.map_err(NotYet::Connect)?;
-    keep_alive(&SockRef::from(&backend), Some(UNACKNOWLEDGED));
-    Ok(backend)
+    backend.map_err(|_| NotYet::Silent)?.map_err(NotYet::Connect)
+}
+
+/// What a client has said already. Most have by the time they are accepted, and to look takes less than to be told.
+fn said_already(client: &TcpStream) -> Vec<u8> {
+    let mut bytes = [0; READ_AHEAD];
+    // Nothing yet, its end, or an error: whoever reads next meets with it.
+    let read = (&*SockRef::from(client)).read(&mut bytes).unwrap_or(0);
+    bytes[..read].to_vec()
 }
 
 /// Options that fail leave a connection that works, only slower to notice a dead peer.

@@ -19,11 +19,13 @@ pub struct Requests {
     asked: u64,
     /// Messages of the extended protocol have come, and no Sync after them: a transaction may be open by them.
     open: bool,
+    /// It has said that it ends (Terminate), and nothing after that.
+    over: bool,
 }
 
 impl Default for Requests {
     fn default() -> Self {
-        Self { head: [0; HEAD], have: 0, left: 0, asked: BEGIN, open: false }
+        Self { head: [0; HEAD], have: 0, left: 0, asked: BEGIN, open: false, over: false }
     }
 }
 
@@ -51,6 +53,7 @@ impl Requests {
     fn begin(&mut self) {
         let [kind, a, b, c, d] = self.head;
         self.have = 0;
+        self.over = kind == b'X';
         self.left = u64::from(u32::from_be_bytes([a, b, c, d])).saturating_sub(4);
         match kind {
             b'Q' | b'S' | b'F' => (self.asked, self.open) = (self.asked + 1, false),
@@ -63,7 +66,17 @@ impl Requests {
     /// How often a server that is done with all of it has said that it is ready. What has not come whole, or waits for its
     /// Sync, counts as well: it is under way, and its answer is to come.
     pub fn asked(&self) -> u64 {
-        self.asked + u64::from(self.have > 0 || self.left > 0 || self.open)
+        self.asked + u64::from(self.is_amidst() || self.open)
+    }
+
+    /// Whether its last word was that it ends.
+    pub fn is_over(&self) -> bool {
+        self.over && !self.is_amidst()
+    }
+
+    /// Part of a message is to come.
+    fn is_amidst(&self) -> bool {
+        self.have > 0 || self.left > 0
     }
 }
 
@@ -128,6 +141,20 @@ mod tests {
         let bind = message(b'B', &[7; 100]);
         requests.follow(&bind[..50]);
         assert_eq!(requests.asked(), 4);
+    }
+
+    #[test]
+    fn the_end_is_said_by_the_last_message() {
+        let mut requests = Requests::default();
+        requests.follow(&message(b'Q', b"select 'X'\0"));
+        assert!(!requests.is_over());
+        requests.follow(b"X\0\0\0");
+        assert!(!requests.is_over(), "not all of it has come");
+        requests.follow(b"\x04");
+        assert!(requests.is_over());
+        assert_eq!(requests.asked(), 2, "it asks for nothing");
+        requests.follow(b"Q");
+        assert!(!requests.is_over());
     }
 
     proptest::proptest! {

@@ -4,30 +4,89 @@
 use std::{
     future::Future,
     io,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::{
+    net::TcpStream,
     runtime::{Builder, Handle},
-    sync::watch,
+    select,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinSet},
+    time::sleep,
 };
 use tracing::warn;
 
-/// Threads beside the first.
+use super::spares::Spares;
+
+/// So many connections more than any other thread the first one takes. To wake another takes a tenth of a millisecond, which
+/// is longer than all that is done to let a connection in; of many sessions each thread has its share all the same.
+const AHEAD: usize = 4;
+/// Shorter than any time-out of a connection that is being let in. A timer that is due before all others of its thread wakes
+/// that thread through the kernel, to be looked at: with this one there is always another that is due before.
+const TICK: Duration = Duration::from_millis(500);
+
+/// The first thread and those beside it.
 #[derive(Debug)]
 pub struct Threads {
+    /// Of the first.
+    load: Arc<Load>,
     others: Vec<Thread>,
-    turn: AtomicUsize,
 }
 
 #[derive(Debug)]
 struct Thread {
     runtime: Handle,
+    load: Arc<Load>,
     /// Dropped, it ends the thread, and what still runs there.
     ends: watch::Sender<()>,
     thread: JoinHandle<()>,
+}
+
+/// The connections that one thread has now.
+#[derive(Debug, Default)]
+struct Load {
+    connections: AtomicUsize,
+    /// Told of the first of them.
+    some: Notify,
+    spares: Arc<Spares>,
+}
+
+/// Counts one connection for as long as it lives.
+struct Counted(Arc<Load>);
+
+/// A client, as it comes to the thread that carries it.
+#[derive(Debug)]
+pub struct Arrived {
+    client: Client,
+    load: Arc<Load>,
+}
+
+#[derive(Debug)]
+enum Client {
+    /// It stays on the thread that has accepted it.
+    Here(TcpStream),
+    /// That other thread has to get to know it.
+    There(std::net::TcpStream),
+}
+
+impl Arrived {
+    /// Its connection, on the thread of whoever asks, and the connections to servers which that thread has ready.
+    ///
+    /// # Errors
+    /// The thread has no room for another.
+    pub fn stream(self) -> io::Result<(TcpStream, Arc<Spares>)> {
+        let client = match self.client {
+            Client::Here(client) => client,
+            Client::There(client) => TcpStream::from_std(client)?,
+        };
+        Ok((client, Arc::clone(&self.load.spares)))
+    }
 }
 
 impl Threads {
@@ -37,7 +96,7 @@ impl Threads {
             let thread = Thread::start(number);
             thread.inspect_err(|error| warn!(%error, number, "a thread for sessions could not be started")).ok()
         });
-        Self { others: started.collect(), turn: AtomicUsize::new(0) }
+        Self { load: Arc::default(), others: started.collect() }
     }
 
     /// How many there are.
@@ -45,16 +104,65 @@ impl Threads {
         1 + self.others.len()
     }
 
-    /// Runs `task` on the thread whose turn it is.
-    pub fn spawn<F>(&self, tasks: &mut JoinSet<()>, task: F) -> AbortHandle
+    /// Serves `client` on the first thread, or on the one that has fewest when the first has many more.
+    ///
+    /// # Errors
+    /// The client can't be handed to another thread.
+    pub fn spawn<F>(
+        &self,
+        tasks: &mut JoinSet<()>,
+        client: TcpStream,
+        serve: impl FnOnce(Arrived) -> F,
+    ) -> io::Result<AbortHandle>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.count();
-        match turn.checked_sub(1).and_then(|other| self.others.get(other)) {
-            Some(thread) => tasks.spawn_on(task, &thread.runtime),
-            None => tasks.spawn(task),
+        let fewest = self.others.iter().min_by_key(|thread| thread.load.now());
+        Ok(match fewest.filter(|thread| thread.load.now() + AHEAD <= self.load.now()) {
+            Some(thread) => {
+                let client = thread.load.arrived(Client::There(client.into_std()?));
+                tasks.spawn_on(thread.load.counts(serve(client)), &thread.runtime)
+            }
+            None => tasks.spawn(self.load.counts(serve(self.load.arrived(Client::Here(client))))),
+        })
+    }
+}
+
+impl Load {
+    fn now(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    fn arrived(self: &Arc<Self>, client: Client) -> Arrived {
+        Arrived { client, load: Arc::clone(self) }
+    }
+
+    /// The task that serves a client, which counts from now on.
+    fn counts<F: Future<Output = ()>>(self: &Arc<Self>, task: F) -> impl Future<Output = ()> + use<F> {
+        if self.connections.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.some.notify_one();
         }
+        let counted = Counted(Arc::clone(self));
+        async move {
+            let _counted = counted;
+            task.await;
+        }
+    }
+
+    /// Ticks for as long as there are connections.
+    async fn ticks(&self) {
+        loop {
+            self.some.notified().await;
+            while self.now() > 0 {
+                sleep(TICK).await;
+            }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -63,14 +171,21 @@ impl Thread {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (ends, mut told) = watch::channel(());
+        let load = Arc::<Load>::default();
+        let ticks = Arc::clone(&load);
         let run = move || {
-            // Nobody is left who could say so: that is the word.
-            let _ = runtime.block_on(told.changed());
+            runtime.block_on(async {
+                select! {
+                    // Nobody is left who could say so: that is the word.
+                    _ = told.changed() => {}
+                    () = ticks.ticks() => {}
+                }
+            });
             // What still looks for an address of a name is not waited for.
             runtime.shutdown_background();
         };
         let thread = thread::Builder::new().name(format!("sessions-{number}")).spawn(run)?;
-        Ok(Self { runtime: handle, ends, thread })
+        Ok(Self { runtime: handle, load, ends, thread })
     }
 }
 
@@ -86,41 +201,61 @@ impl Drop for Threads {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, thread::ThreadId};
+    use std::{collections::HashMap, io::Write as _, thread::ThreadId};
+
+    use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 
     use super::*;
 
+    async fn client(listener: &TcpListener) -> (std::net::TcpStream, TcpStream) {
+        let near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    /// Where so many connections went that stay, by thread, the first one's count first.
+    async fn spread(threads: &Threads, tasks: &mut JoinSet<()>, count: usize) -> Vec<usize> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        for _ in 0..count {
+            let tell = tell.clone();
+            let (mut near, far) = client(&listener).await;
+            let serve = |client: Arrived| async move {
+                let (client, _) = client.stream().unwrap();
+                // Its thread hears what comes.
+                client.readable().await.unwrap();
+                tell.send(thread::current().id()).unwrap();
+                std::future::pending::<()>().await;
+                drop(client);
+            };
+            threads.spawn(tasks, far, serve).unwrap();
+            near.write_all(b"x").unwrap();
+        }
+        let mut ran: HashMap<ThreadId, usize> = HashMap::new();
+        for _ in 0..count {
+            *ran.entry(told.recv().await.unwrap()).or_default() += 1;
+        }
+        let first = ran.remove(&thread::current().id()).unwrap_or(0);
+        let mut others = Vec::from_iter(ran.into_values());
+        others.sort_unstable();
+        [vec![first], others].concat()
+    }
+
     #[tokio::test]
-    async fn each_thread_gets_its_share_and_ends_with_them() {
+    async fn few_stay_where_they_were_accepted_and_of_many_each_thread_has_its_share() {
         let threads = Threads::start(3);
         assert_eq!(threads.count(), 3);
         let mut tasks = JoinSet::new();
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        for _ in 0..9 {
-            let tell = tell.clone();
-            threads.spawn(&mut tasks, async move {
-                tokio::task::yield_now().await;
-                tell.send(thread::current().id()).unwrap();
-            });
-        }
+        assert_eq!(spread(&threads, &mut tasks, AHEAD).await, [AHEAD]);
+        // Those that have ended count no more.
+        tasks.abort_all();
         while tasks.join_next().await.is_some() {}
-        let mut ran: HashMap<ThreadId, usize> = HashMap::new();
-        for _ in 0..9 {
-            *ran.entry(told.recv().await.unwrap()).or_default() += 1;
-        }
-        assert_eq!(Vec::from_iter(ran.values().copied()), [3, 3, 3]);
-        // One that would go on for ever goes with its thread.
-        for _ in 0..3 {
-            threads.spawn(&mut tasks, std::future::pending());
-        }
+        assert_eq!(spread(&threads, &mut tasks, AHEAD + 6).await, [AHEAD + 2, 2, 2]);
+        // Those that would go on for ever go with their thread.
         drop(threads);
         let mut cancelled = 0;
-        while tokio::time::timeout(std::time::Duration::from_secs(1), tasks.join_next())
-            .await
-            .is_ok_and(|e| e.is_some())
-        {
+        while timeout(Duration::from_secs(1), tasks.join_next()).await.is_ok_and(|e| e.is_some()) {
             cancelled += 1;
         }
-        assert_eq!(cancelled, 2, "that of the first thread goes on");
+        assert_eq!(cancelled, 4, "those of the first thread go on");
     }
 }

@@ -39,6 +39,7 @@ impl Files {
             drain: Duration::ZERO,
             max_sessions: 1,
             threads: 1,
+            connect_ahead: true,
             certificate: Some(CertificateFiles { certificate: self.certificate.clone(), key: self.key.clone() }),
             tls_required: false,
             postgresql_ca_file: None,

@@ -392,6 +392,7 @@ pub struct Options {
     pub max_sessions: usize,
     pub drain: Duration,
     pub proxied: bool,
+    pub connect_ahead: bool,
     /// Where it tells its statistics; its other ports are on the same address.
     pub metrics: Option<SocketAddr>,
     pub certificate: Option<CertificateFiles>,
@@ -407,6 +408,7 @@ impl Default for Options {
             max_sessions: 100,
             drain: Duration::ZERO,
             proxied: false,
+            connect_ahead: true,
             metrics: None,
             certificate: None,
             tls_required: false,
@@ -454,6 +456,7 @@ pub fn config(managers: &[&Manager], options: Options) -> Config {
             drain: options.drain,
             max_sessions: options.max_sessions,
             threads: 2,
+            connect_ahead: options.connect_ahead,
             certificate: options.certificate,
             tls_required: options.tls_required,
             postgresql_ca_file: options.postgresql_ca_file,

@@ -4,6 +4,8 @@
 
 use std::{
     fs,
+    hash::{BuildHasher as _, RandomState},
+    io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -141,6 +143,33 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// The ways from a client to the server, side by side.
+struct Ways {
+    /// Name, port and the process in between. The one that is measured against comes third, whoever is fourth.
+    all: Vec<(&'static str, u16, Option<Process>)>,
+}
+
+impl Ways {
+    async fn open(dir: &Path, server: &Server, manager: &Manager) -> Self {
+        let (router, through_router) = router_process(dir, &[manager], 5_000).await;
+        let (haproxy, through_haproxy) = haproxy(dir, server.port).await;
+        let mut all = vec![
+            ("direct", server.port, None),
+            ("router", through_router, Some(Process(router))),
+            ("haproxy", through_haproxy, Some(haproxy)),
+        ];
+        if let Some(exe) = std::env::var_os("BEFORE") {
+            let beside = dir.join("before");
+            fs::create_dir(&beside).unwrap();
+            let (mut command, port) = router_command_of(exe.into(), &beside, &[manager], 5_000);
+            let before = Process(command.spawn().unwrap());
+            listens(port).await;
+            all.push(("the router before", port, Some(before)));
+        }
+        Self { all }
+    }
+}
+
 /// At least the throughput of HAProxy, and no more latency added at the 99th percentile.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]
@@ -148,24 +177,11 @@ async fn beside_haproxy() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start_with(&["max_connections=100", "shared_buffers=256MB"], |_| {}).await.unwrap();
     let manager = Manager::start_with_beat(server.state(), Duration::from_millis(500));
-    let (router, through_router) = router_process(dir.path(), &[&manager], 5_000).await;
-    let _router = Process(router);
-    let (_haproxy, through_haproxy) = haproxy(dir.path(), server.port).await;
+    let Ways { all: ways } = Ways::open(dir.path(), &server, &manager).await;
     let made = Command::new(server.bin.join("pgbench"))
         .args(["-h", "127.0.0.1", "-U", "postgres", "-i", "-q", "-s", "20", "-p", &server.port.to_string(), "postgres"])
         .output();
     assert!(made.unwrap().status.success());
-    // The one that is measured against comes third, whoever is fourth.
-    let mut ways = vec![("direct", server.port), ("router", through_router), ("haproxy", through_haproxy)];
-    let mut _before = None;
-    if let Some(exe) = std::env::var_os("BEFORE") {
-        let beside = dir.path().join("before");
-        fs::create_dir(&beside).unwrap();
-        let (mut command, port) = router_command_of(exe.into(), &beside, &[&manager], 5_000);
-        _before = Some(Process(command.spawn().unwrap()));
-        listens(port).await;
-        ways.push(("the router before", port));
-    }
     let (rounds, seconds) = (from_env("ROUNDS", 10), from_env("SECONDS", 4));
     let loads: [(&str, &[&str]); 3] = [
         ("select-only", &["-S", "-M", "prepared"]),
@@ -187,7 +203,7 @@ async fn beside_haproxy() {
             ratios.push(this[1].0 / this[2].0);
             added.push((this[1].1 - this[2].1) / 1e3);
         }
-        for ((way, _), of) in ways.iter().zip(&all) {
+        for ((way, ..), of) in ways.iter().zip(&all) {
             let (tps, p99) = (median(of.iter().map(|m| m.0).collect()), median(of.iter().map(|m| m.1).collect()));
             println!("{name}, {way}: {tps:.0} tps, p99 {:.2} ms (medians of {rounds})", p99 / 1e3);
         }
@@ -199,6 +215,76 @@ async fn beside_haproxy() {
         }
     }
     assert!(worse.is_empty(), "{worse:?}");
+}
+
+/// One connection as libpq makes it, with one query, to the end of it.
+fn connection(port: u16) -> Duration {
+    let began = Instant::now();
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut heard = [0; 4096];
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).unwrap();
+    stream.read_exact(&mut heard[..1]).unwrap();
+    let mut startup = vec![0, 0, 0, 0, 0, 3, 0, 0];
+    startup.extend(b"user\0postgres\0database\0postgres\0\0");
+    startup[3] = startup.len() as u8;
+    for say in [&startup[..], b"Q\0\0\0\x0dSELECT 1\0"] {
+        stream.write_all(say).unwrap();
+        let mut read = 0;
+        while !heard[..read].ends_with(b"Z\0\0\0\x05I") {
+            let more = stream.read(&mut heard[read..]).unwrap();
+            assert!(more > 0, "{}", String::from_utf8_lossy(&heard[..read]));
+            read += more;
+        }
+    }
+    stream.write_all(b"X\0\0\0\x04").unwrap();
+    began.elapsed()
+}
+
+/// Time on a processor since the start, of all threads.
+fn processor(process: &Process) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap().flatten();
+    let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("schedstat")).unwrap();
+    tasks.map(|task| Duration::from_nanos(of(task).split(' ').next().unwrap().parse().unwrap())).sum()
+}
+
+/// The same as the last load above, each way in turn with every connection, so that noise meets all of them alike.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn connections_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start_with(&["max_connections=100", "shared_buffers=256MB"], |_| {}).await.unwrap();
+    let manager = Manager::start_with_beat(server.state(), Duration::from_millis(500));
+    let Ways { all: ways } = Ways::open(dir.path(), &server, &manager).await;
+    let count = from_env("COUNT", 4_000);
+    let mut took = vec![Vec::with_capacity(count); ways.len()];
+    let spent = |way: &Option<Process>| way.as_ref().map(processor).unwrap_or_default();
+    let before: Vec<_> = ways.iter().map(|(.., process)| spent(process)).collect();
+    let mut order: Vec<usize> = (0..ways.len()).collect();
+    for _ in 0..count {
+        // Who comes first leaves something to be done to who comes next.
+        order.sort_by_cached_key(|way| RandomState::new().hash_one(way));
+        for &way in &order {
+            took[way].push(connection(ways[way].1).as_secs_f64() * 1e6);
+        }
+    }
+    let mut middle = Vec::new();
+    for (i, (name, _, process)) in ways.iter().enumerate() {
+        let mut took = took[i].clone();
+        took.sort_by(f64::total_cmp);
+        let at = |share: f64| took[(took.len() as f64 * share) as usize];
+        let mean = took.iter().sum::<f64>() / count as f64;
+        let spent = (spent(process) - before[i]).as_secs_f64() * 1e6 / count as f64;
+        println!(
+            "{name}: {:.0} µs (10 %: {:.0}, 90 %: {:.0}, 99 %: {:.0}, mean {mean:.0}), {spent:.0} µs of processor time",
+            at(0.5),
+            at(0.1),
+            at(0.9),
+            at(0.99),
+        );
+        middle.push((at(0.5), mean));
+    }
+    println!("haproxy / router: median {:.3}, mean {:.3}", middle[2].0 / middle[1].0, middle[2].1 / middle[1].1);
 }
 
 /// Connections that do nothing cost little.

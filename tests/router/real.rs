@@ -192,6 +192,33 @@ async fn a_restart_in_place_is_a_slow_connect_and_no_error() {
 }
 
 #[tokio::test]
+async fn who_connects_in_quick_succession_finds_a_process_of_the_server_ready() {
+    let Some(server) = Server::start().await else {
+        println!("passed over: no PostgreSQL installed");
+        return;
+    };
+    let manager = Manager::start(server.state());
+    for connect_ahead in [true, false] {
+        let metrics = Some(([127, 0, 0, 1], 0).into());
+        let r = router(&[&manager], Options { connect_ahead, metrics, ..Options::default() }).await;
+        const CLIENTS: usize = 60;
+        for ssl in [SslMode::Disable, SslMode::Prefer] {
+            for _ in 0..CLIENTS / 2 {
+                assert_eq!(one(&connect(r.read_write.port(), ssl).await.unwrap()).await, 1);
+            }
+        }
+        let (_, page) = crate::figures::asked(r.metrics(), "GET /status").await;
+        let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+        let of = |name: &str| page["ports"][0][name].as_u64().unwrap_or_else(|| panic!("{name}: {page}"));
+        println!("{} of {} on connections that were opened ahead", of("sessions_ahead_total"), of("sessions_total"));
+        assert_eq!(of("sessions_total"), CLIENTS as u64);
+        // A machine that is busy for a tenth of a second begins anew.
+        let expected = if connect_ahead { CLIENTS as u64 / 2..CLIENTS as u64 } else { 0..1 };
+        assert!(expected.contains(&of("sessions_ahead_total")), "{page}");
+    }
+}
+
+#[tokio::test]
 async fn a_query_is_cancelled_through_the_router() {
     let Some(server) = Server::start().await else {
         println!("passed over: no PostgreSQL installed");

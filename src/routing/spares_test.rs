@@ -1,0 +1,132 @@
+//! Connections that are opened ahead, with real sockets.
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use super::*;
+use crate::routing::{
+    carry::tests::{enter, heard},
+    table::Heard,
+};
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Thread {
+    desk: Arc<Desk>,
+    stamp: Stamp,
+    server: TcpListener,
+    spares: Arc<Spares>,
+}
+
+impl Thread {
+    async fn start(kept: Duration) -> Self {
+        let (desk, stamp, _) = enter();
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { desk, stamp, server, spares: Arc::new(Spares { kept, ..Spares::default() }) }
+    }
+
+    /// A session begins.
+    fn session(&self) {
+        let address = self.server.local_addr().unwrap();
+        self.spares.expect_another(&self.desk, Port::ReadWrite, &self.stamp, address);
+    }
+
+    /// Enough of them begin, and what was opened ahead is there.
+    async fn spare(&self) -> TcpStream {
+        for _ in 0..SUCCESSION {
+            self.session();
+        }
+        let (server, _) = timeout(SOON, self.server.accept()).await.expect("a connection ahead").unwrap();
+        while self.spares.lock().ready.iter().any(|spare| spare.open.is_none()) {
+            tokio::task::yield_now().await;
+        }
+        server
+    }
+
+    fn take(&self) -> Option<(TcpStream, Pass)> {
+        self.spares.take(Port::ReadWrite, &self.stamp)
+    }
+}
+
+async fn ended(mut server: TcpStream) {
+    let read = timeout(SOON, server.read(&mut [0; 1])).await.expect("its end");
+    assert!(matches!(read, Ok(0)), "{read:?}");
+}
+
+#[tokio::test]
+async fn who_keeps_coming_finds_a_connection_and_each_is_given_once() {
+    let thread = Thread::start(Duration::from_secs(600)).await;
+    for _ in 1..SUCCESSION {
+        thread.session();
+        assert!(thread.spares.lock().ready.is_empty());
+    }
+    let mut server = thread.spare().await;
+    // More sessions meanwhile open no more of them.
+    thread.session();
+    assert_eq!(thread.spares.lock().ready.len(), 1);
+    assert!(thread.spares.take(Port::ReadOnly, &thread.stamp).is_none(), "another port's");
+    let (mut backend, _pass) = thread.take().unwrap();
+    assert!(thread.take().is_none());
+    backend.write_all(b"hello").await.unwrap();
+    server.read_exact(&mut [0; 5]).await.unwrap();
+    // The next begins, and finds the one after.
+    thread.session();
+    timeout(SOON, thread.server.accept()).await.expect("another").unwrap();
+}
+
+#[test]
+fn pauses_end_a_succession() {
+    let (mut inner, began) = (Inner::default(), Instant::now());
+    for turn in 0..3 {
+        let at = |step: u32| began + KEPT * (turn * 10 + step);
+        for step in 1..SUCCESSION {
+            assert!(!inner.keeps_coming(at(step)), "{step} of {turn}");
+        }
+        assert!(inner.keeps_coming(at(SUCCESSION)));
+        assert!(inner.keeps_coming(at(SUCCESSION + 1)));
+    }
+}
+
+#[tokio::test]
+async fn one_that_nobody_takes_is_closed() {
+    let thread = Thread::start(Duration::from_millis(20)).await;
+    ended(thread.spare().await).await;
+    assert!(thread.take().is_none());
+    assert!(thread.spares.lock().ready.is_empty());
+}
+
+#[tokio::test]
+async fn one_that_the_server_has_closed_is_given_to_nobody() {
+    let thread = Thread::start(Duration::from_secs(600)).await;
+    drop(thread.spare().await);
+    // Its end is on its way through the kernel.
+    let gone = timeout(SOON, async {
+        let (mut backend, _pass) = thread.take()?;
+        Some(backend.read(&mut [0; 1]).await.unwrap())
+    });
+    assert!(matches!(gone.await, Ok(None | Some(0))));
+    assert!(thread.take().is_none());
+}
+
+#[tokio::test]
+async fn it_ends_with_the_state_it_was_opened_in_and_before_a_planned_stop() {
+    let member = || "a".parse().unwrap();
+    for what in ["another epoch", "a planned stop", "the router stops"] {
+        let thread = Thread::start(Duration::from_secs(600)).await;
+        let server = thread.spare().await;
+        match what {
+            "another epoch" => thread.desk.hear(0, &member(), heard(2), Default::default()),
+            "a planned stop" => {
+                let mut heard = Heard { draining: true, open: false, ..heard(1) };
+                heard.version.revision += 1;
+                thread.desk.hear(0, &member(), heard, Default::default());
+            }
+            _ => thread.desk.leave(),
+        }
+        ended(server).await;
+        assert!(thread.take().is_none(), "{what}");
+        assert!(!thread.desk.expects(&thread.stamp), "{what}");
+    }
+}
