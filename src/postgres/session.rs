@@ -12,6 +12,9 @@ use crate::domain::Lsn;
 const SHORT: Duration = Duration::from_secs(5);
 /// A client asks for something so soon after it was let in, or means to wait.
 const NEW: Duration = Duration::from_millis(100);
+/// And its process is no older than this when it is let in: a router's connection that was opened ahead of its client
+/// (`routing::spares`) is 100 ms old at most.
+const WAITED: Duration = Duration::from_millis(150);
 /// It is told to follow nobody, and nothing is received.
 const SEVERED: &str = "SELECT current_setting('primary_conninfo') = '' AND NOT EXISTS \
                        (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')";
@@ -342,12 +345,12 @@ impl Session {
         let rows = self.query(doing, "SELECT clock_timestamp()", deadline.min(SHORT)).await?;
         let since = rows.first().and_then(|row| row.get(0)).unwrap_or_default();
         let new = Vec::from_iter(new.iter().map(u32::to_string)).join(",");
-        let ms = NEW.as_millis();
+        let (ms, born_ms) = (NEW.as_millis(), (WAITED + NEW).as_millis());
         // It is what the server itself has just written.
         let sql = format!(
             "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' \
              AND pid <> pg_backend_pid() AND application_name <> 'matriarch' AND (xact_start <= '{since}' OR \
-             (pid = ANY ('{{{new}}}') OR backend_start BETWEEN timestamptz '{since}' - interval '{ms} ms' AND '{since}') AND \
+             (pid = ANY ('{{{new}}}') OR backend_start BETWEEN timestamptz '{since}' - interval '{born_ms} ms' AND '{since}') AND \
              (xact_start IS NOT NULL OR query = '' AND clock_timestamp() < timestamptz '{since}' + interval '{ms} ms')))"
         );
         self.until(doing, &sql, deadline).await

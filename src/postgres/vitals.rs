@@ -175,7 +175,7 @@ fn children(parent: u32) -> Option<Vec<(u32, String)>> {
 /// The title is still the postmaster's until the client's first packet is there.
 fn lets_in(title: &str) -> bool {
     let said = title.trim_end_matches(['\0', ' ']);
-    !said.starts_with("postgres: ") || said.ends_with(" authentication")
+    !said.starts_with("postgres: ") || said.ends_with(" authentication") || said.ends_with(" initializing")
 }
 
 /// `postgres: startup recovering 0000…` is `startup`, and `recovering 0000…`; `cluster_name` may stand before that.
@@ -225,6 +225,7 @@ mod tests {
     fn the_title_tells_who_is_being_let_in() {
         assert!(lets_in("postgres: main: app shop 10.0.0.7(40312) authentication\0\0"));
         assert!(lets_in("/usr/lib/postgresql/15/bin/postgres\0-D\0/data\0"));
+        assert!(lets_in("postgres: main: app shop 10.0.0.7(40312) initializing\0"));
         assert!(!lets_in("postgres: main: app authentication 10.0.0.7(40312) idle\0"));
         assert!(!lets_in("postgres: checkpointer \0"));
     }

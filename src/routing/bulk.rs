@@ -26,17 +26,17 @@ const THIN: usize = 16 << 10;
 /// Pipes of one thread; what finds none is copied.
 pub const PIPES: usize = 32;
 /// Of these so many are kept that nobody needs now.
-const SPARE: usize = 4;
+const UNUSED: usize = 4;
 
 thread_local! {
-    static OF_THREAD: RefCell<Pipes> = const { RefCell::new(Pipes { spare: Vec::new(), in_use: 0 }) };
+    static OF_THREAD: RefCell<Pipes> = const { RefCell::new(Pipes { unused: Vec::new(), in_use: 0 }) };
 }
 
 /// This kernel, or what is between it and this process, doesn't move anything so.
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
 struct Pipes {
-    spare: Vec<Pipe>,
+    unused: Vec<Pipe>,
     in_use: usize,
 }
 
@@ -70,7 +70,7 @@ impl Bulk {
                 fcntl_setpipe_size(&into, MOST).ok().filter(|size| *size >= LEAST)?;
                 Some(Pipe { out, into, holds: 0 })
             };
-            let pipe = pipes.spare.pop().or_else(new)?;
+            let pipe = pipes.unused.pop().or_else(new)?;
             pipes.in_use += 1;
             Some(pipe)
         });
@@ -147,9 +147,9 @@ impl Drop for Bulk {
             pipes.in_use = pipes.in_use.saturating_sub(1);
             // One with bytes of this session in it must not be used again.
             if let Some(pipe) = pipe.filter(|pipe| pipe.holds == 0)
-                && pipes.spare.len() < SPARE
+                && pipes.unused.len() < UNUSED
             {
-                pipes.spare.push(pipe);
+                pipes.unused.push(pipe);
             }
         });
     }
@@ -192,7 +192,7 @@ mod tests {
             let mut heard = Vec::new();
             tokio::join!(sends, moves, async { server.read_to_end(&mut heard).await.unwrap() });
             assert!(heard == expected && moved.get() == expected.len(), "{} bytes", heard.len());
-            assert_eq!(OF_THREAD.with_borrow(|pipes| (pipes.spare.len(), pipes.in_use)), (1, 0));
+            assert_eq!(OF_THREAD.with_borrow(|pipes| (pipes.unused.len(), pipes.in_use)), (1, 0));
         }
     }
 }

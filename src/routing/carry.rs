@@ -218,9 +218,10 @@ impl Talk {
         self.drains.load(Ordering::Relaxed)
     }
 
-    /// The client has said that it ends, outside of a transaction and with everything answered.
+    /// The client has said that it ends, outside of a transaction and with every answer handed on.
     fn is_over(&self) -> bool {
-        self.both().is_some_and(|both| both.0.is_over() && both.1.ready_outside() == Some(both.0.asked()))
+        let handed_on = self.handed_on.load(Ordering::Relaxed);
+        handed_on && self.both().is_some_and(|both| both.0.is_over() && both.1.ready_outside() == Some(both.0.asked()))
     }
 
     /// Never waited for: one task uses it.
@@ -399,4 +400,4 @@ pub async fn farewell(client: &mut Stream, words: &[u8]) {
 
 #[cfg(test)]
 #[path = "carry_test.rs"]
-pub mod tests;
+mod tests;

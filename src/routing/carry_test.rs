@@ -5,44 +5,13 @@ use std::sync::Arc;
 use tokio::io::{DuplexStream, duplex};
 
 use super::*;
-use crate::{
-    domain::{ClusterId, Epoch, Generation},
-    routing::{
-        desk::{Desk, now},
-        table::{Backend, Bounds, Heard, Port, Rules, Stamp, Version},
-    },
-};
+use crate::routing::{desk::Desk, testing::enter};
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![kind];
     out.extend((u32::try_from(body.len()).unwrap() + 4).to_be_bytes());
     out.extend(body);
     out
-}
-
-/// What a manager may say: the primary is open in this epoch.
-pub fn heard(epoch: u64) -> Heard {
-    Heard {
-        cluster: ClusterId("c".into()),
-        version: Version { generation: Generation(1), epoch: Epoch(epoch), revision: epoch },
-        open: true,
-        draining: false,
-        hibernated: None,
-        primary: Some(Backend { member: "a".parse().unwrap(), address: "a:5432".into() }),
-        standbys: Vec::new(),
-        confirmed_age: Duration::ZERO,
-        bounds: None,
-    }
-}
-
-/// A desk that leads to one primary, and the right to be connected there.
-pub fn enter() -> (Arc<Desk>, Stamp, Pass) {
-    let bounds = Bounds { stale: Duration::from_secs(600), hold: Duration::from_secs(1) };
-    let desk = Arc::new(Desk::new(1, bounds, Rules::default()));
-    desk.hear(0, &"a".parse().unwrap(), heard(1), Default::default());
-    let stamp = desk.views().borrow().lead(Port::ReadWrite, 0, &[], now()).unwrap();
-    let pass = desk.enter(&stamp, Port::ReadWrite).unwrap();
-    (desk, stamp, pass)
 }
 
 struct Session {
@@ -169,4 +138,38 @@ async fn a_client_that_has_said_its_end_is_not_kept_until_the_server_has_gone() 
     assert!(ending.is_none(), "what it asked for is not answered: {ending:?}");
     let (ending, _) = client_goes(b"", b"").await;
     assert!(ending.is_none(), "it has not said that it ends: {ending:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_says_its_end_and_reads_on_has_every_answer() {
+    let (_desk, _, mut pass) = enter();
+    pass.establish(None);
+    // The kernel keeps little for a client that doesn't read yet.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2_048).unwrap();
+    let mut client = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+    let client_side = listener.accept().await.unwrap().0;
+    socket2::SockRef::from(&client_side).set_send_buffer_size(2_048).unwrap();
+    let (mut server, server_side) = connection().await;
+    let mut follower = Follower::default();
+    follower.follow(&message(b'Z', b"I"));
+    // All of it is there before it is looked at.
+    client.write_all(&[message(b'Q', b"select\0"), message(b'X', b"")].concat()).await.unwrap();
+    client.shutdown().await.unwrap();
+    let answer = [message(b'D', &[7; BUFFER - 100]), message(b'Z', b"I")].concat();
+    server.write_all(&answer).await.unwrap();
+    while server_side.peek(&mut [0; BUFFER]).await.unwrap() < answer.len() {}
+    let carried = tokio::spawn(async move {
+        let (mut client, mut server) = (Stream::Plain(client_side), Stream::Plain(server_side));
+        carry(&mut client, &mut server, Vec::new(), Some(follower), &mut pass).await
+    });
+    let mut heard = Vec::new();
+    server.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.ends_with(&message(b'X', b"")));
+    let mut heard = vec![0; answer.len()];
+    client.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, answer);
+    drop(server);
+    assert!(matches!(carried.await.unwrap(), Ending::Server));
 }

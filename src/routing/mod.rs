@@ -25,6 +25,8 @@ mod requests;
 mod spares;
 mod stream;
 pub mod table;
+#[cfg(test)]
+mod testing;
 mod threads;
 mod tls;
 mod watch;

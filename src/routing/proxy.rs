@@ -129,8 +129,8 @@ struct Link {
     backend: Stream,
     pass: Pass,
     answer: Vec<u8>,
-    /// The connection had been opened before there was a client for it.
-    ahead: bool,
+    /// It had been opened before there was a client for it.
+    spare: bool,
 }
 
 /// Serves one client to its end. Where there is no place for it it is told so, unless it only wants to cancel.
@@ -373,7 +373,7 @@ impl Guest {
         read: bool,
         unwatched: Option<Unwatched>,
     ) -> Result<(), End> {
-        let Link { mut backend, mut pass, ahead, .. } = link;
+        let Link { mut backend, mut pass, spare, .. } = link;
         let mut follower = read.then(Follower::default);
         let end = follower.as_mut().and_then(|follower| follower.follow(&answer));
         // First, for a client that has its answer may ask at once that its session be cancelled.
@@ -384,12 +384,12 @@ impl Guest {
         if let Stream::Plain(backend) = &backend {
             keep_alive(&SockRef::from(backend), Some(UNACKNOWLEDGED));
             if self.access.connect_ahead
-                && let (Some(stamp), Ok(address)) = (pass.stamp(), backend.peer_addr())
+                && let Some(stamp) = pass.stamp()
             {
-                self.spares.expect_another(&self.desk, self.port, &stamp, address);
+                self.spares.expect_another(&self.desk, self.port, stamp);
             }
         }
-        pass.counts().ahead.fetch_add(u64::from(ahead), Ordering::Relaxed);
+        pass.counts().ahead.fetch_add(u64::from(spare), Ordering::Relaxed);
         if end.is_some() {
             return self.unconfirmed(backend, pass).await;
         }
@@ -500,9 +500,9 @@ impl<'a> Search<'a> {
         let mut avoid = Vec::new();
         let mut permit = None;
         loop {
-            if let Some(Link { backend, mut pass, ahead, .. }) = kept.take() {
+            if let Some(Link { backend, mut pass, spare, .. }) = kept.take() {
                 match self.exchange(backend, &mut pass).await {
-                    Some(Ok((backend, answer))) => return Link { backend, pass, answer, ahead },
+                    Some(Ok((backend, answer))) => return Link { backend, pass, answer, spare },
                     Some(Err(not_yet)) => *why = format!("the backend was not ready: {not_yet}"),
                     None => {}
                 }
@@ -523,15 +523,12 @@ impl<'a> Search<'a> {
                     continue;
                 }
             };
-            if let Some((backend, mut pass)) = self.spares.take(self.port, &stamp)
-                && let Some(Ok((backend, answer))) = self.exchange(Stream::Plain(backend), &mut pass).await
-            {
-                return Link { backend, pass, answer, ahead: true };
+            if let Some(link) = self.try_spare(&stamp).await {
+                return link;
             }
-            // There was none, or it was of no use, which says nothing of the next.
             let Some(mut pass) = self.desk.enter(&stamp, self.port) else { continue };
             match self.attempt(&stamp, &mut pass).await {
-                Some(Ok((backend, answer))) => return Link { backend, pass, answer, ahead: false },
+                Some(Ok((backend, answer))) => return Link { backend, pass, answer, spare: false },
                 Some(Err(not_yet)) => {
                     *why = format!("{} ({}): {not_yet}", stamp.backend.member, stamp.backend.address);
                     avoid.push(stamp.backend.member);
@@ -540,6 +537,19 @@ impl<'a> Search<'a> {
                 None => avoid.clear(),
             }
         }
+    }
+
+    /// What had been opened ahead; `None` when there is nothing, or it is of no use, which says nothing of the next attempt.
+    async fn try_spare(&self, stamp: &Stamp) -> Option<Link> {
+        // To a client that shakes hands with the server at once nothing could be said of what went wrong.
+        if self.expect == Expect::Connection {
+            return None;
+        }
+        let (backend, mut pass) = self.spares.take(self.port, stamp)?;
+        // The host may have gone since it was opened: as long as for a new connection, and no longer.
+        let answer = timeout(CONNECT, self.exchange(Stream::Plain(backend), &mut pass)).await;
+        let (backend, answer) = answer.ok()??.ok()?;
+        Some(Link { backend, pass, answer, spare: true })
     }
 
     /// One attempt; `None` when the state moved on meanwhile.

@@ -5,13 +5,12 @@
 //! a connection whose process is there. One waits for [`KEPT`] at most, then it is closed; a router to which nobody comes has none.
 //!
 //! It is a connection like any other that has not become a session: PostgreSQL knows nothing of it but that somebody is about
-//! to say who they are, it ends with the state it was opened in, and before a planned stop.
+//! to say who they are. One to a primary ends with the state it was opened in, and before a planned stop.
 
 use std::{
     convert::Infallible,
     io,
     mem::MaybeUninit,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -32,7 +31,8 @@ use super::{
     table::{Port, Stamp},
 };
 
-/// So long one is kept. Well below PostgreSQL's `authentication_timeout`, after which it would end it itself.
+/// So long one is kept. Well below PostgreSQL's `authentication_timeout`, after which it would end it itself; an agent that
+/// stops PostgreSQL goes by it (`postgres::session`).
 const KEPT: Duration = Duration::from_millis(100);
 /// So many clients must have come in succession, each within [`KEPT`] of the one before: to connect twice is no habit.
 const SUCCESSION: u32 = 4;
@@ -53,21 +53,27 @@ impl Default for Spares {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// One for each port and server at most.
+    /// One for each place at most.
     ready: Vec<Spare>,
-    /// When the last session began, and how many did in succession.
-    pace: Option<(Instant, u32)>,
+    /// Where sessions have begun of late, the last of them when, and how many in succession.
+    paces: Vec<(Place, Instant, u32)>,
+}
+
+/// Where clients are led who come by one port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    port: Port,
+    stamp: Stamp,
 }
 
 #[derive(Debug)]
 struct Spare {
     number: u64,
-    port: Port,
-    stamp: Stamp,
+    place: Place,
     /// `None`: it is being opened.
     open: Option<(TcpStream, Pass)>,
     /// Dropped with it: whoever waits for its end need not go on.
-    _gone: oneshot::Sender<Infallible>,
+    _life: oneshot::Sender<Infallible>,
 }
 
 impl Spares {
@@ -79,47 +85,41 @@ impl Spares {
     /// A connection that was opened in the state of `stamp` and is still there.
     pub fn take(&self, port: Port, stamp: &Stamp) -> Option<(TcpStream, Pass)> {
         let mut inner = self.lock();
-        let place = inner.ready.iter().position(|s| s.port == port && s.stamp == *stamp && s.open.is_some())?;
-        let (backend, pass) = inner.ready.swap_remove(place).open?;
+        let fits = |spare: &Spare| spare.place.port == port && spare.place.stamp == *stamp && spare.open.is_some();
+        let at = inner.ready.iter().position(fits)?;
+        let (backend, pass) = inner.ready.swap_remove(at).open?;
         drop(inner);
-        // A server says nothing before it is spoken to. So there is nothing to read, or it has gone.
-        let said = SockRef::from(&backend).peek(&mut [MaybeUninit::uninit()]);
-        said.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock).then_some((backend, pass))
+        is_silent(&backend).then_some((backend, pass))
     }
 
-    /// A session has begun on the server at `address`: opens a connection for the next one, where that can be expected soon.
-    pub fn expect_another(self: &Arc<Self>, desk: &Arc<Desk>, port: Port, stamp: &Stamp, address: SocketAddr) {
+    /// A session has begun: opens a connection for the next one, where that can be expected soon.
+    pub fn expect_another(self: &Arc<Self>, desk: &Arc<Desk>, port: Port, stamp: Stamp) {
+        let place = Place { port, stamp };
         let mut inner = self.lock();
-        if !inner.keeps_coming(Instant::now()) || inner.ready.iter().any(|s| s.port == port && s.stamp == *stamp) {
+        let expected = inner.keeps_coming(&place, Instant::now(), self.kept);
+        if !expected || inner.ready.iter().any(|spare| spare.place == place) {
             return;
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (_gone, gone) = oneshot::channel();
-        inner.ready.push(Spare { number, port, stamp: stamp.clone(), open: None, _gone });
+        let (_life, gone) = oneshot::channel();
+        inner.ready.push(Spare { number, place: place.clone(), open: None, _life });
         drop(inner);
-        tokio::spawn(Arc::clone(self).keep(Arc::clone(desk), number, port, stamp.clone(), address, gone));
+        tokio::spawn(Arc::clone(self).keep(Arc::clone(desk), number, place, gone));
     }
 
     /// Opens a connection and keeps it for as long as it may be of use.
-    async fn keep(
-        self: Arc<Self>,
-        desk: Arc<Desk>,
-        number: u64,
-        port: Port,
-        stamp: Stamp,
-        address: SocketAddr,
-        gone: oneshot::Receiver<Infallible>,
-    ) {
+    async fn keep(self: Arc<Self>, desk: Arc<Desk>, number: u64, place: Place, gone: oneshot::Receiver<Infallible>) {
         let mut views = desk.views();
         let unfit = async {
-            while desk.expects(&stamp) {
+            while desk.expects(&place.stamp) {
                 // It can't fail: the desk that sends lives as long as this.
                 let _ = views.changed().await;
             }
         };
         let stays = async {
-            let Ok(Ok(backend)) = timeout(self.kept, TcpStream::connect(address)).await else { return };
-            let Some(pass) = desk.enter(&stamp, port) else { return };
+            let connect = TcpStream::connect(&place.stamp.backend.address);
+            let Ok(Ok(backend)) = timeout(self.kept, connect).await else { return };
+            let Some(pass) = desk.enter(&place.stamp, place.port) else { return };
             if let Some(spare) = self.lock().ready.iter_mut().find(|spare| spare.number == number) {
                 spare.open = Some((backend, pass));
             }
@@ -135,15 +135,22 @@ impl Spares {
     }
 }
 
+/// A server says nothing before it is spoken to. Where there is something to read it has gone, or is no server.
+fn is_silent(backend: &TcpStream) -> bool {
+    let said = SockRef::from(backend).peek(&mut [MaybeUninit::uninit()]);
+    said.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 impl Inner {
-    /// Counts a session that begins; whether enough have begun in succession.
-    fn keeps_coming(&mut self, now: Instant) -> bool {
-        let count = match self.pace {
-            Some((last, count)) if now.duration_since(last) <= KEPT => (count + 1).min(SUCCESSION),
-            _ => 1,
-        };
-        self.pace = Some((now, count));
-        count >= SUCCESSION
+    /// Counts a session that begins; whether enough have begun there in succession, each within `pause` of the one before.
+    fn keeps_coming(&mut self, place: &Place, now: Instant, pause: Duration) -> bool {
+        self.paces.retain(|(_, last, _)| now.duration_since(*last) <= pause);
+        if let Some((_, last, count)) = self.paces.iter_mut().find(|(of, ..)| of == place) {
+            (*last, *count) = (now, (*count + 1).min(SUCCESSION));
+            return *count >= SUCCESSION;
+        }
+        self.paces.push((place.clone(), now, 1));
+        false
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -24,11 +24,15 @@ use tracing::warn;
 
 use super::spares::Spares;
 
-/// So many connections more than any other thread the first one takes. To wake another takes a tenth of a millisecond, which
-/// is longer than all that is done to let a connection in; of many sessions each thread has its share all the same.
-const AHEAD: usize = 4;
+/// While connections are brief, the first thread keeps them up to so many more than any other has: to wake another takes a
+/// tenth of a millisecond, which is longer than all that is done to let one in.
+const KEEPS: usize = 4;
+/// Whoever stays for less is brief.
+const BRIEF: Duration = Duration::from_millis(100);
+/// So many brief ones must have ended in succession.
+const SUCCESSION: usize = 4;
 /// Shorter than any time-out of a connection that is being let in. A timer that is due before all others of its thread wakes
-/// that thread through the kernel, to be looked at: with this one there is always another that is due before.
+/// that thread through the kernel, to be looked at: with this one there is another that is due before those.
 const TICK: Duration = Duration::from_millis(500);
 
 /// The first thread and those beside it.
@@ -37,6 +41,8 @@ pub struct Threads {
     /// Of the first.
     load: Arc<Load>,
     others: Vec<Thread>,
+    /// How many connections have ended since the last that was not brief.
+    brief: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -58,7 +64,11 @@ struct Load {
 }
 
 /// Counts one connection for as long as it lives.
-struct Counted(Arc<Load>);
+struct Counted {
+    load: Arc<Load>,
+    since: Instant,
+    brief: Arc<AtomicUsize>,
+}
 
 /// A client, as it comes to the thread that carries it.
 #[derive(Debug)]
@@ -96,7 +106,7 @@ impl Threads {
             let thread = Thread::start(number);
             thread.inspect_err(|error| warn!(%error, number, "a thread for sessions could not be started")).ok()
         });
-        Self { load: Arc::default(), others: started.collect() }
+        Self { load: Arc::default(), others: started.collect(), brief: Arc::default() }
     }
 
     /// How many there are.
@@ -104,7 +114,7 @@ impl Threads {
         1 + self.others.len()
     }
 
-    /// Serves `client` on the first thread, or on the one that has fewest when the first has many more.
+    /// Serves `client` on the thread that has fewest, or on the first where it is not worth the while to wake another.
     ///
     /// # Errors
     /// The client can't be handed to another thread.
@@ -117,14 +127,28 @@ impl Threads {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        let more = if self.brief.load(Ordering::Relaxed) < SUCCESSION { 1 } else { KEEPS };
         let fewest = self.others.iter().min_by_key(|thread| thread.load.now());
-        Ok(match fewest.filter(|thread| thread.load.now() + AHEAD <= self.load.now()) {
+        Ok(match fewest.filter(|thread| thread.load.now() + more <= self.load.now()) {
             Some(thread) => {
                 let client = thread.load.arrived(Client::There(client.into_std()?));
-                tasks.spawn_on(thread.load.counts(serve(client)), &thread.runtime)
+                tasks.spawn_on(self.counted(&thread.load, serve(client)), &thread.runtime)
             }
-            None => tasks.spawn(self.load.counts(serve(self.load.arrived(Client::Here(client))))),
+            None => tasks.spawn(self.counted(&self.load, serve(self.load.arrived(Client::Here(client))))),
         })
+    }
+
+    /// The task that serves a client of a thread, which counts from now on.
+    fn counted<F: Future<Output = ()>>(&self, load: &Arc<Load>, task: F) -> impl Future<Output = ()> + use<F> {
+        if load.connections.fetch_add(1, Ordering::Relaxed) == 0 {
+            load.some.notify_one();
+        }
+        let (load, brief) = (Arc::clone(load), Arc::clone(&self.brief));
+        let counted = Counted { load, since: Instant::now(), brief };
+        async move {
+            let _counted = counted;
+            task.await;
+        }
     }
 }
 
@@ -135,18 +159,6 @@ impl Load {
 
     fn arrived(self: &Arc<Self>, client: Client) -> Arrived {
         Arrived { client, load: Arc::clone(self) }
-    }
-
-    /// The task that serves a client, which counts from now on.
-    fn counts<F: Future<Output = ()>>(self: &Arc<Self>, task: F) -> impl Future<Output = ()> + use<F> {
-        if self.connections.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.some.notify_one();
-        }
-        let counted = Counted(Arc::clone(self));
-        async move {
-            let _counted = counted;
-            task.await;
-        }
     }
 
     /// Ticks for as long as there are connections.
@@ -162,7 +174,11 @@ impl Load {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.load.connections.fetch_sub(1, Ordering::Relaxed);
+        match self.since.elapsed() < BRIEF {
+            true => self.brief.fetch_add(1, Ordering::Relaxed),
+            false => self.brief.swap(0, Ordering::Relaxed),
+        };
     }
 }
 
@@ -241,15 +257,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn few_stay_where_they_were_accepted_and_of_many_each_thread_has_its_share() {
+    async fn each_thread_has_its_share_but_for_a_few_that_are_brief() {
         let threads = Threads::start(3);
         assert_eq!(threads.count(), 3);
         let mut tasks = JoinSet::new();
-        assert_eq!(spread(&threads, &mut tasks, AHEAD).await, [AHEAD]);
+        assert_eq!(spread(&threads, &mut tasks, 9).await, [3, 3, 3]);
         // Those that have ended count no more.
         tasks.abort_all();
         while tasks.join_next().await.is_some() {}
-        assert_eq!(spread(&threads, &mut tasks, AHEAD + 6).await, [AHEAD + 2, 2, 2]);
+        // However long these took, they were brief.
+        threads.brief.store(SUCCESSION, Ordering::Relaxed);
+        assert_eq!(spread(&threads, &mut tasks, KEEPS).await, [KEEPS]);
+        assert_eq!(spread(&threads, &mut tasks, 6).await, [2, 2, 2]);
         // Those that would go on for ever go with their thread.
         drop(threads);
         let mut cancelled = 0;
@@ -257,5 +276,22 @@ mod tests {
             cancelled += 1;
         }
         assert_eq!(cancelled, 4, "those of the first thread go on");
+    }
+
+    #[tokio::test]
+    async fn brief_ones_are_told_from_those_that_stay() {
+        let threads = Threads::start(1);
+        let had = || threads.brief.load(Ordering::Relaxed);
+        let end = |ago: Duration| {
+            let since = Instant::now().checked_sub(ago).unwrap();
+            threads.load.connections.fetch_add(1, Ordering::Relaxed);
+            drop(Counted { load: Arc::clone(&threads.load), since, brief: Arc::clone(&threads.brief) });
+        };
+        for count in 1..=SUCCESSION {
+            end(Duration::ZERO);
+            assert_eq!(had(), count);
+        }
+        end(BRIEF);
+        assert_eq!((had(), threads.load.now()), (0, 0));
     }
 }

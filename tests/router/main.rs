@@ -1,6 +1,7 @@
 //! The router against managers and servers that do as they are told.
 #![allow(clippy::unwrap_used)]
 
+mod ahead;
 mod carried;
 mod drained;
 mod fakes;
