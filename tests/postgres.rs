@@ -1299,17 +1299,36 @@ fn before_a_planned_stop_whoever_is_being_let_in_has_a_turn() {
         until_let_in(0).await;
         let of_app = "SELECT pid FROM pg_stat_activity WHERE usename = 'app'";
         let pid: u32 = run(&session, of_app).await[0].parse().unwrap();
-        let asks = async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            client.simple_query("SELECT pg_sleep(0.5)").await.unwrap();
+        let waited = async |client: &tokio_postgres::Client, new: &[u32]| {
+            let asks = async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                client.simple_query("SELECT pg_sleep(0.5)").await.unwrap();
+            };
+            let began = Instant::now();
+            let waits = async {
+                session.await_transactions(new, DEADLINE).await.unwrap();
+                began.elapsed()
+            };
+            tokio::join!(waits, asks).0
         };
-        let began = Instant::now();
-        let waits = async {
-            session.await_transactions(&[pid], DEADLINE).await.unwrap();
-            began.elapsed()
+        let took = waited(&client, &[pid]).await;
+        assert!(took >= Duration::from_millis(500), "{took:?}");
+        // The process that a router had started ahead is older than its client, and that is let in by now.
+        let old = loop {
+            let ahead = tokio::net::TcpStream::connect(("127.0.0.1", host.member.postgres_port)).await.unwrap();
+            let since = Instant::now();
+            tokio::time::sleep(Duration::from_millis(110)).await;
+            let mut config = tokio_postgres::Config::new();
+            config.user("app").password("app").dbname("postgres");
+            let (old, connection) = config.connect_raw(ahead, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            // A machine that is so busy that it is older yet shows nothing.
+            if since.elapsed() < Duration::from_millis(200) {
+                break old;
+            }
         };
-        let (waited, ()) = tokio::join!(waits, asks);
-        assert!(waited >= Duration::from_millis(500), "{waited:?}");
+        let took = waited(&old, &[]).await;
+        assert!(took >= Duration::from_millis(500), "{took:?}");
         // One that asks for nothing is left to the stop.
         let idle = host.client("app", "app").await.unwrap();
         let pids: Vec<u32> = run(&session, of_app).await.iter().map(|pid| pid.parse().unwrap()).collect();

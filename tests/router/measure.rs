@@ -1,6 +1,6 @@
 //! What the way through the router costs, side by side with HAProxy and with no proxy at all, in turns in one run.
 //! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`; `LOAD=connect` measures that load only, `BEFORE=…/matriarch` another
-//! build beside this one.
+//! build beside this one. `connections_in_turns` (`COUNT=4000`) takes the ways in turns with each connection.
 
 use std::{
     fs,
