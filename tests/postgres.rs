@@ -1320,7 +1320,7 @@ fn before_a_planned_stop_whoever_is_being_let_in_has_a_turn() {
             tokio::time::sleep(Duration::from_millis(110)).await;
             let mut config = tokio_postgres::Config::new();
             config.user("app").password("app").dbname("postgres");
-            let (old, connection) = config.connect_raw(ahead, tokio_postgres::NoTls).await.unwrap();
+            let (old, connection) = config.connect_raw(ahead, NoTls).await.unwrap();
             tokio::spawn(connection);
             // A machine that is so busy that it is older yet shows nothing.
             if since.elapsed() < Duration::from_millis(200) {
