@@ -6,9 +6,10 @@ use crate::{
     policy::{
         Verdict,
         failover::grant,
+        switchover,
         testing::{Bench, id, position},
     },
-    state::Kind,
+    state::{Kind, OperationKind},
 };
 
 /// a held epoch 1 and is lost; what each of the others says when it has sealed.
@@ -258,7 +259,7 @@ fn what_could_never_be_granted_is_refused_at_the_command() {
     let asked = |of_b: &str| {
         let bench = Bench::new("granted a open 2").says("a", "primary 2:200").says("b", of_b);
         let b = id("b");
-        crate::policy::switchover::admit(&bench.situation(), OperationKind::Failover, Some(&b), true)
+        switchover::admit(&bench.situation(), OperationKind::Failover, Some(&b), true)
     };
     asked("standby 2:150").unwrap();
     let refused = asked("standby 3:900").unwrap_err();
@@ -324,4 +325,19 @@ fn a_first_grant_in_vain_is_forgiven_where_everybody_else_is_far_behind() {
     let far = format!("standby 2:{}", 81 + (257 << 20));
     assert_eq!(bench(&far, "standby 2:80", 2), "b", "more than a rescue would fetch");
     assert_eq!(bench("standby 2:81", "standby 2:80", 2), "c");
+}
+
+/// As after a switchover that has just ended: the next may be asked for in the same moment.
+#[test]
+fn a_switchover_without_a_name_waits_for_the_primary_s_word_of_those_that_have_just_come() {
+    let to = |b: &str| {
+        let bench = Bench::new("granted a open 2")
+            .says("a", "primary 2:200 lease=1 counted=1 alone")
+            .says("b", b)
+            .says("c", "standby 2:200 upstream=b");
+        switchover::admit(&bench.situation(), OperationKind::Switchover, None, false)
+    };
+    let Ok(Kind::BeginOperation { to: chosen, .. }) = to("standby 2:200 upstream=a follows=1") else { panic!() };
+    assert_eq!(chosen, id("b"));
+    assert!(to("standby 2:200 upstream=c").unwrap_err().contains("streams from a closely enough"), "it has not come");
 }

@@ -182,6 +182,11 @@ pub fn unfit(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String
     (lag > CATCH_UP_BYTES).then(|| format!("{to} is {lag} bytes behind, more than {CATCH_UP_BYTES}"))
 }
 
+/// Right after it has connected the primary's last word is still of the time before: rule 220 waits for the next.
+fn has_come(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> bool {
+    host_unfit(s, to).is_none() && not_streaming(s, from, to).is_none() && not_sending(s, from, to).is_some()
+}
+
 /// Both must say so. A primary waits with its end until every standby that it sends to has everything, and for no other:
 /// right after a restart it may have none yet, though the standby's last word is still of the time before.
 fn not_following(s: &Situation<'_>, from: &MemberId, to: &MemberId) -> Option<String> {
@@ -294,13 +299,14 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
             let first = format!("first `matriarch config set --unset replicatefrom --member {to}`");
             return Err(format!("{to} streams from {source} and not from {from}; {first}"));
         }
-        // Right after it has connected the primary's last word is still of the time before: rule 220 waits for the next.
-        let comes =
-            host_unfit(s, to).is_none() && not_streaming(s, from, to).is_none() && not_sending(s, from, to).is_some();
-        return unfit(s, from, to).filter(|_| !comes).map_or_else(|| Ok(to.clone()), Err);
+        return unfit(s, from, to).filter(|_| !has_come(s, from, to)).map_or_else(|| Ok(to.clone()), Err);
     }
     let wishes = Wishes::of(s);
-    let fit: Vec<_> = s.state.members.keys().filter(|m| *m != from && unfit(s, from, m).is_none()).collect();
+    let others = || s.state.members.keys().filter(|m| *m != from);
+    let mut fit: Vec<_> = others().filter(|m| unfit(s, from, m).is_none()).collect();
+    if fit.is_empty() {
+        fit = others().filter(|m| has_come(s, from, m)).collect();
+    }
     let forbidden = |m: &MemberId| wishes.forbid(&s.state.settings.of_member(m));
     // Whoever has no room would be left again soon.
     let has_room = |m: &MemberId| !room::is_short(s.agent(m).and_then(|a| a.room.as_ref()));

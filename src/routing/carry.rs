@@ -98,7 +98,7 @@ where
         let count = &counts.bytes_up;
         let mut way = Way { from: from_client, to: to_backend, kept: early, dirty: false, unread, bulk: None, count };
         let carried = way.carry(|said| talk.client(said), || {}).await;
-        // Nothing is left to be said: the server need not be waited for.
+        // Nothing is left to be said: the server need not be waited for. Who encrypts says an end of that, too.
         if carried.is_ok() && way.is_plain() && talk.is_over() {
             return Ending::Client;
         }

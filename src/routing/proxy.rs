@@ -379,13 +379,13 @@ impl Guest {
         // First, for a client that has its answer may ask at once that its session be cancelled.
         pass.establish(unwatched);
         self.say(&answer[..end.unwrap_or(answer.len())]).await?;
+        // Whoever shakes hands with the server at once can't be given one that is opened ahead.
+        let connects_ahead = self.access.connect_ahead && !answer.is_empty();
         drop(answer);
         // Before, one word at a time was awaited; and the client has its answer now.
         if let Stream::Plain(backend) = &backend {
             keep_alive(&SockRef::from(backend), Some(UNACKNOWLEDGED));
-            if self.access.connect_ahead
-                && let Some(stamp) = pass.stamp()
-            {
+            if connects_ahead && let Some(stamp) = pass.stamp() {
                 self.spares.expect_another(&self.desk, self.port, stamp);
             }
         }
@@ -546,7 +546,7 @@ impl<'a> Search<'a> {
             return None;
         }
         let (backend, mut pass) = self.spares.take(self.port, stamp)?;
-        // The host may have gone since it was opened: as long as for a new connection, and no longer.
+        // Its host may have gone since it was opened. A new connection would tell so in that time.
         let answer = timeout(CONNECT, self.exchange(Stream::Plain(backend), &mut pass)).await;
         let (backend, answer) = answer.ok()??.ok()?;
         Some(Link { backend, pass, answer, spare: true })

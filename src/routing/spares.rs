@@ -53,15 +53,15 @@ impl Default for Spares {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// One for each place at most.
-    ready: Vec<Spare>,
+    /// One for each lane at most.
+    spares: Vec<Spare>,
     /// Where sessions have begun of late, the last of them when, and how many in succession.
-    paces: Vec<(Place, Instant, u32)>,
+    paces: Vec<(Lane, Instant, u32)>,
 }
 
 /// Where clients are led who come by one port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+struct Lane {
     port: Port,
     stamp: Stamp,
 }
@@ -69,7 +69,7 @@ struct Place {
 #[derive(Debug)]
 struct Spare {
     number: u64,
-    place: Place,
+    lane: Lane,
     /// `None`: it is being opened.
     open: Option<(TcpStream, Pass)>,
     /// Dropped with it: whoever waits for its end need not go on.
@@ -85,42 +85,42 @@ impl Spares {
     /// A connection that was opened in the state of `stamp` and is still there.
     pub fn take(&self, port: Port, stamp: &Stamp) -> Option<(TcpStream, Pass)> {
         let mut inner = self.lock();
-        let fits = |spare: &Spare| spare.place.port == port && spare.place.stamp == *stamp && spare.open.is_some();
-        let at = inner.ready.iter().position(fits)?;
-        let (backend, pass) = inner.ready.swap_remove(at).open?;
+        let fits = |spare: &Spare| spare.lane.port == port && spare.lane.stamp == *stamp && spare.open.is_some();
+        let at = inner.spares.iter().position(fits)?;
+        let (backend, pass) = inner.spares.swap_remove(at).open?;
         drop(inner);
         is_silent(&backend).then_some((backend, pass))
     }
 
     /// A session has begun: opens a connection for the next one, where that can be expected soon.
     pub fn expect_another(self: &Arc<Self>, desk: &Arc<Desk>, port: Port, stamp: Stamp) {
-        let place = Place { port, stamp };
+        let lane = Lane { port, stamp };
         let mut inner = self.lock();
-        let expected = inner.keeps_coming(&place, Instant::now(), self.kept);
-        if !expected || inner.ready.iter().any(|spare| spare.place == place) {
+        let expected = inner.keeps_coming(&lane, Instant::now(), self.kept);
+        if !expected || inner.spares.iter().any(|spare| spare.lane == lane) {
             return;
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (_life, gone) = oneshot::channel();
-        inner.ready.push(Spare { number, place: place.clone(), open: None, _life });
+        inner.spares.push(Spare { number, lane: lane.clone(), open: None, _life });
         drop(inner);
-        tokio::spawn(Arc::clone(self).keep(Arc::clone(desk), number, place, gone));
+        tokio::spawn(Arc::clone(self).keep(Arc::clone(desk), number, lane, gone));
     }
 
     /// Opens a connection and keeps it for as long as it may be of use.
-    async fn keep(self: Arc<Self>, desk: Arc<Desk>, number: u64, place: Place, gone: oneshot::Receiver<Infallible>) {
+    async fn keep(self: Arc<Self>, desk: Arc<Desk>, number: u64, lane: Lane, gone: oneshot::Receiver<Infallible>) {
         let mut views = desk.views();
         let unfit = async {
-            while desk.expects(&place.stamp) {
+            while desk.expects(&lane.stamp) {
                 // It can't fail: the desk that sends lives as long as this.
                 let _ = views.changed().await;
             }
         };
         let stays = async {
-            let connect = TcpStream::connect(&place.stamp.backend.address);
+            let connect = TcpStream::connect(&lane.stamp.backend.address);
             let Ok(Ok(backend)) = timeout(self.kept, connect).await else { return };
-            let Some(pass) = desk.enter(&place.stamp, place.port) else { return };
-            if let Some(spare) = self.lock().ready.iter_mut().find(|spare| spare.number == number) {
+            let Some(pass) = desk.enter(&lane.stamp, lane.port) else { return };
+            if let Some(spare) = self.lock().spares.iter_mut().find(|spare| spare.number == number) {
                 spare.open = Some((backend, pass));
             }
             sleep(self.kept).await;
@@ -131,7 +131,7 @@ impl Spares {
             () = unfit => {}
             () = stays => {}
         }
-        self.lock().ready.retain(|spare| spare.number != number);
+        self.lock().spares.retain(|spare| spare.number != number);
     }
 }
 
@@ -143,13 +143,13 @@ fn is_silent(backend: &TcpStream) -> bool {
 
 impl Inner {
     /// Counts a session that begins; whether enough have begun there in succession, each within `pause` of the one before.
-    fn keeps_coming(&mut self, place: &Place, now: Instant, pause: Duration) -> bool {
+    fn keeps_coming(&mut self, lane: &Lane, now: Instant, pause: Duration) -> bool {
         self.paces.retain(|(_, last, _)| now.duration_since(*last) <= pause);
-        if let Some((_, last, count)) = self.paces.iter_mut().find(|(of, ..)| of == place) {
+        if let Some((_, last, count)) = self.paces.iter_mut().find(|(of, ..)| of == lane) {
             (*last, *count) = (now, (*count + 1).min(SUCCESSION));
             return *count >= SUCCESSION;
         }
-        self.paces.push((place.clone(), now, 1));
+        self.paces.push((lane.clone(), now, 1));
         false
     }
 }

@@ -39,7 +39,7 @@ impl Thread {
             self.session();
         }
         let (server, _) = timeout(SOON, self.server.accept()).await.expect("a connection ahead").unwrap();
-        while self.spares.lock().ready.iter().any(|spare| spare.open.is_none()) {
+        while self.spares.lock().spares.iter().any(|spare| spare.open.is_none()) {
             tokio::task::yield_now().await;
         }
         server
@@ -60,12 +60,12 @@ async fn who_keeps_coming_finds_a_connection_and_each_is_given_once() {
     let thread = Thread::start(Duration::from_secs(600)).await;
     for _ in 1..SUCCESSION {
         thread.session();
-        assert!(thread.spares.lock().ready.is_empty());
+        assert!(thread.spares.lock().spares.is_empty());
     }
     let mut server = thread.spare().await;
     // More sessions meanwhile open no more of them.
     thread.session();
-    assert_eq!(thread.spares.lock().ready.len(), 1);
+    assert_eq!(thread.spares.lock().spares.len(), 1);
     assert!(thread.spares.take(Port::ReadOnly, &thread.stamp).is_none(), "another port's");
     let (mut backend, _pass) = thread.take().unwrap();
     assert!(thread.take().is_none());
@@ -79,7 +79,7 @@ async fn who_keeps_coming_finds_a_connection_and_each_is_given_once() {
 #[test]
 fn pauses_end_a_succession_and_each_server_has_its_own() {
     let (mut inner, began, (_, stamp, _)) = (Inner::default(), Instant::now(), enter());
-    let a = Place { port: Port::ReadWrite, stamp };
+    let a = Lane { port: Port::ReadWrite, stamp };
     for turn in 0..3 {
         let at = |step: u32| began + KEPT * (turn * 10 + step);
         for step in 1..SUCCESSION {
@@ -92,8 +92,8 @@ fn pauses_end_a_succession_and_each_server_has_its_own() {
     let mut b = a.clone();
     b.stamp.backend = Backend { member: "b".parse().unwrap(), address: "b:5432".into() };
     for step in 0..20 {
-        let place = if step % 2 == 0 { &a } else { &b };
-        assert!(!inner.keeps_coming(place, began + KEPT * 100 + KEPT * 9 / 10 * step, KEPT), "{step}");
+        let lane = if step % 2 == 0 { &a } else { &b };
+        assert!(!inner.keeps_coming(lane, began + KEPT * 100 + KEPT * 9 / 10 * step, KEPT), "{step}");
     }
     assert!(inner.paces.len() <= 2);
 }
@@ -103,7 +103,7 @@ async fn one_that_nobody_takes_is_closed() {
     let thread = Thread::start(Duration::from_millis(20)).await;
     ended(thread.spare().await).await;
     assert!(thread.take().is_none());
-    assert!(thread.spares.lock().ready.is_empty());
+    assert!(thread.spares.lock().spares.is_empty());
 }
 
 #[tokio::test]
@@ -112,11 +112,11 @@ async fn one_that_the_server_has_closed_is_given_to_nobody() {
     drop(thread.spare().await);
     // Its end is on its way through the kernel.
     let silent =
-        || thread.spares.lock().ready.iter().any(|spare| spare.open.as_ref().is_some_and(|(b, _)| is_silent(b)));
+        || thread.spares.lock().spares.iter().any(|spare| spare.open.as_ref().is_some_and(|(b, _)| is_silent(b)));
     while silent() {
         tokio::task::yield_now().await;
     }
-    assert_eq!(thread.spares.lock().ready.len(), 1);
+    assert_eq!(thread.spares.lock().spares.len(), 1);
     assert!(thread.take().is_none());
 }
 
