@@ -339,5 +339,10 @@ fn a_switchover_without_a_name_waits_for_the_primary_s_word_of_those_that_have_j
     };
     let Ok(Kind::BeginOperation { to: chosen, .. }) = to("standby 2:200 upstream=a follows=1") else { panic!() };
     assert_eq!(chosen, id("b"));
-    assert!(to("standby 2:200 upstream=c").unwrap_err().contains("streams from a closely enough"), "it has not come");
+    for (b, why) in [
+        ("standby 2:200 upstream=c", "it has not come"),
+        ("standby 2:200 upstream=a follows=1 waits=max_connections:100:200:lacking", "it replays nothing"),
+    ] {
+        assert!(to(b).unwrap_err().contains("streams from a closely enough"), "{why}");
+    }
 }

@@ -305,7 +305,8 @@ fn switchover_target(s: &Situation<'_>, wanted: Option<&MemberId>) -> Result<Mem
     let others = || s.state.members.keys().filter(|m| *m != from);
     let mut fit: Vec<_> = others().filter(|m| unfit(s, from, m).is_none()).collect();
     if fit.is_empty() {
-        fit = others().filter(|m| has_come(s, from, m)).collect();
+        let replays = |m: &MemberId| s.agent(m).is_some_and(|agent| restart_order::lacks(agent).is_none());
+        fit = others().filter(|m| has_come(s, from, m) && replays(m)).collect();
     }
     let forbidden = |m: &MemberId| wishes.forbid(&s.state.settings.of_member(m));
     // Whoever has no room would be left again soon.

@@ -525,7 +525,7 @@ impl Pass {
 
     /// Where its backend is.
     pub fn address(&self) -> String {
-        self.desk.lock().sessions.get(&self.id).map(|e| e.stamp.backend.address.clone()).unwrap_or_default()
+        self.stamp().map(|stamp| stamp.backend.address).unwrap_or_default()
     }
 
     /// Waits until it is told something. May be called again after it was dropped halfway.

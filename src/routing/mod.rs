@@ -10,7 +10,8 @@
 //!
 //! Start with [`table`] (where to, pure), `wire` and `follower` (the protocol, pure);
 //! `proxy` lets one client in and `carry` carries its session, `tls` encrypts,
-//! `spares` are connections that are opened ahead, `watch` follows the managers, `desk` is what they share; `face` answers those who look at it with `figures` (pure).
+//! `spares` are connections that are opened ahead, `watch` follows the managers, `desk` is what they share;
+//! `face` answers those who look at it with `figures` (pure).
 
 mod bulk;
 mod carry;

@@ -11,10 +11,7 @@ use std::{
     convert::Infallible,
     io,
     mem::MaybeUninit,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -41,13 +38,12 @@ const SUCCESSION: u32 = 4;
 #[derive(Debug)]
 pub struct Spares {
     inner: Mutex<Inner>,
-    numbers: AtomicU64,
     kept: Duration,
 }
 
 impl Default for Spares {
     fn default() -> Self {
-        Self { inner: Mutex::default(), numbers: AtomicU64::new(0), kept: KEPT }
+        Self { inner: Mutex::default(), kept: KEPT }
     }
 }
 
@@ -55,6 +51,8 @@ impl Default for Spares {
 struct Inner {
     /// One for each lane at most.
     spares: Vec<Spare>,
+    /// Of the last of them.
+    number: u64,
     /// Where sessions have begun of late, the last of them when, and how many in succession.
     paces: Vec<(Lane, Instant, u32)>,
 }
@@ -100,7 +98,8 @@ impl Spares {
         if !expected || inner.spares.iter().any(|spare| spare.lane == lane) {
             return;
         }
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        inner.number += 1;
+        let number = inner.number;
         let (_life, gone) = oneshot::channel();
         inner.spares.push(Spare { number, lane: lane.clone(), open: None, _life });
         drop(inner);

@@ -12,9 +12,8 @@ use matriarch::rpc::v1::RoutingState;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    time::{Instant, sleep},
 };
-
-use tokio::time::{Instant, sleep};
 
 use crate::fakes::{Client, Manager, Options, SOON, Told, router};
 
@@ -30,6 +29,7 @@ enum Fault {
     /// Its host is gone: nothing comes of it.
     Silent,
 }
+
 const FIFTH: usize = 4;
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
