@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    net::TcpListener,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -26,6 +25,7 @@ use nix::{
 
 use crate::{
     pauses::run,
+    ports::free_port,
     running::{Old, lost},
     stage::{EXE, HEAL, SOON, TIMINGS, alone, others, profile, say, tasks_done, until},
 };
@@ -36,10 +36,6 @@ fn drivers() -> PathBuf {
     let built = || std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from).join("drivers");
     let place = std::env::var_os("MATRIARCH_TEST_DRIVERS").map_or_else(built, PathBuf::from);
     Path::new(env!("CARGO_MANIFEST_DIR")).join(place)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Three members of Patroni's, with one etcd. What is left of it ends with the test.

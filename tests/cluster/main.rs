@@ -36,6 +36,8 @@ mod layers;
 mod members;
 mod pauses;
 mod plugin;
+#[path = "../support/ports.rs"]
+mod ports;
 mod processes;
 mod quorum;
 mod rest;

@@ -9,6 +9,7 @@ use matriarch::{
 
 use crate::{
     failovers::STREAMED,
+    ports::free_port,
     processes::{node_of, taken_in},
     stage::{EXE, HEAL, Promise, SOON, Step, others, say, seen_down, until},
 };
@@ -225,10 +226,6 @@ fn whole_again(rig: &Rig, guest: &str, manager: &str) {
         })
     });
     rig.healthy(HEAL).unwrap();
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn leaves(rig: &Rig, before: &StatusReply, guest: &str, node: u64) {

@@ -1,13 +1,10 @@
 //! One host with a real agent as a process of its own, and the voters it renews with.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
-    net::{TcpListener, UdpSocket},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -25,6 +22,8 @@ use nix::{
 use tokio::net::UnixStream;
 use tokio_postgres::NoTls;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::ports::free_port;
 
 pub const DEADLINE: Duration = Duration::from_secs(60);
 const CLUSTER: &str = "c-1";
@@ -140,18 +139,6 @@ max_connections = 60
             timings().grant.saturating_sub(Duration::from_millis(voter.promise_now().remaining_ms))
         };
         Instant::now() - self.voters.iter().map(age).min().unwrap()
-    }
-}
-
-fn free_port() -> u16 {
-    // The kernel may give one twice that was only tried.
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
-            return port;
-        }
     }
 }
 

@@ -10,6 +10,8 @@
 mod gate;
 mod host;
 mod neighbour;
+#[path = "../support/ports.rs"]
+mod ports;
 mod primary;
 mod vip;
 mod vip_guard;

@@ -18,7 +18,8 @@ use tokio::{
 
 use crate::{
     fakes::{Backend, Client, Manager, Options, Running, SOON, Told, router, standby, state},
-    measure::{Process, free_port, listens},
+    measure::{Process, listens},
+    ports::free_port,
 };
 
 /// Status and body.

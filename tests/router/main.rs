@@ -10,6 +10,8 @@ mod heir;
 mod hostile;
 mod idle;
 mod measure;
+#[path = "../support/ports.rs"]
+mod ports;
 mod real;
 mod tls;
 mod unconfirmed;

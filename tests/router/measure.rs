@@ -1,12 +1,12 @@
 //! What the way through the router costs, side by side with HAProxy and with no proxy at all, in turns in one run.
-//! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`; `LOAD=connect` measures that load only, `BEFORE=…/matriarch` another
-//! build beside this one. `connections_in_turns` (`COUNT=4000`) takes the ways in turns with each connection.
+//! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`; `LOAD=connect` measures that load only, `BESIDE=…/matriarch,haproxy`
+//! other builds beside this one, and HAProxy beside itself, which shows what is noise. `connections_in_turns` (`COUNT=4000`) takes the ways in turns with each connection.
 
 use std::{
     fs,
     hash::{BuildHasher as _, RandomState},
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     fakes::{Client, Manager},
+    ports::free_port,
     real::Server,
 };
 
@@ -52,10 +53,6 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub async fn listens(port: u16) {
@@ -111,8 +108,20 @@ async fn haproxy(dir: &Path, server: u16) -> (Process, u16) {
     (process, port)
 }
 
-/// Transactions a second, and the 99th percentile of their latencies in microseconds.
-fn pgbench(server: &Server, dir: &Path, port: u16, load: &[&str], seconds: usize) -> (f64, f64) {
+/// What one run of pgbench has shown.
+#[derive(Clone, Copy)]
+struct Run {
+    /// Transactions in a second.
+    tps: f64,
+    /// The 99th percentile of their latencies, in microseconds.
+    p99: f64,
+    /// What each took of a processor for the process in between, in microseconds.
+    spent: f64,
+}
+
+fn pgbench(server: &Server, dir: &Path, (_, port, between): &Way, load: &[&str], seconds: usize) -> Run {
+    let spent = || between.as_ref().map(processor).unwrap_or_default();
+    let before = spent();
     let prefix = dir.join("latencies");
     let output = Command::new(server.bin.join("pgbench"))
         .args(["-h", "127.0.0.1", "-U", "postgres", "-n", "-c", CLIENTS, "-j", "1", "-l", "-T", &seconds.to_string()])
@@ -135,7 +144,8 @@ fn pgbench(server: &Server, dir: &Path, port: u16, load: &[&str], seconds: usize
         }
     }
     latencies.sort_unstable();
-    (tps, latencies[latencies.len() * 99 / 100] as f64)
+    let spent = (spent() - before).as_secs_f64() * 1e6 / latencies.len() as f64;
+    Run { tps, p99: latencies[latencies.len() * 99 / 100] as f64, spent }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -143,10 +153,27 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Name, port and the process in between.
+type Way = (String, u16, Option<Process>);
+
+/// Who comes first leaves something to be done to who comes next.
+fn in_any_order(ways: usize) -> Vec<usize> {
+    let mut order = Vec::from_iter(0..ways);
+    order.sort_by_cached_key(|way| RandomState::new().hash_one(way));
+    order
+}
+
+/// Where the median of all such values lies, 95 times of 100, as their order tells it.
+fn bounds_of_median(sorted: &[f64]) -> (f64, f64) {
+    let aside = (sorted.len() as f64).sqrt() as usize;
+    let middle = sorted.len() / 2;
+    (sorted[middle.saturating_sub(aside)], sorted[(middle + aside).min(sorted.len() - 1)])
+}
+
 /// The ways from a client to the server, side by side.
 struct Ways {
-    /// Name, port and the process in between. The one that is measured against comes third, whoever is fourth.
-    all: Vec<(&'static str, u16, Option<Process>)>,
+    /// The one that is measured against comes third, others after it.
+    all: Vec<Way>,
 }
 
 impl Ways {
@@ -154,17 +181,23 @@ impl Ways {
         let (router, through_router) = router_process(dir, &[manager], 5_000).await;
         let (haproxy, through_haproxy) = haproxy(dir, server.port).await;
         let mut all = vec![
-            ("direct", server.port, None),
-            ("router", through_router, Some(Process(router))),
-            ("haproxy", through_haproxy, Some(haproxy)),
+            ("direct".to_owned(), server.port, None),
+            ("router".to_owned(), through_router, Some(Process(router))),
+            ("haproxy".to_owned(), through_haproxy, Some(haproxy)),
         ];
-        if let Some(exe) = std::env::var_os("BEFORE") {
-            let beside = dir.join("before");
-            fs::create_dir(&beside).unwrap();
-            let (mut command, port) = router_command_of(exe.into(), &beside, &[manager], 5_000);
-            let before = Process(command.spawn().unwrap());
-            listens(port).await;
-            all.push(("the router before", port, Some(before)));
+        let others = std::env::var("BESIDE").unwrap_or_default();
+        for (i, exe) in others.split(',').filter(|exe| !exe.is_empty()).enumerate() {
+            let dir = dir.join(format!("beside-{i}"));
+            fs::create_dir(&dir).unwrap();
+            let (process, port) = if exe == "haproxy" {
+                self::haproxy(&dir, server.port).await
+            } else {
+                let (mut command, port) = router_command_of(PathBuf::from(exe), &dir, &[manager], 5_000);
+                let process = Process(command.spawn().unwrap());
+                listens(port).await;
+                (process, port)
+            };
+            all.push((format!("{exe} beside"), port, Some(process)));
         }
         Self { all }
     }
@@ -191,25 +224,34 @@ async fn beside_haproxy() {
     let mut worse = Vec::new();
     let wanted = std::env::var("LOAD").unwrap_or_default();
     for (name, load) in loads.into_iter().filter(|(name, _)| name.contains(&wanted)) {
-        let (mut ratios, mut added): (Vec<f64>, Vec<f64>) = Default::default();
         let mut all = vec![Vec::new(); ways.len()];
-        for round in 0..rounds {
-            let mut this = vec![(0.0, 0.0); ways.len()];
-            for turn in 0..ways.len() {
-                let way = (turn + round) % ways.len();
-                this[way] = pgbench(&server, dir.path(), ways[way].1, load, seconds);
-                all[way].push(this[way]);
+        for _ in 0..rounds {
+            for way in in_any_order(ways.len()) {
+                all[way].push(pgbench(&server, dir.path(), &ways[way], load, seconds));
             }
-            ratios.push(this[1].0 / this[2].0);
-            added.push((this[1].1 - this[2].1) / 1e3);
         }
         for ((way, ..), of) in ways.iter().zip(&all) {
-            let (tps, p99) = (median(of.iter().map(|m| m.0).collect()), median(of.iter().map(|m| m.1).collect()));
-            println!("{name}, {way}: {tps:.0} tps, p99 {:.2} ms (medians of {rounds})", p99 / 1e3);
+            let of = |what: fn(&Run) -> f64| median(of.iter().map(what).collect());
+            let (tps, p99, spent) = (of(|run| run.tps), of(|run| run.p99) / 1e3, of(|run| run.spent));
+            println!(
+                "{name}, {way}: {tps:.0} tps, p99 {p99:.2} ms, {spent:.1} µs of processor time (medians of {rounds})"
+            );
         }
-        let shown: Vec<String> = ratios.iter().map(|r| format!("{r:.3}")).collect();
-        let (ratio, more) = (median(ratios), median(added));
-        println!("{name}: router against haproxy {ratio:.3} ({}), p99 {more:+.2} ms", shown.join(" "));
+        let haproxy = &all[2];
+        let against = |way: usize| {
+            let pairs = || all[way].iter().zip(haproxy);
+            let mut ratios: Vec<f64> = pairs().map(|(this, haproxy)| this.tps / haproxy.tps).collect();
+            let more = median(pairs().map(|(this, haproxy)| (this.p99 - haproxy.p99) / 1e3).collect());
+            ratios.sort_by(f64::total_cmp);
+            let (low, high) = bounds_of_median(&ratios);
+            let ratio = median(ratios);
+            println!("{name}: {} against haproxy {ratio:.3} ({low:.3} to {high:.3}), p99 {more:+.2} ms", ways[way].0);
+            (ratio, more)
+        };
+        for way in 3..ways.len() {
+            against(way);
+        }
+        let (ratio, more) = against(1);
         if ratio < 1.0 || more > 0.0 {
             worse.push(format!("{name}: {ratio:.3}, p99 {more:+.2} ms"));
         }
@@ -260,11 +302,8 @@ async fn connections_in_turns() {
     let mut took = vec![Vec::with_capacity(count); ways.len()];
     let spent = |way: &Option<Process>| way.as_ref().map(processor).unwrap_or_default();
     let before: Vec<_> = ways.iter().map(|(.., process)| spent(process)).collect();
-    let mut order: Vec<usize> = (0..ways.len()).collect();
     for _ in 0..count {
-        // Who comes first leaves something to be done to who comes next.
-        order.sort_by_cached_key(|way| RandomState::new().hash_one(way));
-        for &way in &order {
+        for way in in_any_order(ways.len()) {
             took[way].push(connection(ways[way].1).as_secs_f64() * 1e6);
         }
     }

@@ -3,22 +3,23 @@
 
 #![allow(dead_code, clippy::unwrap_used)]
 
+mod ports;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, File},
-    net::{TcpListener, UdpSocket},
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _, chown},
         process::CommandExt as _,
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
     thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use nix::unistd::{User, geteuid};
+pub use ports::free_port;
 
 /// The binary under test.
 pub const MATRIARCH: &str = env!("CARGO_BIN_EXE_matriarch");
@@ -124,17 +125,6 @@ macro_rules! on_one_version {
             })+
         }
     };
-}
-
-/// A port nobody uses for TCP or UDP, and that this process hasn't given out before.
-pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().unwrap().insert(port) {
-            return port;
-        }
-    }
 }
 
 /// Polls until `check` gives something.
