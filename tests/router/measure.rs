@@ -150,7 +150,8 @@ fn pgbench(server: &Server, dir: &Path, (_, port, between): &Way, load: &[&str],
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let [low, high] = [(values.len() - 1) / 2, values.len() / 2].map(|at| values[at]);
+    f64::midpoint(low, high)
 }
 
 /// Name, port and the process in between.
@@ -165,9 +166,18 @@ fn in_any_order(ways: usize) -> Vec<usize> {
 
 /// Where the median of all such values lies, 95 times of 100, as their order tells it.
 fn bounds_of_median(sorted: &[f64]) -> (f64, f64) {
-    let aside = (sorted.len() as f64).sqrt() as usize;
-    let middle = sorted.len() / 2;
-    (sorted[middle.saturating_sub(aside)], sorted[(middle + aside).min(sorted.len() - 1)])
+    let count = sorted.len();
+    // How likely it is that none of them lies below the median, then one, and so on.
+    let mut likely = 0.5f64.powi(count as i32);
+    let (mut below, mut outside) = (likely, 0);
+    while below <= 0.025 {
+        outside += 1;
+        likely *= (count + 1 - outside) as f64 / outside as f64;
+        below += likely;
+    }
+    // Of too few nothing can be said that would be more certain than the first and the last.
+    let outside = outside.saturating_sub(1);
+    (sorted[outside], sorted[count - 1 - outside])
 }
 
 /// The ways from a client to the server, side by side.

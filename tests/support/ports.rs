@@ -7,10 +7,11 @@ use std::{
     sync::Mutex,
 };
 
-/// The first of those given out. All lie below what the kernel takes for connections (ip_local_port_range begins at 32768), so
-/// that none of these has a port when a process comes to bind it.
-const FIRST: u16 = 16_384;
-const COUNT: u64 = 16_384;
+/// The first of those given out. All lie below what the kernel takes for connections (ip_local_port_range, from 32768 on unless
+/// it was changed), so that none of these has a port when a process comes to bind it, and below those of the demo's hosts,
+/// which are not in use while a host is down.
+const FIRST: u16 = 3_072;
+const COUNT: u64 = 6_900;
 
 /// A port nobody uses for TCP or UDP, and that this process hasn't given out before.
 pub fn free_port() -> u16 {
