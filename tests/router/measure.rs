@@ -1,6 +1,7 @@
 //! What the way through the router costs, side by side with HAProxy and with no proxy at all, in turns in one run.
 //! `MATRIARCH=target/release/matriarch ROUNDS=10 SECONDS=4`; `LOAD=connect` measures that load only, `BESIDE=…/matriarch,haproxy`
-//! other builds beside this one, and HAProxy beside itself, which shows what is noise. `connections_in_turns` (`COUNT=4000`) takes the ways in turns with each connection.
+//! other builds beside this one, and HAProxy beside itself, which shows what is noise. `connections_in_turns` (`COUNT=4000`) takes the
+//! ways in turns with each connection.
 
 use std::{
     fs,
@@ -178,6 +179,14 @@ fn bounds_of_median(sorted: &[f64]) -> (f64, f64) {
     // Of too few nothing can be said that would be more certain than the first and the last.
     let outside = outside.saturating_sub(1);
     (sorted[outside], sorted[count - 1 - outside])
+}
+
+#[test]
+fn the_bounds_of_a_median_are_those_of_the_binomial_distribution() {
+    let of = |count: u32| bounds_of_median(&Vec::from_iter((1..=count).map(f64::from)));
+    for (count, bounds) in [(1, (1.0, 1.0)), (5, (1.0, 5.0)), (10, (2.0, 9.0)), (24, (7.0, 18.0)), (60, (22.0, 39.0))] {
+        assert_eq!(of(count), bounds, "{count}");
+    }
 }
 
 /// The ways from a client to the server, side by side.
