@@ -10,6 +10,9 @@ use matriarch::{
 
 use crate::stage::{self, EXE, HEAL, Promise, SOON, Step, until};
 
+/// What PostgreSQL says then.
+const NO_ROOM: &str = "No space left on device";
+
 const STEPS: &[Step] = &[
     ("a_wal_volume_that_fills_up_moves_the_primary", a_wal_volume_that_fills_up_moves_the_primary),
     ("a_wal_volume_that_is_full_at_once_loses_nothing", a_wal_volume_that_is_full_at_once_loses_nothing),
@@ -42,13 +45,14 @@ fn has_its_reserve(rig: &Rig, host: &str) {
 }
 
 /// It is another's turn now and stays so, while the disk stays full and after it has room again.
-fn moved_once(rig: &Rig, before: &StatusReply, fault: Instant) {
+fn moved_once(rig: &Rig, before: &StatusReply) {
     let old = before.primary.as_str();
     until("another primary", SOON, || {
         rig.status().is_some_and(|s| s.lock == "open" && !s.primary.is_empty() && s.primary != old)
     });
+    let moved = Instant::now();
     for writer in [ROUTED, MULTI_HOST] {
-        rig.wait_for_write(writer, fault, None, SOON).unwrap();
+        rig.wait_for_write(writer, moved, None, SOON).unwrap();
     }
     let there = rig.status().unwrap();
     until("the old primary follows", HEAL, || member(rig, old).is_some_and(|m| m.state == "streaming"));
@@ -66,7 +70,7 @@ fn moved_once(rig: &Rig, before: &StatusReply, fault: Instant) {
 fn a_wal_volume_that_fills_up_moves_the_primary(rig: &Rig, before: &StatusReply) -> Promise {
     has_its_reserve(rig, &before.primary);
     let fault = rig.fill(&before.primary, Disk::Wal, 15 << 20).unwrap();
-    moved_once(rig, before, fault);
+    moved_once(rig, before);
     Promise::no_loss(fault)
 }
 
@@ -75,16 +79,20 @@ fn a_wal_volume_that_is_full_at_once_loses_nothing(rig: &Rig, before: &StatusRep
     let host = before.primary.as_str();
     has_its_reserve(rig, host);
     set(rig, &["wal_room_act=0", "wal_room_warn=0"]);
-    let server = rig.server().unwrap();
+    let log = rig.dir(host).unwrap().join("agent/postgres.log");
+    let found_none = || fs::read_to_string(&log).unwrap().matches(NO_ROOM).count();
+    let before_it = found_none();
     let fault = rig.fill(host, Disk::Wal, 0).unwrap();
-    // The segment that is written now has room, and so have those that are made already.
+    // The segment that is written now has room, and so have those that are made already. One switch too many would take of
+    // the reserve what the server that is started again needs to follow.
     until("PostgreSQL finds no room", SOON, || {
-        let _ = rig.switch_wal(host);
-        rig.server().is_some_and(|now| now != server)
+        let ended = found_none() > before_it;
+        if !ended {
+            let _ = rig.switch_wal(host);
+        }
+        ended
     });
-    moved_once(rig, before, fault);
+    moved_once(rig, before);
     set(rig, &["--unset", "wal_room_act", "--unset", "wal_room_warn"]);
-    let panics = fs::read_to_string(rig.dir(host).unwrap().join("agent/postgres.log")).unwrap();
-    assert!(panics.contains("No space left on device"), "it ended for another reason");
     Promise::no_loss(fault)
 }
