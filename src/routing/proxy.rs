@@ -394,7 +394,13 @@ impl Guest {
             return self.unconfirmed(backend, pass).await;
         }
         let early = std::mem::take(&mut self.early);
-        match carry(&mut self.client, &mut backend, early, follower, &mut pass).await {
+        let ending = carry(&mut self.client, &mut backend, early, follower, &mut pass).await;
+        if self.access.connect_ahead
+            && let Some(stamp) = pass.stamp()
+        {
+            self.spares.one_ended(self.port, stamp);
+        }
+        match ending {
             Ending::Server if self.client.is_encrypted() => {
                 // An end that isn't said in TLS could be anybody's doing.
                 drop((backend, pass));

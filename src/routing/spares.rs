@@ -1,8 +1,9 @@
 //! Connections to servers that are opened before a client asks for one.
 //!
 //! PostgreSQL starts a process for each connection, and answers nothing before that: for a client that connects anew for each
-//! transaction it is the largest part of what it waits for. So while clients come in quick succession, the next of them finds
-//! a connection whose process is there. One waits for [`KEPT`] at most, then it is closed; a router to which nobody comes has none.
+//! transaction it is the largest part of what it waits for. So while clients come in quick succession and as many go, the next of
+//! them finds a connection whose process is there. One waits for [`KEPT`] at most, then it is closed; a router to which nobody
+//! comes has none. Many who come at once and stay are no reason for one: nobody would take it after the last of them.
 //!
 //! It is a connection like any other that has not become a session: PostgreSQL knows nothing of it but that somebody is about
 //! to say who they are. One to a primary ends with the state it was opened in, and before a planned stop.
@@ -31,7 +32,8 @@ use super::{
 /// So long one is kept. Well below PostgreSQL's `authentication_timeout`, after which it would end it itself; an agent that
 /// stops PostgreSQL goes by it (`postgres::session`).
 const KEPT: Duration = Duration::from_millis(100);
-/// So many clients must have come in succession, each within [`KEPT`] of the one before: to connect twice is no habit.
+/// So many clients must have come in succession, each within [`KEPT`] of the one before: to connect twice is no habit. Of those
+/// that have gone no more are remembered.
 const SUCCESSION: u32 = 4;
 
 /// What one thread has ready.
@@ -53,8 +55,20 @@ struct Inner {
     spares: Vec<Spare>,
     /// Of the last of them.
     number: u64,
-    /// Where sessions have begun of late, the last of them when, and how many in succession.
-    paces: Vec<(Lane, Instant, u32)>,
+    /// Where sessions have begun of late.
+    paces: Vec<Pace>,
+}
+
+/// How clients come to one lane, and go.
+#[derive(Debug)]
+struct Pace {
+    lane: Lane,
+    /// When the last of them began.
+    last: Instant,
+    /// How many have begun in succession.
+    begun: u32,
+    /// How many have ended meanwhile, less those for which a connection was opened.
+    ended: u32,
 }
 
 /// Where clients are led who come by one port.
@@ -94,8 +108,7 @@ impl Spares {
     pub fn expect_another(self: &Arc<Self>, desk: &Arc<Desk>, port: Port, stamp: Stamp) {
         let lane = Lane { port, stamp };
         let mut inner = self.lock();
-        let expected = inner.keeps_coming(&lane, Instant::now(), self.kept);
-        if !expected || inner.spares.iter().any(|spare| spare.lane == lane) {
+        if !inner.expects_another(&lane, Instant::now(), self.kept) {
             return;
         }
         inner.number += 1;
@@ -104,6 +117,11 @@ impl Spares {
         inner.spares.push(Spare { number, lane: lane.clone(), open: None, _life });
         drop(inner);
         tokio::spawn(Arc::clone(self).keep(Arc::clone(desk), number, lane, gone));
+    }
+
+    /// A session has ended: another may come in its place.
+    pub fn one_ended(&self, port: Port, stamp: Stamp) {
+        self.lock().one_ended(&Lane { port, stamp });
     }
 
     /// Opens a connection and keeps it for as long as it may be of use.
@@ -141,15 +159,27 @@ fn is_silent(backend: &TcpStream) -> bool {
 }
 
 impl Inner {
-    /// Counts a session that begins; whether enough have begun there in succession, each within `pause` of the one before.
-    fn keeps_coming(&mut self, lane: &Lane, now: Instant, pause: Duration) -> bool {
-        self.paces.retain(|(_, last, _)| now.duration_since(*last) <= pause);
-        if let Some((_, last, count)) = self.paces.iter_mut().find(|(of, ..)| of == lane) {
-            (*last, *count) = (now, (*count + 1).min(SUCCESSION));
-            return *count >= SUCCESSION;
+    /// Counts a session that begins; whether a connection is to be opened for the next. So it is when enough have begun there
+    /// in succession, each within `pause` of the one before, when one has ended for each that was opened, and when none is there.
+    fn expects_another(&mut self, lane: &Lane, now: Instant, pause: Duration) -> bool {
+        self.paces.retain(|pace| now.duration_since(pace.last) <= pause);
+        let Some(pace) = self.paces.iter_mut().find(|pace| pace.lane == *lane) else {
+            self.paces.push(Pace { lane: lane.clone(), last: now, begun: 1, ended: 0 });
+            return false;
+        };
+        (pace.last, pace.begun) = (now, (pace.begun + 1).min(SUCCESSION));
+        let keep_coming = pace.begun >= SUCCESSION && pace.ended > 0;
+        if !keep_coming || self.spares.iter().any(|spare| spare.lane == *lane) {
+            return false;
         }
-        self.paces.push((lane.clone(), now, 1));
-        false
+        pace.ended -= 1;
+        true
+    }
+
+    fn one_ended(&mut self, lane: &Lane) {
+        if let Some(pace) = self.paces.iter_mut().find(|pace| pace.lane == *lane) {
+            pace.ended = (pace.ended + 1).min(SUCCESSION);
+        }
     }
 }
 

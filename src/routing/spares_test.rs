@@ -29,8 +29,14 @@ impl Thread {
     }
 
     /// A session begins.
-    fn session(&self) {
+    fn begins(&self) {
         self.spares.expect_another(&self.desk, Port::ReadWrite, self.stamp.clone());
+    }
+
+    /// One begins and ends.
+    fn session(&self) {
+        self.begins();
+        self.spares.one_ended(Port::ReadWrite, self.stamp.clone());
     }
 
     /// Enough of them begin, and what was opened ahead is there.
@@ -76,24 +82,58 @@ async fn who_keeps_coming_finds_a_connection_and_each_is_given_once() {
     timeout(SOON, thread.server.accept()).await.expect("another").unwrap();
 }
 
+#[tokio::test]
+async fn many_who_come_and_stay_find_none_before_as_many_have_gone() {
+    let thread = Thread::start(Duration::from_secs(600)).await;
+    let opened = || thread.spares.lock().number;
+    for _ in 0..20 * SUCCESSION {
+        thread.begins();
+    }
+    assert_eq!(opened(), 0);
+    // Other clients' ends are no sign of it.
+    thread.spares.one_ended(Port::ReadOnly, thread.stamp.clone());
+    thread.begins();
+    assert_eq!(opened(), 0);
+    for number in 1..=2 {
+        thread.spares.one_ended(Port::ReadWrite, thread.stamp.clone());
+        thread.begins();
+        let _server = timeout(SOON, thread.server.accept()).await.expect("a connection ahead").unwrap();
+        while thread.take().is_none() {
+            tokio::task::yield_now().await;
+        }
+        thread.begins();
+        assert_eq!(opened(), number, "each end is good for one");
+    }
+    // A crowd that goes at once is good for a few.
+    for _ in 0..20 * SUCCESSION {
+        thread.spares.one_ended(Port::ReadWrite, thread.stamp.clone());
+    }
+    assert_eq!(thread.spares.lock().paces[0].ended, SUCCESSION);
+}
+
 #[test]
 fn pauses_end_a_succession_and_each_server_has_its_own() {
     let (mut inner, began, (_, stamp, _)) = (Inner::default(), Instant::now(), enter());
     let a = Lane { port: Port::ReadWrite, stamp };
+    let comes = |inner: &mut Inner, lane: &Lane, at: Instant| {
+        let expected = inner.expects_another(lane, at, KEPT);
+        inner.one_ended(lane);
+        expected
+    };
     for turn in 0..3 {
         let at = |step: u32| began + KEPT * (turn * 10 + step);
         for step in 1..SUCCESSION {
-            assert!(!inner.keeps_coming(&a, at(step), KEPT), "{step} of {turn}");
+            assert!(!comes(&mut inner, &a, at(step)), "{step} of {turn}");
         }
-        assert!(inner.keeps_coming(&a, at(SUCCESSION), KEPT));
-        assert!(inner.keeps_coming(&a, at(SUCCESSION + 1), KEPT));
+        assert!(comes(&mut inner, &a, at(SUCCESSION)));
+        assert!(comes(&mut inner, &a, at(SUCCESSION + 1)));
     }
     // Clients that come often enough, led to two servers in turns: to each of them not.
     let mut b = a.clone();
     b.stamp.backend = Backend { member: "b".parse().unwrap(), address: "b:5432".into() };
     for step in 0..20 {
         let lane = if step % 2 == 0 { &a } else { &b };
-        assert!(!inner.keeps_coming(lane, began + KEPT * 100 + KEPT * 9 / 10 * step, KEPT), "{step}");
+        assert!(!comes(&mut inner, lane, began + KEPT * 100 + KEPT * 9 / 10 * step), "{step}");
     }
     assert!(inner.paces.len() <= 2);
 }
