@@ -32,8 +32,7 @@ use super::{
 /// So long one is kept. Well below PostgreSQL's `authentication_timeout`, after which it would end it itself; an agent that
 /// stops PostgreSQL goes by it (`postgres::session`).
 const KEPT: Duration = Duration::from_millis(100);
-/// So many clients must have come in succession, each within [`KEPT`] of the one before: to connect twice is no habit. Of those
-/// that have gone no more are remembered.
+/// So many clients must have come in succession, each within [`KEPT`] of the one before: to connect twice is no habit.
 const SUCCESSION: u32 = 4;
 
 /// What one thread has ready.
@@ -178,7 +177,7 @@ impl Inner {
 
     fn one_ended(&mut self, lane: &Lane) {
         if let Some(pace) = self.paces.iter_mut().find(|pace| pace.lane == *lane) {
-            pace.ended = (pace.ended + 1).min(SUCCESSION);
+            pace.ended = pace.ended.saturating_add(1);
         }
     }
 }
