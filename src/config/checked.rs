@@ -322,7 +322,7 @@ pub struct RouterConfig {
     pub max_sessions: usize,
     /// So many threads carry sessions, 1 to 64.
     pub threads: usize,
-    /// While clients connect in quick succession, the next connection to their server is opened ahead.
+    /// While clients connect in quick succession and others end, the next connection to their server is opened ahead.
     pub connect_ahead: bool,
     /// The certificate clients see. `None`: what they encrypt is passed on to PostgreSQL unread.
     pub certificate: Option<CertificateFiles>,

@@ -1,7 +1,8 @@
 //! How long a fence takes on this host, measured on trees of sleepers.
 
 use std::{
-    fs, io,
+    fs::{self, File, OpenOptions},
+    io,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -36,7 +37,7 @@ pub fn measure_kill(exe: &Path, runtime_dir: &Path, group: GroupUse, processes: 
     let dir = runtime_dir.join("measure-kill");
     let mut taken = Vec::with_capacity(RUNS);
     for _ in 0..RUNS {
-        prepare(&dir)?;
+        let _never = prepare(&dir)?;
         let tree = SpawnOptions {
             exe: exe.to_owned(),
             runtime_dir: dir.clone(),
@@ -60,19 +61,24 @@ fn failed(dir: &Path, source: io::Error) -> GuardError {
     GuardError::Measure { dir: dir.to_owned(), source }
 }
 
-fn prepare(dir: &Path) -> Result<(), GuardError> {
+/// The end to write to of what the sleepers read.
+fn prepare(dir: &Path) -> Result<File, GuardError> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(dir, error)),
         _ => fs::create_dir(dir).map_err(|error| failed(dir, error))?,
     }
-    mkfifo(&dir.join("never"), Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| failed(dir, errno.into()))
+    let never = dir.join("never");
+    mkfifo(&never, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|errno| failed(dir, errno.into()))?;
+    // To read as well, or it would wait for who reads.
+    OpenOptions::new().read(true).write(true).open(never).map_err(|error| failed(dir, error))
 }
 
-/// Each waits for a writer that never comes; a fork each, without an exec.
+/// Each reads what nobody writes, until whoever measures is gone: then it ends by itself, should its guard have gone as well.
+/// A fork each, without an exec.
 fn sleepers(dir: &Path, processes: usize) -> GuardedCommand {
     let script = format!(
-        "cd \"$MEASURE_KILL\" || exit 1
-         i=0; while [ $i -lt {processes} ]; do (: < never) & i=$((i+1)); done; : > ready; wait"
+        "cd \"$MEASURE_KILL\" && exec 3< never || exit 1
+         i=0; while [ $i -lt {processes} ]; do (read -r word <&3) & i=$((i+1)); done; : > ready; wait"
     );
     GuardedCommand {
         program: "/bin/sh".into(),
@@ -103,4 +109,42 @@ fn one_run(handle: &GuardHandle, dir: &Path) -> Result<Measured, GuardError> {
     let means = state.borrow().means;
     handle.bye()?;
     Ok(Measured { took, means })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn who_works_in(dir: &Path) -> usize {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes.filter(|process| fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == dir)).count()
+    }
+
+    fn until(what: &str, done: impl Fn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !done() {
+            assert!(Instant::now() < until, "{what}");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn sleepers_end_with_whoever_measures() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap().join("measure-kill");
+        let never = prepare(&dir).unwrap();
+        let tree = sleepers(&dir, 5);
+        let mut command = Command::new(&tree.program);
+        command.args(&tree.args).envs(tree.env.iter().map(|(name, value)| (name, value))).stdin(Stdio::null());
+        let mut shell = command.spawn().unwrap();
+        until("they are ready", || dir.join("ready").exists());
+        // As a guard that is killed in the middle would leave them.
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        assert_eq!(who_works_in(&dir), 5);
+        drop(never);
+        until("their end", || who_works_in(&dir) == 0);
+    }
 }

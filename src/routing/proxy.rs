@@ -395,9 +395,7 @@ impl Guest {
         }
         let early = std::mem::take(&mut self.early);
         let ending = carry(&mut self.client, &mut backend, early, follower, &mut pass).await;
-        if self.access.connect_ahead
-            && let Some(stamp) = pass.stamp()
-        {
+        if connects_ahead && let Some(stamp) = pass.stamp() {
             self.spares.one_ended(self.port, stamp);
         }
         match ending {

@@ -1,7 +1,7 @@
 //! Connections to servers that are opened before a client asks for one.
 //!
 //! PostgreSQL starts a process for each connection, and answers nothing before that: for a client that connects anew for each
-//! transaction it is the largest part of what it waits for. So while clients come in quick succession and as many go, the next of
+//! transaction it is the largest part of what it waits for. So while clients come in quick succession and others end, the next of
 //! them finds a connection whose process is there. One waits for [`KEPT`] at most, then it is closed; a router to which nobody
 //! comes has none. Many who come at once and stay are no reason for one: nobody would take it after the last of them.
 //!
@@ -66,7 +66,8 @@ struct Pace {
     last: Instant,
     /// How many have begun in succession.
     begun: u32,
-    /// How many have ended meanwhile, less those for which a connection was opened.
+    /// How many have ended meanwhile, less those for which a connection was opened. It needs no bound: however many there are,
+    /// one connection at a time is opened, and a pause ends it all.
     ended: u32,
 }
 

@@ -54,6 +54,16 @@ impl Thread {
     fn take(&self) -> Option<(TcpStream, Pass)> {
         self.spares.take(Port::ReadWrite, &self.stamp)
     }
+
+    /// The one that is being opened is there, and somebody takes it.
+    async fn is_taken(&self) {
+        let taken = async {
+            while self.take().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, taken).await.expect("a connection ahead");
+    }
 }
 
 async fn ended(mut server: TcpStream) {
@@ -83,7 +93,7 @@ async fn who_keeps_coming_finds_a_connection_and_each_is_given_once() {
 }
 
 #[tokio::test]
-async fn many_who_come_and_stay_find_none_before_as_many_have_gone() {
+async fn many_who_come_and_stay_find_none_before_others_have_gone() {
     let thread = Thread::start(Duration::from_secs(600)).await;
     let opened = || thread.spares.lock().number;
     for _ in 0..20 * SUCCESSION {
@@ -103,12 +113,20 @@ async fn many_who_come_and_stay_find_none_before_as_many_have_gone() {
         for _ in 0..CROWD {
             thread.begins();
             let _server = timeout(SOON, thread.server.accept()).await.expect("a connection ahead").unwrap();
-            while thread.take().is_none() {
-                tokio::task::yield_now().await;
-            }
+            thread.is_taken().await;
         }
         thread.begins();
         assert_eq!(opened(), crowd * CROWD, "each end is good for one");
+    }
+    // Where one is there already, an end is not spent on another.
+    for _ in 0..2 {
+        thread.spares.one_ended(Port::ReadWrite, thread.stamp.clone());
+    }
+    for number in 1..=2 {
+        thread.begins();
+        thread.begins();
+        assert_eq!(opened(), 2 * CROWD + number);
+        thread.is_taken().await;
     }
 }
 
@@ -128,6 +146,13 @@ fn pauses_end_a_succession_and_each_server_has_its_own() {
         }
         assert!(comes(&mut inner, &a, at(SUCCESSION)));
         assert!(comes(&mut inner, &a, at(SUCCESSION + 1)));
+    }
+    // Those who ended before a pause, or in it, count no more.
+    for _ in 0..5 {
+        inner.one_ended(&a);
+    }
+    for step in 0..2 * SUCCESSION {
+        assert!(!inner.expects_another(&a, began + KEPT * 50 + KEPT / 2 * step, KEPT), "{step}");
     }
     // Clients that come often enough, led to two servers in turns: to each of them not.
     let mut b = a.clone();

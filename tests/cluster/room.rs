@@ -10,7 +10,7 @@ use matriarch::{
 
 use crate::stage::{self, EXE, HEAL, Promise, SOON, Step, until};
 
-/// What PostgreSQL says then.
+/// What PostgreSQL says when it ends for that.
 const NO_ROOM: &str = "No space left on device";
 
 const STEPS: &[Step] = &[
@@ -80,7 +80,8 @@ fn a_wal_volume_that_is_full_at_once_loses_nothing(rig: &Rig, before: &StatusRep
     has_its_reserve(rig, host);
     set(rig, &["wal_room_act=0", "wal_room_warn=0"]);
     let log = rig.dir(host).unwrap().join("agent/postgres.log");
-    let found_none = || fs::read_to_string(&log).unwrap().matches(NO_ROOM).count();
+    let ends = |line: &&str| line.contains("PANIC:") && line.contains(NO_ROOM);
+    let found_none = || fs::read_to_string(&log).unwrap().lines().filter(ends).count();
     let before_it = found_none();
     let fault = rig.fill(host, Disk::Wal, 0).unwrap();
     // The segment that is written now has room, and so have those that are made already. One switch too many would take of

@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::fakes::{Client, Manager, Options, SOON, Told, router};
 
-/// How the fifth connection goes wrong; four clients come before the first is opened ahead.
+/// How the fifth connection goes wrong; four clients come, and one has ended, before the first is opened ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// It ends at its first packet.
